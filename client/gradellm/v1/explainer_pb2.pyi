@@ -1,0 +1,533 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Preset(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRESET_UNSPECIFIED: _ClassVar[Preset]
+    PRESET_PAPER: _ClassVar[Preset]
+    PRESET_UNLOOSENED: _ClassVar[Preset]
+    PRESET_GRAD_ECLIP: _ClassVar[Preset]
+    PRESET_KNOCKOUT: _ClassVar[Preset]
+
+class Loosening(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOOSENING_UNSPECIFIED: _ClassVar[Loosening]
+    LOOSENING_MIN_MAX: _ClassVar[Loosening]
+    LOOSENING_NONE: _ClassVar[Loosening]
+
+class Similarity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SIMILARITY_UNSPECIFIED: _ClassVar[Similarity]
+    SIMILARITY_DOT: _ClassVar[Similarity]
+    SIMILARITY_COSINE: _ClassVar[Similarity]
+
+class Rotary(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROTARY_UNSPECIFIED: _ClassVar[Rotary]
+    ROTARY_ROTATED: _ClassVar[Rotary]
+    ROTARY_UNROTATED: _ClassVar[Rotary]
+
+class Rectify(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECTIFY_UNSPECIFIED: _ClassVar[Rectify]
+    RECTIFY_PER_LAYER: _ClassVar[Rectify]
+    RECTIFY_TOTAL: _ClassVar[Rectify]
+    RECTIFY_NONE: _ClassVar[Rectify]
+
+class Magnitude(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MAGNITUDE_UNSPECIFIED: _ClassVar[Magnitude]
+    MAGNITUDE_SIGNED_SUM: _ClassVar[Magnitude]
+    MAGNITUDE_HEAD_ABS: _ClassVar[Magnitude]
+    MAGNITUDE_CHANNEL_ABS: _ClassVar[Magnitude]
+    MAGNITUDE_KNOCKOUT: _ClassVar[Magnitude]
+
+class NormaliseOver(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NORMALISE_OVER_UNSPECIFIED: _ClassVar[NormaliseOver]
+    NORMALISE_OVER_VISIBLE: _ClassVar[NormaliseOver]
+    NORMALISE_OVER_PROMPT: _ClassVar[NormaliseOver]
+    NORMALISE_OVER_USER: _ClassVar[NormaliseOver]
+
+class Sources(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SOURCES_UNSPECIFIED: _ClassVar[Sources]
+    SOURCES_PROMPT: _ClassVar[Sources]
+    SOURCES_PREFIX: _ClassVar[Sources]
+
+class Resolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESOLUTION_UNSPECIFIED: _ClassVar[Resolution]
+    RESOLUTION_TOKEN: _ClassVar[Resolution]
+    RESOLUTION_WORD: _ClassVar[Resolution]
+    RESOLUTION_SEGMENT: _ClassVar[Resolution]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_TEMPLATE: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_TOOL: _ClassVar[Role]
+    ROLE_OTHER: _ClassVar[Role]
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_END_OF_TEXT: _ClassVar[FinishReason]
+    FINISH_REASON_STOP_TEXT: _ClassVar[FinishReason]
+    FINISH_REASON_MAX_NEW_TOKENS: _ClassVar[FinishReason]
+    FINISH_REASON_END_OF_COMPLETION: _ClassVar[FinishReason]
+PRESET_UNSPECIFIED: Preset
+PRESET_PAPER: Preset
+PRESET_UNLOOSENED: Preset
+PRESET_GRAD_ECLIP: Preset
+PRESET_KNOCKOUT: Preset
+LOOSENING_UNSPECIFIED: Loosening
+LOOSENING_MIN_MAX: Loosening
+LOOSENING_NONE: Loosening
+SIMILARITY_UNSPECIFIED: Similarity
+SIMILARITY_DOT: Similarity
+SIMILARITY_COSINE: Similarity
+ROTARY_UNSPECIFIED: Rotary
+ROTARY_ROTATED: Rotary
+ROTARY_UNROTATED: Rotary
+RECTIFY_UNSPECIFIED: Rectify
+RECTIFY_PER_LAYER: Rectify
+RECTIFY_TOTAL: Rectify
+RECTIFY_NONE: Rectify
+MAGNITUDE_UNSPECIFIED: Magnitude
+MAGNITUDE_SIGNED_SUM: Magnitude
+MAGNITUDE_HEAD_ABS: Magnitude
+MAGNITUDE_CHANNEL_ABS: Magnitude
+MAGNITUDE_KNOCKOUT: Magnitude
+NORMALISE_OVER_UNSPECIFIED: NormaliseOver
+NORMALISE_OVER_VISIBLE: NormaliseOver
+NORMALISE_OVER_PROMPT: NormaliseOver
+NORMALISE_OVER_USER: NormaliseOver
+SOURCES_UNSPECIFIED: Sources
+SOURCES_PROMPT: Sources
+SOURCES_PREFIX: Sources
+RESOLUTION_UNSPECIFIED: Resolution
+RESOLUTION_TOKEN: Resolution
+RESOLUTION_WORD: Resolution
+RESOLUTION_SEGMENT: Resolution
+ROLE_UNSPECIFIED: Role
+ROLE_TEMPLATE: Role
+ROLE_SYSTEM: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
+ROLE_TOOL: Role
+ROLE_OTHER: Role
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_END_OF_TEXT: FinishReason
+FINISH_REASON_STOP_TEXT: FinishReason
+FINISH_REASON_MAX_NEW_TOKENS: FinishReason
+FINISH_REASON_END_OF_COMPLETION: FinishReason
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("input", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives", "attribution", "forced_ids", "first_attribution")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    NUM_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    FORCED_IDS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    input: Input
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    num_alternatives: int
+    attribution: AttributionOptions
+    forced_ids: _containers.RepeatedScalarFieldContainer[int]
+    first_attribution: int
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., num_alternatives: _Optional[int] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., forced_ids: _Optional[_Iterable[int]] = ..., first_attribution: _Optional[int] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("started", "token", "attribution", "finished")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    token: Token
+    attribution: Attribution
+    finished: Finished
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class AttributeRequest(_message.Message):
+    __slots__ = ("input", "completion", "completion_ids", "attribution", "num_alternatives")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    NUM_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    input: Input
+    completion: str
+    completion_ids: _containers.RepeatedScalarFieldContainer[int]
+    attribution: AttributionOptions
+    num_alternatives: int
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Iterable[int]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., num_alternatives: _Optional[int] = ...) -> None: ...
+
+class AttributeResponse(_message.Message):
+    __slots__ = ("started", "token", "attribution", "finished")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    token: Token
+    attribution: Attribution
+    finished: Finished
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class TokenizeRequest(_message.Message):
+    __slots__ = ("input",)
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    input: Input
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ...) -> None: ...
+
+class TokenizeResponse(_message.Message):
+    __slots__ = ("prompt_text", "tokens")
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_text: str
+    tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
+    def __init__(self, prompt_text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("model", "methods", "limits", "versions")
+    class VersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    model: ModelInfo
+    methods: _containers.RepeatedCompositeFieldContainer[MethodInfo]
+    limits: Limits
+    versions: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_KERNEL_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HEADS_FIELD_NUMBER: _ClassVar[int]
+    NUM_KEY_VALUE_HEADS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    family: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    dtype: str
+    device: str
+    attention_kernel: str
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    num_parameters: int
+    vocab_size: int
+    context_tokens: int
+    has_chat_template: bool
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ...) -> None: ...
+
+class MethodInfo(_message.Message):
+    __slots__ = ("name", "description", "streams", "switches")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    streams: bool
+    switches: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., streams: bool = ..., switches: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes")
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_prompt_tokens: int
+    max_new_tokens: int
+    max_running_requests: int
+    max_queued_requests: int
+    max_message_bytes: int
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("prompt", "messages", "prompt_ids", "segments")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("name", "message", "start", "end")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    message: int
+    start: int
+    end: int
+    def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class AttributionOptions(_message.Message):
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    LOOSENING_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    ROTARY_FIELD_NUMBER: _ClassVar[int]
+    RECTIFY_FIELD_NUMBER: _ClassVar[int]
+    MAGNITUDE_FIELD_NUMBER: _ClassVar[int]
+    NORMALISE_OVER_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    preset: Preset
+    loosening: Loosening
+    layers: Layers
+    similarity: Similarity
+    rotary: Rotary
+    rectify: Rectify
+    magnitude: Magnitude
+    normalise_over: NormaliseOver
+    target_token_id: int
+    contrast: Contrast
+    sources: Sources
+    resolution: Resolution
+    top_k_sources: int
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ...) -> None: ...
+
+class Layers(_message.Message):
+    __slots__ = ("last", "indexes")
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    last: int
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, last: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Contrast(_message.Message):
+    __slots__ = ("token_id", "text", "runner_up")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    text: str
+    runner_up: bool
+    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., runner_up: bool = ...) -> None: ...
+
+class PromptToken(_message.Message):
+    __slots__ = ("id", "text", "start", "end", "role", "message", "segment", "special")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    start: int
+    end: int
+    role: Role
+    message: int
+    segment: str
+    special: bool
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., message: _Optional[int] = ..., segment: _Optional[str] = ..., special: bool = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("label", "token_indexes")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_INDEXES_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    token_indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, label: _Optional[str] = ..., token_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("prompt_text", "prompt_tokens", "sources", "provenance")
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    prompt_text: str
+    prompt_tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    provenance: Provenance
+    def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
+
+class Provenance(_message.Message):
+    __slots__ = ("model", "versions", "sampling", "attribution")
+    class VersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    model: ModelInfo
+    versions: _containers.ScalarMap[str, str]
+    sampling: Sampling
+    attribution: AttributionOptions
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("index", "id", "text", "start", "end", "logprob", "alternatives", "special", "source_index")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    id: int
+    text: str
+    start: int
+    end: int
+    logprob: float
+    alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
+    special: bool
+    source_index: int
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., special: bool = ..., source_index: _Optional[int] = ...) -> None: ...
+
+class Alternative(_message.Message):
+    __slots__ = ("id", "text", "logprob")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    logprob: float
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
+
+class Attribution(_message.Message):
+    __slots__ = ("token_index", "scores", "source_indexes", "target_token_id", "contrast_token_id")
+    TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INDEXES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    token_index: int
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    source_indexes: _containers.RepeatedScalarFieldContainer[int]
+    target_token_id: int
+    contrast_token_id: int
+    def __init__(self, token_index: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ..., source_indexes: _Optional[_Iterable[int]] = ..., target_token_id: _Optional[int] = ..., contrast_token_id: _Optional[int] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("reason", "stop", "usage", "timings")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    reason: FinishReason
+    stop: str
+    usage: Usage
+    timings: Timings
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens", "attributed_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    attributed_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., attributed_tokens: _Optional[int] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_seconds", "prefill_seconds", "decode_seconds", "attribution_seconds")
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    attribution_seconds: float
+    def __init__(self, queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., attribution_seconds: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,62 @@
+"""The engine: one decoder-only model that explains every token it generates. No gRPC, usable alone.
+
+See `gradellm_engine.engine.Engine`.
+"""
+
+from gradellm_engine.engine import Engine
+from gradellm_engine.errors import (
+    ComputationError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
+from gradellm_engine.generation import Attribution, Finished, FinishReason, Generation, Started, Step
+from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
+from gradellm_engine.settings import (
+    AttributionSettings,
+    Contrast,
+    GradEllm,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    Rectify,
+    Resolution,
+    Rotary,
+    Sampling,
+    Similarity,
+    Sources,
+)
+
+__all__ = [
+    "Attribution",
+    "AttributionSettings",
+    "ComputationError",
+    "Contrast",
+    "Engine",
+    "EngineError",
+    "FinishReason",
+    "Finished",
+    "Generation",
+    "GradEllm",
+    "InvalidRequestError",
+    "Loosening",
+    "Magnitude",
+    "Message",
+    "ModelLoadError",
+    "NormaliseOver",
+    "Prompt",
+    "PromptInput",
+    "PromptToken",
+    "Rectify",
+    "Resolution",
+    "Role",
+    "Rotary",
+    "Sampling",
+    "Segment",
+    "Similarity",
+    "Sources",
+    "Started",
+    "Step",
+    "UnsupportedModelError",
+]

@@ -1,0 +1,254 @@
+"""The engine's face: a loaded model that generates, explains and tokenises.
+
+    engine = Engine.load("path/or/hub-id")
+    for step in engine.generate("Once upon a time", Sampling(max_new_tokens=32), AttributionSettings()):
+        print(step.text, step.attribution.scores)
+
+One thread at a time: several generations may be open, but only one may advance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gradellm_engine.errors import InvalidRequestError, ModelLoadError
+from gradellm_engine.generation import Generation, Plan
+from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
+from gradellm_engine.prompts import Prompt, PromptInput, check_token_ids, decode, read_prompt
+from gradellm_engine.sampling import choose_seed
+from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
+
+DEFAULT_NEW_TOKENS = 256
+DEFAULT_MAX_NEW_TOKENS = 4096
+
+
+class Engine:
+    """One decoder-only model that explains what it generates.
+
+    Attributes:
+        info: the model.
+        max_prompt_tokens: tokens of a prompt at most; one more must fit the context.
+        max_new_tokens: tokens of a completion at most.
+
+    """
+
+    def __init__(self, model: LoadedModel, *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> None:
+        self._model = model
+        self.info: ModelInfo = model.info
+        self.max_prompt_tokens = model.info.context_tokens - 1
+        self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        device_map: str | None = None,
+        context_tokens: int | None = None,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        threads: int | None = None,
+        progress: Progress = lambda stage: None,
+    ) -> Engine:
+        """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
+
+        `threads` sets the process's CPU threads; None leaves torch's own choice.
+        """
+        if threads is not None:
+            if threads < 1:
+                raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
+            torch.set_num_threads(threads)
+        model = load_model(
+            name,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            context_tokens=context_tokens,
+            progress=progress,
+        )
+        return cls(model, max_new_tokens=max_new_tokens)
+
+    def tokenize(self, given: PromptInput | str) -> Prompt:
+        """Render and tokenise an input as `generate` would.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+
+        """
+        if isinstance(given, str):
+            given = PromptInput(prompt=given)
+        prompt = read_prompt(given, self._model.tokenizer, self.info.vocab_size)
+        if len(prompt.tokens) > self.max_prompt_tokens:
+            raise InvalidRequestError(
+                "input",
+                f"the prompt has {len(prompt.tokens)} tokens; the limit is {self.max_prompt_tokens}, "
+                f"one less than the context of {self.info.context_tokens}",
+            )
+        return prompt
+
+    def generate(
+        self,
+        given: PromptInput | str,
+        sampling: Sampling = Sampling(),
+        attribution: AttributionSettings | None = None,
+        *,
+        forced_ids: Sequence[int] = (),
+        first_attribution: int | None = None,
+    ) -> Generation:
+        """Generate a completion, with every token explained where `attribution` says how.
+
+        Args:
+            given: a raw prompt, or an input of any form.
+            sampling: how tokens are chosen.
+            attribution: what to explain; None for tokens alone.
+            forced_ids: tokens that the completion begins with, to resume a stream after them.
+            first_attribution: the first completion token to explain, if earlier than the first that is generated.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+
+        """
+        prompt = self.tokenize(given)
+        sampling = self._resolved(sampling, prompt)
+        check_token_ids("forced_ids", forced_ids, self.info.vocab_size)
+        if len(forced_ids) > (sampling.max_new_tokens or 0):
+            raise InvalidRequestError(
+                "forced_ids", f"are {len(forced_ids)} tokens; max_new_tokens allows {sampling.max_new_tokens} in all"
+            )
+        first_step = len(forced_ids)
+        if first_attribution is not None:
+            if not 0 <= first_attribution <= len(forced_ids):
+                raise InvalidRequestError(
+                    "first_attribution",
+                    f"must lie between 0 and the number of forced tokens, {len(forced_ids)}; was {first_attribution}",
+                )
+            first_step = len(forced_ids) if attribution is None else first_attribution
+        return self._start(prompt, sampling, attribution, forced_ids, first_step, is_completion=False)
+
+    def attribute(
+        self,
+        given: PromptInput | str,
+        completion: str | Sequence[int],
+        attribution: AttributionSettings | None = None,
+        *,
+        num_alternatives: int = 0,
+    ) -> Generation:
+        """Explain a completion that exists already, given as text or as token ids.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+
+        """
+        prompt = self.tokenize(given)
+        if isinstance(completion, str):
+            ids = self._completion_ids(prompt, completion)
+        else:
+            ids = list(completion)
+            check_token_ids("completion_ids", ids, self.info.vocab_size)
+        if not ids:
+            raise InvalidRequestError("completion", "must have at least one token")
+        self._check_length("completion", prompt, len(ids))
+        sampling = Sampling(max_new_tokens=len(ids), seed=0, num_alternatives=num_alternatives)
+        return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, is_completion=True)
+
+    def _start(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        attribution: AttributionSettings | None,
+        given_ids: Sequence[int],
+        first_step: int,
+        *,
+        is_completion: bool,
+    ) -> Generation:
+        contrast_id = None
+        if attribution is not None:
+            attribution = replace(attribution, method=self._checked(attribution.method))
+            if attribution.target_token_id is not None:
+                self._check_id("attribution.target_token_id", attribution.target_token_id)
+            contrast_id = self._contrast_id(attribution)
+        return Generation(
+            self._model,
+            Plan(prompt, sampling, attribution, contrast_id, tuple(given_ids), first_step, is_completion),
+        )
+
+    def _checked(self, switches: GradEllm) -> GradEllm:
+        """The switches, where the model has what they speak of; layers as explicit indexes."""
+        if switches.rotary is Rotary.UNROTATED and not self._model.family.rotary:
+            raise InvalidRequestError(
+                "attribution.rotary",
+                f"unrotated is not defined for the family {self.info.family}: "
+                "not all of its layers have a rotary embedding",
+            )
+        return replace(switches, layers=switches.selected_layers(self.info.num_layers))
+
+    def _contrast_id(self, attribution: AttributionSettings) -> int | None:
+        contrast = attribution.contrast
+        if contrast is None or contrast.runner_up:
+            return None
+        if contrast.token_id is not None:
+            self._check_id("attribution.contrast.token_id", contrast.token_id)
+            return contrast.token_id
+        encoded: Any = self._model.tokenizer(contrast.text, add_special_tokens=False)["input_ids"]
+        return int(encoded[0])
+
+    def _check_id(self, field: str, token_id: int) -> None:
+        if not 0 <= token_id < self.info.vocab_size:
+            raise InvalidRequestError(
+                field, f"{token_id} is not a token id; the vocabulary has ids 0 to {self.info.vocab_size - 1}"
+            )
+
+    def _resolved(self, sampling: Sampling, prompt: Prompt) -> Sampling:
+        """Sampling with its seed and its length said."""
+        length = sampling.max_new_tokens
+        if length is None:
+            length = min(DEFAULT_NEW_TOKENS, self.max_new_tokens, self.info.context_tokens - len(prompt.tokens))
+        else:
+            self._check_length("max_new_tokens", prompt, length)
+        return replace(
+            sampling,
+            max_new_tokens=length,
+            seed=choose_seed() if sampling.seed is None else sampling.seed,
+        )
+
+    def _check_length(self, field: str, prompt: Prompt, length: int) -> None:
+        room = min(self.max_new_tokens, self.info.context_tokens - len(prompt.tokens))
+        if length > room:
+            raise InvalidRequestError(
+                field,
+                f"{length} tokens after a prompt of {len(prompt.tokens)}; at most {room} are possible "
+                f"(context {self.info.context_tokens}, completions up to {self.max_new_tokens})",
+            )
+
+    def _completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
+        """A completion's tokens, as they read after the prompt.
+
+        Prompt and completion are tokenised as one text: on its own, a completion's first token may be another. Where a
+        token would straddle the boundary, the completion is tokenised alone, if that reads the same.
+        """
+        try:
+            completion.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError("completion", "holds a lone surrogate, which is no character") from None
+        if not completion:
+            raise InvalidRequestError("completion", "must not be empty")
+        tokenizer = self._model.tokenizer
+        for add_special_tokens in (False, True):
+            joint: Any = tokenizer(
+                prompt.text + completion, add_special_tokens=add_special_tokens, truncation=False, verbose=False
+            )["input_ids"]
+            if joint[: len(prompt.tokens)] == prompt.ids:
+                return [int(token_id) for token_id in joint[len(prompt.tokens) :]]
+        alone: Any = tokenizer(completion, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        if decode(tokenizer, [*prompt.ids, *alone], skip_special_tokens=False).endswith(completion):
+            return [int(token_id) for token_id in alone]
+        raise InvalidRequestError(
+            "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"
+        )

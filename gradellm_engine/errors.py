@@ -1,0 +1,41 @@
+"""What can go wrong in the engine.
+
+EngineError
+├── InvalidRequestError     the caller asked for something that cannot be; names the field and the limit
+├── ModelLoadError          a checkpoint cannot be loaded; names the file
+│   └── UnsupportedModelError   a family that the engine cannot explain exactly
+└── ComputationError        the model itself failed: a logit or a score is not finite
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all errors that the engine raises on purpose."""
+
+
+class InvalidRequestError(EngineError, ValueError):
+    """A request that cannot be carried out as it stands.
+
+    Attributes:
+        field: the request's field, by its name in the wire contract (`input.prompt`, `top_p`, `attribution.layers`).
+        description: what was wrong, what the limit is and what to do.
+
+    """
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+class ModelLoadError(EngineError):
+    """A model that cannot be loaded: a path that is not there, a corrupt file, a type that is not known."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """A model family that the engine cannot explain exactly, and so does not serve."""
+
+
+class ComputationError(EngineError):
+    """The model returned numbers that are not finite; nothing after them can be trusted."""

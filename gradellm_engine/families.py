@@ -1,0 +1,76 @@
+"""Which decoder families the engine explains exactly, as a table.
+
+A family belongs here when its attention goes through Transformers' AttentionInterface in every layer and a test
+compares it with the oracle. What a family needs beyond the general path is a column. Everything else is refused by
+name at load: half an explanation looks like a whole one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradellm_engine.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row.
+
+    Attributes:
+        rotary: whether its attention modules take rotary embeddings as `position_embeddings`, as the `rotary` switch
+            needs.
+
+    """
+
+    rotary: bool = True
+
+
+FAMILIES: dict[str, Family] = {
+    "gemma": Family(),
+    "gemma2": Family(),
+    "gpt2": Family(rotary=False),
+    "llama": Family(),
+    "mistral": Family(),
+    "olmo2": Family(),
+    "phi3": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "smollm3": Family(rotary=False),  # some of its layers have no rotary embedding at all
+}
+
+_OWN_ATTENTION = "its attention does not go through Transformers' AttentionInterface, so its gradients cannot be read"
+_LINEAR_LAYERS = "it has layers without softmax attention, which the method does not define"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("falcon", "bloom", "mpt", "gptj", "gpt_neo", "codegen", "xglm"), _OWN_ATTENTION),
+    **dict.fromkeys(
+        (
+            "mamba",
+            "mamba2",
+            "rwkv",
+            "xlstm",
+            "jamba",
+            "bamba",
+            "falcon_h1",
+            "zamba",
+            "zamba2",
+            "nemotron_h",
+            "qwen3_next",
+        ),
+        _LINEAR_LAYERS,
+    ),
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The row of a model type.
+
+    Raises:
+        UnsupportedModelError: for a family without one, with the reason.
+
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    reason = REFUSED.get(model_type, "no test shows that the engine explains it exactly")
+    raise UnsupportedModelError(
+        f"the model family {model_type!r} is not supported: {reason}. Supported families: {', '.join(FAMILIES)}"
+    )

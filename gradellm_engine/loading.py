@@ -1,0 +1,344 @@
+"""From a path or a hub id to a model that the engine can explain, or a clear refusal.
+
+safetensors only, no remote code. The configuration is read first, so that a family that is not supported is refused
+before its weights are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
+from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
+from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
+from gradellm_engine.families import Family, family_of
+from gradellm_engine.kv_slot import KVSlot
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded, to the point where somebody else can load the same.
+
+    Attributes:
+        name: the path or hub id.
+        revision: the hub's commit, empty for a path.
+        family: the configuration's model type.
+        weights_sha256: over the weight files, in the order of their names.
+        tokenizer_sha256: over the tokenizer's own serialisation.
+        chat_template_sha256: empty where there is none.
+        dtype: what the weights are computed in.
+        device: where they lie; several, joined with commas.
+        attention_kernel: the attention arithmetic that runs.
+        num_layers: decoder layers.
+        num_heads: query heads a layer.
+        num_key_value_heads: key-value heads a layer.
+        num_parameters: in all.
+        vocab_size: token ids are below this.
+        context_tokens: prompt and completion together at most.
+        has_chat_template: whether it takes messages.
+
+    """
+
+    name: str
+    revision: str
+    family: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    dtype: str
+    device: str
+    attention_kernel: str
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    num_parameters: int
+    vocab_size: int
+    context_tokens: int
+    has_chat_template: bool
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to be explained."""
+
+    info: ModelInfo
+    family: Family
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: frozenset[int]
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    context_tokens: int | None = None,
+    progress: Progress = lambda stage: None,
+) -> LoadedModel:
+    """Load a decoder with its tokenizer.
+
+    Args:
+        name: a local folder or a hub id; None for the demo model.
+        revision: the hub's branch, tag or commit.
+        dtype: auto (float32 on a CPU, the checkpoint's own elsewhere), or a name of `DTYPES`.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:1, ...
+        device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
+        context_tokens: a smaller limit than the model's own.
+        progress: is told each stage as it begins.
+
+    Raises:
+        ModelLoadError: naming the file or setting that is at fault.
+        UnsupportedModelError: for a family that cannot be explained exactly.
+
+    """
+    name = str(DEMO_CHECKPOINT) if name is None else name
+    if device_map is not None and device != "auto":
+        raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
+    torch_device = _device(device)
+    with _explained(name):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    family = family_of(config.model_type)
+    progress(f"reading the tokenizer of {name}")
+    tokenizer = _load_tokenizer(name, revision)
+    progress(f"checking the weights of {name}")
+    files = _weight_files(name, revision)
+    weights_sha256 = _sha256_of_files(files)
+    progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
+    model = _load_weights(
+        name,
+        revision=revision,
+        dtype=_dtype(dtype, torch_device),
+        placement={"device_map": device_map} if device_map else {},
+    )
+    if device_map is None:
+        model = model.to(torch_device)
+    progress("checking its attention against Transformers' own")
+    decoder = _checked_decoder(model)
+    text_config = config.get_text_config(decoder=True)
+    model_context = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
+    if context_tokens is not None and not 2 <= context_tokens <= model_context:
+        raise ModelLoadError(
+            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
+        )
+    num_heads = int(text_config.num_attention_heads)
+    info = ModelInfo(
+        name=name,
+        revision=str(getattr(config, "_commit_hash", None) or ""),
+        family=config.model_type,
+        weights_sha256=weights_sha256,
+        tokenizer_sha256=_sha256_of_tokenizer(tokenizer),
+        chat_template_sha256=_sha256_of_text(tokenizer.chat_template),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=",".join(sorted({str(parameter.device) for parameter in model.parameters()})),
+        attention_kernel=ATTENTION_KERNEL,
+        num_layers=decoder.num_layers,
+        num_heads=num_heads,
+        num_key_value_heads=int(getattr(text_config, "num_key_value_heads", None) or num_heads),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+        context_tokens=context_tokens or model_context,
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+    return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages whose arithmetic and tokens decide the results."""
+    import tokenizers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise ModelLoadError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what Transformers raises for a place where there is no model into one line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        if Path(name).exists():
+            raise ModelLoadError(f"{name} holds no model that Transformers can read: {_first_line(error)}") from error
+        raise ModelLoadError(
+            f"{name!r} is neither a folder here nor a model that the hub gives out: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    with _explained(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise ModelLoadError(f"{name} has no tokenizer.json; without it, tokens cannot be placed in the text")
+    return tokenizer
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """The checkpoint's weight files, each one whole.
+
+    Raises:
+        ModelLoadError: where there is none in safetensors, or one is cut off or corrupt.
+
+    """
+
+    def found(file: str) -> Path | None:
+        path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else Path(path)
+
+    with _explained(name):
+        index = found("model.safetensors.index.json")
+        single = found("model.safetensors")
+    if single is not None:
+        files = [single]
+    elif index is not None:
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index} is corrupt: {_first_line(error)}") from error
+        with _explained(name):
+            placed = [(file, found(file)) for file in names]
+        missing = [file for file, path in placed if path is None]
+        if missing:
+            raise ModelLoadError(f"{name} lacks {', '.join(missing)}, which {index.name} names")
+        files = [path for _, path in placed if path is not None]
+    else:
+        raise ModelLoadError(f"{name} has no model.safetensors; weights in other formats are not loaded")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(f"{file} is corrupt or cut off: {_first_line(error)}") from error
+    return files
+
+
+def _load_weights(
+    name: str, *, revision: str | None, dtype: torch.dtype | str, placement: dict[str, str]
+) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placement,
+        )
+    except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
+        raise ModelLoadError(f"{name} cannot be loaded: {_first_line(error)}") from error
+    # Transformers fills what it does not find with random numbers and only warns.
+    for kind in ("missing_keys", "mismatched_keys"):
+        if report.get(kind):
+            keys = sorted(str(key) for key in report[kind])
+            raise ModelLoadError(
+                f"{name}: {len(keys)} weights are {kind.removesuffix('_keys')}, among them {', '.join(keys[:3])}"
+            )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+CHECK_TOKENS = 6
+CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def _checked_decoder(model: PreTrainedModel) -> Decoder:
+    """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
+
+    A family's table row rests on tests with tiny models; this looks at the model itself.
+    """
+    ids = torch.arange(CHECK_TOKENS) % model.config.get_text_config(decoder=True).vocab_size
+    model.eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
+    decoder = Decoder(model)
+    slot = KVSlot(CHECK_TOKENS)
+    *first, last = ids.tolist()
+    decoder.prefill(first, slot)
+    actual = decoder.step(last, slot).float()
+    if not expected.isfinite().all():
+        raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
+    error = ((actual - expected).norm() / expected.norm().clamp_min(1e-6)).item()
+    if not error <= CHECK_TOLERANCE[model.dtype]:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
+        )
+    return decoder
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a turn."""
+    generation: Any = model.generation_config
+    given = None if generation is None else generation.eos_token_id
+    ids = given if isinstance(given, list) else [given]
+    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _sha256_of_files(files: list[Path]) -> str:
+    """One hash over the files' own hashes and names: the same however they are split into reads."""
+    combined = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        with file.open("rb") as content:
+            combined.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return combined.hexdigest()
+
+
+def _sha256_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    return _sha256_of_text(tokenizer.backend_tokenizer.to_str())
+
+
+def _sha256_of_text(text: Any) -> str:  # noqa: ANN401 (a template may be a text, several by name, or none)
+    if not text:
+        return ""
+    canonical = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,108 @@
+"""From logits to a token: pure functions of the logits, the settings and (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.errors import ComputationError
+from gradellm_engine.settings import MAX_SEED, Sampling
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have come, with the natural logarithm of its probability under the model."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The model's next-token distribution at one step, before temperature, top_k and top_p.
+
+    Attributes:
+        logits: raw logits, float32 or better. [V]
+        log_total: logarithm of the sum of their exponentials.
+
+    """
+
+    logits: Tensor
+    log_total: float
+
+    @classmethod
+    def of(cls, logits: Tensor, step: int) -> Distribution:
+        """From the model's logits. [V]
+
+        Raises:
+            ComputationError: where the logits are not finite.
+
+        """
+        logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        log_total = torch.logsumexp(logits, dim=-1).item()
+        if not math.isfinite(log_total):
+            raise ComputationError(f"the model returned logits that are not finite at step {step}")
+        return cls(logits, log_total)
+
+    def logprob(self, token_id: int) -> float:
+        """Natural logarithm of one token's probability."""
+        return self.logits[token_id].item() - self.log_total
+
+    def top(self, count: int) -> tuple[Alternative, ...]:
+        """The `count` most probable tokens, the best first."""
+        if count == 0:
+            return ()
+        values, ids = self.logits.topk(min(count, self.logits.shape[-1]))
+        return tuple(Alternative(i, v - self.log_total) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+
+    def runner_up(self, token_id: int) -> int:
+        """The most probable token that is not `token_id`."""
+        best, second = self.logits.topk(2).indices.tolist()
+        return int(second if best == token_id else best)
+
+
+def choose_seed() -> int:
+    """A seed nobody chose."""
+    return secrets.randbelow(MAX_SEED + 1)
+
+
+def uniform_draw(seed: int, step: int) -> float:
+    """A number in [0, 1) with 53 random bits: a pure function of its arguments, the same on every machine.
+
+    A counter-based draw lets a stream be resumed elsewhere at any step; SHA-256 is its generator because every
+    language has it.
+    """
+    digest = hashlib.sha256(b"gradellm sampling" + seed.to_bytes(8, "big") + step.to_bytes(8, "big")).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that is drawn from: temperature, then top_k, then top_p. [V], float64, sums to one."""
+    # Subtracting the maximum first keeps logits / temperature finite however small the temperature.
+    scaled = (logits.double() - logits.max()) / sampling.temperature
+    if 0 < sampling.top_k < scaled.shape[-1]:
+        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
+    probs = scaled.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, ids = probs.sort(descending=True, stable=True)
+        # A token stays while the mass before it is below top_p, so the first always stays.
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probs = probs.index_fill(0, ids[outside], 0.0)
+        probs = probs / probs.sum()
+    return probs
+
+
+def choose_token(distribution: Distribution, sampling: Sampling, seed: int, step: int) -> int:
+    """The next token: the argmax at temperature 0, else the cumulated distribution's inverse at the step's draw."""
+    if sampling.temperature == 0:
+        return int(distribution.logits.argmax())
+    cumulated = sampling_probs(distribution.logits, sampling).cumsum(-1)
+    # The total may differ from 1 by rounding; a draw strictly below it always falls on a token with some mass.
+    total = cumulated[-1].item()
+    draw = min(uniform_draw(seed, step) * total, math.nextafter(total, 0))
+    return int(torch.searchsorted(cumulated, draw, right=True))

@@ -1,0 +1,263 @@
+"""The settings of a request. Each checks itself: an object that exists is valid by itself.
+
+Names are those of the wire contract, so that an error names the field that its caller wrote. What depends on the model
+(a token id below the vocabulary's size, a layer that exists) is checked where the model is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from gradellm_engine.errors import InvalidRequestError
+
+MAX_STOP_TEXTS = 16
+MAX_ALTERNATIVES = 20
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: tokens of the completion at most, forced ones included; None for the default, which fits the
+            context.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: only the k most probable tokens; 0 for all.
+        top_p: only the smallest set of most probable tokens that holds this probability, in (0, 1].
+        seed: in [0, 2**63); None lets the engine choose one.
+        stop: texts before which the completion ends.
+        num_alternatives: most probable tokens to report beside each chosen one.
+
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    num_alternatives: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InvalidRequestError("max_new_tokens", f"must be at least 1, was {self.max_new_tokens}")
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise InvalidRequestError(
+                "temperature", f"must be a finite number of at least 0 (0 is greedy decoding), was {self.temperature}"
+            )
+        if self.top_k < 0:
+            raise InvalidRequestError("top_k", f"must be at least 0 (0 means all tokens), was {self.top_k}")
+        if not 0 < self.top_p <= 1:  # also refuses NaN
+            raise InvalidRequestError("top_p", f"must be above 0 and at most 1, was {self.top_p}")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError("seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
+        if len(self.stop) > MAX_STOP_TEXTS:
+            raise InvalidRequestError("stop", f"at most {MAX_STOP_TEXTS} stop texts, there were {len(self.stop)}")
+        for index, text in enumerate(self.stop):
+            if not text:
+                raise InvalidRequestError(f"stop[{index}]", "must not be empty")
+        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
+            raise InvalidRequestError(
+                "num_alternatives", f"must lie between 0 and {MAX_ALTERNATIVES}, was {self.num_alternatives}"
+            )
+
+
+class Loosening(StrEnum):
+    """How attention's token weights enter."""
+
+    MIN_MAX = "min_max"
+    NONE = "none"
+
+
+class Similarity(StrEnum):
+    """How query and key are compared."""
+
+    DOT = "dot"
+    COSINE = "cosine"
+
+
+class Rotary(StrEnum):
+    """Whether query and key are taken after or before the rotary embedding."""
+
+    ROTATED = "rotated"
+    UNROTATED = "unrotated"
+
+
+class Rectify(StrEnum):
+    """Where negative contributions are cut off."""
+
+    PER_LAYER = "per_layer"
+    TOTAL = "total"
+    NONE = "none"
+
+
+class Magnitude(StrEnum):
+    """How heads and channels are combined."""
+
+    SIGNED_SUM = "signed_sum"
+    HEAD_ABS = "head_abs"
+    CHANNEL_ABS = "channel_abs"
+    KNOCKOUT = "knockout"
+
+
+class NormaliseOver(StrEnum):
+    """The tokens over which token weights are normalised."""
+
+    VISIBLE = "visible"
+    PROMPT = "prompt"
+    USER = "user"
+
+
+class Sources(StrEnum):
+    """What is scored."""
+
+    PROMPT = "prompt"
+    PREFIX = "prefix"
+
+
+class Resolution(StrEnum):
+    """What one score stands for."""
+
+    TOKEN = "token"  # noqa: S105 (a resolution, not a password)
+    WORD = "word"
+    SEGMENT = "segment"
+
+
+@dataclass(frozen=True)
+class GradEllm:
+    """The switches of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
+
+    Attributes:
+        loosening: min-max normalised similarities, or each head's true attention weights.
+        layers: None for all, an int for the last so many, or indexes counted from the embedding side.
+        similarity: dot product, or cosine over the heads' concatenated width.
+        rotary: query and key after or before the rotary embedding.
+        rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
+        magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
+        normalise_over: where min and max are taken; tokens outside score 0.
+
+    """
+
+    loosening: Loosening = Loosening.MIN_MAX
+    layers: int | tuple[int, ...] | None = None
+    similarity: Similarity = Similarity.DOT
+    rotary: Rotary = Rotary.ROTATED
+    rectify: Rectify = Rectify.PER_LAYER
+    magnitude: Magnitude = Magnitude.SIGNED_SUM
+    normalise_over: NormaliseOver = NormaliseOver.VISIBLE
+
+    def __post_init__(self) -> None:
+        if self.loosening is Loosening.NONE:
+            # True attention weights are the model's own: there is nothing to compare otherwise or to normalise.
+            for name in ("similarity", "rotary", "normalise_over"):
+                value, default = getattr(self, name), PRESET_DEFAULTS[name]
+                if value is not default:
+                    raise InvalidRequestError(
+                        f"attribution.{name}", f"{value} is not defined with loosening none; use {default} or min_max"
+                    )
+        if self.magnitude is not Magnitude.SIGNED_SUM and (
+            self.loosening is not Loosening.NONE or self.rectify is not Rectify.NONE
+        ):
+            raise InvalidRequestError(
+                "attribution.magnitude",
+                f"{self.magnitude} is defined with loosening none and rectify none only, "
+                f"not with loosening {self.loosening} and rectify {self.rectify}",
+            )
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise InvalidRequestError(
+                "attribution.layers", f"the last {self.layers} layers are none; ask for 1 or more"
+            )
+        if isinstance(self.layers, tuple) and len(set(self.layers)) < max(1, len(self.layers)):
+            raise InvalidRequestError("attribution.layers", "indexes must be given, each once")
+
+    @classmethod
+    def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)
+        """A named set of switches, with some of them said otherwise.
+
+        Raises:
+            InvalidRequestError: for a name that is not a preset, or switches that do not go together.
+
+        """
+        if name not in PRESETS:
+            raise InvalidRequestError("attribution.preset", f"{name!r} is not one of {', '.join(PRESETS)}")
+        return replace(cls(), **{**PRESETS[name], **switches})
+
+    def selected_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers that are summed, ascending, in a model of `num_layers`.
+
+        Raises:
+            InvalidRequestError: for a layer that the model has not.
+
+        """
+        if self.layers is None:
+            return tuple(range(num_layers))
+        if isinstance(self.layers, int):
+            if self.layers > num_layers:
+                raise InvalidRequestError(
+                    "attribution.layers", f"the last {self.layers} layers of a model that has {num_layers}"
+                )
+            return tuple(range(num_layers - self.layers, num_layers))
+        for index in self.layers:
+            if not 0 <= index < num_layers:
+                raise InvalidRequestError(
+                    "attribution.layers", f"{index} is not a layer; the model has layers 0 to {num_layers - 1}"
+                )
+        return tuple(sorted(self.layers))
+
+
+PRESET_DEFAULTS: Mapping[str, Any] = MappingProxyType({switch.name: switch.default for switch in fields(GradEllm)})
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "paper": {},
+        "unloosened": {"loosening": Loosening.NONE},
+        "grad_eclip": {"similarity": Similarity.COSINE, "rotary": Rotary.UNROTATED},
+        "knockout": {"loosening": Loosening.NONE, "rectify": Rectify.NONE, "magnitude": Magnitude.KNOCKOUT},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The token that the target is set against: exactly one of a token id, a text's first token, or the runner-up."""
+
+    token_id: int | None = None
+    text: str | None = None
+    runner_up: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.token_id is not None) + (self.text is not None) + self.runner_up != 1:
+            raise InvalidRequestError("attribution.contrast", "say exactly one of token_id, text and runner_up")
+        if self.text == "":
+            raise InvalidRequestError("attribution.contrast.text", "must not be empty")
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """What to explain, and how to report it.
+
+    Attributes:
+        method: the method with its switches.
+        target_token_id: the token whose logit is explained at every step; None for the generated one.
+        contrast: a token whose logit is taken off the target's.
+        sources: score the prompt, or the whole prefix.
+        resolution: one score a token, a word or a segment.
+        top_k_sources: report only so many scores a step, the largest by magnitude.
+
+    """
+
+    method: GradEllm = field(default_factory=GradEllm)
+    target_token_id: int | None = None
+    contrast: Contrast | None = None
+    sources: Sources = Sources.PROMPT
+    resolution: Resolution = Resolution.TOKEN
+    top_k_sources: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k_sources is not None and self.top_k_sources < 1:
+            raise InvalidRequestError("attribution.top_k_sources", f"must be at least 1, was {self.top_k_sources}")

@@ -1,0 +1,106 @@
+"""From token ids to text, one token at a time: whole characters only, and never a stop text.
+
+A token may be a part of a character (byte-level vocabularies) and its text may depend on the token before (a leading
+space that only the first token loses), so ids are decoded in a short window and the difference is what a token adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\ufffd"  # what an unfinished character decodes to
+CONTEXT_TOKENS = 6  # tokens of the prompt that decide how the first generated one reads
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class IncrementalText:
+    """The text of a growing sequence of ids.
+
+    The window starts at the last piece of text that was finished: far enough back for its tokens to read as they do in
+    the whole sequence, and never inside a character.
+    """
+
+    def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
+        """Start after `context`, ids whose text is known to be whole."""
+        self._decode = decode
+        self._window = list(context[-CONTEXT_TOKENS:])
+        self._read = len(self._window)  # ids of the window whose text was given out
+        self._read_text = decode(self._window)
+
+    def push(self, token_id: int) -> str:
+        """The text that a token adds; empty while a character is unfinished."""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        if text.endswith(REPLACEMENT):
+            return ""
+        return self._give_out(text)
+
+    def flush(self) -> str:
+        """What an unfinished character leaves: replacement characters."""
+        return self._give_out(self._decode(self._window))
+
+    def _give_out(self, text: str) -> str:
+        added = text[len(self._read_text) :]
+        if added:
+            # The piece just finished becomes the context of the next; one without text (a special token) would be none.
+            self._window = self._window[self._read :]
+            self._read_text = self._decode(self._window)
+        else:
+            self._read_text = text
+        self._read = len(self._window)
+        return added
+
+
+class CompletionText:
+    """The text of a completion, with each token's place in it, cut before the first stop text.
+
+    Tokens whose text could turn out to begin a stop text are held back.
+
+    Attributes:
+        text: what has been said so far.
+        stop: the stop text that was met, None before.
+        spans: each token's first code point and the one past its last.
+
+    """
+
+    def __init__(self, decode: Decode, context: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self._incremental = IncrementalText(decode, context)
+        self._stop = tuple(stop)
+        self.text = ""
+        self.stop: str | None = None
+        self.spans: list[tuple[int, int]] = []
+
+    def push(self, token_id: int) -> None:
+        """Read the next token."""
+        self._add(self._incremental.push(token_id))
+
+    def finish(self) -> None:
+        """No token follows: an unfinished character counts as the last token's."""
+        if self.stop is None and self.spans:
+            start, _ = self.spans.pop()
+            rest = self._incremental.flush()
+            self.text, rest = self.text[:start], self.text[start:] + rest
+            self._add(rest)
+
+    @property
+    def num_safe_tokens(self) -> int:
+        """How many tokens have a text that later ones cannot change."""
+        held = 0 if self.stop is not None else max((_overlap(self.text, stop) for stop in self._stop), default=0)
+        safe = len(self.text) - held
+        return next((i for i, (_, end) in enumerate(self.spans) if end > safe), len(self.spans))
+
+    def _add(self, piece: str) -> None:
+        start = len(self.text)
+        self.text += piece
+        self.spans.append((start, len(self.text)))
+        found = [(at, stop) for stop in self._stop if (at := self.text.find(stop, max(0, start - len(stop) + 1))) >= 0]
+        if found:
+            at, self.stop = min(found)
+            self.text = self.text[:at]
+            self.spans = [(min(a, at), min(b, at)) for a, b in self.spans]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` could go on from."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,167 @@
+"""`python -m gradellm_server`: load a model and serve it until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gradellm._version import __version__
+
+from gradellm_server.settings import ListenError, ServerSettings
+
+EXIT_USAGE = 2
+EXAMPLES = """\
+examples:
+  gradellm serve                                      the demo model, on localhost:50051
+  gradellm serve --model ./my-model                   a folder with config.json, tokenizer.json and *.safetensors
+  gradellm serve --model ORGANISATION/NAME            a model of the Hugging Face hub
+  gradellm serve --model ./big --device-map auto      spread over all GPUs
+  gradellm serve --listen unix:/tmp/gradellm.sock     on a Unix socket
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    if options.exit_with_stdin:
+        threading.Thread(target=_exit_at_end_of_stdin, name="stdin-watch", daemon=True).start()
+    try:
+        settings = ServerSettings(
+            listen=options.listen,
+            insecure=options.insecure,
+            max_running=options.max_running,
+            max_queued=options.max_queued,
+            max_message_bytes=options.max_message_bytes,
+        )
+        return asyncio.run(_serve(options, settings))
+    except ListenError as error:
+        return _fail(str(error))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
+        prog="gradellm serve",
+        description="Host a decoder-only language model and explain every token that it generates.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"gradellm {__version__}")
+    model = made.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH_OR_HUB_ID", help="what to host (default: the demo model)")
+    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU, else the checkpoint's own",
+    )
+    model.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU where there is one"
+    )
+    model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
+    model.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+    limits = made.add_argument_group("limits")
+    limits.add_argument("--max-context-tokens", type=int, metavar="N", help="less than the model's own context")
+    limits.add_argument(
+        "--max-new-tokens", type=int, default=4096, metavar="N", help="tokens of a completion at most (default: 4096)"
+    )
+    limits.add_argument(
+        "--max-running", type=int, default=4, metavar="N", help="requests that run in turn (default: 4)"
+    )
+    limits.add_argument(
+        "--max-queued", type=int, default=64, metavar="N", help="requests that may wait; more are refused (default: 64)"
+    )
+    limits.add_argument(
+        "--max-message-bytes", type=int, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
+    )
+    network = made.add_argument_group("network")
+    network.add_argument(
+        "--listen",
+        default="localhost:50051",
+        metavar="ADDRESS",
+        help="HOST:PORT or unix:PATH (default: localhost:50051)",
+    )
+    network.add_argument("--insecure", action="store_true", help="allow plain text on an address that others can reach")
+    network.add_argument(
+        "--grace-seconds", type=float, default=10.0, metavar="S", help="for running calls when told to stop"
+    )
+    made.add_argument(
+        "--exit-with-stdin", action="store_true", help="stop when standard input ends (for a parent process)"
+    )
+    made.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return made
+
+
+async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
+    began = time.monotonic()
+    _say("starting Python's machine-learning libraries")
+    # Importing torch takes seconds: only once the options are known to be good.
+    from gradellm_engine import Engine, EngineError
+    from gradellm_server.server import Server
+
+    server = Server(settings)  # before the model, so that a taken port is known at once
+    try:
+        engine = Engine.load(
+            options.model,
+            revision=options.revision,
+            dtype=options.dtype,
+            device=options.device,
+            device_map=options.device_map,
+            context_tokens=options.max_context_tokens,
+            max_new_tokens=options.max_new_tokens,
+            threads=options.threads,
+            progress=_say,
+        )
+    except EngineError as error:
+        return _fail(str(error))
+    await server.start(engine)
+    info = engine.info
+    _say(
+        f"serving {info.name} ({info.family}, {info.num_parameters / 1e6:,.1f}M parameters, "
+        f"{info.dtype} on {info.device}) "
+        f"on {server.address} after {time.monotonic() - began:.1f} s"
+    )
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, stopping)
+    await stopping.wait()
+    _say(f"stopping: running calls have {options.grace_seconds:g} s; a second signal ends at once")
+    await server.stop(options.grace_seconds)
+    return 0
+
+
+def _on_signal(number: int, stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(128 + number)
+    stopping.set()
+
+
+def _exit_at_end_of_stdin() -> NoReturn:
+    """A parent holds the other end of our standard input; however it ends, even by kill -9, the end is closed."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+def _say(stage: str) -> None:
+    print(f"gradellm: {stage}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,367 @@
+"""Between the wire and the engine: the one file that speaks both tongues.
+
+Requests become the engine's settings, which check themselves; results become messages. Names are the same on both
+sides, so most of it is a matter of enum prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import DecodeError, Message
+from gradellm._version import __version__
+from gradellm.v1 import explainer_pb2 as pb
+
+from gradellm_engine import (
+    AttributionSettings,
+    Contrast,
+    Engine,
+    Finished,
+    Generation,
+    GradEllm,
+    InvalidRequestError,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    PromptInput,
+    Rectify,
+    Resolution,
+    Rotary,
+    Sampling,
+    Segment,
+    Similarity,
+    Sources,
+    Started,
+    Step,
+)
+from gradellm_engine import Message as Turn
+from gradellm_engine.loading import software_versions
+from gradellm_engine.methods import METHODS, method_named
+from gradellm_engine.prompts import Prompt
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+PRESETS = {pb.PRESET_PAPER: "paper", pb.PRESET_UNLOOSENED: "unloosened", pb.PRESET_GRAD_ECLIP: "grad_eclip",
+           pb.PRESET_KNOCKOUT: "knockout"}  # fmt: skip
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse)
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def parse(kind: type[Request], payload: bytes) -> Request:
+    """A request from its bytes.
+
+    Raises:
+        InvalidRequestError: where they are not one, or hold text that is not UTF-8.
+
+    """
+    try:
+        return kind.FromString(payload)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            "request", f"{len(payload)} bytes that are not a valid {kind.DESCRIPTOR.full_name}: {error}"
+        ) from error
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+def read_input(request: pb.Input) -> PromptInput:
+    """The prompt, in whichever form it came."""
+    return PromptInput(
+        prompt=request.prompt if request.HasField("prompt") else None,
+        messages=tuple(Turn(message.role, message.content) for message in request.messages),
+        prompt_ids=tuple(request.prompt_ids),
+        segments=tuple(
+            Segment(s.name, s.start, s.end, s.message if s.HasField("message") else None) for s in request.segments
+        ),
+    )
+
+
+def read_sampling(request: pb.GenerateRequest) -> Sampling:
+    """How tokens are chosen."""
+    return Sampling(
+        **_said(request, "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
+        stop=tuple(request.stop),
+        num_alternatives=request.num_alternatives,
+    )
+
+
+def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
+    """What to explain, with the preset's value for every switch that is not said."""
+    method_named(request.method or "grad_ellm")
+    switches: dict[str, Any] = {
+        "loosening": _choice(Loosening, pb.Loosening, request, "loosening"),
+        "layers": _layers(request),
+        "similarity": _choice(Similarity, pb.Similarity, request, "similarity"),
+        "rotary": _choice(Rotary, pb.Rotary, request, "rotary"),
+        "rectify": _choice(Rectify, pb.Rectify, request, "rectify"),
+        "magnitude": _choice(Magnitude, pb.Magnitude, request, "magnitude"),
+        "normalise_over": _choice(NormaliseOver, pb.NormaliseOver, request, "normalise_over"),
+    }
+    if request.preset and request.preset not in PRESETS:
+        raise InvalidRequestError("attribution.preset", f"{request.preset} is not a Preset that this server knows")
+    method = GradEllm.preset(
+        PRESETS.get(request.preset, "paper"), **{name: value for name, value in switches.items() if value is not None}
+    )
+    return AttributionSettings(
+        method=method,
+        contrast=_contrast(request.contrast) if request.HasField("contrast") else None,
+        sources=_choice(Sources, pb.Sources, request, "sources") or Sources.PROMPT,
+        resolution=_choice(Resolution, pb.Resolution, request, "resolution") or Resolution.TOKEN,
+        **_said(request, "target_token_id", "top_k_sources"),
+    )
+
+
+def _said(request: Message, *names: str) -> dict[str, Any]:
+    """Those of the optional fields that are set."""
+    return {name: getattr(request, name) for name in names if request.HasField(name)}
+
+
+def _choice(kind: type[Choice], wire: EnumTypeWrapper, request: pb.AttributionOptions, field: str) -> Choice | None:
+    """An enum's value; None where it was not said."""
+    number = getattr(request, field)
+    if number == 0:
+        return None
+    if number not in wire.values():
+        raise InvalidRequestError(
+            f"attribution.{field}",
+            f"{number} is not a value that this server knows; it knows {', '.join(wire.keys()[1:])}",
+        )
+    return kind(wire.Name(number).removeprefix(_prefix(wire)).lower())
+
+
+def _prefix(wire: EnumTypeWrapper) -> str:
+    return str(wire.Name(0)).removesuffix("UNSPECIFIED")
+
+
+def _number(wire: EnumTypeWrapper, value: str) -> int:
+    return int(wire.Value(f"{_prefix(wire)}{value.upper()}"))
+
+
+def _layers(request: pb.AttributionOptions) -> int | tuple[int, ...] | None:
+    layers = request.layers
+    if layers.HasField("last") and layers.indexes:
+        raise InvalidRequestError("attribution.layers", "give either last or indexes, not both")
+    if layers.HasField("last"):
+        return layers.last
+    return tuple(layers.indexes) or None
+
+
+def _contrast(request: pb.Contrast) -> Contrast:
+    match request.WhichOneof("token"):
+        case "token_id":
+            return Contrast(token_id=request.token_id)
+        case "text":
+            return Contrast(text=request.text)
+        case _:
+            return Contrast(runner_up=request.runner_up)
+
+
+# Work on the engine thread: one unit for each turn of the iterator ---------------------------------------------------
+
+
+def generate(
+    request: pb.GenerateRequest, engine: Engine, queue_seconds: float
+) -> Iterator[Sequence[pb.GenerateResponse]]:
+    """The events of a Generate call."""
+    generation = engine.generate(
+        read_input(request.input),
+        read_sampling(request),
+        read_attribution(request.attribution) if request.HasField("attribution") else None,
+        forced_ids=list(request.forced_ids),
+        **_said(request, "first_attribution"),
+    )
+    return _events(pb.GenerateResponse, generation, engine, queue_seconds)
+
+
+def attribute(
+    request: pb.AttributeRequest, engine: Engine, queue_seconds: float
+) -> Iterator[Sequence[pb.AttributeResponse]]:
+    """The events of an Attribute call."""
+    if request.HasField("completion") == bool(request.completion_ids):
+        raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
+    completion = request.completion if request.HasField("completion") else list(request.completion_ids)
+    generation = engine.attribute(
+        read_input(request.input),
+        completion,
+        read_attribution(request.attribution),
+        num_alternatives=request.num_alternatives,
+    )
+    return _events(pb.AttributeResponse, generation, engine, queue_seconds)
+
+
+def tokenize(
+    request: pb.TokenizeRequest,
+    engine: Engine,
+    queue_seconds: float,
+) -> Iterator[Sequence[pb.TokenizeResponse]]:
+    """The answer to a Tokenize call."""
+    prompt = engine.tokenize(read_input(request.input))
+    yield [pb.TokenizeResponse(prompt_text=prompt.text, tokens=_prompt_tokens(prompt))]
+
+
+# The service's calls by name: what each takes, and the work that it is.
+STREAMS: dict[str, tuple[type[Message], Callable[..., Iterator[Sequence[Message]]]]] = {
+    "Generate": (pb.GenerateRequest, generate),
+    "Attribute": (pb.AttributeRequest, attribute),
+}
+SINGLES: dict[str, tuple[type[Message], Callable[..., Iterator[Sequence[Message]]]]] = {
+    "Tokenize": (pb.TokenizeRequest, tokenize),
+}
+
+
+def _events(
+    kind: type[Response], generation: Generation, engine: Engine, queue_seconds: float
+) -> Iterator[Sequence[Response]]:
+    try:
+        yield [kind(started=_started(generation.started, engine))]
+        while generation.finished is None:
+            yield [event for step in generation.advance() for event in _step(kind, step)]
+        yield [kind(finished=_finished(generation.finished, queue_seconds))]
+    finally:
+        generation.close()
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def check_info_request(payload: bytes) -> None:
+    """Refuse bytes that are not a GetServerInfoRequest."""
+    parse(pb.GetServerInfoRequest, payload)
+
+
+def server_info(engine: Engine, limits: Mapping[str, int]) -> pb.GetServerInfoResponse:
+    """What is served; `limits` are the server's own, beside the engine's."""
+    return pb.GetServerInfoResponse(
+        model=_model(engine),
+        methods=[pb.MethodInfo(**asdict(method)) for method in METHODS.values()],
+        limits=pb.Limits(max_prompt_tokens=engine.max_prompt_tokens, max_new_tokens=engine.max_new_tokens, **limits),
+        versions=_versions(),
+    )
+
+
+def _model(engine: Engine) -> pb.ModelInfo:
+    return pb.ModelInfo(**asdict(engine.info))
+
+
+def _versions() -> dict[str, str]:
+    return {"gradellm": __version__, **software_versions()}
+
+
+def _started(started: Started, engine: Engine) -> pb.Started:
+    attribution = started.attribution
+    by_token = attribution is None or attribution.resolution is Resolution.TOKEN
+    return pb.Started(
+        prompt_text=started.prompt.text,
+        prompt_tokens=_prompt_tokens(started.prompt),
+        sources=[] if by_token else [pb.Source(**asdict(source)) for source in started.sources],
+        provenance=pb.Provenance(
+            model=_model(engine),
+            versions=_versions(),
+            sampling=_sampling(started.sampling),
+            attribution=None if attribution is None else _options(attribution),
+        ),
+    )
+
+
+def _sampling(sampling: Sampling) -> pb.Sampling:
+    return pb.Sampling(
+        max_new_tokens=sampling.max_new_tokens or 0,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed or 0,
+        stop=sampling.stop,
+    )
+
+
+def _options(settings: AttributionSettings) -> pb.AttributionOptions:
+    """Settings as a request that says every switch."""
+    method, contrast = settings.method, settings.contrast
+    layers = method.layers if isinstance(method.layers, tuple) else ()
+    return pb.AttributionOptions(
+        method="grad_ellm",
+        loosening=_number(pb.Loosening, method.loosening),  # type: ignore[arg-type]
+        layers=pb.Layers(indexes=layers),
+        similarity=_number(pb.Similarity, method.similarity),  # type: ignore[arg-type]
+        rotary=_number(pb.Rotary, method.rotary),  # type: ignore[arg-type]
+        rectify=_number(pb.Rectify, method.rectify),  # type: ignore[arg-type]
+        magnitude=_number(pb.Magnitude, method.magnitude),  # type: ignore[arg-type]
+        normalise_over=_number(pb.NormaliseOver, method.normalise_over),  # type: ignore[arg-type]
+        target_token_id=settings.target_token_id,
+        contrast=None
+        if contrast is None
+        else pb.Contrast(**{name: value for name, value in asdict(contrast).items() if value not in (None, False)}),
+        sources=_number(pb.Sources, settings.sources),  # type: ignore[arg-type]
+        resolution=_number(pb.Resolution, settings.resolution),  # type: ignore[arg-type]
+        top_k_sources=settings.top_k_sources,
+    )
+
+
+def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
+    return [
+        pb.PromptToken(
+            id=token.id,
+            text=token.text,
+            start=token.start,
+            end=token.end,
+            role=_number(pb.Role, token.role),  # type: ignore[arg-type]
+            message=token.message,
+            segment=token.segment or "",
+            special=token.special,
+        )
+        for token in prompt.tokens
+    ]
+
+
+def _step(kind: type[Response], step: Step) -> Iterator[Response]:
+    """A token with its attribution; the attribution alone for a token that the caller has."""
+    if step.is_new:
+        yield kind(
+            token=pb.Token(
+                index=step.index,
+                id=step.id,
+                text=step.text,
+                start=step.start,
+                end=step.end,
+                logprob=step.logprob,
+                alternatives=[pb.Alternative(**asdict(alternative)) for alternative in step.alternatives],
+                special=step.special,
+                source_index=step.source_index,
+            )
+        )
+    row = step.attribution
+    if row is not None:
+        yield kind(
+            attribution=pb.Attribution(
+                token_index=step.index,
+                # A list of Python floats is packed several times faster than an array of any kind.
+                scores=row.scores.tolist(),
+                source_indexes=[] if row.source_indexes is None else row.source_indexes.tolist(),
+                target_token_id=row.target_token_id,
+                contrast_token_id=row.contrast_token_id,
+            )
+        )
+
+
+def _finished(finished: Finished, queue_seconds: float) -> pb.Finished:
+    return pb.Finished(
+        reason=_number(pb.FinishReason, finished.reason),  # type: ignore[arg-type]
+        stop=finished.stop or "",
+        usage=pb.Usage(
+            prompt_tokens=finished.num_prompt_tokens,
+            completion_tokens=finished.num_completion_tokens,
+            attributed_tokens=finished.num_attributed_tokens,
+        ),
+        timings=pb.Timings(
+            queue_seconds=queue_seconds,
+            prefill_seconds=finished.prefill_seconds,
+            decode_seconds=finished.decode_seconds,
+            attribution_seconds=finished.attribution_seconds,
+        ),
+    )

@@ -1,0 +1,38 @@
+"""Models that tests share: random ones made once, the shipped one, and a public one that may lie beside the project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_random_model
+
+from gradellm_engine.demo_model import CHECKPOINT
+
+STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a model lies: `demo`, `stories260K`, or a family's random model."""
+    made: dict[str, Path] = {}
+
+    def path(name: str) -> Path:
+        if name == "demo":
+            return CHECKPOINT
+        if name == "stories260K":
+            if not STORIES.exists():
+                pytest.skip("the stories260K model does not lie beside the project")
+            return STORIES
+        if name not in made:
+            made[name] = save_random_model(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return path

@@ -1,0 +1,140 @@
+"""Every switch of Grad-ELLM against the naive float64 oracle, and greedy text against Transformers' generate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import Layer, Oracle, heat_map, relative_error
+from transformers import AutoModelForCausalLM
+
+from gradellm_engine import (
+    AttributionSettings,
+    Contrast,
+    Engine,
+    GradEllm,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    PromptInput,
+    Rectify,
+    Role,
+    Rotary,
+    Sampling,
+    Similarity,
+    Sources,
+)
+
+MODELS = ["llama", "mistral", "demo", "stories260K"]
+TOLERANCE = 1e-5
+PROMPT = "Once upon a time, there was a small red fox who did not like the rain."  # longer than Mistral's window
+STEPS = 4
+
+LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
+SWITCHES = [
+    GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
+    for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
+]
+SWITCHES += [GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers) for r in Rectify for layers in (None, 1)]
+SWITCHES += [
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=m, layers=layers)
+    for m in Magnitude
+    for layers in (None, (0, 1))
+]
+
+
+class Case:
+    """A model under test beside its oracle, whose backward passes are shared by all switches."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = Engine.load(str(path), dtype="float32")
+        self.oracle = Oracle(path)
+        self.prompt = self.engine.tokenize(PROMPT)
+        self.completion = [
+            step.id for step in self.engine.generate(PROMPT, Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3))
+        ]
+        self.layers = cache(self._layers)
+
+    def _layers(self, step: int, target: int, contrast: int | None) -> list[Layer]:
+        return self.oracle.layers(self.prompt.ids + self.completion[:step], target, contrast)
+
+    def expected(self, switches: GradEllm, step: int, target: int, contrast: int | None = None) -> torch.Tensor:
+        pad = [False] * step
+        prompt_mask = torch.tensor([True] * len(self.prompt.tokens) + pad)
+        user_mask = torch.tensor([t.role is Role.USER and not t.special for t in self.prompt.tokens] + pad)
+        return heat_map(self.layers(step, target, contrast), switches, prompt_mask, user_mask)
+
+    def rows(self, settings: AttributionSettings) -> list[torch.Tensor]:
+        rows = [step.attribution for step in self.engine.attribute(PROMPT, self.completion, settings)]
+        assert all(row is not None for row in rows)
+        return [row.scores for row in rows if row is not None]
+
+
+@pytest.fixture(scope="module")
+def case(model_path: Callable[[str], Path]) -> Callable[[str], Case]:
+    return cache(lambda name: Case(model_path(name)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_switch_equals_the_oracle(case: Callable[[str], Case], model: str) -> None:
+    subject = case(model)
+    assert len(subject.completion) >= 2
+    errors = {}
+    for switches in SWITCHES:
+        rows = subject.rows(AttributionSettings(switches, sources=Sources.PREFIX))
+        for step, row in enumerate(rows):
+            expected = subject.expected(switches, step, subject.completion[step])
+            assert row.shape == expected.shape
+            errors[switches, step] = relative_error(row, expected)
+    worst = max(errors, key=lambda key: errors[key])
+    print(f"{model}: {len(errors)} vectors, largest relative error {errors[worst]:.2g} at {worst}")
+    assert errors[worst] <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("preset", ["paper", "unloosened", "grad_eclip", "knockout"])
+def test_targets_and_contrasts_equal_the_oracle(case: Callable[[str], Case], model: str, preset: str) -> None:
+    subject = case(model)
+    switches = GradEllm.preset(preset)
+    chosen = subject.completion
+    for target, contrast in [(7, None), (None, 9), (11, 12), (5, 5)]:
+        settings = AttributionSettings(
+            switches, target_token_id=target, contrast=None if contrast is None else Contrast(token_id=contrast)
+        )
+        for step, row in enumerate(subject.rows(settings)):
+            expected = subject.expected(switches, step, chosen[step] if target is None else target, contrast)
+            expected = expected[: len(subject.prompt.tokens)]  # the default scores the prompt alone
+            assert relative_error(row, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_runner_up_is_the_next_best_token(case: Callable[[str], Case], model: str) -> None:
+    subject = case(model)
+    settings = AttributionSettings(contrast=Contrast(runner_up=True))
+    for step in subject.engine.attribute(PROMPT, subject.completion, settings, num_alternatives=2):
+        assert step.attribution is not None
+        best, second = step.alternatives
+        runner_up = second.id if best.id == step.id else best.id
+        assert step.attribution.contrast_token_id == runner_up
+        expected = subject.expected(GradEllm(), step.index, step.id, runner_up)[: len(subject.prompt.tokens)]
+        assert relative_error(step.attribution.scores, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("model", [*MODELS, "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "olmo2", "phi3", "smollm3"])
+@pytest.mark.parametrize("attribution", [None, AttributionSettings()], ids=["plain", "explained"])
+def test_greedy_text_equals_transformers(
+    model_path: Callable[[str], Path], model: str, attribution: AttributionSettings | None
+) -> None:
+    path = model_path(model)
+    engine = Engine.load(str(path))
+    reference = AutoModelForCausalLM.from_pretrained(path)
+    ids = engine.tokenize(PROMPT).ids
+    generated = reference.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=40, pad_token_id=0
+    )[0, len(ids) :].tolist()
+    steps = list(engine.generate(PromptInput(prompt_ids=tuple(ids)), Sampling(max_new_tokens=40), attribution))
+    assert [step.id for step in steps] == generated
