@@ -42,8 +42,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Oracle:
     """For Llama and Mistral models."""
 
-    def __init__(self, path: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager")
+    def __init__(self, path: Path, attention: str = "eager") -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation=attention)
         self.model.eval()
 
     def layers(self, ids: list[int], target: int, contrast: int | None = None) -> list[Layer]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import Layer, Oracle, heat_map, relative_error
+from tiny_models import save_random_model
 from transformers import AutoModelForCausalLM
 
 from gradellm_engine import (
@@ -50,9 +51,9 @@ SWITCHES += [
 class Case:
     """A model under test beside its oracle, whose backward passes are shared by all switches."""
 
-    def __init__(self, path: Path) -> None:
-        self.engine = Engine.load(str(path), dtype="float32")
-        self.oracle = Oracle(path)
+    def __init__(self, path: Path, dtype: str = "float32", attention: str = "eager") -> None:
+        self.engine = Engine.load(str(path), dtype=dtype)
+        self.oracle = Oracle(path, attention)
         self.prompt = self.engine.tokenize(PROMPT)
         self.completion = [
             step.id for step in self.engine.generate(PROMPT, Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3))
@@ -138,3 +139,16 @@ def test_greedy_text_equals_transformers(
     )[0, len(ids) :].tolist()
     steps = list(engine.generate(PromptInput(prompt_ids=tuple(ids)), Sampling(max_new_tokens=40), attribution))
     assert [step.id for step in steps] == generated
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_in_float64_every_switch_is_exact(tmp_path: Path, family: str) -> None:
+    """Sharp attention can amplify float32 rounding of a model's own numbers beyond 1e-5; ours is exact.
+
+    (Transformers' eager attention would compute its softmax in float32 here, too.)
+    """
+    path = save_random_model(tmp_path, family, seed=1, initializer_range=0.15)
+    subject = Case(path, dtype="float64", attention="sdpa")
+    for switches in SWITCHES:
+        for step, row in enumerate(subject.rows(AttributionSettings(switches, sources=Sources.PREFIX))):
+            assert relative_error(row, subject.expected(switches, step, subject.completion[step])) <= 1e-9, switches

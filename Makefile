@@ -1,0 +1,74 @@
+# `make demo` and `make test` do all set-up on a machine with Python 3.11 or newer; no GPU is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TOOLS := .cache
+BUF_VERSION := 1.75.0
+BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
+# Stubs are generated with the oldest version that the package allows, so that they load with all of them.
+GRPC_FLOOR := 1.75.1
+PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
+PROTOS := $(wildcard proto/gradellm/v1/*.proto)
+STUBS := client/gradellm/v1
+
+.PHONY: help setup demo test test-all check format proto bench train-demo build clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## the virtual environment, with the versions that deploy/constraints.txt pins
+
+$(READY): pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,dev]'
+	@touch $@
+
+demo: $(READY) ## three answers, each word with its attribution under it
+	@$(BIN)/gradellm demo
+
+test: $(READY) ## all tests but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(READY) ## all tests
+	$(BIN)/pytest
+
+check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server tests
+	$(BIN)/lint-imports
+	cd proto && ../$(BUF) lint
+	@release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
+	if [ -n "$$release" ]; then echo "buf breaking against $$release" && $(BUF) breaking proto --against ".git#tag=$$release,subdir=proto"; \
+	else echo "buf breaking: no release yet to compare with"; fi
+	@mkdir -p $(TOOLS)/stubs && $(PROTOC) -m grpc_tools.protoc -Iproto --python_out=$(TOOLS)/stubs --pyi_out=$(TOOLS)/stubs --grpc_python_out=$(TOOLS)/stubs $(PROTOS)
+	@diff -r -x __pycache__ -x __init__.py $(TOOLS)/stubs/gradellm/v1 $(STUBS) && echo "stubs are those of the .proto" || { echo "error: $(STUBS) is not what the .proto generates; run make proto"; exit 1; }
+
+format: $(READY) ## formats the code and sorts imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(PROTOC) ## generates the stubs
+	$(PROTOC) -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTOS)
+
+bench: $(READY) ## explained decoding against plain decoding and transformers, on a 125M-parameter model (minutes)
+	$(BIN)/python -m gradellm_engine.bench
+
+train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
+	$(BIN)/python -m gradellm_engine.demo_model.train --out build/demo_model
+
+build: $(READY) ## wheel and source distribution in dist/
+	$(BIN)/python -m build
+
+clean: ## removes what was built, but not the environment
+	rm -rf build dist $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BUF):
+	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+$(PROTOC):
+	@$(PYTHON) -m venv $(TOOLS)/protoc-$(GRPC_FLOOR)
+	@$(TOOLS)/protoc-$(GRPC_FLOOR)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==$(GRPC_FLOOR) setuptools

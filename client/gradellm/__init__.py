@@ -1,0 +1,111 @@
+"""Every generated token, with its attribution over the prompt: the client of the gradellm explanation server.
+
+    from gradellm import Client
+
+    with Client("localhost:50051") as client:  # or Client.local(), which starts a server of its own
+        explanation = client.explain("Once upon a time", max_new_tokens=32)
+        print(explanation.to_ansi())
+
+`Client` is for ordinary code, `AsyncClient` for asyncio. Names are loaded when they are first used, so that
+`import gradellm` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gradellm._version import __version__
+
+if TYPE_CHECKING:
+    from gradellm.aio import AsyncClient
+    from gradellm.client import Client
+    from gradellm.errors import (
+        CallCancelledError,
+        ClientClosedError,
+        DeadlineExceededError,
+        GradellmError,
+        InvalidExplanationError,
+        InvalidRequestError,
+        LocalServerError,
+        OverloadedError,
+        ServerError,
+        UnavailableError,
+        UnimplementedError,
+        Violation,
+    )
+    from gradellm.explanation import Explanation
+    from gradellm.results import (
+        Alternative,
+        Attribution,
+        AttributionSettings,
+        Event,
+        Finished,
+        Limits,
+        MethodInfo,
+        ModelInfo,
+        PromptToken,
+        Provenance,
+        Sampling,
+        ServerInfo,
+        Source,
+        Started,
+        Timings,
+        Token,
+        TokenizedPrompt,
+        Usage,
+    )
+
+__all__ = [
+    "Alternative",
+    "AsyncClient",
+    "Attribution",
+    "AttributionSettings",
+    "CallCancelledError",
+    "Client",
+    "ClientClosedError",
+    "DeadlineExceededError",
+    "Event",
+    "Explanation",
+    "Finished",
+    "GradellmError",
+    "InvalidExplanationError",
+    "InvalidRequestError",
+    "Limits",
+    "LocalServerError",
+    "MethodInfo",
+    "ModelInfo",
+    "OverloadedError",
+    "PromptToken",
+    "Provenance",
+    "Sampling",
+    "ServerError",
+    "ServerInfo",
+    "Source",
+    "Started",
+    "Timings",
+    "Token",
+    "TokenizedPrompt",
+    "UnavailableError",
+    "UnimplementedError",
+    "Usage",
+    "Violation",
+    "__version__",
+]
+
+_MODULES = {"AsyncClient": "aio", "Client": "client", "Explanation": "explanation", "Violation": "errors"}
+
+
+if not TYPE_CHECKING:  # a type checker is to find the names above, and no others
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'gradellm' has no attribute {name!r}")
+        module = _MODULES.get(name, "errors" if name.endswith("Error") else "results")
+        value = getattr(import_module(f"gradellm.{module}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,167 @@
+"""The client for asyncio, the twin of `gradellm.client`; what they share is in `gradellm.calls`."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from gradellm import calls
+from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExceededError, UnavailableError
+from gradellm.explanation import Collector
+from gradellm.local import LocalServer
+from gradellm.v1 import explainer_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from gradellm.explanation import Explanation
+    from gradellm.local import LocalServerKeywords
+    from gradellm.requests import AttributeKeywords, CallKeywords, GenerateKeywords, TokenizeKeywords
+    from gradellm.results import Event, ServerInfo, TokenizedPrompt
+
+__all__ = ["AsyncClient"]
+
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """`gradellm.Client` for asyncio: the same calls, keywords and exceptions.
+
+    It connects at its first call and belongs to the event loop of that call.
+    """
+
+    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.target = target
+        self._credentials = credentials
+        self._closed = False
+        self._server: LocalServer | None = None
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        """The connection, made at the first call, since it takes the running event loop."""
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, calls.CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.target, self._credentials, calls.CHANNEL_OPTIONS)
+
+    @cached_property
+    def _stub(self) -> explainer_pb2_grpc.ExplainerServiceStub:
+        return explainer_pb2_grpc.ExplainerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    async def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:
+        """Start a server for this client alone, as `Client.local` does."""
+        server = LocalServer(keywords)
+        client = cls(server.target)
+        client._server = server
+        try:
+            for pause_seconds in server.startup():
+                await asyncio.sleep(pause_seconds)
+                if server.may_answer and await client._answers():
+                    break
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def _answers(self) -> bool:
+        try:
+            await self.server_info(timeout=LocalServer.PROBE_SECONDS)
+        except (UnavailableError, DeadlineExceededError):
+            return False
+        return True
+
+    def generate(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> AsyncGenerator[Event, None]:
+        """Generate a completion: yield events as `Client.generate` does.
+
+        Leaving the loop and `aclose()` cancel the call.
+        """
+        return self._events(calls.generate(prompt, keywords))
+
+    async def explain(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> Explanation:
+        """Generate a completion and return it with its attribution, collected. Keywords as in `Client.generate`."""
+        return await _collected(self.generate(prompt, **keywords))
+
+    def attribute_events(
+        self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]
+    ) -> AsyncGenerator[Event, None]:
+        """Explain a completion that exists already. Keywords as in `Client.attribute_events`."""
+        return self._events(calls.attribute(prompt, keywords))
+
+    async def attribute(self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]) -> Explanation:
+        """Explain a completion that exists already, collected. Keywords as in `Client.attribute_events`."""
+        return await _collected(self.attribute_events(prompt, **keywords))
+
+    async def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
+        """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""
+        return await self._answer(calls.tokenize(prompt, keywords))
+
+    async def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
+        """Ask which model is served, what can be asked of it and where the limits are."""
+        return await self._answer(calls.server_info(keywords))
+
+    async def close(self) -> None:
+        """Cancel what is under way, close the connection, and end the server if it is this client's own."""
+        self._closed = True
+        if "_channel" in self.__dict__:
+            await self._channel.close()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _answer(self, call: calls.Call[Result]) -> Result:
+        self._check_open()
+        try:
+            return call.read(await getattr(self._stub, call.rpc)(call.request, timeout=call.timeout))
+        except grpc.RpcError as error:
+            raise call.failed(error, self.target) from error
+        except asyncio.CancelledError as error:
+            self._raise_if_closed_meanwhile(error)
+            raise
+
+    def _events(self, call: calls.Call[Event | None]) -> AsyncGenerator[Event, None]:
+        self._check_open()
+        return self._stream(call)
+
+    async def _stream(self, call: calls.Call[Event | None]) -> AsyncGenerator[Event, None]:
+        self._check_open()
+        responses = getattr(self._stub, call.rpc)(call.request, timeout=call.timeout)
+        try:
+            async for response in responses:
+                if (event := call.read(response)) is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise call.failed(error, self.target) from error
+        except asyncio.CancelledError as error:
+            self._raise_if_closed_meanwhile(error)
+            raise
+        finally:
+            responses.cancel()  # without effect on a call that is over
+
+    def _raise_if_closed_meanwhile(self, error: asyncio.CancelledError) -> None:
+        """Tell the closing of the channel from the cancelling of the task: gRPC raises the same for both."""
+        task = asyncio.current_task()
+        if self._closed and not (task and task.cancelling()):
+            raise CallCancelledError("the call was cancelled: its client was closed meanwhile") from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("this client is closed; make a new one")
+
+
+async def _collected(events: AsyncGenerator[Event, None]) -> Explanation:
+    collector = Collector()
+    async for event in events:
+        collector.add(event)
+    return collector.explanation()

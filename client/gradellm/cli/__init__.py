@@ -1,0 +1,88 @@
+"""The command line: `gradellm serve | explain | attribute | info | demo`, a file a command.
+
+Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 69 no server answers, 70 a server failed,
+75 the server is overloaded and a later try may do, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from gradellm._version import __version__
+from gradellm.cli import attribute, demo, explain, info, serve
+from gradellm.errors import (
+    DeadlineExceededError,
+    GradellmError,
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+)
+from gradellm.terminal import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_UNAVAILABLE, _FAILED, _OVERLOADED = 69, 70, 75  # as in sysexits.h
+_EXIT_CODES: dict[type[GradellmError], int] = {
+    InvalidRequestError: 2,  # as argparse has it
+    UnavailableError: _UNAVAILABLE,
+    DeadlineExceededError: _UNAVAILABLE,
+    OverloadedError: _OVERLOADED,
+}  # every other error: _FAILED
+_INTERRUPTED, _READER_GONE = 130, 141  # what a shell says of SIGINT and SIGPIPE
+
+_EXAMPLES = """\
+examples:
+  gradellm demo                                     see it work, on the small model that comes with it
+  gradellm explain "Once upon a time"               the same for your own prompt
+  gradellm serve --model PATH                       host a model on localhost:50051 ...
+  gradellm explain "Hello" --target localhost:50051 ... and ask it, from here or from Python
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _never_fail_to_print()
+    try:
+        if arguments[:1] == ["serve"]:  # before argparse, which would take the server's own flags for its own
+            return serve.run(arguments[1:])
+        args = _parser().parse_args(arguments)
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except GradellmError as error:
+        print("\n".join(map(visible, f"error: {error}".split("\n"))), file=sys.stderr)  # may quote anything
+        return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return _READER_GONE
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradellm",
+        description="Watch a language model generate, and see which parts of the prompt each word came from.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (demo, explain, attribute, info, serve):
+        command.add_parser(commands)
+    return parser
+
+
+def _never_fail_to_print() -> None:
+    """Print what the terminal's encoding lacks as an escape, instead of ending with a UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")

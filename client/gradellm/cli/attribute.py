@@ -1,0 +1,48 @@
+"""`gradellm attribute`: explain a completion that exists already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from gradellm import calls
+from gradellm.cli import explain, options
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gradellm.requests import AttributeKeywords
+
+__all__ = ["add_parser", "run"]
+
+_EXAMPLES = """\
+  gradellm attribute "The capital of France is" --completion " Paris"
+  gradellm attribute "The capital of France is" --completion " Paris" --method saliency --format json
+"""
+
+
+def add_parser(commands: options.SubParsers) -> None:
+    """Add the command."""
+    summary = "show where each word of a given completion comes from"
+    parser = options.add_command(commands, "attribute", summary, _EXAMPLES, "PROMPT --completion TEXT [flags]")
+    options.add_input(parser)
+    group = parser.add_argument_group("completion")
+    group.add_argument("--completion", metavar="TEXT", help="the completion's text")
+    group.add_argument("--completion-ids", type=options.token_ids, metavar="1,2,3", help="its token ids instead")
+    group.add_argument("--num-alternatives", type=int, metavar="N", help="most probable tokens to return beside each")
+    options.add_attribution(parser, can_be_off=False)
+    options.add_server(parser)
+    explain.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Attribute and show."""
+    keywords = options.input_keywords(args) | options.attribution_keywords(args)
+    keywords |= options.given(args, "completion", "completion_ids", "num_alternatives", "timeout")
+    prompt = keywords.pop("prompt", None)
+    calls.attribute(
+        prompt, cast("AttributeKeywords", keywords)
+    )  # what is wrong with the request is said before a server is started for it
+    with options.connected(args) as client:
+        explain.show(client.attribute_events(prompt, **keywords), args)
+    return 0

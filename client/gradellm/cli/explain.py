@@ -1,0 +1,79 @@
+"""`gradellm explain`: generate, and draw each word over the prompt with its attribution, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+from gradellm import calls
+from gradellm.cli import options
+from gradellm.drawing import draw
+from gradellm.explanation import Explanation
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from gradellm.requests import GenerateKeywords
+    from gradellm.results import Event
+
+__all__ = ["add_parser", "run", "show"]
+
+_EXAMPLES = """\
+  gradellm explain "Once upon a time" --max-new-tokens 20
+  gradellm explain --system "Answer with one word." "Is the sky green?" --attribution knockout
+  gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
+  gradellm explain - < prompt.txt --format json > explanation.json
+"""
+_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
+_RESUMING = ("forced_ids", "first_attribution")
+
+
+def add_parser(commands: options.SubParsers) -> None:
+    """Add the command."""
+    summary = "generate a completion and show where each word came from"
+    parser = options.add_command(commands, "explain", summary, _EXAMPLES, "PROMPT [flags]")
+    options.add_input(parser)
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="256 by default, or what the context leaves")
+    group.add_argument("--temperature", type=float, metavar="T", help="0, the default, is greedy decoding")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="sample from the most probable tokens that hold P")
+    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument("--num-alternatives", type=int, metavar="N", help="most probable tokens to return beside each")
+    group.add_argument("--forced-ids", type=options.token_ids, metavar="1,2,3", help="resume after these tokens")
+    group.add_argument("--first-attribution", type=int, metavar="N", help="with --forced-ids: the first to explain")
+    options.add_attribution(parser, can_be_off=True)
+    options.add_server(parser)
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and show."""
+    keywords = options.input_keywords(args) | options.attribution_keywords(args)
+    keywords |= options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    prompt = keywords.pop("prompt", None)
+    calls.generate(
+        prompt, cast("GenerateKeywords", keywords)
+    )  # what is wrong with the request is said before a server is started for it
+    with options.connected(args) as client:
+        show(client.generate(prompt, **keywords), args)
+    return 0
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the form of the output."""
+    group = options.add_drawing(parser)
+    group.add_argument("--format", choices=("ansi", "json"), default="ansi", help="a drawing (the default), or JSON")
+
+
+def show(events: Iterable[Event], args: argparse.Namespace) -> None:
+    """Draw events as they come, or print them collected."""
+    if args.format == "json":
+        print(Explanation.from_events(events).to_json())
+        return
+    for piece in draw(events, options.style(args)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()

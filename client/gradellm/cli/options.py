@@ -1,0 +1,245 @@
+"""The flags that commands share. A flag has the name of the SDK's keyword, and its default."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from gradellm import results
+from gradellm.client import Client
+from gradellm.errors import InvalidRequestError
+from gradellm.requests import AttributionKeywords
+from gradellm.terminal import ColorMode, Style, Theme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+__all__ = [
+    "add_attribution",
+    "add_command",
+    "add_drawing",
+    "add_input",
+    "add_server",
+    "attribution_keywords",
+    "connected",
+    "given",
+    "input_keywords",
+    "style",
+    "token_ids",
+]
+
+_WIDEST = 100  # columns: longer lines are hard to read
+
+
+def add_command(
+    commands: SubParsers, name: str, summary: str, examples: str, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command's parser, with examples under its help."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=usage and f"%(prog)s {usage}",
+        allow_abbrev=False,  # a new flag must not change what an old command line means
+    )
+
+
+# --- the server to ask ----------------------------------------------------------------------------------------------
+
+
+def add_server(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """Add the flags that choose the server: one that runs, or one for this command alone."""
+    group = parser.add_argument_group("server", "Without --target, a server is started for this command alone.")
+    group.add_argument("--target", metavar="HOST:PORT", help="the server to ask; also unix:/path or dns:///name:port")
+    group.add_argument("--tls", action="store_true", help="connect to --target by TLS")
+    if model:
+        group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
+    group.add_argument("--dtype", metavar="D", help="what the weights are computed in: float32, bfloat16, ...")
+    group.add_argument("--device", metavar="D", help="where the model lies: cpu, cuda, ...")
+    group.add_argument("--server-log", action="store_true", help="show the started server's own log")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long; no limit by default")
+
+
+@contextmanager
+def connected(args: argparse.Namespace) -> Iterator[Client]:
+    """Connect to --target, or start a server and tell on standard error how that goes."""
+    own = given(args, "model", "dtype", "device")
+    if args.target:
+        if own:
+            raise InvalidRequestError.of(
+                next(iter(own)), f"is for a server that is started here, not for {args.target}"
+            )
+        credentials = None
+        if args.tls:
+            import grpc
+
+            credentials = grpc.ssl_channel_credentials()
+        with Client(args.target, credentials=credentials) as client:
+            yield client
+        return
+    began = time.monotonic()
+    print(f"starting a server for {own.get('model', 'the demo model')} ...", file=sys.stderr, flush=True)
+    with Client.local(**own, inherit_stderr=args.server_log) as client:
+        print(f"ready after {time.monotonic() - began:.1f} s\n", file=sys.stderr, flush=True)
+        yield client
+
+
+# --- the prompt -----------------------------------------------------------------------------------------------------
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the prompt in its forms."""
+    group = parser.add_argument_group("prompt")
+    group.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt's text; - reads it from standard input")
+    group.add_argument(
+        "--chat", action="store_true", help="send PROMPT as a user message, by the model's chat template"
+    )
+    group.add_argument("--system", metavar="TEXT", help="put a system message before it; implies --chat")
+    group.add_argument("--prompt-ids", type=token_ids, metavar="1,2,3", help="token ids in place of PROMPT")
+    group.add_argument(
+        "--segment",
+        type=_segment,
+        action="append",
+        metavar="NAME=START:END",
+        help="name a stretch of PROMPT, in characters; NAME=MESSAGE:START:END for another message; repeatable",
+    )
+
+
+def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the prompt as the SDK's keywords."""
+    prompt = _read_standard_input() if args.prompt == "-" else args.prompt
+    chat = prompt is not None and (args.chat or args.system is not None)
+    keywords: dict[str, Any] = given(args, "prompt_ids")
+    if chat:
+        system = [("system", args.system)] if args.system is not None else []
+        keywords["messages"] = [*system, ("user", prompt)]
+    elif prompt is not None:
+        keywords["prompt"] = prompt
+    if args.segment:
+        in_message = len(keywords["messages"]) - 1 if chat else None
+        keywords["segments"] = {
+            name: (in_message, *stretch) if in_message is not None and len(stretch) == 2 else stretch
+            for name, stretch in args.segment
+        }
+    return keywords
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError.of("prompt", f"standard input is not UTF-8 at byte {error.start}") from error
+
+
+def token_ids(text: str) -> list[int]:
+    """Parse "1,2,3"."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be integers with commas between, such as 1,2,3, not {text!r}") from None
+
+
+def _segment(text: str) -> tuple[str, tuple[int, ...]]:
+    match = re.fullmatch(r"(.+)=(?:(\d+):)?(\d+):(\d+)", text, re.DOTALL)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be NAME=START:END or NAME=MESSAGE:START:END, not {text!r}")
+    name, *numbers = match.groups()
+    return name, tuple(int(number) for number in numbers if number is not None)
+
+
+# --- attribution ----------------------------------------------------------------------------------------------------
+
+_PRESETS = (*get_args(results.Preset), "none")
+_SWITCHES: dict[str, tuple[Any, str]] = {
+    "loosening": (results.Loosening, "how attention's token weights enter"),
+    "similarity": (results.Similarity, "how query and key are compared"),
+    "rotary": (results.Rotary, "query and key after or before the rotary embedding"),
+    "rectify": (results.Rectify, "where negative contributions are cut off"),
+    "magnitude": (results.Magnitude, "how heads and channels are combined"),
+    "normalise_over": (results.NormaliseOver, "the tokens over which token weights are normalised"),
+    "sources": (results.Sources, "score the prompt (the default), or the completion so far as well"),
+    "resolution": (results.Resolution, "what one score stands for; token by default"),
+}
+
+
+def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> None:
+    """Add what to explain, and how."""
+    group = parser.add_argument_group("attribution", "A switch that is not given has its preset's value.")
+    group.add_argument(
+        "--attribution",
+        choices=_PRESETS if can_be_off else _PRESETS[:-1],
+        help="the preset; paper by default" + (", none for plain text" if can_be_off else ""),
+    )
+    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists the others")
+    group.add_argument("--layers", type=_layers, metavar="last:4|0,1|all", help="which layers are summed")
+    for name, (values, meaning) in _SWITCHES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", choices=get_args(values), help=meaning)
+    group.add_argument("--target-token", type=int, dest="target_token", metavar="ID", help="explain this token's logit")
+    group.add_argument(
+        "--contrast",
+        type=_contrast,
+        metavar="ID|TEXT|runner_up",
+        help="explain why the token and not this one; text:12 where the text is a number",
+    )
+    group.add_argument("--top-k-sources", type=int, metavar="K", help="only the K largest scores a token")
+
+
+def attribution_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what to explain as the SDK's keywords."""
+    keywords = given(args, *(name for name in AttributionKeywords.__annotations__ if name != "target"))
+    keywords.update({"target": args.target_token} if args.target_token is not None else {})
+    keywords.update({"attribution": None} if args.attribution == "none" else {})
+    return keywords
+
+
+def _layers(text: str) -> Literal["all"] | int | list[int]:
+    if text == "all":
+        return "all"
+    if match := re.fullmatch(r"last:(\d+)", text):
+        return int(match[1])
+    return token_ids(text)
+
+
+def _contrast(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[0-9]+", text) else text.removeprefix("text:")
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add how the result is shown, and return the group of flags."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--color", choices=get_args(ColorMode), default="auto", help="auto by default, by the terminal")
+    group.add_argument("--theme", choices=("auto", *get_args(Theme)), default="auto", help="the terminal's background")
+    group.add_argument("--width", type=_width, metavar="COLUMNS", help="the terminal's by default, at most 100")
+    group.add_argument(
+        "--full", action="store_true", help="draw every line of long prompts, not only those that matter"
+    )
+    return group
+
+
+def style(args: argparse.Namespace) -> Style:
+    """Return how to draw."""
+    width = args.width or min(shutil.get_terminal_size().columns, _WIDEST)
+    return Style.of(width=width, color=args.color, theme=args.theme, fold=not args.full)
+
+
+def _width(text: str) -> int:
+    if not (text.isdecimal() and 20 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"must be a number of columns from 20 on, not {text!r}")
+    return int(text)
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return those of the flags that were given."""
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}

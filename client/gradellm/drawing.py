@@ -1,0 +1,212 @@
+"""A stream of events as it is drawn in a terminal: word by word, each over the prompt with its attribution.
+
+A word is the tokens between white space; its row is the sum of its tokens' rows. What is drawn of the prompt is what
+people wrote: template and special tokens are left out, and each word's line says what share of its scores lies there.
+Special tokens of the completion have no line.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from gradellm.terminal import Passage, Span, heat_map, legend, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from gradellm.results import Attribution, Event, Finished, PromptToken, Started, Token
+    from gradellm.terminal import Style
+
+__all__ = ["draw"]
+
+Row = dict[int, float]
+"""Scores by column."""
+
+
+def draw(events: Iterable[Event], style: Style) -> Iterator[str]:
+    """Draw a stream's events as they come. Yield text to write to the terminal, piece by piece."""
+    drawing: _Drawing | None = None
+    for event in events:
+        if event.started is not None:
+            drawing = _Drawing(event.started, style)
+        elif drawing is not None:
+            yield from drawing.take(event)
+    if drawing is not None:
+        yield from drawing.end()
+
+
+class _Drawing:
+    """One stream's drawing: what is drawn, and the tokens that wait for their word's end or for their rows."""
+
+    def __init__(self, started: Started, style: Style) -> None:
+        self.style = style
+        self.explained = started.provenance.attribution is not None
+        self.passages = tuple(_prompt_passages(started))
+        self.drawn: list[Token] = []
+        self.waiting: list[Token] = []
+        self.rows: dict[int, Row] = {}
+        self.num_words = 0
+        self.signed = False
+        self.finished: Finished | None = None
+
+    def take(self, event: Event) -> Iterator[str]:
+        if event.token is not None and not self.explained:
+            self.drawn.append(event.token)
+            yield _lines_visible(event.token.text)
+        elif event.token is not None:
+            self.waiting.append(event.token)
+        elif event.attribution is not None:
+            self.rows[event.attribution.token_index] = _row(event.attribution)
+        else:
+            self.finished = event.finished
+        while (word := self._next_word()) is not None:
+            yield self._draw_word(word)
+
+    def end(self) -> Iterator[str]:
+        if self.waiting:
+            yield self._draw_word(self._take_waiting(len(self.waiting)))
+        if not self.explained:
+            yield "\n"
+        elif self.num_words > 1:
+            yield f"{self.style.dim('in full:')} {_answer(self.drawn)}\n\n"
+        if self.rows:
+            yield legend(self.style, signed=self.signed)
+        if self.finished is not None:
+            yield self.style.dim(_summary(self.finished)) + "\n"
+
+    def _next_word(self) -> list[Token] | None:
+        """Take the first word that is whole and explained: another one has begun behind it, or the stream is over."""
+        length = _word_length(self.waiting)
+        if self.finished is not None:
+            return self._take_waiting(length) if length else None
+        whole = length < len(self.waiting)
+        explained = all(token.index in self.rows for token in self.waiting[:length])
+        return self._take_waiting(length) if whole and explained else None
+
+    def _take_waiting(self, count: int) -> list[Token]:
+        word, self.waiting = self.waiting[:count], self.waiting[count:]
+        return word
+
+    def _draw_word(self, word: list[Token]) -> str:
+        row: Row = {}
+        for token in word:
+            for column, score in self.rows.get(token.index, {}).items():
+                row[column] = row.get(column, 0.0) + score
+        passages = (*self.passages, *_completion_passage(self.drawn))
+        self.drawn += word
+        if all(token.special and not token.text for token in word):
+            return ""  # the model's own punctuation, such as its end of turn, which the summary tells
+        self.num_words += 1
+        name = self.style.bold(visible(_label(word)))
+        if not row:
+            return f"{name}  {self.style.dim('not explained')}\n\n"
+        self.signed = self.signed or any(score < 0 for score in row.values())
+        return f"{name}  {self.style.dim(_sums(row, passages))}\n{heat_map(passages, row, self.style)}\n"
+
+
+def _prompt_passages(started: Started) -> Iterator[Passage]:
+    """Yield one passage a message, or one for a raw prompt, without what the template and the tokenizer added."""
+    columns = _columns_by_token(started)
+    written = [(i, token) for i, token in enumerate(started.prompt_tokens) if _is_written(token)]
+    for message, group in groupby(written, key=lambda pair: pair[1].message):
+        tokens = list(group)
+        start, end = min(token.start for _, token in tokens), max(token.end for _, token in tokens)
+        spans = tuple(
+            Span(token.start - start, token.end - start, column) for i, token in tokens for column in columns.get(i, ())
+        )
+        label = "" if message is None else tokens[0][1].role or ""
+        yield Passage(label, started.prompt_text[start:end], spans)
+
+
+def _columns_by_token(started: Started) -> dict[int, list[int]]:
+    if not started.sources:
+        return {index: [index] for index in range(len(started.prompt_tokens))}
+    columns: dict[int, list[int]] = {}
+    for column, source in enumerate(started.sources):
+        for index in source.token_indexes:
+            columns.setdefault(index, []).append(column)
+    return columns
+
+
+def _is_written(token: PromptToken) -> bool:
+    return token.role != "template" and not token.special and token.end > token.start
+
+
+def _completion_passage(tokens: list[Token]) -> Iterator[Passage]:
+    """Yield the completion so far, where it is scored too."""
+    scored = [token for token in tokens if token.source_index is not None]
+    if scored:
+        start = tokens[0].start
+        spans = tuple(
+            Span(t.start - start, t.end - start, t.source_index) for t in scored if t.source_index is not None
+        )
+        yield Passage("so far", "".join(token.text for token in tokens), spans)
+
+
+def _row(attribution: Attribution) -> Row:
+    columns = attribution.source_indexes or range(len(attribution.scores))
+    return dict(zip(columns, attribution.scores, strict=True))
+
+
+def _word_length(tokens: list[Token]) -> int:
+    """Count the tokens of the first word, up to where another begins. White space belongs to the word after it."""
+    text = ""
+    for length, token in enumerate(tokens):
+        if length and _begins_word(text, tokens[length - 1], token):
+            return length
+        text += token.text
+    return len(tokens)
+
+
+def _begins_word(text: str, before: Token, token: Token) -> bool:
+    """Whether a token begins a word, with `text` of the one under way before it."""
+    if before.special or token.special:
+        return True
+    first, last = token.text[:1], text[-1:]
+    apart = first.isspace() or last.isspace() or _is_ideograph(first) or (_is_ideograph(last) and first != "")
+    return apart and not (text == "" or text.isspace())
+
+
+def _is_ideograph(char: str) -> bool:
+    """Whether words are written without spaces around it."""
+    return char != "" and unicodedata.east_asian_width(char) == "W"
+
+
+def _label(word: list[Token]) -> str:
+    text = "".join(token.text for token in word)
+    return text.strip() or text or "(a token without text)"
+
+
+def _answer(tokens: list[Token]) -> str:
+    return _lines_visible("".join(token.text for token in tokens).strip())
+
+
+def _lines_visible(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def _sums(row: Row, passages: Iterable[Passage]) -> str:
+    drawn = {span.column for passage in passages for span in passage.spans}
+    finite = {column: score for column, score in row.items() if math.isfinite(score)}
+    total = sum(map(abs, finite.values()))
+    largest = max((finite[column] for column in finite.keys() & drawn), key=abs, default=0.0)
+    elsewhere = sum(abs(score) for column, score in finite.items() if column not in drawn)
+    return f"largest {largest:.3g}" + (
+        f" · {elsewhere / total:.0%} on tokens not shown" if elsewhere >= 0.005 * total > 0 else ""
+    )
+
+
+def _summary(finished: Finished) -> str:
+    reason = {
+        "end_of_text": "the model ended its turn",
+        "stop_text": f"met the stop text {visible(finished.stop)}",
+        "max_new_tokens": "reached max_new_tokens",
+        "end_of_completion": "the whole completion",
+    }.get(finished.reason or "", "ended")
+    timings = finished.timings
+    seconds = timings.queue_seconds + timings.prefill_seconds + timings.decode_seconds + timings.attribution_seconds
+    count = finished.usage.completion_tokens
+    return f"{count} token{'' if count == 1 else 's'}, {reason}, {seconds:.2f} s"

@@ -1,0 +1,241 @@
+"""A completion with the attribution of its tokens: the events of one stream, collected."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from gradellm.errors import InvalidExplanationError
+from gradellm.plain import MalformedError, from_plain, to_plain
+from gradellm.results import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gradellm.terminal import ColorMode, Theme
+
+__all__ = ["Collector", "Explanation"]
+
+_FORMAT = "gradellm.explanation"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A completion and why: which parts of the prompt each of its tokens came from.
+
+    It prints as its text; `scores`, `sources` and `matrix()` have the attribution.
+    """
+
+    started: Started
+    """How the request was understood."""
+    tokens: tuple[Token, ...]
+    """The completion's tokens; those that the request forced are not among them."""
+    attributions: tuple[Attribution, ...]
+    """As sent, by `token_index`. Forced tokens can have one."""
+    finished: Finished | None
+    """Why the completion ended, and what it took. None where the events broke off before."""
+
+    def __post_init__(self) -> None:
+        for what, indexes in (
+            ("tokens", [token.index for token in self.tokens]),
+            ("attributions", [row.token_index for row in self.attributions]),
+        ):
+            if any(index < 0 for index in indexes) or any(b <= a for a, b in pairwise(indexes)):
+                raise InvalidExplanationError(f"{what}: their places in the completion must rise from 0: {indexes}")
+        if any(b.index != a.index + 1 for a, b in pairwise(self.tokens)):
+            raise InvalidExplanationError("tokens: one is missing between the first and the last")
+        num_prompt_columns = len(self._prompt_sources)
+        for row in self.attributions:
+            columns = range(num_prompt_columns + row.token_index)  # the prompt and the tokens before this one
+            where = f"attributions: that of token {row.token_index}"
+            if row.source_indexes and len(row.source_indexes) != len(row.scores):
+                raise InvalidExplanationError(
+                    f"{where} has {len(row.scores)} scores for {len(row.source_indexes)} source_indexes"
+                )
+            if len(row.scores) > len(columns) or any(index not in columns for index in row.source_indexes):
+                raise InvalidExplanationError(f"{where} has more than the {len(columns)} columns that lie before it")
+        for token in self.tokens:
+            if token.source_index is not None and token.source_index not in range(num_prompt_columns + token.index + 1):
+                raise InvalidExplanationError(f"tokens: the source_index of token {token.index} lies behind it")
+
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> Explanation:
+        """Collect the events of one stream, or its beginning.
+
+        Raises InvalidExplanationError where they are not in a stream's order.
+        """
+        collector = Collector()
+        for event in events:
+            collector.add(event)
+        return collector.explanation()
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events that it was made of, each attribution as early as can be."""
+        yield Event(started=self.started)
+        rows = list(self.attributions)
+        for token in self.tokens:
+            yield Event(token=token)
+            while rows and rows[0].token_index <= token.index:
+                yield Event(attribution=rows.pop(0))
+        for row in rows:
+            yield Event(attribution=row)
+        if self.finished is not None:
+            yield Event(finished=self.finished)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """The completion's text."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def prompt_text(self) -> str:
+        """The text that the prompt's tokens were made from, chat template included."""
+        return self.started.prompt_text
+
+    @property
+    def prompt_tokens(self) -> tuple[PromptToken, ...]:
+        """The prompt's tokens."""
+        return self.started.prompt_tokens
+
+    @property
+    def provenance(self) -> Provenance:
+        """All that it takes to compute the same again."""
+        return self.started.provenance
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """What the columns of scores stand for: the prompt's tokens, words or segments, then generated tokens."""
+        prompt = self._prompt_sources
+        completion: dict[int, list[Token]] = {}
+        for token in self.tokens:
+            if token.source_index is not None:
+                completion.setdefault(token.source_index, []).append(token)
+        last = max((*completion, *(_last_column(row) for row in self.attributions)), default=-1)
+        behind = []
+        for column in range(len(prompt), last + 1):
+            parts = completion.get(column, [])  # none for a forced token, which is not sent back
+            text = "".join(token.text for token in parts)
+            label = text.strip() if self.started.sources else text  # as the prompt's words and tokens have it
+            behind.append(Source(label, (), tuple(token.index for token in parts)))
+        return (*prompt, *behind)
+
+    @property
+    def _prompt_sources(self) -> tuple[Source, ...]:
+        if self.started.sources:
+            return self.started.sources
+        return tuple(Source(token.text, (index,)) for index, token in enumerate(self.prompt_tokens))
+
+    @cached_property
+    def _rows(self) -> dict[int, Attribution]:
+        return {row.token_index: row for row in self.attributions}
+
+    @property
+    def scores(self) -> tuple[tuple[float, ...], ...]:
+        """One row a token, in the order of `tokens`: its raw scores. A token that was not explained has an empty row.
+
+        A row has one score a column of `sources`, as many as there are before its token; with top_k_sources one score
+        for each of the same row of `source_indexes`.
+        """
+        return tuple(row.scores if (row := self._rows.get(token.index)) else () for token in self.tokens)
+
+    @property
+    def source_indexes(self) -> tuple[tuple[int, ...], ...]:
+        """With top_k_sources: one row a token, the columns of its scores. Else empty rows."""
+        return tuple(row.source_indexes if (row := self._rows.get(token.index)) else () for token in self.tokens)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the scores as a numpy array, [tokens, sources]. NaN where a token has no score. Needs numpy."""
+        import numpy as np
+
+        matrix = np.full((len(self.tokens), len(self.sources)), np.nan)
+        for values, scores, columns in zip(matrix, self.scores, self.source_indexes, strict=True):
+            values[list(columns) or slice(len(scores))] = scores
+        return matrix
+
+    def to_json(self) -> str:
+        """Write all of it as JSON, one line. `from_json` gives back an equal explanation."""
+        plain = {"format": _FORMAT, "version": _VERSION, **to_plain(self)}
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Explanation:
+        """Read what `to_json` wrote.
+
+        Raises InvalidExplanationError where it is something else, or of a version that is not known here.
+        """
+        try:
+            plain = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise InvalidExplanationError(f"this is not JSON: {error}") from error
+        if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
+            raise InvalidExplanationError(f'this is not an explanation: it has no "format": "{_FORMAT}"')
+        version = plain.pop("version", None)
+        if type(version) is not int or version != _VERSION:
+            raise InvalidExplanationError(
+                f"the explanation has version {version!r}; this gradellm reads version {_VERSION} alone"
+            )
+        try:
+            return from_plain(cls, plain)
+        except MalformedError as error:
+            raise InvalidExplanationError(f"the explanation is malformed: {error}") from error
+
+    def to_ansi(self, *, width: int = 80, color: ColorMode = "always", theme: Theme = "dark", fold: bool = True) -> str:
+        """Draw the completion word by word for a terminal, each over the prompt's text with its attribution in colour.
+
+        `width` is in columns; `color="never"` draws with blocks under the text; `theme` is the terminal's background.
+        Of long prompts only the lines that matter to a word are drawn, with `fold=False` every line.
+        """
+        from gradellm.drawing import draw
+        from gradellm.terminal import Style
+
+        return "".join(draw(self.events(), Style.of(width=width, color=color, theme=theme, fold=fold)))
+
+
+class Collector:
+    """Takes the events of one stream one by one, for both clients."""
+
+    def __init__(self) -> None:
+        self._started: Started | None = None
+        self._tokens: list[Token] = []
+        self._rows: list[Attribution] = []
+        self._finished: Finished | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the next event. Raises InvalidExplanationError where it cannot come now."""
+        if self._finished is not None:
+            raise InvalidExplanationError("events: something follows `finished`; give the events of one stream")
+        if (event.started is None) != (self._started is not None):
+            raise InvalidExplanationError("events: `started` must come first and once; give the events of one stream")
+        if event.started is not None:
+            self._started = event.started
+        elif event.token is not None:
+            self._tokens.append(event.token)
+        elif event.attribution is not None:
+            self._rows.append(event.attribution)
+        else:
+            self._finished = event.finished
+
+    def explanation(self) -> Explanation:
+        """Return what was collected. Raises InvalidExplanationError where nothing was."""
+        if self._started is None:
+            raise InvalidExplanationError("events: there are none, not even `started`")
+        rows = sorted(self._rows, key=lambda row: row.token_index)
+        return Explanation(self._started, tuple(self._tokens), tuple(rows), self._finished)
+
+
+def _last_column(row: Attribution) -> int:
+    return max(row.source_indexes) if row.source_indexes else len(row.scores) - 1
+
+
+def _refuse_constant(name: str) -> Any:  # noqa: ANN401  (json's own hook)
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,395 @@
+"""From keywords to request protos, checked as far as can be done without the server.
+
+The server knows the model and its limits, so it judges values; here is judged what could not be said on the wire, or
+would be said wrong: types, integers out of range, unknown names, and choices of "exactly one of". Every error names its
+keyword. The keywords of a call are one TypedDict, the same for both clients.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from gradellm.errors import InvalidRequestError
+from gradellm.responses import enum_names
+from gradellm.v1 import explainer_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+    from gradellm.results import (
+        Loosening,
+        Magnitude,
+        NormaliseOver,
+        Preset,
+        Rectify,
+        Resolution,
+        Rotary,
+        Similarity,
+        Sources,
+    )
+
+__all__ = [
+    "AttributeKeywords",
+    "AttributionKeywords",
+    "CallKeywords",
+    "GenerateKeywords",
+    "TokenizeKeywords",
+    "attribute_request",
+    "deadline",
+    "generate_request",
+    "server_info_request",
+    "tokenize_request",
+]
+
+Message = Mapping[str, str] | tuple[str, str]
+"""A turn of a conversation: {"role": ..., "content": ...}, or (role, content)."""
+Segment = tuple[int, int] | tuple[int, int, int]
+"""A stretch of the caller's text in code points: (start, end) of a prompt, or (message, start, end) of messages."""
+
+
+class CallKeywords(TypedDict, total=False):
+    """The keyword of every call."""
+
+    timeout: float | None
+    """Seconds until the call fails with DeadlineExceededError. None, the default, means no limit."""
+
+
+class InputKeywords(TypedDict, total=False):
+    """The prompt in its other forms. Exactly one of prompt, messages and prompt_ids must be given."""
+
+    messages: Sequence[Message] | None
+    """A conversation, rendered by the model's chat template."""
+    prompt_ids: Sequence[int] | None
+    """Token ids, taken as they are."""
+    segments: Mapping[str, Segment] | None
+    """Named stretches of the prompt, such as the documents of a retrieval prompt."""
+
+
+class AttributionKeywords(TypedDict, total=False):
+    """What to explain, and how. A keyword that is left out, or None, has its preset's value."""
+
+    attribution: Preset | None
+    """The preset: "paper" (the default), "unloosened", "grad_eclip" or "knockout". None turns attribution off."""
+    method: str | None
+    """The method's name, "grad_ellm" by default; `server_info().methods` lists them."""
+    loosening: Loosening | None
+    layers: Literal["all"] | int | Sequence[int] | None
+    """"all", how many of the last, or which, counted from the embedding side, 0 first."""
+    similarity: Similarity | None
+    rotary: Rotary | None
+    rectify: Rectify | None
+    magnitude: Magnitude | None
+    normalise_over: NormaliseOver | None
+    target: int | None
+    """Explain this token id's logit at every step, instead of the generated token's own."""
+    contrast: int | str | None
+    """Explain why the target and not this: a token id, a text's first token, or "runner_up"."""
+    sources: Sources | None
+    """Score the "prompt" (the default), or the "prefix": the completion so far as well."""
+    resolution: Resolution | None
+    """One score a "token" (the default), a "word" or a "segment"."""
+    top_k_sources: int | None
+    """Return only this many scores a token, the largest by magnitude."""
+
+
+class TokenizeKeywords(CallKeywords, InputKeywords, total=False):
+    """The keywords of `tokenize`."""
+
+
+class GenerateKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=False):
+    """The keywords of `generate` and `explain`."""
+
+    max_new_tokens: int | None
+    """Tokens of the completion at most; by default 256, or what the context leaves."""
+    temperature: float | None
+    """0, the default, is greedy decoding."""
+    top_k: int | None
+    """Sample from the k most probable tokens; 0, the default, means all."""
+    top_p: float | None
+    """Sample from the most probable tokens that hold this probability, in (0, 1]; 1, the default, means all."""
+    seed: int | None
+    """Makes sampling repeatable. The server chooses one by default and returns it in the provenance."""
+    stop: str | Sequence[str] | None
+    """End the completion before the first of these texts."""
+    num_alternatives: int | None
+    """Return this many most probable tokens beside each generated one."""
+    forced_ids: Sequence[int] | None
+    """Token ids that the completion begins with: resume after them."""
+    first_attribution: int | None
+    """The first completion token to explain, at most the number of forced ones (the default)."""
+
+
+class AttributeKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=False):
+    """The keywords of `attribute`. Exactly one of completion and completion_ids must be given."""
+
+    completion: str | None
+    """The completion as text."""
+    completion_ids: Sequence[int] | None
+    """The completion as token ids."""
+    num_alternatives: int | None
+    """Return this many most probable tokens beside each completion token."""
+
+
+def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.GenerateRequest:
+    """Build the request of `generate` and `explain`."""
+    _refuse_unknown("generate", keywords, GenerateKeywords)
+    stop = keywords.get("stop")
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else _items("stop", stop)
+    request = pb.GenerateRequest(
+        input=_input(prompt, keywords),
+        max_new_tokens=_optional(_int32, "max_new_tokens", keywords),
+        temperature=_optional(_float, "temperature", keywords),
+        top_k=_optional(_int32, "top_k", keywords),
+        top_p=_optional(_float, "top_p", keywords),
+        seed=_optional(_int64, "seed", keywords),
+        stop=[_text("stop", text) for text in stops],
+        num_alternatives=_optional(_int32, "num_alternatives", keywords),
+        forced_ids=_optional(_int32s, "forced_ids", keywords),
+        first_attribution=_optional(_int32, "first_attribution", keywords),
+    )
+    if keywords.get("attribution", "paper") is not None:
+        request.attribution.CopyFrom(_attribution(keywords))
+    else:
+        _refuse_attribution_keywords(keywords)
+    return request
+
+
+def attribute_request(prompt: str | None, keywords: AttributeKeywords) -> pb.AttributeRequest:
+    """Build the request of `attribute` and `attribute_events`."""
+    _refuse_unknown("attribute", keywords, AttributeKeywords)
+    _exactly_one({name: keywords.get(name) for name in ("completion", "completion_ids")})
+    if keywords.get("attribution", "paper") is None:
+        raise InvalidRequestError.of("attribution", "None turns attribution off, and attribute() does nothing else")
+    return pb.AttributeRequest(
+        input=_input(prompt, keywords),
+        completion=_optional(_text, "completion", keywords),
+        completion_ids=_optional(_some_int32s, "completion_ids", keywords),
+        attribution=_attribution(keywords),
+        num_alternatives=_optional(_int32, "num_alternatives", keywords),
+    )
+
+
+def tokenize_request(prompt: str | None, keywords: TokenizeKeywords) -> pb.TokenizeRequest:
+    """Build the request of `tokenize`."""
+    _refuse_unknown("tokenize", keywords, TokenizeKeywords)
+    return pb.TokenizeRequest(input=_input(prompt, keywords))
+
+
+def server_info_request(keywords: CallKeywords) -> pb.GetServerInfoRequest:
+    """Build the request of `server_info`."""
+    _refuse_unknown("server_info", keywords, CallKeywords)
+    return pb.GetServerInfoRequest()
+
+
+def deadline(keywords: CallKeywords) -> float | None:
+    """Return the keyword `timeout`, in seconds, checked."""
+    timeout = keywords.get("timeout")
+    if timeout is None:
+        return None
+    seconds = _float("timeout", timeout)
+    if not 0 < seconds < 1e9:  # gRPC reads some of the values outside as "no limit" and fails on others
+        raise InvalidRequestError.of("timeout", f"must be seconds above 0, or None for no limit, not {_shown(timeout)}")
+    return seconds
+
+
+# --- the parts of a request ---------------------------------------------------------------------------------------
+
+
+def _input(prompt: str | None, keywords: InputKeywords) -> pb.Input:
+    messages, segments = keywords.get("messages"), keywords.get("segments")
+    _exactly_one({"prompt": prompt, "messages": messages, "prompt_ids": keywords.get("prompt_ids")})
+    return pb.Input(
+        prompt=None if prompt is None else _text("prompt", prompt),
+        messages=None if messages is None else _messages(messages),
+        prompt_ids=_optional(_some_int32s, "prompt_ids", keywords),
+        segments=None if segments is None else _segments(segments, of_messages=messages is not None),
+    )
+
+
+def _messages(messages: Sequence[Message]) -> list[pb.Message]:
+    built = []
+    for index, message in enumerate(_items("messages", messages)):
+        name = f"messages[{index}]"
+        pair = message
+        if isinstance(message, Mapping):
+            if message.keys() != {"role", "content"}:
+                raise InvalidRequestError.of(name, f"needs the keys role and content alone, has {_listed(message)}")
+            pair = (message["role"], message["content"])
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InvalidRequestError.of(
+                name, f"must map role and content, or be a pair of them, not {_shown(message)}"
+            )
+        role, content = pair
+        built.append(pb.Message(role=_text(f"{name}.role", role), content=_text(f"{name}.content", content)))
+    if not built:
+        raise InvalidRequestError.of("messages", "is empty; a conversation has at least one message")
+    return built
+
+
+def _segments(segments: Mapping[str, Segment], *, of_messages: bool) -> list[pb.Segment]:
+    if not isinstance(segments, Mapping):
+        raise InvalidRequestError.of("segments", f"must map names to stretches of text, not {_shown(segments)}")
+    form = "(message, start, end) as the prompt is in messages" if of_messages else "(start, end)"
+    built = []
+    for name, stretch in segments.items():
+        where = f"segments[{name!r}]"
+        numbers = _int32s(where, stretch)
+        if len(numbers) != (3 if of_messages else 2):
+            raise InvalidRequestError.of(where, f"must be {form}, not {_shown(stretch)}")
+        *message, start, end = numbers
+        built.append(
+            pb.Segment(name=_text("segments", name), message=next(iter(message), None), start=start, end=end),
+        )
+    return built
+
+
+def _attribution(keywords: AttributionKeywords) -> pb.AttributionOptions:
+    contrast, layers = keywords.get("contrast"), keywords.get("layers")
+    return pb.AttributionOptions(
+        method=_optional(_text, "method", keywords),
+        preset=_enum(pb.Preset, "attribution", keywords),
+        loosening=_enum(pb.Loosening, "loosening", keywords),
+        layers=None if layers is None else _layers(layers),
+        similarity=_enum(pb.Similarity, "similarity", keywords),
+        rotary=_enum(pb.Rotary, "rotary", keywords),
+        rectify=_enum(pb.Rectify, "rectify", keywords),
+        magnitude=_enum(pb.Magnitude, "magnitude", keywords),
+        normalise_over=_enum(pb.NormaliseOver, "normalise_over", keywords),
+        target_token_id=_optional(_int32, "target", keywords),
+        contrast=None if contrast is None else _contrast(contrast),
+        sources=_enum(pb.Sources, "sources", keywords),
+        resolution=_enum(pb.Resolution, "resolution", keywords),
+        top_k_sources=_optional(_int32, "top_k_sources", keywords),
+    )
+
+
+def _layers(layers: object) -> pb.Layers | None:
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InvalidRequestError.of("layers", f'must be "all", a number or a list of indexes, not {layers!r}')
+        return None
+    if isinstance(layers, Iterable):
+        return pb.Layers(indexes=_some_int32s("layers", layers))
+    return pb.Layers(last=_int32("layers", layers))
+
+
+def _contrast(contrast: object) -> pb.Contrast:
+    if isinstance(contrast, str):
+        return pb.Contrast(runner_up=True) if contrast == "runner_up" else pb.Contrast(text=_text("contrast", contrast))
+    return pb.Contrast(token_id=_int32("contrast", contrast))
+
+
+# --- checks, each naming its keyword ------------------------------------------------------------------------------
+
+
+def _refuse_unknown(call: str, keywords: Mapping[str, object], known: type) -> None:
+    names = list(known.__annotations__)
+    for name in keywords.keys() - names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
+        raise TypeError(f"{call}() has no keyword {name}{hint}")
+
+
+def _refuse_attribution_keywords(keywords: Mapping[str, object]) -> None:
+    names = [*AttributionKeywords.__annotations__, "first_attribution"]
+    for name in names:
+        if keywords.get(name) is not None:
+            raise InvalidRequestError.of(name, "has no meaning with attribution=None, which turns attribution off")
+
+
+def _exactly_one(choices: Mapping[str, object]) -> None:
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) != 1:
+        *names, last = choices
+        wanted = f"exactly one of {', '.join(names)} and {last} must be given"
+        raise InvalidRequestError.of(given[1] if given else next(iter(choices)), f"{wanted}; given: {_listed(given)}")
+
+
+def _optional(check: Callable[[str, object], Any], name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    value = keywords.get(name)
+    return None if value is None else check(name, value)
+
+
+def _enum(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401  (any of the enums)
+    value = keywords.get(name)
+    if value is None:
+        return None
+    numbers = {known: number for number, known in enum_names(enum.DESCRIPTOR).items()}
+    if not isinstance(value, str) or value not in numbers:
+        raise InvalidRequestError.of(name, f"must be one of {_listed(numbers)}, not {_shown(value)}")
+    return numbers[value]
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError.of(name, f"must be a text, not {_shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError.of(
+            name, f"has half a surrogate pair at position {error.start}, which no text can carry; decode it anew"
+        ) from error
+    return value
+
+
+def _float(name: str, value: object) -> float:
+    if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        raise InvalidRequestError.of(name, f"must be a number, not {_shown(value)}")
+    try:
+        return float(value)  # type: ignore[arg-type]  # has one of the two, as just asked
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequestError.of(name, f"must be a number that a float can hold, not {_shown(value)}") from error
+
+
+def _integer(name: str, value: object, bits: int) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]  # what has no index raises
+    except TypeError:
+        raise InvalidRequestError.of(name, f"must be an integer, not {_shown(value)}") from None
+    if not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
+        raise InvalidRequestError.of(name, f"must fit {bits} bits with sign, and {_shown(number)} does not")
+    return number
+
+
+def _int32(name: str, value: object) -> int:
+    return _integer(name, value, 32)
+
+
+def _int64(name: str, value: object) -> int:
+    return _integer(name, value, 64)
+
+
+def _int32s(name: str, values: object) -> list[int]:
+    return [_int32(f"{name}[{index}]", value) for index, value in enumerate(_items(name, values))]
+
+
+def _some_int32s(name: str, values: object) -> list[int]:
+    numbers = _int32s(name, values)
+    if not numbers:
+        raise InvalidRequestError.of(name, "is empty, which cannot be told from absent; leave it out or give some")
+    return numbers
+
+
+def _items(name: str, values: object) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidRequestError.of(name, f"must be a list, not {_shown(values)}")
+    try:
+        return list(values)
+    except TypeError:  # an array without dimensions
+        raise InvalidRequestError.of(name, f"must be a list, not {_shown(values)}") from None
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else text
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names)) or "none"

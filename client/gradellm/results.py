@@ -1,0 +1,276 @@
+"""What a server says, as frozen dataclasses. Their fields have the names of the proto's fields.
+
+A proto field that can be absent is None here; an enum's value is its lower-case name without the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Preset = Literal["paper", "unloosened", "grad_eclip", "knockout"]
+Loosening = Literal["min_max", "none"]
+Similarity = Literal["dot", "cosine"]
+Rotary = Literal["rotated", "unrotated"]
+Rectify = Literal["per_layer", "total", "none"]
+Magnitude = Literal["signed_sum", "head_abs", "channel_abs", "knockout"]
+NormaliseOver = Literal["visible", "prompt", "user"]
+Sources = Literal["prompt", "prefix"]
+Resolution = Literal["token", "word", "segment"]
+Role = Literal["template", "system", "user", "assistant", "tool", "other"]
+FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model behind a server."""
+
+    name: str
+    """The path or hub id it was loaded by."""
+    revision: str
+    """The hub revision; empty where it came from no hub."""
+    family: str
+    """Its family, as its configuration names it: llama, mistral, ..."""
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    """Empty where the model has no chat template."""
+    dtype: str
+    """What its weights are computed in: float32, bfloat16, ..."""
+    device: str
+    attention_kernel: str
+    """The attention arithmetic that ran."""
+    num_layers: int
+    num_heads: int
+    """Query heads a layer."""
+    num_key_value_heads: int
+    num_parameters: int
+    vocab_size: int
+    context_tokens: int
+    """Tokens it can attend to, prompt and completion together."""
+    has_chat_template: bool
+    """Whether it takes messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A way to explain a token."""
+
+    name: str
+    """What the keyword `method` takes."""
+    description: str
+    streams: bool
+    """Whether `generate` and `explain` offer it. `attribute` offers every method."""
+    switches: tuple[str, ...]
+    """The attribution keywords that it understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for at most."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    max_running_requests: int
+    max_queued_requests: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What is served."""
+
+    model: ModelInfo
+    methods: tuple[MethodInfo, ...]
+    limits: Limits
+    versions: Mapping[str, str]
+    """Versions of the software that computes, by package name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of the prompt. Offsets are code points of the rendered prompt text."""
+
+    id: int
+    text: str
+    """Empty for a token that the tokenizer added."""
+    start: int
+    end: int
+    """One past its last code point. Tokens that share a character overlap."""
+    role: Role | None
+    """Whose words it belongs to. None where not known."""
+    message: int | None
+    """Index of its message. None for template tokens and raw prompts."""
+    segment: str
+    """Its segment's name; empty where none."""
+    special: bool
+    """Whether it is one of the tokenizer's special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """An input as the model would see it."""
+
+    prompt_text: str
+    """What the tokens were made from, chat template included."""
+    tokens: tuple[PromptToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a column of scores stands for."""
+
+    label: str
+    token_indexes: tuple[int, ...]
+    """Indexes of its prompt tokens; empty for a part of the completion."""
+    completion_indexes: tuple[int, ...] = ()
+    """Places in the completion of its generated tokens, with sources="prefix"; empty for a part of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling settings as the server resolved them."""
+
+    max_new_tokens: int
+    temperature: float
+    """0: greedy."""
+    top_k: int
+    """0: all."""
+    top_p: float
+    seed: int
+    """The seed that was used, chosen by the server where the request had none."""
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributionSettings:
+    """Attribution settings as the server resolved them: the keywords of a request, every one said."""
+
+    method: str
+    preset: Preset | None
+    loosening: Loosening | None
+    layers: Literal["all"] | int | tuple[int, ...]
+    """"all", how many of the last, or which."""
+    similarity: Similarity | None
+    rotary: Rotary | None
+    rectify: Rectify | None
+    magnitude: Magnitude | None
+    normalise_over: NormaliseOver | None
+    target_token_id: int | None
+    """None: the generated token's own logit."""
+    contrast: int | str | None
+    """A token id, a text, or "runner_up"."""
+    sources: Sources | None
+    resolution: Resolution | None
+    top_k_sources: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """All that it takes to compute the same again."""
+
+    model: ModelInfo
+    versions: Mapping[str, str]
+    sampling: Sampling | None
+    attribution: AttributionSettings | None
+    """None where no attribution was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: how the request was understood."""
+
+    prompt_text: str
+    """What the prompt's tokens were made from, chat template included."""
+    prompt_tokens: tuple[PromptToken, ...]
+    sources: tuple[Source, ...]
+    """The columns over the prompt at resolution word or segment; empty at resolution token."""
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have come."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the completion. Offsets are code points of the completion's text."""
+
+    index: int
+    """Its place in the completion, from 0."""
+    id: int
+    text: str
+    """What it adds; empty for special tokens, for a part of a character, and from a stop text on."""
+    start: int
+    end: int
+    logprob: float
+    """Natural logarithm of its probability under the model, before temperature, top_k and top_p."""
+    alternatives: tuple[Alternative, ...]
+    special: bool
+    source_index: int | None
+    """Its column in later rows, with sources="prefix"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """How much each source contributed to one token."""
+
+    token_index: int
+    """The token's place in the completion."""
+    scores: tuple[float, ...]
+    """One raw score a source; with top_k_sources one for each of `source_indexes`."""
+    source_indexes: tuple[int, ...]
+    """With top_k_sources: which sources, the largest score by magnitude first. Else empty."""
+    target_token_id: int
+    """The token whose logit was explained."""
+    contrast_token_id: int | None
+    """The token whose logit was taken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was counted, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Forced ones included."""
+    attributed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What it took, in seconds."""
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    """Without attribution."""
+    attribution_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event."""
+
+    reason: FinishReason | None
+    """Why the stream ended. None where the server is newer and gives a reason that this client does not know."""
+    stop: str
+    """The stop text that was met."""
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream: exactly one of the four is not None."""
+
+    started: Started | None = None
+    token: Token | None = None
+    attribution: Attribution | None = None
+    finished: Finished | None = None

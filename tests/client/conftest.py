@@ -1,0 +1,200 @@
+"""A server without a model, behind a real channel: it plays what a test tells it to, and notes what it was asked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+
+import gradellm
+import grpc
+import hypothesis
+import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm.v1 import explainer_pb2_grpc
+from grpc_status import rpc_status
+
+PROMPT = "Once upon a time"
+
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
+
+
+def started(prompt: str = PROMPT, **changes: object) -> pb.Started:
+    """One prompt token a word, after a token that the tokenizer adds."""
+    tokens = [pb.PromptToken(id=1, role=pb.ROLE_TEMPLATE, special=True)]
+    position = 0
+    for word in prompt.split(" "):
+        start, position = position, position + len(word) + bool(position)
+        tokens.append(
+            pb.PromptToken(
+                id=len(tokens) + 1, text=prompt[start:position], start=start, end=position, role=pb.ROLE_USER
+            )
+        )
+    fields: dict[str, object] = {
+        "prompt_text": prompt,
+        "prompt_tokens": tokens,
+        "provenance": pb.Provenance(
+            model=pb.ModelInfo(name="fake", num_layers=2),
+            versions={"torch": "2", "gradellm": "1"},
+            sampling=pb.Sampling(max_new_tokens=3, top_p=1.0, seed=7),
+            attribution=pb.AttributionOptions(method="grad_ellm", preset=pb.PRESET_PAPER, layers=pb.Layers(last=2)),
+        ),
+    }
+    return pb.Started(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def play(words: tuple[str, ...] = (" there", " was", "n't")) -> list[Message]:
+    """The parts of a whole stream: each word's row scores one prompt token at 1 and the others at a quarter."""
+    parts: list[Message] = [started()]
+    position = 0
+    for index, word in enumerate(words):
+        parts.append(
+            pb.Token(index=index, id=50 + index, text=word, start=position, end=position + len(word), logprob=-0.5)
+        )
+        scores = [1.0 if column == 1 + index % 4 else 0.25 for column in range(5)]
+        parts.append(pb.Attribution(token_index=index, scores=scores, target_token_id=50 + index))
+        position += len(word)
+    usage = pb.Usage(prompt_tokens=5, completion_tokens=len(words), attributed_tokens=len(words))
+    parts.append(pb.Finished(reason=pb.FINISH_REASON_MAX_NEW_TOKENS, usage=usage, timings=pb.Timings(decode_seconds=1)))
+    return parts
+
+
+class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
+    """Answers with `parts`, then fails with `failure` where there is one."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.requests: list[Message] = []
+        self.parts = play()
+        self.failure: grpc.Status | None = None
+        self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
+        self.asked = threading.Event()
+        self.cancelled = threading.Event()
+
+    def fail(self, code: int, message: str, *details: Message) -> None:
+        status = status_pb2.Status(code=code, message=message)
+        for detail in details:
+            status.details.add().Pack(detail)
+        self.failure = rpc_status.to_status(status)
+
+    def overload(self) -> None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(1500)
+        info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="gradellm")
+        self.parts = []
+        self.fail(code_pb2.RESOURCE_EXHAUSTED, "8 requests wait already, which is the limit", retry, info)
+
+    def _stream(
+        self, request: Message, context: grpc.ServicerContext, response: Callable[..., Message]
+    ) -> Iterator[Message]:
+        self.requests.append(request)
+        self.asked.set()
+        context.add_callback(self.cancelled.set)
+        for part in self.parts:
+            yield response(**{type(part).__name__.lower(): part})
+        if self.hold.is_set():
+            self.cancelled.wait(20)
+        self._end(context)
+
+    def _end(self, context: grpc.ServicerContext) -> None:
+        if self.failure is not None:
+            context.abort_with_status(self.failure)
+
+    def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
+        return self._stream(request, context, pb.GenerateResponse)
+
+    def Attribute(self, request: pb.AttributeRequest, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
+        return self._stream(request, context, pb.AttributeResponse)
+
+    def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
+        self.requests.append(request)
+        self._end(context)
+        return pb.TokenizeResponse(prompt_text=PROMPT, tokens=started().prompt_tokens)
+
+    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
+        self.requests.append(request)
+        self._end(context)
+        return pb.GetServerInfoResponse(
+            model=pb.ModelInfo(name="fake", family="llama", num_parameters=260_000, has_chat_template=True),
+            methods=[pb.MethodInfo(name="grad_ellm", description="Grad-ELLM.", streams=True, switches=["layers"])],
+            limits=pb.Limits(max_prompt_tokens=512, max_new_tokens=64),
+            versions={"torch": "2"},
+        )
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeServer]:
+    """The fake server, on a Unix socket."""
+    servicer = FakeServer()
+    servicer.target = f"unix:{tmp_path}/fake.sock"
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(servicer.target)
+    server.start()
+    yield servicer
+    servicer.cancelled.set()
+    server.stop(None).wait()
+
+
+_SERVER_MODULE = '''
+"""A server process without a model. --model says how it behaves."""
+import argparse, os, signal, sys, threading, time
+from concurrent import futures
+import gradellm
+import grpc
+import hypothesis
+from gradellm.v1 import explainer_pb2 as pb, explainer_pb2_grpc
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--listen")
+parser.add_argument("--exit-with-stdin", action="store_true")
+parser.add_argument("--model", default="demo")
+parser.add_argument("--dtype", default="float32")
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--num-late-answers", type=int, default=0)
+args = parser.parse_args()
+print("loading", args.model, file=sys.stderr, flush=True)
+if args.model == "absent":
+    sys.exit("error: there is no model absent")
+if args.model == "too large":
+    os.kill(os.getpid(), signal.SIGKILL)
+if args.model == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Servicer(explainer_pb2_grpc.ExplainerServiceServicer):
+    late = args.num_late_answers
+
+    def GetServerInfo(self, request, context):
+        if self.late:
+            self.late -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
+        return pb.GetServerInfoResponse(model=pb.ModelInfo(name=args.model, dtype=args.dtype, device=args.device))
+
+
+server = grpc.server(futures.ThreadPoolExecutor(2))
+explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(Servicer(), server)
+if args.model != "hanging":
+    server.add_insecure_port(args.listen)
+    server.start()
+sys.stdin.read()
+if args.model == "stubborn":
+    time.sleep(60)
+'''
+
+
+@pytest.fixture
+def server_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the real gradellm_server in every process that is started."""
+    package = tmp_path / "path" / "gradellm_server"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(_SERVER_MODULE)
+    client = Path(next(iter(gradellm.__path__))).parent
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{client}")
+    monkeypatch.setattr("gradellm.local._SERVER_PACKAGES", ())

@@ -1,0 +1,81 @@
+"""A real server on a loopback port, in a thread of the test's process so that its inside can be looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+from gradellm.v1 import explainer_pb2_grpc
+from gradellm_server.server import Server
+from gradellm_server.settings import ServerSettings
+
+from gradellm_engine import Engine
+
+Result = TypeVar("Result")
+
+
+class RunningServer:
+    """A server and the event loop that it lives on."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.server = self.run(self._start(settings))
+        self.address = self.server.address
+        self.channel = grpc.insecure_channel(self.address)
+        self.stub = explainer_pb2_grpc.ExplainerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+
+    async def _start(self, settings: ServerSettings) -> Server:
+        server = Server(settings)
+        await server.start(self.engine)
+        return server
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run something on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def close(self) -> None:
+        self.channel.close()
+        self.run(self.server.stop(grace_seconds=0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+Serving = Callable[..., AbstractContextManager[RunningServer]]
+
+
+@pytest.fixture(scope="session")
+def engine(model_path: Callable[[str], Path]) -> Engine:
+    return Engine.load(str(model_path("llama")))
+
+
+@pytest.fixture
+def serving(engine: Engine) -> Serving:
+    """Starts a server with the settings that a test wants."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[RunningServer]:
+        running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", **settings))
+        try:
+            yield running
+        finally:
+            running.close()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[RunningServer]:
+    """One server for all tests of a module."""
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"))
+    yield running
+    running.close()

@@ -1,0 +1,199 @@
+"""Every entrance checks what comes in: the right code, the field by its name, the limit, and the server goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from gradellm.v1 import explainer_pb2 as pb
+from grpc_status import rpc_status
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from server.conftest import RunningServer, Serving
+
+OPTIONS = pb.AttributionOptions
+PROMPT = pb.Input(prompt="Once upon a time")
+HELLO = pb.Message(role="user", content="Hello")
+
+
+def generate(given: pb.Input = PROMPT, **fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(input=given, **{"max_new_tokens": 2, **fields})
+
+
+def explained(**options: Any) -> pb.GenerateRequest:
+    return generate(attribution=OPTIONS(**options))
+
+
+def segments(*named: tuple[str, int, int]) -> pb.Input:
+    return pb.Input(prompt="Hello", segments=[pb.Segment(name=n, start=a, end=b) for n, a, b in named])
+
+
+# A request, the field that the answer names, and words that it says.
+CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
+    "no input": (pb.GenerateRequest(), "input", "none was given"),
+    "empty prompt": (generate(pb.Input(prompt="")), "input.prompt", "empty"),
+    "prompt and messages": (generate(pb.Input(prompt="a", messages=[HELLO])), "input", "exactly one"),
+    "prompt and ids": (generate(pb.Input(prompt="a", prompt_ids=[1])), "input", "exactly one"),
+    "over-long prompt": (generate(pb.Input(prompt="a" * 300)), "input", "301 tokens; the limit is 255"),
+    "role that the template refuses": (
+        generate(pb.Input(messages=[pb.Message(role="pirate", content="arr")])), "input.messages", "unknown role"),
+    "empty role": (generate(pb.Input(messages=[pb.Message(content="a")])), "input.messages[0].role", "empty"),
+    "token id beyond the vocabulary": (
+        generate(pb.Input(prompt_ids=[1, 261])), "input.prompt_ids[1]", "261 is not a token id; the vocabulary has ids 0"),
+    "negative token id": (generate(pb.Input(prompt_ids=[-1])), "input.prompt_ids[0]", "-1"),
+    "segment outside the text": (generate(segments(("a", 0, 6))), "input.segments[0]", "5 code points"),
+    "segment that is empty": (generate(segments(("a", 2, 2))), "input.segments[0]", "at least one"),
+    "segment before the text": (generate(segments(("a", -1, 2))), "input.segments[0]", "-1"),
+    "segments that overlap": (generate(segments(("a", 0, 3), ("b", 2, 4))), "input.segments[1]", "overlaps"),
+    "segments of one name": (generate(segments(("a", 0, 1), ("a", 2, 3))), "input.segments[1].name", "unique"),
+    "segment of a message that is not there": (
+        generate(pb.Input(messages=[HELLO], segments=[pb.Segment(name="a", message=1, start=0, end=1)])),
+        "input.segments[0].message", "index into the 1 messages"),
+    "zero max_new_tokens": (generate(max_new_tokens=0), "max_new_tokens", "at least 1"),
+    "more tokens than the context holds": (generate(max_new_tokens=250), "max_new_tokens", "at most 239"),
+    "NaN temperature": (generate(temperature=float("nan")), "temperature", "nan"),
+    "infinite temperature": (generate(temperature=float("inf")), "temperature", "finite"),
+    "negative temperature": (generate(temperature=-0.5), "temperature", "-0.5"),
+    "top_p over 1": (generate(top_p=1.5), "top_p", "at most 1"),
+    "top_p of 0": (generate(top_p=0.0), "top_p", "above 0"),
+    "NaN top_p": (generate(top_p=float("nan")), "top_p", "nan"),
+    "negative top_k": (generate(top_k=-1), "top_k", "at least 0"),
+    "negative seed": (generate(seed=-1), "seed", "2**63"),
+    "empty stop text": (generate(stop=["a", ""]), "stop[1]", "empty"),
+    "too many stop texts": (generate(stop=["a"] * 17), "stop", "at most 16"),
+    "too many alternatives": (generate(num_alternatives=21), "num_alternatives", "20"),
+    "forced id beyond the vocabulary": (generate(forced_ids=[999]), "forced_ids[0]", "999"),
+    "more forced tokens than max_new_tokens": (generate(forced_ids=[1, 2, 3]), "forced_ids", "allows 2"),
+    "first_attribution after the forced tokens": (
+        generate(forced_ids=[1], first_attribution=2), "first_attribution", "between 0 and"),
+    "unknown method": (explained(method="tea_leaves"), "attribution.method", "grad_ellm"),
+    "unknown preset": (explained(preset=99), "attribution.preset", "99"),
+    "unknown loosening": (explained(loosening=99), "attribution.loosening", "LOOSENING_MIN_MAX"),
+    "unknown resolution": (explained(resolution=99), "attribution.resolution", "RESOLUTION_WORD"),
+    "switches that do not go together": (
+        explained(loosening=pb.LOOSENING_NONE, similarity=pb.SIMILARITY_COSINE), "attribution.similarity", "loosening"),
+    "magnitude without its switches": (
+        explained(magnitude=pb.MAGNITUDE_HEAD_ABS), "attribution.magnitude", "rectify none"),
+    "a layer that is not there": (explained(layers=pb.Layers(indexes=[0, 3])), "attribution.layers", "layers 0 to 2"),
+    "more last layers than there are": (explained(layers=pb.Layers(last=4)), "attribution.layers", "has 3"),
+    "no last layer": (explained(layers=pb.Layers(last=0)), "attribution.layers", "1 or more"),
+    "layers said twice": (explained(layers=pb.Layers(last=1, indexes=[0])), "attribution.layers", "not both"),
+    "a layer twice": (explained(layers=pb.Layers(indexes=[1, 1])), "attribution.layers", "once"),
+    "target beyond the vocabulary": (explained(target_token_id=261), "attribution.target_token_id", "261"),
+    "contrast beyond the vocabulary": (
+        explained(contrast=pb.Contrast(token_id=-2)), "attribution.contrast.token_id", "-2"),
+    "contrast with nothing": (explained(contrast=pb.Contrast()), "attribution.contrast", "exactly one"),
+    "contrast with an empty text": (explained(contrast=pb.Contrast(text="")), "attribution.contrast.text", "empty"),
+    "no sources at all": (explained(top_k_sources=0), "attribution.top_k_sources", "at least 1"),
+}  # fmt: skip
+
+ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {
+    "no completion": (pb.AttributeRequest(input=PROMPT), "completion", "exactly one"),
+    "both completions": (
+        pb.AttributeRequest(input=PROMPT, completion="a", completion_ids=[1]),
+        "completion",
+        "exactly",
+    ),
+    "empty completion": (pb.AttributeRequest(input=PROMPT, completion=""), "completion", "empty"),
+    "bad completion id": (pb.AttributeRequest(input=PROMPT, completion_ids=[1, 261]), "completion_ids[1]", "261"),
+    "over-long completion": (pb.AttributeRequest(input=PROMPT, completion="a" * 240), "completion", "at most 239"),
+}
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, str], str]:
+    """The code, message, field violations and reason of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    error: Any = raised.value
+    status: status_pb2.Status | None = rpc_status.from_call(error)
+    assert status is not None, f"{error.code()} without details: {error.details()}"
+    violations: dict[str, str] = {}
+    reason = ""
+    for detail in status.details:
+        bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+        if detail.Unpack(bad):
+            violations |= {v.field: v.description for v in bad.field_violations}
+        elif detail.Unpack(info):
+            assert info.domain == "gradellm"
+            reason = info.reason
+    return error.code(), status.message, violations, reason
+
+
+def still_serves(server: RunningServer) -> bool:
+    return len(list(server.stub.Generate(explained()))) == 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_generate_names_what_is_wrong(server: RunningServer, name: str) -> None:
+    request, field, words = CASES[name]
+    code, message, violations, reason = refusal(lambda: list(server.stub.Generate(request)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason == "INVALID_REQUEST"
+    assert list(violations) == [field]
+    assert words in violations[field]
+    assert field in message
+    assert still_serves(server)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTE_CASES)
+def test_attribute_names_what_is_wrong(server: RunningServer, name: str) -> None:
+    request, field, words = ATTRIBUTE_CASES[name]
+    code, _, violations, _ = refusal(lambda: list(server.stub.Attribute(request)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert list(violations) == [field]
+    assert words in violations[field]
+
+
+MALFORMED = {
+    "malformed": b"\xff\xff\xff\xff",
+    "cut off": b"\x0a\x7f",  # a length that the message does not have
+    "not UTF-8": b"\x0a\x04\x0a\x02\xc3\x28",  # as input.prompt
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "payload"),
+    # To GetServerInfo, whose request is empty, the last is an unknown field: any bytes will do there.
+    [
+        pytest.param(method, payload, id=f"{method}, {name}")
+        for method in ("Generate", "Attribute", "Tokenize", "GetServerInfo")
+        for name, payload in MALFORMED.items()
+        if (method, name) != ("GetServerInfo", "not UTF-8")
+    ],
+)
+def test_bytes_that_are_no_message_are_invalid_not_unknown(server: RunningServer, method: str, payload: bytes) -> None:
+    streams = method in ("Generate", "Attribute")
+    channel: Any = server.channel
+    call = (channel.unary_stream if streams else channel.unary_unary)(f"/gradellm.v1.ExplainerService/{method}")
+    code, message, violations, _ = refusal(lambda: list(call(payload)) if streams else call(payload))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"gradellm.v1.{method}Request" in message
+    assert list(violations) == ["request"]
+    assert still_serves(server)
+
+
+@settings(max_examples=60, deadline=None)
+@given(payload=st.binary(max_size=60))
+def test_any_bytes_are_answered_or_blamed_on_the_caller(server: RunningServer, payload: bytes) -> None:
+    channel: Any = server.channel
+    call = channel.unary_unary("/gradellm.v1.ExplainerService/Tokenize").future(payload, timeout=30)
+    assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_read(serving: Serving) -> None:
+    with serving(max_message_bytes=2000) as small:
+        with pytest.raises(grpc.RpcError) as raised:
+            list(small.stub.Generate(generate(pb.Input(prompt="a" * 3000))))
+        error: Any = raised.value
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3" in error.details()
+        assert still_serves(small)
+
+
+def test_messages_need_a_chat_template(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.engine._model.tokenizer, "chat_template", None)
+    _, _, violations, _ = refusal(lambda: list(server.stub.Generate(generate(pb.Input(messages=[HELLO])))))
+    assert "no chat template" in violations["input.messages"]
