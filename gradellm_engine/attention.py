@@ -7,7 +7,7 @@ Notation (one query, G key-value heads, r query heads to each, N visible keys, w
                A = softmax(Z)                   with a sink: over Z and one logit that has no value
                o = A V                          [G, r, Dv]
     backward   U = (dl/do) V^T                  [G, r, N]
-               dZ = A * (U - (dl/do) . o)
+               dZ = A * (U - sum_j A_j U_j)     since (dl/do) . o = sum_j A_j U_j
                dR = c dZ, times the soft-cap's derivative
                dq = dR K;  dk_p = dR_p q;  dv_p = A_p (dl/do)
 
@@ -34,7 +34,6 @@ class AttentionForm:
         softcap: products are squashed to (-softcap, softcap); None for not.
         sinks: one logit a head that takes attention and gives no value, [H]; None for none.
         window: a token sees itself and the window - 1 tokens before it; None for all.
-
     """
 
     scaling: float
@@ -54,7 +53,7 @@ class AttentionForm:
 
 @dataclass(frozen=True)
 class OneQuery:
-    """The forward pass of one query, with what its backward pass needs.
+    """One query's attention, as its backward pass and the heat map need it.
 
     Attributes:
         q: the query. [G, r, D]
@@ -62,8 +61,6 @@ class OneQuery:
         V: the visible values. [G, N, Dv]
         R: query-key products, unscaled. [G, r, N]
         A: attention weights. [G, r, N]
-        o: the output. [G, r, Dv]
-
     """
 
     q: Tensor
@@ -71,7 +68,11 @@ class OneQuery:
     V: Tensor
     R: Tensor
     A: Tensor
-    o: Tensor
+
+    @property
+    def o(self) -> Tensor:
+        """The output. [G, r, Dv]"""
+        return self.A @ self.V
 
 
 def one_query_forward(q: Tensor, K: Tensor, V: Tensor, form: AttentionForm) -> OneQuery:
@@ -83,7 +84,16 @@ def one_query_forward(q: Tensor, K: Tensor, V: Tensor, form: AttentionForm) -> O
     else:
         sinks = form.sinks.to(Z.dtype).view(*Z.shape[:-1], 1)  # [G, r, 1]
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return OneQuery(q, K, V, R, A, A @ V)
+    return OneQuery(q, K, V, R, A)
+
+
+def one_query_output(q: Tensor, K: Tensor, V: Tensor, form: AttentionForm) -> Tensor:
+    """The output alone, by a stock kernel where there is one. [G, r, D], [G, N, D], [G, N, Dv] -> [G, r, Dv]"""
+    if form.is_plain:
+        # The r query heads of a group see the same keys, as r queries of one head would.
+        return F.scaled_dot_product_attention(q[None], K[None], V[None], scale=form.scaling)[0]
+    compute = torch.promote_types(q.dtype, torch.float32)
+    return one_query_forward(q.to(compute), K.to(compute), V.to(compute), form).o.to(q.dtype)
 
 
 def capped(R: Tensor, form: AttentionForm) -> Tensor:
@@ -100,7 +110,6 @@ class OneQueryGradients:
         dq: [G, r, D]
         dk: of the last key, the query's own. [G, D]
         dv: of the last value. [G, Dv]
-
     """
 
     dq: Tensor
@@ -113,9 +122,14 @@ def value_gradients(forward: OneQuery, w: Tensor) -> Tensor:
     return w @ forward.V.transpose(-1, -2)
 
 
+def mean_effect(A: Tensor, U: Tensor) -> Tensor:
+    """sum_j a_hj u_hj, which is (dl/do) . o: what each head's output does to the target. [G, r, N] -> [G, r, 1]"""
+    return (A * U).sum(-1, keepdim=True)
+
+
 def one_query_backward(forward: OneQuery, w: Tensor, U: Tensor, form: AttentionForm) -> OneQueryGradients:
     """Gradients from w = dl/do [G, r, Dv] and U = w V^T [G, r, N]."""
-    dZ = forward.A * (U - (w * forward.o).sum(-1, keepdim=True))
+    dZ = forward.A * (U - mean_effect(forward.A, U))
     dR = dZ * form.scaling
     if form.softcap is not None:
         dR = dR * (1 - torch.tanh(forward.R * (form.scaling / form.softcap)) ** 2)
@@ -138,7 +152,6 @@ def many_queries_forward(q: Tensor, K: Tensor, V: Tensor, start: int, form: Atte
 
     Returns:
         The output. [H, T, Dv]
-
     """
     (H, T, D), (G, N, _) = q.shape, K.shape
     first = form.first_visible(start)

@@ -35,6 +35,7 @@ from gradellm_engine.attention import (
     many_queries_forward,
     one_query_backward,
     one_query_forward,
+    one_query_output,
     value_gradients,
 )
 from gradellm_engine.errors import UnsupportedModelError
@@ -54,7 +55,6 @@ class _Explanation:
         selected: the layers that contribute, ascending.
         anchor: a leaf that requires a gradient, so that the graph starts where it is passed in.
         contributions: filled by the backward pass, by layer.
-
     """
 
     switches: GradEllm
@@ -72,7 +72,6 @@ class _Pass:
         start: position of the first new token.
         explanation: set for an explained step.
         rotary_embeddings: cosines and sines by attention module, kept where the unrotated query and key are wanted.
-
     """
 
     slot: KVSlot
@@ -118,7 +117,7 @@ def _attention(
     site = _Site(current, layer, form, buffers, None if unrotated is None else unrotated[0])
     explanation = current.explanation
     if explanation is None or layer < explanation.selected[0]:
-        return site.forward(query)[1], None
+        return site.output(query), None
     return _OneQueryAttention.apply(explanation.anchor, query, key, value, site), None  # type: ignore[no-untyped-call]
 
 
@@ -135,7 +134,6 @@ class _Site:
         form: the layer's kind of attention.
         buffers: its keys and values.
         unrotated_query: before the rotary embedding, where wanted. [1, H, 1, D]
-
     """
 
     run: _Pass
@@ -149,13 +147,17 @@ class _Site:
         """The positions that the query sees."""
         return slice(self.form.first_visible(self.run.start), self.run.start + 1)
 
-    def forward(self, query: Tensor) -> tuple[OneQuery, Tensor]:
-        """The arithmetic at float32 or better, and the model's output in its own type. [1, H, 1, D] -> [1, 1, H, Dv]"""
+    def output(self, query: Tensor) -> Tensor:
+        """What the model goes on with; the same numbers whether the step is explained or not. -> [1, 1, H, Dv]"""
+        K, V = self.buffers.keys[:, self.visible], self.buffers.values[:, self.visible]
+        return one_query_output(_grouped(query, K.shape[0]), K, V, self.form).reshape(1, 1, query.shape[1], -1)
+
+    def weights(self, query: Tensor) -> OneQuery:
+        """What the backward pass and the heat map need, in float32 or better. [1, H, 1, D]"""
         compute = torch.promote_types(query.dtype, torch.float32)
         K = self.buffers.keys[:, self.visible].to(compute)
         V = self.buffers.values[:, self.visible].to(compute)
-        forward = one_query_forward(_grouped(query, K.shape[0]).to(compute), K, V, self.form)
-        return forward, forward.o.reshape(1, 1, query.shape[1], -1).to(query.dtype)
+        return one_query_forward(_grouped(query, K.shape[0]).to(compute), K, V, self.form)
 
     def contribute(self, forward: OneQuery, w: Tensor, U: Tensor) -> None:
         """Leave the layer's contribution to the heat map, where the layer is selected."""
@@ -176,15 +178,15 @@ class _OneQueryAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: _Site) -> Tensor:  # noqa: ANN401
-        ctx.site = site
-        ctx.forward_result, output = site.forward(query)
-        return output
+        ctx.site, ctx.query = site, query.detach()
+        return site.output(query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        site, forward = ctx.site, ctx.forward_result
+        site: _Site = ctx.site
         (gradient,) = gradients  # [1, 1, H, Dv]
-        w = gradient.reshape(forward.o.shape).to(forward.o.dtype)
+        forward = site.weights(ctx.query)
+        w = gradient.reshape(*forward.q.shape[:2], -1).to(forward.q.dtype)  # [G, r, Dv]
         U = value_gradients(forward, w)
         site.contribute(forward, w, U)
         if not ctx.needs_input_grad[1]:
@@ -227,7 +229,6 @@ class ExplainedStep:
 
     Attributes:
         logits: of the next token. [V]
-
     """
 
     def __init__(self, logits: Tensor, head: _LogitHead, explanation: _Explanation) -> None:
@@ -294,7 +295,6 @@ class Decoder:
 
     Attributes:
         num_layers: attention layers, as met in a first pass.
-
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -302,7 +302,6 @@ class Decoder:
 
         Raises:
             UnsupportedModelError: where the model does not run with it, or some layer does not go through it.
-
         """
         model.requires_grad_(False).eval()
         model.set_attn_implementation("gradellm")
@@ -323,7 +322,7 @@ class Decoder:
         with torch.no_grad():
             self._forward(torch.zeros(1, dtype=torch.long), first)
         expected = self._model.config.get_text_config(decoder=True).num_hidden_layers
-        if sorted(first.attention_modules) != list(range(expected)):
+        if expected < 1 or sorted(first.attention_modules) != list(range(expected)):
             raise UnsupportedModelError(
                 f"{type(self._model).__name__}: {len(first.attention_modules)} of {expected} layers go through "
                 "Transformers' AttentionInterface; all must"

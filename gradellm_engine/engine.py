@@ -18,7 +18,7 @@ import torch
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.generation import Generation, Plan
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
-from gradellm_engine.prompts import Prompt, PromptInput, check_token_ids, decode, read_prompt
+from gradellm_engine.prompts import Prompt, PromptInput, check_text, check_token_ids, decode, read_prompt
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
 
@@ -33,7 +33,6 @@ class Engine:
         info: the model.
         max_prompt_tokens: tokens of a prompt at most; one more must fit the context.
         max_new_tokens: tokens of a completion at most.
-
     """
 
     def __init__(self, model: LoadedModel, *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> None:
@@ -64,6 +63,8 @@ class Engine:
             if threads < 1:
                 raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
             torch.set_num_threads(threads)
+        if max_new_tokens < 1:
+            raise ModelLoadError(f"completions of up to {max_new_tokens} tokens were asked for; at least 1 is needed")
         model = load_model(
             name,
             revision=revision,
@@ -80,7 +81,6 @@ class Engine:
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
-
         """
         if isinstance(given, str):
             given = PromptInput(prompt=given)
@@ -113,7 +113,6 @@ class Engine:
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
-
         """
         prompt = self.tokenize(given)
         sampling = self._resolved(sampling, prompt)
@@ -144,7 +143,6 @@ class Engine:
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
-
         """
         prompt = self.tokenize(given)
         if isinstance(completion, str):
@@ -196,7 +194,10 @@ class Engine:
         if contrast.token_id is not None:
             self._check_id("attribution.contrast.token_id", contrast.token_id)
             return contrast.token_id
+        check_text("attribution.contrast.text", contrast.text or "")
         encoded: Any = self._model.tokenizer(contrast.text, add_special_tokens=False)["input_ids"]
+        if not encoded:
+            raise InvalidRequestError("attribution.contrast.text", "has no tokens")
         return int(encoded[0])
 
     def _check_id(self, field: str, token_id: int) -> None:
@@ -233,10 +234,7 @@ class Engine:
         Prompt and completion are tokenised as one text: on its own, a completion's first token may be another. Where a
         token would straddle the boundary, the completion is tokenised alone, if that reads the same.
         """
-        try:
-            completion.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError("completion", "holds a lone surrogate, which is no character") from None
+        check_text("completion", completion)
         if not completion:
             raise InvalidRequestError("completion", "must not be empty")
         tokenizer = self._model.tokenizer
@@ -247,7 +245,8 @@ class Engine:
             if joint[: len(prompt.tokens)] == prompt.ids:
                 return [int(token_id) for token_id in joint[len(prompt.tokens) :]]
         alone: Any = tokenizer(completion, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        if decode(tokenizer, [*prompt.ids, *alone], skip_special_tokens=False).endswith(completion):
+        before = decode(tokenizer, prompt.ids, skip_special_tokens=False)
+        if decode(tokenizer, [*prompt.ids, *alone], skip_special_tokens=False) == before + completion:
             return [int(token_id) for token_id in alone]
         raise InvalidRequestError(
             "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"

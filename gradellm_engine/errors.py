@@ -20,7 +20,6 @@ class InvalidRequestError(EngineError, ValueError):
     Attributes:
         field: the request's field, by its name in the wire contract (`input.prompt`, `top_p`, `attribution.layers`).
         description: what was wrong, what the limit is and what to do.
-
     """
 
     def __init__(self, field: str, description: str) -> None:

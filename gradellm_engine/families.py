@@ -19,7 +19,6 @@ class Family:
     Attributes:
         rotary: whether its attention modules take rotary embeddings as `position_embeddings`, as the `rotary` switch
             needs.
-
     """
 
     rotary: bool = True
@@ -66,7 +65,6 @@ def family_of(model_type: str) -> Family:
 
     Raises:
         UnsupportedModelError: for a family without one, with the reason.
-
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]

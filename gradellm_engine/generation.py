@@ -24,7 +24,7 @@ from gradellm_engine.errors import ComputationError
 from gradellm_engine.grad_ellm import heat_map
 from gradellm_engine.kv_slot import KVSlot
 from gradellm_engine.loading import LoadedModel
-from gradellm_engine.prompts import Prompt, Role, decode
+from gradellm_engine.prompts import Prompt, Role, decode, special_ids
 from gradellm_engine.sampling import Distribution, choose_token
 from gradellm_engine.settings import AttributionSettings, NormaliseOver, Rotary, Sampling
 from gradellm_engine.sources import Source, SourceMap
@@ -41,7 +41,6 @@ class Alternative:
         id: its id.
         text: its text on its own.
         logprob: natural logarithm of its probability under the model.
-
     """
 
     id: int
@@ -58,7 +57,6 @@ class Attribution:
         source_indexes: with top_k_sources, which sources, the largest score by magnitude first; None otherwise.
         target_token_id: the token whose logit was explained.
         contrast_token_id: the token whose logit was taken off, if one was.
-
     """
 
     scores: Tensor
@@ -83,7 +81,6 @@ class Step:
         source_index: the column of later rows that stands for it, where the prefix is scored.
         attribution: None where it was not asked for.
         is_new: False for a token that the caller gave to resume from.
-
     """
 
     index: int
@@ -122,7 +119,6 @@ class Finished:
         prefill_seconds: spent on the prompt.
         decode_seconds: spent on steps, without attribution.
         attribution_seconds: spent on backward passes and heat maps.
-
     """
 
     reason: FinishReason
@@ -145,7 +141,6 @@ class Started:
         sources: the columns of scores over the prompt.
         sampling: with the seed and the length that are used.
         attribution: with every switch said; None where it was not asked for.
-
     """
 
     prompt: Prompt
@@ -166,7 +161,6 @@ class Plan:
         given_ids: tokens that the completion begins with.
         first_step: the first token of the completion that is computed; those before are only read.
         is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
-
     """
 
     prompt: Prompt
@@ -197,7 +191,7 @@ class Generation:
         )
         self._source_map = SourceMap(prompt, attribution or AttributionSettings())
         self._domain = _domain(prompt, attribution)
-        self._special_ids = frozenset(model.tokenizer.all_special_ids)
+        self._special_ids = special_ids(model.tokenizer)
         stop = () if plan.is_completion else sampling.stop
         self._text = CompletionText(self._decode, prompt.ids, stop)
         self._waiting: list[Step] = []  # computed, but their text may still begin a stop text
@@ -212,7 +206,7 @@ class Generation:
             self._end_if_due(plan.given_ids[plan.first_step - 1])
 
     def __iter__(self) -> Iterator[Step]:
-        while self.finished is None:
+        while self._slot is not None:
             yield from self.advance()
 
     def advance(self) -> list[Step]:
@@ -220,15 +214,18 @@ class Generation:
 
         Raises:
             ComputationError: where the model's numbers are not finite. The generation is over then.
-
         """
-        if self._slot is None or self.finished is not None:
+        if self._slot is None:
             return []
-        remaining = len(self._ids) - 1 - self._slot.length
-        if remaining > 0:
-            self._prefill(self._slot, min(remaining, PREFILL_CHUNK))
-            return []
-        self._step(self._slot)
+        try:
+            remaining = len(self._ids) - 1 - self._slot.length
+            if remaining > 0:
+                self._prefill(self._slot, min(remaining, PREFILL_CHUNK))
+                return []
+            self._step(self._slot)
+        except BaseException:  # half a step cannot be taken up again
+            self.close()
+            raise
         return self._tell()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention import OneQuery
+from gradellm_engine.attention import OneQuery, mean_effect
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
 
@@ -34,7 +34,6 @@ class LayerContribution:
         first: position of the first visible token.
         similarity: s of step 2, to be normalised; None where true attention weights are already in `effect`. [N]
         effect: u of step 4, or with loosening none the tokens' weighted effects. [N]
-
     """
 
     first: int
@@ -68,7 +67,6 @@ def weighted_effect(forward: OneQuery, w: Tensor, U: Tensor, magnitude: Magnitud
         magnitude: signed_sum: sum_h a_hi u_hi. head_abs: sum_h |a_hi u_hi|. channel_abs: sum_hc |a_hi w_hc v_ic|.
             knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of taking token i out of the
                 softmax.
-
     """
     A = forward.A
     match magnitude:
@@ -79,8 +77,7 @@ def weighted_effect(forward: OneQuery, w: Tensor, U: Tensor, magnitude: Magnitud
         case Magnitude.CHANNEL_ABS:
             return (A * (w.abs() @ forward.V.abs().transpose(-1, -2))).sum((0, 1))
         case Magnitude.KNOCKOUT:
-            mean_effect = (w * forward.o).sum(-1, keepdim=True)  # sum_j a_hj u_hj, since o = A V
-            return (A * (U - mean_effect)).abs().sum((0, 1))
+            return (A * (U - mean_effect(A, U))).abs().sum((0, 1))
 
 
 def layer_contribution(
@@ -100,7 +97,6 @@ def layer_contribution(
         first: position of the first visible token.
         switches: the method's switches.
         unrotated: query [G, r, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
-
     """
     if switches.loosening is Loosening.NONE:
         return LayerContribution(first, None, weighted_effect(forward, w, U, switches.magnitude))
@@ -130,7 +126,6 @@ def heat_map(
         num_tokens: S, tokens of the prefix.
         switches: the method's switches.
         domain: the tokens over which similarities are normalised; None for all that a layer sees. [S], bool
-
     """
     device = contributions[0].effect.device  # with a model spread over devices, the first one's
     effects = torch.stack([_padded(c.effect, c.first, num_tokens, device) for c in contributions])  # [L, S]

@@ -20,7 +20,6 @@ class LayerBuffers:
         keys: as attention multiplies them, after any rotary embedding. [G, capacity, D]
         values: raw. [G, capacity, Dv]
         unrotated_keys: before the rotary embedding, for the `rotary` switch alone. [G, capacity, D]
-
     """
 
     keys: Tensor
@@ -45,7 +44,6 @@ class KVSlot:
     Attributes:
         capacity: positions in each buffer.
         length: positions that hold a token. Positions from here on are free to be written.
-
     """
 
     def __init__(self, capacity: int, *, keep_unrotated_keys: bool = False) -> None:

@@ -56,7 +56,6 @@ class ModelInfo:
         vocab_size: token ids are below this.
         context_tokens: prompt and completion together at most.
         has_chat_template: whether it takes messages.
-
     """
 
     name: str
@@ -112,15 +111,21 @@ def load_model(
     Raises:
         ModelLoadError: naming the file or setting that is at fault.
         UnsupportedModelError: for a family that cannot be explained exactly.
-
     """
     name = str(DEMO_CHECKPOINT) if name is None else name
     if device_map is not None and device != "auto":
         raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
     torch_device = _device(device)
-    with _explained(name):
+    torch_dtype = _dtype(dtype, torch_device)
+    with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     family = family_of(config.model_type)
+    text_config = config.get_text_config(decoder=True)
+    model_context = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
+    if context_tokens is not None and not 2 <= context_tokens <= model_context:
+        raise ModelLoadError(
+            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
+        )
     progress(f"reading the tokenizer of {name}")
     tokenizer = _load_tokenizer(name, revision)
     progress(f"checking the weights of {name}")
@@ -130,19 +135,13 @@ def load_model(
     model = _load_weights(
         name,
         revision=revision,
-        dtype=_dtype(dtype, torch_device),
+        dtype=torch_dtype,
         placement={"device_map": device_map} if device_map else {},
     )
     if device_map is None:
         model = model.to(torch_device)
     progress("checking its attention against Transformers' own")
     decoder = _checked_decoder(model)
-    text_config = config.get_text_config(decoder=True)
-    model_context = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
-    if context_tokens is not None and not 2 <= context_tokens <= model_context:
-        raise ModelLoadError(
-            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
-        )
     num_heads = int(text_config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -181,7 +180,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ModelLoadError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
@@ -196,24 +195,27 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what Transformers raises for a place where there is no model into one line that says what to do."""
+def _explained(name: str, part: str) -> Iterator[None]:
+    """Turn what Transformers raises for a part of a model that is not there or not whole into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:  # it depends on the files' content
         if Path(name).exists():
-            raise ModelLoadError(f"{name} holds no model that Transformers can read: {_first_line(error)}") from error
+            raise ModelLoadError(f"{name} holds no {part} that Transformers can read: {_one_line(error)}") from error
         raise ModelLoadError(
-            f"{name!r} is neither a folder here nor a model that the hub gives out: {_first_line(error)}"
+            f"{name!r} is neither a folder here nor a model that the hub gives out: {_one_line(error)}"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _one_line(error: BaseException) -> str:
+    """What an error says: its first line, with the next where the first only leads to it."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = f"{first} {more[0]}" if first.endswith(":") and more else first
+    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said
 
 
 def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    with _explained(name):
+    with _explained(name, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=False
         )
@@ -227,24 +229,23 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
 
     Raises:
         ModelLoadError: where there is none in safetensors, or one is cut off or corrupt.
-
     """
 
     def found(file: str) -> Path | None:
         path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
         return None if path is None else Path(path)
 
-    with _explained(name):
+    with _explained(name, "weights"):
         index = found("model.safetensors.index.json")
         single = found("model.safetensors")
     if single is not None:
         files = [single]
     elif index is not None:
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelLoadError(f"{index} is corrupt: {_first_line(error)}") from error
-        with _explained(name):
+            names = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelLoadError(f"{index} is corrupt: {_one_line(error)}") from error
+        with _explained(name, "weights"):
             placed = [(file, found(file)) for file in names]
         missing = [file for file, path in placed if path is None]
         if missing:
@@ -257,7 +258,7 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
             with safe_open(file, framework="pt") as opened:
                 opened.keys()
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is corrupt or cut off: {_first_line(error)}") from error
+            raise ModelLoadError(f"{file} is corrupt or cut off: {_one_line(error)}") from error
     return files
 
 
@@ -272,17 +273,22 @@ def _load_weights(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused by name
             **placement,
         )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
-        raise ModelLoadError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error
     # Transformers fills what it does not find with random numbers and only warns.
-    for kind in ("missing_keys", "mismatched_keys"):
-        if report.get(kind):
-            keys = sorted(str(key) for key in report[kind])
-            raise ModelLoadError(
-                f"{name}: {len(keys)} weights are {kind.removesuffix('_keys')}, among them {', '.join(keys[:3])}"
-            )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelLoadError(f"{name}: {len(missing)} weights are missing, among them {', '.join(missing[:3])}")
+    mismatched = sorted((key, list(found), list(wanted)) for key, found, wanted in report["mismatched_keys"])
+    if mismatched:
+        key, found, wanted = mismatched[0]
+        raise ModelLoadError(
+            f"{name}: {len(mismatched)} weights have another shape than config.json says, among them {key} "
+            f"with {found} instead of {wanted}"
+        )
     loaded: PreTrainedModel = model
     return loaded
 
@@ -321,7 +327,10 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     generation: Any = model.generation_config
     given = None if generation is None else generation.eos_token_id
     ids = given if isinstance(given, list) else [given]
-    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+    ids = [token_id for token_id in (*ids, tokenizer.eos_token_id) if token_id is not None]
+    if not all(isinstance(token_id, int) for token_id in ids):
+        raise ModelLoadError(f"the end-of-text tokens of generation_config.json are no token ids: {given!r}")
+    return frozenset(ids)
 
 
 def _sha256_of_files(files: list[Path]) -> str:

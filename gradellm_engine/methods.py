@@ -20,7 +20,6 @@ class Method:
         description: what it computes, in a sentence.
         streams: whether it explains token by token while generating.
         switches: its own switches.
-
     """
 
     name: str
@@ -50,7 +49,6 @@ def method_named(name: str) -> Method:
 
     Raises:
         InvalidRequestError: for a name that is not there.
-
     """
     if name not in METHODS:
         raise InvalidRequestError("attribution.method", f"{name!r} is not one of {', '.join(METHODS)}")

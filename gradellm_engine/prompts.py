@@ -71,12 +71,12 @@ class PromptInput:
         if self.prompt is not None:
             if not self.prompt:
                 raise InvalidRequestError("input.prompt", "must not be empty")
-            _check_text("input.prompt", self.prompt)
+            check_text("input.prompt", self.prompt)
         for index, message in enumerate(self.messages):
             if not message.role:
                 raise InvalidRequestError(f"input.messages[{index}].role", "must not be empty")
-            _check_text(f"input.messages[{index}].role", message.role)
-            _check_text(f"input.messages[{index}].content", message.content)
+            check_text(f"input.messages[{index}].role", message.role)
+            check_text(f"input.messages[{index}].content", message.content)
         self._check_segments()
 
     def _check_segments(self) -> None:
@@ -84,7 +84,7 @@ class PromptInput:
         by_text: dict[int | None, list[tuple[int, int, int]]] = {}
         for index, segment in enumerate(self.segments):
             field = f"input.segments[{index}]"
-            _check_text(f"{field}.name", segment.name)
+            check_text(f"{field}.name", segment.name)
             if not segment.name or segment.name in names:
                 raise InvalidRequestError(f"{field}.name", f"must be given and be unique, was {segment.name!r}")
             names.add(segment.name)
@@ -120,7 +120,12 @@ class PromptInput:
         return self.messages[segment.message].content
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """Refuse text that has no UTF-8 form.
+
+    Raises:
+        InvalidRequestError: naming the place of the first lone surrogate.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -142,7 +147,6 @@ class PromptToken:
         message: the message it belongs to, None for template tokens and raw prompts.
         segment: the segment it lies in, if any.
         special: whether it is one of the tokenizer's special tokens.
-
     """
 
     id: int
@@ -163,7 +167,6 @@ class Prompt:
         text: what the tokens were made from, chat template included.
         tokens: its tokens, at least one.
         segments: the names of the caller's segments, in their order in the text.
-
     """
 
     text: str
@@ -192,7 +195,6 @@ def read_prompt(given: PromptInput, tokenizer: PreTrainedTokenizerBase, vocab_si
     Raises:
         InvalidRequestError: where there is no chat template, it refuses the messages, or an id is not in the
             vocabulary.
-
     """
     if given.prompt_ids:
         return _prompt_of_ids(given.prompt_ids, tokenizer, vocab_size)
@@ -208,7 +210,7 @@ def read_prompt(given: PromptInput, tokenizer: PreTrainedTokenizerBase, vocab_si
     if not encoded["input_ids"]:
         raise InvalidRequestError("input", "has no tokens")
     segments = _place_segments(given.segments, contents)
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     tokens = []
     for token_id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         anchor = _anchor(text, start, end)
@@ -234,7 +236,6 @@ def check_token_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
 
     Raises:
         InvalidRequestError: naming the first such id.
-
     """
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < vocab_size:
@@ -246,7 +247,7 @@ def check_token_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
 def _prompt_of_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Prompt:
     check_token_ids("input.prompt_ids", ids, vocab_size)
     incremental = IncrementalText(lambda window: decode(tokenizer, window, skip_special_tokens=False))
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     pieces = [incremental.push(token_id) for token_id in ids]
     pieces[-1] += incremental.flush()
     tokens, start = [], 0
@@ -256,6 +257,15 @@ def _prompt_of_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab
         tokens.append(PromptToken(token_id, piece, start, end, role, None, None, token_id in special))
         start = end
     return Prompt("".join(pieces), tuple(tokens), ())
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that are no text: those with a task of their own (BOS, EOS), and those that are only marked so.
+
+    Templates' headers are often among the latter alone.
+    """
+    marked = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset([*tokenizer.all_special_ids, *marked])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -293,17 +303,16 @@ Places = dict[int, tuple[int, int]]  # first code point of each message's words,
 
 def _places_of_known(pieces: Sequence[str], contents: Sequence[str], text: str) -> Places:
     """Where contents lie that stand in the text as they were sent, or trimmed: sure, whatever the contents say."""
-    for trim in (str, str.strip):
-        places: Places = {}
-        rendered = ""
-        for number, piece in enumerate(pieces):
-            said = trim(contents[int(piece)]) if number % 2 else piece
-            if number % 2:
-                places.setdefault(int(piece), (len(rendered), len(rendered) + len(said)))
-            rendered += said
-        if rendered == text:
-            return places
-    return {}
+    position = len(pieces[0])
+    places: Places = {}
+    for index, after in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+        forms = (contents[index], contents[index].strip())
+        said = next((form for form in forms if text.startswith(form + after, position)), None)
+        if said is None:
+            return {}
+        places.setdefault(index, (position, position + len(said)))
+        position += len(said) + len(after)
+    return places if text.startswith(pieces[0]) and position == len(text) else {}
 
 
 def _places_by_pattern(pieces: Sequence[str], text: str) -> Places:

@@ -29,7 +29,6 @@ class Distribution:
     Attributes:
         logits: raw logits, float32 or better. [V]
         log_total: logarithm of the sum of their exponentials.
-
     """
 
     logits: Tensor
@@ -41,7 +40,6 @@ class Distribution:
 
         Raises:
             ComputationError: where the logits are not finite.
-
         """
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         log_total = torch.logsumexp(logits, dim=-1).item()

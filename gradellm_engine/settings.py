@@ -33,7 +33,6 @@ class Sampling:
         seed: in [0, 2**63); None lets the engine choose one.
         stop: texts before which the completion ends.
         num_alternatives: most probable tokens to report beside each chosen one.
-
     """
 
     max_new_tokens: int | None = None
@@ -129,6 +128,12 @@ class Resolution(StrEnum):
     SEGMENT = "segment"
 
 
+def _check_choice(field: str, value: object, kind: type[StrEnum]) -> None:
+    """A plain string would compare equal and yet never be the member that the arithmetic looks for."""
+    if not isinstance(value, kind):
+        raise InvalidRequestError(field, f"must be a {kind.__name__} ({', '.join(kind)}), was {value!r}")
+
+
 @dataclass(frozen=True)
 class GradEllm:
     """The switches of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
@@ -141,7 +146,6 @@ class GradEllm:
         rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
         magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
         normalise_over: where min and max are taken; tokens outside score 0.
-
     """
 
     loosening: Loosening = Loosening.MIN_MAX
@@ -153,6 +157,9 @@ class GradEllm:
     normalise_over: NormaliseOver = NormaliseOver.VISIBLE
 
     def __post_init__(self) -> None:
+        for name, default in PRESET_DEFAULTS.items():
+            if isinstance(default, StrEnum):
+                _check_choice(f"attribution.{name}", getattr(self, name), type(default))
         if self.loosening is Loosening.NONE:
             # True attention weights are the model's own: there is nothing to compare otherwise or to normalise.
             for name in ("similarity", "rotary", "normalise_over"):
@@ -182,7 +189,6 @@ class GradEllm:
 
         Raises:
             InvalidRequestError: for a name that is not a preset, or switches that do not go together.
-
         """
         if name not in PRESETS:
             raise InvalidRequestError("attribution.preset", f"{name!r} is not one of {', '.join(PRESETS)}")
@@ -193,7 +199,6 @@ class GradEllm:
 
         Raises:
             InvalidRequestError: for a layer that the model has not.
-
         """
         if self.layers is None:
             return tuple(range(num_layers))
@@ -248,7 +253,6 @@ class AttributionSettings:
         sources: score the prompt, or the whole prefix.
         resolution: one score a token, a word or a segment.
         top_k_sources: report only so many scores a step, the largest by magnitude.
-
     """
 
     method: GradEllm = field(default_factory=GradEllm)
@@ -259,5 +263,7 @@ class AttributionSettings:
     top_k_sources: int | None = None
 
     def __post_init__(self) -> None:
+        _check_choice("attribution.sources", self.sources, Sources)
+        _check_choice("attribution.resolution", self.resolution, Resolution)
         if self.top_k_sources is not None and self.top_k_sources < 1:
             raise InvalidRequestError("attribution.top_k_sources", f"must be at least 1, was {self.top_k_sources}")

@@ -42,7 +42,6 @@ class WordSplitter:
             special: whether it is a special token.
             speaker: whose words it carries.
             gap: text between the token before and this one that belongs to neither.
-
         """
         before, self._before = self._before, (text, special, speaker)
         starts = before is None or before[1] or special or before[2] != speaker
@@ -57,7 +56,6 @@ class SourceMap:
 
     Attributes:
         sources: the columns over the prompt, in order.
-
     """
 
     def __init__(self, prompt: Prompt, settings: AttributionSettings) -> None:
@@ -128,7 +126,8 @@ def prompt_words(prompt: Prompt) -> list[list[int]]:
     last = prompt.tokens[groups[-1][0]]
     is_blank = not last.special and not "".join(prompt.tokens[index].text for index in groups[-1]).strip()
     if is_blank and len(groups) > 1 and _speaker(prompt.tokens[groups[-2][-1]]) == _speaker(last):
-        groups[-2] += groups.pop()
+        trailing = groups.pop()
+        groups[-1] += trailing
     return groups
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"  # what an unfinished character decodes to
 CONTEXT_TOKENS = 6  # tokens of the prompt that decide how the first generated one reads
+MAX_CHARACTER_TOKENS = 4  # bytes of the longest character in UTF-8
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -24,7 +25,10 @@ class IncrementalText:
     def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
         """Start after `context`, ids whose text is known to be whole."""
         self._decode = decode
-        self._window = list(context[-CONTEXT_TOKENS:])
+        # From within a character, a byte-fallback decoder would give up those after it, too.
+        lengths = range(CONTEXT_TOKENS, CONTEXT_TOKENS + MAX_CHARACTER_TOKENS)
+        whole = (n for n in lengths if not decode(context[-n:]).startswith(REPLACEMENT))
+        self._window = list(context[-next(whole, CONTEXT_TOKENS) :])
         self._read = len(self._window)  # ids of the window whose text was given out
         self._read_text = decode(self._window)
 
@@ -41,7 +45,10 @@ class IncrementalText:
         return self._give_out(self._decode(self._window))
 
     def _give_out(self, text: str) -> str:
-        added = text[len(self._read_text) :]
+        if text.startswith(self._read_text):
+            added = text[len(self._read_text) :]
+        else:  # a byte-fallback decoder gives up whole characters beside a byte that is none: they have been said
+            added = self._decode(self._window[self._read :])
         if added:
             # The piece just finished becomes the context of the next; one without text (a special token) would be none.
             self._window = self._window[self._read :]
@@ -61,7 +68,6 @@ class CompletionText:
         text: what has been said so far.
         stop: the stop text that was met, None before.
         spans: each token's first code point and the one past its last.
-
     """
 
     def __init__(self, decode: Decode, context: Sequence[int], stop: Sequence[str] = ()) -> None:
@@ -70,13 +76,15 @@ class CompletionText:
         self.text = ""
         self.stop: str | None = None
         self.spans: list[tuple[int, int]] = []
+        self._finished = False
 
     def push(self, token_id: int) -> None:
         """Read the next token."""
         self._add(self._incremental.push(token_id))
 
     def finish(self) -> None:
-        """No token follows: an unfinished character counts as the last token's."""
+        """No token follows: an unfinished character counts as the last token's, and nothing is held back."""
+        self._finished = True
         if self.stop is None and self.spans:
             start, _ = self.spans.pop()
             rest = self._incremental.flush()
@@ -86,12 +94,15 @@ class CompletionText:
     @property
     def num_safe_tokens(self) -> int:
         """How many tokens have a text that later ones cannot change."""
-        held = 0 if self.stop is not None else max((_overlap(self.text, stop) for stop in self._stop), default=0)
+        is_sure = self._finished or self.stop is not None
+        held = 0 if is_sure else max((_overlap(self.text, stop) for stop in self._stop), default=0)
         safe = len(self.text) - held
         return next((i for i, (_, end) in enumerate(self.spans) if end > safe), len(self.spans))
 
     def _add(self, piece: str) -> None:
         start = len(self.text)
+        if self.stop is not None:  # tokens that the caller gave may go on behind a stop text; they say nothing
+            piece = ""
         self.text += piece
         self.spans.append((start, len(self.text)))
         found = [(at, stop) for stop in self._stop if (at := self.text.find(stop, max(0, start - len(stop) + 1))) >= 0]

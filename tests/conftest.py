@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_random_model
 
 from gradellm_engine.demo_model import CHECKPOINT
+from tiny_models import save_random_model
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gradellm._version import __version__
-
 from gradellm_server.settings import ListenError, ServerSettings
 
 EXIT_USAGE = 2

@@ -136,7 +136,6 @@ class EngineThread:
         Raises:
             QueueFullError: at once, where no place is free.
             ShuttingDownError: after `stop`.
-
         """
         job = Job(work, self)
         with self._changed:

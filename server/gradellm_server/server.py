@@ -25,7 +25,6 @@ class Server:
 
         Raises:
             ListenError: where the address is taken or is none. Needs a running event loop.
-
         """
         self._settings = settings
         self._server = grpc.aio.server(

@@ -20,7 +20,6 @@ class ServerSettings:
         max_running: requests that run in turn.
         max_queued: requests that may wait.
         max_message_bytes: bytes of one request.
-
     """
 
     listen: str = "localhost:50051"

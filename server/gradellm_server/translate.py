@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import DecodeError, Message
+
 from gradellm._version import __version__
 from gradellm.v1 import explainer_pb2 as pb
-
 from gradellm_engine import (
     AttributionSettings,
     Contrast,
@@ -57,7 +57,6 @@ def parse(kind: type[Request], payload: bytes) -> Request:
 
     Raises:
         InvalidRequestError: where they are not one, or hold text that is not UTF-8.
-
     """
     try:
         return kind.FromString(payload)

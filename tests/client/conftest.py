@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 
-import gradellm
 import grpc
 import hypothesis
 import pytest
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+import gradellm
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
-from grpc_status import rpc_status
 
 PROMPT = "Once upon a time"
 

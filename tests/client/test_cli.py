@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gradellm
 import pytest
 from google.rpc import code_pb2
+
+import gradellm
 from gradellm import Explanation
 from gradellm.cli import main
 from gradellm.cli.prompts import SCENES

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
+
 from gradellm import (
     AsyncClient,
     CallCancelledError,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from gradellm import Attribution, Event, Explanation, PromptToken, Source, Started, Token, responses
 from gradellm.drawing import draw
 from gradellm.terminal import Style

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gradellm import (
     Alternative,
     Attribution,
@@ -27,8 +30,6 @@ from gradellm import (
     Token,
     Usage,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 MODEL = ModelInfo("m", "", "llama", "", "", "", "float32", "cpu", "sdpa", 2, 2, 1, 10, 100, 64, False)
 FINISHED = Finished("end_of_text", "", Usage(2, 2, 2), Timings(0.0, 0.1, 0.2, 0.3))

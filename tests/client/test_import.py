@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 
-import gradellm
 import pytest
+
+import gradellm
 
 _MEASURE = """
 import sys, time

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gradellm import AsyncClient, Client, LocalServerError
 
 pytestmark = pytest.mark.usefixtures("server_module")

@@ -6,12 +6,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gradellm import InvalidRequestError, results
 from gradellm.requests import AttributionKeywords, attribute_request, deadline, generate_request, tokenize_request
 from gradellm.responses import enum_names
 from gradellm.v1 import explainer_pb2 as pb
-from hypothesis import given
-from hypothesis import strategies as st
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, get_args
 
 import pytest
+
 from gradellm import responses, results
 from gradellm.v1 import explainer_pb2 as pb
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 
 import pytest
-from gradellm.terminal import Passage, Span, Style, Theme, display_width, heat_map, legend, ramp, use_color, visible
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gradellm.terminal import Passage, Span, Style, Theme, display_width, heat_map, legend, ramp, use_color, visible
 
 COLOR = Style(width=40, color=True, theme="dark")
 PLAIN = Style(width=40, color=False, theme="dark")

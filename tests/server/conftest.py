@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
+
 from gradellm.v1 import explainer_pb2_grpc
+from gradellm_engine import Engine
 from gradellm_server.server import Server
 from gradellm_server.settings import ServerSettings
-
-from gradellm_engine import Engine
 
 Result = TypeVar("Result")
 

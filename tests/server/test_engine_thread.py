@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
 from gradellm_engine import Engine
+from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
 NO_ENGINE = cast(Engine, None)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
-from gradellm.v1 import explainer_pb2 as pb
-from server.conftest import RunningServer, Serving
 
+from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine.decoder import Decoder, ExplainedStep
 from gradellm_engine.kv_slot import KVSlot
 from gradellm_engine.settings import GradEllm
+from server.conftest import RunningServer, Serving
 
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
 

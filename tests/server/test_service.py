@@ -6,12 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
-from gradellm import Client
-from gradellm.v1 import explainer_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from server.conftest import RunningServer, Serving
 
+from gradellm import Client
+from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
     AttributionSettings,
     GradEllm,
@@ -23,6 +22,7 @@ from gradellm_engine import (
     Segment,
     Sources,
 )
+from server.conftest import RunningServer, Serving
 
 PROMPT = "Once upon a time"
 CHAT = pb.Input(
@@ -208,7 +208,7 @@ def test_server_info_advertises_model_methods_and_limits(server: RunningServer) 
 
 
 def test_health_and_reflection_answer(server: RunningServer) -> None:
-    health = health_pb2_grpc.HealthStub(server.channel)
+    health: Any = health_pb2_grpc.HealthStub(server.channel)
     for name in ("", "gradellm.v1.ExplainerService"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,553 @@
+"""The decode loop: explained and plain, resumed and undisturbed, stopped, closed and broken."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import relative_error
+from torch import Tensor
+
+from gradellm_engine import (
+    Attribution,
+    AttributionSettings,
+    ComputationError,
+    Contrast,
+    Engine,
+    FinishReason,
+    Generation,
+    GradEllm,
+    InvalidRequestError,
+    Message,
+    NormaliseOver,
+    PromptInput,
+    Rectify,
+    Resolution,
+    Role,
+    Rotary,
+    Sampling,
+    Segment,
+    Sources,
+    Step,
+)
+from gradellm_engine.attention import OneQuery
+from gradellm_engine.decoder import Decoder, ExplainedStep
+
+PROMPT = "Once upon a time, a small red fox did not like rain."
+GREEDY = Sampling(max_new_tokens=12)
+SAMPLED = Sampling(max_new_tokens=12, temperature=1.2, top_k=80, top_p=0.95, seed=5)
+PREFIX = AttributionSettings(sources=Sources.PREFIX)
+ModelPath = Callable[[str], Path]
+
+
+def row(step: Step) -> Tensor:
+    assert step.attribution is not None
+    return step.attribution.scores
+
+
+def attribution(step: Step) -> Attribution:
+    assert step.attribution is not None
+    return step.attribution
+
+
+def said(steps: Sequence[Step]) -> list[tuple[int, int, str, int, int, int | None]]:
+    """All of a step but its numbers."""
+    return [(s.index, s.id, s.text, s.start, s.end, s.source_index) for s in steps]
+
+
+def ended(generation: Generation) -> FinishReason:
+    assert generation.finished is not None
+    return generation.finished.reason
+
+
+def completion(generation: Generation) -> str:
+    list(generation)
+    assert generation.finished is not None
+    return generation.finished.text
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "method", [GradEllm(), GradEllm.preset("knockout", layers=1), GradEllm.preset("grad_eclip")], ids=str
+)
+def test_explaining_changes_no_token(engine: Engine, sampling: Sampling, method: GradEllm) -> None:
+    plain = list(engine.generate(PROMPT, sampling))
+    explained = list(engine.generate(PROMPT, sampling, AttributionSettings(method)))
+    assert said(explained) == said(plain)
+    assert [s.logprob for s in explained] == [s.logprob for s in plain]  # to the last bit
+    assert all(s.attribution is None for s in plain)
+    assert all(row(s).shape == (len(engine.tokenize(PROMPT).tokens),) for s in explained)
+
+
+def test_steps_and_the_whole_agree(engine: Engine) -> None:
+    generation = engine.generate(PROMPT, replace(SAMPLED, num_alternatives=3), PREFIX)
+    steps = list(generation)
+    finished = generation.finished
+    assert finished is not None
+    assert finished.text == "".join(step.text for step in steps)
+    assert [finished.text[s.start : s.end] for s in steps] == [s.text for s in steps]
+    assert [s.index for s in steps] == list(range(12))
+    assert finished.num_completion_tokens == finished.num_attributed_tokens == 12
+    assert finished.num_prompt_tokens == len(generation.started.prompt.tokens)
+    assert finished.prefill_seconds > 0
+    assert finished.decode_seconds > 0
+    assert finished.attribution_seconds > 0
+    for step in steps:
+        best = step.alternatives
+        assert len(best) == 3
+        assert best[0].logprob >= best[1].logprob >= best[2].logprob
+        assert step.logprob <= best[0].logprob
+        assert all(a.logprob == step.logprob for a in best if a.id == step.id)
+
+
+def test_the_engine_says_the_seed_that_it_chose(engine: Engine) -> None:
+    sampling = Sampling(max_new_tokens=6, temperature=1.5)
+    first = engine.generate(PROMPT, sampling)
+    seed = first.started.sampling.seed
+    assert seed is not None
+    again = engine.generate(PROMPT, replace(sampling, seed=seed))
+    assert said(list(first)) == said(list(again))
+    assert engine.generate(PROMPT, sampling).started.sampling.seed != seed
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("rotary", Rotary)
+def test_a_stream_is_resumed_at_every_place(engine: Engine, sampling: Sampling, rotary: Rotary) -> None:
+    settings = AttributionSettings(GradEllm(rotary=rotary), sources=Sources.PREFIX, resolution=Resolution.WORD)
+    whole_generation = engine.generate(PROMPT, sampling, settings)
+    whole = list(whole_generation)
+    ids = [step.id for step in whole]
+    for split in range(len(ids) + 1):
+        for first in {0, split // 2, split}:
+            generation = engine.generate(PROMPT, sampling, settings, forced_ids=ids[:split], first_attribution=first)
+            resumed = list(generation)
+            assert said(resumed) == said(whole[first:])
+            assert [s.is_new for s in resumed] == [s.index >= split for s in resumed]
+            for a, b in zip(resumed, whole[first:], strict=True):
+                assert relative_error(row(a), row(b).double()) <= 1e-5
+                assert math.isclose(a.logprob, b.logprob, rel_tol=1e-4)
+            assert generation.finished is not None
+            assert whole_generation.finished is not None
+            assert generation.finished.text == whole_generation.finished.text
+            assert generation.finished.reason is whole_generation.finished.reason
+
+
+def test_resuming_without_attribution_tells_new_tokens_alone(engine: Engine) -> None:
+    ids = [step.id for step in engine.generate(PROMPT, GREEDY)]
+    resumed = list(engine.generate(PROMPT, GREEDY, forced_ids=ids[:5], first_attribution=0))
+    assert [step.id for step in resumed] == ids[5:]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_attributing_a_completion_repeats_its_generation(model_path: ModelPath, as_text: bool) -> None:
+    engine = Engine.load(str(model_path("demo")))
+    generation = engine.generate(PROMPT, Sampling(max_new_tokens=12), PREFIX)
+    steps = list(generation)
+    assert generation.finished is not None
+    given: Any = generation.finished.text if as_text else [s.id for s in steps]
+    again = engine.attribute(PROMPT, given, PREFIX)
+    repeated = list(again)
+    assert said(repeated) == said(steps)
+    for a, b in zip(repeated, steps, strict=True):
+        assert relative_error(row(a), row(b).double()) <= 1e-6
+        assert a.logprob == b.logprob
+        assert a.is_new
+    assert ended(again) is FinishReason.END_OF_COMPLETION
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "text", "pieces"),
+    [
+        ("llama", "abc", "dé", ["d", "", "é"]),
+        ("demo", "Once upon a", " time", [" time"]),
+        ("stories260K", "Once upon a", " time", [" time"]),
+        ("stories260K", "😀", "é", ["é"]),
+        ("demo", "Once", "</s>", None),
+    ],
+)
+def test_a_completion_is_tokenised_as_it_reads_after_the_prompt(
+    model_path: ModelPath, model: str, prompt: str, text: str, pieces: list[str] | None
+) -> None:
+    engine = Engine.load(str(model_path(model)))
+    generation = engine.attribute(prompt, text)
+    steps = list(generation)
+    if pieces is not None:
+        assert [s.text for s in steps] == pieces
+    ids = engine.tokenize(prompt).ids + [s.id for s in steps]
+    assert engine.tokenize(PromptInput(prompt_ids=tuple(ids))).text.endswith(prompt + text)
+
+
+def test_a_completion_that_would_read_otherwise_is_refused(model_path: ModelPath) -> None:
+    """'t' and 'ime' are not the tokens of 'time', and 'ime' alone would begin with a space."""
+    engine = Engine.load(str(model_path("stories260K")))
+    with pytest.raises(InvalidRequestError, match="completion_ids") as caught:
+        engine.attribute("Once upon a t", "ime")
+    assert caught.value.field == "completion"
+
+
+def test_a_completion_after_messages_and_ids(engine: Engine) -> None:
+    for given in (PromptInput(messages=(Message("user", "hi"),)), PromptInput(prompt_ids=(256, 64, 65))):
+        assert completion(engine.attribute(given, "yes")) == "yes"
+
+
+def test_ends_of_text(engine: Engine) -> None:
+    ids = [step.id for step in engine.generate(PROMPT, SAMPLED)]
+    end = next(i for i, token_id in enumerate(ids) if i >= 3 and ids.count(token_id) == 1)
+    ending = Engine(replace(engine._model, end_ids=frozenset({ids[end]})))
+    generation = ending.generate(PROMPT, SAMPLED, PREFIX)
+    assert [step.id for step in generation] == ids[: end + 1]
+    assert ended(generation) is FinishReason.END_OF_TEXT
+    # A completion that is only explained goes on behind it; so do forced tokens.
+    assert len(list(ending.attribute(PROMPT, ids))) == len(ids)
+    behind = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 3])
+    assert [step.id for step in behind] == ids[end + 3 :]
+    # Forced tokens that end with it end the completion.
+    over = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 1])
+    assert list(over) == []
+    assert ended(over) is FinishReason.END_OF_TEXT
+
+
+def test_the_model_s_own_end_is_a_special_token_without_text(engine: Engine) -> None:
+    generation = engine.generate(PROMPT, GREEDY, forced_ids=[64, 257], attribution=PREFIX, first_attribution=0)
+    a, end = list(generation)
+    assert (a.text, a.special, end.text, end.special) == ("a", False, "", True)
+    assert ended(generation) is FinishReason.END_OF_TEXT
+
+
+def test_max_new_tokens(engine: Engine) -> None:
+    for count in (1, 3):
+        generation = engine.generate(PROMPT, replace(GREEDY, max_new_tokens=count))
+        assert len(list(generation)) == count
+        assert ended(generation) is FinishReason.MAX_NEW_TOKENS
+
+
+def test_stop_texts_cut_the_completion(engine: Engine) -> None:
+    whole = engine.generate(PROMPT, SAMPLED, PREFIX)
+    steps = list(whole)
+    text = completion(whole)
+    for begin in range(len(text)):
+        for end in (begin + 1, begin + 2):
+            stop = text[begin:end]
+            generation = engine.generate(PROMPT, replace(SAMPLED, stop=(stop, "never met")), PREFIX)
+            stopped = list(generation)
+            at = text.index(stop)
+            assert generation.finished is not None
+            assert generation.finished.text == text[:at] == "".join(s.text for s in stopped)
+            assert generation.finished.stop == stop
+            assert ended(generation) is FinishReason.STOP_TEXT
+            assert generation.finished.num_completion_tokens == len(stopped)
+            assert [s.id for s in stopped] == [s.id for s in steps[: len(stopped)]]
+            assert all(torch.equal(row(a), row(b)) for a, b in zip(stopped, steps, strict=False))
+
+
+def test_half_a_stop_text_at_the_end_loses_no_token(engine: Engine) -> None:
+    whole = list(engine.generate(PROMPT, SAMPLED, PREFIX))
+    last = next(s.text for s in reversed(whole) if s.text)
+    held = list(engine.generate(PROMPT, replace(SAMPLED, stop=(last + "never",)), PREFIX))
+    assert said(held) == said(whole)
+
+
+def test_forced_tokens_behind_a_stop_text_say_nothing(engine: Engine) -> None:
+    forced = engine.tokenize("axbc").ids[1:]
+    generation = engine.generate(PROMPT, replace(GREEDY, stop=("x",)), PREFIX, forced_ids=forced, first_attribution=0)
+    steps = list(generation)
+    assert [s.text for s in steps] == ["a", "", "", ""]
+    assert completion(generation) == "a"
+    assert ended(generation) is FinishReason.STOP_TEXT
+
+
+def test_targets_and_contrasts_are_told(engine: Engine) -> None:
+    target = AttributionSettings(target_token_id=7, contrast=Contrast(token_id=9))
+    assert {
+        (attribution(s).target_token_id, attribution(s).contrast_token_id)
+        for s in engine.generate(PROMPT, GREEDY, target)
+    } == {(7, 9)}
+    for step in engine.generate(PROMPT, SAMPLED, AttributionSettings()):
+        assert (attribution(step).target_token_id, attribution(step).contrast_token_id) == (step.id, None)
+    text = AttributionSettings(contrast=Contrast(text="zebra"))
+    assert attribution(next(iter(engine.generate(PROMPT, GREEDY, text)))).contrast_token_id == ord("z") - 33
+    for step in engine.generate(
+        PROMPT, replace(SAMPLED, num_alternatives=2), AttributionSettings(contrast=Contrast(runner_up=True))
+    ):
+        assert attribution(step).contrast_token_id == next(a.id for a in step.alternatives if a.id != step.id)
+
+
+def test_a_contrast_is_a_difference(engine: Engine) -> None:
+    """Unrectified scores are linear in the target; a token against itself is nothing."""
+    method = GradEllm(rectify=Rectify.NONE)
+
+    def first(target: int, contrast: int | None = None) -> Tensor:
+        settings = AttributionSettings(
+            method, target_token_id=target, contrast=None if contrast is None else Contrast(token_id=contrast)
+        )
+        return row(next(iter(engine.generate(PROMPT, GREEDY, settings)))).double()
+
+    assert relative_error(first(7, 9), first(7) - first(9)) <= 1e-4
+    assert not first(7, 7).any()
+
+
+@pytest.mark.parametrize("sources", Sources)
+def test_words_and_segments_sum_their_tokens(engine: Engine, sources: Sources) -> None:
+    given = PromptInput(prompt=PROMPT, segments=(Segment("who", 20, 33), Segment("first", 0, 4)))
+    tokens = list(engine.generate(given, SAMPLED, AttributionSettings(sources=sources)))
+    for resolution in (Resolution.WORD, Resolution.SEGMENT):
+        generation = engine.generate(given, SAMPLED, AttributionSettings(sources=sources, resolution=resolution))
+        columns = generation.started.sources
+        labels = {s.label for s in columns}
+        assert labels == (
+            {"template", "user", "who", "first"} if resolution is Resolution.SEGMENT else {"", *PROMPT.split()}
+        )
+        for coarse, fine in zip(generation, tokens, strict=True):
+            sums = [row(fine)[list(source.token_indexes)].sum() for source in columns]
+            assert torch.allclose(row(coarse)[: len(columns)], torch.stack(sums), rtol=1e-5)
+            assert torch.allclose(row(coarse).sum(), row(fine).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", Resolution)
+def test_rows_over_the_prefix_grow_with_their_columns(engine: Engine, resolution: Resolution) -> None:
+    settings = AttributionSettings(sources=Sources.PREFIX, resolution=resolution)
+    generation = engine.generate(PROMPT, SAMPLED, settings)
+    columns = len(generation.started.sources)
+    for step in generation:
+        assert row(step).shape == (columns,)
+        assert step.source_index in (columns - 1, columns)
+        columns = max(columns, (step.source_index or 0) + 1)
+    assert all(s.source_index is None for s in engine.generate(PROMPT, GREEDY, AttributionSettings()))
+
+
+def test_the_prompt_s_scores_are_the_same_with_and_without_the_prefix(engine: Engine) -> None:
+    prompt = list(engine.generate(PROMPT, SAMPLED, AttributionSettings()))
+    prefix = list(engine.generate(PROMPT, SAMPLED, PREFIX))
+    assert all(torch.equal(row(a), row(b)[: len(row(a))]) for a, b in zip(prompt, prefix, strict=True))
+
+
+def test_top_k_sources_are_the_largest_by_magnitude(engine: Engine) -> None:
+    method = GradEllm(rectify=Rectify.NONE)
+    whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(method, sources=Sources.PREFIX)))
+    for count in (1, 5):
+        settings = AttributionSettings(method, sources=Sources.PREFIX, top_k_sources=count)
+        for step, full in zip(engine.generate(PROMPT, GREEDY, settings), whole, strict=True):
+            indexes = attribution(step).source_indexes
+            assert indexes is not None
+            assert torch.equal(row(step), row(full)[indexes])
+            assert row(step).abs().tolist() == sorted(row(full).abs().tolist(), reverse=True)[:count]
+    settings = AttributionSettings(method, sources=Sources.PREFIX, top_k_sources=10_000)
+    for step, full in zip(engine.generate(PROMPT, GREEDY, settings), whole, strict=True):
+        assert attribution(step).source_indexes is None
+        assert torch.equal(row(step), row(full))
+
+
+def test_normalising_over_the_user_s_text_leaves_the_rest_at_zero(engine: Engine) -> None:
+    given = PromptInput(messages=(Message("system", "Be nice."), Message("user", "a fox")))
+    settings = AttributionSettings(GradEllm(normalise_over=NormaliseOver.USER), sources=Sources.PREFIX)
+    generation = engine.generate(given, GREEDY, settings)
+    is_user = torch.tensor([t.role is Role.USER and not t.special for t in generation.started.prompt.tokens])
+    assert is_user.sum() == 5
+    for step in generation:
+        assert not row(step)[: len(is_user)][~is_user].any()
+        assert not row(step)[len(is_user) :].any()
+        assert row(step)[: len(is_user)][is_user].any()
+
+
+@pytest.mark.parametrize("when", [0, 1, 4])
+def test_closing_early_ends_it(engine: Engine, when: int) -> None:
+    generation = engine.generate(PROMPT, GREEDY, PREFIX)
+    for _ in range(when):
+        generation.advance()
+    generation.close()
+    generation.close()
+    assert generation.advance() == []
+    assert list(generation) == []
+    assert generation.finished is None
+    assert len(list(engine.generate(PROMPT, GREEDY, PREFIX))) == 12
+
+
+def test_closing_within_a_loop_ends_the_loop(engine: Engine) -> None:
+    generation = engine.generate(PROMPT, GREEDY)
+    seen = []
+    for step in generation:
+        seen.append(step.index)
+        if step.index == 2:
+            generation.close()
+    assert seen == [0, 1, 2]
+
+
+def test_generations_do_not_influence_each_other(engine: Engine) -> None:
+    def requests() -> list[Generation]:
+        return [
+            engine.generate(PROMPT, SAMPLED, PREFIX),
+            engine.generate("Another, longer prompt.", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))),
+            engine.generate(PROMPT, GREEDY),
+            engine.attribute("Yes", "no, but yes", AttributionSettings(GradEllm.preset("knockout"))),
+        ]
+
+    alone = [list(generation) for generation in requests()]
+    together: list[list[Step]] = [[] for _ in alone]
+    open_ones = requests()
+    while any(generation.finished is None for generation in open_ones):
+        for steps, generation in zip(together, open_ones, strict=True):
+            steps += generation.advance()
+    for a, b in zip(alone, together, strict=True):
+        assert said(a) == said(b)
+        assert [s.logprob for s in a] == [s.logprob for s in b]
+        assert all(torch.equal(row(x), row(y)) for x, y in zip(a, b, strict=True) if x.attribution)
+
+
+def test_the_length_of_prefill_chunks_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))))
+    for chunk in (1, 7):
+        monkeypatch.setattr("gradellm_engine.generation.PREFILL_CHUNK", chunk)
+        generation = engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
+        silent = 0
+        while not (told := generation.advance()):
+            silent += 1
+        assert silent == math.ceil((len(generation.started.prompt.tokens) - 1) / chunk)
+        steps = told + list(generation)
+        assert said(steps) == said(whole)
+        for a, b in zip(steps, whole, strict=True):
+            assert relative_error(row(a), row(b).double()) <= 1e-5
+
+
+def test_nothing_of_a_step_s_graph_outlives_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector's help: a graph in a cycle would fill a GPU before it comes round."""
+    made: list[weakref.ref[ExplainedStep]] = []
+    explained_step = Decoder.explained_step
+
+    def watched(self: Decoder, *args: Any) -> ExplainedStep:
+        step = explained_step(self, *args)
+        made.append(weakref.ref(step))
+        return step
+
+    monkeypatch.setattr(Decoder, "explained_step", watched)
+    generation = engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
+    gc.collect()
+    gc.disable()
+    try:
+        for step in generation:
+            assert made[-1]() is None
+            assert not row(step).requires_grad
+            assert not any(type(o) is OneQuery for o in gc.get_objects())
+    finally:
+        gc.enable()
+    assert len(made) == 12
+    parameters = list(engine._model.decoder._model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "limit"),
+    [
+        (lambda e: e.tokenize("x" * 256), "input", "255"),
+        (lambda e: e.generate("x" * 256), "input", "255"),
+        (lambda e: e.attribute("x" * 256, "y"), "input", "255"),
+        (lambda e: e.generate("x" * 99, Sampling(max_new_tokens=157)), "max_new_tokens", "156"),
+        (lambda e: e.attribute("x" * 99, "y" * 157), "completion", "156"),
+        (lambda e: e.attribute("x" * 99, [1] * 157), "completion", "156"),
+        (lambda e: e.generate("x", GREEDY, forced_ids=[1] * 13), "forced_ids", "12"),
+        (lambda e: e.generate("x", GREEDY, forced_ids=[1, 261]), "forced_ids[1]", "260"),
+        (lambda e: e.generate("x", GREEDY, forced_ids=[1], first_attribution=2), "first_attribution", "1"),
+        (lambda e: e.generate("x", GREEDY, forced_ids=[1], first_attribution=-1), "first_attribution", "1"),
+        (lambda e: e.attribute("x", [-1]), "completion_ids[0]", "260"),
+        (lambda e: e.attribute("x", []), "completion", "at least one"),
+        (lambda e: e.attribute("x", ""), "completion", "empty"),
+        (lambda e: e.attribute("x", "\ud800"), "completion", "surrogate"),
+        (lambda e: e.generate(PromptInput(prompt_ids=(261,))), "input.prompt_ids[0]", "260"),
+        (
+            lambda e: e.generate("x", GREEDY, AttributionSettings(target_token_id=261)),
+            "attribution.target_token_id",
+            "260",
+        ),
+        (
+            lambda e: e.generate("x", GREEDY, AttributionSettings(contrast=Contrast(token_id=-1))),
+            "attribution.contrast.token_id",
+            "260",
+        ),
+        (
+            lambda e: e.generate("x", GREEDY, AttributionSettings(contrast=Contrast(text="\ud800"))),
+            "attribution.contrast.text",
+            "surrogate",
+        ),
+        (lambda e: e.generate("x", GREEDY, AttributionSettings(GradEllm(layers=(3,)))), "attribution.layers", "0 to 2"),
+        (lambda e: e.generate("x", GREEDY, AttributionSettings(GradEllm(layers=4))), "attribution.layers", "3"),
+    ],
+)
+def test_impossible_requests_name_their_field_and_the_limit(
+    engine: Engine, call: Callable[[Engine], object], field: str, limit: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        call(engine)
+    assert caught.value.field == field
+    assert limit in caught.value.description
+
+
+def test_a_full_context(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("llama")), context_tokens=8)
+    assert (engine.max_prompt_tokens, engine.max_new_tokens) == (7, 7)
+    assert len(list(engine.generate("abcdef", attribution=PREFIX))) == 1
+    assert len(list(engine.generate("a"))) == 6
+    with pytest.raises(InvalidRequestError, match="at most 1 are possible"):
+        engine.generate("abcdef", Sampling(max_new_tokens=2))
+    with pytest.raises(InvalidRequestError, match="the limit is 7"):
+        engine.generate("abcdefg")
+
+
+def test_a_prompt_of_one_token(engine: Engine) -> None:
+    (step, *_) = engine.generate(PromptInput(prompt_ids=(256,)), GREEDY, AttributionSettings())
+    assert row(step).tolist() == [0.0]  # nothing to compare it with: maximum and minimum are one
+    unloosened = AttributionSettings(GradEllm.preset("unloosened"))
+    assert next(iter(engine.generate(PromptInput(prompt_ids=(256,)), GREEDY, unloosened))).attribution is not None
+
+
+def test_unrotated_is_refused_where_a_family_has_layers_without_a_rotary_embedding(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("gpt2")))
+    with pytest.raises(InvalidRequestError, match="gpt2") as caught:
+        engine.generate("x", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
+    assert caught.value.field == "attribution.rotary"
+
+
+def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("llama")))
+    weight: Tensor = engine._model.decoder._model.model.layers[1].mlp.down_proj.weight
+    whole = copy.copy(weight.data)
+    expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
+    generation = engine.generate(PROMPT, GREEDY, PREFIX)
+    steps = [next(iter(generation))]
+    weight.data = torch.full_like(whole, math.nan)
+    with pytest.raises(ComputationError, match="not finite at step 1"):
+        steps += generation
+    assert generation.advance() == []  # it is over, and not taken up half way
+    assert list(generation) == []
+    assert generation.finished is None
+    for call in (lambda: engine.generate(PROMPT, GREEDY), lambda: engine.attribute(PROMPT, "x")):
+        with pytest.raises(ComputationError, match="step 0"):
+            list(call())
+    weight.data = whole
+    again = list(engine.generate(PROMPT, GREEDY, PREFIX))
+    assert said(again) == said(expected)
+    assert all(torch.equal(row(a), row(b)) for a, b in zip(again, expected, strict=True))
+
+
+def test_scores_that_are_not_finite(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradellm_engine.generation.heat_map", lambda *args: torch.tensor([1.0, math.inf]))
+    with pytest.raises(ComputationError, match="attribution of token 0 is not finite"):
+        list(engine.generate("a", GREEDY, AttributionSettings()))
+
+
+def test_half_precision_is_explained_like_single(model_path: ModelPath) -> None:
+    path = str(model_path("demo"))
+    single = Engine.load(path, dtype="float32")
+    ids = [s.id for s in single.generate(PROMPT, Sampling(max_new_tokens=4))]
+    expected = [row(s).double() for s in single.attribute(PROMPT, ids)]
+    for dtype, tolerance in (("float64", 1e-4), ("bfloat16", 0.3)):
+        other = Engine.load(path, dtype=dtype)
+        for step, wanted in zip(other.attribute(PROMPT, ids), expected, strict=True):
+            assert relative_error(row(step), wanted) <= tolerance
+            assert row(step).dtype in (torch.float32, torch.float64)

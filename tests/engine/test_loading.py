@@ -1,0 +1,327 @@
+"""Loading: what is whole loads the same everywhere, and what is not is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, save_random_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from gradellm_engine import (
+    AttributionSettings,
+    Engine,
+    GradEllm,
+    ModelLoadError,
+    Sampling,
+    Step,
+    UnsupportedModelError,
+)
+from gradellm_engine.families import FAMILIES, REFUSED, family_of
+
+ModelPath = Callable[[str], Path]
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+GREEDY = Sampling(max_new_tokens=4)
+
+
+@pytest.fixture
+def folder(model_path: ModelPath, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama, to be damaged."""
+    return Path(shutil.copytree(model_path("llama"), tmp_path / "model"))
+
+
+def configure(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **changes}))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = dict(zip(SHARDS, (names[:10], names[10:]), strict=True))
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def refusal(folder: Path | str, **arguments: Any) -> str:
+    """What loading says; in one line."""
+    with pytest.raises(ModelLoadError) as caught:
+        Engine.load(str(folder), **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def explained(engine: Engine) -> list[Step]:
+    return list(engine.generate("abc", GREEDY, AttributionSettings()))
+
+
+def ids(engine: Engine) -> list[int]:
+    return [step.id for step in explained(engine)]
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "gpt_neox", "t5", "bert"])
+def test_a_family_without_a_row_is_refused_by_name(folder: Path, model_type: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnsupportedModelError, match=f"'{model_type}'.*Supported families: gemma"):
+        Engine.load(str(folder))
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "made_up"}', '{"model_type": null}', "{}", "[]", '"llama"'])
+def test_a_configuration_of_nothing_known(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    message = refusal(folder)
+    assert str(folder) in message
+    assert "made_up" in message or "None" in message or "model_type" in message
+
+
+def test_every_row_says_yes_or_why_not() -> None:
+    assert not set(FAMILIES) & set(REFUSED)
+    for name in FAMILIES:
+        assert family_of(name) is FAMILIES[name]
+    for name, reason in REFUSED.items():
+        with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+            family_of(name)
+    with pytest.raises(UnsupportedModelError, match="'made_up'"):
+        family_of("made_up")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a":', b"\xff\xfe\x00"])
+def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert str(folder / "config.json") in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": "abc"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "model"),
+        ({"dtype": "zzz"}, "zzz"),
+        ({"hidden_act": "zzz"}, "zzz"),
+        ({"num_hidden_layers": 5}, "18 weights are missing, among them model.layers.3"),
+        ({"num_hidden_layers": 0}, "0 of 0 layers"),
+        ({"num_key_value_heads": 4}, "k_proj.weight with [32, 64] instead of [64, 64]"),
+        ({"vocab_size": 200}, "lm_head.weight with [261, 64] instead of [200, 64]"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(folder: Path, changes: dict[str, Any], said: str) -> None:
+    configure(folder, **changes)
+    assert said in refusal(folder)
+
+
+def test_places_without_a_model(tmp_path: Path, folder: Path) -> None:
+    assert "neither a folder here nor a model that the hub gives out" in refusal(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refusal(tmp_path / "empty")
+    assert "config.json" in refusal(folder / "config.json")  # a file
+
+
+def test_no_weights_in_safetensors(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    assert f"{folder} has no model.safetensors" in refusal(folder)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert "other formats are not loaded" in refusal(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b"x" * 5000, lambda b: b[:30]])
+def test_a_damaged_weight_file(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    assert f"{file} is corrupt or cut off" in refusal(folder)
+
+
+def test_a_missing_weight_is_not_made_up(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors.pop(WEIGHT))
+    assert f"1 weights are missing, among them {WEIGHT}" in refusal(folder)
+
+
+def test_a_weight_of_another_shape(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors.update({WEIGHT: torch.zeros(3, 3)}))
+    assert f"{WEIGHT} with [3, 3] instead of [96, 64]" in refusal(folder)
+
+
+def test_weights_that_are_not_finite(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors[WEIGHT].fill_(torch.nan))
+    assert "not finite" in refusal(folder)
+
+
+def test_a_sharded_checkpoint_is_the_same_model(folder: Path, engine: Engine) -> None:
+    shard(folder)
+    loaded = Engine.load(str(folder))
+    assert ids(loaded) == ids(engine)
+    assert loaded.info.num_parameters == engine.info.num_parameters
+
+
+def test_a_missing_or_damaged_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / SHARDS[0]).write_bytes((folder / SHARDS[0]).read_bytes()[:-9])
+    assert str(folder / SHARDS[0]) in refusal(folder)
+    (folder / SHARDS[1]).unlink()
+    message = refusal(folder)
+    assert SHARDS[1] in message
+    assert INDEX in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["b"]}}', "\x00"],
+)
+def test_a_damaged_index(folder: Path, content: str) -> None:
+    shard(folder)
+    (folder / INDEX).write_text(content)
+    assert INDEX in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+def test_no_tokenizer(folder: Path, file: str, content: str | None) -> None:
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    assert f"{folder} holds no tokenizer" in refusal(folder)
+
+
+def test_an_end_of_text_that_is_no_id(folder: Path) -> None:
+    configure(folder, "generation_config.json", eos_token_id="</s>")
+    assert "generation_config.json" in refusal(folder)
+
+
+def test_ends_of_text_are_the_model_s_and_the_tokenizer_s(folder: Path) -> None:
+    configure(folder, "generation_config.json", eos_token_id=[3, 5])
+    assert Engine.load(str(folder))._model.end_ids == {3, 5, 257}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"dtype": "float8"}, "dtype 'float8' is not one of auto, float64, float32"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"device": "cuda:99"}, "device 'cuda:99'"),
+        ({"device": "meta"}, "device 'meta'"),
+        ({"device": ""}, "device ''"),
+        ({"device_map": "zzz"}, "zzz"),
+        ({"device": "cpu", "device_map": "auto"}, "not both"),
+        ({"context_tokens": 1}, "2 to 256"),
+        ({"context_tokens": 257}, "2 to 256"),
+        ({"threads": 0}, "at least 1 thread"),
+        ({"max_new_tokens": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(folder: Path, arguments: dict[str, Any], said: str) -> None:
+    assert said in refusal(folder, **arguments)
+
+
+def test_settings_are_checked_before_the_weights_are_read(folder: Path) -> None:
+    """Hashing and loading a large model takes minutes."""
+    (folder / "model.safetensors").write_bytes(b"")
+    for arguments in ({"dtype": "float8"}, {"context_tokens": 1}, {"max_new_tokens": 0}):
+        assert "model.safetensors" not in refusal(folder, **arguments)
+
+
+def test_what_is_said_of_a_model(model_path: ModelPath) -> None:
+    stages: list[str] = []
+    path = str(model_path("llama"))
+    info = Engine.load(path, context_tokens=100, dtype="float64", progress=stages.append).info
+    assert (info.name, info.revision, info.family, info.dtype) == (path, "", "llama", "float64")
+    assert (info.num_layers, info.num_heads, info.num_key_value_heads, info.vocab_size) == (3, 4, 2, 261)
+    assert info.context_tokens == 100
+    assert info.has_chat_template
+    plain = AutoModelForCausalLM.from_pretrained(path)
+    assert info.num_parameters == sum(p.numel() for p in plain.parameters())
+    assert len(stages) == 4
+
+
+def test_hashes_say_what_differs(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    info = engine.info
+    copied = Engine.load(str(folder)).info  # another folder, the same files
+    hashes = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256")
+    assert [getattr(copied, name) for name in hashes] == [getattr(info, name) for name in hashes]
+    assert all(re.fullmatch("[0-9a-f]{64}", getattr(info, name)) for name in hashes)
+
+    other = Engine.load(str(save_random_model(tmp_path / "other", seed=1))).info
+    assert other.weights_sha256 != info.weights_sha256
+    assert other.tokenizer_sha256 == info.tokenizer_sha256
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.add_tokens(["fox"])
+    for file in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    tokenizer.save_pretrained(folder)
+    changed = Engine.load(str(folder)).info
+    assert changed.weights_sha256 == info.weights_sha256
+    assert changed.tokenizer_sha256 != info.tokenizer_sha256
+    assert changed.chat_template_sha256 == ""
+    assert not changed.has_chat_template
+
+
+def num_hooks(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+def test_no_hook_stays(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("llama")))
+    model = engine._model.decoder._model
+    generation = engine.generate("abc", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
+    for _ in range(2):
+        generation.advance()
+        assert num_hooks(model) == 0
+    model.model.layers[2].mlp.down_proj.weight.data.fill_(torch.nan)
+    with pytest.raises(Exception, match="not finite"):
+        list(generation)
+    assert num_hooks(model) == 0
+
+
+def test_other_models_in_the_process_are_left_alone(model_path: ModelPath) -> None:
+    path = model_path("llama")
+    tokens = torch.tensor([[256, 1, 2, 3]])
+
+    def run(model: Any) -> tuple[Tensor, Tensor]:
+        model.zero_grad()
+        logits = model(tokens).logits
+        logits[0, -1, 7].backward()
+        return logits.detach(), model.model.embed_tokens.weight.grad.clone()
+
+    before = AutoModelForCausalLM.from_pretrained(path)
+    expected = run(before)
+    engine = Engine.load(str(path))
+    generation = engine.generate("abc", GREEDY, AttributionSettings())
+    generation.advance()
+    after = AutoModelForCausalLM.from_pretrained(path)
+    for model in (before, after):
+        assert model.config._attn_implementation == "sdpa"
+        assert all(torch.equal(a, b) for a, b in zip(run(model), expected, strict=True))
+    assert len(list(generation)) > 0
+    with pytest.raises(RuntimeError, match="belongs to a gradellm Decoder"):
+        engine._model.decoder._model(tokens)

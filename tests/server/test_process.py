@@ -1,0 +1,171 @@
+"""The server as a process: how it starts, what it says when it cannot, and that it ends with its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gradellm import Client
+from gradellm_engine.demo_model import CHECKPOINT
+
+START_SECONDS = 90
+
+
+def gradellm(*arguments: str, module: str = "gradellm") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},  # a hub that cannot be reached is asked again and again otherwise
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "gradellm_server", "--listen", address, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "serving" in line:
+                break
+        assert process.poll() is None, lines
+        yield process, address
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:50051"], "--insecure"),
+        (["--max-running", "0"], "max_running must be at least 1"),
+        (["--max-queued", "-1"], "max_queued must not be negative"),
+        (["--dtype", "float7"], "float7"),
+        (["--device", "abacus"], "abacus"),
+        (["--threads", "0"], "at least 1 thread"),
+        (["--max-context-tokens", "100000"], "100000"),
+        (["--model", "no/such-model"], "no/such-model"),
+        (["--listen", "not an address"], "not an address"),
+    ],
+)
+def test_settings_that_cannot_be_end_in_one_line(arguments: list[str], words: str) -> None:
+    ended = gradellm("--listen", "127.0.0.1:0", *arguments, module="gradellm_server")
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = gradellm("--listen", address, module="gradellm_server")
+    assert ended.returncode == 2
+    assert f"cannot listen on {address}" in ended.stderr
+    assert "weights" not in ended.stderr
+
+
+def test_a_model_that_is_not_supported_or_corrupt_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    ended = gradellm("serve", "--model", str(tmp_path), "--listen", "127.0.0.1:0")
+    assert ended.returncode == 2
+    assert "'mamba' is not supported" in ended.stderr
+    for file in CHECKPOINT.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    ended = gradellm("serve", "--model", str(tmp_path), "--listen", "127.0.0.1:0")
+    assert ended.returncode == 2
+    assert f"{weights} is corrupt or cut off" in ended.stderr
+
+
+def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
+    with serving() as (process, address), Client(address) as client:
+        stream = client.generate("Once upon a time", max_new_tokens=40)
+        assert next(stream).started is not None
+        process.send_signal(signal.SIGTERM)
+        assert list(stream)[-1].finished is not None
+        assert process.wait(20) == 0
+    with serving("--grace-seconds", "60") as (process, address), Client(address) as client:
+        stream = client.generate("Once upon a time", max_new_tokens=400)
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) in (0, 128 + signal.SIGTERM)
+
+
+PARENT = """
+import time
+from gradellm import Client
+client = Client.local(model={model!r})
+print(client._server._process.pid, client.explain("Once upon a time", max_new_tokens=2).text, flush=True)
+time.sleep(600)
+"""
+
+
+def alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    # A process that has ended may stay as an entry until its new parent looks; it is over all the same.
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_local_server_ends_with_its_parent_even_after_kill_9(model_path: Callable[[str], Path]) -> None:
+    script = PARENT.format(model=str(model_path("llama")))
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline().split()[0])
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    limit = time.monotonic() + 10
+    while alive(child):
+        assert time.monotonic() < limit, "the server outlived its parent"
+        time.sleep(0.05)
+
+
+def test_explain_on_the_command_line_starts_a_server_of_its_own() -> None:
+    ended = gradellm("explain", "Once upon a time", "--max-new-tokens", "3", "--format", "json", "--seed", "1")
+    assert ended.returncode == 0, ended.stderr
+    explanation = json.loads(ended.stdout)
+    assert "Traceback" not in ended.stderr
+    assert "starting a server" in ended.stderr  # a newcomer sees that something happens
+    assert "Once upon a time" in json.dumps(explanation)
+
+
+def test_the_demo_draws_every_word() -> None:
+    ended = gradellm("demo", "--color", "always")
+    assert ended.returncode == 0, ended.stderr
+    assert "48;2;" in ended.stdout  # a background colour
+    assert "Positive" in ended.stdout or "Negative" in ended.stdout
