@@ -18,7 +18,15 @@ import torch
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.generation import Generation, Plan
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
-from gradellm_engine.prompts import Prompt, PromptInput, check_text, check_token_ids, decode, read_prompt
+from gradellm_engine.prompts import (
+    Prompt,
+    PromptInput,
+    check_embedded,
+    check_text,
+    check_token_ids,
+    decode,
+    read_prompt,
+)
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
 
@@ -147,6 +155,7 @@ class Engine:
         prompt = self.tokenize(given)
         if isinstance(completion, str):
             ids = self._completion_ids(prompt, completion)
+            check_embedded("completion", ids, self.info.vocab_size)
         else:
             ids = list(completion)
             check_token_ids("completion_ids", ids, self.info.vocab_size)
@@ -198,6 +207,7 @@ class Engine:
         encoded: Any = self._model.tokenizer(contrast.text, add_special_tokens=False)["input_ids"]
         if not encoded:
             raise InvalidRequestError("attribution.contrast.text", "has no tokens")
+        check_embedded("attribution.contrast.text", encoded[:1], self.info.vocab_size)
         return int(encoded[0])
 
     def _check_id(self, field: str, token_id: int) -> None:

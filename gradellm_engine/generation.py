@@ -372,4 +372,4 @@ def _domain(prompt: Prompt, attribution: AttributionSettings | None) -> Tensor |
         case NormaliseOver.PROMPT:
             return torch.ones(len(prompt.tokens), dtype=torch.bool)
         case NormaliseOver.USER:
-            return torch.tensor([token.role is Role.USER and not token.special for token in prompt.tokens])
+            return torch.tensor([token.role is Role.USER for token in prompt.tokens])

@@ -209,6 +209,7 @@ def read_prompt(given: PromptInput, tokenizer: PreTrainedTokenizerBase, vocab_si
     )
     if not encoded["input_ids"]:
         raise InvalidRequestError("input", "has no tokens")
+    check_embedded("input", encoded["input_ids"], vocab_size)
     segments = _place_segments(given.segments, contents)
     special = special_ids(tokenizer)
     tokens = []
@@ -241,6 +242,20 @@ def check_token_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(
                 f"{field}[{index}]", f"{token_id} is not a token id; the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+
+
+def check_embedded(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse text whose tokens the model has no embedding for: a tokenizer may know more tokens than its model.
+
+    Raises:
+        InvalidRequestError: naming the first such token.
+    """
+    for token_id in ids:
+        if token_id >= vocab_size:
+            raise InvalidRequestError(
+                field,
+                f"holds token {token_id}, which the model does not know: its vocabulary ends at {vocab_size - 1}",
             )
 
 

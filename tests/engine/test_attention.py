@@ -15,6 +15,7 @@ from gradellm_engine.attention import (
     many_queries_forward,
     one_query_backward,
     one_query_forward,
+    one_query_output,
     value_gradients,
     visibility,
 )
@@ -58,7 +59,7 @@ def test_one_query_equals_autograd(
     A = plain_weights(plain_logits(q.reshape(-1, D), K.repeat_interleave(r, 0), form), form)
     A.retain_grad()
     o = (A[..., None] * V.repeat_interleave(r, 0)).sum(1).reshape(G, r, Dv)
-    (o * w).sum().backward()
+    torch.autograd.backward((o * w).sum())
     assert q.grad is not None
     assert K.grad is not None
     assert V.grad is not None
@@ -68,6 +69,7 @@ def test_one_query_equals_autograd(
         forward = one_query_forward(q, K, V, form)
         U = value_gradients(forward, w)
         back = one_query_backward(forward, w, U, form)
+        assert close(one_query_output(q, K, V, form), o)
         assert close(forward.R, torch.einsum("grd,gnd->grn", q, K))
     assert close(forward.A, A.detach().reshape(G, r, N))
     assert close(forward.o, o.detach())
@@ -138,13 +140,16 @@ def test_one_query_equals_the_last_of_many(
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_many_queries_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softcap: float | None) -> None:
+def test_outputs_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softcap: float | None) -> None:
     q, K, V = (normal(i, 2, 5, 4).to(dtype) for i in range(3))
     form = AttentionForm(0.5, softcap, window=3)
     output = many_queries_forward(q, K, V, 0, form)
     assert output.dtype == dtype
     expected = plain_attention(q.double(), K.double(), V.double(), 0, form)
     assert torch.allclose(output.double(), expected, atol=8 * torch.finfo(dtype).eps)
+    one = one_query_output(q[:, 4:].transpose(0, 1), K[:1, 2:], V[:1, 2:], form)
+    assert one.dtype == dtype
+    assert torch.allclose(one[0, 0].double(), expected[0, 4], atol=8 * torch.finfo(dtype).eps)
 
 
 def test_a_sink_takes_attention_and_gives_no_value() -> None:

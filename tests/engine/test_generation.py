@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import relative_error
 from torch import Tensor
 
 from gradellm_engine import (
@@ -40,6 +39,8 @@ from gradellm_engine import (
 )
 from gradellm_engine.attention import OneQuery
 from gradellm_engine.decoder import Decoder, ExplainedStep
+from oracle import relative_error
+from tiny_models import byte_tokenizer, save_random_model
 
 PROMPT = "Once upon a time, a small red fox did not like rain."
 GREEDY = Sampling(max_new_tokens=12)
@@ -488,6 +489,25 @@ def test_impossible_requests_name_their_field_and_the_limit(
     assert limit in caught.value.description
 
 
+def test_tokens_that_the_model_has_no_embedding_for(tmp_path: Path) -> None:
+    """On a GPU, reading one would end the process's use of it."""
+    path = save_random_model(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["fox"])
+    tokenizer.save_pretrained(path)
+    engine = Engine.load(str(path))
+    contrast = AttributionSettings(contrast=Contrast(text="fox"))
+    calls: dict[str, Callable[[], Generation]] = {
+        "input": lambda: engine.generate("a fox"),
+        "completion": lambda: engine.attribute("a", " fox"),
+        "attribution.contrast.text": lambda: engine.generate("a", GREEDY, contrast),
+    }
+    for field, call in calls.items():
+        with pytest.raises(InvalidRequestError, match=r"token 261.*ends at 260") as caught:
+            call()
+        assert caught.value.field == field
+
+
 def test_a_full_context(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")), context_tokens=8)
     assert (engine.max_prompt_tokens, engine.max_new_tokens) == (7, 7)
@@ -526,9 +546,9 @@ def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
     assert generation.advance() == []  # it is over, and not taken up half way
     assert list(generation) == []
     assert generation.finished is None
-    for call in (lambda: engine.generate(PROMPT, GREEDY), lambda: engine.attribute(PROMPT, "x")):
+    for broken in (engine.generate(PROMPT, GREEDY), engine.attribute(PROMPT, "x")):
         with pytest.raises(ComputationError, match="step 0"):
-            list(call())
+            list(broken)
     weight.data = whole
     again = list(engine.generate(PROMPT, GREEDY, PREFIX))
     assert said(again) == said(expected)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import byte_tokenizer, save_random_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -26,6 +25,7 @@ from gradellm_engine import (
     UnsupportedModelError,
 )
 from gradellm_engine.families import FAMILIES, REFUSED, family_of
+from tiny_models import byte_tokenizer, save_random_model
 
 ModelPath = Callable[[str], Path]
 WEIGHT = "model.layers.1.mlp.up_proj.weight"

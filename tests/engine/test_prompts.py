@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
 from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, PromptToken, Role, Segment
 from gradellm_engine.prompts import check_token_ids, read_prompt
+from tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 Read = Callable[..., Prompt]
@@ -83,7 +83,7 @@ def test_a_raw_prompt(read: Read, model: str, text: str) -> None:
     bos, *rest = prompt.tokens
     assert (bos.special, bos.start, bos.end, bos.role) == (True, 0, 0, Role.TEMPLATE)
     assert all(token.role is Role.USER for token in rest if not token.special)
-    assert all(token.message is token.segment is None for token in prompt.tokens)
+    assert all((token.message, token.segment) == (None, None) for token in prompt.tokens)
 
 
 def test_a_character_of_several_tokens(read: Read) -> None:

@@ -73,7 +73,7 @@ def test_an_empty_stop_text_is_named_by_its_place() -> None:
     assert caught.value.field == "stop[1]"
 
 
-def test_presets_are_those_of_METHOD() -> None:
+def test_presets_are_those_of_the_method() -> None:
     paper = {
         "loosening": "min_max",
         "layers": None,
@@ -159,8 +159,9 @@ def test_layers_that_a_model_has_not(layers: int | tuple[int, ...]) -> None:
 
 
 def test_a_contrast_is_exactly_one_thing() -> None:
-    for good in ({"token_id": 0}, {"text": "no"}, {"runner_up": True}):
-        Contrast(**good)  # type: ignore[arg-type]
+    goods: list[dict[str, Any]] = [{"token_id": 0}, {"text": "no"}, {"runner_up": True}]
+    for good in goods:
+        Contrast(**good)
     bad: list[dict[str, Any]] = [
         {},
         {"token_id": 0, "runner_up": True},
@@ -194,7 +195,8 @@ def test_the_defaults() -> None:
     settings = AttributionSettings()
     assert settings.method == GradEllm.preset("paper")
     assert (settings.sources, settings.resolution, settings.top_k_sources) == (Sources.PROMPT, Resolution.TOKEN, None)
-    assert settings.target_token_id is settings.contrast is None
+    assert settings.target_token_id is None
+    assert settings.contrast is None
 
 
 def test_methods_by_name() -> None:

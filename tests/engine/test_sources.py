@@ -35,7 +35,7 @@ def prompt_of(*pieces: str | tuple[str, Role] | tuple[str, Role, str]) -> Prompt
     text, tokens = "", []
     for piece in pieces:
         said, role, segment = (*(piece if isinstance(piece, tuple) else (piece, Role.USER)), None)[:3]
-        gap, bar, said = said.rpartition("|")
+        gap, _, said = said.rpartition("|")
         text += gap
         special = said.startswith("<")
         role = Role.TEMPLATE if special else role
