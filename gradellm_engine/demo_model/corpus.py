@@ -1,0 +1,94 @@
+"""The demo model's corpus: three tasks whose prompts are the paper's, and plain stories.
+
+Pure and seeded, of the standard library alone.
+
+Split. Every example combines pairs of content choices: a noun with a polarity word (sentiment), a subject with a value
+(boolq), an action with a cause (why). SHA-256 of such a pair sends a fifth of all pairs to `held_out` and the rest to
+`train`, and an example is written from pairs of its own split alone, wherever in the text they stand and whether they
+decide the answer or not. So no pair of a held-out example, stated or asked about, occurs in any training example,
+whatever the seeds; single words, names and sentence shapes are shared.
+"""
+
+from collections.abc import Iterator
+from random import Random
+
+from gradellm_engine.demo_model import boolq, why
+from gradellm_engine.demo_model.boolq import boolq_example, retelling
+from gradellm_engine.demo_model.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
+from gradellm_engine.demo_model.sentiment import CONSTRUCTIONS, sentiment_example
+from gradellm_engine.demo_model.stories import story
+from gradellm_engine.demo_model.why import why_example
+
+__all__ = [
+    "TASKS",
+    "Example",
+    "Message",
+    "Role",
+    "Span",
+    "Split",
+    "Task",
+    "counterfactual",
+    "examples",
+    "retelling",
+    "story",
+    "training_conversation",
+]
+
+_WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example}
+_OPPOSITE = {"Positive": "Negative", "Negative": "Positive", "true": "false", "false": "true"}
+
+
+def examples(task: Task, split: Split, seed: int, count: int) -> Iterator[Example]:
+    """Yield `count` examples. Example i is a function of (task, split, seed, i) alone."""
+    for index in range(count):
+        yield _WRITERS[task](Random(f"{task}/{split}/{seed}/{index}"), split)
+
+
+def counterfactual(example: Example) -> Example:
+    """Turn the evidence of an example round, and so its label; doing so twice gives the example back.
+
+    Sentiment: every deciding polarity word is replaced by one of the other sign. Boolq: what was affirmed of the asked
+    subject is denied. The pairs that come about belong to the same split. Raises ValueError for `why`, whose answer
+    has no opposite.
+    """
+    if example.answer not in _OPPOSITE:
+        raise ValueError(f"a {example.task} example has no counterfactual")
+    content, pieces, position = example.user_content, [], 0
+    for span in example.evidence:
+        words = content[span.start : span.end]
+        pieces.append(Piece(content[position : span.start]))
+        swapped = Piece(span.replacement, span.kind, words) if span.replacement else Piece(words, span.kind)
+        pieces.append(swapped)
+        position = span.end
+    flipped, evidence = render([*pieces, Piece(content[position:])])
+    messages = (*example.messages[:-1], Message("user", flipped))
+    return Example(example.task, example.construction, messages, _OPPOSITE[example.answer], evidence)
+
+
+def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[Message, ...]:
+    """A training conversation of a task, answers included: one review, or one passage or story with its questions.
+
+    A passage or story is asked about more than once, which makes answers denser than one a sequence. Several passages
+    in one conversation would not do: which of them a question is about is one thing too many to find out at once, and
+    the yes/no task is then not learnt at all. `easy` ones start a curriculum: reviews of the plain construction alone,
+    since negation next to it makes single words tell nothing, and passages of one fact.
+    """
+    if task == "sentiment":
+        return _turns(sentiment_example(rng, "train", ("plain",) if easy else CONSTRUCTIONS))
+    messages: tuple[Message, ...]
+    if task == "why":
+        told = why.deeds(rng, "train")
+        first, *others = rng.sample(told, len(told))
+        messages = _turns(why.as_example(rng, told, first))
+        for deed in others:
+            messages += (Message("user", deed.question), Message("assistant", deed.answer))
+        return messages
+    messages = (Message("system", boolq.SYSTEM_PROMPT),)
+    for content, answer in boolq.training_turns(rng, num_facts=1 if easy else rng.choice((2, 3, 4))):
+        messages += (Message("user", content), Message("assistant", answer))
+    return messages
+
+
+def _turns(example: Example) -> tuple[Message, ...]:
+    """An example with its answer."""
+    return (*example.messages, Message("assistant", example.answer))
