@@ -12,7 +12,7 @@ PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check format proto bench train-demo build clean
+.PHONY: help setup demo test test-all check format proto bench picture train-demo build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ proto: $(PROTOC) ## generates the stubs
 
 bench: $(READY) ## explained decoding against plain decoding and transformers, on a 125M-parameter model (minutes)
 	$(BIN)/python -m gradellm_engine.bench
+
+picture: $(READY) ## draws docs/demo.svg, the README's picture, from a run of the demo
+	$(BIN)/python docs/draw_demo.py
 
 train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
 	$(BIN)/python -m gradellm_engine.demo_model.train --out build/demo_model

@@ -31,7 +31,7 @@ SYSTEM_PROMPT = (
 )
 LABELS = ("true", "false")
 # What stands between subject and value: an affirmation and the denial that it becomes in a counterfactual.
-VERBS = (("is", "isn't"), ("was", "wasn't"), ("looks", "never looks"), ("seems", "hardly seems"))
+VERBS = (("is", "isn't"), ("was", "wasn't"), ("is really", "is never"), ("was clearly", "was hardly"))
 _PASSAGE_PREFIX = "Passage: "
 _QUESTION_PREFIX = "Question: "
 
@@ -94,8 +94,7 @@ def passage(rng: Random, split: Split, num_facts: int) -> tuple[Fact, ...]:
     choices = {s: [value for value in domain.values if in_split(split, s, value)] for s in domain.subjects}
     for subject in rng.sample([s for s, values in choices.items() if values], num_facts):
         values = choices[subject]
-        shared = [fact.value for fact in facts[-1:] if fact.value in values]
-        value = shared[0] if shared and len(facts) % 2 else rng.choice(values)
+        value = rng.choice([v for v in values if v not in {f.value for f in facts}] or values)
         facts.append(Fact(domain, subject, value, affirmed[len(facts)], rng.choice(VERBS)))
     return tuple(facts)
 

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradellm_engine.demo_model.corpus import TASKS, Task, retelling, story, training_conversation
 from gradellm_engine.demo_model.evaluate import evaluate, report
+from gradellm_engine.demo_model.muon import Muon
 from gradellm_engine.demo_model.tokenizer import ASSISTANT, BOS, END, VOCABULARY_SIZE, train_tokenizer
 
 CONTEXT_LENGTH = 512
@@ -99,7 +100,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
     optimizers = (
-        torch.optim.Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),
+        Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),
         torch.optim.AdamW(others, lr=_OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     )
     schedules = [
