@@ -5,17 +5,20 @@ See `gradellm_engine.engine.Engine`.
 
 from gradellm_engine.engine import Engine
 from gradellm_engine.errors import (
+    BusyError,
     ComputationError,
     EngineError,
     InvalidRequestError,
     ModelLoadError,
     UnsupportedModelError,
 )
-from gradellm_engine.generation import Attribution, Finished, FinishReason, Generation, Started, Step
+from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Started, Step
+from gradellm_engine.generation import Generation
 from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
 from gradellm_engine.settings import (
     AttributionSettings,
     Contrast,
+    Delivery,
     GradEllm,
     Loosening,
     Magnitude,
@@ -27,14 +30,18 @@ from gradellm_engine.settings import (
     Similarity,
     Sources,
 )
+from gradellm_engine.stream import Stream
 
 __all__ = [
     "Attribution",
     "AttributionSettings",
+    "BusyError",
     "ComputationError",
     "Contrast",
+    "Delivery",
     "Engine",
     "EngineError",
+    "Event",
     "FinishReason",
     "Finished",
     "Generation",
@@ -58,5 +65,6 @@ __all__ = [
     "Sources",
     "Started",
     "Step",
+    "Stream",
     "UnsupportedModelError",
 ]

@@ -1,19 +1,24 @@
 """Attention's arithmetic, forward and backward, by hand: tensors in, tensors out.
 
-Notation (one query, G key-value heads, r query heads to each, N visible keys, widths D and Dv, scaling c):
+Notation (T queries of one sequence at positions p_t = start + t; G key-value heads, r query heads to each; N keys, of
+positions first..; widths D and Dv; scaling c):
 
-    forward    R = q K^T                        [G, r, N]
+    forward    R = q K^T                        [G, r, T, N]
                Z = c R, soft-capped where the model does: cap tanh(c R / cap)
-               A = softmax(Z)                   with a sink: over Z and one logit that has no value
-               o = A V                          [G, r, Dv]
-    backward   U = (dl/do) V^T                  [G, r, N]
+               A = softmax(Z) over the keys that the query sees; with a sink: over Z and one logit that has no value
+               o = A V                          [G, r, T, Dv]
+    backward   U = (dl/do) V^T                  [G, r, T, N]
                dZ = A * (U - sum_j A_j U_j)     since (dl/do) . o = sum_j A_j U_j
                dR = c dZ, times the soft-cap's derivative
-               dq = dR K;  dk_p = dR_p q;  dv_p = A_p (dl/do)
+               dq = dR K;  and on the diagonal alone  dk_t = dR_tt q_t,  dv_t = A_tt (dl/do)_t
 
-Keys and values before position p are constants of this gradient (attention is causal, and p is the last position), so
-only the last column has dk and dv. Grad-ELLM's heat map is made of R, A and U, which are at hand: it costs no pass of
-its own. Query heads that share a key-value head are grouped as [G, r, .], so that keys and values are never repeated.
+A decode step has one query, the replay of a chunk of tokens has several. Each is to be explained as if it were the last
+of its prefix: keys and values of the positions before it are constants of its gradient, its own are not. So key and
+value gradients live on the diagonal, where key t meets query t, and nowhere else; with that, the sum of all queries'
+targets can be differentiated at once, and each gets the gradient that it would get alone.
+
+Grad-ELLM's heat map is made of R, A and U, which are at hand: it costs no pass of its own. Query heads that share a
+key-value head are grouped as [G, r, T, .], so that keys and values are never repeated.
 """
 
 from __future__ import annotations
@@ -51,16 +56,63 @@ class AttentionForm:
         return self.softcap is None and self.sinks is None
 
 
+def attention_output(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Tensor:
+    """Attention's output, by a stock kernel where there is one.
+
+    Args:
+        q: queries. [G, r, T, D]
+        K: keys. [G, N, D]
+        V: values. [G, N, Dv]
+        visible: which keys each query sees, None for all. [T, N], bool
+        form: the layer's attention.
+
+    Returns:
+        The output. [G, r, T, Dv]
+    """
+    G, r, T, D = q.shape
+    if not form.is_plain:
+        compute = torch.promote_types(q.dtype, torch.float32)
+        return attend(q.to(compute), K.to(compute), V.to(compute), visible, form).o.to(q.dtype)
+    if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
+        return F.scaled_dot_product_attention(q.view(1, G, r, D), K[None], V[None], visible, scale=form.scaling).view(
+            G, r, T, -1
+        )
+    # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
+    is_square = K.shape[1] == T and (form.window is None or form.window >= T)
+    return F.scaled_dot_product_attention(
+        q.view(1, G * r, T, D),
+        K[None],
+        V[None],
+        None if is_square else visible,
+        is_causal=is_square,
+        scale=form.scaling,
+        enable_gqa=r != 1,
+    ).view(G, r, T, -1)
+
+
+def visibility(start: int, T: int, first: int, N: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of the N keys from position `first` on each of the T queries from `start` on sees. [T, N], bool.
+
+    None for one query that sees them all.
+    """
+    if T == 1 and first + N == start + 1 and (window is None or window >= N):
+        return None
+    query = torch.arange(start, start + T, device=device)[:, None]
+    key = torch.arange(first, first + N, device=device)[None, :]
+    visible = key <= query
+    return visible if window is None else visible & (key > query - window)
+
+
 @dataclass(frozen=True)
-class OneQuery:
-    """One query's attention, as its backward pass and the heat map need it.
+class Attended:
+    """Attention of a sequence's queries, as its backward pass and the heat map need it.
 
     Attributes:
-        q: the query. [G, r, D]
-        K: the visible keys. [G, N, D]
-        V: the visible values. [G, N, Dv]
-        R: query-key products, unscaled. [G, r, N]
-        A: attention weights. [G, r, N]
+        q: the queries. [G, r, T, D]
+        K: the keys. [G, N, D]
+        V: the values. [G, N, Dv]
+        R: query-key products, unscaled, of all keys, seen or not. [G, r, T, N]
+        A: attention weights. [G, r, T, N]
     """
 
     q: Tensor
@@ -71,45 +123,41 @@ class OneQuery:
 
     @property
     def o(self) -> Tensor:
-        """The output. [G, r, Dv]"""
-        return self.A @ self.V
+        """The output. [G, r, T, Dv]"""
+        return by_group(self.A, self.V)
 
 
-def one_query_forward(q: Tensor, K: Tensor, V: Tensor, form: AttentionForm) -> OneQuery:
-    """Attention of one query [G, r, D] over visible keys [G, N, D] and values [G, N, Dv]."""
-    R = q @ K.transpose(-1, -2)  # [G, r, N]
-    Z = capped(R, form)
+def by_group(x: Tensor, M: Tensor) -> Tensor:
+    """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
+    G, r, T, _ = x.shape
+    return (x.reshape(G, r * T, -1) @ M).view(G, r, T, -1)
+
+
+def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
+    """The forward pass, every product kept. Arguments as for `attention_output`."""
+    R = by_group(q, K.mT)
+    Z = R * form.scaling
+    if form.softcap is not None:
+        Z = form.softcap * torch.tanh(Z / form.softcap)
+    if visible is not None:
+        Z = Z.masked_fill(~visible, -torch.inf)
     if form.sinks is None:
         A = Z.softmax(-1)
     else:
-        sinks = form.sinks.to(Z.dtype).view(*Z.shape[:-1], 1)  # [G, r, 1]
+        G, r, T, _ = q.shape
+        sinks = form.sinks.to(Z.dtype).view(G, r, 1, 1).expand(-1, -1, T, 1)
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return OneQuery(q, K, V, R, A)
-
-
-def one_query_output(q: Tensor, K: Tensor, V: Tensor, form: AttentionForm) -> Tensor:
-    """The output alone, by a stock kernel where there is one. [G, r, D], [G, N, D], [G, N, Dv] -> [G, r, Dv]"""
-    if form.is_plain:
-        # The r query heads of a group see the same keys, as r queries of one head would.
-        return F.scaled_dot_product_attention(q[None], K[None], V[None], scale=form.scaling)[0]
-    compute = torch.promote_types(q.dtype, torch.float32)
-    return one_query_forward(q.to(compute), K.to(compute), V.to(compute), form).o.to(q.dtype)
-
-
-def capped(R: Tensor, form: AttentionForm) -> Tensor:
-    """Attention logits from query-key products: scaled, and soft-capped where the form says so."""
-    Z = R * form.scaling
-    return Z if form.softcap is None else form.softcap * torch.tanh(Z / form.softcap)
+    return Attended(q, K, V, R, A)
 
 
 @dataclass(frozen=True)
-class OneQueryGradients:
-    """The backward pass of one query.
+class Gradients:
+    """The backward pass.
 
     Attributes:
-        dq: [G, r, D]
-        dk: of the last key, the query's own. [G, D]
-        dv: of the last value. [G, Dv]
+        dq: [G, r, T, D]
+        dk: of each query's own key. [G, T, D]
+        dv: of each query's own value. [G, T, Dv]
     """
 
     dq: Tensor
@@ -117,67 +165,25 @@ class OneQueryGradients:
     dv: Tensor
 
 
-def value_gradients(forward: OneQuery, w: Tensor) -> Tensor:
-    """U = (dl/do) V^T: how the target changes with each head's weight on each token. w: [G, r, Dv] -> [G, r, N]."""
-    return w @ forward.V.transpose(-1, -2)
+def value_gradients(forward: Attended, w: Tensor) -> Tensor:
+    """U = (dl/do) V^T: how the target changes with each head's weight on each token.
+
+    w: [G, r, T, Dv] -> [G, r, T, N]
+    """
+    return by_group(w, forward.V.mT)
 
 
 def mean_effect(A: Tensor, U: Tensor) -> Tensor:
-    """sum_j a_hj u_hj, which is (dl/do) . o: what each head's output does to the target. [G, r, N] -> [G, r, 1]"""
+    """sum_j a_hj u_hj, which is (dl/do) . o: what each head's output does to the target. [.., T, N] -> [.., T, 1]"""
     return (A * U).sum(-1, keepdim=True)
 
 
-def one_query_backward(forward: OneQuery, w: Tensor, U: Tensor, form: AttentionForm) -> OneQueryGradients:
-    """Gradients from w = dl/do [G, r, Dv] and U = w V^T [G, r, N]."""
+def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int, form: AttentionForm) -> Gradients:
+    """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
     dZ = forward.A * (U - mean_effect(forward.A, U))
     dR = dZ * form.scaling
     if form.softcap is not None:
         dR = dR * (1 - torch.tanh(forward.R * (form.scaling / form.softcap)) ** 2)
-    return OneQueryGradients(
-        dq=dR @ forward.K,
-        dk=(dR[..., -1:] * forward.q).sum(-2),
-        dv=(forward.A[..., -1:] * w).sum(-2),
-    )
-
-
-def many_queries_forward(q: Tensor, K: Tensor, V: Tensor, start: int, form: AttentionForm) -> Tensor:
-    """Causal attention of T queries at positions start.., for reading a prompt; no gradient.
-
-    Args:
-        q: queries. [H, T, D]
-        K: keys of positions 0 .. start + T. [G, N, D]
-        V: their values. [G, N, Dv]
-        start: the first query's position.
-        form: the layer's attention.
-
-    Returns:
-        The output. [H, T, Dv]
-    """
-    (H, T, D), (G, N, _) = q.shape, K.shape
-    first = form.first_visible(start)
-    K, V = K[:, first:], V[:, first:]
-    whole_prompt = start == 0 and (form.window is None or form.window >= T)
-    visible = None if whole_prompt else visibility(start, T, first, N, form.window, q.device)
-    if form.is_plain:
-        return F.scaled_dot_product_attention(
-            q[None], K[None], V[None], visible, is_causal=whole_prompt, scale=form.scaling, enable_gqa=H != G
-        )[0]
-    if visible is None:
-        visible = visibility(start, T, first, N, form.window, q.device)
-    compute = torch.promote_types(q.dtype, torch.float32)
-    R = q.to(compute).reshape(G, H // G, T, D) @ K.to(compute).transpose(-1, -2)[:, None]  # [G, r, T, N]
-    Z = capped(R, form).masked_fill(~visible, -torch.inf)
-    if form.sinks is None:
-        A = Z.softmax(-1)
-    else:
-        sinks = form.sinks.to(compute).view(G, H // G, 1, 1).expand(-1, -1, T, 1)
-        A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return (A @ V.to(compute)[:, None]).reshape(H, T, -1).to(q.dtype)
-
-
-def visibility(start: int, T: int, first: int, N: int, window: int | None, device: torch.device) -> Tensor:
-    """Which of the keys first..N each of the queries start..start + T sees. [T, N - first], bool"""
-    query = torch.arange(start, start + T, device=device)[:, None]
-    key = torch.arange(first, N, device=device)[None, :]
-    visible = key <= query
-    return visible if window is None else visible & (key > query - window)
+    dR_own = dR.diagonal(own, -2, -1)[..., None]  # [G, r, T, 1]
+    A_own = forward.A.diagonal(own, -2, -1)[..., None]
+    return Gradients(dq=by_group(dR, forward.K), dk=(dR_own * forward.q).sum(1), dv=(A_own * w).sum(1))

@@ -1,8 +1,9 @@
 """What an explained token costs: `python -m gradellm_engine.bench`.
 
-One run, one model with random weights, three ways to decode in turn: this engine without and with attribution, and
-Transformers' own generate. Figures are medians over the rounds of milliseconds a token; reading the prompt is left
-out. Ratios within a run mean something on a shared machine, milliseconds by themselves do not.
+One run, one model with random weights, several ways to decode in turn: this engine without attribution, with it at
+every token and in chunks, and Transformers' own generate. Figures are medians over the rounds of milliseconds a token;
+reading the prompt is left out. Ratios within a run mean something on a shared machine, milliseconds by themselves do
+not.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradellm_engine.decoder import Decoder
-from gradellm_engine.grad_ellm import heat_map
-from gradellm_engine.kv_slot import KVSlot
+from gradellm_engine.decoder import Decoder, Explain, Part, Target
+from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.settings import GradEllm
 
 SHAPE_125M = {
@@ -34,28 +35,26 @@ SHAPE_125M = {
 }
 
 
+CHUNK_SIZES = (16, 32)
+
+
 @dataclass(frozen=True)
 class Row:
-    """Medians for one prompt length, in milliseconds a token."""
+    """One prompt length: medians in milliseconds a token, by way of decoding."""
 
     prompt_tokens: int
-    plain_ms: float
-    explained_ms: float
-    transformers_ms: float
+    milliseconds: dict[str, float]
 
-    @property
-    def explained_over_plain(self) -> float:
-        """What an explained token costs in plain ones."""
-        return self.explained_ms / self.plain_ms
+    def over_plain(self, way: str) -> float:
+        """What a token costs in plain ones."""
+        return self.milliseconds[way] / self.milliseconds["plain"]
 
-    @property
-    def transformers_over_plain(self) -> float:
-        """What Transformers' token costs in plain ones."""
-        return self.transformers_ms / self.plain_ms
+
+Decoded = tuple[float, list[int]]  # seconds a token, and the tokens
 
 
 class Contest:
-    """One set of weights, decoded in three ways."""
+    """One set of weights, decoded in several ways."""
 
     def __init__(self, shape: dict[str, int], new_tokens: int) -> None:
         torch.manual_seed(0)
@@ -64,50 +63,78 @@ class Contest:
         ours.load_state_dict(theirs.state_dict(), assign=True)  # the same tensors: neither runs from a warmer cache
         self._transformers = theirs
         self._decoder = Decoder(ours)
+        self._explain = Explain(GradEllm(layers=tuple(range(self._decoder.num_layers))))
         self._vocab_size = shape["vocab_size"]
         self._new_tokens = new_tokens
         self.num_parameters = sum(parameter.numel() for parameter in theirs.parameters())
 
     def row(self, prompt_tokens: int, rounds: int) -> Row:
-        """Measure one prompt length; the three ways alternate, so that a busy moment meets them alike."""
+        """Measure one prompt length; the ways alternate, so that a busy moment meets them alike."""
         ids = torch.randint(self._vocab_size, (prompt_tokens,)).tolist()
-        ways: list[Callable[[Sequence[int]], tuple[float, list[int]]]] = [self.plain, self.explained, self.transformers]
-        results = [[way(ids) for way in ways] for _ in range(rounds + 1)][1:]  # the first round warms up
-        texts = [tokens for result in results for _, tokens in result]
+        ways: dict[str, Callable[[Sequence[int]], Decoded]] = {
+            "plain": self.plain,
+            "per_token": self.per_token,
+            **{f"chunked({size})": partial(self.chunked, size) for size in CHUNK_SIZES},
+            "generate": self.transformers,
+        }
+        results = [{name: way(ids) for name, way in ways.items()} for _ in range(rounds + 1)][1:]  # the first warms up
+        texts = [tokens for result in results for _, tokens in result.values()]
         if any(tokens != texts[0] for tokens in texts):
-            raise RuntimeError("the three ways decoded different tokens: there is nothing to compare")
-        return Row(prompt_tokens, *(1e3 * statistics.median(result[i][0] for result in results) for i in range(3)))
+            raise RuntimeError("the ways decoded different tokens: there is nothing to compare")
+        return Row(
+            prompt_tokens, {name: 1e3 * statistics.median(result[name][0] for result in results) for name in ways}
+        )
 
-    def plain(self, ids: Sequence[int]) -> tuple[float, list[int]]:
-        """Seconds a token and the tokens, without attribution."""
+    def plain(self, ids: Sequence[int]) -> Decoded:
+        """Without attribution."""
 
         def step(token: int, slot: KVSlot) -> int:
-            return int(self._decoder.step(token, slot).argmax())
+            return int(self._decoder.step([Part.new(slot, [token])]).argmax())
 
         return self._decode(ids, step)
 
-    def explained(self, ids: Sequence[int]) -> tuple[float, list[int]]:
-        """Seconds a token and the tokens, each with its vector over the prefix."""
-        switches = GradEllm()
+    def per_token(self, ids: Sequence[int]) -> Decoded:
+        """Each token with its vector over the prefix."""
 
         def step(token: int, slot: KVSlot) -> int:
-            explained = self._decoder.explained_step(token, slot, switches)
+            explained = self._decoder.explained_pass([Part.new(slot, [token], self._explain)])
             chosen = int(explained.logits.argmax())
-            heat_map(explained.contributions(chosen), slot.length, switches)
+            explained.heat_maps([Target(chosen)])
             return chosen
 
         return self._decode(ids, step)
 
-    def transformers(self, ids: Sequence[int]) -> tuple[float, list[int]]:
-        """Seconds a token and the tokens of `generate`: the time for all tokens less that for the first."""
+    def chunked(self, size: int, ids: Sequence[int]) -> Decoded:
+        """Vectors for `size` tokens at once, behind them."""
+        unexplained: list[Target] = []
+
+        def step(token: int, slot: KVSlot) -> int:
+            chosen = int(self._decoder.step([Part.new(slot, [token])]).argmax())
+            unexplained.append(Target(chosen))
+            if len(unexplained) == size:
+                chunk = Part.again(slot, slot.length - size, slot.length, self._explain)
+                self._decoder.replay([chunk], unexplained)
+                unexplained.clear()
+            return chosen
+
+        decoded = self._decode(ids, step)
+        if unexplained:
+            raise RuntimeError(f"{self._new_tokens} tokens are not whole chunks of {size}")
+        return decoded
+
+    def transformers(self, ids: Sequence[int]) -> Decoded:
+        """Transformers' `generate`: the time for all tokens less that for the first."""
         first, _ = self._generate(ids, 1)
         whole, tokens = self._generate(ids, self._new_tokens + 1)
         return (whole - first) / self._new_tokens, tokens[: self._new_tokens]
 
-    def _decode(self, ids: Sequence[int], step: Callable[[int, KVSlot], int]) -> tuple[float, list[int]]:
-        slot = KVSlot(len(ids) + self._new_tokens)
+    def _decode(self, ids: Sequence[int], step: Callable[[int, KVSlot], int]) -> Decoded:
+        self._decoder.allocate_pool(len(ids) + self._new_tokens)
+        slot = self._decoder.pool.allocate(len(ids) + self._new_tokens)
+        if slot is None:
+            raise RuntimeError("a pool has no room for its own size")
         *rest, token = ids
-        self._decoder.prefill(list(rest), slot)
+        self._decoder.read([Part.new(slot, rest)])
         tokens = []
         began = time.perf_counter()
         for _ in range(self._new_tokens):
@@ -115,7 +142,7 @@ class Contest:
             tokens.append(token)
         return (time.perf_counter() - began) / self._new_tokens, tokens
 
-    def _generate(self, ids: Sequence[int], count: int) -> tuple[float, list[int]]:
+    def _generate(self, ids: Sequence[int], count: int) -> Decoded:
         given = torch.tensor([ids])
         began = time.perf_counter()
         output = self._transformers.generate(
@@ -131,16 +158,15 @@ class Contest:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
+    """The rows in Markdown: milliseconds a token, and in brackets what that is in plain tokens."""
+    names = list(rows[0].milliseconds)
     lines = [
-        "| prompt tokens | plain ms | explained ms | generate ms | explained / plain | generate / plain |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| prompt tokens | {' | '.join(names)} |",
+        f"| ---: |{' ---: |' * len(names)}",
     ]
-    lines += [
-        f"| {row.prompt_tokens} | {row.plain_ms:.1f} | {row.explained_ms:.1f} | {row.transformers_ms:.1f} "
-        f"| {row.explained_over_plain:.2f} | {row.transformers_over_plain:.2f} |"
-        for row in rows
-    ]
+    for row in rows:
+        cells = [f"{row.milliseconds[name]:.1f} ({row.over_plain(name):.2f})" for name in names]
+        lines.append(f"| {row.prompt_tokens} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -148,7 +174,9 @@ def main() -> None:
     """Run the contest and print its table; `--json` keeps the figures."""
     parser = argparse.ArgumentParser(prog="python -m gradellm_engine.bench", description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="+", default=[64, 512, 2048], help="prompt lengths in tokens")
-    parser.add_argument("--new-tokens", type=int, default=24, help="tokens to decode after each (default: 24)")
+    parser.add_argument(
+        "--new-tokens", type=int, default=32, help="tokens to decode after each; whole chunks (default: 32)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds to take the median of (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -163,14 +191,13 @@ def main() -> None:
     rows = [contest.row(length, options.rounds) for length in options.prompts]
     print(table(rows))
     if options.json is not None:
-        figures = [
-            {
-                **vars(row),
-                "explained_over_plain": row.explained_over_plain,
-                "transformers_over_plain": row.transformers_over_plain,
-            }
-            for row in rows
-        ]
+        figures = {
+            "model": f"random Llama, {contest.num_parameters / 1e6:.1f}M parameters, float32",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "rounds": options.rounds,
+            "rows": [asdict(row) for row in rows],
+        }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

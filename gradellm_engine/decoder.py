@@ -1,26 +1,27 @@
-"""One Transformers decoder over our own key-value slots: prefill, decode step, explained decode step.
+"""One Transformers decoder over our own key-value slots: any number of sequences in one pass.
 
 The model stays unmodified. A registered AttentionInterface function stands in for its attention: called without a cache
-and with explicit positions, it gets only the new tokens' q, k and v, stores k and v in the pass's slot and lets the
-query see what the slot holds. What a pass needs travels beside the model, never through its keyword arguments, which
-some families drop.
+and with explicit positions, it gets only the new tokens' q, k and v, stores k and v in their sequences' slots and lets
+each query see what its slot holds. A pass takes several sequences as parts that stand behind one another in one row of
+tokens: to all layers but attention they are tokens like any others, and weights are read once for all of them. What a
+pass needs travels beside the model, never through its keyword arguments, which some families drop.
 
-An explained step is one forward and one backward pass through a single token:
+An explained pass is one forward and one backward pass through its tokens alone:
 
     1. The graph starts at the attention output of the lowest selected layer (`anchor`): parameters are frozen, and
        everything below is a constant of the gradients that are read.
-    2. Every attention output above is a node of `_OneQueryAttention`, whose backward pass meets w = dl/do, computes U
-       and leaves the layer's contribution to the heat map.
+    2. Every attention output above is a node of `_PartsAttention`, whose backward pass meets w = dl/do, computes U
+       and adds the layer's scores to the heat maps.
     3. The logits' gradient enters below the language-model head by the rows of the explained tokens alone: reading the
-       whole head again for one or two rows would cost up to a fifth of a step.
+       whole head again for one or two rows a token would cost up to a fifth of a step.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,57 +32,141 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import (
     AttentionForm,
-    OneQuery,
-    many_queries_forward,
-    one_query_backward,
-    one_query_forward,
-    one_query_output,
+    attend,
+    attention_backward,
+    attention_output,
     value_gradients,
+    visibility,
 )
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.grad_ellm import LayerContribution, layer_contribution
-from gradellm_engine.kv_slot import KVSlot, LayerBuffers
+from gradellm_engine.grad_ellm import heat_map, layer_scores
+from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape, RotaryShape
 from gradellm_engine.settings import GradEllm, Rotary
 
-ATTENTION_KERNEL = "gradellm one-query"
+ATTENTION_KERNEL = "gradellm"
 
 
-@dataclass
-class _Explanation:
-    """What an explained step gathers.
+@dataclass(frozen=True)
+class Explain:
+    """How a part's tokens are explained.
 
     Attributes:
-        switches: the method's switches.
-        selected: the layers that contribute, ascending.
-        anchor: a leaf that requires a gradient, so that the graph starts where it is passed in.
-        contributions: filled by the backward pass, by layer.
+        switches: the method's; `layers` are explicit indexes.
+        domain: the prompt tokens over which similarities are normalised, None for all that a layer sees. [m], bool
     """
 
     switches: GradEllm
-    selected: tuple[int, ...]
-    anchor: Tensor
-    contributions: dict[int, LayerContribution] = field(default_factory=dict)
+    domain: Tensor | None = None
+
+    @property
+    def selected(self) -> tuple[int, ...]:
+        """The layers that are summed."""
+        layers = self.switches.layers
+        if not isinstance(layers, tuple):
+            raise ValueError("layers must be explicit indexes by now")
+        return layers
+
+    @property
+    def needs_unrotated(self) -> bool:
+        """Whether queries and keys are compared as they were before the rotary embedding."""
+        return self.switches.rotary is Rotary.UNROTATED
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sequence's share of a pass.
+
+    Attributes:
+        slot: what is known of it.
+        ids: the tokens to read.
+        explain: None for tokens that are not explained.
+        start: position of the first.
+        is_new: whether they come into the slot now; False for tokens that it holds and that are read once more.
+    """
+
+    slot: KVSlot
+    ids: Sequence[int]
+    explain: Explain | None
+    start: int
+    is_new: bool
+
+    @classmethod
+    def new(cls, slot: KVSlot, ids: Sequence[int], explain: Explain | None = None) -> Part:
+        """Tokens that follow on those that the slot holds."""
+        return cls(slot, ids, explain, slot.length, is_new=True)
+
+    @classmethod
+    def again(cls, slot: KVSlot, start: int, end: int, explain: Explain) -> Part:
+        """The tokens at positions start..end, which the slot holds."""
+        return cls(slot, slot.ids[start:end], explain, start, is_new=False)
+
+    @property
+    def end(self) -> int:
+        """One past the position of the last token."""
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is differentiated at a token: a logit of the token after it, less another's where one is given."""
+
+    token_id: int
+    contrast_id: int | None = None
 
 
 @dataclass
 class _Pass:
-    """One forward pass through the model, as the attention function sees it.
+    """One pass through the model, as the attention function sees it.
 
     Attributes:
-        slot: where keys and values are.
-        start: position of the first new token.
-        explanation: set for an explained step.
-        rotary_embeddings: cosines and sines by attention module, kept where the unrotated query and key are wanted.
+        parts: the sequences.
+        rotary_of: which of the model's rotary embeddings each layer takes.
+        places: where each part's tokens stand in the row of all.
+        anchor: a leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph.
+        lowest: the lowest layer that any part selects.
+        totals: the sum of layers' scores so far, for each explained part. [T, S] each
     """
 
-    slot: KVSlot
-    start: int
-    explanation: _Explanation | None = None
-    rotary_embeddings: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    attention_modules: dict[int, nn.Module] = field(default_factory=dict)
+    parts: Sequence[Part]
+    rotary_of: Mapping[int, int]
+    places: list[slice] = field(default_factory=list)
+    anchor: Tensor | None = None
+    lowest: int = 0
+    totals: dict[int, Tensor] = field(default_factory=dict)
+    _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        end = 0
+        for part in self.parts:
+            self.places.append(slice(end, end + len(part.ids)))
+            end += len(part.ids)
+
+    def visible(self, i: int, first: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Which keys from `first` on each of part i's queries sees; computed once for all layers that are alike."""
+        part, key = self.parts[i], (i, window, device)
+        if key not in self._visible:
+            self._visible[key] = visibility(part.start, len(part.ids), first, part.end - first, window, device)
+        return self._visible[key]
+
+    def add(self, index: int, scores: Tensor, first: int) -> None:
+        """Add a layer's scores [T, N] for the positions first.. to a part's."""
+        part = self.parts[index]
+        if index not in self.totals:
+            self.totals[index] = scores.new_zeros((len(part.ids), part.end))
+        total = self.totals[index]
+        total[:, first : first + scores.shape[1]] += scores.to(total.device)
 
 
-_current_pass: ContextVar[_Pass] = ContextVar("gradellm_pass")
+@dataclass
+class _Meeting:
+    """A first look at the model: which modules call our attention, with what shapes and rotary embeddings."""
+
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+    shapes: dict[int, LayerShape] = field(default_factory=dict)
+    rotaries: dict[int, Tensor] = field(default_factory=dict)  # the cosines; layers that share them share the tensor
+
+
+_current_pass: ContextVar[_Pass | _Meeting] = ContextVar("gradellm_pass")
 
 
 def _attention(
@@ -98,27 +183,25 @@ def _attention(
     current = _current_pass.get(None)
     if current is None:
         raise RuntimeError("this model belongs to a gradellm Decoder; call it through one")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    if isinstance(current, _Meeting):
+        current.modules[index] = module
+        current.shapes[index] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)
+        return value.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
     form = AttentionForm(
         scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
-    current.attention_modules[layer] = module
-    unrotated = _unrotated(module, query, key, current)
-    buffers = current.slot.layer(layer, key[0], value[0])
-    buffers.write(current.start, key[0].detach(), value[0].detach(), None if unrotated is None else unrotated[1][0])
-    T = query.shape[2]
-    if T > 1:
-        end = current.start + T
-        o = many_queries_forward(query[0], buffers.keys[:, :end], buffers.values[:, :end], current.start, form)
-        return o.transpose(0, 1)[None].contiguous(), None
-    site = _Site(current, layer, form, buffers, None if unrotated is None else unrotated[0])
-    explanation = current.explanation
-    if explanation is None or layer < explanation.selected[0]:
+    for part, place in zip(current.parts, current.places, strict=True):
+        if part.is_new:
+            part.slot.keys(index, part.start, part.end).copy_(key[0, :, place].detach())
+            part.slot.values(index, part.start, part.end).copy_(value[0, :, place].detach())
+    site = _Site(current, module, index, form)
+    if current.anchor is None or index < current.lowest:
         return site.output(query), None
-    return _OneQueryAttention.apply(explanation.anchor, query, key, value, site), None  # type: ignore[no-untyped-call]
+    return _PartsAttention.apply(current.anchor, query, key, value, site), None  # type: ignore[no-untyped-call]
 
 
 AttentionInterface.register("gradellm", _attention)
@@ -126,176 +209,247 @@ AttentionInterface.register("gradellm", _attention)
 
 @dataclass
 class _Site:
-    """One layer's attention in one single-token pass.
+    """One layer's attention in one pass.
 
     Attributes:
         run: the pass.
-        layer: the layer's index.
+        module: the layer's attention module.
+        index: the layer's index.
         form: the layer's kind of attention.
-        buffers: its keys and values.
-        unrotated_query: before the rotary embedding, where wanted. [1, H, 1, D]
     """
 
     run: _Pass
-    layer: int
+    module: nn.Module
+    index: int
     form: AttentionForm
-    buffers: LayerBuffers
-    unrotated_query: Tensor | None
 
-    @property
-    def visible(self) -> slice:
-        """The positions that the query sees."""
-        return slice(self.form.first_visible(self.run.start), self.run.start + 1)
+    def seen(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
+        """What part i's queries see: the first position, keys and values from there, and which query sees which."""
+        part = self.run.parts[i]
+        first = self.form.first_visible(part.start)
+        K = part.slot.keys(self.index, first, part.end)
+        V = part.slot.values(self.index, first, part.end)
+        return first, K, V, self.run.visible(i, first, self.form.window, K.device)
 
     def output(self, query: Tensor) -> Tensor:
-        """What the model goes on with; the same numbers whether the step is explained or not. -> [1, 1, H, Dv]"""
-        K, V = self.buffers.keys[:, self.visible], self.buffers.values[:, self.visible]
-        return one_query_output(_grouped(query, K.shape[0]), K, V, self.form).reshape(1, 1, query.shape[1], -1)
+        """What the model goes on with; the same numbers whether a token is explained or not. -> [1, T, H, Dv]"""
+        outputs = []
+        for i, place in enumerate(self.run.places):
+            _, K, V, visible = self.seen(i)
+            o = attention_output(_grouped(query[0, :, place], K.shape[0]), K, V, visible, self.form)
+            outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
 
-    def weights(self, query: Tensor) -> OneQuery:
-        """What the backward pass and the heat map need, in float32 or better. [1, H, 1, D]"""
+    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        """Add the layer's scores to the heat maps, and write the gradients into `back`, where the graph goes on.
+
+        In float32 or better.
+
+        Args:
+            query: [1, H, T, D]
+            gradient: dl/do. [1, T, H, Dv]
+            back: dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv], all zero: what is only read has no target.
+        """
         compute = torch.promote_types(query.dtype, torch.float32)
-        K = self.buffers.keys[:, self.visible].to(compute)
-        V = self.buffers.values[:, self.visible].to(compute)
-        return one_query_forward(_grouped(query, K.shape[0]).to(compute), K, V, self.form)
+        for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
+            if part.explain is None:
+                continue
+            first, K, V, visible = self.seen(i)
+            q = _grouped(query[0, :, place], K.shape[0]).to(compute)
+            w = _grouped(gradient[0, place].transpose(0, 1), K.shape[0]).to(compute)
+            forward = attend(q, K.to(compute), V.to(compute), visible, self.form)
+            U = value_gradients(forward, w)
+            if self.index in part.explain.selected:
+                domain = _domain(part, first, visible, K.device)
+                unrotated = self._unrotated(part, first, q, forward.K) if part.explain.needs_unrotated else None
+                scores = layer_scores(forward, w, U, part.explain.switches, domain, unrotated)
+                self.run.add(i, scores, first)
+            if back is not None:
+                gradients = attention_backward(forward, w, U, part.start - first, self.form)
+                back[0][0, :, place] = gradients.dq.flatten(0, 1)
+                back[1][0, :, place] = gradients.dk
+                back[2][0, :, place] = gradients.dv
 
-    def contribute(self, forward: OneQuery, w: Tensor, U: Tensor) -> None:
-        """Leave the layer's contribution to the heat map, where the layer is selected."""
-        explanation = self.run.explanation
-        if explanation is None or self.layer not in explanation.selected:
-            return
-        unrotated = None
-        if self.unrotated_query is not None and self.buffers.unrotated_keys is not None:
-            keys = self.buffers.unrotated_keys[:, self.visible].to(U.dtype)
-            unrotated = (_grouped(self.unrotated_query, keys.shape[0]).to(U.dtype), keys)
-        explanation.contributions[self.layer] = layer_contribution(
-            forward, w, U, self.visible.start, explanation.switches, unrotated
-        )
+    def _unrotated(self, part: Part, first: int, q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, by the family's own run backwards.
+
+        A rotary embedding multiplies each pair of channels with s (cos, sin): the inverse is (cos, -sin) / (cos^2 +
+        sin^2), whatever the pairing, the width or the scaling s.
+        """
+        table = self.run.rotary_of[self.index]
+        rotate = vars(sys.modules[type(self.module).__module__])["apply_rotary_pos_emb"]
+
+        def back(x: Tensor, start: int) -> Tensor:  # [heads, tokens, D]
+            cos, sin = (c.to(x.device, x.dtype)[None] for c in part.slot.rotary(table, start, part.end))
+            norm = cos.square() + sin.square()
+            unrotated: Tensor = rotate(x[None], x[None], cos / norm, -sin / norm)[0][0]
+            return unrotated
+
+        return back(q.flatten(0, 1), part.start).view(q.shape), back(K, first)
 
 
-class _OneQueryAttention(torch.autograd.Function):
-    """One query's attention; the keys and values before it are plain buffers, constants that autograd never records."""
+class _PartsAttention(torch.autograd.Function):
+    """Attention of all parts; the keys and values in the slots are constants that autograd never records."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: _Site) -> Tensor:  # noqa: ANN401
-        ctx.site, ctx.query = site, query.detach()
+        ctx.site, ctx.query, ctx.shapes = site, query.detach(), (key.shape, value.shape)
         return site.output(query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         site: _Site = ctx.site
-        (gradient,) = gradients  # [1, 1, H, Dv]
-        forward = site.weights(ctx.query)
-        w = gradient.reshape(*forward.q.shape[:2], -1).to(forward.q.dtype)  # [G, r, Dv]
-        U = value_gradients(forward, w)
-        site.contribute(forward, w, U)
-        if not ctx.needs_input_grad[1]:
-            return None, None, None, None, None  # the lowest layer of the graph: nothing below needs a gradient
-        back = one_query_backward(forward, w, U, site.form)
-        dtype = gradient.dtype
-        return (
-            None,
-            back.dq.reshape(1, -1, 1, back.dq.shape[-1]).to(dtype),
-            back.dk[None, :, None].to(dtype),
-            back.dv[None, :, None].to(dtype),
-            None,
-        )
+        query: Tensor = ctx.query
+        if not ctx.needs_input_grad[1]:  # the lowest layer of the graph: nothing below needs a gradient
+            site.backward(query, gradients[0], None)
+            return None, None, None, None, None
+        key, value = ctx.shapes
+        back = (torch.zeros_like(query), query.new_zeros(key), query.new_zeros(value))
+        site.backward(query, gradients[0], back)
+        return None, *back, None
 
 
-def _grouped(query: Tensor, num_key_value_heads: int) -> Tensor:
-    """Query heads by the key-value head that they share. [1, H, 1, D] -> [G, r, D]"""
-    return query.reshape(num_key_value_heads, -1, query.shape[-1])
+def _grouped(heads: Tensor, num_groups: int) -> Tensor:
+    """Query heads by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
+    return heads.reshape(num_groups, -1, *heads.shape[1:])
 
 
-def _unrotated(module: nn.Module, query: Tensor, key: Tensor, current: _Pass) -> tuple[Tensor, Tensor] | None:
-    """Query and key before the rotary embedding, by the family's own rotation run backwards.
-
-    A rotary embedding multiplies each pair of channels with s (cos, sin): the inverse is (cos, -sin) / (cos^2 + sin^2),
-    whatever the pairing, the width or the scaling s.
-    """
-    embeddings = current.rotary_embeddings.get(module)
-    if embeddings is None:
-        return None
-    cos, sin = embeddings
-    norm = cos.square() + sin.square()
-    rotate = vars(sys.modules[type(module).__module__])["apply_rotary_pos_emb"]
-    with torch.no_grad():
-        unrotated: tuple[Tensor, Tensor] = rotate(query.detach(), key.detach(), cos / norm, -sin / norm)
-    return unrotated
+def _domain(part: Part, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
+    """Where a part's similarities are normalised in one layer; None for everywhere. [T, N] or [1, N], bool"""
+    chosen = part.explain.domain if part.explain is not None else None
+    if chosen is None:
+        return visible
+    inside = torch.nn.functional.pad(chosen, (0, part.end - len(chosen)))[None, first : part.end].to(device)
+    return inside if visible is None else inside & visible
 
 
-class ExplainedStep:
-    """A decode step whose graph still stands: `logits` first, then `contributions` for the token that was chosen.
+class ExplainedPass:
+    """A pass whose graph still stands: `logits` first, then the heat maps for the tokens that were chosen.
 
     Attributes:
-        logits: of the next token. [V]
+        logits: of the token after each token that was read, parts behind one another. [T, V]
     """
 
-    def __init__(self, logits: Tensor, head: _LogitHead, explanation: _Explanation) -> None:
-        self.logits = logits.detach()
-        self._graph_logits = logits
+    def __init__(self, head: _LogitHead, run: _Pass) -> None:
+        self.logits = head.logits.detach()
         self._head = head
-        self._explanation = explanation
+        self._run = run
 
-    def contributions(self, target_id: int, contrast_id: int | None = None) -> list[LayerContribution]:
-        """Each selected layer's contribution to the target's logit, less the contrast's where one is given.
+    def heat_maps(self, targets: Sequence[Target | None]) -> list[Tensor]:
+        """Scores of each explained part's tokens, in the parts' order: one score a token of the prefix. [T, S] each
 
-        Can be called once: the backward pass frees the graph.
+        Row t of a part has zeros behind its own position. Can be called once: the backward pass frees the graph.
+
+        Args:
+            targets: one for each row of `logits`; None for those of parts that are not explained.
         """
-        target = self._graph_logits[target_id]
-        tokens = [target_id]
-        if contrast_id is not None:
-            target = target - self._graph_logits[contrast_id]
-            tokens.append(contrast_id)
-        self._head.backward(target, sorted(set(tokens)))
-        return [self._explanation.contributions[layer] for layer in self._explanation.selected]
+        self._head.backward(targets)
+        return [
+            heat_map(self._run.totals[i], part.explain.switches)
+            for i, part in enumerate(self._run.parts)
+            if part.explain is not None
+        ]
 
 
 class _LogitHead:
-    """The language-model head in an explained step, cut out of the graph.
+    """The language-model head in an explained pass, cut out of the graph.
 
     Behind the head lie at most elementwise steps (soft caps, scales), so that the gradient of one logit by the head's
-    outputs is zero but for that token's: its rows of the weight are all that the backward pass needs to read.
+    outputs is zero but for that token's: its rows of the weight are all that the backward pass needs to read. Where
+    the targets are known before, they are all that the forward pass needs, too: its logits are then two a token, the
+    target's and the contrast's.
+
+    Attributes:
+        logits: what the model made of the head's output. [T, V], or [T, 2]
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    logits: Tensor
+
+    def __init__(self, module: nn.Module, known: Sequence[Target] | None = None) -> None:
         self._module = module
+        self._columns = None if known is None else _token_ids(known).to(module.weight.device)  # type: ignore[arg-type]
         self._input: Tensor | None = None
-        self._output: Tensor | None = None
         self._leaf: Tensor | None = None
+        self._output: Tensor | None = None
+
+    @staticmethod
+    def has_rows(module: nn.Module) -> bool:
+        """Whether single rows of the head's weight can be read; not where it is quantised, for example."""
+        return type(module) is nn.Linear
 
     @contextmanager
     def cut(self) -> Iterator[None]:
         """While it lasts, the head's output is a leaf of a graph of its own."""
         handle = self._module.register_forward_hook(self._hook)
+        whole = vars(self._module).get("forward")
+        if self._columns is not None:
+            self._module.forward = self._known_logits
         try:
             yield
         finally:
             handle.remove()
+            if whole is not None:  # that of accelerate's placement
+                self._module.forward = whole
+            elif self._columns is not None:
+                del self._module.forward
+
+    def _known_logits(self, hidden: Tensor) -> Tensor:
+        """[1, T, hidden] -> [1, T, 2]"""
+        rows = self._rows(self._columns)
+        logits = (rows * hidden[0, :, None].to(rows.device)).sum(-1)
+        bias = self._module.bias
+        return (logits if bias is None else logits + bias[self._columns])[None]  # type: ignore[index]
+
+    def _rows(self, columns: Tensor | None) -> Tensor:
+        """[T, 2] -> [T, 2, hidden]"""
+        return self._module.weight[columns]  # type: ignore[index]
 
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         self._input, self._output = args[0], output
         self._leaf = output.detach().requires_grad_()
         return self._leaf
 
-    def backward(self, target: Tensor, token_ids: list[int]) -> None:
-        """Differentiate `target`, a function of these tokens' logits alone, through the model."""
+    def backward(self, targets: Sequence[Target | None]) -> None:
+        """Differentiate the sum of the targets through the model."""
         if self._leaf is None or self._output is None or self._input is None:
             raise RuntimeError("the model's language-model head did not run")
-        (gradient,) = torch.autograd.grad(target, self._leaf)  # [1, 1, V]
-        if type(self._module) is nn.Linear:
-            rows = self._module.weight[token_ids]  # [1 or 2, hidden]
-            torch.autograd.backward(self._input, gradient[..., token_ids].to(rows.dtype) @ rows)
-        else:  # a quantised head, for example, has no rows to read
+        signs = torch.tensor([_signs(target) for target in targets], device=self.logits.device, dtype=self.logits.dtype)
+        ids = _token_ids(targets).to(self.logits.device)
+        places = ids if self._columns is None else torch.arange(2, device=ids.device).expand_as(ids)
+        (gradient,) = torch.autograd.grad((self.logits.gather(1, places) * signs).sum(), self._leaf)  # [1, T, .]
+        if not self.has_rows(self._module):
             torch.autograd.backward(self._output, gradient)
+            return
+        places = places.to(gradient.device)
+        weights = gradient[0].gather(1, places)  # [T, 2]
+        weights[:, 1] *= places[:, 0] != places[:, 1]  # a place that is both holds the gradient of both
+        rows = self._rows(ids.to(gradient.device))
+        below = (weights[:, :, None].to(rows.dtype) * rows).sum(1)[None]
+        torch.autograd.backward(self._input, below.to(self._input.device))  # a tied head may lie elsewhere
+
+
+def _token_ids(targets: Sequence[Target | None]) -> Tensor:
+    """Target and contrast of each; token 0 stands where there is none. [T, 2]"""
+    return torch.tensor(
+        [(0, 0) if target is None else (target.token_id, target.contrast_id or 0) for target in targets]
+    )
+
+
+def _signs(target: Target | None) -> tuple[float, float]:
+    """What target and contrast count."""
+    return (0.0 if target is None else 1.0, 0.0 if target is None or target.contrast_id is None else -1.0)
 
 
 class Decoder:
-    """A frozen Transformers decoder that runs one sequence at a time over a slot.
+    """A frozen Transformers decoder that runs parts of sequences over the slots of its pool.
 
     Attributes:
-        num_layers: attention layers, as met in a first pass.
+        device: where tokens go in.
+        num_layers: attention layers.
+        pool: the memory of all sequences.
     """
+
+    pool: KVPool
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
@@ -310,79 +464,117 @@ class Decoder:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
         self._model = model
         self._head: nn.Module = head
-        self._device = model.get_input_embeddings().weight.device
-        last_logits_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._extra: dict[str, Any] = {"logits_to_keep": 1} if last_logits_only else {}
-        self._attention_modules = self._meet_attention_modules()
-        self.num_layers = len(self._attention_modules)
-
-    def _meet_attention_modules(self) -> dict[int, nn.Module]:
-        """Run one token, to learn which modules call our attention; all layers must."""
-        first = _Pass(KVSlot(capacity=1), start=0)
+        self.device = model.get_input_embeddings().weight.device
+        self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
-            self._forward(torch.zeros(1, dtype=torch.long), first)
+            self._shapes, self._rotaries, self._rotary_of = self._meet()
+        self.num_layers = len(self._shapes)
+
+    def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
+        """Run one token, to learn what each layer stores and which rotary embedding it takes."""
+        meeting = _Meeting()
+        self._run(torch.zeros((2, 1), dtype=torch.long), meeting, self._model)
         expected = self._model.config.get_text_config(decoder=True).num_hidden_layers
-        if expected < 1 or sorted(first.attention_modules) != list(range(expected)):
+        if expected < 1 or sorted(meeting.modules) != list(range(expected)):
             raise UnsupportedModelError(
-                f"{type(self._model).__name__}: {len(first.attention_modules)} of {expected} layers go through "
+                f"{type(self._model).__name__}: {len(meeting.modules)} of {expected} layers go through "
                 "Transformers' AttentionInterface; all must"
             )
-        return first.attention_modules
+        hooks = {
+            index: module.register_forward_pre_hook(_noting_rotary(index), with_kwargs=True)
+            for index, module in meeting.modules.items()
+        }
+        self._run(torch.zeros((2, 1), dtype=torch.long), meeting, self._model)
+        shapes: list[RotaryShape] = []
+        tables: dict[int, int] = {}
+        rotary_of: dict[int, int] = {}
+        for index, hook in hooks.items():
+            cos = meeting.rotaries.get(index)
+            if cos is not None and id(cos) not in tables:
+                tables[id(cos)] = len(shapes)  # one layer notes it for all that share it
+                shapes.append(RotaryShape(cos.shape[-1], cos.dtype, cos.device))
+            else:
+                hook.remove()
+            if cos is not None:
+                rotary_of[index] = tables[id(cos)]
+        return [meeting.shapes[index] for index in range(expected)], shapes, rotary_of
 
-    def prefill(self, ids: list[int], slot: KVSlot, switches: GradEllm | None = None) -> None:
-        """Read `ids` into the slot, after what it holds; no logits, no gradient. `switches` as for the later steps."""
-        current = _Pass(slot, slot.length)
-        with torch.no_grad(), self._keeping_rotary(current, switches):
-            self._forward(torch.tensor(ids), current)
-        slot.length += len(ids)
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of key-value memory that a token takes, on all devices together."""
+        layers = sum(shape.bytes_per_token for shape in self._shapes)
+        return layers + sum(shape.bytes_per_token for shape in self._rotaries)
 
-    def step(self, token_id: int, slot: KVSlot) -> Tensor:
-        """Read one token and return the next one's logits. [V]"""
+    def allocate_pool(self, num_tokens: int) -> None:
+        """Make room for so many tokens of all sequences together."""
+        self.pool = KVPool(self._shapes, self._rotaries, num_tokens)
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Read the parts' tokens into their slots; nothing else is wanted of them."""
         with torch.no_grad():
-            logits = self._forward(torch.tensor([token_id]), _Pass(slot, slot.length))
-        slot.length += 1
-        return logits
+            self._forward(_Pass(parts, self._rotary_of), self._model.base_model)
 
-    def explained_step(self, token_id: int, slot: KVSlot, switches: GradEllm) -> ExplainedStep:
-        """Read one token and return the next one's logits, with the graph that explains them."""
-        explanation = _Explanation(
-            switches,
-            switches.selected_layers(self.num_layers),
-            torch.zeros((), device=self._device, requires_grad=True),
-        )
-        current = _Pass(slot, slot.length, explanation)
-        head = _LogitHead(self._head)
-        with torch.enable_grad(), head.cut(), self._keeping_rotary(current, switches):
-            logits = self._forward(torch.tensor([token_id]), current)
-        slot.length += 1
-        return ExplainedStep(logits, head, explanation)
+    def step(self, parts: Sequence[Part]) -> Tensor:
+        """Read the parts' tokens; the logits of the token after each part's last. [B, V]"""
+        run = _Pass(parts, self._rotary_of)
+        rows = torch.tensor([place.stop - 1 for place in run.places], device=self.device)
+        with torch.no_grad():
+            if self._chooses_logits:
+                return self._forward(run, self._model, logits_to_keep=rows)[0]
+            return self._forward(run, self._model)[0, rows]
 
-    def _forward(self, ids: Tensor, current: _Pass) -> Tensor:
-        """One pass through the model. [T] -> the last position's logits, [V]"""
-        positions = torch.arange(current.start, current.start + ids.shape[0], device=self._device)
-        token = _current_pass.set(current)
+    def explained_pass(self, parts: Sequence[Part], known: Sequence[Target] | None = None) -> ExplainedPass:
+        """Read the parts' tokens with a graph that explains what comes after each of them, where a part says how.
+
+        `known` are the targets of all tokens where they are known already; only their logits are then computed.
+        """
+        selected = [part.explain.selected for part in parts if part.explain is not None]
+        anchor = torch.zeros((), device=self.device, requires_grad=True)
+        run = _Pass(parts, self._rotary_of, anchor=anchor, lowest=min(layers[0] for layers in selected))
+        head = _LogitHead(self._head, known if _LogitHead.has_rows(self._head) else None)
+        with torch.enable_grad(), head.cut():
+            head.logits = self._forward(run, self._model)[0]
+        return ExplainedPass(head, run)
+
+    def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
+        """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
+        return self.explained_pass(parts, targets).heat_maps(targets)
+
+    def _forward(self, run: _Pass, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
+        """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
+        ids = [token_id for part in run.parts for token_id in part.ids]
+        positions = [position for part in run.parts for position in range(part.start, part.end)]
+        first = self._run(torch.tensor([ids, positions]), run, model, **kwargs)
+        for part in run.parts:
+            if part.is_new:
+                part.slot.ids += part.ids
+        return first
+
+    def _run(self, ids_and_positions: Tensor, run: _Pass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        row = ids_and_positions.to(self.device)
+        token = _current_pass.set(run)
         try:
-            output = self._model(
-                input_ids=ids.to(self._device)[None], position_ids=positions[None], use_cache=False, **self._extra
-            )
+            output = model(input_ids=row[:1], position_ids=row[1:], use_cache=False, return_dict=True, **kwargs)
         finally:
             _current_pass.reset(token)
-        logits: Tensor = output.logits[0, -1]
-        return logits
-
-    @contextmanager
-    def _keeping_rotary(self, current: _Pass, switches: GradEllm | None) -> Iterator[None]:
-        """Have every attention module's rotary embeddings noted in the pass, where the switches need them."""
-        with ExitStack() as hooks:
-            if switches is not None and switches.rotary is Rotary.UNROTATED:
-                for module in self._attention_modules.values():
-                    handle = module.register_forward_pre_hook(_noting_rotary(current), with_kwargs=True)
-                    hooks.callback(handle.remove)
-            yield
+        first: Tensor = output[0]
+        return first
 
 
-def _noting_rotary(current: _Pass) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    """A hook before an attention module that notes its rotary embedding, of new tokens in their slots."""
+
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current.rotary_embeddings[module] = kwargs["position_embeddings"]
+        current, embeddings = _current_pass.get(None), kwargs.get("position_embeddings")
+        if embeddings is None or current is None:
+            return
+        if isinstance(current, _Meeting):
+            current.rotaries[index] = embeddings[0]
+            return
+        for part, place in zip(current.parts, current.places, strict=True):
+            if part.is_new:
+                cosines, sines = part.slot.rotary(current.rotary_of[index], part.start, part.end)
+                cosines.copy_(embeddings[0][0, place])
+                sines.copy_(embeddings[1][0, place])
 
     return note

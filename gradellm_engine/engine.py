@@ -4,7 +4,8 @@
     for step in engine.generate("Once upon a time", Sampling(max_new_tokens=32), AttributionSettings()):
         print(step.text, step.attribution.scores)
 
-One thread at a time: several generations may be open, but only one may advance.
+One thread at a time. Several generations may be open and are iterated in turn; a server that runs many at once makes
+streams and gives them to the scheduler, which reads the model's weights once for all of them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import torch
 
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
-from gradellm_engine.generation import Generation, Plan
+from gradellm_engine.generation import Generation
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.prompts import (
     Prompt,
@@ -28,10 +30,15 @@ from gradellm_engine.prompts import (
     read_prompt,
 )
 from gradellm_engine.sampling import choose_seed
+from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
+from gradellm_engine.stream import Plan, Stream
 
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_MAX_NEW_TOKENS = 4096
+DEFAULT_MAX_RUNNING = 16
+KV_SHARE = 0.5  # of the memory that is free once the model is loaded
+MIN_PLACES = 16
 
 
 class Engine:
@@ -39,15 +46,32 @@ class Engine:
 
     Attributes:
         info: the model.
-        max_prompt_tokens: tokens of a prompt at most; one more must fit the context.
+        context_tokens: prompt and completion together at most: the model's context, or what its memory holds.
+        max_prompt_tokens: tokens of a prompt at most; one more must fit.
         max_new_tokens: tokens of a completion at most.
+        kv_bytes: memory of keys and values.
+        kv_tokens: tokens that it holds.
+        scheduler: runs streams.
     """
 
-    def __init__(self, model: LoadedModel, *, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        max_running: int = DEFAULT_MAX_RUNNING,
+        kv_bytes: int | None = None,
+    ) -> None:
         self._model = model
         self.info: ModelInfo = model.info
-        self.max_prompt_tokens = model.info.context_tokens - 1
+        num_places = _num_places(model, max_running, kv_bytes)
+        model.decoder.allocate_pool(num_places)
+        self.kv_tokens = num_places
+        self.kv_bytes = num_places * model.decoder.bytes_per_token
+        self.context_tokens = min(model.info.context_tokens, num_places)
+        self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
+        self.scheduler = Scheduler(model.decoder, max_running=max_running)
 
     @classmethod
     def load(
@@ -60,12 +84,16 @@ class Engine:
         device_map: str | None = None,
         context_tokens: int | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        max_running: int = DEFAULT_MAX_RUNNING,
+        kv_bytes: int | None = None,
         threads: int | None = None,
         progress: Progress = lambda stage: None,
     ) -> Engine:
         """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
 
-        `threads` sets the process's CPU threads; None leaves torch's own choice.
+        `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
+        memory for keys and values, taken at once and never exceeded; None for a share of what is free. `threads` sets
+        the process's CPU threads; None leaves torch's own choice.
         """
         if threads is not None:
             if threads < 1:
@@ -82,7 +110,7 @@ class Engine:
             context_tokens=context_tokens,
             progress=progress,
         )
-        return cls(model, max_new_tokens=max_new_tokens)
+        return cls(model, max_new_tokens=max_new_tokens, max_running=max_running, kv_bytes=kv_bytes)
 
     def tokenize(self, given: PromptInput | str) -> Prompt:
         """Render and tokenise an input as `generate` would.
@@ -97,7 +125,7 @@ class Engine:
             raise InvalidRequestError(
                 "input",
                 f"the prompt has {len(prompt.tokens)} tokens; the limit is {self.max_prompt_tokens}, "
-                f"one less than the context of {self.info.context_tokens}",
+                f"one less than the context of {self.context_tokens}",
             )
         return prompt
 
@@ -122,6 +150,35 @@ class Engine:
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
+        stream = self.stream(given, sampling, attribution, forced_ids=forced_ids, first_attribution=first_attribution)
+        return Generation(self.scheduler, stream)
+
+    def attribute(
+        self,
+        given: PromptInput | str,
+        completion: str | Sequence[int],
+        attribution: AttributionSettings | None = None,
+        *,
+        num_alternatives: int = 0,
+    ) -> Generation:
+        """Explain a completion that exists already, given as text or as token ids.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+        """
+        stream = self.completion_stream(given, completion, attribution, num_alternatives=num_alternatives)
+        return Generation(self.scheduler, stream)
+
+    def stream(
+        self,
+        given: PromptInput | str,
+        sampling: Sampling = Sampling(),
+        attribution: AttributionSettings | None = None,
+        *,
+        forced_ids: Sequence[int] = (),
+        first_attribution: int | None = None,
+    ) -> Stream:
+        """A request to generate, for the scheduler: see `generate`."""
         prompt = self.tokenize(given)
         sampling = self._resolved(sampling, prompt)
         check_token_ids("forced_ids", forced_ids, self.info.vocab_size)
@@ -139,19 +196,15 @@ class Engine:
             first_step = len(forced_ids) if attribution is None else first_attribution
         return self._start(prompt, sampling, attribution, forced_ids, first_step, is_completion=False)
 
-    def attribute(
+    def completion_stream(
         self,
         given: PromptInput | str,
         completion: str | Sequence[int],
         attribution: AttributionSettings | None = None,
         *,
         num_alternatives: int = 0,
-    ) -> Generation:
-        """Explain a completion that exists already, given as text or as token ids.
-
-        Raises:
-            InvalidRequestError: naming the field that is at fault.
-        """
+    ) -> Stream:
+        """A request to explain a given completion, for the scheduler: see `attribute`."""
         prompt = self.tokenize(given)
         if isinstance(completion, str):
             ids = self._completion_ids(prompt, completion)
@@ -174,14 +227,14 @@ class Engine:
         first_step: int,
         *,
         is_completion: bool,
-    ) -> Generation:
+    ) -> Stream:
         contrast_id = None
         if attribution is not None:
             attribution = replace(attribution, method=self._checked(attribution.method))
             if attribution.target_token_id is not None:
                 self._check_id("attribution.target_token_id", attribution.target_token_id)
             contrast_id = self._contrast_id(attribution)
-        return Generation(
+        return Stream(
             self._model,
             Plan(prompt, sampling, attribution, contrast_id, tuple(given_ids), first_step, is_completion),
         )
@@ -220,7 +273,7 @@ class Engine:
         """Sampling with its seed and its length said."""
         length = sampling.max_new_tokens
         if length is None:
-            length = min(DEFAULT_NEW_TOKENS, self.max_new_tokens, self.info.context_tokens - len(prompt.tokens))
+            length = min(DEFAULT_NEW_TOKENS, self.max_new_tokens, self.context_tokens - len(prompt.tokens))
         else:
             self._check_length("max_new_tokens", prompt, length)
         return replace(
@@ -230,12 +283,12 @@ class Engine:
         )
 
     def _check_length(self, field: str, prompt: Prompt, length: int) -> None:
-        room = min(self.max_new_tokens, self.info.context_tokens - len(prompt.tokens))
+        room = min(self.max_new_tokens, self.context_tokens - len(prompt.tokens))
         if length > room:
             raise InvalidRequestError(
                 field,
                 f"{length} tokens after a prompt of {len(prompt.tokens)}; at most {room} are possible "
-                f"(context {self.info.context_tokens}, completions up to {self.max_new_tokens})",
+                f"(context {self.context_tokens}, completions up to {self.max_new_tokens})",
             )
 
     def _completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
@@ -261,3 +314,31 @@ class Engine:
         raise InvalidRequestError(
             "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"
         )
+
+
+def _num_places(model: LoadedModel, max_running: int, kv_bytes: int | None) -> int:
+    """Tokens that the key-value memory is made for.
+
+    Raises:
+        ModelLoadError: where there is no memory for the shortest request.
+    """
+    if max_running < 1:
+        raise ModelLoadError(f"at least 1 request must be able to run, {max_running} were asked for")
+    per_token = model.decoder.bytes_per_token
+    if kv_bytes is None:
+        kv_bytes = int(KV_SHARE * free_bytes(model.decoder.device))
+        # More than this has no use: every running request at its longest, and as much again of kept prefixes.
+        kv_bytes = min(kv_bytes, 2 * max_running * model.info.context_tokens * per_token)
+    if kv_bytes < MIN_PLACES * per_token:
+        raise ModelLoadError(
+            f"{kv_bytes:,} bytes for keys and values are too few: a token takes {per_token:,}, "
+            f"and {MIN_PLACES} must fit"
+        )
+    return kv_bytes // per_token
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where a model computes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

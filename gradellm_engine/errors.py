@@ -4,7 +4,8 @@ EngineError
 ├── InvalidRequestError     the caller asked for something that cannot be; names the field and the limit
 ├── ModelLoadError          a checkpoint cannot be loaded; names the file
 │   └── UnsupportedModelError   a family that the engine cannot explain exactly
-└── ComputationError        the model itself failed: a logit or a score is not finite
+├── ComputationError        the model itself failed: a logit or a score is not finite
+└── BusyError               no memory is free for another generation
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class UnsupportedModelError(ModelLoadError):
 
 class ComputationError(EngineError):
     """The model returned numbers that are not finite; nothing after them can be trusted."""
+
+
+class BusyError(EngineError):
+    """Other generations hold the memory that one needs."""

@@ -11,59 +11,44 @@ For the token at step t, with target logit l and last position p, in every selec
 
 The named switches vary steps 2 to 6. Attention hands over R = q K^T, its weights A and U = w V^T for each head
 (`gradellm_engine.attention`); everything here is pure arithmetic on them.
-Shapes: G key-value heads, r query heads to each, N visible tokens, S tokens of the prefix, L selected layers.
+Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention import OneQuery, mean_effect
+from gradellm_engine.attention import Attended, by_group, mean_effect
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
-
-@dataclass(frozen=True)
-class LayerContribution:
-    """What one layer says about the tokens that it sees.
-
-    Attributes:
-        first: position of the first visible token.
-        similarity: s of step 2, to be normalised; None where true attention weights are already in `effect`. [N]
-        effect: u of step 4, or with loosening none the tokens' weighted effects. [N]
-    """
-
-    first: int
-    similarity: Tensor | None
-    effect: Tensor
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
 
 
 def dot_similarity(R: Tensor) -> Tensor:
-    """s_i: query-key products summed over heads. [G, r, N] -> [N]"""
+    """s_i: query-key products summed over heads. [G, r, T, N] -> [T, N]"""
     return R.sum((0, 1))
 
 
 def cosine_similarity(q: Tensor, K: Tensor, R: Tensor) -> Tensor:
-    """Cosine of query and keys over the heads' concatenated width. [G, r, D], [G, N, D], [G, r, N] -> [N]
+    """Cosine over the heads' concatenated width. [G, r, T, D], [G, N, D], [G, r, T, N] -> [T, N]
 
     A key-value head stands r times in the concatenated key, once for each query head that shares it.
     """
     key_norms = (K.square().sum((0, 2)) * q.shape[1]).sqrt()  # [N]
-    norms = q.square().sum().sqrt() * key_norms
+    query_norms = q.square().sum((0, 1, 3)).sqrt()  # [T]
+    norms = query_norms[:, None] * key_norms
     # A zero vector is like nothing: its cosine is 0, not NaN.
     return torch.where(norms > 0, dot_similarity(R) / norms.where(norms > 0, 1), 0)
 
 
-def weighted_effect(forward: OneQuery, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
-    """Steps 3 to 5 with true attention weights, heads combined as `magnitude` says. -> [N]
+def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
+    """Steps 3 to 5 with true attention weights, heads combined as `magnitude` says. -> [T, N]
 
     Args:
         forward: the layer's attention.
-        w: dl/do. [G, r, Dv]
-        U: w V^T. [G, r, N]
+        w: dl/do. [G, r, T, Dv]
+        U: w V^T. [G, r, T, N]
         magnitude: signed_sum: sum_h a_hi u_hi. head_abs: sum_h |a_hi u_hi|. channel_abs: sum_hc |a_hi w_hc v_ic|.
             knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of taking token i out of the
                 softmax.
@@ -75,73 +60,57 @@ def weighted_effect(forward: OneQuery, w: Tensor, U: Tensor, magnitude: Magnitud
         case Magnitude.HEAD_ABS:
             return (A * U).abs().sum((0, 1))
         case Magnitude.CHANNEL_ABS:
-            return (A * (w.abs() @ forward.V.abs().transpose(-1, -2))).sum((0, 1))
+            return (A * by_group(w.abs(), forward.V.abs().mT)).sum((0, 1))
         case Magnitude.KNOCKOUT:
             return (A * (U - mean_effect(A, U))).abs().sum((0, 1))
 
 
-def layer_contribution(
-    forward: OneQuery,
+def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
+    """Step 3: s brought to 0..1 over the tokens of `domain` (None for all), 0 outside, 0 everywhere where max = min.
+
+    Both [T, N]. Values that differ by no more than float32's rounding of them are equal: stretched to 0..1, they would
+    tell tokens apart that are alike.
+    """
+    if domain is None:
+        low, high = torch.aminmax(s, dim=-1, keepdim=True)
+    else:
+        low = s.masked_fill(~domain, torch.inf).amin(-1, keepdim=True)
+        high = s.masked_fill(~domain, -torch.inf).amax(-1, keepdim=True)
+    spread = high - low  # -inf where the domain is empty
+    lam = (s - low) / spread.where(spread > ROUNDING * torch.maximum(low.abs(), high.abs()), torch.inf)
+    return lam if domain is None else lam.where(domain, 0)
+
+
+def layer_scores(
+    forward: Attended,
     w: Tensor,
     U: Tensor,
-    first: int,
     switches: GradEllm,
+    domain: Tensor | None,
     unrotated: tuple[Tensor, Tensor] | None = None,
-) -> LayerContribution:
-    """Steps 2 and 4 for one layer.
+) -> Tensor:
+    """Steps 2 to 5 for one layer: h_i. -> [T, N]
 
     Args:
-        forward: the layer's attention over its visible tokens.
-        w: dl/do. [G, r, Dv]
-        U: w V^T. [G, r, N]
-        first: position of the first visible token.
+        forward: the layer's attention over its keys.
+        w: dl/do. [G, r, T, Dv]
+        U: w V^T. [G, r, T, N]
         switches: the method's switches.
-        unrotated: query [G, r, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
+        domain: the keys that a query sees and over which similarities are normalised; None for all. [T, N], bool
+        unrotated: queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
     """
     if switches.loosening is Loosening.NONE:
-        return LayerContribution(first, None, weighted_effect(forward, w, U, switches.magnitude))
-    q, K, R = forward.q, forward.K, forward.R
-    if unrotated is not None:
-        q, K = unrotated
-        R = q @ K.transpose(-1, -2)
-    similarity = cosine_similarity(q, K, R) if switches.similarity is Similarity.COSINE else dot_similarity(R)
-    return LayerContribution(first, similarity, U.sum((0, 1)))
+        h = weighted_effect(forward, w, U, switches.magnitude)  # 0 where the weight is: at tokens that are not seen
+    else:
+        q, K, R = forward.q, forward.K, forward.R
+        if unrotated is not None:
+            q, K = unrotated
+            R = by_group(q, K.mT)
+        similarity = cosine_similarity(q, K, R) if switches.similarity is Similarity.COSINE else dot_similarity(R)
+        h = min_max(similarity, domain) * U.sum((0, 1))
+    return h.relu() if switches.rectify is Rectify.PER_LAYER else h
 
 
-def min_max(s: Tensor, domain: Tensor) -> Tensor:
-    """Step 3: s brought to 0..1 over the tokens of `domain`, 0 outside, 0 everywhere where max = min. [L, S] each"""
-    low = s.masked_fill(~domain, torch.inf).amin(-1, keepdim=True)
-    high = s.masked_fill(~domain, -torch.inf).amax(-1, keepdim=True)
-    spread = high - low  # not positive where the domain is empty or all its values are equal
-    return torch.where(domain & (spread > 0), (s - low) / spread.where(spread > 0, 1), 0)
-
-
-def heat_map(
-    contributions: Sequence[LayerContribution], num_tokens: int, switches: GradEllm, domain: Tensor | None = None
-) -> Tensor:
-    """Steps 3, 5 and 6: one score a token of the prefix. -> [S]
-
-    Args:
-        contributions: one a selected layer; at least one.
-        num_tokens: S, tokens of the prefix.
-        switches: the method's switches.
-        domain: the tokens over which similarities are normalised; None for all that a layer sees. [S], bool
-    """
-    device = contributions[0].effect.device  # with a model spread over devices, the first one's
-    effects = torch.stack([_padded(c.effect, c.first, num_tokens, device) for c in contributions])  # [L, S]
-    if switches.loosening is Loosening.MIN_MAX:
-        similarities = torch.stack(
-            [_padded(c.similarity, c.first, num_tokens, device) for c in contributions if c.similarity is not None]
-        )
-        first = torch.tensor([c.first for c in contributions], device=device)
-        visible = torch.arange(num_tokens, device=device) >= first[:, None]  # [L, S]
-        effects = min_max(similarities, visible if domain is None else visible & domain.to(device)) * effects
-    if switches.rectify is Rectify.PER_LAYER:
-        effects = effects.relu()
-    total = effects.sum(0)
+def heat_map(total: Tensor, switches: GradEllm) -> Tensor:
+    """Step 6, from the layers' sum: what is left of rectifying. [T, S]"""
     return total.relu() if switches.rectify is Rectify.TOTAL else total
-
-
-def _padded(values: Tensor, first: int, num_tokens: int, device: torch.device) -> Tensor:
-    """Values of the positions first.., with zeros for those before: a token outside the window contributes nothing."""
-    return torch.nn.functional.pad(values.to(device), (first, num_tokens - first - values.shape[0]))

@@ -20,11 +20,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
+from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder, Part
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 from gradellm_engine.families import Family, family_of
-from gradellm_engine.kv_slot import KVSlot
 
 DTYPES = {
     "float64": torch.float64,
@@ -308,10 +307,13 @@ def _checked_decoder(model: PreTrainedModel) -> Decoder:
     with torch.no_grad():
         expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
     decoder = Decoder(model)
-    slot = KVSlot(CHECK_TOKENS)
+    decoder.allocate_pool(CHECK_TOKENS)
+    slot = decoder.pool.allocate(CHECK_TOKENS)
+    if slot is None:
+        raise RuntimeError("a pool has no room for its own size")
     *first, last = ids.tolist()
-    decoder.prefill(first, slot)
-    actual = decoder.step(last, slot).float()
+    decoder.read([Part.new(slot, first)])
+    actual = decoder.step([Part.new(slot, [last])])[0].float()
     if not expected.isfinite().all():
         raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
     error = ((actual - expected).norm() / expected.norm().clamp_min(1e-6)).item()

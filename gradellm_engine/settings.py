@@ -18,6 +18,7 @@ from gradellm_engine.errors import InvalidRequestError
 MAX_STOP_TEXTS = 16
 MAX_ALTERNATIVES = 20
 MAX_SEED = 2**63 - 1
+MAX_CHUNK_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,13 @@ class Sources(StrEnum):
 
     PROMPT = "prompt"
     PREFIX = "prefix"
+
+
+class Delivery(StrEnum):
+    """When a token's scores come."""
+
+    PER_TOKEN = "per_token"  # noqa: S105 (a delivery, not a password)
+    CHUNKED = "chunked"
 
 
 class Resolution(StrEnum):
@@ -253,6 +261,9 @@ class AttributionSettings:
         sources: score the prompt, or the whole prefix.
         resolution: one score a token, a word or a segment.
         top_k_sources: report only so many scores a step, the largest by magnitude.
+        delivery: with each token, or for several tokens at once, which costs less.
+        chunk_size: with delivery chunked and for given completions: tokens that are explained at once, and so the most
+            tokens that scores come late; None lets the engine choose by its load.
     """
 
     method: GradEllm = field(default_factory=GradEllm)
@@ -261,9 +272,16 @@ class AttributionSettings:
     sources: Sources = Sources.PROMPT
     resolution: Resolution = Resolution.TOKEN
     top_k_sources: int | None = None
+    delivery: Delivery = Delivery.PER_TOKEN
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("attribution.sources", self.sources, Sources)
+        _check_choice("attribution.delivery", self.delivery, Delivery)
+        if self.chunk_size is not None and not 1 <= self.chunk_size <= MAX_CHUNK_SIZE:
+            raise InvalidRequestError(
+                "attribution.chunk_size", f"must lie between 1 and {MAX_CHUNK_SIZE}, was {self.chunk_size}"
+            )
         _check_choice("attribution.resolution", self.resolution, Resolution)
         if self.top_k_sources is not None and self.top_k_sources < 1:
             raise InvalidRequestError("attribution.top_k_sources", f"must be at least 1, was {self.top_k_sources}")

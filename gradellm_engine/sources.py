@@ -86,12 +86,16 @@ class SourceMap:
         return self._num_columns - 1
 
     def aggregate(self, scores: Tensor) -> Tensor:
-        """From one score a token of the prefix [S] to one score a column [C]."""
-        scores = scores[: len(self._column)]  # without the prefix as a source: the prompt's alone
+        """From one score a token of a prefix [S] to one score a column that the prefix has [C].
+
+        The prefix may be shorter than what is known by now: scores can come late.
+        """
+        column = self._column[: len(scores)]
+        scores = scores[: len(column)]  # without the prefix as a source: the prompt's alone
         if self._settings.resolution is Resolution.TOKEN:
             return scores
-        column = torch.tensor(self._column, device=scores.device)
-        return scores.new_zeros(self._num_columns).index_add_(0, column, scores)
+        index = torch.tensor(column, device=scores.device)
+        return scores.new_zeros(max(column) + 1).index_add_(0, index, scores)
 
 
 def _groups(prompt: Prompt, resolution: Resolution) -> list[tuple[str, list[int]]]:

@@ -6,6 +6,7 @@ the projections and rotated here; nothing of gradellm_engine but the names of th
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,18 @@ from transformers import AutoModelForCausalLM
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity
 
 Taken = dict[str, Tensor]
+
+LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
+SWITCHES = [
+    GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
+    for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
+]
+SWITCHES += [GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers) for r in Rectify for layers in (None, 1)]
+SWITCHES += [
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=m, layers=layers)
+    for m in Magnitude
+    for layers in (None, (0, 1))
+]
 
 
 @dataclass(frozen=True)

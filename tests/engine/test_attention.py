@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention import (
+    Attended,
     AttentionForm,
-    many_queries_forward,
-    one_query_backward,
-    one_query_forward,
-    one_query_output,
+    attend,
+    attention_backward,
+    attention_output,
+    by_group,
+    mean_effect,
     value_gradients,
     visibility,
 )
@@ -23,8 +26,11 @@ from gradellm_engine.attention import (
 Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")
 small = st.integers(1, 4)
+lengths = st.integers(1, 6)
+starts = st.integers(0, 6)
 seeds = st.integers(0, 2**20)
 softcaps = st.sampled_from([None, 0.5, 30.0])
+windows = st.sampled_from([None, 1, 2, 3, 5, 100])
 
 
 def close(actual: Tensor, expected: Tensor) -> bool:
@@ -46,60 +52,41 @@ def plain_weights(Z: Tensor, form: AttentionForm) -> Tensor:
     return exponentials / total
 
 
-@given(G=small, r=small, N=st.integers(1, 7), D=small, Dv=small, softcap=softcaps, with_sinks=st.booleans(), seed=seeds)
-def test_one_query_equals_autograd(
-    normal: Normal, G: int, r: int, N: int, D: int, Dv: int, softcap: float | None, with_sinks: bool, seed: int
-) -> None:
-    form = AttentionForm(0.7, softcap, normal(seed + 4, G * r) if with_sinks else None)
-    q = normal(seed, G, r, D).requires_grad_()
-    K = normal(seed + 1, G, N, D).requires_grad_()
-    V = normal(seed + 2, G, N, Dv).requires_grad_()
-    w = normal(seed + 3, G, r, Dv)
-
-    A = plain_weights(plain_logits(q.reshape(-1, D), K.repeat_interleave(r, 0), form), form)
-    A.retain_grad()
-    o = (A[..., None] * V.repeat_interleave(r, 0)).sum(1).reshape(G, r, Dv)
-    torch.autograd.backward((o * w).sum())
-    assert q.grad is not None
-    assert K.grad is not None
-    assert V.grad is not None
-    assert A.grad is not None
-
-    with torch.no_grad():
-        forward = one_query_forward(q, K, V, form)
-        U = value_gradients(forward, w)
-        back = one_query_backward(forward, w, U, form)
-        assert close(one_query_output(q, K, V, form), o)
-        assert close(forward.R, torch.einsum("grd,gnd->grn", q, K))
-    assert close(forward.A, A.detach().reshape(G, r, N))
-    assert close(forward.o, o.detach())
-    assert close(U, A.grad.reshape(G, r, N))
-    assert close(back.dq, q.grad)
-    assert close(back.dk, K.grad[:, -1])
-    assert close(back.dv, V.grad[:, -1])
+def seen_by(position: int, form: AttentionForm) -> list[int]:
+    """The positions that a query sees, its own the last."""
+    return [j for j in range(position + 1) if form.window is None or position - j < form.window]
 
 
 def plain_attention(q: Tensor, K: Tensor, V: Tensor, start: int, form: AttentionForm) -> Tensor:
-    """One query after the other, each over a copy of what it sees. [H, T, D] -> [H, T, Dv]"""
-    repeats = q.shape[0] // K.shape[0]
-    K, V = K.repeat_interleave(repeats, 0), V.repeat_interleave(repeats, 0)
+    """One query after the other, each over a copy of what it sees. [G, r, T, D] -> [G, r, T, Dv]"""
+    G, r, T, D = q.shape
+    K, V = K.repeat_interleave(r, 0), V.repeat_interleave(r, 0)
     outputs = []
-    for t in range(q.shape[1]):
-        position = start + t
-        seen = [j for j in range(K.shape[1]) if j <= position and (form.window is None or position - j < form.window)]
-        A = plain_weights(plain_logits(q[:, t], K[:, seen], form), form)
+    for t in range(T):
+        seen = seen_by(start + t, form)
+        A = plain_weights(plain_logits(q[:, :, t].reshape(G * r, D), K[:, seen], form), form)
         outputs.append((A[..., None] * V[:, seen]).sum(1))
-    return torch.stack(outputs, 1)
+    return torch.stack(outputs, 1).reshape(G, r, T, -1)
 
 
-windows = st.sampled_from([None, 1, 2, 3, 5, 100])
+def attended(q: Tensor, K: Tensor, V: Tensor, start: int, form: AttentionForm) -> tuple[int, Attended]:
+    """As a layer calls it: keys from the first that any query sees; that one's position, and the forward pass."""
+    first = form.first_visible(start)
+    visible = visibility(start, q.shape[2], first, K.shape[1] - first, form.window, CPU)
+    return first, attend(q, K[:, first:], V[:, first:], visible, form)
+
+
+def drawn_form(
+    normal: Normal, seed: int, heads: int, softcap: float | None, sinks: bool, window: int | None
+) -> AttentionForm:
+    return AttentionForm(0.7, softcap, normal(seed, heads) if sinks else None, window)
 
 
 @given(
     G=small,
     r=small,
-    T=st.integers(1, 6),
-    start=st.integers(0, 6),
+    T=lengths,
+    start=starts,
     D=small,
     Dv=small,
     window=windows,
@@ -107,7 +94,7 @@ windows = st.sampled_from([None, 1, 2, 3, 5, 100])
     with_sinks=st.booleans(),
     seed=seeds,
 )
-def test_many_queries_equal_a_plain_loop(
+def test_each_query_equals_autograd_over_constant_earlier_tokens(
     normal: Normal,
     G: int,
     r: int,
@@ -120,59 +107,175 @@ def test_many_queries_equal_a_plain_loop(
     with_sinks: bool,
     seed: int,
 ) -> None:
-    form = AttentionForm(0.4, softcap, normal(seed + 3, G * r) if with_sinks else None, window)
+    """The diagonal rule: a query's gradient reaches its own key and value, and no earlier token's."""
+    form = drawn_form(normal, seed + 4, G * r, softcap, with_sinks, window)
     N = start + T
-    q, K, V = normal(seed, G * r, T, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, Dv)
-    assert close(many_queries_forward(q, K, V, start, form), plain_attention(q, K, V, start, form))
+    q, K, V, w = (
+        normal(seed, G, r, T, D),
+        normal(seed + 1, G, N, D),
+        normal(seed + 2, G, N, Dv),
+        normal(seed + 3, G, r, T, Dv),
+    )
+    first, forward = attended(q, K, V, start, form)
+    U = value_gradients(forward, w)
+    back = attention_backward(forward, w, U, start - first, form)
+    assert close(forward.R, torch.einsum("grtd,gnd->grtn", q, K[:, first:]))
+    assert close(U, torch.einsum("grtv,gnv->grtn", w, V[:, first:]))
+
+    for t in range(T):
+        position, seen = start + t, seen_by(start + t, form)
+        one_q = q[:, :, t].clone().requires_grad_()
+        own_k = K[:, position].clone().requires_grad_()
+        own_v = V[:, position].clone().requires_grad_()
+        keys = torch.cat((K[:, seen[:-1]], own_k[:, None]), 1).repeat_interleave(r, 0)
+        values = torch.cat((V[:, seen[:-1]], own_v[:, None]), 1).repeat_interleave(r, 0)
+        A = plain_weights(plain_logits(one_q.reshape(G * r, D), keys, form), form)
+        A.retain_grad()
+        o = (A[..., None] * values).sum(1).reshape(G, r, Dv)
+        torch.autograd.backward((o * w[:, :, t]).sum())
+        assert one_q.grad is not None
+        assert own_k.grad is not None
+        assert own_v.grad is not None
+        assert A.grad is not None
+
+        columns = [j - first for j in seen]
+        assert close(forward.A[:, :, t, columns], A.detach().reshape(G, r, -1))
+        assert forward.A[:, :, t].count_nonzero() <= G * r * len(seen)  # nothing of what is not seen
+        assert close(forward.o[:, :, t], o.detach())
+        assert close(U[:, :, t, columns], A.grad.reshape(G, r, -1))
+        assert close(mean_effect(forward.A, U)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
+        assert close(back.dq[:, :, t], one_q.grad)
+        assert close(back.dk[:, t], own_k.grad)
+        assert close(back.dv[:, t], own_v.grad)
 
 
-@given(N=st.integers(1, 8), window=windows, softcap=softcaps, with_sinks=st.booleans(), seed=seeds)
-def test_one_query_equals_the_last_of_many(
-    normal: Normal, N: int, window: int | None, softcap: float | None, with_sinks: bool, seed: int
+@given(
+    G=small,
+    r=small,
+    T=lengths,
+    start=starts,
+    D=small,
+    Dv=small,
+    window=windows,
+    softcap=softcaps,
+    with_sinks=st.booleans(),
+    seed=seeds,
+)
+def test_outputs_equal_a_plain_loop(
+    normal: Normal,
+    G: int,
+    r: int,
+    T: int,
+    start: int,
+    D: int,
+    Dv: int,
+    window: int | None,
+    softcap: float | None,
+    with_sinks: bool,
+    seed: int,
 ) -> None:
-    G, r, D = 2, 2, 3
-    form = AttentionForm(0.6, softcap, normal(seed + 3, G * r) if with_sinks else None, window)
-    q, K, V = normal(seed, G * r, N, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, D)
-    first = form.first_visible(N - 1)
-    one = one_query_forward(q[:, -1].reshape(G, r, D), K[:, first:], V[:, first:], form)
-    assert close(one.o.reshape(G * r, D), many_queries_forward(q, K, V, 0, form)[:, -1])
+    """By a stock kernel or by hand; for a first chunk, a later one and one token."""
+    form = drawn_form(normal, seed + 3, G * r, softcap, with_sinks, window)
+    N = start + T
+    q, K, V = normal(seed, G, r, T, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, Dv)
+    expected = plain_attention(q, K, V, start, form)
+    first, forward = attended(q, K, V, start, form)
+    visible = visibility(start, T, first, N - first, window, CPU)
+    assert close(attention_output(q, K[:, first:], V[:, first:], visible, form), expected)
+    assert close(forward.o, expected)
+
+
+@given(T=lengths, start=starts, window=windows, softcap=softcaps, with_sinks=st.booleans(), seed=seeds)
+def test_many_queries_equal_each_alone(
+    normal: Normal, T: int, start: int, window: int | None, softcap: float | None, with_sinks: bool, seed: int
+) -> None:
+    """Weights, effects and gradients of a chunk are those of steps of one token, each with its own prefix."""
+    G, r, D, Dv = 2, 3, 4, 5
+    form = drawn_form(normal, seed + 4, G * r, softcap, with_sinks, window)
+    N = start + T
+    q, K, V, w = (
+        normal(seed, G, r, T, D),
+        normal(seed + 1, G, N, D),
+        normal(seed + 2, G, N, Dv),
+        normal(seed + 3, G, r, T, Dv),
+    )
+    first, forward = attended(q, K, V, start, form)
+    U = value_gradients(forward, w)
+    back = attention_backward(forward, w, U, start - first, form)
+    for t in range(T):
+        end, row = start + t + 1, slice(t, t + 1)
+        its_first, alone = attended(q[:, :, row], K[:, :end], V[:, :end], end - 1, form)
+        its_U = value_gradients(alone, w[:, :, row])
+        its_back = attention_backward(alone, w[:, :, row], its_U, end - 1 - its_first, form)
+        columns = slice(its_first - first, end - first)
+        assert close(forward.A[:, :, row, columns], alone.A)
+        assert close(forward.R[:, :, row, columns], alone.R)
+        assert close(U[:, :, row, columns], its_U)
+        assert close(back.dq[:, :, row], its_back.dq)
+        assert close(back.dk[:, row], its_back.dk)
+        assert close(back.dv[:, row], its_back.dv)
+
+
+def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal) -> None:
+    q, K, V, w = normal(0, 2, 2, 4, 3), normal(1, 2, 6, 3), normal(2, 2, 6, 5), normal(3, 2, 2, 4, 5)
+    form = AttentionForm(0.5)
+
+    def gradients(q: Tensor, w: Tensor) -> list[Tensor]:
+        _, forward = attended(q, K, V, 2, form)
+        back = attention_backward(forward, w, value_gradients(forward, w), 2, form)
+        return [back.dq[:, :, 1], back.dk[:, 1], back.dv[:, 1]]
+
+    others = torch.tensor([True, False, True, True])[:, None]
+    changed = gradients(torch.where(others, 5 * q, q), torch.where(others, -3 * w, w))
+    assert all(close(a, b) for a, b in zip(changed, gradients(q, w), strict=True))
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_outputs_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softcap: float | None) -> None:
-    q, K, V = (normal(i, 2, 5, 4).to(dtype) for i in range(3))
+    q, K, V = normal(0, 1, 2, 5, 4).to(dtype), normal(1, 1, 5, 4).to(dtype), normal(2, 1, 5, 4).to(dtype)
     form = AttentionForm(0.5, softcap, window=3)
-    output = many_queries_forward(q, K, V, 0, form)
+    output = attention_output(q, K, V, visibility(0, 5, 0, 5, 3, CPU), form)
     assert output.dtype == dtype
     expected = plain_attention(q.double(), K.double(), V.double(), 0, form)
     assert torch.allclose(output.double(), expected, atol=8 * torch.finfo(dtype).eps)
-    one = one_query_output(q[:, 4:].transpose(0, 1), K[:1, 2:], V[:1, 2:], form)
+    one = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
     assert one.dtype == dtype
-    assert torch.allclose(one[0, 0].double(), expected[0, 4], atol=8 * torch.finfo(dtype).eps)
+    assert torch.allclose(one.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
 
 
 def test_a_sink_takes_attention_and_gives_no_value() -> None:
-    q, K, V = torch.zeros(1, 1, 2), torch.ones(1, 3, 2), torch.ones(1, 3, 2)
-    forward = one_query_forward(q, K, V, AttentionForm(1.0, sinks=torch.tensor([0.0])))
-    assert torch.equal(forward.A, torch.full((1, 1, 3), 0.25))
-    assert torch.equal(forward.o, torch.full((1, 1, 2), 0.75))
+    q, K, V = torch.zeros(1, 1, 2, 2), torch.ones(1, 3, 2), torch.ones(1, 3, 2)
+    _, forward = attended(q, K, V, 1, AttentionForm(1.0, sinks=torch.tensor([0.0])))
+    third = 1 / 3
+    assert torch.allclose(forward.A, torch.tensor([[[[third, third, 0], [0.25, 0.25, 0.25]]]]))
+    assert torch.allclose(forward.o, torch.tensor([[[[2 * third] * 2, [0.75] * 2]]]))
 
 
-@given(
-    start=st.integers(0, 6),
-    T=st.integers(1, 6),
-    window=windows,
-)
+@given(start=starts, T=lengths, window=windows)
 def test_visibility_counts(start: int, T: int, window: int | None) -> None:
     first = AttentionForm(1.0, window=window).first_visible(start)
-    seen = visibility(start, T, first, start + T, window, CPU)
-    assert seen.shape == (T, start + T - first)
+    N = start + T - first
+    seen = visibility(start, T, first, N, window, CPU)
+    if seen is None:  # says that one query sees every key
+        assert T == 1
+        seen = torch.ones(1, N, dtype=torch.bool)
+    assert seen.shape == (T, N)
     for t in range(T):
         visible = start + t + 1
         assert seen[t].sum() == (visible if window is None else min(visible, window))
         assert seen[t, start + t - first]  # itself
         assert not seen[t, start + t - first + 1 :].any()  # nothing later
+
+
+@given(start=starts, first=starts, window=windows)
+def test_one_query_over_more_than_its_window_says_which(start: int, first: int, window: int | None) -> None:
+    """None means all: also where the caller hands over keys from before the window."""
+    first = min(first, start)
+    seen = visibility(start, 1, first, start + 1 - first, window, CPU)
+    expected = [j in seen_by(start, AttentionForm(1.0, window=window)) for j in range(first, start + 1)]
+    assert (expected if seen is None else seen[0].tolist()) == expected
+    assert seen is not None or all(expected)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +285,34 @@ def test_first_visible(window: int | None, position: int, first: int) -> None:
     assert AttentionForm(1.0, window=window).first_visible(position) == first
 
 
+def test_by_group_multiplies_each_group_with_its_own(normal: Normal) -> None:
+    x, M = normal(0, 2, 3, 4, 5), normal(1, 2, 5, 6)
+    assert close(by_group(x, M), torch.einsum("grta,gab->grtb", x, M))
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert close(by_group(strided, M), by_group(x, M))
+
+
 def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: Normal) -> None:
-    q, K, V = normal(0, 2, 4, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 5)
-    assert close(many_queries_forward(q, K, V, 0, AttentionForm(1.0, window=1)), V.expand(2, -1, -1))
-    one = one_query_forward(q[:, :1].transpose(0, 1), K[:, :1], V[:, :1], AttentionForm(1.0))
-    assert close(one.o, V[:, :1].expand(1, 2, -1))
-    w = normal(3, 1, 2, 5)
-    back = one_query_backward(one, w, value_gradients(one, w), AttentionForm(1.0))
-    assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
-    assert back.dk.abs().max() < 1e-12
-    assert close(back.dv, w.sum(1))
+    q, K, V, w = normal(0, 1, 2, 4, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 5), normal(3, 1, 2, 4, 5)
+    only_itself = AttentionForm(1.0, window=1)
+    assert close(
+        attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself), V[:, None].expand(-1, 2, -1, -1)
+    )
+    alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1], AttentionForm(1.0))
+    many = (attended(q, K, V, 0, only_itself)[1], w, only_itself)
+    for forward, its_w, form in (alone, many):
+        assert close(forward.o, forward.V[:, None].expand(-1, 2, -1, -1))
+        back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0, form)
+        assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
+        assert back.dk.abs().max() < 1e-12
+        assert close(back.dv, its_w.sum(1))
+
+
+def test_gradients_of_capped_products_vanish_where_the_cap_is_reached(normal: Normal) -> None:
+    q, K, V, w = 100 * normal(0, 1, 2, 3, 4), normal(1, 1, 5, 4), normal(2, 1, 5, 4), normal(3, 1, 2, 3, 4)
+    _, capped = attended(q, K, V, 2, AttentionForm(1.0, softcap=0.5))
+    U = value_gradients(capped, w)
+    back = attention_backward(capped, w, U, 2, AttentionForm(1.0, softcap=0.5))
+    uncapped = attention_backward(capped, w, U, 2, replace(AttentionForm(1.0, softcap=0.5), softcap=None))
+    assert back.dq.abs().max() < 1e-2 * uncapped.dq.abs().max()
+    assert close(back.dv, uncapped.dv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,37 +11,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradellm_engine.attention import AttentionForm, OneQuery, one_query_forward, value_gradients
+from gradellm_engine.attention import Attended, AttentionForm, attend, value_gradients, visibility
+from gradellm_engine.decoder import Explain, Part, _Pass, _Site
 from gradellm_engine.grad_ellm import (
-    LayerContribution,
     cosine_similarity,
     dot_similarity,
     heat_map,
-    layer_contribution,
+    layer_scores,
     min_max,
     weighted_effect,
 )
-from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Similarity
+from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape
+from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 
 Normal = Callable[..., Tensor]
+CPU = torch.device("cpu")
 seeds = st.integers(0, 2**20)
+lengths = st.integers(1, 4)
+windows = st.sampled_from([None, 1, 3, 100])
 UNLOOSENED = GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A random layer: attention over N tokens, and the gradient of its output."""
+    """A random layer: attention of T queries over N tokens, and the gradient of its output."""
 
-    forward: OneQuery
+    forward: Attended
     w: Tensor
     U: Tensor
+    visible: Tensor | None
 
 
-def drawn(normal: Normal, seed: int, form: AttentionForm, G: int = 2, r: int = 3, N: int = 6) -> Drawn:
+def drawn(normal: Normal, seed: int, form: AttentionForm, *, G: int = 2, r: int = 3, N: int = 6, T: int = 1) -> Drawn:
     D, Dv = 4, 5
-    forward = one_query_forward(normal(seed, G, r, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, Dv), form)
-    w = normal(seed + 3, G, r, Dv)
-    return Drawn(forward, w, value_gradients(forward, w))
+    visible = visibility(N - T, T, 0, N, form.window, CPU)
+    forward = attend(normal(seed, G, r, T, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, Dv), visible, form)
+    w = normal(seed + 3, G, r, T, Dv)
+    return Drawn(forward, w, value_gradients(forward, w), visible)
 
 
 def ones(*shape: int) -> Tensor:
@@ -87,63 +93,86 @@ def test_min_max_rows_are_independent(normal: Normal, seed: int) -> None:
     assert torch.equal(min_max(s, domain), torch.cat(rows))
 
 
-@given(seeds, st.integers(1, 3), st.integers(1, 3))
-def test_cosine_is_torch_s_over_concatenated_heads(normal: Normal, seed: int, G: int, r: int) -> None:
-    q, K = normal(seed, G, r, 4), normal(seed + 1, G, 5, 4)
-    actual = cosine_similarity(q, K, q @ K.transpose(-1, -2))
+@given(seeds)
+def test_min_max_over_everything_needs_no_domain(normal: Normal, seed: int) -> None:
+    s = normal(seed, 3, 5)
+    assert torch.equal(min_max(s, None), min_max(s, ones(3, 5)))
+    assert torch.equal(min_max(s, ones(1, 5)), min_max(s, ones(3, 5)))  # one domain for all rows
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 3), lengths)
+def test_cosine_is_torch_s_over_concatenated_heads(normal: Normal, seed: int, G: int, r: int, T: int) -> None:
+    q, K = normal(seed, G, r, T, 4), normal(seed + 1, G, 5, 4)
+    actual = cosine_similarity(q, K, torch.einsum("grtd,gnd->grtn", q, K))
     keys = K.repeat_interleave(r, 0).transpose(0, 1).reshape(5, -1)  # [N, H D]
-    assert torch.allclose(actual, torch.cosine_similarity(q.reshape(1, -1), keys), atol=1e-12)
+    queries = q.flatten(0, 1).transpose(0, 1).reshape(T, -1)  # [T, H D]
+    assert torch.allclose(actual, torch.cosine_similarity(queries[:, None], keys[None], dim=-1), atol=1e-12)
     assert actual.abs().max() <= 1 + 1e-12
 
 
 def test_cosine_of_a_zero_vector_is_zero() -> None:
     K = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])
-    q = torch.tensor([[[2.0, 4.0]]])
-    assert torch.allclose(cosine_similarity(q, K, q @ K.transpose(-1, -2)), torch.tensor([1.0, 0.0]))
-    assert torch.equal(cosine_similarity(0 * q, K, 0 * q @ K.transpose(-1, -2)), torch.zeros(2))
+    q = torch.tensor([[[[2.0, 4.0], [0.0, 0.0]]]])
+    cosines = cosine_similarity(q, K, q @ K.transpose(-1, -2))
+    assert torch.allclose(cosines, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
-@given(seeds, st.sampled_from([None, 0.8]), st.booleans())
+@given(seeds, st.sampled_from([None, 0.8]), st.booleans(), lengths, windows)
 def test_knockout_is_the_gradient_of_the_attention_logits(
-    normal: Normal, seed: int, softcap: float | None, with_sinks: bool
+    normal: Normal, seed: int, softcap: float | None, with_sinks: bool, T: int, window: int | None
 ) -> None:
-    form = AttentionForm(0.7, softcap, normal(seed + 4, 6) if with_sinks else None)
-    layer = drawn(normal, seed, form)
+    form = AttentionForm(0.7, softcap, normal(seed + 4, 6) if with_sinks else None, window)
+    layer = drawn(normal, seed, form, T=T)
     Z = layer.forward.R * form.scaling
     if softcap is not None:
         Z = softcap * (Z / softcap).tanh()
     Z.requires_grad_()
-    sinks = Z if form.sinks is None else torch.cat((Z, form.sinks.view(2, 3, 1)), -1)
-    o = sinks.softmax(-1)[..., : Z.shape[-1]] @ layer.forward.V
+    seen = Z if layer.visible is None else Z.masked_fill(~layer.visible, -torch.inf)
+    logits = seen if form.sinks is None else torch.cat((seen, form.sinks.view(2, 3, 1, 1).expand(-1, -1, T, 1)), -1)
+    o = torch.einsum("grtn,gnv->grtv", logits.softmax(-1)[..., : Z.shape[-1]], layer.forward.V)
     (gradient,) = torch.autograd.grad((o * layer.w).sum(), Z)
     actual = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)
+    assert actual.shape == (T, 6)
     assert torch.allclose(actual, gradient.abs().sum((0, 1)), atol=1e-12)
 
 
 def test_knockout_is_what_taking_a_token_out_changes(normal: Normal) -> None:
     """The first order of it, and so close where the token's weight is small."""
     layer = drawn(normal, 5, AttentionForm(0.01), G=1, r=1, N=400)
-    knockout = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)
+    knockout = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)[0]
     target = (layer.w * layer.forward.o).sum()
     for i in (0, 17, 399):
         rest = [j for j in range(400) if j != i]
-        without = one_query_forward(
-            layer.forward.q, layer.forward.K[:, rest], layer.forward.V[:, rest], AttentionForm(0.01)
-        )
+        without = attend(layer.forward.q, layer.forward.K[:, rest], layer.forward.V[:, rest], None, AttentionForm(0.01))
         change = ((layer.w * without.o).sum() - target).abs()
         assert torch.allclose(knockout[i], change, rtol=0.01)
 
 
-@given(seeds)
-def test_absolute_sums_only_grow_with_detail(normal: Normal, seed: int) -> None:
-    layer = drawn(normal, seed, AttentionForm(0.5))
+@given(seeds, lengths)
+def test_absolute_sums_only_grow_with_detail(normal: Normal, seed: int, T: int) -> None:
+    layer = drawn(normal, seed, AttentionForm(0.5), T=T)
     effect = {m: weighted_effect(layer.forward, layer.w, layer.U, m) for m in Magnitude}
     slack = 1e-12
     assert (effect[Magnitude.HEAD_ABS] >= effect[Magnitude.SIGNED_SUM].abs() - slack).all()
     assert (effect[Magnitude.CHANNEL_ABS] >= effect[Magnitude.HEAD_ABS] - slack).all()
     assert all((effect[m] >= 0).all() for m in Magnitude if m is not Magnitude.SIGNED_SUM)
     # All tokens' signed effects together are the output's own: sum_i a_i (w . v_i) = w . o
-    assert torch.allclose(effect[Magnitude.SIGNED_SUM].sum(), (layer.w * layer.forward.o).sum(), atol=1e-12)
+    whole = (layer.w * layer.forward.o).sum((0, 1, 3))
+    assert torch.allclose(effect[Magnitude.SIGNED_SUM].sum(-1), whole, atol=1e-12)
+
+
+@given(seeds, lengths)
+def test_weighted_effects_equal_a_plain_loop(normal: Normal, seed: int, T: int) -> None:
+    layer = drawn(normal, seed, AttentionForm(0.5, window=3), T=T)
+    A, V, w = layer.forward.A, layer.forward.V, layer.w
+    terms = A[..., None] * w[:, :, :, None] * V[:, None, None]  # [G, r, T, N, Dv]
+    expected = {
+        Magnitude.SIGNED_SUM: terms.sum((0, 1, 4)),
+        Magnitude.HEAD_ABS: terms.sum(4).abs().sum((0, 1)),
+        Magnitude.CHANNEL_ABS: terms.abs().sum((0, 1, 4)),
+    }
+    for magnitude, effect in expected.items():
+        assert torch.allclose(weighted_effect(layer.forward, w, layer.U, magnitude), effect, atol=1e-12)
 
 
 @given(seeds)
@@ -153,90 +182,155 @@ def test_with_one_head_signed_sum_and_head_abs_agree(normal: Normal, seed: int) 
     assert torch.equal(signed.abs(), weighted_effect(layer.forward, layer.w, layer.U, Magnitude.HEAD_ABS))
 
 
-def test_layer_contribution_takes_what_the_switches_say(normal: Normal) -> None:
-    layer = drawn(normal, 1, AttentionForm(0.5))
-    forward, w, U = layer.forward, layer.w, layer.U
-    dot = layer_contribution(forward, w, U, 3, GradEllm())
-    assert dot.first == 3
-    assert dot.similarity is not None
-    assert torch.equal(dot.similarity, dot_similarity(forward.R))
-    assert torch.allclose(dot.effect, torch.einsum("grv,gnv->n", w, forward.V), atol=1e-12)
-    cosine = layer_contribution(forward, w, U, 0, GradEllm(similarity=Similarity.COSINE))
-    assert cosine.similarity is not None
-    assert torch.equal(cosine.similarity, cosine_similarity(forward.q, forward.K, forward.R))
-    other = (normal(7, *forward.q.shape), normal(8, *forward.K.shape))
-    unrotated = layer_contribution(forward, w, U, 0, GradEllm(), other)
-    assert unrotated.similarity is not None
-    assert torch.allclose(unrotated.similarity, torch.einsum("grd,gnd->n", *other), atol=1e-12)
-    assert torch.equal(unrotated.effect, dot.effect)
-    assert layer_contribution(forward, w, U, 0, UNLOOSENED).similarity is None
+# One layer's scores -------------------------------------------------------------------------------------------------
+
+LAYER_SWITCHES = [
+    *(GradEllm(similarity=s, rotary=p, rectify=r) for s in Similarity for p in Rotary for r in Rectify),
+    *(GradEllm(loosening=Loosening.NONE, rectify=r) for r in Rectify),
+    *(replace(UNLOOSENED, magnitude=m) for m in Magnitude),
+]
 
 
-def contributions(normal: Normal, seed: int, firsts: list[int], S: int, switches: GradEllm) -> list[LayerContribution]:
-    return [
-        LayerContribution(
-            first,
-            normal(seed + i, S - first) if switches.loosening is Loosening.MIN_MAX else None,
-            normal(seed + i + 50, S - first),
-        )
-        for i, first in enumerate(firsts)
-    ]
+def plain_scores(layer: Drawn, switches: GradEllm, domain: Tensor, unrotated: tuple[Tensor, Tensor]) -> Tensor:
+    """Steps 2 to 5 of METHOD section 2, a token at a time, heads concatenated."""
+    G, r, T, N = layer.forward.A.shape
+    rows = torch.zeros(T, N, dtype=torch.float64)
+    q, K = unrotated if switches.rotary is Rotary.UNROTATED else (layer.forward.q, layer.forward.K)
+    for t in range(T):
+        w, query = layer.w[:, :, t].reshape(G * r, -1), q[:, :, t].reshape(-1)
+        for i in range(N):
+            v = layer.forward.V[:, i].repeat_interleave(r, 0)
+            if switches.loosening is Loosening.NONE:
+                a, u = layer.forward.A[:, :, t, i].reshape(-1), (w * v).sum(-1)
+                mean = (layer.forward.A[:, :, t] * layer.U[:, :, t]).sum(-1).reshape(-1)
+                rows[t, i] = {
+                    Magnitude.SIGNED_SUM: (a * u).sum(),
+                    Magnitude.HEAD_ABS: (a * u).abs().sum(),
+                    Magnitude.CHANNEL_ABS: (a[:, None] * w * v).abs().sum(),
+                    Magnitude.KNOCKOUT: (a * (u - mean)).abs().sum(),
+                }[switches.magnitude]
+                continue
+            s = [(query * K[:, j].repeat_interleave(r, 0).reshape(-1)).sum() for j in range(N)]
+            if switches.similarity is Similarity.COSINE:
+                s = [s[j] / query.norm() / K[:, j].repeat_interleave(r, 0).norm() for j in range(N)]
+            inside = [s[j] for j in range(N) if domain[t, j]]
+            if domain[t, i] and max(inside) > min(inside):
+                rows[t, i] = (s[i] - min(inside)) / (max(inside) - min(inside)) * (w * v).sum()
+    return rows.relu() if switches.rectify is Rectify.PER_LAYER else rows
 
 
-first_positions = st.lists(st.integers(0, 6), min_size=1, max_size=4)
+@pytest.mark.parametrize("with_domain", [False, True], ids=["seen", "domain"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_layer_scores_equal_a_plain_loop(normal: Normal, window: int | None, with_domain: bool) -> None:
+    for seed, T in ((0, 1), (10, 3)):
+        layer = drawn(normal, seed, AttentionForm(0.5, window=window), N=7, T=T)
+        seen = ones(T, 7) if layer.visible is None else layer.visible
+        domain = seen & (torch.arange(7) % 3 != 1) if with_domain else seen
+        unrotated = normal(seed + 7, *layer.forward.q.shape), normal(seed + 8, *layer.forward.K.shape)
+        for switches in LAYER_SWITCHES:
+            # As the decoder hands them over: None for everywhere, and for a method that compares nothing.
+            given_domain = None if domain.all() or switches.loosening is Loosening.NONE else domain
+            other = unrotated if switches.rotary is Rotary.UNROTATED else None
+            actual = layer_scores(layer.forward, layer.w, layer.U, switches, given_domain, other)
+            expected = plain_scores(layer, switches, domain, unrotated)
+            assert expected.any() or switches.rectify is Rectify.PER_LAYER
+            assert torch.allclose(actual, expected, atol=1e-12), switches
+            assert not actual[~seen].any()
 
 
-@given(seeds, first_positions, st.sampled_from(Loosening), st.sampled_from(Rectify), st.booleans())
-def test_heat_map_equals_a_plain_loop(
-    normal: Normal, seed: int, firsts: list[int], loosening: Loosening, rectify: Rectify, with_domain: bool
+@given(seeds, lengths, windows, st.sampled_from(LAYER_SWITCHES))
+def test_scores_of_many_rows_equal_each_row_alone(
+    normal: Normal, seed: int, T: int, window: int | None, switches: GradEllm
 ) -> None:
-    S = 7
-    switches = GradEllm(loosening=loosening, rectify=rectify)
-    layers = contributions(normal, seed, firsts, S, switches)
-    domain = normal(seed + 99, S) > 0 if with_domain and loosening is Loosening.MIN_MAX else None
-    expected = [0.0] * S
+    form = AttentionForm(0.5, window=window)
+    layer = drawn(normal, seed, form, T=T)
+    forward, w, U, N = layer.forward, layer.w, layer.U, 6
+    q, K = normal(seed + 7, *forward.q.shape), normal(seed + 8, *forward.K.shape)
+    is_unrotated = switches.rotary is Rotary.UNROTATED
+    scores = layer_scores(forward, w, U, switches, layer.visible, (q, K) if is_unrotated else None)
+    for t in range(T):
+        end, row = N - T + t + 1, slice(t, t + 1)
+        first = form.first_visible(end - 1)
+        alone = attend(forward.q[:, :, row], forward.K[:, first:end], forward.V[:, first:end], None, form)
+        its_U = value_gradients(alone, w[:, :, row])
+        unrotated = (q[:, :, row], K[:, first:end]) if is_unrotated else None
+        expected = layer_scores(alone, w[:, :, row], its_U, switches, None, unrotated)
+        assert torch.allclose(scores[row, first:end], expected, atol=1e-12)
+        assert not scores[t, :first].any()
+        assert not scores[t, end:].any()
+
+
+def test_dot_similarity_is_one_product_of_concatenated_heads(normal: Normal) -> None:
+    layer = drawn(normal, 3, AttentionForm(0.5), T=2)
+    expected = torch.einsum("grtd,gnd->tn", layer.forward.q, layer.forward.K)
+    assert torch.allclose(dot_similarity(layer.forward.R), expected, atol=1e-12)
+
+
+# The sum over layers ------------------------------------------------------------------------------------------------
+
+first_positions = st.lists(st.integers(0, 4), min_size=1, max_size=4)  # of the layers; the queries begin at 4
+START, T, S = 4, 3, 7
+
+
+def summed(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
+    """What the decoder keeps of layers with different windows, and the layers' own scores over the whole prefix."""
+    slot = KVSlot(KVPool([], [], S), 0, S)
+    part = Part(slot, [0] * T, Explain(switches), START, is_new=True)
+    run = _Pass([part, part], {})
+    layers = []
+    for i, first in enumerate(firsts):
+        scores = normal(seed + i, T, S - first)
+        scores = scores.relu() if switches.rectify is Rectify.PER_LAYER else scores
+        run.add(1, scores, first)
+        layers.append(torch.cat((torch.zeros(T, first, dtype=torch.float64), scores), 1))
+    assert list(run.totals) == [1]  # no other part's
+    return run.totals[1], layers
+
+
+@given(seeds, first_positions, st.sampled_from(Rectify))
+def test_heat_map_is_the_sum_of_its_layers(normal: Normal, seed: int, firsts: list[int], rectify: Rectify) -> None:
+    switches = GradEllm(rectify=rectify)
+    total, layers = summed(normal, seed, firsts, switches)
+    expected = [[0.0] * S for _ in range(T)]
     for layer in layers:
-        inside = [i for i in range(layer.first, S) if domain is None or domain[i]]
-        for i in range(layer.first, S):
-            effect = layer.effect[i - layer.first].item()
-            if layer.similarity is not None:
-                s = {j: layer.similarity[j - layer.first].item() for j in inside}
-                spread = max(s.values(), default=0) - min(s.values(), default=0)
-                effect *= (s[i] - min(s.values())) / spread if i in s and spread > 0 else 0
-            expected[i] += max(0.0, effect) if rectify is Rectify.PER_LAYER else effect
+        for t in range(T):
+            for i in range(S):
+                expected[t][i] += layer[t, i].item()
     if rectify is Rectify.TOTAL:
-        expected = [max(0.0, value) for value in expected]
-    actual = heat_map(layers, S, switches, domain)
+        expected = [[max(0.0, value) for value in row] for row in expected]
+    actual = heat_map(total, switches)
     assert torch.allclose(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
-@given(seeds, first_positions, st.sampled_from(Loosening))
-def test_rectify_relations(normal: Normal, seed: int, firsts: list[int], loosening: Loosening) -> None:
-    S = 7
-
-    def scored(rectify: Rectify) -> Tensor:
-        switches = GradEllm(loosening=loosening, rectify=rectify)
-        return heat_map(contributions(normal, seed, firsts, S, switches), S, switches)
-
-    signed, total, per_layer = scored(Rectify.NONE), scored(Rectify.TOTAL), scored(Rectify.PER_LAYER)
+@given(seeds, first_positions)
+def test_rectify_relations(normal: Normal, seed: int, firsts: list[int]) -> None:
+    signed, total, per_layer = (
+        heat_map(summed(normal, seed, firsts, switches)[0], switches)
+        for switches in (GradEllm(rectify=r) for r in (Rectify.NONE, Rectify.TOTAL, Rectify.PER_LAYER))
+    )
     assert torch.equal(signed.relu(), total)
     assert (per_layer >= total - 1e-12).all()
     assert (per_layer >= 0).all()
-    unseen = min(firsts)
-    assert not per_layer[:unseen].any()  # no layer sees them
+    assert not per_layer[:, : min(firsts)].any()  # no layer sees them
     if len(firsts) == 1:
         assert torch.equal(per_layer, total)
 
 
-@given(seeds, first_positions)
-def test_heat_map_is_the_sum_of_its_layers(normal: Normal, seed: int, firsts: list[int]) -> None:
-    layers = contributions(normal, seed, firsts, 7, GradEllm())
-    alone = torch.stack([heat_map([layer], 7, GradEllm()) for layer in layers])
-    assert torch.allclose(heat_map(layers, 7, GradEllm()), alone.sum(0), atol=1e-12)
+@given(seeds, st.integers(1, 3))
+def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal, seed: int, T: int) -> None:
+    layer = drawn(normal, seed, AttentionForm(0.5, window=2), T=T)
+    assert layer.visible is not None
+    domain = layer.visible & (torch.arange(6) < 6 - T - 1)
+    switches = GradEllm(rectify=Rectify.NONE)
+    assert not domain.any()
+    assert not layer_scores(layer.forward, layer.w, layer.U, switches, domain).any()
+    assert layer_scores(layer.forward, layer.w, layer.U, switches, layer.visible).any()
 
 
-def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal) -> None:
-    layers = contributions(normal, 0, [4], 7, GradEllm(rectify=Rectify.NONE))
-    domain = torch.tensor([True] * 4 + [False] * 3)
-    assert not heat_map(layers, 7, GradEllm(rectify=Rectify.NONE), domain).any()
-    assert not min_max(normal(1, 1, 5), ~ones(1, 5)).any()
+def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
+    meta = torch.device("meta")
+    slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
+    assert slot is not None
+    part = Part(slot, [1], Explain(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
+    site = _Site(_Pass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
+    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), None)

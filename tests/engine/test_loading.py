@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from gradellm_engine import (
     AttributionSettings,
+    Delivery,
     Engine,
-    GradEllm,
     ModelLoadError,
     Sampling,
     Step,
@@ -290,17 +290,26 @@ def num_hooks(model: nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-def test_no_hook_stays(model_path: ModelPath) -> None:
-    engine = Engine.load(str(model_path("llama")))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("delivery", Delivery)
+def test_no_pass_leaves_a_hook(model_path: ModelPath, family: str, delivery: Delivery) -> None:
+    """One for each rotary embedding stays, to note it; what a pass adds is gone after it, also where it fails."""
+    engine = Engine.load(str(model_path(family)))
     model = engine._model.decoder._model
-    generation = engine.generate("abc", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
-    for _ in range(2):
+    num_rotaries = len(engine._model.decoder.pool.cosines)
+    assert num_rotaries == (0 if family == "gpt2" else 1)
+    assert num_hooks(model) == num_rotaries
+    generation = engine.generate("abc", GREEDY, AttributionSettings(delivery=delivery, chunk_size=2))
+    for _ in range(4):
         generation.advance()
-        assert num_hooks(model) == 0
-    model.model.layers[2].mlp.down_proj.weight.data.fill_(torch.nan)
+        assert num_hooks(model) == num_rotaries
+        assert "forward" not in vars(model.get_output_embeddings())
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
     with pytest.raises(Exception, match="not finite"):
-        list(generation)
-    assert num_hooks(model) == 0
+        list(engine.generate("defgh", GREEDY, AttributionSettings(delivery=delivery)))
+    assert num_hooks(model) == num_rotaries
+    assert "forward" not in vars(model.get_output_embeddings())
 
 
 def test_other_models_in_the_process_are_left_alone(model_path: ModelPath) -> None:

@@ -14,38 +14,23 @@ from transformers import AutoModelForCausalLM
 from gradellm_engine import (
     AttributionSettings,
     Contrast,
+    Delivery,
     Engine,
     GradEllm,
-    Loosening,
-    Magnitude,
-    NormaliseOver,
     PromptInput,
-    Rectify,
     Role,
-    Rotary,
     Sampling,
-    Similarity,
     Sources,
 )
-from oracle import Layer, Oracle, heat_map, relative_error
+from oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
+from streams import run, scheduler_of
 from tiny_models import save_random_model
 
 MODELS = ["llama", "mistral", "demo", "stories260K"]
 TOLERANCE = 1e-5
 PROMPT = "Once upon a time, there was a small red fox who did not like the"  # longer than Mistral's window
 STEPS = 4
-
-LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
-SWITCHES = [
-    GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
-    for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
-]
-SWITCHES += [GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers) for r in Rectify for layers in (None, 1)]
-SWITCHES += [
-    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=m, layers=layers)
-    for m in Magnitude
-    for layers in (None, (0, 1))
-]
+COMPLETION = Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3)
 
 
 class Case:
@@ -55,9 +40,7 @@ class Case:
         self.engine = Engine.load(str(path), dtype=dtype)
         self.oracle = Oracle(path, attention)
         self.prompt = self.engine.tokenize(PROMPT)
-        self.completion = [
-            step.id for step in self.engine.generate(PROMPT, Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3))
-        ]
+        self.completion = [step.id for step in self.engine.generate(PROMPT, COMPLETION)]
         self.layers = cache(self._layers)
 
     def _layers(self, step: int, target: int, contrast: int | None) -> list[Layer]:
@@ -91,6 +74,10 @@ def test_every_switch_equals_the_oracle(case: Callable[[str], Case], model: str)
             expected = subject.expected(switches, step, subject.completion[step])
             assert row.shape == expected.shape
             errors[switches, step] = relative_error(row, expected)
+    assert_within_tolerance(model, errors)
+
+
+def assert_within_tolerance(model: str, errors: dict[tuple[GradEllm, int], float]) -> None:
     worst = max(errors, key=lambda key: errors[key])
     above = sum(error > TOLERANCE for error in errors.values())
     print(f"{model}: {len(errors)} vectors, {above} above {TOLERANCE}, the largest {errors[worst]:.2g} at {worst}")
@@ -98,6 +85,31 @@ def test_every_switch_equals_the_oracle(case: Callable[[str], Case], model: str)
     # in float32, whoever computes it (plain float32 autograd: up to 1.1e-5), and which differs between processors.
     assert above <= len(errors) / 100, worst
     assert errors[worst] <= 3 * TOLERANCE, worst
+
+
+@pytest.mark.parametrize("model", ["mistral", "demo"])
+def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str], Case], model: str) -> None:
+    """With delivery chunked, all switches' streams in the same passes."""
+    subject = case(model)
+    scheduler = scheduler_of(subject.engine, max_running=25, num_tokens=25 * (len(subject.prompt.tokens) + STEPS))
+    sizes = itertools.cycle([1, 3, 16])
+    streams = [
+        subject.engine.stream(
+            PROMPT,
+            COMPLETION,
+            AttributionSettings(switches, sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=next(sizes)),
+        )
+        for switches in SWITCHES
+    ]
+    errors = {}
+    for switches, told in zip(SWITCHES, run(scheduler, streams), strict=True):
+        assert told.ids == subject.completion
+        assert len(told.rows) == len(subject.completion)
+        for step, row in enumerate(told.rows):
+            expected = subject.expected(switches, step, subject.completion[step])
+            assert row.shape == expected.shape
+            errors[switches, step] = relative_error(row, expected)
+    assert_within_tolerance(model, errors)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -136,7 +148,7 @@ def test_greedy_text_equals_transformers(
 ) -> None:
     path = model_path(model)
     engine = Engine.load(str(path))
-    reference = AutoModelForCausalLM.from_pretrained(path)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = engine.tokenize(PROMPT).ids
     generated = reference.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=40, pad_token_id=0

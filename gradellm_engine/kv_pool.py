@@ -1,0 +1,250 @@
+"""Memory for keys and values: one pool a model, allocated once, and a slot in it for each sequence.
+
+A slot is one stretch of the pool's token places, as long as its sequence can become, so that attention reads plain
+strided tensors and nothing is gathered, and a request that was admitted never runs out of memory. Autograd never sees
+the pool: what a slot holds is constant for every gradient that is taken.
+
+A sequence that has ended leaves its slot to the pool as a prefix for later ones. A new sequence copies the longest
+beginning that a slot holds already (copying reads memory once where computing reads all weights), and when room is
+needed, those that were not used for longest are dropped first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+MIN_REUSED_TOKENS = 16  # a shorter prefix is computed about as fast as it is found and copied
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer stores for a token.
+
+    Attributes:
+        num_key_value_heads: G.
+        key_width: D.
+        value_width: Dv.
+        dtype: of keys and values.
+        device: where the layer computes.
+    """
+
+    num_key_value_heads: int
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's key and value."""
+        return self.num_key_value_heads * (self.key_width + self.value_width) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class RotaryShape:
+    """One of a model's rotary embeddings: cosines and sines by position, shared by some layers."""
+
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's cosines and sines."""
+        return 2 * self.width * self.dtype.itemsize
+
+
+class KVSlot:
+    """The places of one sequence of at most `capacity` tokens.
+
+    Attributes:
+        start: the first of them in the pool.
+        capacity: how many there are.
+        ids: the tokens whose keys and values are there; places from `len(ids)` on are free to be written.
+    """
+
+    def __init__(self, pool: KVPool, start: int, capacity: int) -> None:
+        self._pool = pool
+        self.start = start
+        self.capacity = capacity
+        self.ids: list[int] = []
+        self._is_open = True
+
+    @property
+    def length(self) -> int:
+        """Tokens that it holds."""
+        return len(self.ids)
+
+    def keys(self, layer: int, first: int, end: int) -> Tensor:
+        """Keys of the positions first..end, as attention multiplies them. [G, N, D]"""
+        return self._pool.keys[layer][:, self.start + first : self.start + end]
+
+    def values(self, layer: int, first: int, end: int) -> Tensor:
+        """Values of the positions first..end. [G, N, Dv]"""
+        return self._pool.values[layer][:, self.start + first : self.start + end]
+
+    def rotary(self, table: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions first..end in one of the model's rotary embeddings. [N, width] each"""
+        places = slice(self.start + first, self.start + end)
+        return self._pool.cosines[table][places], self._pool.sines[table][places]
+
+    def close(self) -> None:
+        """Give the places back; what they hold is lost."""
+        if self._is_open:
+            self._is_open = False
+            self._pool.release(self)
+
+    def keep(self) -> None:
+        """Leave what it holds to the pool, as a prefix for others; see `KVPool.keep`."""
+        self._pool.keep(self)
+
+    def __del__(self) -> None:
+        if self._is_open:  # nobody closed it; this may be called in the middle of anything
+            self._pool.abandoned.append((self.start, self.capacity))
+
+
+class KVPool:
+    """Places for `num_tokens` tokens of all sequences together.
+
+    Attributes:
+        num_tokens: places.
+        keys: a layer each, [G, num_tokens, D].
+        values: a layer each, [G, num_tokens, Dv].
+        cosines: a rotary embedding each, [num_tokens, width].
+        sines: likewise.
+    """
+
+    def __init__(self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.keys = [_places(s.num_key_value_heads, num_tokens, s.key_width, s) for s in layers]
+        self.values = [_places(s.num_key_value_heads, num_tokens, s.value_width, s) for s in layers]
+        self.cosines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+        self.sines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+        self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
+        self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
+        self._slots: WeakSet[KVSlot] = WeakSet()  # all that are open
+        self._kept: dict[KVSlot, None] = {}  # of sequences that have ended, the one not used for longest first
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Places that hold prefixes of sequences that have ended; they are given up when room is needed."""
+        return sum(slot.capacity for slot in self._kept)
+
+    @property
+    def num_free_tokens(self) -> int:
+        """Places that no running sequence has."""
+        self._take_back_abandoned()
+        return sum(length for _, length in self._free) + self.num_kept_tokens
+
+    def allocate(self, capacity: int, ids: Sequence[int] = ()) -> KVSlot | None:
+        """A slot for `capacity` tokens; None where there is no room now.
+
+        It begins with what the pool holds already of `ids`, and never with all of them: the last one's keys and values
+        may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
+        """
+        self._take_back_abandoned()
+        if not self._can_take(capacity):
+            return None
+        source, num_shared = self._longest_prefix(ids[:-1])
+        if source in self._kept:
+            self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
+        while (start := self._take(capacity)) is None:
+            next(iter(self._kept)).close()
+        slot = KVSlot(self, start, capacity)
+        if source is not None and source in self._slots:  # it may have been given up for the room
+            self._copy(source, slot, num_shared)
+        self._slots.add(slot)
+        return slot
+
+    def keep(self, slot: KVSlot) -> None:
+        """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
+        if any(slot.ids == other.ids[: slot.length] for other in self._kept):
+            slot.close()  # one that is kept tells all of it
+            return
+        for other in [kept for kept in self._kept if kept.ids == slot.ids[: kept.length]]:
+            other.close()  # told by the new one, too
+        if not slot.length:
+            slot.close()
+            return
+        if unused := slot.capacity - slot.length:
+            slot.capacity = slot.length
+            self._give_back(slot.start + slot.length, unused)
+        self._kept[slot] = None
+
+    def release(self, slot: KVSlot) -> None:
+        """See `KVSlot.close`."""
+        self._slots.discard(slot)
+        self._kept.pop(slot, None)
+        self._give_back(slot.start, slot.capacity)
+
+    def _take_back_abandoned(self) -> None:
+        while self.abandoned:
+            self._give_back(*self.abandoned.popleft())
+
+    def _longest_prefix(self, ids: Sequence[int]) -> tuple[KVSlot | None, int]:
+        """The slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
+        best, longest = None, MIN_REUSED_TOKENS - 1
+        beginning = ids[:MIN_REUSED_TOKENS]
+        for slot in self._slots:
+            if slot.ids[:MIN_REUSED_TOKENS] == beginning and (shared := _common_length(slot.ids, ids)) > longest:
+                best, longest = slot, shared
+        return best, longest if best else 0
+
+    def _copy(self, source: KVSlot, slot: KVSlot, count: int) -> None:
+        old, new = slice(source.start, source.start + count), slice(slot.start, slot.start + count)
+        for places in (*self.keys, *self.values):
+            places[:, new] = places[:, old]
+        for places in (*self.cosines, *self.sines):
+            places[new] = places[old]
+        slot.ids += source.ids[:count]
+
+    def _can_take(self, length: int) -> bool:
+        """Whether so many places stand together once every kept prefix is given up."""
+        stretches = sorted([*self._free, *((slot.start, slot.capacity) for slot in self._kept)])
+        together = end = 0
+        for start, available in stretches:
+            together = together + available if start == end else available
+            end = start + available
+            if together >= length:
+                return True
+        return False
+
+    def _take(self, length: int) -> int | None:
+        """The start of so many places, from the smallest stretch that has them."""
+        fitting = [stretch for stretch in self._free if stretch[1] >= length]
+        if not fitting:
+            return None
+        start, available = min(fitting, key=lambda stretch: stretch[1])
+        index = self._free.index((start, available))
+        self._free[index : index + 1] = [(start + length, available - length)] if available > length else []
+        return start
+
+    def _give_back(self, start: int, length: int) -> None:
+        index = bisect(self._free, (start, length))
+        if index < len(self._free) and self._free[index][0] == start + length:
+            length += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == start:
+            index -= 1
+            before, its_length = self._free.pop(index)
+            start, length = before, its_length + length
+        self._free.insert(index, (start, length))
+
+
+def _places(num_heads: int, num_tokens: int, width: int, shape: LayerShape | RotaryShape) -> Tensor:
+    return torch.empty((num_heads, num_tokens, width), dtype=shape.dtype, device=shape.device)
+
+
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Of the longest beginning that both have."""
+    low, high = 0, min(len(a), len(b))  # the beginnings of `low` tokens are equal; those of more than `high` are not
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

@@ -1,0 +1,222 @@
+"""Who runs when: many streams, one model, a pass at a time.
+
+A tick does, in this order:
+
+    1. admit     waiting streams, in the order of their coming, while there are running places and key-value memory
+    2. decode    one token of every stream that can go on, all in one pass; those with delivery per_token are explained
+    3. explain   chunks that are due (delivery chunked, given completions), up to a number of tokens
+    4. prefill   pieces of prompts, taking turns
+
+Pieces of prompts take together about as long as the pass before them took: a long prompt that comes in makes running
+streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. A
+stream whose chunk is due does not decode before it is explained, so that its scores are never later than was promised.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.decoder import Decoder, Part, Target
+from gradellm_engine.errors import EngineError
+from gradellm_engine.stream import Account, Phase, Stream
+
+MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
+MIN_PIECE_TOKENS = 16
+FEW_STREAMS = 4
+EXPLAINED_TOKENS = 64  # in one pass of chunks: beyond it a pass takes longer and gains nothing
+
+logger = logging.getLogger(__name__)
+
+Ready = Callable[[Stream], bool]
+
+
+class Scheduler:
+    """Runs streams on a decoder.
+
+    Attributes:
+        max_running: streams that have a slot at a time.
+        waiting: streams without a slot, in the order of their coming.
+        running: streams with one.
+    """
+
+    def __init__(self, decoder: Decoder, *, max_running: int) -> None:
+        self._decoder = decoder
+        self.max_running = max_running
+        self.waiting: deque[Stream] = deque()
+        self.running: list[Stream] = []
+        self._step_seconds = 0.0  # of a pass that running streams wait for, lately
+        self._read_seconds = 0.0  # of a prompt's token, lately
+
+    def submit(self, stream: Stream) -> None:
+        """Queue a stream."""
+        if not stream.is_closed:
+            stream.charge("queue", -time.perf_counter())
+            self.waiting.append(stream)
+
+    def cancel(self, stream: Stream) -> None:
+        """End a stream as it is."""
+        stream.close()
+        if stream in self.waiting:
+            self.waiting.remove(stream)
+        if stream in self.running:
+            self.running.remove(stream)
+
+    def tick(self, ready: Ready = lambda stream: True) -> Iterator[None]:
+        """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
+        self._admit()
+        streams = [stream for stream in self.running if ready(stream)]
+        for stream in streams:
+            stream.adapt_chunk_size(self._chunk_size)
+        if decoding := [stream for stream in streams if stream.phase is Phase.DECODE]:
+            yield from self._decode(decoding)
+        if explaining := [stream for stream in streams if stream.phase is Phase.EXPLAIN]:
+            yield from self._explain(explaining)
+        if reading := [stream for stream in streams if stream.phase is Phase.PREFILL]:
+            yield from self._prefill(reading, alone=not decoding and not explaining)
+        self.running = [stream for stream in self.running if not stream.is_closed]
+
+    def has_work(self, ready: Ready = lambda stream: True) -> bool:
+        """Whether a tick would do anything."""
+        self._admit()
+        return any(ready(stream) for stream in self.running)
+
+    @property
+    def _chunk_size(self) -> int:
+        """What streams use that leave it to the engine: the more load, the larger, later and cheaper."""
+        if self.waiting:
+            return 64
+        return 32 if len(self.running) > FEW_STREAMS else 16
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_running:
+            stream = self.waiting[0]
+            slot = self._decoder.pool.allocate(stream.num_places, stream.ids)
+            if slot is None:
+                return
+            self.waiting.popleft()
+            stream.start(slot)
+            stream.charge("queue", time.perf_counter())
+            self.running.append(stream)
+
+    def _decode(self, streams: Sequence[Stream]) -> Iterator[None]:
+        """The next token of each."""
+        began = time.perf_counter()
+        yield from self._logits_pass([(stream, stream.step_part()) for stream in streams])
+        self._step_seconds = _lately(self._step_seconds, time.perf_counter() - began)
+
+    def _explain(self, streams: Sequence[Stream]) -> Iterator[None]:
+        """A chunk of tokens of each, for as many as fit a pass."""
+        lengths = accumulate(stream.chunk_length for stream in streams)
+        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS for length in lengths))]
+        self._to_the_back(chosen)
+        again = [stream for stream in chosen if stream.num_unexplained]
+        new = [stream for stream in chosen if not stream.num_unexplained]
+        if again:
+            yield from self._replay(again)
+        if new := [stream for stream in new if not stream.is_closed]:
+            yield from self._logits_pass([(stream, stream.given_part()) for stream in new])
+
+    def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
+        """Pieces of prompts, until the pass is full."""
+        room = MAX_PIECE_TOKENS
+        if not alone and self._read_seconds:
+            room = max(MIN_PIECE_TOKENS, min(room, int(self._step_seconds / self._read_seconds)))
+        work: list[tuple[Stream, Part]] = []
+        for stream in streams:
+            if room:
+                work.append((stream, stream.prefill_part(room)))
+                room -= len(work[-1][1].ids)
+        chosen = [stream for stream, _ in work]
+        self._to_the_back(chosen)
+        began = time.perf_counter()
+        with _failing(chosen):
+            self._decoder.read([part for _, part in work])
+        _charge(chosen, "prefill", began)
+        num_tokens = sum(len(part.ids) for _, part in work)
+        self._read_seconds = _lately(self._read_seconds, (time.perf_counter() - began) / num_tokens)
+        yield
+
+    def _logits_pass(self, work: Sequence[tuple[Stream, Part]]) -> Iterator[None]:
+        """Read the streams' parts and find the tokens after them, with their scores where a part is explained."""
+        streams, parts = [stream for stream, _ in work], [part for _, part in work]
+        began = time.perf_counter()
+        with _failing(streams):
+            if all(part.explain is None for part in parts):
+                _take_logits(work, self._decoder.step(parts))
+                _charge(streams, "decode", began)
+            else:
+                explained = self._decoder.explained_pass(parts)
+                targets = _take_logits(work, explained.logits)
+                _charge(streams, "decode", began)
+                yield  # tokens leave before their scores are computed
+                began = time.perf_counter()
+                explaining = [stream for stream, part in work if part.explain is not None]
+                _take_heat_maps(explaining, explained.heat_maps(targets))
+                _charge(explaining, "attribution", began)
+        yield
+
+    def _replay(self, streams: Sequence[Stream]) -> Iterator[None]:
+        """Read tokens once more that wait for their scores."""
+        began = time.perf_counter()
+        with _failing(streams):
+            chunks = [stream.replay_part() for stream in streams]
+            targets = [target for _, known in chunks for target in known]
+            _take_heat_maps(streams, self._decoder.replay([part for part, _ in chunks], targets))
+            _charge(streams, "attribution", began)
+        yield
+
+    def _to_the_back(self, served: Sequence[Stream]) -> None:
+        """Others come first the next time."""
+        self.running = [stream for stream in self.running if stream not in served] + list(served)
+
+
+def _take_logits(work: Sequence[tuple[Stream, Part]], logits: Tensor) -> list[Target | None]:
+    """Hand each stream its rows of logits; what is explained of each row."""
+    targets: list[Target | None] = []
+    shares = torch.split(logits, [len(part.ids) for _, part in work])
+    for (stream, _), rows in zip(work, shares, strict=True):
+        chosen: Sequence[Target | None] = [None] * len(rows)  # a stream that fails has none
+        with _failing([stream]):
+            chosen = stream.take_logits(rows)
+        targets += chosen
+    return targets
+
+
+def _take_heat_maps(streams: Sequence[Stream], heat_maps: Sequence[Tensor]) -> None:
+    for stream, heat_map in zip(streams, heat_maps, strict=True):
+        if not stream.is_closed:  # as one is that failed, or was cancelled in the middle of the pass
+            with _failing([stream]):
+                stream.take_heat_map(heat_map)
+
+
+@contextmanager
+def _failing(streams: Sequence[Stream]) -> Iterator[None]:
+    """What goes wrong in a pass ends its own streams and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, EngineError):
+            logger.exception("a pass of the model failed")
+        error.with_traceback(None)  # its frames hold the pass's graph
+        for stream in streams:
+            stream.fail(error)
+
+
+def _charge(streams: Sequence[Stream], account: Account, began: float) -> None:
+    """A pass is over."""
+    for stream in streams:
+        stream.charge(account, time.perf_counter() - began)
+        stream.finish_if_done()
+
+
+def _lately(before: float, now: float) -> float:
+    """A running mean that forgets."""
+    return now if before == 0 else 0.8 * before + 0.2 * now

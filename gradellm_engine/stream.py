@@ -1,0 +1,369 @@
+"""One request, from its prompt to its last token, as a stream of events.
+
+    1. prefill   the prompt but its last token is read into a slot, in parts
+    2. step      the last token is read, explained or not; the next one is chosen, or taken from those given
+    3. explain   at once (delivery per_token), or later for a chunk of tokens that are read once more (chunked)
+    4. tell      text and place of the token, then its scores; tokens that could begin a stop text wait
+    5. go on with 2 until the model ends its turn, a stop text is met, or all tokens are there
+
+A stream never runs the model itself. It says what it wants read next, as a part of a pass, and takes what came of it:
+`gradellm_engine.scheduler` puts the parts of many streams into one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.decoder import Explain, Part, Target
+from gradellm_engine.errors import ComputationError
+from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Started, Step
+from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.loading import LoadedModel
+from gradellm_engine.prompts import Prompt, Role, decode, special_ids
+from gradellm_engine.sampling import Distribution, choose_token
+from gradellm_engine.settings import AttributionSettings, Delivery, NormaliseOver, Sampling
+from gradellm_engine.sources import SourceMap
+from gradellm_engine.text import CompletionText
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every setting is resolved and checked against the model.
+
+    Attributes:
+        prompt: its tokens.
+        sampling: `seed` and `max_new_tokens` are set.
+        attribution: None for tokens alone.
+        contrast_id: the contrast, where it is a fixed token.
+        given_ids: tokens that the completion begins with.
+        first_step: the first token of the completion that is computed; those before are only read.
+        is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    attribution: AttributionSettings | None
+    contrast_id: int | None
+    given_ids: tuple[int, ...]
+    first_step: int
+    is_completion: bool
+
+
+DEFAULT_CHUNK_SIZE = 16
+
+Account = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
+
+
+class Phase(Enum):
+    """What a stream needs next."""
+
+    WAITING = auto()  # a slot
+    PREFILL = auto()  # its prompt to be read
+    DECODE = auto()  # its next token
+    EXPLAIN = auto()  # a chunk of tokens to be explained before it may go on
+    ENDED = auto()  # nothing
+
+
+class Stream:
+    """One request's state.
+
+    Attributes:
+        num_places: tokens that its slot must hold at most.
+        slot: where its keys and values are, while it runs.
+        chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
+    """
+
+    def __init__(self, model: LoadedModel, plan: Plan) -> None:
+        prompt, sampling, attribution = plan.prompt, plan.sampling, plan.attribution
+        if sampling.seed is None or sampling.max_new_tokens is None:
+            raise ValueError("a plan says its seed and its length")
+        self._model, self._plan = model, plan
+        self._seed, self._num_tokens = sampling.seed, sampling.max_new_tokens
+        self.ids = prompt.ids + list(plan.given_ids[: plan.first_step])  # every token known so far
+        self.num_places = len(prompt.tokens) + self._num_tokens
+        self.slot: KVSlot | None = None
+        self._num_reused = 0
+        settings = attribution or AttributionSettings()
+        self._explain = None if attribution is None else Explain(attribution.method, _domain(prompt, attribution))
+        self._is_chunked = attribution is not None and attribution.delivery is Delivery.CHUNKED
+        self._adapts_chunk_size = settings.chunk_size is None
+        self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
+        self._source_map = SourceMap(prompt, settings)
+        self._special_ids = special_ids(model.tokenizer)
+        self._text = CompletionText(self._decode, prompt.ids, () if plan.is_completion else sampling.stop)
+        self._untold: list[Step] = []  # chosen, but their text may still begin a stop text
+        self._rows: dict[int, Attribution] = {}  # computed, of tokens that are not told yet
+        self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
+        self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
+        self._num_attributed = 0
+        self._reason: FinishReason | None = None
+        self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution)]
+        self.error: Exception | None = None
+        self.is_closed = False
+        for token_id in plan.given_ids[: plan.first_step]:
+            self._text.push(token_id)
+            self._add_source(token_id)
+        if plan.first_step:
+            self._end_if_due(plan.given_ids[plan.first_step - 1])
+            self.finish_if_done()
+
+    def adapt_chunk_size(self, chunk_size: int) -> None:
+        """Take what suits the engine's load, unless the request says it."""
+        if self._adapts_chunk_size:
+            self.chunk_size = chunk_size
+
+    def start(self, slot: KVSlot) -> None:
+        """Run in `slot`, which may hold a beginning of the prompt already."""
+        self.slot = slot
+        self._num_reused = slot.length
+
+    @property
+    def phase(self) -> Phase:
+        """What it needs next."""
+        if self.is_closed:
+            return Phase.ENDED
+        if self.slot is None:
+            return Phase.WAITING
+        if self.slot.length < len(self.ids) - 1:
+            return Phase.PREFILL
+        if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
+            return Phase.EXPLAIN
+        return Phase.DECODE
+
+    @property
+    def num_unexplained(self) -> int:
+        """Tokens that wait for their scores."""
+        return len(self._unexplained)
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens that are explained together the next time."""
+        return min(self.chunk_size, len(self._unexplained) or self._num_given_left)
+
+    @property
+    def _num_completion_tokens(self) -> int:
+        return len(self.ids) - len(self._plan.prompt.tokens)
+
+    @property
+    def _num_given_left(self) -> int:
+        return max(0, len(self._plan.given_ids) - self._num_completion_tokens)
+
+    # What it wants read --------------------------------------------------------------------------------------------
+
+    def prefill_part(self, max_tokens: int) -> Part:
+        """The next tokens of the prompt."""
+        slot = self._open_slot()
+        return Part.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
+
+    def step_part(self) -> Part:
+        """The last token, to find the next one."""
+        return Part.new(self._open_slot(), self.ids[-1:], None if self._is_chunked else self._explain)
+
+    def replay_part(self) -> tuple[Part, list[Target]]:
+        """Tokens to be read once more, and what is explained of each."""
+        chunk = self._unexplained[: self.chunk_size]
+        start = len(self._plan.prompt.tokens) + chunk[0][0] - 1  # of the token that the first one was read off
+        part = Part.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
+        return part, [target for _, target in chunk]
+
+    def given_part(self) -> Part:
+        """The last token, and tokens of the given completion after it, to be explained together."""
+        done = self._num_completion_tokens
+        given = self._plan.given_ids[done : done + self.chunk_size]
+        return Part.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._chosen_explain())
+
+    def _chosen_explain(self) -> Explain:
+        if self._explain is None:
+            raise ValueError("a stream without attribution explains nothing")
+        return self._explain
+
+    def _open_slot(self) -> KVSlot:
+        if self.slot is None:
+            raise ValueError("a stream without a slot reads nothing")
+        return self.slot
+
+    # What came of it -----------------------------------------------------------------------------------------------
+
+    def take_logits(self, logits: Tensor) -> list[Target]:
+        """Go on by a token for each row [T, V]; what is to be explained of each.
+
+        Raises:
+            ComputationError: where a row is not finite.
+        """
+        targets = []
+        for row in logits:
+            index = self._num_completion_tokens
+            distribution = Distribution.of(row, index)
+            given = index < len(self._plan.given_ids)
+            token_id = (
+                self._plan.given_ids[index]
+                if given
+                else choose_token(distribution, self._plan.sampling, self._seed, index)
+            )
+            self._append(token_id, distribution, is_new=self._plan.is_completion or not given)
+            target = self._target(token_id, distribution)
+            targets.append(target)
+            if self._explain is not None:
+                self._unexplained.append((index, target))
+            self._end_if_due(token_id)
+        self._tell()
+        return targets
+
+    def take_heat_map(self, heat_map: Tensor) -> None:
+        """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
+
+        Raises:
+            ComputationError: where a score is not finite.
+        """
+        explained = self._unexplained[: len(heat_map)]
+        del self._unexplained[: len(heat_map)]
+        num_prompt_tokens = len(self._plan.prompt.tokens)
+        for (index, target), row in zip(explained, heat_map, strict=True):
+            scores = self._source_map.aggregate(row[: num_prompt_tokens + index]).cpu()
+            if not scores.isfinite().all():
+                raise ComputationError(
+                    f"the attribution of token {index} is not finite: the model's gradients overflow"
+                )
+            self._rows[index] = self._row(index, scores, target)
+        self._num_attributed += len(explained)
+        self._tell()
+
+    def charge(self, account: Account, seconds: float) -> None:
+        """Note time that it spent, in the whole of a pass that it took part in."""
+        self._seconds[account] += seconds
+
+    def finish_if_done(self) -> None:
+        """End it where its last token is chosen and explained; told once the pass that did it has been charged."""
+        if self._reason is None or self._unexplained or self.is_closed:
+            return
+        self.events.append(
+            Finished(
+                reason=self._reason,
+                stop=self._text.stop,
+                text=self._text.text,
+                num_prompt_tokens=len(self._plan.prompt.tokens),
+                num_completion_tokens=self._num_completion_tokens,
+                num_attributed_tokens=self._num_attributed,
+                num_reused_tokens=self._num_reused,
+                queue_seconds=self._seconds["queue"],
+                prefill_seconds=self._seconds["prefill"],
+                decode_seconds=self._seconds["decode"],
+                attribution_seconds=self._seconds["attribution"],
+            )
+        )
+        if self.slot is not None:
+            self.slot.keep()
+            self.slot = None
+        self.is_closed = True
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        self.error = error
+        self.close()
+
+    def close(self) -> None:
+        """End it as it is, and free its slot."""
+        self.is_closed = True
+        if self.slot is not None:
+            self.slot.close()
+            self.slot = None
+
+    def take_events(self) -> list[Event]:
+        """What there is to tell since the last time."""
+        events, self.events = self.events, []
+        return events
+
+    def _append(self, token_id: int, distribution: Distribution, *, is_new: bool) -> None:
+        index = self._num_completion_tokens
+        self.ids.append(token_id)
+        self._text.push(token_id)
+        alternatives = tuple(
+            Alternative(token.id, self._decode_alone(token.id), token.logprob)
+            for token in distribution.top(self._plan.sampling.num_alternatives)
+        )
+        step = Step(
+            index=index,
+            id=token_id,
+            text="",  # told when it is sure
+            start=0,
+            end=0,
+            logprob=distribution.logprob(token_id),
+            alternatives=alternatives,
+            special=token_id in self._special_ids,
+            source_index=self._add_source(token_id),
+            attribution=None,
+            is_new=is_new,
+        )
+        self._untold.append(step)
+
+    def _target(self, token_id: int, distribution: Distribution) -> Target:
+        attribution = self._plan.attribution
+        if attribution is None:
+            return Target(token_id)
+        target_id = token_id if attribution.target_token_id is None else attribution.target_token_id
+        if attribution.contrast is not None and attribution.contrast.runner_up:
+            return Target(target_id, distribution.runner_up(target_id))
+        return Target(target_id, self._plan.contrast_id)
+
+    def _row(self, index: int, scores: Tensor, target: Target) -> Attribution:
+        count = self._plan.attribution.top_k_sources if self._plan.attribution else None
+        if count is None or count >= len(scores):
+            return Attribution(index, scores, None, target.token_id, target.contrast_id)
+        largest = scores.abs().topk(count).indices
+        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id)
+
+    def _tell(self) -> None:
+        """Tell the tokens whose text is sure, and the scores of tokens that have been told."""
+        first = self._num_completion_tokens - len(self._untold)
+        count = max(0, self._text.num_safe_tokens - first)
+        spans = self._text.spans[first : first + count]
+        for step, (start, end) in zip(self._untold[:count], spans, strict=True):
+            self.events.append(replace(step, text=self._text.text[start:end], start=start, end=end))
+        del self._untold[:count]
+        for index in sorted(index for index in self._rows if index < first + count):
+            self.events.append(self._rows.pop(index))
+
+    def _end_if_due(self, token_id: int) -> None:
+        done, num_given = self._num_completion_tokens, len(self._plan.given_ids)
+        if self._plan.is_completion:
+            if done == num_given:
+                self._reason = FinishReason.END_OF_COMPLETION
+        elif done < num_given:
+            return  # what is given goes on
+        elif self._text.stop is not None:
+            self._reason = FinishReason.STOP_TEXT
+        elif token_id in self._model.end_ids:
+            self._reason = FinishReason.END_OF_TEXT
+        elif done == self._num_tokens:
+            self._reason = FinishReason.MAX_NEW_TOKENS
+        if self._reason is not None:
+            self._text.finish()
+            if self._text.stop is not None:
+                self._reason = FinishReason.STOP_TEXT
+
+    def _add_source(self, token_id: int) -> int | None:
+        start, end = self._text.spans[-1]
+        return self._source_map.add_generated(self._text.text[start:end], special=token_id in self._special_ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return decode(self._model.tokenizer, ids, skip_special_tokens=True)
+
+    def _decode_alone(self, token_id: int) -> str:
+        return decode(self._model.tokenizer, [token_id], skip_special_tokens=False)
+
+
+def _domain(prompt: Prompt, attribution: AttributionSettings) -> Tensor | None:
+    """The prompt tokens over which similarities are normalised; None for all that a layer sees. [m], bool"""
+    match attribution.method.normalise_over:
+        case NormaliseOver.VISIBLE:
+            return None
+        case NormaliseOver.PROMPT:
+            return torch.ones(len(prompt.tokens), dtype=torch.bool)
+        case NormaliseOver.USER:
+            return torch.tensor([token.role is Role.USER for token in prompt.tokens])
