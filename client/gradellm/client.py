@@ -84,7 +84,8 @@ class Client:
         Keywords: messages or prompt_ids in place of prompt, segments; max_new_tokens, temperature, top_k, top_p, seed,
         stop, num_alternatives, forced_ids, first_attribution; attribution ("paper", "unloosened", "grad_eclip",
         "knockout", or None for tokens alone), method, loosening, layers, similarity, rotary, rectify, magnitude,
-        normalise_over, target, contrast, sources, resolution, top_k_sources. GenerateKeywords says what each means.
+        normalise_over, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size. GenerateKeywords
+        says what each means.
         """
         return self._events(calls.generate(prompt, keywords))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
     from gradellm.results import (
+        Delivery,
         Loosening,
         Magnitude,
         NormaliseOver,
@@ -93,6 +94,10 @@ class AttributionKeywords(TypedDict, total=False):
     """One score a "token" (the default), a "word" or a "segment"."""
     top_k_sources: int | None
     """Return only this many scores a token, the largest by magnitude."""
+    delivery: Delivery | None
+    """When scores come: "per_token" (the default), or "chunked", for several tokens at once, which costs less."""
+    chunk_size: int | None
+    """Tokens that are explained at once, chunked or in `attribute`, 1 to 256; the server chooses by default."""
 
 
 class TokenizeKeywords(CallKeywords, InputKeywords, total=False):
@@ -263,6 +268,8 @@ def _attribution(keywords: AttributionKeywords) -> pb.AttributionOptions:
         sources=_enum(pb.Sources, "sources", keywords),
         resolution=_enum(pb.Resolution, "resolution", keywords),
         top_k_sources=_optional(_int32, "top_k_sources", keywords),
+        delivery=_enum(pb.Delivery, "delivery", keywords),
+        chunk_size=_optional(_int32, "chunk_size", keywords),
     )
 
 

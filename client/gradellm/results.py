@@ -18,6 +18,7 @@ Magnitude = Literal["signed_sum", "head_abs", "channel_abs", "knockout"]
 NormaliseOver = Literal["visible", "prompt", "user"]
 Sources = Literal["prompt", "prefix"]
 Resolution = Literal["token", "word", "segment"]
+Delivery = Literal["per_token", "chunked"]
 Role = Literal["template", "system", "user", "assistant", "tool", "other"]
 FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
 
@@ -75,6 +76,12 @@ class Limits:
     max_running_requests: int
     max_queued_requests: int
     max_message_bytes: int
+    max_queued_tokens: int
+    """Of all requests that wait, prompts and completions at their longest."""
+    kv_bytes: int
+    """Memory for keys and values of all requests that run."""
+    kv_tokens: int
+    """Tokens that this memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,9 @@ class AttributionSettings:
     sources: Sources | None
     resolution: Resolution | None
     top_k_sources: int | None
+    delivery: Delivery | None
+    chunk_size: int | None
+    """None: the server's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,8 @@ class Usage:
     completion_tokens: int
     """Forced ones included."""
     attributed_tokens: int
+    reused_prompt_tokens: int
+    """Tokens of the prompt that an earlier request had read already."""
 
 
 @dataclass(frozen=True, slots=True)

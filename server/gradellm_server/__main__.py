@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = ServerSettings(
             listen=options.listen,
             insecure=options.insecure,
-            max_running=options.max_running,
             max_queued=options.max_queued,
+            max_queued_tokens=options.max_queued_tokens,
             max_message_bytes=options.max_message_bytes,
         )
         return asyncio.run(_serve(options, settings))
@@ -76,10 +77,23 @@ def parser() -> argparse.ArgumentParser:
         "--max-new-tokens", type=int, default=4096, metavar="N", help="tokens of a completion at most (default: 4096)"
     )
     limits.add_argument(
-        "--max-running", type=int, default=4, metavar="N", help="requests that run in turn (default: 4)"
+        "--max-running", type=_count, default=16, metavar="N", help="requests that run at the same time (default: 16)"
     )
     limits.add_argument(
         "--max-queued", type=int, default=64, metavar="N", help="requests that may wait; more are refused (default: 64)"
+    )
+    limits.add_argument(
+        "--max-queued-tokens",
+        type=int,
+        default=262144,
+        metavar="N",
+        help="tokens of all requests that wait, with their completions at their longest (default: 262144)",
+    )
+    limits.add_argument(
+        "--kv-memory",
+        type=_size,
+        metavar="SIZE",
+        help="memory for keys and values, such as 8GiB (default: half of what is free once the model is loaded)",
     )
     limits.add_argument(
         "--max-message-bytes", type=int, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
@@ -102,6 +116,22 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _count(text: str) -> int:
+    """A number of at least one."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    """Bytes, from a number with or without a unit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")
+    number, unit = match[1], (match[2] or "B").upper()
+    return int(float(number) * (1024 if "I" in unit else 1000) ** "BKMGT".index(unit[0]))
+
+
 async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
     began = time.monotonic()
     _say("starting Python's machine-learning libraries")
@@ -119,6 +149,8 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
             device_map=options.device_map,
             context_tokens=options.max_context_tokens,
             max_new_tokens=options.max_new_tokens,
+            max_running=options.max_running,
+            kv_bytes=options.kv_memory,
             threads=options.threads,
             progress=_say,
         )

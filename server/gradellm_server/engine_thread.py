@@ -1,8 +1,9 @@
 """The one thread that runs the model, and the bounded queue before it.
 
-A job is an iterator that does one unit of work (a prefill chunk, a decode step) each time it is asked, and yields what
-came of it. Running jobs take turns, a unit each, so that none waits for another's end; a job that was cancelled, or
-whose reader has fallen behind, does not get its turn. Everything that touches the model or its tokenizer happens here.
+Everything that touches the model or its tokenizer happens here. A call hands over its request; the thread reads and
+checks it at once, whatever else runs, and answers it (a single answer), or gives it to the engine's scheduler (a
+stream). Between two passes of the model the thread takes in what has come, drops what was cancelled and hands every
+stream's news to its reader. A stream whose reader has fallen behind does not get its turn.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
-from gradellm_engine import Engine
+from gradellm_engine import Engine, Event, Stream
 
-Event = TypeVar("Event")
-Work = Callable[[Engine, float], Iterator[Sequence[Event]]]  # is told the seconds that it waited
+Answer = TypeVar("Answer")
+Read = Callable[[Engine], Stream | Answer]  # a request to a stream, or to its only answer
+Tell = Callable[[Event], Sequence[Answer]]  # an event as it goes on the wire
 
-UNREAD_BATCHES = 64  # units of work a job may be ahead of its reader
+UNREAD_BATCHES = 64  # passes that a stream may be ahead of its reader
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 class QueueFullError(Exception):
     """No place is free, not even to wait."""
 
-    def __init__(self, num_running: int, num_waiting: int) -> None:
-        super().__init__(f"{num_running} requests run and {num_waiting} wait, which is the limit; try again later")
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}, which is the limit; try again later")
 
 
 class ShuttingDownError(Exception):
@@ -39,122 +40,110 @@ class ShuttingDownError(Exception):
         super().__init__("the server is shutting down; try another one, or again later")
 
 
-class Job(Generic[Event]):
-    """A request's work on the engine thread, read from the event loop that submitted it.
+class Job(Generic[Answer]):
+    """A request on the engine thread, read from the event loop that submitted it.
 
-    Iterate it for its events; `cancel` it when nobody wants them any more.
+    Iterate it for its answers; `cancel` it when nobody wants them any more.
     """
 
-    def __init__(self, work: Work[Event], owner: EngineThread) -> None:
-        self._work = work
+    def __init__(self, read: Read[Answer], tell: Tell[Answer], owner: EngineThread) -> None:
+        self.read, self.tell = read, tell
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[Sequence[Event] | BaseException | None] = asyncio.Queue()
-        self._submitted = time.monotonic()
-        self._iterator: Iterator[Sequence[Event]] | None = None
+        self._inbox: asyncio.Queue[Sequence[Answer] | BaseException | None] = asyncio.Queue()
         self._num_posted = 0  # written by the engine thread alone
         self._num_read = 0  # written by the event loop alone
-        self.cancelled = False
+        self.is_cancelled = False
+        self.has_place = True  # running, waiting or just submitted; under the owner's lock
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[Answer]:
         while (item := await self._inbox.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             self._num_read += 1
             if self._num_posted - self._num_read == UNREAD_BATCHES - 1:
-                self._owner.wake()  # the job may have been waiting for its reader
-            for event in item:
-                yield event
+                self._owner.wake()  # the stream may have been waiting for its reader
+            for answer in item:
+                yield answer
 
     def cancel(self) -> None:
-        """Take the job out of the queue at once, or off the engine before its next unit of work."""
+        """Take the request out of the queue at once, or off the engine before its next pass."""
         self._owner.cancel(self)
 
     @property
     def has_turn(self) -> bool:
-        """Whether there is anything to do for it."""
-        return self.cancelled or self._num_posted - self._num_read < UNREAD_BATCHES
+        """Whether its reader keeps up."""
+        return self._num_posted - self._num_read < UNREAD_BATCHES
 
-    def advance(self, engine: Engine) -> bool:
-        """On the engine thread: do one unit of work; whether there is more."""
-        try:
-            if self._iterator is None:
-                self._iterator = self._work(engine, time.monotonic() - self._submitted)
-            batch = next(self._iterator, None)
-        except Exception as error:  # belongs to this job alone: its reader raises it, the engine goes on
-            self.post(error)
-            return False
-        if batch:
+    def post(self, answers: Sequence[Answer]) -> None:
+        """On the engine thread: hand answers to the reader."""
+        if answers:
             self._num_posted += 1
-            self.post(batch)
-        elif batch is None:
-            self.post(None)
-        return batch is not None
+            self._post(answers)
 
-    def close(self) -> None:
-        """On the engine thread: free what the work holds."""
-        close = getattr(self._iterator, "close", None)
-        self._iterator = None
-        if close is not None:
-            close()
+    def end(self, error: BaseException | None = None) -> None:
+        """On the engine thread: there is nothing more, or an error."""
+        self._post(error)
 
-    def post(self, item: Sequence[Event] | BaseException | None) -> None:
-        """Hand something to the reader."""
+    def _post(self, item: Sequence[Answer] | BaseException | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
         except RuntimeError:  # the event loop has ended: nobody reads any more
-            self.cancelled = True
+            self.cancel()
 
 
 class EngineThread:
-    """Runs jobs on an engine, at most `max_running` in turn and `max_queued` in wait."""
+    """Runs requests on an engine, `max_queued` more than it runs at a time, and `max_queued_tokens` of them."""
 
-    def __init__(self, engine: Engine, *, max_running: int, max_queued: int) -> None:
-        self._engine = engine
-        self.max_running = max_running
+    def __init__(self, engine: Engine, *, max_queued: int, max_queued_tokens: int) -> None:
+        self._engine, self._scheduler = engine, engine.scheduler
+        self.max_running = engine.scheduler.max_running
         self.max_queued = max_queued
+        self.max_queued_tokens = max_queued_tokens
         self._changed = threading.Condition()
-        self._waiting: deque[Job[object]] = deque()
-        self._running: list[Job[object]] = []
-        self._stopping = False
+        self._submitted: deque[Job[object]] = deque()
+        self._jobs: dict[Stream, Job[object]] = {}  # touched by the engine thread alone
+        self._num_places_taken = 0
+        self._has_cancelled = False
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="gradellm-engine", daemon=True)
         self._thread.start()
 
     @property
     def num_running(self) -> int:
-        """Jobs that have a place."""
-        return len(self._running)
+        """Streams that have a place."""
+        return len(self._scheduler.running)
 
     @property
     def num_waiting(self) -> int:
-        """Jobs that wait for one."""
-        return len(self._waiting)
+        """Requests that wait for one."""
+        return self._num_places_taken - self.num_running
 
-    def submit(self, work: Work[Event]) -> Job[Event]:
-        """Queue work; from an event loop's thread.
+    def submit(self, read: Read[Answer], tell: Tell[Answer]) -> Job[Answer]:
+        """Queue a request; from an event loop's thread.
 
         Raises:
             QueueFullError: at once, where no place is free.
             ShuttingDownError: after `stop`.
         """
-        job = Job(work, self)
+        job = Job(read, tell, self)
         with self._changed:
-            if self._stopping:
+            if self._is_stopping:
                 raise ShuttingDownError
-            # A job that finds a place free starts at the engine's next turn; it does not count as waiting.
-            if len(self._waiting) + len(self._running) >= self.max_running + self.max_queued:
-                raise QueueFullError(len(self._running), len(self._waiting))
-            self._waiting.append(job)  # type: ignore[arg-type]
+            if self._num_places_taken >= self.max_running + self.max_queued:
+                raise QueueFullError(f"{self.num_running} requests run and {self.num_waiting} wait")
+            self._num_places_taken += 1
+            self._submitted.append(job)  # type: ignore[arg-type]
             self._changed.notify()
         return job
 
-    def cancel(self, job: Job[Event]) -> None:
+    def cancel(self, job: Job[Answer]) -> None:
         """See `Job.cancel`."""
         with self._changed:
-            job.cancelled = True
-            if job in self._waiting:
-                self._waiting.remove(job)  # type: ignore[arg-type]
-            self._changed.notify()
+            self._free_place(job)
+            if not job.is_cancelled:
+                job.is_cancelled = self._has_cancelled = True
+                self._changed.notify()
 
     def wake(self) -> None:
         """Have the thread look again at who has something to do."""
@@ -162,34 +151,106 @@ class EngineThread:
             self._changed.notify()
 
     def stop(self, timeout_seconds: float = 30.0) -> None:
-        """End the thread after its present unit of work; what has not finished fails with ShuttingDownError."""
+        """End the thread after its present pass; what has not finished fails with ShuttingDownError."""
         with self._changed:
-            self._stopping = True
+            self._is_stopping = True
             self._changed.notify()
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        while turn := self._next_turn():
-            for job in turn:
-                if job.cancelled or not job.advance(self._engine):
-                    job.close()
-                    with self._changed:
-                        self._running.remove(job)
+        while self._wait():
+            self._take_in()
+            try:
+                for _ in self._scheduler.tick(self._has_turn):
+                    self._hand_out()
+                    self._drop_cancelled()
+                    self._take_in()
+            except Exception as error:  # not a stream's own: those fail alone, inside the tick
+                logger.exception("a pass failed")
+                for stream in self._jobs:
+                    stream.fail(error)
+            self._hand_out()
+            self._drop_cancelled()
         with self._changed:
-            left = [*self._running, *self._waiting]
-            self._running.clear()
-            self._waiting.clear()
+            left = [*self._submitted, *self._jobs.values()]
+            self._submitted.clear()
+        for stream in list(self._jobs):
+            self._forget(stream)
         for job in left:
-            job.close()
-            job.post(ShuttingDownError())
+            job.end(ShuttingDownError())
 
-    def _next_turn(self) -> list[Job[object]]:
-        """The running jobs with something to do; waits until there is one. Empty when it is time to stop."""
+    def _wait(self) -> bool:
+        """Until there is something to do; False when it is time to stop."""
         with self._changed:
-            while not self._stopping:
-                while self._waiting and len(self._running) < self.max_running:
-                    self._running.append(self._waiting.popleft())
-                if turn := [job for job in self._running if job.has_turn]:
-                    return turn
+            while not self._is_stopping:
+                if self._submitted or self._has_cancelled or self._scheduler.has_work(self._has_turn):
+                    return True
                 self._changed.wait()
-        return []
+        return False
+
+    def _has_turn(self, stream: Stream) -> bool:
+        job = self._jobs.get(stream)  # None for a generation that somebody else runs on the engine
+        return job is not None and job.has_turn
+
+    def _take_in(self) -> None:
+        """Read and check what has been submitted; it costs little beside a pass of the model."""
+        while True:
+            with self._changed:
+                if not self._submitted:
+                    return
+                job = self._submitted.popleft()
+            stream: Stream | None = None
+            try:
+                if not job.is_cancelled:
+                    stream = self._admitted(job)
+            except Exception as error:  # belongs to this request alone: its reader raises it
+                job.end(error)
+            if stream is None:
+                self._free_place(job)
+            else:
+                self._jobs[stream] = job
+                self._scheduler.submit(stream)
+                self._tell(stream, job)
+
+    def _admitted(self, job: Job[object]) -> Stream | None:
+        """The request's stream, if it is one and there is room in the queue; a single answer is given here."""
+        answer = job.read(self._engine)
+        if not isinstance(answer, Stream):
+            job.post([answer])
+            job.end()
+            return None
+        waiting = self._scheduler.waiting
+        num_tokens = sum(stream.num_places for stream in waiting)
+        if waiting and num_tokens + answer.num_places > self.max_queued_tokens:
+            answer.close()
+            raise QueueFullError(f"{len(waiting)} requests of {num_tokens} tokens wait for memory")
+        return answer
+
+    def _hand_out(self) -> None:
+        for stream, job in list(self._jobs.items()):
+            self._tell(stream, job)
+
+    def _tell(self, stream: Stream, job: Job[object]) -> None:
+        """A stream's news to its reader, the last ones with its end."""
+        job.post([answer for event in stream.take_events() for answer in job.tell(event)])
+        if stream.is_closed:
+            job.end(stream.error)
+            self._forget(stream)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            if not self._has_cancelled:
+                return
+            self._has_cancelled = False
+            self._submitted = deque(job for job in self._submitted if not job.is_cancelled)
+        for stream in [stream for stream, job in self._jobs.items() if job.is_cancelled]:
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        self._scheduler.cancel(stream)
+        self._free_place(self._jobs.pop(stream))
+
+    def _free_place(self, job: Job[Answer]) -> None:
+        with self._changed:
+            self._num_places_taken -= job.has_place
+            job.has_place = False

@@ -55,7 +55,9 @@ class Server:
     async def start(self, engine: Engine) -> None:
         """Serve the engine."""
         settings = self._settings
-        self._thread = EngineThread(engine, max_running=settings.max_running, max_queued=settings.max_queued)
+        self._thread = EngineThread(
+            engine, max_queued=settings.max_queued, max_queued_tokens=settings.max_queued_tokens
+        )
         service = ExplainerService(engine, self._thread, max_message_bytes=settings.max_message_bytes)
         self._server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from gradellm_engine import Engine
 from gradellm_server import translate
-from gradellm_server.engine_thread import EngineThread, Job
+from gradellm_server.engine_thread import EngineThread, Job, Tell
 from gradellm_server.status import status_of
 
 Context = grpc.aio.ServicerContext[bytes, Message]
@@ -30,12 +30,13 @@ class ExplainerService:
     """The service's handlers, over one engine and its thread."""
 
     def __init__(self, engine: Engine, thread: EngineThread, *, max_message_bytes: int) -> None:
-        self._thread = thread
+        self._engine, self._thread = engine, thread
         self._info = translate.server_info(
             engine,
             {
                 "max_running_requests": thread.max_running,
                 "max_queued_requests": thread.max_queued,
+                "max_queued_tokens": thread.max_queued_tokens,
                 "max_message_bytes": max_message_bytes,
             },
         )
@@ -53,16 +54,15 @@ class ExplainerService:
             },
         )
 
-    def _submit(self, kind: type[Any], work: Callable[..., Any], payload: bytes) -> Job[Message]:
-        return self._thread.submit(partial(work, translate.parse(kind, payload)))
+    def _streaming(self, kind: type[Message], work: Callable[..., Any], answer: type[Any]) -> Stream:
+        tell: Tell[Message] = partial(translate.answers, answer, self._engine)
 
-    def _streaming(self, kind: type[Message], work: Callable[..., Any]) -> Stream:
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             began = time.monotonic()
             job: Job[Message] | None = None
             count, outcome = 0, "CANCELLED"
             try:
-                job = self._submit(kind, work, payload)
+                job = self._thread.submit(partial(work, translate.parse(kind, payload)), tell)
                 async for event in job:
                     yield event
                     count += 1
@@ -85,7 +85,7 @@ class ExplainerService:
         async def handle(payload: bytes, context: Context) -> Message:
             job: Job[Message] | None = None
             try:
-                job = self._submit(kind, work, payload)
+                job = self._thread.submit(partial(work, translate.parse(kind, payload)), _tells_nothing)
                 return await anext(aiter(job))
             except Exception as error:
                 await context.abort_with_status(status_of(error))
@@ -102,6 +102,11 @@ class ExplainerService:
         except Exception as error:
             await context.abort_with_status(status_of(error))
         return self._info
+
+
+def _tells_nothing(event: object) -> Sequence[Message]:
+    """A single answer has no events."""
+    return []
 
 
 def _serialise(message: Message) -> bytes:

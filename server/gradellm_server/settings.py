@@ -17,19 +17,19 @@ class ServerSettings:
     Attributes:
         listen: host:port, or unix:/path.
         insecure: allows plain text on an address that others can reach.
-        max_running: requests that run in turn.
         max_queued: requests that may wait.
+        max_queued_tokens: tokens of all requests that wait, prompts and completions at their longest.
         max_message_bytes: bytes of one request.
     """
 
     listen: str = "localhost:50051"
     insecure: bool = False
-    max_running: int = 4
     max_queued: int = 64
+    max_queued_tokens: int = 262144
     max_message_bytes: int = 4 * 2**20
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_message_bytes"):
+        for name in ("max_queued_tokens", "max_message_bytes"):
             if getattr(self, name) < 1:
                 raise ListenError(f"{name} must be at least 1, was {getattr(self, name)}")
         if self.max_queued < 0:

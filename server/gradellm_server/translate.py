@@ -6,7 +6,7 @@ sides, so most of it is a matter of enum prefixes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -17,11 +17,13 @@ from google.protobuf.message import DecodeError, Message
 from gradellm._version import __version__
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
+    Attribution,
     AttributionSettings,
     Contrast,
+    Delivery,
     Engine,
+    Event,
     Finished,
-    Generation,
     GradEllm,
     InvalidRequestError,
     Loosening,
@@ -37,6 +39,7 @@ from gradellm_engine import (
     Sources,
     Started,
     Step,
+    Stream,
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.loading import software_versions
@@ -112,7 +115,8 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         contrast=_contrast(request.contrast) if request.HasField("contrast") else None,
         sources=_choice(Sources, pb.Sources, request, "sources") or Sources.PROMPT,
         resolution=_choice(Resolution, pb.Resolution, request, "resolution") or Resolution.TOKEN,
-        **_said(request, "target_token_id", "top_k_sources"),
+        delivery=_choice(Delivery, pb.Delivery, request, "delivery") or Delivery.PER_TOKEN,
+        **_said(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
 
 
@@ -161,69 +165,47 @@ def _contrast(request: pb.Contrast) -> Contrast:
             return Contrast(runner_up=request.runner_up)
 
 
-# Work on the engine thread: one unit for each turn of the iterator ---------------------------------------------------
+# Calls: what each takes, and what the engine thread makes of it ------------------------------------------------------
 
 
-def generate(
-    request: pb.GenerateRequest, engine: Engine, queue_seconds: float
-) -> Iterator[Sequence[pb.GenerateResponse]]:
-    """The events of a Generate call."""
-    generation = engine.generate(
+def generate(request: pb.GenerateRequest, engine: Engine) -> Stream:
+    """The stream of a Generate call."""
+    return engine.stream(
         read_input(request.input),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=list(request.forced_ids),
         **_said(request, "first_attribution"),
     )
-    return _events(pb.GenerateResponse, generation, engine, queue_seconds)
 
 
-def attribute(
-    request: pb.AttributeRequest, engine: Engine, queue_seconds: float
-) -> Iterator[Sequence[pb.AttributeResponse]]:
-    """The events of an Attribute call."""
+def attribute(request: pb.AttributeRequest, engine: Engine) -> Stream:
+    """The stream of an Attribute call."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
     completion = request.completion if request.HasField("completion") else list(request.completion_ids)
-    generation = engine.attribute(
+    return engine.completion_stream(
         read_input(request.input),
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
     )
-    return _events(pb.AttributeResponse, generation, engine, queue_seconds)
 
 
-def tokenize(
-    request: pb.TokenizeRequest,
-    engine: Engine,
-    queue_seconds: float,
-) -> Iterator[Sequence[pb.TokenizeResponse]]:
+def tokenize(request: pb.TokenizeRequest, engine: Engine) -> pb.TokenizeResponse:
     """The answer to a Tokenize call."""
     prompt = engine.tokenize(read_input(request.input))
-    yield [pb.TokenizeResponse(prompt_text=prompt.text, tokens=_prompt_tokens(prompt))]
+    return pb.TokenizeResponse(prompt_text=prompt.text, tokens=_prompt_tokens(prompt))
 
 
-# The service's calls by name: what each takes, and the work that it is.
-STREAMS: dict[str, tuple[type[Message], Callable[..., Iterator[Sequence[Message]]]]] = {
-    "Generate": (pb.GenerateRequest, generate),
-    "Attribute": (pb.AttributeRequest, attribute),
+# By name: the request's type, the work, and the type of a stream's answers.
+STREAMS: dict[str, tuple[type[Message], Callable[..., Stream], type[Message]]] = {
+    "Generate": (pb.GenerateRequest, generate, pb.GenerateResponse),
+    "Attribute": (pb.AttributeRequest, attribute, pb.AttributeResponse),
 }
-SINGLES: dict[str, tuple[type[Message], Callable[..., Iterator[Sequence[Message]]]]] = {
+SINGLES: dict[str, tuple[type[Message], Callable[..., Message]]] = {
     "Tokenize": (pb.TokenizeRequest, tokenize),
 }
-
-
-def _events(
-    kind: type[Response], generation: Generation, engine: Engine, queue_seconds: float
-) -> Iterator[Sequence[Response]]:
-    try:
-        yield [kind(started=_started(generation.started, engine))]
-        while generation.finished is None:
-            yield [event for step in generation.advance() for event in _step(kind, step)]
-        yield [kind(finished=_finished(generation.finished, queue_seconds))]
-    finally:
-        generation.close()
 
 
 # Results -------------------------------------------------------------------------------------------------------------
@@ -239,9 +221,28 @@ def server_info(engine: Engine, limits: Mapping[str, int]) -> pb.GetServerInfoRe
     return pb.GetServerInfoResponse(
         model=_model(engine),
         methods=[pb.MethodInfo(**asdict(method)) for method in METHODS.values()],
-        limits=pb.Limits(max_prompt_tokens=engine.max_prompt_tokens, max_new_tokens=engine.max_new_tokens, **limits),
+        limits=pb.Limits(
+            max_prompt_tokens=engine.max_prompt_tokens,
+            max_new_tokens=engine.max_new_tokens,
+            kv_bytes=engine.kv_bytes,
+            kv_tokens=engine.kv_tokens,
+            **limits,
+        ),
         versions=_versions(),
     )
+
+
+def answers(kind: type[Response], engine: Engine, event: Event) -> Sequence[Response]:
+    """A stream's event as it goes on the wire; nothing for a token that the caller has already."""
+    match event:
+        case Started():
+            return [kind(started=_started(event, engine))]
+        case Step():
+            return [kind(token=_token(event))] if event.is_new else []
+        case Attribution():
+            return [kind(attribution=_attribution(event))]
+        case Finished():
+            return [kind(finished=_finished(event))]
 
 
 def _model(engine: Engine) -> pb.ModelInfo:
@@ -299,6 +300,8 @@ def _options(settings: AttributionSettings) -> pb.AttributionOptions:
         sources=_number(pb.Sources, settings.sources),  # type: ignore[arg-type]
         resolution=_number(pb.Resolution, settings.resolution),  # type: ignore[arg-type]
         top_k_sources=settings.top_k_sources,
+        delivery=_number(pb.Delivery, settings.delivery),  # type: ignore[arg-type]
+        chunk_size=settings.chunk_size,
     )
 
 
@@ -318,37 +321,32 @@ def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
     ]
 
 
-def _step(kind: type[Response], step: Step) -> Iterator[Response]:
-    """A token with its attribution; the attribution alone for a token that the caller has."""
-    if step.is_new:
-        yield kind(
-            token=pb.Token(
-                index=step.index,
-                id=step.id,
-                text=step.text,
-                start=step.start,
-                end=step.end,
-                logprob=step.logprob,
-                alternatives=[pb.Alternative(**asdict(alternative)) for alternative in step.alternatives],
-                special=step.special,
-                source_index=step.source_index,
-            )
-        )
-    row = step.attribution
-    if row is not None:
-        yield kind(
-            attribution=pb.Attribution(
-                token_index=step.index,
-                # A list of Python floats is packed several times faster than an array of any kind.
-                scores=row.scores.tolist(),
-                source_indexes=[] if row.source_indexes is None else row.source_indexes.tolist(),
-                target_token_id=row.target_token_id,
-                contrast_token_id=row.contrast_token_id,
-            )
-        )
+def _token(step: Step) -> pb.Token:
+    return pb.Token(
+        index=step.index,
+        id=step.id,
+        text=step.text,
+        start=step.start,
+        end=step.end,
+        logprob=step.logprob,
+        alternatives=[pb.Alternative(**asdict(alternative)) for alternative in step.alternatives],
+        special=step.special,
+        source_index=step.source_index,
+    )
 
 
-def _finished(finished: Finished, queue_seconds: float) -> pb.Finished:
+def _attribution(row: Attribution) -> pb.Attribution:
+    return pb.Attribution(
+        token_index=row.token_index,
+        # A list of Python floats is packed several times faster than an array of any kind.
+        scores=row.scores.tolist(),
+        source_indexes=[] if row.source_indexes is None else row.source_indexes.tolist(),
+        target_token_id=row.target_token_id,
+        contrast_token_id=row.contrast_token_id,
+    )
+
+
+def _finished(finished: Finished) -> pb.Finished:
     return pb.Finished(
         reason=_number(pb.FinishReason, finished.reason),  # type: ignore[arg-type]
         stop=finished.stop or "",
@@ -356,9 +354,10 @@ def _finished(finished: Finished, queue_seconds: float) -> pb.Finished:
             prompt_tokens=finished.num_prompt_tokens,
             completion_tokens=finished.num_completion_tokens,
             attributed_tokens=finished.num_attributed_tokens,
+            reused_prompt_tokens=finished.num_reused_tokens,
         ),
         timings=pb.Timings(
-            queue_seconds=queue_seconds,
+            queue_seconds=finished.queue_seconds,
             prefill_seconds=finished.prefill_seconds,
             decode_seconds=finished.decode_seconds,
             attribution_seconds=finished.attribution_seconds,

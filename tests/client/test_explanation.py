@@ -32,7 +32,7 @@ from gradellm import (
 )
 
 MODEL = ModelInfo("m", "", "llama", "", "", "", "float32", "cpu", "sdpa", 2, 2, 1, 10, 100, 64, False)
-FINISHED = Finished("end_of_text", "", Usage(2, 2, 2), Timings(0.0, 0.1, 0.2, 0.3))
+FINISHED = Finished("end_of_text", "", Usage(2, 2, 2, 0), Timings(0.0, 0.1, 0.2, 0.3))
 
 
 def prompt_token(text: str, start: int) -> PromptToken:

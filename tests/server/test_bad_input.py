@@ -89,6 +89,9 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "contrast with nothing": (explained(contrast=pb.Contrast()), "attribution.contrast", "exactly one"),
     "contrast with an empty text": (explained(contrast=pb.Contrast(text="")), "attribution.contrast.text", "empty"),
     "no sources at all": (explained(top_k_sources=0), "attribution.top_k_sources", "at least 1"),
+    "unknown delivery": (explained(delivery=99), "attribution.delivery", "DELIVERY_CHUNKED"),
+    "no token a chunk": (explained(chunk_size=0), "attribution.chunk_size", "between 1 and 256"),
+    "too many tokens a chunk": (explained(chunk_size=257), "attribution.chunk_size", "between 1 and 256"),
 }  # fmt: skip
 
 ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {

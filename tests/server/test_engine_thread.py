@@ -1,54 +1,83 @@
-"""The queue and the turns, with work that is scripted rather than computed."""
+"""The queue, the places and the readers, around a real engine whose passes wait for the test."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from gradellm_engine import Engine
+from gradellm_engine import Engine, Event, Finished, PromptInput, Sampling, Step, Stream
+from gradellm_engine.decoder import Part
 from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
-NO_ENGINE = cast(Engine, None)
+Answers = Job[Event]
 
 
-class Script:
-    """Work of a number of units; each waits for `gate`, and what happened is noted."""
+class Gate:
+    """Passes of the decoder wait here while it is closed, and are counted; one of them may fail."""
 
-    def __init__(self, units: int, *, gate: threading.Event | None = None, error_at: int | None = None) -> None:
-        self.units, self.gate, self.error_at = units, gate, error_at
-        self.done = 0
-        self.closed = threading.Event()
+    def __init__(self, engine: Engine) -> None:
+        self._step = engine._model.decoder.step
+        self.open = threading.Event()
+        self.open.set()
+        self.num_passes = 0
+        self.error: Exception | None = None
 
-    def __call__(self, engine: Engine, queue_seconds: float) -> Iterator[Sequence[int]]:
+    def step(self, parts: Sequence[Part]) -> Tensor:
+        self.open.wait(10)
+        self.num_passes += 1
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return self._step(parts)
+
+
+@pytest.fixture
+def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate(engine)
+    monkeypatch.setattr(engine._model.decoder, "step", made.step)
+    yield made
+    made.open.set()
+
+
+@pytest.fixture
+def thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def start(
+        max_running: int = 2, max_queued: int = 1, max_queued_tokens: int = 10_000
+    ) -> AsyncIterator[EngineThread]:
+        monkeypatch.setattr(engine.scheduler, "max_running", max_running)
+        made = EngineThread(engine, max_queued=max_queued, max_queued_tokens=max_queued_tokens)
         try:
-            for unit in range(self.units):
-                if self.gate is not None:
-                    self.gate.wait(10)
-                if unit == self.error_at:
-                    raise RuntimeError("this unit fails")
-                self.done += 1
-                yield [unit]
+            yield made
         finally:
-            self.closed.set()
+            await asyncio.to_thread(made.stop)
+            assert not engine.scheduler.running
+            assert not engine.scheduler.waiting
+            assert engine._model.decoder.pool.num_free_tokens == engine.kv_tokens
+
+    return start
 
 
-@asynccontextmanager
-async def thread(max_running: int = 2, max_queued: int = 1) -> AsyncIterator[EngineThread]:
-    made = EngineThread(NO_ENGINE, max_running=max_running, max_queued=max_queued)
-    try:
-        yield made
-    finally:
-        await asyncio.to_thread(made.stop)
+def request(num_tokens: int, prompt: str = "Once") -> Callable[[Engine], Stream]:
+    return lambda engine: engine.stream(PromptInput(prompt=prompt), Sampling(max_new_tokens=num_tokens))
 
 
-async def events(job: Job[int]) -> list[int]:
-    return [event async for event in job]
+def as_it_is(event: Event) -> list[Event]:
+    return [event]
+
+
+def submit(thread: EngineThread, num_tokens: int, prompt: str = "Once") -> Answers:
+    return thread.submit(request(num_tokens, prompt), as_it_is)
+
+
+async def steps(job: Answers) -> list[int]:
+    return [event.index async for event in job if isinstance(event, Step)]
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -63,157 +92,162 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_a_job_yields_its_events_in_order() -> None:
+def test_events_come_in_order(thread: Callable[..., Any]) -> None:
     async def test() -> None:
-        async with thread() as engine:
-            assert await events(engine.submit(Script(5))) == [0, 1, 2, 3, 4]
-            await until(lambda: engine.num_running == 0)
+        async with thread() as engine_thread:
+            assert await steps(submit(engine_thread, 5)) == [0, 1, 2, 3, 4]
+            await until(lambda: engine_thread.num_running == 0)
 
     run(test)
 
 
-def test_running_jobs_take_turns() -> None:
+def test_running_requests_share_their_passes(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        order: list[str] = []
-
-        def named(name: str) -> Callable[[Engine, float], Iterator[Sequence[int]]]:
-            def work(engine: Engine, queue_seconds: float) -> Iterator[Sequence[int]]:
-                for unit in range(4):
-                    order.append(name)
-                    yield [unit]
-
-            return work
-
-        gate = threading.Event()
-        async with thread(max_running=3) as engine:
-            holder = engine.submit(Script(1, gate=gate))  # holds the engine until both others are in
-            await until(lambda: engine.num_running == 1)
-            jobs = [engine.submit(named(name)) for name in "ab"]
-            gate.set()
-            await asyncio.gather(*(events(job) for job in (holder, *jobs)))
-        assert order == list("abababab")
+        async with thread(max_running=3) as engine_thread:
+            gate.open.clear()
+            jobs = [submit(engine_thread, 20, prompt) for prompt in ("a", "b", "c")]
+            await until(lambda: engine_thread.num_running == 3)
+            gate.open.set()
+            assert await asyncio.gather(*map(steps, jobs)) == [list(range(20))] * 3
+            assert gate.num_passes <= 22  # the first may have begun with one of them alone
 
     run(test)
 
 
-def test_a_full_queue_refuses_at_once_and_takes_again_when_a_place_is_free() -> None:
+def test_a_full_queue_refuses_at_once_and_takes_again_when_a_place_is_free(
+    thread: Callable[..., Any], gate: Gate
+) -> None:
     async def test() -> None:
-        gate = threading.Event()
-        async with thread(max_running=1, max_queued=1) as engine:
-            first = engine.submit(Script(1, gate=gate))
-            await until(lambda: engine.num_running == 1)
-            second = engine.submit(Script(1, gate=gate))
+        async with thread(max_running=1, max_queued=1) as engine_thread:
+            gate.open.clear()
+            first = submit(engine_thread, 1)
+            await until(lambda: engine_thread.num_running == 1)
+            second = submit(engine_thread, 1)
             with pytest.raises(QueueFullError, match="1 requests run and 1 wait"):
-                engine.submit(Script(1))
+                submit(engine_thread, 1)
             second.cancel()
-            third = engine.submit(Script(1, gate=gate))
-            gate.set()
-            assert await events(first) == [0]
-            assert await events(third) == [0]
+            third = submit(engine_thread, 1)
+            gate.open.set()
+            assert await steps(first) == [0]
+            assert await steps(third) == [0]
 
     run(test)
 
 
-def test_a_cancelled_job_in_the_queue_never_starts() -> None:
+def test_tokens_that_wait_are_limited(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        gate = threading.Event()
-        waiting = Script(3)
-        async with thread(max_running=1) as engine:
-            first = engine.submit(Script(1, gate=gate))
-            await until(lambda: engine.num_running == 1)
-            job = engine.submit(waiting)
+        async with thread(max_running=1, max_queued=5, max_queued_tokens=60) as engine_thread:
+            gate.open.clear()
+            first = submit(engine_thread, 1)
+            await until(lambda: engine_thread.num_running == 1)
+            jobs = [submit(engine_thread, 100), submit(engine_thread, 10)]  # one that is longer than that may wait
+            gate.open.set()
+            assert await steps(first) == [0]
+            assert len(await steps(jobs[0])) == 100
+            with pytest.raises(QueueFullError, match="1 requests of 105 tokens wait for memory"):
+                await steps(jobs[1])
+
+    run(test)
+
+
+def test_a_bad_request_is_told_at_once_however_long_the_queue(thread: Callable[..., Any], gate: Gate) -> None:
+    async def test() -> None:
+        async with thread(max_running=1, max_queued=2) as engine_thread:
+            gate.open.clear()
+            running, waiting = submit(engine_thread, 1), submit(engine_thread, 1)
+            await until(lambda: engine_thread.num_running == 1)
+            bad = submit(engine_thread, 1, prompt="")
+            gate.open.set()
+            with pytest.raises(ValueError, match="prompt"):
+                await steps(bad)
+            assert await steps(running) == await steps(waiting) == [0]
+
+    run(test)
+
+
+def test_a_cancelled_request_in_the_queue_never_starts(thread: Callable[..., Any], gate: Gate) -> None:
+    async def test() -> None:
+        async with thread(max_running=1) as engine_thread:
+            gate.open.clear()
+            first = submit(engine_thread, 1)
+            await until(lambda: engine_thread.num_running == 1)
+            submit(engine_thread, 30).cancel()
+            assert engine_thread.num_waiting == 0
+            gate.open.set()
+            await steps(first)
+        assert gate.num_passes == 1
+
+    run(test)
+
+
+def test_a_cancelled_stream_stops_before_its_next_pass(thread: Callable[..., Any], gate: Gate) -> None:
+    async def test() -> None:
+        async with thread() as engine_thread:
+            gate.open.clear()
+            job = submit(engine_thread, 200)
+            await until(lambda: engine_thread.num_running == 1)
             job.cancel()
-            assert engine.num_waiting == 0
-            gate.set()
-            await events(first)
-        assert waiting.done == 0
+            gate.open.set()
+            await until(lambda: engine_thread.num_running == 0)
+            assert gate.num_passes <= 1
 
     run(test)
 
 
-def test_a_cancelled_job_stops_before_its_next_unit_and_is_closed() -> None:
+def test_a_reader_that_falls_behind_holds_up_its_own_stream_alone(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        script = Script(1000, gate=threading.Event())
-        async with thread() as engine:
-            job = engine.submit(script)
-            await until(lambda: engine.num_running == 1)
-            job.cancel()
-            assert script.gate is not None
-            script.gate.set()
-            await until(script.closed.is_set)
-            await until(lambda: engine.num_running == 0)
-            assert script.done <= 1
-
-    run(test)
-
-
-def test_a_reader_that_falls_behind_holds_up_its_own_job_alone() -> None:
-    async def test() -> None:
-        slow, quick = Script(10 * UNREAD_BATCHES), Script(3 * UNREAD_BATCHES)
-        async with thread() as engine:
-            unread = engine.submit(slow)
-            assert len(await events(engine.submit(quick))) == 3 * UNREAD_BATCHES
-            await until(lambda: slow.done == UNREAD_BATCHES)
+        async with thread() as engine_thread:
+            unread = submit(engine_thread, 3 * UNREAD_BATCHES)
+            await until(lambda: gate.num_passes >= UNREAD_BATCHES - 1)
             await asyncio.sleep(0.05)
-            assert slow.done == UNREAD_BATCHES
-            assert len(await events(unread)) == 10 * UNREAD_BATCHES  # reading lets it go on, and nothing was lost
+            assert gate.num_passes <= UNREAD_BATCHES
+            assert len(await steps(submit(engine_thread, UNREAD_BATCHES))) == UNREAD_BATCHES
+            assert len(await steps(unread)) == 3 * UNREAD_BATCHES  # reading lets it go on, and nothing was lost
 
     run(test)
 
 
-def test_an_error_ends_its_own_job_alone() -> None:
+def test_an_error_in_a_pass_ends_the_streams_of_that_pass_alone(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        async with thread() as engine:
-            failing, fine = engine.submit(Script(5, error_at=2)), engine.submit(Script(5))
-            reader = aiter(failing)
-            assert [await anext(reader), await anext(reader)] == [0, 1]
-            with pytest.raises(RuntimeError, match="this unit fails"):
-                await anext(reader)
-            assert await events(fine) == [0, 1, 2, 3, 4]
-            assert await events(engine.submit(Script(1))) == [0]
+        async with thread() as engine_thread:
+            gate.error = RuntimeError("this pass fails")
+            with pytest.raises(RuntimeError, match="this pass fails"):
+                await steps(submit(engine_thread, 5))
+            assert await steps(submit(engine_thread, 2)) == [0, 1]
 
     run(test)
 
 
-def test_stopping_fails_what_has_not_finished() -> None:
+def test_stopping_fails_what_has_not_finished(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        gate = threading.Event()
-        engine = EngineThread(NO_ENGINE, max_running=1, max_queued=1)
-        running, waiting = Script(100, gate=gate), Script(1)
-        jobs = [engine.submit(running), engine.submit(waiting)]
-        await until(lambda: engine.num_running == 1)
-        stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
-        await asyncio.sleep(0.02)
-        gate.set()
-        await stopping
-        for job in jobs:
+        async with thread(max_running=1, max_queued=1) as engine_thread:
+            gate.open.clear()
+            jobs = [submit(engine_thread, 100), submit(engine_thread, 1)]
+            await until(lambda: engine_thread.num_running == 1)
+            stopping = asyncio.create_task(asyncio.to_thread(engine_thread.stop))
+            await asyncio.sleep(0.02)
+            gate.open.set()
+            await stopping
+            for job in jobs:
+                with pytest.raises(ShuttingDownError):
+                    await steps(job)
             with pytest.raises(ShuttingDownError):
-                await events(job)
-        assert running.closed.is_set()
-        assert waiting.done == 0
-        with pytest.raises(ShuttingDownError):
-            engine.submit(Script(1))
+                submit(engine_thread, 1)
 
     run(test)
 
 
-def test_work_is_told_how_long_it_waited() -> None:
+def test_a_stream_says_how_long_it_waited(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
-        gate = threading.Event()
-        waited: list[float] = []
-
-        def work(engine: Engine, queue_seconds: float) -> Iterator[Sequence[int]]:
-            waited.append(queue_seconds)
-            yield [0]
-
-        async with thread(max_running=1) as engine:
-            first = engine.submit(Script(1, gate=gate))
-            second = engine.submit(work)
-            began = time.monotonic()
+        async with thread(max_running=1) as engine_thread:
+            gate.open.clear()
+            first = submit(engine_thread, 1)
+            await until(lambda: engine_thread.num_running == 1)
+            second = submit(engine_thread, 1)
             await asyncio.sleep(0.05)
-            gate.set()
-            await events(first)
-            await events(second)
-            assert 0.05 <= waited[0] <= time.monotonic() - began + 0.05
+            gate.open.set()
+            await steps(first)
+            (finished,) = [event async for event in second if isinstance(event, Finished)]
+            assert 0.02 <= finished.queue_seconds <= 5
 
     run(test)

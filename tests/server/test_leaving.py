@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.decoder import Decoder, ExplainedStep
-from gradellm_engine.kv_slot import KVSlot
-from gradellm_engine.settings import GradEllm
+from gradellm_engine.decoder import Decoder, ExplainedPass, Part
 from server.conftest import RunningServer, Serving
 
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
@@ -25,13 +23,13 @@ class Steps:
     def __init__(self) -> None:
         self.count = 0
 
-    def slow(self, decoder: Decoder) -> Callable[[int, KVSlot, GradEllm], ExplainedStep]:
-        original = decoder.explained_step
+    def slow(self, decoder: Decoder) -> Callable[[Sequence[Part]], ExplainedPass]:
+        original = decoder.explained_pass
 
-        def step(token_id: int, slot: KVSlot, switches: GradEllm) -> ExplainedStep:
+        def step(parts: Sequence[Part]) -> ExplainedPass:
             self.count += 1
             time.sleep(0.02)
-            return original(token_id, slot, switches)
+            return original(parts)
 
         return step
 
@@ -40,7 +38,7 @@ class Steps:
 def steps(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     counter = Steps()
     decoder = server.engine._model.decoder
-    monkeypatch.setattr(decoder, "explained_step", counter.slow(decoder))
+    monkeypatch.setattr(decoder, "explained_pass", counter.slow(decoder))
     return counter  # type: ignore[return-value]
 
 
@@ -102,16 +100,16 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = server.engine._model.decoder
-    original, chunks, going = decoder.prefill, [], threading.Event()
+    original, chunks, going = decoder.read, [], threading.Event()
 
-    def prefill(ids: list[int], slot: KVSlot, switches: GradEllm | None = None) -> None:
-        chunks.append(len(ids))
+    def read(parts: Sequence[Part]) -> None:
+        chunks.append(len(parts[0].ids))
         going.set()
         time.sleep(0.1)
-        original(ids, slot, switches)
+        original(parts)
 
-    monkeypatch.setattr(decoder, "prefill", prefill)
-    monkeypatch.setattr("gradellm_engine.generation.PREFILL_CHUNK", 20)
+    monkeypatch.setattr(decoder, "read", read)
+    monkeypatch.setattr("gradellm_engine.scheduler.MAX_PIECE_TOKENS", 20)
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a" * 200), max_new_tokens=2))
     going.wait(10)
     call.cancel()
@@ -122,7 +120,7 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
 def test_leaving_the_queue_frees_the_place_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(max_running=1, max_queued=1) as small:
         decoder = small.engine._model.decoder
-        monkeypatch.setattr(decoder, "explained_step", Steps().slow(decoder))
+        monkeypatch.setattr(decoder, "explained_pass", Steps().slow(decoder))
         thread = small.server.engine_thread
         running = small.stub.Generate(LONG)
         next(running)

@@ -62,7 +62,9 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ("arguments", "words"),
     [
         (["--listen", "0.0.0.0:50051"], "--insecure"),
-        (["--max-running", "0"], "max_running must be at least 1"),
+        (["--max-running", "0"], "--max-running: must be at least 1"),
+        (["--kv-memory", "plenty"], "512MiB or 8GB"),
+        (["--kv-memory", "1kB"], "1,000 bytes for keys and values are too few"),
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--dtype", "float7"], "float7"),
         (["--device", "abacus"], "abacus"),
@@ -76,7 +78,7 @@ def test_settings_that_cannot_be_end_in_one_line(arguments: list[str], words: st
     ended = gradellm("--listen", "127.0.0.1:0", *arguments, module="gradellm_server")
     assert ended.returncode == 2
     last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
+    assert last.removeprefix("gradellm serve: ").startswith("error: ")
     assert words in last
     assert "Traceback" not in ended.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import grpc
@@ -36,6 +37,10 @@ def _place(token: pb.Token) -> tuple[int, int, str, int, int]:
 
 def events(responses: object) -> list[pb.GenerateResponse]:
     return list(responses)  # type: ignore[call-overload, no-any-return]
+
+
+def tokens(responses: list[Any]) -> list[pb.Token]:
+    return [event.token for event in responses if event.HasField("token")]
 
 
 def test_generate_streams_started_tokens_with_attributions_finished(server: RunningServer) -> None:
@@ -139,6 +144,42 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
     assert {t.role for t in by_token.started.prompt.tokens} == {Role.TEMPLATE, Role.SYSTEM, Role.USER}
 
 
+def test_chunked_scores_come_late_but_never_later_than_was_said(server: RunningServer) -> None:
+    def received(**options: Any) -> list[pb.GenerateResponse]:
+        asked = pb.AttributionOptions(**options)
+        return events(
+            server.stub.Generate(
+                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=asked)
+            )
+        )
+
+    expected = [event.attribution.scores for event in received() if event.HasField("attribution")]
+    chunked = received(delivery=pb.DELIVERY_CHUNKED, chunk_size=4)
+    assert chunked[0].started.provenance.attribution.delivery == pb.DELIVERY_CHUNKED
+    assert [event.WhichOneof("event") for event in chunked[:6]] == ["started", *["token"] * 4, "attribution"]
+    assert chunked[-1].HasField("finished")
+    told = explained = 0
+    for event in chunked:
+        told += event.HasField("token")
+        explained += event.HasField("attribution")
+        assert 0 <= told - explained <= 4
+    rows = [event.attribution for event in chunked if event.HasField("attribution")]
+    assert [row.token_index for row in rows] == list(range(11))
+    for row, scores in zip(rows, expected, strict=True):
+        assert row.scores == pytest.approx(scores, rel=1e-4, abs=1e-5)
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there_on(server: RunningServer) -> None:
+    first = "The story of a fox and a bear that I tell. "
+    request = pb.GenerateRequest(input=pb.Input(prompt=first), max_new_tokens=3)
+    for _ in range(2):
+        usage = events(server.stub.Generate(request))[-1].finished.usage
+    assert usage.reused_prompt_tokens == usage.prompt_tokens - 1
+    request.input.prompt += "Once there was"
+    longer = events(server.stub.Generate(request))[-1].finished.usage
+    assert longer.reused_prompt_tokens == usage.prompt_tokens
+
+
 def test_attribute_explains_a_given_completion_like_generate(server: RunningServer) -> None:
     options = pb.AttributionOptions(top_k_sources=3)
     generated = events(
@@ -151,13 +192,17 @@ def test_attribute_explains_a_given_completion_like_generate(server: RunningServ
         )
     )
     assert attributed[-1].finished.reason == pb.FINISH_REASON_END_OF_COMPLETION
-    assert [e.token for e in attributed if e.HasField("token")] == [e.token for e in generated if e.HasField("token")]
+    for a, b in zip(tokens(attributed), tokens(generated), strict=True):
+        assert math.isclose(a.logprob, b.logprob, abs_tol=1e-5)  # in one pass, and token by token
+        a.logprob = b.logprob = 0
+        assert a == b
     for one, other in zip(
         (e.attribution for e in generated if e.HasField("attribution")),
         (e.attribution for e in attributed if e.HasField("attribution")),
         strict=True,
     ):
-        assert one == other
+        assert one.source_indexes == other.source_indexes
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)
         assert len(one.scores) == len(one.source_indexes) == 3
         assert [abs(score) for score in one.scores] == sorted(map(abs, one.scores), reverse=True)
 

@@ -168,6 +168,7 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
     "normalise_over": (results.NormaliseOver, "the tokens over which token weights are normalised"),
     "sources": (results.Sources, "score the prompt (the default), or the completion so far as well"),
     "resolution": (results.Resolution, "what one score stands for; token by default"),
+    "delivery": (results.Delivery, "scores with each token (the default), or for several at once, which costs less"),
 }
 
 
@@ -191,6 +192,7 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
         help="explain why the token and not this one; text:12 where the text is a number",
     )
     group.add_argument("--top-k-sources", type=int, metavar="K", help="only the K largest scores a token")
+    group.add_argument("--chunk-size", type=int, metavar="N", help="tokens that are explained at once, 1 to 256")
 
 
 def attribution_keywords(args: argparse.Namespace) -> dict[str, Any]:

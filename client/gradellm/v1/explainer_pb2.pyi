@@ -61,6 +61,12 @@ class Sources(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCES_PROMPT: _ClassVar[Sources]
     SOURCES_PREFIX: _ClassVar[Sources]
 
+class Delivery(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DELIVERY_UNSPECIFIED: _ClassVar[Delivery]
+    DELIVERY_PER_TOKEN: _ClassVar[Delivery]
+    DELIVERY_CHUNKED: _ClassVar[Delivery]
+
 class Resolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RESOLUTION_UNSPECIFIED: _ClassVar[Resolution]
@@ -115,6 +121,9 @@ NORMALISE_OVER_USER: NormaliseOver
 SOURCES_UNSPECIFIED: Sources
 SOURCES_PROMPT: Sources
 SOURCES_PREFIX: Sources
+DELIVERY_UNSPECIFIED: Delivery
+DELIVERY_PER_TOKEN: Delivery
+DELIVERY_CHUNKED: Delivery
 RESOLUTION_UNSPECIFIED: Resolution
 RESOLUTION_TOKEN: Resolution
 RESOLUTION_WORD: Resolution
@@ -282,18 +291,24 @@ class MethodInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., streams: bool = ..., switches: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes")
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_new_tokens: int
     max_running_requests: int
     max_queued_requests: int
     max_message_bytes: int
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+    max_queued_tokens: int
+    kv_bytes: int
+    kv_tokens: int
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("prompt", "messages", "prompt_ids", "segments")
@@ -328,7 +343,7 @@ class Segment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AttributionOptions(_message.Message):
-    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources")
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
     LOOSENING_FIELD_NUMBER: _ClassVar[int]
@@ -343,6 +358,8 @@ class AttributionOptions(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     TOP_K_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     method: str
     preset: Preset
     loosening: Loosening
@@ -357,7 +374,9 @@ class AttributionOptions(_message.Message):
     sources: Sources
     resolution: Resolution
     top_k_sources: int
-    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ...) -> None: ...
+    delivery: Delivery
+    chunk_size: int
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ...) -> None: ...
 
 class Layers(_message.Message):
     __slots__ = ("last", "indexes")
@@ -511,14 +530,16 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "attributed_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "attributed_tokens", "reused_prompt_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     attributed_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., attributed_tokens: _Optional[int] = ...) -> None: ...
+    reused_prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., attributed_tokens: _Optional[int] = ..., reused_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "prefill_seconds", "decode_seconds", "attribution_seconds")
