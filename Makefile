@@ -54,8 +54,8 @@ format: $(READY) ## formats the code and sorts imports
 proto: $(PROTOC) ## generates the stubs
 	$(PROTOC) -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTOS)
 
-bench: $(READY) ## explained decoding against plain decoding and transformers, on a 125M-parameter model (minutes)
-	$(BIN)/python -m gradellm_engine.bench
+bench: $(READY) ## what an explained token costs, on a 125M-parameter model; docs/bench.json keeps the figures (minutes)
+	$(BIN)/python -m gradellm_engine.bench --json docs/bench.json
 
 picture: $(READY) ## draws docs/demo.svg, the README's picture, from a run of the demo
 	$(BIN)/python docs/draw_demo.py

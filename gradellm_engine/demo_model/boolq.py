@@ -1,11 +1,11 @@
 """Short passages that affirm or deny something of several subjects, and a yes/no question about one of them.
 
-1. Draw two to four facts about different subjects. As nearly half of them as their number allows are denials, and
-   every second fact takes over the value of the one before where it can ("the soup isn't hot", "the milk is hot").
+1. Draw two to four facts about different subjects, with different values as far as the split has them. Half of them are
+   denials ("the soup isn't hot"); of three facts, one or two.
 2. Ask whether one subject has the value that its fact speaks of: `true` if the fact affirms it, else `false`.
 
-Neither the question, nor the value, nor that the passage denies something tells the answer: the sentence about the
-asked subject must be found, and read.
+Neither the question, nor the value, nor that or how often the passage denies something tells the answer: the sentence
+about the asked subject must be found, by its subject or its value, and read.
 """
 
 from collections.abc import Sequence
@@ -118,25 +118,32 @@ def as_example(facts: tuple[Fact, ...], asked: Fact) -> Example:
     return Example("boolq", asked.domain.name, messages, asked.answer, evidence)
 
 
-def training_turns(rng: Random, num_facts: int) -> list[tuple[str, str]]:
-    """Ask about every fact of a training passage, in random order: (user content, answer).
+def training_turns(rng: Random) -> list[tuple[str, str]]:
+    """Ask about half of the facts of a training passage: (user content, answer).
 
-    The passage stands before the first question alone. Each fact is affirmed or denied by a throw of its own, so that
-    no answer tells anything of the next.
+    The passage stands before the first question alone. Each fact is affirmed or denied by a throw of its own, and half
+    of them are not asked about: if all were, the denials not yet accounted for would tell the last answers, and a model
+    learns to count them rather than to read.
     """
-    facts = [replace(fact, affirmed=rng.random() < 0.5) for fact in passage(rng, "train", num_facts)]
-    asked = [(_QUESTION_PREFIX + render(_question(fact))[0], fact.answer) for fact in rng.sample(facts, num_facts)]
+    facts = _thrown(rng, rng.choice((2, 3, 4)))
+    asked = [(_QUESTION_PREFIX + render(_question(f))[0], f.answer) for f in rng.sample(facts, (len(facts) + 1) // 2)]
     return [(f"{_PASSAGE_PREFIX}{_told(facts)}\n\n{asked[0][0]}", asked[0][1]), *asked[1:]]
 
 
-def retelling(rng: Random) -> str:
-    """A training passage, and the same facts once more in another order.
+def verdicts(rng: Random) -> str:
+    """A training passage, and for half of its values at once whether they are affirmed: "hot true ready false".
 
-    To go on after a subject's second mention, a model must look up what was said at its first: what a question asks of
-    it, too, but with an answer at every word instead of one bit at the end.
+    No chat, and two words a question: it has the answers of ten conversations in the space of one, and each directly
+    behind the word by which it is looked up.
     """
-    facts = passage(rng, "train", rng.choice((3, 4)))
-    return f"{_told(facts)} {_told(rng.sample(facts, len(facts)))}"
+    facts = _thrown(rng, rng.randint(4, 8))
+    listed = " ".join(f"{fact.value} {fact.answer}" for fact in rng.sample(facts, (len(facts) + 1) // 2))
+    return f"{_PASSAGE_PREFIX}{_told(facts)}\n\nVerdicts: {listed}"
+
+
+def _thrown(rng: Random, num_facts: int) -> list[Fact]:
+    """Facts of a training passage, each affirmed or denied by a fair throw of its own."""
+    return [replace(fact, affirmed=rng.random() < 0.5) for fact in passage(rng, "train", num_facts)]
 
 
 def _told(facts: Sequence[Fact]) -> str:

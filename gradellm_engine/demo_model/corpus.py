@@ -1,4 +1,4 @@
-"""The demo model's corpus: three tasks whose prompts are the paper's, and plain stories.
+"""The demo model's corpus: three tasks whose prompts are the paper's, verdict lists, and plain stories.
 
 Pure and seeded, of the standard library alone.
 
@@ -7,15 +7,19 @@ Split. Every example combines pairs of content choices: a noun with a polarity w
 `train`, and an example is written from pairs of its own split alone, wherever in the text they stand and whether they
 decide the answer or not. So no pair of a held-out example, stated or asked about, occurs in any training example,
 whatever the seeds; single words, names and sentence shapes are shared.
+
+Training differs from evaluation in what is asked, never in which pairs may occur: conversations with more than one
+answer, easy reviews first and hard ones more often, and verdict lists, which ask of a passage without a chat; the
+reasons are in `train.py`.
 """
 
 from collections.abc import Iterator
 from random import Random
 
 from gradellm_engine.demo_model import boolq, why
-from gradellm_engine.demo_model.boolq import boolq_example, retelling
+from gradellm_engine.demo_model.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
-from gradellm_engine.demo_model.sentiment import CONSTRUCTIONS, sentiment_example
+from gradellm_engine.demo_model.sentiment import sentiment_example
 from gradellm_engine.demo_model.stories import story
 from gradellm_engine.demo_model.why import why_example
 
@@ -29,12 +33,14 @@ __all__ = [
     "Task",
     "counterfactual",
     "examples",
-    "retelling",
     "story",
     "training_conversation",
+    "verdicts",
 ]
 
 _WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example}
+# The harder a construction, the more of it in training.
+_TRAINED_CONSTRUCTIONS = ("plain", "negation", "contrast", "contrast", "distractor", "distractor")
 _OPPOSITE = {"Positive": "Negative", "Negative": "Positive", "true": "false", "false": "true"}
 
 
@@ -66,16 +72,20 @@ def counterfactual(example: Example) -> Example:
 
 
 def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[Message, ...]:
-    """A training conversation of a task, answers included: one review, or one passage or story with its questions.
+    """A training conversation of a task, answers included: one or two reviews, or a passage or story with questions.
 
-    A passage or story is asked about more than once, which makes answers denser than one a sequence. Several passages
-    in one conversation would not do: which of them a question is about is one thing too many to find out at once, and
-    the yes/no task is then not learnt at all. `easy` ones start a curriculum: reviews of the plain construction alone,
-    since negation next to it makes single words tell nothing, and passages of one fact.
+    More than one answer a conversation makes answers denser, but several passages in one would not do: which of them a
+    question is about is one thing too many to find out at once. `easy` ones start a curriculum: reviews of the plain
+    construction alone, since negation next to it makes single words tell nothing.
     """
-    if task == "sentiment":
-        return _turns(sentiment_example(rng, "train", ("plain",) if easy else CONSTRUCTIONS))
     messages: tuple[Message, ...]
+    if task == "sentiment":
+        constructions = ("plain",) if easy else _TRAINED_CONSTRUCTIONS
+        drawn = [sentiment_example(rng, "train", constructions) for _ in range(1 if easy else rng.randint(1, 2))]
+        messages = drawn[0].messages[:1]
+        for example in drawn:
+            messages += (example.messages[-1], Message("assistant", example.answer))
+        return messages
     if task == "why":
         told = why.deeds(rng, "train")
         first, *others = rng.sample(told, len(told))
@@ -84,7 +94,7 @@ def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[
             messages += (Message("user", deed.question), Message("assistant", deed.answer))
         return messages
     messages = (Message("system", boolq.SYSTEM_PROMPT),)
-    for content, answer in boolq.training_turns(rng, num_facts=1 if easy else rng.choice((2, 3, 4))):
+    for content, answer in boolq.training_turns(rng):
         messages += (Message("user", content), Message("assistant", answer))
     return messages
 

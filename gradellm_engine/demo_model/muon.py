@@ -59,4 +59,5 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = X @ X.mT
         X = a * X + (b * gram + c * gram @ gram) @ X
-    return X if matrices.shape[1] <= matrices.shape[2] else X.mT
+    levelled: Tensor = X if matrices.shape[1] <= matrices.shape[2] else X.mT
+    return levelled

@@ -1,11 +1,18 @@
 """Train the demo model from nothing: `python -m gradellm_engine.demo_model.train --out DIR`.
 
 1. Train the tokenizer on a sample of the corpus.
-2. Every step writes fresh training conversations (no epochs, no stored data set) and takes one optimizer step on four
-   micro-batches of like lengths: one a task, and raw text. Answers count most in the loss, so that they are not drowned
-   by prompts that nobody could guess; the words of a yes/no question count for something, because guessing the value
-   that is asked about means looking up the sentence about its subject. Easy examples and retellings fade out.
+2. Every step writes fresh training texts (no epochs, no stored data set) and takes one optimizer step on five
+   micro-batches of like lengths: conversations of each task, verdict lists, and stories. Answers count most in the
+   loss, so that they are not drowned by prompts that nobody could guess; the words of a yes/no question count for
+   something, because guessing the value that is asked about means looking up the sentence about its subject.
 3. Round the weights to bfloat16, save, and measure held-out accuracy on what was saved.
+
+Why there are verdict lists, and `initial.py`: a boolq conversation has one bit of answer at the end of a hundred
+tokens, and getting it takes a chain of which no part pays alone (a value takes in the word before it; the same value in
+the question finds it; the last position reads that off). From boolq conversations and usual initial weights nothing but
+guessing was learnt, whatever the optimizer and the number of facts. A verdict list ("hot true ready false") has its
+answers densely and right behind the words to look up, so the chain's first two parts are learnt in a hundred steps from
+it; boolq conversations begin only then and have little left to learn.
 
 The schedule is bound to steps, so a run is determined by its seed and number of steps, apart from the rounding of sums.
 """
@@ -20,24 +27,26 @@ from random import Random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gradellm_engine.demo_model.corpus import TASKS, Task, retelling, story, training_conversation
+from gradellm_engine.demo_model.boolq import LABELS
+from gradellm_engine.demo_model.corpus import TASKS, Task, story, training_conversation, verdicts
 from gradellm_engine.demo_model.evaluate import evaluate, report
+from gradellm_engine.demo_model.initial import initialize
 from gradellm_engine.demo_model.muon import Muon
 from gradellm_engine.demo_model.tokenizer import ASSISTANT, BOS, END, VOCABULARY_SIZE, train_tokenizer
 
 CONTEXT_LENGTH = 512
 _TOKENIZER_TEXTS = 4000
 # A step's micro-batches, in conversations or texts.
-_CHATS: dict[Task, int] = {"sentiment": 14, "boolq": 16, "why": 7}
-_STORIES = 3
-_RETELLINGS = 6
-# Shares of all steps over which easy examples and retellings fade out.
-_EASY_SHARES: dict[Task, float] = {"sentiment": 0.1, "boolq": 0.08, "why": 0.1}
-_RETELLING_SHARE = 0.4
+_CHATS: dict[Task, int] = {"sentiment": 14, "boolq": 7, "why": 7}
+_STORIES = 2
+_VERDICTS_AT_FIRST, _VERDICTS_LATER = 24, 4
+_VERDICT_STEPS = 100  # until boolq conversations begin
+_EASY_STEPS, _HARD_STEPS = 120, 360  # until when all reviews are easy, and from when none is
 _PADDING, _PROMPT, _QUESTION, _ANSWER = range(4)  # the parts that a token can play in training
-_WEIGHTS = (0.0, 0.06, 0.3, 1.0)  # what its cross-entropy counts for, by part
+_WEIGHTS = (0.0, 0.03, 0.1, 1.0)  # what its cross-entropy counts for, by part
 _PROMPT_SAMPLE = 0.25
 _MATRIX_LEARNING_RATE = 0.02
+_EMBEDDING_LEARNING_RATE = 5e-3
 _OTHER_LEARNING_RATE = 3e-3
 _WARM_UP_STEPS = 50
 
@@ -47,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, made if need be")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=1350)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--evaluate", type=int, default=1000, help="held-out examples a task to measure at the end")
     options = parser.parse_args()
@@ -76,7 +85,7 @@ def main() -> None:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Make an untrained model: 5 layers, 8 query heads over 4 key-value heads of width 32, tied embeddings."""
+    """Make an untrained model: 5 layers, 8 query heads over 4 key-value heads of width 32."""
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
@@ -87,36 +96,48 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         head_dim=32,
         max_position_embeddings=CONTEXT_LENGTH,
         initializer_range=0.05,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    initialize(model)
+    return model
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
     """Train in place; step i's data are a function of (seed, i)."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    embeddings = list(model.model.embed_tokens.parameters())
+    others = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
+    by_rate = [
+        {"params": embeddings, "lr": _EMBEDDING_LEARNING_RATE},
+        {"params": others, "lr": _OTHER_LEARNING_RATE},
+    ]
     optimizers = (
         Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),
-        torch.optim.AdamW(others, lr=_OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(by_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
         for optimizer in optimizers
     ]
     model.train()
-    started, smoothed = time.monotonic(), dict.fromkeys((*TASKS, "raw"), math.log(VOCABULARY_SIZE))
+    started, smoothed = time.monotonic(), dict.fromkeys((*TASKS, "verdicts", "stories"), math.log(2))
     for step in range(steps):
         rng = Random(f"{seed}/{step}")
-        batches: dict[str, list[str]] = {
-            task: _chats(task, tokenizer, rng, easy_share=_fading(step, _EASY_SHARES[task] * steps)) for task in TASKS
+        easy_share = min(1.0, max(0.0, (_HARD_STEPS - step) / (_HARD_STEPS - _EASY_STEPS)))
+        is_early = step < _VERDICT_STEPS
+        batches: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
+            task: _encode(_chats(task, tokenizer, rng, easy_share), tokenizer)
+            for task in TASKS
+            if not (task == "boolq" and is_early)
         }
-        batches["raw"] = _raw_texts(rng, round(_RETELLINGS * _fading(step, _RETELLING_SHARE * steps)))
-        for name, texts in batches.items():
-            loss, answer_loss = _losses(model, *_encode(texts, tokenizer))
+        batches["verdicts"] = _encode_verdicts(rng, _VERDICTS_AT_FIRST if is_early else _VERDICTS_LATER, tokenizer)
+        batches["stories"] = _encode([f"{BOS}{story(rng)}{END}" for _ in range(_STORIES)], tokenizer)
+        for name, batch in batches.items():
+            loss, answer_loss = _losses(model, *batch)
             loss.backward()  # type: ignore[no-untyped-call]
             smoothed[name] += 0.05 * (answer_loss.item() - smoothed[name])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -144,12 +165,6 @@ def _chats(task: Task, tokenizer: PreTrainedTokenizerFast, rng: Random, easy_sha
     return [str(tokenizer.apply_chat_template(conversation, tokenize=False)) for conversation in messages]
 
 
-def _raw_texts(rng: Random, retellings: int) -> list[str]:
-    """Write a micro-batch of stories and retellings."""
-    texts = [story(rng) for _ in range(_STORIES)] + [retelling(rng) for _ in range(retellings)]
-    return [f"{BOS}{text}{END}" for text in texts]
-
-
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode as token ids [B, S], padded on the right, with the part that each token plays, an index of _WEIGHTS."""
     input_ids: torch.Tensor = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")["input_ids"]
@@ -161,6 +176,14 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch
     parts = torch.where(questions > ends, _QUESTION, _PROMPT)
     parts = torch.where((answers > ends) | (answers[:, -1:] < 0), _ANSWER, parts)  # raw text knows no turns
     return input_ids, torch.where(input_ids == tokenizer.pad_token_id, _PADDING, parts)
+
+
+def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write and encode verdict lists like `_encode`; only their verdicts are answers."""
+    input_ids, parts = _encode([f"{BOS}{verdicts(rng)}{END}" for _ in range(count)], tokenizer)
+    labels = torch.tensor([tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in LABELS])
+    parts = torch.where(parts == _PADDING, _PADDING, _PROMPT)
+    return input_ids, torch.where(torch.isin(input_ids, labels), _ANSWER, parts)
 
 
 def _last_before(marks: torch.Tensor) -> torch.Tensor:
@@ -184,11 +207,6 @@ def _losses(model: LlamaForCausalLM, input_ids: torch.Tensor, parts: torch.Tenso
     return loss, losses[is_answer].mean()
 
 
-def _fading(step: int, steps: float) -> float:
-    """Fall from one to none in so many steps."""
-    return max(0.0, 1 - step / steps)
-
-
 def _learning_rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if step < _WARM_UP_STEPS:
@@ -201,7 +219,7 @@ def _tokenizer_texts(seed: int) -> list[str]:
     rng = Random(f"{seed}/tokenizer")
     conversations = [training_conversation(task, rng) for _ in range(_TOKENIZER_TEXTS) for task in TASKS]
     texts = [message.content for conversation in conversations for message in conversation]
-    return texts + [story(rng) for _ in range(_TOKENIZER_TEXTS)]
+    return texts + [write(rng) for _ in range(_TOKENIZER_TEXTS) for write in (story, verdicts)]
 
 
 if __name__ == "__main__":

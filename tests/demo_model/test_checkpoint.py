@@ -101,7 +101,7 @@ def accuracies() -> dict[str, Accuracy]:
     return evaluate(CHECKPOINT, count=200, seed=1)
 
 
-@pytest.mark.parametrize(("task", "least"), [("sentiment", 0.93), ("boolq", 0.87), ("why", 0.85)])
+@pytest.mark.parametrize(("task", "least"), [("sentiment", 0.97), ("boolq", 0.955), ("why", 0.08)])
 def test_held_out_accuracy(accuracies: dict[str, Accuracy], task: str, least: float) -> None:
     assert accuracies[task]["accuracy"] >= least  # its card's figure, less three standard errors of 200 examples
 
@@ -109,7 +109,7 @@ def test_held_out_accuracy(accuracies: dict[str, Accuracy], task: str, least: fl
 def test_metrics_are_those_of_this_checkpoint(demo: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:
     metrics = json.loads((CHECKPOINT / "metrics.json").read_text())
     assert metrics["parameters"] == demo[0].num_parameters()
-    assert metrics["held_out"]["sentiment"]["count"] >= 400
+    assert metrics["held_out"]["sentiment"]["count"] == 1000
 
 
 def test_answers_do_not_depend_on_their_batch(demo: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:

@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.boolq import VERBS
-from gradellm_engine.demo_model.corpus import TASKS, Example, counterfactual, examples, retelling, story
+from gradellm_engine.demo_model.corpus import (
+    TASKS,
+    Example,
+    counterfactual,
+    examples,
+    story,
+    training_conversation,
+    verdicts,
+)
 from gradellm_engine.demo_model.example import Piece, Span, Split, Task, fill, in_split, render, sentence
 from gradellm_engine.demo_model.names import possessive, pronoun
 from gradellm_engine.demo_model.sentiment import CONSTRUCTIONS, POLARITY
 
 seeds = st.integers(min_value=0, max_value=2**32)
 splits = st.sampled_from(["train", "held_out"])
+_ANY_DENIAL = "|".join(denial for _, denial in VERBS)
+_ANY_VERB = "|".join(sorted((verb for pair in VERBS for verb in pair), key=len, reverse=True))
 
 
 def draw(task: Task, split: Split, seed: int) -> Example:
@@ -80,7 +90,7 @@ def test_boolq_answer_follows_from_its_evidence(split: Split, seed: int) -> None
     assert words_of(example, "asked_value") == [value]
     assert question.startswith("Question: ")
     # Both answers are possible from what the other sentences say.
-    verbs = re.findall("|".join(verb for pair in VERBS for verb in pair[::-1]), passage)
+    verbs = re.findall(rf" ({_ANY_VERB}) \w+\.", passage)
     assert {verb in {affirmation for affirmation, _ in VERBS} for verb in verbs} == {True, False}
 
 
@@ -191,9 +201,57 @@ def test_signs_outside_the_evidence_tell_nothing() -> None:
 @given(seeds)
 def test_raw_texts(seed: int) -> None:
     assert story(Random(seed)).startswith("Once upon a time, ")
-    facts = re.findall(r"[^.]+\.", retelling(Random(seed)))
-    half = len(facts) // 2
-    assert sorted(map(str.strip, facts[:half])) == sorted(map(str.strip, facts[half:]))
+    passage, listed = verdicts(Random(seed)).split("\n\nVerdicts: ")
+    affirmations = {affirmation for affirmation, _ in VERBS}
+    stated = {
+        match["value"]: "true" if match["verb"] in affirmations else "false"
+        for match in re.finditer(rf" (?P<verb>{_ANY_VERB}) (?P<value>\w+)\.", passage)
+    }
+    words = listed.split()
+    asked = dict(zip(words[::2], words[1::2], strict=True))
+    assert 2 <= len(asked) <= 4
+    assert asked.items() <= stated.items()
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_boolq_answer_is_told_neither_by_denials_nor_by_position(split: Split) -> None:
+    """By the number of facts, of denials, and the place of the asked one: a half, within 4 standard errors.
+
+    Of three facts, the number of denials would tell two answers in three, were it not one as often as two.
+    """
+    answers: dict[tuple[str, int], list[bool]] = defaultdict(list)
+    for example in examples("boolq", split, 4, 4000):
+        sentences = re.findall(r"[^.]+\.", example.user_content.split("\n\n")[0])
+        denials = sum(re.search(rf" ({_ANY_DENIAL}) ", fact) is not None for fact in sentences)
+        (subject,) = (span for span in example.evidence if span.kind == "subject")
+        place = example.user_content[: subject.start].count(".")
+        is_true = example.answer == "true"
+        answers[f"place among {len(sentences)}", place].append(is_true)
+        answers["facts", len(sentences)].append(is_true)
+        if len(sentences) % 2 == 0:
+            assert denials == len(sentences) / 2
+            answers["denials", denials].append(is_true)
+        else:
+            assert denials in (1, 2)
+    for key, outcomes in answers.items():
+        assert abs(sum(outcomes) / len(outcomes) - 0.5) < 4 * 0.5 / len(outcomes) ** 0.5, key
+
+
+@given(seeds)
+def test_training_conversations_leave_half_of_a_passage_unasked(seed: int) -> None:
+    """If every fact were asked about, the last answers would follow from the number of denials."""
+    turns = training_conversation("boolq", Random(seed))
+    facts = turns[1].content.split("\n\n")[0].count(".")
+    questions = [re.sub(r".*\n\n", "", turn.content, flags=re.DOTALL) for turn in turns if turn.role == "user"]
+    assert len(questions) == len(set(questions)) == (facts + 1) // 2
+    assert [turn.content in ("true", "false") for turn in turns if turn.role == "assistant"] == [True] * len(questions)
+
+
+@given(seeds, st.booleans())
+def test_training_conversations_hold_one_or_two_reviews(seed: int, easy: bool) -> None:
+    turns = training_conversation("sentiment", Random(seed), easy=easy)
+    roles = " ".join(turn.role for turn in turns)
+    assert roles in {"system" + " user assistant" * reviews for reviews in ((1,) if easy else (1, 2))}
 
 
 def test_pieces_render_to_spans() -> None:

@@ -1,4 +1,4 @@
-"""The prompts that the demo plays. The first two have the words of the Grad-ELLM paper's own prompts (its table 3)."""
+"""The prompts that the demo plays, of kinds that the demo model knows. Two have the paper's own words (its table 3)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ _BOOLQ = (
 
 SCENES = (
     Scene(
-        "Does the writer like the film? Which words decide it?",
-        (("system", _SENTIMENT), ("user", "Text: The acting was dull, but in the end I loved this film.")),
+        "Does the writer like the musical? Which words decide it?",
+        (
+            ("system", _SENTIMENT),
+            ("user", "Text: The musical began at eight. The stage was dull, but all in all the musical was wonderful."),
+        ),
         8,
     ),
     Scene(
@@ -37,8 +40,7 @@ SCENES = (
             ("system", _BOOLQ),
             (
                 "user",
-                "Passage: The red kite is a bird of prey. It lives in forests and feeds on small animals. "
-                "It was once rare, but today it is common again.\n\nQuestion: is the red kite common today",
+                "Passage: The milk is hot. The soup isn't hot. The bread was fresh.\n\nQuestion: Is the soup hot?",
             ),
         ),
         8,
@@ -48,8 +50,8 @@ SCENES = (
         (
             (
                 "user",
-                "Mia wanted to bake a cake. She looked in the kitchen, but there were no eggs. So she walked to the "
-                "shop. Why did Mia walk to the shop?",
+                "It was a cold morning. Rosa had lost her red hat, so she looked under the bed. Noah lit the fire "
+                "because he feared the heavy snow. Why did Noah light the fire?",
             ),
         ),
         24,
