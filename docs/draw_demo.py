@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-COLUMNS = 88
+COLUMNS = 92
 PICTURE = Path(__file__).with_name("demo.svg")
 
 

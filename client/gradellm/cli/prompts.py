@@ -50,8 +50,8 @@ SCENES = (
         (
             (
                 "user",
-                "It was a cold morning. Rosa had lost her red hat, so she looked under the bed. Noah lit the fire "
-                "because he feared the heavy snow. Why did Noah light the fire?",
+                "Tess picked some flowers because she wanted to surprise her old neighbour. Lucy had lost her red hat, "
+                "so she asked the neighbour. Why did Tess pick some flowers?",
             ),
         ),
         24,
