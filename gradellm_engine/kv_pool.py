@@ -165,14 +165,11 @@ class KVPool:
 
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
-        if any(slot.ids == other.ids[: slot.length] for other in self._kept):
-            slot.close()  # one that is kept tells all of it
+        if not slot.length or any(slot.ids == other.ids[: slot.length] for other in self._kept):
+            slot.close()  # nothing, or one that is kept tells all of it
             return
         for other in [kept for kept in self._kept if kept.ids == slot.ids[: kept.length]]:
             other.close()  # told by the new one, too
-        if not slot.length:
-            slot.close()
-            return
         if unused := slot.capacity - slot.length:
             slot.capacity = slot.length
             self._give_back(slot.start + slot.length, unused)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gradellm_engine.decoder import Decoder, Part, Target
 from gradellm_engine.errors import EngineError
-from gradellm_engine.stream import Account, Phase, Stream
+from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 
 MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
 MIN_PIECE_TOKENS = 16
@@ -92,8 +92,8 @@ class Scheduler:
     def _chunk_size(self) -> int:
         """What streams use that leave it to the engine: the more load, the larger, later and cheaper."""
         if self.waiting:
-            return 64
-        return 32 if len(self.running) > FEW_STREAMS else 16
+            return 4 * DEFAULT_CHUNK_SIZE
+        return (2 if len(self.running) > FEW_STREAMS else 1) * DEFAULT_CHUNK_SIZE
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:

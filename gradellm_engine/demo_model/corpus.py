@@ -13,10 +13,10 @@ answer, easy reviews first and hard ones more often, and verdict lists, which as
 reasons are in `train.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 
-from gradellm_engine.demo_model import boolq, why
+from gradellm_engine.demo_model import boolq, sentiment, why
 from gradellm_engine.demo_model.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
 from gradellm_engine.demo_model.sentiment import sentiment_example
@@ -78,27 +78,22 @@ def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[
     question is about is one thing too many to find out at once. `easy` ones start a curriculum: reviews of the plain
     construction alone, since negation next to it makes single words tell nothing.
     """
-    messages: tuple[Message, ...]
     if task == "sentiment":
         constructions = ("plain",) if easy else _TRAINED_CONSTRUCTIONS
         drawn = [sentiment_example(rng, "train", constructions) for _ in range(1 if easy else rng.randint(1, 2))]
-        messages = drawn[0].messages[:1]
-        for example in drawn:
-            messages += (example.messages[-1], Message("assistant", example.answer))
-        return messages
+        return _conversation(sentiment.SYSTEM_PROMPT, [(example.user_content, example.answer) for example in drawn])
     if task == "why":
         told = why.deeds(rng, "train")
         first, *others = rng.sample(told, len(told))
-        messages = _turns(why.as_example(rng, told, first))
-        for deed in others:
-            messages += (Message("user", deed.question), Message("assistant", deed.answer))
-        return messages
-    messages = (Message("system", boolq.SYSTEM_PROMPT),)
-    for content, answer in boolq.training_turns(rng):
-        messages += (Message("user", content), Message("assistant", answer))
-    return messages
+        story_and_question = why.as_example(rng, told, first).user_content
+        asked = [(story_and_question, first.answer), *((deed.question, deed.answer) for deed in others)]
+        return _conversation(None, asked)
+    return _conversation(boolq.SYSTEM_PROMPT, boolq.training_turns(rng))
 
 
-def _turns(example: Example) -> tuple[Message, ...]:
-    """An example with its answer."""
-    return (*example.messages, Message("assistant", example.answer))
+def _conversation(system: str | None, turns: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    """A system prompt, where there is one, and (user content, answer) after (user content, answer)."""
+    messages = [] if system is None else [Message("system", system)]
+    for question, answer in turns:
+        messages += [Message("user", question), Message("assistant", answer)]
+    return tuple(messages)
