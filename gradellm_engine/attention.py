@@ -56,8 +56,10 @@ class AttentionForm:
         return self.softcap is None and self.sinks is None
 
 
-def attention_output(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Tensor:
-    """Attention's output, by a stock kernel where there is one.
+def attention_output(
+    q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm
+) -> tuple[Tensor, Attended | None]:
+    """Attention's output, by a stock kernel where there is a faster one.
 
     Args:
         q: queries. [G, r, T, D]
@@ -67,27 +69,28 @@ def attention_output(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, fo
         form: the layer's attention.
 
     Returns:
-        The output. [G, r, T, Dv]
+        The output [G, r, T, Dv], and all that was computed on the way, where no stock kernel hid it.
     """
     G, r, T, D = q.shape
-    if not form.is_plain:
-        compute = torch.promote_types(q.dtype, torch.float32)
-        return attend(q.to(compute), K.to(compute), V.to(compute), visible, form).o.to(q.dtype)
+    compute = torch.promote_types(q.dtype, torch.float32)
+    if not form.is_plain or (T == 1 and compute == q.dtype):
+        attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
+        return attended.o.to(q.dtype), attended
     if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
-        return F.scaled_dot_product_attention(q.view(1, G, r, D), K[None], V[None], visible, scale=form.scaling).view(
-            G, r, T, -1
+        o = F.scaled_dot_product_attention(q.view(1, G, r, D), K[None], V[None], visible, scale=form.scaling)
+    else:
+        # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
+        is_square = K.shape[1] == T and (form.window is None or form.window >= T)
+        o = F.scaled_dot_product_attention(
+            q.view(1, G * r, T, D),
+            K[None],
+            V[None],
+            None if is_square else visible,
+            is_causal=is_square,
+            scale=form.scaling,
+            enable_gqa=r != 1,
         )
-    # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
-    is_square = K.shape[1] == T and (form.window is None or form.window >= T)
-    return F.scaled_dot_product_attention(
-        q.view(1, G * r, T, D),
-        K[None],
-        V[None],
-        None if is_square else visible,
-        is_causal=is_square,
-        scale=form.scaling,
-        enable_gqa=r != 1,
-    ).view(G, r, T, -1)
+    return o.view(G, r, T, -1), None
 
 
 def visibility(start: int, T: int, first: int, N: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -1,9 +1,9 @@
 """What an explained token costs: `python -m gradellm_engine.bench`.
 
 One run, one model with random weights, several ways to decode in turn: this engine without attribution, with it at
-every token and in chunks, and Transformers' own generate. Figures are medians over the rounds of milliseconds a token;
-reading the prompt is left out. Ratios within a run mean something on a shared machine, milliseconds by themselves do
-not.
+every token and in chunks, and Transformers' own generate. Figures are medians over the rounds, of milliseconds a token
+and of what that is in plain tokens of the same round; reading the prompt is left out. Ratios mean something on a shared
+machine, milliseconds by themselves do not.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ CHUNK_SIZES = (16, 32)
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt length: medians in milliseconds a token, by way of decoding."""
+    """One prompt length: milliseconds a token in each round, by way of decoding."""
 
     prompt_tokens: int
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, list[float]]
+
+    def median(self, way: str) -> float:
+        """Milliseconds a token."""
+        return statistics.median(self.milliseconds[way])
 
     def over_plain(self, way: str) -> float:
-        """What a token costs in plain ones."""
-        return self.milliseconds[way] / self.milliseconds["plain"]
+        """What a token costs in plain ones of the same round: what slows the machine for a while slows both."""
+        rounds = zip(self.milliseconds[way], self.milliseconds["plain"], strict=True)
+        return statistics.median(time / plain for time, plain in rounds)
 
 
 Decoded = tuple[float, list[int]]  # seconds a token, and the tokens
@@ -81,9 +86,7 @@ class Contest:
         texts = [tokens for result in results for _, tokens in result.values()]
         if any(tokens != texts[0] for tokens in texts):
             raise RuntimeError("the ways decoded different tokens: there is nothing to compare")
-        return Row(
-            prompt_tokens, {name: 1e3 * statistics.median(result[name][0] for result in results) for name in ways}
-        )
+        return Row(prompt_tokens, {name: [1e3 * result[name][0] for result in results] for name in ways})
 
     def plain(self, ids: Sequence[int]) -> Decoded:
         """Without attribution."""
@@ -165,7 +168,7 @@ def table(rows: Sequence[Row]) -> str:
         f"| ---: |{' ---: |' * len(names)}",
     ]
     for row in rows:
-        cells = [f"{row.milliseconds[name]:.1f} ({row.over_plain(name):.2f})" for name in names]
+        cells = [f"{row.median(name):.1f} ({row.over_plain(name):.2f})" for name in names]
         lines.append(f"| {row.prompt_tokens} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

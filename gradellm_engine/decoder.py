@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import (
+    Attended,
     AttentionForm,
     attend,
     attention_backward,
@@ -38,6 +39,7 @@ from gradellm_engine.attention import (
     value_gradients,
     visibility,
 )
+from gradellm_engine.cpu_linear import OneDnnLinear, use_onednn
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.grad_ellm import heat_map, layer_scores
 from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape, RotaryShape
@@ -194,10 +196,10 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
+    keys, values = key.detach()[0], value.detach()[0]
     for part, place in zip(current.parts, current.places, strict=True):
         if part.is_new:
-            part.slot.keys(index, part.start, part.end).copy_(key[0, :, place].detach())
-            part.slot.values(index, part.start, part.end).copy_(value[0, :, place].detach())
+            part.slot.store(index, part.start, keys[:, place], values[:, place])
     site = _Site(current, module, index, form)
     if current.anchor is None or index < current.lowest:
         return site.output(query), None
@@ -216,12 +218,14 @@ class _Site:
         module: the layer's attention module.
         index: the layer's index.
         form: the layer's kind of attention.
+        attended: what the forward pass computed of parts, where the backward pass can go on from it.
     """
 
     run: _Pass
     module: nn.Module
     index: int
     form: AttentionForm
+    attended: dict[int, Attended] = field(default_factory=dict)
 
     def seen(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
         """What part i's queries see: the first position, keys and values from there, and which query sees which."""
@@ -236,7 +240,9 @@ class _Site:
         outputs = []
         for i, place in enumerate(self.run.places):
             _, K, V, visible = self.seen(i)
-            o = attention_output(_grouped(query[0, :, place], K.shape[0]), K, V, visible, self.form)
+            o, attended = attention_output(_grouped(query[0, :, place], K.shape[0]), K, V, visible, self.form)
+            if attended is not None and len(self.run.parts[i].ids) == 1:  # more tokens would be much to keep
+                self.attended[i] = attended
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
 
@@ -257,7 +263,7 @@ class _Site:
             first, K, V, visible = self.seen(i)
             q = _grouped(query[0, :, place], K.shape[0]).to(compute)
             w = _grouped(gradient[0, place].transpose(0, 1), K.shape[0]).to(compute)
-            forward = attend(q, K.to(compute), V.to(compute), visible, self.form)
+            forward = self.attended.get(i) or attend(q, K.to(compute), V.to(compute), visible, self.form)
             U = value_gradients(forward, w)
             if self.index in part.explain.selected:
                 domain = _domain(part, first, visible, K.device)
@@ -294,7 +300,7 @@ class _PartsAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: _Site) -> Tensor:  # noqa: ANN401
         ctx.site, ctx.query, ctx.shapes = site, query.detach(), (key.shape, value.shape)
-        return site.output(query)
+        return site.output(ctx.query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -375,7 +381,7 @@ class _LogitHead:
     @staticmethod
     def has_rows(module: nn.Module) -> bool:
         """Whether single rows of the head's weight can be read; not where it is quantised, for example."""
-        return type(module) is nn.Linear
+        return type(module) in (nn.Linear, OneDnnLinear)
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -459,6 +465,7 @@ class Decoder:
         """
         model.requires_grad_(False).eval()
         model.set_attn_implementation("gradellm")
+        use_onednn(model)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")

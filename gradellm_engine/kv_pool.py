@@ -82,6 +82,12 @@ class KVSlot:
         """Tokens that it holds."""
         return len(self.ids)
 
+    def store(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Write keys [G, T, D] and values [G, T, Dv] of the positions from `start` on."""
+        places = slice(self.start + start, self.start + start + keys.shape[1])
+        self._pool.keys[layer][:, places] = keys
+        self._pool.values[layer][:, places] = values
+
     def keys(self, layer: int, first: int, end: int) -> Tensor:
         """Keys of the positions first..end, as attention multiplies them. [G, N, D]"""
         return self._pool.keys[layer][:, self.start + first : self.start + end]

@@ -181,7 +181,7 @@ def test_outputs_equal_a_plain_loop(
     expected = plain_attention(q, K, V, start, form)
     first, forward = attended(q, K, V, start, form)
     visible = visibility(start, T, first, N - first, window, CPU)
-    assert close(attention_output(q, K[:, first:], V[:, first:], visible, form), expected)
+    assert close(attention_output(q, K[:, first:], V[:, first:], visible, form)[0], expected)
     assert close(forward.o, expected)
 
 
@@ -233,13 +233,13 @@ def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal)
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_outputs_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softcap: float | None) -> None:
-    q, K, V = normal(0, 1, 2, 5, 4).to(dtype), normal(1, 1, 5, 4).to(dtype), normal(2, 1, 5, 4).to(dtype)
+    q, K, V = normal(0, 2, 2, 5, 4).to(dtype), normal(1, 2, 5, 4).to(dtype), normal(2, 2, 5, 4).to(dtype)
     form = AttentionForm(0.5, softcap, window=3)
-    output = attention_output(q, K, V, visibility(0, 5, 0, 5, 3, CPU), form)
+    output, _ = attention_output(q, K, V, visibility(0, 5, 0, 5, 3, CPU), form)
     assert output.dtype == dtype
     expected = plain_attention(q.double(), K.double(), V.double(), 0, form)
     assert torch.allclose(output.double(), expected, atol=8 * torch.finfo(dtype).eps)
-    one = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
+    one, _ = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
     assert one.dtype == dtype
     assert torch.allclose(one.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
 
@@ -295,9 +295,8 @@ def test_by_group_multiplies_each_group_with_its_own(normal: Normal) -> None:
 def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: Normal) -> None:
     q, K, V, w = normal(0, 1, 2, 4, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 5), normal(3, 1, 2, 4, 5)
     only_itself = AttentionForm(1.0, window=1)
-    assert close(
-        attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself), V[:, None].expand(-1, 2, -1, -1)
-    )
+    output, _ = attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself)
+    assert close(output, V[:, None].expand(-1, 2, -1, -1))
     alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1], AttentionForm(1.0))
     many = (attended(q, K, V, 0, only_itself)[1], w, only_itself)
     for forward, its_w, form in (alone, many):

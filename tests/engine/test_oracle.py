@@ -21,12 +21,14 @@ from gradellm_engine import (
     Role,
     Sampling,
     Sources,
+    cpu_linear,
 )
 from oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
 from streams import run, scheduler_of
 from tiny_models import save_random_model
 
 MODELS = ["llama", "mistral", "demo", "stories260K"]
+PRESETS = ["paper", "unloosened", "grad_eclip", "knockout"]
 TOLERANCE = 1e-5
 PROMPT = "Once upon a time, there was a small red fox who did not like the"  # longer than Mistral's window
 STEPS = 4
@@ -112,8 +114,23 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
     assert_within_tolerance(model, errors)
 
 
+@pytest.mark.parametrize("model", ["llama", "demo"])
+def test_linear_layers_by_onednn_equal_the_oracle(
+    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr(cpu_linear, "MIN_WEIGHTS", 0)  # these models have no layer so large
+    subject = Case(model_path(model))
+    errors = {}
+    for preset in PRESETS:
+        switches = GradEllm.preset(preset)
+        rows = subject.rows(AttributionSettings(switches, sources=Sources.PREFIX))
+        for step, row in enumerate(rows):
+            errors[switches, step] = relative_error(row, subject.expected(switches, step, subject.completion[step]))
+    assert_within_tolerance(model, errors)
+
+
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("preset", ["paper", "unloosened", "grad_eclip", "knockout"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_targets_and_contrasts_equal_the_oracle(case: Callable[[str], Case], model: str, preset: str) -> None:
     subject = case(model)
     switches = GradEllm.preset(preset)
