@@ -64,17 +64,18 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--dtype",
         default="auto",
-        help="auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU, else the checkpoint's own",
+        choices=["auto", "float32", "bfloat16", "float16", "float64"],
+        help="of the weights; auto is float32 on a CPU, else the checkpoint's own",
     )
     model.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU where there is one"
     )
     model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
-    model.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+    model.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
     limits = made.add_argument_group("limits")
-    limits.add_argument("--max-context-tokens", type=int, metavar="N", help="less than the model's own context")
+    limits.add_argument("--max-context-tokens", type=_count, metavar="N", help="less than the model's own context")
     limits.add_argument(
-        "--max-new-tokens", type=int, default=4096, metavar="N", help="tokens of a completion at most (default: 4096)"
+        "--max-new-tokens", type=_count, default=4096, metavar="N", help="tokens of a completion at most (default: 4096)"
     )
     limits.add_argument(
         "--max-running", type=_count, default=16, metavar="N", help="requests that run at the same time (default: 16)"
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     limits.add_argument(
         "--max-queued-tokens",
-        type=int,
+        type=_count,
         default=262144,
         metavar="N",
         help="tokens of all requests that wait, with their completions at their longest (default: 262144)",
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         help="memory for keys and values, such as 8GiB (default: half of what is free once the model is loaded)",
     )
     limits.add_argument(
-        "--max-message-bytes", type=int, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
+        "--max-message-bytes", type=_count, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
     )
     network = made.add_argument_group("network")
     network.add_argument(

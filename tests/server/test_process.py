@@ -17,6 +17,7 @@ import pytest
 
 from gradellm import Client
 from gradellm_engine.demo_model import CHECKPOINT
+from gradellm_server.__main__ import main
 
 START_SECONDS = 90
 
@@ -62,24 +63,40 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ("arguments", "words"),
     [
         (["--listen", "0.0.0.0:50051"], "--insecure"),
+        (["--listen", "not an address"], "not an address"),
         (["--max-running", "0"], "--max-running: must be at least 1"),
+        (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),
         (["--kv-memory", "1kB"], "1,000 bytes for keys and values are too few"),
-        (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--dtype", "float7"], "float7"),
         (["--device", "abacus"], "abacus"),
-        (["--threads", "0"], "at least 1 thread"),
+        (["--threads", "0"], "must be at least 1"),
         (["--max-context-tokens", "100000"], "100000"),
-        (["--model", "no/such-model"], "no/such-model"),
-        (["--listen", "not an address"], "not an address"),
     ],
 )
-def test_settings_that_cannot_be_end_in_one_line(arguments: list[str], words: str) -> None:
-    ended = gradellm("--listen", "127.0.0.1:0", *arguments, module="gradellm_server")
-    assert ended.returncode == 2
-    last = ended.stderr.strip().splitlines()[-1]
+def test_settings_that_cannot_be_end_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert status_of(["--listen", "127.0.0.1:0", *arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.removeprefix("gradellm serve: ").startswith("error: ")
     assert words in last
+
+
+def status_of(arguments: list[str]) -> int:
+    """The exit status of the command, in this process."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:  # argparse's
+        return int(ended.code or 0)
+
+
+def test_a_model_that_is_nowhere_ends_the_process_with_one_line() -> None:
+    ended = gradellm("serve", "--listen", "127.0.0.1:0", "--model", "no/such-model")
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "no/such-model" in last
     assert "Traceback" not in ended.stderr
 
 
@@ -94,18 +111,17 @@ def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded() -> None:
     assert "weights" not in ended.stderr
 
 
-def test_a_model_that_is_not_supported_or_corrupt_is_named(tmp_path: Path) -> None:
+def test_a_model_that_is_not_supported_or_corrupt_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--model", str(tmp_path), "--listen", "127.0.0.1:0"]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    ended = gradellm("serve", "--model", str(tmp_path), "--listen", "127.0.0.1:0")
-    assert ended.returncode == 2
-    assert "'mamba' is not supported" in ended.stderr
+    assert status_of(arguments) == 2
+    assert "'mamba' is not supported" in capsys.readouterr().err
     for file in CHECKPOINT.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    ended = gradellm("serve", "--model", str(tmp_path), "--listen", "127.0.0.1:0")
-    assert ended.returncode == 2
-    assert f"{weights} is corrupt or cut off" in ended.stderr
+    assert status_of(arguments) == 2
+    assert f"{weights} is corrupt or cut off" in capsys.readouterr().err
 
 
 def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
