@@ -114,13 +114,12 @@ def load_model(
     name = str(DEMO_CHECKPOINT) if name is None else name
     if device_map is not None and device != "auto":
         raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
-    torch_device = _device(device)
+    torch_device = resolve_device(device)
     torch_dtype = _dtype(dtype, torch_device)
     with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    family = family_of(config.model_type)
-    text_config = config.get_text_config(decoder=True)
-    model_context = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
+    family_of(config.model_type)  # refused before its weights are read
+    model_context = _model_context(config)
     if context_tokens is not None and not 2 <= context_tokens <= model_context:
         raise ModelLoadError(
             f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
@@ -140,12 +139,39 @@ def load_model(
     if device_map is None:
         model = model.to(torch_device)
     progress("checking its attention against Transformers' own")
-    decoder = _checked_decoder(model)
-    num_heads = int(text_config.num_attention_heads)
-    info = ModelInfo(
+    return assemble(
+        model,
+        tokenizer,
         name=name,
         revision=str(getattr(config, "_commit_hash", None) or ""),
-        family=config.model_type,
+        weights_sha256=weights_sha256,
+        context_tokens=context_tokens,
+    )
+
+
+def assemble(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    revision: str = "",
+    weights_sha256: str = "",
+    context_tokens: int | None = None,
+) -> LoadedModel:
+    """Take over a model that is in memory, once its attention is found to be that of Transformers.
+
+    Raises:
+        ModelLoadError: where its logits are not finite.
+        UnsupportedModelError: for a family that cannot be explained exactly.
+    """
+    config = model.config.get_text_config(decoder=True)
+    family = family_of(model.config.model_type)
+    decoder = _checked_decoder(model)
+    num_heads = int(config.num_attention_heads)
+    info = ModelInfo(
+        name=name,
+        revision=revision,
+        family=model.config.model_type,
         weights_sha256=weights_sha256,
         tokenizer_sha256=_sha256_of_tokenizer(tokenizer),
         chat_template_sha256=_sha256_of_text(tokenizer.chat_template),
@@ -154,13 +180,18 @@ def load_model(
         attention_kernel=ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
         num_heads=num_heads,
-        num_key_value_heads=int(getattr(text_config, "num_key_value_heads", None) or num_heads),
+        num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
-        context_tokens=context_tokens or model_context,
+        context_tokens=context_tokens or _model_context(model.config),
         has_chat_template=bool(tokenizer.chat_template),
     )
     return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
+
+
+def _model_context(config: Any) -> int:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Tokens that a model was made for."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 0) or 2**31 - 1)
 
 
 def software_versions() -> dict[str, str]:
@@ -174,7 +205,12 @@ def software_versions() -> dict[str, str]:
     }
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; auto is a GPU where there is one.
+
+    Raises:
+        ModelLoadError: where it cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,7 +6,6 @@ pipe closes and the child ends too; there is nothing to clean up by hand and no 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -18,15 +17,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, TypedDict
 
 from gradellm.errors import LocalServerError
+from gradellm.processes import environment, require_server_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["LocalServer", "LocalServerKeywords", "require_server_extra"]
+__all__ = ["LocalServer", "LocalServerKeywords"]
 
 _STOP_SECONDS = 10.0  # for each of: its standard input closed, SIGTERM, SIGKILL
 _LAST_LINES = 12
-_SERVER_PACKAGES = ("torch", "transformers", "grpc_health")
 
 
 class LocalServerKeywords(TypedDict, total=False):
@@ -44,15 +43,6 @@ class LocalServerKeywords(TypedDict, total=False):
     """How long it may take to load the model. 600 by default."""
     inherit_stderr: bool
     """Let the server's own lines through to this process's standard error, instead of keeping them for errors."""
-
-
-def require_server_extra() -> None:
-    """Raise LocalServerError where the packages that host a model are not installed."""
-    if missing := [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise LocalServerError(
-            f"hosting a model needs {', '.join(missing)}, which this Python lacks: pip install 'gradellm[server]'; "
-            "or give the target of a server that runs elsewhere"
-        )
 
 
 class LocalServer:
@@ -85,6 +75,7 @@ class LocalServer:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the child in order
             )
 

@@ -75,7 +75,11 @@ def parser() -> argparse.ArgumentParser:
     limits = made.add_argument_group("limits")
     limits.add_argument("--max-context-tokens", type=_count, metavar="N", help="less than the model's own context")
     limits.add_argument(
-        "--max-new-tokens", type=_count, default=4096, metavar="N", help="tokens of a completion at most (default: 4096)"
+        "--max-new-tokens",
+        type=_count,
+        default=4096,
+        metavar="N",
+        help="tokens of a completion at most (default: 4096)",
     )
     limits.add_argument(
         "--max-running", type=_count, default=16, metavar="N", help="requests that run at the same time (default: 16)"

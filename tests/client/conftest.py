@@ -198,4 +198,4 @@ def server_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__main__.py").write_text(_SERVER_MODULE)
     client = Path(next(iter(gradellm.__path__))).parent
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{client}")
-    monkeypatch.setattr("gradellm.local._SERVER_PACKAGES", ())
+    monkeypatch.setattr("gradellm.processes._PACKAGES", ())

@@ -18,6 +18,7 @@ import gradellm
 from gradellm import Explanation
 from gradellm.cli import main
 from gradellm.cli.prompts import SCENES
+from gradellm.processes import environment
 from gradellm.v1 import explainer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -160,23 +161,35 @@ def test_without_a_target_a_server_is_started(capsys: Out) -> None:
 # --- serve ----------------------------------------------------------------------------------------------------------
 
 
-def test_serve_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    became: list[list[str]] = []
+@pytest.mark.parametrize(("command", "module"), [("serve", "gradellm_server"), ("bench", "gradellm_engine.bench")])
+def test_serve_and_bench_become_another_process(monkeypatch: pytest.MonkeyPatch, command: str, module: str) -> None:
+    became: list[tuple[list[str], dict[str, str]]] = []
 
-    def execv(path: str, arguments: list[str]) -> None:
+    def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
         assert path == sys.executable
-        became.append(arguments)
+        became.append((arguments, environment))
         raise SystemExit
 
-    monkeypatch.setattr(os, "execv", execv)
-    monkeypatch.setattr("gradellm.local._SERVER_PACKAGES", ())
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr("gradellm.processes._PACKAGES", ())
     with pytest.raises(SystemExit):
-        main(["serve", "--help", "--model", "m"])
-    assert became == [[sys.executable, "-m", "gradellm_server", "--help", "--model", "m"]]
+        main([command, "--help", "--model", "m"])
+    assert became == [([sys.executable, "-m", module, "--help", "--model", "m"], environment())]
+
+
+def test_threads_spin_for_a_short_time_unless_the_user_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert int(environment()["GOMP_SPINCOUNT"]) < 10_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in environment()
 
 
 def test_serve_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    monkeypatch.setattr("gradellm.local._SERVER_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("gradellm.processes._PACKAGES", ("no_such_package",))
     assert main(["serve", "--help"]) == 70
     assert "pip install 'gradellm[server]'" in capsys.readouterr().err
 

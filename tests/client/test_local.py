@@ -90,7 +90,7 @@ def test_a_child_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_child_ends_with_its_parent(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(temporary))  # its socket stays behind, as nobody is there to remove it
     program = (
-        "import gradellm.local, os; gradellm.local._SERVER_PACKAGES = ()\n"
+        "import gradellm.local, gradellm.processes, os; gradellm.processes._PACKAGES = ()\n"
         "from gradellm import Client; c = Client.local()\n"
         "print(c._server._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -127,7 +127,7 @@ def test_its_log_may_be_let_through(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradellm.local._SERVER_PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setattr("gradellm.processes._PACKAGES", ("json", "no_such_package"))
     with pytest.raises(LocalServerError, match=r"needs no_such_package, .*pip install 'gradellm\[server\]'"):
         Client.local()
 

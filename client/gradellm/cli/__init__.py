@@ -1,4 +1,4 @@
-"""The command line: `gradellm serve | explain | attribute | info | demo`, a file a command.
+"""The command line: `gradellm serve | explain | attribute | info | demo | bench`, a file a command.
 
 Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 69 no server answers, 70 a server failed,
 75 the server is overloaded and a later try may do, 130 interrupted.
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, demo, explain, info, serve
+from gradellm.cli import attribute, bench, demo, explain, info, serve
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
@@ -34,6 +34,7 @@ _EXIT_CODES: dict[type[GradellmError], int] = {
     DeadlineExceededError: _UNAVAILABLE,
     OverloadedError: _OVERLOADED,
 }  # every other error: _FAILED
+_OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run}
 _INTERRUPTED, _READER_GONE = 130, 141  # what a shell says of SIGINT and SIGPIPE
 
 _EXAMPLES = """\
@@ -50,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _never_fail_to_print()
     try:
-        if arguments[:1] == ["serve"]:  # before argparse, which would take the server's own flags for its own
-            return serve.run(arguments[1:])
+        if become := _OTHER_PROCESSES.get(
+            arguments[0] if arguments else ""
+        ):  # argparse would take their own flags for its own
+            become(arguments[1:])
         args = _parser().parse_args(arguments)
         code: int = args.run(args)
         sys.stdout.flush()
@@ -76,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, info, serve):
+    for command in (demo, explain, attribute, info, serve, bench):
         command.add_parser(commands)
     return parser
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from gradellm.local import require_server_extra
+from gradellm.processes import become
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +20,5 @@ def add_parser(commands: SubParsers) -> None:
 
 
 def run(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by the server, so that signals reach it directly."""
-    require_server_extra()
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "gradellm_server", *arguments])  # noqa: S606  (no shell is meant)
+    """Replace this process by the server."""
+    become("gradellm_server", arguments)

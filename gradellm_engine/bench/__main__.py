@@ -1,0 +1,199 @@
+"""`python -m gradellm_engine.bench`, which `gradellm bench` runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from gradellm_engine.bench.bandwidth import read_bandwidth
+from gradellm_engine.bench.latency import latencies
+from gradellm_engine.bench.load import admission, memory, reuse, throughputs
+from gradellm_engine.bench.report import (
+    Report,
+    admission_fact,
+    headline,
+    latency_table,
+    memory_fact,
+    plot,
+    reuse_fact,
+    throughput_table,
+)
+from gradellm_engine.bench.subject import SHAPES, Subject, checkpoint_subject, random_subject
+from gradellm_engine.bench.ways import WAYS, Way
+from gradellm_engine.errors import EngineError
+from gradellm_engine.loading import DTYPES, resolve_device, software_versions
+
+PARTS = ("latency", "throughput", "admission", "reuse", "memory")
+EXIT_USAGE = 2
+EXAMPLES = """\
+ways:
+{ways}
+
+examples:
+  gradellm bench                                          all parts on a random 125M-parameter Llama (minutes)
+  gradellm bench --parts latency --prompts 64 512         a few minutes
+  gradellm bench --model ./my-model --json here.json      your own model
+  gradellm bench --shape llama-3-8b --dtype bfloat16      on a GPU
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench and print its tables as they come; the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    ways = _ways(options.ways)
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'gradellm[plots]'")
+    for file in (options.json, options.plot):
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"{file} cannot be written: there is no folder {file.parent}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        subject = _subject(options)
+    except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    longest = max(options.prompts) + options.new_tokens
+    if longest > subject.loaded.info.context_tokens:
+        parser.error(f"{longest} tokens are more than the model's context of {subject.loaded.info.context_tokens}")
+    report = Report(_machine(subject), read_bandwidth(subject.device))
+    print(headline(report), flush=True)
+    for table in _measure(report, subject, ways, options):
+        _say("")
+        print(f"\n{table}", flush=True)
+    if options.json:
+        report.write_json(options.json)
+    if options.plot:
+        plot(report, options.plot)
+    return 0
+
+
+def _measure(report: Report, subject: Subject, ways: Sequence[Way], options: argparse.Namespace) -> Iterator[str]:
+    """Fill the report, part after part; yields what there is to print of each."""
+    parts, new_tokens, rounds = options.parts, options.new_tokens, options.rounds
+    if "latency" in parts:
+        for row in latencies(
+            subject,
+            ways,
+            prompt_lengths=options.prompts,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            bandwidth=report.bandwidth,
+            progress=_say,
+        ):
+            report.latencies += row
+            yield latency_table(row)
+    if "throughput" in parts:
+        report.throughputs += throughputs(
+            subject, concurrency=options.concurrency, new_tokens=new_tokens, rounds=rounds, progress=_say
+        )
+        yield throughput_table(report.throughputs)
+    if "admission" in parts:
+        _say("a long prompt comes in")
+        report.admission = admission(subject, streams=4, new_tokens=2 * new_tokens)
+        yield admission_fact(report.admission)
+    if "reuse" in parts:
+        _say("a conversation of two turns")
+        report.reuse = reuse(subject, new_tokens=new_tokens)
+        yield reuse_fact(report.reuse)
+    if "memory" in parts:
+        report.memory = memory(
+            subject, prompt_tokens=max(options.prompts), new_tokens=new_tokens, requests=options.requests, progress=_say
+        )
+        yield memory_fact(report.memory)
+
+
+def _subject(options: argparse.Namespace) -> Subject:
+    device = resolve_device(options.device)
+    dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    if options.model:
+        _say(f"loading {options.model}")
+        return checkpoint_subject(options.model, dtype=dtype, device=device)
+    _say(f"making random weights of shape {options.shape}")
+    return random_subject(options.shape, dtype=dtype, device=device)
+
+
+def _machine(subject: Subject) -> dict[str, str]:
+    info, device = subject.loaded.info, subject.device
+    is_gpu = device.type == "cuda"
+    return {
+        "model": f"{info.name}, {info.num_parameters / 1e6:,.1f}M parameters",
+        "dtype": info.dtype,
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"{platform.machine()} CPU",
+        "threads": "" if is_gpu else f"{torch.get_num_threads()} threads",
+        **{package: f"{package} {version}" for package, version in software_versions().items()},
+    }
+
+
+def _ways(names: Sequence[str] | None) -> list[Way]:
+    """Those that were asked for, or all that are installed."""
+    if names is not None:
+        return [WAYS[name] for name in names]
+    return [way for way in WAYS.values() if way.is_installed]
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {way.name:<13} {way.description}" for way in WAYS.values())
+    made = argparse.ArgumentParser(
+        prog="gradellm bench",
+        description="Measure what an explained token costs on this machine, beside what one would use instead.",
+        epilog=EXAMPLES.format(ways=listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = made.add_argument_group("model")
+    model.add_argument("--shape", choices=list(SHAPES), default="125m", help="a random Llama (default: 125m)")
+    model.add_argument("--model", metavar="PATH_OR_HUB_ID", help="a checkpoint instead")
+    model.add_argument("--dtype", choices=list(DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
+    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    model.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
+    what = made.add_argument_group("what is measured")
+    what.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
+    )
+    what.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), metavar="WAY", help="see below (default: all that are installed)"
+    )
+    what.add_argument(
+        "--prompts", type=_count, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"
+    )
+    what.add_argument("--new-tokens", type=_some, metavar="N", default=32, help="decoded in a round (default: 32)")
+    what.add_argument("--rounds", type=_count, metavar="N", default=5, help="figures are their medians (default: 5)")
+    what.add_argument(
+        "--concurrency", type=_count, nargs="+", metavar="N", default=[1, 4, 16], help="streams (default: 1 4 16)"
+    )
+    what.add_argument(
+        "--requests", type=_count, metavar="N", default=1000, help="short requests, for memory (default: 1000)"
+    )
+    out = made.add_argument_group("output")
+    out.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
+    out.add_argument("--plot", type=Path, metavar="FILE", help="PNG or SVG; needs the extra [plots]")
+    return made
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not (text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"must be at least {least}, was {text}")
+    return int(text)
+
+
+def _some(text: str) -> int:
+    """More than one token, since there is no gap between fewer."""
+    return _count(text, least=2)
+
+
+def _say(stage: str) -> None:
+    """Progress, on one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{stage}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

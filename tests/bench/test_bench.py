@@ -1,0 +1,186 @@
+"""The bench on a tiny model: its ways do the same work, its figures are what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from gradellm_engine.bench import subject as subject_module
+from gradellm_engine.bench.__main__ import main
+from gradellm_engine.bench.bandwidth import read_bandwidth
+from gradellm_engine.bench.latency import Latency, latencies
+from gradellm_engine.bench.load import admission, reuse
+from gradellm_engine.bench.recompute import recomputed_step
+from gradellm_engine.bench.report import latency_table
+from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
+from gradellm_engine.bench.timeline import Timeline
+from gradellm_engine.bench.ways import WAYS, Way
+from gradellm_engine.prompts import PromptInput
+from gradellm_engine.settings import AttributionSettings, Sampling, Sources
+from oracle import relative_error
+
+TINY = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+OWN_WAYS = [name for name, way in WAYS.items() if way.needs is None]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Subject:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(subject_module.SHAPES, "tiny", TINY)
+        return random_subject("tiny", dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def shape(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(subject_module.SHAPES, "tiny", TINY)
+    return "tiny"
+
+
+@pytest.mark.parametrize("name", OWN_WAYS)
+def test_ways_tell_every_token_and_its_vector(tiny: Subject, name: str) -> None:
+    prompt = tiny.prompt(Random(0), 20)
+    expected = WAYS["generate"].decode(tiny, prompt, 6).ids
+    timeline = WAYS[name].decode(tiny, prompt, 6)
+    assert timeline.ids == expected
+    assert timeline.tokens == sorted(timeline.tokens)
+    assert len(timeline.vectors) == (0 if name in ("plain", "generate") else 6)
+    assert all(vector >= token for token, vector in zip(timeline.tokens, timeline.vectors, strict=False))
+    assert 0 < timeline.per_token < timeline.end
+
+
+@pytest.mark.parametrize("model", ["llama", "mistral"])
+def test_recomputation_finds_the_engines_tokens_and_vectors(model_path: Callable[[str], Path], model: str) -> None:
+    subject = checkpoint_subject(str(model_path(model)), dtype=torch.float32, device=torch.device("cpu"))
+    prompt = subject.prompt(Random(1), 20)
+    engine = subject.engine(max_running=1, num_tokens=30)
+    steps = engine.generate(
+        PromptInput(prompt_ids=prompt),
+        Sampling(max_new_tokens=3, temperature=0.0),
+        AttributionSettings(sources=Sources.PREFIX),
+    )
+    known = list(prompt)
+    for step in steps:
+        chosen, scores = recomputed_step(subject.reference, known)
+        assert chosen == step.id
+        assert step.attribution is not None
+        assert relative_error(step.attribution.scores, scores.double()) <= 1e-5
+        known.append(chosen)
+
+
+def test_both_models_stand_on_the_same_tensors(tiny: Subject) -> None:
+    ours = dict(tiny.loaded.decoder._model.named_parameters())
+    theirs = dict(tiny.reference.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+    assert tiny.reference.config._attn_implementation != "gradellm"
+    # The embedding is read a row at a time, and stands apart from the head here.
+    embedding = tiny.reference.get_input_embeddings().weight
+    assert tiny.weight_bytes == sum(parameter.nbytes for parameter in ours.values()) - embedding.nbytes
+
+
+def test_a_timelines_figures() -> None:
+    ours = Timeline(ids=[1, 2, 3], read=1.0, tokens=[2.0, 3.0, 5.0], vectors=[2.5, 3.5, 7.0])
+    assert (ours.first_token, ours.end, ours.per_token) == (2.0, 7.0, 2.0)
+    assert ours.gaps == [1.0, 2.0]
+    assert ours.to_vector == 0.5
+    theirs = Timeline(ids=[1, 2, 3], tokens=[2.0, 3.0, 5.0])  # no telling when the prompt was read
+    assert (theirs.per_token, theirs.to_vector) == (1.5, None)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    slow, fast = Latency("a", 1, 1, per_token=[20.0, 60.0, 21.0]), Latency("b", 1, 1, per_token=[10.0, 30.0, 7.0])
+    assert slow.over(fast) == 2.0
+    assert "2.00" in latency_table([Latency("plain", 1, 1, [1.0], [10.0]), Latency("a", 1, 1, [1.0], [20.0])])
+
+
+def test_floors_are_reads_at_the_measured_bandwidth(tiny: Subject) -> None:
+    ways = [WAYS["plain"], WAYS["per_token"], WAYS["chunked(16)"], WAYS["recompute"]]
+    (row,) = latencies(
+        tiny, ways, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e6, progress=lambda stage: None
+    )
+    plain = 1e3 * (tiny.weight_bytes + 18 * tiny.loaded.decoder.bytes_per_token) / 1e6
+    floors = [latency.floor for latency in row]
+    assert floors == pytest.approx([plain, 2 * plain, 1.125 * plain, None])
+
+
+def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
+    def wrong(subject: Subject, ids: object, count: int) -> Timeline:
+        return Timeline(ids=[0] * count, tokens=[1.0] * count)
+
+    ways = [WAYS["plain"], Way("wrong", "", wrong, None)]
+    measuring = latencies(
+        tiny, ways, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e9, progress=lambda stage: None
+    )
+    with pytest.raises(RuntimeError, match="wrong decoded other tokens"):
+        list(measuring)
+
+
+def test_a_long_prompt_comes_in_while_others_run(tiny: Subject) -> None:
+    its = admission(tiny, streams=2, new_tokens=32)
+    assert its.largest_gap >= its.median_gap > 0
+    assert its.first_token > 0
+
+
+def test_a_second_turn_reads_what_is_new(tiny: Subject) -> None:
+    turns = reuse(tiny, new_tokens=8)
+    assert turns.reused_tokens == turns.first_tokens + 8 - 1  # the answer's last token was never read
+    assert turns.second_tokens - turns.reused_tokens < 40
+
+
+def test_bandwidth_is_that_of_memory() -> None:
+    assert 1e8 < read_bandwidth(torch.device("cpu")) < 1e13
+
+
+def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file, plot_file = tmp_path / "figures.json", tmp_path / "figures.png"
+    pytest.importorskip("matplotlib")
+    arguments = ["--shape", shape, "--prompts", "16", "32", "--new-tokens", "4", "--rounds", "1", "--requests", "8"]
+    arguments += ["--concurrency", "1", "2", "--ways", *OWN_WAYS]
+    assert main([*arguments, "--json", str(json_file), "--plot", str(plot_file)]) == 0
+    told = capsys.readouterr().out
+    assert "prompt of 16 tokens" in told
+    assert all(f"| {way} " in told for way in OWN_WAYS)
+    for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens comes in", "second turn", "Peak memory"):
+        assert words in told
+    figures = json.loads(json_file.read_text())
+    assert {latency["way"] for latency in figures["latencies"]} == set(OWN_WAYS)
+    assert figures["memory"]["requests"] == 8
+    assert plot_file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompts", "4090"], "4122 tokens are more than the model's context of 4096"),
+        (["--rounds", "0"], "at least 1"),
+        (["--new-tokens", "1"], "at least 2"),
+        (["--device", "abacus"], "abacus"),
+        (["--ways", "magic"], "magic"),
+        (["--model", "/no/such/folder"], "/no/such/folder"),
+        (["--json", "/no/such/folder/file.json"], "/no/such/folder"),
+    ],
+)
+def test_a_wrong_turn_ends_in_one_line(
+    shape: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    try:
+        status = main(["--shape", shape, *arguments])
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    assert status == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in last
+    assert words in last
