@@ -23,7 +23,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,plots,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it
@@ -54,8 +54,8 @@ format: $(READY) ## formats the code and sorts imports
 proto: $(PROTOC) ## generates the stubs
 	$(PROTOC) -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTOS)
 
-bench: $(READY) ## what an explained token costs, on a 125M-parameter model; docs/bench.json keeps the figures (minutes)
-	$(BIN)/python -m gradellm_engine.bench --json docs/bench.json
+bench: $(READY) ## what an explained token costs, on a 125M-parameter model, into docs/ (a quarter of an hour)
+	$(BIN)/gradellm bench --json docs/bench.json --plot docs/bench.png
 
 picture: $(READY) ## draws docs/demo.svg, the README's picture, from a run of the demo
 	$(BIN)/python docs/draw_demo.py

@@ -94,7 +94,7 @@ class Subject:
 
 def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> Subject:
     """A Llama of a named shape whose weights are random, made where it computes."""
-    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None)
+    config = LlamaConfig(**SHAPES[shape], bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -103,7 +103,6 @@ def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> S
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    model.generation_config.eos_token_id = None
     return _subject(model, _word_tokenizer(SHAPES[shape]["vocab_size"]), f"random {shape}")
 
 
@@ -123,7 +122,7 @@ def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
 
 
 def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One made-up word a token."""
+    """One made-up word a token; the first is all the special ones that other libraries ask for."""
     backend = Tokenizer(WordLevel({f"w{index}": index for index in range(vocab_size)}, unk_token="w0"))  # noqa: S106
     backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="w0", eos_token="w0", pad_token="w0")  # noqa: S106

@@ -112,9 +112,14 @@ class _Streamer:
 
 
 def _generate(subject: Subject, ids: Ids, count: int) -> Timeline:
-    given = torch.tensor([list(ids)], device=subject.device)
     timeline = Timeline()
-    subject.reference.generate(
+    _generated(subject, ids, count, streamer=_Streamer(Stopwatch(), timeline))
+    return timeline
+
+
+def _generated(subject: Subject, ids: Ids, count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
+    given = torch.tensor([list(ids)], device=subject.device)
+    output = subject.reference.generate(
         given,
         attention_mask=torch.ones_like(given),
         min_new_tokens=count,
@@ -122,9 +127,10 @@ def _generate(subject: Subject, ids: Ids, count: int) -> Timeline:
         do_sample=False,
         pad_token_id=0,
         eos_token_id=None,
-        streamer=_Streamer(Stopwatch(), timeline),
+        **kwargs,
     )
-    return timeline
+    new_ids: list[int] = output[0, len(ids) :].tolist()
+    return new_ids
 
 
 def _recompute(subject: Subject, ids: Ids, count: int) -> Timeline:
@@ -167,12 +173,7 @@ def _captum(subject: Subject, ids: Ids, count: int) -> Timeline:
 
 def _texts(subject: Subject, ids: Ids, count: int) -> tuple[str, str, list[int]]:
     """Prompt and completion as text, for libraries that tokenise themselves; and the completion's tokens."""
-    given = torch.tensor([list(ids)], device=subject.device)
-    with torch.no_grad():
-        output = subject.reference.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0
-        )
-    new_ids: list[int] = output[0, len(ids) :].tolist()
+    new_ids = _generated(subject, ids, count)
     tokenizer: Any = subject.loaded.tokenizer
     prompt = tokenizer.decode(list(ids))
     return prompt, tokenizer.decode([*ids, *new_ids])[len(prompt) :], new_ids
@@ -194,7 +195,7 @@ class _gradients:  # noqa: N801 (a context manager, used like a function)
 
 def _after(seconds: float, ids: list[int]) -> Timeline:
     """All at once, at the end."""
-    return Timeline(ids, 0.0, [seconds] * len(ids), [seconds] * len(ids))
+    return Timeline(ids, 0.0, [seconds] * len(ids))
 
 
 WAYS: dict[str, Way] = {
