@@ -33,6 +33,7 @@ from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
 from gradellm_engine.stream import Plan, Stream
+from gradellm_engine.threads import use_threads
 
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -93,12 +94,11 @@ class Engine:
 
         `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
         memory for keys and values, taken at once and never exceeded; None for a share of what is free. `threads` sets
-        the process's CPU threads; None leaves torch's own choice.
+        the process's CPU threads; None for as many as it may run at once.
         """
-        if threads is not None:
-            if threads < 1:
-                raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
-            torch.set_num_threads(threads)
+        if threads is not None and threads < 1:
+            raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
+        use_threads(threads)
         if max_new_tokens < 1:
             raise ModelLoadError(f"completions of up to {max_new_tokens} tokens were asked for; at least 1 is needed")
         model = load_model(

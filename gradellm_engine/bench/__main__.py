@@ -28,6 +28,7 @@ from gradellm_engine.bench.subject import SHAPES, Subject, checkpoint_subject, r
 from gradellm_engine.bench.ways import WAYS, Way
 from gradellm_engine.errors import EngineError
 from gradellm_engine.loading import DTYPES, resolve_device, software_versions
+from gradellm_engine.threads import use_threads
 
 PARTS = ("latency", "throughput", "admission", "reuse", "memory")
 EXIT_USAGE = 2
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in (options.json, options.plot):
         if file is not None and not file.parent.is_dir():
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     try:
         subject = _subject(options)
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
@@ -153,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--model", metavar="PATH_OR_HUB_ID", help="a checkpoint instead")
     model.add_argument("--dtype", choices=list(DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    model.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
+    model.add_argument(
+        "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
+    )
     what = made.add_argument_group("what is measured")
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"

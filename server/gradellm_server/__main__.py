@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU where there is one"
     )
     model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
-    model.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
+    model.add_argument(
+        "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
+    )
     limits = made.add_argument_group("limits")
     limits.add_argument("--max-context-tokens", type=_count, metavar="N", help="less than the model's own context")
     limits.add_argument(
