@@ -15,6 +15,7 @@ from gradellm_engine.errors import (
 from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Started, Step
 from gradellm_engine.generation import Generation
 from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
+from gradellm_engine.quantization import Quantization
 from gradellm_engine.settings import (
     AttributionSettings,
     Contrast,
@@ -55,6 +56,7 @@ __all__ = [
     "Prompt",
     "PromptInput",
     "PromptToken",
+    "Quantization",
     "Rectify",
     "Resolution",
     "Role",

@@ -29,14 +29,15 @@ def use_onednn(model: nn.Module) -> None:
     if not (has_onednn() and torch.backends.mkldnn.enabled):
         return
     for module in model.modules():
-        # Subclasses, such as those of quantised weights, have a product of their own; so has what was given a forward
-        # of its own, as by accelerate's placement.
+        # Subclasses of layers and of tensors, such as quantised ones, have a product of their own; so has what was
+        # given a forward of its own, as by accelerate's placement.
         if type(module) is nn.Linear and _is_large(module.weight) and "forward" not in vars(module):
             module.__class__ = OneDnnLinear
 
 
 def _is_large(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= MIN_WEIGHTS
+    is_plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_plain and weight.numel() >= MIN_WEIGHTS
 
 
 class OneDnnLinear(nn.Linear):

@@ -381,7 +381,7 @@ class _LogitHead:
     @staticmethod
     def has_rows(module: nn.Module) -> bool:
         """Whether single rows of the head's weight can be read; not where it is quantised, for example."""
-        return type(module) in (nn.Linear, OneDnnLinear)
+        return type(module) in (nn.Linear, OneDnnLinear) and type(module.weight) is nn.Parameter
 
     @contextmanager
     def cut(self) -> Iterator[None]:

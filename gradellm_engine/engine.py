@@ -29,6 +29,7 @@ from gradellm_engine.prompts import (
     decode,
     read_prompt,
 )
+from gradellm_engine.quantization import Quantization
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
@@ -81,6 +82,7 @@ class Engine:
         *,
         revision: str | None = None,
         dtype: str = "auto",
+        quantization: Quantization = Quantization.NONE,
         device: str = "auto",
         device_map: str | None = None,
         context_tokens: int | None = None,
@@ -105,6 +107,7 @@ class Engine:
             name,
             revision=revision,
             dtype=dtype,
+            quantization=quantization,
             device=device,
             device_map=device_map,
             context_tokens=context_tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder, Part
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 from gradellm_engine.families import Family, family_of
+from gradellm_engine.quantization import Quantization, quantization_config
 
 DTYPES = {
     "float64": torch.float64,
@@ -32,6 +34,10 @@ DTYPES = {
     "float16": torch.float16,
 }
 Progress = Callable[[str], None]
+
+# Transformers imports torchao wherever it is installed, which then warns of kernels for processors that are not there.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class ModelInfo:
         tokenizer_sha256: over the tokenizer's own serialisation.
         chat_template_sha256: empty where there is none.
         dtype: what the weights are computed in.
+        quantization: how they are kept: none (in that dtype), int8 or nf4.
         device: where they lie; several, joined with commas.
         attention_kernel: the attention arithmetic that runs.
         num_layers: decoder layers.
@@ -64,6 +71,7 @@ class ModelInfo:
     tokenizer_sha256: str
     chat_template_sha256: str
     dtype: str
+    quantization: str
     device: str
     attention_kernel: str
     num_layers: int
@@ -91,6 +99,7 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: str = "auto",
+    quantization: Quantization = Quantization.NONE,
     device: str = "auto",
     device_map: str | None = None,
     context_tokens: int | None = None,
@@ -102,6 +111,7 @@ def load_model(
         name: a local folder or a hub id; None for the demo model.
         revision: the hub's branch, tag or commit.
         dtype: auto (float32 on a CPU, the checkpoint's own elsewhere), or a name of `DTYPES`.
+        quantization: how weights are kept; what they are multiplied with has `dtype`.
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, ...
         device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
         context_tokens: a smaller limit than the model's own.
@@ -134,10 +144,9 @@ def load_model(
         name,
         revision=revision,
         dtype=torch_dtype,
-        placement={"device_map": device_map} if device_map else {},
+        quantization=quantization_config(quantization, torch_dtype),
+        placement=device_map or {"": torch_device},
     )
-    if device_map is None:
-        model = model.to(torch_device)
     progress("checking its attention against Transformers' own")
     return assemble(
         model,
@@ -145,6 +154,7 @@ def load_model(
         name=name,
         revision=str(getattr(config, "_commit_hash", None) or ""),
         weights_sha256=weights_sha256,
+        quantization=quantization,
         context_tokens=context_tokens,
     )
 
@@ -156,6 +166,7 @@ def assemble(
     name: str,
     revision: str = "",
     weights_sha256: str = "",
+    quantization: Quantization = Quantization.NONE,
     context_tokens: int | None = None,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
@@ -176,12 +187,13 @@ def assemble(
         tokenizer_sha256=_sha256_of_tokenizer(tokenizer),
         chat_template_sha256=_sha256_of_text(tokenizer.chat_template),
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=str(quantization),
         device=",".join(sorted({str(parameter.device) for parameter in model.parameters()})),
         attention_kernel=ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=int(model.num_parameters()),
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_tokens=context_tokens or _model_context(model.config),
         has_chat_template=bool(tokenizer.chat_template),
@@ -298,7 +310,12 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
 
 
 def _load_weights(
-    name: str, *, revision: str | None, dtype: torch.dtype | str, placement: dict[str, str]
+    name: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype | str,
+    quantization: Any,  # noqa: ANN401 (Transformers' configuration of it)
+    placement: str | dict[str, torch.device],
 ) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -309,7 +326,8 @@ def _load_weights(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused by name
-            **placement,
+            quantization_config=quantization,
+            device_map=placement,
         )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
         raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error

@@ -39,6 +39,8 @@ class ModelInfo:
     """Empty where the model has no chat template."""
     dtype: str
     """What its weights are computed in: float32, bfloat16, ..."""
+    quantization: str
+    """How they are kept: none (in that dtype), int8 or nf4."""
     device: str
     attention_kernel: str
     """The attention arithmetic that ran."""

@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
         help="of the weights; auto is float32 on a CPU, else the checkpoint's own",
     )
     model.add_argument(
+        "--quantize",
+        default="none",
+        choices=["none", "int8", "nf4"],
+        help="keep weights in 8 or 4 bits; needs the extra [quant] (default: none)",
+    )
+    model.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU where there is one"
     )
     model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
@@ -143,7 +149,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
     began = time.monotonic()
     _say("starting Python's machine-learning libraries")
     # Importing torch takes seconds: only once the options are known to be good.
-    from gradellm_engine import Engine, EngineError
+    from gradellm_engine import Engine, EngineError, Quantization
     from gradellm_server.server import Server
 
     server = Server(settings)  # before the model, so that a taken port is known at once
@@ -152,6 +158,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
             options.model,
             revision=options.revision,
             dtype=options.dtype,
+            quantization=Quantization(options.quantize),
             device=options.device,
             device_map=options.device_map,
             context_tokens=options.max_context_tokens,

@@ -31,7 +31,7 @@ from gradellm import (
     Usage,
 )
 
-MODEL = ModelInfo("m", "", "llama", "", "", "", "float32", "cpu", "sdpa", 2, 2, 1, 10, 100, 64, False)
+MODEL = ModelInfo("m", "", "llama", "", "", "", "float32", "none", "cpu", "sdpa", 2, 2, 1, 10, 100, 64, False)
 FINISHED = Finished("end_of_text", "", Usage(2, 2, 2, 0), Timings(0.0, 0.1, 0.2, 0.3))
 
 

@@ -1,0 +1,49 @@
+"""Weights in 8 or 4 bits, by libraries that Transformers works with.
+
+Both quantise weights alone: what they are multiplied with stays as it is, so that the products are linear, gradients by
+activations are exact, and explanations are exactly those of the quantised model. That model is another one than the
+model it was made of; how far its scores lie from those is a property of the model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from gradellm_engine.errors import ModelLoadError
+
+
+class Quantization(StrEnum):
+    """How weights are kept."""
+
+    NONE = "none"
+    INT8 = "int8"  # torchao: a scale a row
+    NF4 = "nf4"  # bitsandbytes: 16 levels of a normal distribution, a scale for 64 weights
+
+
+_PACKAGES = {Quantization.INT8: "torchao", Quantization.NF4: "bitsandbytes"}
+
+
+def quantization_config(quantization: Quantization, dtype: torch.dtype | str) -> Any:  # noqa: ANN401 (Transformers')
+    """What Transformers is told to quantise weights while it loads them; None for not.
+
+    Raises:
+        ModelLoadError: where the library that does it is not installed.
+    """
+    if quantization is Quantization.NONE:
+        return None
+    package = _PACKAGES[quantization]
+    if importlib.util.find_spec(package) is None:
+        raise ModelLoadError(f"weights in {quantization} need {package}: pip install 'gradellm[quant]'")
+    if quantization is Quantization.INT8:
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    from transformers import BitsAndBytesConfig
+
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
