@@ -3,6 +3,7 @@
 See `gradellm_engine.engine.Engine`.
 """
 
+import gradellm_engine._quiet  # noqa: F401 (before the libraries that it is for)
 from gradellm_engine.engine import Engine
 from gradellm_engine.errors import (
     BusyError,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,10 +33,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 Progress = Callable[[str], None]
-
-# Transformers imports torchao wherever it is installed, which then warns of kernels for processors that are not there.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
