@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, TypedDict
 
 from gradellm.errors import LocalServerError
-from gradellm.processes import environment, require_server_extra
+from gradellm.processes import command, environment, require_server_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,17 +60,17 @@ class LocalServer:
         self._socket = Path(self._directory.name, "gradellm.sock")
         self._log = Path(self._directory.name, "stderr.log")
         self.target = f"unix:{self._socket}"
-        command = [sys.executable, "-m", "gradellm_server", "--listen", self.target, "--exit-with-stdin"]
+        arguments = ["--listen", self.target, "--exit-with-stdin"]
         for flag, value in (
             ("model", keywords.get("model")),
             ("dtype", keywords.get("dtype")),
             ("device", keywords.get("device")),
         ):
-            command += [f"--{flag}", os.fspath(value)] if value is not None else []
+            arguments += [f"--{flag}", os.fspath(value)] if value is not None else []
         with self._log.open("wb") as log:
             output: IO[bytes] | int = 2 if keywords.get("inherit_stderr") else log
             self._process = subprocess.Popen(  # noqa: S603  (this Python, and arguments without a shell)
-                [*command, *keywords.get("server_args", ())],
+                command("gradellm_server", [*arguments, *keywords.get("server_args", ())]),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

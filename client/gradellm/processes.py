@@ -12,7 +12,7 @@ from gradellm.errors import LocalServerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["become", "environment", "require_server_extra"]
+__all__ = ["become", "command", "environment", "require_server_extra"]
 
 _PACKAGES = ("torch", "transformers", "grpc_health")
 
@@ -21,6 +21,11 @@ _PACKAGES = ("torch", "transformers", "grpc_health")
 # with one other process on 2 cores, 371 ms a token instead of 55. Spinning for some microseconds, as here, costs about
 # a tenth on a machine of one's own.
 _SPINS = "3000"
+
+
+def command(module: str, arguments: Sequence[str]) -> list[str]:
+    """What runs one of the package's modules. Files of the working directory must not stand in for modules: -P."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -44,5 +49,4 @@ def become(module: str, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by `python -m module`, so that signals reach it directly."""
     require_server_extra()
     sys.stdout.flush()
-    command = [sys.executable, "-m", module, *arguments]
-    os.execve(sys.executable, command, environment())  # noqa: S606  (no shell is meant)
+    os.execve(sys.executable, command(module, arguments), environment())  # noqa: S606  (no shell is meant)

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways = _ways(options.ways)
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'gradellm[plots]'")
+    if options.plot and options.plot.suffix not in (".png", ".svg"):
+        parser.error(f"--plot {options.plot} must end in .png or .svg")
     for file in (options.json, options.plot):
         if file is not None and not file.parent.is_dir():
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
@@ -62,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     longest = max(options.prompts) + options.new_tokens
     if longest > subject.loaded.info.context_tokens:
-        parser.error(f"{longest} tokens are more than the model's context of {subject.loaded.info.context_tokens}")
+        parser.error(
+            f"--prompts {max(options.prompts)} and --new-tokens {options.new_tokens} make {longest} tokens; "
+            f"the model's context is {subject.loaded.info.context_tokens}"
+        )
     report = Report(_machine(subject), read_bandwidth(subject.device))
     print(headline(report), flush=True)
     for table in _measure(report, subject, ways, options):
@@ -198,4 +203,8 @@ def _say(stage: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ngradellm bench: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -174,7 +174,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
     info = engine.info
     _say(
         f"serving {info.name} ({info.family}, {info.num_parameters / 1e6:,.1f}M parameters, "
-        f"{info.dtype} on {info.device}) "
+        f"{'' if info.quantization == 'none' else f'{info.quantization} weights, '}{info.dtype} on {info.device}) "
         f"on {server.address} after {time.monotonic() - began:.1f} s"
     )
     stopping = asyncio.Event()
@@ -208,5 +208,13 @@ def _fail(message: str) -> int:
     return EXIT_USAGE
 
 
+def _leave(number: int, frame: object) -> NoReturn:
+    """Until there is something to stop in order. An exception would wait for imports and reads to end."""
+    _say("stopped before it was ready")
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, _leave)
     sys.exit(main())

@@ -34,6 +34,8 @@ class ServerSettings:
                 raise ListenError(f"{name} must be at least 1, was {getattr(self, name)}")
         if self.max_queued < 0:
             raise ListenError(f"max_queued must not be negative, was {self.max_queued}")
+        if not self.listen.startswith("unix:") and not self.listen.rpartition(":")[2].isdecimal():
+            raise ListenError(f"{self.listen} has no port; say HOST:PORT, such as localhost:50051, or unix:PATH")
         if not self.insecure and not is_local(self.listen):
             raise ListenError(
                 f"{self.listen} can be reached from other machines and the connection would not be encrypted; "

@@ -164,12 +164,13 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompts", "4090"], "4122 tokens are more than the model's context of 4096"),
+        (["--prompts", "4090"], "4122 tokens; the model's context is 4096"),
         (["--rounds", "0"], "at least 1"),
         (["--new-tokens", "1"], "at least 2"),
         (["--device", "abacus"], "abacus"),
         (["--ways", "magic"], "magic"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
+        (["--plot", "figures.txt"], "must end in .png or .svg"),
         (["--json", "/no/such/folder/file.json"], "/no/such/folder"),
     ],
 )

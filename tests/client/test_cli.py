@@ -174,7 +174,7 @@ def test_serve_and_bench_become_another_process(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("gradellm.processes._PACKAGES", ())
     with pytest.raises(SystemExit):
         main([command, "--help", "--model", "m"])
-    assert became == [([sys.executable, "-m", module, "--help", "--model", "m"], environment())]
+    assert became == [([sys.executable, "-P", "-m", module, "--help", "--model", "m"], environment())]
 
 
 def test_threads_spin_for_a_short_time_unless_the_user_says_it(monkeypatch: pytest.MonkeyPatch) -> None:

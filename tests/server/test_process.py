@@ -63,7 +63,9 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ("arguments", "words"),
     [
         (["--listen", "0.0.0.0:50051"], "--insecure"),
-        (["--listen", "not an address"], "not an address"),
+        (["--listen", "not an address"], "not an address has no port"),
+        (["--listen", "127.0.0.1"], "127.0.0.1 has no port; say HOST:PORT"),
+        (["--listen", "127.0.0.1:http"], "127.0.0.1:http has no port"),
         (["--max-running", "0"], "--max-running: must be at least 1"),
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),
@@ -138,6 +140,18 @@ def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) in (0, 128 + signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_it_is_ready_ends_it_at_once(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "gradellm_server", "--listen", f"127.0.0.1:{free_port()}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "starting" in process.stderr.readline()
+        process.send_signal(number)
+        _, told = process.communicate(timeout=5)
+    assert process.returncode == 128 + number
+    assert told.strip() == "gradellm: stopped before it was ready"
 
 
 PARENT = """

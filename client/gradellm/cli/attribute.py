@@ -16,7 +16,7 @@ __all__ = ["add_parser", "run"]
 
 _EXAMPLES = """\
   gradellm attribute "The capital of France is" --completion " Paris"
-  gradellm attribute "The capital of France is" --completion " Paris" --method saliency --format json
+  gradellm attribute "The capital of France is" --completion " Paris" --attribution knockout --format json
 """
 
 

@@ -180,7 +180,7 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
         choices=_PRESETS if can_be_off else _PRESETS[:-1],
         help="the preset; paper by default" + (", none for plain text" if can_be_off else ""),
     )
-    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists the others")
+    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists what there is")
     group.add_argument("--layers", type=_layers, metavar="last:4|0,1|all", help="which layers are summed")
     for name, (values, meaning) in _SWITCHES.items():
         group.add_argument(f"--{name.replace('_', '-')}", choices=get_args(values), help=meaning)
