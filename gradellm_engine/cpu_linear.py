@@ -17,8 +17,9 @@ MIN_WEIGHTS = 2**19  # measured: 256 x 768 is slower through oneDNN, 768 x 768 i
 
 
 def has_onednn() -> bool:
-    """Whether PyTorch was built with it."""
-    return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call,no-any-return]
+    """Whether PyTorch was built with it, and still calls its product what we call it."""
+    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def use_onednn(model: nn.Module) -> None:

@@ -241,10 +241,15 @@ class _Site:
         for i, place in enumerate(self.run.places):
             _, K, V, visible = self.seen(i)
             o, attended = attention_output(_grouped(query[0, :, place], K.shape[0]), K, V, visible, self.form)
-            if attended is not None and len(self.run.parts[i].ids) == 1:  # more tokens would be much to keep
+            if attended is not None and self._keeps(self.run.parts[i], attended.K.dtype == K.dtype):
                 self.attended[i] = attended
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
+
+    @staticmethod
+    def _keeps(part: Part, is_view: bool) -> bool:
+        """Whether the backward pass goes on from the forward pass's products; they must be little to keep."""
+        return part.explain is not None and len(part.ids) == 1 and is_view
 
     def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
         """Add the layer's scores to the heat maps, and write the gradients into `back`, where the graph goes on.
@@ -263,7 +268,7 @@ class _Site:
             first, K, V, visible = self.seen(i)
             q = _grouped(query[0, :, place], K.shape[0]).to(compute)
             w = _grouped(gradient[0, place].transpose(0, 1), K.shape[0]).to(compute)
-            forward = self.attended.get(i) or attend(q, K.to(compute), V.to(compute), visible, self.form)
+            forward = self.attended.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
             U = value_gradients(forward, w)
             if self.index in part.explain.selected:
                 domain = _domain(part, first, visible, K.device)
@@ -451,7 +456,7 @@ class Decoder:
 
     Attributes:
         device: where tokens go in.
-        num_layers: attention layers.
+        layer_shapes: what each attention layer stores.
         pool: the memory of all sequences.
     """
 
@@ -474,8 +479,7 @@ class Decoder:
         self.device = model.get_input_embeddings().weight.device
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
-            self._shapes, self._rotaries, self._rotary_of = self._meet()
-        self.num_layers = len(self._shapes)
+            self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
 
     def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
@@ -507,14 +511,19 @@ class Decoder:
         return [meeting.shapes[index] for index in range(expected)], shapes, rotary_of
 
     @property
+    def num_layers(self) -> int:
+        """Attention layers."""
+        return len(self.layer_shapes)
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of key-value memory that a token takes, on all devices together."""
-        layers = sum(shape.bytes_per_token for shape in self._shapes)
+        layers = sum(shape.bytes_per_token for shape in self.layer_shapes)
         return layers + sum(shape.bytes_per_token for shape in self._rotaries)
 
     def allocate_pool(self, num_tokens: int) -> None:
         """Make room for so many tokens of all sequences together."""
-        self.pool = KVPool(self._shapes, self._rotaries, num_tokens)
+        self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens)
 
     def read(self, parts: Sequence[Part]) -> None:
         """Read the parts' tokens into their slots; nothing else is wanted of them."""

@@ -149,6 +149,11 @@ class KVPool:
         self._take_back_abandoned()
         return sum(length for _, length in self._free) + self.num_kept_tokens
 
+    def touch(self) -> None:
+        """Write to all places, so that a system that gives memory at its first use gives it now."""
+        for places in (*self.keys, *self.values, *self.cosines, *self.sines):
+            places.zero_()
+
     def allocate(self, capacity: int, ids: Sequence[int] = ()) -> KVSlot | None:
         """A slot for `capacity` tokens; None where there is no room now.
 

@@ -24,7 +24,7 @@ from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder, Part
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 from gradellm_engine.families import Family, family_of
-from gradellm_engine.quantization import Quantization, quantization_config
+from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 
 DTYPES = {
     "float64": torch.float64,
@@ -47,7 +47,7 @@ class ModelInfo:
         tokenizer_sha256: over the tokenizer's own serialisation.
         chat_template_sha256: empty where there is none.
         dtype: what the weights are computed in.
-        quantization: how they are kept: none (in that dtype), int8 or nf4.
+        quantization: how they are kept: none (in that dtype), int8, nf4, or what the checkpoint itself says.
         device: where they lie; several, joined with commas.
         attention_kernel: the attention arithmetic that runs.
         num_layers: decoder layers.
@@ -142,6 +142,7 @@ def load_model(
         quantization=quantization_config(quantization, torch_dtype),
         placement=device_map or {"": torch_device},
     )
+    check_gradients(model)
     progress("checking its attention against Transformers' own")
     return assemble(
         model,
@@ -149,7 +150,7 @@ def load_model(
         name=name,
         revision=str(getattr(config, "_commit_hash", None) or ""),
         weights_sha256=weights_sha256,
-        quantization=quantization,
+        quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),
         context_tokens=context_tokens,
     )
 
@@ -161,7 +162,7 @@ def assemble(
     name: str,
     revision: str = "",
     weights_sha256: str = "",
-    quantization: Quantization = Quantization.NONE,
+    quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
@@ -182,7 +183,7 @@ def assemble(
         tokenizer_sha256=_sha256_of_tokenizer(tokenizer),
         chat_template_sha256=_sha256_of_text(tokenizer.chat_template),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=str(quantization),
+        quantization=quantization,
         device=",".join(sorted({str(parameter.device) for parameter in model.parameters()})),
         attention_kernel=ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
@@ -194,6 +195,13 @@ def assemble(
         has_chat_template=bool(tokenizer.chat_template),
     )
     return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
+
+
+def _own_quantization(config: Any) -> str:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """How a checkpoint's own weights are quantised, as its configuration calls it; none where they are not."""
+    its: Any = getattr(config, "quantization_config", None)
+    method = its.get("quant_method") if isinstance(its, dict) else getattr(its, "quant_method", None)
+    return str(Quantization.NONE) if its is None else str(getattr(method, "value", method))
 
 
 def _model_context(config: Any) -> int:  # noqa: ANN401 (Transformers' PretrainedConfig)

@@ -12,8 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
-from gradellm_engine.errors import ModelLoadError
+from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 
 
 class Quantization(StrEnum):
@@ -47,3 +49,21 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype | str) ->
 
     compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def check_gradients(model: PreTrainedModel) -> None:
+    """See to it that gradients pass through a quantised model's layers.
+
+    Raises:
+        UnsupportedModelError: naming a layer that gives an output without a graph: scores would miss what is below it.
+    """
+    for name, module in model.named_modules():
+        # bitsandbytes packs 4-bit weights on some processors for a product that knows no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter:
+            weight = module.weight
+            x = torch.zeros(1, module.in_features, device=weight.device, dtype=model.dtype, requires_grad=True)
+            with torch.enable_grad():
+                if not module(x).requires_grad:
+                    raise UnsupportedModelError(f"no gradient passes through the quantised layer {name}")

@@ -13,7 +13,16 @@ import torch
 
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.bench.latency import latencies
-from gradellm_engine.bench.load import admission, memory, reuse, throughputs
+from gradellm_engine.bench.load import (
+    FIRST_TURN,
+    LONG_PROMPT,
+    SECOND_TURN,
+    SHORT_PROMPT,
+    admission,
+    memory,
+    reuse,
+    throughputs,
+)
 from gradellm_engine.bench.report import (
     Report,
     admission_fact,
@@ -31,6 +40,7 @@ from gradellm_engine.loading import DTYPES, resolve_device, software_versions
 from gradellm_engine.threads import use_threads
 
 PARTS = ("latency", "throughput", "admission", "reuse", "memory")
+ADMISSION_TOKENS = 128  # of running streams: they must outlast the prompt that comes in
 EXIT_USAGE = 2
 EXAMPLES = """\
 ways:
@@ -49,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     ways = _ways(options.ways)
+    if halved := [way.name for way in ways if options.new_tokens % way.chunk_size]:
+        parser.error(f"--new-tokens {options.new_tokens} are not whole chunks of {', '.join(halved)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'gradellm[plots]'")
     if options.plot and options.plot.suffix not in (".png", ".svg"):
@@ -62,19 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
-    longest = max(options.prompts) + options.new_tokens
-    if longest > subject.loaded.info.context_tokens:
-        parser.error(
-            f"--prompts {max(options.prompts)} and --new-tokens {options.new_tokens} make {longest} tokens; "
-            f"the model's context is {subject.loaded.info.context_tokens}"
-        )
+    context = subject.loaded.info.context_tokens
+    for part in options.parts:
+        if (needed := _context_of(part, options)) > context:
+            parser.error(
+                f"the part {part} needs {needed} tokens, the model's context is {context}: "
+                "say shorter --prompts, or --parts without it"
+            )
+    if refusing := [way.name for way in ways if subject.loaded.info.family in way.families_without]:
+        if options.ways:
+            parser.error(f"{', '.join(refusing)} cannot run a model of the family {subject.loaded.info.family}")
+        ways = [way for way in ways if way.name not in refusing]
     report = Report(_machine(subject), read_bandwidth(subject.device))
     print(headline(report), flush=True)
     for table in _measure(report, subject, ways, options):
         _say("")
         print(f"\n{table}", flush=True)
-    if options.json:
-        report.write_json(options.json)
+        if options.json:
+            report.write_json(options.json)  # now: what was measured is kept, whatever comes
     if options.plot:
         plot(report, options.plot)
     return 0
@@ -102,17 +119,29 @@ def _measure(report: Report, subject: Subject, ways: Sequence[Way], options: arg
         yield throughput_table(report.throughputs)
     if "admission" in parts:
         _say("a long prompt comes in")
-        report.admission = admission(subject, streams=4, new_tokens=2 * new_tokens)
+        report.admission = admission(subject, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
         yield admission_fact(report.admission)
     if "reuse" in parts:
         _say("a conversation of two turns")
-        report.reuse = reuse(subject, new_tokens=new_tokens)
+        report.reuse = reuse(subject, new_tokens=new_tokens, rounds=rounds)
         yield reuse_fact(report.reuse)
     if "memory" in parts:
         report.memory = memory(
             subject, prompt_tokens=max(options.prompts), new_tokens=new_tokens, requests=options.requests, progress=_say
         )
         yield memory_fact(report.memory)
+
+
+def _context_of(part: str, options: argparse.Namespace) -> int:
+    """Tokens of the longest sequence that a part runs."""
+    needed: dict[str, int] = {
+        "latency": max(options.prompts) + options.new_tokens,
+        "throughput": SHORT_PROMPT + options.new_tokens,
+        "admission": LONG_PROMPT + 1,
+        "reuse": FIRST_TURN + SECOND_TURN + 2 * options.new_tokens,
+        "memory": max(options.prompts) + options.new_tokens,
+    }
+    return needed[part]
 
 
 def _subject(options: argparse.Namespace) -> Subject:
@@ -169,9 +198,11 @@ def _parser() -> argparse.ArgumentParser:
         "--ways", nargs="+", choices=list(WAYS), metavar="WAY", help="see below (default: all that are installed)"
     )
     what.add_argument(
-        "--prompts", type=_count, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"
+        "--prompts", type=_some, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"
     )
-    what.add_argument("--new-tokens", type=_some, metavar="N", default=32, help="decoded in a round (default: 32)")
+    what.add_argument(
+        "--new-tokens", type=_some, metavar="N", default=32, help="decoded in a round; whole chunks (default: 32)"
+    )
     what.add_argument("--rounds", type=_count, metavar="N", default=5, help="figures are their medians (default: 5)")
     what.add_argument(
         "--concurrency", type=_count, nargs="+", metavar="N", default=[1, 4, 16], help="streams (default: 1 4 16)"
@@ -192,7 +223,7 @@ def _count(text: str, least: int = 1) -> int:
 
 
 def _some(text: str) -> int:
-    """More than one token, since there is no gap between fewer."""
+    """More than one token: there is no gap between fewer, and of a prompt, the last one belongs to the first step."""
     return _count(text, least=2)
 
 

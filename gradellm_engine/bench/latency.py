@@ -26,8 +26,8 @@ class Latency:
         first_token: to the first token.
         per_token: a token, its scores included.
         to_vector: from a token to its scores, the median of the round; empty without attribution.
-        floor: a token where the weights and the prompt's keys and values are read as often as must be, at the measured
-            bandwidth; None for ways whose work grows with the prompt.
+        floor: a token where weights, keys and values are read as often as must be, at the measured bandwidth; None for
+            ways whose work grows with the prompt.
     """
 
     way: str
@@ -102,7 +102,8 @@ def _check_alike(ids: dict[str, list[int]], dtype: str) -> None:
 
 
 def _floor(subject: Subject, way: Way, context: int, bandwidth: float) -> float | None:
-    if way.weight_reads is None:
+    if way.reads is None:
         return None
-    read = subject.weight_bytes + context * subject.loaded.decoder.bytes_per_token
-    return 1e3 * way.weight_reads * read / bandwidth
+    body, head = way.reads
+    keys_and_values = context * sum(shape.bytes_per_token for shape in subject.loaded.decoder.layer_shapes)
+    return 1e3 * (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth

@@ -81,7 +81,7 @@ def admission_fact(its: Admission) -> str:
     """What a long prompt does to running streams."""
     return (
         f"A prompt of {its.prompt_tokens:,} tokens comes in while {its.streams} explained streams run: their largest "
-        f"gap between tokens is {its.largest_gap:,.0f} ms, {its.largest_gap / its.median_gap:.1f} times the median; "
+        f"gap between tokens is {its.largest_gap:,.0f} ms, {its.stretch:.1f} times the median before; "
         f"its own first token takes {its.first_token:,.0f} ms."
     )
 

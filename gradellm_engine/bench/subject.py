@@ -63,12 +63,14 @@ class Subject:
     Attributes:
         loaded: as this engine has it; no token ends its completions, so that all ways decode equally many.
         reference: as Transformers runs it, over the same tensors: neither reads from a warmer cache.
-        weight_bytes: of the weights that a decode step reads: all but an embedding that the head does not share.
+        body_bytes: of the layers' weights, all of which a decode step reads.
+        head_bytes: of the language-model head's.
     """
 
     loaded: LoadedModel
     reference: PreTrainedModel
-    weight_bytes: int
+    body_bytes: int
+    head_bytes: int
 
     @property
     def device(self) -> torch.device:
@@ -117,8 +119,9 @@ def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     loaded = replace(assemble(model, tokenizer, name=name), end_ids=frozenset())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    return Subject(loaded, reference, weight_bytes - (embedding.nbytes if embedding is not head else 0))
+    outside = {id(weight): weight.nbytes for weight in (embedding, head)}  # they may be one
+    body_bytes = sum(parameter.nbytes for parameter in model.parameters()) - sum(outside.values())
+    return Subject(loaded, reference, body_bytes, head.nbytes)
 
 
 def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

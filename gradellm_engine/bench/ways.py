@@ -31,16 +31,21 @@ class Way:
         name: what tables call it.
         description: what it does, in a sentence.
         decode: subject, prompt, number of tokens -> timeline.
-        weight_reads: how often it must read all weights for a token; None where that grows with the prompt.
+        reads: how often it must read a token's weights: those of the layers, and those of the head, of which the
+            backward pass needs single rows; None where that grows with the prompt.
+        chunk_size: tokens that are explained together; only whole chunks are measured.
         is_slow: seconds a token, so that it is given few of them.
+        families_without: that it cannot run.
         needs: the package that must be installed, None for none.
     """
 
     name: str
     description: str
     decode: Decode
-    weight_reads: float | None
+    reads: tuple[float, float] | None
+    chunk_size: int = 1
     is_slow: bool = False
+    families_without: frozenset[str] = frozenset()
     needs: str | None = None
 
     @property
@@ -201,18 +206,19 @@ def _after(seconds: float, ids: list[int]) -> Timeline:
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        Way("plain", "this engine without attribution", _by_engine(None), 1),
-        Way("per_token", "this engine, each token with its vector", _by_engine(AttributionSettings()), 2),
+        Way("plain", "this engine without attribution", _by_engine(None), (1, 1)),
+        Way("per_token", "this engine, each token with its vector", _by_engine(AttributionSettings()), (2, 1)),
         *(
             Way(
                 f"chunked({size})",
                 f"this engine, vectors {size} tokens at a time",
                 _by_engine(chunked(size)),
-                1 + 2 / size,
+                (1 + 2 / size, 1),
+                size,
             )
             for size in (16, 32)
         ),
-        Way("generate", "Transformers' generate, no attribution", _generate, 1),
+        Way("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
         Way("recompute", "Grad-ELLM by a pass over the whole prefix for each token", _recompute, None, is_slow=True),
         Way("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
         Way(

@@ -14,7 +14,7 @@ from gradellm_engine.bench import subject as subject_module
 from gradellm_engine.bench.__main__ import main
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.bench.latency import Latency, latencies
-from gradellm_engine.bench.load import admission, reuse
+from gradellm_engine.bench.load import STREAM_KINDS, admission, memory, reuse, throughputs
 from gradellm_engine.bench.recompute import recomputed_step
 from gradellm_engine.bench.report import latency_table
 from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
@@ -88,7 +88,9 @@ def test_both_models_stand_on_the_same_tensors(tiny: Subject) -> None:
     assert tiny.reference.config._attn_implementation != "gradellm"
     # The embedding is read a row at a time, and stands apart from the head here.
     embedding = tiny.reference.get_input_embeddings().weight
-    assert tiny.weight_bytes == sum(parameter.nbytes for parameter in ours.values()) - embedding.nbytes
+    head = tiny.reference.get_output_embeddings().weight
+    assert tiny.body_bytes + tiny.head_bytes + embedding.nbytes == sum(parameter.nbytes for parameter in ours.values())
+    assert tiny.head_bytes == head.nbytes
 
 
 def test_a_timelines_figures() -> None:
@@ -109,11 +111,12 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_floors_are_reads_at_the_measured_bandwidth(tiny: Subject) -> None:
     ways = [WAYS["plain"], WAYS["per_token"], WAYS["chunked(16)"], WAYS["recompute"]]
     (row,) = latencies(
-        tiny, ways, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e6, progress=lambda stage: None
+        tiny, ways, prompt_lengths=[16], new_tokens=16, rounds=1, bandwidth=1e6, progress=lambda stage: None
     )
-    plain = 1e3 * (tiny.weight_bytes + 18 * tiny.loaded.decoder.bytes_per_token) / 1e6
+    keys_and_values = 24 * 2 * 2 * (8 + 8) * 4  # in the middle: tokens x layers x groups x widths x bytes
+    body, head = 1e3 * (tiny.body_bytes + keys_and_values) / 1e6, 1e3 * tiny.head_bytes / 1e6
     floors = [latency.floor for latency in row]
-    assert floors == pytest.approx([plain, 2 * plain, 1.125 * plain, None])
+    assert floors == pytest.approx([body + head, 2 * body + head, 1.125 * body + head, None])
 
 
 def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
@@ -129,13 +132,31 @@ def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
 
 
 def test_a_long_prompt_comes_in_while_others_run(tiny: Subject) -> None:
-    its = admission(tiny, streams=2, new_tokens=32)
-    assert its.largest_gap >= its.median_gap > 0
-    assert its.first_token > 0
+    its = admission(tiny, streams=2, new_tokens=64, rounds=1)
+    assert its.median_gap > 0
+    assert its.first_token >= its.largest_gap / 2 > 0  # it is read while they wait for tokens
+    with pytest.raises(RuntimeError, match="end before"):
+        admission(tiny, streams=2, new_tokens=17, rounds=1)
+
+
+def test_throughput_is_that_of_streams_which_all_decode(tiny: Subject) -> None:
+    results = list(throughputs(tiny, concurrency=[1, 4], new_tokens=32, rounds=1, progress=lambda stage: None))
+    assert [(result.kind, result.streams) for result in results] == [(k, n) for n in (1, 4) for k in STREAM_KINDS]
+    for result in results:
+        if result.kind == "plain":  # nothing but steps: as many tokens a second as gaps tell, of all streams
+            assert result.tokens_per_second == pytest.approx(result.streams * 1e3 / result.gap, rel=0.6)
+
+
+def test_memory_is_counted_from_pools_that_are_in_use(tiny: Subject) -> None:
+    used = memory(tiny, prompt_tokens=64, new_tokens=32, requests=32, progress=lambda stage: None)
+    pool = tiny.loaded.decoder.pool
+    assert used.idle > pool.num_tokens * tiny.loaded.decoder.bytes_per_token
+    assert all(peak >= 0.9 * used.idle for peak in used.peak.values())
+    assert abs(used.after - used.before) < 2**26
 
 
 def test_a_second_turn_reads_what_is_new(tiny: Subject) -> None:
-    turns = reuse(tiny, new_tokens=8)
+    turns = reuse(tiny, new_tokens=8, rounds=1)
     assert turns.reused_tokens == turns.first_tokens + 8 - 1  # the answer's last token was never read
     assert turns.second_tokens - turns.reused_tokens < 40
 
@@ -147,7 +168,7 @@ def test_bandwidth_is_that_of_memory() -> None:
 def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "figures.json", tmp_path / "figures.png"
     pytest.importorskip("matplotlib")
-    arguments = ["--shape", shape, "--prompts", "16", "32", "--new-tokens", "4", "--rounds", "1", "--requests", "8"]
+    arguments = ["--shape", shape, "--prompts", "16", "32", "--new-tokens", "32", "--rounds", "1", "--requests", "8"]
     arguments += ["--concurrency", "1", "2", "--ways", *OWN_WAYS]
     assert main([*arguments, "--json", str(json_file), "--plot", str(plot_file)]) == 0
     told = capsys.readouterr().out
@@ -164,7 +185,8 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompts", "4090"], "4122 tokens; the model's context is 4096"),
+        (["--prompts", "4090"], "the part latency needs 4122 tokens, the model's context is 4096"),
+        (["--new-tokens", "40"], "40 are not whole chunks of chunked(16), chunked(32)"),
         (["--rounds", "0"], "at least 1"),
         (["--new-tokens", "1"], "at least 2"),
         (["--device", "abacus"], "abacus"),

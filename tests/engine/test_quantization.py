@@ -10,7 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gradellm_engine import AttributionSettings, Delivery, Engine, ModelLoadError, Quantization, Sampling, Sources
+from gradellm_engine import (
+    AttributionSettings,
+    Delivery,
+    Engine,
+    ModelLoadError,
+    Quantization,
+    Sampling,
+    Sources,
+    UnsupportedModelError,
+)
 from gradellm_engine.bench.recompute import recomputed_step
 from gradellm_engine.quantization import quantization_config
 from oracle import relative_error
@@ -80,3 +89,15 @@ def test_without_the_library_it_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelLoadError, match=r"pip install 'gradellm\[quant\]'"):
         Engine.load(quantization=quantization)
+
+
+def test_a_layer_that_gives_no_gradient_is_refused(
+    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bitsandbytes' own kernel for some processors: scores would be those of a model cut in two."""
+    from bitsandbytes.nn import Linear4bit
+
+    whole = Linear4bit.forward
+    monkeypatch.setattr(Linear4bit, "forward", lambda self, x: whole(self, x).detach())
+    with pytest.raises(UnsupportedModelError, match="no gradient passes through the quantised layer"):
+        Engine.load(str(model_path("demo")), quantization=Quantization.NF4)
