@@ -1,4 +1,4 @@
-"""The demo model's corpus: three tasks whose prompts are the paper's, verdict lists, and plain stories.
+"""The demo model's corpus: three tasks whose prompts are the paper's, verdict lists, retellings, and plain stories.
 
 Pure and seeded, of the standard library alone.
 
@@ -9,8 +9,8 @@ decide the answer or not. So no pair of a held-out example, stated or asked abou
 whatever the seeds; single words, names and sentence shapes are shared.
 
 Training differs from evaluation in what is asked, never in which pairs may occur: conversations with more than one
-answer, easy reviews first and hard ones more often, and verdict lists, which ask of a passage without a chat; the
-reasons are in `train.py`.
+answer, easy reviews first and hard ones more often, verdict lists, which ask of a passage without a chat, and
+retellings, which tell causes twice; the reasons are in `train.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from gradellm_engine.demo_model.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
 from gradellm_engine.demo_model.sentiment import sentiment_example
 from gradellm_engine.demo_model.stories import story
-from gradellm_engine.demo_model.why import why_example
+from gradellm_engine.demo_model.why import retelling, why_example
 
 __all__ = [
     "TASKS",
@@ -33,6 +33,7 @@ __all__ = [
     "Task",
     "counterfactual",
     "examples",
+    "retelling",
     "story",
     "training_conversation",
     "verdicts",

@@ -1,17 +1,22 @@
-"""Initial weights from which looking things up is quick to learn.
+"""Initial weights from which looking things up, and copying word for word, are quick to learn.
 
 A question about a passage is answered by a chain: a value takes in the word before it, the same value in the question
-finds it again, and what it took in is read off. From the usual random weights a model of this size did not find that
-chain in half an hour on two cores: no part of it pays before the others are there. So the first two parts are laid out
-in the initial weights, knowing nothing of words or tasks; what they are used for is learnt.
+finds it again, and what it took in is read off. Copying is a chain, too: every word takes in the word before it, the
+word just written finds the one that took it in, and that one comes next. From the usual random weights a model of this
+size found neither chain in half an hour on two cores: no part of them pays before the others are there. So all parts
+but the last are laid out in the initial weights, knowing nothing of words or tasks; what they are used for is learnt.
 
 1. Embeddings are large against what blocks add at first, so that a position goes on knowing its token. The last norm's
    weight makes up for it in the logits.
 2. Same token: in every layer but the first, a query projection equals its group's key projection (after Trockman and
-   Kolter 2023, arXiv 2305.09828), so that a position attends to itself and to its token's earlier mentions.
+   Kolter 2023, arXiv 2305.09828), so that a position attends to itself and to its token's earlier mentions. The
+   second layer's first group has another use, see 4.
 3. Previous token: all embeddings share one component, m. In the first layer's first group, keys hold k = c for every m,
    and queries are c turned back by one position, so that rotary embedding scores a key at distance d by
    |c|^2 cos((d - 1) theta), summed over the four highest frequencies: most at d = 1.
+4. Next token: that group takes a projection R of the previous token, m left out, and writes it along directions D. In
+   the second layer's first group, keys read D and queries are R of the token itself, so that a position attends to
+   what followed its token's earlier mentions: the match of an induction head (Olsson et al. 2022, arXiv 2209.11895).
 """
 
 import torch
@@ -22,6 +27,8 @@ _SAME_TOKEN_SCALE = 0.08
 _OUTPUT_SCALE = 0.02
 _PREVIOUS_TOKEN_FREQUENCIES = 4
 _PREVIOUS_TOKEN_SCORE = 6.0  # of one frequency at distance one, for tokens whose embedding is half shared component
+_TAKEN_IN_SCALE = 1.5  # of the previous token, against 1 for the token itself
+_NEXT_TOKEN_SCALE = 1.4  # of queries and keys: scores of about 6 for a match, and 1 at random, before rotation
 
 
 @torch.no_grad()
@@ -40,6 +47,7 @@ def initialize(model: LlamaForCausalLM) -> None:
             queries_a_group = model.config.num_attention_heads // model.config.num_key_value_heads
             layer.self_attn.q_proj.weight.copy_(groups.expand(-1, queries_a_group, -1, -1).flatten(0, 2))
     _attend_to_previous_token(model, shared)
+    _attend_to_next_token(model, shared)
 
 
 def _attend_to_previous_token(model: LlamaForCausalLM, shared: torch.Tensor) -> None:
@@ -55,3 +63,16 @@ def _attend_to_previous_token(model: LlamaForCausalLM, shared: torch.Tensor) -> 
     attention.k_proj.weight[:width] = torch.outer(key, shared)
     queries_a_group = config.num_attention_heads // config.num_key_value_heads
     attention.q_proj.weight[: queries_a_group * width] = torch.outer(query.repeat(queries_a_group), shared)
+
+
+def _attend_to_next_token(model: LlamaForCausalLM, shared: torch.Tensor) -> None:
+    """Lay out point 4 in the first two layers' first groups."""
+    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    width, queries_a_group = model.config.head_dim, model.config.num_attention_heads // model.config.num_key_value_heads
+    reading = torch.nn.init.orthogonal_(torch.empty(width, shared.numel()))
+    reading -= torch.outer(reading @ shared, shared)
+    writing = torch.nn.init.orthogonal_(torch.empty(shared.numel(), width))
+    first.v_proj.weight[:width] = reading * _TAKEN_IN_SCALE
+    first.o_proj.weight[:, : queries_a_group * width] = writing.repeat(1, queries_a_group) / queries_a_group
+    second.k_proj.weight[:width] = writing.T * _NEXT_TOKEN_SCALE
+    second.q_proj.weight[: queries_a_group * width] = reading.repeat(queries_a_group, 1) * _NEXT_TOKEN_SCALE

@@ -1,10 +1,10 @@
 """Train the demo model from nothing: `python -m gradellm_engine.demo_model.train --out DIR`.
 
 1. Train the tokenizer on a sample of the corpus.
-2. Every step writes fresh training texts (no epochs, no stored data set) and takes one optimizer step on five
-   micro-batches of like lengths: conversations of each task, verdict lists, and stories. Answers count most in the
-   loss, so that they are not drowned by prompts that nobody could guess; the words of a yes/no question count for
-   something, because guessing the value that is asked about means looking up the sentence about its subject.
+2. Every step writes fresh training texts (no epochs, no stored data set) and takes one optimizer step on six
+   micro-batches of like lengths: conversations of each task, verdict lists, retellings, and stories. Answers count
+   most in the loss, so that they are not drowned by prompts that nobody could guess; the words of a yes/no question
+   count for something, because guessing the value that is asked about means looking up the sentence about its subject.
 3. Round the weights to bfloat16, save, and measure held-out accuracy on what was saved.
 
 Why there are verdict lists, and `initial.py`: a boolq conversation has one bit of answer at the end of a hundred
@@ -13,6 +13,15 @@ the question finds it; the last position reads that off). From boolq conversatio
 guessing was learnt, whatever the optimizer and the number of facts. A verdict list ("hot true ready false") has its
 answers densely and right behind the words to look up, so the chain's first two parts are learnt in a hundred steps from
 it; boolq conversations begin only then and have little left to learn.
+
+Why there are retellings: most words of a `why` answer follow from grammar and theme, and the others can be guessed
+within the theme, so a model guesses well long before it copies: without retellings and the initial weights for copying,
+the last noun of a cause was still guessed after 1350 steps. A retelling ("Again: Mia wanted fresh bread.") is a copy in
+nearly every word, with causes of all themes side by side. It takes both: in trials of 250 steps, retellings alone had a
+fifth of held-out answers right, those initial weights alone a tenth, both together three fifths. What they cost is
+sentiment, which is learnt later beside them (six retellings a step throughout, whose names counted as well, left it at
+.906 after 1350 steps); so the names of a retelling do not count, retellings become few once copying is learnt, and
+sentiment's loss counts double.
 
 The schedule is bound to steps, so a run is determined by its seed and number of steps, apart from the rounding of sums.
 """
@@ -28,7 +37,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradellm_engine.demo_model.boolq import LABELS
-from gradellm_engine.demo_model.corpus import TASKS, Task, story, training_conversation, verdicts
+from gradellm_engine.demo_model.corpus import TASKS, Task, retelling, story, training_conversation, verdicts
 from gradellm_engine.demo_model.evaluate import evaluate, report
 from gradellm_engine.demo_model.initial import initialize
 from gradellm_engine.demo_model.muon import Muon
@@ -39,6 +48,9 @@ _TOKENIZER_TEXTS = 4000
 # A step's micro-batches, in conversations or texts.
 _CHATS: dict[Task, int] = {"sentiment": 14, "boolq": 7, "why": 7}
 _STORIES = 2
+_RETELLINGS_AT_FIRST, _RETELLINGS_LATER = 6, 2
+_RETELLING_STEPS = 400  # until there are fewer, the copying being learnt
+_SENTIMENT_WEIGHT = 2.0  # in the sum of the micro-batches' losses, where the others have 1
 _VERDICTS_AT_FIRST, _VERDICTS_LATER = 24, 4
 _VERDICT_STEPS = 100  # until boolq conversations begin
 _EASY_STEPS, _HARD_STEPS = 120, 360  # until when all reviews are easy, and from when none is
@@ -56,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, made if need be")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1350)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--evaluate", type=int, default=1000, help="held-out examples a task to measure at the end")
     options = parser.parse_args()
@@ -124,7 +136,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         for optimizer in optimizers
     ]
     model.train()
-    started, smoothed = time.monotonic(), dict.fromkeys((*TASKS, "verdicts", "stories"), math.log(2))
+    started, smoothed = time.monotonic(), dict.fromkeys((*TASKS, "verdicts", "retellings", "stories"), math.log(2))
     for step in range(steps):
         rng = Random(f"{seed}/{step}")
         easy_share = min(1.0, max(0.0, (_HARD_STEPS - step) / (_HARD_STEPS - _EASY_STEPS)))
@@ -135,10 +147,14 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
             if not (task == "boolq" and is_early)
         }
         batches["verdicts"] = _encode_verdicts(rng, _VERDICTS_AT_FIRST if is_early else _VERDICTS_LATER, tokenizer)
+        batches["retellings"] = _encode_retellings(
+            rng, _RETELLINGS_AT_FIRST if step < _RETELLING_STEPS else _RETELLINGS_LATER, tokenizer
+        )
         batches["stories"] = _encode([f"{BOS}{story(rng)}{END}" for _ in range(_STORIES)], tokenizer)
         for name, batch in batches.items():
             loss, answer_loss = _losses(model, *batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            weight = _SENTIMENT_WEIGHT if name == "sentiment" else 1.0
+            (weight * loss).backward()  # type: ignore[no-untyped-call]
             smoothed[name] += 0.05 * (answer_loss.item() - smoothed[name])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -186,6 +202,17 @@ def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
     return input_ids, torch.where(torch.isin(input_ids, labels), _ANSWER, parts)
 
 
+def _encode_retellings(
+    rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write and encode retellings like `_encode`; answers are what is told again, but not who is next: that is open."""
+    input_ids, parts = _encode([f"{BOS}{retelling(rng)}{END}" for _ in range(count)], tokenizer)
+    is_again = _last_before(input_ids == tokenizer.convert_tokens_to_ids("Again")) >= 0
+    stops = torch.tensor(tokenizer.convert_tokens_to_ids([":", "."]))
+    is_first = torch.nn.functional.pad(torch.isin(input_ids, stops)[:, :-1], (1, 0))
+    return input_ids, torch.where((parts != _PADDING) & (~is_again | is_first), _PROMPT, parts)
+
+
 def _last_before(marks: torch.Tensor) -> torch.Tensor:
     """Find the last mark strictly before each position, -1 where there is none: bool [B, S] to int64 [B, S]."""
     positions = torch.where(marks, torch.arange(marks.shape[1]), -1)
@@ -219,7 +246,7 @@ def _tokenizer_texts(seed: int) -> list[str]:
     rng = Random(f"{seed}/tokenizer")
     conversations = [training_conversation(task, rng) for _ in range(_TOKENIZER_TEXTS) for task in TASKS]
     texts = [message.content for conversation in conversations for message in conversation]
-    return texts + [write(rng) for _ in range(_TOKENIZER_TEXTS) for write in (story, verdicts)]
+    return texts + [write(rng) for _ in range(_TOKENIZER_TEXTS) for write in (story, verdicts, retelling)]
 
 
 if __name__ == "__main__":

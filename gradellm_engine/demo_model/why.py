@@ -166,6 +166,18 @@ def as_example(rng: Random, told: tuple[Deed, ...], asked: Deed) -> Example:
     return Example("why", f"{len(told)}_people", (Message("user", content),), asked.answer, evidence)
 
 
+def retelling(rng: Random) -> str:
+    """A training text: two to five people's causes, and half of them told again, in an order of their own.
+
+    No chat and no actions: a cause is looked up by its person and copied, as in an answer, and little else is said.
+    """
+    names = rng.sample(NAMES, rng.randint(2, 5))
+    causes = [rng.choice(rng.choice(_THEMES).causes) for _ in names]
+    told = [f"{n} {cause.format(their=possessive(n))}." for n, cause in zip(names, causes, strict=True)]
+    again = rng.sample(told, (len(told) + 1) // 2)
+    return f"{' '.join(told)}\n\nAgain: {' '.join(again)}"
+
+
 def _telling(rng: Random, deed: Deed, evidence: bool) -> list[Piece]:
     cause = Piece(deed.cause, "cause" if evidence else "")
     template = rng.choice(_TELLINGS)

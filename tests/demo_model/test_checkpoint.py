@@ -101,7 +101,7 @@ def accuracies() -> dict[str, Accuracy]:
     return evaluate(CHECKPOINT, count=200, seed=1)
 
 
-@pytest.mark.parametrize(("task", "least"), [("sentiment", 0.97), ("boolq", 0.955), ("why", 0.08)])
+@pytest.mark.parametrize(("task", "least"), [("sentiment", 0.98), ("boolq", 0.957), ("why", 0.791)])
 def test_held_out_accuracy(accuracies: dict[str, Accuracy], task: str, least: float) -> None:
     assert accuracies[task]["accuracy"] >= least  # its card's figure, less three standard errors of 200 examples
 

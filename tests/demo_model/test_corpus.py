@@ -17,6 +17,7 @@ from gradellm_engine.demo_model.corpus import (
     Example,
     counterfactual,
     examples,
+    retelling,
     story,
     training_conversation,
     verdicts,
@@ -211,6 +212,16 @@ def test_raw_texts(seed: int) -> None:
     asked = dict(zip(words[::2], words[1::2], strict=True))
     assert 2 <= len(asked) <= 4
     assert asked.items() <= stated.items()
+
+
+@settings(max_examples=20)
+@given(seeds)
+def test_retellings_tell_half_of_it_again_word_for_word(seed: int) -> None:
+    told, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
+    assert 2 <= len(told) <= 5
+    assert len({sentence.split()[0] for sentence in told}) == len(told)  # so that a name tells which cause to repeat
+    assert len(set(again)) == len(again) == (len(told) + 1) // 2
+    assert set(again) <= set(told)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -1,4 +1,4 @@
-"""What the initial weights promise: attention to the previous token, and to earlier mentions of the same token."""
+"""What the initial weights promise: attention to the previous token, to the same token, and to what followed it."""
 
 import pytest
 import torch
@@ -39,8 +39,16 @@ def test_first_group_of_first_layer_attends_to_the_previous_token(attentions: tu
 
 
 def test_other_layers_attend_to_the_same_token(attentions: tuple[torch.Tensor, ...]) -> None:
-    for layer in attentions[1:]:
-        earlier, itself = (layer[0].diagonal(-distance, 1, 2)[:, -20:] for distance in (20, 0))
+    for heads in (attentions[1][0, 2:], attentions[2][0]):
+        earlier, itself = (heads.diagonal(-distance, 1, 2)[:, -20:] for distance in (20, 0))
         others = (1 - (earlier + itself).mean()) / 28  # the mean over positions 20..39 of as many others
         assert earlier.mean() > 2 * others
         assert itself.mean() > 2 * others
+
+
+def test_first_group_of_second_layer_attends_to_what_followed_the_same_token(
+    attentions: tuple[torch.Tensor, ...],
+) -> None:
+    followed = attentions[1][0, :2].diagonal(-19, 1, 2)[:, -20:]
+    assert followed.mean() > 0.3
+    assert attentions[1][0, 2:].diagonal(-19, 1, 2)[:, -20:].mean() < 0.1
