@@ -40,7 +40,7 @@ SCENES = (
             ("system", _BOOLQ),
             (
                 "user",
-                "Passage: The milk is hot. The soup isn't hot. The bread was fresh.\n\nQuestion: Is the soup hot?",
+                "Passage: The milk was cold. The soup isn't hot. The bread is fresh.\n\nQuestion: Is the soup hot?",
             ),
         ),
         8,
