@@ -17,10 +17,10 @@ __all__ = ["become", "command", "environment", "require_server_extra"]
 _PACKAGES = ("torch", "transformers", "grpc_health")
 
 # GNU's OpenMP, which torch computes with, has idle threads spin for milliseconds before they sleep. Where another
-# process wants the core, each of the hundreds of parallel regions of a decode step then costs a time slice: measured
-# with one other process on 2 cores, 371 ms a token instead of 55. Spinning for some microseconds, as here, costs about
-# a tenth on a machine of one's own.
-_SPINS = "3000"
+# process wants the core, each of the hundred parallel regions of a decode step then costs a time slice. Measured with
+# one other process on 2 cores: 371 ms a token; with this, some tenths of a millisecond, 117; with a tenth of this, 55,
+# but then threads fall asleep between regions, too, which costs a tenth to a quarter where nothing else runs.
+_SPINS = "10000"
 
 
 def command(module: str, arguments: Sequence[str]) -> list[str]:
