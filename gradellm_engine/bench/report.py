@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gradellm_engine.bench.latency import Latency
 from gradellm_engine.bench.load import Admission, Memory, Reuse, Throughput
@@ -107,35 +108,45 @@ def memory_fact(used: Memory) -> str:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Cost by prompt length, and throughput by number of streams, as PNG or SVG."""
+    """Cost by prompt length, and throughput by number of streams, as far as they were measured; as PNG or SVG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, (cost, speed) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    panels = [panel for panel, figures in ((_cost, report.latencies), (_speed, report.throughputs)) if figures]
+    figure, axes = pyplot.subplots(
+        1, len(panels) or 1, figsize=(6 * (len(panels) or 1), 4.2), layout="constrained", squeeze=False
+    )
+    for panel, its in zip(panels, axes[0], strict=False):
+        panel(report, its)
+        its.grid(alpha=0.3)
+        its.legend(fontsize="small")
+    figure.suptitle(headline(report).replace("; ", "\n"), fontsize="x-small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
     for way in dict.fromkeys(latency.way for latency in report.latencies):
         its = [latency for latency in report.latencies if latency.way == way]
         lengths = [latency.prompt_tokens for latency in its]
-        (line,) = cost.plot(lengths, [statistics.median(latency.per_token) for latency in its], "o-", label=way)
+        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in its], "o-", label=way)
         if all(latency.floor for latency in its):
-            cost.plot(lengths, [latency.floor for latency in its], ":", color=line.get_color())
-    cost.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
-    cost.set_title("Cost of a token (dotted: the floor)")
-    cost.set_xticks(lengths := sorted({latency.prompt_tokens for latency in report.latencies}), map(str, lengths))
-    cost.minorticks_off()
+            axes.plot(lengths, [latency.floor for latency in its], ":", color=line.get_color())
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
+    axes.set_title("Cost of a token (dotted: the floor)")
+    lengths = sorted({latency.prompt_tokens for latency in report.latencies})
+    axes.set_xticks(lengths, map(str, lengths))
+    axes.minorticks_off()
+
+
+def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
     for kind in dict.fromkeys(result.kind for result in report.throughputs):
-        results = [result for result in report.throughputs if result.kind == kind]
-        speed.plot([r.streams for r in results], [r.tokens_per_second for r in results], "o-", label=kind)
-    speed.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
-    speed.set_title("Throughput")
-    for axes in (cost, speed):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
-    figure.suptitle(headline(report), fontsize="small")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        its = [result for result in report.throughputs if result.kind == kind]
+        axes.plot([r.streams for r in its], [r.tokens_per_second for r in its], "o-", label=kind)
+    axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
+    axes.set_title("Throughput")
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
