@@ -17,9 +17,9 @@ __all__ = ["become", "command", "environment", "require_server_extra"]
 _PACKAGES = ("torch", "transformers", "grpc_health")
 
 # GNU's OpenMP, which torch computes with, has idle threads spin for milliseconds before they sleep. Where another
-# process wants the core, each of the hundred parallel regions of a decode step then costs a time slice. Measured with
-# one other process on 2 cores: 371 ms a token; with this, some tenths of a millisecond, 117; with a tenth of this, 55,
-# but then threads fall asleep between regions, too, which costs a tenth to a quarter where nothing else runs.
+# process wants the core, each of the hundred parallel regions of a decode step then costs a time slice. Measured on 2
+# cores, milliseconds a token with one other process and without: 371 and 37; with this, some tenths of a millisecond,
+# 117 and 42; with a third of this, about 60 and 42 to 60. Single figures vary by a tenth and more.
 _SPINS = "10000"
 
 
