@@ -219,7 +219,14 @@ WAYS: dict[str, Way] = {
             for size in (16, 32)
         ),
         Way("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
-        Way("recompute", "Grad-ELLM by a pass over the whole prefix for each token", _recompute, None, is_slow=True),
+        Way(
+            "recompute",
+            "Grad-ELLM by a pass over the whole prefix for each token",
+            _recompute,
+            None,
+            is_slow=True,
+            families_without=frozenset({"gemma2", "gpt_oss"}),  # torch's own attention knows no soft cap and no sinks
+        ),
         Way("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
         Way(
             "captum",

@@ -80,6 +80,19 @@ def test_recomputation_finds_the_engines_tokens_and_vectors(model_path: Callable
         known.append(chosen)
 
 
+def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
+    model_path: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(model_path("gemma2")), "--parts", "latency", "--prompts", "8", "--rounds", "1"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "| plain " in told
+    assert "recompute" not in told
+    with pytest.raises(SystemExit):
+        main([*arguments, "--ways", "recompute"])
+    assert "recompute cannot run a model of the family gemma2" in capsys.readouterr().err
+
+
 def test_both_models_stand_on_the_same_tensors(tiny: Subject) -> None:
     ours = dict(tiny.loaded.decoder._model.named_parameters())
     theirs = dict(tiny.reference.named_parameters())

@@ -51,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _never_fail_to_print()
     try:
-        if become := _OTHER_PROCESSES.get(
-            arguments[0] if arguments else ""
-        ):  # argparse would take their own flags for its own
-            become(arguments[1:])
+        if arguments and arguments[0] in _OTHER_PROCESSES:  # before argparse, which would take their flags for its own
+            _OTHER_PROCESSES[arguments[0]](arguments[1:])
         args = _parser().parse_args(arguments)
         code: int = args.run(args)
         sys.stdout.flush()
