@@ -46,7 +46,7 @@ SCENES = (
         8,
     ),
     Scene(
-        "Why did it happen? Each word of the answer points to its reason.",
+        "Why did it happen? What did each word of the answer draw on?",
         (
             (
                 "user",
