@@ -210,7 +210,7 @@ def _fail(message: str) -> int:
 
 def _leave(number: int, frame: object) -> NoReturn:
     """Until there is something to stop in order. An exception would wait for imports and reads to end."""
-    _say("stopped before it was ready")
+    os.write(2, b"gradellm: stopped before it was ready\n")  # print may be what was interrupted
     os._exit(128 + number)
 
 
