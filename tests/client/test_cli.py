@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,24 +280,51 @@ def test_undecodable_input(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None
 
 
 def start(*arguments: str, **environ: str) -> subprocess.Popen[bytes]:
-    path = str(Path(next(iter(gradellm.__path__))).parent)
     return subprocess.Popen(
         [sys.executable, "-m", "gradellm", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, **environ},
+        env=with_path(**environ),
     )
+
+
+def with_path(**environ: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(next(iter(gradellm.__path__))).parent), **environ}
 
 
 def test_interrupting_cancels(fake: FakeServer) -> None:
     fake.hold.set()
     process = start("explain", "Once", "--target", fake.target)
     assert fake.asked.wait(20)
-    time.sleep(0.5)  # a person is no quicker; within gRPC's own start of a call, an interrupt was once lost
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"")
     assert fake.cancelled.wait(10)
+
+
+_SWALLOWING = """
+import time, gradellm.cli
+from gradellm.__main__ import start
+def main():
+    print("running", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("swallowed", flush=True)
+gradellm.cli.main = main
+start()
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_interrupt_that_a_library_swallows_still_ends_it(signals: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _SWALLOWING], stdout=subprocess.PIPE, env=with_path())
+    assert process.stdout is not None
+    for said in [b"running\n", b"swallowed\n"][:signals]:
+        assert process.stdout.readline() == said
+        process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
 
 
 def test_a_reader_that_goes_away(fake: FakeServer) -> None:
