@@ -3,21 +3,21 @@
 Notation (T queries of one sequence at positions p_t = start + t; G key-value heads, r query heads to each; N keys, of
 positions first..; widths D and Dv; scaling c):
 
-    forward    R = q K^T                        [G, r, T, N]
-               Z = c R, soft-capped where the model does: cap tanh(c R / cap)
+    forward    S = c q K^T                      [G, r, T, N]
+               Z = S, soft-capped where the model does: cap tanh(S / cap)
                A = softmax(Z) over the keys that the query sees; with a sink: over Z and one logit that has no value
                o = A V                          [G, r, T, Dv]
     backward   U = (dl/do) V^T                  [G, r, T, N]
-               dZ = A * (U - sum_j A_j U_j)     since (dl/do) . o = sum_j A_j U_j
-               dR = c dZ, times the soft-cap's derivative
-               dq = dR K;  and on the diagonal alone  dk_t = dR_tt q_t,  dv_t = A_tt (dl/do)_t
+               dZ = A * (U - (dl/do) . o)       since (dl/do) . o = sum_j A_j U_j
+               dS = dZ, times the soft-cap's derivative
+               dq = c dS K;  and on the diagonal alone  dk_t = c dS_tt q_t,  dv_t = A_tt (dl/do)_t
 
 A decode step has one query, the replay of a chunk of tokens has several. Each is to be explained as if it were the last
 of its prefix: keys and values of the positions before it are constants of its gradient, its own are not. So key and
 value gradients live on the diagonal, where key t meets query t, and nowhere else; with that, the sum of all queries'
 targets can be differentiated at once, and each gets the gradient that it would get alone.
 
-Grad-ELLM's heat map is made of R, A and U, which are at hand: it costs no pass of its own. Query heads that share a
+Grad-ELLM's heat map is made of S, A and U, which are at hand: it costs no pass of its own. Query heads that share a
 key-value head are grouped as [G, r, T, .], so that keys and values are never repeated.
 """
 
@@ -57,7 +57,7 @@ class AttentionForm:
 
 
 def attention_output(
-    q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm
+    q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm, *, by_hand: bool = False
 ) -> tuple[Tensor, Attended | None]:
     """Attention's output, by a stock kernel where there is a faster one.
 
@@ -67,13 +67,14 @@ def attention_output(
         V: values. [G, N, Dv]
         visible: which keys each query sees, None for all. [T, N], bool
         form: the layer's attention.
+        by_hand: for a backward pass that goes on from the products.
 
     Returns:
         The output [G, r, T, Dv], and all that was computed on the way, where no stock kernel hid it.
     """
     G, r, T, D = q.shape
     compute = torch.promote_types(q.dtype, torch.float32)
-    if not form.is_plain or (T == 1 and compute == q.dtype):
+    if by_hand or not form.is_plain or (T == 1 and compute == q.dtype):
         attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
         return attended.o.to(q.dtype), attended
     if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
@@ -114,20 +115,19 @@ class Attended:
         q: the queries. [G, r, T, D]
         K: the keys. [G, N, D]
         V: the values. [G, N, Dv]
-        R: query-key products, unscaled, of all keys, seen or not. [G, r, T, N]
+        S: query-key products, scaled; of a key that the query does not see, it may be -inf. [G, r, T, N]
         A: attention weights. [G, r, T, N]
+        o: the output. [G, r, T, Dv]
+        form: the layer's attention.
     """
 
     q: Tensor
     K: Tensor
     V: Tensor
-    R: Tensor
+    S: Tensor
     A: Tensor
-
-    @property
-    def o(self) -> Tensor:
-        """The output. [G, r, T, Dv]"""
-        return by_group(self.A, self.V)
+    o: Tensor
+    form: AttentionForm
 
 
 def by_group(x: Tensor, M: Tensor) -> Tensor:
@@ -138,19 +138,19 @@ def by_group(x: Tensor, M: Tensor) -> Tensor:
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
     """The forward pass, every product kept. Arguments as for `attention_output`."""
-    R = by_group(q, K.mT)
-    Z = R * form.scaling
+    Z = S = by_group(q * form.scaling, K.mT)
     if form.softcap is not None:
-        Z = form.softcap * torch.tanh(Z / form.softcap)
+        Z = form.softcap * torch.tanh(S / form.softcap)
     if visible is not None:
-        Z = Z.masked_fill(~visible, -torch.inf)
+        before = 0 if form.window is not None else K.shape[1] - q.shape[2]  # that many keys all queries see
+        Z[..., before:].masked_fill_(~visible[:, before:], -torch.inf)
     if form.sinks is None:
         A = Z.softmax(-1)
     else:
         G, r, T, _ = q.shape
         sinks = form.sinks.to(Z.dtype).view(G, r, 1, 1).expand(-1, -1, T, 1)
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return Attended(q, K, V, R, A)
+    return Attended(q, K, V, S, A, by_group(A, V), form)
 
 
 @dataclass(frozen=True)
@@ -176,17 +176,20 @@ def value_gradients(forward: Attended, w: Tensor) -> Tensor:
     return by_group(w, forward.V.mT)
 
 
-def mean_effect(A: Tensor, U: Tensor) -> Tensor:
-    """sum_j a_hj u_hj, which is (dl/do) . o: what each head's output does to the target. [.., T, N] -> [.., T, 1]"""
-    return (A * U).sum(-1, keepdim=True)
+def mean_effect(forward: Attended, w: Tensor) -> Tensor:
+    """(dl/do) . o = sum_j a_hj u_hj: what each head's output does to the target. [G, r, T, Dv] -> [G, r, T, 1]"""
+    return (w * forward.o).sum(-1, keepdim=True)
 
 
-def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int, form: AttentionForm) -> Gradients:
+def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
-    dZ = forward.A * (U - mean_effect(forward.A, U))
-    dR = dZ * form.scaling
-    if form.softcap is not None:
-        dR = dR * (1 - torch.tanh(forward.R * (form.scaling / form.softcap)) ** 2)
-    dR_own = dR.diagonal(own, -2, -1)[..., None]  # [G, r, T, 1]
+    dS = (U - mean_effect(forward, w)).mul_(forward.A)
+    if forward.form.softcap is not None:
+        dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
+    dS_own = dS.diagonal(own, -2, -1)[..., None]  # [G, r, T, 1]
     A_own = forward.A.diagonal(own, -2, -1)[..., None]
-    return Gradients(dq=by_group(dR, forward.K), dk=(dR_own * forward.q).sum(1), dv=(A_own * w).sum(1))
+    return Gradients(
+        dq=forward.form.scaling * by_group(dS, forward.K),
+        dk=forward.form.scaling * (dS_own * forward.q).sum(1),
+        dv=(A_own * w).sum(1),
+    )

@@ -46,6 +46,7 @@ from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape, RotaryShape
 from gradellm_engine.settings import GradEllm, Rotary
 
 ATTENTION_KERNEL = "gradellm"
+KEPT_PRODUCTS = 2**20  # of a layer and part, from the forward to the backward pass; more are computed twice
 
 
 @dataclass(frozen=True)
@@ -240,16 +241,20 @@ class _Site:
         outputs = []
         for i, place in enumerate(self.run.places):
             _, K, V, visible = self.seen(i)
-            o, attended = attention_output(_grouped(query[0, :, place], K.shape[0]), K, V, visible, self.form)
-            if attended is not None and self._keeps(self.run.parts[i], attended.K.dtype == K.dtype):
+            q = _grouped(query[0, :, place], K.shape[0])
+            keeps = self._keeps(self.run.parts[i], q, K)
+            o, attended = attention_output(q, K, V, visible, self.form, by_hand=keeps)
+            if keeps and attended is not None:
                 self.attended[i] = attended
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
 
     @staticmethod
-    def _keeps(part: Part, is_view: bool) -> bool:
-        """Whether the backward pass goes on from the forward pass's products; they must be little to keep."""
-        return part.explain is not None and len(part.ids) == 1 and is_view
+    def _keeps(part: Part, q: Tensor, K: Tensor) -> bool:
+        """Whether the backward pass goes on from the forward pass's products: where they are as exact, and little."""
+        G, r, T, _ = q.shape
+        is_exact = torch.promote_types(q.dtype, torch.float32) == q.dtype
+        return part.explain is not None and is_exact and G * r * T * K.shape[1] <= KEPT_PRODUCTS
 
     def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
         """Add the layer's scores to the heat maps, and write the gradients into `back`, where the graph goes on.
@@ -276,7 +281,7 @@ class _Site:
                 scores = layer_scores(forward, w, U, part.explain.switches, domain, unrotated)
                 self.run.add(i, scores, first)
             if back is not None:
-                gradients = attention_backward(forward, w, U, part.start - first, self.form)
+                gradients = attention_backward(forward, w, U, part.start - first)
                 back[0][0, :, place] = gradients.dq.flatten(0, 1)
                 back[1][0, :, place] = gradients.dk
                 back[2][0, :, place] = gradients.dv

@@ -9,7 +9,7 @@ For the token at step t, with target logit l and last position p, in every selec
     5. h_i = ReLU(lam_i u_i)                                                                       (eq 13)
     6. H_i = sum of h_i over the layers                                                            (eq 5)
 
-The named switches vary steps 2 to 6. Attention hands over R = q K^T, its weights A and U = w V^T for each head
+The named switches vary steps 2 to 6. Attention hands over S = c q K^T, its weights A and U = w V^T for each head
 (`gradellm_engine.attention`); everything here is pure arithmetic on them.
 Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys.
 """
@@ -25,13 +25,13 @@ from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Si
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
 
 
-def dot_similarity(R: Tensor) -> Tensor:
-    """s_i: query-key products summed over heads. [G, r, T, N] -> [T, N]"""
-    return R.sum((0, 1))
+def dot_similarity(forward: Attended) -> Tensor:
+    """s_i: query-key products summed over heads. -> [T, N]"""
+    return forward.S.sum((0, 1)) / forward.form.scaling
 
 
-def cosine_similarity(q: Tensor, K: Tensor, R: Tensor) -> Tensor:
-    """Cosine over the heads' concatenated width. [G, r, T, D], [G, N, D], [G, r, T, N] -> [T, N]
+def cosine_similarity(q: Tensor, K: Tensor, dot: Tensor) -> Tensor:
+    """Cosine over the heads' concatenated width. [G, r, T, D], [G, N, D], dot products [T, N] -> [T, N]
 
     A key-value head stands r times in the concatenated key, once for each query head that shares it.
     """
@@ -39,7 +39,7 @@ def cosine_similarity(q: Tensor, K: Tensor, R: Tensor) -> Tensor:
     query_norms = q.square().sum((0, 1, 3)).sqrt()  # [T]
     norms = query_norms[:, None] * key_norms
     # A zero vector is like nothing: its cosine is 0, not NaN.
-    return torch.where(norms > 0, dot_similarity(R) / norms.where(norms > 0, 1), 0)
+    return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
 
 def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
@@ -62,7 +62,7 @@ def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitud
         case Magnitude.CHANNEL_ABS:
             return (A * by_group(w.abs(), forward.V.abs().mT)).sum((0, 1))
         case Magnitude.KNOCKOUT:
-            return (A * (U - mean_effect(A, U))).abs().sum((0, 1))
+            return (A * (U - mean_effect(forward, w))).abs().sum((0, 1))
 
 
 def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
@@ -71,14 +71,15 @@ def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
     Both [T, N]. Values that differ by no more than float32's rounding of them are equal: stretched to 0..1, they would
     tell tokens apart that are alike.
     """
-    if domain is None:
+    outside = None if domain is None else ~domain
+    if outside is None:
         low, high = torch.aminmax(s, dim=-1, keepdim=True)
     else:
-        low = s.masked_fill(~domain, torch.inf).amin(-1, keepdim=True)
-        high = s.masked_fill(~domain, -torch.inf).amax(-1, keepdim=True)
+        low = s.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
+        high = s.masked_fill(outside, -torch.inf).amax(-1, keepdim=True)
     spread = high - low  # -inf where the domain is empty
     lam = (s - low) / spread.where(spread > ROUNDING * torch.maximum(low.abs(), high.abs()), torch.inf)
-    return lam if domain is None else lam.where(domain, 0)
+    return lam if outside is None else lam.masked_fill(outside, 0)
 
 
 def layer_scores(
@@ -102,11 +103,12 @@ def layer_scores(
     if switches.loosening is Loosening.NONE:
         h = weighted_effect(forward, w, U, switches.magnitude)  # 0 where the weight is: at tokens that are not seen
     else:
-        q, K, R = forward.q, forward.K, forward.R
-        if unrotated is not None:
+        if unrotated is None:
+            q, K, dot = forward.q, forward.K, dot_similarity(forward)
+        else:
             q, K = unrotated
-            R = by_group(q, K.mT)
-        similarity = cosine_similarity(q, K, R) if switches.similarity is Similarity.COSINE else dot_similarity(R)
+            dot = by_group(q, K.mT).sum((0, 1))
+        similarity = cosine_similarity(q, K, dot) if switches.similarity is Similarity.COSINE else dot
         h = min_max(similarity, domain) * U.sum((0, 1))
     return h.relu() if switches.rectify is Rectify.PER_LAYER else h
 

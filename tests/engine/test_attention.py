@@ -118,8 +118,9 @@ def test_each_query_equals_autograd_over_constant_earlier_tokens(
     )
     first, forward = attended(q, K, V, start, form)
     U = value_gradients(forward, w)
-    back = attention_backward(forward, w, U, start - first, form)
-    assert close(forward.R, torch.einsum("grtd,gnd->grtn", q, K[:, first:]))
+    back = attention_backward(forward, w, U, start - first)
+    S = 0.7 * torch.einsum("grtd,gnd->grtn", q, K[:, first:])
+    assert close(forward.S.where(forward.A > 0, 0), S.where(forward.A > 0, 0))
     assert close(U, torch.einsum("grtv,gnv->grtn", w, V[:, first:]))
 
     for t in range(T):
@@ -143,7 +144,7 @@ def test_each_query_equals_autograd_over_constant_earlier_tokens(
         assert forward.A[:, :, t].count_nonzero() <= G * r * len(seen)  # nothing of what is not seen
         assert close(forward.o[:, :, t], o.detach())
         assert close(U[:, :, t, columns], A.grad.reshape(G, r, -1))
-        assert close(mean_effect(forward.A, U)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
+        assert close(mean_effect(forward, w)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
         assert close(back.dq[:, :, t], one_q.grad)
         assert close(back.dk[:, t], own_k.grad)
         assert close(back.dv[:, t], own_v.grad)
@@ -181,7 +182,10 @@ def test_outputs_equal_a_plain_loop(
     expected = plain_attention(q, K, V, start, form)
     first, forward = attended(q, K, V, start, form)
     visible = visibility(start, T, first, N - first, window, CPU)
-    assert close(attention_output(q, K[:, first:], V[:, first:], visible, form)[0], expected)
+    for by_hand in (False, True):
+        o, kept = attention_output(q, K[:, first:], V[:, first:], visible, form, by_hand=by_hand)
+        assert close(o, expected)
+        assert kept is not None or not by_hand
     assert close(forward.o, expected)
 
 
@@ -201,15 +205,15 @@ def test_many_queries_equal_each_alone(
     )
     first, forward = attended(q, K, V, start, form)
     U = value_gradients(forward, w)
-    back = attention_backward(forward, w, U, start - first, form)
+    back = attention_backward(forward, w, U, start - first)
     for t in range(T):
         end, row = start + t + 1, slice(t, t + 1)
         its_first, alone = attended(q[:, :, row], K[:, :end], V[:, :end], end - 1, form)
         its_U = value_gradients(alone, w[:, :, row])
-        its_back = attention_backward(alone, w[:, :, row], its_U, end - 1 - its_first, form)
+        its_back = attention_backward(alone, w[:, :, row], its_U, end - 1 - its_first)
         columns = slice(its_first - first, end - first)
         assert close(forward.A[:, :, row, columns], alone.A)
-        assert close(forward.R[:, :, row, columns], alone.R)
+        assert close(forward.S[:, :, row, columns], alone.S)
         assert close(U[:, :, row, columns], its_U)
         assert close(back.dq[:, :, row], its_back.dq)
         assert close(back.dk[:, row], its_back.dk)
@@ -222,7 +226,7 @@ def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal)
 
     def gradients(q: Tensor, w: Tensor) -> list[Tensor]:
         _, forward = attended(q, K, V, 2, form)
-        back = attention_backward(forward, w, value_gradients(forward, w), 2, form)
+        back = attention_backward(forward, w, value_gradients(forward, w), 2)
         return [back.dq[:, :, 1], back.dk[:, 1], back.dv[:, 1]]
 
     others = torch.tensor([True, False, True, True])[:, None]
@@ -297,11 +301,11 @@ def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: N
     only_itself = AttentionForm(1.0, window=1)
     output, _ = attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself)
     assert close(output, V[:, None].expand(-1, 2, -1, -1))
-    alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1], AttentionForm(1.0))
-    many = (attended(q, K, V, 0, only_itself)[1], w, only_itself)
-    for forward, its_w, form in (alone, many):
+    alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1])
+    many = (attended(q, K, V, 0, only_itself)[1], w)
+    for forward, its_w in (alone, many):
         assert close(forward.o, forward.V[:, None].expand(-1, 2, -1, -1))
-        back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0, form)
+        back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0)
         assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
         assert back.dk.abs().max() < 1e-12
         assert close(back.dv, its_w.sum(1))
@@ -311,7 +315,7 @@ def test_gradients_of_capped_products_vanish_where_the_cap_is_reached(normal: No
     q, K, V, w = 100 * normal(0, 1, 2, 3, 4), normal(1, 1, 5, 4), normal(2, 1, 5, 4), normal(3, 1, 2, 3, 4)
     _, capped = attended(q, K, V, 2, AttentionForm(1.0, softcap=0.5))
     U = value_gradients(capped, w)
-    back = attention_backward(capped, w, U, 2, AttentionForm(1.0, softcap=0.5))
-    uncapped = attention_backward(capped, w, U, 2, replace(AttentionForm(1.0, softcap=0.5), softcap=None))
+    back = attention_backward(capped, w, U, 2)
+    uncapped = attention_backward(replace(capped, form=AttentionForm(1.0)), w, U, 2)
     assert back.dq.abs().max() < 1e-2 * uncapped.dq.abs().max()
     assert close(back.dv, uncapped.dv)
