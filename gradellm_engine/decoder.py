@@ -531,9 +531,11 @@ class Decoder:
         self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens)
 
     def read(self, parts: Sequence[Part]) -> None:
-        """Read the parts' tokens into their slots; nothing else is wanted of them."""
+        """Read the parts' tokens into their slots; nothing else is wanted of them. Returns once they are read."""
         with torch.no_grad():
-            self._forward(_Pass(parts, self._rotary_of), self._model.base_model)
+            last = self._forward(_Pass(parts, self._rotary_of), self._model.base_model)
+        if last.is_cuda:  # a GPU works behind; who takes the time would charge it to the pass that waits for a result
+            torch.cuda.synchronize(last.device)
 
     def step(self, parts: Sequence[Part]) -> Tensor:
         """Read the parts' tokens; the logits of the token after each part's last. [B, V]"""

@@ -41,7 +41,7 @@ from gradellm_engine.threads import use_threads
 
 PARTS = ("latency", "throughput", "admission", "reuse", "memory")
 ADMISSION_TOKENS = 128  # of running streams: they must outlast the prompt that comes in
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_FAILED = 2, 70
 EXAMPLES = """\
 ways:
 {ways}
@@ -87,11 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ways = [way for way in ways if way.name not in refusing]
     report = Report(_machine(subject), read_bandwidth(subject.device))
     print(headline(report), flush=True)
-    for table in _measure(report, subject, ways, options):
+    try:
+        for table in _measure(report, subject, ways, options):
+            _say("")
+            print(f"\n{table}", flush=True)
+            if options.json:
+                report.write_json(options.json)  # now: what was measured is kept, whatever comes
+    except (EngineError, torch.OutOfMemoryError) as error:
         _say("")
-        print(f"\n{table}", flush=True)
-        if options.json:
-            report.write_json(options.json)  # now: what was measured is kept, whatever comes
+        print(f"error: {' '.join(str(error).split())}; the parts above are whole", file=sys.stderr)
+        return EXIT_FAILED
     if options.plot:
         plot(report, options.plot)
     return 0
