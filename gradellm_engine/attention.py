@@ -18,7 +18,8 @@ value gradients live on the diagonal, where key t meets query t, and nowhere els
 targets can be differentiated at once, and each gets the gradient that it would get alone.
 
 Grad-ELLM's heat map is made of S, A and U, which are at hand: it costs no pass of its own. Query heads that share a
-key-value head are grouped as [G, r, T, .], so that keys and values are never repeated.
+key-value head are grouped as [G, r, T, .], so that keys and values are never repeated. Sequences of one length may
+stand behind one another in dimensions before these, in all arguments alike.
 """
 
 from __future__ import annotations
@@ -72,13 +73,15 @@ def attention_output(
     Returns:
         The output [G, r, T, Dv], and all that was computed on the way, where no stock kernel hid it.
     """
-    G, r, T, D = q.shape
+    *batch, G, r, T, D = q.shape
     compute = torch.promote_types(q.dtype, torch.float32)
     if by_hand or not form.is_plain or (T == 1 and compute == q.dtype):
         attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
         return attended.o.to(q.dtype), attended
     if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
-        o = F.scaled_dot_product_attention(q.view(1, G, r, D), K[None], V[None], visible, scale=form.scaling)
+        K, V = K.view(-1, G, *K.shape[-2:]), V.view(-1, G, *V.shape[-2:])
+        seen = None if visible is None else visible.view(-1, 1, 1, K.shape[2])
+        o = F.scaled_dot_product_attention(q.reshape(-1, G, r, D), K, V, seen, scale=form.scaling)
     else:
         # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
         is_square = K.shape[1] == T and (form.window is None or form.window >= T)
@@ -91,7 +94,7 @@ def attention_output(
             scale=form.scaling,
             enable_gqa=r != 1,
         )
-    return o.view(G, r, T, -1), None
+    return o.view(*batch, G, r, T, -1), None
 
 
 def visibility(start: int, T: int, first: int, N: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -132,8 +135,8 @@ class Attended:
 
 def by_group(x: Tensor, M: Tensor) -> Tensor:
     """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
-    G, r, T, _ = x.shape
-    return (x.reshape(G, r * T, -1) @ M).view(G, r, T, -1)
+    *groups, r, T, width = x.shape
+    return (x.reshape(*groups, r * T, width) @ M).view(*groups, r, T, -1)
 
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
@@ -142,13 +145,13 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
     if form.softcap is not None:
         Z = form.softcap * torch.tanh(S / form.softcap)
     if visible is not None:
-        before = 0 if form.window is not None else K.shape[1] - q.shape[2]  # that many keys all queries see
-        Z[..., before:].masked_fill_(~visible[:, before:], -torch.inf)
+        # Of one sequence without a window, all queries see all keys but those of the queries themselves.
+        before = K.shape[1] - q.shape[2] if visible.dim() == 2 and form.window is None else 0
+        Z[..., before:].masked_fill_(~visible[..., None, None, :, before:], -torch.inf)
     if form.sinks is None:
         A = Z.softmax(-1)
     else:
-        G, r, T, _ = q.shape
-        sinks = form.sinks.to(Z.dtype).view(G, r, 1, 1).expand(-1, -1, T, 1)
+        sinks = form.sinks.to(Z.dtype).view(*q.shape[-4:-2], 1, 1).expand(*q.shape[:-1], 1)
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
     return Attended(q, K, V, S, A, by_group(A, V), form)
 
@@ -190,6 +193,6 @@ def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gra
     A_own = forward.A.diagonal(own, -2, -1)[..., None]
     return Gradients(
         dq=forward.form.scaling * by_group(dS, forward.K),
-        dk=forward.form.scaling * (dS_own * forward.q).sum(1),
-        dv=(A_own * w).sum(1),
+        dk=forward.form.scaling * (dS_own * forward.q).sum(-3),
+        dv=(A_own * w).sum(-3),
     )

@@ -63,11 +63,14 @@ class Engine:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
         kv_bytes: int | None = None,
+        record_steps: bool = True,
     ) -> None:
         self._model = model
         self.info: ModelInfo = model.info
         num_places = _num_places(model, max_running, kv_bytes)
         model.decoder.allocate_pool(num_places)
+        if record_steps:
+            model.decoder.record_steps()
         self.kv_tokens = num_places
         self.kv_bytes = num_places * model.decoder.bytes_per_token
         self.context_tokens = min(model.info.context_tokens, num_places)
@@ -90,13 +93,15 @@ class Engine:
         max_running: int = DEFAULT_MAX_RUNNING,
         kv_bytes: int | None = None,
         threads: int | None = None,
+        record_steps: bool = True,
         progress: Progress = lambda stage: None,
     ) -> Engine:
         """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
 
         `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
         memory for keys and values, taken at once and never exceeded; None for a share of what is free. `threads` sets
-        the process's CPU threads; None for as many as it may run at once.
+        the process's CPU threads; None for as many as it may run at once. `record_steps` has a GPU replay decode steps
+        as CUDA graphs, where the model allows it.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
@@ -113,7 +118,13 @@ class Engine:
             context_tokens=context_tokens,
             progress=progress,
         )
-        return cls(model, max_new_tokens=max_new_tokens, max_running=max_running, kv_bytes=kv_bytes)
+        return cls(
+            model,
+            max_new_tokens=max_new_tokens,
+            max_running=max_running,
+            kv_bytes=kv_bytes,
+            record_steps=record_steps,
+        )
 
     def tokenize(self, given: PromptInput | str) -> Prompt:
         """Render and tokenise an input as `generate` would.

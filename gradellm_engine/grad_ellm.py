@@ -11,7 +11,8 @@ For the token at step t, with target logit l and last position p, in every selec
 
 The named switches vary steps 2 to 6. Attention hands over S = c q K^T, its weights A and U = w V^T for each head
 (`gradellm_engine.attention`); everything here is pure arithmetic on them.
-Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys.
+Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Several sequences of one
+length may stand behind one another in a dimension before these.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch import Tensor
 from gradellm_engine.attention import Attended, by_group, mean_effect
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
+HEADS = (-4, -3)  # the dimensions G and r
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
 
 
 def dot_similarity(forward: Attended) -> Tensor:
     """s_i: query-key products summed over heads. -> [T, N]"""
-    return forward.S.sum((0, 1)) / forward.form.scaling
+    return forward.S.sum(HEADS) / forward.form.scaling
 
 
 def cosine_similarity(q: Tensor, K: Tensor, dot: Tensor) -> Tensor:
@@ -35,9 +37,9 @@ def cosine_similarity(q: Tensor, K: Tensor, dot: Tensor) -> Tensor:
 
     A key-value head stands r times in the concatenated key, once for each query head that shares it.
     """
-    key_norms = (K.square().sum((0, 2)) * q.shape[1]).sqrt()  # [N]
-    query_norms = q.square().sum((0, 1, 3)).sqrt()  # [T]
-    norms = query_norms[:, None] * key_norms
+    key_norms = (K.square().sum((-3, -1)) * q.shape[-3]).sqrt()  # [N]
+    query_norms = q.square().sum((-4, -3, -1)).sqrt()  # [T]
+    norms = query_norms[..., :, None] * key_norms[..., None, :]
     # A zero vector is like nothing: its cosine is 0, not NaN.
     return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
@@ -56,13 +58,13 @@ def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitud
     A = forward.A
     match magnitude:
         case Magnitude.SIGNED_SUM:
-            return (A * U).sum((0, 1))
+            return (A * U).sum(HEADS)
         case Magnitude.HEAD_ABS:
-            return (A * U).abs().sum((0, 1))
+            return (A * U).abs().sum(HEADS)
         case Magnitude.CHANNEL_ABS:
-            return (A * by_group(w.abs(), forward.V.abs().mT)).sum((0, 1))
+            return (A * by_group(w.abs(), forward.V.abs().mT)).sum(HEADS)
         case Magnitude.KNOCKOUT:
-            return (A * (U - mean_effect(forward, w))).abs().sum((0, 1))
+            return (A * (U - mean_effect(forward, w))).abs().sum(HEADS)
 
 
 def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
@@ -107,9 +109,9 @@ def layer_scores(
             q, K, dot = forward.q, forward.K, dot_similarity(forward)
         else:
             q, K = unrotated
-            dot = by_group(q, K.mT).sum((0, 1))
+            dot = by_group(q, K.mT).sum(HEADS)
         similarity = cosine_similarity(q, K, dot) if switches.similarity is Similarity.COSINE else dot
-        h = min_max(similarity, domain) * U.sum((0, 1))
+        h = min_max(similarity, domain) * U.sum(HEADS)
     return h.relu() if switches.rectify is Rectify.PER_LAYER else h
 
 

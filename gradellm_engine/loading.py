@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder, Part
+from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 from gradellm_engine.families import Family, family_of
+from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 
 DTYPES = {

@@ -24,8 +24,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gradellm_engine.decoder import Decoder, Part, Target
+from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import EngineError
+from gradellm_engine.passes import Part, Target
 from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 
 MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time

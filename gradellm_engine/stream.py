@@ -20,11 +20,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gradellm_engine.decoder import Explain, Part, Target
 from gradellm_engine.errors import ComputationError
 from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Started, Step
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.loading import LoadedModel
+from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.prompts import Prompt, Role, decode, special_ids
 from gradellm_engine.sampling import Distribution, choose_token
 from gradellm_engine.settings import AttributionSettings, Delivery, NormaliseOver, Sampling

@@ -220,6 +220,35 @@ def test_many_queries_equal_each_alone(
         assert close(back.dv[:, row], its_back.dv)
 
 
+@given(B=small, start=starts, softcap=softcaps, with_sinks=st.booleans(), hidden=st.integers(0, 3), seed=seeds)
+def test_many_sequences_equal_each_alone(
+    normal: Normal, B: int, start: int, softcap: float | None, with_sinks: bool, hidden: int, seed: int
+) -> None:
+    """One query of each; the first columns of all but the last are hidden."""
+    G, r, D, Dv, N = 2, 3, 4, 5, start + 4
+    form = drawn_form(normal, seed + 4, G * r, softcap, with_sinks, None)
+    q, K, V, w = (
+        normal(seed, B, G, r, 1, D),
+        normal(seed + 1, B, G, N, D),
+        normal(seed + 2, B, G, N, Dv),
+        normal(seed + 3, B, G, r, 1, Dv),
+    )
+    visible = torch.ones(B, 1, N, dtype=torch.bool)
+    visible[:-1, :, :hidden] = False
+    forward = attend(q, K, V, visible, form)
+    back = attention_backward(forward, w, value_gradients(forward, w), N - 1)
+    o, _ = attention_output(q, K, V, visible, form)
+    for i in range(B):
+        columns = slice(hidden if i < B - 1 else 0, None)
+        alone = attend(q[i], K[i, :, columns], V[i, :, columns], None, form)
+        its_back = attention_backward(alone, w[i], value_gradients(alone, w[i]), alone.K.shape[1] - 1)
+        assert close(o[i], alone.o)
+        assert close(forward.A[i, ..., columns], alone.A)
+        assert close(back.dq[i], its_back.dq)
+        assert close(back.dk[i], its_back.dk)
+        assert close(back.dv[i], its_back.dv)
+
+
 def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal) -> None:
     q, K, V, w = normal(0, 2, 2, 4, 3), normal(1, 2, 6, 3), normal(2, 2, 6, 5), normal(3, 2, 2, 4, 5)
     form = AttentionForm(0.5)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention import Attended, AttentionForm, attend, value_gradients, visibility
-from gradellm_engine.decoder import Explain, Part, _Pass, _Site
 from gradellm_engine.grad_ellm import (
     cosine_similarity,
     dot_similarity,
@@ -22,6 +21,7 @@ from gradellm_engine.grad_ellm import (
     weighted_effect,
 )
 from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape
+from gradellm_engine.passes import Explain, Part, PartsPass, PartsSite
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 
 Normal = Callable[..., Tensor]
@@ -277,7 +277,7 @@ def summed(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> 
     """What the decoder keeps of layers with different windows, and the layers' own scores over the whole prefix."""
     slot = KVSlot(KVPool([], [], S), 0, S)
     part = Part(slot, [0] * T, Explain(switches), START, is_new=True)
-    run = _Pass([part, part], {})
+    run = PartsPass([part, part], {})
     layers = []
     for i, first in enumerate(firsts):
         scores = normal(seed + i, T, S - first)
@@ -333,5 +333,5 @@ def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
     slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
     assert slot is not None
     part = Part(slot, [1], Explain(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
-    site = _Site(_Pass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
+    site = PartsSite(PartsPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
     site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), None)

@@ -36,8 +36,9 @@ from gradellm_engine import (
     Stream,
 )
 from gradellm_engine import scheduler as scheduling
-from gradellm_engine.decoder import Decoder, ExplainedPass, Part
+from gradellm_engine.decoder import Decoder, ExplainedPass
 from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.passes import Part
 from gradellm_engine.sampling import Distribution, choose_token, sampling_probs, uniform_draw
 from gradellm_engine.settings import PRESETS
 from gradellm_engine.stream import Phase

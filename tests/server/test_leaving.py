@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.decoder import Decoder, ExplainedPass, Part
+from gradellm_engine.decoder import Decoder, ExplainedPass
+from gradellm_engine.passes import Part
 from server.conftest import RunningServer, Serving
 
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())

@@ -1,0 +1,362 @@
+"""What a pass through the model is, as its attention layers see it.
+
+A pass reads tokens of several sequences that stand behind one another in one row: to all layers but attention they are
+tokens like any others, and weights are read once for all of them. In each attention layer, keys and values go to where
+their sequences' are kept, and each query meets what its own sequence holds. In an explained pass
+
+    1. the graph starts at the attention output of the lowest selected layer (`anchor`): parameters are frozen, and
+       everything below is a constant of the gradients that are read;
+    2. every attention output above is a node of `attended`, whose backward pass meets w = dl/do, computes U and adds
+       the layer's scores to the heat maps.
+
+Two kinds of pass do this: `PartsPass` here, for parts of any length, one after the other, and `StepPass`
+(`gradellm_engine.step_pass`), for one token of each sequence, all at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradellm_engine.attention import (
+    Attended,
+    AttentionForm,
+    attend,
+    attention_backward,
+    attention_output,
+    value_gradients,
+    visibility,
+)
+from gradellm_engine.grad_ellm import heat_map, layer_scores
+from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.settings import GradEllm, Rotary
+
+KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
+
+
+@dataclass(frozen=True)
+class Explain:
+    """How a part's tokens are explained.
+
+    Attributes:
+        switches: the method's; `layers` are explicit indexes.
+        domain: the prompt tokens over which similarities are normalised, None for all that a layer sees. [m], bool
+    """
+
+    switches: GradEllm
+    domain: Tensor | None = None
+
+    @property
+    def selected(self) -> tuple[int, ...]:
+        """The layers that are summed."""
+        layers = self.switches.layers
+        if not isinstance(layers, tuple):
+            raise ValueError("layers must be explicit indexes by now")
+        return layers
+
+    @property
+    def needs_unrotated(self) -> bool:
+        """Whether queries and keys are compared as they were before the rotary embedding."""
+        return self.switches.rotary is Rotary.UNROTATED
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sequence's share of a pass.
+
+    Attributes:
+        slot: what is known of it.
+        ids: the tokens to read.
+        explain: None for tokens that are not explained.
+        start: position of the first.
+        is_new: whether they come into the slot now; False for tokens that it holds and that are read once more.
+    """
+
+    slot: KVSlot
+    ids: Sequence[int]
+    explain: Explain | None
+    start: int
+    is_new: bool
+
+    @classmethod
+    def new(cls, slot: KVSlot, ids: Sequence[int], explain: Explain | None = None) -> Part:
+        """Tokens that follow on those that the slot holds."""
+        return cls(slot, ids, explain, slot.length, is_new=True)
+
+    @classmethod
+    def again(cls, slot: KVSlot, start: int, end: int, explain: Explain) -> Part:
+        """The tokens at positions start..end, which the slot holds."""
+        return cls(slot, slot.ids[start:end], explain, start, is_new=False)
+
+    @property
+    def end(self) -> int:
+        """One past the position of the last token."""
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is differentiated at a token: a logit of the token after it, less another's where one is given."""
+
+    token_id: int
+    contrast_id: int | None = None
+
+
+class Site(Protocol):
+    """One layer's attention in one pass."""
+
+    def output(self, query: Tensor) -> Tensor:
+        """What the model goes on with; the same numbers whether a token is explained or not.
+
+        [1, H, T, D] -> [1, T, H, Dv]
+        """
+
+    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        """Add the layer's scores to the heat maps, and write the gradients into `back`, where the graph goes on.
+
+        In float32 or better.
+
+        Args:
+            query: [1, H, T, D]
+            gradient: dl/do. [1, T, H, Dv]
+            back: dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv], all zero: what is only read has no target.
+        """
+
+
+class Pass(Protocol):
+    """One pass through the model."""
+
+    anchor: Tensor | None
+    """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
+    lowest: int
+    """The lowest layer that is explained."""
+
+    def store(self, index: int, keys: Tensor, values: Tensor) -> None:
+        """Keep a layer's keys [G, T, D] and values [G, T, Dv] of the tokens that are new."""
+
+    def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
+        """Keep the rotary embedding that a layer takes, of the tokens that are new. [T, width] each"""
+
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> Site:
+        """A layer's attention."""
+
+    def heat_maps(self) -> list[Tensor]:
+        """After the backward pass: scores of each explained part's tokens, in the parts' order. [T, S] each"""
+
+
+def attended(run: Pass, site: Site, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A layer's attention, as a node of the graph where it is explained. Shapes as for `Site`."""
+    if run.anchor is None or index < run.lowest:
+        return site.output(query)
+    output: Tensor = _Attention.apply(run.anchor, query, key, value, site)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Attention(torch.autograd.Function):
+    """Keys and values that are kept are constants that autograd never records."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: Site) -> Tensor:  # noqa: ANN401
+        ctx.site, ctx.query, ctx.shapes = site, query.detach(), (key.shape, value.shape)
+        return site.output(ctx.query)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        site: Site = ctx.site
+        query: Tensor = ctx.query
+        if not ctx.needs_input_grad[1]:  # the lowest layer of the graph: nothing below needs a gradient
+            site.backward(query, gradients[0], None)
+            return None, None, None, None, None
+        key, value = ctx.shapes
+        back = (torch.zeros_like(query), query.new_zeros(key), query.new_zeros(value))
+        site.backward(query, gradients[0], back)
+        return None, *back, None
+
+
+@dataclass
+class PartsPass:
+    """Parts of any length, of sequences of any length, one after the other.
+
+    Attributes:
+        parts: the sequences.
+        rotary_of: which of the model's rotary embeddings each layer takes.
+        anchor: see `Pass`.
+        places: where each part's tokens stand in the row of all.
+        totals: the sum of layers' scores so far, for each explained part. [T, S] each
+    """
+
+    parts: Sequence[Part]
+    rotary_of: Mapping[int, int]
+    anchor: Tensor | None = None
+    places: list[slice] = field(default_factory=list)
+    totals: dict[int, Tensor] = field(default_factory=dict)
+    _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        end = 0
+        for part in self.parts:
+            self.places.append(slice(end, end + len(part.ids)))
+            end += len(part.ids)
+        self.lowest = lowest_layer(self.parts)
+
+    def store(self, index: int, keys: Tensor, values: Tensor) -> None:
+        """See `Pass`."""
+        for part, place in zip(self.parts, self.places, strict=True):
+            if part.is_new:
+                part.slot.store(index, part.start, keys[:, place], values[:, place])
+
+    def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
+        """See `Pass`."""
+        for part, place in zip(self.parts, self.places, strict=True):
+            if part.is_new:
+                its_cosines, its_sines = part.slot.rotary(self.rotary_of[index], part.start, part.end)
+                its_cosines.copy_(cosines[place])
+                its_sines.copy_(sines[place])
+
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> PartsSite:
+        """See `Pass`."""
+        return PartsSite(self, module, index, form)
+
+    def heat_maps(self) -> list[Tensor]:
+        """See `Pass`. Row t of a part has zeros behind its own position."""
+        return [
+            heat_map(self.totals[i], part.explain.switches)
+            for i, part in enumerate(self.parts)
+            if part.explain is not None
+        ]
+
+    def visible(self, i: int, first: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Which keys from `first` on each of part i's queries sees; computed once for all layers that are alike."""
+        part, key = self.parts[i], (i, window, device)
+        if key not in self._visible:
+            self._visible[key] = visibility(part.start, len(part.ids), first, part.end - first, window, device)
+        return self._visible[key]
+
+    def add(self, index: int, scores: Tensor, first: int) -> None:
+        """Add a layer's scores [T, N] for the positions first.. to a part's."""
+        part = self.parts[index]
+        if index not in self.totals:
+            self.totals[index] = scores.new_zeros((len(part.ids), part.end))
+        total = self.totals[index]
+        total[:, first : first + scores.shape[1]] += scores.to(total.device)
+
+
+@dataclass
+class PartsSite:
+    """One layer's attention in a pass of parts.
+
+    Attributes:
+        run: the pass.
+        module: the layer's attention module.
+        index: the layer's index.
+        form: the layer's kind of attention.
+        kept: what the forward pass computed of parts, where the backward pass goes on from it.
+    """
+
+    run: PartsPass
+    module: nn.Module
+    index: int
+    form: AttentionForm
+    kept: dict[int, Attended] = field(default_factory=dict)
+
+    def seen(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
+        """What part i's queries see: the first position, keys and values from there, and which query sees which."""
+        part = self.run.parts[i]
+        first = self.form.first_visible(part.start)
+        K = part.slot.keys(self.index, first, part.end)
+        V = part.slot.values(self.index, first, part.end)
+        return first, K, V, self.run.visible(i, first, self.form.window, K.device)
+
+    def output(self, query: Tensor) -> Tensor:
+        """See `Site`."""
+        outputs = []
+        for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
+            _, K, V, visible = self.seen(i)
+            q = _grouped(query[0, :, place], K.shape[0])
+            keeps = part.explain is not None and keeps_products(q, K, KEPT_PRODUCTS)
+            o, products = attention_output(q, K, V, visible, self.form, by_hand=keeps)
+            if keeps and products is not None:
+                self.kept[i] = products
+            outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
+
+    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        """See `Site`."""
+        compute = torch.promote_types(query.dtype, torch.float32)
+        for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
+            if part.explain is None:
+                continue
+            first, K, V, visible = self.seen(i)
+            q = _grouped(query[0, :, place], K.shape[0]).to(compute)
+            w = _grouped(gradient[0, place].transpose(0, 1), K.shape[0]).to(compute)
+            forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
+            U = value_gradients(forward, w)
+            if self.index in part.explain.selected:
+                domain = _domain(part, first, visible, K.device)
+                unrotated = self._unrotated(part, first, forward) if part.explain.needs_unrotated else None
+                self.run.add(i, layer_scores(forward, w, U, part.explain.switches, domain, unrotated), first)
+            if back is not None:
+                gradients = attention_backward(forward, w, U, part.start - first)
+                back[0][0, :, place] = gradients.dq.flatten(0, 1)
+                back[1][0, :, place] = gradients.dk
+                back[2][0, :, place] = gradients.dv
+
+    def _unrotated(self, part: Part, first: int, forward: Attended) -> tuple[Tensor, Tensor]:
+        """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding."""
+        table, q = self.run.rotary_of[self.index], forward.q
+        its_q = unrotated(self.module, q.flatten(0, 1)[None], *part.slot.rotary(table, part.start, part.end))
+        return its_q.view(q.shape), unrotated(self.module, forward.K[None], *part.slot.rotary(table, first, part.end))[
+            0
+        ]
+
+
+def lowest_layer(parts: Sequence[Part]) -> int:
+    """The lowest that any part selects; 0 where none is explained."""
+    return min((part.explain.selected[0] for part in parts if part.explain is not None), default=0)
+
+
+def keeps_products(q: Tensor, K: Tensor, most: int) -> bool:
+    """Whether a backward pass may go on from the forward pass's products: where they are as exact, and few.
+
+    q: [.., T, D], K: [.., N, D]
+    """
+    is_exact = torch.promote_types(q.dtype, torch.float32) == q.dtype
+    return is_exact and q.shape[:-1].numel() * K.shape[-2] <= most
+
+
+def unrotated(module: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Queries or keys of an attention module before the rotary embedding, by the family's own run backwards.
+
+    A rotary embedding multiplies each pair of channels with s (cos, sin): the inverse is (cos, -sin) / (cos^2 + sin^2),
+    whatever the pairing, the width or the scaling s.
+
+    Args:
+        module: the layer's attention.
+        x: [B, heads, tokens, D]
+        cosines: of the tokens. [tokens, width] or [B, tokens, width]
+        sines: likewise.
+    """
+    rotate = vars(sys.modules[type(module).__module__])["apply_rotary_pos_emb"]
+    cos, sin = (c.to(x.device, x.dtype).view(-1, *c.shape[-2:]) for c in (cosines, sines))
+    norm = cos.square() + sin.square()
+    result: Tensor = rotate(x, x, cos / norm, -sin / norm)[0]
+    return result
+
+
+def _grouped(heads: Tensor, num_groups: int) -> Tensor:
+    """Query heads by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
+    return heads.reshape(num_groups, -1, *heads.shape[1:])
+
+
+def _domain(part: Part, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
+    """Where a part's similarities are normalised in one layer; None for everywhere. [T, N] or [1, N], bool"""
+    chosen = part.explain.domain if part.explain is not None else None
+    if chosen is None:
+        return visible
+    inside = torch.nn.functional.pad(chosen, (0, part.end - len(chosen)))[None, first : part.end].to(device)
+    return inside if visible is None else inside & visible

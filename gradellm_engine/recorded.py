@@ -1,0 +1,164 @@
+"""Decode steps that are recorded once and replayed.
+
+A step of a large model on a GPU is a thousand small calls, and making them takes longer than carrying them out. A CUDA
+graph carries out a recorded series at one call. It fixes every shape and address: a `StepPass` reads what changes from
+tensors of its own, and steps are rounded up to some numbers of sequences and columns. Forward and backward pass are
+recorded apart, for a token is chosen between them.
+
+What cannot be recorded (a model that looks at its numbers to decide what to do next, as some mixtures of experts and
+some rotary scalings do) is run step by step, as everything is on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradellm_engine.logit_head import LogitHead
+from gradellm_engine.passes import Part
+from gradellm_engine.step_pass import StepPass, StepShape
+
+MOST_RECORDINGS = 64  # the one not used for longest is given up
+_WARM_UPS = 2  # before recording: libraries choose kernels and take work space at their first calls
+_SIZES = sorted({size for power in range(24) for size in (2**power, 3 * 2**power // 2)})
+_MIN_WIDTH = 128
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """What records."""
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        """Run once, as it will be while it is recorded."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run once; what repeats exactly the same calls, on the same memory."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs. They share their memory: one runs at a time, and its results are taken before the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        """See `Recorder`."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._memory):
+            run()
+        return graph.replay
+
+
+Run = Callable[[Tensor, StepPass], Tensor]  # ids and positions [2, B], the pass -> logits [B, V]
+
+
+class RecordedStep:
+    """A step of one shape.
+
+    Attributes:
+        run: the pass, on whose tensors it was recorded.
+    """
+
+    def __init__(self, recorder: Recorder, run: StepPass, model: Run, head: nn.Module) -> None:
+        """`run` is filled with a step that is due: recording carries it out, again and again."""
+        self.run = run
+        self._model, self._head_module = model, head
+        num_rows, device = run.shape.num_rows, run.row.device
+        self._ids = torch.zeros((num_rows, 2), dtype=torch.long, device=device)
+        self._signs = torch.zeros((num_rows, 2), device=device)
+        for _ in range(_WARM_UPS):
+            recorder.warm_up(self._read)
+            if run.shape.switches is not None:
+                recorder.warm_up(self._explain)
+        self._replay_read = recorder.record(self._read)
+        self._replay_explain = recorder.record(self._explain) if run.shape.switches is not None else None
+
+    def read(self, parts: Sequence[Part]) -> Tensor:
+        """Take a step; the logits after each part. [B, V]"""
+        self.run.fill(parts)
+        self._replay_read()
+        return self._logits[: len(parts)]
+
+    def explain(self, ids: Tensor, signs: Tensor) -> None:
+        """Differentiate what was read; arguments as for `LogitHead.backward`."""
+        if self._replay_explain is None:
+            raise RuntimeError("this step was recorded without a backward pass")
+        self._ids[: len(ids)].copy_(ids)
+        self._signs.zero_()[: len(signs)].copy_(signs)
+        self._replay_explain()
+
+    def _read(self) -> None:
+        self.run.begin()
+        if self.run.shape.switches is None:
+            with torch.no_grad():
+                self._logits = self._model(self.run.row, self.run)
+            return
+        self._head = LogitHead(self._head_module)
+        with torch.enable_grad(), self._head.cut():
+            self._head.logits = self._model(self.run.row, self.run)
+        self._logits = self._head.logits.detach()
+
+    def _explain(self) -> None:
+        self._head.backward(self._ids, self._signs.to(self._logits.dtype))
+
+
+class Recordings:
+    """Recorded steps by shape, made when they are first due.
+
+    Attributes:
+        is_possible: whether this model's steps can be recorded, as far as is known.
+    """
+
+    def __init__(
+        self, recorder: Recorder, new_pass: Callable[[StepShape], StepPass], model: Run, head: nn.Module
+    ) -> None:
+        self._recorder, self._new_pass, self._model, self._head = recorder, new_pass, model, head
+        self._steps: OrderedDict[StepShape, RecordedStep] = OrderedDict()
+        self.is_possible = True
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def step(self, parts: Sequence[Part]) -> RecordedStep | None:
+        """What takes a step of these parts; None where none can be recorded."""
+        shape = rounded_up(StepShape.of(parts))
+        if self.is_possible and shape not in self._steps:
+            run = self._new_pass(shape)
+            run.fill(parts)
+            try:
+                self._steps[shape] = RecordedStep(self._recorder, run, self._model, self._head)
+            except RuntimeError as error:  # torch has no narrower one
+                logger.warning("decode steps cannot be recorded and run call by call: %s", str(error).split("\n")[0])
+                self.is_possible = False
+            if len(self._steps) > MOST_RECORDINGS:
+                self._steps.popitem(last=False)
+        if not self.is_possible:
+            return None
+        self._steps.move_to_end(shape)
+        return self._steps[shape]
+
+
+def rounded_up(shape: StepShape) -> StepShape:
+    """The shape that it is recorded in: powers of two and what lies halfway between them."""
+    return replace(
+        shape,
+        num_rows=_SIZES[bisect_left(_SIZES, shape.num_rows)],
+        width=_SIZES[bisect_left(_SIZES, max(_MIN_WIDTH, shape.width))],
+    )

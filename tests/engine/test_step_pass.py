@@ -1,0 +1,289 @@
+"""Steps of many sequences at once, and recorded ones, against one part after the other, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradellm_engine import Engine
+from gradellm_engine.decoder import Decoder
+from gradellm_engine.passes import Explain, Part, Target
+from gradellm_engine.recorded import rounded_up
+from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.step_pass import StepShape, is_step
+
+LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
+SWITCHES = [
+    GradEllm(),
+    GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED),
+    GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
+    GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.NONE),
+    GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.CHANNEL_ABS, rectify=Rectify.NONE),
+]
+
+
+@pytest.fixture(scope="module")
+def decoder(model_path: Callable[[str], Path]) -> Callable[[str], Decoder]:
+    def load(name: str) -> Decoder:
+        decoder = Engine.load(str(model_path(name)), dtype="float64", kv_bytes=2**20)._model.decoder
+        decoder.allocate_pool(500)
+        return decoder
+
+    return cache(load)
+
+
+def filled(decoder: Decoder, lengths: Sequence[int]) -> list[Part]:
+    """A new token for sequences of these lengths, none explained."""
+    parts = []
+    for seed, length in enumerate(lengths):
+        slot = decoder.pool.allocate(length + 20)
+        assert slot is not None
+        ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
+        decoder.read([Part.new(slot, ids[:-1])])
+        parts.append(Part.new(slot, ids[-1:]))
+    return parts
+
+
+def explained(parts: Sequence[Part], switches: GradEllm, num_layers: int, *, domains: bool = False) -> list[Part]:
+    """All but the second, over every other token of the first half where `domains`."""
+    switches = replace(switches, layers=switches.selected_layers(num_layers))
+    return [
+        part
+        if i == 1
+        else replace(
+            part, explain=Explain(switches, torch.arange((part.end + 1) // 2) % 2 == 0 if domains and i else None)
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+TARGETS = [Target(7), None, Target(9, 3), Target(11)]
+
+
+def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+    """Logits and heat maps; what was read is forgotten, so that it can be read again."""
+    if all(part.explain is None for part in parts):
+        logits, maps = decoder.step(parts).clone(), []
+    else:
+        run = decoder.explained_pass(parts)
+        logits = run.logits.clone()
+        maps = [heat_map.clone() for heat_map in run.heat_maps(TARGETS[: len(parts)])]
+    for part in parts:
+        del part.slot.ids[part.start :]
+    return logits, maps
+
+
+def assert_close(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
+    assert torch.allclose(actual[0], expected[0], rtol=1e-9, atol=1e-12)
+    assert len(actual[1]) == len(expected[1])
+    for its, other in zip(actual[1], expected[1], strict=True):
+        assert its.shape == other.shape
+        assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoder, Sequence[Part]], tuple[Tensor, list[Tensor]]]:
+    """The outcome by parts, one after the other."""
+
+    def run(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+        with monkeypatch.context() as patched:
+            patched.setattr(Decoder, "_takes_at_once", lambda *args: False)
+            return outcome(decoder, parts)
+
+    return run
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed twice"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_at_once_equals_one_by_one(
+    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
+) -> None:
+    if not kept:
+        monkeypatch.setattr("gradellm_engine.step_pass.KEPT_PRODUCTS", 0)
+    model = decoder(family)
+    parts = filled(model, LENGTHS)
+    assert model._takes_at_once(parts)
+    assert_close(outcome(model, parts), one_by_one(model, parts))
+    for switches in SWITCHES:
+        for domains in (False, True):
+            if domains and switches.loosening is Loosening.NONE:
+                continue
+            these = explained(parts, switches, model.num_layers, domains=domains)
+            assert model._takes_at_once(these)
+            actual, expected = outcome(model, these), one_by_one(model, these)
+            assert all(heat_map.any() for heat_map in expected[1]) or domains  # which may lie before a window
+            assert_close(actual, expected)
+
+
+def test_keys_and_values_are_stored_alike(decoder: Any, one_by_one: Any) -> None:
+    model = decoder("llama")
+    stored = []
+    for run in (outcome, one_by_one):
+        parts = filled(model, LENGTHS)
+        run(model, parts)
+        stored.append(
+            [
+                torch.cat([x[:, part.slot.start : part.slot.start + part.end] for part in parts], 1)
+                for x in (*model.pool.keys, *model.pool.values, model.pool.cosines[0][None], model.pool.sines[0][None])
+            ]
+        )
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*stored, strict=True))
+
+
+def test_what_is_a_step(decoder: Any) -> None:
+    model = decoder("llama")
+    parts = filled(model, LENGTHS)
+    assert is_step(parts)
+    assert is_step(explained(parts, SWITCHES[0], 2))
+    assert not is_step([explained(parts, SWITCHES[0], 2)[0], explained(parts, SWITCHES[1], 2)[2]])
+    assert not is_step([*parts[1:], Part.new(parts[0].slot, [1, 2])])
+    assert not is_step([Part.again(parts[3].slot, 4, 5, Explain(SWITCHES[0]))])
+
+
+# Recorded -----------------------------------------------------------------------------------------------------------
+
+
+class Tape(TorchDispatchMode):
+    """Every call that torch makes, with the memory that it was made on: what a CUDA graph is, for a CPU.
+
+    Nothing of Python is run again, so that what Python decides, or reads from a list, stays as it was when recorded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a GPU cannot record what looks at a number"
+        assert func is not torch.ops.aten.nonzero.default, "a GPU cannot record shapes that depend on numbers"
+        result = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, result in self._calls:
+                again = func(*args, **kwargs)
+                pairs = zip(_tensors(result), _tensors(again), strict=True)
+                for old, new in pairs:
+                    if new.data_ptr() != old.data_ptr():  # a view or a change in place is where it was
+                        old.detach().copy_(new)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    results = result if isinstance(result, tuple | list) else [result]
+    return [x for x in results if isinstance(x, Tensor)]
+
+
+class TapeRecorder:
+    """As `CudaRecorder`."""
+
+    def __init__(self) -> None:
+        self.num_recorded = 0
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        run()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_recorded += 1
+        tape = Tape()
+        with tape:
+            run()
+        return tape.replay
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: Any, family: str) -> None:
+    """Other tokens, lengths, places, numbers of sequences and targets than those that were recorded."""
+    model: Decoder = decoder(family)
+    recorder = TapeRecorder()
+    model.record_steps(recorder)
+    assert model.recordings is not None
+    for switches in (None, *SWITCHES[:4]):
+        for domains in (False, True):
+            if domains and (switches is None or switches.loosening is Loosening.NONE):
+                continue
+            expected_number = recorder.num_recorded + (1 if switches is None else 2)
+            for lengths in (LENGTHS, (30, 2, 7, 1), (9, 9, 40, 1)):
+                parts = filled(model, lengths)
+                if switches is not None:
+                    parts = explained(parts, switches, model.num_layers, domains=domains)
+                assert_close(outcome(model, parts), one_by_one(model, parts))
+                if switches is not None:  # the graph of the step before is not in the way
+                    assert_close(outcome(model, parts), one_by_one(model, parts))
+            assert recorder.num_recorded == expected_number  # one shape took them all
+    model.recordings = None
+
+
+def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(TapeRecorder())
+    for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
+        parts = filled(model, lengths)
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+        targets = explained(parts[:4], SWITCHES[0], model.num_layers) + parts[4:]
+        TARGETS[4:] = [None] * (len(parts) - 4)
+        assert_close(outcome(model, targets), one_by_one(model, targets))
+    del TARGETS[4:]
+    assert len(model.recordings or ()) == 2
+    model.recordings = None
+
+
+def test_shapes_are_rounded_up() -> None:
+    def rounded(rows: int, width: int) -> tuple[int, int]:
+        shape = rounded_up(StepShape(rows, width, None, has_domains=False))
+        return shape.num_rows, shape.width
+
+    assert rounded(1, 1) == (1, 128)
+    assert rounded(5, 129) == (6, 192)
+    assert rounded(8, 192) == (8, 192)
+    assert rounded(9, 193) == (12, 256)
+    assert rounded(17, 5000) == (24, 6144)
+
+
+class Refusing(TapeRecorder):
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+
+def test_what_cannot_be_recorded_runs_call_by_call(
+    decoder: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(Refusing())
+    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    for _ in range(2):
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+    assert [record.getMessage() for record in caplog.records] == [
+        "decode steps cannot be recorded and run call by call: "
+        "CUDA error: operation not permitted when stream is capturing"
+    ]
+    model.recordings = None
+
+
+def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradellm_engine.recorded.MOST_RECORDINGS", 2)
+    model: Decoder = decoder("llama")
+    recorder = TapeRecorder()
+    model.record_steps(recorder)
+    for count, expected in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        outcome(model, filled(model, (4,) * count))
+        assert recorder.num_recorded == expected
+    model.recordings = None
+
+
+def test_without_a_gpu_nothing_is_recorded(decoder: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps()
+    assert model.recordings is None
