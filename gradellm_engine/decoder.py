@@ -28,7 +28,9 @@ from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 
 ATTENTION_KERNEL = "gradellm"
-_PLACES = 4096  # in a step of several sequences on a CPU: beyond it, copying them takes longer than one after the other
+_GATHERED_WIDTH = (
+    192  # tokens of the longest sequence of a step on a CPU: beyond it, copying takes longer than it saves
+)
 
 
 @dataclass
@@ -236,8 +238,9 @@ class Decoder:
         """Whether a `StepPass` is the faster way, and possible."""
         if not self._is_on_one_device or not is_step(parts):
             return False
-        num_places = len(parts) * max(part.end for part in parts)
-        return self.recordings is not None or self.device.type == "cuda" or (len(parts) > 1 and num_places <= _PLACES)
+        if self.recordings is not None or self.device.type == "cuda":
+            return True
+        return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
     def _new_step_pass(self, shape: StepShape) -> StepPass:
         return StepPass(self.pool, self._rotary_of, shape, self.device)
@@ -305,5 +308,5 @@ def _on_host(heat_maps: list[Tensor]) -> list[Tensor]:
     together = torch.cat([heat_map.flatten() for heat_map in heat_maps])
     pinned = torch.empty(together.shape, dtype=together.dtype, pin_memory=True).copy_(together, non_blocking=True)
     torch.cuda.synchronize(together.device)
-    shares = pinned.split([heat_map.numel() for heat_map in heat_maps])
+    shares: tuple[Tensor, ...] = torch.split(pinned, [heat_map.numel() for heat_map in heat_maps])
     return [share.view(heat_map.shape) for share, heat_map in zip(shares, heat_maps, strict=True)]

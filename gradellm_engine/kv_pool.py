@@ -186,6 +186,11 @@ class KVPool:
             self._give_back(slot.start + slot.length, unused)
         self._kept[slot] = None
 
+    def forget(self) -> None:
+        """Give up all that is kept of sequences that have ended."""
+        for slot in list(self._kept):
+            slot.close()
+
     def release(self, slot: KVSlot) -> None:
         """See `KVSlot.close`."""
         self._slots.discard(slot)

@@ -202,7 +202,9 @@ class PartsPass:
         for part in self.parts:
             self.places.append(slice(end, end + len(part.ids)))
             end += len(part.ids)
-        self.lowest = lowest_layer(self.parts)
+        self.lowest = 0
+        if self.anchor is not None:
+            self.lowest = min(part.explain.selected[0] for part in self.parts if part.explain is not None)
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `Pass`."""
@@ -313,11 +315,6 @@ class PartsSite:
         return its_q.view(q.shape), unrotated(self.module, forward.K[None], *part.slot.rotary(table, first, part.end))[
             0
         ]
-
-
-def lowest_layer(parts: Sequence[Part]) -> int:
-    """The lowest that any part selects; 0 where none is explained."""
-    return min((part.explain.selected[0] for part in parts if part.explain is not None), default=0)
 
 
 def keeps_products(q: Tensor, K: Tensor, most: int) -> bool:

@@ -52,7 +52,7 @@ class CudaRecorder:
 
     def warm_up(self, run: Callable[[], None]) -> None:
         """See `Recorder`."""
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             run()

@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     use_threads(options.threads)
     try:
-        subject = _subject(options)
+        subject = replace(_subject(options), record_steps=not options.no_cuda_graphs)
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
@@ -91,12 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for table in _measure(report, subject, ways, options):
             _say("")
             print(f"\n{table}", flush=True)
+            report.machine["steps"] = _steps(subject)
             if options.json:
                 report.write_json(options.json)  # now: what was measured is kept, whatever comes
     except (EngineError, torch.OutOfMemoryError) as error:
         _say("")
         print(f"error: {' '.join(str(error).split())}; the parts above are whole", file=sys.stderr)
         return EXIT_FAILED
+    print(f"\ndecode steps ran {report.machine['steps']}", flush=True)
     if options.plot:
         plot(report, options.plot)
     return 0
@@ -171,6 +174,12 @@ def _machine(subject: Subject) -> dict[str, str]:
     }
 
 
+def _steps(subject: Subject) -> str:
+    """How decode steps ran."""
+    recordings = subject.loaded.decoder.recordings
+    return "as CUDA graphs" if recordings is not None and recordings.is_possible else "call by call"
+
+
 def _ways(names: Sequence[str] | None) -> list[Way]:
     """Those that were asked for, or all that are installed."""
     if names is not None:
@@ -195,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
+    model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
     what = made.add_argument_group("what is measured")
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"

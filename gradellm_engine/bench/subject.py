@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -65,12 +65,15 @@ class Subject:
         reference: as Transformers runs it, over the same tensors: neither reads from a warmer cache.
         body_bytes: of the layers' weights, all of which a decode step reads.
         head_bytes: of the language-model head's.
+        record_steps: whether a GPU replays decode steps as CUDA graphs.
     """
 
     loaded: LoadedModel
     reference: PreTrainedModel
     body_bytes: int
     head_bytes: int
+    record_steps: bool = True
+    _last_engine: dict[tuple[int, int], Engine] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -79,13 +82,23 @@ class Subject:
         return device
 
     def engine(self, *, max_running: int, num_tokens: int) -> Engine:
-        """An engine over it with room for so many tokens, all free."""
-        return Engine(
-            self.loaded,
-            max_running=max_running,
-            max_new_tokens=num_tokens,
-            kv_bytes=num_tokens * self.loaded.decoder.bytes_per_token,
-        )
+        """An engine over it with room for so many tokens, all free. The one before can no longer be used.
+
+        One of the same size is the same one: what was recorded on its memory need not be recorded again.
+        """
+        size = (max_running, num_tokens)
+        if size in self._last_engine:
+            self.loaded.decoder.pool.forget()
+        else:
+            self._last_engine.clear()
+            self._last_engine[size] = Engine(
+                self.loaded,
+                max_running=max_running,
+                max_new_tokens=num_tokens,
+                kv_bytes=num_tokens * self.loaded.decoder.bytes_per_token,
+                record_steps=self.record_steps,
+            )
+        return self._last_engine[size]
 
     def prompt(self, rng: Random, num_tokens: int) -> tuple[int, ...]:
         """Random tokens, the same for equal generators; none is special."""

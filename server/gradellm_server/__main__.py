@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
+    model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
     limits = made.add_argument_group("limits")
     limits.add_argument("--max-context-tokens", type=_count, metavar="N", help="less than the model's own context")
     limits.add_argument(
@@ -166,6 +167,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
             max_running=options.max_running,
             kv_bytes=options.kv_memory,
             threads=options.threads,
+            record_steps=not options.no_cuda_graphs,
             progress=_say,
         )
     except EngineError as error:

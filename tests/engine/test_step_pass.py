@@ -151,14 +151,14 @@ def test_what_is_a_step(decoder: Any) -> None:
 # Recorded -----------------------------------------------------------------------------------------------------------
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every call that torch makes, with the memory that it was made on: what a CUDA graph is, for a CPU.
 
     Nothing of Python is run again, so that what Python decides, or reads from a list, stays as it was when recorded.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(
