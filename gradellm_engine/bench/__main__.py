@@ -121,10 +121,18 @@ def _measure(report: Report, subject: Subject, ways: Sequence[Way], options: arg
             report.latencies += row
             yield latency_table(row)
     if "throughput" in parts:
-        report.throughputs += throughputs(
-            subject, concurrency=options.concurrency, new_tokens=new_tokens, rounds=rounds, progress=_say
-        )
-        yield throughput_table(report.throughputs)
+        for together in throughputs(
+            subject,
+            ways,
+            prompt_lengths=options.stream_prompts,
+            concurrency=options.concurrency,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            bandwidth=report.bandwidth,
+            progress=_say,
+        ):
+            report.throughputs += together
+            yield throughput_table(together)
     if "admission" in parts:
         _say("a long prompt comes in")
         report.admission = admission(subject, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
@@ -144,7 +152,7 @@ def _context_of(part: str, options: argparse.Namespace) -> int:
     """Tokens of the longest sequence that a part runs."""
     needed: dict[str, int] = {
         "latency": max(options.prompts) + options.new_tokens,
-        "throughput": SHORT_PROMPT + options.new_tokens,
+        "throughput": max(options.stream_prompts) + options.new_tokens,
         "admission": LONG_PROMPT + 1,
         "reuse": FIRST_TURN + SECOND_TURN + 2 * options.new_tokens,
         "memory": max(options.prompts) + options.new_tokens,
@@ -221,6 +229,14 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--rounds", type=_count, metavar="N", default=5, help="figures are their medians (default: 5)")
     what.add_argument(
         "--concurrency", type=_count, nargs="+", metavar="N", default=[1, 4, 16], help="streams (default: 1 4 16)"
+    )
+    what.add_argument(
+        "--stream-prompts",
+        type=_some,
+        nargs="+",
+        metavar="N",
+        default=[SHORT_PROMPT],
+        help=f"tokens of the prompts of streams that run together (default: {SHORT_PROMPT})",
     )
     what.add_argument(
         "--requests", type=_count, metavar="N", default=1000, help="short requests, for memory (default: 1000)"

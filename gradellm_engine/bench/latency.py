@@ -73,7 +73,7 @@ def latencies(
                 way.name,
                 length,
                 SLOW_TOKENS if way.is_slow else new_tokens,
-                floor=_floor(subject, way, length + new_tokens // 2, bandwidth),
+                floor=_milliseconds(way.floor(subject, length + new_tokens // 2, 1, bandwidth)),
             )
             for way in ways
         }
@@ -101,9 +101,5 @@ def _check_alike(ids: dict[str, list[int]], dtype: str) -> None:
             raise RuntimeError(f"{name} decoded other tokens than the rest: there is nothing to compare")
 
 
-def _floor(subject: Subject, way: Way, context: int, bandwidth: float) -> float | None:
-    if way.reads is None:
-        return None
-    body, head = way.reads
-    keys_and_values = context * sum(shape.bytes_per_token for shape in subject.loaded.decoder.layer_shapes)
-    return 1e3 * (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds

@@ -14,21 +14,13 @@ from typing import TypeVar
 import psutil
 import torch
 
+from gradellm_engine.bench.streams import STREAM_KINDS, run_streams, streams_of
 from gradellm_engine.bench.subject import Subject
 from gradellm_engine.bench.timeline import Stopwatch, Timeline
-from gradellm_engine.bench.ways import chunked, note, sampling
-from gradellm_engine.engine import Engine
-from gradellm_engine.prompts import PromptInput
+from gradellm_engine.bench.ways import Way
 from gradellm_engine.settings import AttributionSettings
-from gradellm_engine.stream import Phase, Stream
 
 Progress = Callable[[str], None]
-STREAM_KINDS: dict[str, AttributionSettings | None] = {
-    "plain": None,
-    "per_token": AttributionSettings(),
-    "chunked(16)": chunked(16),
-    "chunked(32)": chunked(32),
-}
 SHORT_PROMPT = 128  # tokens of a prompt where its length is not what is measured
 LONG_PROMPT = 1500  # of the one that comes in while others run
 WARM_TOKENS = 16  # of running streams, before it comes
@@ -38,40 +30,62 @@ REQUEST_PROMPT, REQUEST_TOKENS = 16, 4  # of the many short requests
 
 @dataclass(frozen=True)
 class Throughput:
-    """Streams of one kind that decode together.
+    """Streams of one way that decode together.
 
     Attributes:
-        kind: of `STREAM_KINDS`.
+        way: its name.
+        prompt_tokens: tokens of each prompt.
         streams: how many.
         tokens_per_second: of all together, once all prompts are read.
         gap: median milliseconds between a stream's tokens.
+        floor: tokens a second if memory were read as often as must be, and nothing else took time.
     """
 
-    kind: str
+    way: str
+    prompt_tokens: int
     streams: int
     tokens_per_second: float
     gap: float
+    floor: float
 
 
 def throughputs(
-    subject: Subject, *, concurrency: Sequence[int], new_tokens: int, rounds: int, progress: Progress
-) -> Iterator[Throughput]:
-    """Every kind at every number of streams; of the rounds, the one whose throughput is the median."""
+    subject: Subject,
+    ways: Sequence[Way],
+    *,
+    prompt_lengths: Sequence[int],
+    concurrency: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    bandwidth: float,
+    progress: Progress,
+) -> Iterator[list[Throughput]]:
+    """Every way at every number of streams, a list a prompt length; of the rounds, the one in the middle."""
     rng = Random(1)  # noqa: S311 (prompts are no secrets)
-    for count in concurrency:
-        results: dict[str, list[Throughput]] = {kind: [] for kind in STREAM_KINDS}
-        for round_number in range(-1, rounds):  # the first only warms up
-            for kind, attribution in STREAM_KINDS.items():
-                progress(f"{count} streams, round {round_number + 1} of {rounds}: {kind}")
-                prompts = [subject.prompt(rng, SHORT_PROMPT) for _ in range(count)]
-                engine = subject.engine(max_running=count, num_tokens=count * (SHORT_PROMPT + new_tokens))
-                timelines = _run(engine, _streams(engine, prompts, new_tokens, attribution), decode_together=True)
-                seconds = max(t.end for t in timelines) - max(t.read or 0.0 for t in timelines)
-                gaps = [gap for timeline in timelines for gap in timeline.gaps]
-                result = Throughput(kind, count, count * new_tokens / seconds, 1e3 * statistics.median(gaps))
-                results[kind] += [result] if round_number >= 0 else []
-        for measured in results.values():
-            yield _middle(measured, lambda result: result.tokens_per_second)
+    fast = [way for way in ways if not way.is_slow]
+    for length in prompt_lengths:
+        middle: list[Throughput] = []
+        for count in concurrency:
+            results: dict[str, list[Throughput]] = {way.name: [] for way in fast}
+            for round_number in range(-1, rounds):  # the first only warms up
+                for way in fast:
+                    progress(f"{count} streams, {length} tokens, round {round_number + 1} of {rounds}: {way.name}")
+                    prompts = [subject.prompt(rng, length) for _ in range(count)]
+                    timelines = way.run(subject, prompts, new_tokens)
+                    floor = way.floor(subject, length + new_tokens // 2, count, bandwidth) or 0.0
+                    gaps = [gap for timeline in timelines for gap in timeline.gaps]
+                    speed, gap = tokens_per_second(timelines), 1e3 * statistics.median(gaps)
+                    result = Throughput(way.name, length, count, speed, gap, count / floor)
+                    results[way.name] += [result] if round_number >= 0 else []
+            middle += [_middle(measured, lambda result: result.tokens_per_second) for measured in results.values()]
+        yield middle
+
+
+def tokens_per_second(timelines: Sequence[Timeline]) -> float:
+    """Of all together, from when the last prompt was read; where reading it gave the first token, without that one."""
+    began = max(its.tokens[0] if its.read is None else its.read for its in timelines)
+    count = sum(len(its.tokens) - (its.read is None) for its in timelines)
+    return count / (max(its.end for its in timelines) - began)
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,8 @@ def _admission(subject: Subject, rng: Random, streams: int, new_tokens: int) -> 
     settings = AttributionSettings()
     places = streams * (SHORT_PROMPT + new_tokens) + LONG_PROMPT + 1
     engine = subject.engine(max_running=streams + 1, num_tokens=places)
-    running = _streams(engine, [subject.prompt(rng, SHORT_PROMPT) for _ in range(streams)], new_tokens, settings)
-    (late,) = _streams(engine, [subject.prompt(rng, LONG_PROMPT)], 1, settings)
+    running = streams_of(engine, [subject.prompt(rng, SHORT_PROMPT) for _ in range(streams)], new_tokens, settings)
+    (late,) = streams_of(engine, [subject.prompt(rng, LONG_PROMPT)], 1, settings)
     came: float | None = None
 
     def come(watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
@@ -122,7 +136,7 @@ def _admission(subject: Subject, rng: Random, streams: int, new_tokens: int) -> 
             engine.scheduler.submit(late)
             came = watch()
 
-    *timelines, its = _run(engine, [*running, late], come, submitted=streams)
+    *timelines, its = run_streams(engine, [*running, late], come, submitted=streams)
     if came is None or any(timeline.end < its.first_token for timeline in timelines):
         raise RuntimeError(f"streams of {new_tokens} tokens end before a prompt of {LONG_PROMPT} is read")
     gaps = [(end, 1e3 * (end - start)) for timeline in timelines for start, end in pairwise(timeline.tokens)]
@@ -160,9 +174,9 @@ def reuse(subject: Subject, *, new_tokens: int, rounds: int) -> Reuse:
 def _reuse(subject: Subject, rng: Random, new_tokens: int) -> Reuse:
     engine = subject.engine(max_running=1, num_tokens=2 * (FIRST_TURN + SECOND_TURN + 2 * new_tokens))
     prompt = subject.prompt(rng, FIRST_TURN)
-    (first,) = _run(engine, _streams(engine, [prompt], new_tokens, AttributionSettings()))
+    (first,) = run_streams(engine, streams_of(engine, [prompt], new_tokens, AttributionSettings()))
     longer = (*prompt, *first.ids, *subject.prompt(rng, SECOND_TURN))
-    (second,) = _run(engine, _streams(engine, [longer], new_tokens, AttributionSettings()))
+    (second,) = run_streams(engine, streams_of(engine, [longer], new_tokens, AttributionSettings()))
     reused = second.finished.num_reused_tokens if second.finished else 0
     return Reuse(len(prompt), len(longer), reused, 1e3 * first.first_token, 1e3 * second.first_token)
 
@@ -198,13 +212,13 @@ def memory(subject: Subject, *, prompt_tokens: int, new_tokens: int, requests: i
         for is_warm in (False, True):  # the first run makes buffers that stay
             if is_warm:
                 _reset_peak(subject.device)
-            _run(engine, _streams(engine, [subject.prompt(rng, prompt_tokens)], new_tokens, attribution))
+            run_streams(engine, streams_of(engine, [subject.prompt(rng, prompt_tokens)], new_tokens, attribution))
         peak[kind] = _peak(subject.device)
 
     def serve(count: int) -> None:
         for start in range(0, count, 16):
             prompts = [subject.prompt(rng, REQUEST_PROMPT) for _ in range(min(16, count - start))]
-            _run(engine, _streams(engine, prompts, REQUEST_TOKENS, AttributionSettings()))
+            run_streams(engine, streams_of(engine, prompts, REQUEST_TOKENS, AttributionSettings()))
 
     progress(f"{requests} short requests")
     serve(min(requests, 64))
@@ -213,58 +227,11 @@ def memory(subject: Subject, *, prompt_tokens: int, new_tokens: int, requests: i
     return Memory(peak, idle, requests, before, _in_use(subject.device))
 
 
-def _streams(
-    engine: Engine, prompts: Sequence[tuple[int, ...]], new_tokens: int, attribution: AttributionSettings | None
-) -> list[Stream]:
-    return [engine.stream(PromptInput(prompt_ids=prompt), sampling(new_tokens), attribution) for prompt in prompts]
-
-
-def _run(
-    engine: Engine,
-    streams: Sequence[Stream],
-    between: Callable[[Stopwatch, Sequence[Timeline]], None] = lambda watch, timelines: None,
-    *,
-    submitted: int | None = None,
-    decode_together: bool = False,
-) -> list[Timeline]:
-    """Run streams to their end.
-
-    Args:
-        engine: runs them.
-        streams: requests.
-        between: called after every tick.
-        submitted: so many come in at once, the others when `between` submits them; all by default.
-        decode_together: whether none decodes before all prompts are read.
-    """
-    timelines = [Timeline() for _ in streams]
-    for stream in streams[:submitted]:
-        engine.scheduler.submit(stream)
-    watch = Stopwatch()
-    while not all(stream.is_closed for stream in streams):
-        is_reading = decode_together and any(stream.phase in (Phase.WAITING, Phase.PREFILL) for stream in streams)
-        for _ in engine.scheduler.tick(_is_reading if is_reading else _is_any):
-            now = watch()
-            for timeline, stream in zip(timelines, streams, strict=True):
-                note(timeline, stream, now)
-        between(watch, timelines)
-    for timeline, stream in zip(timelines, streams, strict=True):
-        note(timeline, stream, watch())
-    return timelines
-
-
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def _tells_peak(device: torch.device) -> bool:
     return device.type == "cuda" or _CLEAR_REFS.exists()
-
-
-def _is_reading(stream: Stream) -> bool:
-    return stream.phase is Phase.PREFILL
-
-
-def _is_any(stream: Stream) -> bool:
-    return True
 
 
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ class Report:
         machine: model, dtype, device, threads, versions: what the figures hold for.
         bandwidth: bytes a second that the device reads.
         latencies: every way at every prompt length.
-        throughputs: every kind of stream at every number of them.
+        throughputs: ways with many streams, by prompt length and number of streams.
         admission: what running streams notice of a long prompt.
         reuse: a conversation's second turn.
         memory: peaks, and what many requests leave.
@@ -67,15 +67,21 @@ def latency_table(latencies: Sequence[Latency]) -> str:
 
 
 def throughput_table(throughputs: Sequence[Throughput]) -> str:
-    """Tokens a second of all streams together."""
-    kinds = list(dict.fromkeys(result.kind for result in throughputs))
+    """Tokens a second of all streams together, at one prompt length."""
+    ways = list(dict.fromkeys(result.way for result in throughputs))
     rows = []
     for count in dict.fromkeys(result.streams for result in throughputs):
-        row = {result.kind: result for result in throughputs if result.streams == count}
-        cells = [f"{row[kind].tokens_per_second:,.1f} ({row[kind].gap:,.0f})" for kind in kinds]
+        row = {result.way: result for result in throughputs if result.streams == count}
+        cells = [
+            f"{its.tokens_per_second:,.1f} ({its.gap:,.0f}; {its.tokens_per_second / its.floor:.0%})"
+            for its in (row[way] for way in ways)
+        ]
         rows.append([str(count), *cells])
-    title = "tokens a second of all streams (median ms between a stream's tokens)"
-    return f"{title}\n\n{_markdown(['streams', *kinds], rows)}"
+    title = (
+        f"prompts of {throughputs[0].prompt_tokens:,} tokens, together: tokens a second of all streams "
+        "(median ms between a stream's tokens; share of the floor)"
+    )
+    return f"{title}\n\n{_markdown(['streams', *ways], rows)}"
 
 
 def admission_fact(its: Admission) -> str:
@@ -142,9 +148,9 @@ def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
 
 
 def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
-    for kind in dict.fromkeys(result.kind for result in report.throughputs):
-        its = [result for result in report.throughputs if result.kind == kind]
-        axes.plot([r.streams for r in its], [r.tokens_per_second for r in its], "o-", label=kind)
+    for way, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
+        its = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (way, length)]
+        axes.plot([r.streams for r in its], [r.tokens_per_second for r in its], "o-", label=f"{way}, {length} tokens")
     axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
     axes.set_title("Throughput")
 

@@ -12,15 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradellm_engine.bench.recompute import recomputed_step
+from gradellm_engine.bench.streams import STREAM_KINDS, run_streams, streams_of
 from gradellm_engine.bench.subject import Subject
 from gradellm_engine.bench.timeline import Stopwatch, Timeline
-from gradellm_engine.events import Attribution, Finished, Step
-from gradellm_engine.prompts import PromptInput
-from gradellm_engine.settings import AttributionSettings, Delivery, Sampling
-from gradellm_engine.stream import Phase, Stream
 
 Ids = Sequence[int]
-Decode = Callable[[Subject, Ids, int], Timeline]
+Run = Callable[[Subject, Sequence[Ids], int], list[Timeline]]
 
 
 @dataclass(frozen=True)
@@ -30,23 +27,40 @@ class Way:
     Attributes:
         name: what tables call it.
         description: what it does, in a sentence.
-        decode: subject, prompt, number of tokens -> timeline.
+        run: subject, prompts of one length, number of tokens of each -> what came of each.
         reads: how often it must read a token's weights: those of the layers, and those of the head, of which the
             backward pass needs single rows; None where that grows with the prompt.
         chunk_size: tokens that are explained together; only whole chunks are measured.
-        is_slow: seconds a token, so that it is given few of them.
+        is_slow: seconds a token, so that it is given few of them, and one prompt at a time.
         families_without: that it cannot run.
         needs: the package that must be installed, None for none.
     """
 
     name: str
     description: str
-    decode: Decode
+    run: Run
     reads: tuple[float, float] | None
     chunk_size: int = 1
     is_slow: bool = False
     families_without: frozenset[str] = frozenset()
     needs: str | None = None
+
+    def decode(self, subject: Subject, ids: Ids, count: int) -> Timeline:
+        """One prompt."""
+        return self.run(subject, [ids], count)[0]
+
+    def floor(self, subject: Subject, context: int, streams: int, bandwidth: float) -> float | None:
+        """Seconds of a step of so many streams, if weights, keys and values were read as often as must be.
+
+        None where the work grows with the prompt.
+        """
+        if self.reads is None:
+            return None
+        body, head = self.reads
+        keys_and_values = (
+            streams * context * sum(shape.bytes_per_token for shape in subject.loaded.decoder.layer_shapes)
+        )
+        return (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth
 
     @property
     def is_installed(self) -> bool:
@@ -54,76 +68,44 @@ class Way:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
-def chunked(size: int) -> AttributionSettings:
-    """Delivery chunked, with chunks of one size."""
-    return AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=size)
+def _by_engine(kind: str) -> Run:
+    def run(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+        num_tokens = sum(len(prompt) + count for prompt in prompts)
+        engine = subject.engine(max_running=len(prompts), num_tokens=num_tokens)
+        streams = streams_of(engine, prompts, count, STREAM_KINDS[kind])
+        return run_streams(engine, streams, decode_together=True)
 
-
-def _by_engine(attribution: AttributionSettings | None) -> Decode:
-    def decode(subject: Subject, ids: Ids, count: int) -> Timeline:
-        engine = subject.engine(max_running=1, num_tokens=len(ids) + count)
-        stream = engine.stream(PromptInput(prompt_ids=tuple(ids)), sampling(count), attribution)
-        watch, timeline = Stopwatch(), Timeline()
-        engine.scheduler.submit(stream)
-        while not stream.is_closed:
-            for _ in engine.scheduler.tick():
-                note(timeline, stream, watch())
-        note(timeline, stream, watch())
-        return timeline
-
-    return decode
-
-
-def sampling(count: int) -> Sampling:
-    """Greedy, as many tokens."""
-    return Sampling(max_new_tokens=count, temperature=0.0)
-
-
-def note(timeline: Timeline, stream: Stream, now: float) -> None:
-    """Take what a stream has to tell.
-
-    Raises:
-        Exception: what the stream ended with.
-    """
-    if stream.error is not None:
-        raise stream.error
-    if timeline.read is None and stream.phase in (Phase.DECODE, Phase.EXPLAIN):
-        timeline.read = now
-    for event in stream.take_events():
-        if isinstance(event, Step):
-            timeline.ids.append(event.id)
-            timeline.tokens.append(now)
-        elif isinstance(event, Attribution):
-            timeline.vectors.append(now)
-        elif isinstance(event, Finished):
-            timeline.finished = event
+    return run
 
 
 class _Streamer:
-    """Notes when Transformers' generate has each token."""
+    """Notes when Transformers' generate has a token of each prompt."""
 
-    def __init__(self, watch: Stopwatch, timeline: Timeline) -> None:
-        self._watch, self._timeline, self._is_prompt = watch, timeline, True
+    def __init__(self, watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
+        self._watch, self._timelines, self._is_prompt = watch, timelines, True
 
     def put(self, value: Tensor) -> None:
         if self._is_prompt:
             self._is_prompt = False
             return
-        self._timeline.ids += value.flatten().tolist()
-        self._timeline.tokens.append(self._watch())
+        now = self._watch()
+        for timeline, token_id in zip(self._timelines, value.flatten().tolist(), strict=True):
+            timeline.ids.append(token_id)
+            timeline.tokens.append(now)
 
     def end(self) -> None:
         pass
 
 
-def _generate(subject: Subject, ids: Ids, count: int) -> Timeline:
-    timeline = Timeline()
-    _generated(subject, ids, count, streamer=_Streamer(Stopwatch(), timeline))
-    return timeline
+def _generate(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    timelines = [Timeline() for _ in prompts]
+    _generated(subject, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
+    return timelines
 
 
-def _generated(subject: Subject, ids: Ids, count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
-    given = torch.tensor([list(ids)], device=subject.device)
+def _generated(subject: Subject, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
+    """Tokens of the first; prompts are of one length."""
+    given = torch.tensor([list(ids) for ids in prompts], device=subject.device)
     output = subject.reference.generate(
         given,
         attention_mask=torch.ones_like(given),
@@ -134,51 +116,51 @@ def _generated(subject: Subject, ids: Ids, count: int, **kwargs: Any) -> list[in
         eos_token_id=None,
         **kwargs,
     )
-    new_ids: list[int] = output[0, len(ids) :].tolist()
+    new_ids: list[int] = output[0, given.shape[1] :].tolist()
     return new_ids
 
 
-def _recompute(subject: Subject, ids: Ids, count: int) -> Timeline:
-    watch, timeline, known = Stopwatch(), Timeline(read=0.0), list(ids)
+def _recompute(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    watch, timeline, known = Stopwatch(), Timeline(read=0.0), list(prompts[0])
     for _ in range(count):
         chosen, _ = recomputed_step(subject.reference, known)
         known.append(chosen)
         timeline.ids.append(chosen)
         timeline.tokens.append(watch())
         timeline.vectors.append(watch())
-    return timeline
+    return [timeline]
 
 
-def _inseq(subject: Subject, ids: Ids, count: int) -> Timeline:
+def _inseq(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Inseq explains a completion that exists; generating it is not counted."""
     import inseq
 
-    prompt, completion, new_ids = _texts(subject, ids, count)
+    prompt, completion, new_ids = _texts(subject, prompts[0], count)
     model = inseq.load_model(
         subject.reference, "saliency", tokenizer=subject.loaded.tokenizer, device=str(subject.device)
     )
     watch = Stopwatch()
     with _gradients(subject.reference):
         model.attribute(prompt, prompt + completion, show_progress=False, attributed_fn="logit")
-    return _after(watch(), new_ids)
+    return [_after(watch(), new_ids)]
 
 
-def _captum(subject: Subject, ids: Ids, count: int) -> Timeline:
+def _captum(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Captum explains a completion that exists; generating it is not counted."""
     from captum.attr import LayerGradientXActivation, LLMGradientAttribution, TextTokenInput
 
-    prompt, completion, new_ids = _texts(subject, ids, count)
+    prompt, completion, new_ids = _texts(subject, prompts[0], count)
     model, tokenizer = subject.reference, subject.loaded.tokenizer
     watch = Stopwatch()
     with _gradients(model):
         method = LLMGradientAttribution(LayerGradientXActivation(model, model.get_input_embeddings()), tokenizer)
         method.attribute(TextTokenInput(prompt, tokenizer), target=completion)
-    return _after(watch(), new_ids)
+    return [_after(watch(), new_ids)]
 
 
 def _texts(subject: Subject, ids: Ids, count: int) -> tuple[str, str, list[int]]:
     """Prompt and completion as text, for libraries that tokenise themselves; and the completion's tokens."""
-    new_ids = _generated(subject, ids, count)
+    new_ids = _generated(subject, [ids], count)
     tokenizer: Any = subject.loaded.tokenizer
     prompt = tokenizer.decode(list(ids))
     return prompt, tokenizer.decode([*ids, *new_ids])[len(prompt) :], new_ids
@@ -206,13 +188,13 @@ def _after(seconds: float, ids: list[int]) -> Timeline:
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        Way("plain", "this engine without attribution", _by_engine(None), (1, 1)),
-        Way("per_token", "this engine, each token with its vector", _by_engine(AttributionSettings()), (2, 1)),
+        Way("plain", "this engine without attribution", _by_engine("plain"), (1, 1)),
+        Way("per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1)),
         *(
             Way(
                 f"chunked({size})",
                 f"this engine, vectors {size} tokens at a time",
-                _by_engine(chunked(size)),
+                _by_engine(f"chunked({size})"),
                 (1 + 2 / size, 1),
                 size,
             )

@@ -14,7 +14,7 @@ from gradellm_engine.bench import subject as subject_module
 from gradellm_engine.bench.__main__ import main
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.bench.latency import Latency, latencies
-from gradellm_engine.bench.load import STREAM_KINDS, admission, memory, reuse, throughputs
+from gradellm_engine.bench.load import admission, memory, reuse, throughputs
 from gradellm_engine.bench.recompute import recomputed_step
 from gradellm_engine.bench.report import latency_table
 from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
@@ -133,8 +133,8 @@ def test_floors_are_reads_at_the_measured_bandwidth(tiny: Subject) -> None:
 
 
 def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
-    def wrong(subject: Subject, ids: object, count: int) -> Timeline:
-        return Timeline(ids=[0] * count, tokens=[1.0] * count)
+    def wrong(subject: Subject, ids: object, count: int) -> list[Timeline]:
+        return [Timeline(ids=[0] * count, tokens=[1.0] * count)]
 
     ways = [WAYS["plain"], Way("wrong", "", wrong, None)]
     measuring = latencies(
@@ -153,10 +153,29 @@ def test_a_long_prompt_comes_in_while_others_run(tiny: Subject) -> None:
 
 
 def test_throughput_is_that_of_streams_which_all_decode(tiny: Subject) -> None:
-    results = list(throughputs(tiny, concurrency=[1, 4], new_tokens=32, rounds=1, progress=lambda stage: None))
-    assert [(result.kind, result.streams) for result in results] == [(k, n) for n in (1, 4) for k in STREAM_KINDS]
-    for result in results:
-        if result.kind == "plain":  # nothing but steps: as many tokens a second as gaps tell, of all streams
+    ways = [WAYS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
+    short, long = throughputs(
+        tiny,
+        ways,
+        prompt_lengths=[20, 40],
+        concurrency=[1, 4],
+        new_tokens=32,
+        rounds=1,
+        bandwidth=1e9,
+        progress=lambda stage: None,
+    )
+    expected = [(n, way.name) for n in (1, 4) for way in ways[:3]]  # the slow one is left out
+    for results, length in ((short, 20), (long, 40)):
+        assert [(result.streams, result.way) for result in results] == expected
+        assert {result.prompt_tokens for result in results} == {length}
+    assert short[0].floor > long[0].floor  # keys and values are read, too
+    assert short[1].floor < short[0].floor == short[2].floor
+    assert short[0].floor < short[3].floor < 4 * short[0].floor  # weights are read once for all
+    for result in short + long:
+        if result.way in (
+            "plain",
+            "generate",
+        ):  # nothing but steps: as many tokens a second as gaps tell
             assert result.tokens_per_second == pytest.approx(result.streams * 1e3 / result.gap, rel=0.6)
 
 
