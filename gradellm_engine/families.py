@@ -25,16 +25,31 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
+    "cohere": Family(),
+    "cohere2": Family(rotary=False),  # as smollm3
+    "deepseek_v3": Family(rotary=False),  # it rotates a part of its keys that it keeps apart until then
     "gemma": Family(),
     "gemma2": Family(),
+    "gemma3_text": Family(),
+    "glm": Family(),
+    "glm4": Family(),
     "gpt2": Family(rotary=False),
+    "gpt_neox": Family(),
+    "gpt_oss": Family(),
+    "granite": Family(),
     "llama": Family(),
     "mistral": Family(),
+    "mixtral": Family(),
     "olmo2": Family(),
+    "opt": Family(rotary=False),
+    "phi": Family(),
     "phi3": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
+    "qwen3_moe": Family(),
     "smollm3": Family(rotary=False),  # some of its layers have no rotary embedding at all
+    "stablelm": Family(),
+    "starcoder2": Family(),
 }
 
 _OWN_ATTENTION = "its attention does not go through Transformers' AttentionInterface, so its gradients cannot be read"

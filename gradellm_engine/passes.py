@@ -341,8 +341,9 @@ def unrotated(module: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> T
     rotate = vars(sys.modules[type(module).__module__])["apply_rotary_pos_emb"]
     cos, sin = (c.to(x.device, x.dtype).view(-1, *c.shape[-2:]) for c in (cosines, sines))
     norm = cos.square() + sin.square()
-    result: Tensor = rotate(x, x, cos / norm, -sin / norm)[0]
-    return result
+    width = getattr(module, "rotary_ndims", x.shape[-1])  # some modules cut off the part that is not rotated themselves
+    result: Tensor = rotate(x[..., :width], x[..., :width], cos / norm, -sin / norm)[0]
+    return torch.cat((result, x[..., width:]), -1)
 
 
 def _grouped(heads: Tensor, num_groups: int) -> Tensor:

@@ -7,14 +7,16 @@ the projections and rotated here; nothing of gradellm_engine but the names of th
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
 
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity
 
@@ -43,6 +45,7 @@ class Layer:
     k_unrotated: Tensor
     v: Tensor  # [H, S, D]
     w: Tensor  # [H, D]
+    weights: Tensor  # [H, S]
     visible: Tensor  # [S], bool
 
 
@@ -81,19 +84,62 @@ class Oracle:
             logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         (logits[target] - (0 if contrast is None else logits[contrast])).backward()
         cos, sin = decoder.rotary_emb(logits[None], torch.arange(S)[None])
-        position = torch.arange(S)
-        return [
-            Layer(
-                q=rotate(store["q_proj"], cos[0], sin[0])[:, -1],
-                k=rotate(store["k_proj"], cos[0], sin[0]).repeat_interleave(H // G, 0),
-                q_unrotated=store["q_proj"][:, -1],
-                k_unrotated=store["k_proj"].repeat_interleave(H // G, 0),
-                v=store["v_proj"].repeat_interleave(H // G, 0),
-                w=gradient(store["o"])[0, -1].view(H, D),
-                visible=position > S - 1 - window,
+        visible = torch.arange(S) > S - 1 - window
+        layers = []
+        for store in taken:
+            q = rotate(store["q_proj"], cos[0], sin[0])[:, -1]
+            k = rotate(store["k_proj"], cos[0], sin[0]).repeat_interleave(H // G, 0)
+            logits = torch.einsum("hd,hsd->hs", q, k) / D**0.5
+            layers.append(
+                Layer(
+                    q=q,
+                    k=k,
+                    q_unrotated=store["q_proj"][:, -1],
+                    k_unrotated=store["k_proj"].repeat_interleave(H // G, 0),
+                    v=store["v_proj"].repeat_interleave(H // G, 0),
+                    w=gradient(store["o"])[0, -1].view(H, D),
+                    weights=logits.masked_fill(~visible, -torch.inf).softmax(-1),
+                    visible=visible,
+                )
             )
-            for store in taken
-        ]
+        return layers
+
+
+class FamilyOracle:
+    """For every family: what goes into Transformers' own eager attention and comes out of it, with plain autograd.
+
+    It cannot tell how queries and keys were before the rotary embedding.
+    """
+
+    def __init__(self, path: Path) -> None:
+        AttentionInterface.register("watched", self._watched)
+        AttentionMaskInterface.register("watched", eager_mask)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="watched")
+        self.model.eval()
+        with suppress(AttributeError, ValueError):
+            self.model.set_experts_implementation("eager")  # the default refuses float64
+        self._calls: dict[int, dict[str, Tensor]] = {}
+
+    def _watched(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        o, weights = eager(module, query, key, value, mask, **kwargs)
+        o.retain_grad()
+        self._calls[module.layer_idx] = {"q": query, "k": key, "v": value, "weights": weights, "o": o}
+        return o, weights
+
+    def layers(self, ids: list[int], target: int) -> list[Layer]:
+        logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits[target].backward()
+        layers = []
+        for _, call in sorted(self._calls.items()):
+            q, k, v = (call[name].detach()[0] for name in "qkv")
+            weights, repeats = call["weights"].detach()[0, :, -1], q.shape[0] // k.shape[0]
+            k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+            w = gradient(call["o"])[0, -1]
+            layers.append(Layer(q[:, -1], k, q[:, -1], k, v, w, weights, visible=(weights > 0).any(0)))
+        return layers
 
 
 def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
@@ -111,10 +157,9 @@ def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_
 
 
 def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
-    _, S, D = layer.k.shape
-    products = torch.einsum("hd,hsd->hs", layer.q, layer.k)
+    S = layer.k.shape[1]
     if switches.loosening is Loosening.NONE:
-        weights = (products / D**0.5).masked_fill(~layer.visible, -torch.inf).softmax(-1)  # [H, S]
+        weights = layer.weights
         effects = torch.einsum("hd,hsd->hs", layer.w, layer.v)
         if switches.magnitude is Magnitude.SIGNED_SUM:
             return (weights * effects).sum(0)

@@ -92,14 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for table in _measure(report, subject, ways, options):
             _say("")
             print(f"\n{table}", flush=True)
-            report.machine["steps"] = _steps(subject)
+            report.machine["steps"] = f"decode steps {_steps(subject)}"
             if options.json:
                 report.write_json(options.json)  # now: what was measured is kept, whatever comes
     except (EngineError, torch.OutOfMemoryError) as error:
         _say("")
         print(f"error: {' '.join(str(error).split())}; the parts above are whole", file=sys.stderr)
         return EXIT_FAILED
-    print(f"\ndecode steps ran {report.machine['steps']}", flush=True)
+    print(f"\n{report.machine['steps']}", flush=True)
     if options.plot:
         plot(report, options.plot)
     return 0
