@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def load_model(
     progress(f"checking the weights of {name}")
     files = _weight_files(name, revision)
     weights_sha256 = _sha256_of_files(files)
+    _check_size(name, config, files)
     progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
     model = _load_weights(
         name,
@@ -311,6 +313,30 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(f"{file} is corrupt or cut off: {_one_line(error)}") from error
     return files
+
+
+def _check_size(name: str, config: Any, files: list[Path]) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Refuse a configuration of a model far larger than its weights, before memory is taken for what is not there.
+
+    Raises:
+        ModelLoadError: with both sizes.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return  # packed: elements of its files are not the model's
+    try:
+        with torch.device("meta"):
+            described = AutoModelForCausalLM.from_config(config).num_parameters()
+    except Exception as error:  # whatever a configuration's content makes Transformers raise
+        raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error
+    held = 0
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            held += sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 (no dict)
+    if described > 2 * held:
+        raise ModelLoadError(
+            f"{name}: config.json describes {described:,} parameters, the weight files hold {held:,}: "
+            "they do not belong together"
+        )
 
 
 def _load_weights(

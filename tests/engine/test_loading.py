@@ -79,11 +79,16 @@ def ids(engine: Engine) -> list[int]:
     return [step.id for step in explained(engine)]
 
 
-@pytest.mark.parametrize("model_type", ["falcon", "mamba", "gpt_neox", "t5", "bert"])
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "bloom", "t5", "bert"])
 def test_a_family_without_a_row_is_refused_by_name(folder: Path, model_type: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(UnsupportedModelError, match=f"'{model_type}'.*Supported families: gemma"):
+    with pytest.raises(UnsupportedModelError, match=f"'{model_type}'.*Supported families: cohere"):
         Engine.load(str(folder))
+
+
+def test_a_configuration_of_a_far_larger_model(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))  # 20 billion parameters, by default
+    assert re.search(r"config.json describes 2\d(,\d{3}){3} parameters, the weight files hold [\d,]+:", refusal(folder))
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "made_up"}', '{"model_type": null}', "{}", "[]", '"llama"'])
