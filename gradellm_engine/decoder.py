@@ -202,11 +202,9 @@ class Decoder:
         with torch.no_grad():
             if self._takes_at_once(parts):
                 recorded = self._recorded(parts)
-                return (
-                    self._forward(self._step_pass(parts), parts, self._model)[0]
-                    if recorded is None
-                    else recorded.logits
-                )
+                if recorded is not None:
+                    return recorded.logits
+                return self._forward(self._step_pass(parts), parts, self._model)[0]
             run = PartsPass(parts, self._rotary_of)
             rows = torch.tensor([place.stop - 1 for place in run.places], device=self.device)
             if self._chooses_logits:

@@ -92,14 +92,14 @@ class StepPass:
         self._explained = [(row, part.end) for row, part in enumerate(parts) if part.explain is not None]
         padded = [*parts, *[parts[-1]] * (self.shape.num_rows - len(parts))]
         numbers = [(part.ids[0], part.start, part.slot.start, part.end) for part in padded]
-        _upload(torch.tensor(numbers).T, self._numbers)
+        _upload(torch.tensor(numbers).T.contiguous(), self._numbers)
         if self.shape.has_domains:
             _upload(torch.stack([self._domain(part) for part in padded]), self._domains)
 
     def begin(self) -> None:
         """What all layers use, from what was filled in; the first operations of a step."""
         B, L = self.shape.num_rows, self.shape.width
-        self._before = torch.arange(L - 1, -1, -1, device=self.row.device)  # the new token
+        self._before = torch.arange(L - 1, -1, -1, device=self.row.device)  # columns from each to the new token's
         self._places = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
         self._rows: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[int, Tensor] = {}
