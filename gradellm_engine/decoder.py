@@ -28,9 +28,8 @@ from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 
 ATTENTION_KERNEL = "gradellm"
-_GATHERED_WIDTH = (
-    192  # tokens of the longest sequence of a step on a CPU: beyond it, copying takes longer than it saves
-)
+# Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
+_GATHERED_WIDTH = 192
 
 
 @dataclass
@@ -187,7 +186,7 @@ class Decoder:
             recorder = CudaRecorder(self.device)
         if recorder is not None:
             self.recordings = Recordings(
-                recorder, self._new_step_pass, lambda row, run: self._run(row, run, self._model)[0], self._head
+                recorder, self._new_step_pass, lambda run: self._run(run.row, run, self._model)[0], self._head
             )
 
     def read(self, parts: Sequence[Part]) -> None:
@@ -260,9 +259,7 @@ class Decoder:
 
     def _forward(self, run: Pass, parts: Sequence[Part], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
-        ids = [token_id for part in parts for token_id in part.ids]
-        positions = [position for part in parts for position in range(part.start, part.end)]
-        first = self._run(torch.tensor([ids, positions]), run, model, **kwargs)
+        first = self._run(run.row, run, model, **kwargs)
         _hold(parts)
         return first
 

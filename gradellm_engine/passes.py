@@ -136,6 +136,10 @@ class Pass(Protocol):
     lowest: int
     """The lowest layer that is explained."""
 
+    @property
+    def row(self) -> Tensor:
+        """The tokens and their positions, as the model takes them. [2, T]"""
+
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Keep a layer's keys [G, T, D] and values [G, T, Dv] of the tokens that are new."""
 
@@ -205,6 +209,13 @@ class PartsPass:
         self.lowest = 0
         if self.anchor is not None:
             self.lowest = min(part.explain.selected[0] for part in self.parts if part.explain is not None)
+
+    @property
+    def row(self) -> Tensor:
+        """See `Pass`."""
+        ids = [token_id for part in self.parts for token_id in part.ids]
+        positions = [position for part in self.parts for position in range(part.start, part.end)]
+        return torch.tensor([ids, positions])
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `Pass`."""

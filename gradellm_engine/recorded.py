@@ -66,7 +66,7 @@ class CudaRecorder:
         return graph.replay
 
 
-Run = Callable[[Tensor, StepPass], Tensor]  # ids and positions [2, B], the pass -> logits [B, V]
+Run = Callable[[StepPass], Tensor]  # -> logits [B, V]
 
 
 class RecordedStep:
@@ -108,11 +108,11 @@ class RecordedStep:
         self.run.begin()
         if self.run.shape.switches is None:
             with torch.no_grad():
-                self._logits = self._model(self.run.row, self.run)
+                self._logits = self._model(self.run)
             return
         self._head = LogitHead(self._head_module)
         with torch.enable_grad(), self._head.cut():
-            self._head.logits = self._model(self.run.row, self.run)
+            self._head.logits = self._model(self.run)
         self._logits = self._head.logits.detach()
 
     def _explain(self) -> None:

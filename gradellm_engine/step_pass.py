@@ -79,7 +79,9 @@ class StepPass:
         self._pool, self._rotary_of = pool, rotary_of
         self._numbers = torch.ones((4, shape.num_rows), dtype=torch.long, device=device)
         self.row, self._starts, self._lengths = self._numbers[:2], self._numbers[2], self._numbers[3]
-        self._domains = torch.ones((shape.num_rows, shape.width), dtype=torch.bool, device=device)
+        self._domains: Tensor | None = None
+        if shape.has_domains:
+            self._domains = torch.ones((shape.num_rows, shape.width), dtype=torch.bool, device=device)
         self.anchor: Tensor | None = None
         self.lowest = 0
         if shape.switches is not None:
@@ -93,7 +95,7 @@ class StepPass:
         padded = [*parts, *[parts[-1]] * (self.shape.num_rows - len(parts))]
         numbers = [(part.ids[0], part.start, part.slot.start, part.end) for part in padded]
         _upload(torch.tensor(numbers).T.contiguous(), self._numbers)
-        if self.shape.has_domains:
+        if self._domains is not None:
             _upload(torch.stack([self._domain(part) for part in padded]), self._domains)
 
     def begin(self) -> None:
@@ -156,7 +158,7 @@ class StepPass:
     def domain(self, width: int) -> Tensor:
         """Where similarities are normalised, of the last `width` columns. [B, 1, width], bool"""
         seen = self.visible(width)
-        return seen & self._domains[:, None, -width:] if self.shape.has_domains else seen
+        return seen if self._domains is None else seen & self._domains[:, None, -width:]
 
     def _domain(self, part: Part) -> Tensor:
         """A part's chosen tokens, by column; all where it chose none. [L], bool"""

@@ -75,7 +75,7 @@ def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tenso
     else:
         run = decoder.explained_pass(parts)
         logits = run.logits.clone()
-        maps = [heat_map.clone() for heat_map in run.heat_maps(TARGETS[: len(parts)])]
+        maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(parts)][: len(parts)])]
     for part in parts:
         del part.slot.ids[part.start :]
     return logits, maps
@@ -232,9 +232,7 @@ def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
         parts = filled(model, lengths)
         assert_close(outcome(model, parts), one_by_one(model, parts))
         targets = explained(parts[:4], SWITCHES[0], model.num_layers) + parts[4:]
-        TARGETS[4:] = [None] * (len(parts) - 4)
         assert_close(outcome(model, targets), one_by_one(model, targets))
-    del TARGETS[4:]
     assert len(model.recordings or ()) == 2
     model.recordings = None
 

@@ -35,7 +35,7 @@ _EXIT_CODES: dict[type[GradellmError], int] = {
     OverloadedError: _OVERLOADED,
 }  # every other error: _FAILED
 _OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run}
-_INTERRUPTED, _READER_GONE = 130, 141  # what a shell says of SIGINT and SIGPIPE
+_READER_GONE = 141  # what a shell says of SIGPIPE
 
 _EXAMPLES = """\
 examples:
@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GradellmError as error:
         print("\n".join(map(visible, f"error: {error}".split("\n"))), file=sys.stderr)  # may quote anything
         return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return _READER_GONE
