@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import AttentionForm
-from gradellm_engine.cpu_linear import use_onednn
 from gradellm_engine.errors import UnsupportedModelError
+from gradellm_engine.frozen_linear import freeze_linears
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Part, PartsPass, Pass, Target, attended
+from gradellm_engine.products import Products
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 
@@ -110,6 +111,7 @@ class Decoder:
         layer_shapes: what each attention layer stores.
         pool: the memory of all sequences.
         recordings: decode steps that are replayed; None where they are run call by call.
+        products: what linear layers gave tokens that wait for their explanation.
     """
 
     pool: KVPool
@@ -123,7 +125,7 @@ class Decoder:
         """
         model.requires_grad_(False).eval()
         model.set_attn_implementation(ATTENTION_KERNEL)
-        use_onednn(model)
+        freeze_linears(model)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
@@ -133,6 +135,7 @@ class Decoder:
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
+        self.products = Products(model.base_model)
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
 
     def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
@@ -259,7 +262,8 @@ class Decoder:
 
     def _forward(self, run: Pass, parts: Sequence[Part], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
-        first = self._run(run.row, run, model, **kwargs)
+        with self.products.during(parts):
+            first = self._run(run.row, run, model, **kwargs)
         _hold(parts)
         return first
 

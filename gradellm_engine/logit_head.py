@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.cpu_linear import OneDnnLinear
+from gradellm_engine.frozen_linear import FrozenLinear
 from gradellm_engine.passes import Target
 
 
@@ -40,7 +40,7 @@ class LogitHead:
     @staticmethod
     def has_rows(module: nn.Module) -> bool:
         """Whether single rows of the head's weight can be read; not where it is quantised, for example."""
-        return type(module) in (nn.Linear, OneDnnLinear) and type(module.weight) is nn.Parameter
+        return type(module) in (nn.Linear, FrozenLinear) and type(module.weight) is nn.Parameter
 
     @contextmanager
     def cut(self) -> Iterator[None]:

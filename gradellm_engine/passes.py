@@ -75,6 +75,7 @@ class Part:
         explain: None for tokens that are not explained.
         start: position of the first.
         is_new: whether they come into the slot now; False for tokens that it holds and that are read once more.
+        read_again: its one token, which is new, will be read once more with at most so many, to be explained; 0 if not.
     """
 
     slot: KVSlot
@@ -82,11 +83,12 @@ class Part:
     explain: Explain | None
     start: int
     is_new: bool
+    read_again: int = 0
 
     @classmethod
-    def new(cls, slot: KVSlot, ids: Sequence[int], explain: Explain | None = None) -> Part:
+    def new(cls, slot: KVSlot, ids: Sequence[int], explain: Explain | None = None, *, read_again: int = 0) -> Part:
         """Tokens that follow on those that the slot holds."""
-        return cls(slot, ids, explain, slot.length, is_new=True)
+        return cls(slot, ids, explain, slot.length, is_new=True, read_again=read_again)
 
     @classmethod
     def again(cls, slot: KVSlot, start: int, end: int, explain: Explain) -> Part:

@@ -31,7 +31,6 @@ from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 
 MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
 MIN_PIECE_TOKENS = 16
-FEW_STREAMS = 4
 EXPLAINED_TOKENS = 64  # in one pass of chunks: beyond it a pass takes longer and gains nothing
 
 logger = logging.getLogger(__name__)
@@ -91,10 +90,10 @@ class Scheduler:
 
     @property
     def _chunk_size(self) -> int:
-        """What streams use that leave it to the engine: the more load, the larger, later and cheaper."""
-        if self.waiting:
-            return 4 * DEFAULT_CHUNK_SIZE
-        return (2 if len(self.running) > FEW_STREAMS else 1) * DEFAULT_CHUNK_SIZE
+        """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
+        if not self.waiting:
+            return DEFAULT_CHUNK_SIZE
+        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS // max(1, len(self.running)))
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:

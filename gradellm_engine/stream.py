@@ -163,7 +163,10 @@ class Stream:
 
     def step_part(self) -> Part:
         """The last token, to find the next one."""
-        return Part.new(self._open_slot(), self.ids[-1:], None if self._is_chunked else self._explain)
+        slot, last = self._open_slot(), self.ids[-1:]
+        if self._is_chunked:
+            return Part.new(slot, last, read_again=self.chunk_size)
+        return Part.new(slot, last, self._explain)
 
     def replay_part(self) -> tuple[Part, list[Target]]:
         """Tokens to be read once more, and what is explained of each."""

@@ -195,7 +195,7 @@ WAYS: dict[str, Way] = {
                 f"chunked({size})",
                 f"this engine, vectors {size} tokens at a time",
                 _by_engine(f"chunked({size})"),
-                (1 + 2 / size, 1),
+                (1 + 1 / size, 1),
                 size,
             )
             for size in (16, 32)

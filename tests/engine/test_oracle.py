@@ -21,7 +21,7 @@ from gradellm_engine import (
     Role,
     Sampling,
     Sources,
-    cpu_linear,
+    frozen_linear,
 )
 from oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
 from streams import run, scheduler_of
@@ -118,7 +118,7 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
 def test_linear_layers_by_onednn_equal_the_oracle(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "MIN_WEIGHTS", 0)  # these models have no layer so large
+    monkeypatch.setattr(frozen_linear, "MIN_WEIGHTS", 0)  # these models have no layer so large
     subject = Case(model_path(model))
     errors = {}
     for preset in PRESETS:

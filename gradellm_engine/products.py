@@ -1,0 +1,161 @@
+"""What linear layers gave tokens that will be read once more.
+
+With delivery chunked a token goes through the model twice: by itself, to find the next one, and once more in a chunk,
+to be explained. The second pass would read all weights forward and backward. Kept from the first, its linear layers'
+outputs need not be computed again, so that a chunk of C tokens reads the weights once: 1 + 1/C reads a token instead
+of 1 + 2/C, and the same numbers.
+
+What is kept stays below a share of the model's own size: a chunk for which there is no room is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gradellm_engine.frozen_linear import FrozenLinear, current_outputs
+from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.passes import Part
+
+SHARE_OF_WEIGHTS = 4  # what is kept takes at most a fourth of what the model takes
+
+
+@dataclass
+class _Noted:
+    """Outputs of one pass, as they come.
+
+    Attributes:
+        layers: of which they are wanted.
+        parts: whose tokens are wanted.
+        rows: which tokens of the pass are wanted, None for all.
+        num_tokens: of the pass.
+        of: what each layer gave, and how often that had been written to.
+    """
+
+    layers: frozenset[nn.Module]
+    parts: Sequence[Part]
+    rows: list[int] | None
+    num_tokens: int
+    of: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
+
+    def known(self, layer: nn.Module) -> Tensor | None:
+        return None  # nothing is: it comes now
+
+    def note(self, layer: nn.Module, output: Tensor) -> None:
+        if layer not in self.layers:
+            return
+        is_first = layer not in self.of and output.shape[:-1] == (1, self.num_tokens)
+        self.of[layer] = (output.detach(), output._version) if is_first else None
+
+    def settled(self) -> dict[nn.Module, Tensor]:
+        """After the pass: those that are still what the layers gave. [1, rows, out] each"""
+        return {
+            layer: output if self.rows is None else output[:, self.rows]
+            for layer, (output, version) in ((layer, noted) for layer, noted in self.of.items() if noted is not None)
+            if output._version == version
+        }
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One token's share of the outputs of a pass."""
+
+    of: dict[nn.Module, Tensor]
+    index: int
+
+
+@dataclass
+class _Chunk:
+    """Tokens of a sequence that will be read again together.
+
+    Attributes:
+        room: for how many there is room; 0 where there was none for all of them.
+        rows: those that have been read, by position.
+    """
+
+    room: int
+    rows: dict[int, _Row] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Outputs of tokens that were read before, in the order of the pass."""
+
+    rows: Sequence[_Row]
+
+    def known(self, layer: nn.Module) -> Tensor | None:
+        if any(layer not in row.of for row in self.rows):
+            return None
+        return torch.cat([row.of[layer][:, row.index : row.index + 1] for row in self.rows], dim=1)
+
+    def note(self, layer: nn.Module, output: Tensor) -> None:
+        pass  # it came of what is known
+
+
+class Products:
+    """What is kept, of all sequences.
+
+    Attributes:
+        max_tokens: that may be kept at a time.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        """`body` is the model without its head: of that, chunks need single logits."""
+        self._layers = frozenset(module for module in body.modules() if type(module) is FrozenLinear)
+        bytes_per_token = sum(layer.out_features * layer.weight.itemsize for layer in self._layers)
+        nbytes = sum(parameter.nbytes for parameter in body.parameters())
+        self.max_tokens = nbytes // SHARE_OF_WEIGHTS // bytes_per_token if self._layers else 0
+        self._chunks: WeakKeyDictionary[KVSlot, _Chunk] = WeakKeyDictionary()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens for which room is taken."""
+        return sum(chunk.room for chunk in self._chunks.values())
+
+    @contextmanager
+    def during(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Around a pass: keep what layers give its tokens that will be read again, or reuse it where they are."""
+        noted, known = self._to_note(parts), self._recalled(parts)
+        token = current_outputs.set(noted or known)
+        try:
+            yield
+        finally:
+            current_outputs.reset(token)
+        if noted is not None:
+            settled = noted.settled()
+            for row, part in enumerate(noted.parts):
+                self._chunks[part.slot].rows[part.start] = _Row(settled, row)
+
+    def _to_note(self, parts: Sequence[Part]) -> _Noted | None:
+        wanted = [part.read_again > 0 and self._has_room(part) for part in parts]
+        if not any(wanted):
+            return None
+        ends = list(accumulate(len(part.ids) for part in parts))
+        rows = [end - 1 for end, is_wanted in zip(ends, wanted, strict=True) if is_wanted]
+        chosen = [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
+        return _Noted(self._layers, chosen, None if len(rows) == ends[-1] else rows, ends[-1])
+
+    def _has_room(self, part: Part) -> bool:
+        """Whether the chunk that a token belongs to is kept; decided at its first token."""
+        chunk = self._chunks.get(part.slot)
+        if chunk is None:
+            is_possible = self.num_tokens + part.read_again <= self.max_tokens
+            self._chunks[part.slot] = chunk = _Chunk(part.read_again if is_possible else 0)
+        elif len(chunk.rows) == chunk.room:  # it has grown since
+            self._chunks[part.slot] = chunk = _Chunk(0)
+        return chunk.room > 0
+
+    def _recalled(self, parts: Sequence[Part]) -> _Known | None:
+        """What is known of all tokens of the pass; it is forgotten with this."""
+        rows: list[_Row | None] = []
+        for part in parts:
+            chunk = None if part.is_new else self._chunks.pop(part.slot, None)
+            rows += [chunk.rows.get(place) for place in range(part.start, part.end)] if chunk else [None]
+        known = [row for row in rows if row is not None]
+        return _Known(known) if len(known) == len(rows) else None
