@@ -84,11 +84,11 @@ def attention_output(
         o = F.scaled_dot_product_attention(q.reshape(-1, G, r, D), K, V, seen, scale=form.scaling)
     else:
         # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
-        is_square = K.shape[1] == T and (form.window is None or form.window >= T)
+        is_square = K.shape[-2] == T and (form.window is None or form.window >= T)
         o = F.scaled_dot_product_attention(
-            q.view(1, G * r, T, D),
-            K[None],
-            V[None],
+            q.reshape(-1, G * r, T, D),
+            K.view(-1, G, *K.shape[-2:]),
+            V.view(-1, G, *V.shape[-2:]),
             None if is_square else visible,
             is_causal=is_square,
             scale=form.scaling,
@@ -146,7 +146,7 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
         Z = form.softcap * torch.tanh(S / form.softcap)
     if visible is not None:
         # Of one sequence without a window, all queries see all keys but those of the queries themselves.
-        before = K.shape[1] - q.shape[2] if visible.dim() == 2 and form.window is None else 0
+        before = K.shape[-2] - q.shape[-2] if visible.dim() == 2 and form.window is None else 0
         Z[..., before:].masked_fill_(~visible[..., None, None, :, before:], -torch.inf)
     if form.sinks is None:
         A = Z.softmax(-1)

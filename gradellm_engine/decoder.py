@@ -27,6 +27,7 @@ from gradellm_engine.passes import Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
+from gradellm_engine.whole_pass import Attending
 
 ATTENTION_KERNEL = "gradellm"
 # Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
@@ -42,7 +43,7 @@ class _Meeting:
     rotaries: dict[int, Tensor] = field(default_factory=dict)  # the cosines; layers that share them share the tensor
 
 
-_current_pass: ContextVar[Pass | _Meeting] = ContextVar("gradellm_pass")
+_current_pass: ContextVar[Pass | _Meeting | Attending] = ContextVar("gradellm_pass")
 
 
 def _attention(
@@ -55,7 +56,10 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,  # noqa: ANN401 (Transformers' contract)
 ) -> tuple[Tensor, None]:
-    """Transformers' attention contract. query [1, H, T, D]; key, value [1, G, T, D or Dv]; returns [1, T, H, Dv]."""
+    """Transformers' attention contract. query [B, H, T, D]; key, value [B, G, T, D or Dv]; returns [B, T, H, Dv].
+
+    B is 1 but in passes over whole sequences.
+    """
     current = _current_pass.get(None)
     if current is None:
         raise RuntimeError("this model belongs to a gradellm Decoder; call it through one")
@@ -70,6 +74,8 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
+    if not isinstance(current, PartsPass | StepPass):
+        return current.output(index, query, key, value, form), None
     current.store(index, key.detach()[0], value.detach()[0])
     return attended(current, current.site(module, index, form), index, query, key, value), None
 
@@ -112,6 +118,7 @@ class Decoder:
         pool: the memory of all sequences.
         recordings: decode steps that are replayed; None where they are run call by call.
         products: what linear layers gave tokens that wait for their explanation.
+        blocks: the layers, each with its attention, in order.
     """
 
     pool: KVPool
@@ -130,6 +137,7 @@ class Decoder:
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
         self._model = model
+        self._config: Any = model.config.get_text_config(decoder=True)
         self._head: nn.Module = head
         self.device = model.get_input_embeddings().weight.device
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -142,12 +150,13 @@ class Decoder:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
         meeting = _Meeting()
         self._run(torch.zeros((2, 1), dtype=torch.long), meeting, self._model)
-        expected = self._model.config.get_text_config(decoder=True).num_hidden_layers
+        expected = self._config.num_hidden_layers
         if expected < 1 or sorted(meeting.modules) != list(range(expected)):
             raise UnsupportedModelError(
                 f"{type(self._model).__name__}: {len(meeting.modules)} of {expected} layers go through "
                 "Transformers' AttentionInterface; all must"
             )
+        self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
         hooks = {
             index: module.register_forward_pre_hook(_noting_rotary(index), with_kwargs=True)
             for index, module in meeting.modules.items()
@@ -234,6 +243,31 @@ class Decoder:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
         return self.explained_pass(parts, targets).heat_maps(targets)
 
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """What the model makes of tokens before its first layer. [T, hidden]"""
+        with torch.no_grad():
+            embedded: Tensor = self._model.get_input_embeddings()(torch.tensor(ids, device=self.device))
+        return embedded
+
+    def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: Attending) -> Tensor:
+        """Run sequences of embeddings [B, T, hidden] at `positions` [T]; logits of the tokens after `rows`. [B, n, V]
+
+        Gradients are those of the caller's mode: by the embeddings, where they require one.
+        """
+        kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
+        token = _current_pass.set(run)
+        try:
+            logits: Tensor = self._model(
+                inputs_embeds=embeddings,
+                position_ids=positions.expand(embeddings.shape[:2]),
+                use_cache=False,
+                return_dict=True,
+                **kwargs,
+            )[0]
+        finally:
+            _current_pass.reset(token)
+        return logits if self._chooses_logits else logits[:, rows]
+
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""
         if not self._is_on_one_device or not is_step(parts):
@@ -278,6 +312,12 @@ class Decoder:
         return first
 
 
+def _blocks(model: nn.Module, attentions: Sequence[nn.Module]) -> list[nn.Module]:
+    """The layers of a model, by their attention modules: what holds each of them."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [model.get_submodule(names[id(module)].rpartition(".")[0]) for module in attentions]
+
+
 def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     """A hook before an attention module that notes its rotary embedding, of new tokens in their slots."""
 
@@ -287,8 +327,8 @@ def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str
             return
         if isinstance(current, _Meeting):
             current.rotaries[index] = embeddings[0]
-            return
-        current.store_rotary(index, embeddings[0][0], embeddings[1][0])
+        elif isinstance(current, PartsPass | StepPass):
+            current.store_rotary(index, embeddings[0][0], embeddings[1][0])
 
     return note
 

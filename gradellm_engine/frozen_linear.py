@@ -3,8 +3,8 @@
 A decode step multiplies one row a stream by every weight, so that its speed is that of reading them.
 
 - oneDNN. The library behind PyTorch's float32 products on x86 processors reaches about half of that speed for few rows
-  on some of them; oneDNN, which PyTorch carries too and uses for other types, gets closer. Below some hundred thousand
-  weights its greater overhead a call weighs more.
+  on some of them, for several rows at less; oneDNN, which PyTorch carries too and uses for other types, gets closer.
+  Below some hundred thousand weights its greater overhead a call weighs more.
 - Known outputs. A token that is read once more, to be explained, gives every layer the input that it gave it the first
   time. What the layer made of it is at hand then (`gradellm_engine.products`): only the backward pass reads weights.
 """
@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-MIN_WEIGHTS = 2**19  # measured: 256 x 768 is slower through oneDNN, 768 x 768 is faster
+# Measured: 256 x 768 is slower through oneDNN; 768 x 768 as fast for one row, for more it is faster; 768 x 2048 is faster.
+MIN_WEIGHTS, MIN_WEIGHTS_OF_ONE_ROW = 2**19, 2**20
 
 
 class Outputs(Protocol):
@@ -49,22 +50,28 @@ def freeze_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module):
             module.__class__ = FrozenLinear
-            module.uses_onednn = uses_onednn and _is_large(module.weight)  # type: ignore[assignment]
+            module.onednn_rows = _onednn_rows(module.weight) if uses_onednn else None  # type: ignore[assignment]
+            # Attributes of modules that are no parameters are found at once.
+            module.transposed = module.weight.detach().t()  # type: ignore[assignment]
 
 
-def _is_large(weight: Tensor) -> bool:
-    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return is_plain and weight.numel() >= MIN_WEIGHTS
+def _onednn_rows(weight: Tensor) -> int | None:
+    """How many rows oneDNN multiplies faster than torch's default, at least; None for no number."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < MIN_WEIGHTS:
+        return None
+    return 1 if weight.numel() >= MIN_WEIGHTS_OF_ONE_ROW else 2
 
 
 class FrozenLinear(nn.Linear):
     """`nn.Linear` with frozen weights.
 
     Attributes:
-        uses_onednn: whether oneDNN computes it.
+        onednn_rows: from so many rows on oneDNN computes it; None for never.
+        transposed: the weight's transpose, of the same memory. [in, out]
     """
 
-    uses_onednn: bool
+    onednn_rows: int | None
+    transposed: Tensor
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
@@ -73,7 +80,9 @@ class FrozenLinear(nn.Linear):
         if known is not None and known.shape[:-1] != input.shape[:-1]:
             known = None
         output: Tensor
-        if input.requires_grad and torch.is_grad_enabled():
+        if known is None and not self._uses_onednn(input):
+            output = self.product(input)  # torch's own node costs less than ours
+        elif input.requires_grad and torch.is_grad_enabled():
             output = _Product.apply(input, self, known)  # type: ignore[no-untyped-call]
         else:
             output = self.product(input) if known is None else known
@@ -83,13 +92,16 @@ class FrozenLinear(nn.Linear):
 
     def product(self, x: Tensor) -> Tensor:
         """The layer: x W^T + b. [.., in] -> [.., out]"""
-        return (
-            _onednn(x, self.weight, self.bias) if self.uses_onednn else nn.functional.linear(x, self.weight, self.bias)
-        )
+        if self._uses_onednn(x):
+            return _onednn(x, self.weight, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
     def gradient(self, g: Tensor) -> Tensor:
         """By its input: g W. [.., out] -> [.., in]"""
-        return _onednn(g, self.weight.t(), None) if self.uses_onednn else g @ self.weight
+        return _onednn(g, self.transposed, None) if self._uses_onednn(g) else g @ self.transposed.t()
+
+    def _uses_onednn(self, rows: Tensor) -> bool:
+        return self.onednn_rows is not None and (self.onednn_rows == 1 or rows.numel() > rows.shape[-1])
 
 
 class _Product(torch.autograd.Function):
@@ -108,5 +120,5 @@ class _Product(torch.autograd.Function):
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W^T + b. [.., in], [out, in], [out] -> [.., out]"""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result

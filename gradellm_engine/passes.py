@@ -32,9 +32,9 @@ from gradellm_engine.attention import (
     value_gradients,
     visibility,
 )
-from gradellm_engine.grad_ellm import heat_map, layer_scores
 from gradellm_engine.kv_pool import KVSlot
-from gradellm_engine.settings import GradEllm, Rotary
+from gradellm_engine.methods.within import arithmetic_of
+from gradellm_engine.settings import GradEllm, LayerSwitches, Rotary
 
 KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
 
@@ -48,21 +48,18 @@ class Explain:
         domain: the prompt tokens over which similarities are normalised, None for all that a layer sees. [m], bool
     """
 
-    switches: GradEllm
+    switches: LayerSwitches
     domain: Tensor | None = None
 
     @property
     def selected(self) -> tuple[int, ...]:
         """The layers that are summed."""
-        layers = self.switches.layers
-        if not isinstance(layers, tuple):
-            raise ValueError("layers must be explicit indexes by now")
-        return layers
+        return self.switches.explicit_layers
 
     @property
     def needs_unrotated(self) -> bool:
         """Whether queries and keys are compared as they were before the rotary embedding."""
-        return self.switches.rotary is Rotary.UNROTATED
+        return isinstance(self.switches, GradEllm) and self.switches.rotary is Rotary.UNROTATED
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,9 @@ class Target:
     contrast_id: int | None = None
 
 
+Back = tuple[Tensor, Tensor, Tensor]
+
+
 class Site(Protocol):
     """One layer's attention in one pass."""
 
@@ -118,15 +118,16 @@ class Site(Protocol):
         [1, H, T, D] -> [1, T, H, Dv]
         """
 
-    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
-        """Add the layer's scores to the heat maps, and write the gradients into `back`, where the graph goes on.
-
-        In float32 or better.
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
+        """Add the layer's scores to the heat maps; the gradients, where the graph goes on. In float32 or better.
 
         Args:
             query: [1, H, T, D]
             gradient: dl/do. [1, T, H, Dv]
-            back: dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv], all zero: what is only read has no target.
+            goes_on: whether anything below needs a gradient.
+
+        Returns:
+            dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are only read: they have no target.
         """
 
 
@@ -168,19 +169,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: Site) -> Tensor:  # noqa: ANN401
-        ctx.site, ctx.query, ctx.shapes = site, query.detach(), (key.shape, value.shape)
+        ctx.site, ctx.query = site, query.detach()
         return site.output(ctx.query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         site: Site = ctx.site
-        query: Tensor = ctx.query
-        if not ctx.needs_input_grad[1]:  # the lowest layer of the graph: nothing below needs a gradient
-            site.backward(query, gradients[0], None)
-            return None, None, None, None, None
-        key, value = ctx.shapes
-        back = (torch.zeros_like(query), query.new_zeros(key), query.new_zeros(value))
-        site.backward(query, gradients[0], back)
+        # The lowest layer of the graph: nothing below needs a gradient.
+        back = site.backward(ctx.query, gradients[0], goes_on=ctx.needs_input_grad[1]) or (None, None, None)
         return None, *back, None
 
 
@@ -240,7 +236,7 @@ class PartsPass:
     def heat_maps(self) -> list[Tensor]:
         """See `Pass`. Row t of a part has zeros behind its own position."""
         return [
-            heat_map(self.totals[i], part.explain.switches)
+            arithmetic_of(part.explain.switches).heat_map(self.totals[i], part.explain.switches)
             for i, part in enumerate(self.parts)
             if part.explain is not None
         ]
@@ -300,26 +296,41 @@ class PartsSite:
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
 
-    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
         """See `Site`."""
-        compute = torch.promote_types(query.dtype, torch.float32)
+        backs = []
         for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
-            if part.explain is None:
-                continue
-            first, K, V, visible = self.seen(i)
-            q = _grouped(query[0, :, place], K.shape[0]).to(compute)
-            w = _grouped(gradient[0, place].transpose(0, 1), K.shape[0]).to(compute)
-            forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
-            U = value_gradients(forward, w)
-            if self.index in part.explain.selected:
-                domain = _domain(part, first, visible, K.device)
-                unrotated = self._unrotated(part, first, forward) if part.explain.needs_unrotated else None
-                self.run.add(i, layer_scores(forward, w, U, part.explain.switches, domain, unrotated), first)
-            if back is not None:
-                gradients = attention_backward(forward, w, U, part.start - first)
-                back[0][0, :, place] = gradients.dq.flatten(0, 1)
-                back[1][0, :, place] = gradients.dk
-                back[2][0, :, place] = gradients.dv
+            q, w = query[0, :, place], gradient[0, place].transpose(0, 1)
+            back = None if part.explain is None else self._explain(i, part, part.explain, q, w, goes_on=goes_on)
+            if goes_on:
+                backs.append(back or self._nothing(part, q))
+        if not goes_on:
+            return None
+        dq, dk, dv = backs[0] if len(backs) == 1 else (torch.cat(shares, dim=1) for shares in zip(*backs, strict=True))
+        return dq[None], dk[None], dv[None]
+
+    def _nothing(self, part: Part, query: Tensor) -> Back:
+        """The gradients of a part that is only read."""
+        K = part.slot.keys(self.index, part.start, part.end)
+        V = part.slot.values(self.index, part.start, part.end)
+        return torch.zeros_like(query), torch.zeros_like(K), torch.zeros_like(V)
+
+    def _explain(self, i: int, part: Part, explain: Explain, query: Tensor, w: Tensor, *, goes_on: bool) -> Back | None:
+        """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
+        compute = torch.promote_types(query.dtype, torch.float32)
+        first, K, V, visible = self.seen(i)
+        q, w = (_grouped(x, K.shape[0]).to(compute) for x in (query, w))
+        forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
+        U = value_gradients(forward, w)
+        if self.index in explain.selected:
+            domain = _domain(part, first, visible, K.device)
+            unrotated = self._unrotated(part, first, forward) if explain.needs_unrotated else None
+            scores = arithmetic_of(explain.switches).layer_scores(forward, w, U, explain.switches, domain, unrotated)
+            self.run.add(i, scores, first)
+        if not goes_on:
+            return None
+        gradients = attention_backward(forward, w, U, part.start - first)
+        return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)
 
     def _unrotated(self, part: Part, first: int, forward: Attended) -> tuple[Tensor, Tensor]:
         """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding."""

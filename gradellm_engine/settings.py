@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from gradellm_engine.errors import InvalidRequestError
 
@@ -136,54 +136,42 @@ class Resolution(StrEnum):
     SEGMENT = "segment"
 
 
-def _check_choice(field: str, value: object, kind: type[StrEnum]) -> None:
+def check_choice(field: str, value: object, kind: type[StrEnum]) -> None:
     """A plain string would compare equal and yet never be the member that the arithmetic looks for."""
     if not isinstance(value, kind):
         raise InvalidRequestError(field, f"must be a {kind.__name__} ({', '.join(kind)}), was {value!r}")
 
 
 @dataclass(frozen=True)
-class GradEllm:
-    """The switches of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
+class Switches:
+    """What a method can be told. Its fields are those of the wire's AttributionOptions by the same names.
 
     Attributes:
-        loosening: min-max normalised similarities, or each head's true attention weights.
-        layers: None for all, an int for the last so many, or indexes counted from the embedding side.
-        similarity: dot product, or cosine over the heads' concatenated width.
-        rotary: query and key after or before the rotary embedding.
-        rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
-        magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
-        normalise_over: where min and max are taken; tokens outside score 0.
+        name: what requests call the method.
     """
 
-    loosening: Loosening = Loosening.MIN_MAX
+    name: ClassVar[str]
+
+    def resolved(self, num_layers: int) -> Self:
+        """With what depends on the model said, in one of `num_layers`.
+
+        Raises:
+            InvalidRequestError: for what the model has not.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class LayerSwitches(Switches):
+    """Of a method that looks at layers.
+
+    Attributes:
+        layers: None for all, an int for the last so many, or indexes counted from the embedding side.
+    """
+
     layers: int | tuple[int, ...] | None = None
-    similarity: Similarity = Similarity.DOT
-    rotary: Rotary = Rotary.ROTATED
-    rectify: Rectify = Rectify.PER_LAYER
-    magnitude: Magnitude = Magnitude.SIGNED_SUM
-    normalise_over: NormaliseOver = NormaliseOver.VISIBLE
 
     def __post_init__(self) -> None:
-        for name, default in PRESET_DEFAULTS.items():
-            if isinstance(default, StrEnum):
-                _check_choice(f"attribution.{name}", getattr(self, name), type(default))
-        if self.loosening is Loosening.NONE:
-            # True attention weights are the model's own: there is nothing to compare otherwise or to normalise.
-            for name in ("similarity", "rotary", "normalise_over"):
-                value, default = getattr(self, name), PRESET_DEFAULTS[name]
-                if value is not default:
-                    raise InvalidRequestError(
-                        f"attribution.{name}", f"{value} is not defined with loosening none; use {default} or min_max"
-                    )
-        if self.magnitude is not Magnitude.SIGNED_SUM and (
-            self.loosening is not Loosening.NONE or self.rectify is not Rectify.NONE
-        ):
-            raise InvalidRequestError(
-                "attribution.magnitude",
-                f"{self.magnitude} is defined with loosening none and rectify none only, "
-                f"not with loosening {self.loosening} and rectify {self.rectify}",
-            )
         if isinstance(self.layers, int) and self.layers < 1:
             raise InvalidRequestError(
                 "attribution.layers", f"the last {self.layers} layers are none; ask for 1 or more"
@@ -191,16 +179,16 @@ class GradEllm:
         if isinstance(self.layers, tuple) and len(set(self.layers)) < max(1, len(self.layers)):
             raise InvalidRequestError("attribution.layers", "indexes must be given, each once")
 
-    @classmethod
-    def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)
-        """A named set of switches, with some of them said otherwise.
+    @property
+    def explicit_layers(self) -> tuple[int, ...]:
+        """The layers, once they are resolved."""
+        if not isinstance(self.layers, tuple):
+            raise ValueError("layers must be explicit indexes by now")
+        return self.layers
 
-        Raises:
-            InvalidRequestError: for a name that is not a preset, or switches that do not go together.
-        """
-        if name not in PRESETS:
-            raise InvalidRequestError("attribution.preset", f"{name!r} is not one of {', '.join(PRESETS)}")
-        return replace(cls(), **{**PRESETS[name], **switches})
+    def resolved(self, num_layers: int) -> Self:
+        """With layers as explicit indexes."""
+        return replace(self, layers=self.selected_layers(num_layers))
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:
         """The layers that are summed, ascending, in a model of `num_layers`.
@@ -222,6 +210,61 @@ class GradEllm:
                     "attribution.layers", f"{index} is not a layer; the model has layers 0 to {num_layers - 1}"
                 )
         return tuple(sorted(self.layers))
+
+
+@dataclass(frozen=True)
+class GradEllm(LayerSwitches):
+    """The switches of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
+
+    Attributes:
+        loosening: min-max normalised similarities, or each head's true attention weights.
+        similarity: dot product, or cosine over the heads' concatenated width.
+        rotary: query and key after or before the rotary embedding.
+        rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
+        magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
+        normalise_over: where min and max are taken; tokens outside score 0.
+    """
+
+    name: ClassVar[str] = "grad_ellm"
+    loosening: Loosening = Loosening.MIN_MAX
+    similarity: Similarity = Similarity.DOT
+    rotary: Rotary = Rotary.ROTATED
+    rectify: Rectify = Rectify.PER_LAYER
+    magnitude: Magnitude = Magnitude.SIGNED_SUM
+    normalise_over: NormaliseOver = NormaliseOver.VISIBLE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, default in PRESET_DEFAULTS.items():
+            if isinstance(default, StrEnum):
+                check_choice(f"attribution.{name}", getattr(self, name), type(default))
+        if self.loosening is Loosening.NONE:
+            # True attention weights are the model's own: there is nothing to compare otherwise or to normalise.
+            for name in ("similarity", "rotary", "normalise_over"):
+                value, default = getattr(self, name), PRESET_DEFAULTS[name]
+                if value is not default:
+                    raise InvalidRequestError(
+                        f"attribution.{name}", f"{value} is not defined with loosening none; use {default} or min_max"
+                    )
+        if self.magnitude is not Magnitude.SIGNED_SUM and (
+            self.loosening is not Loosening.NONE or self.rectify is not Rectify.NONE
+        ):
+            raise InvalidRequestError(
+                "attribution.magnitude",
+                f"{self.magnitude} is defined with loosening none and rectify none only, "
+                f"not with loosening {self.loosening} and rectify {self.rectify}",
+            )
+
+    @classmethod
+    def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)
+        """A named set of switches, with some of them said otherwise.
+
+        Raises:
+            InvalidRequestError: for a name that is not a preset, or switches that do not go together.
+        """
+        if name not in PRESETS:
+            raise InvalidRequestError("attribution.preset", f"{name!r} is not one of {', '.join(PRESETS)}")
+        return replace(cls(), **{**PRESETS[name], **switches})
 
 
 PRESET_DEFAULTS: Mapping[str, Any] = MappingProxyType({switch.name: switch.default for switch in fields(GradEllm)})
@@ -266,7 +309,7 @@ class AttributionSettings:
             tokens that scores come late; None lets the engine choose by its load.
     """
 
-    method: GradEllm = field(default_factory=GradEllm)
+    method: Switches = field(default_factory=GradEllm)
     target_token_id: int | None = None
     contrast: Contrast | None = None
     sources: Sources = Sources.PROMPT
@@ -276,12 +319,12 @@ class AttributionSettings:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("attribution.sources", self.sources, Sources)
-        _check_choice("attribution.delivery", self.delivery, Delivery)
+        check_choice("attribution.sources", self.sources, Sources)
+        check_choice("attribution.delivery", self.delivery, Delivery)
         if self.chunk_size is not None and not 1 <= self.chunk_size <= MAX_CHUNK_SIZE:
             raise InvalidRequestError(
                 "attribution.chunk_size", f"must lie between 1 and {MAX_CHUNK_SIZE}, was {self.chunk_size}"
             )
-        _check_choice("attribution.resolution", self.resolution, Resolution)
+        check_choice("attribution.resolution", self.resolution, Resolution)
         if self.top_k_sources is not None and self.top_k_sources < 1:
             raise InvalidRequestError("attribution.top_k_sources", f"must be at least 1, was {self.top_k_sources}")

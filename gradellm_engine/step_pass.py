@@ -23,10 +23,10 @@ from gradellm_engine.attention import (
     attention_output,
     value_gradients,
 )
-from gradellm_engine.grad_ellm import heat_map, layer_scores
 from gradellm_engine.kv_pool import KVPool
-from gradellm_engine.passes import KEPT_PRODUCTS, Explain, Part, keeps_products, unrotated
-from gradellm_engine.settings import GradEllm
+from gradellm_engine.methods.within import arithmetic_of
+from gradellm_engine.passes import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
+from gradellm_engine.settings import LayerSwitches
 
 
 def is_step(parts: Sequence[Part]) -> bool:
@@ -48,7 +48,7 @@ class StepShape:
 
     num_rows: int
     width: int
-    switches: GradEllm | None
+    switches: LayerSwitches | None
     has_domains: bool
 
     @classmethod
@@ -129,7 +129,7 @@ class StepPass:
         """See `Pass`."""
         if self.shape.switches is None:
             return []
-        totals = heat_map(self.totals, self.shape.switches)
+        totals = arithmetic_of(self.shape.switches).heat_map(self.totals, self.shape.switches)
         return [totals[row : row + 1, self.shape.width - end :] for row, end in self._explained]
 
     def gathered(self, places: Tensor, width: int) -> Tensor:
@@ -196,7 +196,7 @@ class StepSite:
             self.kept = products
         return o.reshape(1, query.shape[2], query.shape[1], -1)
 
-    def backward(self, query: Tensor, gradient: Tensor, back: tuple[Tensor, Tensor, Tensor] | None) -> None:
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
         """See `Site`."""
         compute = torch.promote_types(query.dtype, torch.float32)
         forward = self.kept or self._again(query[0].transpose(0, 1).to(compute))
@@ -206,13 +206,15 @@ class StepSite:
         switches = self.run.shape.switches
         if switches is not None and self.index in Explain(switches).selected:
             before = self._unrotated(forward) if Explain(switches).needs_unrotated else None
-            scores = layer_scores(forward, w, U, switches, self.run.domain(self.width), before)
+            scores = arithmetic_of(switches).layer_scores(forward, w, U, switches, self.run.domain(self.width), before)
             self.run.totals[:, -self.width :] += scores[:, 0]
-        if back is not None:
-            gradients = attention_backward(forward, w, U, self.width - 1)
-            back[0][0] = gradients.dq.flatten(1, 3).transpose(0, 1)
-            back[1][0] = gradients.dk[:, :, 0].transpose(0, 1)
-            back[2][0] = gradients.dv[:, :, 0].transpose(0, 1)
+        if not goes_on:
+            return None
+        gradients = attention_backward(forward, w, U, self.width - 1)
+        # Heads first, then rows, as the model has them.
+        by_row = (gradients.dq.flatten(1, 3), gradients.dk[:, :, 0], gradients.dv[:, :, 0])
+        dq, dk, dv = (x.transpose(0, 1)[None].to(query.dtype) for x in by_row)
+        return dq, dk, dv
 
     def _again(self, query: Tensor) -> Attended:
         """The forward pass once more, every product kept. query: [B, H, D]"""

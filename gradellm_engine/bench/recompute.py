@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gradellm_engine.attention import AttentionForm, attend, value_gradients, visibility
-from gradellm_engine.grad_ellm import layer_scores
+from gradellm_engine.methods.grad_ellm import layer_scores
 from gradellm_engine.settings import GradEllm
 
 _NAME = "gradellm_bench_recompute"

@@ -43,7 +43,7 @@ from gradellm_engine import (
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.loading import software_versions
-from gradellm_engine.methods import METHODS, method_named
+from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import Prompt
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name

@@ -37,7 +37,7 @@ def test_product_and_gradient_are_those_of_linear(
     layer = linear(num_outputs, bias)
     exact.load_state_dict(layer.state_dict())
     layer = frozen(layer)
-    assert layer.uses_onednn == (num_outputs == LARGE and has_onednn())
+    assert layer.onednn_rows == (2 if num_outputs == LARGE and has_onednn() else None)
     x, g = normal(0, *shape, layer.in_features), normal(1, *shape, layer.out_features)
     results = []
     for module, dtype in ((layer, torch.float32), (exact, torch.float64)):
@@ -92,11 +92,9 @@ def test_takes_over_only_plain_layers_and_uses_onednn_where_it_is_faster() -> No
     model = nn.ModuleList([*others, *small, linear()])
     freeze_linears(model)
     assert [type(module) is FrozenLinear for module in model] == [False] * 2 + [True] * 4
-    assert [module.uses_onednn for module in model[2:] if isinstance(module, FrozenLinear)] == [False] * 3 + [
-        has_onednn()
-    ]
+    assert [getattr(module, "onednn_rows", 0) for module in model[2:]] == [None] * 3 + [2 if has_onednn() else None]
 
 
 def test_does_without_onednn_where_pytorch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen_linear, "has_onednn", lambda: False)
-    assert not frozen(linear()).uses_onednn
+    assert frozen(linear()).onednn_rows is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention import Attended, AttentionForm, attend, value_gradients, visibility
-from gradellm_engine.grad_ellm import (
+from gradellm_engine.methods.grad_ellm import (
     cosine_similarity,
     dot_similarity,
     heat_map,
@@ -334,4 +334,4 @@ def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
     assert slot is not None
     part = Part(slot, [1], Explain(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
     site = PartsSite(PartsPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
-    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), None)
+    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), goes_on=False)

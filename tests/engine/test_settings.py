@@ -25,7 +25,7 @@ from gradellm_engine import (
     Similarity,
     Sources,
 )
-from gradellm_engine.methods import METHODS, method_named
+from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.settings import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
 
 
