@@ -13,7 +13,7 @@ from gradellm_engine.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Started, Step
+from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
 from gradellm_engine.generation import Generation
 from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
 from gradellm_engine.quantization import Quantization
@@ -31,6 +31,7 @@ from gradellm_engine.settings import (
     Sampling,
     Similarity,
     Sources,
+    Switches,
 )
 from gradellm_engine.stream import Stream
 
@@ -54,6 +55,7 @@ __all__ = [
     "Message",
     "ModelLoadError",
     "NormaliseOver",
+    "Progress",
     "Prompt",
     "PromptInput",
     "PromptToken",
@@ -69,5 +71,6 @@ __all__ = [
     "Started",
     "Step",
     "Stream",
+    "Switches",
     "UnsupportedModelError",
 ]

@@ -9,7 +9,7 @@ families drop. An explained pass is one forward and one backward pass through it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,6 +222,11 @@ class Decoder:
                 return self._forward(run, parts, self._model, logits_to_keep=rows)[0]
             return self._forward(run, parts, self._model)[0, rows]
 
+    def logits(self, parts: Sequence[Part]) -> Tensor:
+        """Read the parts' tokens; the logits of the token after each of them. [T, V]"""
+        with torch.no_grad():
+            return self._forward(PartsPass(parts, self._rotary_of), parts, self._model)[0]
+
     def explained_pass(self, parts: Sequence[Part], known: Sequence[Target] | None = None) -> ExplainedPass:
         """Read the parts' tokens with a graph that explains what comes after each of them, where a part says how.
 
@@ -242,6 +247,14 @@ class Decoder:
     def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
         return self.explained_pass(parts, targets).heat_maps(targets)
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The model's modules, with their names."""
+        return self._model.named_modules()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters, with their names."""
+        return self._model.named_parameters()
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """What the model makes of tokens before its first layer. [T, hidden]"""

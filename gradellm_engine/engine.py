@@ -10,16 +10,21 @@ streams and gives them to the scheduler, which reads the model's weights once fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import psutil
 import torch
 
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
+from gradellm_engine.estimates import Estimate, Footprint, check_memory, estimate, footprint
 from gradellm_engine.generation import Generation
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
+from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
+from gradellm_engine.methods.method import Method
+from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import (
     Prompt,
     PromptInput,
@@ -32,7 +37,7 @@ from gradellm_engine.prompts import (
 from gradellm_engine.quantization import Quantization
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
-from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling
+from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling, Switches
 from gradellm_engine.stream import Plan, Stream
 from gradellm_engine.threads import use_threads
 
@@ -40,6 +45,7 @@ DEFAULT_NEW_TOKENS = 256
 DEFAULT_MAX_NEW_TOKENS = 4096
 DEFAULT_MAX_RUNNING = 16
 KV_SHARE = 0.5  # of the memory that is free once the model is loaded
+METHOD_SHARE = 0.5  # of what is free then
 MIN_PLACES = 16
 
 
@@ -53,6 +59,7 @@ class Engine:
         max_new_tokens: tokens of a completion at most.
         kv_bytes: memory of keys and values.
         kv_tokens: tokens that it holds.
+        method_bytes: memory that methods which look at whole completions may take.
         scheduler: runs streams.
     """
 
@@ -63,10 +70,12 @@ class Engine:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
         kv_bytes: int | None = None,
+        method_bytes: int | None = None,
         record_steps: bool = True,
     ) -> None:
         self._model = model
         self.info: ModelInfo = model.info
+        free = free_bytes(model.decoder.device)
         num_places = _num_places(model, max_running, kv_bytes)
         model.decoder.allocate_pool(num_places)
         if record_steps:
@@ -77,6 +86,27 @@ class Engine:
         self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
         self.scheduler = Scheduler(model.decoder, max_running=max_running)
+        if method_bytes is None:
+            method_bytes = max(1, int(METHOD_SHARE * (free - self.kv_bytes)))
+        if method_bytes < 1:
+            raise ModelLoadError(f"methods need memory of their own; {method_bytes} bytes are none")
+        self.method_bytes = method_bytes
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What passes over whole sequences take of this model; found by trying, once."""
+        return footprint(self._model.decoder)
+
+    def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
+        """What explaining a completion would take."""
+        method = method_named(switches.name)
+        return estimate(method, switches, self.footprint, num_prompt_tokens, num_new_tokens)
+
+    def refusal(self, method: Method) -> str:
+        """Why this model cannot be explained by a method; empty where it can."""
+        if method.needs_gates and self._model.family.gates is None:
+            return f"{method.name} is not defined for the family {self.info.family}: its experts' gates cannot be told apart"
+        return ""
 
     @classmethod
     def load(
@@ -92,6 +122,7 @@ class Engine:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
         kv_bytes: int | None = None,
+        method_bytes: int | None = None,
         threads: int | None = None,
         record_steps: bool = True,
         progress: Progress = lambda stage: None,
@@ -99,7 +130,8 @@ class Engine:
         """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
 
         `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
-        memory for keys and values, taken at once and never exceeded; None for a share of what is free. `threads` sets
+        memory for keys and values, taken at once and never exceeded; `method_bytes` what methods that look at whole
+        completions may take beside it; None for a share of what is free of either. `threads` sets
         the process's CPU threads; None for as many as it may run at once. `record_steps` has a GPU replay decode steps
         as CUDA graphs, where the model allows it.
         """
@@ -123,6 +155,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             max_running=max_running,
             kv_bytes=kv_bytes,
+            method_bytes=method_bytes,
             record_steps=record_steps,
         )
 
@@ -242,26 +275,73 @@ class Engine:
         *,
         is_completion: bool,
     ) -> Stream:
-        contrast_id = None
+        contrast_id, analyse, scores = None, None, None
         if attribution is not None:
-            attribution = replace(attribution, method=self._checked(attribution.method))
+            method = method_named(attribution.method.name)
+            self._check_method(method, attribution, is_completion=is_completion)
+            switches = self._checked(attribution.method)
+            attribution = replace(attribution, method=switches)
             if attribution.target_token_id is not None:
                 self._check_id("attribution.target_token_id", attribution.target_token_id)
             contrast_id = self._contrast_id(attribution)
+            if method.explain is not None:
+                self._check_baseline(switches, len(prompt.tokens))
+                num_steps = len(given_ids)
+                check_memory(method, switches, self.footprint, len(prompt.tokens), num_steps, self.method_bytes)
+                analyse = partial(self._analyse, method.explain, switches)
+            if method.scores is not None:
+                scores = partial(method.scores, switches)
         return Stream(
             self._model,
-            Plan(prompt, sampling, attribution, contrast_id, tuple(given_ids), first_step, is_completion),
+            Plan(
+                prompt,
+                sampling,
+                attribution,
+                contrast_id,
+                tuple(given_ids),
+                first_step,
+                is_completion,
+                analyse,
+                scores,
+            ),
         )
 
-    def _checked(self, switches: GradEllm) -> GradEllm:
+    def _analyse(self, explain: Callable[[WholeModel, Any], Work], switches: Switches, given: Given) -> Work:
+        """A method's work on a completion."""
+        model = self._model
+        return explain(
+            WholeModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of), switches
+        )
+
+    def _check_method(self, method: Method, attribution: AttributionSettings, *, is_completion: bool) -> None:
+        if not (is_completion or method.streams):
+            streaming = ", ".join(name for name, row in METHODS.items() if row.streams)
+            raise InvalidRequestError(
+                "attribution.method",
+                f"{method.name} explains a completion that exists: use Attribute. While text is generated, "
+                f"{streaming} explain it",
+            )
+        if refusal := self.refusal(method):
+            raise InvalidRequestError("attribution.method", refusal)
+        if not method.has_target:
+            for field in ("target_token_id", "contrast"):
+                if getattr(attribution, field) is not None:
+                    raise InvalidRequestError(f"attribution.{field}", f"has no meaning for {method.name}")
+
+    def _check_baseline(self, switches: Switches, num_prompt_tokens: int) -> None:
+        baseline_ids = getattr(switches, "baseline_ids", ())
+        check_token_ids("attribution.baseline_ids", baseline_ids, self.info.vocab_size)
+        check_baseline(baseline_ids, num_prompt_tokens)
+
+    def _checked(self, switches: Switches) -> Switches:
         """The switches, where the model has what they speak of; layers as explicit indexes."""
-        if switches.rotary is Rotary.UNROTATED and not self._model.family.rotary:
+        if isinstance(switches, GradEllm) and switches.rotary is Rotary.UNROTATED and not self._model.family.rotary:
             raise InvalidRequestError(
                 "attribution.rotary",
                 f"unrotated is not defined for the family {self.info.family}: "
                 "not all of its layers have a rotary embedding",
             )
-        return replace(switches, layers=switches.selected_layers(self.info.num_layers))
+        return switches.resolved(self.info.num_layers)
 
     def _contrast_id(self, attribution: AttributionSettings) -> int | None:
         contrast = attribution.contrast

@@ -37,6 +37,7 @@ class Attribution:
         source_indexes: with top_k_sources, which sources, the largest score by magnitude first; None otherwise.
         target_token_id: the token whose logit was explained.
         contrast_token_id: the token whose logit was taken off, if one was.
+        error: the method's own measure of how far off the scores are; None where it has none.
     """
 
     token_index: int
@@ -44,6 +45,18 @@ class Attribution:
     source_indexes: Tensor | None
     target_token_id: int
     contrast_token_id: int | None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a method is that looks at a completion after the fact.
+
+    Attributes:
+        done: of its work, 0 to 1.
+    """
+
+    done: float
 
 
 @dataclass(frozen=True)
@@ -134,4 +147,4 @@ class Started:
     attribution: AttributionSettings | None
 
 
-Event = Started | Step | Attribution | Finished
+Event = Started | Step | Attribution | Progress | Finished

@@ -19,37 +19,42 @@ class Family:
     Attributes:
         rotary: whether its attention modules take rotary embeddings as `position_embeddings`, as the `rotary` switch
             needs.
+        gates: the layers whose outputs are multiplied with each other, as gate and value of a feed-forward block; none
+            where it has no gate, None where they cannot be told apart from outside (experts), for relevance.
     """
 
     rotary: bool = True
+    gates: tuple[str, ...] | None = ("gate_proj", "up_proj")
 
+
+_FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None
 
 FAMILIES: dict[str, Family] = {
     "cohere": Family(),
     "cohere2": Family(rotary=False),  # as smollm3
-    "deepseek_v3": Family(rotary=False),  # it rotates a part of its keys that it keeps apart until then
+    "deepseek_v3": Family(rotary=False, gates=_EXPERTS),  # it rotates a part of its keys that it keeps apart until then
     "gemma": Family(),
     "gemma2": Family(),
     "gemma3_text": Family(),
-    "glm": Family(),
-    "glm4": Family(),
-    "gpt2": Family(rotary=False),
-    "gpt_neox": Family(),
-    "gpt_oss": Family(),
+    "glm": Family(gates=_FUSED),
+    "glm4": Family(gates=_FUSED),
+    "gpt2": Family(rotary=False, gates=_UNGATED),
+    "gpt_neox": Family(gates=_UNGATED),
+    "gpt_oss": Family(gates=_EXPERTS),
     "granite": Family(),
     "llama": Family(),
     "mistral": Family(),
-    "mixtral": Family(),
+    "mixtral": Family(gates=_EXPERTS),
     "olmo2": Family(),
-    "opt": Family(rotary=False),
-    "phi": Family(),
-    "phi3": Family(),
+    "opt": Family(rotary=False, gates=_UNGATED),
+    "phi": Family(gates=_UNGATED),
+    "phi3": Family(gates=_FUSED),
     "qwen2": Family(),
     "qwen3": Family(),
-    "qwen3_moe": Family(),
+    "qwen3_moe": Family(gates=_EXPERTS),
     "smollm3": Family(rotary=False),  # some of its layers have no rotary embedding at all
     "stablelm": Family(),
-    "starcoder2": Family(),
+    "starcoder2": Family(gates=_UNGATED),
 }
 
 _OWN_ATTENTION = "its attention does not go through Transformers' AttentionInterface, so its gradients cannot be read"

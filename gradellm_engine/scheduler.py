@@ -5,7 +5,8 @@ A tick does, in this order:
     1. admit     waiting streams, in the order of their coming, while there are running places and key-value memory
     2. decode    one token of every stream that can go on, all in one pass; those with delivery per_token are explained
     3. explain   chunks that are due (delivery chunked, given completions), up to a number of tokens
-    4. prefill   pieces of prompts, taking turns
+    4. analyse   one stream's completion after the fact, a pass or two, taking turns
+    5. prefill   pieces of prompts, taking turns
 
 Pieces of prompts take together about as long as the pass before them took: a long prompt that comes in makes running
 streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. A
@@ -79,8 +80,10 @@ class Scheduler:
             yield from self._decode(decoding)
         if explaining := [stream for stream in streams if stream.phase is Phase.EXPLAIN]:
             yield from self._explain(explaining)
+        if analysing := [stream for stream in streams if stream.phase is Phase.ANALYSE]:
+            yield from self._analyse(analysing[0])
         if reading := [stream for stream in streams if stream.phase is Phase.PREFILL]:
-            yield from self._prefill(reading, alone=not decoding and not explaining)
+            yield from self._prefill(reading, alone=not decoding and not explaining and not analysing)
         self.running = [stream for stream in self.running if not stream.is_closed]
 
     def has_work(self, ready: Ready = lambda stream: True) -> bool:
@@ -124,6 +127,15 @@ class Scheduler:
         if new := [stream for stream in new if not stream.is_closed]:
             yield from self._logits_pass([(stream, stream.given_part()) for stream in new])
 
+    def _analyse(self, stream: Stream) -> Iterator[None]:
+        """Go on with one stream's completion."""
+        self._to_the_back([stream])
+        began = time.perf_counter()
+        with _failing([stream]):
+            stream.analyse()
+        _charge([stream], "attribution", began)
+        yield
+
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
         room = MAX_PIECE_TOKENS
@@ -150,7 +162,8 @@ class Scheduler:
         began = time.perf_counter()
         with _failing(streams):
             if all(part.explain is None for part in parts):
-                _take_logits(work, self._decoder.step(parts))
+                is_step = all(len(part.ids) == 1 for part in parts)
+                _take_logits(work, self._decoder.step(parts) if is_step else self._decoder.logits(parts))
                 _charge(streams, "decode", began)
             else:
                 explained = self._decoder.explained_pass(parts)

@@ -152,6 +152,9 @@ class Switches:
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        """Every class of them checks its own fields, and calls this."""
+
     def resolved(self, num_layers: int) -> Self:
         """With what depends on the model said, in one of `num_layers`.
 
@@ -172,6 +175,7 @@ class LayerSwitches(Switches):
     layers: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.layers, int) and self.layers < 1:
             raise InvalidRequestError(
                 "attribution.layers", f"the last {self.layers} layers are none; ask for 1 or more"

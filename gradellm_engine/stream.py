@@ -12,22 +12,30 @@ A stream never runs the model itself. It says what it wants read next, as a part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Started, Step
+from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Progress, Started, Step
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.loading import LoadedModel
+from gradellm_engine.methods.afterwards import Given, Work
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.prompts import Prompt, Role, decode, special_ids
 from gradellm_engine.sampling import Distribution, choose_token
-from gradellm_engine.settings import AttributionSettings, Delivery, NormaliseOver, Sampling
+from gradellm_engine.settings import (
+    AttributionSettings,
+    Delivery,
+    GradEllm,
+    LayerSwitches,
+    NormaliseOver,
+    Sampling,
+)
 from gradellm_engine.sources import SourceMap
 from gradellm_engine.text import CompletionText
 
@@ -44,6 +52,8 @@ class Plan:
         given_ids: tokens that the completion begins with.
         first_step: the first token of the completion that is computed; those before are only read.
         is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
+        analyse: explains the whole completion once all its tokens are there; None for methods within a pass.
+        scores: scores of a step's prefix, of a method that needs no model: step, tokens -> scores.
     """
 
     prompt: Prompt
@@ -53,6 +63,13 @@ class Plan:
     given_ids: tuple[int, ...]
     first_step: int
     is_completion: bool
+    analyse: Callable[[Given], Work] | None = None
+    scores: Callable[[int, int], Tensor] | None = None
+
+    @property
+    def is_within_pass(self) -> bool:
+        """Whether tokens are explained in passes of their own."""
+        return self.attribution is not None and self.analyse is None and self.scores is None
 
 
 DEFAULT_CHUNK_SIZE = 16
@@ -67,6 +84,7 @@ class Phase(Enum):
     PREFILL = auto()  # its prompt to be read
     DECODE = auto()  # its next token
     EXPLAIN = auto()  # a chunk of tokens to be explained before it may go on
+    ANALYSE = auto()  # its whole completion to be explained after the fact
     ENDED = auto()  # nothing
 
 
@@ -90,8 +108,13 @@ class Stream:
         self.slot: KVSlot | None = None
         self._num_reused = 0
         settings = attribution or AttributionSettings()
-        self._explain = None if attribution is None else Explain(attribution.method, _domain(prompt, attribution))
-        self._is_chunked = attribution is not None and attribution.delivery is Delivery.CHUNKED
+        self._explain: Explain | None = None
+        if attribution is not None and plan.is_within_pass:
+            self._explain = Explain(cast("LayerSwitches", attribution.method), _domain(prompt, attribution))
+        self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
+        self._targets: list[Target] = []  # of an analysis
+        self._work: Work | None = None
+        self._is_analysed = plan.analyse is None
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
         self._source_map = SourceMap(prompt, settings)
@@ -132,6 +155,8 @@ class Stream:
             return Phase.WAITING
         if self.slot.length < len(self.ids) - 1:
             return Phase.PREFILL
+        if self._reason is not None and not self._is_analysed:
+            return Phase.ANALYSE
         if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
             return Phase.EXPLAIN
         return Phase.DECODE
@@ -179,7 +204,7 @@ class Stream:
         """The last token, and tokens of the given completion after it, to be explained together."""
         done = self._num_completion_tokens
         given = self._plan.given_ids[done : done + self.chunk_size]
-        return Part.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._chosen_explain())
+        return Part.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
 
     def _chosen_explain(self) -> Explain:
         if self._explain is None:
@@ -214,6 +239,10 @@ class Stream:
             targets.append(target)
             if self._explain is not None:
                 self._unexplained.append((index, target))
+            elif self._plan.analyse is not None:
+                self._targets.append(target)
+            elif self._plan.scores is not None:
+                self._take_row(index, target, self._plan.scores(index, len(self.ids) - 1))
             self._end_if_due(token_id)
         self._tell()
         return targets
@@ -228,14 +257,34 @@ class Stream:
         del self._unexplained[: len(heat_map)]
         num_prompt_tokens = len(self._plan.prompt.tokens)
         for (index, target), row in zip(explained, heat_map, strict=True):
-            scores = self._source_map.aggregate(row[: num_prompt_tokens + index]).cpu()
-            if not scores.isfinite().all():
-                raise ComputationError(
-                    f"the attribution of token {index} is not finite: the model's gradients overflow"
-                )
-            self._rows[index] = self._row(index, scores, target)
-        self._num_attributed += len(explained)
+            self._take_row(index, target, row[: num_prompt_tokens + index])
         self._tell()
+
+    def analyse(self) -> None:
+        """Go on with explaining the whole completion, by a pass or two.
+
+        Raises:
+            ComputationError: where a score is not finite.
+        """
+        if self._plan.analyse is None:
+            raise ValueError("a stream whose tokens are explained one by one has no analysis")
+        if self._work is None:
+            self._work = self._plan.analyse(Given(self.ids, len(self._plan.prompt.tokens), self._targets))
+        for result in self._work:
+            if isinstance(result, float):
+                self.events.append(Progress(result))
+                return
+            self._take_row(result.step, self._targets[result.step], result.scores, result.error)
+            self._tell()
+        self._work, self._is_analysed = None, True
+
+    def _take_row(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
+        """Scores of the token's whole prefix [S]."""
+        summed = self._source_map.aggregate(scores).cpu()
+        if not summed.isfinite().all():
+            raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
+        self._rows[index] = self._row(index, summed, target, error)
+        self._num_attributed += 1
 
     def charge(self, account: Account, seconds: float) -> None:
         """Note time that it spent, in the whole of a pass that it took part in."""
@@ -243,7 +292,7 @@ class Stream:
 
     def finish_if_done(self) -> None:
         """End it where its last token is chosen and explained; told once the pass that did it has been charged."""
-        if self._reason is None or self._unexplained or self.is_closed:
+        if self._reason is None or self._unexplained or not self._is_analysed or self.is_closed:
             return
         self.events.append(
             Finished(
@@ -271,8 +320,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End it as it is, and free its slot."""
+        """End it as it is, and free what it holds."""
         self.is_closed = True
+        self._work = None
         if self.slot is not None:
             self.slot.close()
             self.slot = None
@@ -314,12 +364,12 @@ class Stream:
             return Target(target_id, distribution.runner_up(target_id))
         return Target(target_id, self._plan.contrast_id)
 
-    def _row(self, index: int, scores: Tensor, target: Target) -> Attribution:
+    def _row(self, index: int, scores: Tensor, target: Target, error: float | None) -> Attribution:
         count = self._plan.attribution.top_k_sources if self._plan.attribution else None
         if count is None or count >= len(scores):
-            return Attribution(index, scores, None, target.token_id, target.contrast_id)
+            return Attribution(index, scores, None, target.token_id, target.contrast_id, error)
         largest = scores.abs().topk(count).indices
-        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id)
+        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, error)
 
     def _tell(self) -> None:
         """Tell the tokens whose text is sure, and the scores of tokens that have been told."""
@@ -363,7 +413,8 @@ class Stream:
 
 def _domain(prompt: Prompt, attribution: AttributionSettings) -> Tensor | None:
     """The prompt tokens over which similarities are normalised; None for all that a layer sees. [m], bool"""
-    match attribution.method.normalise_over:
+    method = attribution.method
+    match method.normalise_over if isinstance(method, GradEllm) else NormaliseOver.VISIBLE:
         case NormaliseOver.VISIBLE:
             return None
         case NormaliseOver.PROMPT:

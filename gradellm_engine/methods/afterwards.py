@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import InvalidRequestError
+from gradellm_engine.families import Family
 from gradellm_engine.passes import Target
 from gradellm_engine.settings import Switches, check_choice
 from gradellm_engine.whole_pass import Attending, WholePass
@@ -45,6 +46,7 @@ class ObjectiveSwitches(Switches):
     objective: Objective = Objective.LOGIT
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("attribution.objective", self.objective, Objective)
 
 
@@ -64,7 +66,7 @@ class Given:
 
     @property
     def num_steps(self) -> int:
-        """n"""
+        """N"""
         return len(self.targets)
 
     @property
@@ -101,12 +103,15 @@ class WholeModel:
     Attributes:
         decoder: runs it.
         given: the completion.
+        family: the model's.
         memory: bytes that passes may take beside the model.
     """
 
-    def __init__(self, decoder: Decoder, given: Given, memory: int, bytes_of: Callable[[int, int, bool], int]) -> None:
+    def __init__(
+        self, decoder: Decoder, family: Family, given: Given, memory: int, bytes_of: Callable[[int, int, bool], int]
+    ) -> None:
         """`bytes_of` says what a pass over a sequence of T tokens with n steps takes, with a graph or without."""
-        self.decoder, self.given, self.memory = decoder, given, memory
+        self.decoder, self.family, self.given, self.memory = decoder, family, given, memory
         self._bytes_of = bytes_of
 
     @property

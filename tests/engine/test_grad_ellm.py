@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention import Attended, AttentionForm, attend, value_gradients, visibility
+from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.methods.grad_ellm import (
     cosine_similarity,
     dot_similarity,
@@ -20,7 +21,6 @@ from gradellm_engine.methods.grad_ellm import (
     min_max,
     weighted_effect,
 )
-from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.passes import Explain, Part, PartsPass, PartsSite
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 

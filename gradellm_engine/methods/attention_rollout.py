@@ -1,0 +1,42 @@
+"""Attention rollout (Abnar and Zuidema 2020): attention, multiplied through the layers with the residual beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.attention import Attended
+from gradellm_engine.methods.afterwards import Objective, Row, WholeModel, Work
+from gradellm_engine.settings import Switches
+from gradellm_engine.whole_pass import WholePass
+
+
+@dataclass(frozen=True)
+class AttentionRollout(Switches):
+    """It has none."""
+
+    name: ClassVar[str] = "attention_rollout"
+
+
+def explain(model: WholeModel, switches: AttentionRollout) -> Work:
+    """The explained position's row of the product of (A + I) / 2 over the layers, A the mean over heads."""
+    mixed: dict[int, Tensor] = {}
+
+    def watch(index: int, attended: Attended) -> None:
+        A = attended.A[0].mean((0, 1))  # [T, T]
+        A = A / A.sum(-1, keepdim=True)  # a sink takes some of it
+        mixed[index] = (A + torch.eye(len(A), dtype=A.dtype, device=A.device)) / 2
+
+    with torch.no_grad():
+        model.values(model.embeddings[None], Objective.LOGIT, WholePass(watch=watch))
+    yield 0.5
+    given = model.given
+    explained = torch.arange(given.num_prompt_tokens - 1, given.num_tokens, device=mixed[0].device)
+    rows = torch.eye(given.num_tokens, dtype=mixed[0].dtype, device=mixed[0].device)[explained]  # [n, T]
+    for index in sorted(mixed, reverse=True):
+        rows = rows.to(mixed[index].device) @ mixed[index]
+    for step, row in enumerate(rows):
+        yield Row(step, row[: given.prefix(step)])

@@ -1,0 +1,23 @@
+"""Random scores, U(0, 1): what every other method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.methods.sampled import SeedSwitches
+
+
+@dataclass(frozen=True)
+class Random(SeedSwitches):
+    """The seed."""
+
+    name: ClassVar[str] = "random"
+
+
+def scores(switches: Random, step: int, num_tokens: int) -> Tensor:
+    """Those of a step's prefix: a pure function of (seed, step). [num_tokens]"""
+    return torch.tensor(switches.draws("random", step).random(num_tokens), dtype=torch.float32)

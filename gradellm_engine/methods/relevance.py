@@ -1,0 +1,82 @@
+"""Relevance propagation in the manner of AttnLRP (Achtibat et al. 2024) and RelP (Jafari et al. 2025).
+
+Each token's embedding times a gradient that follows other rules than the chain rule alone:
+
+- normalisation is straight through: its scale is a constant;
+- an activation f(x) is x times the constant f(x) / x (the identity rule);
+- a product of gate and value gives half of its relevance to either;
+- attention weights are constants, as in RelP.
+
+Between the target's logit and the embeddings, everything is then linear. Relevance is conserved wherever a layer adds
+nothing of its own: in a model without biases and soft caps, the scores of a prefix sum to the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from gradellm_engine.methods.afterwards import Objective, WholeModel, Work
+from gradellm_engine.methods.gradients import Aggregation, gradient_rows, leaf
+from gradellm_engine.settings import Switches
+from gradellm_engine.whole_pass import WholePass
+
+
+@dataclass(frozen=True)
+class Relevance(Switches):
+    """It has none."""
+
+    name: ClassVar[str] = "relevance"
+
+
+def explain(model: WholeModel, switches: Relevance) -> Work:
+    """x_i times the propagated gradient, summed over channels. Signed."""
+
+    def forward() -> tuple[Tensor, Tensor]:
+        x = leaf(model.embeddings)
+        with rules(model):
+            return model.values(x, Objective.LOGIT, WholePass(weights_are_constant=True))[0], x
+
+    return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, Aggregation.SUM)
+
+
+@contextmanager
+def rules(model: WholeModel) -> Iterator[None]:
+    """While it lasts, gradients through the model's modules follow the rules; its numbers stay what they are."""
+    hooks = []
+    for name, module in model.decoder.named_modules():
+        if type(module).__name__.endswith("Norm") or is_activation(module):
+            hooks.append(module.register_forward_hook(_proportional))
+        elif name.rpartition(".")[2] in (model.family.gates or ()):
+            hooks.append(module.register_forward_hook(_halved))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether it is an activation function."""
+    has_parts = any(True for _ in module.children()) or any(True for _ in module.parameters())
+    return not has_parts and type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation")
+
+
+def _proportional(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Output = input times a constant, channel by channel; of a LayerNorm, input less its mean, plus its bias."""
+    x, bias = args[0], getattr(module, "bias", None)
+    if type(module).__name__.endswith("LayerNorm"):
+        x = x - x.mean(-1, keepdim=True)
+    made = output if bias is None else output - bias
+    linear = x * (made / x.masked_fill(x == 0, 1)).detach()
+    return linear + (output - linear).detach()
+
+
+def _halved(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Output, with half of its gradient."""
+    half = output / 2
+    return half + half.detach()

@@ -1,0 +1,53 @@
+"""What methods that draw samples share."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradellm_engine.errors import InvalidRequestError
+from gradellm_engine.settings import MAX_SEED, Switches
+
+MAX_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class SeedSwitches(Switches):
+    """Of a method that draws random numbers.
+
+    Attributes:
+        attribution_seed: equal seeds give equal scores.
+    """
+
+    attribution_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.attribution_seed <= MAX_SEED:
+            raise InvalidRequestError(
+                "attribution.attribution_seed", f"must lie between 0 and 2**63 - 1, was {self.attribution_seed}"
+            )
+
+    def draws(self, purpose: str, *key: int) -> np.random.Generator:
+        """The stream of random numbers for a purpose and a key, such as a step."""
+        return np.random.Generator(np.random.PCG64([self.attribution_seed, zlib.crc32(purpose.encode()), *key]))
+
+
+@dataclass(frozen=True)
+class SampleSwitches(SeedSwitches):
+    """Of a method that averages over samples.
+
+    Attributes:
+        samples: how many.
+    """
+
+    samples: int = 300
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.samples <= MAX_SAMPLES:
+            raise InvalidRequestError(
+                "attribution.samples", f"must lie between 2 and {MAX_SAMPLES:,}, was {self.samples}"
+            )

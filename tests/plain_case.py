@@ -1,0 +1,66 @@
+"""A model whose methods are compared with plain ones: Transformers' own eager attention, a prefix at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradellm_engine import AttributionSettings, Engine, Sources, Step, Switches
+
+PROMPT = "A red fox."
+COMPLETION = [70, 71, 72]
+
+
+@dataclass
+class Case:
+    """One model, ours and as Transformers runs it.
+
+    Attributes:
+        engine: ours.
+        reference: in float64, with eager attention.
+    """
+
+    engine: Engine
+    reference: Any
+
+    @property
+    def ids(self) -> list[int]:
+        return self.engine.tokenize(PROMPT).ids
+
+    def steps(self, switches: Switches, completion: Sequence[int] = COMPLETION, **options: Any) -> list[Step]:
+        settings = AttributionSettings(method=switches, sources=Sources.PREFIX, **options)
+        return list(self.engine.attribute(PROMPT, completion, settings))
+
+    def rows(self, switches: Switches, completion: Sequence[int] = COMPLETION, **options: Any) -> list[Tensor]:
+        """Scores over the whole prefix, a row a step."""
+        return [scores_of(step) for step in self.steps(switches, completion, **options)]
+
+    def prefixes(self, completion: Sequence[int] = COMPLETION) -> list[tuple[list[int], int]]:
+        """Each step's prefix, and the token that it predicts."""
+        return [([*self.ids, *completion[:step]], token_id) for step, token_id in enumerate(completion)]
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """[S, h], float64"""
+        embedded: Tensor = self.reference.get_input_embeddings()(torch.tensor(list(ids))).detach()
+        return embedded
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """After the last token of each sequence. [B, S, h] -> [B, V]"""
+        positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[:2])
+        logits: Tensor = self.reference(inputs_embeds=embeddings, position_ids=positions, use_cache=False).logits
+        return logits[:, -1]
+
+
+def scores_of(step: Step) -> Tensor:
+    assert step.attribution is not None
+    return step.attribution.scores
+
+
+def error_of(step: Step) -> float:
+    assert step.attribution is not None
+    assert step.attribution.error is not None
+    return step.attribution.error
