@@ -74,7 +74,7 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
-    if not isinstance(current, PartsPass | StepPass):
+    if isinstance(current, Attending):
         return current.output(index, query, key, value, form), None
     current.store(index, key.detach()[0], value.detach()[0])
     return attended(current, current.site(module, index, form), index, query, key, value), None
@@ -250,11 +250,13 @@ class Decoder:
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The model's modules, with their names."""
-        return self._model.named_modules()
+        modules: Iterator[tuple[str, nn.Module]] = self._model.named_modules()
+        return modules
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's parameters, with their names."""
-        return self._model.named_parameters()
+        parameters: Iterator[tuple[str, nn.Parameter]] = self._model.named_parameters()
+        return parameters
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """What the model makes of tokens before its first layer. [T, hidden]"""
@@ -340,7 +342,7 @@ def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str
             return
         if isinstance(current, _Meeting):
             current.rotaries[index] = embeddings[0]
-        elif isinstance(current, PartsPass | StepPass):
+        elif not isinstance(current, Attending):
             current.store_rotary(index, embeddings[0][0], embeddings[1][0])
 
     return note

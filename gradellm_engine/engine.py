@@ -105,7 +105,8 @@ class Engine:
     def refusal(self, method: Method) -> str:
         """Why this model cannot be explained by a method; empty where it can."""
         if method.needs_gates and self._model.family.gates is None:
-            return f"{method.name} is not defined for the family {self.info.family}: its experts' gates cannot be told apart"
+            its = f"{method.name} is not defined for the family {self.info.family}"
+            return f"{its}: its experts' gates cannot be told apart from outside"
         return ""
 
     @classmethod

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-# Measured: 256 x 768 is slower through oneDNN; 768 x 768 as fast for one row, for more it is faster; 768 x 2048 is faster.
+# Measured: 256 x 768 is slower through oneDNN; 768 x 768 is as fast for one row, faster for more; 768 x 2048 is faster.
 MIN_WEIGHTS, MIN_WEIGHTS_OF_ONE_ROW = 2**19, 2**20
 
 
@@ -52,7 +52,7 @@ def freeze_linears(model: nn.Module) -> None:
             module.__class__ = FrozenLinear
             module.onednn_rows = _onednn_rows(module.weight) if uses_onednn else None  # type: ignore[assignment]
             # Attributes of modules that are no parameters are found at once.
-            module.transposed = module.weight.detach().t()  # type: ignore[assignment]
+            module.transposed = module.weight.detach().t()
 
 
 def _onednn_rows(weight: Tensor) -> int | None:

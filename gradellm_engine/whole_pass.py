@@ -6,9 +6,9 @@ sequences of a pass are of one length; causal attention keeps what stands behind
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,15 +18,16 @@ from gradellm_engine.attention import Attended, AttentionForm, attend, attention
 Watch = Callable[[int, Attended], None]
 
 
-class Attending(Protocol):
+class Attending(ABC):
     """What attention layers ask for their outputs."""
 
+    @abstractmethod
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
         """A layer's. [B, H, T, D], [B, G, T, D], [B, G, T, Dv] -> [B, T, H, Dv]"""
 
 
 @dataclass
-class WholePass:
+class WholePass(Attending):
     """The model's own attention, by a stock kernel where nobody looks at its weights or differentiates.
 
     Attributes:

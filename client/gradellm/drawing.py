@@ -60,7 +60,7 @@ class _Drawing:
             self.waiting.append(event.token)
         elif event.attribution is not None:
             self.rows[event.attribution.token_index] = _row(event.attribution)
-        else:
+        elif event.finished is not None:
             self.finished = event.finished
         while (word := self._next_word()) is not None:
             yield self._draw_word(word)

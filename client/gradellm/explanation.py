@@ -222,7 +222,7 @@ class Collector:
             self._tokens.append(event.token)
         elif event.attribution is not None:
             self._rows.append(event.attribution)
-        else:
+        elif event.finished is not None:
             self._finished = event.finished
 
     def explanation(self) -> Explanation:

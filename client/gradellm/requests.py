@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
     from gradellm.results import (
+        Aggregation,
         Delivery,
         Loosening,
         Magnitude,
         NormaliseOver,
+        Objective,
         Preset,
         Rectify,
         Resolution,
@@ -84,6 +86,20 @@ class AttributionKeywords(TypedDict, total=False):
     rectify: Rectify | None
     magnitude: Magnitude | None
     normalise_over: NormaliseOver | None
+    objective: Objective | None
+    """What of the target is differentiated, or watched while the prompt changes: "logit" by default."""
+    aggregation: Aggregation | None
+    """How a token's numbers, one a channel, become one score: the "norm" (the default), or their signed "sum"."""
+    steps: int | None
+    """Places on the path of integrated gradients, 50 by default."""
+    samples: int | None
+    """Samples of methods that draw some."""
+    attribution_seed: int | None
+    """Makes what a method draws repeatable; 0 by default."""
+    layer: int | None
+    """The layer whose output is taken, 0 first; -1 is the embedding, by default the middle one."""
+    baseline_ids: Sequence[int] | None
+    """Token ids in place of the prompt's where they are taken away; zero embeddings by default."""
     target: int | None
     """Explain this token id's logit at every step, instead of the generated token's own."""
     contrast: int | str | None
@@ -263,6 +279,13 @@ def _attribution(keywords: AttributionKeywords) -> pb.AttributionOptions:
         rectify=_enum(pb.Rectify, "rectify", keywords),
         magnitude=_enum(pb.Magnitude, "magnitude", keywords),
         normalise_over=_enum(pb.NormaliseOver, "normalise_over", keywords),
+        objective=_enum(pb.Objective, "objective", keywords),
+        aggregation=_enum(pb.Aggregation, "aggregation", keywords),
+        steps=_optional(_int32, "steps", keywords),
+        samples=_optional(_int32, "samples", keywords),
+        seed=_optional(_int64, "attribution_seed", keywords),
+        layer=_optional(_int32, "layer", keywords),
+        baseline_ids=_optional(_some_int32s, "baseline_ids", keywords),
         target_token_id=_optional(_int32, "target", keywords),
         contrast=None if contrast is None else _contrast(contrast),
         sources=_enum(pb.Sources, "sources", keywords),

@@ -98,7 +98,7 @@ def _reader(field: Any, hint: Any) -> Callable[[Message], Any]:  # noqa: ANN401 
 
     read = cast("Callable[[Message], Any]", lambda message: getattr(message, name))
     if field.message_type is pb.Layers.DESCRIPTOR:
-        return lambda message: _layers(read(message))
+        return lambda message: _layers(read(message)) if message.HasField(name) else None
     if field.message_type is pb.Contrast.DESCRIPTOR:
         return lambda message: _contrast(read(message))
     if field.message_type is not None:

@@ -16,6 +16,8 @@ Rotary = Literal["rotated", "unrotated"]
 Rectify = Literal["per_layer", "total", "none"]
 Magnitude = Literal["signed_sum", "head_abs", "channel_abs", "knockout"]
 NormaliseOver = Literal["visible", "prompt", "user"]
+Objective = Literal["logit", "log_prob", "prob"]
+Aggregation = Literal["norm", "sum"]
 Sources = Literal["prompt", "prefix"]
 Resolution = Literal["token", "word", "segment"]
 Delivery = Literal["per_token", "chunked"]
@@ -66,7 +68,33 @@ class MethodInfo:
     streams: bool
     """Whether `generate` and `explain` offer it. `attribute` offers every method."""
     switches: tuple[str, ...]
-    """The attribution keywords that it understands."""
+    """The fields of `AttributionSettings` that are its own."""
+    forward_passes: str = ""
+    """Of the model, over m tokens of a prompt, n of a completion, and its own switches: "1 + m"."""
+    backward_passes: str = ""
+    """Likewise."""
+    reads_completion_alone: bool = False
+    """Whether a pass reads the completion's tokens alone; all others read prompt and completion."""
+    has_target: bool = True
+    """Whether it explains a token's logit, so that a target or a contrast makes sense."""
+    error: str = ""
+    """What `Attribution.error` says; empty where it has none."""
+    refusal: str = ""
+    """Why this model cannot be explained by it; empty where it can."""
+    estimate: Estimate | None = None
+    """What it takes with its default switches, for one size. None where the server is older."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a method would take of a server."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    """Where nothing else runs."""
+    bytes: int
+    """Beside the model and its keys and values; `Limits.method_bytes` is the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +112,8 @@ class Limits:
     """Memory for keys and values of all requests that run."""
     kv_tokens: int
     """Tokens that this memory holds."""
+    method_bytes: int = 0
+    """Memory for methods that look at whole completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +189,8 @@ class AttributionSettings:
     method: str
     preset: Preset | None
     loosening: Loosening | None
-    layers: Literal["all"] | int | tuple[int, ...]
-    """"all", how many of the last, or which."""
+    layers: Literal["all"] | int | tuple[int, ...] | None
+    """"all", how many of the last, or which. None for a method that looks at no layers, as other switches are."""
     similarity: Similarity | None
     rotary: Rotary | None
     rectify: Rectify | None
@@ -176,6 +206,15 @@ class AttributionSettings:
     delivery: Delivery | None
     chunk_size: int | None
     """None: the server's choice."""
+    objective: Objective | None = None
+    aggregation: Aggregation | None = None
+    steps: int | None = None
+    samples: int | None = None
+    seed: int | None = None
+    layer: int | None = None
+    """-1 is the embedding."""
+    baseline_ids: tuple[int, ...] = ()
+    """Empty: zero embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +282,16 @@ class Attribution:
     """The token whose logit was explained."""
     contrast_token_id: int | None
     """The token whose logit was taken off."""
+    error: float | None = None
+    """The method's own measure of how far off the scores are; `MethodInfo.error` says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a method is that takes long."""
+
+    done: float
+    """Of its work, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +331,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a stream: exactly one of the four is not None."""
+    """One event of a stream: exactly one of these is not None."""
 
     started: Started | None = None
     token: Token | None = None
     attribution: Attribution | None = None
     finished: Finished | None = None
+    progress: Progress | None = None

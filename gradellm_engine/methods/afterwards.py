@@ -117,7 +117,8 @@ class WholeModel:
     @property
     def device(self) -> torch.device:
         """Where embeddings go in."""
-        return self.decoder.device
+        device: torch.device = self.decoder.device
+        return device
 
     @cached_property
     def embeddings(self) -> Tensor:

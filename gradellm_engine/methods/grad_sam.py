@@ -1,5 +1,6 @@
-"""Grad-SAM (Barkan et al. 2021) for decoders: attention times the positive part of its gradient, the mean over heads
-and layers.
+"""Grad-SAM (Barkan et al. 2021) for decoders: attention times the positive part of its gradient.
+
+The mean is taken over heads and layers.
 
 The paper weighs every layer's whole attention matrix with its gradient. A decoder's token is read off the last
 position alone, whose row this takes: A_i ReLU(dl/dA_i), with dl/dA_i = w . v_i.

@@ -18,21 +18,19 @@ class SeedSwitches(Switches):
     """Of a method that draws random numbers.
 
     Attributes:
-        attribution_seed: equal seeds give equal scores.
+        seed: equal seeds give equal scores.
     """
 
-    attribution_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.attribution_seed <= MAX_SEED:
-            raise InvalidRequestError(
-                "attribution.attribution_seed", f"must lie between 0 and 2**63 - 1, was {self.attribution_seed}"
-            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError("attribution.seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
 
     def draws(self, purpose: str, *key: int) -> np.random.Generator:
         """The stream of random numbers for a purpose and a key, such as a step."""
-        return np.random.Generator(np.random.PCG64([self.attribution_seed, zlib.crc32(purpose.encode()), *key]))
+        return np.random.Generator(np.random.PCG64([self.seed, zlib.crc32(purpose.encode()), *key]))
 
 
 @dataclass(frozen=True)

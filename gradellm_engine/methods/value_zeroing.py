@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gradellm_engine.attention import Attended, AttentionForm
 from gradellm_engine.methods.afterwards import Objective, Row, WholeModel, Work
 from gradellm_engine.settings import LayerSwitches
-from gradellm_engine.whole_pass import WholePass, ungrouped
+from gradellm_engine.whole_pass import Attending, WholePass, ungrouped
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _changes(
 
 
 @dataclass
-class Zeroed:
+class Zeroed(Attending):
     """Attention at one position, of one sequence for each token whose value is zero; see `whole_pass.Attending`."""
 
     position: int

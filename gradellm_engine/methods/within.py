@@ -22,9 +22,9 @@ class Arithmetic:
     """What a method computes.
 
     Attributes:
-        layer_scores: one layer's: its attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the switches, the keys
-            over which is normalised (None for all), and queries and keys before the rotary embedding where asked for
-            -> [T, N].
+        layer_scores: one layer's: its attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the switches, the
+            keys over which is normalised (None for all), and queries and keys before the rotary embedding where asked
+            for -> [T, N].
         heat_map: from the layers' sum [T, S] and the switches to the scores [T, S].
     """
 

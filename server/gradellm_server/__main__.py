@@ -110,6 +110,12 @@ def parser() -> argparse.ArgumentParser:
         help="memory for keys and values, such as 8GiB (default: half of what is free once the model is loaded)",
     )
     limits.add_argument(
+        "--method-memory",
+        type=_size,
+        metavar="SIZE",
+        help="memory for methods that look at whole completions (default: half of what is free beside the rest)",
+    )
+    limits.add_argument(
         "--max-message-bytes", type=_count, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
     )
     network = made.add_argument_group("network")
@@ -166,6 +172,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
             max_new_tokens=options.max_new_tokens,
             max_running=options.max_running,
             kv_bytes=options.kv_memory,
+            method_bytes=options.method_memory,
             threads=options.threads,
             record_steps=not options.no_cuda_graphs,
             progress=_say,

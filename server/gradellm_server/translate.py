@@ -29,6 +29,7 @@ from gradellm_engine import (
     Loosening,
     Magnitude,
     NormaliseOver,
+    Progress,
     PromptInput,
     Rectify,
     Resolution,
@@ -43,12 +44,28 @@ from gradellm_engine import (
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.loading import software_versions
+from gradellm_engine.methods.afterwards import Objective
+from gradellm_engine.methods.gradients import Aggregation
+from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import Prompt
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
-PRESETS = {pb.PRESET_PAPER: "paper", pb.PRESET_UNLOOSENED: "unloosened", pb.PRESET_GRAD_ECLIP: "grad_eclip",
+PRESETS: dict[int, str] = {pb.PRESET_PAPER: "paper", pb.PRESET_UNLOOSENED: "unloosened", pb.PRESET_GRAD_ECLIP: "grad_eclip",
            pb.PRESET_KNOCKOUT: "knockout"}  # fmt: skip
+# The switches of methods, by how the wire carries them.
+CHOICES: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
+    "loosening": (Loosening, pb.Loosening),
+    "similarity": (Similarity, pb.Similarity),
+    "rotary": (Rotary, pb.Rotary),
+    "rectify": (Rectify, pb.Rectify),
+    "magnitude": (Magnitude, pb.Magnitude),
+    "normalise_over": (NormaliseOver, pb.NormaliseOver),
+    "objective": (Objective, pb.Objective),
+    "aggregation": (Aggregation, pb.Aggregation),
+}
+NUMBERS = ("steps", "samples", "seed", "layer")
+ESTIMATED = (256, 32)  # tokens of prompt and completion for which the server's info says what methods take
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse)
@@ -94,30 +111,38 @@ def read_sampling(request: pb.GenerateRequest) -> Sampling:
 
 
 def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
-    """What to explain, with the preset's value for every switch that is not said."""
-    method_named(request.method or "grad_ellm")
-    switches: dict[str, Any] = {
-        "loosening": _choice(Loosening, pb.Loosening, request, "loosening"),
-        "layers": _layers(request),
-        "similarity": _choice(Similarity, pb.Similarity, request, "similarity"),
-        "rotary": _choice(Rotary, pb.Rotary, request, "rotary"),
-        "rectify": _choice(Rectify, pb.Rectify, request, "rectify"),
-        "magnitude": _choice(Magnitude, pb.Magnitude, request, "magnitude"),
-        "normalise_over": _choice(NormaliseOver, pb.NormaliseOver, request, "normalise_over"),
-    }
-    if request.preset and request.preset not in PRESETS:
-        raise InvalidRequestError("attribution.preset", f"{request.preset} is not a Preset that this server knows")
-    method = GradEllm.preset(
-        PRESETS.get(request.preset, "paper"), **{name: value for name, value in switches.items() if value is not None}
-    )
+    """What to explain, with the preset's or the method's value for every switch that is not said."""
+    method = method_named(request.method or GradEllm.name)
+    switches = _switches(request)
+    for name in switches:
+        if name not in method.switch_names:
+            its = f"its switches are {', '.join(method.switch_names)}" if method.switch_names else "it has no switches"
+            raise InvalidRequestError(f"attribution.{name}", f"is not a switch of {method.name}; {its}")
     return AttributionSettings(
-        method=method,
+        method=_preset(request.preset, switches) if method.name == GradEllm.name else method.switches(**switches),
         contrast=_contrast(request.contrast) if request.HasField("contrast") else None,
         sources=_choice(Sources, pb.Sources, request, "sources") or Sources.PROMPT,
         resolution=_choice(Resolution, pb.Resolution, request, "resolution") or Resolution.TOKEN,
         delivery=_choice(Delivery, pb.Delivery, request, "delivery") or Delivery.PER_TOKEN,
         **_said(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
+
+
+def _switches(request: pb.AttributionOptions) -> dict[str, Any]:
+    """Those of all methods' switches that are said."""
+    choices = {name: _choice(kind, wire, request, name) for name, (kind, wire) in CHOICES.items()}
+    several = {"layers": _layers(request), "baseline_ids": tuple(request.baseline_ids)}
+    return {
+        **{name: value for name, value in {**choices, **several}.items() if value not in (None, ())},
+        **_said(request, *NUMBERS),
+    }
+
+
+def _preset(number: int, switches: Mapping[str, Any]) -> GradEllm:
+    """Grad-ELLM's switches, by a preset and what is said beside it."""
+    if number and number not in PRESETS:
+        raise InvalidRequestError("attribution.preset", f"{number} is not a Preset that this server knows")
+    return GradEllm.preset(PRESETS[number] if number else "paper", **switches)
 
 
 def _said(request: Message, *names: str) -> dict[str, Any]:
@@ -220,15 +245,39 @@ def server_info(engine: Engine, limits: Mapping[str, int]) -> pb.GetServerInfoRe
     """What is served; `limits` are the server's own, beside the engine's."""
     return pb.GetServerInfoResponse(
         model=_model(engine),
-        methods=[pb.MethodInfo(**asdict(method)) for method in METHODS.values()],
+        methods=[_method(method, engine) for method in METHODS.values()],
         limits=pb.Limits(
             max_prompt_tokens=engine.max_prompt_tokens,
             max_new_tokens=engine.max_new_tokens,
             kv_bytes=engine.kv_bytes,
             kv_tokens=engine.kv_tokens,
+            method_bytes=engine.method_bytes,
             **limits,
         ),
         versions=_versions(),
+    )
+
+
+def _method(method: Method, engine: Engine) -> pb.MethodInfo:
+    num_prompt_tokens, num_new_tokens = ESTIMATED
+    estimate = engine.estimate(method.switches(), num_prompt_tokens, num_new_tokens)
+    return pb.MethodInfo(
+        name=method.name,
+        description=method.description,
+        streams=method.streams,
+        switches=method.switch_names,
+        forward_passes=str(method.cost.forward),
+        backward_passes=str(method.cost.backward),
+        reads_completion_alone=method.cost.of_completion_alone,
+        has_target=method.has_target,
+        error=method.error,
+        refusal=engine.refusal(method),
+        estimate=pb.Estimate(
+            prompt_tokens=num_prompt_tokens,
+            completion_tokens=num_new_tokens,
+            seconds=estimate.seconds,
+            bytes=estimate.bytes,
+        ),
     )
 
 
@@ -241,6 +290,8 @@ def answers(kind: type[Response], engine: Engine, event: Event) -> Sequence[Resp
             return [kind(token=_token(event))] if event.is_new else []
         case Attribution():
             return [kind(attribution=_attribution(event))]
+        case Progress():
+            return [kind(progress=pb.Progress(done=event.done))]
         case Finished():
             return [kind(finished=_finished(event))]
 
@@ -282,17 +333,15 @@ def _sampling(sampling: Sampling) -> pb.Sampling:
 
 def _options(settings: AttributionSettings) -> pb.AttributionOptions:
     """Settings as a request that says every switch."""
-    method, contrast = settings.method, settings.contrast
-    layers = method.layers if isinstance(method.layers, tuple) else ()
+    contrast, switches = settings.contrast, asdict(settings.method)
+    layers = switches.pop("layers", None)
+    said: dict[str, Any] = {
+        name: _number(CHOICES[name][1], value) if name in CHOICES else value for name, value in switches.items()
+    }
     return pb.AttributionOptions(
-        method="grad_ellm",
-        loosening=_number(pb.Loosening, method.loosening),  # type: ignore[arg-type]
-        layers=pb.Layers(indexes=layers),
-        similarity=_number(pb.Similarity, method.similarity),  # type: ignore[arg-type]
-        rotary=_number(pb.Rotary, method.rotary),  # type: ignore[arg-type]
-        rectify=_number(pb.Rectify, method.rectify),  # type: ignore[arg-type]
-        magnitude=_number(pb.Magnitude, method.magnitude),  # type: ignore[arg-type]
-        normalise_over=_number(pb.NormaliseOver, method.normalise_over),  # type: ignore[arg-type]
+        method=settings.method.name,
+        layers=None if layers is None else pb.Layers(indexes=layers),
+        **said,
         target_token_id=settings.target_token_id,
         contrast=None
         if contrast is None
@@ -343,6 +392,7 @@ def _attribution(row: Attribution) -> pb.Attribution:
         source_indexes=[] if row.source_indexes is None else row.source_indexes.tolist(),
         target_token_id=row.target_token_id,
         contrast_token_id=row.contrast_token_id,
+        error=row.error,
     )
 
 

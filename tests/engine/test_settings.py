@@ -202,7 +202,7 @@ def test_the_defaults() -> None:
 def test_methods_by_name() -> None:
     method = method_named("grad_ellm")
     assert method is METHODS["grad_ellm"]
-    assert set(method.switches) == {f.name for f in fields(GradEllm)}
+    assert set(method.switch_names) == {f.name for f in fields(GradEllm)}
     with pytest.raises(InvalidRequestError, match="grad_ellm") as caught:
         method_named("magic")
     assert caught.value.field == "attribution.method"

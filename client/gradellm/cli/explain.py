@@ -12,7 +12,7 @@ from gradellm.explanation import Explanation
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from gradellm.requests import GenerateKeywords
     from gradellm.results import Event
@@ -72,8 +72,21 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     """Draw events as they come, or print them collected."""
     if args.format == "json":
-        print(Explanation.from_events(events).to_json())
+        print(Explanation.from_events(_telling_progress(events)).to_json())
         return
-    for piece in draw(events, options.style(args)):
+    for piece in draw(_telling_progress(events), options.style(args)):
         sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+def _telling_progress(events: Iterable[Event]) -> Iterator[Event]:
+    """Pass events on; on a terminal, a method that takes long says how far it is."""
+    is_shown = False
+    for event in events:
+        if event.progress is not None and sys.stderr.isatty():
+            sys.stderr.write(f"\r{event.progress.done:4.0%} explained")
+        elif is_shown:
+            sys.stderr.write("\r\033[K")
+        is_shown = event.progress is not None and sys.stderr.isatty()
+        sys.stderr.flush()
+        yield event

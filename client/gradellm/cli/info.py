@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping
 
-    from gradellm.results import ServerInfo
+    from gradellm.results import MethodInfo, ServerInfo
 
 __all__ = ["add_parser", "run"]
 
@@ -47,9 +47,27 @@ def _lines(info: ServerInfo) -> Iterator[str]:
     yield "\nlimits"
     yield from _table({field.name.replace("_", " "): getattr(info.limits, field.name) for field in fields(info.limits)})
     yield "\nmethods, * where they stream with generate and explain"
-    yield from _table({f"{m.name}{' *' if m.streams else ''}": m.description for m in info.methods})
+    for method in info.methods:
+        yield from _method(method)
     yield "\nversions"
     yield from _table(info.versions)
+
+
+def _method(method: MethodInfo) -> Iterator[str]:
+    """Its name and what it computes; below, its switches and what it costs."""
+    yield f"  {visible(method.name)}{' *' if method.streams else ''}: {visible(method.description)}"
+    if method.refusal:
+        yield f"      not here: {visible(method.refusal)}"
+        return
+    what = "the completion" if method.reads_completion_alone else "prompt and completion"
+    yield f"      passes over {what}: {method.forward_passes} forward, {method.backward_passes} backward"
+    if (estimate := method.estimate) is not None:
+        size = f"{estimate.completion_tokens} tokens after {estimate.prompt_tokens}"
+        yield f"      {size}: about {estimate.seconds:,.2g} s, {estimate.bytes / 2**20:,.0f} MiB"
+    if method.switches:
+        yield f"      switches: {', '.join(map(visible, method.switches))}"
+    if method.error:
+        yield f"      error: {visible(method.error)}"
 
 
 def _table(rows: Mapping[str, object]) -> Iterator[str]:

@@ -166,6 +166,8 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
     "rectify": (results.Rectify, "where negative contributions are cut off"),
     "magnitude": (results.Magnitude, "how heads and channels are combined"),
     "normalise_over": (results.NormaliseOver, "the tokens over which token weights are normalised"),
+    "objective": (results.Objective, "what of the target is followed; logit by default"),
+    "aggregation": (results.Aggregation, "how a token's channels become one score; norm by default"),
     "sources": (results.Sources, "score the prompt (the default), or the completion so far as well"),
     "resolution": (results.Resolution, "what one score stands for; token by default"),
     "delivery": (results.Delivery, "scores with each token (the default), or for several at once, which costs less"),
@@ -174,7 +176,10 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
 
 def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> None:
     """Add what to explain, and how."""
-    group = parser.add_argument_group("attribution", "A switch that is not given has its preset's value.")
+    group = parser.add_argument_group(
+        "attribution",
+        "A switch that is not given has its preset's or its method's value; `gradellm info` tells whose it is.",
+    )
     group.add_argument(
         "--attribution",
         choices=_PRESETS if can_be_off else _PRESETS[:-1],
@@ -192,6 +197,13 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
         help="explain why the token and not this one; text:12 where the text is a number",
     )
     group.add_argument("--top-k-sources", type=int, metavar="K", help="only the K largest scores a token")
+    group.add_argument("--steps", type=int, metavar="N", help="places on the path of integrated gradients")
+    group.add_argument("--samples", type=int, metavar="N", help="samples of methods that draw some")
+    group.add_argument("--attribution-seed", type=int, metavar="N", help="of methods that draw; 0 by default")
+    group.add_argument("--layer", type=int, metavar="N", help="whose output is taken; -1 is the embedding")
+    group.add_argument(
+        "--baseline-ids", type=token_ids, metavar="1,2,3", help="token ids in place of the prompt's, one for each"
+    )
     group.add_argument("--chunk-size", type=int, metavar="N", help="tokens that are explained at once, 1 to 256")
 
 

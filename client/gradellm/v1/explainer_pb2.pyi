@@ -48,6 +48,19 @@ class Magnitude(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MAGNITUDE_CHANNEL_ABS: _ClassVar[Magnitude]
     MAGNITUDE_KNOCKOUT: _ClassVar[Magnitude]
 
+class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBJECTIVE_UNSPECIFIED: _ClassVar[Objective]
+    OBJECTIVE_LOGIT: _ClassVar[Objective]
+    OBJECTIVE_LOG_PROB: _ClassVar[Objective]
+    OBJECTIVE_PROB: _ClassVar[Objective]
+
+class Aggregation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AGGREGATION_UNSPECIFIED: _ClassVar[Aggregation]
+    AGGREGATION_NORM: _ClassVar[Aggregation]
+    AGGREGATION_SUM: _ClassVar[Aggregation]
+
 class NormaliseOver(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NORMALISE_OVER_UNSPECIFIED: _ClassVar[NormaliseOver]
@@ -114,6 +127,13 @@ MAGNITUDE_SIGNED_SUM: Magnitude
 MAGNITUDE_HEAD_ABS: Magnitude
 MAGNITUDE_CHANNEL_ABS: Magnitude
 MAGNITUDE_KNOCKOUT: Magnitude
+OBJECTIVE_UNSPECIFIED: Objective
+OBJECTIVE_LOGIT: Objective
+OBJECTIVE_LOG_PROB: Objective
+OBJECTIVE_PROB: Objective
+AGGREGATION_UNSPECIFIED: Aggregation
+AGGREGATION_NORM: Aggregation
+AGGREGATION_SUM: Aggregation
 NORMALISE_OVER_UNSPECIFIED: NormaliseOver
 NORMALISE_OVER_VISIBLE: NormaliseOver
 NORMALISE_OVER_PROMPT: NormaliseOver
@@ -168,16 +188,18 @@ class GenerateRequest(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., num_alternatives: _Optional[int] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., forced_ids: _Optional[_Iterable[int]] = ..., first_attribution: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "token", "attribution", "finished")
+    __slots__ = ("started", "token", "attribution", "finished", "progress")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     attribution: Attribution
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class AttributeRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "attribution", "num_alternatives")
@@ -194,16 +216,18 @@ class AttributeRequest(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Iterable[int]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., num_alternatives: _Optional[int] = ...) -> None: ...
 
 class AttributeResponse(_message.Message):
-    __slots__ = ("started", "token", "attribution", "finished")
+    __slots__ = ("started", "token", "attribution", "finished", "progress")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     attribution: Attribution
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("input",)
@@ -281,19 +305,45 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ..., quantization: _Optional[str] = ...) -> None: ...
 
 class MethodInfo(_message.Message):
-    __slots__ = ("name", "description", "streams", "switches")
+    __slots__ = ("name", "description", "streams", "switches", "forward_passes", "backward_passes", "reads_completion_alone", "has_target", "error", "refusal", "estimate")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
+    READS_COMPLETION_ALONE_FIELD_NUMBER: _ClassVar[int]
+    HAS_TARGET_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     streams: bool
     switches: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., streams: bool = ..., switches: _Optional[_Iterable[str]] = ...) -> None: ...
+    forward_passes: str
+    backward_passes: str
+    reads_completion_alone: bool
+    has_target: bool
+    error: str
+    refusal: str
+    estimate: Estimate
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., streams: bool = ..., switches: _Optional[_Iterable[str]] = ..., forward_passes: _Optional[str] = ..., backward_passes: _Optional[str] = ..., reads_completion_alone: bool = ..., has_target: bool = ..., error: _Optional[str] = ..., refusal: _Optional[str] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
+
+class Estimate(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens", "seconds", "bytes")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    bytes: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens")
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +352,7 @@ class Limits(_message.Message):
     MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_new_tokens: int
     max_running_requests: int
@@ -310,7 +361,8 @@ class Limits(_message.Message):
     max_queued_tokens: int
     kv_bytes: int
     kv_tokens: int
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
+    method_bytes: int
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("prompt", "messages", "prompt_ids", "segments")
@@ -345,7 +397,7 @@ class Segment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AttributionOptions(_message.Message):
-    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size")
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
     LOOSENING_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +414,13 @@ class AttributionOptions(_message.Message):
     TOP_K_SOURCES_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_IDS_FIELD_NUMBER: _ClassVar[int]
     method: str
     preset: Preset
     loosening: Loosening
@@ -378,7 +437,14 @@ class AttributionOptions(_message.Message):
     top_k_sources: int
     delivery: Delivery
     chunk_size: int
-    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+    objective: Objective
+    aggregation: Aggregation
+    steps: int
+    samples: int
+    seed: int
+    layer: int
+    baseline_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Layers(_message.Message):
     __slots__ = ("last", "indexes")
@@ -506,18 +572,26 @@ class Alternative(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Attribution(_message.Message):
-    __slots__ = ("token_index", "scores", "source_indexes", "target_token_id", "contrast_token_id")
+    __slots__ = ("token_index", "scores", "source_indexes", "target_token_id", "contrast_token_id", "error")
     TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_INDEXES_FIELD_NUMBER: _ClassVar[int]
     TARGET_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRAST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     token_index: int
     scores: _containers.RepeatedScalarFieldContainer[float]
     source_indexes: _containers.RepeatedScalarFieldContainer[int]
     target_token_id: int
     contrast_token_id: int
-    def __init__(self, token_index: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ..., source_indexes: _Optional[_Iterable[int]] = ..., target_token_id: _Optional[int] = ..., contrast_token_id: _Optional[int] = ...) -> None: ...
+    error: float
+    def __init__(self, token_index: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ..., source_indexes: _Optional[_Iterable[int]] = ..., target_token_id: _Optional[int] = ..., contrast_token_id: _Optional[int] = ..., error: _Optional[float] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("done",)
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    done: float
+    def __init__(self, done: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "stop", "usage", "timings")

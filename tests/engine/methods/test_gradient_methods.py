@@ -137,8 +137,8 @@ def test_layer_gradient_x_activation_equals_captum(case: MakeCase, layer: int | 
             result: Tensor = CaptumInputXGradient(target).attribute(x)
             return result
         block = subject.reference.model.layers[1 if layer is None else layer]
-        result = CaptumLayerGradientXActivation(target, block).attribute(x)
-        return result
+        activations: Tensor = CaptumLayerGradientXActivation(target, block).attribute(x)
+        return activations
 
     compare(subject, LayerGradientXActivation(layer=layer), captums, DTYPES[dtype])
     if layer == 2:  # the last one reaches the target at the last position alone
@@ -174,7 +174,7 @@ def test_gradient_shap_is_within_its_error_of_its_expectation(case: MakeCase) ->
     exact = subject.rows(IntegratedGradients(aggregation=Aggregation.SUM, steps=300))
     misses = 0
     for seed in range(5):
-        told = subject.steps(GradientShap(aggregation=Aggregation.SUM, samples=40, attribution_seed=seed))
+        told = subject.steps(GradientShap(aggregation=Aggregation.SUM, samples=40, seed=seed))
         for step, row in zip(told, exact, strict=True):
             assert step.attribution is not None
             difference = (step.attribution.scores - row).abs().max().item()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine import Contrast
+from gradellm_engine import AttributionSettings, Contrast
 from gradellm_engine.methods import afterwards
 from gradellm_engine.methods.afterwards import Objective
 from gradellm_engine.methods.lime import KERNEL_WIDTH, Lime, fit, sample_masks
@@ -93,7 +93,7 @@ def test_lime_is_within_its_error_of_the_exact_fit(case: MakeCase) -> None:
     exact = exact_lime(subject, ids, len(ids), 70)
     misses, errors = 0, []
     for seed in range(8):
-        (step,) = subject.engine.attribute(SHORT, [70], settings(Lime(samples=2000, attribution_seed=seed)))
+        (step,) = subject.engine.attribute(SHORT, [70], settings(Lime(samples=2000, seed=seed)))
         difference = (scores_of(step).double() - exact).abs().max().item()
         errors.append(error_of(step))
         misses += difference > 3 * error_of(step)
@@ -103,9 +103,7 @@ def test_lime_is_within_its_error_of_the_exact_fit(case: MakeCase) -> None:
     assert error_of(step) > 2 * max(errors)  # it falls as 1 / sqrt(samples)
 
 
-def settings(switches: Lime | ReAgent) -> afterwards.AttributionSettings:  # type: ignore[name-defined]
-    from gradellm_engine import AttributionSettings
-
+def settings(switches: Lime) -> AttributionSettings:
     return AttributionSettings(method=switches)
 
 
@@ -127,7 +125,7 @@ def test_lime_draws_how_many_and_which(case: MakeCase) -> None:
 
 def test_reagent_adds_up_log_odds_of_what_replacing_costs(case: MakeCase) -> None:
     subject = case("llama")
-    switches = ReAgent(samples=12, attribution_seed=4)
+    switches = ReAgent(samples=12, seed=4)
     m = len(subject.ids)
     draws = switches.draws("reagent")
     uniforms = draws.random((12, m))

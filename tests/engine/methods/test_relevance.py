@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from gradellm_engine import AttributionSettings, InvalidRequestError
+from gradellm_engine.methods.afterwards import Given, WholeModel
 from gradellm_engine.methods.relevance import Relevance, is_activation, rules
+from gradellm_engine.whole_pass import WholePass
 from plain_case import COMPLETION, PROMPT, Case
 
 MakeCase = Callable[..., Case]
@@ -29,8 +33,7 @@ def test_relevance_is_conserved_where_nothing_is_added(case: MakeCase, family: s
 def test_rules_of_a_gated_block(case: MakeCase) -> None:
     """By hand: half of the relevance through either factor, the activation proportional to its input."""
     subject = case("llama")
-    mlp = subject.engine._model.decoder.blocks[0].mlp
-    assert isinstance(mlp, nn.Module)
+    mlp: Any = subject.engine._model.decoder.blocks[0].mlp
     x = torch.randn(1, 3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with torch.enable_grad(), _ruled(subject):
         y = mlp(x)
@@ -44,9 +47,7 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
     assert torch.allclose(ours, through_gate + through_up, rtol=1e-6)
 
 
-def _ruled(subject: Case):  # type: ignore[no-untyped-def]
-    from gradellm_engine.methods.afterwards import Given, WholeModel
-
+def _ruled(subject: Case) -> AbstractContextManager[None]:
     model = subject.engine._model
     return rules(WholeModel(model.decoder, model.family, Given([1], 1, []), 1, lambda *args: 1))
 
@@ -59,8 +60,6 @@ def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family:
     positions = torch.arange(x.shape[1])
 
     def logits() -> Tensor:
-        from gradellm_engine.whole_pass import WholePass
-
         with torch.no_grad():
             return decoder.whole_pass(x, positions, positions, WholePass())
 
