@@ -51,8 +51,12 @@ from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import Prompt
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
-PRESETS: dict[int, str] = {pb.PRESET_PAPER: "paper", pb.PRESET_UNLOOSENED: "unloosened", pb.PRESET_GRAD_ECLIP: "grad_eclip",
-           pb.PRESET_KNOCKOUT: "knockout"}  # fmt: skip
+PRESETS: dict[int, str] = {
+    pb.PRESET_PAPER: "paper",
+    pb.PRESET_UNLOOSENED: "unloosened",
+    pb.PRESET_GRAD_ECLIP: "grad_eclip",
+    pb.PRESET_KNOCKOUT: "knockout",
+}
 # The switches of methods, by how the wire carries them.
 CHOICES: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
     "loosening": (Loosening, pb.Loosening),
@@ -118,6 +122,8 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         if name not in method.switch_names:
             its = f"its switches are {', '.join(method.switch_names)}" if method.switch_names else "it has no switches"
             raise InvalidRequestError(f"attribution.{name}", f"is not a switch of {method.name}; {its}")
+    if request.preset and method.name != GradEllm.name:
+        raise InvalidRequestError("attribution.preset", f"presets are {GradEllm.name}'s, not {method.name}'s")
     return AttributionSettings(
         method=_preset(request.preset, switches) if method.name == GradEllm.name else method.switches(**switches),
         contrast=_contrast(request.contrast) if request.HasField("contrast") else None,

@@ -136,7 +136,7 @@ def test_info(fake: FakeServer, capsys: Out) -> None:
     assert main(["info", "--target", fake.target]) == 0
     out = capsys.readouterr().out
     assert "  parameters         260,000\n" in out
-    assert "  grad_ellm *  Grad-ELLM.\n" in out
+    assert "  grad_ellm *: Grad-ELLM.\n" in out
     assert main(["info", "--target", fake.target, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["limits"]["max_new_tokens"] == 64
 

@@ -87,7 +87,7 @@ def test_names_are_those_of_the_proto(name: str) -> None:
 
 def test_every_proto_option_has_its_keyword() -> None:
     fields = {field.name for field in pb.AttributionOptions.DESCRIPTOR.fields}
-    renamed = {"preset": "attribution", "target_token_id": "target"}
+    renamed = {"preset": "attribution", "target_token_id": "target", "seed": "attribution_seed"}
     assert {renamed.get(name, name) for name in fields} == set(AttributionKeywords.__annotations__)
 
 

@@ -69,7 +69,7 @@ def test_a_newer_servers_values_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("options", "layers", "contrast"),
     [
-        (pb.AttributionOptions(), "all", None),
+        (pb.AttributionOptions(), None, None),
         (pb.AttributionOptions(layers=pb.Layers(last=3), contrast=pb.Contrast(token_id=0)), 3, 0),
         (pb.AttributionOptions(layers=pb.Layers(indexes=[0]), contrast=pb.Contrast(text="no")), (0,), "no"),
         (pb.AttributionOptions(layers=pb.Layers(), contrast=pb.Contrast(runner_up=True)), "all", "runner_up"),

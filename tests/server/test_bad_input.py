@@ -92,7 +92,19 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "unknown delivery": (explained(delivery=99), "attribution.delivery", "DELIVERY_CHUNKED"),
     "no token a chunk": (explained(chunk_size=0), "attribution.chunk_size", "between 1 and 256"),
     "too many tokens a chunk": (explained(chunk_size=257), "attribution.chunk_size", "between 1 and 256"),
+    "a method after the fact": (explained(method="saliency"), "attribution.method", "use Attribute"),
+    "a switch that grad_ellm has not": (explained(steps=3), "attribution.steps", "loosening"),
+    "a switch where there is none": (
+        explained(method="random", layers=pb.Layers(last=1)), "attribution.layers", "its switches are seed"),
+    "a target for what has none": (
+        explained(method="attention", target_token_id=1), "attribution.target_token_id", "attention"),
 }  # fmt: skip
+
+
+def attributed(**options: Any) -> pb.AttributeRequest:
+    """A completion explained with options."""
+    return pb.AttributeRequest(input=PROMPT, completion="ab", attribution=pb.AttributionOptions(**options))
+
 
 ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {
     "no completion": (pb.AttributeRequest(input=PROMPT), "completion", "exactly one"),
@@ -103,6 +115,36 @@ ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {
     ),
     "empty completion": (pb.AttributeRequest(input=PROMPT, completion=""), "completion", "empty"),
     "bad completion id": (pb.AttributeRequest(input=PROMPT, completion_ids=[1, 261]), "completion_ids[1]", "261"),
+    "no steps": (attributed(method="integrated_gradients", steps=0), "attribution.steps", "between 1 and 1000"),
+    "one sample": (attributed(method="lime", samples=1), "attribution.samples", "between 2 and 10,000"),
+    "negative seed": (attributed(method="lime", seed=-1), "attribution.seed", "2**63"),
+    "unknown objective": (attributed(method="saliency", objective=9), "attribution.objective", "OBJECTIVE_PROB"),
+    "unknown aggregation": (attributed(method="saliency", aggregation=9), "attribution.aggregation", "NORM"),
+    "a layer that is not there": (
+        attributed(method="layer_gradient_x_activation", layer=3),
+        "attribution.layer",
+        "layers 0 to 2, and -1",
+    ),
+    "a baseline of the wrong length": (
+        attributed(method="occlusion", baseline_ids=[1, 2]),
+        "attribution.baseline_ids",
+        "are 2 tokens; the prompt has",
+    ),
+    "a baseline beyond the vocabulary": (
+        attributed(method="deeplift", baseline_ids=[1, 999]),
+        "attribution.baseline_ids[1]",
+        "999",
+    ),
+    "a preset of another method": (
+        attributed(method="lime", preset=pb.PRESET_KNOCKOUT),
+        "attribution.preset",
+        "grad_ellm",
+    ),
+    "a contrast for what has no target": (
+        attributed(method="value_zeroing", contrast=pb.Contrast(token_id=1)),
+        "attribution.contrast",
+        "value_zeroing",
+    ),
     "over-long completion": (pb.AttributeRequest(input=PROMPT, completion="a" * 240), "completion", "at most 239"),
 }
 
