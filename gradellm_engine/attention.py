@@ -144,7 +144,10 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
     Z = S = by_group(q * form.scaling, K.mT)
     if form.softcap is not None:
         Z = form.softcap * torch.tanh(S / form.softcap)
-    if visible is not None:
+    if visible is not None and Z.requires_grad:
+        # Gradients pass a sum as they are; those of hidden products are zero already, for their weights are.
+        Z = Z + torch.zeros_like(visible, dtype=Z.dtype).masked_fill_(~visible, -torch.inf)[..., None, None, :, :]
+    elif visible is not None:
         # Of one sequence without a window, all queries see all keys but those of the queries themselves.
         before = K.shape[-2] - q.shape[-2] if visible.dim() == 2 and form.window is None else 0
         Z[..., before:].masked_fill_(~visible[..., None, None, :, before:], -torch.inf)

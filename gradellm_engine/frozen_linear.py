@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 # Measured: 256 x 768 is slower through oneDNN; 768 x 768 is as fast for one row, faster for more; 768 x 2048 is faster.
 MIN_WEIGHTS, MIN_WEIGHTS_OF_ONE_ROW = 2**19, 2**20
+MOST_ROWS = 64  # beyond it torch's default is as fast
 
 
 class Outputs(Protocol):
@@ -66,7 +67,7 @@ class FrozenLinear(nn.Linear):
     """`nn.Linear` with frozen weights.
 
     Attributes:
-        onednn_rows: from so many rows on oneDNN computes it; None for never.
+        onednn_rows: from so many rows on oneDNN computes it, up to MOST_ROWS; None for never.
         transposed: the weight's transpose, of the same memory. [in, out]
     """
 
@@ -98,10 +99,13 @@ class FrozenLinear(nn.Linear):
 
     def gradient(self, g: Tensor) -> Tensor:
         """By its input: g W. [.., out] -> [.., in]"""
-        return _onednn(g, self.transposed, None) if self._uses_onednn(g) else g @ self.transposed.t()
+        is_batch = torch._C._functorch.is_batchedtensor(g)  # of torch.func.vmap, which oneDNN knows nothing of
+        return _onednn(g, self.transposed, None) if self._uses_onednn(g) and not is_batch else g @ self.transposed.t()
 
     def _uses_onednn(self, rows: Tensor) -> bool:
-        return self.onednn_rows is not None and (self.onednn_rows == 1 or rows.numel() > rows.shape[-1])
+        if self.onednn_rows is None:
+            return False
+        return self.onednn_rows <= rows.numel() // rows.shape[-1] <= MOST_ROWS
 
 
 class _Product(torch.autograd.Function):

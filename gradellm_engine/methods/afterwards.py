@@ -25,6 +25,7 @@ from gradellm_engine.settings import Switches, check_choice
 from gradellm_engine.whole_pass import Attending, WholePass
 
 PASS_TOKENS = 2048  # of all sequences that a pass reads, or that gradients go back through, at most
+CPU_BATCH_TOKENS = 256  # that gradients go back through: a processor gains nothing from more, and loses some
 
 
 class Objective(StrEnum):
@@ -147,7 +148,8 @@ class WholeModel:
         One graph serves them all; its last use frees it.
         """
         n, T = len(values), self.given.num_tokens
-        at_once = max(1, min(n, PASS_TOKENS // (T * max(1, inputs.shape[0]))))
+        tokens = PASS_TOKENS if values.is_cuda else min(PASS_TOKENS, CPU_BATCH_TOKENS)
+        at_once = max(1, min(n, tokens // (T * inputs.shape[0])))
         for first in range(0, n, at_once):
             steps = range(first, min(n, first + at_once))
             chosen = torch.zeros((len(steps), n), dtype=values.dtype, device=values.device)
