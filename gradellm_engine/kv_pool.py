@@ -125,6 +125,7 @@ class KVPool:
         values: a layer each, [G, num_tokens, Dv].
         cosines: a rotary embedding each, [num_tokens, width].
         sines: likewise.
+        reuses_prefixes: whether a sequence copies a beginning that another holds.
     """
 
     def __init__(self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int) -> None:
@@ -133,6 +134,7 @@ class KVPool:
         self.values = [_places(s.num_key_value_heads, num_tokens, s.value_width, s) for s in layers]
         self.cosines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
         self.sines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+        self.reuses_prefixes = True
         self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
         self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
         self._slots: WeakSet[KVSlot] = WeakSet()  # all that are open
@@ -163,7 +165,7 @@ class KVPool:
         self._take_back_abandoned()
         if not self._can_take(capacity):
             return None
-        source, num_shared = self._longest_prefix(ids[:-1])
+        source, num_shared = self._longest_prefix(ids[:-1]) if self.reuses_prefixes else (None, 0)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
         while (start := self._take(capacity)) is None:

@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=_some, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"
     )
     what.add_argument(
-        "--new-tokens", type=_some, metavar="N", default=32, help="decoded in a round; whole chunks (default: 32)"
+        "--new-tokens", type=_some, metavar="N", default=64, help="decoded in a round; whole chunks (default: 64)"
     )
     what.add_argument("--rounds", type=_count, metavar="N", default=5, help="figures are their medians (default: 5)")
     what.add_argument(

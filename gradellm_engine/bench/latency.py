@@ -9,7 +9,7 @@ from random import Random
 
 from gradellm_engine.bench.subject import Subject
 from gradellm_engine.bench.timeline import Timeline
-from gradellm_engine.bench.ways import Way
+from gradellm_engine.bench.ways import Way, decode_in_turns
 
 SLOW_ROUNDS, SLOW_TOKENS = 3, 2
 Progress = Callable[[str], None]
@@ -63,6 +63,8 @@ def latencies(
 ) -> Iterator[list[Latency]]:
     """All ways at each prompt length; they take turns, so that a busy moment meets them alike.
 
+    This engine's take turns every few tokens, the others in every round.
+
     Raises:
         RuntimeError: where they decode different tokens in float32 or better: there is nothing to compare then.
     """
@@ -80,11 +82,19 @@ def latencies(
         for round_number in range(-1, rounds):  # the first only warms up
             prompt = subject.prompt(rng, length)
             ids: dict[str, list[int]] = {}
+            ours = [way for way in ways if way.kind is not None]
+            if ours:
+                progress(
+                    f"{length} tokens, round {round_number + 1} of {rounds}: {', '.join(way.name for way in ours)}"
+                )
+            timelines = decode_in_turns(subject, ours, prompt, new_tokens) if ours else {}
             for way in ways:
                 if way.is_slow and not 0 <= round_number < SLOW_ROUNDS:
                     continue
-                progress(f"{length} tokens, round {round_number + 1} of {rounds}: {way.name}")
-                timeline = way.decode(subject, prompt, measured[way.name].new_tokens)
+                if way.name not in timelines:
+                    progress(f"{length} tokens, round {round_number + 1} of {rounds}: {way.name}")
+                    timelines[way.name] = way.decode(subject, prompt, measured[way.name].new_tokens)
+                timeline = timelines[way.name]
                 ids[way.name] = timeline.ids
                 if round_number >= 0:
                     measured[way.name].add(timeline)

@@ -92,6 +92,32 @@ def run_streams(
     return timelines
 
 
+def run_in_turns(engine: Engine, streams: Sequence[Stream], *, tokens_a_turn: int) -> list[Timeline]:
+    """Run streams to their end, each for some tokens at a time, each by a watch of its own.
+
+    What slows the machine for a moment slows them alike. The pool must not reuse prefixes, or those of one prompt would
+    help each other.
+    """
+    timelines, watches = [Timeline() for _ in streams], [Stopwatch() for _ in streams]
+    for stream, watch in zip(streams, watches, strict=True):
+        engine.scheduler.submit(stream)
+        watch.stop()
+    while not all(stream.is_closed for stream in streams):
+        for stream, timeline, watch in zip(streams, timelines, watches, strict=True):
+            watch.go_on()
+            _take_turn(engine, stream, timeline, watch, tokens_a_turn)
+            watch.stop()
+    return timelines
+
+
+def _take_turn(engine: Engine, stream: Stream, timeline: Timeline, watch: Stopwatch, num_tokens: int) -> None:
+    enough = len(timeline.tokens) + num_tokens
+    while not stream.is_closed and len(timeline.tokens) < enough:
+        for _ in engine.scheduler.tick(lambda other: other is stream):
+            note(timeline, stream, watch())
+    note(timeline, stream, watch())
+
+
 def _is_reading(stream: Stream) -> bool:
     return stream.phase is Phase.PREFILL
 

@@ -59,11 +59,22 @@ class Timeline:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made, but for those in which it stood."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
+        self._stopped: float | None = None
 
     def __call__(self) -> float:
         """Seconds."""
-        return time.perf_counter() - self._began
+        return (time.perf_counter() if self._stopped is None else self._stopped) - self._began
+
+    def stop(self) -> None:
+        """Stand."""
+        self._stopped = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Go on after standing."""
+        if self._stopped is not None:
+            self._began += time.perf_counter() - self._stopped
+            self._stopped = None

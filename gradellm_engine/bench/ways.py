@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradellm_engine.bench.recompute import recomputed_step
-from gradellm_engine.bench.streams import STREAM_KINDS, run_streams, streams_of
+from gradellm_engine.bench.streams import STREAM_KINDS, run_in_turns, run_streams, streams_of
 from gradellm_engine.bench.subject import Subject
 from gradellm_engine.bench.timeline import Stopwatch, Timeline
 
@@ -32,6 +32,7 @@ class Way:
             backward pass needs single rows; None where that grows with the prompt.
         chunk_size: tokens that are explained together; only whole chunks are measured.
         is_slow: seconds a token, so that it is given few of them, and one prompt at a time.
+        kind: of this engine's ways, which kind of stream it is; None for others.
         families_without: that it cannot run.
         needs: the package that must be installed, None for none.
     """
@@ -42,6 +43,7 @@ class Way:
     reads: tuple[float, float] | None
     chunk_size: int = 1
     is_slow: bool = False
+    kind: str | None = None
     families_without: frozenset[str] = frozenset()
     needs: str | None = None
 
@@ -66,6 +68,21 @@ class Way:
     def is_installed(self) -> bool:
         """Whether what it needs is there."""
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
+
+
+TOKENS_A_TURN = 8
+
+
+def decode_in_turns(subject: Subject, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
+    """One prompt by several of this engine's ways, some tokens at a time; what came of each, by name."""
+    engine = subject.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
+    subject.loaded.decoder.pool.reuses_prefixes = False
+    streams = [streams_of(engine, [ids], count, STREAM_KINDS[way.kind])[0] for way in ways if way.kind is not None]
+    try:
+        timelines = run_in_turns(engine, streams, tokens_a_turn=TOKENS_A_TURN)
+    finally:
+        subject.loaded.decoder.pool.reuses_prefixes = True
+    return {way.name: timeline for way, timeline in zip(ways, timelines, strict=True)}
 
 
 def _by_engine(kind: str) -> Run:
@@ -188,8 +205,8 @@ def _after(seconds: float, ids: list[int]) -> Timeline:
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        Way("plain", "this engine without attribution", _by_engine("plain"), (1, 1)),
-        Way("per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1)),
+        Way("plain", "this engine without attribution", _by_engine("plain"), (1, 1), kind="plain"),
+        Way("per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), kind="per_token"),
         *(
             Way(
                 f"chunked({size})",
@@ -197,6 +214,7 @@ WAYS: dict[str, Way] = {
                 _by_engine(f"chunked({size})"),
                 (1 + 1 / size, 1),
                 size,
+                kind=f"chunked({size})",
             )
             for size in (16, 32)
         ),

@@ -1,4 +1,4 @@
-"""Methods against planted evidence: `python -m gradellm_engine.demo_model.evidence [--count 60] [--json F] [--markdown F]`.
+"""Methods against planted evidence: `python -m gradellm_engine.demo_model.evidence [--count 40]`.
 
 Held-out prompts that the demo model answers right are explained by every method. The words that decide the answer are
 known, for they were written as such. Two measures, over the tokens of the user's message:
@@ -60,13 +60,15 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Compare methods by planted evidence, on the demo model.")
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint folder (default: what ships)")
-    parser.add_argument("--count", type=int, default=60, help="prompts a task, of those that are answered right")
+    parser.add_argument("--count", type=int, default=40, help="prompts a task, of those that are answered right")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out examples")
     parser.add_argument("--json", type=Path, help="where numbers go, prompt by prompt")
     parser.add_argument("--markdown", type=Path, help="where the tables go (default: standard output)")
     options = parser.parse_args()
     engine = Engine.load(str(options.model), dtype="float32", threads=1)  # the model is too small for more
-    measured = {task: measure(engine, task, options.count, options.seed) for task in TASKS}
+    measured: dict[str, dict[str, Scores]] = {
+        task: measure(engine, task, options.count, options.seed) for task in TASKS
+    }
     if options.json:
         options.json.write_text(json.dumps(measured, indent=1) + "\n")
     text = report(measured, options.count)

@@ -18,8 +18,8 @@ from gradellm_engine.bench.load import admission, memory, reuse, throughputs
 from gradellm_engine.bench.recompute import recomputed_step
 from gradellm_engine.bench.report import latency_table
 from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
-from gradellm_engine.bench.timeline import Timeline
-from gradellm_engine.bench.ways import WAYS, Way
+from gradellm_engine.bench.timeline import Stopwatch, Timeline
+from gradellm_engine.bench.ways import WAYS, Way, decode_in_turns
 from gradellm_engine.prompts import PromptInput
 from gradellm_engine.settings import AttributionSettings, Sampling, Sources
 from oracle import relative_error
@@ -113,6 +113,32 @@ def test_a_timelines_figures() -> None:
     assert ours.to_vector == 0.5
     theirs = Timeline(ids=[1, 2, 3], tokens=[2.0, 3.0, 5.0])  # no telling when the prompt was read
     assert (theirs.per_token, theirs.to_vector) == (1.5, None)
+
+
+def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr("gradellm_engine.bench.timeline.time.perf_counter", lambda: next(now))
+    watch = Stopwatch()
+    watch.stop()
+    assert watch() == 3.0
+    watch.go_on()
+    assert watch() == 7.0  # 14 since it was made, of which it stood 7
+
+
+def test_ways_in_turns_decode_what_they_decode_alone(tiny: Subject) -> None:
+    """Each by itself: nothing that one has read is used by another."""
+    ways = [way for way in WAYS.values() if way.kind is not None]
+    prompt = tiny.prompt(Random(3), 40)
+    together = decode_in_turns(tiny, ways, prompt, 32)
+    for way in ways:
+        timeline, alone = together[way.name], way.decode(tiny, prompt, 32)
+        assert timeline.ids == alone.ids
+        assert len(timeline.tokens) == 32
+        assert len(timeline.vectors) == (0 if way.name == "plain" else 32)
+        assert timeline.tokens == sorted(timeline.tokens)
+        assert timeline.finished is not None
+        assert timeline.finished.num_reused_tokens == 0
+    assert tiny.loaded.decoder.pool.reuses_prefixes
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -217,7 +243,7 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompts", "4090"], "the part latency needs 4122 tokens, the model's context is 4096"),
+        (["--prompts", "4090"], "the part latency needs 4154 tokens, the model's context is 4096"),
         (["--new-tokens", "40"], "40 are not whole chunks of chunked(16), chunked(32)"),
         (["--rounds", "0"], "at least 1"),
         (["--new-tokens", "1"], "at least 2"),

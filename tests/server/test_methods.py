@@ -20,7 +20,7 @@ SMALL = {"steps": 3, "samples": 5}  # so that the slow ones are quick
 
 def request(name: str, **options: Any) -> pb.AttributeRequest:
     method = METHODS[name]
-    small = {switch: value for switch, value in SMALL.items() if switch in method.switch_names}
+    small: dict[str, Any] = {switch: value for switch, value in SMALL.items() if switch in method.switch_names}
     return pb.AttributeRequest(
         input=PROMPT, completion="abc", attribution=pb.AttributionOptions(method=name, **small, **options)
     )
