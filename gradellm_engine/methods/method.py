@@ -50,16 +50,18 @@ class Cost:
         forward: passes.
         backward: passes; a method that has some keeps a graph.
         of_completion_alone: whether they read the n tokens of the completion, not all m + n.
+        keeps_attention: whether it keeps every layer's attention weights, as a graph does.
     """
 
     forward: Passes
     backward: Passes = Passes()
     of_completion_alone: bool = False
+    keeps_attention: bool = False
 
     @property
     def needs_graph(self) -> bool:
-        """Whether it goes back over whole sequences."""
-        return bool(self.backward.terms) and not self.of_completion_alone
+        """Whether it needs the memory of a graph over the whole sequence."""
+        return self.keeps_attention or (bool(self.backward.terms) and not self.of_completion_alone)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _gained(model: WholeModel, switches: GradientSwitches, baseline: Tensor) -> 
     """The objective of the prompt less that of the baseline. [n]"""
     with torch.no_grad():
         after, before = (model.values(_at(model, baseline, alpha)[None], switches.objective)[0] for alpha in (1.0, 0.0))
-    return after - before
+    return (after - before).to(model.device)
 
 
 def _at(model: WholeModel, baseline: Tensor, alpha: float) -> Tensor:

@@ -104,14 +104,14 @@ METHODS: dict[str, Method] = {
         Method(
             value_zeroing.ValueZeroing,
             "how much layers' outputs change when nothing is taken from a token's value",
-            Cost(Passes(((1, ""), (1, "n")))),
+            Cost(Passes(((1, ""), (1, "n"))), keeps_attention=True),
             value_zeroing.explain,
             has_target=False,
         ),
         Method(
             attention_rollout.AttentionRollout,
             "attention multiplied through the layers, with the residual beside it",
-            Cost(_ONCE),
+            Cost(_ONCE, keeps_attention=True),
             attention_rollout.explain,
             has_target=False,
         ),
