@@ -682,7 +682,7 @@ def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_scores_that_are_not_finite(engine: Engine, monkeypatch: pytest.MonkeyPatch, chunk_size: int | None) -> None:
-    monkeypatch.setattr("gradellm_engine.passes.heat_map", lambda *args: torch.tensor([[1.0, math.inf]]))
+    monkeypatch.setattr(PartsPass, "heat_maps", lambda self: [torch.tensor([[1.0, math.inf]])])
     with pytest.raises(ComputationError, match="attribution of token 0 is not finite"):
         list(engine.generate("a", GREEDY, delivered(AttributionSettings(), chunk_size)))
 

@@ -81,11 +81,11 @@ def test_cancel_ends_a_running_stream_within_one_step(server: RunningServer, ste
 def test_a_deadline_ends_a_running_stream_within_one_step(server: RunningServer, steps: Steps) -> None:
     def expire() -> None:
         with pytest.raises(grpc.RpcError) as raised:
-            list(server.stub.Generate(LONG, timeout=0.3))
+            list(server.stub.Generate(LONG, timeout=1.0))
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     assert steps_after_leaving(server, steps, expire) <= 1
-    assert 1 <= steps.count <= 20
+    assert 1 <= steps.count <= 60
 
 
 def test_a_connection_that_breaks_ends_its_streams(server: RunningServer, steps: Steps) -> None:
