@@ -41,6 +41,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.attention import Attended
 from gradellm_engine.decoder import Decoder, ExplainedPass
+from gradellm_engine.passes import PartsPass
 from oracle import relative_error
 from tiny_models import byte_tokenizer, save_random_model
 
