@@ -1,7 +1,8 @@
 """What passes over whole sequences take of a model, found by trying short ones.
 
 A graph keeps tensors that grow with the tokens, and attention's weights, which grow with their square: both are
-counted in three short passes, so that no family needs a formula. Time is taken of the longest of them, a token.
+counted in three short passes, so that no family needs a formula. Time has a share a pass and a share a token, from the
+shortest and the longest of them.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class Footprint:
         graph_bytes: of a graph over T tokens: constant, times T, times T squared.
         logit_bytes: of one step's logits.
         num_layers: of the model.
-        forward_seconds: of a token in a pass.
-        backward_seconds: of a token in a backward pass.
+        forward_seconds: of a pass: constant, and a token.
+        backward_seconds: of a backward pass, likewise.
     """
 
     graph_bytes: tuple[float, float, float]
     logit_bytes: int
     num_layers: int
-    forward_seconds: float
-    backward_seconds: float
+    forward_seconds: tuple[float, float]
+    backward_seconds: tuple[float, float]
 
     def bytes_of(self, num_tokens: int, num_steps: int, graph: bool) -> int:
         """Of a pass over one sequence, and of going back through it as far as is done at once."""
@@ -75,13 +76,13 @@ def footprint(decoder: Decoder) -> Footprint:
     sizes = [_graph_bytes(decoder, length) for length in _LENGTHS]
     powers = torch.tensor([[1.0, length, length**2] for length in _LENGTHS], dtype=torch.float64)
     constant, linear, square = torch.linalg.solve(powers, torch.tensor(sizes, dtype=torch.float64)).tolist()
-    forward, backward, logits = _timed(decoder, _LENGTHS[-1])
+    forward, backward, logits = _timed(decoder)
     return Footprint(
         graph_bytes=(constant, linear, square),
         logit_bytes=logits.shape[-1] * max(4, logits.itemsize),
         num_layers=decoder.num_layers,
-        forward_seconds=forward / _LENGTHS[-1],
-        backward_seconds=backward / _LENGTHS[-1],
+        forward_seconds=forward,
+        backward_seconds=backward,
     )
 
 
@@ -90,7 +91,8 @@ def estimate(method: Method, switches: Switches, of: Footprint, m: int, n: int) 
     forward, backward = method.cost.forward.count(switches, m, n), method.cost.backward.count(switches, m, n)
     tokens = n if method.cost.of_completion_alone else m + n
     needed = 0 if method.explain is None else of.bytes_of(m + n, n, method.cost.needs_graph)
-    seconds = tokens * (forward * of.forward_seconds + backward * of.backward_seconds)
+    passes = ((forward, of.forward_seconds), (backward, of.backward_seconds))
+    seconds = sum(count * (constant + tokens * a_token) for count, (constant, a_token) in passes)
     return Estimate(forward, backward, seconds, needed)
 
 
@@ -143,15 +145,32 @@ def _graph_bytes(decoder: Decoder, num_tokens: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in parameters)
 
 
-def _timed(decoder: Decoder, num_tokens: int) -> tuple[float, float, Tensor]:
-    """Seconds of a forward and of a backward pass, and the logits."""
+def _timed(decoder: Decoder) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
+    """Seconds of forward and backward passes, a pass and a token, and some logits."""
+    short, long = _LENGTHS[0], _LENGTHS[-1]
+    # The shorter time of two: the first one finds memory and kernels.
+    runs = {length: [_seconds(decoder, length) for _ in range(2)] for length in (short, long)}
+    forward, backward = (
+        _line(short, min(run[i] for run in runs[short]), long, min(run[i] for run in runs[long])) for i in (0, 1)
+    )
+    return forward, backward, _pass(decoder, 1)[1].detach()
+
+
+def _seconds(decoder: Decoder, num_tokens: int) -> tuple[float, float]:
+    """Of a forward and of a backward pass."""
     began = time.perf_counter()
     x, logits = _pass(decoder, num_tokens)
     _wait(decoder)
     middle = time.perf_counter()
     torch.autograd.grad(logits.float().amax(), x)
     _wait(decoder)
-    return middle - began, time.perf_counter() - middle, logits.detach()
+    return middle - began, time.perf_counter() - middle
+
+
+def _line(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
+    """Constant and slope of the line through two points; neither below zero, for times that noise turned round."""
+    slope = max(0.0, (y1 - y0) / (x1 - x0))
+    return max(0.0, y1 - slope * x1), slope
 
 
 def _wait(decoder: Decoder) -> None:

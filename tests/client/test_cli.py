@@ -132,6 +132,44 @@ def test_attribute(fake: FakeServer, capsys: Out) -> None:
     assert '"format":"gradellm.explanation"' in capsys.readouterr().out
 
 
+METHOD_FLAGS = """
+    --completion x --method integrated_gradients --objective log_prob --aggregation sum --steps 7 --samples 8
+    --attribution-seed 9 --layer -1 --baseline-ids 1,2
+"""
+
+
+def test_every_flag_of_methods(fake: FakeServer) -> None:
+    assert main(["attribute", "Once", *METHOD_FLAGS.split(), "--target", fake.target]) == 0
+    assert fake.requests == [
+        pb.AttributeRequest(
+            input=pb.Input(prompt="Once"),
+            completion="x",
+            attribution=pb.AttributionOptions(
+                method="integrated_gradients",
+                objective=pb.OBJECTIVE_LOG_PROB,
+                aggregation=pb.AGGREGATION_SUM,
+                steps=7,
+                samples=8,
+                seed=9,
+                layer=-1,
+                baseline_ids=[1, 2],
+            ),
+        )
+    ]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_told_on_a_terminal_and_wiped_away(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), pb.Progress(done=0.5), *fake.parts[1:]]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert main(["attribute", "Once", "--completion", "x", "--target", fake.target]) == 0
+    captured = capsys.readouterr()
+    assert "wasn't" in captured.out
+    assert ("\r 25% explained\r 50% explained\r\033[K" in captured.err) == is_terminal
+
+
 def test_info(fake: FakeServer, capsys: Out) -> None:
     assert main(["info", "--target", fake.target]) == 0
     out = capsys.readouterr().out

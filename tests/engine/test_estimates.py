@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from gradellm_engine import AttributionSettings, Engine, InvalidRequestError, PromptInput, Switches
-from gradellm_engine.estimates import _graph_bytes, check_memory, estimate
+from gradellm_engine.estimates import _graph_bytes, _line, check_memory, estimate
 from gradellm_engine.methods.integrated_gradients import IntegratedGradients
 from gradellm_engine.methods.method import Passes
 from gradellm_engine.methods.registry import METHODS
@@ -133,5 +133,13 @@ def test_seconds_go_with_passes_and_tokens(load: Callable[[str], Engine]) -> Non
     engine, of = load("llama"), load("llama").footprint
     told = engine.estimate(METHODS["saliency"].switches(), 100, 10)
     assert (told.forward_passes, told.backward_passes) == (1, 10)
-    assert told.seconds == pytest.approx(110 * (of.forward_seconds + 10 * of.backward_seconds))
+    (a, b), (c, d) = of.forward_seconds, of.backward_seconds
+    assert told.seconds == pytest.approx(a + 110 * b + 10 * (c + 110 * d))
+    assert min(a, b, c, d) >= 0
     assert engine.estimate(METHODS["grad_ellm"].switches(), 100, 10).seconds < told.seconds
+
+
+def test_times_that_noise_turned_round_are_no_negative_costs() -> None:
+    assert _line(8, 1.0, 32, 2.0) == pytest.approx((2 / 3, 1 / 24))
+    assert _line(8, 3.0, 32, 2.0) == (2.0, 0.0)
+    assert _line(8, 1.0, 32, 8.0) == (0.0, 7 / 24)

@@ -63,7 +63,8 @@ def _method(method: MethodInfo) -> Iterator[str]:
     yield f"      passes over {what}: {method.forward_passes} forward, {method.backward_passes} backward"
     if (estimate := method.estimate) is not None:
         size = f"{estimate.completion_tokens} tokens after {estimate.prompt_tokens}"
-        yield f"      {size}: about {estimate.seconds:,.2g} s, {estimate.bytes / 2**20:,.0f} MiB"
+        seconds = f"{estimate.seconds:,.0f}" if estimate.seconds >= 10 else f"{estimate.seconds:.2g}"
+        yield f"      {size}: about {seconds} s, {estimate.bytes / 2**20:,.0f} MiB"
     if method.switches:
         yield f"      switches: {', '.join(map(visible, method.switches))}"
     if method.error:
