@@ -344,12 +344,13 @@ _SWALLOWING = """
 import time, gradellm.cli
 from gradellm.__main__ import start
 def main():
-    print("running", flush=True)
+    said = "running"
     while True:
         try:
+            print(said, flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
-            print("swallowed", flush=True)
+            said = "swallowed"
 gradellm.cli.main = main
 start()
 """
