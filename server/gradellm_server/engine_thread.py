@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
@@ -53,6 +54,7 @@ class Job(Generic[Answer]):
         self._inbox: asyncio.Queue[Sequence[Answer] | BaseException | None] = asyncio.Queue()
         self._num_posted = 0  # written by the engine thread alone
         self._num_read = 0  # written by the event loop alone
+        self.submitted_at = time.perf_counter()
         self.is_cancelled = False
         self.has_place = True  # running, waiting or just submitted; under the owner's lock
 
@@ -209,6 +211,7 @@ class EngineThread:
                 self._free_place(job)
             else:
                 self._jobs[stream] = job
+                stream.charge("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was read
                 self._scheduler.submit(stream)
                 self._tell(stream, job)
 

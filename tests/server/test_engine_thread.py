@@ -248,6 +248,6 @@ def test_a_stream_says_how_long_it_waited(thread: Callable[..., Any], gate: Gate
             gate.open.set()
             await steps(first)
             (finished,) = [event async for event in second if isinstance(event, Finished)]
-            assert 0.02 <= finished.queue_seconds <= 5
+            assert 0.05 <= finished.queue_seconds <= 5  # whether it was read before the first one's pass or after it
 
     run(test)
