@@ -390,24 +390,31 @@ class Engine:
         """A completion's tokens, as they read after the prompt.
 
         Prompt and completion are tokenised as one text: on its own, a completion's first token may be another. Where a
-        token would straddle the boundary, the completion is tokenised alone, if that reads the same.
+        token would straddle the boundary, the completion is tokenised alone. What comes must read as it was given.
         """
         check_text("completion", completion)
         if not completion:
             raise InvalidRequestError("completion", "must not be empty")
         tokenizer = self._model.tokenizer
-        for add_special_tokens in (False, True):
+        alone: Any = tokenizer(completion, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        candidates = [alone]
+        for add_special_tokens in (True, False):
             joint: Any = tokenizer(
                 prompt.text + completion, add_special_tokens=add_special_tokens, truncation=False, verbose=False
             )["input_ids"]
             if joint[: len(prompt.tokens)] == prompt.ids:
-                return [int(token_id) for token_id in joint[len(prompt.tokens) :]]
-        alone: Any = tokenizer(completion, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+                candidates.insert(0, joint[len(prompt.tokens) :])
         before = decode(tokenizer, prompt.ids, skip_special_tokens=False)
-        if decode(tokenizer, [*prompt.ids, *alone], skip_special_tokens=False) == before + completion:
-            return [int(token_id) for token_id in alone]
+        for ids in candidates:
+            if decode(tokenizer, [*prompt.ids, *ids], skip_special_tokens=False) == before + completion:
+                return [int(token_id) for token_id in ids]
+        if len(candidates) == 1:
+            raise InvalidRequestError(
+                "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"
+            )
+        read = decode(tokenizer, [*prompt.ids, *candidates[0]], skip_special_tokens=False)[len(before) :]
         raise InvalidRequestError(
-            "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"
+            "completion", f"its tokens read {read[:60]!r}, which is not what was given; send completion_ids instead"
         )
 
 

@@ -133,16 +133,28 @@ def _pass(decoder: Decoder, num_tokens: int) -> tuple[Tensor, Tensor]:
 
 def _graph_bytes(decoder: Decoder, num_tokens: int) -> int:
     """What autograd keeps, parameters not counted."""
-    parameters = {parameter.untyped_storage().data_ptr() for _, parameter in decoder.named_parameters()}
-    kept: dict[int, Tensor] = {}
+    parameters = {_address(parameter) for _, parameter in decoder.named_parameters()}
+    kept: dict[int | None, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that its address is not given to another
+        kept[_address(tensor)] = tensor  # kept alive, so that its address is not given to another
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         _pass(decoder, num_tokens)
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in parameters)
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for address, tensor in kept.items()
+        if address is not None and address not in parameters
+    )
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Of a tensor's memory; None for quantised weights, which are several tensors in the guise of one."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _timed(decoder: Decoder) -> tuple[tuple[float, float], tuple[float, float], Tensor]:

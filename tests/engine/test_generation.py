@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from torch import Tensor
 
 from gradellm_engine import (
@@ -698,3 +699,11 @@ def test_half_precision_is_explained_like_single(model_path: ModelPath) -> None:
         for step, wanted in zip(other.attribute(PROMPT, ids), expected, strict=True):
             assert relative_error(row(step), wanted) <= tolerance
             assert row(step).dtype in (torch.float32, torch.float64)
+
+
+def test_a_completion_must_read_as_it_was_given(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("llama")))
+    engine._model.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert [step.text for step in engine.attribute("a", "bc")] == ["b", "c"]
+    with pytest.raises(InvalidRequestError, match=r"completion: its tokens read 'bc', which is not what was given"):
+        engine.attribute("a", "Bc")

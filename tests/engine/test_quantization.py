@@ -21,6 +21,7 @@ from gradellm_engine import (
     UnsupportedModelError,
 )
 from gradellm_engine.bench.recompute import recomputed_step
+from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.quantization import quantization_config
 from oracle import relative_error
 
@@ -101,3 +102,22 @@ def test_a_layer_that_gives_no_gradient_is_refused(
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: whole(self, x).detach())
     with pytest.raises(UnsupportedModelError, match="no gradient passes through the quantised layer"):
         Engine.load(str(model_path("demo")), quantization=Quantization.NF4)
+
+
+@quantizations
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.explain is not None])
+def test_methods_explain_quantised_models(
+    model_path: Callable[[str], Path], quantization: Quantization, name: str
+) -> None:
+    method = METHODS[name]
+    small = {switch: 5 for switch in ("steps", "samples") if switch in method.switch_names}
+    settings = AttributionSettings(method=method.switches(**small))
+    full, quantised = (
+        list(Engine.load(str(model_path("demo")), quantization=each).attribute(PROMPT, " The fox", settings))
+        for each in (Quantization.NONE, quantization)
+    )
+    for exact, its in zip(full, quantised, strict=True):
+        assert exact.attribution is not None
+        assert its.attribution is not None
+        error = relative_error(its.attribution.scores, exact.attribution.scores.double())
+        assert error < LARGEST_CHANGE[quantization]
