@@ -133,6 +133,12 @@ class Attended:
     form: AttentionForm
 
 
+def grouped(heads: Tensor, num_groups: int) -> Tensor:
+    """Query heads by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
+    *batch, _, T, D = heads.shape
+    return heads.reshape(*batch, num_groups, -1, T, D)
+
+
 def by_group(x: Tensor, M: Tensor) -> Tensor:
     """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
     *groups, r, T, width = x.shape

@@ -29,6 +29,7 @@ from gradellm_engine.attention import (
     attend,
     attention_backward,
     attention_output,
+    grouped,
     value_gradients,
     visibility,
 )
@@ -288,7 +289,7 @@ class PartsSite:
         outputs = []
         for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
             _, K, V, visible = self.seen(i)
-            q = _grouped(query[0, :, place], K.shape[0])
+            q = grouped(query[0, :, place], K.shape[0])
             keeps = part.explain is not None and keeps_products(q, K, KEPT_PRODUCTS)
             o, products = attention_output(q, K, V, visible, self.form, by_hand=keeps)
             if keeps and products is not None:
@@ -319,7 +320,7 @@ class PartsSite:
         """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
         compute = torch.promote_types(query.dtype, torch.float32)
         first, K, V, visible = self.seen(i)
-        q, w = (_grouped(x, K.shape[0]).to(compute) for x in (query, w))
+        q, w = (grouped(x, K.shape[0]).to(compute) for x in (query, w))
         forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
         U = value_gradients(forward, w)
         if self.index in explain.selected:
@@ -368,11 +369,6 @@ def unrotated(module: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> T
     width = getattr(module, "rotary_ndims", x.shape[-1])  # some modules cut off the part that is not rotated themselves
     result: Tensor = rotate(x[..., :width], x[..., :width], cos / norm, -sin / norm)[0]
     return torch.cat((result, x[..., width:]), -1)
-
-
-def _grouped(heads: Tensor, num_groups: int) -> Tensor:
-    """Query heads by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
-    return heads.reshape(num_groups, -1, *heads.shape[1:])
 
 
 def _domain(part: Part, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:

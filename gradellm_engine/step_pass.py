@@ -21,6 +21,7 @@ from gradellm_engine.attention import (
     attend,
     attention_backward,
     attention_output,
+    grouped,
     value_gradients,
 )
 from gradellm_engine.kv_pool import KVPool
@@ -230,7 +231,7 @@ class StepSite:
 
 def _by_row(heads: Tensor, num_groups: int) -> Tensor:
     """Each row's heads by the key-value head that they share. [B, H, D] -> [B, G, r, 1, D]"""
-    return heads.reshape(heads.shape[0], num_groups, -1, 1, heads.shape[-1])
+    return grouped(heads[:, :, None], num_groups)
 
 
 def _upload(values: Tensor, buffer: Tensor) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention import Attended, AttentionForm, attend, attention_output, by_group, visibility
+from gradellm_engine.attention import Attended, AttentionForm, attend, attention_output, by_group, grouped, visibility
 
 Watch = Callable[[int, Attended], None]
 
@@ -58,12 +58,6 @@ class WholePass(Attending):
         if (T, window, device) not in self._visible:
             self._visible[T, window, device] = visibility(0, T, 0, T, window, device)
         return self._visible[T, window, device]
-
-
-def grouped(heads: Tensor, num_groups: int) -> Tensor:
-    """Heads by the key-value head that they share. [B, H, T, D] -> [B, G, r, T, D]"""
-    B, H, T, D = heads.shape
-    return heads.reshape(B, num_groups, H // num_groups, T, D)
 
 
 def ungrouped(o: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine import AttributionSettings, Engine, Sources, Step, Switches
+from gradellm_engine.methods.registry import METHODS
 
 PROMPT = "A red fox."
 COMPLETION = [70, 71, 72]
@@ -53,6 +54,12 @@ class Case:
         positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[:2])
         logits: Tensor = self.reference(inputs_embeds=embeddings, position_ids=positions, use_cache=False).logits
         return logits[:, -1]
+
+
+def quick(name: str, **switches: int) -> Switches:
+    """A method with those of the switches that it has, small ones, so that it is quick."""
+    method = METHODS[name]
+    return method.switches(**{switch: value for switch, value in switches.items() if switch in method.switch_names})
 
 
 def scores_of(step: Step) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.families import Family
+from gradellm_engine.logit_head import signs, token_ids
 from gradellm_engine.passes import Target
 from gradellm_engine.settings import Switches, check_choice
 from gradellm_engine.whole_pass import Attending, WholePass
@@ -67,7 +68,7 @@ class Given:
 
     @property
     def num_steps(self) -> int:
-        """N"""
+        """How many there are, n."""
         return len(self.targets)
 
     @property
@@ -184,26 +185,18 @@ def objective_values(logits: Tensor, targets: Sequence[Target], objective: Objec
             scores = logits.log_softmax(-1)
         case Objective.PROB:
             scores = logits.softmax(-1)
-    ids = torch.tensor([target.token_id for target in targets], device=logits.device)
-    chosen = scores.gather(-1, ids.expand(scores.shape[:-1])[..., None])[..., 0]
+    ids = token_ids(targets).to(logits.device)
+    both = scores.gather(-1, ids.expand(*scores.shape[:-1], 2))  # the target's and the contrast's
     if all(target.contrast_id is None for target in targets):
-        return chosen
-    signs = torch.tensor([0.0 if target.contrast_id is None else 1.0 for target in targets], device=logits.device)
-    contrasts = torch.tensor([target.contrast_id or 0 for target in targets], device=logits.device)
-    return chosen - signs.to(chosen.dtype) * scores.gather(-1, contrasts.expand(scores.shape[:-1])[..., None])[..., 0]
+        return both[..., 0]
+    return (both * signs(targets).to(both)).sum(-1)
 
 
 def baseline_embeddings(model: WholeModel, baseline_ids: Sequence[int]) -> Tensor:
-    """What stands in for the prompt's embeddings where they are taken away: zero, or some tokens'. [m, h]
-
-    Raises:
-        InvalidRequestError: where there is not one token for each of the prompt's.
-    """
-    m = model.given.num_prompt_tokens
-    if not baseline_ids:
-        return torch.zeros_like(model.embeddings[:m])
-    check_baseline(baseline_ids, m)
-    return model.decoder.embed(baseline_ids)
+    """What stands in for the prompt's embeddings where they are taken away: zero, or those of as many tokens. [m, h]"""
+    if baseline_ids:
+        return model.decoder.embed(baseline_ids)
+    return torch.zeros_like(model.embeddings[: model.given.num_prompt_tokens])
 
 
 def check_baseline(baseline_ids: Sequence[int], num_prompt_tokens: int) -> None:

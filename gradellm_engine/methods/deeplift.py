@@ -9,7 +9,7 @@ differ.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.methods.afterwards import WholeModel, Work, baseline_embeddings
-from gradellm_engine.methods.gradients import GradientSwitches, gradient_rows, leaf
+from gradellm_engine.methods.gradients import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.hooks import hooked
 
 RESCALED = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
 SMALLEST_DIFFERENCE = 1e-10  # of inputs: below it, the gradient itself
@@ -44,9 +45,8 @@ def explain(model: WholeModel, switches: DeepLift) -> Work:
     def forward() -> tuple[Tensor, Tensor]:
         with torch.no_grad(), _noting(model) as noted:
             model.values(before[None], switches.objective)
-        x = leaf(model.embeddings)
         with _rescaling(model, noted):
-            return model.values(x, switches.objective)[0], x
+            return by_embeddings(model, switches.objective)
 
     return gradient_rows(model, forward, lambda g: g * (model.embeddings - before), switches.aggregation)
 
@@ -66,16 +66,11 @@ def _noting(model: WholeModel) -> Iterator[Noted]:
     def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         noted[module] = (args[0].detach(), output.detach())
 
-    hooks = [module.register_forward_hook(note) for module in _modules(model)]
-    try:
+    with hooked((module, note) for module in _modules(model)):
         yield noted
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-@contextmanager
-def _rescaling(model: WholeModel, noted: Noted) -> Iterator[None]:
+def _rescaling(model: WholeModel, noted: Noted) -> AbstractContextManager[None]:
     """Gradients go through non-linearities by the slope to what was noted."""
 
     def rescale(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -87,9 +82,4 @@ def _rescaling(model: WholeModel, noted: Noted) -> Iterator[None]:
         linear = x * slope
         return torch.where(is_small, output, linear + (output - linear).detach())
 
-    hooks = [module.register_forward_hook(rescale) for module in _modules(model)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return hooked((module, rescale) for module in _modules(model))

@@ -9,8 +9,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from gradellm_engine.methods.afterwards import ObjectiveSwitches, Row, WholeModel, Work
+from gradellm_engine.methods.afterwards import Objective, ObjectiveSwitches, Row, WholeModel, Work
 from gradellm_engine.settings import check_choice
+from gradellm_engine.whole_pass import Attending
 
 
 class Aggregation(StrEnum):
@@ -64,6 +65,7 @@ def gradient_rows(
         yield (1 + steps.stop) / (1 + given.num_steps)
 
 
-def leaf(embeddings: Tensor) -> Tensor:
-    """Embeddings to differentiate by, in their own precision. [T, h] -> [1, T, h]"""
-    return embeddings.detach()[None].clone().requires_grad_()
+def by_embeddings(model: WholeModel, objective: Objective, run: Attending | None = None) -> tuple[Tensor, Tensor]:
+    """The steps' values, and the embeddings to differentiate them by. [n], [1, T, h]"""
+    x = model.embeddings.detach()[None].clone().requires_grad_()
+    return model.values(x, objective, run)[0], x

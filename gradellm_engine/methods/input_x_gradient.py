@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
-
 from gradellm_engine.methods.afterwards import WholeModel, Work
-from gradellm_engine.methods.gradients import GradientSwitches, gradient_rows, leaf
+from gradellm_engine.methods.gradients import GradientSwitches, by_embeddings, gradient_rows
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,5 @@ class InputXGradient(GradientSwitches):
 
 def explain(model: WholeModel, switches: InputXGradient) -> Work:
     """x_i * dl/dx_i, its norm over channels or their sum."""
-
-    def forward() -> tuple[Tensor, Tensor]:
-        x = leaf(model.embeddings)
-        return model.values(x, switches.objective)[0], x
-
+    forward = partial(by_embeddings, model, switches.objective)
     return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, switches.aggregation)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.methods.afterwards import WholeModel, Work
-from gradellm_engine.methods.gradients import GradientSwitches, gradient_rows, leaf
+from gradellm_engine.methods.gradients import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,12 @@ def explain(model: WholeModel, switches: LayerGradientXActivation) -> Work:
         activations.append(output if isinstance(output, Tensor) else output[0])
 
     def forward() -> tuple[Tensor, Tensor]:
-        x = leaf(model.embeddings)
         if switches.layer in (None, -1):
+            values, x = by_embeddings(model, switches.objective)
             activations.append(x)
-            return model.values(x, switches.objective)[0], x
-        hook = model.decoder.blocks[switches.layer].register_forward_hook(keep)
-        try:
-            values = model.values(x, switches.objective)[0]
-        finally:
-            hook.remove()
+        else:
+            with hooked([(model.decoder.blocks[switches.layer], keep)]):
+                values, _ = by_embeddings(model, switches.objective)
         return values, activations[0]
 
     return gradient_rows(model, forward, lambda g: g * activations[0][0].detach(), switches.aggregation)

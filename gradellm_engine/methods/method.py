@@ -99,11 +99,6 @@ class Method:
         return self.explain is None
 
     @property
-    def is_within_pass(self) -> bool:
-        """Whether its scores come of the explained token's own pass."""
-        return self.explain is None and self.scores is None
-
-    @property
     def switch_names(self) -> tuple[str, ...]:
         """Its own switches."""
         return tuple(switch.name for switch in fields(self.switches))

@@ -13,15 +13,15 @@ nothing of its own: in a model without biases and soft caps, the scores of a pre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from gradellm_engine.methods.afterwards import Objective, WholeModel, Work
-from gradellm_engine.methods.gradients import Aggregation, gradient_rows, leaf
+from gradellm_engine.methods.gradients import Aggregation, by_embeddings, gradient_rows
+from gradellm_engine.methods.hooks import Hook, hooked
 from gradellm_engine.settings import Switches
 from gradellm_engine.whole_pass import WholePass
 
@@ -37,27 +37,21 @@ def explain(model: WholeModel, switches: Relevance) -> Work:
     """x_i times the propagated gradient, summed over channels. Signed."""
 
     def forward() -> tuple[Tensor, Tensor]:
-        x = leaf(model.embeddings)
         with rules(model):
-            return model.values(x, Objective.LOGIT, WholePass(weights_are_constant=True))[0], x
+            return by_embeddings(model, Objective.LOGIT, WholePass(weights_are_constant=True))
 
     return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, Aggregation.SUM)
 
 
-@contextmanager
-def rules(model: WholeModel) -> Iterator[None]:
+def rules(model: WholeModel) -> AbstractContextManager[None]:
     """While it lasts, gradients through the model's modules follow the rules; its numbers stay what they are."""
-    hooks = []
+    hooks: list[tuple[nn.Module, Hook]] = []
     for name, module in model.decoder.named_modules():
         if type(module).__name__.endswith("Norm") or is_activation(module):
-            hooks.append(module.register_forward_hook(_proportional))
+            hooks.append((module, _proportional))
         elif name.rpartition(".")[2] in (model.family.gates or ()):
-            hooks.append(module.register_forward_hook(_halved))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+            hooks.append((module, _halved))
+    return hooked(hooks)
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ makes of it is noted and put back to what the model made of it, for the next lay
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gradellm_engine.attention import Attended, AttentionForm
 from gradellm_engine.methods.afterwards import Objective, Row, WholeModel, Work
+from gradellm_engine.methods.hooks import Hook, hooked
 from gradellm_engine.settings import LayerSwitches
 from gradellm_engine.whole_pass import Attending, WholePass, ungrouped
 
@@ -88,7 +89,7 @@ class Zeroed(Attending):
     attended: dict[int, Attended]
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
-        """O - A_i v_i for every token i. -> [N, 1, H, Dv]"""
+        """What is left of o without A_i v_i, for every token i. -> [N, 1, H, Dv]"""
         forward, tokens = self.attended[index], slice(self.tokens.start, self.tokens.stop)
         A = forward.A[0, :, :, self.position, tokens]  # [G, r, N]
         V = forward.V[0, :, tokens]  # [G, N, Dv]
@@ -110,11 +111,10 @@ def _outputs(model: WholeModel) -> Iterator[dict[int, Tensor]]:
         yield noted
 
 
-@contextmanager
-def _replaced_outputs(model: WholeModel, replace: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def _replaced_outputs(model: WholeModel, replace: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
     """Layers put out what `replace` makes of their index and output."""
 
-    def hook_of(index: int) -> Any:  # noqa: ANN401 (a hook)
+    def hook_of(index: int) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401 (a tensor, or a tuple)
             if isinstance(output, Tensor):
                 return replace(index, output)
@@ -122,9 +122,4 @@ def _replaced_outputs(model: WholeModel, replace: Callable[[int, Tensor], Tensor
 
         return hook
 
-    hooks = [block.register_forward_hook(hook_of(index)) for index, block in enumerate(model.decoder.blocks)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return hooked((block, hook_of(index)) for index, block in enumerate(model.decoder.blocks))

@@ -18,6 +18,7 @@ from gradellm_engine.estimates import _graph_bytes, _line, check_memory, estimat
 from gradellm_engine.methods.integrated_gradients import IntegratedGradients
 from gradellm_engine.methods.method import Passes
 from gradellm_engine.methods.registry import METHODS
+from plain_case import quick
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,7 @@ def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.explain is not None])
 def test_no_method_takes_more_than_is_said(load: Callable[[str], Engine], name: str) -> None:
-    engine, method = load("llama"), METHODS[name]
-    small = {"steps": 4, "samples": 6}
-    switches = method.switches(**{key: value for key, value in small.items() if key in method.switch_names})
+    engine, switches = load("llama"), quick(name, steps=4, samples=6)
     said = engine.estimate(switches, 120, 8).bytes
     # One sequence a pass; what a request keeps beside it (embeddings, rows, masks) is some hundred kilobytes here.
     engine.method_bytes, before = said, engine.method_bytes
@@ -95,9 +94,7 @@ def test_no_method_takes_more_than_is_said(load: Callable[[str], Engine], name: 
 @pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "lime", "value_zeroing", "attention_rollout"])
 def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engine], name: str) -> None:
     """Eight times the steps after four times the prompt: what is beyond what either takes alone is the result."""
-    engine, method = load("llama"), METHODS[name]
-    small = {"steps": 4, "samples": 6}
-    switches = method.switches(**{key: value for key, value in small.items() if key in method.switch_names})
+    engine, switches = load("llama"), quick(name, steps=4, samples=6)
     engine.method_bytes, before = 1, engine.method_bytes  # one sequence a pass, few steps a turn
     try:
         with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,7 @@ from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
 from gradellm_engine.loading import assemble
 from gradellm_engine.methods.registry import METHODS
 from oracle import relative_error
+from plain_case import quick
 
 PROMPT = "A red fox."
 
@@ -35,9 +36,7 @@ def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(engines: tuple[Engine, Engine], name: str) -> None:
-    method = METHODS[name]
-    small = {switch: 5 for switch in ("steps", "samples") if switch in method.switch_names}
-    settings = AttributionSettings(method=method.switches(**small))
+    settings = AttributionSettings(method=quick(name, steps=5, samples=5))
     for one, other in zip(*(engine.attribute(PROMPT, "abc", settings) for engine in engines), strict=True):
         assert one.attribution is not None
         assert other.attribution is not None

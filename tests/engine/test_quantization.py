@@ -24,6 +24,7 @@ from gradellm_engine.bench.recompute import recomputed_step
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.quantization import quantization_config
 from oracle import relative_error
+from plain_case import quick
 
 PROMPT = "Once upon a time, there was a small red fox"
 GREEDY = Sampling(max_new_tokens=4, temperature=0.0)
@@ -109,9 +110,7 @@ def test_a_layer_that_gives_no_gradient_is_refused(
 def test_methods_explain_quantised_models(
     model_path: Callable[[str], Path], quantization: Quantization, name: str
 ) -> None:
-    method = METHODS[name]
-    small = {switch: 5 for switch in ("steps", "samples") if switch in method.switch_names}
-    settings = AttributionSettings(method=method.switches(**small))
+    settings = AttributionSettings(method=quick(name, steps=5, samples=5))
     full, quantised = (
         list(Engine.load(str(model_path("demo")), quantization=each).attribute(PROMPT, " The fox", settings))
         for each in (Quantization.NONE, quantization)

@@ -19,11 +19,20 @@ SMALL = {"steps": 3, "samples": 5}  # so that the slow ones are quick
 
 
 def request(name: str, **options: Any) -> pb.AttributeRequest:
-    method = METHODS[name]
-    small: dict[str, Any] = {switch: value for switch, value in SMALL.items() if switch in method.switch_names}
+    small: dict[str, Any] = {switch: value for switch, value in SMALL.items() if switch in METHODS[name].switch_names}
     return pb.AttributeRequest(
         input=PROMPT, completion="abc", attribution=pb.AttributionOptions(method=name, **small, **options)
     )
+
+
+def long_work(server: RunningServer) -> Any:
+    """A call that would take long, and has begun its work."""
+    options = pb.AttributionOptions(method="integrated_gradients", steps=1000)
+    call = server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abc", attribution=options))
+    for event in call:
+        if event.HasField("progress"):
+            break
+    return call
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -110,16 +119,7 @@ def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monke
         original(self)
 
     monkeypatch.setattr(Stream, "analyse", counted)
-    call = server.stub.Attribute(
-        pb.AttributeRequest(
-            input=PROMPT,
-            completion="abc",
-            attribution=pb.AttributionOptions(method="integrated_gradients", steps=1000),
-        )
-    )
-    for event in call:
-        if event.HasField("progress"):
-            break
+    call = long_work(server)
     call.cancel()
     until(lambda: server.server.engine_thread.num_running == 0)
     after = slices
@@ -130,16 +130,7 @@ def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monke
 
 def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
     with serving() as server:
-        long = server.stub.Attribute(
-            pb.AttributeRequest(
-                input=PROMPT,
-                completion="abc",
-                attribution=pb.AttributionOptions(method="integrated_gradients", steps=1000),
-            )
-        )
-        for event in long:
-            if event.HasField("progress"):
-                break
+        long = long_work(server)
         generated = list(server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=5)))
         assert sum(event.HasField("token") for event in generated) == 5
         assert any(event.HasField("progress") for event in long)  # it is not through yet
