@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import AttentionForm
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.frozen_linear import freeze_linears
+from gradellm_engine.frozen_linear import freeze_linears, join_linears
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Part, PartsPass, Pass, Target, attended
@@ -149,7 +149,8 @@ class Decoder:
     def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
         meeting = _Meeting()
-        self._run(torch.zeros((2, 1), dtype=torch.long), meeting, self._model)
+        one_token = torch.zeros((2, 1), dtype=torch.long)
+        join_linears(self._model, lambda: self._run(one_token, meeting, self._model))
         expected = self._config.num_hidden_layers
         if expected < 1 or sorted(meeting.modules) != list(range(expected)):
             raise UnsupportedModelError(
@@ -161,7 +162,7 @@ class Decoder:
             index: module.register_forward_pre_hook(_noting_rotary(index), with_kwargs=True)
             for index, module in meeting.modules.items()
         }
-        self._run(torch.zeros((2, 1), dtype=torch.long), meeting, self._model)
+        self._run(one_token, meeting, self._model)
         shapes: list[RotaryShape] = []
         tables: dict[int, int] = {}
         rotary_of: dict[int, int] = {}

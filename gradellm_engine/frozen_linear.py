@@ -1,25 +1,22 @@
-"""A linear layer whose weights never change: computed where it is fastest, and not twice for the same token.
+"""Linear layers whose weights never change: computed where it is fastest, together, and not twice for the same token.
 
-A decode step multiplies one row a stream by every weight, so that its speed is that of reading them.
-
-- oneDNN. The library behind PyTorch's float32 products on x86 processors reaches about half of that speed for few rows
-  on some of them, for several rows at less; oneDNN, which PyTorch carries too and uses for other types, gets closer.
-  Below some hundred thousand weights its greater overhead a call weighs more.
+- The fastest kernel: `gradellm_engine.linear_kernels`.
+- Layers of one input. Queries, keys and values are products with the same input, and so are an MLP's gate and its
+  content. Their weights lie behind one another in memory, so that one call computes them all, forward and backward.
 - Known outputs. A token that is read once more, to be explained, gives every layer the input that it gave it the first
   time. What the layer made of it is at hand then (`gradellm_engine.products`): only the backward pass reads weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-# Measured: 256 x 768 is slower through oneDNN; 768 x 768 is as fast for one row, faster for more; 768 x 2048 is faster.
-MIN_WEIGHTS, MIN_WEIGHTS_OF_ONE_ROW = 2**19, 2**20
-MOST_ROWS = 64  # beyond it torch's default is as fast
+from gradellm_engine.linear_kernels import FrozenWeight, Kernel
 
 
 class Outputs(Protocol):
@@ -35,94 +32,158 @@ class Outputs(Protocol):
 current_outputs: ContextVar[Outputs | None] = ContextVar("gradellm_outputs", default=None)
 
 
-def has_onednn() -> bool:
-    """Whether PyTorch was built with it, and still calls its product what we call it."""
-    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def freeze_linears(model: nn.Module) -> None:
     """Make every plain linear layer of `model` a `FrozenLinear`.
 
     Not those with a product of their own: subclasses of layers and of tensors, such as quantised ones, and what was
     given a forward of its own, as by accelerate's placement.
     """
-    uses_onednn = has_onednn() and torch.backends.mkldnn.enabled
     for module in model.modules():
         if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module):
             module.__class__ = FrozenLinear
-            module.onednn_rows = _onednn_rows(module.weight) if uses_onednn else None  # type: ignore[assignment]
             # Attributes of modules that are no parameters are found at once.
-            module.transposed = module.weight.detach().t()
+            module.frozen = FrozenWeight(module.weight, module.bias)  # type: ignore[assignment]
+            module.joint = None  # type: ignore[assignment]
 
 
-def _onednn_rows(weight: Tensor) -> int | None:
-    """How many rows oneDNN multiplies faster than torch's default, at least; None for no number."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < MIN_WEIGHTS:
-        return None
-    return 1 if weight.numel() >= MIN_WEIGHTS_OF_ONE_ROW else 2
+def join_linears(model: nn.Module, run: Callable[[], object]) -> None:
+    """Join the layers of `model` that get the same input one after the other, as `run` shows, which runs it once."""
+    calls: list[tuple[FrozenLinear, Tensor]] = []  # which holds the inputs, so that none can take another's place
+    hooks = [
+        module.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0])))
+        for module in model.modules()
+        if type(module) is FrozenLinear
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    group: list[FrozenLinear] = []
+    given: Tensor | None = None
+    seen: set[FrozenLinear] = set()
+    for layer, x in calls:
+        if x is not given or layer in seen or (group and not _go_together(group[0], layer)):
+            _join(group)
+            group, given = [], x
+        if layer not in seen:
+            seen.add(layer)
+            group.append(layer)
+    _join(group)
+
+
+def _join(group: Sequence[FrozenLinear]) -> None:
+    if len(group) > 1 and any(_is_fast(layer) for layer in group):
+        Joint(group)
+
+
+def _go_together(one: FrozenLinear, other: FrozenLinear) -> bool:
+    same = one.weight.device == other.weight.device and one.weight.dtype == other.weight.dtype
+    return same and (one.bias is None) == (other.bias is None)
+
+
+def _is_fast(layer: FrozenLinear) -> bool:
+    """Whether a decode step computes it by a kernel that gains from more weights."""
+    return layer.frozen.kernel(layer.weight[:1]) is not Kernel.DEFAULT
 
 
 class FrozenLinear(nn.Linear):
     """`nn.Linear` with frozen weights.
 
     Attributes:
-        onednn_rows: from so many rows on oneDNN computes it, up to MOST_ROWS; None for never.
-        transposed: the weight's transpose, of the same memory. [in, out]
+        frozen: its numbers.
+        joint: with which layers it is computed; None for alone.
     """
 
-    onednn_rows: int | None
-    transposed: Tensor
+    frozen: FrozenWeight
+    joint: Joint | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
         outputs = current_outputs.get()
-        known = None if outputs is None else outputs.known(self)
-        if known is not None and known.shape[:-1] != input.shape[:-1]:
-            known = None
-        output: Tensor
-        if known is None and not self._uses_onednn(input):
-            output = self.product(input)  # torch's own node costs less than ours
-        elif input.requires_grad and torch.is_grad_enabled():
-            output = _Product.apply(input, self, known)  # type: ignore[no-untyped-call]
-        else:
-            output = self.product(input) if known is None else known
+        output = _output(self, input, outputs) if self.joint is None else self.joint.output(self, input, outputs)
         if outputs is not None:
             outputs.note(self, output)
         return output
 
-    def product(self, x: Tensor) -> Tensor:
-        """The layer: x W^T + b. [.., in] -> [.., out]"""
-        if self._uses_onednn(x):
-            return _onednn(x, self.weight, self.bias)
-        return nn.functional.linear(x, self.weight, self.bias)
 
-    def gradient(self, g: Tensor) -> Tensor:
-        """By its input: g W. [.., out] -> [.., in]"""
-        is_batch = torch._C._functorch.is_batchedtensor(g)  # of torch.func.vmap, which oneDNN knows nothing of
-        return _onednn(g, self.transposed, None) if self._uses_onednn(g) and not is_batch else g @ self.transposed.t()
+def _output(layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
+    known = _known((layer,), x, outputs)
+    if known is None and layer.frozen.kernel(x) is Kernel.DEFAULT:
+        return layer.frozen.product(x)  # torch's own node costs less than ours
+    if x.requires_grad and torch.is_grad_enabled():
+        output: Tensor = _Product.apply(x, layer.frozen, [layer.out_features], known)[0]  # type: ignore[no-untyped-call]
+        return output
+    return layer.frozen.product(x) if known is None else known[0]
 
-    def _uses_onednn(self, rows: Tensor) -> bool:
-        if self.onednn_rows is None:
-            return False
-        return self.onednn_rows <= rows.numel() // rows.shape[-1] <= MOST_ROWS
+
+def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: Outputs | None) -> tuple[Tensor, ...] | None:
+    """What layers give for x, where it is known of all of them."""
+    if outputs is None:
+        return None
+    known = tuple(outputs.known(layer) for layer in layers)
+    if any(output is None or output.shape[:-1] != x.shape[:-1] for output in known):
+        return None
+    return known  # type: ignore[return-value]
+
+
+class Joint:
+    """Layers that get the same input: whichever is called first computes all.
+
+    Making one moves their weights to where they lie behind one another.
+    """
+
+    def __init__(self, layers: Sequence[FrozenLinear]) -> None:
+        self._layers = tuple(layers)
+        self._sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
+        self._frozen = FrozenWeight(weight, bias)
+        for layer, its_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
+            layer.weight.data = its_weight
+            layer.frozen = FrozenWeight(its_weight, layer.bias)
+            layer.joint = self
+        self._input: Tensor | None = None
+        self._version = 0
+        self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
+
+    def output(self, layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
+        """What one of them gives. [.., in] -> [.., out]"""
+        if self._input is not x or self._version != x._version or layer not in self._left:
+            if self._frozen.kernel(x) is Kernel.DEFAULT:
+                return _output(layer, x, outputs)
+            self._input, self._version = x, x._version
+            self._left = dict(zip(self._layers, self._outputs(x, _known(self._layers, x, outputs)), strict=True))
+        taken = self._left.pop(layer)
+        if not self._left:
+            self._input = None
+        return taken
+
+    def _outputs(self, x: Tensor, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        if x.requires_grad and torch.is_grad_enabled():
+            made: tuple[Tensor, ...] = _Product.apply(x, self._frozen, self._sizes, known)  # type: ignore[no-untyped-call]
+            return made
+        return torch.split(self._frozen.product(x), self._sizes, -1) if known is None else known
 
 
 class _Product(torch.autograd.Function):
-    """The layer as a node of the graph."""
+    """Layers of one input as a node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, known: Tensor | None) -> Tensor:  # noqa: ANN401
-        ctx.layer = layer
-        return layer.product(x) if known is None else known
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        frozen: FrozenWeight,
+        sizes: list[int],
+        known: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.frozen = frozen
+        if known is not None:
+            return known
+        return (frozen.product(x),) if len(sizes) == 1 else torch.split(frozen.product(x), sizes, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        layer: FrozenLinear = ctx.layer
-        return layer.gradient(gradients[0]), None, None
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product x W^T + b. [.., in], [out, in], [out] -> [.., out]"""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-    return result
+        frozen: FrozenWeight = ctx.frozen
+        together = gradients[0] if len(gradients) == 1 else torch.cat(gradients, -1)
+        return frozen.gradient(together), None, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import weakref
@@ -663,11 +662,11 @@ def test_unrotated_is_refused_where_a_family_has_layers_without_a_rotary_embeddi
 def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
     weight: Tensor = engine._model.decoder._model.model.layers[1].mlp.down_proj.weight
-    whole = copy.copy(weight.data)
+    whole = weight.clone()
     expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
     generation = engine.generate(PROMPT, GREEDY, PREFIX)
     steps = [next(iter(generation))]
-    weight.data = torch.full_like(whole, math.nan)
+    weight.data.fill_(math.nan)
     with pytest.raises(ComputationError, match="not finite at step 1"):
         steps += generation
     assert generation.advance() == []  # it is over, and not taken up half way
@@ -676,7 +675,7 @@ def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
     for broken in (engine.generate(PROMPT, GREEDY), engine.attribute(PROMPT, "x")):
         with pytest.raises(ComputationError, match="step 0"):
             list(broken)
-    weight.data = whole
+    weight.data.copy_(whole)
     again = list(engine.generate(PROMPT, GREEDY, PREFIX))
     assert said(again) == said(expected)
     assert all(torch.equal(row(a), row(b)) for a, b in zip(again, expected, strict=True))

@@ -21,7 +21,7 @@ from gradellm_engine import (
     Role,
     Sampling,
     Sources,
-    frozen_linear,
+    linear_kernels,
 )
 from oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
 from streams import run, scheduler_of
@@ -114,12 +114,13 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
     assert_within_tolerance(model, errors)
 
 
+@pytest.mark.parametrize("kernel", ["STRETCHED", "ONEDNN"])
 @pytest.mark.parametrize("model", ["llama", "demo"])
-def test_linear_layers_by_onednn_equal_the_oracle(
-    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str
+def test_linear_layers_by_every_kernel_equal_the_oracle(
+    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str, kernel: str
 ) -> None:
-    for name in ("MIN_WEIGHTS", "MIN_WEIGHTS_OF_ONE_ROW"):
-        monkeypatch.setattr(frozen_linear, name, 0)  # these models have no layer so large
+    for name in ("STRETCHED", "ONEDNN"):  # these models have no layer so large
+        monkeypatch.setattr(linear_kernels, f"MIN_{name}_WEIGHTS", 0 if name == kernel else 2**30)
     subject = Case(model_path(model))
     errors = {}
     for preset in PRESETS:

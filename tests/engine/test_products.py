@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling, Sources
 from gradellm_engine.decoder import Decoder
-from gradellm_engine.frozen_linear import FrozenLinear
+from gradellm_engine.linear_kernels import FrozenWeight
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.products import Products
 from gradellm_engine.settings import GradEllm
@@ -38,17 +38,17 @@ def decoder(load: Callable[[str], Engine]) -> Iterator[Decoder]:
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The layers that computed a product, one entry a call."""
-    layers: list[nn.Module] = []
-    product = FrozenLinear.product
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[FrozenWeight]:
+    """The weights that made a product, one entry a call."""
+    weights: list[FrozenWeight] = []
+    product = FrozenWeight.product
 
-    def counted(self: FrozenLinear, x: Tensor) -> Tensor:
-        layers.append(self)
+    def counted(self: FrozenWeight, x: Tensor) -> Tensor:
+        weights.append(self)
         return product(self, x)
 
-    monkeypatch.setattr(FrozenLinear, "product", counted)
-    return layers
+    monkeypatch.setattr(FrozenWeight, "product", counted)
+    return weights
 
 
 def sequence(decoder: Decoder, *, read_again: int = CHUNK, count: int = CHUNK, first: int = 100) -> Part:
@@ -66,7 +66,7 @@ def targets(*parts: Part) -> list[Target]:
 
 
 def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
-    decoder: Decoder, computed: list[nn.Module]
+    decoder: Decoder, computed: list[FrozenWeight]
 ) -> None:
     part = sequence(decoder)
     assert decoder.products.num_tokens == CHUNK
@@ -79,7 +79,7 @@ def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
     assert relative_error(known, again) <= 1e-5
 
 
-def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: list[nn.Module]) -> None:
+def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: list[FrozenWeight]) -> None:
     """Their steps were passes together, of which one part was a plain stream's."""
     slots = [decoder.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
@@ -102,7 +102,7 @@ def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: 
         assert relative_error(heat_map, alone) <= 1e-5
 
 
-def test_tokens_of_explained_passes_are_kept_too(decoder: Decoder, computed: list[nn.Module]) -> None:
+def test_tokens_of_explained_passes_are_kept_too(decoder: Decoder, computed: list[FrozenWeight]) -> None:
     """A pass may hold one stream's token that is explained at once beside another's that waits."""
     one, other = (decoder.pool.allocate(60) for _ in range(2))
     assert one is not None
@@ -120,7 +120,7 @@ def test_tokens_of_explained_passes_are_kept_too(decoder: Decoder, computed: lis
 
 
 def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
-    decoder: Decoder, computed: list[nn.Module]
+    decoder: Decoder, computed: list[FrozenWeight]
 ) -> None:
     part = sequence(decoder, count=CHUNK - 1)
     decoder.step([Part.new(part.slot, [120])])  # say, while attribution was off
@@ -131,7 +131,7 @@ def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
     assert decoder.products.num_tokens == 0
 
 
-def test_room_is_taken_for_whole_chunks_and_given_back(decoder: Decoder, computed: list[nn.Module]) -> None:
+def test_room_is_taken_for_whole_chunks_and_given_back(decoder: Decoder, computed: list[FrozenWeight]) -> None:
     decoder.products.max_tokens = 2 * CHUNK + 1
     parts = [sequence(decoder, count=2) for _ in range(3)]
     assert decoder.products.num_tokens == 2 * CHUNK
@@ -146,7 +146,7 @@ def test_room_is_taken_for_whole_chunks_and_given_back(decoder: Decoder, compute
     assert decoder.products.num_tokens == 0
 
 
-def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: Decoder, computed: list[nn.Module]) -> None:
+def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: Decoder, computed: list[FrozenWeight]) -> None:
     part = sequence(decoder, read_again=2, count=3)
     assert decoder.products.num_tokens == 0
     computed.clear()
@@ -154,7 +154,7 @@ def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: Decoder, 
     assert computed
 
 
-def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: list[nn.Module]) -> None:
+def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: list[FrozenWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
     layer = decoder._model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
@@ -162,7 +162,7 @@ def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: l
         part = sequence(decoder)
         computed.clear()
         (known,) = decoder.replay([part], targets(part))
-        assert computed == [layer]
+        assert computed == [layer.frozen]
         assert relative_error(known, decoder.replay([part], targets(part))[0]) <= 1e-5
     finally:
         hook.remove()
@@ -170,7 +170,7 @@ def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: l
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "phi"])
 def test_streams_keep_what_their_chunks_need_and_no_more(
-    load: Callable[[str], Engine], computed: list[nn.Module], monkeypatch: pytest.MonkeyPatch, family: str
+    load: Callable[[str], Engine], computed: list[FrozenWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
     products = engine._model.decoder.products

@@ -1,0 +1,123 @@
+"""Products with weights that never change, each by the kernel that reads them fastest.
+
+A decode step multiplies one row a stream by every weight, so that its speed is that of reading them. The library behind
+PyTorch's float32 products on x86 processors (MKL) reaches a third to half of that speed for few rows on some of them.
+
+- Stretches. A batch of products, each with a stretch of the weight's rows, makes the same library share the work
+  among threads by stretches, each of which reads its memory from end to end: for one or two rows that is twice as fast.
+- oneDNN, which PyTorch carries too and uses for other types, is faster for 3 to 64 rows. Below some hundred thousand
+  weights its greater overhead a call weighs more.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+# Measured with `python -m gradellm_engine.bench.linear`.
+STRETCHED_ROWS = 2  # at most; oneDNN is as fast or faster for more
+MIN_STRETCHED_WEIGHTS = 2**17  # smaller ones are faster as one product
+ONEDNN_ROWS = 64  # at most; beyond it torch's default is as fast
+MIN_ONEDNN_WEIGHTS = 2**19
+
+
+class Kernel(Enum):
+    """What computes a product."""
+
+    DEFAULT = auto()
+    STRETCHES = auto()
+    ONEDNN = auto()
+
+
+class FrozenWeight:
+    """A linear layer's numbers.
+
+    Attributes:
+        weight: [out, in]
+        bias: [out]; None for none.
+        num_stretches: in how many its rows are cut for a product with few rows; 1 for never.
+        uses_onednn: whether oneDNN computes products with several rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.num_stretches = _num_stretches(self.weight)
+        self.uses_onednn = _uses_onednn(self.weight)
+        self._transposed = self.weight.t()
+
+    def kernel(self, x: Tensor) -> Kernel:
+        """What multiplies these rows. [.., in] or [.., out]"""
+        rows = x.numel() // x.shape[-1]
+        if self.num_stretches > 1 and rows <= STRETCHED_ROWS:
+            return Kernel.STRETCHES
+        return Kernel.ONEDNN if self.uses_onednn and rows <= ONEDNN_ROWS else Kernel.DEFAULT
+
+    def product(self, x: Tensor) -> Tensor:
+        """The layer: x W^T + b. [.., in] -> [.., out]"""
+        match self.kernel(x):
+            case Kernel.STRETCHES:
+                y = by_stretches(x, self.weight, self.num_stretches)
+                return y if self.bias is None else y + self.bias
+            case Kernel.ONEDNN:
+                return _onednn(x, self.weight, self.bias)
+            case Kernel.DEFAULT:
+                return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """By its input: g W. [.., out] -> [.., in]"""
+        is_batch = torch._C._functorch.is_batchedtensor(g)  # of torch.func.vmap, which the others know nothing of
+        match Kernel.DEFAULT if is_batch else self.kernel(g):
+            case Kernel.STRETCHES:
+                return transposed_by_stretches(g, self.weight, self.num_stretches)
+            case Kernel.ONEDNN:
+                return _onednn(g, self._transposed, None)
+            case Kernel.DEFAULT:
+                return g @ self.weight
+
+
+def by_stretches(x: Tensor, weight: Tensor, count: int) -> Tensor:
+    """The product x W^T, each stretch of W's rows by itself: y_s = W_s x^T. [.., in], [out, in] -> [.., out]"""
+    rows = x.reshape(-1, x.shape[-1])
+    products = torch.bmm(weight.view(count, -1, weight.shape[1]), rows.t().expand(count, -1, -1))  # [count, ., rows]
+    return products.view(-1, len(rows)).t().reshape(*x.shape[:-1], -1)
+
+
+def transposed_by_stretches(g: Tensor, weight: Tensor, count: int) -> Tensor:
+    """The product g W as the sum of its stretches': sum_s g_s W_s. [.., out], [out, in] -> [.., in]"""
+    stretches = g.reshape(-1, count, g.shape[-1] // count).transpose(0, 1)  # [count, rows, .]
+    return torch.bmm(stretches, weight.view(count, -1, weight.shape[1])).sum(0).view(*g.shape[:-1], -1)
+
+
+def has_onednn() -> bool:
+    """Whether PyTorch was built with it, and still calls its product what we call it."""
+    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _is_float_on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
+
+
+def _num_stretches(weight: Tensor) -> int:
+    """As many as share them among all threads."""
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not has_mkl or not _is_float_on_cpu(weight) or weight.numel() < MIN_STRETCHED_WEIGHTS:
+        return 1
+    wanted = 2
+    while wanted < torch.get_num_threads():
+        wanted *= 2
+    return math.gcd(wanted, weight.shape[0])
+
+
+def _uses_onednn(weight: Tensor) -> bool:
+    has_it = has_onednn() and bool(torch.backends.mkldnn.enabled)
+    return has_it and _is_float_on_cpu(weight) and weight.numel() >= MIN_ONEDNN_WEIGHTS
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x W^T + b. [.., in], [out, in], [out] -> [.., out]"""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return result
