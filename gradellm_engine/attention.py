@@ -142,7 +142,9 @@ def grouped(heads: Tensor, num_groups: int) -> Tensor:
 def by_group(x: Tensor, M: Tensor) -> Tensor:
     """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
     *groups, r, T, width = x.shape
-    return (x.reshape(*groups, r * T, width) @ M).view(*groups, r, T, -1)
+    rows = x.reshape(*groups, r * T, width)
+    product = torch.bmm(rows, M) if len(groups) == 1 else rows @ M  # the same; bmm looks at less before
+    return product.view(*groups, r, T, -1)
 
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
@@ -195,13 +197,18 @@ def mean_effect(forward: Attended, w: Tensor) -> Tensor:
 
 def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
-    dS = (U - mean_effect(forward, w)).mul_(forward.A)
+    dS = (U - mean_effect(forward, w)).mul_(forward.A).mul_(forward.form.scaling)
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
-    dS_own = dS.diagonal(own, -2, -1)[..., None]  # [G, r, T, 1]
-    A_own = forward.A.diagonal(own, -2, -1)[..., None]
     return Gradients(
-        dq=forward.form.scaling * by_group(dS, forward.K),
-        dk=forward.form.scaling * (dS_own * forward.q).sum(-3),
-        dv=(A_own * w).sum(-3),
+        dq=by_group(dS, forward.K),
+        dk=(_on_diagonal(dS, own) * forward.q).sum(-3),
+        dv=(_on_diagonal(forward.A, own) * w).sum(-3),
     )
+
+
+def _on_diagonal(x: Tensor, own: int) -> Tensor:
+    """Of each query its own key's. [G, r, T, N] -> [G, r, T, 1]"""
+    if x.shape[-2] == 1:
+        return x[..., own : own + 1]
+    return x.diagonal(own, -2, -1)[..., None]

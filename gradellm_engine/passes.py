@@ -34,7 +34,7 @@ from gradellm_engine.attention import (
     visibility,
 )
 from gradellm_engine.kv_pool import KVSlot
-from gradellm_engine.methods.within import arithmetic_of
+from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.settings import GradEllm, LayerSwitches, Rotary
 
 KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
@@ -182,6 +182,21 @@ class _Attention(torch.autograd.Function):
 
 
 @dataclass
+class LikeLayers:
+    """Layers of one device that see the same.
+
+    Attributes:
+        first: the first position that they see.
+        domain: where similarities are normalised. [T, N] or [1, N], bool
+        maps: what each keeps of its attention. [T, N] each
+    """
+
+    first: int
+    domain: Tensor | None
+    maps: list[Maps] = field(default_factory=list)
+
+
+@dataclass
 class PartsPass:
     """Parts of any length, of sequences of any length, one after the other.
 
@@ -190,14 +205,14 @@ class PartsPass:
         rotary_of: which of the model's rotary embeddings each layer takes.
         anchor: see `Pass`.
         places: where each part's tokens stand in the row of all.
-        totals: the sum of layers' scores so far, for each explained part. [T, S] each
+        kept: of each explained part, what layers keep of their attention, by what they see.
     """
 
     parts: Sequence[Part]
     rotary_of: Mapping[int, int]
     anchor: Tensor | None = None
     places: list[slice] = field(default_factory=list)
-    totals: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, dict[tuple[int | None, torch.device], LikeLayers]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -236,11 +251,18 @@ class PartsPass:
 
     def heat_maps(self) -> list[Tensor]:
         """See `Pass`. Row t of a part has zeros behind its own position."""
-        return [
-            arithmetic_of(part.explain.switches).heat_map(self.totals[i], part.explain.switches)
-            for i, part in enumerate(self.parts)
-            if part.explain is not None
-        ]
+        return [self._heat_map(i, part, part.explain) for i, part in enumerate(self.parts) if part.explain is not None]
+
+    def _heat_map(self, i: int, part: Part, explain: Explain) -> Tensor:
+        total: Tensor | None = None
+        for layers in self.kept[i].values():
+            scores = summed(layers.maps, explain.switches, layers.domain)
+            if total is None:
+                total = scores.new_zeros((len(part.ids), part.end))
+            total[:, layers.first :] += scores.to(total.device)
+        if total is None:
+            raise RuntimeError("no layer was explained")
+        return arithmetic_of(explain.switches).heat_map(total, explain.switches)
 
     def visible(self, i: int, first: int, window: int | None, device: torch.device) -> Tensor | None:
         """Which keys from `first` on each of part i's queries sees; computed once for all layers that are alike."""
@@ -249,13 +271,14 @@ class PartsPass:
             self._visible[key] = visibility(part.start, len(part.ids), first, part.end - first, window, device)
         return self._visible[key]
 
-    def add(self, index: int, scores: Tensor, first: int) -> None:
-        """Add a layer's scores [T, N] for the positions first.. to a part's."""
-        part = self.parts[index]
-        if index not in self.totals:
-            self.totals[index] = scores.new_zeros((len(part.ids), part.end))
-        total = self.totals[index]
-        total[:, first : first + scores.shape[1]] += scores.to(total.device)
+    def keep(self, i: int, first: int, window: int | None, maps: Maps) -> None:
+        """Keep a layer's maps [T, N] of what part i's tokens see, from the position `first` on."""
+        part, device = self.parts[i], maps[0].device
+        layers = self.kept.setdefault(i, {})
+        if (window, device) not in layers:
+            domain = _domain(part, first, self.visible(i, first, window, device), device)
+            layers[window, device] = LikeLayers(first, domain)
+        layers[window, device].maps.append(maps)
 
 
 @dataclass
@@ -324,10 +347,9 @@ class PartsSite:
         forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
         U = value_gradients(forward, w)
         if self.index in explain.selected:
-            domain = _domain(part, first, visible, K.device)
             unrotated = self._unrotated(part, first, forward) if explain.needs_unrotated else None
-            scores = arithmetic_of(explain.switches).layer_scores(forward, w, U, explain.switches, domain, unrotated)
-            self.run.add(i, scores, first)
+            maps = arithmetic_of(explain.switches).layer_maps(forward, w, U, explain.switches, unrotated)
+            self.run.keep(i, first, self.form.window, maps)
         if not goes_on:
             return None
         gradients = attention_backward(forward, w, U, part.start - first)

@@ -117,6 +117,7 @@ class RecordedStep:
 
     def _explain(self) -> None:
         self._head.backward(self._ids, self._signs.to(self._logits.dtype))
+        self.run.end()
 
 
 class Recordings:

@@ -25,7 +25,7 @@ from gradellm_engine.attention import (
     value_gradients,
 )
 from gradellm_engine.kv_pool import KVPool
-from gradellm_engine.methods.within import arithmetic_of
+from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.passes import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
 from gradellm_engine.settings import LayerSwitches
 
@@ -72,7 +72,7 @@ class StepPass:
         row: the tokens and their positions, as the model takes them. [2, B]
         anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
-        totals: the sum of layers' scores so far, the new token's in the last column. [B, L]
+        totals: the sum of layers' scores, the new token's in the last column. [B, L]
     """
 
     def __init__(self, pool: KVPool, rotary_of: Mapping[int, int], shape: StepShape, device: torch.device) -> None:
@@ -101,14 +101,12 @@ class StepPass:
 
     def begin(self) -> None:
         """What all layers use, from what was filled in; the first operations of a step."""
-        B, L = self.shape.num_rows, self.shape.width
+        L = self.shape.width
         self._before = torch.arange(L - 1, -1, -1, device=self.row.device)  # columns from each to the new token's
         self._places = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
         self._rows: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[int, Tensor] = {}
-        if self.shape.switches is not None:
-            dtype = torch.promote_types(self._pool.keys[0].dtype, torch.float32)
-            self.totals = torch.zeros((B, L), device=self.row.device, dtype=dtype)
+        self._kept: dict[int, list[Maps]] = {}  # what layers keep of their attention, by how many columns they see
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `Pass`."""
@@ -126,11 +124,31 @@ class StepPass:
         """See `Pass`."""
         return StepSite(self, module, index, form)
 
+    def keep(self, width: int, maps: Maps) -> None:
+        """Keep a layer's maps of the last `width` columns. [B, 1, width] each"""
+        self._kept.setdefault(width, []).append(maps)
+
+    def end(self) -> None:
+        """Make scores of what layers kept; the last operations of an explained step."""
+        switches = self.shape.switches
+        if switches is None:
+            raise RuntimeError("this step explains nothing")
+        totals: Tensor | None = None
+        for width, rows in self._kept.items():
+            scores = summed(rows, switches, self.domain(width))[:, 0]
+            if totals is None:
+                totals = scores.new_zeros((self.shape.num_rows, self.shape.width))
+            totals[:, -width:] += scores
+        if totals is None:
+            raise RuntimeError("no layer was explained")
+        self.totals = arithmetic_of(switches).heat_map(totals, switches)
+        self._kept = {}
+
     def heat_maps(self) -> list[Tensor]:
         """See `Pass`."""
-        if self.shape.switches is None:
-            return []
-        totals = arithmetic_of(self.shape.switches).heat_map(self.totals, self.shape.switches)
+        if self._kept:
+            self.end()
+        totals = self.totals
         return [totals[row : row + 1, self.shape.width - end :] for row, end in self._explained]
 
     def gathered(self, places: Tensor, width: int) -> Tensor:
@@ -207,8 +225,7 @@ class StepSite:
         switches = self.run.shape.switches
         if switches is not None and self.index in Explain(switches).selected:
             before = self._unrotated(forward) if Explain(switches).needs_unrotated else None
-            scores = arithmetic_of(switches).layer_scores(forward, w, U, switches, self.run.domain(self.width), before)
-            self.run.totals[:, -self.width :] += scores[:, 0]
+            self.run.keep(self.width, arithmetic_of(switches).layer_maps(forward, w, U, switches, before))
         if not goes_on:
             return None
         gradients = attention_backward(forward, w, U, self.width - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import platform
 import sys
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.ways:
             parser.error(f"{', '.join(refusing)} cannot run a model of the family {subject.loaded.info.family}")
         ways = [way for way in ways if way.name not in refusing]
+    gc.collect()
+    gc.freeze()  # as the server does
     report = Report(_machine(subject), read_bandwidth(subject.device))
     print(headline(report), flush=True)
     try:

@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gradellm_engine.attention import AttentionForm, attend, value_gradients, visibility
-from gradellm_engine.methods.grad_ellm import layer_scores
+from gradellm_engine.methods.grad_ellm import layer_maps, layer_scores
 from gradellm_engine.settings import GradEllm
 
 _NAME = "gradellm_bench_recompute"
@@ -69,5 +69,6 @@ def _scores(q: Tensor, K: Tensor, V: Tensor, w: Tensor, form: AttentionForm) -> 
     visible = visibility(S - 1, 1, first, S - first, form.window, q.device)
     grouped = [x.reshape(G, -1, *x.shape[1:]).float() for x in (q, w)]
     forward = attend(grouped[0], K[:, first:].float(), V[:, first:].float(), visible, form)
-    scores = layer_scores(forward, grouped[1], value_gradients(forward, grouped[1]), GradEllm(), visible)
+    maps = layer_maps(forward, grouped[1], value_gradients(forward, grouped[1]), GradEllm())
+    scores = layer_scores(maps, GradEllm(), visible)
     return torch.nn.functional.pad(scores[0], (first, 0))

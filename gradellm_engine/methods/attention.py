@@ -19,16 +19,11 @@ class Attention(LayerSwitches):
     layers: int | tuple[int, ...] | None = 1
 
 
-def layer_scores(
-    forward: Attended,
-    w: Tensor,
-    U: Tensor,
-    switches: Attention,
-    domain: Tensor | None,
-    unrotated: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+def layer_maps(
+    forward: Attended, w: Tensor, U: Tensor, switches: Attention, unrotated: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor]:
     """Attention weights, the mean over heads. -> [T, N]; arguments as for `within.Arithmetic`."""
-    return forward.A.mean((-4, -3))
+    return (forward.A.mean((-4, -3)),)
 
 
 def heat_map(total: Tensor, switches: Attention) -> Tensor:

@@ -27,11 +27,6 @@ HEADS = (-4, -3)  # the dimensions G and r
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
 
 
-def dot_similarity(forward: Attended) -> Tensor:
-    """s_i: query-key products summed over heads. -> [T, N]"""
-    return forward.S.sum(HEADS) / forward.form.scaling
-
-
 def cosine_similarity(q: Tensor, K: Tensor, dot: Tensor) -> Tensor:
     """Cosine over the heads' concatenated width. [G, r, T, D], [G, N, D], dot products [T, N] -> [T, N]
 
@@ -80,38 +75,43 @@ def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
         low = s.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
         high = s.masked_fill(outside, -torch.inf).amax(-1, keepdim=True)
     spread = high - low  # -inf where the domain is empty
-    lam = (s - low) / spread.where(spread > ROUNDING * torch.maximum(low.abs(), high.abs()), torch.inf)
+    lam = (s - low) / spread.where(spread > ROUNDING * torch.maximum(high, -low), torch.inf)
     return lam if outside is None else lam.masked_fill(outside, 0)
 
 
-def layer_scores(
-    forward: Attended,
-    w: Tensor,
-    U: Tensor,
-    switches: GradEllm,
-    domain: Tensor | None,
-    unrotated: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Steps 2 to 5 for one layer: h_i. -> [T, N]
+def layer_maps(
+    forward: Attended, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Steps 2 and 4 for one layer: similarities and effects; or, with true attention weights, their product h alone.
 
     Args:
         forward: the layer's attention over its keys.
         w: dl/do. [G, r, T, Dv]
         U: w V^T. [G, r, T, N]
         switches: the method's switches.
-        domain: the keys that a query sees and over which similarities are normalised; None for all. [T, N], bool
         unrotated: queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
+
+    Returns:
+        [T, N] each. Dot products are left scaled as attention has them, which min-max does not see.
     """
     if switches.loosening is Loosening.NONE:
-        h = weighted_effect(forward, w, U, switches.magnitude)  # 0 where the weight is: at tokens that are not seen
-    else:
-        if unrotated is None:
-            q, K, dot = forward.q, forward.K, dot_similarity(forward)
-        else:
-            q, K = unrotated
-            dot = by_group(q, K.mT).sum(HEADS)
-        similarity = cosine_similarity(q, K, dot) if switches.similarity is Similarity.COSINE else dot
-        h = min_max(similarity, domain) * U.sum(HEADS)
+        return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 where the weight is: at tokens not seen
+    q, K = (forward.q, forward.K) if unrotated is None else unrotated
+    dot = forward.S.sum(HEADS) if unrotated is None else by_group(q, K.mT).sum(HEADS)
+    if switches.similarity is Similarity.COSINE:
+        dot = cosine_similarity(q, K, dot if unrotated is not None else dot / forward.form.scaling)
+    return dot, U.sum(HEADS)
+
+
+def layer_scores(maps: tuple[Tensor, ...], switches: GradEllm, domain: Tensor | None) -> Tensor:
+    """Steps 3 and 5: h_i, of one layer or several behind one another. -> [.., T, N]
+
+    Args:
+        maps: `layer_maps`' results. [.., T, N] each
+        switches: the method's switches.
+        domain: the keys that a query sees and over which similarities are normalised; None for all. [T, N], bool
+    """
+    h = maps[0] if switches.loosening is Loosening.NONE else min_max(maps[0], domain) * maps[1]
     return h.relu() if switches.rectify is Rectify.PER_LAYER else h
 
 

@@ -24,16 +24,11 @@ class GradSam(LayerSwitches):
     name: ClassVar[str] = "grad_sam"
 
 
-def layer_scores(
-    forward: Attended,
-    w: Tensor,
-    U: Tensor,
-    switches: GradSam,
-    domain: Tensor | None,
-    unrotated: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """One layer's, the mean over heads. -> [T, N]; arguments as for `within.Arithmetic`."""
-    return (forward.A * U.relu()).mean((-4, -3))
+def layer_maps(
+    forward: Attended, w: Tensor, U: Tensor, switches: GradSam, unrotated: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor]:
+    """Of the heads' scores the mean. -> [T, N]; arguments as for `within.Arithmetic`."""
+    return ((forward.A * U.relu()).mean((-4, -3)),)
 
 
 def heat_map(total: Tensor, switches: GradSam) -> Tensor:

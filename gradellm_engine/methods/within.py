@@ -1,20 +1,23 @@
 """Methods whose scores are made of what attention computes in the explained token's own pass.
 
-In every layer that a method selects, its backward pass hands over the attention's products; what the method makes of
-them is summed over the layers.
+In every layer that a method selects, its backward pass hands over the attention's products; a method keeps maps of
+them, a number a token. From those of all layers, at once, it makes scores, which are summed over the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradellm_engine.attention import Attended
 from gradellm_engine.methods import attention, grad_ellm, grad_sam
 from gradellm_engine.settings import GradEllm, Switches
+
+Maps = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,36 @@ class Arithmetic:
     """What a method computes.
 
     Attributes:
-        layer_scores: one layer's: its attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the switches, the
-            keys over which is normalised (None for all), and queries and keys before the rotary embedding where asked
-            for -> [T, N].
+        layer_maps: one layer's: its attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the switches, and
+            queries and keys before the rotary embedding where asked for -> what is kept of it, [T, N] each.
+        layer_scores: the layers' maps [.., T, N], the switches, and the keys over which is normalised (None for all)
+            -> their scores [.., T, N].
         heat_map: from the layers' sum [T, S] and the switches to the scores [T, S].
     """
 
-    layer_scores: Callable[[Attended, Tensor, Tensor, Any, Tensor | None, tuple[Tensor, Tensor] | None], Tensor]
+    layer_maps: Callable[[Attended, Tensor, Tensor, Any, tuple[Tensor, Tensor] | None], Maps]
+    layer_scores: Callable[[Maps, Any, Tensor | None], Tensor]
     heat_map: Callable[[Tensor, Any], Tensor]
 
 
+def _only(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
+    """The one map that was kept is the layer's scores."""
+    return maps[0]
+
+
 _ARITHMETIC: dict[type[Switches], Arithmetic] = {
-    GradEllm: Arithmetic(grad_ellm.layer_scores, grad_ellm.heat_map),
-    attention.Attention: Arithmetic(attention.layer_scores, attention.heat_map),
-    grad_sam.GradSam: Arithmetic(grad_sam.layer_scores, grad_sam.heat_map),
+    GradEllm: Arithmetic(grad_ellm.layer_maps, grad_ellm.layer_scores, grad_ellm.heat_map),
+    attention.Attention: Arithmetic(attention.layer_maps, _only, attention.heat_map),
+    grad_sam.GradSam: Arithmetic(grad_sam.layer_maps, _only, grad_sam.heat_map),
 }
 
 
 def arithmetic_of(switches: Switches) -> Arithmetic:
     """That of a method within a pass."""
     return _ARITHMETIC[type(switches)]
+
+
+def summed(rows: Sequence[Maps], switches: Switches, domain: Tensor | None) -> Tensor:
+    """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]"""
+    maps = tuple(torch.stack(layers) for layers in zip(*rows, strict=True))
+    return arithmetic_of(switches).layer_scores(maps, switches, domain).sum(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -179,6 +180,8 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
         )
     except EngineError as error:
         return _fail(str(error))
+    gc.collect()
+    gc.freeze()  # libraries' own objects: looking through them again and again would cost a part of every token
     await server.start(engine)
     info = engine.info
     _say(

@@ -15,12 +15,11 @@ from gradellm_engine.attention import Attended, AttentionForm, attend, value_gra
 from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.methods.grad_ellm import (
     cosine_similarity,
-    dot_similarity,
-    heat_map,
-    layer_scores,
+    layer_maps,
     min_max,
     weighted_effect,
 )
+from gradellm_engine.methods.within import summed
 from gradellm_engine.passes import Explain, Part, PartsPass, PartsSite
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 
@@ -48,6 +47,13 @@ def drawn(normal: Normal, seed: int, form: AttentionForm, *, G: int = 2, r: int 
     forward = attend(normal(seed, G, r, T, D), normal(seed + 1, G, N, D), normal(seed + 2, G, N, Dv), visible, form)
     w = normal(seed + 3, G, r, T, Dv)
     return Drawn(forward, w, value_gradients(forward, w), visible)
+
+
+def layer_scores(
+    layer: Drawn, switches: GradEllm, domain: Tensor | None, unrotated: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """h_i of one layer. [T, N]"""
+    return summed([layer_maps(layer.forward, layer.w, layer.U, switches, unrotated)], switches, domain)
 
 
 def ones(*shape: int) -> Tensor:
@@ -231,7 +237,7 @@ def test_layer_scores_equal_a_plain_loop(normal: Normal, window: int | None, wit
             # As the decoder hands them over: None for everywhere, and for a method that compares nothing.
             given_domain = None if domain.all() or switches.loosening is Loosening.NONE else domain
             other = unrotated if switches.rotary is Rotary.UNROTATED else None
-            actual = layer_scores(layer.forward, layer.w, layer.U, switches, given_domain, other)
+            actual = layer_scores(layer, switches, given_domain, other)
             expected = plain_scores(layer, switches, domain, unrotated)
             assert expected.any() or switches.rectify is Rectify.PER_LAYER
             assert torch.allclose(actual, expected, atol=1e-12), switches
@@ -244,17 +250,17 @@ def test_scores_of_many_rows_equal_each_row_alone(
 ) -> None:
     form = AttentionForm(0.5, window=window)
     layer = drawn(normal, seed, form, T=T)
-    forward, w, U, N = layer.forward, layer.w, layer.U, 6
+    forward, w, N = layer.forward, layer.w, 6
     q, K = normal(seed + 7, *forward.q.shape), normal(seed + 8, *forward.K.shape)
     is_unrotated = switches.rotary is Rotary.UNROTATED
-    scores = layer_scores(forward, w, U, switches, layer.visible, (q, K) if is_unrotated else None)
+    scores = layer_scores(layer, switches, layer.visible, (q, K) if is_unrotated else None)
     for t in range(T):
         end, row = N - T + t + 1, slice(t, t + 1)
         first = form.first_visible(end - 1)
         alone = attend(forward.q[:, :, row], forward.K[:, first:end], forward.V[:, first:end], None, form)
         its_U = value_gradients(alone, w[:, :, row])
         unrotated = (q[:, :, row], K[:, first:end]) if is_unrotated else None
-        expected = layer_scores(alone, w[:, :, row], its_U, switches, None, unrotated)
+        expected = layer_scores(Drawn(alone, w[:, :, row], its_U, None), switches, None, unrotated)
         assert torch.allclose(scores[row, first:end], expected, atol=1e-12)
         assert not scores[t, :first].any()
         assert not scores[t, end:].any()
@@ -264,7 +270,7 @@ def test_dot_similarity_is_one_product_of_concatenated_heads(normal: Normal) -> 
     layer = drawn(normal, 3, AttentionForm(0.5), T=2)
     expected = torch.einsum("grtd,gnd->tn", layer.forward.q, layer.forward.K)
     expected[0, -1] = -torch.inf  # not seen
-    assert torch.allclose(dot_similarity(layer.forward), expected, atol=1e-12)
+    assert torch.allclose(layer_maps(layer.forward, layer.w, layer.U, GradEllm())[0] / 0.5, expected, atol=1e-12)
 
 
 # The sum over layers ------------------------------------------------------------------------------------------------
@@ -273,41 +279,40 @@ first_positions = st.lists(st.integers(0, 4), min_size=1, max_size=4)  # of the 
 START, T, S = 4, 3, 7
 
 
-def summed(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
-    """What the decoder keeps of layers with different windows, and the layers' own scores over the whole prefix."""
+def heat_map_of(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
+    """What a pass makes of layers with different windows, and the layers' own scores over the whole prefix."""
     slot = KVSlot(KVPool([], [], S), 0, S)
     part = Part(slot, [0] * T, Explain(switches), START, is_new=True)
-    run = PartsPass([part, part], {})
+    other = Part(slot, [0] * T, None, START, is_new=True)
+    run = PartsPass([other, part], {})
     layers = []
     for i, first in enumerate(firsts):
         scores = normal(seed + i, T, S - first)
-        scores = scores.relu() if switches.rectify is Rectify.PER_LAYER else scores
-        run.add(1, scores, first)
+        run.keep(1, first, START - first + 1, (scores,))
         layers.append(torch.cat((torch.zeros(T, first, dtype=torch.float64), scores), 1))
-    assert list(run.totals) == [1]  # no other part's
-    return run.totals[1], layers
+    (actual,) = run.heat_maps()
+    return actual, layers
 
 
 @given(seeds, first_positions, st.sampled_from(Rectify))
 def test_heat_map_is_the_sum_of_its_layers(normal: Normal, seed: int, firsts: list[int], rectify: Rectify) -> None:
-    switches = GradEllm(rectify=rectify)
-    total, layers = summed(normal, seed, firsts, switches)
+    actual, layers = heat_map_of(normal, seed, firsts, GradEllm(loosening=Loosening.NONE, rectify=rectify))
     expected = [[0.0] * S for _ in range(T)]
     for layer in layers:
         for t in range(T):
             for i in range(S):
-                expected[t][i] += layer[t, i].item()
+                value = layer[t, i].item()
+                expected[t][i] += max(0.0, value) if rectify is Rectify.PER_LAYER else value
     if rectify is Rectify.TOTAL:
         expected = [[max(0.0, value) for value in row] for row in expected]
-    actual = heat_map(total, switches)
     assert torch.allclose(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
 @given(seeds, first_positions)
 def test_rectify_relations(normal: Normal, seed: int, firsts: list[int]) -> None:
     signed, total, per_layer = (
-        heat_map(summed(normal, seed, firsts, switches)[0], switches)
-        for switches in (GradEllm(rectify=r) for r in (Rectify.NONE, Rectify.TOTAL, Rectify.PER_LAYER))
+        heat_map_of(normal, seed, firsts, GradEllm(loosening=Loosening.NONE, rectify=r))[0]
+        for r in (Rectify.NONE, Rectify.TOTAL, Rectify.PER_LAYER)
     )
     assert torch.equal(signed.relu(), total)
     assert (per_layer >= total - 1e-12).all()
@@ -324,8 +329,8 @@ def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal, seed: int,
     domain = layer.visible & (torch.arange(6) < 6 - T - 1)
     switches = GradEllm(rectify=Rectify.NONE)
     assert not domain.any()
-    assert not layer_scores(layer.forward, layer.w, layer.U, switches, domain).any()
-    assert layer_scores(layer.forward, layer.w, layer.U, switches, layer.visible).any()
+    assert not layer_scores(layer, switches, domain).any()
+    assert layer_scores(layer, switches, layer.visible).any()
 
 
 def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
