@@ -14,6 +14,8 @@ from gradellm_engine.errors import (
     UnsupportedModelError,
 )
 from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
+from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
+from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
 from gradellm_engine.generation import Generation
 from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
 from gradellm_engine.quantization import Quantization
@@ -44,23 +46,30 @@ __all__ = [
     "Delivery",
     "Engine",
     "EngineError",
+    "EvaluationItem",
+    "EvaluationSettings",
+    "EvaluationSummary",
     "Event",
     "FinishReason",
     "Finished",
     "Generation",
     "GradEllm",
     "InvalidRequestError",
+    "Judged",
     "Loosening",
     "Magnitude",
     "Message",
+    "Metric",
     "ModelLoadError",
     "NormaliseOver",
+    "Perturb",
     "Progress",
     "Prompt",
     "PromptInput",
     "PromptToken",
     "Quantization",
     "Rectify",
+    "Removal",
     "Resolution",
     "Role",
     "Rotary",

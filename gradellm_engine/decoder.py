@@ -27,7 +27,7 @@ from gradellm_engine.passes import Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
-from gradellm_engine.whole_pass import Attending
+from gradellm_engine.whole_pass import Attending, ContinuedPass
 
 ATTENTION_KERNEL = "gradellm"
 # Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
@@ -283,6 +283,41 @@ class Decoder:
         finally:
             _current_pass.reset(token)
         return logits if self._chooses_logits else logits[:, rows]
+
+    def last_logits(self, embeddings: Tensor, lengths: Sequence[int], run: ContinuedPass) -> Tensor:
+        """Logits of the token after each of B sequences that go on from what `run` says. [B, V]
+
+        Args:
+            embeddings: sequences of embeddings; what stands behind a shorter one's end is not looked at. [B, T, hidden]
+            lengths: how long each is. [B]
+            run: what they go on from.
+        """
+        B, T = embeddings.shape[:2]
+        positions = torch.arange(run.length, run.length + T, device=self.device)
+        lasts = torch.tensor(lengths, device=self.device) - 1
+        rows, own = torch.unique(lasts, return_inverse=True) if self._chooses_logits else (lasts, lasts)
+
+        def own_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            """The head reads one row of each sequence. [B, n, hidden] -> [B, 1, hidden]"""
+            hidden, chosen = args[0], own.to(args[0].device)
+            return hidden[torch.arange(B, device=hidden.device), chosen][:, None], *args[1:]
+
+        kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
+        hook = self._head.register_forward_pre_hook(own_rows)
+        token = _current_pass.set(run)
+        try:
+            with torch.no_grad():
+                logits: Tensor = self._model(
+                    inputs_embeds=embeddings,
+                    position_ids=positions.expand(B, T),
+                    use_cache=False,
+                    return_dict=True,
+                    **kwargs,
+                )[0]
+        finally:
+            _current_pass.reset(token)
+            hook.remove()
+        return logits[:, 0]
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""

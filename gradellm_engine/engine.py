@@ -10,19 +10,25 @@ streams and gives them to the scheduler, which reads the model's weights once fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.estimates import Estimate, Footprint, check_memory, estimate, footprint
+from gradellm_engine.faithfulness.evaluation import Evaluation
+from gradellm_engine.faithfulness.perturbed import Allowance
+from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
+from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, EvaluationSettings, Judged
 from gradellm_engine.generation import Generation
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
+from gradellm_engine.methods.at_steps import scores_at
 from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import (
@@ -38,7 +44,7 @@ from gradellm_engine.quantization import Quantization
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling, Switches
-from gradellm_engine.stream import Plan, Stream
+from gradellm_engine.stream import Plan, Stream, domain_of
 from gradellm_engine.threads import use_threads
 
 DEFAULT_NEW_TOKENS = 256
@@ -47,6 +53,8 @@ DEFAULT_MAX_RUNNING = 16
 KV_SHARE = 0.5  # of the memory that is free once the model is loaded
 METHOD_SHARE = 0.5  # of what is free then
 MIN_PLACES = 16
+# Tokens that one pass of an evaluation reads at most: enough for speed, and soon over.
+EVALUATED_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 class Engine:
@@ -254,17 +262,148 @@ class Engine:
     ) -> Stream:
         """A request to explain a given completion, for the scheduler: see `attribute`."""
         prompt = self.tokenize(given)
-        if isinstance(completion, str):
-            ids = self._completion_ids(prompt, completion)
-            check_embedded("completion", ids, self.info.vocab_size)
-        else:
-            ids = list(completion)
-            check_token_ids("completion_ids", ids, self.info.vocab_size)
-        if not ids:
-            raise InvalidRequestError("completion", "must have at least one token")
-        self._check_length("completion", prompt, len(ids))
+        ids = self._read_completion(prompt, completion)
         sampling = Sampling(max_new_tokens=len(ids), seed=0, num_alternatives=num_alternatives)
         return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, is_completion=True)
+
+    def evaluate(
+        self,
+        given: PromptInput | str,
+        settings: EvaluationSettings,
+        completion: str | Sequence[int] | None = None,
+        sampling: Sampling = Sampling(),
+    ) -> Iterator[EvaluationItem | EvaluationSummary]:
+        """Tell how faithful explanations are: an item a step, method and metric, and a summary at the end.
+
+        Args:
+            given: a raw prompt, or an input of any form.
+            settings: what is evaluated, and how.
+            completion: what is explained; None for what the model generates. With labels it is the likeliest of them.
+            sampling: how that is generated.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+            ComputationError: where the model's numbers are not finite.
+            BusyError: where other generations hold the memory that this needs.
+        """
+        return Generation(self.scheduler, self.evaluation_stream(given, settings, completion, sampling)).evaluation()
+
+    def evaluation_stream(
+        self,
+        given: PromptInput | str,
+        settings: EvaluationSettings,
+        completion: str | Sequence[int] | None = None,
+        sampling: Sampling = Sampling(),
+    ) -> Stream:
+        """A request to evaluate explanations, for the scheduler: see `evaluate`."""
+        prompt = self.tokenize(given)
+        if completion is not None and settings.labels:
+            raise InvalidRequestError(
+                "labels", "give either labels, of which the likeliest is explained, or a completion"
+            )
+        if settings.labels:
+            sampling = Sampling(max_new_tokens=1, seed=0)
+        ids: list[int] = []
+        if completion is not None:
+            ids = self._read_completion(prompt, completion)
+            sampling = Sampling(max_new_tokens=len(ids), seed=0)
+        elif any(judged.method is None for judged in settings.judged) and not settings.labels:
+            raise InvalidRequestError("scores", "scores of your own need the completion whose tokens they explain")
+        sampling = self._resolved(sampling, prompt)
+        num_tokens = sampling.max_new_tokens or 0
+        self._check_size(settings, num_tokens)
+        settings = replace(
+            settings, judged=tuple(self._checked_judged(judged, prompt, num_tokens) for judged in settings.judged)
+        )
+        fitting = self.method_bytes // max(1, self.footprint.bytes_of(len(prompt.tokens) + num_tokens, 1, False))
+        most = EVALUATED_TOKENS["cuda" if self._model.decoder.device.type == "cuda" else "cpu"]
+        allowance = Allowance(max(1, min(most, fitting * (len(prompt.tokens) + num_tokens))))
+        evaluation = Evaluation(
+            self._model.decoder,
+            prompt,
+            settings,
+            label_ids=self._label_ids(prompt, settings.labels),
+            pad_id=getattr(self._model.tokenizer, "pad_token_id", None),
+            explain=partial(self._scores_of, prompt),
+            explain_tokens=self._tokens_of,
+            allowance=allowance,
+        )
+        if completion is not None or settings.labels:
+            evaluation.check_completion(num_tokens)
+        return Stream(
+            self._model,
+            Plan(
+                prompt,
+                sampling,
+                None,
+                None,
+                tuple(ids),
+                0,
+                is_completion=completion is not None,
+                analyse=evaluation.work,
+                evaluation=settings,
+                allowance=allowance,
+            ),
+        )
+
+    def _check_size(self, settings: EvaluationSettings, num_tokens: int) -> None:
+        count = settings.sequences_a_step * len(settings.steps(num_tokens))
+        if count > MAX_SEQUENCES:
+            raise InvalidRequestError(
+                "samples",
+                f"up to {count:,} changed texts would be run; the limit is {MAX_SEQUENCES:,}: ask for fewer methods, "
+                "pis or samples, or for a larger stride",
+            )
+
+    def _checked_judged(self, judged: Judged, prompt: Prompt, num_new_tokens: int) -> Judged:
+        """With its switches resolved, where this model can be explained so."""
+        if judged.method is None:
+            return judged
+        method, num_prompt_tokens = method_named(judged.method.name), len(prompt.tokens)
+        if refusal := self.refusal(method):
+            raise InvalidRequestError("attribution.method", refusal)
+        switches = self._checked(judged.method)
+        self._check_baseline(switches, num_prompt_tokens)
+        if method.explain is not None:
+            check_memory(method, switches, self.footprint, num_prompt_tokens, num_new_tokens, self.method_bytes)
+        return replace(judged, method=switches)
+
+    def _scores_of(
+        self, prompt: Prompt, judged: Judged, given: Given, steps: Sequence[int]
+    ) -> Iterator[float | tuple[int, Tensor]]:
+        """See `Evaluation`."""
+        if judged.method is None:
+            raise ValueError("scores of the caller's own are there already")
+        method = method_named(judged.method.name)
+        return scores_at(self._whole_model(given), method, judged.method, domain_of(prompt, judged.method), steps)
+
+    @staticmethod
+    def _tokens_of(judged: Judged, num_prompt_tokens: int, num_new_tokens: int) -> float:
+        """About how many tokens a method reads: a backward pass counts as two."""
+        if judged.method is None:
+            return 0.0
+        cost = method_named(judged.method.name).cost
+        forward, backward = (
+            passes.count(judged.method, num_prompt_tokens, num_new_tokens) for passes in (cost.forward, cost.backward)
+        )
+        length = num_new_tokens if cost.of_completion_alone else num_prompt_tokens + num_new_tokens
+        return (forward + 2 * backward) * length
+
+    def _label_ids(self, prompt: Prompt, labels: Sequence[str]) -> list[int]:
+        """The first token of each label, as it would read after the prompt."""
+        ids: list[int] = []
+        for index, label in enumerate(labels):
+            try:
+                first = self._completion_ids(prompt, label)[0]
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"labels[{index}]", f"{label!r}: {error.description}") from None
+            if first in ids:
+                raise InvalidRequestError(
+                    f"labels[{index}]",
+                    f"{label!r} and {labels[ids.index(first)]!r} begin with the same token, so that it tells nothing",
+                )
+            ids.append(first)
+        return ids
 
     def _start(
         self,
@@ -309,10 +448,11 @@ class Engine:
 
     def _analyse(self, explain: Callable[[WholeModel, Any], Work], switches: Switches, given: Given) -> Work:
         """A method's work on a completion."""
+        return explain(self._whole_model(given), switches)
+
+    def _whole_model(self, given: Given) -> WholeModel:
         model = self._model
-        return explain(
-            WholeModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of), switches
-        )
+        return WholeModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of)
 
     def _check_method(self, method: Method, attribution: AttributionSettings, *, is_completion: bool) -> None:
         if not (is_completion or method.streams):
@@ -385,6 +525,19 @@ class Engine:
                 f"{length} tokens after a prompt of {len(prompt.tokens)}; at most {room} are possible "
                 f"(context {self.context_tokens}, completions up to {self.max_new_tokens})",
             )
+
+    def _read_completion(self, prompt: Prompt, completion: str | Sequence[int]) -> list[int]:
+        """A given completion's tokens, checked."""
+        if isinstance(completion, str):
+            ids = self._completion_ids(prompt, completion)
+            check_embedded("completion", ids, self.info.vocab_size)
+        else:
+            ids = list(completion)
+            check_token_ids("completion_ids", ids, self.info.vocab_size)
+        if not ids:
+            raise InvalidRequestError("completion", "must have at least one token")
+        self._check_length("completion", prompt, len(ids))
+        return ids
 
     def _completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
         """A completion's tokens, as they read after the prompt.

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
+from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.prompts import Prompt
 from gradellm_engine.settings import AttributionSettings, Sampling
 from gradellm_engine.sources import Source
@@ -50,7 +52,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a method is that looks at a completion after the fact.
+    """How far a method is that looks at a completion after the fact, or an evaluation.
 
     Attributes:
         done: of its work, 0 to 1.
@@ -139,12 +141,14 @@ class Started:
         sources: the columns of scores over the prompt.
         sampling: with the seed and the length that are used.
         attribution: with every switch said; None where it was not asked for.
+        evaluation: likewise.
     """
 
     prompt: Prompt
     sources: tuple[Source, ...]
     sampling: Sampling
     attribution: AttributionSettings | None
+    evaluation: EvaluationSettings | None = None
 
 
-Event = Started | Step | Attribution | Progress | Finished
+Event = Started | Step | Attribution | Progress | EvaluationItem | EvaluationSummary | Finished

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gradellm_engine.errors import BusyError
 from gradellm_engine.events import Attribution, Event, Finished, Started, Step
+from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.stream import Phase, Stream
 
@@ -27,12 +28,20 @@ class Generation:
         self.started: Started = next(event for event in events if isinstance(event, Started))
         self.finished: Finished | None = None
         self._unexplained: list[Step] = []
+        self._results: list[EvaluationItem | EvaluationSummary] = []
         self._take(events)
         scheduler.submit(stream)
 
     def __iter__(self) -> Iterator[Step]:
         while not self._stream.is_closed:
             yield from self.advance()
+
+    def evaluation(self) -> Iterator[EvaluationItem | EvaluationSummary]:
+        """Run an evaluation to its end; what it tells, as it comes."""
+        while not self._stream.is_closed:
+            self.advance()
+            results, self._results = self._results, []
+            yield from results
 
     def advance(self) -> list[Step]:
         """Do one pass through the model, or a few; the steps that can be told now, perhaps none.
@@ -67,6 +76,8 @@ class Generation:
                     self._unexplained.append(event)
                 case Attribution():
                     whole.append(replace(self._unexplained.pop(0), attribution=event))
+                case EvaluationItem() | EvaluationSummary():
+                    self._results.append(event)
                 case Finished():
                     self.finished = event
         if self.started.attribution is None:

@@ -7,10 +7,15 @@ A tick does, in this order:
     3. explain   chunks that are due (delivery chunked, given completions), up to a number of tokens
     4. analyse   one stream's completion after the fact, a pass or two, taking turns
     5. prefill   pieces of prompts, taking turns
+    6. evaluate  a batch of one evaluation's changed texts, taking turns
 
 Pieces of prompts take together about as long as the pass before them took: a long prompt that comes in makes running
 streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. A
 stream whose chunk is due does not decode before it is explained, so that its scores are never later than was promised.
+
+An evaluation gives way: while others have anything to do, it gets one batch in EVALUATED_TICKS ticks, which is fewer
+than one gap between tokens in a hundred, and one that takes no longer than some of their steps. Alone, it runs batches
+that are soon enough over for whoever comes.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
 MIN_PIECE_TOKENS = 16
 EXPLAINED_TOKENS = 64  # in one pass of chunks: beyond it a pass takes longer and gains nothing
+EVALUATED_TICKS = 160  # of others, for one batch of an evaluation
+EVALUATED_STEPS = 16.0  # that such a batch may take as long as
+EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,8 @@ class Scheduler:
         self.running: list[Stream] = []
         self._step_seconds = 0.0  # of a pass that running streams wait for, lately
         self._read_seconds = 0.0  # of a prompt's token, lately
+        self._evaluated_seconds = 0.0  # of a changed text's token, lately
+        self._ticks_alone = 0  # of others, since an evaluation has had its turn
 
     def submit(self, stream: Stream) -> None:
         """Queue a stream."""
@@ -80,10 +90,17 @@ class Scheduler:
             yield from self._decode(decoding)
         if explaining := [stream for stream in streams if stream.phase is Phase.EXPLAIN]:
             yield from self._explain(explaining)
-        if analysing := [stream for stream in streams if stream.phase is Phase.ANALYSE]:
+        analysing = [stream for stream in streams if stream.phase is Phase.ANALYSE and stream.allowance is None]
+        if analysing:
             yield from self._analyse(analysing[0])
         if reading := [stream for stream in streams if stream.phase is Phase.PREFILL]:
             yield from self._prefill(reading, alone=not decoding and not explaining and not analysing)
+        if evaluating := [stream for stream in streams if stream.phase is Phase.ANALYSE and stream.allowance]:
+            alone = not (decoding or explaining or analysing or reading)
+            self._ticks_alone += 1
+            if alone or self._ticks_alone >= EVALUATED_TICKS:
+                self._ticks_alone = 0
+                yield from self._evaluate(evaluating[0], alone=alone)
         self.running = [stream for stream in self.running if not stream.is_closed]
 
     def has_work(self, ready: Ready = lambda stream: True) -> bool:
@@ -135,6 +152,19 @@ class Scheduler:
             stream.analyse()
         _charge([stream], "attribution", began)
         yield
+
+    def _evaluate(self, stream: Stream, *, alone: bool) -> Iterator[None]:
+        """A batch of an evaluation, or a pass of a method that it evaluates."""
+        allowance = stream.allowance
+        if allowance is None:
+            raise ValueError("an evaluation has an allowance")
+        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._step_seconds
+        if self._evaluated_seconds:
+            allowance.tokens = max(1, min(allowance.most, int(seconds / self._evaluated_seconds)))
+        used, began = allowance.used, time.perf_counter()
+        yield from self._analyse(stream)
+        if num_tokens := allowance.used - used:
+            self._evaluated_seconds = _lately(self._evaluated_seconds, (time.perf_counter() - began) / num_tokens)
 
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""

@@ -12,7 +12,7 @@ A stream never runs the model itself. It says what it wants read next, as a part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Literal, cast, get_args
@@ -22,9 +22,12 @@ from torch import Tensor
 
 from gradellm_engine.errors import ComputationError
 from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Progress, Started, Step
+from gradellm_engine.faithfulness.evaluation import Told
+from gradellm_engine.faithfulness.perturbed import Allowance
+from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.loading import LoadedModel
-from gradellm_engine.methods.afterwards import Given, Work
+from gradellm_engine.methods.afterwards import Given, Row
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.prompts import Prompt, Role, decode, special_ids
 from gradellm_engine.sampling import Distribution, choose_token
@@ -35,6 +38,7 @@ from gradellm_engine.settings import (
     LayerSwitches,
     NormaliseOver,
     Sampling,
+    Switches,
 )
 from gradellm_engine.sources import SourceMap
 from gradellm_engine.text import CompletionText
@@ -52,8 +56,11 @@ class Plan:
         given_ids: tokens that the completion begins with.
         first_step: the first token of the completion that is computed; those before are only read.
         is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
-        analyse: explains the whole completion once all its tokens are there; None for methods within a pass.
+        analyse: explains or evaluates the whole completion once all its tokens are there; None for methods within a
+            pass.
         scores: scores of a step's prefix, of a method that needs no model: step, tokens -> scores.
+        evaluation: what `analyse` evaluates; None where it explains.
+        allowance: how much one pass of an evaluation may take.
     """
 
     prompt: Prompt
@@ -63,8 +70,10 @@ class Plan:
     given_ids: tuple[int, ...]
     first_step: int
     is_completion: bool
-    analyse: Callable[[Given], Work] | None = None
+    analyse: Callable[[Given], Iterator[Row | Told]] | None = None
     scores: Callable[[int, int], Tensor] | None = None
+    evaluation: EvaluationSettings | None = None
+    allowance: Allowance | None = None
 
     @property
     def is_within_pass(self) -> bool:
@@ -110,10 +119,10 @@ class Stream:
         settings = attribution or AttributionSettings()
         self._explain: Explain | None = None
         if attribution is not None and plan.is_within_pass:
-            self._explain = Explain(cast("LayerSwitches", attribution.method), _domain(prompt, attribution))
+            self._explain = Explain(cast("LayerSwitches", attribution.method), domain_of(prompt, attribution.method))
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
         self._targets: list[Target] = []  # of an analysis
-        self._work: Work | None = None
+        self._work: Iterator[Row | Told] | None = None
         self._is_analysed = plan.analyse is None
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
@@ -126,7 +135,7 @@ class Stream:
         self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
         self._num_attributed = 0
         self._reason: FinishReason | None = None
-        self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution)]
+        self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution, plan.evaluation)]
         self.error: Exception | None = None
         self.is_closed = False
         for token_id in plan.given_ids[: plan.first_step]:
@@ -145,6 +154,11 @@ class Stream:
         """Run in `slot`, which may hold a beginning of the prompt already."""
         self.slot = slot
         self._num_reused = slot.length
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """How much one of its passes may take, where it is an evaluation: that gives way to all others."""
+        return self._plan.allowance
 
     @property
     def phase(self) -> Phase:
@@ -261,7 +275,7 @@ class Stream:
         self._tell()
 
     def analyse(self) -> None:
-        """Go on with explaining the whole completion, by a pass or two.
+        """Go on with explaining or evaluating the whole completion, by a pass or two.
 
         Raises:
             ComputationError: where a score is not finite.
@@ -269,11 +283,15 @@ class Stream:
         if self._plan.analyse is None:
             raise ValueError("a stream whose tokens are explained one by one has no analysis")
         if self._work is None:
-            self._work = self._plan.analyse(Given(self.ids, len(self._plan.prompt.tokens), self._targets))
+            given = Given(self.ids, len(self._plan.prompt.tokens), self._targets, self.slot)
+            self._work = self._plan.analyse(given)
         for result in self._work:
             if isinstance(result, float):
                 self.events.append(Progress(result))
                 return
+            if not isinstance(result, Row):
+                self.events.append(result)
+                continue
             self._take_row(result.step, self._targets[result.step], result.scores, result.error)
             self._tell()
         self._work, self._is_analysed = None, True
@@ -411,9 +429,8 @@ class Stream:
         return decode(self._model.tokenizer, [token_id], skip_special_tokens=False)
 
 
-def _domain(prompt: Prompt, attribution: AttributionSettings) -> Tensor | None:
-    """The prompt tokens over which similarities are normalised; None for all that a layer sees. [m], bool"""
-    method = attribution.method
+def domain_of(prompt: Prompt, method: Switches) -> Tensor | None:
+    """The prompt tokens over which a method normalises similarities; None for all that a layer sees. [m], bool"""
     match method.normalise_over if isinstance(method, GradEllm) else NormaliseOver.VISIBLE:
         case NormaliseOver.VISIBLE:
             return None

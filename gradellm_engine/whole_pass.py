@@ -1,7 +1,8 @@
-"""A pass over whole sequences at once, without memory of earlier ones: how their attention is computed.
+"""A pass over many sequences at once that leaves nothing behind: how their attention is computed.
 
-Methods that look at a completion after the fact differentiate such a pass by anything, or change something in it. All
-sequences of a pass are of one length; causal attention keeps what stands behind from what stands before.
+Methods that look at a completion after the fact differentiate such a pass by anything, or change something in it;
+metrics change the text and look at what comes after it. All sequences of a pass are of one length; causal attention
+keeps what stands behind from what stands before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.attention import Attended, AttentionForm, attend, attention_output, by_group, grouped, visibility
+from gradellm_engine.kv_pool import KVSlot
 
 Watch = Callable[[int, Attended], None]
 
@@ -58,6 +60,37 @@ class WholePass(Attending):
         if (T, window, device) not in self._visible:
             self._visible[T, window, device] = visibility(0, T, 0, T, window, device)
         return self._visible[T, window, device]
+
+
+@dataclass
+class ContinuedPass(Attending):
+    """Sequences that go on, each by itself, from the same beginning, which a slot holds.
+
+    Attributes:
+        slot: the beginning's keys and values.
+        length: how many of its tokens they go on from.
+    """
+
+    slot: KVSlot
+    length: int
+    _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
+
+    def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
+        """See `Attending`."""
+        B, T, first = query.shape[0], query.shape[2], form.first_visible(self.length)
+        kept = self.slot.keys(index, first, self.length), self.slot.values(index, first, self.length)
+        K, V = (
+            torch.cat((before.expand(B, -1, -1, -1), own), dim=2) if self.length else own
+            for before, own in zip(kept, (key, value), strict=True)
+        )
+        o, _ = attention_output(grouped(query, key.shape[1]), K, V, self._visibility(T, first, form.window, K), form)
+        return ungrouped(o)
+
+    def _visibility(self, T: int, first: int, window: int | None, K: Tensor) -> Tensor | None:
+        at = (T, window, K.device)
+        if at not in self._visible:
+            self._visible[at] = visibility(self.length, T, first, K.shape[2], window, K.device)
+        return self._visible[at]
 
 
 def ungrouped(o: Tensor) -> Tensor:

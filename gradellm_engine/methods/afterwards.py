@@ -20,6 +20,7 @@ from torch import Tensor
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.families import Family
+from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.logit_head import signs, token_ids
 from gradellm_engine.passes import Target
 from gradellm_engine.settings import Switches, check_choice
@@ -60,11 +61,13 @@ class Given:
         ids: prompt and completion. [m + n]
         num_prompt_tokens: m.
         targets: what is explained at each step. [n]
+        slot: what holds the keys and values of all tokens but the last, where something does.
     """
 
     ids: Sequence[int]
     num_prompt_tokens: int
     targets: Sequence[Target]
+    slot: KVSlot | None = None
 
     @property
     def num_steps(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from gradellm_engine.draws import stream
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.settings import MAX_SEED, Switches
 
@@ -30,7 +30,7 @@ class SeedSwitches(Switches):
 
     def draws(self, purpose: str, *key: int) -> np.random.Generator:
         """The stream of random numbers for a purpose and a key, such as a step."""
-        return np.random.Generator(np.random.PCG64([self.seed, zlib.crc32(purpose.encode()), *key]))
+        return stream(self.seed, purpose, *key)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,527 @@
+"""How faithful attributions of one completion are: from the question to items and a summary.
+
+    1. whole      P and P_0 of every step: the next-token distributions of the text as it is, and emptied
+    2. label      of given answers, the most probable one is what is explained
+    3. explain    every method's scores at every step; the caller's own are there already
+    4. change     scores become masks and rankings, these become changed texts; equal ones are one, of all methods,
+                  metrics and pi alike
+    5. run        in batches, steps together; of each text the distance from P and the answer stay
+    6. measure    an item a step, method and metric
+    7. sum up     over steps
+
+The work is a generator: between two of its results lies one pass of bounded size, so that others can run and whoever
+gave up is noticed. U are the positions that may be perturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradellm_engine.decoder import Decoder
+from gradellm_engine.errors import ComputationError, InvalidRequestError
+from gradellm_engine.faithfulness.curves import curve, trapezoid_weights
+from gradellm_engine.faithfulness.distance import MIN_BASELINE, hellinger, pi_soft_nc, pi_soft_ns
+from gradellm_engine.faithfulness.masks import kept, soft_uniforms, uniforms
+from gradellm_engine.faithfulness.perturbed import Allowance, Changed, ChangedTexts
+from gradellm_engine.faithfulness.plausibility import average_precision, token_f1
+from gradellm_engine.faithfulness.ranking import flip_auc, top_sets
+from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary, Point
+from gradellm_engine.faithfulness.retention import Retention, retentions, soft_retention
+from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
+from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_interval
+from gradellm_engine.methods.afterwards import Given
+from gradellm_engine.passes import Target
+from gradellm_engine.prompts import Prompt, Role
+
+RANDOM = "random"  # whose name differences are taken from
+BATCHES_A_GROUP = 4  # of changed texts that are made before any of them runs
+
+Scores = NDArray[np.float64]
+Told = float | EvaluationItem | EvaluationSummary
+"""A share of the work that is done, or a result."""
+Explain = Callable[[Judged, Given, Sequence[int]], Iterator[float | tuple[int, Tensor]]]
+"""A method's scores of the whole prefix, at some steps: each with its step; and shares of that work."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One step's text, behind what all share.
+
+    Attributes:
+        step: which.
+        ids: its tokens. [T]
+        places: U, counted in them. [U]
+        positions: U, counted in the prefix. [U]
+    """
+
+    step: int
+    ids: tuple[int, ...]
+    places: NDArray[np.intp]
+    positions: NDArray[np.intp]
+
+    def zeroed(self, gone: NDArray[np.bool_]) -> Changed:
+        """With the embeddings of some of U zeroed. [U], bool"""
+        zeros = np.zeros(len(self.ids), dtype=np.uint8)
+        zeros[self.places[gone]] = 1
+        return Changed(self.ids, zeros.tobytes())
+
+    def without(self, gone: NDArray[np.bool_], removal: Removal, pad_id: int) -> Changed:
+        """With some of U taken away. [U], bool
+
+        Where nothing would be left, the last token stays, its embedding zeroed: a model says nothing after no text.
+        """
+        if removal is Removal.ZERO:
+            return self.zeroed(gone)
+        places = {int(place) for place in self.places[gone]}
+        if removal is Removal.PAD:
+            ids = tuple(pad_id if place in places else token_id for place, token_id in enumerate(self.ids))
+        else:
+            ids = tuple(token_id for place, token_id in enumerate(self.ids) if place not in places)
+        return Changed(ids, bytes(len(ids))) if ids else Changed(self.ids[-1:], b"\1")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the model says next at a step, before anything is changed.
+
+    Attributes:
+        P: next-token distribution. [V]
+        baseline: H(P, P_0).
+        answer: the predicted label's place, or the most probable token.
+    """
+
+    P: Tensor
+    baseline: float
+    answer: int
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether emptying the text moves the distribution too little to measure anything."""
+        return self.baseline < MIN_BASELINE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a changed text.
+
+    Attributes:
+        distance: from the whole text's distribution.
+        answer: see `Whole`.
+    """
+
+    distance: float
+    answer: int
+
+
+@dataclass
+class Measurement:
+    """One metric of one attribution at one step: the texts that it needs, and what it makes of their outcomes."""
+
+    judged: Judged
+    metric: Metric
+    scores: Scores  # [U]
+    retained: tuple[Retention, ...] = ()
+    texts: list[Changed] = field(default_factory=list)
+
+
+class Evaluation:
+    """One request.
+
+    Attributes:
+        allowance: how much one pass may take.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: Prompt,
+        settings: EvaluationSettings,
+        *,
+        label_ids: Sequence[int],
+        pad_id: int | None,
+        explain: Explain,
+        explain_tokens: Callable[[Judged, int, int], float],
+        allowance: Allowance,
+    ) -> None:
+        """Check what depends on the prompt.
+
+        Args:
+            decoder: the model.
+            prompt: its tokens.
+            settings: what is asked for.
+            label_ids: the labels' first tokens.
+            pad_id: the tokenizer's padding token; None where it has none.
+            explain: computes a method's scores.
+            explain_tokens: about how many tokens that reads, for a prompt and a completion of so many tokens.
+            allowance: how much one pass may take.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+        """
+        self._decoder, self._prompt, self._settings = decoder, prompt, settings
+        self._label_ids, self._pad_id = list(label_ids), pad_id
+        self._explain, self._explain_tokens = explain, explain_tokens
+        self.allowance = allowance
+        self._own = self._perturbable()
+        self._rationale = np.array([token.segment in settings.rationale for token in prompt.tokens])
+        self._check_rationale()
+        if settings.removal is Removal.PAD and pad_id is None and any(m.is_ranked for m in settings.metrics):
+            raise InvalidRequestError("removal", "pad: this model's tokenizer has no padding token; use remove or zero")
+
+    def check_completion(self, num_tokens: int) -> None:
+        """Refuse what a completion of so many tokens cannot be asked.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+        """
+        settings, m = self._settings, len(self._prompt.tokens)
+        steps = settings.steps(num_tokens)
+        if not steps:
+            raise InvalidRequestError("offset", f"is {settings.offset}; the completion has {num_tokens} tokens")
+        for judged in settings.judged:
+            for step in steps if judged.method is None else ():
+                row = judged.rows.get(step)
+                if row is None:
+                    raise InvalidRequestError(
+                        "scores", f"{judged.name!r} has no row for step {step}; steps {_listed(steps)} are evaluated"
+                    )
+                lengths = {m + step} if settings.perturb is Perturb.PREFIX else {m, m + step}
+                if len(row) not in lengths:
+                    raise InvalidRequestError(
+                        "scores",
+                        f"{judged.name!r} has {len(row)} scores at step {step}; one a token is needed: "
+                        f"{' or '.join(str(length) for length in sorted(lengths))}",
+                    )
+
+    def work(self, given: Given) -> Iterator[Told]:
+        """Evaluate a completion whose tokens are there."""
+        if given.slot is None:
+            raise ValueError("an evaluation goes on from what the completion's stream holds")
+        self.check_completion(given.num_steps)
+        texts = [self._text(given, step) for step in self._settings.steps(given.num_steps)]
+        done = _Done(self._expected_tokens(given, texts))
+        runner = ChangedTexts(self._decoder, given.slot, self._first, self.allowance)
+        wholes: dict[int, Whole] = {}
+        yield from self._wholes(runner, texts, wholes, done)
+        if self._label_ids:
+            answer = self._label_ids[wholes[0].answer]
+            given = replace(given, targets=[Target(answer)])
+        scores: dict[tuple[str, int], Scores] = {}
+        yield from self._scores(given, texts, scores, done)
+        items: list[EvaluationItem] = []
+        num_asked = 0
+        for group in self._groups(texts, wholes, scores):
+            outcomes: dict[tuple[int, Changed], Outcome] = {}
+            yield from self._outcomes(runner, group, wholes, outcomes, done)
+            for text, measurements in group:
+                for measurement in measurements:
+                    num_asked += len(measurement.texts)
+                    found = [outcomes[text.step, changed] for changed in measurement.texts]
+                    item = self._item(text, measurement, wholes[text.step], found)
+                    items.append(item)
+                    yield item
+        yield self._summary(texts, wholes, items, runner.num_run, num_asked)
+
+    # What may be changed -------------------------------------------------------------------------------------------
+
+    def _perturbable(self) -> list[int]:
+        """Positions of the prompt that may be perturbed."""
+        tokens = self._prompt.tokens
+        if self._settings.perturb is not Perturb.USER:
+            return list(range(len(tokens)))
+        own = [i for i, token in enumerate(tokens) if token.role is Role.USER and not token.special]
+        if not own:
+            raise InvalidRequestError(
+                "perturb", "user: the prompt has no token of the user's own text; use perturb prompt or prefix"
+            )
+        return own
+
+    def _check_rationale(self) -> None:
+        settings = self._settings
+        known = {token.segment for token in self._prompt.tokens}
+        for name in settings.rationale:
+            if name not in known:
+                raise InvalidRequestError(
+                    "rationale",
+                    f"{name!r} is not a segment of the input that holds a token; segments are "
+                    f"{', '.join(sorted(s for s in known if s)) or 'none'}",
+                )
+        if settings.rationale and not 0 < self._rationale[self._own].sum() < len(self._own):
+            raise InvalidRequestError(
+                "rationale", f"must hold some of the {len(self._own)} tokens that may be perturbed, and not all of them"
+            )
+
+    @property
+    def _first(self) -> int:
+        """Where changed texts begin: a token before the first that may change, so that some text is always left."""
+        return max(0, self._own[0] - 1)
+
+    def _text(self, given: Given, step: int) -> Text:
+        end = given.prefix(step)
+        positions = list(self._own)
+        if self._settings.perturb is Perturb.PREFIX:
+            positions += range(given.num_prompt_tokens, end)
+        at = np.array(positions, dtype=np.intp)
+        return Text(step, tuple(given.ids[self._first : end]), at - self._first, at)
+
+    # The model -----------------------------------------------------------------------------------------------------
+
+    def _wholes(
+        self, runner: ChangedTexts, texts: Sequence[Text], wholes: dict[int, Whole], done: _Done
+    ) -> Iterator[float]:
+        """P and P_0 of all steps."""
+        changed = [text.zeroed(np.full(len(text.places), is_emptied)) for text in texts for is_emptied in (False, True)]
+        found: dict[int, Tensor] = {}
+        for places, probs in runner.run(changed):
+            _check_finite(probs)
+            found.update(zip(places, probs, strict=True))
+            yield done.now(self.allowance)
+        for i, text in enumerate(texts):
+            P = found[2 * i]
+            wholes[text.step] = Whole(P, float(hellinger(P, found[2 * i + 1])), self._answers(P[None])[0])
+
+    def _answers(self, probs: Tensor) -> list[int]:
+        """[B, V]"""
+        answers: list[int] = (probs[:, self._label_ids] if self._label_ids else probs).argmax(-1).tolist()
+        return answers
+
+    def _scores(
+        self, given: Given, texts: Sequence[Text], scores: dict[tuple[str, int], Scores], done: _Done
+    ) -> Iterator[float]:
+        """Every attribution's scores of U at every step, by name and step."""
+        positions = {text.step: text.positions for text in texts}
+        for judged in self._settings.judged:
+            if judged.method is None:
+                for step, at in positions.items():
+                    scores[judged.name, step] = np.asarray(judged.rows[step], dtype=np.float64)[at]
+                continue
+            share = self._explain_tokens(judged, given.num_prompt_tokens, given.num_steps)
+            for result in self._explain(judged, given, list(positions)):
+                if isinstance(result, float):
+                    yield done.with_part(share * result)
+                    continue
+                step, row = result
+                if step in positions:
+                    its = row.detach().double().cpu().numpy()[positions[step]]
+                    if not np.isfinite(its).all():
+                        raise ComputationError(
+                            f"{judged.name}'s attribution of token {step} is not finite: the model's numbers overflow"
+                        )
+                    scores[judged.name, step] = its
+            done.add(share)
+
+    def _groups(
+        self, texts: Sequence[Text], wholes: Mapping[int, Whole], scores: Mapping[tuple[str, int], Scores]
+    ) -> Iterator[list[tuple[Text, list[Measurement]]]]:
+        """What is measured, so many steps at a time that batches are full."""
+        group: list[tuple[Text, list[Measurement]]] = []
+        num_tokens = 0
+        for text in texts:
+            measurements = [
+                measurement
+                for judged in self._settings.judged
+                for metric in self._settings.metrics
+                if not (metric.is_soft and wholes[text.step].is_skipped)
+                for measurement in [self._measurement(text, judged, metric, scores[judged.name, text.step])]
+            ]
+            group.append((text, measurements))
+            num_tokens += sum(len(measurement.texts) for measurement in measurements) * len(text.ids)
+            if num_tokens >= BATCHES_A_GROUP * self.allowance.most:
+                yield group
+                group, num_tokens = [], 0
+        if group:
+            yield group
+
+    def _measurement(self, text: Text, judged: Judged, metric: Metric, scores: Scores) -> Measurement:
+        """The texts that a metric needs."""
+        settings, size = self._settings, len(scores)
+        measurement = Measurement(judged, metric, scores)
+        if metric.is_soft:
+            if metric.has_pis:
+                retained = retentions(scores, settings.pis)
+                draws = uniforms(settings.seed, text.step, settings.pis, settings.samples, size)  # [P, N, U]
+            else:
+                retained = (soft_retention(scores, settings.raw_scores),)
+                draws = soft_uniforms(settings.seed, text.step, settings.samples, size)[None]  # [1, N, U]
+            measurement.retained = retained
+            masks = kept(draws, np.stack([each.probs for each in retained]))
+            gone = ~masks if metric.keeps else masks
+            measurement.texts = [text.zeroed(mask) for mask in gone.reshape(-1, size)]
+        elif metric.is_ranked:
+            for chosen in top_sets(scores, settings.seed, text.step):
+                gone = np.full(size, metric is Metric.INSERTION)
+                gone[chosen] = metric is Metric.DELETION
+                measurement.texts.append(text.without(gone, settings.removal, self._pad_id or 0))
+        return measurement
+
+    def _outcomes(
+        self,
+        runner: ChangedTexts,
+        group: Sequence[tuple[Text, Sequence[Measurement]]],
+        wholes: Mapping[int, Whole],
+        outcomes: dict[tuple[int, Changed], Outcome],
+        done: _Done,
+    ) -> Iterator[float]:
+        """Run a group's texts, each once."""
+        keys = list(
+            dict.fromkeys(
+                (text.step, changed)
+                for text, measurements in group
+                for measurement in measurements
+                for changed in measurement.texts
+            )
+        )
+        for places, probs in runner.run([changed for _, changed in keys]):
+            _check_finite(probs)
+            P = torch.stack([wholes[keys[place][0]].P for place in places])
+            distances, answers = hellinger(P, probs).tolist(), self._answers(probs)
+            for place, distance, answer in zip(places, distances, answers, strict=True):
+                outcomes[keys[place]] = Outcome(distance, answer)
+            yield done.now(self.allowance)
+
+    # What comes of it ----------------------------------------------------------------------------------------------
+
+    def _item(self, text: Text, measurement: Measurement, whole: Whole, found: Sequence[Outcome]) -> EvaluationItem:
+        metric, name = measurement.metric, measurement.judged.name
+        if metric.is_soft:
+            distances = np.array([outcome.distance for outcome in found]).reshape(len(measurement.retained), -1)
+            samples = (pi_soft_ns if metric.keeps else pi_soft_nc)(distances, whole.baseline)  # [P, N]
+            means = curve(samples)
+            points = tuple(
+                Point(each.pi, each.achieved, each.alpha, tuple(row.tolist()), float(mean))
+                for each, row, mean in zip(measurement.retained, samples, means, strict=True)
+            )
+            expected = None if metric.has_pis else measurement.retained[0].expected_tokens
+            return EvaluationItem(
+                text.step, name, metric, float(self._weights(metric) @ means), points, expected_tokens=expected
+            )
+        if metric.is_ranked:
+            flips = np.array([outcome.answer != whole.answer for outcome in found])
+            return EvaluationItem(text.step, name, metric, flip_auc(flips), flips=tuple(flips.tolist()))
+        rationale = np.zeros(len(text.positions), dtype=np.bool_)
+        rationale[: len(self._own)] = self._rationale[self._own]
+        if metric is Metric.AUPRC:
+            value = average_precision(measurement.scores, rationale)
+        else:
+            value = token_f1(measurement.scores, rationale, self._settings.seed, text.step)
+        return EvaluationItem(text.step, name, metric, value)
+
+    def _weights(self, metric: Metric) -> NDArray[np.float64]:
+        """What each point counts in a metric's value: an area where there are several. [P]"""
+        pis = self._settings.pis
+        return trapezoid_weights(pis) if metric.has_pis and len(pis) > 1 else np.ones(1)
+
+    def _summary(
+        self,
+        texts: Sequence[Text],
+        wholes: Mapping[int, Whole],
+        items: Sequence[EvaluationItem],
+        num_run: int,
+        num_asked: int,
+    ) -> EvaluationSummary:
+        by_kind: dict[tuple[str, Metric], list[EvaluationItem]] = {}
+        for item in items:
+            by_kind.setdefault((item.name, item.metric), []).append(item)
+        first = wholes[texts[0].step]
+        return EvaluationSummary(
+            metrics=tuple(
+                self._metric_summary(name, metric, of, by_kind.get((RANDOM, metric)) if name != RANDOM else None)
+                for (name, metric), of in by_kind.items()
+            ),
+            steps=tuple(text.step for text in texts),
+            skipped=tuple(text.step for text in texts if wholes[text.step].is_skipped),
+            label=first.answer if self._label_ids else None,
+            is_outside=bool(self._label_ids) and int(first.P.argmax()) not in self._label_ids,
+            num_perturbable=len(texts[0].places),
+            num_sequences=num_run,
+            num_asked=num_asked + 2 * len(texts),
+        )
+
+    def _metric_summary(
+        self, name: str, metric: Metric, items: Sequence[EvaluationItem], random: Sequence[EvaluationItem] | None
+    ) -> MetricSummary:
+        expected = [item.expected_tokens for item in items if item.expected_tokens is not None]
+        return MetricSummary(
+            name=name,
+            metric=metric,
+            interval=self._interval(metric, items),
+            median=median(np.array([item.value for item in items])),
+            difference=None if random is None else self._interval(metric, items, random),
+            curve=tuple(np.mean([[point.mean for point in item.points] for item in items], axis=0).tolist())
+            if metric.has_pis
+            else (),
+            expected_tokens=float(np.mean(expected)) if expected else None,
+            steps=len(items),
+        )
+
+    def _interval(
+        self, metric: Metric, items: Sequence[EvaluationItem], less: Sequence[EvaluationItem] | None = None
+    ) -> Interval:
+        """The mean over steps, or of what another's is less, mask by mask."""
+        if not metric.is_soft:
+            values = np.array([item.value for item in items])
+            if less is not None:
+                values = values - [item.value for item in less]
+            return Interval(float(values.mean()), None, None, "monte_carlo", 1)
+        samples = _samples(items)
+        if less is not None:
+            samples = samples - _samples(less)
+        weights = np.tile(self._weights(metric), len(items)) / len(items)
+        return monte_carlo_interval(samples, weights, self._settings.seed)
+
+    def _expected_tokens(self, given: Given, texts: Sequence[Text]) -> float:
+        """About how many tokens are read in all."""
+        own = sum(len(text.ids) for text in texts) * (2 + self._settings.sequences_a_step)
+        methods = (
+            self._explain_tokens(judged, given.num_prompt_tokens, given.num_steps)
+            for judged in self._settings.judged
+            if judged.method is not None
+        )
+        return own + sum(methods)
+
+
+@dataclass
+class _Done:
+    """How much of the work is done.
+
+    Attributes:
+        total: tokens that are read in all, about.
+        explained: of those, by methods that have ended.
+    """
+
+    total: float
+    explained: float = 0.0
+    _read: int = 0
+
+    def now(self, allowance: Allowance) -> float:
+        """The share."""
+        self._read = allowance.used
+        return self.with_part(0.0)
+
+    def with_part(self, tokens: float) -> float:
+        """The share, with a part of a method that runs."""
+        return min(1.0, (self.explained + tokens + self._read) / max(1.0, self.total))
+
+    def add(self, tokens: float) -> None:
+        """A method has ended."""
+        self.explained += tokens
+
+
+def _samples(items: Sequence[EvaluationItem]) -> NDArray[np.float64]:
+    """A row for each step and point. [steps P, N]"""
+    return np.array([point.samples for item in items for point in item.points])
+
+
+def _check_finite(probs: Tensor) -> None:
+    if not probs.isfinite().all():
+        raise ComputationError("the model returned logits that are not finite for a changed text")
+
+
+def _listed(steps: range) -> str:
+    return f"{steps.start}, {steps.start + steps.step} .. {steps[-1]}" if len(steps) > 2 else ", ".join(map(str, steps))

@@ -1,0 +1,56 @@
+"""Which tokens are kept: draws that all methods share, and the masks that they make of probabilities.
+
+A token's uniform r is a pure function of (seed, step, pi, sample, token). Other pis, more samples or a longer text
+leave it as it is, and it is the same for every method, for NS and for NC: what differs between two methods is their
+scores alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradellm_engine.draws import stream
+from gradellm_engine.faithfulness.retention import check_pi
+
+
+def uniforms(seed: int, step: int, pis: Sequence[float], num_samples: int, num_tokens: int) -> NDArray[np.float64]:
+    """Uniform draws in [0, 1) of one step, for the metrics at each pi. [P, N, U]
+
+    Args:
+        seed: in [0, 2**63).
+        step: of the completion.
+        pis: each in [0, 1]; told apart by millionths.
+        num_samples: masks a pi, N.
+        num_tokens: those that may be perturbed, U.
+
+    Raises:
+        ValueError: for a pi outside [0, 1].
+    """
+    for pi in pis:
+        check_pi(pi)
+    # The decimal that was meant, not its bits: 0.15 and 3 * 0.05 are one pi.
+    keys = [(step, round(pi * 1_000_000), sample) for pi in pis for sample in range(num_samples)]
+    rows = [stream(seed, "mask", *key).random(num_tokens) for key in keys]
+    return np.array(rows, dtype=np.float64).reshape(len(pis), num_samples, num_tokens)
+
+
+def soft_uniforms(seed: int, step: int, num_samples: int, num_tokens: int) -> NDArray[np.float64]:
+    """Uniform draws in [0, 1) of one step, for the original metrics, which have no pi. [N, U]"""
+    rows = [stream(seed, "soft mask", step, sample).random(num_tokens) for sample in range(num_samples)]
+    return np.array(rows, dtype=np.float64).reshape(num_samples, num_tokens)
+
+
+def kept(r: NDArray[np.float64], probs: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """What Soft-NS keeps: token i where r_i < s_i^alpha (eq 14). Soft-NC removes those, so it keeps `~kept`.
+
+    Args:
+        r: uniform draws. [..., N, U]
+        probs: probabilities of being kept. [..., U]
+
+    Returns:
+        A mask a sample, True for what is kept. [..., N, U]
+    """
+    return r < probs[..., None, :]

@@ -1,0 +1,97 @@
+"""What the model would say next after changed texts, many of them at once.
+
+All changed texts of an evaluation begin alike, with what stands before the first token that may be perturbed: template
+and first token. The stream that is evaluated holds that beginning's keys and values, so it is not read again. What
+follows goes through the model in large batches, sequences of similar length together, and of each the last position's
+logits alone are computed. Equal texts run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.decoder import Decoder
+from gradellm_engine.faithfulness.distance import probabilities
+from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.whole_pass import ContinuedPass
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A changed text, behind the common beginning. Equal ones are equal.
+
+    Attributes:
+        ids: its tokens.
+        zeroed: one byte a token: 1 where its embedding is zero.
+    """
+
+    ids: tuple[int, ...]
+    zeroed: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+FIRST_TOKENS = 512  # of a first pass, whose time is not known yet
+
+
+@dataclass
+class Allowance:
+    """How much one pass may take; whoever runs it may change that between two passes.
+
+    Attributes:
+        most: tokens of all sequences together that there is memory for.
+        tokens: how many of them the next pass may take; one sequence at least.
+        used: tokens of all passes so far.
+    """
+
+    most: int
+    used: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = min(self.most, FIRST_TOKENS)
+
+
+class ChangedTexts:
+    """Runs changed texts of one sequence.
+
+    Attributes:
+        first: where the common beginning ends. Of what follows, a part may be as it was.
+        num_run: texts that were run.
+    """
+
+    def __init__(self, decoder: Decoder, slot: KVSlot, first: int, allowance: Allowance) -> None:
+        self._decoder, self._slot, self._allowance = decoder, slot, allowance
+        self.first = first
+        self.num_run = 0
+
+    def run(self, texts: Sequence[Changed]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Next-token distributions after each: places in `texts`, and the probabilities of those, [B, V].
+
+        One batch between two results; the longest texts first.
+        """
+        waiting = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        done = 0
+        while done < len(waiting):
+            longest = len(texts[waiting[done]])
+            count = max(1, self._allowance.tokens // longest)
+            places = waiting[done : done + count]
+            done += len(places)
+            yield places, self._probabilities([texts[place] for place in places])
+
+    def _probabilities(self, texts: Sequence[Changed]) -> Tensor:
+        """[B, V]"""
+        longest, device = max(len(text) for text in texts), self._decoder.device
+        flat = [token_id for text in texts for token_id in (*text.ids, *[0] * (longest - len(text)))]
+        zeroed = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
+        embeddings = self._decoder.embed(flat).view(len(texts), longest, -1)
+        gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest, 1)
+        embeddings = embeddings.masked_fill(gone.to(device), 0)
+        run = ContinuedPass(self._slot, self.first)
+        self.num_run += len(texts)
+        self._allowance.used += len(flat)
+        return probabilities(self._decoder.last_logits(embeddings, [len(text) for text in texts], run))

@@ -1,0 +1,142 @@
+"""From scores to probabilities of being kept, so that every method keeps as much (eqs 19 and 20).
+
+Two methods whose scores have different means keep different amounts of text, and are not to be compared. So scores s
+in (0, 1) are raised to a power alpha of their own with mean(s^alpha) = pi. Since s lies within [1e-6, 1 - 1e-6],
+mean(s^alpha) falls from 1 to 0 as alpha rises from 0 to infinity, and alpha exists for every pi.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN = 1e-6  # unit scores keep this distance from 0 and 1
+HALVINGS = 64  # of a bracket at most log(1.4e7) wide: down to rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Retention:
+    """With what probability each token is kept.
+
+    Attributes:
+        pi: the mean that was asked for; None for the original metric, which takes scores as they are.
+        achieved: the mean that came out (eq 19).
+        alpha: what scores were raised to; infinity for pi = 0.
+        probs: s^alpha. [U]
+    """
+
+    pi: float | None
+    achieved: float
+    alpha: float
+    probs: NDArray[np.float64]
+
+    @property
+    def expected_tokens(self) -> float:
+        """How many tokens are kept in the mean, E[R]."""
+        return float(self.probs.sum())
+
+
+def finite_scores(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
+    """One score a token, in float64. [U]
+
+    Raises:
+        ValueError: where there are none, or some are not finite.
+    """
+    scores = np.asarray(attribution, dtype=np.float64)
+    if scores.ndim != 1 or not len(scores):
+        raise ValueError(f"scores must be a vector of one or more, one a token; their shape was {scores.shape}")
+    if not np.isfinite(scores).all():
+        index = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(f"scores must be finite; that of token {index} was {scores[index]}")
+    return scores
+
+
+def unit_scores(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Min-max over U, clipped to [1e-6, 1 - 1e-6]. [U] -> [U]
+
+    Scores that are all equal, a single one too, become 1/2 each: equal they stay, and every s^alpha is pi.
+
+    Raises:
+        ValueError: where there are no scores, or some are not finite.
+    """
+    halves = finite_scores(attribution) / 2  # the difference of two finite numbers may not be finite
+    low, high = halves.min(), halves.max()
+    if low == high:
+        return np.full_like(halves, 0.5)
+    unit: NDArray[np.float64] = np.clip((halves - low) / (high - low), MARGIN, 1 - MARGIN)
+    return unit
+
+
+def exponent(unit: NDArray[np.float64], pi: float) -> float:
+    """The alpha with mean(s^alpha) = pi, by bisection on log(alpha).
+
+    The mean lies between min(s)^alpha and max(s)^alpha, so alpha lies between log(pi) / log(min s) and
+    log(pi) / log(max s). The mean moves by at most 1/e of what log(alpha) moves by, so that it is met down to rounding.
+
+    Args:
+        unit: scores s, each in (0, 1). [U]
+        pi: in [0, 1]; at 0 alpha is infinity, at 1 it is 0.
+
+    Raises:
+        ValueError: for a score outside (0, 1) or a pi outside [0, 1].
+    """
+    if not ((unit > 0) & (unit < 1)).all():  # also refuses NaN
+        raise ValueError("scores must lie above 0 and below 1; take unit_scores of them")
+    check_pi(pi)
+    if pi == 0:
+        return math.inf
+    if pi == 1:
+        return 0.0
+    logs, target = np.log(unit), math.log(pi)
+    low, high = math.log(target / logs.min()), math.log(target / logs.max())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if np.exp(math.exp(middle) * logs).mean() > pi:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def retentions(attribution: NDArray[np.floating], pis: Sequence[float]) -> tuple[Retention, ...]:
+    """With what probability each token is kept, at each pi.
+
+    Args:
+        attribution: of any scale and sign. [U]
+        pis: each in [0, 1].
+
+    Raises:
+        ValueError: where there are no scores, some are not finite, or a pi lies outside [0, 1].
+    """
+    unit = unit_scores(attribution)
+    logs = np.log(unit)
+    kept = []
+    for pi in pis:
+        alpha = exponent(unit, pi)
+        probs = np.exp(alpha * logs)
+        kept.append(Retention(pi, float(probs.mean()), alpha, probs))
+    return tuple(kept)
+
+
+def soft_retention(attribution: NDArray[np.floating], raw: bool) -> Retention:
+    """The original Soft-NS and Soft-NC: scores themselves are the probabilities (eq 14).
+
+    Args:
+        attribution: of any scale and sign. [U]
+        raw: take scores as they are, clipped to [0, 1], instead of `unit_scores` of them.
+
+    Raises:
+        ValueError: where there are no scores, or some are not finite.
+    """
+    probs = np.clip(finite_scores(attribution), 0, 1) if raw else unit_scores(attribution)
+    return Retention(None, float(probs.mean()), 1.0, probs)
+
+
+def check_pi(pi: float) -> None:
+    """Raises ValueError for what is no share."""
+    if not 0 <= pi <= 1:  # also refuses NaN
+        raise ValueError(f"pi must lie between 0 and 1, was {pi}")
