@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DeadlineExceededError,
         GradellmError,
         InvalidExplanationError,
+        InvalidReportError,
         InvalidRequestError,
         LocalServerError,
         OverloadedError,
@@ -34,15 +35,22 @@ if TYPE_CHECKING:
         UnimplementedError,
         Violation,
     )
+    from gradellm.evaluation.report import EvaluationReport
     from gradellm.explanation import Explanation
     from gradellm.results import (
         Alternative,
         Attribution,
         AttributionSettings,
+        EvaluationItem,
+        EvaluationPoint,
+        EvaluationSettings,
+        EvaluationSummary,
         Event,
         Finished,
+        Interval,
         Limits,
         MethodInfo,
+        MetricSummary,
         ModelInfo,
         PromptToken,
         Provenance,
@@ -65,15 +73,23 @@ __all__ = [
     "Client",
     "ClientClosedError",
     "DeadlineExceededError",
+    "EvaluationItem",
+    "EvaluationPoint",
+    "EvaluationReport",
+    "EvaluationSettings",
+    "EvaluationSummary",
     "Event",
     "Explanation",
     "Finished",
     "GradellmError",
+    "Interval",
     "InvalidExplanationError",
+    "InvalidReportError",
     "InvalidRequestError",
     "Limits",
     "LocalServerError",
     "MethodInfo",
+    "MetricSummary",
     "ModelInfo",
     "OverloadedError",
     "PromptToken",
@@ -93,7 +109,13 @@ __all__ = [
     "__version__",
 ]
 
-_MODULES = {"AsyncClient": "aio", "Client": "client", "Explanation": "explanation", "Violation": "errors"}
+_MODULES = {
+    "AsyncClient": "aio",
+    "Client": "client",
+    "EvaluationReport": "evaluation.report",
+    "Explanation": "explanation",
+    "Violation": "errors",
+}
 
 
 if not TYPE_CHECKING:  # a type checker is to find the names above, and no others

@@ -10,6 +10,7 @@ import grpc
 
 from gradellm import calls
 from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExceededError, UnavailableError
+from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Collector
 from gradellm.local import LocalServer
 from gradellm.v1 import explainer_pb2_grpc
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
     from gradellm.explanation import Explanation
     from gradellm.local import LocalServerKeywords
-    from gradellm.requests import AttributeKeywords, CallKeywords, GenerateKeywords, TokenizeKeywords
+    from gradellm.requests import (
+        AttributeKeywords,
+        CallKeywords,
+        EvaluateKeywords,
+        GenerateKeywords,
+        TokenizeKeywords,
+    )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
 
 __all__ = ["AsyncClient"]
@@ -95,6 +102,16 @@ class AsyncClient:
     async def attribute(self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]) -> Explanation:
         """Explain a completion that exists already, collected. Keywords as in `Client.attribute_events`."""
         return await _collected(self.attribute_events(prompt, **keywords))
+
+    def evaluate_events(
+        self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
+    ) -> AsyncGenerator[Event, None]:
+        """Tell how faithful explanations of a completion are. Keywords as in `Client.evaluate_events`."""
+        return self._events(calls.evaluate(prompt, keywords))
+
+    async def evaluate(self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]) -> EvaluationReport:
+        """Tell how faithful explanations of a completion are, collected. Keywords as in `Client.evaluate_events`."""
+        return EvaluationReport.from_events([event async for event in self.evaluate_events(prompt, **keywords)])
 
     async def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
         """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""

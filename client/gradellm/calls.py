@@ -61,6 +61,12 @@ def attribute(prompt: str | None, keywords: requests.AttributeKeywords) -> Call[
     return Call("Attribute", request, responses.event, requests.deadline(keywords))
 
 
+def evaluate(prompt: str | None, keywords: requests.EvaluateKeywords) -> Call[Event | None]:
+    """Ask for the events of an evaluation."""
+    request = requests.evaluate_request(prompt, keywords)
+    return Call("Evaluate", request, responses.event, requests.deadline(keywords))
+
+
 def tokenize(prompt: str | None, keywords: requests.TokenizeKeywords) -> Call[TokenizedPrompt]:
     """Ask for the tokens of a prompt."""
     request = requests.tokenize_request(prompt, keywords)

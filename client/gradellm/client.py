@@ -9,6 +9,7 @@ import grpc
 
 from gradellm import calls
 from gradellm.errors import ClientClosedError, DeadlineExceededError, UnavailableError
+from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
 from gradellm.v1 import explainer_pb2_grpc
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from gradellm.local import LocalServerKeywords
-    from gradellm.requests import AttributeKeywords, CallKeywords, GenerateKeywords, TokenizeKeywords
+    from gradellm.requests import (
+        AttributeKeywords,
+        CallKeywords,
+        EvaluateKeywords,
+        GenerateKeywords,
+        TokenizeKeywords,
+    )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
 
 __all__ = ["Client"]
@@ -106,6 +113,21 @@ class Client:
     def attribute(self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]) -> Explanation:
         """Explain a completion that exists already, collected. Keywords as in `attribute_events`."""
         return Explanation.from_events(self.attribute_events(prompt, **keywords))
+
+    def evaluate_events(
+        self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
+    ) -> Generator[Event, None, None]:
+        """Tell how faithful explanations of a completion are: `started`, tokens, progress and items, then `summary`.
+
+        Keywords: completion, completion_ids, labels or explanation; messages, prompt_ids, segments; max_new_tokens and
+        others for a completion that is generated first; methods, scores, metrics, pis, samples, stride, offset, seed,
+        perturb, perturb_positions, removal, raw_scores, rationale. EvaluateKeywords says what each means.
+        """
+        return self._events(calls.evaluate(prompt, keywords))
+
+    def evaluate(self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]) -> EvaluationReport:
+        """Tell how faithful explanations of a completion are, collected. Keywords as in `evaluate_events`."""
+        return EvaluationReport.from_events(self.evaluate_events(prompt, **keywords))
 
     def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
         """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""

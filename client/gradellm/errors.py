@@ -10,7 +10,10 @@ GradellmError
 ├── ServerError              the server failed
 ├── LocalServerError         a server of one's own did not start; `.stderr` has its last lines
 ├── ClientClosedError        the client was used after it was closed; also a RuntimeError
-└── InvalidExplanationError  a stored explanation, or a list of events, is not well formed; also a ValueError
+├── InvalidExplanationError  a stored explanation, or a list of events, is not well formed; also a ValueError
+├── InvalidReportError       the same of an evaluation's report; also a ValueError
+├── DataError                a data set cannot be used (`gradellm.evaluation.rows`); also a ValueError
+└── ResultsFileError         a file of results cannot be used (`gradellm.evaluation.results_file`)
 
 An error that came over the wire has the gRPC error as its `__cause__`, and the server's own `.reason` if it gave one.
 """
@@ -35,6 +38,7 @@ __all__ = [
     "DeadlineExceededError",
     "GradellmError",
     "InvalidExplanationError",
+    "InvalidReportError",
     "InvalidRequestError",
     "LocalServerError",
     "OverloadedError",
@@ -122,6 +126,10 @@ class ClientClosedError(GradellmError, RuntimeError):
 
 class InvalidExplanationError(GradellmError, ValueError):
     """Events or JSON that do not make an explanation."""
+
+
+class InvalidReportError(GradellmError, ValueError):
+    """Events or JSON that do not make a report of an evaluation, or a name that is not in it."""
 
 
 _BY_CODE: dict[grpc.StatusCode, type[GradellmError]] = {

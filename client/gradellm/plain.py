@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -86,11 +86,12 @@ def _read_dataclass(kind: type, plain: object, path: str) -> object:
     if not isinstance(plain, dict):
         raise _malformed(path, "an object", plain)
     hints = _hints(kind)
-    for name in hints.keys() - plain.keys():
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    for name in needed - plain.keys():  # what has a default came later than what was written
         raise MalformedError(f"{_below(path, name)}: is missing")
     for name in plain.keys() - hints.keys():
         raise MalformedError(f"{_below(path, name)}: is not known here")
-    return kind(**{name: _read(hint, plain[name], _below(path, name)) for name, hint in hints.items()})
+    return kind(**{name: _read(hint, plain[name], _below(path, name)) for name, hint in hints.items() if name in plain})
 
 
 def _read_float(number: int, path: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from gradellm.errors import InvalidRequestError
 from gradellm.responses import enum_names
@@ -19,15 +19,19 @@ from gradellm.v1 import explainer_pb2 as pb
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
+    from gradellm.explanation import Explanation
     from gradellm.results import (
         Aggregation,
         Delivery,
         Loosening,
         Magnitude,
+        Metric,
         NormaliseOver,
         Objective,
+        Perturb,
         Preset,
         Rectify,
+        Removal,
         Resolution,
         Rotary,
         Similarity,
@@ -38,10 +42,12 @@ __all__ = [
     "AttributeKeywords",
     "AttributionKeywords",
     "CallKeywords",
+    "EvaluateKeywords",
     "GenerateKeywords",
     "TokenizeKeywords",
     "attribute_request",
     "deadline",
+    "evaluate_request",
     "generate_request",
     "server_info_request",
     "tokenize_request",
@@ -154,11 +160,193 @@ class AttributeKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=
     """Return this many most probable tokens beside each completion token."""
 
 
+class EvaluateKeywords(CallKeywords, InputKeywords, total=False):
+    """The keywords of `evaluate`. At most one of completion, completion_ids, labels, explanation and max_new_tokens."""
+
+    completion: str | None
+    """The completion as text. Without any, the model generates one first."""
+    completion_ids: Sequence[int] | None
+    """The completion as token ids."""
+    labels: Sequence[str] | None
+    """Words that answer: the model's likeliest one, by its first token, is what is explained."""
+    explanation: Explanation | None
+    """An earlier explanation, in place of prompt and completion. Its own scores are evaluated, by the name
+    "explanation", beside "random" or the `methods` that are given."""
+    max_new_tokens: int | None
+    """Of the completion that is generated first."""
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stop: str | Sequence[str] | None
+    generation_seed: int | None
+    """Of sampling that completion; the server chooses one by default."""
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any] | None] | None
+    """What is evaluated: names of methods and presets; or names of your own, each with keywords of attribution. By
+    default "grad_ellm" and "random", without which there is nothing to compare with."""
+    scores: Mapping[str, Mapping[int, Sequence[float]]] | None
+    """Your own attributions, from wherever they are: by name, for each token that is evaluated, one score a token of
+    the prompt (or of the whole prefix)."""
+    metrics: Sequence[Metric] | None
+    """By default "pi_soft_ns" and "pi_soft_nc"."""
+    pis: Sequence[float] | None
+    """The shares of the text that are kept, ascending; by default 0.05, 0.10 .. 0.95."""
+    samples: int | None
+    """Masks drawn for each share; 3 by default."""
+    stride: int | None
+    """Every so many tokens of the completion are evaluated; 5 by default."""
+    offset: int | None
+    """From this one on; 0 by default."""
+    seed: int | None
+    """Of masks, of ties and of random scores; 0 by default. Equal seeds give equal numbers."""
+    perturb: Perturb | None
+    """Which tokens may be perturbed: those of the "user" (the default), the whole "prompt", or the "prefix"."""
+    perturb_positions: Sequence[int] | None
+    """In place of `perturb`: these tokens of the prompt."""
+    removal: Removal | None
+    """What insertion and deletion do to a token: "remove" (the default), "zero" its embedding, or "pad"."""
+    raw_scores: bool | None
+    """Whether soft_ns and soft_nc take scores as they are, clipped to 0..1."""
+    rationale: Sequence[str] | None
+    """Names of the segments that people gave as the reason, for auprc and token_f1."""
+
+
+def evaluate_request(prompt: str | None, keywords: EvaluateKeywords) -> pb.EvaluateRequest:
+    """Build the request of `evaluate` and `evaluate_events`."""
+    _refuse_unknown("evaluate", keywords, EvaluateKeywords)
+    explanation = keywords.get("explanation")
+    if explanation is not None:
+        return _explanation_request(prompt, explanation, keywords)
+    request = pb.EvaluateRequest(
+        input=_input(prompt, keywords),
+        completion=_optional(_text, "completion", keywords),
+        completion_ids=_optional(_some_int32s, "completion_ids", keywords),
+        labels=[_text(f"labels[{i}]", label) for i, label in enumerate(_items("labels", keywords.get("labels") or ()))],
+        evaluation=_evaluation(keywords, keywords.get("methods"), keywords.get("scores") or {}),
+    )
+    generation = _generation(keywords)
+    given = {name: keywords.get(name) for name in ("completion", "completion_ids", "labels")}
+    _at_most_one({**given, **{name: keywords.get(name) for name in _GENERATION if keywords.get(name) is not None}})
+    if generation is not None:
+        request.generation.CopyFrom(generation)
+    return request
+
+
+_GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "generation_seed")
+
+
+def _generation(keywords: EvaluateKeywords) -> pb.GenerationOptions | None:
+    if all(keywords.get(name) is None for name in _GENERATION):
+        return None
+    stop = keywords.get("stop")
+    return pb.GenerationOptions(
+        max_new_tokens=_optional(_int32, "max_new_tokens", keywords),
+        temperature=_optional(_float, "temperature", keywords),
+        top_k=_optional(_int32, "top_k", keywords),
+        top_p=_optional(_float, "top_p", keywords),
+        seed=_optional(_int64, "generation_seed", keywords),
+        stop=_stops(stop),
+    )
+
+
+def _explanation_request(
+    prompt: str | None, explanation: Explanation, keywords: EvaluateKeywords
+) -> pb.EvaluateRequest:
+    """The same tokens again, as ids; what could be perturbed then can be now."""
+    for name in ("messages", "prompt_ids", "segments", "completion", "completion_ids", "labels", *_GENERATION):
+        if keywords.get(name) is not None:
+            raise InvalidRequestError.of(name, "has no meaning beside explanation, which holds prompt and completion")
+    if prompt is not None:
+        raise InvalidRequestError.of("prompt", "has no meaning beside explanation, which holds prompt and completion")
+    own = _own_scores(explanation)
+    if own.keys() & (keywords.get("scores") or {}).keys():
+        raise InvalidRequestError.of("scores", "'explanation' is what the explanation's own scores are called")
+    methods = keywords.get("methods") if "methods" in keywords or not own else ("random",)
+    perturbed = keywords.get("perturb") is not None or keywords.get("perturb_positions") is not None
+    positions = [i for i, token in enumerate(explanation.prompt_tokens) if token.role == "user" and not token.special]
+    request = pb.EvaluateRequest(
+        input=pb.Input(prompt_ids=[token.id for token in explanation.prompt_tokens]),
+        completion_ids=[token.id for token in explanation.tokens],
+        evaluation=_evaluation(keywords, methods, {**own, **(keywords.get("scores") or {})}),
+    )
+    if not perturbed:
+        request.evaluation.perturb_positions.extend(positions)
+    return request
+
+
+def _own_scores(explanation: Explanation) -> dict[str, dict[int, Sequence[float]]]:
+    """An explanation's rows; none where it has no attribution."""
+    if not explanation.tokens or explanation.tokens[0].index != 0:
+        raise InvalidRequestError.of("explanation", "must begin with the completion's first token")
+    if not explanation.attributions:
+        return {}
+    settings = explanation.started.provenance.attribution
+    if settings is None or settings.resolution != "token" or settings.top_k_sources is not None:
+        raise InvalidRequestError.of(
+            "explanation", 'its scores must be one a token: explain with resolution="token" and without top_k_sources'
+        )
+    return {"explanation": {row.token_index: row.scores for row in explanation.attributions}}
+
+
+def _evaluation(
+    keywords: EvaluateKeywords, methods: object, scores: Mapping[str, Mapping[int, Sequence[float]]]
+) -> pb.EvaluationOptions:
+    return pb.EvaluationOptions(
+        methods=_evaluated(("grad_ellm", "random") if methods is None and not scores else methods or ()),
+        scores=[_given_scores(name, rows) for name, rows in _mapping("scores", scores).items()],
+        metrics=_enums(pb.Metric, "metrics", keywords),
+        pis=[_float(f"pis[{i}]", pi) for i, pi in enumerate(_items("pis", _or_nothing(keywords.get("pis"))))],
+        samples=_optional(_int32, "samples", keywords),
+        stride=_optional(_int32, "stride", keywords),
+        offset=_optional(_int32, "offset", keywords),
+        seed=_optional(_int64, "seed", keywords),
+        perturb=_enum(pb.Perturb, "perturb", keywords),
+        perturb_positions=_optional(_some_int32s, "perturb_positions", keywords),
+        removal=_enum(pb.Removal, "removal", keywords),
+        raw_scores=bool(keywords.get("raw_scores")),
+        rationale=[
+            _text(f"rationale[{i}]", name)
+            for i, name in enumerate(_items("rationale", _or_nothing(keywords.get("rationale"))))
+        ],
+    )
+
+
+def _evaluated(methods: object) -> list[pb.EvaluatedMethod]:
+    named = methods if isinstance(methods, Mapping) else dict.fromkeys(_items("methods", methods))
+    presets = enum_names(pb.Preset.DESCRIPTOR).values()
+    built = []
+    for name, said in named.items():
+        options = said if said is not None else {"attribution": name} if name in presets else {"method": name}
+        if not isinstance(options, Mapping):
+            raise InvalidRequestError.of(
+                f"methods[{name!r}]", f"must be keywords of attribution, not {_shown(options)}"
+            )
+        for keyword in options.keys() - AttributionKeywords.__annotations__.keys():
+            raise InvalidRequestError.of(f"methods[{name!r}]", f"{keyword} is not a keyword of attribution")
+        built.append(
+            pb.EvaluatedMethod(
+                name=_text("methods", name), attribution=_attribution(cast("AttributionKeywords", options))
+            )
+        )
+    return built
+
+
+def _given_scores(name: str, rows: object) -> pb.GivenScores:
+    where = f"scores[{name!r}]"
+    return pb.GivenScores(
+        name=_text("scores", name),
+        rows=[
+            pb.ScoreRow(
+                step=_int32(where, step),
+                scores=[_float(f"{where}[{step}]", score) for score in _items(f"{where}[{step}]", row)],
+            )
+            for step, row in _mapping(where, rows).items()
+        ],
+    )
+
+
 def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.GenerateRequest:
     """Build the request of `generate` and `explain`."""
     _refuse_unknown("generate", keywords, GenerateKeywords)
-    stop = keywords.get("stop")
-    stops = [stop] if isinstance(stop, str) else [] if stop is None else _items("stop", stop)
     request = pb.GenerateRequest(
         input=_input(prompt, keywords),
         max_new_tokens=_optional(_int32, "max_new_tokens", keywords),
@@ -166,7 +354,7 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
         top_k=_optional(_int32, "top_k", keywords),
         top_p=_optional(_float, "top_p", keywords),
         seed=_optional(_int64, "seed", keywords),
-        stop=[_text("stop", text) for text in stops],
+        stop=_stops(keywords.get("stop")),
         num_alternatives=_optional(_int32, "num_alternatives", keywords),
         forced_ids=_optional(_int32s, "forced_ids", keywords),
         first_attribution=_optional(_int32, "first_attribution", keywords),
@@ -338,6 +526,12 @@ def _exactly_one(choices: Mapping[str, object]) -> None:
         raise InvalidRequestError.of(given[1] if given else next(iter(choices)), f"{wanted}; given: {_listed(given)}")
 
 
+def _at_most_one(choices: Mapping[str, object]) -> None:
+    given = [name for name, value in choices.items() if value is not None and name not in _GENERATION[1:]]
+    if len(given) > 1:
+        raise InvalidRequestError.of(given[1], f"at most one of these may be given: {_listed(given)}")
+
+
 def _optional(check: Callable[[str, object], Any], name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
     value = keywords.get(name)
     return None if value is None else check(name, value)
@@ -351,6 +545,26 @@ def _enum(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> Any:
     if not isinstance(value, str) or value not in numbers:
         raise InvalidRequestError.of(name, f"must be one of {_listed(numbers)}, not {_shown(value)}")
     return numbers[value]
+
+
+def _enums(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> list[Any]:
+    values = _items(name, _or_nothing(keywords.get(name)))
+    return [_enum(enum, name, {name: value}) for value in values]
+
+
+def _stops(stop: object) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else _items("stop", stop)
+    return [_text("stop", text) for text in stops]
+
+
+def _mapping(name: str, value: object) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError.of(name, f"must be a mapping, not {_shown(value)}")
+    return value
+
+
+def _or_nothing(values: object) -> object:
+    return () if values is None else values
 
 
 def _text(name: str, value: object) -> str:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 __all__ = ["enum_names", "event", "server_info", "tokenized_prompt"]
 
 
-def event(response: pb.GenerateResponse | pb.AttributeResponse) -> Event | None:
+def event(response: pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse) -> Event | None:
     """Return the event that a stream's message carries; None where it is of a kind that this client does not know."""
     return _converted(Event, response) if response.WhichOneof("event") else None
 
@@ -87,6 +87,9 @@ def _reader(field: Any, hint: Any) -> Callable[[Message], Any]:  # noqa: ANN401 
 
     if get_origin(kind) is Mapping:
         return lambda message: dict(sorted(getattr(message, name).items()))
+    if get_origin(kind) is tuple and field.enum_type is not None:
+        known = enum_names(field.enum_type)
+        return lambda message: tuple(known[number] for number in getattr(message, name) if number in known)
     if get_origin(kind) is tuple and field.message_type is not None:
         (item, _) = get_args(kind)
         return lambda message: tuple(_converted(item, part) for part in getattr(message, name))

@@ -22,6 +22,10 @@ Sources = Literal["prompt", "prefix"]
 Resolution = Literal["token", "word", "segment"]
 Delivery = Literal["per_token", "chunked"]
 Role = Literal["template", "system", "user", "assistant", "tool", "other"]
+Metric = Literal["pi_soft_ns", "pi_soft_nc", "soft_ns", "soft_nc", "insertion", "deletion", "auprc", "token_f1"]
+Perturb = Literal["user", "prompt", "prefix"]
+Removal = Literal["remove", "zero", "pad"]
+IntervalKind = Literal["bootstrap", "monte_carlo"]
 FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
 
 
@@ -218,6 +222,42 @@ class AttributionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluatedMethod:
+    """A method of the server that was evaluated."""
+
+    name: str
+    """What results call it."""
+    attribution: AttributionSettings | None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenScores:
+    """The caller's own scores, which the server does not send back."""
+
+    name: str
+    """What results call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """Evaluation settings as the server resolved them: the keywords of a request, every one said."""
+
+    methods: tuple[EvaluatedMethod, ...]
+    scores: tuple[GivenScores, ...]
+    metrics: tuple[Metric, ...]
+    pis: tuple[float, ...]
+    samples: int | None
+    stride: int | None
+    offset: int | None
+    seed: int | None
+    perturb: Perturb | None
+    removal: Removal | None
+    raw_scores: bool
+    rationale: tuple[str, ...]
+    perturb_positions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """All that it takes to compute the same again."""
 
@@ -226,6 +266,8 @@ class Provenance:
     sampling: Sampling | None
     attribution: AttributionSettings | None
     """None where no attribution was asked for."""
+    evaluation: EvaluationSettings | None = None
+    """None where no evaluation was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +337,96 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationPoint:
+    """A metric where a share of the text is kept."""
+
+    pi: float | None
+    """The share that was asked for. None for soft_ns and soft_nc."""
+    achieved_pi: float
+    """The mean probability of being kept that came out."""
+    alpha: float
+    """What scores were raised to."""
+    mean: float
+    samples: tuple[float, ...]
+    """The metric, for each mask that was drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationItem:
+    """One metric of one attribution at one step."""
+
+    step: int
+    """Which token of the completion was explained."""
+    name: str
+    """Whose attribution it was."""
+    metric: Metric | None
+    """None where the server is newer and measures what this client does not know."""
+    value: float
+    """Of pi-Soft metrics the area under the curve over pi, not divided by its length."""
+    points: tuple[EvaluationPoint, ...]
+    """Of the four soft metrics."""
+    flips: tuple[bool, ...]
+    """Of insertion and deletion: whether the answer differs, at each of 20 steps."""
+    expected_tokens: float | None
+    """Of soft_ns and soft_nc: how many tokens are kept in the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and how sure it is."""
+
+    mean: float
+    low: float | None
+    """Where the interval at 95 % begins. None where there is too little to tell."""
+    high: float | None
+    kind: IntervalKind | None
+    """Over prompts, or over the masks that were drawn for one prompt, which says nothing about others."""
+    count: int
+    """Prompts, or mask draws at each pi."""
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSummary:
+    """One metric of one method, over all steps."""
+
+    name: str
+    metric: Metric | None
+    interval: Interval
+    median: float
+    difference_from_random: Interval | None
+    """How much more it is than random's, on the same masks. None where random was not evaluated."""
+    curve: tuple[float, ...]
+    """Of pi-Soft metrics: the mean over steps at each pi."""
+    expected_tokens: float | None
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSummary:
+    """What an evaluation came to."""
+
+    metrics: tuple[MetricSummary, ...]
+    steps: tuple[int, ...]
+    """Places in the completion that were evaluated."""
+    skipped_steps: tuple[int, ...]
+    """Those of them at which emptying the text changes too little to measure anything."""
+    label_index: int | None
+    """With labels: which one the model predicts."""
+    answer_outside_labels: bool
+    """With labels: whether the model's likeliest token begins none of them."""
+    perturbable_tokens: int
+    sequences_run: int
+    """Changed texts that were run."""
+    sequences_asked: int
+    """Changed texts that were asked for; equal ones run once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What was counted, in tokens."""
 
@@ -338,3 +470,5 @@ class Event:
     attribution: Attribution | None = None
     finished: Finished | None = None
     progress: Progress | None = None
+    item: EvaluationItem | None = None
+    summary: EvaluationSummary | None = None

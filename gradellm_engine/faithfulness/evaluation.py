@@ -232,7 +232,13 @@ class Evaluation:
 
     def _perturbable(self) -> list[int]:
         """Positions of the prompt that may be perturbed."""
-        tokens = self._prompt.tokens
+        tokens, positions = self._prompt.tokens, self._settings.positions
+        if positions:
+            if len(set(positions)) < len(positions) or not all(0 <= position < len(tokens) for position in positions):
+                raise InvalidRequestError(
+                    "perturb_positions", f"must be places of the prompt's {len(tokens)} tokens, each once, from 0 on"
+                )
+            return sorted(positions)
         if self._settings.perturb is not Perturb.USER:
             return list(range(len(tokens)))
         own = [i for i, token in enumerate(tokens) if token.role is Role.USER and not token.special]

@@ -114,6 +114,7 @@ class EvaluationSettings:
         offset: from this step on, 0 first.
         seed: of masks, of ties and of the random method; equal seeds give equal numbers.
         perturb: which tokens may be perturbed.
+        positions: in place of `perturb`: these tokens of the prompt.
         removal: what insertion and deletion put in a token's place.
         labels: words that answer, of which the model's most probable one is explained; empty for whole completions.
         raw_scores: whether Soft-NS and Soft-NC take scores as they are, clipped to [0, 1], not brought to it.
@@ -128,6 +129,7 @@ class EvaluationSettings:
     offset: int = 0
     seed: int = 0
     perturb: Perturb = Perturb.USER
+    positions: tuple[int, ...] = ()
     removal: Removal = Removal.REMOVE
     labels: tuple[str, ...] = ()
     raw_scores: bool = False
@@ -144,6 +146,8 @@ class EvaluationSettings:
             )
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise InvalidRequestError("methods", f"{doubled[0]!r} is there twice; names must be unique")
+        if self.positions and self.perturb is not Perturb.USER:
+            raise InvalidRequestError("perturb_positions", "stand in place of perturb; give one of the two")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise InvalidRequestError("metrics", "must be given, each once")
         self._check_numbers()

@@ -22,16 +22,23 @@ from gradellm_engine import (
     Contrast,
     Delivery,
     Engine,
+    EvaluationItem,
+    EvaluationSettings,
+    EvaluationSummary,
     Event,
     Finished,
     GradEllm,
     InvalidRequestError,
+    Judged,
     Loosening,
     Magnitude,
+    Metric,
     NormaliseOver,
+    Perturb,
     Progress,
     PromptInput,
     Rectify,
+    Removal,
     Resolution,
     Rotary,
     Sampling,
@@ -41,12 +48,16 @@ from gradellm_engine import (
     Started,
     Step,
     Stream,
+    Switches,
 )
 from gradellm_engine import Message as Turn
+from gradellm_engine.faithfulness.results import MetricSummary
+from gradellm_engine.faithfulness.statistics import Interval
 from gradellm_engine.loading import software_versions
 from gradellm_engine.methods.afterwards import Objective
 from gradellm_engine.methods.gradients import Aggregation
 from gradellm_engine.methods.method import Method
+from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import Prompt
 
@@ -72,7 +83,7 @@ NUMBERS = ("steps", "samples", "seed", "layer")
 ESTIMATED = (256, 32)  # tokens of prompt and completion for which the server's info says what methods take
 
 Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse)
+Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse, pb.EvaluateResponse)
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -105,12 +116,12 @@ def read_input(request: pb.Input) -> PromptInput:
     )
 
 
-def read_sampling(request: pb.GenerateRequest) -> Sampling:
+def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions) -> Sampling:
     """How tokens are chosen."""
     return Sampling(
         **_said(request, "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
         stop=tuple(request.stop),
-        num_alternatives=request.num_alternatives,
+        num_alternatives=request.num_alternatives if isinstance(request, pb.GenerateRequest) else 0,
     )
 
 
@@ -132,6 +143,57 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         delivery=_choice(Delivery, pb.Delivery, request, "delivery") or Delivery.PER_TOKEN,
         **_said(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
+
+
+def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:
+    """What is evaluated, and how; the default for all that is not said."""
+    seed = request.seed if request.HasField("seed") else 0
+    said: dict[str, Any] = _said(request, "samples", "stride", "offset")
+    if request.metrics:
+        said["metrics"] = tuple(_member(Metric, pb.Metric, number, "metrics") for number in request.metrics)
+    if request.pis:
+        said["pis"] = tuple(request.pis)
+    return EvaluationSettings(
+        judged=(*(_judged(method, seed) for method in request.methods), *(_given(its) for its in request.scores)),
+        seed=seed,
+        perturb=_choice(Perturb, pb.Perturb, request, "perturb", "evaluation") or Perturb.USER,
+        positions=tuple(request.perturb_positions),
+        removal=_choice(Removal, pb.Removal, request, "removal", "evaluation") or Removal.REMOVE,
+        labels=tuple(labels),
+        raw_scores=request.raw_scores,
+        rationale=tuple(request.rationale),
+        **said,
+    )
+
+
+def _judged(request: pb.EvaluatedMethod, seed: int) -> Judged:
+    """A method of the server; the random one draws by the evaluation's seed, unless it is told another."""
+    options = request.attribution
+    for name in ("target_token_id", "contrast", "top_k_sources", "chunk_size"):
+        if options.HasField(name):
+            raise InvalidRequestError(f"attribution.{name}", _MEANINGLESS)
+    for name in ("sources", "resolution", "delivery"):
+        if getattr(options, name):
+            raise InvalidRequestError(f"attribution.{name}", _MEANINGLESS)
+    switches = read_attribution(options).method
+    if isinstance(switches, Random) and not options.HasField("seed"):
+        switches = Random(seed=seed)
+    return Judged(request.name or switches.name, switches)
+
+
+_MEANINGLESS = "has no meaning in Evaluate, which asks what each token of the prompt does to what comes next"
+
+
+def _given(request: pb.GivenScores) -> Judged:
+    """The caller's own scores."""
+    rows: dict[int, Sequence[float]] = {}
+    for row in request.rows:
+        if row.step in rows:
+            raise InvalidRequestError("scores", f"{request.name!r} has two rows for step {row.step}")
+        rows[row.step] = tuple(row.scores)
+    if not rows:
+        raise InvalidRequestError("scores", f"{request.name!r} has no rows")
+    return Judged(request.name, None, rows)
 
 
 def _switches(request: pb.AttributionOptions) -> dict[str, Any]:
@@ -156,15 +218,19 @@ def _said(request: Message, *names: str) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names if request.HasField(name)}
 
 
-def _choice(kind: type[Choice], wire: EnumTypeWrapper, request: pb.AttributionOptions, field: str) -> Choice | None:
+def _choice(
+    kind: type[Choice], wire: EnumTypeWrapper, request: Message, field: str, where: str = "attribution"
+) -> Choice | None:
     """An enum's value; None where it was not said."""
     number = getattr(request, field)
-    if number == 0:
-        return None
-    if number not in wire.values():
+    return None if number == 0 else _member(kind, wire, number, f"{where}.{field}")
+
+
+def _member(kind: type[Choice], wire: EnumTypeWrapper, number: int, field: str) -> Choice:
+    """What an enum's number says."""
+    if number not in wire.values()[1:]:
         raise InvalidRequestError(
-            f"attribution.{field}",
-            f"{number} is not a value that this server knows; it knows {', '.join(wire.keys()[1:])}",
+            field, f"{number} is not a value that this server knows; it knows {', '.join(wire.keys()[1:])}"
         )
     return kind(wire.Name(number).removeprefix(_prefix(wire)).lower())
 
@@ -223,6 +289,28 @@ def attribute(request: pb.AttributeRequest, engine: Engine) -> Stream:
     )
 
 
+def evaluate(request: pb.EvaluateRequest, engine: Engine) -> Stream:
+    """The stream of an Evaluate call."""
+    given = {
+        "completion": request.HasField("completion"),
+        "completion_ids": bool(request.completion_ids),
+        "labels": bool(request.labels),
+        "generation": request.HasField("generation"),
+    }
+    if sum(given.values()) > 1:
+        raise InvalidRequestError(
+            "completion",
+            f"give one of {', '.join(given)} at most; given: {', '.join(n for n, is_ in given.items() if is_)}",
+        )
+    completion = request.completion if given["completion"] else list(request.completion_ids) or None
+    return engine.evaluation_stream(
+        read_input(request.input),
+        read_evaluation(request.evaluation, request.labels),
+        completion,
+        read_sampling(request.generation),
+    )
+
+
 def tokenize(request: pb.TokenizeRequest, engine: Engine) -> pb.TokenizeResponse:
     """The answer to a Tokenize call."""
     prompt = engine.tokenize(read_input(request.input))
@@ -233,6 +321,7 @@ def tokenize(request: pb.TokenizeRequest, engine: Engine) -> pb.TokenizeResponse
 STREAMS: dict[str, tuple[type[Message], Callable[..., Stream], type[Message]]] = {
     "Generate": (pb.GenerateRequest, generate, pb.GenerateResponse),
     "Attribute": (pb.AttributeRequest, attribute, pb.AttributeResponse),
+    "Evaluate": (pb.EvaluateRequest, evaluate, pb.EvaluateResponse),
 }
 SINGLES: dict[str, tuple[type[Message], Callable[..., Message]]] = {
     "Tokenize": (pb.TokenizeRequest, tokenize),
@@ -289,17 +378,28 @@ def _method(method: Method, engine: Engine) -> pb.MethodInfo:
 
 def answers(kind: type[Response], engine: Engine, event: Event) -> Sequence[Response]:
     """A stream's event as it goes on the wire; nothing for a token that the caller has already."""
+    if isinstance(event, Step) and not event.is_new:
+        return []
+    return [kind(**_event(event, engine))]
+
+
+def _event(event: Event, engine: Engine) -> dict[str, Any]:
+    """The field of a response that carries an event."""
     match event:
         case Started():
-            return [kind(started=_started(event, engine))]
+            return {"started": _started(event, engine)}
         case Step():
-            return [kind(token=_token(event))] if event.is_new else []
+            return {"token": _token(event)}
         case Attribution():
-            return [kind(attribution=_attribution(event))]
+            return {"attribution": _attribution(event)}
         case Progress():
-            return [kind(progress=pb.Progress(done=event.done))]
+            return {"progress": pb.Progress(done=event.done)}
+        case EvaluationItem():
+            return {"item": _item(event)}
+        case EvaluationSummary():
+            return {"summary": _summary(event)}
         case Finished():
-            return [kind(finished=_finished(event))]
+            return {"finished": _finished(event)}
 
 
 def _model(engine: Engine) -> pb.ModelInfo:
@@ -322,6 +422,7 @@ def _started(started: Started, engine: Engine) -> pb.Started:
             versions=_versions(),
             sampling=_sampling(started.sampling),
             attribution=None if attribution is None else _options(attribution),
+            evaluation=None if started.evaluation is None else _evaluation(started.evaluation),
         ),
     )
 
@@ -337,17 +438,45 @@ def _sampling(sampling: Sampling) -> pb.Sampling:
     )
 
 
+def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
+    """Settings as a request that says everything but the caller's own scores."""
+    return pb.EvaluationOptions(
+        methods=[
+            pb.EvaluatedMethod(name=judged.name, attribution=pb.AttributionOptions(**_said_switches(judged.method)))
+            for judged in settings.judged
+            if judged.method is not None
+        ],
+        scores=[pb.GivenScores(name=judged.name) for judged in settings.judged if judged.method is None],
+        metrics=[_number(pb.Metric, metric) for metric in settings.metrics],  # type: ignore[misc]
+        pis=settings.pis,
+        samples=settings.samples,
+        stride=settings.stride,
+        offset=settings.offset,
+        seed=settings.seed,
+        perturb=_number(pb.Perturb, settings.perturb),  # type: ignore[arg-type]
+        removal=_number(pb.Removal, settings.removal),  # type: ignore[arg-type]
+        raw_scores=settings.raw_scores,
+        rationale=settings.rationale,
+        perturb_positions=settings.positions,
+    )
+
+
+def _said_switches(method: Switches) -> dict[str, Any]:
+    """A method's name and every switch, as fields of AttributionOptions."""
+    switches = asdict(method)
+    layers = switches.pop("layers", None)
+    return {
+        "method": method.name,
+        "layers": None if layers is None else pb.Layers(indexes=layers),
+        **{name: _number(CHOICES[name][1], value) if name in CHOICES else value for name, value in switches.items()},
+    }
+
+
 def _options(settings: AttributionSettings) -> pb.AttributionOptions:
     """Settings as a request that says every switch."""
-    contrast, switches = settings.contrast, asdict(settings.method)
-    layers = switches.pop("layers", None)
-    said: dict[str, Any] = {
-        name: _number(CHOICES[name][1], value) if name in CHOICES else value for name, value in switches.items()
-    }
+    contrast = settings.contrast
     return pb.AttributionOptions(
-        method=settings.method.name,
-        layers=None if layers is None else pb.Layers(indexes=layers),
-        **said,
+        **_said_switches(settings.method),
         target_token_id=settings.target_token_id,
         contrast=None
         if contrast is None
@@ -399,6 +528,59 @@ def _attribution(row: Attribution) -> pb.Attribution:
         target_token_id=row.target_token_id,
         contrast_token_id=row.contrast_token_id,
         error=row.error,
+    )
+
+
+def _item(item: EvaluationItem) -> pb.EvaluationItem:
+    return pb.EvaluationItem(
+        step=item.step,
+        name=item.name,
+        metric=_number(pb.Metric, item.metric),  # type: ignore[arg-type]
+        value=item.value,
+        points=[
+            pb.EvaluationPoint(
+                pi=point.pi, achieved_pi=point.achieved, alpha=point.alpha, mean=point.mean, samples=point.samples
+            )
+            for point in item.points
+        ],
+        flips=item.flips,
+        expected_tokens=item.expected_tokens,
+    )
+
+
+def _summary(summary: EvaluationSummary) -> pb.EvaluationSummary:
+    return pb.EvaluationSummary(
+        metrics=[_metric_summary(metric) for metric in summary.metrics],
+        steps=summary.steps,
+        skipped_steps=summary.skipped,
+        label_index=summary.label,
+        answer_outside_labels=summary.is_outside,
+        perturbable_tokens=summary.num_perturbable,
+        sequences_run=summary.num_sequences,
+        sequences_asked=summary.num_asked,
+    )
+
+
+def _metric_summary(summary: MetricSummary) -> pb.MetricSummary:
+    return pb.MetricSummary(
+        name=summary.name,
+        metric=_number(pb.Metric, summary.metric),  # type: ignore[arg-type]
+        interval=_interval(summary.interval),
+        median=summary.median,
+        difference_from_random=None if summary.difference is None else _interval(summary.difference),
+        curve=summary.curve,
+        expected_tokens=summary.expected_tokens,
+        steps=summary.steps,
+    )
+
+
+def _interval(interval: Interval) -> pb.Interval:
+    return pb.Interval(
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        kind=_number(pb.IntervalKind, interval.kind),  # type: ignore[arg-type]
+        count=interval.n,
     )
 
 

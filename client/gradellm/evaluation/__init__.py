@@ -1,5 +1,7 @@
-"""The data-set side of `gradellm evaluate`: what is asked, of which rows, and where the answers are kept.
+"""Evaluations: the report of one completion, and the data-set side of `gradellm evaluate`.
 
+report.py        what an evaluation of one completion came to
+figures.py       curves over the share of the text that is kept
 presets.py       the paper's prompts and labels, as a table; a prompt of one's own
 rows.py          data files and data sets of the hub to examples; what is wrong with a row; sampling
 results_file.py  finished examples, one a line, so that a stopped run can be resumed

@@ -7,6 +7,38 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METRIC_UNSPECIFIED: _ClassVar[Metric]
+    METRIC_PI_SOFT_NS: _ClassVar[Metric]
+    METRIC_PI_SOFT_NC: _ClassVar[Metric]
+    METRIC_SOFT_NS: _ClassVar[Metric]
+    METRIC_SOFT_NC: _ClassVar[Metric]
+    METRIC_INSERTION: _ClassVar[Metric]
+    METRIC_DELETION: _ClassVar[Metric]
+    METRIC_AUPRC: _ClassVar[Metric]
+    METRIC_TOKEN_F1: _ClassVar[Metric]
+
+class Perturb(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PERTURB_UNSPECIFIED: _ClassVar[Perturb]
+    PERTURB_USER: _ClassVar[Perturb]
+    PERTURB_PROMPT: _ClassVar[Perturb]
+    PERTURB_PREFIX: _ClassVar[Perturb]
+
+class Removal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REMOVAL_UNSPECIFIED: _ClassVar[Removal]
+    REMOVAL_REMOVE: _ClassVar[Removal]
+    REMOVAL_ZERO: _ClassVar[Removal]
+    REMOVAL_PAD: _ClassVar[Removal]
+
+class IntervalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INTERVAL_KIND_UNSPECIFIED: _ClassVar[IntervalKind]
+    INTERVAL_KIND_BOOTSTRAP: _ClassVar[IntervalKind]
+    INTERVAL_KIND_MONTE_CARLO: _ClassVar[IntervalKind]
+
 class Preset(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PRESET_UNSPECIFIED: _ClassVar[Preset]
@@ -104,6 +136,26 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TEXT: _ClassVar[FinishReason]
     FINISH_REASON_MAX_NEW_TOKENS: _ClassVar[FinishReason]
     FINISH_REASON_END_OF_COMPLETION: _ClassVar[FinishReason]
+METRIC_UNSPECIFIED: Metric
+METRIC_PI_SOFT_NS: Metric
+METRIC_PI_SOFT_NC: Metric
+METRIC_SOFT_NS: Metric
+METRIC_SOFT_NC: Metric
+METRIC_INSERTION: Metric
+METRIC_DELETION: Metric
+METRIC_AUPRC: Metric
+METRIC_TOKEN_F1: Metric
+PERTURB_UNSPECIFIED: Perturb
+PERTURB_USER: Perturb
+PERTURB_PROMPT: Perturb
+PERTURB_PREFIX: Perturb
+REMOVAL_UNSPECIFIED: Removal
+REMOVAL_REMOVE: Removal
+REMOVAL_ZERO: Removal
+REMOVAL_PAD: Removal
+INTERVAL_KIND_UNSPECIFIED: IntervalKind
+INTERVAL_KIND_BOOTSTRAP: IntervalKind
+INTERVAL_KIND_MONTE_CARLO: IntervalKind
 PRESET_UNSPECIFIED: Preset
 PRESET_PAPER: Preset
 PRESET_UNLOOSENED: Preset
@@ -228,6 +280,194 @@ class AttributeResponse(_message.Message):
     finished: Finished
     progress: Progress
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ("input", "completion", "completion_ids", "labels", "generation", "evaluation")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    input: Input
+    completion: str
+    completion_ids: _containers.RepeatedScalarFieldContainer[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    generation: GenerationOptions
+    evaluation: EvaluationOptions
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[str]] = ..., generation: _Optional[_Union[GenerationOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ...) -> None: ...
+
+class GenerationOptions(_message.Message):
+    __slots__ = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EvaluationOptions(_message.Message):
+    __slots__ = ("methods", "scores", "metrics", "pis", "samples", "stride", "offset", "seed", "perturb", "removal", "raw_scores", "rationale", "perturb_positions")
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    PIS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    PERTURB_FIELD_NUMBER: _ClassVar[int]
+    REMOVAL_FIELD_NUMBER: _ClassVar[int]
+    RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
+    RATIONALE_FIELD_NUMBER: _ClassVar[int]
+    PERTURB_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    methods: _containers.RepeatedCompositeFieldContainer[EvaluatedMethod]
+    scores: _containers.RepeatedCompositeFieldContainer[GivenScores]
+    metrics: _containers.RepeatedScalarFieldContainer[Metric]
+    pis: _containers.RepeatedScalarFieldContainer[float]
+    samples: int
+    stride: int
+    offset: int
+    seed: int
+    perturb: Perturb
+    removal: Removal
+    raw_scores: bool
+    rationale: _containers.RepeatedScalarFieldContainer[str]
+    perturb_positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, methods: _Optional[_Iterable[_Union[EvaluatedMethod, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[GivenScores, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Metric, str]]] = ..., pis: _Optional[_Iterable[float]] = ..., samples: _Optional[int] = ..., stride: _Optional[int] = ..., offset: _Optional[int] = ..., seed: _Optional[int] = ..., perturb: _Optional[_Union[Perturb, str]] = ..., removal: _Optional[_Union[Removal, str]] = ..., raw_scores: bool = ..., rationale: _Optional[_Iterable[str]] = ..., perturb_positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class EvaluatedMethod(_message.Message):
+    __slots__ = ("name", "attribution")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    attribution: AttributionOptions
+    def __init__(self, name: _Optional[str] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ...) -> None: ...
+
+class GivenScores(_message.Message):
+    __slots__ = ("name", "rows")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: _containers.RepeatedCompositeFieldContainer[ScoreRow]
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[ScoreRow, _Mapping]]] = ...) -> None: ...
+
+class ScoreRow(_message.Message):
+    __slots__ = ("step", "scores")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EvaluateResponse(_message.Message):
+    __slots__ = ("started", "token", "progress", "item", "summary", "finished")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    token: Token
+    progress: Progress
+    item: EvaluationItem
+    summary: EvaluationSummary
+    finished: Finished
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., item: _Optional[_Union[EvaluationItem, _Mapping]] = ..., summary: _Optional[_Union[EvaluationSummary, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class EvaluationItem(_message.Message):
+    __slots__ = ("step", "name", "metric", "value", "points", "flips", "expected_tokens")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    FLIPS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    name: str
+    metric: Metric
+    value: float
+    points: _containers.RepeatedCompositeFieldContainer[EvaluationPoint]
+    flips: _containers.RepeatedScalarFieldContainer[bool]
+    expected_tokens: float
+    def __init__(self, step: _Optional[int] = ..., name: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ..., value: _Optional[float] = ..., points: _Optional[_Iterable[_Union[EvaluationPoint, _Mapping]]] = ..., flips: _Optional[_Iterable[bool]] = ..., expected_tokens: _Optional[float] = ...) -> None: ...
+
+class EvaluationPoint(_message.Message):
+    __slots__ = ("pi", "achieved_pi", "alpha", "mean", "samples")
+    PI_FIELD_NUMBER: _ClassVar[int]
+    ACHIEVED_PI_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    pi: float
+    achieved_pi: float
+    alpha: float
+    mean: float
+    samples: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, pi: _Optional[float] = ..., achieved_pi: _Optional[float] = ..., alpha: _Optional[float] = ..., mean: _Optional[float] = ..., samples: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EvaluationSummary(_message.Message):
+    __slots__ = ("metrics", "steps", "skipped_steps", "label_index", "answer_outside_labels", "perturbable_tokens", "sequences_run", "sequences_asked")
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_OUTSIDE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    PERTURBABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_RUN_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_ASKED_FIELD_NUMBER: _ClassVar[int]
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricSummary]
+    steps: _containers.RepeatedScalarFieldContainer[int]
+    skipped_steps: _containers.RepeatedScalarFieldContainer[int]
+    label_index: int
+    answer_outside_labels: bool
+    perturbable_tokens: int
+    sequences_run: int
+    sequences_asked: int
+    def __init__(self, metrics: _Optional[_Iterable[_Union[MetricSummary, _Mapping]]] = ..., steps: _Optional[_Iterable[int]] = ..., skipped_steps: _Optional[_Iterable[int]] = ..., label_index: _Optional[int] = ..., answer_outside_labels: bool = ..., perturbable_tokens: _Optional[int] = ..., sequences_run: _Optional[int] = ..., sequences_asked: _Optional[int] = ...) -> None: ...
+
+class MetricSummary(_message.Message):
+    __slots__ = ("name", "metric", "interval", "median", "difference_from_random", "curve", "expected_tokens", "steps")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FROM_RANDOM_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    metric: Metric
+    interval: Interval
+    median: float
+    difference_from_random: Interval
+    curve: _containers.RepeatedScalarFieldContainer[float]
+    expected_tokens: float
+    steps: int
+    def __init__(self, name: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ..., interval: _Optional[_Union[Interval, _Mapping]] = ..., median: _Optional[float] = ..., difference_from_random: _Optional[_Union[Interval, _Mapping]] = ..., curve: _Optional[_Iterable[float]] = ..., expected_tokens: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class Interval(_message.Message):
+    __slots__ = ("mean", "low", "high", "kind", "count")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    mean: float
+    low: float
+    high: float
+    kind: IntervalKind
+    count: int
+    def __init__(self, mean: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., kind: _Optional[_Union[IntervalKind, str]] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("input",)
@@ -505,7 +745,7 @@ class Started(_message.Message):
     def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("model", "versions", "sampling", "attribution")
+    __slots__ = ("model", "versions", "sampling", "attribution", "evaluation")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -517,11 +757,13 @@ class Provenance(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     versions: _containers.ScalarMap[str, str]
     sampling: Sampling
     attribution: AttributionOptions
-    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ...) -> None: ...
+    evaluation: EvaluationOptions
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")

@@ -45,6 +45,11 @@ class ExplainerServiceStub(object):
                 request_serializer=gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.SerializeToString,
                 response_deserializer=gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.FromString,
                 _registered_method=True)
+        self.Evaluate = channel.unary_stream(
+                '/gradellm.v1.ExplainerService/Evaluate',
+                request_serializer=gradellm_dot_v1_dot_explainer__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=gradellm_dot_v1_dot_explainer__pb2.EvaluateResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/gradellm.v1.ExplainerService/Tokenize',
                 request_serializer=gradellm_dot_v1_dot_explainer__pb2.TokenizeRequest.SerializeToString,
@@ -76,6 +81,15 @@ class ExplainerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Evaluate(self, request, context):
+        """Tells how faithful explanations of a completion are, by methods of the server or by the caller's own scores. Sends
+        `started`, then the completion's `token` events, `progress` and an `item` a step, method and metric, then `summary`,
+        then `finished`. It gives way to all other calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Renders and tokenises an input exactly as Generate would, and generates nothing.
         """
@@ -102,6 +116,11 @@ def add_ExplainerServiceServicer_to_server(servicer, server):
                     servicer.Attribute,
                     request_deserializer=gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.FromString,
                     response_serializer=gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.SerializeToString,
+            ),
+            'Evaluate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=gradellm_dot_v1_dot_explainer__pb2.EvaluateRequest.FromString,
+                    response_serializer=gradellm_dot_v1_dot_explainer__pb2.EvaluateResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -169,6 +188,33 @@ class ExplainerService(object):
             '/gradellm.v1.ExplainerService/Attribute',
             gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.SerializeToString,
             gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evaluate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gradellm.v1.ExplainerService/Evaluate',
+            gradellm_dot_v1_dot_explainer__pb2.EvaluateRequest.SerializeToString,
+            gradellm_dot_v1_dot_explainer__pb2.EvaluateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradellm_engine.faithfulness.curves import PIS
-from gradellm_engine.faithfulness.masks import kept, soft_uniforms, stream, uniforms
+from gradellm_engine.draws import stream
+from gradellm_engine.faithfulness.masks import kept, soft_uniforms, uniforms
 from gradellm_engine.faithfulness.retention import retentions
 from gradellm_engine.methods.sampled import SeedSwitches
 from gradellm_engine.settings import MAX_SEED
