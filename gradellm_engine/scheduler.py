@@ -38,8 +38,8 @@ from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
 MIN_PIECE_TOKENS = 16
 EXPLAINED_TOKENS = 64  # in one pass of chunks: beyond it a pass takes longer and gains nothing
-EVALUATED_TICKS = 160  # of others, for one batch of an evaluation
-EVALUATED_STEPS = 16.0  # that such a batch may take as long as
+EVALUATED_TICKS = 400  # of others, for one batch of an evaluation
+EVALUATED_STEPS = 24.0  # that such a batch may take as long as
 EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,9 @@ class Scheduler:
         if allowance is None:
             raise ValueError("an evaluation has an allowance")
         seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._step_seconds
-        if self._evaluated_seconds:
-            allowance.tokens = max(1, min(allowance.most, int(seconds / self._evaluated_seconds)))
+        # Before the first batch, a token is taken to need as long as a prompt's.
+        if a_token := self._evaluated_seconds or self._read_seconds:
+            allowance.tokens = max(1, min(allowance.most, int(seconds / a_token)))
         used, began = allowance.used, time.perf_counter()
         yield from self._analyse(stream)
         if num_tokens := allowance.used - used:

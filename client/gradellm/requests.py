@@ -7,18 +7,15 @@ keyword. The keywords of a call are one TypedDict, the same for both clients.
 
 from __future__ import annotations
 
-import difflib
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+from gradellm import checks
 from gradellm.errors import InvalidRequestError
 from gradellm.responses import enum_names
 from gradellm.v1 import explainer_pb2 as pb
 
 if TYPE_CHECKING:
-    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
-
     from gradellm.explanation import Explanation
     from gradellm.results import (
         Aggregation,
@@ -212,22 +209,23 @@ class EvaluateKeywords(CallKeywords, InputKeywords, total=False):
 
 def evaluate_request(prompt: str | None, keywords: EvaluateKeywords) -> pb.EvaluateRequest:
     """Build the request of `evaluate` and `evaluate_events`."""
-    _refuse_unknown("evaluate", keywords, EvaluateKeywords)
+    checks.refuse_unknown("evaluate", keywords, EvaluateKeywords)
     explanation = keywords.get("explanation")
     if explanation is not None:
         return _explanation_request(prompt, explanation, keywords)
     request = pb.EvaluateRequest(
         input=_input(prompt, keywords),
-        completion=_optional(_text, "completion", keywords),
-        completion_ids=_optional(_some_int32s, "completion_ids", keywords),
-        labels=[_text(f"labels[{i}]", label) for i, label in enumerate(_items("labels", keywords.get("labels") or ()))],
+        completion=checks.optional(checks.text, "completion", keywords),
+        completion_ids=checks.optional(checks.some_int32s, "completion_ids", keywords),
+        labels=checks.texts("labels", keywords),
         evaluation=_evaluation(keywords, keywords.get("methods"), keywords.get("scores") or {}),
     )
-    generation = _generation(keywords)
-    given = {name: keywords.get(name) for name in ("completion", "completion_ids", "labels")}
-    _at_most_one({**given, **{name: keywords.get(name) for name in _GENERATION if keywords.get(name) is not None}})
-    if generation is not None:
+    if (generation := _generation(keywords)) is not None:
         request.generation.CopyFrom(generation)
+    ways = [name for name in ("completion", "completion_ids", "labels") if keywords.get(name) is not None]
+    ways += [name for name in _GENERATION if keywords.get(name) is not None][:1]
+    if len(ways) > 1:
+        raise InvalidRequestError.of(ways[1], f"has no meaning beside {ways[0]}: a completion is given, or generated")
     return request
 
 
@@ -237,14 +235,13 @@ _GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "gener
 def _generation(keywords: EvaluateKeywords) -> pb.GenerationOptions | None:
     if all(keywords.get(name) is None for name in _GENERATION):
         return None
-    stop = keywords.get("stop")
     return pb.GenerationOptions(
-        max_new_tokens=_optional(_int32, "max_new_tokens", keywords),
-        temperature=_optional(_float, "temperature", keywords),
-        top_k=_optional(_int32, "top_k", keywords),
-        top_p=_optional(_float, "top_p", keywords),
-        seed=_optional(_int64, "generation_seed", keywords),
-        stop=_stops(stop),
+        max_new_tokens=checks.optional(checks.int32, "max_new_tokens", keywords),
+        temperature=checks.optional(checks.number, "temperature", keywords),
+        top_k=checks.optional(checks.int32, "top_k", keywords),
+        top_p=checks.optional(checks.number, "top_p", keywords),
+        seed=checks.optional(checks.int64, "generation_seed", keywords),
+        stop=checks.stop_texts(keywords.get("stop")),
     )
 
 
@@ -280,7 +277,7 @@ def _own_scores(explanation: Explanation) -> dict[str, dict[int, Sequence[float]
     if not explanation.attributions:
         return {}
     settings = explanation.started.provenance.attribution
-    if settings is None or settings.resolution != "token" or settings.top_k_sources is not None:
+    if explanation.started.sources or (settings is not None and settings.top_k_sources is not None):
         raise InvalidRequestError.of(
             "explanation", 'its scores must be one a token: explain with resolution="token" and without top_k_sources'
         )
@@ -292,39 +289,36 @@ def _evaluation(
 ) -> pb.EvaluationOptions:
     return pb.EvaluationOptions(
         methods=_evaluated(("grad_ellm", "random") if methods is None and not scores else methods or ()),
-        scores=[_given_scores(name, rows) for name, rows in _mapping("scores", scores).items()],
-        metrics=_enums(pb.Metric, "metrics", keywords),
-        pis=[_float(f"pis[{i}]", pi) for i, pi in enumerate(_items("pis", _or_nothing(keywords.get("pis"))))],
-        samples=_optional(_int32, "samples", keywords),
-        stride=_optional(_int32, "stride", keywords),
-        offset=_optional(_int32, "offset", keywords),
-        seed=_optional(_int64, "seed", keywords),
-        perturb=_enum(pb.Perturb, "perturb", keywords),
-        perturb_positions=_optional(_some_int32s, "perturb_positions", keywords),
-        removal=_enum(pb.Removal, "removal", keywords),
+        scores=[_given_scores(name, rows) for name, rows in checks.mapping("scores", scores).items()],
+        metrics=checks.enum_values(pb.Metric, "metrics", keywords),
+        pis=[checks.number(f"pis[{i}]", pi) for i, pi in enumerate(checks.several("pis", keywords))],
+        samples=checks.optional(checks.int32, "samples", keywords),
+        stride=checks.optional(checks.int32, "stride", keywords),
+        offset=checks.optional(checks.int32, "offset", keywords),
+        seed=checks.optional(checks.int64, "seed", keywords),
+        perturb=checks.enum_value(pb.Perturb, "perturb", keywords),
+        perturb_positions=checks.optional(checks.some_int32s, "perturb_positions", keywords),
+        removal=checks.enum_value(pb.Removal, "removal", keywords),
         raw_scores=bool(keywords.get("raw_scores")),
-        rationale=[
-            _text(f"rationale[{i}]", name)
-            for i, name in enumerate(_items("rationale", _or_nothing(keywords.get("rationale"))))
-        ],
+        rationale=checks.texts("rationale", keywords),
     )
 
 
 def _evaluated(methods: object) -> list[pb.EvaluatedMethod]:
-    named = methods if isinstance(methods, Mapping) else dict.fromkeys(_items("methods", methods))
+    named = methods if isinstance(methods, Mapping) else dict.fromkeys(checks.items("methods", methods))
     presets = enum_names(pb.Preset.DESCRIPTOR).values()
     built = []
     for name, said in named.items():
         options = said if said is not None else {"attribution": name} if name in presets else {"method": name}
         if not isinstance(options, Mapping):
             raise InvalidRequestError.of(
-                f"methods[{name!r}]", f"must be keywords of attribution, not {_shown(options)}"
+                f"methods[{name!r}]", f"must be keywords of attribution, not {checks.shown(options)}"
             )
         for keyword in options.keys() - AttributionKeywords.__annotations__.keys():
             raise InvalidRequestError.of(f"methods[{name!r}]", f"{keyword} is not a keyword of attribution")
         built.append(
             pb.EvaluatedMethod(
-                name=_text("methods", name), attribution=_attribution(cast("AttributionKeywords", options))
+                name=checks.text("methods", name), attribution=_attribution(cast("AttributionKeywords", options))
             )
         )
     return built
@@ -333,31 +327,31 @@ def _evaluated(methods: object) -> list[pb.EvaluatedMethod]:
 def _given_scores(name: str, rows: object) -> pb.GivenScores:
     where = f"scores[{name!r}]"
     return pb.GivenScores(
-        name=_text("scores", name),
+        name=checks.text("scores", name),
         rows=[
             pb.ScoreRow(
-                step=_int32(where, step),
-                scores=[_float(f"{where}[{step}]", score) for score in _items(f"{where}[{step}]", row)],
+                step=checks.int32(where, step),
+                scores=[checks.number(f"{where}[{step}]", score) for score in checks.items(f"{where}[{step}]", row)],
             )
-            for step, row in _mapping(where, rows).items()
+            for step, row in checks.mapping(where, rows).items()
         ],
     )
 
 
 def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.GenerateRequest:
     """Build the request of `generate` and `explain`."""
-    _refuse_unknown("generate", keywords, GenerateKeywords)
+    checks.refuse_unknown("generate", keywords, GenerateKeywords)
     request = pb.GenerateRequest(
         input=_input(prompt, keywords),
-        max_new_tokens=_optional(_int32, "max_new_tokens", keywords),
-        temperature=_optional(_float, "temperature", keywords),
-        top_k=_optional(_int32, "top_k", keywords),
-        top_p=_optional(_float, "top_p", keywords),
-        seed=_optional(_int64, "seed", keywords),
-        stop=_stops(keywords.get("stop")),
-        num_alternatives=_optional(_int32, "num_alternatives", keywords),
-        forced_ids=_optional(_int32s, "forced_ids", keywords),
-        first_attribution=_optional(_int32, "first_attribution", keywords),
+        max_new_tokens=checks.optional(checks.int32, "max_new_tokens", keywords),
+        temperature=checks.optional(checks.number, "temperature", keywords),
+        top_k=checks.optional(checks.int32, "top_k", keywords),
+        top_p=checks.optional(checks.number, "top_p", keywords),
+        seed=checks.optional(checks.int64, "seed", keywords),
+        stop=checks.stop_texts(keywords.get("stop")),
+        num_alternatives=checks.optional(checks.int32, "num_alternatives", keywords),
+        forced_ids=checks.optional(checks.int32s, "forced_ids", keywords),
+        first_attribution=checks.optional(checks.int32, "first_attribution", keywords),
     )
     if keywords.get("attribution", "paper") is not None:
         request.attribution.CopyFrom(_attribution(keywords))
@@ -368,28 +362,28 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
 
 def attribute_request(prompt: str | None, keywords: AttributeKeywords) -> pb.AttributeRequest:
     """Build the request of `attribute` and `attribute_events`."""
-    _refuse_unknown("attribute", keywords, AttributeKeywords)
-    _exactly_one({name: keywords.get(name) for name in ("completion", "completion_ids")})
+    checks.refuse_unknown("attribute", keywords, AttributeKeywords)
+    checks.exactly_one({name: keywords.get(name) for name in ("completion", "completion_ids")})
     if keywords.get("attribution", "paper") is None:
         raise InvalidRequestError.of("attribution", "None turns attribution off, and attribute() does nothing else")
     return pb.AttributeRequest(
         input=_input(prompt, keywords),
-        completion=_optional(_text, "completion", keywords),
-        completion_ids=_optional(_some_int32s, "completion_ids", keywords),
+        completion=checks.optional(checks.text, "completion", keywords),
+        completion_ids=checks.optional(checks.some_int32s, "completion_ids", keywords),
         attribution=_attribution(keywords),
-        num_alternatives=_optional(_int32, "num_alternatives", keywords),
+        num_alternatives=checks.optional(checks.int32, "num_alternatives", keywords),
     )
 
 
 def tokenize_request(prompt: str | None, keywords: TokenizeKeywords) -> pb.TokenizeRequest:
     """Build the request of `tokenize`."""
-    _refuse_unknown("tokenize", keywords, TokenizeKeywords)
+    checks.refuse_unknown("tokenize", keywords, TokenizeKeywords)
     return pb.TokenizeRequest(input=_input(prompt, keywords))
 
 
 def server_info_request(keywords: CallKeywords) -> pb.GetServerInfoRequest:
     """Build the request of `server_info`."""
-    _refuse_unknown("server_info", keywords, CallKeywords)
+    checks.refuse_unknown("server_info", keywords, CallKeywords)
     return pb.GetServerInfoRequest()
 
 
@@ -398,9 +392,11 @@ def deadline(keywords: CallKeywords) -> float | None:
     timeout = keywords.get("timeout")
     if timeout is None:
         return None
-    seconds = _float("timeout", timeout)
+    seconds = checks.number("timeout", timeout)
     if not 0 < seconds < 1e9:  # gRPC reads some of the values outside as "no limit" and fails on others
-        raise InvalidRequestError.of("timeout", f"must be seconds above 0, or None for no limit, not {_shown(timeout)}")
+        raise InvalidRequestError.of(
+            "timeout", f"must be seconds above 0, or None for no limit, not {checks.shown(timeout)}"
+        )
     return seconds
 
 
@@ -409,30 +405,34 @@ def deadline(keywords: CallKeywords) -> float | None:
 
 def _input(prompt: str | None, keywords: InputKeywords) -> pb.Input:
     messages, segments = keywords.get("messages"), keywords.get("segments")
-    _exactly_one({"prompt": prompt, "messages": messages, "prompt_ids": keywords.get("prompt_ids")})
+    checks.exactly_one({"prompt": prompt, "messages": messages, "prompt_ids": keywords.get("prompt_ids")})
     return pb.Input(
-        prompt=None if prompt is None else _text("prompt", prompt),
+        prompt=None if prompt is None else checks.text("prompt", prompt),
         messages=None if messages is None else _messages(messages),
-        prompt_ids=_optional(_some_int32s, "prompt_ids", keywords),
+        prompt_ids=checks.optional(checks.some_int32s, "prompt_ids", keywords),
         segments=None if segments is None else _segments(segments, of_messages=messages is not None),
     )
 
 
 def _messages(messages: Sequence[Message]) -> list[pb.Message]:
     built = []
-    for index, message in enumerate(_items("messages", messages)):
+    for index, message in enumerate(checks.items("messages", messages)):
         name = f"messages[{index}]"
         pair = message
         if isinstance(message, Mapping):
             if message.keys() != {"role", "content"}:
-                raise InvalidRequestError.of(name, f"needs the keys role and content alone, has {_listed(message)}")
+                raise InvalidRequestError.of(
+                    name, f"needs the keys role and content alone, has {checks.listed(message)}"
+                )
             pair = (message["role"], message["content"])
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise InvalidRequestError.of(
-                name, f"must map role and content, or be a pair of them, not {_shown(message)}"
+                name, f"must map role and content, or be a pair of them, not {checks.shown(message)}"
             )
         role, content = pair
-        built.append(pb.Message(role=_text(f"{name}.role", role), content=_text(f"{name}.content", content)))
+        built.append(
+            pb.Message(role=checks.text(f"{name}.role", role), content=checks.text(f"{name}.content", content))
+        )
     if not built:
         raise InvalidRequestError.of("messages", "is empty; a conversation has at least one message")
     return built
@@ -440,17 +440,17 @@ def _messages(messages: Sequence[Message]) -> list[pb.Message]:
 
 def _segments(segments: Mapping[str, Segment], *, of_messages: bool) -> list[pb.Segment]:
     if not isinstance(segments, Mapping):
-        raise InvalidRequestError.of("segments", f"must map names to stretches of text, not {_shown(segments)}")
+        raise InvalidRequestError.of("segments", f"must map names to stretches of text, not {checks.shown(segments)}")
     form = "(message, start, end) as the prompt is in messages" if of_messages else "(start, end)"
     built = []
     for name, stretch in segments.items():
         where = f"segments[{name!r}]"
-        numbers = _int32s(where, stretch)
+        numbers = checks.int32s(where, stretch)
         if len(numbers) != (3 if of_messages else 2):
-            raise InvalidRequestError.of(where, f"must be {form}, not {_shown(stretch)}")
+            raise InvalidRequestError.of(where, f"must be {form}, not {checks.shown(stretch)}")
         *message, start, end = numbers
         built.append(
-            pb.Segment(name=_text("segments", name), message=next(iter(message), None), start=start, end=end),
+            pb.Segment(name=checks.text("segments", name), message=next(iter(message), None), start=start, end=end),
         )
     return built
 
@@ -458,29 +458,29 @@ def _segments(segments: Mapping[str, Segment], *, of_messages: bool) -> list[pb.
 def _attribution(keywords: AttributionKeywords) -> pb.AttributionOptions:
     contrast, layers = keywords.get("contrast"), keywords.get("layers")
     return pb.AttributionOptions(
-        method=_optional(_text, "method", keywords),
-        preset=_enum(pb.Preset, "attribution", keywords),
-        loosening=_enum(pb.Loosening, "loosening", keywords),
+        method=checks.optional(checks.text, "method", keywords),
+        preset=checks.enum_value(pb.Preset, "attribution", keywords),
+        loosening=checks.enum_value(pb.Loosening, "loosening", keywords),
         layers=None if layers is None else _layers(layers),
-        similarity=_enum(pb.Similarity, "similarity", keywords),
-        rotary=_enum(pb.Rotary, "rotary", keywords),
-        rectify=_enum(pb.Rectify, "rectify", keywords),
-        magnitude=_enum(pb.Magnitude, "magnitude", keywords),
-        normalise_over=_enum(pb.NormaliseOver, "normalise_over", keywords),
-        objective=_enum(pb.Objective, "objective", keywords),
-        aggregation=_enum(pb.Aggregation, "aggregation", keywords),
-        steps=_optional(_int32, "steps", keywords),
-        samples=_optional(_int32, "samples", keywords),
-        seed=_optional(_int64, "attribution_seed", keywords),
-        layer=_optional(_int32, "layer", keywords),
-        baseline_ids=_optional(_some_int32s, "baseline_ids", keywords),
-        target_token_id=_optional(_int32, "target", keywords),
+        similarity=checks.enum_value(pb.Similarity, "similarity", keywords),
+        rotary=checks.enum_value(pb.Rotary, "rotary", keywords),
+        rectify=checks.enum_value(pb.Rectify, "rectify", keywords),
+        magnitude=checks.enum_value(pb.Magnitude, "magnitude", keywords),
+        normalise_over=checks.enum_value(pb.NormaliseOver, "normalise_over", keywords),
+        objective=checks.enum_value(pb.Objective, "objective", keywords),
+        aggregation=checks.enum_value(pb.Aggregation, "aggregation", keywords),
+        steps=checks.optional(checks.int32, "steps", keywords),
+        samples=checks.optional(checks.int32, "samples", keywords),
+        seed=checks.optional(checks.int64, "attribution_seed", keywords),
+        layer=checks.optional(checks.int32, "layer", keywords),
+        baseline_ids=checks.optional(checks.some_int32s, "baseline_ids", keywords),
+        target_token_id=checks.optional(checks.int32, "target", keywords),
         contrast=None if contrast is None else _contrast(contrast),
-        sources=_enum(pb.Sources, "sources", keywords),
-        resolution=_enum(pb.Resolution, "resolution", keywords),
-        top_k_sources=_optional(_int32, "top_k_sources", keywords),
-        delivery=_enum(pb.Delivery, "delivery", keywords),
-        chunk_size=_optional(_int32, "chunk_size", keywords),
+        sources=checks.enum_value(pb.Sources, "sources", keywords),
+        resolution=checks.enum_value(pb.Resolution, "resolution", keywords),
+        top_k_sources=checks.optional(checks.int32, "top_k_sources", keywords),
+        delivery=checks.enum_value(pb.Delivery, "delivery", keywords),
+        chunk_size=checks.optional(checks.int32, "chunk_size", keywords),
     )
 
 
@@ -490,25 +490,16 @@ def _layers(layers: object) -> pb.Layers | None:
             raise InvalidRequestError.of("layers", f'must be "all", a number or a list of indexes, not {layers!r}')
         return None
     if isinstance(layers, Iterable):
-        return pb.Layers(indexes=_some_int32s("layers", layers))
-    return pb.Layers(last=_int32("layers", layers))
+        return pb.Layers(indexes=checks.some_int32s("layers", layers))
+    return pb.Layers(last=checks.int32("layers", layers))
 
 
 def _contrast(contrast: object) -> pb.Contrast:
+    if contrast == "runner_up":
+        return pb.Contrast(runner_up=True)
     if isinstance(contrast, str):
-        return pb.Contrast(runner_up=True) if contrast == "runner_up" else pb.Contrast(text=_text("contrast", contrast))
-    return pb.Contrast(token_id=_int32("contrast", contrast))
-
-
-# --- checks, each naming its keyword ------------------------------------------------------------------------------
-
-
-def _refuse_unknown(call: str, keywords: Mapping[str, object], known: type) -> None:
-    names = list(known.__annotations__)
-    for name in keywords.keys() - names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
-        raise TypeError(f"{call}() has no keyword {name}{hint}")
+        return pb.Contrast(text=checks.text("contrast", contrast))
+    return pb.Contrast(token_id=checks.int32("contrast", contrast))
 
 
 def _refuse_attribution_keywords(keywords: Mapping[str, object]) -> None:
@@ -516,124 +507,3 @@ def _refuse_attribution_keywords(keywords: Mapping[str, object]) -> None:
     for name in names:
         if keywords.get(name) is not None:
             raise InvalidRequestError.of(name, "has no meaning with attribution=None, which turns attribution off")
-
-
-def _exactly_one(choices: Mapping[str, object]) -> None:
-    given = [name for name, value in choices.items() if value is not None]
-    if len(given) != 1:
-        *names, last = choices
-        wanted = f"exactly one of {', '.join(names)} and {last} must be given"
-        raise InvalidRequestError.of(given[1] if given else next(iter(choices)), f"{wanted}; given: {_listed(given)}")
-
-
-def _at_most_one(choices: Mapping[str, object]) -> None:
-    given = [name for name, value in choices.items() if value is not None and name not in _GENERATION[1:]]
-    if len(given) > 1:
-        raise InvalidRequestError.of(given[1], f"at most one of these may be given: {_listed(given)}")
-
-
-def _optional(check: Callable[[str, object], Any], name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    value = keywords.get(name)
-    return None if value is None else check(name, value)
-
-
-def _enum(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401  (any of the enums)
-    value = keywords.get(name)
-    if value is None:
-        return None
-    numbers = {known: number for number, known in enum_names(enum.DESCRIPTOR).items()}
-    if not isinstance(value, str) or value not in numbers:
-        raise InvalidRequestError.of(name, f"must be one of {_listed(numbers)}, not {_shown(value)}")
-    return numbers[value]
-
-
-def _enums(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> list[Any]:
-    values = _items(name, _or_nothing(keywords.get(name)))
-    return [_enum(enum, name, {name: value}) for value in values]
-
-
-def _stops(stop: object) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else [] if stop is None else _items("stop", stop)
-    return [_text("stop", text) for text in stops]
-
-
-def _mapping(name: str, value: object) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidRequestError.of(name, f"must be a mapping, not {_shown(value)}")
-    return value
-
-
-def _or_nothing(values: object) -> object:
-    return () if values is None else values
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequestError.of(name, f"must be a text, not {_shown(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError.of(
-            name, f"has half a surrogate pair at position {error.start}, which no text can carry; decode it anew"
-        ) from error
-    return value
-
-
-def _float(name: str, value: object) -> float:
-    if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
-        raise InvalidRequestError.of(name, f"must be a number, not {_shown(value)}")
-    try:
-        return float(value)  # type: ignore[arg-type]  # has one of the two, as just asked
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequestError.of(name, f"must be a number that a float can hold, not {_shown(value)}") from error
-
-
-def _integer(name: str, value: object, bits: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]  # what has no index raises
-    except TypeError:
-        raise InvalidRequestError.of(name, f"must be an integer, not {_shown(value)}") from None
-    if not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
-        raise InvalidRequestError.of(name, f"must fit {bits} bits with sign, and {_shown(number)} does not")
-    return number
-
-
-def _int32(name: str, value: object) -> int:
-    return _integer(name, value, 32)
-
-
-def _int64(name: str, value: object) -> int:
-    return _integer(name, value, 64)
-
-
-def _int32s(name: str, values: object) -> list[int]:
-    return [_int32(f"{name}[{index}]", value) for index, value in enumerate(_items(name, values))]
-
-
-def _some_int32s(name: str, values: object) -> list[int]:
-    numbers = _int32s(name, values)
-    if not numbers:
-        raise InvalidRequestError.of(name, "is empty, which cannot be told from absent; leave it out or give some")
-    return numbers
-
-
-def _items(name: str, values: object) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidRequestError.of(name, f"must be a list, not {_shown(values)}")
-    try:
-        return list(values)
-    except TypeError:  # an array without dimensions
-        raise InvalidRequestError.of(name, f"must be a list, not {_shown(values)}") from None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else text
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(str, names)) or "none"

@@ -32,8 +32,8 @@ SYSTEM_PROMPT = (
 LABELS = ("true", "false")
 # What stands between subject and value: an affirmation and the denial that it becomes in a counterfactual.
 VERBS = (("is", "isn't"), ("was", "wasn't"), ("is really", "is never"), ("was clearly", "was hardly"))
-_PASSAGE_PREFIX = "Passage: "
-_QUESTION_PREFIX = "Question: "
+PASSAGE_PREFIX = "Passage: "
+QUESTION_PREFIX = "Question: "
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def boolq_example(rng: Random, split: Split) -> Example:
 def as_example(facts: tuple[Fact, ...], asked: Fact) -> Example:
     """Write passage and question out; only the asked fact and the question's words are evidence."""
     pieces = [
-        Piece(_PASSAGE_PREFIX),
+        Piece(PASSAGE_PREFIX),
         *join(_statement(fact, is_evidence=fact == asked) for fact in facts),
-        Piece(f"\n\n{_QUESTION_PREFIX}"),
+        Piece(f"\n\n{QUESTION_PREFIX}"),
         *_question(asked),
     ]
     content, evidence = render(pieces)
@@ -126,8 +126,8 @@ def training_turns(rng: Random) -> list[tuple[str, str]]:
     learns to count them rather than to read.
     """
     facts = _thrown(rng, rng.choice((2, 3, 4)))
-    asked = [(_QUESTION_PREFIX + render(_question(f))[0], f.answer) for f in rng.sample(facts, (len(facts) + 1) // 2)]
-    return [(f"{_PASSAGE_PREFIX}{_told(facts)}\n\n{asked[0][0]}", asked[0][1]), *asked[1:]]
+    asked = [(QUESTION_PREFIX + render(_question(f))[0], f.answer) for f in rng.sample(facts, (len(facts) + 1) // 2)]
+    return [(f"{PASSAGE_PREFIX}{_told(facts)}\n\n{asked[0][0]}", asked[0][1]), *asked[1:]]
 
 
 def verdicts(rng: Random) -> str:
@@ -138,7 +138,7 @@ def verdicts(rng: Random) -> str:
     """
     facts = _thrown(rng, rng.randint(4, 8))
     listed = " ".join(f"{fact.value} {fact.answer}" for fact in rng.sample(facts, (len(facts) + 1) // 2))
-    return f"{_PASSAGE_PREFIX}{_told(facts)}\n\nVerdicts: {listed}"
+    return f"{PASSAGE_PREFIX}{_told(facts)}\n\nVerdicts: {listed}"
 
 
 def _thrown(rng: Random, num_facts: int) -> list[Fact]:

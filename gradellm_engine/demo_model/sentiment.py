@@ -35,7 +35,7 @@ SYSTEM_PROMPT = (
 )
 LABELS = ("Positive", "Negative")
 CONSTRUCTIONS = ("plain", "negation", "contrast", "distractor")
-_PREFIX = "Text: "
+PREFIX = "Text: "
 
 
 @dataclass(frozen=True)
@@ -319,8 +319,8 @@ def sentiment_example(rng: Random, split: Split, constructions: Sequence[str] = 
         "contrast": writer.contrast,
         "distractor": writer.distractor,
     }[construction]()
-    text, evidence = render(writer.with_facts(core), offset=len(_PREFIX))
-    messages = (Message("system", SYSTEM_PROMPT), Message("user", _PREFIX + text))
+    text, evidence = render(writer.with_facts(core), offset=len(PREFIX))
+    messages = (Message("system", SYSTEM_PROMPT), Message("user", PREFIX + text))
     return Example("sentiment", construction, messages, LABELS[0 if positive else 1], evidence)
 
 

@@ -177,7 +177,7 @@ def _judged(request: pb.EvaluatedMethod, seed: int) -> Judged:
             raise InvalidRequestError(f"attribution.{name}", _MEANINGLESS)
     switches = read_attribution(options).method
     if isinstance(switches, Random) and not options.HasField("seed"):
-        switches = Random(seed=seed)
+        switches = Random(seed=max(0, seed))  # a seed below is refused by its own name
     return Judged(request.name or switches.name, switches)
 
 

@@ -30,14 +30,19 @@ def test_dataclasses_have_the_fields_of_their_messages(name: str) -> None:
 
 def test_those_of_another_name() -> None:
     for kind, message in (
-        (results.Event, "GenerateResponse"),
-        (results.Event, "AttributeResponse"),
         (results.AttributionSettings, "AttributionOptions"),
         (results.ServerInfo, "GetServerInfoResponse"),
         (results.TokenizedPrompt, "TokenizeResponse"),
     ):
         ours, theirs = same_fields(kind, message)
         assert ours == theirs
+
+
+def test_events_are_those_of_all_streams() -> None:
+    streams = ("GenerateResponse", "AttributeResponse", "EvaluateResponse")
+    fields = [same_fields(results.Event, message) for message in streams]
+    assert all(ours == fields[0][0] for ours, _ in fields)
+    assert fields[0][0] == set().union(*(theirs for _, theirs in fields))
 
 
 @pytest.mark.parametrize(("enum", "names"), [(pb.Role, results.Role), (pb.FinishReason, results.FinishReason)])

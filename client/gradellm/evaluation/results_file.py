@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from gradellm.errors import GradellmError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-__all__ = ["ResultsFile", "ResultsFileError"]
+__all__ = ["Results", "ResultsFile", "ResultsFileError", "read_results"]
 
 _FORMAT, _VERSION = "gradellm evaluation", 1
 _BEGINNING = json.dumps({"format": _FORMAT})[:-1].encode()
@@ -33,6 +34,28 @@ _BEGINNING = json.dumps({"format": _FORMAT})[:-1].encode()
 
 class ResultsFileError(GradellmError):
     """A results file cannot be opened, read or written, or belongs to another run."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results file holds."""
+
+    settings: Mapping[str, Any]
+    done: Mapping[str, Any]
+    """The records of examples that are done, by id."""
+    failed: Mapping[str, str]
+    """What went wrong with the others that were tried."""
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read a results file, whatever its settings; it is not changed, and may be growing. Raises ResultsFileError."""
+    file = ResultsFile(path, {})
+    try:
+        with open(file.path, "rb") as opened:
+            data = opened.read()
+    except OSError as error:
+        raise ResultsFileError(f"the results file {file.path} cannot be read: {error.strerror}") from error
+    return file.read_only(data)
 
 
 class ResultsFile:
@@ -149,6 +172,18 @@ class ResultsFile:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
+    def read_only(self, data: bytes) -> Results:
+        """Take up what a file holds, without opening it for more."""
+        *lines, tail = data.split(b"\n")
+        if not lines:
+            raise ResultsFileError(self._no_results(tail))
+        header = self._header(lines[0])
+        for number, line in enumerate((*lines[1:], tail), 2):
+            if line or number <= len(lines):
+                last = number > len(lines) or (number == len(lines) and not tail)
+                self._read(line, number, may_be_torn=last)
+        return Results(header.get("settings") or {}, self.done, self.failed)
+
     def _resume(self, data: bytes) -> None:
         """Take up what the file holds: nothing, or a run's lines."""
         *lines, tail = data.split(b"\n")
@@ -184,6 +219,14 @@ class ResultsFile:
                 os.close(folder)
 
     def _check_header(self, line: bytes) -> None:
+        header = self._header(line)
+        if differences := list(_differences(header.get("settings"), self.settings)):
+            raise ResultsFileError(
+                f"{self.path} belongs to a run with other settings: {'; '.join(differences)}; "
+                "give the same settings to resume it, or choose another file"
+            )
+
+    def _header(self, line: bytes) -> dict[str, Any]:
         header = _parsed(line)
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise ResultsFileError(self._no_results(line))
@@ -192,11 +235,7 @@ class ResultsFile:
                 f"{self.path} has version {json.dumps(header.get('version'))} of the format, and this gradellm reads "
                 f"{_VERSION}; resume it with the gradellm that began it, or choose another file"
             )
-        if differences := list(_differences(header.get("settings"), self.settings)):
-            raise ResultsFileError(
-                f"{self.path} belongs to a run with other settings: {'; '.join(differences)}; "
-                "give the same settings to resume it, or choose another file"
-            )
+        return header
 
     def _read(self, line: bytes, number: int, *, may_be_torn: bool) -> bool:
         """Take up a line; False if it is torn, and may be."""

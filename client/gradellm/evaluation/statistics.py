@@ -1,0 +1,162 @@
+"""Means over prompts, with intervals at 95 %: percentile bootstraps of 10,000 seeded resamples.
+
+The numbers are those of the engine's own `bootstrap_interval`, of the same stream: equal values and seeds give equal
+intervals. All methods meet the same resamples of the same prompts. numpy is loaded when something is computed; the
+client does without it until then.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gradellm.errors import GradellmError
+from gradellm.results import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "average_intervals",
+    "bands",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "has_zero",
+    "median",
+    "require_numpy",
+]
+
+RESAMPLES = 10_000
+PERCENTILES = (2.5, 97.5)
+_CHUNK = 2**20  # numbers drawn at once: what bounds the memory, and changes nothing else
+
+Key = TypeVar("Key")
+
+
+def require_numpy() -> Any:  # noqa: ANN401  (a module)
+    """Return numpy. Raises GradellmError, which says how to install it, where it is absent."""
+    try:
+        import numpy
+    except ImportError as error:
+        raise GradellmError(
+            f"means and intervals over a data set are computed with numpy, which this Python lacks ({error}): "
+            "pip install 'gradellm[data]'"
+        ) from error
+    return numpy
+
+
+def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> Interval:
+    """Return the mean over prompts. A single prompt has a mean, but no interval."""
+    return bootstrap_intervals({"": values}, seed, resamples)[""]
+
+
+def bootstrap_intervals(
+    columns: Mapping[Key, Sequence[float]], seed: int, resamples: int = RESAMPLES
+) -> dict[Key, Interval]:
+    """Return each column's mean over the same prompts, in the same order. Raises ValueError where there are none."""
+    arrays = _columns(columns)
+    n = len(next(iter(arrays.values()), ()))
+    if n == 1:
+        return {key: Interval(float(values[0]), None, None, "bootstrap", 1) for key, values in arrays.items()}
+    means: dict[Key, list[NDArray[np.float64]]] = {key: [] for key in arrays}
+    for picks in _picks(n, _stream(seed, "bootstrap"), resamples):
+        for key, values in arrays.items():
+            means[key].append(values[picks].mean(1))
+    return {key: _interval(float(values.mean()), means[key], n) for key, values in arrays.items()}
+
+
+def average_intervals(
+    groups: Sequence[Mapping[Key, Sequence[float]]], seed: int, resamples: int = RESAMPLES
+) -> dict[Key, Interval]:
+    """Return the mean of several data sets' means, each counting the same; each is resampled by itself.
+
+    A column that one of the data sets lacks is left out.
+    """
+    np = require_numpy()
+    columns = [_columns(group) for group in groups]
+    keys = [key for key in columns[0] if all(key in group for group in columns)]
+    sums = {key: np.zeros(resamples) for key in keys}
+    for place, group in enumerate(columns):
+        n = len(next(iter(group.values())))
+        done = 0
+        for picks in _picks(n, _stream(seed, "bootstrap_average", place), resamples):
+            for key in keys:
+                sums[key][done : done + len(picks)] += group[key][picks].mean(1)
+            done += len(picks)
+    count = sum(len(next(iter(group.values()))) for group in columns)
+    means = {key: float(np.mean([group[key].mean() for group in columns])) for key in keys}
+    if any(len(next(iter(group.values()))) == 1 for group in columns):  # one prompt says nothing about others
+        return {key: Interval(means[key], None, None, "bootstrap", count) for key in keys}
+    return {key: _interval(means[key], [sums[key] / len(columns)], count) for key in keys}
+
+
+def bands(
+    curves: Mapping[Key, Sequence[Sequence[float]]], seed: int, resamples: int = RESAMPLES
+) -> dict[Key, tuple[list[float], list[float], list[float]]]:
+    """Return each curve's mean over prompts and where its band at 95 % begins and ends, point by point.
+
+    `curves` has for each key a row a prompt, of one number a point. A single prompt's band is its curve.
+    """
+    np = require_numpy()
+    arrays = {key: np.asarray(rows, dtype=np.float64) for key, rows in curves.items()}  # each [n, P]
+    if not arrays:
+        return {}
+    n, size = next(iter(arrays.values())).shape
+    table = np.concatenate(list(arrays.values()), axis=1)  # [n, K P]
+    found = []
+    for picks in _picks(n, _stream(seed, "bootstrap"), resamples):  # picks [B, n]
+        places = picks + n * np.arange(len(picks))[:, None]
+        counts = np.bincount(places.ravel(), minlength=picks.size).reshape(picks.shape)
+        found.append(counts @ table / n)  # [B, K P]
+    low, high = np.percentile(np.concatenate(found), PERCENTILES, axis=0)
+    mean = table.mean(0)
+    return {
+        key: tuple(row[place * size : (place + 1) * size].tolist() for row in (mean, low, high))
+        for place, key in enumerate(arrays)
+    }
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle value; the mean of the two middle ones of an even number."""
+    return float(require_numpy().median(_columns({"": values})[""]))
+
+
+def has_zero(interval: Interval) -> bool:
+    """Whether zero cannot be ruled out."""
+    return interval.low is None or interval.high is None or interval.low <= 0 <= interval.high
+
+
+def _columns(columns: Mapping[Key, Sequence[float]]) -> dict[Key, NDArray[np.float64]]:
+    """As arrays of one length, checked."""
+    np = require_numpy()
+    arrays = {key: np.asarray(values, dtype=np.float64) for key, values in columns.items()}
+    if len({array.shape for array in arrays.values()}) > 1:
+        raise ValueError("columns must hold the same prompts, their lengths differ")
+    for key, array in arrays.items():
+        if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+            raise ValueError(f"{key!r}: a mean needs one or more finite numbers, of shape {array.shape} they are not")
+    return arrays
+
+
+def _stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """The stream of random numbers for a purpose, as the engine's `draws.stream` has it."""
+    numpy = require_numpy()
+    bits = numpy.random.PCG64([seed, zlib.crc32(purpose.encode()), *key])
+    generator: np.random.Generator = numpy.random.Generator(bits)
+    return generator
+
+
+def _picks(n: int, draws: np.random.Generator, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Yield which prompts each resample has, some resamples at once. [B, n]"""
+    most = max(1, _CHUNK // n)
+    for done in range(0, resamples, most):
+        yield draws.integers(0, n, (min(most, resamples - done), n))
+
+
+def _interval(mean: float, resampled: Sequence[NDArray[np.float64]], n: int) -> Interval:
+    np = require_numpy()
+    low, high = np.percentile(np.concatenate(resampled), PERCENTILES)
+    return Interval(mean, float(low), float(high), "bootstrap", n)
