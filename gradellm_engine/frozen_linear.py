@@ -2,7 +2,7 @@
 
 - The fastest kernel: `gradellm_engine.linear_kernels`.
 - Layers of one input. Queries, keys and values are products with the same input, and so are an MLP's gate and its
-  content. Their weights lie behind one another in memory, so that one call computes them all, forward and backward.
+  content. Their weights lie together in memory, so that one call computes them all, forward and backward.
 - Known outputs. A token that is read once more, to be explained, gives every layer the input that it gave it the first
   time. What the layer made of it is at hand then (`gradellm_engine.products`): only the backward pass reads weights.
 """
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.linear_kernels import FrozenWeight, Kernel
+from gradellm_engine.linear_kernels import FrozenWeight, Kernel, stored_for_gradients
 
 
 class Outputs(Protocol):
@@ -130,13 +130,13 @@ def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: Outputs | None) -
 class Joint:
     """Layers that get the same input: whichever is called first computes all.
 
-    Making one moves their weights to where they lie behind one another.
+    Making one moves their weights to where they lie together.
     """
 
     def __init__(self, layers: Sequence[FrozenLinear]) -> None:
         self._layers = tuple(layers)
         self._sizes = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = stored_for_gradients(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
         self._frozen = FrozenWeight(weight, bias)
         for layer, its_weight in zip(layers, torch.split(weight, self._sizes), strict=True):

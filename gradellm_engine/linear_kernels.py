@@ -5,6 +5,9 @@ PyTorch's float32 products on x86 processors (MKL) reaches a third to half of th
 
 - Stretches. A batch of products, each with a stretch of the weight's rows, makes the same library share the work
   among threads by stretches, each of which reads its memory from end to end: for one or two rows that is twice as fast.
+  A product with the stored matrix's rows is one of dot products, one with its columns a sum of scaled rows, which is
+  slower where rows are short. So joined layers with many outputs store their weight by columns: the backward pass gains
+  more by it than the forward pass loses.
 - oneDNN, which PyTorch carries too and uses for other types, is faster for 3 to 64 rows. Below some hundred thousand
   weights its greater overhead a call weighs more.
 """
@@ -22,6 +25,7 @@ STRETCHED_ROWS = 2  # at most; oneDNN is as fast or faster for more
 MIN_STRETCHED_WEIGHTS = 2**17  # smaller ones are faster as one product
 ONEDNN_ROWS = 64  # at most; beyond it torch's default is as fast
 MIN_ONEDNN_WEIGHTS = 2**19
+WIDE = 2  # outputs an input, from which on it pays to store a joined weight by columns
 
 
 class Kernel(Enum):
@@ -36,17 +40,19 @@ class FrozenWeight:
     """A linear layer's numbers.
 
     Attributes:
-        weight: [out, in]
+        weight: [out, in], stored by rows or by columns.
         bias: [out]; None for none.
-        num_stretches: in how many its rows are cut for a product with few rows; 1 for never.
+        num_stretches: in how many the stored rows are cut for a product with few rows; 1 for never.
         uses_onednn: whether oneDNN computes products with several rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self.num_stretches = _num_stretches(self.weight)
-        self.uses_onednn = _uses_onednn(self.weight)
         self._transposed = self.weight.t()
+        self._is_by_columns = self._transposed.is_contiguous() and not self.weight.is_contiguous()
+        self._stored = self._transposed if self._is_by_columns else self.weight
+        self.num_stretches = _num_stretches(self._stored)
+        self.uses_onednn = _uses_onednn(self._stored)
 
     def kernel(self, x: Tensor) -> Kernel:
         """What multiplies these rows. [.., in] or [.., out]"""
@@ -59,7 +65,8 @@ class FrozenWeight:
         """The layer: x W^T + b. [.., in] -> [.., out]"""
         match self.kernel(x):
             case Kernel.STRETCHES:
-                y = by_stretches(x, self.weight, self.num_stretches)
+                by_rows = transposed_by_stretches if self._is_by_columns else by_stretches
+                y = by_rows(x, self._stored, self.num_stretches)
                 return y if self.bias is None else y + self.bias
             case Kernel.ONEDNN:
                 return _onednn(x, self.weight, self.bias)
@@ -71,7 +78,8 @@ class FrozenWeight:
         is_batch = torch._C._functorch.is_batchedtensor(g)  # of torch.func.vmap, which the others know nothing of
         match Kernel.DEFAULT if is_batch else self.kernel(g):
             case Kernel.STRETCHES:
-                return transposed_by_stretches(g, self.weight, self.num_stretches)
+                by_columns = by_stretches if self._is_by_columns else transposed_by_stretches
+                return by_columns(g, self._stored, self.num_stretches)
             case Kernel.ONEDNN:
                 return _onednn(g, self._transposed, None)
             case Kernel.DEFAULT:
@@ -89,6 +97,13 @@ def transposed_by_stretches(g: Tensor, weight: Tensor, count: int) -> Tensor:
     """The product g W as the sum of its stretches': sum_s g_s W_s. [.., out], [out, in] -> [.., in]"""
     stretches = g.reshape(-1, count, g.shape[-1] // count).transpose(0, 1)  # [count, rows, .]
     return torch.bmm(stretches, weight.view(count, -1, weight.shape[1])).sum(0).view(*g.shape[:-1], -1)
+
+
+def stored_for_gradients(weight: Tensor) -> Tensor:
+    """The same weight, stored by columns where its outputs are so many that the backward pass gains. [out, in]"""
+    num_outputs, num_inputs = weight.shape
+    is_wide = num_outputs >= WIDE * num_inputs
+    return weight.t().contiguous().t() if is_wide and _num_stretches(weight) > 1 else weight
 
 
 def has_onednn() -> bool:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.corpus import TASKS, Example, examples
 from gradellm_engine.engine import Engine
+from gradellm_engine.faithfulness.plausibility import average_precision
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.prompts import Message, PromptInput, Segment
@@ -125,15 +126,6 @@ def _input(example: Example) -> PromptInput:
             Segment(f"evidence {index}", span.start, span.end, last) for index, span in enumerate(example.evidence)
         ),
     )
-
-
-def average_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """The sum over thresholds of precision times what recall gains. [U], [U]"""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last of each run of equal scores
-    hits = np.cumsum(truth[order])[ends]
-    precision, recall = hits / (ends + 1), hits / truth.sum()
-    return float((precision * np.diff(recall, prepend=0.0)).sum())
 
 
 def evidence_mass(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:

@@ -21,6 +21,7 @@ def same_fields(kind: Any, message: str) -> tuple[set[str], set[str]]:
     [
         *("Alternative", "Attribution", "Finished", "Limits", "MethodInfo", "ModelInfo", "PromptToken", "Provenance"),
         *("Sampling", "Started", "Timings", "Token", "Usage"),
+        *("EvaluatedMethod", "EvaluationItem", "EvaluationPoint", "EvaluationSummary", "Interval", "MetricSummary"),
     ],
 )
 def test_dataclasses_have_the_fields_of_their_messages(name: str) -> None:
@@ -31,6 +32,7 @@ def test_dataclasses_have_the_fields_of_their_messages(name: str) -> None:
 def test_those_of_another_name() -> None:
     for kind, message in (
         (results.AttributionSettings, "AttributionOptions"),
+        (results.EvaluationSettings, "EvaluationOptions"),
         (results.ServerInfo, "GetServerInfoResponse"),
         (results.TokenizedPrompt, "TokenizeResponse"),
     ):

@@ -14,10 +14,12 @@ from gradellm_engine.linear_kernels import (
     MIN_STRETCHED_WEIGHTS,
     ONEDNN_ROWS,
     STRETCHED_ROWS,
+    WIDE,
     FrozenWeight,
     Kernel,
     by_stretches,
     has_onednn,
+    stored_for_gradients,
     transposed_by_stretches,
 )
 
@@ -40,11 +42,16 @@ def test_stretches_make_the_whole_product(normal: Normal, count: int, shape: tup
     torch.testing.assert_close(transposed_by_stretches(g, weight, count), g @ weight)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("rows", [1, STRETCHED_ROWS, STRETCHED_ROWS + 1, ONEDNN_ROWS, ONEDNN_ROWS + 1])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_weights", [MIN_STRETCHED_WEIGHTS - IN, MIN_STRETCHED_WEIGHTS, MIN_ONEDNN_WEIGHTS])
-def test_product_and_gradient_are_those_of_float64(normal: Normal, rows: int, bias: bool, num_weights: int) -> None:
+def test_product_and_gradient_are_those_of_float64(
+    normal: Normal, rows: int, bias: bool, num_weights: int, by_columns: bool
+) -> None:
     weight = weight_of(num_weights)
+    if by_columns:
+        weight = weight.t().contiguous().t()
     b = normal(3, len(weight)).float() if bias else None
     frozen = FrozenWeight(weight, b)
     x, g = normal(1, 1, rows, IN).float(), normal(2, 1, rows, len(weight)).float()
@@ -71,6 +78,14 @@ def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.float64)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.bfloat16)) == default
     assert FrozenWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_stretches == 1  # an odd number of rows
+
+
+def test_wide_weights_are_stored_by_columns() -> None:
+    wide, other = torch.randn(WIDE * IN, IN), torch.randn(WIDE * IN - 2, IN)
+    stored = stored_for_gradients(wide)
+    assert torch.equal(stored, wide)
+    assert stored.t().is_contiguous() == HAS_MKL
+    assert stored_for_gradients(other) is other
 
 
 def test_does_without_libraries_that_pytorch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
