@@ -294,7 +294,7 @@ class Decoder:
         """
         B, T = embeddings.shape[:2]
         positions = torch.arange(run.length, run.length + T, device=self.device)
-        lasts = torch.tensor(lengths, device=self.device) - 1
+        lasts = torch.tensor(lengths) - 1  # not on a device: the last layer may lie on another one than the first
         rows, own = torch.unique(lasts, return_inverse=True) if self._chooses_logits else (lasts, lasts)
 
         def own_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from gradellm_engine.estimates import Estimate, Footprint, check_memory, estimat
 from gradellm_engine.faithfulness.evaluation import Evaluation
 from gradellm_engine.faithfulness.perturbed import Allowance
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, EvaluationSettings, Judged
+from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluationSettings, Judged
 from gradellm_engine.generation import Generation
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
@@ -311,13 +311,11 @@ class Engine:
             raise InvalidRequestError("scores", "scores of your own need the completion whose tokens they explain")
         sampling = self._resolved(sampling, prompt)
         num_tokens = sampling.max_new_tokens or 0
-        self._check_size(settings, num_tokens)
+        self._check_size(settings, prompt, num_tokens)
         settings = replace(
             settings, judged=tuple(self._checked_judged(judged, prompt, num_tokens) for judged in settings.judged)
         )
-        fitting = self.method_bytes // max(1, self.footprint.bytes_of(len(prompt.tokens) + num_tokens, 1, False))
-        most = EVALUATED_TOKENS["cuda" if self._model.decoder.device.type == "cuda" else "cpu"]
-        allowance = Allowance(max(1, min(most, fitting * (len(prompt.tokens) + num_tokens))))
+        allowance = self._allowance(len(prompt.tokens) + num_tokens)
         evaluation = Evaluation(
             self._model.decoder,
             prompt,
@@ -328,8 +326,7 @@ class Engine:
             explain_tokens=self._tokens_of,
             allowance=allowance,
         )
-        if completion is not None or settings.labels:
-            evaluation.check_completion(num_tokens)
+        evaluation.check_completion(num_tokens)
         return Stream(
             self._model,
             Plan(
@@ -346,13 +343,31 @@ class Engine:
             ),
         )
 
-    def _check_size(self, settings: EvaluationSettings, num_tokens: int) -> None:
+    def _allowance(self, num_tokens: int) -> Allowance:
+        """What a pass over changed texts of at most so many tokens may take."""
+        decoder = self._model.decoder
+        fitting = self.method_bytes // max(1, self.footprint.bytes_of(num_tokens, 1, False))
+        most = min(EVALUATED_TOKENS["cuda" if decoder.device.type == "cuda" else "cpu"], fitting * num_tokens)
+        # One layer's keys and values, copied for every sequence; logits, and what becomes of them on the way.
+        a_layer = max(shape.bytes_per_token for shape in decoder.layer_shapes)
+        a_sequence = 2 * num_tokens * a_layer + 8 * self.footprint.logit_bytes
+        return Allowance(max(1, most), max(1, self.method_bytes // a_sequence))
+
+    @staticmethod
+    def _check_size(settings: EvaluationSettings, prompt: Prompt, num_tokens: int) -> None:
         count = settings.sequences_a_step * len(settings.steps(num_tokens))
         if count > MAX_SEQUENCES:
             raise InvalidRequestError(
                 "samples",
                 f"up to {count:,} changed texts would be run; the limit is {MAX_SEQUENCES:,}: ask for fewer methods, "
                 "pis or samples, or for a larger stride",
+            )
+        tokens = settings.sequences_a_step * (len(prompt.tokens) + num_tokens)
+        if tokens > MAX_STEP_TOKENS:
+            raise InvalidRequestError(
+                "samples",
+                f"a step's changed texts would have {tokens:,} tokens; the limit is {MAX_STEP_TOKENS:,}: ask for fewer "
+                "methods, pis or samples",
             )
 
     def _checked_judged(self, judged: Judged, prompt: Prompt, num_new_tokens: int) -> Judged:
@@ -395,6 +410,7 @@ class Engine:
         for index, label in enumerate(labels):
             try:
                 first = self._completion_ids(prompt, label)[0]
+                check_embedded(f"labels[{index}]", [first], self.info.vocab_size)
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"labels[{index}]", f"{label!r}: {error.description}") from None
             if first in ids:

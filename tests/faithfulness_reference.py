@@ -73,8 +73,7 @@ class Reference:
         with torch.no_grad():
             embeddings = self.model.get_input_embeddings()(torch.tensor([list(ids)]))
             for position in zeroed:
-                for channel in range(embeddings.shape[-1]):
-                    embeddings[0, position, channel] = 0.0
+                embeddings[0, position] = 0.0
             positions = torch.arange(len(ids))[None]
             output = self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
         logits = output.logits[0, -1].numpy()
@@ -95,12 +94,12 @@ class Reference:
         evaluated = Evaluated(steps=steps)
         for step in steps:
             text = [*prompt.ids, *completion[:step]]
-            changed = perturbable(prompt, settings.perturb, len(text))
+            changed = sorted(settings.positions) or perturbable(prompt, settings.perturb, len(text))
             P, P_0 = self.probs(text), self.probs(text, changed)
             baseline = hellinger(P, P_0)
             whole = answer(P, label_ids)
+            evaluated.num_perturbable_at[step] = len(changed)
             if step == steps[0]:
-                evaluated.num_perturbable = len(changed)
                 evaluated.label = whole.index if label_ids else None
                 evaluated.is_outside = bool(label_ids) and int(np.argmax(P)) not in label_ids
             if baseline < 1e-6:
@@ -209,12 +208,14 @@ class Evaluated:
         self.skipped: list[int] = []
         self.label: int | None = None
         self.is_outside = False
-        self.num_perturbable = 0
+        self.num_perturbable_at: dict[int, int] = {}
         self.measured: dict[tuple[int, str, Metric], Measured] = {}
 
     def of(self, name: str, metric: Metric) -> list[Measured]:
         """One attribution's, step by step."""
-        return [its for (_, its_name, its_metric), its in self.measured.items() if (its_name, its_metric) == (name, metric)]
+        return [
+            its for (_, its_name, its_metric), its in self.measured.items() if (its_name, its_metric) == (name, metric)
+        ]
 
 
 def perturbable(prompt: Prompt, perturb: Perturb, num_tokens: int) -> list[int]:

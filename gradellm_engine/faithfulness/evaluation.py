@@ -41,6 +41,7 @@ from gradellm_engine.prompts import Prompt, Role
 
 RANDOM = "random"  # whose name differences are taken from
 BATCHES_A_GROUP = 4  # of changed texts that are made before any of them runs
+ROWS_A_TURN = 400  # of samples that are resampled before others have their turn: about a tenth of a second
 
 Scores = NDArray[np.float64]
 Told = float | EvaluationItem | EvaluationSummary
@@ -183,7 +184,9 @@ class Evaluation:
         settings, m = self._settings, len(self._prompt.tokens)
         steps = settings.steps(num_tokens)
         if not steps:
-            raise InvalidRequestError("offset", f"is {settings.offset}; the completion has {num_tokens} tokens")
+            raise InvalidRequestError(
+                "offset", f"is {settings.offset}; a completion of {num_tokens} tokens has steps 0 to {num_tokens - 1}"
+            )
         for judged in settings.judged:
             for step in steps if judged.method is None else ():
                 row = judged.rows.get(step)
@@ -217,6 +220,9 @@ class Evaluation:
         items: list[EvaluationItem] = []
         num_asked = 0
         for group in self._groups(texts, wholes, scores):
+            if group is None:
+                yield done.now(self.allowance)
+                continue
             outcomes: dict[tuple[int, Changed], Outcome] = {}
             yield from self._outcomes(runner, group, wholes, outcomes, done)
             for text, measurements in group:
@@ -226,7 +232,7 @@ class Evaluation:
                     item = self._item(text, measurement, wholes[text.step], found)
                     items.append(item)
                     yield item
-        yield self._summary(texts, wholes, items, runner.num_run, num_asked)
+        yield from self._summary(texts, wholes, items, runner.num_run, num_asked)
 
     # What may be changed -------------------------------------------------------------------------------------------
 
@@ -283,14 +289,16 @@ class Evaluation:
     ) -> Iterator[float]:
         """P and P_0 of all steps."""
         changed = [text.zeroed(np.full(len(text.places), is_emptied)) for text in texts for is_emptied in (False, True)]
-        found: dict[int, Tensor] = {}
+        found: dict[int, Tensor] = {}  # whose other is still to come: a step's two run one after the other
         for places, probs in runner.run(changed):
             _check_finite(probs)
             found.update(zip(places, probs, strict=True))
+            for i in {place // 2 for place in places}:
+                if 2 * i in found and 2 * i + 1 in found:
+                    # Copied, for a row of the batch would hold all of it.
+                    P, P_0 = found.pop(2 * i).clone(), found.pop(2 * i + 1)
+                    wholes[texts[i].step] = Whole(P, float(hellinger(P, P_0)), self._answers(P[None])[0])
             yield done.now(self.allowance)
-        for i, text in enumerate(texts):
-            P = found[2 * i]
-            wholes[text.step] = Whole(P, float(hellinger(P, found[2 * i + 1])), self._answers(P[None])[0])
 
     def _answers(self, probs: Tensor) -> list[int]:
         """[B, V]"""
@@ -324,47 +332,57 @@ class Evaluation:
 
     def _groups(
         self, texts: Sequence[Text], wholes: Mapping[int, Whole], scores: Mapping[tuple[str, int], Scores]
-    ) -> Iterator[list[tuple[Text, list[Measurement]]]]:
-        """What is measured, so many steps at a time that batches are full."""
+    ) -> Iterator[list[tuple[Text, list[Measurement]]] | None]:
+        """What is measured, so many steps at a time that batches are full; None after each step, for others to run."""
         group: list[tuple[Text, list[Measurement]]] = []
         num_tokens = 0
         for text in texts:
-            measurements = [
-                measurement
-                for judged in self._settings.judged
-                for metric in self._settings.metrics
-                if not (metric.is_soft and wholes[text.step].is_skipped)
-                for measurement in [self._measurement(text, judged, metric, scores[judged.name, text.step])]
-            ]
+            measurements = self._measurements(text, wholes[text.step], scores)
             group.append((text, measurements))
             num_tokens += sum(len(measurement.texts) for measurement in measurements) * len(text.ids)
+            yield None
             if num_tokens >= BATCHES_A_GROUP * self.allowance.most:
                 yield group
                 group, num_tokens = [], 0
         if group:
             yield group
 
-    def _measurement(self, text: Text, judged: Judged, metric: Metric, scores: Scores) -> Measurement:
-        """The texts that a metric needs."""
-        settings, size = self._settings, len(scores)
-        measurement = Measurement(judged, metric, scores)
-        if metric.is_soft:
-            if metric.has_pis:
-                retained = retentions(scores, settings.pis)
-                draws = uniforms(settings.seed, text.step, settings.pis, settings.samples, size)  # [P, N, U]
-            else:
-                retained = (soft_retention(scores, settings.raw_scores),)
-                draws = soft_uniforms(settings.seed, text.step, settings.samples, size)[None]  # [1, N, U]
-            measurement.retained = retained
-            masks = kept(draws, np.stack([each.probs for each in retained]))
-            gone = ~masks if metric.keeps else masks
-            measurement.texts = [text.zeroed(mask) for mask in gone.reshape(-1, size)]
-        elif metric.is_ranked:
-            for chosen in top_sets(scores, settings.seed, text.step):
-                gone = np.full(size, metric is Metric.INSERTION)
-                gone[chosen] = metric is Metric.DELETION
-                measurement.texts.append(text.without(gone, settings.removal, self._pad_id or 0))
-        return measurement
+    def _measurements(self, text: Text, whole: Whole, scores: Mapping[tuple[str, int], Scores]) -> list[Measurement]:
+        """A step's: the texts that metrics need. Draws are one for all, exponents one for NS and NC."""
+        settings, size = self._settings, len(text.places)
+        metrics = [metric for metric in settings.metrics if not (metric.is_soft and whole.is_skipped)]
+        draws = {  # [P, N, U]
+            has_pis: uniforms(settings.seed, text.step, settings.pis, settings.samples, size)
+            if has_pis
+            else soft_uniforms(settings.seed, text.step, settings.samples, size)[None]
+            for has_pis in {metric.has_pis for metric in metrics if metric.is_soft}
+        }
+        measurements: list[Measurement] = []
+        for judged in settings.judged:
+            its = scores[judged.name, text.step]
+            retained = {
+                has_pis: retentions(its, settings.pis) if has_pis else (soft_retention(its, settings.raw_scores),)
+                for has_pis in draws
+            }
+            for metric in metrics:
+                measurement = Measurement(judged, metric, its)
+                if metric.is_soft:
+                    measurement.retained = retained[metric.has_pis]
+                    masks = kept(draws[metric.has_pis], np.stack([each.probs for each in measurement.retained]))
+                    gone = ~masks if metric.keeps else masks
+                    measurement.texts = [text.zeroed(mask) for mask in gone.reshape(-1, size)]
+                elif metric.is_ranked:
+                    measurement.texts = [
+                        self._without(text, chosen, metric) for chosen in top_sets(its, settings.seed, text.step)
+                    ]
+                measurements.append(measurement)
+        return measurements
+
+    def _without(self, text: Text, chosen: NDArray[np.intp], metric: Metric) -> Changed:
+        """What deletion leaves of a text where some of U are chosen, or insertion has put there."""
+        gone = np.full(len(text.places), metric is Metric.INSERTION)
+        gone[chosen] = metric is Metric.DELETION
+        return text.without(gone, self._settings.removal, self._pad_id or 0)
 
     def _outcomes(
         self,
@@ -430,16 +448,23 @@ class Evaluation:
         items: Sequence[EvaluationItem],
         num_run: int,
         num_asked: int,
-    ) -> EvaluationSummary:
+    ) -> Iterator[float | EvaluationSummary]:
+        """What they come to; intervals take time, which others have their turns in."""
         by_kind: dict[tuple[str, Metric], list[EvaluationItem]] = {}
         for item in items:
             by_kind.setdefault((item.name, item.metric), []).append(item)
+        metrics: list[MetricSummary] = []
+        num_rows = 0
+        for (name, metric), of in by_kind.items():
+            random = by_kind.get((RANDOM, metric)) if name != RANDOM else None
+            metrics.append(self._metric_summary(name, metric, of, random))
+            num_rows += sum(len(item.points) for item in of) * self._settings.samples
+            if num_rows >= ROWS_A_TURN:
+                yield 1.0
+                num_rows = 0
         first = wholes[texts[0].step]
-        return EvaluationSummary(
-            metrics=tuple(
-                self._metric_summary(name, metric, of, by_kind.get((RANDOM, metric)) if name != RANDOM else None)
-                for (name, metric), of in by_kind.items()
-            ),
+        yield EvaluationSummary(
+            metrics=tuple(metrics),
             steps=tuple(text.step for text in texts),
             skipped=tuple(text.step for text in texts if wholes[text.step].is_skipped),
             label=first.answer if self._label_ids else None,

@@ -45,11 +45,14 @@ class Allowance:
 
     Attributes:
         most: tokens of all sequences together that there is memory for.
-        tokens: how many of them the next pass may take; one sequence at least.
+        sequences: how many there is memory for, however short: each has the common beginning's keys and values before
+            it, and a distribution after it.
+        tokens: how many tokens the next pass may take; one sequence at least.
         used: tokens of all passes so far.
     """
 
     most: int
+    sequences: int
     used: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class ChangedTexts:
         done = 0
         while done < len(waiting):
             longest = len(texts[waiting[done]])
-            count = max(1, self._allowance.tokens // longest)
+            count = max(1, min(self._allowance.sequences, self._allowance.tokens // longest))
             places = waiting[done : done + count]
             done += len(places)
             yield places, self._probabilities([texts[place] for place in places])

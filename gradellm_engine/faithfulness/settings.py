@@ -16,6 +16,7 @@ MAX_SAMPLES = 1000
 MAX_LABELS = 64
 MAX_JUDGED = 64
 MAX_SEQUENCES = 1_000_000  # that an evaluation may run
+MAX_STEP_TOKENS = 50_000_000  # of a step's changed texts together: they are made before any of them runs
 
 
 class Metric(StrEnum):
@@ -60,10 +61,10 @@ _SOFT = (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC, Metric.SOFT_NS, Metric.SOFT_NC)
 
 
 class Perturb(StrEnum):
-    """Which tokens may be perturbed; never special ones."""
+    """Which tokens may be perturbed."""
 
-    USER = "user"  # of the user's own text; of a raw prompt all
-    PROMPT = "prompt"  # of the whole prompt, template included
+    USER = "user"  # of the user's own text, of a raw prompt all; never special ones
+    PROMPT = "prompt"  # of the whole prompt, template and special ones included
     PREFIX = "prefix"  # and those generated before
 
 
@@ -112,7 +113,7 @@ class EvaluationSettings:
         samples: masks drawn for each pi.
         stride: every so many steps of the completion are evaluated.
         offset: from this step on, 0 first.
-        seed: of masks, of ties and of the random method; equal seeds give equal numbers.
+        seed: of masks and of ties; equal seeds give equal numbers. Methods that draw have seeds of their own.
         perturb: which tokens may be perturbed.
         positions: in place of `perturb`: these tokens of the prompt.
         removal: what insertion and deletion put in a token's place.
@@ -148,6 +149,8 @@ class EvaluationSettings:
             raise InvalidRequestError("methods", f"{doubled[0]!r} is there twice; names must be unique")
         if self.positions and self.perturb is not Perturb.USER:
             raise InvalidRequestError("perturb_positions", "stand in place of perturb; give one of the two")
+        for metric in self.metrics:
+            check_choice("metrics", metric, Metric)
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise InvalidRequestError("metrics", "must be given, each once")
         self._check_numbers()
