@@ -34,14 +34,13 @@ from gradellm_engine.faithfulness.ranking import flip_auc, top_sets
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary, Point
 from gradellm_engine.faithfulness.retention import Retention, retentions, soft_retention
 from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
-from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_interval
+from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_intervals
 from gradellm_engine.methods.afterwards import Given
 from gradellm_engine.passes import Target
 from gradellm_engine.prompts import Prompt, Role
 
 RANDOM = "random"  # whose name differences are taken from
 BATCHES_A_GROUP = 4  # of changed texts that are made before any of them runs
-ROWS_A_TURN = 400  # of samples that are resampled before others have their turn: about a tenth of a second
 
 Scores = NDArray[np.float64]
 Told = float | EvaluationItem | EvaluationSummary
@@ -450,18 +449,15 @@ class Evaluation:
         num_asked: int,
     ) -> Iterator[float | EvaluationSummary]:
         """What they come to; intervals take time, which others have their turns in."""
-        by_kind: dict[tuple[str, Metric], list[EvaluationItem]] = {}
-        for item in items:
-            by_kind.setdefault((item.name, item.metric), []).append(item)
         metrics: list[MetricSummary] = []
-        num_rows = 0
-        for (name, metric), of in by_kind.items():
-            random = by_kind.get((RANDOM, metric)) if name != RANDOM else None
-            metrics.append(self._metric_summary(name, metric, of, random))
-            num_rows += sum(len(item.points) for item in of) * self._settings.samples
-            if num_rows >= ROWS_A_TURN:
+        for metric in self._settings.metrics:
+            by_name: dict[str, list[EvaluationItem]] = {}
+            for item in items:
+                if item.metric is metric:
+                    by_name.setdefault(item.name, []).append(item)
+            if by_name:
+                metrics += self._metric_summaries(metric, by_name)
                 yield 1.0
-                num_rows = 0
         first = wholes[texts[0].step]
         yield EvaluationSummary(
             metrics=tuple(metrics),
@@ -474,37 +470,37 @@ class Evaluation:
             num_asked=num_asked + 2 * len(texts),
         )
 
-    def _metric_summary(
-        self, name: str, metric: Metric, items: Sequence[EvaluationItem], random: Sequence[EvaluationItem] | None
-    ) -> MetricSummary:
-        expected = [item.expected_tokens for item in items if item.expected_tokens is not None]
-        return MetricSummary(
-            name=name,
-            metric=metric,
-            interval=self._interval(metric, items),
-            median=median(np.array([item.value for item in items])),
-            difference=None if random is None else self._interval(metric, items, random),
-            curve=tuple(np.mean([[point.mean for point in item.points] for item in items], axis=0).tolist())
-            if metric.has_pis
-            else (),
-            expected_tokens=float(np.mean(expected)) if expected else None,
-            steps=len(items),
-        )
-
-    def _interval(
-        self, metric: Metric, items: Sequence[EvaluationItem], less: Sequence[EvaluationItem] | None = None
-    ) -> Interval:
-        """The mean over steps, or of what another's is less, mask by mask."""
-        if not metric.is_soft:
-            values = np.array([item.value for item in items])
-            if less is not None:
-                values = values - [item.value for item in less]
-            return Interval(float(values.mean()), None, None, "monte_carlo", 1)
-        samples = _samples(items)
-        if less is not None:
-            samples = samples - _samples(less)
-        weights = np.tile(self._weights(metric), len(items)) / len(items)
-        return monte_carlo_interval(samples, weights, self._settings.seed)
+    def _metric_summaries(
+        self, metric: Metric, by_name: Mapping[str, Sequence[EvaluationItem]]
+    ) -> Iterator[MetricSummary]:
+        """One metric of every attribution, whose items are of the same steps."""
+        names = list(by_name)
+        compared = [name for name in names if name != RANDOM] if RANDOM in by_name else []
+        if metric.is_soft:
+            samples = {name: _samples(its) for name, its in by_name.items()}  # [steps P, N] each
+            less = [samples[name] - samples[RANDOM] for name in compared]
+            steps = len(by_name[names[0]])
+            weights = np.tile(self._weights(metric), steps) / steps
+            intervals = monte_carlo_intervals(np.stack([*samples.values(), *less]), weights, self._settings.seed)
+        else:
+            values = {name: float(np.mean([item.value for item in its])) for name, its in by_name.items()}
+            means = [*values.values(), *(values[name] - values[RANDOM] for name in compared)]
+            intervals = [Interval(mean, None, None, "monte_carlo", 1) for mean in means]
+        differences = dict(zip(compared, intervals[len(names) :], strict=True))
+        for name, interval in zip(names, intervals, strict=False):
+            its = by_name[name]
+            expected = [item.expected_tokens for item in its if item.expected_tokens is not None]
+            curves = [[point.mean for point in item.points] for item in its]
+            yield MetricSummary(
+                name=name,
+                metric=metric,
+                interval=interval,
+                median=median(np.array([item.value for item in its])),
+                difference=differences.get(name),
+                curve=tuple(np.mean(curves, axis=0).tolist()) if metric.has_pis else (),
+                expected_tokens=float(np.mean(expected)) if expected else None,
+                steps=len(its),
+            )
 
     def _expected_tokens(self, given: Given, texts: Sequence[Text]) -> float:
         """About how many tokens are read in all."""

@@ -71,14 +71,23 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int, resamples: int = 
 def monte_carlo_interval(
     samples: NDArray[np.float64], weights: NDArray[np.float64], seed: int, resamples: int = RESAMPLES
 ) -> Interval:
-    """A weighted sum of means over mask draws, such as one prompt's area under its curve.
+    """That of one set of samples [S, N]; see `monte_carlo_intervals`."""
+    _check(samples, 2)
+    return monte_carlo_intervals(samples[None], weights, seed, resamples)[0]
+
+
+def monte_carlo_intervals(
+    samples: NDArray[np.float64], weights: NDArray[np.float64], seed: int, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """A weighted sum of means over mask draws, such as one prompt's area under its curve; of M methods.
 
     Each pi (and step) has its own draws, so each is resampled by itself. A resample takes N - 1 of N draws: with few
     draws, N of N would make the variance too small by (N - 1) / N, a third for the default of 3. A single draw a pi
-    has a mean, but no interval.
+    has a mean, but no interval. All methods meet the same resamples: what a resample is, is how often it takes each
+    draw, and its sums are one product with all methods' samples.
 
     Args:
-        samples: the metric, a row for each pi, or for each step and pi. [S, N]
+        samples: the metric, a row for each pi, or for each step and pi. [M, S, N]
         weights: what a row's mean counts: `trapezoid_weights` for an area, divided by the number of steps for a mean
             of areas. [S]
         seed: of the resamples.
@@ -87,19 +96,22 @@ def monte_carlo_interval(
     Raises:
         ValueError: where there are no samples, some are not finite, or weights are not one a row.
     """
-    _check(samples, 2)
-    S, N = samples.shape
+    _check(samples, 3)
+    M, S, N = samples.shape
     if weights.shape != (S,):
         raise ValueError(f"weights must be one for each of {S} rows, their shape was {weights.shape}")
-    mean = float(weights @ samples.mean(1))
+    means = samples.mean(2) @ weights
     if N == 1:
-        return Interval(mean, None, None, "monte_carlo", N)
-    draws, rows = stream(seed, "monte_carlo"), np.arange(S)[:, None]
-    sums = [
-        (samples[rows, draws.integers(0, N, (count, S, N - 1))].mean(2) * weights).sum(1)  # [count]
-        for count in _chunks(resamples, S * (N - 1))
-    ]
-    return _interval(mean, np.concatenate(sums), "monte_carlo", N)
+        return [Interval(float(mean), None, None, "monte_carlo", N) for mean in means]
+    draws = stream(seed, "monte_carlo")
+    weighted = (samples * weights[:, None]).reshape(M, S * N).T  # [S N, M]
+    sums = []
+    for count in _chunks(resamples, S * N):
+        taken = draws.integers(0, N, (count, S, N - 1)) + N * np.arange(count * S).reshape(count, S, 1)
+        counts = np.bincount(taken.ravel(), minlength=count * S * N).reshape(count, S * N)
+        sums.append(counts @ weighted / (N - 1))  # [count, M]
+    resampled = np.concatenate(sums)
+    return [_interval(float(mean), resampled[:, m], "monte_carlo", N) for m, mean in enumerate(means)]
 
 
 def paired_difference(

@@ -779,7 +779,7 @@ def test_others_have_their_turns_while_intervals_are_found(load: Engines) -> Non
     found = outcome(engine, engine.evaluation_stream(RAW, asked, [70, 71]))
     kinds_ = [type(event) for event in found.told.events]
     after = kinds_[len(kinds_) - kinds_[::-1].index(EvaluationItem) :]
-    assert after == [Progress, EvaluationSummary, Finished]
+    assert after == [Progress, Progress, EvaluationSummary, Finished]  # a metric a turn
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
