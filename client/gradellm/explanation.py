@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
-from gradellm.plain import MalformedError, from_plain, to_plain
+from gradellm.plain import MalformedError, from_document, to_document
 from gradellm.results import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
 
 if TYPE_CHECKING:
@@ -164,8 +163,7 @@ class Explanation:
 
     def to_json(self) -> str:
         """Write all of it as JSON, one line. `from_json` gives back an equal explanation."""
-        plain = {"format": _FORMAT, "version": _VERSION, **to_plain(self)}
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return to_document(self, _FORMAT, _VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Explanation:
@@ -174,20 +172,9 @@ class Explanation:
         Raises InvalidExplanationError where it is something else, or of a version that is not known here.
         """
         try:
-            plain = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError, TypeError) as error:
-            raise InvalidExplanationError(f"this is not JSON: {error}") from error
-        if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
-            raise InvalidExplanationError(f'this is not an explanation: it has no "format": "{_FORMAT}"')
-        version = plain.pop("version", None)
-        if type(version) is not int or version != _VERSION:
-            raise InvalidExplanationError(
-                f"the explanation has version {version!r}; this gradellm reads version {_VERSION} alone"
-            )
-        try:
-            return from_plain(cls, plain)
+            return from_document(cls, text, _FORMAT, _VERSION, "an explanation")
         except MalformedError as error:
-            raise InvalidExplanationError(f"the explanation is malformed: {error}") from error
+            raise InvalidExplanationError(str(error)) from error
 
     def to_ansi(self, *, width: int = 80, color: ColorMode = "always", theme: Theme = "dark", fold: bool = True) -> str:
         """Draw the completion word by word for a terminal, each over the prompt's text with its attribution in colour.
@@ -235,7 +222,3 @@ class Collector:
 
 def _last_column(row: Attribution) -> int:
     return max(row.source_indexes) if row.source_indexes else len(row.scores) - 1
-
-
-def _refuse_constant(name: str) -> Any:  # noqa: ANN401  (json's own hook)
-    raise ValueError(f"{name} is no JSON number")

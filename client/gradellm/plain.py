@@ -5,6 +5,7 @@ Floats that JSON has no literal for are the texts "NaN", "Infinity" and "-Infini
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 T = TypeVar("T")
 
-__all__ = ["MalformedError", "from_plain", "to_plain"]
+__all__ = ["MalformedError", "from_document", "from_plain", "to_document", "to_plain"]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -42,6 +43,37 @@ def from_plain(kind: type[T], plain: object, path: str = "") -> T:
     Raises MalformedError where a part is missing, too many, or of another type.
     """
     return cast("T", _read(kind, plain, path))
+
+
+def to_document(value: object, form: str, version: int) -> str:
+    """Write a dataclass as JSON, one line, that says what it is. `from_document` gives back an equal one."""
+    plain = {"format": form, "version": version, **to_plain(value)}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def from_document(kind: type[T], text: str, form: str, version: int, what: str) -> T:
+    """Read what `to_document` wrote; `what` is what people call it, with its article.
+
+    Raises MalformedError where it is something else, or of a version that is not known here.
+    """
+    the = f"the {what.partition(' ')[2]}"
+    try:
+        plain = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise MalformedError(f"this is not JSON: {error}") from error
+    if not isinstance(plain, dict) or plain.pop("format", None) != form:
+        raise MalformedError(f'this is not {what}: it has no "format": "{form}"')
+    found = plain.pop("version", None)
+    if type(found) is not int or found != version:
+        raise MalformedError(f"{the} has version {found!r}; this gradellm reads version {version} alone")
+    try:
+        return from_plain(kind, plain)
+    except MalformedError as error:
+        raise MalformedError(f"{the} is malformed: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:  # noqa: ANN401  (json's own hook)
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _read(kind: Any, plain: object, path: str) -> Any:  # noqa: ANN401  (any type, and a value of it)

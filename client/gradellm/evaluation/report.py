@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidReportError
-from gradellm.plain import MalformedError, from_plain, to_plain
+from gradellm.plain import MalformedError, from_document, to_document
 from gradellm.results import EvaluationItem, EvaluationSummary, Event, Finished, Started, Token
 
 if TYPE_CHECKING:
@@ -178,8 +177,7 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """Write all of it as JSON, one line. `from_json` gives back an equal report."""
-        plain = {"format": _FORMAT, "version": _VERSION, **to_plain(self)}
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return to_document(self, _FORMAT, _VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationReport:
@@ -188,17 +186,6 @@ class EvaluationReport:
         Raises InvalidReportError where it is something else, or of a version that is not known here.
         """
         try:
-            plain: Any = json.loads(text)
-        except (ValueError, RecursionError, TypeError) as error:
-            raise InvalidReportError(f"this is not JSON: {error}") from error
-        if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
-            raise InvalidReportError(f'this is not a report of an evaluation: it has no "format": "{_FORMAT}"')
-        version = plain.pop("version", None)
-        if type(version) is not int or version != _VERSION:
-            raise InvalidReportError(
-                f"the report has version {version!r}; this gradellm reads version {_VERSION} alone"
-            )
-        try:
-            return from_plain(cls, plain)
+            return from_document(cls, text, _FORMAT, _VERSION, "a report of an evaluation")
         except MalformedError as error:
-            raise InvalidReportError(f"the report is malformed: {error}") from error
+            raise InvalidReportError(str(error)) from error
