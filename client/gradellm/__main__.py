@@ -14,6 +14,7 @@ _SECONDS_TO_LEAVE = 2.0
 def start() -> NoReturn:
     """Run the command of `sys.argv`."""
     signal.signal(signal.SIGINT, _on_interrupt)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else its own lines about lost connections go between ours
     try:
         from gradellm.cli import main  # takes a moment, in which somebody may change their mind
 

@@ -1,7 +1,7 @@
-"""The command line: `gradellm serve | explain | attribute | info | demo | bench`, a file a command.
+"""The command line: `gradellm serve | explain | attribute | evaluate | info | demo | bench`, a file a command.
 
-Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 69 no server answers, 70 a server failed,
-75 the server is overloaded and a later try may do, 130 interrupted.
+Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 65 data or a results file that cannot be used,
+69 no server answers, 70 a server failed, 75 the server is overloaded and a later try may do, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, demo, explain, info, serve
+from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
@@ -20,6 +20,8 @@ from gradellm.errors import (
     OverloadedError,
     UnavailableError,
 )
+from gradellm.evaluation.results_file import ResultsFileError
+from gradellm.evaluation.rows import DataError
 from gradellm.terminal import visible
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_UNAVAILABLE, _FAILED, _OVERLOADED = 69, 70, 75  # as in sysexits.h
+_DATA, _UNAVAILABLE, _FAILED, _OVERLOADED = 65, 69, 70, 75  # as in sysexits.h
 _EXIT_CODES: dict[type[GradellmError], int] = {
     InvalidRequestError: 2,  # as argparse has it
+    DataError: _DATA,
+    ResultsFileError: _DATA,
     UnavailableError: _UNAVAILABLE,
     DeadlineExceededError: _UNAVAILABLE,
     OverloadedError: _OVERLOADED,
@@ -43,6 +47,7 @@ examples:
   gradellm explain "Once upon a time"               the same for your own prompt
   gradellm serve --model PATH                       host a model on localhost:50051 ...
   gradellm explain "Hello" --target localhost:50051 ... and ask it, from here or from Python
+  gradellm evaluate "Once upon a time"              how faithful such explanations are; also over data sets
 """
 
 
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in _OTHER_PROCESSES:  # before argparse, which would take their flags for its own
             _OTHER_PROCESSES[arguments[0]](arguments[1:])
-        args = _parser().parse_args(arguments)
+        args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
         code: int = args.run(args)
         sys.stdout.flush()
     except GradellmError as error:
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, info, serve, bench):
+    for command in (demo, explain, attribute, evaluate, info, serve, bench):
         command.add_parser(commands)
     return parser
 

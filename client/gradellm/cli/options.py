@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,10 +15,12 @@ from gradellm import results
 from gradellm.client import Client
 from gradellm.errors import InvalidRequestError
 from gradellm.requests import AttributionKeywords
-from gradellm.terminal import ColorMode, Style, Theme
+from gradellm.terminal import ColorMode, Style, Theme, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    import grpc
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,10 +32,17 @@ __all__ = [
     "add_server",
     "attribution_keywords",
     "connected",
+    "credentials",
     "given",
     "input_keywords",
+    "names",
+    "numbers",
+    "own_server",
+    "pairs",
+    "refuse",
     "style",
     "token_ids",
+    "wrapped",
 ]
 
 _WIDEST = 100  # columns: longer lines are hard to read
@@ -56,10 +66,15 @@ def add_command(
 # --- the server to ask ----------------------------------------------------------------------------------------------
 
 
-def add_server(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+def add_server(parser: argparse.ArgumentParser, *, model: bool = True, several: bool = False) -> None:
     """Add the flags that choose the server: one that runs, or one for this command alone."""
     group = parser.add_argument_group("server", "Without --target, a server is started for this command alone.")
-    group.add_argument("--target", metavar="HOST:PORT", help="the server to ask; also unix:/path or dns:///name:port")
+    meaning = "the server to ask; also unix:/path or dns:///name:port"
+    group.add_argument(
+        "--target",
+        metavar="HOST:PORT[,...]" if several else "HOST:PORT",
+        help=f"{meaning}; several, with commas between, share a data set" if several else meaning,
+    )
     group.add_argument("--tls", action="store_true", help="connect to --target by TLS")
     if model:
         group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
@@ -72,18 +87,9 @@ def add_server(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
 @contextmanager
 def connected(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a server and tell on standard error how that goes."""
-    own = given(args, "model", "dtype", "device")
+    own = own_server(args)
     if args.target:
-        if own:
-            raise InvalidRequestError.of(
-                next(iter(own)), f"is for a server that is started here, not for {args.target}"
-            )
-        credentials = None
-        if args.tls:
-            import grpc
-
-            credentials = grpc.ssl_channel_credentials()
-        with Client(args.target, credentials=credentials) as client:
+        with Client(args.target, credentials=credentials(args)) as client:
             yield client
         return
     began = time.monotonic()
@@ -91,6 +97,23 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     with Client.local(**own, inherit_stderr=args.server_log) as client:
         print(f"ready after {time.monotonic() - began:.1f} s\n", file=sys.stderr, flush=True)
         yield client
+
+
+def own_server(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags for a server that is started here. Refuses them beside --target."""
+    own = given(args, "model", "dtype", "device")
+    if args.target and own:
+        raise InvalidRequestError.of(next(iter(own)), f"is for a server that is started here, not for {args.target}")
+    return own
+
+
+def credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    """Return what --tls asks for."""
+    if not args.tls:
+        return None
+    import grpc
+
+    return grpc.ssl_channel_credentials()
 
 
 # --- the prompt -----------------------------------------------------------------------------------------------------
@@ -146,6 +169,32 @@ def token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be integers with commas between, such as 1,2,3, not {text!r}") from None
+
+
+def names(text: str) -> list[str]:
+    """Parse "a,b"."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"must be names with commas between, such as a,b, not {text!r}")
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    """Parse "0.1,0.5"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers with commas between, such as 0.1,0.5, not {text!r}"
+        ) from None
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Parse "a=b,c=d"."""
+    found = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in found):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, with commas between, not {text!r}")
+    return {name.strip(): value.strip() for name, _, value in found}
 
 
 def _segment(text: str) -> tuple[str, tuple[int, ...]]:
@@ -257,3 +306,16 @@ def _width(text: str) -> int:
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return those of the flags that were given."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+def wrapped(text: str) -> str:
+    """Return a sentence in lines that fit the terminal, the second and others indented."""
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    return textwrap.fill(visible(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+    """Refuse flags that contradict what is done."""
+    for name in names:
+        if (value := getattr(args, name)) is not None and value is not False:
+            raise InvalidRequestError.of(name, f"has no meaning beside {beside}")

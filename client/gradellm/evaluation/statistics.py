@@ -56,9 +56,14 @@ def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = RESA
 def bootstrap_intervals(
     columns: Mapping[Key, Sequence[float]], seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, Interval]:
-    """Return each column's mean over the same prompts, in the same order. Raises ValueError where there are none."""
+    """Return each column's mean over the same prompts, in the same order.
+
+    Raises ValueError where there are no prompts, or a number is not finite.
+    """
     arrays = _columns(columns)
-    n = len(next(iter(arrays.values()), ()))
+    if not arrays:
+        return {}
+    n = len(next(iter(arrays.values())))
     if n == 1:
         return {key: Interval(float(values[0]), None, None, "bootstrap", 1) for key, values in arrays.items()}
     means: dict[Key, list[NDArray[np.float64]]] = {key: [] for key in arrays}
@@ -78,6 +83,8 @@ def average_intervals(
     np = require_numpy()
     columns = [_columns(group) for group in groups]
     keys = [key for key in columns[0] if all(key in group for group in columns)]
+    if not keys:
+        return {}
     sums = {key: np.zeros(resamples) for key in keys}
     for place, group in enumerate(columns):
         n = len(next(iter(group.values())))
