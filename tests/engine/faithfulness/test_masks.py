@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_engine.faithfulness.curves import PIS
 from gradellm_engine.draws import stream
+from gradellm_engine.faithfulness.curves import PIS
 from gradellm_engine.faithfulness.masks import kept, soft_uniforms, uniforms
 from gradellm_engine.faithfulness.retention import retentions
 from gradellm_engine.methods.sampled import SeedSwitches

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gradellm_engine.draws import stream
 from gradellm_engine.faithfulness import statistics
 from gradellm_engine.faithfulness.curves import PIS, auc, curve, trapezoid_weights
-from gradellm_engine.draws import stream
 from gradellm_engine.faithfulness.statistics import (
     Interval,
     bootstrap_interval,
