@@ -285,7 +285,7 @@ def test_the_same_port_twice_is_refused(server: RunningServer, serving: Serving)
 
 def test_an_unknown_call_is_unimplemented(server: RunningServer) -> None:
     channel: Any = server.channel
-    call = channel.unary_unary("/gradellm.v1.ExplainerService/Evaluate")
+    call = channel.unary_unary("/gradellm.v1.ExplainerService/Dream")
     with pytest.raises(grpc.RpcError) as raised:
         call(b"")
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
