@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.sentiment import SYSTEM_PROMPT
 from gradellm_engine.engine import EVALUATED_TOKENS, Engine
-from gradellm_engine.events import Progress, Step
+from gradellm_engine.events import Step
 from gradellm_engine.faithfulness.masks import kept, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
 from gradellm_engine.faithfulness.retention import retentions
@@ -34,7 +34,8 @@ from gradellm_engine.settings import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.threads import use_threads
 
 NEW_TOKENS = 96  # of an interactive stream
-STREAMS = 8
+STREAMS = 20
+UNDER_WAY = 20_000  # tokens that an evaluation has read when streams begin
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     length = len(engine.tokenize(given).tokens)
     print(f"{engine.info.name}, {engine.info.num_parameters:,} parameters, prompt of {length} tokens")
     speed(engine, model, given, options.rounds)
-    latency(engine, given, options.rounds)
+    latency(engine, options.rounds)
 
 
 def _prompt(engine: Engine, num_tokens: int) -> PromptInput:
@@ -140,22 +141,25 @@ def _forwards(model: PreTrainedModel, ids: Sequence[int], texts: Sequence[Mask],
         model(inputs_embeds=embedded * keep[:, :, None], use_cache=False, **kwargs).logits[:, -1].softmax(-1)
 
 
-def latency(engine: Engine, given: PromptInput, rounds: int) -> None:
+def latency(engine: Engine, rounds: int) -> None:
     """Print gaps between tokens, with an evaluation and without."""
+    given = PromptInput(prompt=f"{' '.join(4 * _SENTENCES[-1:])} Then")
     alone: list[float] = []
     beside: list[float] = []
-    shares = []
-    settings = EvaluationSettings((Judged("paper", GradEllm()),), samples=1000, stride=1)
+    read = 0
+    settings = EvaluationSettings((Judged("paper", GradEllm()),), samples=50, stride=1)
     for _ in range(rounds):
         alone += _gaps(engine, given)
-        evaluation = engine.evaluation_stream(given, settings, list(range(5, 13)))
-        engine.scheduler.submit(evaluation)
-        while not any(isinstance(event, Progress) for event in evaluation.take_events()):
-            _tick(engine)
+        evaluation = engine.evaluation_stream(given, settings, list(range(5, 37)))
         allowance = evaluation.allowance
-        used = allowance.used if allowance else 0
+        assert allowance is not None  # noqa: S101 (it is an evaluation)
+        engine.scheduler.submit(evaluation)
+        while allowance.used < UNDER_WAY:
+            for _ in engine.scheduler.tick():
+                pass
+        before = allowance.used
         beside += _gaps(engine, given)
-        shares.append((allowance.used if allowance else 0) - used)
+        read += allowance.used - before
         engine.scheduler.cancel(evaluation)
     for name, figure in (("mean", np.mean), ("99th percentile", lambda gaps: np.percentile(gaps, 99))):
         with_it, without = float(figure(beside)), float(figure(alone))
@@ -163,7 +167,10 @@ def latency(engine: Engine, given: PromptInput, rounds: int) -> None:
             f"  gap between tokens, {name}: {1000 * without:.2f} ms; beside an evaluation {1000 * with_it:.2f} ms, "
             f"{with_it / without:.2f} of it"
         )
-    print(f"  of {len(beside)} gaps; the evaluation read {sum(shares):,} tokens meanwhile")
+    print(
+        f"  of {len(beside)} gaps; the evaluation read {read:,} tokens meanwhile, the longest gap took "
+        f"{1000 * max(beside):.0f} ms"
+    )
 
 
 def _gaps(engine: Engine, given: PromptInput) -> list[float]:
@@ -178,11 +185,6 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
                 times += [time.perf_counter() for event in stream.take_events() if isinstance(event, Step)]
         gaps += np.diff(times).tolist()
     return gaps
-
-
-def _tick(engine: Engine) -> None:
-    for _ in engine.scheduler.tick():
-        pass
 
 
 if __name__ == "__main__":
