@@ -34,6 +34,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+DEMO_NAME = "gradellm demo model"
 Progress = Callable[[str], None]
 
 
@@ -118,6 +119,7 @@ def load_model(
         ModelLoadError: naming the file or setting that is at fault.
         UnsupportedModelError: for a family that cannot be explained exactly.
     """
+    shown = DEMO_NAME if name is None else name  # not where it happens to lie on this machine
     name = str(DEMO_CHECKPOINT) if name is None else name
     if device_map is not None and device != "auto":
         raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
@@ -150,7 +152,7 @@ def load_model(
     return assemble(
         model,
         tokenizer,
-        name=name,
+        name=shown,
         revision=str(getattr(config, "_commit_hash", None) or ""),
         weights_sha256=weights_sha256,
         quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),

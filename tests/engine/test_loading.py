@@ -339,3 +339,7 @@ def test_other_models_in_the_process_are_left_alone(model_path: ModelPath) -> No
     assert len(list(generation)) > 0
     with pytest.raises(RuntimeError, match="belongs to a gradellm Decoder"):
         engine._model.decoder._model(tokens)
+
+
+def test_the_demo_model_s_name_is_no_path() -> None:
+    assert Engine.load().info.name == "gradellm demo model"
