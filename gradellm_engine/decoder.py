@@ -271,17 +271,8 @@ class Decoder:
         Gradients are those of the caller's mode: by the embeddings, where they require one.
         """
         kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
-        token = _current_pass.set(run)
-        try:
-            logits: Tensor = self._model(
-                inputs_embeds=embeddings,
-                position_ids=positions.expand(embeddings.shape[:2]),
-                use_cache=False,
-                return_dict=True,
-                **kwargs,
-            )[0]
-        finally:
-            _current_pass.reset(token)
+        positions = positions.expand(embeddings.shape[:2])
+        logits = self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions, **kwargs)
         return logits if self._chooses_logits else logits[:, rows]
 
     def last_logits(self, embeddings: Tensor, lengths: Sequence[int], run: ContinuedPass) -> Tensor:
@@ -304,20 +295,12 @@ class Decoder:
 
         kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
         hook = self._head.register_forward_pre_hook(own_rows)
-        token = _current_pass.set(run)
+        positions = positions.expand(B, T)
         try:
             with torch.no_grad():
-                logits: Tensor = self._model(
-                    inputs_embeds=embeddings,
-                    position_ids=positions.expand(B, T),
-                    use_cache=False,
-                    return_dict=True,
-                    **kwargs,
-                )[0]
+                return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions, **kwargs)[:, 0]
         finally:
-            _current_pass.reset(token)
             hook.remove()
-        return logits[:, 0]
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""
@@ -354,12 +337,16 @@ class Decoder:
 
     def _run(self, ids_and_positions: Tensor, run: Pass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         row = ids_and_positions.to(self.device)
+        return self._call(model, run, input_ids=row[:1], position_ids=row[1:], **kwargs)
+
+    @staticmethod
+    def _call(model: nn.Module, run: Pass | _Meeting | Attending, **inputs: Any) -> Tensor:  # noqa: ANN401 (passed on)
+        """What the model gives first, with `run` for its attention layers."""
         token = _current_pass.set(run)
         try:
-            output = model(input_ids=row[:1], position_ids=row[1:], use_cache=False, return_dict=True, **kwargs)
+            first: Tensor = model(use_cache=False, return_dict=True, **inputs)[0]
         finally:
             _current_pass.reset(token)
-        first: Tensor = output[0]
         return first
 
 

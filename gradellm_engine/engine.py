@@ -374,13 +374,12 @@ class Engine:
         """With its switches resolved, where this model can be explained so."""
         if judged.method is None:
             return judged
-        method, num_prompt_tokens = method_named(judged.method.name), len(prompt.tokens)
+        method = method_named(judged.method.name)
         if refusal := self.refusal(method):
             raise InvalidRequestError("attribution.method", refusal)
         switches = self._checked(judged.method)
-        self._check_baseline(switches, num_prompt_tokens)
         if method.explain is not None:
-            check_memory(method, switches, self.footprint, num_prompt_tokens, num_new_tokens, self.method_bytes)
+            self._check_work(method, switches, len(prompt.tokens), num_new_tokens)
         return replace(judged, method=switches)
 
     def _scores_of(
@@ -441,9 +440,7 @@ class Engine:
                 self._check_id("attribution.target_token_id", attribution.target_token_id)
             contrast_id = self._contrast_id(attribution)
             if method.explain is not None:
-                self._check_baseline(switches, len(prompt.tokens))
-                num_steps = len(given_ids)
-                check_memory(method, switches, self.footprint, len(prompt.tokens), num_steps, self.method_bytes)
+                self._check_work(method, switches, len(prompt.tokens), len(given_ids))
                 analyse = partial(self._analyse, method.explain, switches)
             if method.scores is not None:
                 scores = partial(method.scores, switches)
@@ -485,10 +482,12 @@ class Engine:
                 if getattr(attribution, field) is not None:
                     raise InvalidRequestError(f"attribution.{field}", f"has no meaning for {method.name}")
 
-    def _check_baseline(self, switches: Switches, num_prompt_tokens: int) -> None:
+    def _check_work(self, method: Method, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> None:
+        """Refuse what a method after the fact cannot do, or has not the memory for."""
         baseline_ids = getattr(switches, "baseline_ids", ())
         check_token_ids("attribution.baseline_ids", baseline_ids, self.info.vocab_size)
         check_baseline(baseline_ids, num_prompt_tokens)
+        check_memory(method, switches, self.footprint, num_prompt_tokens, num_new_tokens, self.method_bytes)
 
     def _checked(self, switches: Switches) -> Switches:
         """The switches, where the model has what they speak of; layers as explicit indexes."""

@@ -44,11 +44,6 @@ def hellinger(P: Tensor, Q: Tensor) -> Tensor:
     return (gaps.square().sum(-1).sqrt() / math.sqrt(2)).clamp(0, 1)  # the largest may exceed 1 by rounding
 
 
-def hellinger_of_logits(a: Tensor, b: Tensor) -> Tensor:
-    """The same from logits. [..., V], [..., V] -> [...]"""
-    return hellinger(probabilities(a), probabilities(b))
-
-
 def pi_soft_ns(distance: NDArray[np.float64], baseline: float) -> NDArray[np.float64]:
     """How much of the distribution what is kept brings back: max(0, H(P, P_0) - H(P, P')) / H(P, P_0) (eq 17).
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from gradellm_engine.faithfulness.distance import (
     MIN_BASELINE,
     hellinger,
-    hellinger_of_logits,
     pi_soft_nc,
     pi_soft_ns,
     probabilities,
@@ -28,6 +27,10 @@ from gradellm_engine.faithfulness.retention import retentions
 Normal = Callable[..., Tensor]
 seeds = st.integers(0, 2**20)
 sharpness = st.sampled_from([0.01, 1.0, 10.0, 100.0])
+
+
+def hellinger_of_logits(a: Tensor, b: Tensor) -> Tensor:
+    return hellinger(probabilities(a), probabilities(b))
 
 
 def naive_hellinger(p: list[float], q: list[float]) -> float:
