@@ -8,7 +8,7 @@ positions first..; widths D and Dv; scaling c):
                A = softmax(Z) over the keys that the query sees; with a sink: over Z and one logit that has no value
                o = A V                          [G, r, T, Dv]
     backward   U = (dl/do) V^T                  [G, r, T, N]
-               dZ = A * (U - (dl/do) . o)       since (dl/do) . o = sum_j A_j U_j
+               dZ = A * (U - sum_j A_j U_j)     which is softmax's own backward pass; the sum is (dl/do) . o
                dS = dZ, times the soft-cap's derivative
                dq = c dS K;  and on the diagonal alone  dk_t = c dS_tt q_t,  dv_t = A_tt (dl/do)_t
 
@@ -84,12 +84,12 @@ def attention_output(
         o = F.scaled_dot_product_attention(q.reshape(-1, G, r, D), K, V, seen, scale=form.scaling)
     else:
         # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
-        is_square = K.shape[-2] == T and (form.window is None or form.window >= T)
+        is_square = not batch and K.shape[-2] == T and (form.window is None or form.window >= T)
         o = F.scaled_dot_product_attention(
             q.reshape(-1, G * r, T, D),
             K.view(-1, G, *K.shape[-2:]),
             V.view(-1, G, *V.shape[-2:]),
-            None if is_square else visible,
+            None if is_square else visible if visible is None else visible.view(-1, 1, *visible.shape[-2:]),
             is_causal=is_square,
             scale=form.scaling,
             enable_gqa=r != 1,
@@ -197,7 +197,8 @@ def mean_effect(forward: Attended, w: Tensor) -> Tensor:
 
 def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
-    dS = (U - mean_effect(forward, w)).mul_(forward.A).mul_(forward.form.scaling)
+    # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
+    dS = torch._softmax_backward_data(U, forward.A, -1, U.dtype).mul_(forward.form.scaling)
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
     return Gradients(

@@ -8,30 +8,44 @@ families drop. An explained pass is one forward and one backward pass through it
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import AttentionForm
+from gradellm_engine.compiled import Backend, CompiledLayers
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.frozen_linear import freeze_linears, join_linears
+from gradellm_engine.frozen_norm import freeze_norms
+from gradellm_engine.frozen_rotary import freeze_rotary
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
-from gradellm_engine.passes import Part, PartsPass, Pass, Target, attended
+from gradellm_engine.passes import Explain, Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
+from gradellm_engine.settings import GradEllm
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 from gradellm_engine.whole_pass import Attending, ContinuedPass
+
+if TYPE_CHECKING:  # what it needs is not everywhere
+    from gradellm_engine.fused_attention import FusedAttention
 
 ATTENTION_KERNEL = "gradellm"
 # Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
 _GATHERED_WIDTH = 192
+_LONGEST_REASON = 200  # characters
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +60,7 @@ class _Meeting:
 _current_pass: ContextVar[Pass | _Meeting | Attending] = ContextVar("gradellm_pass")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -94,7 +109,12 @@ class ExplainedPass:
         """`differentiate` takes targets and signs, as `LogitHead.backward` does."""
         self.logits = logits
         self._run = run
-        self._differentiate = differentiate
+        self._differentiate: Callable[[Tensor, Tensor], None] | None = differentiate
+
+    def start(self, targets: Sequence[Target | None]) -> None:
+        """Have a GPU begin with what `heat_maps` waits for; a processor can do nothing beside it."""
+        if self.logits.is_cuda:
+            self._backward(targets)
 
     def heat_maps(self, targets: Sequence[Target | None]) -> list[Tensor]:
         """Scores of each explained part's tokens, in the parts' order: one score a token of the prefix. [T, S] each
@@ -104,9 +124,14 @@ class ExplainedPass:
         Args:
             targets: one for each row of `logits`; None for those of parts that are not explained.
         """
-        logits = self.logits
-        self._differentiate(token_ids(targets).to(logits.device), signs(targets).to(logits.device, logits.dtype))
+        self._backward(targets)
         return _on_host(self._run.heat_maps())
+
+    def _backward(self, targets: Sequence[Target | None]) -> None:
+        if self._differentiate is not None:
+            device = self.logits.device
+            self._differentiate(token_ids(targets).to(device), signs(targets).to(device, self.logits.dtype))
+            self._differentiate = None
 
 
 class Decoder:
@@ -122,7 +147,7 @@ class Decoder:
     """
 
     pool: KVPool
-    recordings: Recordings | None
+    recordings: Recordings | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
@@ -132,19 +157,25 @@ class Decoder:
         """
         model.requires_grad_(False).eval()
         model.set_attn_implementation(ATTENTION_KERNEL)
-        freeze_linears(model)
+        self.device = model.get_input_embeddings().weight.device
+        if self.device.type == "cpu":  # elsewhere, torch's own layers are as fast, and can be compiled
+            freeze_linears(model)
+            freeze_norms(model)
+            freeze_rotary(model)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
         self._model = model
         self._config: Any = model.config.get_text_config(decoder=True)
         self._head: nn.Module = head
-        self.device = model.get_input_embeddings().weight.device
+        self._fused: FusedAttention | None = None
+        self._compiled: CompiledLayers | None = None
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.products = Products(model.base_model)
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
+        self._fused = _fused_attention(self.device) if self._is_on_one_device else None
 
     def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
@@ -188,6 +219,26 @@ class Decoder:
         layers = sum(shape.bytes_per_token for shape in self.layer_shapes)
         return layers + sum(shape.bytes_per_token for shape in self._rotaries)
 
+    def _try(self, what: str) -> bool:
+        """Explain a token; whether that works. What is compiled for it is not compiled on every machine."""
+        slot = self.pool.allocate(2)
+        if slot is None:
+            raise RuntimeError("a new pool has room")
+        switches = GradEllm(layers=tuple(range(self.num_layers)))
+        try:
+            run = self._step_pass([Part.new(slot, [0], Explain(switches))])
+            head = LogitHead(self._head)
+            with torch.enable_grad(), head.cut():
+                head.logits = self._recorded_run(run)
+            ExplainedPass(head.logits.detach(), run, head.backward).heat_maps([Target(0)])
+        except Exception as error:  # compilers raise anything
+            reason = " ".join(str(error).split())  # pages long, and the beginning says it
+            logger.warning("%s: %s: %s", what, type(error).__name__, reason[:_LONGEST_REASON])
+            return False
+        finally:
+            slot.close()
+        return True
+
     def allocate_pool(self, num_tokens: int) -> None:
         """Make room for so many tokens of all sequences together."""
         self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens)
@@ -197,10 +248,29 @@ class Decoder:
         """From now on, record decode steps and replay them: by CUDA graphs, on a single GPU; else not."""
         if recorder is None and self._is_on_one_device and self.device.type == "cuda":
             recorder = CudaRecorder(self.device)
+            self.compile()
         if recorder is not None:
-            self.recordings = Recordings(
-                recorder, self._new_step_pass, lambda run: self._run(run.row, run, self._model)[0], self._head
-            )
+            self.recordings = Recordings(recorder, self._new_step_pass, self._recorded_run, self._head)
+
+    def compile(self, backend: Backend = "inductor") -> None:
+        """Have recorded steps use kernels that are compiled for them, as far as they can be here."""
+        if self._fused is not None and not self._try("attention's kernels cannot be used, torch's own are"):
+            self._fused = None
+        if self._compiled is None:
+            self._compiled = CompiledLayers(self.blocks, backend)
+            if not self._try("layers cannot be compiled and run as they are"):
+                self._compiled = None
+
+    @property
+    def kernels(self) -> str:
+        """What recorded steps are made of, in words."""
+        attention = "torch's attention" if self._fused is None else "attention in kernels of its own"
+        return f"{attention}, {'layers as they are' if self._compiled is None else 'compiled layers'}"
+
+    def _recorded_run(self, run: StepPass) -> Tensor:
+        """A step as it is recorded: the logits. [B T, V], or [B T, 2]"""
+        with nullcontext() if self._compiled is None else self._compiled.used():
+            return self._run(run.row, run, self._model)[0]
 
     def read(self, parts: Sequence[Part]) -> None:
         """Read the parts' tokens into their slots; nothing else is wanted of them. Returns once they are read."""
@@ -240,13 +310,15 @@ class Decoder:
             run = self._step_pass(parts)
         else:
             run = PartsPass(parts, self._rotary_of, torch.zeros((), device=self.device, requires_grad=True))
-        head = LogitHead(self._head, known if LogitHead.has_rows(self._head) else None)
+        head = LogitHead(self._head, None if known is None else token_ids(known))
         with torch.enable_grad(), head.cut():
             head.logits = self._forward(run, parts, self._model)[0]
         return ExplainedPass(head.logits.detach(), run, head.backward)
 
     def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
+        if self.recordings is not None and (recorded := self.recordings.step(parts)) is not None:
+            return _on_host(recorded.replay(parts, targets))
         return self.explained_pass(parts, targets).heat_maps(targets)
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -284,23 +356,20 @@ class Decoder:
             run: what they go on from.
         """
         B, T = embeddings.shape[:2]
-        positions = torch.arange(run.length, run.length + T, device=self.device)
-        lasts = torch.tensor(lengths) - 1  # not on a device: the last layer may lie on another one than the first
-        rows, own = torch.unique(lasts, return_inverse=True) if self._chooses_logits else (lasts, lasts)
-
-        def own_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            """The head reads one row of each sequence. [B, n, hidden] -> [B, 1, hidden]"""
-            hidden, chosen = args[0], own.to(args[0].device)
-            return hidden[torch.arange(B, device=hidden.device), chosen][:, None], *args[1:]
-
-        kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
-        hook = self._head.register_forward_pre_hook(own_rows)
-        positions = positions.expand(B, T)
+        positions = torch.arange(run.length, run.length + T, device=self.device)[None]
+        lasts = torch.tensor(lengths) - 1
+        hooks = [
+            self.blocks[-1].register_forward_pre_hook(run.only_lasts(lasts), with_kwargs=True),
+            # What follows may count on T rows; as views of one they take no memory, and the head reads one.
+            self.blocks[-1].register_forward_hook(lambda block, args, output: output.expand(B, T, -1)),
+            self._head.register_forward_pre_hook(lambda head, args: (args[0][:, -1:], *args[1:])),
+        ]
         try:
             with torch.no_grad():
-                return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions, **kwargs)[:, 0]
+                return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions)[:, 0]
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""
@@ -311,7 +380,7 @@ class Decoder:
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
     def _new_step_pass(self, shape: StepShape) -> StepPass:
-        return StepPass(self.pool, self._rotary_of, shape, self.device)
+        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused)
 
     def _step_pass(self, parts: Sequence[Part]) -> StepPass:
         run = self._new_step_pass(StepShape.of(parts))
@@ -350,6 +419,15 @@ class Decoder:
         return first
 
 
+def _fused_attention(device: torch.device) -> FusedAttention | None:
+    """Kernels for attention on this device, where there are any."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from gradellm_engine.fused_attention import FusedAttention
+
+    return FusedAttention(device)
+
+
 def _blocks(model: nn.Module, attentions: Sequence[nn.Module]) -> list[nn.Module]:
     """The layers of a model, by their attention modules: what holds each of them."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -368,7 +446,8 @@ def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str
         elif not isinstance(current, Attending):
             current.store_rotary(index, embeddings[0][0], embeddings[1][0])
 
-    return note
+    disabled: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] = torch.compiler.disable(note)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def _hold(parts: Sequence[Part]) -> None:

@@ -30,9 +30,10 @@ class LogitHead:
 
     logits: Tensor
 
-    def __init__(self, module: nn.Module, known: Sequence[Target] | None = None) -> None:
+    def __init__(self, module: nn.Module, known: Tensor | None = None) -> None:
+        """`known` are `token_ids` of the targets, where they are known before; not all heads can use it."""
         self._module = module
-        self._columns = None if known is None else token_ids(known).to(module.weight.device)  # type: ignore[arg-type]
+        self._columns = known if known is None or not self.has_rows(module) else known.to(module.weight.device)  # type: ignore[arg-type]
         self._input: Tensor | None = None
         self._leaf: Tensor | None = None
         self._output: Tensor | None = None
@@ -84,16 +85,26 @@ class LogitHead:
         if self._leaf is None or self._output is None or self._input is None:
             raise RuntimeError("the model's language-model head did not run")
         places = ids if self._columns is None else torch.arange(2, device=ids.device).expand_as(ids)
-        (gradient,) = torch.autograd.grad((self.logits.gather(1, places) * signs).sum(), self._leaf)  # [1, T, .]
-        if not self.has_rows(self._module):
-            torch.autograd.backward(self._output, gradient)
-            return
-        places = places.to(gradient.device)
-        weights = gradient[0].gather(1, places)  # [T, 2]
-        weights[:, 1] *= places[:, 0] != places[:, 1]  # a place that is both holds the gradient of both
-        rows = self._rows(ids.to(gradient.device))
+        has_rows = self.has_rows(self._module)
+        if has_rows and _is_only_row(self.logits, self._leaf):  # nothing lies behind the head
+            weights = signs
+        else:
+            (gradient,) = torch.autograd.grad((self.logits.gather(1, places) * signs).sum(), self._leaf)  # [1, T, .]
+            if not has_rows:
+                torch.autograd.backward(self._output, gradient)
+                return
+            places = places.to(gradient.device)
+            weights = gradient[0].gather(1, places)  # [T, 2]
+            weights[:, 1] *= places[:, 0] != places[:, 1]  # a place that is both holds the gradient of both
+        rows = self._rows(ids.to(weights.device))
         below = (weights[:, :, None].to(rows.dtype) * rows).sum(1)[None]
         torch.autograd.backward(self._input, below.to(self._input.device))  # a tied head may lie elsewhere
+
+
+def _is_only_row(logits: Tensor, leaf: Tensor) -> bool:
+    """Whether logits [T, .] are what the head gave [1, T, .], without its first dimension."""
+    is_view = logits._base is leaf and logits.data_ptr() == leaf.data_ptr()
+    return is_view and logits.shape == leaf.shape[1:] and logits.stride() == leaf.stride()[1:]
 
 
 def token_ids(targets: Sequence[Target | None]) -> Tensor:

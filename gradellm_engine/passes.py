@@ -249,6 +249,10 @@ class PartsPass:
         """See `Pass`."""
         return PartsSite(self, module, index, form)
 
+    def shares(self, x: Tensor) -> list[Tensor]:
+        """What is each part's of the row's tokens. [H, T, .] -> [H, its T, .] each"""
+        return [x] if len(self.places) == 1 else [x[:, place] for place in self.places]
+
     def heat_maps(self) -> list[Tensor]:
         """See `Pass`. Row t of a part has zeros behind its own position."""
         return [self._heat_map(i, part, part.explain) for i, part in enumerate(self.parts) if part.explain is not None]
@@ -323,8 +327,8 @@ class PartsSite:
     def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
         """See `Site`."""
         backs = []
-        for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
-            q, w = query[0, :, place], gradient[0, place].transpose(0, 1)
+        rows = zip(self.run.parts, self.run.shares(query[0]), self.run.shares(gradient[0].transpose(0, 1)), strict=True)
+        for i, (part, q, w) in enumerate(rows):
             back = None if part.explain is None else self._explain(i, part, part.explain, q, w, goes_on=goes_on)
             if goes_on:
                 backs.append(back or self._nothing(part, q))
@@ -341,10 +345,9 @@ class PartsSite:
 
     def _explain(self, i: int, part: Part, explain: Explain, query: Tensor, w: Tensor, *, goes_on: bool) -> Back | None:
         """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
-        compute = torch.promote_types(query.dtype, torch.float32)
-        first, K, V, visible = self.seen(i)
-        q, w = (grouped(x, K.shape[0]).to(compute) for x in (query, w))
-        forward = self.kept.pop(i, None) or attend(q, K.to(compute), V.to(compute), visible, self.form)
+        forward = self.kept.pop(i, None) or self._again(i, query)
+        first = self.form.first_visible(part.start)
+        w = grouped(w, forward.K.shape[0]).to(forward.q.dtype)
         U = value_gradients(forward, w)
         if self.index in explain.selected:
             unrotated = self._unrotated(part, first, forward) if explain.needs_unrotated else None
@@ -354,6 +357,13 @@ class PartsSite:
             return None
         gradients = attention_backward(forward, w, U, part.start - first)
         return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)
+
+    def _again(self, i: int, query: Tensor) -> Attended:
+        """The forward pass once more, every product kept. query: [H, T, D]"""
+        compute = torch.promote_types(query.dtype, torch.float32)
+        _, K, V, visible = self.seen(i)
+        q = grouped(query, K.shape[0]).to(compute)
+        return attend(q, K.to(compute), V.to(compute), visible, self.form)
 
     def _unrotated(self, part: Part, first: int, forward: Attended) -> tuple[Tensor, Tensor]:
         """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding."""

@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.logit_head import LogitHead
-from gradellm_engine.passes import Part
-from gradellm_engine.step_pass import StepPass, StepShape
+from gradellm_engine.logit_head import LogitHead, signs, token_ids
+from gradellm_engine.passes import Part, Target
+from gradellm_engine.step_pass import StepPass, StepShape, is_replay
 
 MOST_RECORDINGS = 64  # the one not used for longest is given up
 _WARM_UPS = 2  # before recording: libraries choose kernels and take work space at their first calls
@@ -70,7 +70,7 @@ Run = Callable[[StepPass], Tensor]  # -> logits [B, V]
 
 
 class RecordedStep:
-    """A step of one shape.
+    """A step of one shape: its forward and its backward pass, or both as one where the targets are known before.
 
     Attributes:
         run: the pass, on whose tensors it was recorded.
@@ -80,29 +80,44 @@ class RecordedStep:
         """`run` is filled with a step that is due: recording carries it out, again and again."""
         self.run = run
         self._model, self._head_module = model, head
-        num_rows, device = run.shape.num_rows, run.row.device
-        self._ids = torch.zeros((num_rows, 2), dtype=torch.long, device=device)
-        self._signs = torch.zeros((num_rows, 2), device=device)
+        num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.row.device
+        self._ids = torch.zeros((num_tokens, 2), dtype=torch.long, device=device)
+        self._signs = torch.zeros((num_tokens, 2), device=device)
+        stages: list[Callable[[], None]] = [self._read]
+        if not run.shape.is_new:
+            stages = [self._read_and_explain]
+        elif run.shape.switches is not None:
+            stages = [self._read, self._explain]
         for _ in range(_WARM_UPS):
-            recorder.warm_up(self._read)
-            if run.shape.switches is not None:
-                recorder.warm_up(self._explain)
-        self._replay_read = recorder.record(self._read)
-        self._replay_explain = recorder.record(self._explain) if run.shape.switches is not None else None
+            for stage in stages:
+                recorder.warm_up(stage)
+        self._replay_first, *self._replay_explain = [recorder.record(stage) for stage in stages]
 
     def read(self, parts: Sequence[Part]) -> Tensor:
         """Take a step; the logits after each part. [B, V]"""
         self.run.fill(parts)
-        self._replay_read()
+        self._replay_first()
         return self._logits[: len(parts)]
 
     def explain(self, ids: Tensor, signs: Tensor) -> None:
         """Differentiate what was read; arguments as for `LogitHead.backward`."""
-        if self._replay_explain is None:
+        if not self._replay_explain:
             raise RuntimeError("this step was recorded without a backward pass")
         self._ids[: len(ids)].copy_(ids)
         self._signs.zero_()[: len(signs)].copy_(signs)
-        self._replay_explain()
+        self._replay_explain[0]()
+
+    def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
+        """Explain tokens once more; arguments and result as for `Decoder.replay`, on the device."""
+        self.run.fill(parts)
+        rows = self.run.own_rows(parts)
+        known: list[Target | None] = [None] * len(self._ids)
+        for row, target in zip(rows, targets, strict=True):
+            known[row] = target
+        self._ids.copy_(token_ids(known))
+        self._signs.copy_(signs(known))
+        self._replay_first()
+        return self.run.heat_maps()
 
     def _read(self) -> None:
         self.run.begin()
@@ -110,10 +125,14 @@ class RecordedStep:
             with torch.no_grad():
                 self._logits = self._model(self.run)
             return
-        self._head = LogitHead(self._head_module)
+        self._head = LogitHead(self._head_module, None if self.run.shape.is_new else self._ids)
         with torch.enable_grad(), self._head.cut():
             self._head.logits = self._model(self.run)
         self._logits = self._head.logits.detach()
+
+    def _read_and_explain(self) -> None:
+        self._read()
+        self._explain()
 
     def _explain(self) -> None:
         self._head.backward(self._ids, self._signs.to(self._logits.dtype))
@@ -138,8 +157,10 @@ class Recordings:
         return len(self._steps)
 
     def step(self, parts: Sequence[Part]) -> RecordedStep | None:
-        """What takes a step of these parts; None where none can be recorded."""
+        """What takes a step of these parts, or reads them once more; None where none can be recorded."""
         shape = rounded_up(StepShape.of(parts))
+        if not (shape.is_new or is_replay(parts, shape.num_tokens)):
+            return None
         if self.is_possible and shape not in self._steps:
             run = self._new_pass(shape)
             run.fill(parts)
@@ -157,9 +178,10 @@ class Recordings:
 
 
 def rounded_up(shape: StepShape) -> StepShape:
-    """The shape that it is recorded in: powers of two and what lies halfway between them."""
+    """The shape that it is recorded in: powers of two, and of rows and columns what lies halfway between them."""
     return replace(
         shape,
         num_rows=_SIZES[bisect_left(_SIZES, shape.num_rows)],
+        num_tokens=1 << (shape.num_tokens - 1).bit_length(),
         width=_SIZES[bisect_left(_SIZES, max(_MIN_WIDTH, shape.width))],
     )

@@ -29,27 +29,37 @@ class Distribution:
     Attributes:
         logits: raw logits, float32 or better. [V]
         log_total: logarithm of the sum of their exponentials.
+        best: the most probable token, the first of those that are alike.
+        best_logit: its logit.
     """
 
     logits: Tensor
     log_total: float
+    best: int
+    best_logit: float
 
     @classmethod
-    def of(cls, logits: Tensor, step: int) -> Distribution:
-        """From the model's logits. [V]
+    def of(cls, logits: Tensor) -> list[Distribution]:
+        """From the model's logits of several tokens, whose numbers leave a GPU together. [T, V]"""
+        logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        bests = logits.argmax(-1)
+        columns = (torch.logsumexp(logits, dim=-1), bests, logits.gather(-1, bests[:, None])[:, 0])
+        numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
+        return [cls(row, total, int(best), high) for row, (total, best, high) in zip(logits, numbers, strict=True)]
+
+    def check(self, step: int) -> None:
+        """See that it is one.
 
         Raises:
             ComputationError: where the logits are not finite.
         """
-        logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        log_total = torch.logsumexp(logits, dim=-1).item()
-        if not math.isfinite(log_total):
+        if not math.isfinite(self.log_total):
             raise ComputationError(f"the model returned logits that are not finite at step {step}")
-        return cls(logits, log_total)
 
     def logprob(self, token_id: int) -> float:
         """Natural logarithm of one token's probability."""
-        return self.logits[token_id].item() - self.log_total
+        logit = self.best_logit if token_id == self.best else self.logits[token_id].item()
+        return logit - self.log_total
 
     def top(self, count: int) -> tuple[Alternative, ...]:
         """The `count` most probable tokens, the best first."""
@@ -98,7 +108,7 @@ def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
 def choose_token(distribution: Distribution, sampling: Sampling, seed: int, step: int) -> int:
     """The next token: the argmax at temperature 0, else the cumulated distribution's inverse at the step's draw."""
     if sampling.temperature == 0:
-        return int(distribution.logits.argmax())
+        return distribution.best
     cumulated = sampling_probs(distribution.logits, sampling).cumsum(-1)
     # The total may differ from 1 by rounding; a draw strictly below it always falls on a token with some mass.
     total = cumulated[-1].item()

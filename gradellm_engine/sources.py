@@ -90,10 +90,10 @@ class SourceMap:
 
         The prefix may be shorter than what is known by now: scores can come late.
         """
-        column = self._column[: len(scores)]
-        scores = scores[: len(column)]  # without the prefix as a source: the prompt's alone
+        scores = scores[: len(self._column)]  # without the prefix as a source: the prompt's alone
         if self._settings.resolution is Resolution.TOKEN:
             return scores
+        column = self._column[: len(scores)]
         index = torch.tensor(column, device=scores.device)
         return scores.new_zeros(max(column) + 1).index_add_(0, index, scores)
 

@@ -1,16 +1,20 @@
-"""A step of many sequences: one new token of each, the attention of all at once.
+"""A step of many sequences: a new token of each, or the last T of each once more; the attention of all at once.
 
-Keys and values of each sequence are gathered from its stretch of the pool into one tensor [B, G, L, .] whose last
-column is the new token; shorter sequences have their first token again on the left, hidden. So every shape depends on
-B and L alone, and every place where something is read or written is a tensor: a GPU can record the step once and replay
-it (`gradellm_engine.recorded`). Against one part after the other (`gradellm_engine.passes.PartsPass`) it saves calls,
-B times as many, at the price of the copy.
+The columns of a sequence's attention are its last L tokens, the last column its last token; what shorter sequences lack
+on the left is hidden. So every shape depends on B, T and L alone, and every place where something is read or written is
+a tensor: a GPU can record the step once and replay it (`gradellm_engine.recorded`). Against one part after the other
+(`gradellm_engine.passes.PartsPass`) it saves calls, B times as many.
+
+Kernels written for it read keys and values where they lie (`gradellm_engine.fused_attention`). Where there are none,
+they are gathered from the pool into one tensor [B, G, L, .], shorter sequences with their first token again on the
+left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +33,23 @@ from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.passes import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
 from gradellm_engine.settings import LayerSwitches
 
+if TYPE_CHECKING:  # what it needs is not everywhere
+    from gradellm_engine import fused_attention
+    from gradellm_engine.fused_attention import FusedAttention, MapKind, Sequences
+
 
 def is_step(parts: Sequence[Part]) -> bool:
     """Whether a `StepPass` can run these parts: one new token of each, explained in one way where they are."""
-    ways = {part.explain.switches for part in parts if part.explain is not None}
-    return len(ways) <= 1 and all(part.is_new and len(part.ids) == 1 for part in parts)
+    return _is_one_way(parts) and all(part.is_new and len(part.ids) == 1 for part in parts)
+
+
+def is_replay(parts: Sequence[Part], num_tokens: int) -> bool:
+    """Whether it can run these, with so many tokens of each: at most so many once more, and no fewer to read."""
+    return _is_one_way(parts) and all(not part.is_new and len(part.ids) <= num_tokens <= part.end for part in parts)
+
+
+def _is_one_way(parts: Sequence[Part]) -> bool:
+    return len({part.explain.switches for part in parts if part.explain is not None}) <= 1
 
 
 @dataclass(frozen=True)
@@ -42,13 +58,17 @@ class StepShape:
 
     Attributes:
         num_rows: B.
+        num_tokens: T.
         width: L.
+        is_new: whether tokens come into their slots, rather than being read once more.
         switches: how tokens are explained, None where none is.
         has_domains: whether similarities are normalised over chosen tokens in any of them.
     """
 
     num_rows: int
+    num_tokens: int
     width: int
+    is_new: bool
     switches: LayerSwitches | None
     has_domains: bool
 
@@ -58,87 +78,110 @@ class StepShape:
         explains = [part.explain for part in parts if part.explain is not None]
         return cls(
             num_rows=len(parts),
+            num_tokens=max(len(part.ids) for part in parts),
             width=max(part.end for part in parts),
+            is_new=parts[0].is_new,
             switches=explains[0].switches if explains else None,
             has_domains=any(explain.domain is not None for explain in explains),
         )
 
 
 class StepPass:
-    """One token of each of B sequences of at most L tokens; see `gradellm_engine.passes.Pass`.
+    """T tokens of each of B sequences of at most L tokens; see `gradellm_engine.passes.Pass`.
 
     Attributes:
-        shape: B and L, and how they are explained.
-        row: the tokens and their positions, as the model takes them. [2, B]
+        shape: B, T and L, and how they are explained.
+        row: the tokens and their positions, as the model takes them, sequence after sequence. [2, B T]
+        fused: the kernels that compute attention; None for torch's.
         anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
-        totals: the sum of layers' scores, the new token's in the last column. [B, L]
+        totals: the sum of layers' scores, the last token's in the last column. [B, T, L]
     """
 
-    def __init__(self, pool: KVPool, rotary_of: Mapping[int, int], shape: StepShape, device: torch.device) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        pool: KVPool,
+        rotary_of: Mapping[int, int],
+        shape: StepShape,
+        device: torch.device,
+        fused: FusedAttention | None = None,
+    ) -> None:
+        self.shape, self.fused = shape, fused
         self._pool, self._rotary_of = pool, rotary_of
-        self._numbers = torch.ones((4, shape.num_rows), dtype=torch.long, device=device)
-        self.row, self._starts, self._lengths = self._numbers[:2], self._numbers[2], self._numbers[3]
+        B, T = shape.num_rows, shape.num_tokens
+        self._numbers = torch.ones((2, B * (T + 1)), dtype=torch.long, device=device)
+        self.row, (self._starts, self._lengths) = self._numbers[:, : B * T], self._numbers[:, B * T :]
         self._domains: Tensor | None = None
         if shape.has_domains:
-            self._domains = torch.ones((shape.num_rows, shape.width), dtype=torch.bool, device=device)
+            self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
         self.anchor: Tensor | None = None
         self.lowest = 0
         if shape.switches is not None:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = Explain(shape.switches).selected[0]
-        self._explained: list[tuple[int, int]] = []  # rows, and how many tokens there are
+        self._explained: list[tuple[int, int, int]] = []  # rows, tokens, and how long their sequences are
 
     def fill(self, parts: Sequence[Part]) -> None:
         """Take B parts, or fewer: the last one then stands in the rows that are left, and computes the same again."""
-        self._explained = [(row, part.end) for row, part in enumerate(parts) if part.explain is not None]
+        T = self.shape.num_tokens
+        explained = [(row, part) for row, part in enumerate(parts) if part.explain is not None]
+        self._explained = [(row, len(part.ids), part.end) for row, part in explained]
         padded = [*parts, *[parts[-1]] * (self.shape.num_rows - len(parts))]
-        numbers = [(part.ids[0], part.start, part.slot.start, part.end) for part in padded]
-        _upload(torch.tensor(numbers).T.contiguous(), self._numbers)
+        ids = [token_id for part in padded for token_id in (part.ids if len(part.ids) == T else _last_ids(part, T))]
+        positions = [position for part in padded for position in range(part.end - T, part.end)]
+        starts, lengths = [part.slot.start for part in padded], [part.end for part in padded]
+        _upload(torch.tensor([ids + starts, positions + lengths]), self._numbers)
         if self._domains is not None:
             _upload(torch.stack([self._domain(part) for part in padded]), self._domains)
 
+    def own_rows(self, parts: Sequence[Part]) -> list[int]:
+        """Where the parts' own tokens stand in the row of all."""
+        ends = [(row + 1) * self.shape.num_tokens for row in range(len(parts))]
+        return [place for part, end in zip(parts, ends, strict=True) for place in range(end - len(part.ids), end)]
+
     def begin(self) -> None:
         """What all layers use, from what was filled in; the first operations of a step."""
-        L = self.shape.width
-        self._before = torch.arange(L - 1, -1, -1, device=self.row.device)  # columns from each to the new token's
+        (L, T), device = (self.shape.width, self.shape.num_tokens), self.row.device
+        self._before = torch.arange(L - 1, -1, -1, device=device)  # columns from each to the last token's
+        self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # from each token's own
         self._places = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
         self._rows: dict[tuple[int, int], Tensor] = {}
-        self._seen: dict[int, Tensor] = {}
-        self._kept: dict[int, list[Maps]] = {}  # what layers keep of their attention, by how many columns they see
+        self._seen: dict[tuple[int, int | None], Tensor] = {}
+        self._kept: dict[tuple[int, int | None], list[Maps]] = {}  # of attention, by what layers see
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `Pass`."""
-        own = self._places[:, -1]
-        self._pool.keys[index].index_copy_(1, own, keys)
-        self._pool.values[index].index_copy_(1, own, values)
+        if self.shape.is_new:
+            own = self._places[:, -1]
+            self._pool.keys[index].index_copy_(1, own, keys)
+            self._pool.values[index].index_copy_(1, own, values)
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
         """See `Pass`."""
-        own, table = self._places[:, -1], self._rotary_of[index]
-        self._pool.cosines[table].index_copy_(0, own, cosines)
-        self._pool.sines[table].index_copy_(0, own, sines)
+        if self.shape.is_new:
+            own, table = self._places[:, -1], self._rotary_of[index]
+            self._pool.cosines[table].index_copy_(0, own, cosines)
+            self._pool.sines[table].index_copy_(0, own, sines)
 
     def site(self, module: nn.Module, index: int, form: AttentionForm) -> StepSite:
         """See `Pass`."""
         return StepSite(self, module, index, form)
 
-    def keep(self, width: int, maps: Maps) -> None:
-        """Keep a layer's maps of the last `width` columns. [B, 1, width] each"""
-        self._kept.setdefault(width, []).append(maps)
+    def keep(self, width: int, window: int | None, maps: Maps) -> None:
+        """Keep a layer's maps of the last `width` columns. [B, T, width] each"""
+        self._kept.setdefault((width, window), []).append(maps)
 
     def end(self) -> None:
         """Make scores of what layers kept; the last operations of an explained step."""
-        switches = self.shape.switches
+        switches, shape = self.shape.switches, self.shape
         if switches is None:
             raise RuntimeError("this step explains nothing")
         totals: Tensor | None = None
-        for width, rows in self._kept.items():
-            scores = summed(rows, switches, self.domain(width))[:, 0]
+        for (width, window), rows in self._kept.items():
+            scores = summed(rows, switches, self.domain(width, window))
             if totals is None:
-                totals = scores.new_zeros((self.shape.num_rows, self.shape.width))
-            totals[:, -width:] += scores
+                totals = scores.new_zeros((shape.num_rows, shape.num_tokens, shape.width))
+            totals[..., -width:] += scores
         if totals is None:
             raise RuntimeError("no layer was explained")
         self.totals = arithmetic_of(switches).heat_map(totals, switches)
@@ -148,8 +191,7 @@ class StepPass:
         """See `Pass`."""
         if self._kept:
             self.end()
-        totals = self.totals
-        return [totals[row : row + 1, self.shape.width - end :] for row, end in self._explained]
+        return [self.totals[row, -num_tokens:, -end:] for row, num_tokens, end in self._explained]
 
     def gathered(self, places: Tensor, width: int) -> Tensor:
         """Keys or values of the last `width` columns. [G, P, D] -> [B, G, width, D]"""
@@ -168,15 +210,24 @@ class StepPass:
         table, places = self._rotary_of[index], self._places[:, -width:]
         return self._pool.cosines[table][places], self._pool.sines[table][places]
 
-    def visible(self, width: int) -> Tensor:
-        """Which of the last `width` columns are the sequence's own. [B, 1, width], bool"""
-        if width not in self._seen:
-            self._seen[width] = (self._before[-width:] < self._lengths[:, None])[:, None]
-        return self._seen[width]
+    def sequences(self, index: int, width: int) -> Sequences:
+        """A layer's keys and values of the last `width` columns, where they lie."""
+        from gradellm_engine.fused_attention import Sequences
 
-    def domain(self, width: int) -> Tensor:
-        """Where similarities are normalised, of the last `width` columns. [B, 1, width], bool"""
-        seen = self.visible(width)
+        keys, values = self._pool.keys[index], self._pool.values[index]
+        return Sequences(keys, values, self._starts, self._lengths, self.shape.num_tokens, width)
+
+    def visible(self, width: int, window: int | None) -> Tensor:
+        """Which of the last `width` columns each token sees. [B, T, width], bool"""
+        if (width, window) not in self._seen:
+            before = self._before[-width:]
+            seen = (before < self._lengths[:, None])[:, None] & (before >= self._ahead)
+            self._seen[width, window] = seen if window is None else seen & (before - self._ahead < window)
+        return self._seen[width, window]
+
+    def domain(self, width: int, window: int | None) -> Tensor:
+        """Where similarities are normalised, of the last `width` columns. [B, T, width], bool"""
+        seen = self.visible(width, window)
         return seen if self._domains is None else seen & self._domains[:, None, -width:]
 
     def _domain(self, part: Part) -> Tensor:
@@ -197,58 +248,108 @@ class StepSite:
     index: int
     form: AttentionForm
     kept: Attended | None = None
+    kept_by_fused: fused_attention.Attended | None = None
 
     @property
     def width(self) -> int:
-        """Columns that a query of this layer can see."""
-        return min(self.run.shape.width, self.form.window or self.run.shape.width)
+        """Columns that queries of this layer can see."""
+        L, T = self.run.shape.width, self.run.shape.num_tokens
+        return L if self.form.window is None else min(L, self.form.window + T - 1)
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether a gradient comes this far down."""
+        return self.run.shape.switches is not None and self.index >= self.run.lowest
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether its maps are wanted."""
+        switches = self.run.shape.switches
+        return switches is not None and self.index in Explain(switches).selected
 
     def output(self, query: Tensor) -> Tensor:
         """See `Site`."""
+        fused = self.run.fused
+        if fused is not None and fused.computes(query, self.form):
+            over = self.run.sequences(self.index, self.width)
+            output, kept = fused.forward(query[0], over, self.form)
+            self.kept_by_fused = kept if self.is_explained and self._map_kind(fused) is not None else None
+            return output[None]
         K, V = self.run.keys_and_values(self.index, self.width)
-        q = _by_row(query[0].transpose(0, 1), K.shape[1])
-        is_explained = self.run.shape.switches is not None and self.index >= self.run.lowest
+        q = self._by_sequence(query[0], K.shape[1])
         # What is gathered would be kept, too.
-        keeps = is_explained and keeps_products(q, K, KEPT_PRODUCTS) and K.numel() <= KEPT_PRODUCTS
-        o, products = attention_output(q, K, V, self.run.visible(self.width), self.form, by_hand=keeps)
+        keeps = self.is_explained and keeps_products(q, K, KEPT_PRODUCTS) and K.numel() <= KEPT_PRODUCTS
+        seen = self.run.visible(self.width, self.form.window)
+        o, products = attention_output(q, K, V, seen, self.form, by_hand=keeps)
         if keeps:
             self.kept = products
-        return o.reshape(1, query.shape[2], query.shape[1], -1)
+        return o.flatten(1, 2).transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1)
 
     def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
         """See `Site`."""
+        fused, kept_by_fused = self.run.fused, self.kept_by_fused
+        if fused is not None and kept_by_fused is not None:
+            self.kept_by_fused = None
+            return self._fused_backward(fused, kept_by_fused, gradient, goes_on=goes_on)
         compute = torch.promote_types(query.dtype, torch.float32)
-        forward = self.kept or self._again(query[0].transpose(0, 1).to(compute))
+        forward = self.kept or self._again(query[0].to(compute))
         self.kept = None
-        w = _by_row(gradient[0].to(compute), forward.K.shape[1])
+        w = self._by_sequence(gradient[0].transpose(0, 1).to(compute), forward.K.shape[1])
         U = value_gradients(forward, w)
         switches = self.run.shape.switches
-        if switches is not None and self.index in Explain(switches).selected:
+        if switches is not None and self.is_selected:
             before = self._unrotated(forward) if Explain(switches).needs_unrotated else None
-            self.run.keep(self.width, arithmetic_of(switches).layer_maps(forward, w, U, switches, before))
+            maps = arithmetic_of(switches).layer_maps(forward, w, U, switches, before)
+            self.run.keep(self.width, self.form.window, maps)
         if not goes_on:
             return None
-        gradients = attention_backward(forward, w, U, self.width - 1)
-        # Heads first, then rows, as the model has them.
-        by_row = (gradients.dq.flatten(1, 3), gradients.dk[:, :, 0], gradients.dv[:, :, 0])
-        dq, dk, dv = (x.transpose(0, 1)[None].to(query.dtype) for x in by_row)
+        gradients = attention_backward(forward, w, U, self.width - self.run.shape.num_tokens)
+        # Heads first, then all sequences' tokens, as the model has them.
+        by_heads = (gradients.dq.flatten(1, 2), gradients.dk, gradients.dv)
+        dq, dk, dv = (x.transpose(0, 1).flatten(1, 2)[None].to(query.dtype) for x in by_heads)
         return dq, dk, dv
 
+    def _fused_backward(
+        self, fused: FusedAttention, kept: fused_attention.Attended, gradient: Tensor, *, goes_on: bool
+    ) -> Back | None:
+        kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
+        if kind is None:
+            raise RuntimeError("the kernels were not to keep this layer")
+        back = fused.backward(kept, gradient[0], over, self.form, kind, goes_on=goes_on)
+        if len(back.maps):
+            self.run.keep(self.width, self.form.window, tuple(back.maps.sum(2)))
+        if back.gradients is None:
+            return None
+        dq, dk, dv = back.gradients
+        return dq[None], dk[None], dv[None]
+
+    def _map_kind(self, fused: FusedAttention) -> MapKind | None:
+        """What the kernels keep of this layer; None where they do not know it."""
+        switches = self.run.shape.switches
+        return fused.map_kind(switches if self.is_selected else None)
+
+    def _by_sequence(self, heads: Tensor, num_groups: int) -> Tensor:
+        """Each sequence's heads by the key-value head that they share. [H, B T, D] -> [B, G, r, T, D]"""
+        B, T = self.run.shape.num_rows, self.run.shape.num_tokens
+        return grouped(heads.reshape(len(heads), B, T, -1).transpose(0, 1), num_groups)
+
     def _again(self, query: Tensor) -> Attended:
-        """The forward pass once more, every product kept. query: [B, H, D]"""
+        """The forward pass once more, every product kept. query: [H, B T, D]"""
         K, V = (x.to(query.dtype) for x in self.run.keys_and_values(self.index, self.width))
-        return attend(_by_row(query, K.shape[1]), K, V, self.run.visible(self.width), self.form)
+        seen = self.run.visible(self.width, self.form.window)
+        return attend(self._by_sequence(query, K.shape[1]), K, V, seen, self.form)
 
     def _unrotated(self, forward: Attended) -> tuple[Tensor, Tensor]:
-        """Queries [B, G, r, 1, D] and keys [B, G, L, D] before the rotary embedding."""
+        """Queries [B, G, r, T, D] and keys [B, G, L, D] before the rotary embedding."""
         cosines, sines = self.run.rotary(self.index, self.width)
-        q = unrotated(self.module, forward.q.flatten(1, 2), cosines[:, -1:], sines[:, -1:])
+        T = self.run.shape.num_tokens
+        q = unrotated(self.module, forward.q.flatten(1, 2), cosines[:, -T:], sines[:, -T:])
         return q.view(forward.q.shape), unrotated(self.module, forward.K, cosines, sines)
 
 
-def _by_row(heads: Tensor, num_groups: int) -> Tensor:
-    """Each row's heads by the key-value head that they share. [B, H, D] -> [B, G, r, 1, D]"""
-    return grouped(heads[:, :, None], num_groups)
+def _last_ids(part: Part, count: int) -> list[int]:
+    """The part's tokens, and those before it in its slot."""
+    return part.slot.ids[part.end - count : part.end]
 
 
 def _upload(values: Tensor, buffer: Tensor) -> None:

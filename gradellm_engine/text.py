@@ -6,7 +6,9 @@ space that only the first token loses), so ids are decoded in a short window and
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 REPLACEMENT = "\ufffd"  # what an unfinished character decodes to
 CONTEXT_TOKENS = 6  # tokens of the prompt that decide how the first generated one reads
@@ -97,7 +99,7 @@ class CompletionText:
         is_sure = self._finished or self.stop is not None
         held = 0 if is_sure else max((_overlap(self.text, stop) for stop in self._stop), default=0)
         safe = len(self.text) - held
-        return next((i for i, (_, end) in enumerate(self.spans) if end > safe), len(self.spans))
+        return bisect_right(self.spans, safe, key=itemgetter(1))  # places ascend
 
     def _add(self, piece: str) -> None:
         start = len(self.text)

@@ -187,8 +187,10 @@ def _machine(subject: Subject) -> dict[str, str]:
 
 def _steps(subject: Subject) -> str:
     """How decode steps ran."""
-    recordings = subject.loaded.decoder.recordings
-    return "as CUDA graphs" if recordings is not None and recordings.is_possible else "call by call"
+    decoder = subject.loaded.decoder
+    if decoder.recordings is None or not decoder.recordings.is_possible:
+        return "call by call"
+    return f"as CUDA graphs, {decoder.kernels}"
 
 
 def _ways(names: Sequence[str] | None) -> list[Way]:

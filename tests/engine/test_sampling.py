@@ -20,6 +20,15 @@ Normal = Callable[..., Tensor]
 tensor_seeds = st.integers(0, 2**20)
 draw_seeds = st.integers(0, MAX_SEED)
 steps = st.integers(0, 10_000)
+
+
+def distribution_of(logits: Tensor, step: int) -> Distribution:
+    """That of one token [V], checked."""
+    (distribution,) = Distribution.of(logits[None])
+    distribution.check(step)
+    return distribution
+
+
 KNOWN_DRAWS = [0.06899750099129986, 0.8326169442274957, 0.7335090357947883, 0.8123651379978721]
 
 
@@ -93,7 +102,7 @@ def test_a_huge_temperature_is_uniform() -> None:
 def test_a_token_that_the_model_excludes_stays_excluded() -> None:
     logits = torch.tensor([0.0, -torch.inf, 0.0])
     assert sampling_probs(logits, Sampling(temperature=2.0)).tolist() == [0.5, 0, 0.5]
-    distribution = Distribution.of(logits, 0)
+    distribution = distribution_of(logits, 0)
     assert distribution.logprob(1) == -math.inf
     assert {choose_token(distribution, Sampling(temperature=2.0), seed, 0) for seed in range(40)} == {0, 2}
 
@@ -115,7 +124,7 @@ def test_top_k_before_top_p() -> None:
 def test_a_choice_has_mass(
     normal: Normal, tensor_seed: int, seed: int, step: int, temperature: float, top_k: int, top_p: float
 ) -> None:
-    distribution = Distribution.of((normal(tensor_seed, 40) * 4).float(), step)
+    distribution = distribution_of((normal(tensor_seed, 40) * 4).float(), step)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     chosen = choose_token(distribution, sampling, seed, step)
     assert sampling_probs(distribution.logits, sampling)[chosen] > 0
@@ -125,14 +134,14 @@ def test_a_choice_has_mass(
 @pytest.mark.parametrize("draw", [0.0, 0.25 - 2**-54, 0.25, 0.5, 1 - 2**-53])
 def test_draws_at_the_borders(monkeypatch: pytest.MonkeyPatch, draw: float) -> None:
     monkeypatch.setattr("gradellm_engine.sampling.uniform_draw", lambda seed, step: draw)
-    distribution = Distribution.of(torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, 0.0, 0.0, -torch.inf]), 0)
+    distribution = distribution_of(torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, 0.0, 0.0, -torch.inf]), 0)
     chosen = choose_token(distribution, Sampling(temperature=1.0), 0, 0)
     assert chosen == [1, 3, 4, 5][int(draw * 4)]
 
 
 def test_frequencies_are_the_probabilities() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5])
-    distribution = Distribution.of(logits, 0)
+    distribution = distribution_of(logits, 0)
     sampling = Sampling(temperature=1.3, top_k=4)
     count = 3000
     drawn = Counter(choose_token(distribution, sampling, 11, step) for step in range(count))
@@ -141,14 +150,14 @@ def test_frequencies_are_the_probabilities() -> None:
 
 
 def test_temperature_0_is_the_argmax() -> None:
-    distribution = Distribution.of(torch.tensor([0.0, 3.0, -1.0]), 0)
+    distribution = distribution_of(torch.tensor([0.0, 3.0, -1.0]), 0)
     assert {choose_token(distribution, Sampling(), seed, step) for seed in range(3) for step in range(3)} == {1}
 
 
 @given(tensor_seeds, st.integers(2, 30))
 def test_distribution_is_the_log_softmax(normal: Normal, seed: int, V: int) -> None:
     logits = normal(seed, V) * 10
-    distribution = Distribution.of(logits, 0)
+    distribution = distribution_of(logits, 0)
     logprobs = [distribution.logprob(i) for i in range(V)]
     assert torch.allclose(torch.tensor(logprobs, dtype=torch.float64), logits.log_softmax(-1), atol=1e-9)
     assert math.isclose(sum(map(math.exp, logprobs)), 1, rel_tol=1e-9)
@@ -164,11 +173,11 @@ def test_distribution_is_the_log_softmax(normal: Normal, seed: int, V: int) -> N
 @pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])
 def test_logits_that_are_not_finite_are_an_error(bad: list[float]) -> None:
     with pytest.raises(ComputationError, match="not finite at step 17"):
-        Distribution.of(torch.tensor(bad), 17)
+        distribution_of(torch.tensor(bad), 17)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype: torch.dtype) -> None:
-    distribution = Distribution.of(torch.zeros(3, dtype=dtype), 0)
+    distribution = distribution_of(torch.zeros(3, dtype=dtype), 0)
     assert distribution.logits.dtype == torch.float32
     assert math.isclose(distribution.logprob(0), -math.log(3), rel_tol=1e-6)

@@ -225,6 +225,46 @@ def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: A
     model.recordings = None
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None:
+    """Tokens that are read once more: fewer than were recorded, and of sequences of any length."""
+    model: Decoder = decoder(family)
+    recorder = TapeRecorder()
+    for switches in SWITCHES if model._rotaries else SWITCHES[2:]:
+        explain = Explain(replace(switches, layers=switches.selected_layers(model.num_layers)))
+        for counts in ((4, 2, 4), (1, 3, 4), (3,)):
+            chunks, targets = [], []
+            for part, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
+                model.step([part])
+                end = part.slot.length
+                chunks.append(Part.again(part.slot, end - count, end, explain))
+                targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
+            expected = model.replay(chunks, targets)
+            model.recordings = None
+            model.record_steps(recorder)
+            before = recorder.num_recorded
+            for _ in range(2):
+                actual = model.replay(chunks, targets)
+                assert recorder.num_recorded == before + 1
+                for its, other in zip(actual, expected, strict=True):
+                    assert its.shape == other.shape
+                    assert other.any()
+                    assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+            model.recordings = None
+
+
+def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(decoder: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(TapeRecorder())
+    (part,) = filled(model, (2,))
+    model.step([part])
+    explain = Explain(replace(SWITCHES[0], layers=(0, 1, 2)))
+    (scores,) = model.replay([Part.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
+    assert scores.shape == (3, 3)
+    assert len(model.recordings or ()) == 1  # the step's
+    model.recordings = None
+
+
 def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
     model: Decoder = decoder("llama")
     model.record_steps(TapeRecorder())
@@ -239,7 +279,7 @@ def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
 
 def test_shapes_are_rounded_up() -> None:
     def rounded(rows: int, width: int) -> tuple[int, int]:
-        shape = rounded_up(StepShape(rows, width, None, has_domains=False))
+        shape = rounded_up(StepShape(rows, 1, width, is_new=True, switches=None, has_domains=False))
         return shape.num_rows, shape.width
 
     assert rounded(1, 1) == (1, 128)

@@ -1,0 +1,77 @@
+"""The rotary embedding of queries and keys as one node of the graph.
+
+It multiplies each pair of channels with s (cos, sin): so its backward pass is itself with (cos, -sin), whatever the
+pairing, the width or the scaling s. Autograd makes fourteen nodes a layer of it.
+
+Transformers' attention modules find it by its name, beside them. There it is replaced, for all models of the family in
+this process, by one that computes the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "apply_rotary_pos_emb"
+Rotate = Callable[..., tuple[Tensor, Tensor]]
+
+
+def freeze_rotary(model: nn.Module) -> None:
+    """Make the rotary embedding of `model` one node."""
+    for place in {type(module).__module__ for module in model.modules()}:
+        names = vars(sys.modules[place])
+        rotate = names.get(NAME)
+        if rotate is not None and not hasattr(rotate, "is_one_node"):
+            names[NAME] = as_one_node(rotate)
+
+
+def as_one_node(rotate: Rotate) -> Rotate:
+    """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
+
+    @functools.wraps(rotate)
+    def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        if args or kwargs or not _is_plain(q, k, cos, sin):
+            return rotate(q, k, cos, sin, *args, **kwargs)
+        both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]
+        return both
+
+    rotated.is_one_node = True  # type: ignore[attr-defined]
+    return rotated
+
+
+def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether gradients are wanted of queries and keys alone, by an ordinary backward pass.
+
+    In float64 autograd is left to it, and rounds as it does: some families rotate in float32 there, too.
+    """
+    if not (q.requires_grad and k.requires_grad and torch.is_grad_enabled()) or q.dtype is torch.float64:
+        return False
+    is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return is_ordinary and not (cos.requires_grad or sin.requires_grad)
+
+
+class _Rotated(torch.autograd.Function):
+    """Queries and keys, rotated."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rotate: Rotate,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.rotate = rotate
+        ctx.save_for_backward(cos, sin)
+        return rotate(q, k, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        cos, sin = ctx.saved_tensors
+        return *ctx.rotate(*gradients, cos, -sin), None, None, None
