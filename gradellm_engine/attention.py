@@ -66,7 +66,7 @@ def attention_output(
         q: queries. [G, r, T, D]
         K: keys. [G, N, D]
         V: values. [G, N, Dv]
-        visible: which keys each query sees, None for all. [T, N], bool
+        visible: which keys each query sees, None for all; of all sequences alike, or of each. [T, N], bool
         form: the layer's attention.
         by_hand: for a backward pass that goes on from the products.
 
@@ -84,13 +84,14 @@ def attention_output(
         o = F.scaled_dot_product_attention(q.reshape(-1, G, r, D), K, V, seen, scale=form.scaling)
     else:
         # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
-        is_square = not batch and K.shape[-2] == T and (form.window is None or form.window >= T)
+        is_square = K.shape[-2] == T and (form.window is None or form.window >= T)
+        is_causal = is_square and (visible is None or visible.dim() == 2)  # nothing else is hidden of any sequence
         o = F.scaled_dot_product_attention(
             q.reshape(-1, G * r, T, D),
             K.view(-1, G, *K.shape[-2:]),
             V.view(-1, G, *V.shape[-2:]),
-            None if is_square else visible if visible is None else visible.view(-1, 1, *visible.shape[-2:]),
-            is_causal=is_square,
+            None if is_causal or visible is None else visible.view(-1, 1, *visible.shape[-2:]),
+            is_causal=is_causal,
             scale=form.scaling,
             enable_gqa=r != 1,
         )

@@ -15,8 +15,9 @@ gave up is noticed. U are the positions that may be perturbed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -449,15 +450,19 @@ class Evaluation:
         num_asked: int,
     ) -> Iterator[float | EvaluationSummary]:
         """What they come to; intervals take time, which others have their turns in."""
-        metrics: list[MetricSummary] = []
+        measured: dict[Metric, dict[str, list[EvaluationItem]]] = {}
         for metric in self._settings.metrics:
-            by_name: dict[str, list[EvaluationItem]] = {}
             for item in items:
                 if item.metric is metric:
-                    by_name.setdefault(item.name, []).append(item)
-            if by_name:
-                metrics += self._metric_summaries(metric, by_name)
-                yield 1.0
+                    measured.setdefault(metric, {}).setdefault(item.name, []).append(item)
+        metrics: list[MetricSummary] = []
+        intervals: dict[Metric, list[Interval]] = {}
+        for has_pis in (True, False):
+            soft = [metric for metric in measured if metric.is_soft and metric.has_pis is has_pis]
+            intervals |= self._soft_intervals({metric: measured[metric] for metric in soft})
+            yield 1.0
+        for metric, by_name in measured.items():
+            metrics += self._metric_summaries(metric, by_name, intervals.get(metric))
         first = wholes[texts[0].step]
         yield EvaluationSummary(
             metrics=tuple(metrics),
@@ -470,19 +475,29 @@ class Evaluation:
             num_asked=num_asked + 2 * len(texts),
         )
 
+    def _soft_intervals(
+        self, measured: Mapping[Metric, Mapping[str, Sequence[EvaluationItem]]]
+    ) -> dict[Metric, list[Interval]]:
+        """Of metrics over the same draws, which are resampled alike: every attribution's, and their gains on random."""
+        if not measured:
+            return {}
+        samples: dict[Metric, list[Scores]] = {}  # [steps P, N] each
+        for metric, by_name in measured.items():
+            its = {name: _samples(items) for name, items in by_name.items()}
+            samples[metric] = [*its.values(), *(its[name] - its[RANDOM] for name in _compared(its))]
+        metric, by_name = next(iter(measured.items()))
+        steps = len(next(iter(by_name.values())))
+        weights = np.tile(self._weights(metric), steps) / steps
+        found = iter(monte_carlo_intervals(np.stack([*chain(*samples.values())]), weights, self._settings.seed))
+        return {metric: [*islice(found, len(rows))] for metric, rows in samples.items()}
+
+    @staticmethod
     def _metric_summaries(
-        self, metric: Metric, by_name: Mapping[str, Sequence[EvaluationItem]]
+        metric: Metric, by_name: Mapping[str, Sequence[EvaluationItem]], intervals: Sequence[Interval] | None
     ) -> Iterator[MetricSummary]:
-        """One metric of every attribution, whose items are of the same steps."""
-        names = list(by_name)
-        compared = [name for name in names if name != RANDOM] if RANDOM in by_name else []
-        if metric.is_soft:
-            samples = {name: _samples(its) for name, its in by_name.items()}  # [steps P, N] each
-            less = [samples[name] - samples[RANDOM] for name in compared]
-            steps = len(by_name[names[0]])
-            weights = np.tile(self._weights(metric), steps) / steps
-            intervals = monte_carlo_intervals(np.stack([*samples.values(), *less]), weights, self._settings.seed)
-        else:
+        """One metric of every attribution, whose items are of the same steps; and their intervals, where it has any."""
+        names, compared = list(by_name), _compared(by_name)
+        if intervals is None:
             values = {name: float(np.mean([item.value for item in its])) for name, its in by_name.items()}
             means = [*values.values(), *(values[name] - values[RANDOM] for name in compared)]
             intervals = [Interval(mean, None, None, "monte_carlo", 1) for mean in means]
@@ -538,6 +553,11 @@ class _Done:
     def add(self, tokens: float) -> None:
         """A method has ended."""
         self.explained += tokens
+
+
+def _compared(names: Collection[str]) -> list[str]:
+    """Whose difference from random is told."""
+    return [name for name in names if name != RANDOM] if RANDOM in names else []
 
 
 def _samples(items: Sequence[EvaluationItem]) -> NDArray[np.float64]:

@@ -71,35 +71,40 @@ def unit_scores(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
     return unit
 
 
-def exponent(unit: NDArray[np.float64], pi: float) -> float:
-    """The alpha with mean(s^alpha) = pi, by bisection on log(alpha).
+def exponents(unit: NDArray[np.float64], pis: Sequence[float]) -> NDArray[np.float64]:
+    """The alphas with mean(s^alpha) = pi, by bisection on log(alpha), of all pis at once. [P]
 
     The mean lies between min(s)^alpha and max(s)^alpha, so alpha lies between log(pi) / log(min s) and
     log(pi) / log(max s). The mean moves by at most 1/e of what log(alpha) moves by, so that it is met down to rounding.
 
     Args:
         unit: scores s, each in (0, 1). [U]
-        pi: in [0, 1]; at 0 alpha is infinity, at 1 it is 0.
+        pis: each in [0, 1]; at 0 alpha is infinity, at 1 it is 0. [P]
 
     Raises:
         ValueError: for a score outside (0, 1) or a pi outside [0, 1].
     """
     if not ((unit > 0) & (unit < 1)).all():  # also refuses NaN
         raise ValueError("scores must lie above 0 and below 1; take unit_scores of them")
-    check_pi(pi)
-    if pi == 0:
-        return math.inf
-    if pi == 1:
-        return 0.0
-    logs, target = np.log(unit), math.log(pi)
-    low, high = math.log(target / logs.min()), math.log(target / logs.max())
+    for pi in pis:
+        check_pi(pi)
+    wanted = np.asarray(pis, dtype=np.float64)
+    alphas = np.where(wanted == 0, math.inf, 0.0)
+    is_inside = (wanted > 0) & (wanted < 1)
+    logs, targets = np.log(unit), np.log(wanted[is_inside])
+    low, high = np.log(targets / logs.min()), np.log(targets / logs.max())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if np.exp(math.exp(middle) * logs).mean() > pi:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
+        is_too_much = powers(logs, np.exp(middle)).mean(1) > wanted[is_inside]
+        low, high = np.where(is_too_much, middle, low), np.where(is_too_much, high, middle)
+    alphas[is_inside] = np.exp((low + high) / 2)
+    return alphas
+
+
+def powers(logs: NDArray[np.float64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """s^alpha, of log(s). [U], [P] -> [P, U]"""
+    raised: NDArray[np.float64] = np.exp(alphas[:, None] * logs)
+    return raised
 
 
 def retentions(attribution: NDArray[np.floating], pis: Sequence[float]) -> tuple[Retention, ...]:
@@ -113,13 +118,11 @@ def retentions(attribution: NDArray[np.floating], pis: Sequence[float]) -> tuple
         ValueError: where there are no scores, some are not finite, or a pi lies outside [0, 1].
     """
     unit = unit_scores(attribution)
-    logs = np.log(unit)
-    kept = []
-    for pi in pis:
-        alpha = exponent(unit, pi)
-        probs = np.exp(alpha * logs)
-        kept.append(Retention(pi, float(probs.mean()), alpha, probs))
-    return tuple(kept)
+    alphas = exponents(unit, pis)
+    return tuple(
+        Retention(pi, float(probs.mean()), float(alpha), probs)
+        for pi, alpha, probs in zip(pis, alphas, powers(np.log(unit), alphas), strict=True)
+    )
 
 
 def soft_retention(attribution: NDArray[np.floating], raw: bool) -> Retention:

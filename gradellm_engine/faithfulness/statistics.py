@@ -17,7 +17,7 @@ from gradellm_engine.draws import stream
 
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
-CHUNK = 2**20  # numbers drawn at once: what bounds the memory, and changes nothing else
+CHUNK = 2**17  # numbers drawn at once: as many as stay in a processor's cache; it changes nothing else
 
 
 @dataclass(frozen=True)

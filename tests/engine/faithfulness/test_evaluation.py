@@ -753,7 +753,7 @@ def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, m
     stream = engine.evaluation_stream(PromptInput(messages=messages), asked, [70, 71, 72])
     assert stream.allowance is not None
     outcome(engine, stream)
-    assert max(counts) == stream.allowance.sequences
+    assert stream.allowance.sequences / 2 < max(counts) <= stream.allowance.sequences
     assert 2 * max(counts) * max(longest) * a_token <= engine.method_bytes
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradellm_engine.faithfulness.curves import PIS
 from gradellm_engine.faithfulness.retention import (
     MARGIN,
-    exponent,
+    exponents,
     finite_scores,
     retentions,
     soft_retention,
@@ -115,18 +115,18 @@ def test_more_is_kept_at_a_larger_pi(attribution: Scores, pis: list[float]) -> N
 def test_alpha_in_closed_form() -> None:
     # Half zero: at 1/4 only the upper half is kept, half of the time; at 3/4 all of it, and half of the others.
     unit = unit_scores(half_zero(2000))
-    assert exponent(unit, 0.25) == pytest.approx(math.log(0.5) / math.log(1 - 1e-6), rel=1e-9)
-    assert exponent(unit, 0.75) == pytest.approx(math.log(0.5) / math.log(1e-6), rel=1e-5)
+    assert exponents(unit, [0.25])[0] == pytest.approx(math.log(0.5) / math.log(1 - 1e-6), rel=1e-9)
+    assert exponents(unit, [0.75])[0] == pytest.approx(math.log(0.5) / math.log(1e-6), rel=1e-5)
     # One-hot: the hot one always, the 1999 others as often as makes 100 and 1900 of 2000.
     unit = unit_scores(one_hot(2000))
-    assert exponent(unit, 0.05) == pytest.approx(math.log(99 / 1999) / math.log(1e-6), rel=1e-5)
-    assert exponent(unit, 0.95) == pytest.approx(math.log(1899 / 1999) / math.log(1e-6), rel=1e-5)
+    assert exponents(unit, [0.05])[0] == pytest.approx(math.log(99 / 1999) / math.log(1e-6), rel=1e-5)
+    assert exponents(unit, [0.95])[0] == pytest.approx(math.log(1899 / 1999) / math.log(1e-6), rel=1e-5)
     # A quarter of a token in the mean: the hot one alone, at (1 - 1e-6)^alpha = 1/4.
-    assert exponent(unit, 0.25 / 2000) == pytest.approx(math.log(0.25) / math.log(1 - 1e-6), rel=1e-9)
-    assert exponent(np.array([0.25, 0.25]), 0.5) == pytest.approx(0.5, rel=1e-12)
+    assert exponents(unit, [0.25 / 2000])[0] == pytest.approx(math.log(0.25) / math.log(1 - 1e-6), rel=1e-9)
+    assert exponents(np.array([0.25, 0.25]), [0.5])[0] == pytest.approx(0.5, rel=1e-12)
     # s and s^2 at alpha: x + x^2 = 2 pi.
     x = (math.sqrt(1 + 8 * 0.3) - 1) / 2
-    assert exponent(np.array([0.5, 0.25]), 0.3) == pytest.approx(math.log(x) / math.log(0.5), rel=1e-12)
+    assert exponents(np.array([0.5, 0.25]), [0.3])[0] == pytest.approx(math.log(x) / math.log(0.5), rel=1e-12)
 
 
 @pytest.mark.parametrize("attribution", [np.zeros(7), np.full(7, 3.5), np.array([-2.0])])
@@ -191,4 +191,4 @@ def test_what_is_no_pi(pi: float) -> None:
 @pytest.mark.parametrize("score", [0.0, 1.0, math.nan])
 def test_a_power_needs_scores_within_0_1(score: float) -> None:
     with pytest.raises(ValueError, match="unit_scores"):
-        exponent(np.array([0.5, score]), 0.5)
+        exponents(np.array([0.5, score]), [0.5])
