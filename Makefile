@@ -12,7 +12,7 @@ PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check format proto bench picture train-demo build clean
+.PHONY: help setup demo test test-all check audit format proto bench picture trials train-demo build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,7 +23,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,plots,quant,data,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,otel,plots,quant,data,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it
@@ -35,7 +35,7 @@ test: $(READY) ## all tests but the slow ones
 test-all: $(READY) ## all tests
 	$(BIN)/pytest
 
-check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs
+check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server tests
@@ -46,6 +46,10 @@ check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, w
 	else echo "buf breaking: no release yet to compare with"; fi
 	@mkdir -p $(TOOLS)/stubs && $(PROTOC) -m grpc_tools.protoc -Iproto --python_out=$(TOOLS)/stubs --pyi_out=$(TOOLS)/stubs --grpc_python_out=$(TOOLS)/stubs $(PROTOS)
 	@diff -r -x __pycache__ -x __init__.py $(TOOLS)/stubs/gradellm/v1 $(STUBS) && echo "stubs are those of the .proto" || { echo "error: $(STUBS) is not what the .proto generates; run make proto"; exit 1; }
+	$(BIN)/python deploy/audit.py
+
+audit: $(READY) ## known vulnerabilities of the pinned packages, and secrets in files (part of check)
+	$(BIN)/python deploy/audit.py
 
 format: $(READY) ## formats the code and sorts imports
 	$(BIN)/ruff format .
@@ -59,6 +63,9 @@ bench: $(READY) ## what an explained token costs, on a 125M-parameter model, int
 
 picture: $(READY) ## draws docs/demo.svg, the README's picture, from a run of the demo
 	$(BIN)/python docs/draw_demo.py
+
+trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (half an hour, 20 minutes of it a soak)
+	PYTHONPATH=tests $(BIN)/python -m trials
 
 train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
 	$(BIN)/python -m gradellm_engine.demo_model.train --out build/demo_model

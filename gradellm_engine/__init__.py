@@ -11,6 +11,7 @@ from gradellm_engine.errors import (
     EngineError,
     InvalidRequestError,
     ModelLoadError,
+    OutOfMemoryError,
     UnsupportedModelError,
 )
 from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
@@ -62,6 +63,7 @@ __all__ = [
     "Metric",
     "ModelLoadError",
     "NormaliseOver",
+    "OutOfMemoryError",
     "Perturb",
     "Progress",
     "Prompt",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ _LONGEST_REASON = 200  # characters
 
 logger = logging.getLogger(__name__)
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 @dataclass
 class _Meeting:
@@ -60,7 +62,6 @@ class _Meeting:
 _current_pass: ContextVar[Pass | _Meeting | Attending] = ContextVar("gradellm_pass")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -158,7 +159,9 @@ class Decoder:
         model.requires_grad_(False).eval()
         model.set_attn_implementation(ATTENTION_KERNEL)
         self.device = model.get_input_embeddings().weight.device
-        if self.device.type == "cpu":  # elsewhere, torch's own layers are as fast, and can be compiled
+        if _compiles_on(self.device):
+            AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
+        else:  # where torch's own layers are compiled, they are as fast
             freeze_linears(model)
             freeze_norms(model)
             freeze_rotary(model)
@@ -190,7 +193,10 @@ class Decoder:
             )
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
         hooks = {
-            index: module.register_forward_pre_hook(_noting_rotary(index), with_kwargs=True)
+            index: module.register_forward_pre_hook(
+                _untraced(_noting_rotary(index)) if _compiles_on(self.device) else _noting_rotary(index),
+                with_kwargs=True,
+            )
             for index, module in meeting.modules.items()
         }
         self._run(one_token, meeting, self._model)
@@ -428,6 +434,17 @@ def _fused_attention(device: torch.device) -> FusedAttention | None:
     return FusedAttention(device)
 
 
+def _compiles_on(device: torch.device) -> bool:
+    """Whether recorded steps are compiled there."""
+    return device.type == "cuda"
+
+
+def _untraced(function: Function) -> Function:
+    """The same, which torch.compile leaves alone. Not done at import: to load the compiler takes a second."""
+    untraced: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
+
+
 def _blocks(model: nn.Module, attentions: Sequence[nn.Module]) -> list[nn.Module]:
     """The layers of a model, by their attention modules: what holds each of them."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -446,8 +463,7 @@ def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str
         elif not isinstance(current, Attending):
             current.store_rotary(index, embeddings[0][0], embeddings[1][0])
 
-    disabled: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] = torch.compiler.disable(note)  # type: ignore[no-untyped-call]
-    return disabled
+    return note
 
 
 def _hold(parts: Sequence[Part]) -> None:

@@ -233,8 +233,12 @@ class Engine:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
+        owner: str | None = None,
     ) -> Stream:
-        """A request to generate, for the scheduler: see `generate`."""
+        """A request to generate, for the scheduler: see `generate`.
+
+        Prompts that begin alike are read once for all requests of one `owner`, never for those of two.
+        """
         prompt = self.tokenize(given)
         sampling = self._resolved(sampling, prompt)
         check_token_ids("forced_ids", forced_ids, self.info.vocab_size)
@@ -250,7 +254,7 @@ class Engine:
                     f"must lie between 0 and the number of forced tokens, {len(forced_ids)}; was {first_attribution}",
                 )
             first_step = len(forced_ids) if attribution is None else first_attribution
-        return self._start(prompt, sampling, attribution, forced_ids, first_step, is_completion=False)
+        return self._start(prompt, sampling, attribution, forced_ids, first_step, owner, is_completion=False)
 
     def completion_stream(
         self,
@@ -259,12 +263,13 @@ class Engine:
         attribution: AttributionSettings | None = None,
         *,
         num_alternatives: int = 0,
+        owner: str | None = None,
     ) -> Stream:
-        """A request to explain a given completion, for the scheduler: see `attribute`."""
+        """A request to explain a given completion, for the scheduler: see `attribute`, and `stream` for `owner`."""
         prompt = self.tokenize(given)
         ids = self._read_completion(prompt, completion)
         sampling = Sampling(max_new_tokens=len(ids), seed=0, num_alternatives=num_alternatives)
-        return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, is_completion=True)
+        return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, owner, is_completion=True)
 
     def evaluate(
         self,
@@ -294,8 +299,10 @@ class Engine:
         settings: EvaluationSettings,
         completion: str | Sequence[int] | None = None,
         sampling: Sampling = Sampling(),
+        *,
+        owner: str | None = None,
     ) -> Stream:
-        """A request to evaluate explanations, for the scheduler: see `evaluate`."""
+        """A request to evaluate explanations, for the scheduler: see `evaluate`, and `stream` for `owner`."""
         prompt = self.tokenize(given)
         if completion is not None and settings.labels:
             raise InvalidRequestError(
@@ -340,6 +347,7 @@ class Engine:
                 analyse=evaluation.work,
                 evaluation=settings,
                 allowance=allowance,
+                owner=owner,
             ),
         )
 
@@ -427,6 +435,7 @@ class Engine:
         attribution: AttributionSettings | None,
         given_ids: Sequence[int],
         first_step: int,
+        owner: str | None,
         *,
         is_completion: bool,
     ) -> Stream:
@@ -456,6 +465,7 @@ class Engine:
                 is_completion,
                 analyse,
                 scores,
+                owner=owner,
             ),
         )
 

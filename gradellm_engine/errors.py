@@ -5,6 +5,7 @@ EngineError
 ├── ModelLoadError          a checkpoint cannot be loaded; names the file
 │   └── UnsupportedModelError   a family that the engine cannot explain exactly
 ├── ComputationError        the model itself failed: a logit or a score is not finite
+├── OutOfMemoryError        a pass for this request did not fit the memory, even alone
 └── BusyError               no memory is free for another generation
 """
 
@@ -39,6 +40,13 @@ class UnsupportedModelError(ModelLoadError):
 
 class ComputationError(EngineError):
     """The model returned numbers that are not finite; nothing after them can be trusted."""
+
+
+class OutOfMemoryError(EngineError):
+    """Memory ran out in a pass for this request; others go on."""
+
+    def __init__(self) -> None:
+        super().__init__("memory ran out while the request was computed; ask for fewer tokens, or try again later")
 
 
 class BusyError(EngineError):

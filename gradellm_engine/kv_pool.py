@@ -7,6 +7,9 @@ the pool: what a slot holds is constant for every gradient that is taken.
 A sequence that has ended leaves its slot to the pool as a prefix for later ones. A new sequence copies the longest
 beginning that a slot holds already (copying reads memory once where computing reads all weights), and when room is
 needed, those that were not used for longest are dropped first.
+
+Only sequences of the same owner share beginnings: a prompt that is read faster because another has begun with the same
+words would tell its sender that somebody asked so.
 """
 
 from __future__ import annotations
@@ -67,13 +70,15 @@ class KVSlot:
     Attributes:
         start: the first of them in the pool.
         capacity: how many there are.
+        owner: whose sequence it is.
         ids: the tokens whose keys and values are there; places from `len(ids)` on are free to be written.
     """
 
-    def __init__(self, pool: KVPool, start: int, capacity: int) -> None:
+    def __init__(self, pool: KVPool, start: int, capacity: int, owner: str | None = None) -> None:
         self._pool = pool
         self.start = start
         self.capacity = capacity
+        self.owner = owner
         self.ids: list[int] = []
         self._is_open = True
 
@@ -126,6 +131,8 @@ class KVPool:
         cosines: a rotary embedding each, [num_tokens, width].
         sines: likewise.
         reuses_prefixes: whether a sequence copies a beginning that another holds.
+        num_asked_tokens: of all sequences so far whose beginning was looked for.
+        num_found_tokens: of them, tokens that were copied.
     """
 
     def __init__(self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int) -> None:
@@ -135,6 +142,7 @@ class KVPool:
         self.cosines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
         self.sines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
         self.reuses_prefixes = True
+        self.num_asked_tokens = self.num_found_tokens = 0
         self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
         self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
         self._slots: WeakSet[KVSlot] = WeakSet()  # all that are open
@@ -156,32 +164,35 @@ class KVPool:
         for places in (*self.keys, *self.values, *self.cosines, *self.sines):
             places.zero_()
 
-    def allocate(self, capacity: int, ids: Sequence[int] = ()) -> KVSlot | None:
+    def allocate(self, capacity: int, ids: Sequence[int] = (), owner: str | None = None) -> KVSlot | None:
         """A slot for `capacity` tokens; None where there is no room now.
 
-        It begins with what the pool holds already of `ids`, and never with all of them: the last one's keys and values
-        may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
+        It begins with what the pool holds already of `ids` for the same owner, and never with all of them: the last
+        one's keys and values may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
         """
         self._take_back_abandoned()
         if not self._can_take(capacity):
             return None
-        source, num_shared = self._longest_prefix(ids[:-1]) if self.reuses_prefixes else (None, 0)
+        source, num_shared = self._longest_prefix(ids[:-1], owner) if self.reuses_prefixes else (None, 0)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
-        slot = KVSlot(self, start, capacity)
+        slot = KVSlot(self, start, capacity, owner)
         if source is not None and source in self._slots:  # it may have been given up for the room
             self._copy(source, slot, num_shared)
+        self.num_asked_tokens += len(ids)
+        self.num_found_tokens += slot.length
         self._slots.add(slot)
         return slot
 
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
-        if not slot.length or any(slot.ids == other.ids[: slot.length] for other in self._kept):
+        its = [kept for kept in self._kept if kept.owner == slot.owner]
+        if not slot.length or any(slot.ids == other.ids[: slot.length] for other in its):
             slot.close()  # nothing, or one that is kept tells all of it
             return
-        for other in [kept for kept in self._kept if kept.ids == slot.ids[: kept.length]]:
+        for other in [kept for kept in its if kept.ids == slot.ids[: kept.length]]:
             other.close()  # told by the new one, too
         if unused := slot.capacity - slot.length:
             slot.capacity = slot.length
@@ -203,11 +214,13 @@ class KVPool:
         while self.abandoned:
             self._give_back(*self.abandoned.popleft())
 
-    def _longest_prefix(self, ids: Sequence[int]) -> tuple[KVSlot | None, int]:
-        """The slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
+    def _longest_prefix(self, ids: Sequence[int], owner: str | None) -> tuple[KVSlot | None, int]:
+        """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
         best, longest = None, MIN_REUSED_TOKENS - 1
         beginning = ids[:MIN_REUSED_TOKENS]
         for slot in self._slots:
+            if slot.owner != owner:
+                continue
             if slot.ids[:MIN_REUSED_TOKENS] == beginning and (shared := _common_length(slot.ids, ids)) > longest:
                 best, longest = slot, shared
         return best, longest if best else 0

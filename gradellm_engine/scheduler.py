@@ -25,19 +25,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, islice
 
-import torch
 from torch import Tensor
 
 from gradellm_engine.decoder import Decoder
-from gradellm_engine.errors import EngineError
+from gradellm_engine.errors import EngineError, OutOfMemoryError
+from gradellm_engine.memory import free_caches, is_out_of_memory
 from gradellm_engine.passes import Part, Target
+from gradellm_engine.sampling import Distribution
 from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 
-MAX_PIECE_TOKENS = 512  # of a prompt in one pass: long enough for speed, short enough to stop in time
+# By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
+MAX_PIECE_TOKENS = {"cpu": 512, "cuda": 2048}
 MIN_PIECE_TOKENS = 16
-EXPLAINED_TOKENS = 64  # in one pass of chunks: beyond it a pass takes longer and gains nothing
+# In one pass of chunks: beyond it a pass takes longer and gains nothing.
+EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
+PASSES_BEFORE_MORE = 256  # that fit, before one stream more is tried after memory had run out
 EVALUATED_TICKS = 400  # of others, for one batch of an evaluation
 EVALUATED_STEPS = 24.0  # that such a batch may take as long as
 EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
@@ -54,10 +58,12 @@ class Scheduler:
         max_running: streams that have a slot at a time.
         waiting: streams without a slot, in the order of their coming.
         running: streams with one.
+        before_pass: called before each pass with its streams; what it raises is what the pass raises. None for nothing.
     """
 
     def __init__(self, decoder: Decoder, *, max_running: int) -> None:
         self._decoder = decoder
+        self._kind = "cuda" if decoder.device.type == "cuda" else "cpu"
         self.max_running = max_running
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
@@ -65,6 +71,9 @@ class Scheduler:
         self._read_seconds = 0.0  # of a prompt's token, lately
         self._evaluated_seconds = 0.0  # of a changed text's token, lately
         self._ticks_alone = 0  # of others, since an evaluation has had its turn
+        self._together: int | None = None  # streams that fit a pass, once memory has run out
+        self._num_fitting = 0  # passes since it ran out, or since more were tried
+        self.before_pass: Callable[[Sequence[Stream]], None] | None = None
 
     def submit(self, stream: Stream) -> None:
         """Queue a stream."""
@@ -87,7 +96,7 @@ class Scheduler:
         for stream in streams:
             stream.adapt_chunk_size(self._chunk_size)
         if decoding := [stream for stream in streams if stream.phase is Phase.DECODE]:
-            yield from self._decode(decoding)
+            yield from self._decode(self._that_fit(decoding))
         if explaining := [stream for stream in streams if stream.phase is Phase.EXPLAIN]:
             yield from self._explain(explaining)
         analysing = [stream for stream in streams if stream.phase is Phase.ANALYSE and stream.allowance is None]
@@ -109,16 +118,27 @@ class Scheduler:
         return any(ready(stream) for stream in self.running)
 
     @property
+    def num_held_tokens(self) -> int:
+        """Places for keys and values that running streams have; may be read from any thread."""
+        slots = [stream.slot for stream in tuple(self.running)]
+        return sum(slot.capacity for slot in slots if slot is not None)
+
+    @property
+    def prefix_tokens(self) -> tuple[int, int]:
+        """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
+        return self._decoder.pool.num_asked_tokens, self._decoder.pool.num_found_tokens
+
+    @property
     def _chunk_size(self) -> int:
         """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
         if not self.waiting:
             return DEFAULT_CHUNK_SIZE
-        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS // max(1, len(self.running)))
+        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._kind] // max(1, len(self.running)))
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:
             stream = self.waiting[0]
-            slot = self._decoder.pool.allocate(stream.num_places, stream.ids)
+            slot = self._decoder.pool.allocate(stream.num_places, stream.ids, stream.owner)
             if slot is None:
                 return
             self.waiting.popleft()
@@ -135,7 +155,8 @@ class Scheduler:
     def _explain(self, streams: Sequence[Stream]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
         lengths = accumulate(stream.chunk_length for stream in streams)
-        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS for length in lengths))]
+        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._kind] for length in lengths))]
+        chosen = self._that_fit(chosen)
         self._to_the_back(chosen)
         again = [stream for stream in chosen if stream.num_unexplained]
         new = [stream for stream in chosen if not stream.num_unexplained]
@@ -148,7 +169,8 @@ class Scheduler:
         """Go on with one stream's completion."""
         self._to_the_back([stream])
         began = time.perf_counter()
-        with _failing([stream]):
+        with self._passing([stream]):
+            self._begin([stream])
             stream.analyse()
         _charge([stream], "attribution", began)
         yield
@@ -169,18 +191,19 @@ class Scheduler:
 
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
-        room = MAX_PIECE_TOKENS
+        room = MAX_PIECE_TOKENS[self._kind]
         if not alone and self._read_seconds:
             room = max(MIN_PIECE_TOKENS, min(room, int(self._step_seconds / self._read_seconds)))
         work: list[tuple[Stream, Part]] = []
-        for stream in streams:
+        for stream in self._that_fit(streams):
             if room:
                 work.append((stream, stream.prefill_part(room)))
                 room -= len(work[-1][1].ids)
         chosen = [stream for stream, _ in work]
         self._to_the_back(chosen)
         began = time.perf_counter()
-        with _failing(chosen):
+        with self._passing(chosen):
+            self._begin(chosen)
             self._decoder.read([part for _, part in work])
         _charge(chosen, "prefill", began)
         num_tokens = sum(len(part.ids) for _, part in work)
@@ -191,14 +214,18 @@ class Scheduler:
         """Read the streams' parts and find the tokens after them, with their scores where a part is explained."""
         streams, parts = [stream for stream, _ in work], [part for _, part in work]
         began = time.perf_counter()
-        with _failing(streams):
+        with self._passing(streams):
+            self._begin(streams)
             if all(part.explain is None for part in parts):
                 is_step = all(len(part.ids) == 1 for part in parts)
                 _take_logits(work, self._decoder.step(parts) if is_step else self._decoder.logits(parts))
+                _tell(streams)
                 _charge(streams, "decode", began)
             else:
                 explained = self._decoder.explained_pass(parts)
                 targets = _take_logits(work, explained.logits)
+                explained.start(targets)
+                _tell(streams)
                 _charge(streams, "decode", began)
                 yield  # tokens leave before their scores are computed
                 began = time.perf_counter()
@@ -210,12 +237,67 @@ class Scheduler:
     def _replay(self, streams: Sequence[Stream]) -> Iterator[None]:
         """Read tokens once more that wait for their scores."""
         began = time.perf_counter()
-        with _failing(streams):
+        with self._passing(streams):
+            self._begin(streams)
             chunks = [stream.replay_part() for stream in streams]
             targets = [target for _, known in chunks for target in known]
             _take_heat_maps(streams, self._decoder.replay([part for part, _ in chunks], targets))
             _charge(streams, "attribution", began)
         yield
+
+    def _that_fit(self, streams: Sequence[Stream]) -> Sequence[Stream]:
+        """As many as fit a pass, where memory has run out before; the others have the next turn."""
+        if self._together is None or len(streams) <= self._together:
+            return streams
+        chosen = streams[: self._together]
+        self._to_the_back(chosen)
+        return chosen
+
+    @contextmanager
+    def _passing(self, streams: Sequence[Stream]) -> Iterator[None]:
+        """A pass: what goes wrong in it ends its own streams and nothing else.
+
+        Where memory runs out in a pass of several, none of them ends: they are tried again in smaller passes. Only one
+        that does not fit alone fails.
+        """
+        before = [(stream, stream.num_tokens, stream.num_held) for stream in streams]
+        try:
+            with _failing(streams):
+                try:
+                    yield
+                    self._try_more(len(streams))
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(streams) == 1:
+                        raise OutOfMemoryError from None
+                    logger.warning("memory ran out in a pass of %d streams; fewer are tried", len(streams))
+                    self._together, self._num_fitting = max(1, len(streams) // 2), 0
+                    error.with_traceback(None)
+                    for stream, num_tokens, num_held in before:
+                        stream.undo_read(num_tokens, num_held)
+                    free_caches()
+        finally:
+            if any(isinstance(stream.error, OutOfMemoryError) for stream in streams):
+                free_caches()
+
+    def _begin(self, streams: Sequence[Stream]) -> None:
+        if self.before_pass is not None:
+            self.before_pass(streams)
+
+    def _try_more(self, count: int) -> None:
+        """A pass of so many fitted: after a while, larger ones are tried again."""
+        if self._together is not None and count >= self._together:
+            self._num_fitting += 1
+            if self._num_fitting >= PASSES_BEFORE_MORE:
+                self._together, self._num_fitting = self._together + 1, 0
+                if self._together >= self.max_running:
+                    self._together = None
+
+    def seconds_left(self, stream: Stream) -> float:
+        """About how long a stream will still run at the speed of lately, if its completion is as long as it may be."""
+        reading = stream.num_unread * self._read_seconds
+        return reading + (stream.num_places - stream.num_tokens) * self._step_seconds + stream.analysis_seconds_left
 
     def _to_the_back(self, served: Sequence[Stream]) -> None:
         """Others come first the next time."""
@@ -223,15 +305,23 @@ class Scheduler:
 
 
 def _take_logits(work: Sequence[tuple[Stream, Part]], logits: Tensor) -> list[Target | None]:
-    """Hand each stream its rows of logits; what is explained of each row."""
+    """Hand each stream what its rows of logits say; what is explained of each row."""
     targets: list[Target | None] = []
-    shares = torch.split(logits, [len(part.ids) for _, part in work])
-    for (stream, _), rows in zip(work, shares, strict=True):
-        chosen: Sequence[Target | None] = [None] * len(rows)  # a stream that fails has none
+    distributions = iter(Distribution.of(logits))
+    for stream, part in work:
+        chosen: Sequence[Target | None] = [None] * len(part.ids)  # a stream that fails has none
         with _failing([stream]):
-            chosen = stream.take_logits(rows)
+            chosen = stream.take_distributions(list(islice(distributions, len(part.ids))))
         targets += chosen
     return targets
+
+
+def _tell(streams: Sequence[Stream]) -> None:
+    """Have streams tell the tokens that they took."""
+    for stream in streams:
+        if not stream.is_closed:
+            with _failing([stream]):
+                stream.tell()
 
 
 def _take_heat_maps(streams: Sequence[Stream], heat_maps: Sequence[Tensor]) -> None:

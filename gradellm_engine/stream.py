@@ -61,6 +61,7 @@ class Plan:
         scores: scores of a step's prefix, of a method that needs no model: step, tokens -> scores.
         evaluation: what `analyse` evaluates; None where it explains.
         allowance: how much one pass of an evaluation may take.
+        owner: whose request it is; only its own requests reuse what it read.
     """
 
     prompt: Prompt
@@ -74,6 +75,7 @@ class Plan:
     scores: Callable[[int, int], Tensor] | None = None
     evaluation: EvaluationSettings | None = None
     allowance: Allowance | None = None
+    owner: str | None = None
 
     @property
     def is_within_pass(self) -> bool:
@@ -102,6 +104,7 @@ class Stream:
 
     Attributes:
         num_places: tokens that its slot must hold at most.
+        owner: whose request it is.
         slot: where its keys and values are, while it runs.
         chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
     """
@@ -114,6 +117,7 @@ class Stream:
         self._seed, self._num_tokens = sampling.seed, sampling.max_new_tokens
         self.ids = prompt.ids + list(plan.given_ids[: plan.first_step])  # every token known so far
         self.num_places = len(prompt.tokens) + self._num_tokens
+        self.owner = plan.owner
         self.slot: KVSlot | None = None
         self._num_reused = 0
         settings = attribution or AttributionSettings()
@@ -134,6 +138,7 @@ class Stream:
         self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
         self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
         self._num_attributed = 0
+        self._progress = 0.0  # of an analysis, 0 to 1
         self._reason: FinishReason | None = None
         self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution, plan.evaluation)]
         self.error: Exception | None = None
@@ -173,7 +178,35 @@ class Stream:
             return Phase.ANALYSE
         if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
             return Phase.EXPLAIN
+        if self._unexplained and not self._is_chunked:
+            return Phase.EXPLAIN  # memory ran out in the pass that was to explain it
         return Phase.DECODE
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far, the prompt's among them."""
+        return len(self.ids)
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that its slot holds."""
+        return 0 if self.slot is None else self.slot.length
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens of the prompt that are still to be read."""
+        return max(0, len(self.ids) - 1 - self.num_held)
+
+    @property
+    def analysis_seconds_left(self) -> float:
+        """About how long the rest of an analysis takes, by how long its beginning took; 0 before it has begun."""
+        done = self._progress
+        return self._seconds["attribution"] * (1 - done) / done if 0 < done < 1 else 0.0
+
+    def undo_read(self, num_tokens: int, num_held: int) -> None:
+        """A pass failed: the slot holds what it held before, unless the stream has gone on by what the pass gave."""
+        if self.slot is not None and len(self.ids) == num_tokens:
+            del self.slot.ids[num_held:]
 
     @property
     def num_unexplained(self) -> int:
@@ -232,16 +265,16 @@ class Stream:
 
     # What came of it -----------------------------------------------------------------------------------------------
 
-    def take_logits(self, logits: Tensor) -> list[Target]:
-        """Go on by a token for each row [T, V]; what is to be explained of each.
+    def take_distributions(self, distributions: Sequence[Distribution]) -> list[Target]:
+        """Go on by a token for each; what is to be explained of each. `tell` tells them.
 
         Raises:
-            ComputationError: where a row is not finite.
+            ComputationError: where one is not finite.
         """
         targets = []
-        for row in logits:
+        for distribution in distributions:
             index = self._num_completion_tokens
-            distribution = Distribution.of(row, index)
+            distribution.check(index)
             given = index < len(self._plan.given_ids)
             token_id = (
                 self._plan.given_ids[index]
@@ -258,8 +291,18 @@ class Stream:
             elif self._plan.scores is not None:
                 self._take_row(index, target, self._plan.scores(index, len(self.ids) - 1))
             self._end_if_due(token_id)
-        self._tell()
         return targets
+
+    def tell(self) -> None:
+        """Tell the tokens whose text is sure, and the scores of tokens that have been told."""
+        first = self._num_completion_tokens - len(self._untold)
+        count = max(0, self._text.num_safe_tokens - first)
+        spans = self._text.spans[first : first + count]
+        for step, (start, end) in zip(self._untold[:count], spans, strict=True):
+            self.events.append(replace(step, text=self._text.text[start:end], start=start, end=end))
+        del self._untold[:count]
+        for index in sorted(index for index in self._rows if index < first + count):
+            self.events.append(self._rows.pop(index))
 
     def take_heat_map(self, heat_map: Tensor) -> None:
         """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
@@ -269,10 +312,11 @@ class Stream:
         """
         explained = self._unexplained[: len(heat_map)]
         del self._unexplained[: len(heat_map)]
+        _check_finite(heat_map, [index for index, _ in explained])
         num_prompt_tokens = len(self._plan.prompt.tokens)
         for (index, target), row in zip(explained, heat_map, strict=True):
             self._take_row(index, target, row[: num_prompt_tokens + index])
-        self._tell()
+        self.tell()
 
     def analyse(self) -> None:
         """Go on with explaining or evaluating the whole completion, by a pass or two.
@@ -288,20 +332,19 @@ class Stream:
         for result in self._work:
             if isinstance(result, float):
                 self.events.append(Progress(result))
+                self._progress = result
                 return
             if not isinstance(result, Row):
                 self.events.append(result)
                 continue
+            _check_finite(result.scores[None], [result.step])
             self._take_row(result.step, self._targets[result.step], result.scores, result.error)
-            self._tell()
+            self.tell()
         self._work, self._is_analysed = None, True
 
     def _take_row(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
         """Scores of the token's whole prefix [S]."""
-        summed = self._source_map.aggregate(scores).cpu()
-        if not summed.isfinite().all():
-            raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
-        self._rows[index] = self._row(index, summed, target, error)
+        self._rows[index] = self._row(index, self._source_map.aggregate(scores).cpu(), target, error)
         self._num_attributed += 1
 
     def charge(self, account: Account, seconds: float) -> None:
@@ -389,17 +432,6 @@ class Stream:
         largest = scores.abs().topk(count).indices
         return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, error)
 
-    def _tell(self) -> None:
-        """Tell the tokens whose text is sure, and the scores of tokens that have been told."""
-        first = self._num_completion_tokens - len(self._untold)
-        count = max(0, self._text.num_safe_tokens - first)
-        spans = self._text.spans[first : first + count]
-        for step, (start, end) in zip(self._untold[:count], spans, strict=True):
-            self.events.append(replace(step, text=self._text.text[start:end], start=start, end=end))
-        del self._untold[:count]
-        for index in sorted(index for index in self._rows if index < first + count):
-            self.events.append(self._rows.pop(index))
-
     def _end_if_due(self, token_id: int) -> None:
         done, num_given = self._num_completion_tokens, len(self._plan.given_ids)
         if self._plan.is_completion:
@@ -427,6 +459,13 @@ class Stream:
 
     def _decode_alone(self, token_id: int) -> str:
         return decode(self._model.tokenizer, [token_id], skip_special_tokens=False)
+
+
+def _check_finite(rows: Tensor, indexes: Sequence[int]) -> None:
+    """See that the scores of some tokens are numbers. [T, S]"""
+    if not rows.isfinite().all():
+        index = indexes[int(rows.isfinite().all(-1).logical_not().int().argmax())]
+        raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
 
 
 def domain_of(prompt: Prompt, method: Switches) -> Tensor | None:

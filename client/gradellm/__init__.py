@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         InvalidRequestError,
         LocalServerError,
         OverloadedError,
+        PermissionDeniedError,
         ServerError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
         Violation,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         TokenizedPrompt,
         Usage,
     )
+    from gradellm.security import Tls
 
 __all__ = [
     "Alternative",
@@ -92,6 +95,7 @@ __all__ = [
     "MetricSummary",
     "ModelInfo",
     "OverloadedError",
+    "PermissionDeniedError",
     "PromptToken",
     "Provenance",
     "Sampling",
@@ -100,8 +104,10 @@ __all__ = [
     "Source",
     "Started",
     "Timings",
+    "Tls",
     "Token",
     "TokenizedPrompt",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Usage",
@@ -114,6 +120,7 @@ _MODULES = {
     "Client": "client",
     "EvaluationReport": "evaluation.report",
     "Explanation": "explanation",
+    "Tls": "security",
     "Violation": "errors",
 }
 

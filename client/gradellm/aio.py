@@ -13,6 +13,7 @@ from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExcee
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Collector
 from gradellm.local import LocalServer
+from gradellm.security import Security
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         TokenizeKeywords,
     )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
+    from gradellm.security import Tls
 
 __all__ = ["AsyncClient"]
 
@@ -42,18 +44,25 @@ class AsyncClient:
     It connects at its first call and belongs to the event loop of that call.
     """
 
-    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: bool | Tls = False,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.target = target
-        self._credentials = credentials
+        self._security = Security(target, credentials=credentials, tls=tls, token=token)
         self._closed = False
         self._server: LocalServer | None = None
 
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
         """The connection, made at the first call, since it takes the running event loop."""
-        if self._credentials is None:
+        if self._security.credentials is None:
             return grpc.aio.insecure_channel(self.target, calls.CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self._credentials, calls.CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.target, self._security.credentials, calls.CHANNEL_OPTIONS)
 
     @cached_property
     def _stub(self) -> explainer_pb2_grpc.ExplainerServiceStub:
@@ -140,7 +149,8 @@ class AsyncClient:
     async def _answer(self, call: calls.Call[Result]) -> Result:
         self._check_open()
         try:
-            return call.read(await getattr(self._stub, call.rpc)(call.request, timeout=call.timeout))
+            send = getattr(self._stub, call.rpc)
+            return call.read(await send(call.request, timeout=call.timeout, metadata=self._security.metadata))
         except grpc.RpcError as error:
             raise call.failed(error, self.target) from error
         except asyncio.CancelledError as error:
@@ -153,7 +163,8 @@ class AsyncClient:
 
     async def _stream(self, call: calls.Call[Event | None]) -> AsyncGenerator[Event, None]:
         self._check_open()
-        responses = getattr(self._stub, call.rpc)(call.request, timeout=call.timeout)
+        send = getattr(self._stub, call.rpc)
+        responses = send(call.request, timeout=call.timeout, metadata=self._security.metadata)
         try:
             async for response in responses:
                 if (event := call.read(response)) is not None:

@@ -12,6 +12,7 @@ from gradellm.errors import ClientClosedError, DeadlineExceededError, Unavailabl
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
+from gradellm.security import Security
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         TokenizeKeywords,
     )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
+    from gradellm.security import Tls
 
 __all__ = ["Client"]
 
@@ -38,17 +40,27 @@ class Client:
     """Talks to the explanation server at `target`: "host:port", "unix:/path" or "dns:///name:port".
 
     Close it after use, or use it as a context manager. It may be shared between threads. Connections are plain text
-    unless `credentials` say otherwise (`grpc.ssl_channel_credentials()`).
+    unless `tls` says otherwise: True, or `Tls(ca=..., cert=..., key=...)` for certificates of one's own. `token` is
+    what a server with `--tokens` knows its clients by; it is not sent in the open to other machines. `credentials` are
+    gRPC's own, in place of `tls`.
 
     Every call takes the keyword `timeout`, in seconds, and raises the exceptions of `gradellm.errors`.
     """
 
-    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: bool | Tls = False,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.target = target
+        self._security = Security(target, credentials=credentials, tls=tls, token=token)
         self._channel = (
             grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, calls.CHANNEL_OPTIONS)
+            if self._security.credentials is None
+            else grpc.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
         )
         self._stub = explainer_pb2_grpc.ExplainerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._closed = False
@@ -155,7 +167,8 @@ class Client:
     def _answer(self, call: calls.Call[Result]) -> Result:
         self._check_open()
         try:
-            return call.read(getattr(self._stub, call.rpc)(call.request, timeout=call.timeout))
+            send = getattr(self._stub, call.rpc)
+            return call.read(send(call.request, timeout=call.timeout, metadata=self._security.metadata))
         except grpc.RpcError as error:
             raise call.failed(error, self.target) from error
 
@@ -165,7 +178,8 @@ class Client:
 
     def _stream(self, call: calls.Call[Event | None]) -> Generator[Event, None, None]:
         self._check_open()
-        responses = getattr(self._stub, call.rpc)(call.request, timeout=call.timeout)
+        send = getattr(self._stub, call.rpc)
+        responses = send(call.request, timeout=call.timeout, metadata=self._security.metadata)
         try:
             for response in responses:
                 if (event := call.read(response)) is not None:

@@ -6,6 +6,8 @@ GradellmError
 ├── UnavailableError         nobody answers at the target, or the server is draining; `.retry_after_seconds`
 ├── DeadlineExceededError    `timeout` seconds were over; also a TimeoutError
 ├── CallCancelledError       the call was cancelled elsewhere: by closing the client, or by the server
+├── UnauthenticatedError     the server knows no such caller: a missing, unknown or expired token, or a certificate
+├── PermissionDeniedError    the server knows the caller, and does not allow it this call
 ├── UnimplementedError       the server at the target does not know this call
 ├── ServerError              the server failed
 ├── LocalServerError         a server of one's own did not start; `.stderr` has its last lines
@@ -20,6 +22,7 @@ An error that came over the wire has the gRPC error as its `__cause__`, and the 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,7 +45,9 @@ __all__ = [
     "InvalidRequestError",
     "LocalServerError",
     "OverloadedError",
+    "PermissionDeniedError",
     "ServerError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Violation",
@@ -101,6 +106,18 @@ class CallCancelledError(GradellmError):
     """The call was cancelled, though not by leaving its iterator."""
 
 
+class UnauthenticatedError(GradellmError):
+    """The server does not know who calls: the token is missing, unknown or has expired.
+
+    Or a certificate is not accepted, as far as this side can tell. A server that refuses this client's certificate may
+    just hang up, which is an UnavailableError.
+    """
+
+
+class PermissionDeniedError(GradellmError):
+    """The server knows who calls, and does not allow them this call."""
+
+
 class UnimplementedError(GradellmError):
     """The server does not know the call: it is older than this client, or no gradellm server."""
 
@@ -132,6 +149,8 @@ class InvalidReportError(GradellmError, ValueError):
     """Events or JSON that do not make a report of an evaluation, or a name that is not in it."""
 
 
+_HUNG_UP = "Socket closed"  # in gRPC's words, where a handshake was refused; and in other cases, too
+
 _BY_CODE: dict[grpc.StatusCode, type[GradellmError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
@@ -140,6 +159,9 @@ _BY_CODE: dict[grpc.StatusCode, type[GradellmError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.CANCELLED: CallCancelledError,
+    grpc.StatusCode.ABORTED: CallCancelledError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
 }  # every other code is a ServerError
 
@@ -152,6 +174,8 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None) -> Gra
     kind = _BY_CODE.get(code, ServerError)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in said:
         kind = InvalidRequestError  # gRPC's own size limit: a later try fails as well, so it is no overload
+    if code is grpc.StatusCode.UNAVAILABLE and re.search(r"(Tls|Ssl) handshake failed.*(CERTIFICATE|UNKNOWN_CA)", said):
+        kind = UnauthenticatedError  # a later try fails as well
 
     result: GradellmError
     if issubclass(kind, InvalidRequestError):
@@ -172,7 +196,10 @@ def _message(kind: type[GradellmError], said: str, target: str, timeout: float |
         return (
             f"no gradellm server answers at {target} ({said}); "
             "check the address, or start a server with `gradellm serve` or Client.local()"
+            + ("; or it hangs up on clients without TLS or a certificate that it accepts" if _HUNG_UP in said else "")
         )
+    if kind is UnauthenticatedError and not by_server:
+        return f"the server at {target} and this client do not accept each other's certificates: {said}"
     if kind is DeadlineExceededError and timeout is not None:
         return f"the server at {target} was not done within timeout={timeout:g} s; allow it more, or ask for less"
     if kind is UnimplementedError and not by_server:
@@ -180,6 +207,8 @@ def _message(kind: type[GradellmError], said: str, target: str, timeout: float |
     what = {
         OverloadedError: "has no room now",
         UnavailableError: "is unavailable",
+        UnauthenticatedError: "does not let this client in",
+        PermissionDeniedError: "does not allow this",
         CallCancelledError: "lost the call: it was cancelled",
         DeadlineExceededError: "ran out of time",
     }.get(kind, "failed")

@@ -118,6 +118,12 @@ class Limits:
     """Tokens that this memory holds."""
     method_bytes: int = 0
     """Memory for methods that look at whole completions."""
+    max_evaluation_sequences: int = 0
+    """Changed texts that one evaluation may run."""
+    max_evaluation_step_tokens: int = 0
+    """Tokens of all changed texts of one of its steps."""
+    reader_timeout_seconds: float = 0.0
+    """For which a stream may have something to read and not be read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from gradellm._version import __version__
-from gradellm_server.settings import ListenError, ServerSettings
+from gradellm_server import debugging, faults, logs, tracing
+from gradellm_server.calls import Watcher
+from gradellm_server.logs import say
+from gradellm_server.reloading import SecurityFileError
+from gradellm_server.request_log import RequestLog
+from gradellm_server.settings import MAX_SECONDS, ListenError, ServerSettings
 
 EXIT_USAGE = 2
+METRICS_LISTEN = "127.0.0.1:9090"
 EXAMPLES = """\
 examples:
   gradellm serve                                      the demo model, on localhost:50051
@@ -26,15 +33,18 @@ examples:
   gradellm serve --model ORGANISATION/NAME            a model of the Hugging Face hub
   gradellm serve --model ./big --device-map auto      spread over all GPUs
   gradellm serve --listen unix:/tmp/gradellm.sock     on a Unix socket
+  gradellm serve --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --tokens tokens.toml
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.configure(options.log_format, options.log_level)
+    if options.log_format == "json":
+        os.environ["TQDM_DISABLE"] = "1"  # libraries' progress bars are no JSON
+    if options.debug:
+        debugging.dump_stacks_on_signal()
     if options.exit_with_stdin:
         threading.Thread(target=_exit_at_end_of_stdin, name="stdin-watch", daemon=True).start()
     try:
@@ -44,9 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_queued=options.max_queued,
             max_queued_tokens=options.max_queued_tokens,
             max_message_bytes=options.max_message_bytes,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            tls_client_ca=options.tls_client_ca,
+            tokens=options.tokens,
+            metrics_listen=_metrics_listen(options),
+            metrics_required=options.metrics_listen is not None,
+            debug=options.debug,
+            health_listen=_health_listen(options.health_port),
+            reader_timeout_seconds=options.reader_timeout,
+            stall_seconds=options.stall_seconds,
         )
-        return asyncio.run(_serve(options, settings))
-    except ListenError as error:
+        faults.arm_from(os.environ.get(faults.VARIABLE), allowed=options.allow_faults)
+        spans = tracing.exporting(options.otlp_endpoint, __version__) if options.otlp_endpoint else None
+        return asyncio.run(_serve(options, settings, spans))
+    except (ListenError, SecurityFileError, tracing.TracingError, faults.FaultError) as error:
         return _fail(str(error))
 
 
@@ -126,15 +148,81 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="HOST:PORT or unix:PATH (default: localhost:50051)",
     )
+    network.add_argument("--tls-cert", type=Path, metavar="FILE", help="speak TLS, with this certificate (PEM)")
+    network.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key (PEM)")
+    network.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="clients need a certificate that one of these has signed (PEM)",
+    )
+    network.add_argument(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="callers need a token of this file (TOML); `gradellm token NAME` makes one",
+    )
     network.add_argument("--insecure", action="store_true", help="allow plain text on an address that others can reach")
     network.add_argument(
-        "--grace-seconds", type=float, default=10.0, metavar="S", help="for running calls when told to stop"
+        "--grace-seconds",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="when told to stop, finish running calls for so long, then exit (default: 10)",
+    )
+    network.add_argument(
+        "--reader-timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="end a stream that its client has not read for so long (default: 60)",
+    )
+    network.add_argument(
+        "--health-port",
+        metavar="[HOST:]PORT",
+        help="tell grpc.health.v1, and nothing else, here in plain text too; services: ready, live",
+    )
+    eyes = made.add_argument_group("watching it")
+    eyes.add_argument(
+        "--metrics-listen",
+        metavar="ADDRESS",
+        help=f"HOST:PORT that Prometheus scrapes, in plain text, or none (default: {METRICS_LISTEN}; none on a Unix "
+        "socket)",
+    )
+    eyes.add_argument(
+        "--otlp-endpoint", metavar="URL", help="send a span a call to this OpenTelemetry collector, by OTLP over gRPC"
+    )
+    eyes.add_argument("--log-format", default="text", choices=logs.FORMATS, help="of lines and records (default: text)")
+    eyes.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    eyes.add_argument(
+        "--stall-seconds",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="not live when one pass of the model takes longer; more than the longest that your machine needs for "
+        "512 tokens, or 2048 on a GPU (default: 120)",
+    )
+    eyes.add_argument(
+        "--debug",
+        action="store_true",
+        help="answer channelz (connections and calls), and write all threads' stacks on SIGUSR1",
     )
     made.add_argument(
         "--exit-with-stdin", action="store_true", help="stop when standard input ends (for a parent process)"
     )
-    made.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    made.add_argument("--allow-faults", action="store_true", help=argparse.SUPPRESS)  # see gradellm_server.faults
     return made
+
+
+def _seconds(text: str) -> float:
+    """A time of at least nothing."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= seconds < MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than {MAX_SECONDS:,}, was {text}")
+    return seconds
 
 
 def _count(text: str) -> int:
@@ -153,16 +241,34 @@ def _size(text: str) -> int:
     return int(float(number) * (1024 if "I" in unit else 1000) ** "BKMGT".index(unit[0]))
 
 
-async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
+def _metrics_listen(options: argparse.Namespace) -> str | None:
+    """Where metrics are scraped, if anywhere; by default not of a child that serves its parent by a Unix socket."""
+    if options.metrics_listen is None:
+        return None if options.listen.startswith("unix:") else METRICS_LISTEN
+    return None if options.metrics_listen in ("none", "0") else str(options.metrics_listen)
+
+
+def _health_listen(text: str | None) -> str | None:
+    """Where health alone is told: a port is one of this machine alone."""
+    return f"127.0.0.1:{text}" if text is not None and ":" not in text else text
+
+
+async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: tracing.Tracing | None) -> int:
     began = time.monotonic()
-    _say("starting Python's machine-learning libraries")
+    say("starting Python's machine-learning libraries")
     # Importing torch takes seconds: only once the options are known to be good.
     from gradellm_engine import Engine, EngineError, Quantization
     from gradellm_server.server import Server
 
-    server = Server(settings)  # before the model, so that a taken port is known at once
+    watchers: list[Watcher] = [RequestLog()]
+    if spans is not None:
+        watchers.insert(0, spans)  # a span may give a call the trace id that the log tells
+    server = Server(settings, watchers)  # before the model, so that a taken port is known at once
+    if health_address := await server.announce():
+        say(f"telling health on {health_address}")
     try:
-        engine = Engine.load(
+        engine = await asyncio.to_thread(  # health is told meanwhile
+            Engine.load,
             options.model,
             revision=options.revision,
             dtype=options.dtype,
@@ -176,25 +282,36 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings) -> int:
             method_bytes=options.method_memory,
             threads=options.threads,
             record_steps=not options.no_cuda_graphs,
-            progress=_say,
+            progress=say,
         )
     except EngineError as error:
         return _fail(str(error))
     gc.collect()
     gc.freeze()  # libraries' own objects: looking through them again and again would cost a part of every token
-    await server.start(engine)
     info = engine.info
-    _say(
+    if spans is not None:
+        spans.serve(info.name)
+    say("warming up")
+    try:
+        await server.start(engine)
+    except EngineError as error:
+        return _fail(f"the model does not run: {error}")
+    metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
+    say(
         f"serving {info.name} ({info.family}, {info.num_parameters / 1e6:,.1f}M parameters, "
         f"{'' if info.quantization == 'none' else f'{info.quantization} weights, '}{info.dtype} on {info.device}) "
-        f"on {server.address} after {time.monotonic() - began:.1f} s"
+        f"on {server.address}{metrics} after {time.monotonic() - began:.1f} s"
     )
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, stopping)
     await stopping.wait()
-    _say(f"stopping: running calls have {options.grace_seconds:g} s; a second signal ends at once")
-    await server.stop(options.grace_seconds)
+    say(f"stopping: running calls have {options.grace_seconds:g} s; a second signal ends at once")
+    ended = await server.stop(options.grace_seconds)
+    if spans is not None:
+        await asyncio.to_thread(spans.close)
+    if not ended:  # a pass that goes on would hold up the interpreter's own end
+        os._exit(0)
     return 0
 
 
@@ -211,10 +328,6 @@ def _exit_at_end_of_stdin() -> NoReturn:
     os._exit(0)
 
 
-def _say(stage: str) -> None:
-    print(f"gradellm: {stage}", file=sys.stderr, flush=True)
-
-
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return EXIT_USAGE
@@ -229,4 +342,8 @@ def _leave(number: int, frame: object) -> NoReturn:
 if __name__ == "__main__":
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, _leave)
-    sys.exit(main())
+    _status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not by the interpreter's own end, at which compiled libraries complain of each other over many lines.
+    os._exit(_status)

@@ -3,7 +3,10 @@
 Everything that touches the model or its tokenizer happens here. A call hands over its request; the thread reads and
 checks it at once, whatever else runs, and answers it (a single answer), or gives it to the engine's scheduler (a
 stream). Between two passes of the model the thread takes in what has come, drops what was cancelled and hands every
-stream's news to its reader. A stream whose reader has fallen behind does not get its turn.
+stream's news to its reader. A stream whose reader has fallen behind does not get its turn, and after a while ends.
+
+The thread's heartbeat is the moment at which it last was between two passes, or waited for something to do. When it
+ends unasked, by whatever error, every stream ends with EngineFailedError, and nothing more is taken.
 """
 
 from __future__ import annotations
@@ -17,34 +20,70 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
 from gradellm_engine import Engine, Event, Stream
+from gradellm_server import faults
+from gradellm_server.retry import ComeBack, endings, seconds_until_room
 
 Answer = TypeVar("Answer")
 Read = Callable[[Engine], Stream | Answer]  # a request to a stream, or to its only answer
 Tell = Callable[[Event], Sequence[Answer]]  # an event as it goes on the wire
 
 UNREAD_BATCHES = 64  # passes that a stream may be ahead of its reader
+READER_TIMEOUT_SECONDS = 60.0
+RESTART_SECONDS = 5.0  # until somebody answers again at the address of a server that ends, if nothing better is known
+IDLE_BEAT_SECONDS = 0.25
+TELL_SECONDS = 0.1  # for the end of a stream to be on its way, before what runs it is ended
 
 logger = logging.getLogger(__name__)
 
 
-class QueueFullError(Exception):
+class RefusedError(Exception):
+    """A request that is not taken, or not finished, for no fault of its own.
+
+    Attributes:
+        retry_seconds: when another try makes sense, as far as can be told.
+    """
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class QueueFullError(RefusedError):
     """No place is free, not even to wait."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}, which is the limit; try again later")
+    def __init__(self, what: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(f"{what}, which is the limit; try again later", retry_seconds)
 
 
-class ShuttingDownError(Exception):
+class ShuttingDownError(RefusedError):
     """The server is stopping; another one may take the request."""
 
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down; try another one, or again later")
+    def __init__(self, retry_seconds: float = RESTART_SECONDS) -> None:
+        super().__init__("the server is shutting down; try another one, or again later", retry_seconds)
+
+
+class EngineFailedError(RefusedError):
+    """The thread that runs the model has ended, or does not come back from a pass."""
+
+    def __init__(self, what: str, retry_seconds: float = RESTART_SECONDS) -> None:
+        super().__init__(f"the engine {what}; the server has to be restarted", retry_seconds)
+
+
+class SlowReaderError(Exception):
+    """A client has not read for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing of the stream was read for {seconds:g} s, which is the limit; read it as it comes")
 
 
 class Job(Generic[Answer]):
     """A request on the engine thread, read from the event loop that submitted it.
 
     Iterate it for its answers; `cancel` it when nobody wants them any more.
+
+    Attributes:
+        when_abandoned: called on the event loop when the reader has not read for too long, before what iterates is
+            cancelled: it is blocked in handing over an answer and cannot tell the client itself.
     """
 
     def __init__(self, read: Read[Answer], tell: Tell[Answer], owner: EngineThread) -> None:
@@ -54,23 +93,37 @@ class Job(Generic[Answer]):
         self._inbox: asyncio.Queue[Sequence[Answer] | BaseException | None] = asyncio.Queue()
         self._num_posted = 0  # written by the engine thread alone
         self._num_read = 0  # written by the event loop alone
+        self._read_at = self._loop.time()
+        self._reader: asyncio.Task[object] | None = None
+        self._is_watched = self._is_abandoned = False
+        self.when_abandoned: Callable[[SlowReaderError], None] = lambda error: None
         self.submitted_at = time.perf_counter()
         self.is_cancelled = False
-        self.has_place = True  # running, waiting or just submitted; under the owner's lock
 
     async def __aiter__(self) -> AsyncIterator[Answer]:
+        self._reader = asyncio.current_task()
         while (item := await self._inbox.get()) is not None:
+            self._read_at = self._loop.time()
+            if isinstance(item, RefusedError):
+                raise item.with_traceback(None)  # it may be many readers' error, and must not collect their frames
             if isinstance(item, BaseException):
                 raise item
             self._num_read += 1
             if self._num_posted - self._num_read == UNREAD_BATCHES - 1:
                 self._owner.wake()  # the stream may have been waiting for its reader
             for answer in item:
+                if faults.ARMED:
+                    faults.hit("client", self)
                 yield answer
 
     def cancel(self) -> None:
         """Take the request out of the queue at once, or off the engine before its next pass."""
         self._owner.cancel(self)
+
+    def drop_client(self) -> None:
+        """End what iterates, as the loss of the connection does."""
+        if self._reader is not None:
+            self._reader.cancel()
 
     @property
     def has_turn(self) -> bool:
@@ -84,30 +137,78 @@ class Job(Generic[Answer]):
             self._post(answers)
 
     def end(self, error: BaseException | None = None) -> None:
-        """On the engine thread: there is nothing more, or an error."""
+        """There is nothing more, or an error; from any thread."""
         self._post(error)
 
     def _post(self, item: Sequence[Answer] | BaseException | None) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._deliver, item)
         except RuntimeError:  # the event loop has ended: nobody reads any more
             self.cancel()
 
+    def _deliver(self, item: Sequence[Answer] | BaseException | None) -> None:
+        if self._is_abandoned:
+            return
+        if self._inbox.empty():
+            self._read_at = self._loop.time()  # until now there was nothing to read
+        self._inbox.put_nowait(item)
+        if not self._is_watched:
+            self._is_watched = True
+            self._loop.call_later(self._owner.reader_timeout_seconds, self._watch)
+
+    def _watch(self) -> None:
+        """See whether the reader reads; there is at most one look to come."""
+        left = self._owner.reader_timeout_seconds - (self._loop.time() - self._read_at)
+        self._is_watched = not self._inbox.empty() and left > 0
+        if self._is_watched:
+            self._loop.call_later(left, self._watch)
+        elif not self._inbox.empty() and self._reader is not None and not self._reader.done():
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._is_abandoned = True
+        self.cancel()
+        error = SlowReaderError(self._owner.reader_timeout_seconds)
+        self._inbox = asyncio.Queue()
+        self._inbox.put_nowait(error)
+        self.when_abandoned(error)
+        self._loop.call_later(TELL_SECONDS, self.drop_client)
+
 
 class EngineThread:
-    """Runs requests on an engine, `max_queued` more than it runs at a time, and `max_queued_tokens` of them."""
+    """Runs requests on an engine, `max_queued` more than it runs at a time, and `max_queued_tokens` of them.
 
-    def __init__(self, engine: Engine, *, max_queued: int, max_queued_tokens: int) -> None:
+    Attributes:
+        reader_timeout_seconds: how long a stream may have something to read and not be read.
+        restart_seconds: how long it takes until somebody answers again where the server ends; told to those who are
+            refused because it does.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_queued: int,
+        max_queued_tokens: int,
+        reader_timeout_seconds: float = READER_TIMEOUT_SECONDS,
+    ) -> None:
         self._engine, self._scheduler = engine, engine.scheduler
         self.max_running = engine.scheduler.max_running
         self.max_queued = max_queued
         self.max_queued_tokens = max_queued_tokens
+        self.reader_timeout_seconds = reader_timeout_seconds
+        self.restart_seconds = RESTART_SECONDS
         self._changed = threading.Condition()
         self._submitted: deque[Job[object]] = deque()
         self._jobs: dict[Stream, Job[object]] = {}  # touched by the engine thread alone
-        self._num_places_taken = 0
+        self._placed: dict[Job[object], None] = {}  # all that have a place, in the order of their coming
         self._has_cancelled = False
-        self._is_stopping = False
+        self._is_draining = self._is_stopping = False
+        self._failure: EngineFailedError | None = None
+        self._has_ended = False
+        self._come_back = ComeBack()
+        self._beat_at = time.monotonic()
+        engine.scheduler.before_pass = _meet_pass
         self._thread = threading.Thread(target=self._run, name="gradellm-engine", daemon=True)
         self._thread.start()
 
@@ -119,22 +220,39 @@ class EngineThread:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for one."""
-        return self._num_places_taken - self.num_running
+        return max(0, len(self._placed) - self.num_running)
+
+    @property
+    def num_placed(self) -> int:
+        """Requests that run or wait."""
+        return len(self._placed)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive() and self._failure is None
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the thread last was between two passes, or waited for something to do."""
+        return time.monotonic() - self._beat_at
 
     def submit(self, read: Read[Answer], tell: Tell[Answer]) -> Job[Answer]:
-        """Queue a request; from an event loop's thread.
+        """Queue a request; from an event loop's thread, which never waits for a pass.
 
         Raises:
             QueueFullError: at once, where no place is free.
-            ShuttingDownError: after `stop`.
+            ShuttingDownError: after `drain` or `stop`.
+            EngineFailedError: where the thread has ended, or is given up.
         """
         job = Job(read, tell, self)
         with self._changed:
-            if self._is_stopping:
-                raise ShuttingDownError
-            if self._num_places_taken >= self.max_running + self.max_queued:
-                raise QueueFullError(f"{self.num_running} requests run and {self.num_waiting} wait")
-            self._num_places_taken += 1
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)  # it is raised again and again, and must not collect frames
+            if self._is_stopping or self._is_draining:
+                raise ShuttingDownError(self.restart_seconds)
+            self._check_room()
+            self._placed[job] = None  # type: ignore[index]
             self._submitted.append(job)  # type: ignore[arg-type]
             self._changed.notify()
         return job
@@ -152,42 +270,125 @@ class EngineThread:
         with self._changed:
             self._changed.notify()
 
-    def stop(self, timeout_seconds: float = 30.0) -> None:
-        """End the thread after its present pass; what has not finished fails with ShuttingDownError."""
+    def drain(self) -> None:
+        """From now on, refuse what comes; what was taken goes on."""
+        with self._changed:
+            self._is_draining = True
+
+    def give_up(self, error: EngineFailedError) -> None:
+        """The thread does not come back from a pass: end all streams, and refuse what comes until `recover`."""
+        with self._changed:
+            self._failure = error
+        self.end_all(error)
+
+    def recover(self) -> bool:
+        """The thread has come back after all, unless it has ended; whether it has."""
+        with self._changed:
+            if self._thread.is_alive() and not self._has_ended:
+                self._failure = None
+            return self._failure is None
+
+    def end_all(self, error: RefusedError) -> None:
+        """End all that runs or waits, whatever the thread does; from any thread."""
+        with self._changed:
+            left = list(self._placed)
+        for job in left:
+            job.end(error)
+            job.cancel()
+
+    def stop(self, timeout_seconds: float = 30.0) -> bool:
+        """End the thread after its present pass; what has not finished fails with ShuttingDownError.
+
+        Returns whether it has ended in time.
+        """
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
         self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _check_room(self) -> None:
+        """See that a place is free, by what is known without the engine.
+
+        Raises:
+            QueueFullError: saying the limit, and when to come back.
+        """
+        if len(self._placed) >= self.max_running + self.max_queued:
+            raise QueueFullError(
+                f"{self.num_running} requests run and {self.num_waiting} wait", self._come_back.seconds(self._endings())
+            )
+        waiting = list(self._scheduler.waiting)
+        num_tokens = sum(stream.num_places for stream in waiting)
+        if waiting and num_tokens >= self.max_queued_tokens:
+            raise self._too_many_tokens(waiting, num_tokens, 1)
+
+    def _too_many_tokens(self, waiting: Sequence[Stream], num_tokens: int, more: int) -> QueueFullError:
+        left = self._scheduler.seconds_left
+        seconds = seconds_until_room(
+            [left(stream) for stream in list(self._scheduler.running)],
+            [(left(stream), stream.num_places) for stream in waiting],
+            num_tokens + more - self.max_queued_tokens,
+        )
+        return QueueFullError(
+            f"{len(waiting)} requests of {num_tokens} tokens wait for memory, and {self.max_queued_tokens} may", seconds
+        )
+
+    def _endings(self) -> list[float]:
+        """When places become free, in seconds from now."""
+        running, waiting = list(self._scheduler.running), list(self._scheduler.waiting)
+        left = self._scheduler.seconds_left
+        return endings([left(stream) for stream in running], [left(stream) for stream in waiting])
 
     def _run(self) -> None:
+        error: RefusedError = ShuttingDownError(self.restart_seconds)
+        try:
+            self._work()
+        except BaseException as failed:  # nobody above would tell it
+            logger.critical("the engine thread has ended", exc_info=failed)
+            error = EngineFailedError("has failed", self.restart_seconds)
+            with self._changed:
+                self._failure = error
+        with self._changed:
+            self._has_ended = True
+            left = [*self._submitted, *self._jobs.values()]
+            self._submitted.clear()
+        for job in left:
+            job.end(error)
+        for stream in list(self._jobs):
+            self._forget(stream)
+        for job in left:
+            self._free(job)
+
+    def _work(self) -> None:
         while self._wait():
             self._take_in()
             try:
+                if faults.ARMED:
+                    faults.hit("engine")
                 for _ in self._scheduler.tick(self._has_turn):
-                    self._hand_out()
-                    self._drop_cancelled()
-                    self._take_in()
+                    self._between_passes()
             except Exception as error:  # not a stream's own: those fail alone, inside the tick
                 logger.exception("a pass failed")
                 for stream in self._jobs:
                     stream.fail(error)
             self._hand_out()
             self._drop_cancelled()
-        with self._changed:
-            left = [*self._submitted, *self._jobs.values()]
-            self._submitted.clear()
-        for stream in list(self._jobs):
-            self._forget(stream)
-        for job in left:
-            job.end(ShuttingDownError())
+
+    def _between_passes(self) -> None:
+        self._beat_at = time.monotonic()
+        self._hand_out()
+        self._drop_cancelled()
+        self._take_in()
+        self._beat_at = time.monotonic()
 
     def _wait(self) -> bool:
         """Until there is something to do; False when it is time to stop."""
         with self._changed:
             while not self._is_stopping:
+                self._beat_at = time.monotonic()
                 if self._submitted or self._has_cancelled or self._scheduler.has_work(self._has_turn):
                     return True
-                self._changed.wait()
+                self._changed.wait(IDLE_BEAT_SECONDS)
         return False
 
     def _has_turn(self, stream: Stream) -> bool:
@@ -208,7 +409,7 @@ class EngineThread:
             except Exception as error:  # belongs to this request alone: its reader raises it
                 job.end(error)
             if stream is None:
-                self._free_place(job)
+                self._free(job)
             else:
                 self._jobs[stream] = job
                 stream.charge("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was read
@@ -217,6 +418,8 @@ class EngineThread:
 
     def _admitted(self, job: Job[object]) -> Stream | None:
         """The request's stream, if it is one and there is room in the queue; a single answer is given here."""
+        if faults.ARMED:
+            faults.hit("tokenizer", job)
         answer = job.read(self._engine)
         if not isinstance(answer, Stream):
             job.post([answer])
@@ -226,7 +429,7 @@ class EngineThread:
         num_tokens = sum(stream.num_places for stream in waiting)
         if waiting and num_tokens + answer.num_places > self.max_queued_tokens:
             answer.close()
-            raise QueueFullError(f"{len(waiting)} requests of {num_tokens} tokens wait for memory")
+            raise self._too_many_tokens(list(waiting), num_tokens, answer.num_places)
         return answer
 
     def _hand_out(self) -> None:
@@ -251,9 +454,18 @@ class EngineThread:
 
     def _forget(self, stream: Stream) -> None:
         self._scheduler.cancel(stream)
-        self._free_place(self._jobs.pop(stream))
+        self._free(self._jobs.pop(stream))
+
+    def _free(self, job: Job[object]) -> None:
+        with self._changed:
+            self._free_place(job)
 
     def _free_place(self, job: Job[Answer]) -> None:
-        with self._changed:
-            self._num_places_taken -= job.has_place
-            job.has_place = False
+        """Under the lock."""
+        self._placed.pop(job, None)  # type: ignore[arg-type]
+
+
+def _meet_pass(streams: Sequence[Stream]) -> None:
+    """Before each pass of the model."""
+    if faults.ARMED:
+        faults.hit("pass", streams)

@@ -5,32 +5,46 @@ Requests are parsed here and not by gRPC, which would answer bytes that are no m
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
 from gradellm_engine import Engine
 from gradellm_server import translate
+from gradellm_server.calls import Call, Watchers
 from gradellm_server.engine_thread import EngineThread, Job, Tell
-from gradellm_server.status import status_of
+from gradellm_server.quota import Meter, current_quota
+from gradellm_server.status import reason_of, status_of
 
 Context = grpc.aio.ServicerContext[bytes, Message]
 Stream = Callable[[bytes, Context], AsyncIterator[Message]]
 Unary = Callable[[bytes, Context], Awaitable[Message]]
 
-logger = logging.getLogger(__name__)
+
+@dataclass
+class Watched:
+    """A call that is watched, what it has on the engine thread, what it failed with, and who is charged for it."""
+
+    call: Call
+    job: Job[Message] | None = None
+    status: grpc.Status | None = None
+    meter: Meter = field(default_factory=lambda: Meter(current_quota.get()))
 
 
 class ExplainerService:
     """The service's handlers, over one engine and its thread."""
 
-    def __init__(self, engine: Engine, thread: EngineThread, *, max_message_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, thread: EngineThread, *, max_message_bytes: int, watchers: Watchers | None = None
+    ) -> None:
         self._engine, self._thread = engine, thread
+        self._watchers = watchers or Watchers()
         self._info = translate.server_info(
             engine,
             {
@@ -38,6 +52,7 @@ class ExplainerService:
                 "max_queued_requests": thread.max_queued,
                 "max_queued_tokens": thread.max_queued_tokens,
                 "max_message_bytes": max_message_bytes,
+                "reader_timeout_seconds": thread.reader_timeout_seconds,
             },
         )
 
@@ -48,60 +63,103 @@ class ExplainerService:
         return grpc.method_handlers_generic_handler(
             translate.SERVICE_NAME,
             {
-                **{name: stream(self._streaming(*call)) for name, call in translate.STREAMS.items()},
-                **{name: unary(self._single(*call)) for name, call in translate.SINGLES.items()},
+                **{name: stream(self._streaming(name, *call)) for name, call in translate.STREAMS.items()},
+                **{name: unary(self._single(name, *call)) for name, call in translate.SINGLES.items()},
                 "GetServerInfo": unary(self._get_server_info),
             },
         )
 
-    def _streaming(self, kind: type[Message], work: Callable[..., Any], answer: type[Any]) -> Stream:
+    def _streaming(self, name: str, kind: type[Message], work: Callable[..., Any], answer: type[Any]) -> Stream:
         tell: Tell[Message] = partial(translate.answers, answer, self._engine)
 
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
-            began = time.monotonic()
-            job: Job[Message] | None = None
-            count, outcome = 0, "CANCELLED"
-            try:
-                job = self._thread.submit(partial(work, translate.parse(kind, payload)), tell)
+            with self._watched(name, context) as watched:
+                metered = watched.meter.metered(partial(work, owner=watched.call.client))
+                job = self._submit(watched, partial(translate.parse, kind, payload), metered, tell)
+                job.when_abandoned = partial(_tell_abandoned, context, watched)
                 async for event in job:
                     yield event
-                    count += 1
-                outcome = "OK"
-            except Exception as error:  # everything has a status; a cancelled call raises no Exception
-                status = status_of(error)
-                outcome = status.code.name
-                await context.abort_with_status(status)
-            finally:
-                # Also when the client has left, or its deadline has passed: the slot is free before the next step.
-                if job is not None:
-                    job.cancel()
-                logger.info(
-                    "%s %s: %d events in %.3f s", kind.DESCRIPTOR.name, outcome, count, time.monotonic() - began
-                )
+                    self._watchers.answered(watched.call, event)
+            if watched.status is not None:
+                await context.abort_with_status(watched.status)
 
         return handle
 
-    def _single(self, kind: type[Message], work: Callable[..., Any]) -> Unary:
+    def _single(self, name: str, kind: type[Message], work: Callable[..., Any]) -> Unary:
         async def handle(payload: bytes, context: Context) -> Message:
-            job: Job[Message] | None = None
-            try:
-                job = self._thread.submit(partial(work, translate.parse(kind, payload)), _tells_nothing)
-                return await anext(aiter(job))
-            except Exception as error:
-                await context.abort_with_status(status_of(error))
-                raise  # for the type checker: abort_with_status has raised
-            finally:
-                if job is not None:
-                    job.cancel()
+            with self._watched(name, context) as watched:
+                job = self._submit(watched, partial(translate.parse, kind, payload), work, _tells_nothing)
+                answer = await anext(aiter(job))
+                self._watchers.answered(watched.call, answer)
+                return answer
+            return await _abort(context, watched)
 
         return handle
 
     async def _get_server_info(self, payload: bytes, context: Context) -> Message:
+        with self._watched("GetServerInfo", context) as watched:
+            self._watchers.read(watched.call, translate.info_request(payload))
+            self._watchers.answered(watched.call, self._info)
+            return self._info
+        return await _abort(context, watched)
+
+    def _submit(
+        self, watched: Watched, read: Callable[[], Message], work: Callable[..., Any], tell: Tell[Message]
+    ) -> Job[Message]:
+        """A request on the engine thread, taken off it when the call ends."""
+        request = read()
+        self._watchers.read(watched.call, request)
+        watched.job = self._thread.submit(partial(work, request), tell)
+        return watched.job
+
+    @contextmanager
+    def _watched(self, name: str, context: Context) -> Iterator[Watched]:
+        """Have a call watched from its beginning to its end; an error becomes its status, to be told by the caller.
+
+        Watchers know of the end before the client does.
+        """
+        watched = Watched(Call.arriving(name, tuple(context.invocation_metadata() or ())))
+        call = watched.call
+        self._watchers.began(call)
         try:
-            translate.check_info_request(payload)
-        except Exception as error:
-            await context.abort_with_status(status_of(error))
-        return self._info
+            yield watched
+            call.code = "OK"
+        except Exception as error:  # everything has a status; a cancelled call raises no Exception
+            watched.status = status_of(error)
+            call.code, call.reason = watched.status.code.name, reason_of(watched.status)
+        finally:
+            # Also when the client has left, or its deadline has passed: the slot is free before the next step.
+            if watched.job is not None:
+                watched.job.cancel()
+            watched.meter.settle(has_begun=call.num_answers > 0)
+            if call.code == "CANCELLED" and context.time_remaining() == 0:
+                call.code = "DEADLINE_EXCEEDED"
+            self._watchers.ended(call)
+
+
+async def _abort(context: Context, watched: Watched) -> NoReturn:
+    """End a call with the error that it came to."""
+    if watched.status is None:
+        raise ValueError("a call without an answer has a status")
+    await context.abort_with_status(watched.status)
+    raise AssertionError  # for the type checker: abort_with_status has raised
+
+
+def _tell_abandoned(context: Context, watched: Watched, error: Exception) -> None:
+    """Send the end of a stream whose handler is blocked in a message that the client does not read."""
+    status = status_of(error)
+    watched.call.code, watched.call.reason = status.code.name, reason_of(status)
+
+    async def tell() -> None:
+        with suppress(Exception):  # abort raises what would end a handler; here it ends this task
+            await context.abort_with_status(status)
+
+    task = asyncio.get_running_loop().create_task(tell())
+    _telling.add(task)  # the loop itself keeps no task alive
+    task.add_done_callback(_telling.discard)
+
+
+_telling: set[asyncio.Task[None]] = set()
 
 
 def _tells_nothing(event: object) -> Sequence[Message]:

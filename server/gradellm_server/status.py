@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,11 +13,21 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from gradellm_engine import ComputationError, InvalidRequestError
-from gradellm_server.engine_thread import QueueFullError, ShuttingDownError
+from gradellm_engine import (
+    BusyError,
+    ComputationError,
+    InvalidRequestError,
+    ModelLoadError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from gradellm_server.access import MethodNotAllowedError, UnknownClientError
+from gradellm_server.engine_thread import EngineFailedError, QueueFullError, ShuttingDownError, SlowReaderError
+from gradellm_server.quota import QuotaError, TooManyStreamsError, TooManyTokensError
 
 DOMAIN = "gradellm"
-RETRY_SECONDS = 1
+RETRY_SECONDS = 1.0  # where an error does not know better
+MAX_TEXT_BYTES = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -32,35 +43,77 @@ class Row(NamedTuple):
 def _violations(error: Exception) -> list[Message]:
     if not isinstance(error, InvalidRequestError):
         return []
-    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+    description = shortened(error.description)
+    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
     return [error_details_pb2.BadRequest(field_violations=[violation])]
 
 
 def _retry(error: Exception) -> list[Message]:
-    return [error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_SECONDS))]
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(round(1e9 * getattr(error, "retry_seconds", RETRY_SECONDS)))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
+
+
+def _retry_after(error: Exception) -> list[Message]:
+    """When the client's own limit has room again; nothing where it never will."""
+    if not isinstance(error, QuotaError) or error.retry_seconds is None:
+        return []
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(math.ceil(error.retry_seconds * 1000))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 TABLE: dict[type[Exception], Row] = {
     InvalidRequestError: Row(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", _violations),
     QueueFullError: Row(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", _retry),
+    BusyError: Row(code_pb2.RESOURCE_EXHAUSTED, "BUSY", _retry),
+    OutOfMemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
+    MemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
     ShuttingDownError: Row(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", _retry),
-    ComputationError: Row(code_pb2.INTERNAL, "NOT_FINITE"),
+    EngineFailedError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
+    SlowReaderError: Row(code_pb2.ABORTED, "SLOW_READER"),
+    UnsupportedModelError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
+    ModelLoadError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
+    UnknownClientError: Row(code_pb2.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED"),
+    MethodNotAllowedError: Row(code_pb2.PERMISSION_DENIED, "METHOD_NOT_ALLOWED"),
+    TooManyStreamsError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry_after),
+    TooManyTokensError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry_after),
+    ComputationError: Row(code_pb2.INTERNAL, "NOT_FINITE"),  # the model's own fault, whatever was asked
 }
 
 
 def status_of(error: Exception) -> grpc.Status:
     """The gRPC status of an error. What nobody expected is logged here and told without its text."""
     row = next((row for kind, row in TABLE.items() if isinstance(error, kind)), None)
-    message = str(error)
+    message = str(error) or type(error).__name__
     if row is None:
         logger.error("unexpected error", exc_info=error)
         row, message = (
             Row(code_pb2.INTERNAL, "INTERNAL"),
             "the server failed in a way that it did not expect; see its log",
         )
-    status = status_pb2.Status(code=row.code, message=message)
+    status = status_pb2.Status(code=row.code, message=shortened(message))
     for detail in [error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN), *row.details(error)]:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return rpc_status.to_status(status)
+
+
+def shortened(text: str) -> str:
+    """What fits into a call's trailers, several times and in their encodings: errors may quote names and labels."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + " ..."
+
+
+def reason_of(status: grpc.Status) -> str:
+    """The reason that a status of ours tells, in capitals; empty where it tells none."""
+    for key, value in status.trailing_metadata or ():
+        if key == "grpc-status-details-bin":
+            info = error_details_pb2.ErrorInfo()
+            for detail in status_pb2.Status.FromString(value).details:
+                if detail.Unpack(info):
+                    return str(info.reason)
+    return ""

@@ -52,6 +52,7 @@ from gradellm_engine import (
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.faithfulness.results import MetricSummary
+from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS
 from gradellm_engine.faithfulness.statistics import Interval
 from gradellm_engine.loading import software_versions
 from gradellm_engine.methods.afterwards import Objective
@@ -265,19 +266,20 @@ def _contrast(request: pb.Contrast) -> Contrast:
 # Calls: what each takes, and what the engine thread makes of it ------------------------------------------------------
 
 
-def generate(request: pb.GenerateRequest, engine: Engine) -> Stream:
-    """The stream of a Generate call."""
+def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+    """The stream of a call of Generate; `owner` is who calls."""
     return engine.stream(
         read_input(request.input),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=list(request.forced_ids),
         **_said(request, "first_attribution"),
+        owner=owner,
     )
 
 
-def attribute(request: pb.AttributeRequest, engine: Engine) -> Stream:
-    """The stream of an Attribute call."""
+def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+    """The stream of a call of Attribute; `owner` is who calls."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
     completion = request.completion if request.HasField("completion") else list(request.completion_ids)
@@ -286,11 +288,12 @@ def attribute(request: pb.AttributeRequest, engine: Engine) -> Stream:
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
+        owner=owner,
     )
 
 
-def evaluate(request: pb.EvaluateRequest, engine: Engine) -> Stream:
-    """The stream of an Evaluate call."""
+def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+    """The stream of a call of Evaluate; `owner` is who calls."""
     given = {
         "completion": request.HasField("completion"),
         "completion_ids": bool(request.completion_ids),
@@ -308,6 +311,7 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine) -> Stream:
         read_evaluation(request.evaluation, request.labels),
         completion,
         read_sampling(request.generation),
+        owner=owner,
     )
 
 
@@ -331,12 +335,12 @@ SINGLES: dict[str, tuple[type[Message], Callable[..., Message]]] = {
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-def check_info_request(payload: bytes) -> None:
-    """Refuse bytes that are not a GetServerInfoRequest."""
-    parse(pb.GetServerInfoRequest, payload)
+def info_request(payload: bytes) -> Message:
+    """The request of a GetServerInfo call."""
+    return parse(pb.GetServerInfoRequest, payload)
 
 
-def server_info(engine: Engine, limits: Mapping[str, int]) -> pb.GetServerInfoResponse:
+def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoResponse:
     """What is served; `limits` are the server's own, beside the engine's."""
     return pb.GetServerInfoResponse(
         model=_model(engine),
@@ -347,6 +351,8 @@ def server_info(engine: Engine, limits: Mapping[str, int]) -> pb.GetServerInfoRe
             kv_bytes=engine.kv_bytes,
             kv_tokens=engine.kv_tokens,
             method_bytes=engine.method_bytes,
+            max_evaluation_sequences=MAX_SEQUENCES,
+            max_evaluation_step_tokens=MAX_STEP_TOKENS,
             **limits,
         ),
         versions=_versions(),

@@ -21,7 +21,9 @@ from gradellm import (
     GradellmError,
     InvalidRequestError,
     OverloadedError,
+    PermissionDeniedError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
     Violation,
@@ -238,7 +240,9 @@ def test_a_closed_client_says_so(fake: FakeServer) -> None:
         (code_pb2.UNIMPLEMENTED, UnimplementedError),
         (code_pb2.INTERNAL, ServerError),
         (code_pb2.UNKNOWN, ServerError),
-        (code_pb2.PERMISSION_DENIED, ServerError),
+        (code_pb2.DATA_LOSS, ServerError),
+        (code_pb2.UNAUTHENTICATED, UnauthenticatedError),
+        (code_pb2.PERMISSION_DENIED, PermissionDeniedError),
     ],
 )
 def test_every_status_has_its_exception(client: Any, fake: FakeServer, code: int, kind: type[GradellmError]) -> None:

@@ -48,8 +48,7 @@ class Once:
 def test_scores_are_the_same(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, family: str
 ) -> None:
-    for name in ("freeze_linears", "freeze_norms"):  # as on a GPU
-        monkeypatch.setattr(f"gradellm_engine.decoder.{name}", lambda model: None)
+    monkeypatch.setattr("gradellm_engine.decoder._compiles_on", lambda device: True)  # as on a GPU
     torch._dynamo.reset()
     decoder = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20)._model.decoder
     decoder.allocate_pool(200)

@@ -42,6 +42,7 @@ from gradellm_engine import (
 from gradellm_engine.attention import Attended
 from gradellm_engine.decoder import Decoder, ExplainedPass
 from gradellm_engine.passes import PartsPass
+from gradellm_engine.scheduler import MAX_PIECE_TOKENS
 from oracle import relative_error
 from tiny_models import byte_tokenizer, save_random_model
 
@@ -526,7 +527,7 @@ def test_generations_do_not_influence_each_other(engine: Engine) -> None:
 def test_the_length_of_prefill_pieces_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))))
     for chunk in (1, 7):
-        monkeypatch.setattr("gradellm_engine.scheduler.MAX_PIECE_TOKENS", chunk)
+        monkeypatch.setitem(MAX_PIECE_TOKENS, "cpu", chunk)
         forget_prefixes(engine)
         generation = engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
         silent = 0

@@ -28,6 +28,7 @@ from gradellm_engine import (
     FinishReason,
     GradEllm,
     Message,
+    OutOfMemoryError,
     PromptInput,
     Resolution,
     Sampling,
@@ -280,7 +281,7 @@ def test_streams_together_tell_what_each_tells_alone(
     """They join at any tick, are cancelled at any pass, fail, wait for places and for memory, and share prefixes."""
     engine = load(model, dtype)
     breaking(engine)
-    monkeypatch.setattr(scheduling, "MAX_PIECE_TOKENS", 40)
+    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", 40)
     rng = random.Random(f"{model} {dtype}")
     requests = drawn_requests(engine, rng, 26)
     margins = Margins(monkeypatch)
@@ -473,7 +474,7 @@ def test_a_pass_of_chunks_is_bounded_and_nobody_starves(load: Callable[..., Engi
     num_tokens = []
     for parts in passes.of("explained_pass"):
         lengths = [len(part.ids) for part in parts]
-        assert sum(lengths) <= scheduling.EXPLAINED_TOKENS or len(lengths) == 1
+        assert sum(lengths) <= scheduling.EXPLAINED_TOKENS["cpu"] or len(lengths) == 1
         num_tokens.append(sum(lengths))
     assert sum(num_tokens) == 600
     assert 100 in num_tokens
@@ -518,7 +519,6 @@ def test_a_failing_stream_ends_alone(
 def test_a_pass_that_fails_ends_its_own_streams_alone(
     load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that a GPU has not, for example."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=400)
     doomed = [engine.stream("ab", SAMPLED), engine.stream("cd", SAMPLED, chunked(3))]
@@ -531,14 +531,85 @@ def test_a_pass_that_fails_ends_its_own_streams_alone(
     reading = engine.stream(PROMPT, SAMPLED, PREFIX)
     scheduler.submit(reading)
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "step", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        patched.setattr(Decoder, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("a kernel failed")))
         for _ in scheduler.tick():
             pass
-    assert all(isinstance(stream.error, torch.OutOfMemoryError) for stream in doomed)
+    assert all(isinstance(stream.error, RuntimeError) for stream in doomed)
     assert reading.error is None
     (after,) = finish(scheduler, [reading])
     assert after.ids == run_alone(engine, engine.stream(PROMPT, SAMPLED)).ids
     assert scheduler.running == []
+
+
+class Crowded:
+    """Passes of more than one part find no memory, in the forward pass or where scores are computed."""
+
+    def __init__(self, decoder: Decoder, limit: int, where: str) -> None:
+        self.num_refused = 0
+        self._limit, self._where = limit, where
+        self._step, self._explained_pass = decoder.step, decoder.explained_pass
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        if len(parts) > self._limit:
+            self.num_refused += 1
+            raise torch.OutOfMemoryError("no memory")
+
+    def step(self, parts: Sequence[Part]) -> Tensor:
+        logits = self._step(parts)
+        self._check(parts)  # the tokens were read: that has to be undone
+        return logits
+
+    def explained_pass(self, parts: Sequence[Part], known: Sequence[Any] | None = None) -> ExplainedPass:
+        explained = self._explained_pass(parts, known)
+        if self._where == "forward":
+            self._check(parts)
+            return explained
+        heat_maps = explained.heat_maps
+
+        def failing(targets: Sequence[Any]) -> list[Tensor]:
+            self._check(parts)
+            return heat_maps(targets)
+
+        explained.heat_maps = failing  # type: ignore[method-assign]
+        return explained
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_memory_that_runs_out_makes_passes_smaller_and_ends_only_what_does_not_fit_alone(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, limit: int, where: str
+) -> None:
+    engine = load("llama")
+    scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
+    decoder = engine._model.decoder
+    crowded = Crowded(decoder, limit, where)
+    ways: list[AttributionSettings | None] = [None, PREFIX, PREFIX, chunked(3)]
+    prompts = ["ab", "cd", PROMPT, "ef"]
+    expected = [
+        run_alone(engine, engine.stream(prompt, SAMPLED, way)) for prompt, way in zip(prompts, ways, strict=True)
+    ]
+    scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder, "step", crowded.step)
+        patched.setattr(decoder, "explained_pass", crowded.explained_pass)
+        made = [engine.stream(prompt, SAMPLED, way) for prompt, way in zip(prompts, ways, strict=True)]
+        told = run(scheduler, made)
+    assert crowded.num_refused
+    if limit == 0:
+        failed = told if where == "forward" else told[1:]
+        assert all(isinstance(its.error, OutOfMemoryError) for its in failed)
+    else:
+        for its, alone in zip(told, expected, strict=True):
+            assert its.error is None
+            assert its.ids == alone.ids
+            assert its.finished is not None
+            assert list(its.attributions) == list(alone.attributions)
+            for index, attribution in its.attributions.items():
+                assert relative_error(attribution.scores, alone.attributions[index].scores) <= TOLERANCE
+    pool = decoder.pool
+    assert pool.num_free_tokens == pool.num_tokens
+    (after,) = run(scheduler, [engine.stream(PROMPT, SAMPLED)])
+    assert after.ids == run_alone(engine, engine.stream(PROMPT, SAMPLED)).ids
 
 
 def test_a_stream_cancelled_between_token_and_scores(load: Callable[..., Engine]) -> None:
@@ -783,7 +854,7 @@ def test_a_stream_that_is_over_before_it_runs(load: Callable[..., Engine]) -> No
 
 
 def test_a_long_prompt_keeps_no_short_one_waiting(load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "MAX_PIECE_TOKENS", 24)
+    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", 24)
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
     long_one = engine.stream("a" * 240, replace(SAMPLED, max_new_tokens=2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import pytest
 
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine import Engine
+from gradellm_server.calls import Watcher
 from gradellm_server.server import Server
 from gradellm_server.settings import ServerSettings
 
@@ -23,18 +24,18 @@ Result = TypeVar("Result")
 class RunningServer:
     """A server and the event loop that it lives on."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, watchers: Sequence[Watcher] = ()) -> None:
         self.engine = engine
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server = self.run(self._start(settings))
+        self.server = self.run(self._start(settings, watchers))
         self.address = self.server.address
         self.channel = grpc.insecure_channel(self.address)
         self.stub = explainer_pb2_grpc.ExplainerServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
-    async def _start(self, settings: ServerSettings) -> Server:
-        server = Server(settings)
+    async def _start(self, settings: ServerSettings, watchers: Sequence[Watcher]) -> Server:
+        server = Server(settings, watchers)
         await server.start(self.engine)
         return server
 

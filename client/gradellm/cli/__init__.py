@@ -1,7 +1,8 @@
-"""The command line: `gradellm serve | explain | attribute | evaluate | info | demo | bench`, a file a command.
+"""The command line: `gradellm serve | explain | attribute | evaluate | info | demo | bench | token`, a file a command.
 
 Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 65 data or a results file that cannot be used,
-69 no server answers, 70 a server failed, 75 the server is overloaded and a later try may do, 130 interrupted.
+69 no server answers, 70 a server failed, 75 the server is overloaded and a later try may do, 77 the server
+does not let the caller in or does not allow the call, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve
+from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve, token
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
     InvalidRequestError,
     OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from gradellm.evaluation.results_file import ResultsFileError
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_DATA, _UNAVAILABLE, _FAILED, _OVERLOADED = 65, 69, 70, 75  # as in sysexits.h
+_DATA, _UNAVAILABLE, _FAILED, _OVERLOADED, _NOT_ALLOWED = 65, 69, 70, 75, 77  # as in sysexits.h
 _EXIT_CODES: dict[type[GradellmError], int] = {
     InvalidRequestError: 2,  # as argparse has it
     DataError: _DATA,
@@ -37,8 +40,10 @@ _EXIT_CODES: dict[type[GradellmError], int] = {
     UnavailableError: _UNAVAILABLE,
     DeadlineExceededError: _UNAVAILABLE,
     OverloadedError: _OVERLOADED,
+    UnauthenticatedError: _NOT_ALLOWED,
+    PermissionDeniedError: _NOT_ALLOWED,
 }  # every other error: _FAILED
-_OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run}
+_OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run, "token": token.run}
 _READER_GONE = 141  # what a shell says of SIGPIPE
 
 _EXAMPLES = """\
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, evaluate, info, serve, bench):
+    for command in (demo, explain, attribute, evaluate, info, serve, token, bench):
         command.add_parser(commands)
     return parser
 

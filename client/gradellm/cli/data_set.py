@@ -15,10 +15,12 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gradellm import calls
+from gradellm.aio import AsyncClient
 from gradellm.cli import options
 from gradellm.cli.progress import Progress
 from gradellm.errors import InvalidRequestError
@@ -182,8 +184,8 @@ async def _evaluated(
     output: Output,
 ) -> None:
     """Run what is left."""
-    credentials = options.credentials(args)
-    servers = await ask_servers(targets, credentials)
+    connect = partial(AsyncClient, **options.security(args))
+    servers = await ask_servers(targets, connect)
     try:
         for server in servers:
             if not server.is_up:
@@ -207,7 +209,7 @@ async def _evaluated(
             plan,
             examples,
             kept,
-            credentials=credentials,
+            connect=connect,
             concurrency=args.concurrency or 2,
             patience=PATIENCE_SECONDS if args.patience is None else args.patience,
             timeout=args.timeout,

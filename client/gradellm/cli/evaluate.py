@@ -50,7 +50,19 @@ _OF_DATA = (
 _EVALUATION = (
     "methods", "metrics", "pis", "samples", "stride", "offset", "seed", "perturb", "removal", "raw_scores",
 )  # fmt: skip
-_SERVER = ("target", "tls", "model", "dtype", "device", "server_log", "timeout")
+_SERVER = (
+    "target",
+    "tls",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "token_file",
+    "model",
+    "dtype",
+    "device",
+    "server_log",
+    "timeout",
+)
 
 
 def add_parser(commands: options.SubParsers) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
 import textwrap
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from gradellm import results
 from gradellm.client import Client
 from gradellm.errors import InvalidRequestError
 from gradellm.requests import AttributionKeywords
+from gradellm.security import Tls
 from gradellm.terminal import ColorMode, Style, Theme, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import grpc
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -32,7 +33,6 @@ __all__ = [
     "add_server",
     "attribution_keywords",
     "connected",
-    "credentials",
     "given",
     "input_keywords",
     "names",
@@ -40,11 +40,14 @@ __all__ = [
     "own_server",
     "pairs",
     "refuse",
+    "security",
     "style",
     "token_ids",
     "wrapped",
 ]
 
+TOKEN_VARIABLE = "GRADELLM_TOKEN"  # noqa: S105  (its name, not the token); never a flag, which all processes can see
+_SECURITY = ("tls", "tls_ca", "tls_cert", "tls_key", "token_file")
 _WIDEST = 100  # columns: longer lines are hard to read
 
 
@@ -76,6 +79,14 @@ def add_server(parser: argparse.ArgumentParser, *, model: bool = True, several: 
         help=f"{meaning}; several, with commas between, share a data set" if several else meaning,
     )
     group.add_argument("--tls", action="store_true", help="connect to --target by TLS")
+    group.add_argument("--tls-ca", metavar="FILE", help="who signs the server's certificate (PEM); implies --tls")
+    group.add_argument("--tls-cert", metavar="FILE", help="this client's own certificate (PEM); implies --tls")
+    group.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"holds the token that the server knows this client by; or the environment variable {TOKEN_VARIABLE} does",
+    )
     if model:
         group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
     group.add_argument("--dtype", metavar="D", help="what the weights are computed in: float32, bfloat16, ...")
@@ -89,7 +100,7 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a server and tell on standard error how that goes."""
     own = own_server(args)
     if args.target:
-        with Client(args.target, credentials=credentials(args)) as client:
+        with Client(args.target, **security(args)) as client:
             yield client
         return
     began = time.monotonic()
@@ -104,16 +115,38 @@ def own_server(args: argparse.Namespace) -> dict[str, Any]:
     own = given(args, "model", "dtype", "device")
     if args.target and own:
         raise InvalidRequestError.of(next(iter(own)), f"is for a server that is started here, not for {args.target}")
+    for name in _SECURITY:
+        if not args.target and getattr(args, name):
+            raise InvalidRequestError.of(name, "is for a server that runs elsewhere: say which with --target")
     return own
 
 
-def credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    """Return what --tls asks for."""
-    if not args.tls:
-        return None
-    import grpc
+def security(args: argparse.Namespace) -> SecurityKeywords:
+    """Return how to connect to --target and by which token, as keywords of a client."""
+    tls: bool | Tls = args.tls
+    if args.tls_ca or args.tls_cert or args.tls_key:
+        tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
+    return {"tls": tls, "token": _token(args)}
 
-    return grpc.ssl_channel_credentials()
+
+class SecurityKeywords(TypedDict):
+    """See `Client`."""
+
+    tls: bool | Tls
+    token: str | None
+
+
+def _token(args: argparse.Namespace) -> str | None:
+    if args.token_file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(args.token_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+        raise InvalidRequestError.of("token_file", f"{args.token_file} cannot be read: {why}") from error
+    if not token:
+        raise InvalidRequestError.of("token_file", f"{args.token_file} is empty")
+    return token
 
 
 # --- the prompt -----------------------------------------------------------------------------------------------------

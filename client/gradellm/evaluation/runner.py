@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradellm.aio import AsyncClient
 from gradellm.errors import (
@@ -35,12 +35,12 @@ from gradellm.evaluation.report import EvaluationReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    import grpc
-
     from gradellm.evaluation.plan import Plan
     from gradellm.evaluation.results_file import ResultsFile
     from gradellm.evaluation.rows import Example
     from gradellm.results import Event, ServerInfo
+
+Connect: TypeAlias = "Callable[[str], AsyncClient]"
 
 __all__ = ["PATIENCE_SECONDS", "Runner", "Server", "ask_servers"]
 
@@ -95,13 +95,17 @@ class Server:
         self.worked, self.errors_in_a_row, self.pause_seconds = True, 0, 0.0
 
 
-async def ask_servers(targets: Sequence[str], credentials: grpc.ChannelCredentials | None = None) -> list[Server]:
-    """Ask all servers what they serve; some may be down.
+async def ask_servers(targets: Sequence[str], connect: Connect = AsyncClient) -> list[Server]:
+    """Ask all servers what they serve; some may be down. `connect` makes a client of a target.
 
     Raises UnavailableError where none answers, and InvalidRequestError where they do not serve the same model.
     """
-    servers = [Server(target, AsyncClient(target, credentials=credentials)) for target in targets]
-    await _together(*(_ask(server) for server in servers))
+    servers = [Server(target, connect(target)) for target in targets]
+    try:
+        await _together(*(_ask(server) for server in servers))
+    except BaseException:  # such as a token that is not accepted: asking again would not help
+        await close(servers)
+        raise
     up = [server for server in servers if server.info is not None]
     if not up:
         await close(servers)
@@ -142,7 +146,7 @@ class Runner:
         examples: Sequence[Example],
         results: ResultsFile,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        connect: Connect = AsyncClient,
         concurrency: int = 2,
         patience: float = PATIENCE_SECONDS,
         timeout: float | None = None,
@@ -157,7 +161,7 @@ class Runner:
         self.servers, self.total = servers, len(examples)
         self.results = results
         self.done_before = sum(example.id in results.done for example in examples)
-        self._plan, self._credentials = plan, credentials
+        self._plan, self._connect = plan, connect
         self._concurrency, self._patience, self._timeout = concurrency, patience, timeout
         self._show, self._tell = show, tell
         self._queue = deque(example for example in examples if example.id not in results.done)
@@ -204,7 +208,7 @@ class Runner:
             if self._over.is_set():
                 break
             await server.client.close()  # a new connection does not pause by itself, as one does that has failed
-            server.client = AsyncClient(server.target, credentials=self._credentials)
+            server.client = self._connect(server.target)
             before, expected = server.reason, self._model()
             await _ask(server)
             if not server.is_up or server.info is None:

@@ -583,7 +583,7 @@ class Estimate(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes")
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes", "max_evaluation_sequences", "max_evaluation_step_tokens", "reader_timeout_seconds")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +593,9 @@ class Limits(_message.Message):
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     METHOD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_EVALUATION_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_EVALUATION_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    READER_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_new_tokens: int
     max_running_requests: int
@@ -602,7 +605,10 @@ class Limits(_message.Message):
     kv_bytes: int
     kv_tokens: int
     method_bytes: int
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ...) -> None: ...
+    max_evaluation_sequences: int
+    max_evaluation_step_tokens: int
+    reader_timeout_seconds: float
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("prompt", "messages", "prompt_ids", "segments")

@@ -1,0 +1,105 @@
+"""Health by grpc.health.v1: whether the server can take calls (`ready`), and whether it should be restarted (`live`).
+
+`ready`, the empty name and the service's own are SERVING from the end of the warm-up until the server is told to stop.
+`live` is SERVING from the beginning, while a model loads and while calls are finished after a stop, too; it is
+NOT_SERVING once the engine thread has ended, or has not come back from a pass for `stall_seconds`. A pass is bounded
+in size (at most 512 tokens of a prompt, 2,048 on a GPU), so that a busy server is never mistaken for a dead one as
+long as `stall_seconds` is more than its longest pass takes.
+
+Kubernetes' probes speak no TLS and no tokens: health, and nothing else, may be had in plain text on a port of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gradellm_server.engine_thread import EngineFailedError, EngineThread
+from gradellm_server.settings import ListenError
+
+READY, LIVE = "ready", "live"
+LOOK_SECONDS = 0.25  # well within the 2 s after which a dead engine must be known
+
+logger = logging.getLogger(__name__)
+
+
+class Health:
+    """The health of one server.
+
+    Attributes:
+        servicer: what answers grpc.health.v1, on as many servers as it is added to.
+    """
+
+    def __init__(self, service_name: str, *, stall_seconds: float) -> None:
+        self.servicer = health.aio.HealthServicer()
+        self._ready_names = ("", service_name, READY)
+        self._stall_seconds = stall_seconds
+        self._is_open = False  # between the end of the warm-up and the stop
+        self._told: dict[str, bool] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._port: grpc.aio.Server | None = None
+
+    async def start(self, listen: str | None = None) -> str | None:
+        """Live and not ready; on an address of its own too, if there is one: the address, with its port.
+
+        Raises:
+            ListenError: where it is taken, or is none.
+        """
+        await self._tell(live=True, ready=False)
+        if listen is None:
+            return None
+        self._port = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        try:
+            port = self._port.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ListenError(
+                f"cannot listen for health checks on {listen}: the port is taken, or there is no such address"
+            ) from error
+        health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self._port)
+        await self._port.start()
+        return f"{listen.rpartition(':')[0]}:{port}"
+
+    async def open(self, thread: EngineThread) -> None:
+        """Ready from now on, for as long as the thread's heart beats."""
+        self._is_open = True
+        await self._look(thread)
+        self._watching = asyncio.create_task(self._watch(thread))
+
+    async def close(self) -> None:
+        """Not ready from now on; whether it is live goes on to be watched."""
+        self._is_open = False
+        await self._tell(live=self._told.get(LIVE, True), ready=False)
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        if self._port is not None:
+            await self._port.stop(0)
+
+    async def _watch(self, thread: EngineThread) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._look(thread)
+
+    async def _look(self, thread: EngineThread) -> None:
+        is_stalled = thread.heartbeat_age > self._stall_seconds
+        if thread.is_alive and is_stalled:
+            logger.critical("no pass has ended for %.1f s: the engine is given up", thread.heartbeat_age)
+            thread.give_up(EngineFailedError("does not come back from a pass", thread.restart_seconds))
+        elif not thread.is_alive and not is_stalled and thread.recover():
+            logger.warning("the engine has come back")
+        await self._tell(live=thread.is_alive, ready=thread.is_alive and self._is_open)
+
+    async def _tell(self, *, live: bool, ready: bool) -> None:
+        for name, serves in ((LIVE, live), *((name, ready) for name in self._ready_names)):
+            if self._told.get(name) != serves:
+                self._told[name] = serves
+                status = health_pb2.HealthCheckResponse
+                await self.servicer.set(name, status.SERVING if serves else status.NOT_SERVING)

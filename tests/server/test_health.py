@@ -1,0 +1,173 @@
+"""Health: ready apart from live, true within two seconds, whatever the engine does."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import Engine
+from gradellm_server import faults, server, translate
+from gradellm_server.settings import ListenError, ServerSettings
+from gradellm_server.warm_up import warm_up
+from server.conftest import RunningServer, Serving
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+READY = ("", translate.SERVICE_NAME, "ready")
+LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
+
+
+def told(channel: grpc.Channel, service: str) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2).status)
+
+
+def seconds_until(channel: grpc.Channel, service: str, status: int, limit: float = 5.0) -> float:
+    began = time.monotonic()
+    while told(channel, service) != status:
+        assert time.monotonic() - began < limit, f"{service!r} did not become {status}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call)
+    error: Any = raised.value
+    return error.code(), error.details()
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    assert not faults.ARMED
+
+
+def test_a_server_that_serves_is_ready_and_live(server: RunningServer) -> None:
+    for name in (*READY, "live"):
+        assert told(server.channel, name) == SERVING
+
+
+def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(address: str, service: str) -> int:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            return int((await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status)
+
+    seen: dict[str, list[int]] = {}
+
+    async def test() -> None:
+        made = server.Server(ServerSettings(listen="127.0.0.1:0", health_listen="127.0.0.1:0"))
+        address = await made.announce()
+        assert address is not None
+        original = warm_up
+
+        async def telling(*arguments: Any) -> None:
+            seen["loading"] = [await check(address, name) for name in (*READY, "live")]
+            await original(*arguments)
+
+        monkeypatch.setattr(server, "warm_up", telling)
+        await made.start(engine)
+        seen["serving"] = [await check(address, name) for name in (*READY, "live")]
+        async with grpc.aio.insecure_channel(made.address) as channel:
+            generate: Any = channel.unary_stream("/gradellm.v1.ExplainerService/Generate")
+            call = generate(LONG.SerializeToString())
+            await call.read()
+            stopping = asyncio.create_task(made.stop(30))
+            await asyncio.sleep(0.05)
+            seen["stopping"] = [await check(address, name) for name in (*READY, "live")]
+            call.cancel()
+        await stopping
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    assert seen["loading"] == [NOT_SERVING] * 3 + [SERVING]
+    assert seen["serving"] == [SERVING] * 4
+    assert seen["stopping"] == [NOT_SERVING] * 3 + [SERVING]
+
+
+def test_the_port_of_its_own_knows_nothing_but_health(serving: Serving) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with serving(health_listen=f"127.0.0.1:{port}"), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert told(channel, "ready") == SERVING
+        call: Any = channel.unary_unary("/gradellm.v1.ExplainerService/GetServerInfo")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(b"", timeout=5)
+        error: Any = raised.value
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_health_port_that_is_taken_is_refused() -> None:
+    async def test() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            made = server.Server(
+                ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{taken.getsockname()[1]}")
+            )
+            with pytest.raises(ListenError, match="health checks"):
+                await made.announce()
+            await made.stop(0)
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_a_killed_engine_ends_all_streams_and_is_told_within_two_seconds(serving: Serving) -> None:
+    with serving(max_running=2) as running:
+        calls = [running.stub.Generate(LONG) for _ in range(3)]  # two run, one waits
+        next(calls[0])
+        with faults.armed("engine", faults.kill, times=1):
+            killed = time.monotonic()
+            for call in calls:
+                code, message = code_of(call)
+                assert code is grpc.StatusCode.UNAVAILABLE
+                assert "has failed" in message
+            for name in (*READY, "live"):
+                seconds_until(running.channel, name, NOT_SERVING)
+            assert time.monotonic() - killed < 2
+            assert code_of(running.stub.Generate(LONG))[0] is grpc.StatusCode.UNAVAILABLE
+        assert running.server.engine_thread.num_placed == 0
+
+
+def test_a_wedged_engine_is_told_and_a_recovered_one_too(serving: Serving) -> None:
+    with serving(stall_seconds=0.6) as running:
+        call = running.stub.Generate(LONG)
+        next(call)
+        with faults.armed("pass", faults.stalling(3.0), times=1):
+            code, message = code_of(call)
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert "does not come back" in message
+            assert seconds_until(running.channel, "live", NOT_SERVING) < 2
+            assert told(running.channel, "ready") == NOT_SERVING
+            assert code_of(running.stub.Generate(LONG))[0] is grpc.StatusCode.UNAVAILABLE
+            seconds_until(running.channel, "live", SERVING, limit=10)
+        assert len(list(running.stub.Generate(LONG))) == 402
+
+
+def test_a_busy_engine_stays_live_even_in_a_pass_that_is_long(serving: Serving) -> None:
+    with serving(stall_seconds=2.0) as running, faults.armed("pass", faults.stalling(0.8), times=3):
+        call = running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=3))
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            for name in ("ready", "live"):
+                began = time.monotonic()
+                assert told(running.channel, name) == SERVING
+                assert time.monotonic() - began < 1
+        assert len(list(call)) == 5
+
+
+def test_an_idle_engine_stays_live(serving: Serving) -> None:
+    with serving(stall_seconds=0.6) as running:
+        time.sleep(1.5)
+        assert told(running.channel, "live") == SERVING

@@ -1,0 +1,306 @@
+"""What must hold, a function each: it makes the numbers, says what was asked of them, and takes a bounded time."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import psutil
+
+import fuzzing
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import Engine
+from gradellm_server.faults import VARIABLE
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+from trials.serving import SERVING, load, result, served
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number.
+
+    Attributes:
+        what: what it is of.
+        value: what came out, in words.
+        limit: what was asked.
+        holds: whether it does; None where nothing was asked.
+    """
+
+    what: str
+    value: str
+    limit: str = ""
+    holds: bool | None = None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that so many percent lie below or at."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
+
+
+def generate_call(channel: grpc.Channel) -> Any:
+    """Generate on a channel."""
+    return channel.unary_stream(
+        fuzzing.SERVICE + "Generate",
+        request_serializer=pb.GenerateRequest.SerializeToString,
+        response_deserializer=pb.GenerateResponse.FromString,
+    )
+
+
+def explained(num_tokens: int, prompt: str = "Once upon a time") -> pb.GenerateRequest:
+    """A request that is explained at each token."""
+    return pb.GenerateRequest(
+        input=pb.Input(prompt=prompt), max_new_tokens=num_tokens, attribution=pb.AttributionOptions()
+    )
+
+
+def fuzz(scale: float) -> list[Finding]:
+    """Requests of any kind, twice the same."""
+    requests = fuzzing.many(max(200, round(20_000 * scale)))
+    codes: Counter[str] = Counter()
+    wrong: list[str] = []
+    slowest = 0.0
+    memory: list[int] = []
+    with served() as server:
+        for _ in range(2):
+            with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(8) as pool:
+
+                def send(request: fuzzing.Request, channel: grpc.Channel = channel) -> float:
+                    began = time.monotonic()
+                    code, said = fuzzing.send(channel, request, 120)
+                    codes[code.name] += 1
+                    if code not in fuzzing.ALLOWED:
+                        wrong.append(f"{code.name} {said} {request}")
+                    return time.monotonic() - began
+
+                slowest = max(slowest, *pool.map(send, requests))
+            time.sleep(2)
+            memory.append(server.memory_bytes)
+        is_alive = server.process.poll() is None and server.health("live") == SERVING
+    growth = memory[1] / memory[0] - 1
+    told = ", ".join(f"{count:,} {name}" for name, count in codes.most_common())
+    return [
+        Finding("requests", f"2 x {len(requests):,}: {told}"),
+        Finding("crash, hang, INTERNAL or UNKNOWN", f"{len(wrong)}{f': {wrong[0]}' if wrong else ''}", "none",
+                not wrong and is_alive),
+        Finding("slowest answer", f"{slowest:.1f} s"),
+        Finding("memory after the second pass", f"{growth:+.2%} of {memory[0] / MIB:.0f} MiB", "within 2%",
+                abs(growth) <= 0.02),
+    ]  # fmt: skip
+
+
+@contextmanager
+def in_process() -> Iterator[RunningServer]:
+    """A server in this process, whose inside can be looked at."""
+    server = RunningServer(Engine.load(), ServerSettings(listen="127.0.0.1:0", max_queued=64))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def cancel(scale: float) -> list[Finding]:
+    """Streams that are cancelled at random moments, among some that are not."""
+    count, draw = max(50, round(1000 * scale)), random.Random(0)
+    request = explained(40)
+    with in_process() as server:
+        expected = _text(server.stub.Generate(request))
+        own = psutil.Process()
+
+        def one(index: int) -> bool | None:
+            if index % 10 == 0:
+                return _text(server.stub.Generate(request, timeout=300)) == expected
+            call = server.stub.Generate(request, timeout=300)
+            timer = threading.Timer(delays[index], call.cancel)
+            timer.start()
+            try:
+                for _ in call:
+                    pass
+            except grpc.RpcError:
+                pass
+            timer.cancel()
+            timer.join()
+            return None
+
+        delays = [draw.expovariate(2.0) for _ in range(count)]
+        with ThreadPoolExecutor(24) as pool:
+            list(pool.map(one, range(24)))  # so that what is made once is there
+        gc.collect()
+        before = own.num_threads(), own.num_fds()
+        with ThreadPoolExecutor(24) as pool:
+            survivors = [same for same in pool.map(one, range(count)) if same is not None]
+        thread = server.server.engine_thread
+        limit = time.monotonic() + 10
+        while thread.num_placed and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(1)
+        after = own.num_threads(), own.num_fds()
+        kv = server.engine._model.decoder.pool
+        free, total, placed = kv.num_free_tokens, kv.num_tokens, thread.num_placed
+    return [
+        Finding("streams", f"{count:,}, of which {len(survivors)} were not cancelled"),
+        Finding("places left taken", str(placed), "none", placed == 0),
+        Finding("key-value places free or kept", f"{free:,} of {total:,}", "all", free == total),
+        Finding("threads, before and after", f"{before[0]}, {after[0]}", "no more", after[0] <= before[0]),
+        Finding("descriptors, before and after", f"{before[1]}, {after[1]}", "no more", after[1] <= before[1]),
+        Finding("surviving texts unchanged", f"{sum(survivors)} of {len(survivors)}", "all", all(survivors)),
+    ]
+
+
+def _text(call: Any) -> str:
+    return "".join(event.token.text for event in call if event.HasField("token"))
+
+
+def overload(scale: float) -> list[Finding]:
+    """Four times the load that the server can take."""
+    seconds = max(10.0, 60.0 * scale)
+    with served() as server:
+        with load("closed", server.address, streams=24, seconds=10) as process:
+            capacity = result(process, 60)["codes"]["OK"] / 10
+        with (
+            load("probes", server.address, seconds=seconds, services=["ready", "live"]) as prober,
+            load("open", server.address, rate=4 * capacity, seconds=seconds) as generator,
+        ):
+            offered = result(generator, seconds + 180)
+            probed = result(prober, 60)
+        is_alive = server.health("live") == SERVING
+    health = percentile(probed["seconds"], 99)
+    refused = percentile(offered["refusal_seconds"], 99)
+    codes = offered["codes"]
+    others = {name: number for name, number in codes.items() if name not in ("OK", "RESOURCE_EXHAUSTED")}
+    return [
+        Finding("load", f"{4 * capacity:.0f} streams a second for {seconds:.0f} s, 4 times what was taken"),
+        Finding("streams", ", ".join(f"{number:,} {name}" for name, number in codes.items())),
+        Finding("health, 99th percentile", f"{health * 1000:.0f} ms of {len(probed['seconds'])}", "1 s", health < 1),
+        Finding("health that was not SERVING", str(len(probed["statuses"]) - 1), "none",
+                is_alive and set(probed["statuses"]) == {str(SERVING)}),
+        Finding("admitted and not finished", str(offered["unfinished"]), "none",
+                offered["unfinished"] == 0 and not others),
+        Finding("refusal, 99th percentile",
+                f"{refused * 1000:.0f} ms (median {1000 * percentile(offered['refusal_seconds'], 50):.0f} ms)",
+                "100 ms", refused < 0.1),
+    ]  # fmt: skip
+
+
+def ends(scale: float) -> list[Finding]:
+    """SIGTERM under streams; and an engine thread that dies under streams."""
+    with served("--grace-seconds", "60") as server, grpc.insecure_channel(server.address) as channel:
+        calls = [generate_call(channel)(explained(120)) for _ in range(16)]
+        for call in calls:
+            next(call)
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        time.sleep(0.05)
+        ready = server.health("ready") == SERVING
+        try:
+            list(generate_call(channel)(explained(1)))
+            refusal = "taken"
+        except grpc.RpcError as error:
+            failed: Any = error
+            refusal = failed.code().name
+        lost = 0
+        for call in calls:
+            try:
+                lost += not list(call)[-1].HasField("finished")
+            except grpc.RpcError:
+                lost += 1
+        code = server.process.wait(30)
+        drained = time.monotonic() - began
+    kill = {VARIABLE: "engine=kill@40"}
+    with served("--allow-faults", environment=kill) as server, grpc.insecure_channel(server.address) as channel:
+        calls = [generate_call(channel)(explained(300)) for _ in range(24)]  # some of them wait
+        codes = Counter(_end_of(call) for call in calls)
+        began = time.monotonic()
+        while server.health("live") == SERVING or server.health("ready") == SERVING:
+            time.sleep(0.02)
+        noticed = time.monotonic() - began
+    return [
+        Finding("streams lost by SIGTERM under 16", str(lost), "none", lost == 0),
+        Finding("after SIGTERM", f"ready: {ready}, a new call: {refusal}", "not ready, UNAVAILABLE",
+                not ready and refusal == "UNAVAILABLE"),
+        Finding("exit", f"{code}, after {drained:.1f} s", "0", code == 0),
+        Finding("24 streams when the engine thread is killed",
+                ", ".join(f"{number} {name}" for name, number in codes.items()), "all UNAVAILABLE",
+                set(codes) == {"UNAVAILABLE"}),
+        Finding("NOT_SERVING after the last of them", f"{noticed:.2f} s", "2 s", noticed < 2),
+    ]  # fmt: skip
+
+
+def _end_of(call: Any) -> str:
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError as error:
+        failed: Any = error
+        return str(failed.code().name)
+    return "OK"
+
+
+def unread(scale: float) -> list[Finding]:
+    """The gaps of four streams: alone, beside a client that never reads, and beside one that does."""
+    rounds, seconds, before = max(2, round(6 * scale)), 6.0, 4.0
+    beside: dict[str, tuple[str, dict[str, Any]] | None] = {
+        "alone": None,
+        "never": ("unread", {"small_window": True}),
+        "ahead": ("unread", {"small_window": False}),
+        "reads": ("closed", {"streams": 1, "tokens": 450}),
+    }
+    gaps: dict[str, list[float]] = {kind: [] for kind in beside}
+    with served() as server:
+        for _ in range(rounds):
+            for kind, other in beside.items():
+                with ExitStack() as running:
+                    if other is not None:
+                        running.enter_context(load(other[0], server.address, seconds=seconds + before + 4, **other[1]))
+                    time.sleep(before)
+                    four = running.enter_context(load("closed", server.address, streams=4, seconds=seconds, tokens=100))
+                    gaps[kind] += result(four, 60)["gaps"]
+    medians = {kind: statistics.median(its) for kind, its in gaps.items()}
+
+    def told(kind: str) -> str:
+        return f"{medians[kind] * 1000:.1f} ms, {medians[kind] / medians['alone'] - 1:+.0%}"
+
+    return [
+        Finding("median gap of 4 streams", f"{medians['alone'] * 1000:.1f} ms, of {len(gaps['alone']):,}"),
+        Finding("beside a client that never reads", told("never"), "+20%", medians["never"] <= 1.2 * medians["alone"]),
+        Finding("beside one whose library reads ahead for it, as gRPC's does", told("ahead")),
+        Finding("beside one that reads", told("reads")),
+    ]
+
+
+def soak(minutes: float) -> list[Finding]:
+    """Mixed traffic."""
+    seconds = 60.0 * minutes
+    samples: list[tuple[float, int]] = []
+    with served() as server, load("mixed", server.address, seconds=seconds, streams=8) as process:
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            time.sleep(min(2.0, seconds / 20))
+            samples.append((time.monotonic() - began, server.memory_bytes))
+        found = result(process, 180)
+        live = server.health("live") == SERVING
+    later = [memory for at, memory in samples if at >= min(60.0, seconds / 2)]
+    tenth = max(1, len(later) // 10)
+    first, last = statistics.mean(later[:tenth]), statistics.mean(later[-tenth:])
+    growth = last / first - 1
+    calls = ", ".join(f"{number:,} {name}" for name, number in found["codes"].items())
+    return [
+        Finding("traffic", f"{minutes:g} minutes: {calls}; wrong ones: {found['wrong']}"),
+        Finding("memory, first minute to end", f"{growth:+.2%} of {first / MIB:.0f} MiB", "flat, within 2%",
+                abs(growth) <= 0.02),
+        Finding("streams that did not finish", str(found["unfinished"]), "none", found["unfinished"] == 0 and live),
+    ]  # fmt: skip
