@@ -282,7 +282,8 @@ def test_a_stream_that_nobody_reads_is_aborted_and_its_slot_is_free(serving: Ser
         thread = running.server.engine_thread
         until(lambda: thread.num_placed == 1)
         until(lambda: thread.num_placed == 0)
-        assert running.engine._model.decoder.pool.num_free_tokens == running.engine.kv_tokens
+        # The place is free at once, the memory as soon as the thread is between two passes.
+        until(lambda: running.engine._model.decoder.pool.num_free_tokens == running.engine.kv_tokens)
         time.sleep(0.5)
         got: list[Any] = []
         with pytest.raises(grpc.RpcError) as raised:  # who reads after all is told
