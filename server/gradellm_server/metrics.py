@@ -90,6 +90,7 @@ COUNTERS = {
     "attribution_tokens": Family("Tokens whose scores were sent.", ("method",)),
     "request_success": Family("Streams that finished, by why they did.", ("rpc", "finished_reason")),
     "rpc_requests": Family("Calls that ended, by gRPC status and client.", ("rpc", "code", "client")),
+    "rpc_errors": Family("Calls that ended with an error that the server told, by reason.", ("reason",)),
     "rpc_refused": Family("Calls that were refused before anything was answered.", ("reason",)),
     "evaluation_items": Family("Results of evaluations that were sent.", ("metric",)),
 }
@@ -203,6 +204,8 @@ class Metrics:
         if call.method == "Evaluate":
             self._gauges["evaluations_running"].dec()
         self._counters["rpc_requests"].labels(call.method, call.code, call.client or "").inc()
+        if call.reason:
+            self._counters["rpc_errors"].labels(call.reason).inc()
         if call.reason and call.code in REFUSING and not call.num_answers:
             self._counters["rpc_refused"].labels(call.reason).inc()
         if call.code == "OK" and call.facts.timings is not None:

@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from gradellm_engine import Engine
 from gradellm_server.facts import EVALUATION_METRICS, FINISH_REASONS
 from gradellm_server.metrics import REQUEST_BUCKETS, Metrics
 from gradellm_server.settings import ServerSettings
+from gradellm_server.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
 
 PROMPT = "Once upon a time"
@@ -147,6 +149,7 @@ def test_refused_calls_count_by_reason(serving: Serving) -> None:
         with pytest.raises(grpc.RpcError):
             list(server.stub.Generate(generate(1)))
         assert value(server, "rpc_refused_total", reason="INVALID_REQUEST") == 2
+        assert value(server, "rpc_errors_total", reason="INVALID_REQUEST") == 2
         assert value(server, "rpc_refused_total", reason="QUEUE_FULL") == 1
         assert value(server, "rpc_requests_total", rpc="Generate", code="RESOURCE_EXHAUSTED", client="") == 1
         assert value(server, "rpc_requests_total", rpc="Tokenize", code="INVALID_ARGUMENT", client="") == 1
@@ -166,7 +169,24 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
     with pytest.raises(grpc.RpcError):
         list(server.stub.Generate(generate(2)))
     assert value(server, "rpc_requests_total", rpc="Generate", code="INTERNAL", client="") == 1
+    assert value(server, "rpc_errors_total", reason="INTERNAL") == 1
     assert value(server, "rpc_refused_total", reason="INTERNAL") == 0
+
+
+def test_clients_are_told_apart_by_their_tokens_names_and_strangers_counted(serving: Serving, tmp_path: Path) -> None:
+    token, its_hash = make_token()
+    file = tmp_path / "tokens.toml"
+    file.write_text(entry("alice", its_hash, {"methods": ["Generate"]}))
+    with serving(tokens=file) as server:
+        known = [("authorization", f"Bearer {token}")]
+        list(server.stub.Generate(generate(1), metadata=known))
+        for metadata in (known, [("authorization", "Bearer mallory")]):
+            with pytest.raises(grpc.RpcError):
+                server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")), metadata=metadata)
+        assert value(server, "rpc_requests_total", rpc="Generate", code="OK", client="alice") == 1
+        assert value(server, "rpc_requests_total", rpc="Tokenize", code="UNAUTHENTICATED", client="") == 1
+        assert value(server, "rpc_refused_total", reason="TOKEN_NOT_ACCEPTED") == 1
+        assert value(server, "rpc_refused_total", reason="METHOD_NOT_ALLOWED") == 1
 
 
 def test_prefixes_that_are_found_again(server: RunningServer) -> None:

@@ -62,12 +62,12 @@ def queries() -> list[str]:
 def rules() -> list[str]:
     """Each rule's expression, by what stands between expr: and the next key."""
     text = (MONITORING / "alerts.yml").read_text()
-    return re.findall(r"expr:(.*?)\n\s+for:", text, re.DOTALL)
+    return re.findall(r"expr:(.*?)\n\s+(?:for|labels):", text, re.DOTALL)
 
 
 def test_every_query_and_rule_asks_for_a_metric_that_exists() -> None:
     assert len(queries()) > 30
-    assert len(rules()) == 7
+    assert len(rules()) == 8
     names = sample_names()
     for asked in queries() + rules():
         used = set(NAME.findall(asked))
