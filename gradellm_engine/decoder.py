@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,6 @@ ATTENTION_KERNEL = "gradellm"
 # Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
 _GATHERED_WIDTH = 192
 _LONGEST_REASON = 200  # characters
-
 
 logger = logging.getLogger(__name__)
 
@@ -171,14 +170,13 @@ class Decoder:
         self._model = model
         self._config: Any = model.config.get_text_config(decoder=True)
         self._head: nn.Module = head
-        self._fused: FusedAttention | None = None
         self._compiled: CompiledLayers | None = None
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.products = Products(model.base_model)
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
-        self._fused = _fused_attention(self.device) if self._is_on_one_device else None
+        self._fused: FusedAttention | None = _fused_attention(self.device) if self._is_on_one_device else None
 
     def _meet(self) -> tuple[list[LayerShape], list[RotaryShape], dict[int, int]]:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
@@ -192,11 +190,11 @@ class Decoder:
                 "Transformers' AttentionInterface; all must"
             )
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
+        notes = {index: _noting_rotary(index) for index in meeting.modules}
+        if _compiles_on(self.device):
+            notes = {index: _untraced(note) for index, note in notes.items()}
         hooks = {
-            index: module.register_forward_pre_hook(
-                _untraced(_noting_rotary(index)) if _compiles_on(self.device) else _noting_rotary(index),
-                with_kwargs=True,
-            )
+            index: module.register_forward_pre_hook(notes[index], with_kwargs=True)
             for index, module in meeting.modules.items()
         }
         self._run(one_token, meeting, self._model)
@@ -213,6 +211,11 @@ class Decoder:
             if cos is not None:
                 rotary_of[index] = tables[id(cos)]
         return [meeting.shapes[index] for index in range(expected)], shapes, rotary_of
+
+    @property
+    def processor(self) -> Literal["cpu", "cuda"]:
+        """What it runs on, as limits that differ are named by."""
+        return "cuda" if self.device.type == "cuda" else "cpu"
 
     @property
     def num_layers(self) -> int:
@@ -234,9 +237,8 @@ class Decoder:
         try:
             run = self._step_pass([Part.new(slot, [0], Explain(switches))])
             head = LogitHead(self._head)
-            with torch.enable_grad(), head.cut():
-                head.logits = self._recorded_run(run)
-            ExplainedPass(head.logits.detach(), run, head.backward).heat_maps([Target(0)])
+            logits = head.read(lambda: self._recorded_run(run))
+            ExplainedPass(logits, run, head.backward).heat_maps([Target(0)])
         except Exception as error:  # compilers raise anything
             reason = " ".join(str(error).split())  # pages long, and the beginning says it
             logger.warning("%s: %s: %s", what, type(error).__name__, reason[:_LONGEST_REASON])
@@ -317,9 +319,8 @@ class Decoder:
         else:
             run = PartsPass(parts, self._rotary_of, torch.zeros((), device=self.device, requires_grad=True))
         head = LogitHead(self._head, None if known is None else token_ids(known))
-        with torch.enable_grad(), head.cut():
-            head.logits = self._forward(run, parts, self._model)[0]
-        return ExplainedPass(head.logits.detach(), run, head.backward)
+        logits = head.read(lambda: self._forward(run, parts, self._model)[0])
+        return ExplainedPass(logits, run, head.backward)
 
     def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""

@@ -355,7 +355,7 @@ class Engine:
         """What a pass over changed texts of at most so many tokens may take."""
         decoder = self._model.decoder
         fitting = self.method_bytes // max(1, self.footprint.bytes_of(num_tokens, 1, False))
-        most = min(EVALUATED_TOKENS["cuda" if decoder.device.type == "cuda" else "cpu"], fitting * num_tokens)
+        most = min(EVALUATED_TOKENS[decoder.processor], fitting * num_tokens)
         # One layer's keys and values, copied for every sequence; logits, and what becomes of them on the way.
         a_layer = max(shape.bytes_per_token for shape in decoder.layer_shapes)
         a_sequence = 2 * num_tokens * a_layer + 8 * self.footprint.logit_bytes

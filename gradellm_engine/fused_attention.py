@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradellm_engine.attention import AttentionForm
 from gradellm_engine.attention_kernels import backward_kernel, forward_kernel, join_backward_kernel, join_forward_kernel
+from gradellm_engine.kv_pool import Sequences
 from gradellm_engine.settings import GradEllm, LayerSwitches, Loosening, Magnitude, Rotary, Similarity
 
 _BLOCK = 64  # keys at a time
@@ -42,32 +43,6 @@ _KINDS = {
     Magnitude.HEAD_ABS: MapKind.HEAD_ABS,
     Magnitude.KNOCKOUT: MapKind.KNOCKOUT,
 }
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """T tokens of each of B sequences over the pool, and how they are shared out.
-
-    Attributes:
-        keys: of one layer. [G, P, D]
-        values: likewise. [G, P, Dv]
-        starts: where each sequence begins in the pool. [B]
-        lengths: tokens of each, the T ones included. [B]
-        num_tokens: T.
-        width: L, tokens of the longest at most: the columns of maps, whose last is each sequence's last token.
-    """
-
-    keys: Tensor
-    values: Tensor
-    starts: Tensor
-    lengths: Tensor
-    num_tokens: int
-    width: int
-
-    @property
-    def num_rows(self) -> int:
-        """B."""
-        return len(self.starts)
 
 
 @dataclass(frozen=True)

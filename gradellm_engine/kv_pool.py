@@ -265,6 +265,32 @@ class KVPool:
         self._free.insert(index, (start, length))
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """T tokens of each of B sequences over the pool, and how they are shared out.
+
+    Attributes:
+        keys: of one layer. [G, P, D]
+        values: likewise. [G, P, Dv]
+        starts: where each sequence begins in the pool. [B]
+        lengths: tokens of each, the T ones included. [B]
+        num_tokens: T.
+        width: L, tokens of the longest at most: the columns of maps, whose last is each sequence's last token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    starts: Tensor
+    lengths: Tensor
+    num_tokens: int
+    width: int
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.starts)
+
+
 def _places(num_heads: int, num_tokens: int, width: int, shape: LayerShape | RotaryShape) -> Tensor:
     return torch.empty((num_heads, num_tokens, width), dtype=shape.dtype, device=shape.device)
 

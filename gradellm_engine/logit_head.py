@@ -6,7 +6,7 @@ one or two rows a token would cost up to a fifth of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,8 +43,14 @@ class LogitHead:
         """Whether single rows of the head's weight can be read; not where it is quantised, for example."""
         return type(module) in (nn.Linear, FrozenLinear) and type(module.weight) is nn.Parameter
 
+    def read(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run the model with a graph that ends below the head: its logits, without a graph. [T, V], or [T, 2]"""
+        with torch.enable_grad(), self._cut():
+            self.logits = run()
+        return self.logits.detach()
+
     @contextmanager
-    def cut(self) -> Iterator[None]:
+    def _cut(self) -> Iterator[None]:
         """While it lasts, the head's output is a leaf of a graph of its own."""
         handle = self._module.register_forward_hook(self._hook)
         whole = vars(self._module).get("forward")

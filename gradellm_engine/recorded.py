@@ -126,9 +126,7 @@ class RecordedStep:
                 self._logits = self._model(self.run)
             return
         self._head = LogitHead(self._head_module, None if self.run.shape.is_new else self._ids)
-        with torch.enable_grad(), self._head.cut():
-            self._head.logits = self._model(self.run)
-        self._logits = self._head.logits.detach()
+        self._logits = self._head.read(lambda: self._model(self.run))
 
     def _read_and_explain(self) -> None:
         self._read()

@@ -63,7 +63,6 @@ class Scheduler:
 
     def __init__(self, decoder: Decoder, *, max_running: int) -> None:
         self._decoder = decoder
-        self._kind = "cuda" if decoder.device.type == "cuda" else "cpu"
         self.max_running = max_running
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
@@ -133,7 +132,7 @@ class Scheduler:
         """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
         if not self.waiting:
             return DEFAULT_CHUNK_SIZE
-        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._kind] // max(1, len(self.running)))
+        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._decoder.processor] // max(1, len(self.running)))
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:
@@ -155,7 +154,7 @@ class Scheduler:
     def _explain(self, streams: Sequence[Stream]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
         lengths = accumulate(stream.chunk_length for stream in streams)
-        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._kind] for length in lengths))]
+        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._decoder.processor] for length in lengths))]
         chosen = self._that_fit(chosen)
         self._to_the_back(chosen)
         again = [stream for stream in chosen if stream.num_unexplained]
@@ -191,7 +190,7 @@ class Scheduler:
 
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
-        room = MAX_PIECE_TOKENS[self._kind]
+        room = MAX_PIECE_TOKENS[self._decoder.processor]
         if not alone and self._read_seconds:
             room = max(MIN_PIECE_TOKENS, min(room, int(self._step_seconds / self._read_seconds)))
         work: list[tuple[Stream, Part]] = []

@@ -28,14 +28,14 @@ from gradellm_engine.attention import (
     grouped,
     value_gradients,
 )
-from gradellm_engine.kv_pool import KVPool
+from gradellm_engine.kv_pool import KVPool, Sequences
 from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.passes import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
 from gradellm_engine.settings import LayerSwitches
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine import fused_attention
-    from gradellm_engine.fused_attention import FusedAttention, MapKind, Sequences
+    from gradellm_engine.fused_attention import FusedAttention, MapKind
 
 
 def is_step(parts: Sequence[Part]) -> bool:
@@ -212,8 +212,6 @@ class StepPass:
 
     def sequences(self, index: int, width: int) -> Sequences:
         """A layer's keys and values of the last `width` columns, where they lie."""
-        from gradellm_engine.fused_attention import Sequences
-
         keys, values = self._pool.keys[index], self._pool.values[index]
         return Sequences(keys, values, self._starts, self._lengths, self.shape.num_tokens, width)
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from gradellm_engine import Engine, GradEllm
 from gradellm_engine.attention import AttentionForm, attend, attention_backward, grouped, value_gradients, visibility
 from gradellm_engine.decoder import Decoder
+from gradellm_engine.kv_pool import Sequences
 from gradellm_engine.methods.grad_ellm import weighted_effect
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.settings import Loosening, Magnitude, Rectify
 
 pytest.importorskip("triton")
-from gradellm_engine.fused_attention import FusedAttention, MapKind, Sequences
+from gradellm_engine.fused_attention import FusedAttention, MapKind
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter does not know bfloat16.
