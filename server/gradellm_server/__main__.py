@@ -7,7 +7,6 @@ import asyncio
 import gc
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from gradellm._version import __version__
-from gradellm_server import debugging, faults, logs, tracing
+from gradellm_server import arguments, debugging, faults, logs, tracing
 from gradellm_server.calls import Watcher
 from gradellm_server.logs import say
 from gradellm_server.reloading import SecurityFileError
 from gradellm_server.request_log import RequestLog
-from gradellm_server.settings import MAX_SECONDS, ListenError, ServerSettings
+from gradellm_server.settings import ListenError, ServerSettings
 
 EXIT_USAGE = 2
 METRICS_LISTEN = "127.0.0.1:9090"
@@ -37,9 +36,9 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(argv)
     logs.configure(options.log_format, options.log_level)
     if options.log_format == "json":
         os.environ["TQDM_DISABLE"] = "1"  # libraries' progress bars are no JSON
@@ -101,45 +100,55 @@ def parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
     model.add_argument(
-        "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
+        "--threads", type=arguments.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
     model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
     limits = made.add_argument_group("limits")
-    limits.add_argument("--max-context-tokens", type=_count, metavar="N", help="less than the model's own context")
+    limits.add_argument(
+        "--max-context-tokens", type=arguments.count, metavar="N", help="less than the model's own context"
+    )
     limits.add_argument(
         "--max-new-tokens",
-        type=_count,
+        type=arguments.count,
         default=4096,
         metavar="N",
         help="tokens of a completion at most (default: 4096)",
     )
     limits.add_argument(
-        "--max-running", type=_count, default=16, metavar="N", help="requests that run at the same time (default: 16)"
+        "--max-running",
+        type=arguments.count,
+        default=16,
+        metavar="N",
+        help="requests that run at the same time (default: 16)",
     )
     limits.add_argument(
         "--max-queued", type=int, default=64, metavar="N", help="requests that may wait; more are refused (default: 64)"
     )
     limits.add_argument(
         "--max-queued-tokens",
-        type=_count,
+        type=arguments.count,
         default=262144,
         metavar="N",
         help="tokens of all requests that wait, with their completions at their longest (default: 262144)",
     )
     limits.add_argument(
         "--kv-memory",
-        type=_size,
+        type=arguments.size,
         metavar="SIZE",
         help="memory for keys and values, such as 8GiB (default: half of what is free once the model is loaded)",
     )
     limits.add_argument(
         "--method-memory",
-        type=_size,
+        type=arguments.size,
         metavar="SIZE",
         help="memory for methods that look at whole completions (default: half of what is free beside the rest)",
     )
     limits.add_argument(
-        "--max-message-bytes", type=_count, default=4 * 2**20, metavar="N", help="bytes of a request (default: 4 MiB)"
+        "--max-message-bytes",
+        type=arguments.count,
+        default=4 * 2**20,
+        metavar="N",
+        help="bytes of a request (default: 4 MiB)",
     )
     network = made.add_argument_group("network")
     network.add_argument(
@@ -165,14 +174,14 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument("--insecure", action="store_true", help="allow plain text on an address that others can reach")
     network.add_argument(
         "--grace-seconds",
-        type=_seconds,
+        type=arguments.seconds,
         default=10.0,
         metavar="S",
         help="when told to stop, finish running calls for so long, then exit (default: 10)",
     )
     network.add_argument(
         "--reader-timeout",
-        type=_seconds,
+        type=arguments.seconds,
         default=60.0,
         metavar="S",
         help="end a stream that its client has not read for so long (default: 60)",
@@ -196,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     eyes.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     eyes.add_argument(
         "--stall-seconds",
-        type=_seconds,
+        type=arguments.seconds,
         default=120.0,
         metavar="S",
         help="not live when one pass of the model takes longer; more than the longest that your machine needs for "
@@ -212,33 +221,6 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--allow-faults", action="store_true", help=argparse.SUPPRESS)  # see gradellm_server.faults
     return made
-
-
-def _seconds(text: str) -> float:
-    """A time of at least nothing."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 <= seconds < MAX_SECONDS:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and less than {MAX_SECONDS:,}, was {text}")
-    return seconds
-
-
-def _count(text: str) -> int:
-    """A number of at least one."""
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    """Bytes, from a number with or without a unit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")
-    number, unit = match[1], (match[2] or "B").upper()
-    return int(float(number) * (1024 if "I" in unit else 1000) ** "BKMGT".index(unit[0]))
 
 
 def _metrics_listen(options: argparse.Namespace) -> str | None:

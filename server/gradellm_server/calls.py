@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from google.protobuf.message import Message
 
@@ -73,8 +72,8 @@ class Call:
         return (time.monotonic() if self.ended is None else self.ended) - self.began
 
 
-class Watcher(Protocol):
-    """Who is told of calls, on the event loop: metrics, the log, traces."""
+class Watcher:
+    """Who is told of calls, on the event loop: metrics, the log, traces. What one does not define, it does not hear."""
 
     def began(self, call: Call) -> None:
         """It has been let in; nothing is known of its request yet."""

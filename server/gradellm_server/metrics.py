@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from gradellm._version import __version__
 from gradellm_engine import Engine
 from gradellm_engine.loading import software_versions
-from gradellm_server.calls import Call
+from gradellm_server.calls import Call, Watcher
 from gradellm_server.engine_thread import EngineThread
 from gradellm_server.facts import EVALUATION_METRICS, FINISH_REASONS, Facts
 from gradellm_server.translate import SINGLES, STREAMS
@@ -122,8 +122,8 @@ PHASES = {  # what `finished` says a stream took, and where it is told
 }
 
 
-class Metrics:
-    """All metrics, in a registry of their own; a watcher of calls (`calls.Watcher`).
+class Metrics(Watcher):
+    """All metrics, in a registry of their own; a watcher of calls.
 
     Attributes:
         registry: what a scrape reads.
@@ -170,9 +170,6 @@ class Metrics:
         """See `calls.Watcher`."""
         if call.method == "Evaluate":
             self._gauges["evaluations_running"].inc()
-
-    def read(self, call: Call, request: Message) -> None:
-        """See `calls.Watcher`."""
 
     def answered(self, call: Call, answer: Message) -> None:
         """See `calls.Watcher`."""
@@ -265,7 +262,7 @@ def _now(engine: Engine, thread: EngineThread) -> dict[str, float]:
     asked, found = engine.scheduler.prefix_tokens
     return {
         "num_requests_running": thread.num_running,
-        "num_requests_waiting": max(0, thread.num_waiting),
+        "num_requests_waiting": thread.num_waiting,
         "max_running_requests": thread.max_running,
         "max_queued_requests": thread.max_queued,
         "kv_cache_usage_perc": engine.scheduler.num_held_tokens / engine.kv_tokens,

@@ -5,25 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from google.protobuf.message import Message
-
-from gradellm_server.calls import Call
+from gradellm_server.calls import Call, Watcher
 from gradellm_server.logs import FIELDS
 
 logger = logging.getLogger(__name__)
 
 
-class RequestLog:
-    """A watcher of calls (`calls.Watcher`)."""
-
-    def began(self, call: Call) -> None:
-        """See `calls.Watcher`."""
-
-    def read(self, call: Call, request: Message) -> None:
-        """See `calls.Watcher`."""
-
-    def answered(self, call: Call, answer: Message) -> None:
-        """See `calls.Watcher`."""
+class RequestLog(Watcher):
+    """A watcher of calls."""
 
     def ended(self, call: Call) -> None:
         """See `calls.Watcher`."""

@@ -49,7 +49,7 @@ class ComeBack:
             seconds = ends[place]
         else:  # behind all that is known: at the pace of what is
             seconds = ends[-1] * (place + 1) / len(ends)
-        seconds = min(LATEST_SECONDS, max(SOONEST_SECONDS, seconds))
+        seconds = _sensible(seconds)
         self._told.append(max(now + seconds, self._told[-1] if self._told else 0.0))
         return seconds
 
@@ -60,5 +60,10 @@ def seconds_until_room(running: Sequence[float], waiting: Sequence[tuple[float, 
     for end, (_, num_tokens) in zip(ends, waiting, strict=False):
         too_many -= num_tokens
         if too_many <= 0:
-            return min(LATEST_SECONDS, max(SOONEST_SECONDS, end))
-    return min(LATEST_SECONDS, max(SOONEST_SECONDS, ends[-1] if ends else 0.0))
+            return _sensible(end)
+    return _sensible(ends[-1] if ends else 0.0)
+
+
+def _sensible(seconds: float) -> float:
+    """No sooner than is worth a call, no later than anything can be told of."""
+    return min(LATEST_SECONDS, max(SOONEST_SECONDS, seconds))

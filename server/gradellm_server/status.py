@@ -23,7 +23,7 @@ from gradellm_engine import (
 )
 from gradellm_server.access import MethodNotAllowedError, UnknownClientError
 from gradellm_server.engine_thread import EngineFailedError, QueueFullError, ShuttingDownError, SlowReaderError
-from gradellm_server.quota import QuotaError, TooManyStreamsError, TooManyTokensError
+from gradellm_server.quota import TooManyStreamsError, TooManyTokensError
 
 DOMAIN = "gradellm"
 RETRY_SECONDS = 1.0  # where an error does not know better
@@ -49,17 +49,12 @@ def _violations(error: Exception) -> list[Message]:
 
 
 def _retry(error: Exception) -> list[Message]:
-    delay = duration_pb2.Duration()
-    delay.FromNanoseconds(round(1e9 * getattr(error, "retry_seconds", RETRY_SECONDS)))
-    return [error_details_pb2.RetryInfo(retry_delay=delay)]
-
-
-def _retry_after(error: Exception) -> list[Message]:
-    """When the client's own limit has room again; nothing where it never will."""
-    if not isinstance(error, QuotaError) or error.retry_seconds is None:
+    """When a later try may do; nothing where none will."""
+    seconds: float | None = getattr(error, "retry_seconds", RETRY_SECONDS)
+    if seconds is None:
         return []
     delay = duration_pb2.Duration()
-    delay.FromMilliseconds(math.ceil(error.retry_seconds * 1000))
+    delay.FromMilliseconds(math.ceil(seconds * 1000))  # never before there is room
     return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
@@ -76,8 +71,8 @@ TABLE: dict[type[Exception], Row] = {
     ModelLoadError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
     UnknownClientError: Row(code_pb2.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED"),
     MethodNotAllowedError: Row(code_pb2.PERMISSION_DENIED, "METHOD_NOT_ALLOWED"),
-    TooManyStreamsError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry_after),
-    TooManyTokensError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry_after),
+    TooManyStreamsError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry),
+    TooManyTokensError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry),
     ComputationError: Row(code_pb2.INTERNAL, "NOT_FINITE"),  # the model's own fault, whatever was asked
 }
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from gradellm._version import __version__
+from gradellm_server import arguments
 from gradellm_server.reloading import SecurityFileError, read_file
 
 PREFIX = "gradellm_"  # lets scanners for secrets, and people, see what it is
@@ -188,9 +189,9 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Make a token: the token to standard error, once, and the table for the file to standard output."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(argv)
     limits: dict[str, Any] = {
         "expires": options.expires_days and datetime.now(UTC) + timedelta(days=options.expires_days),
         "max_concurrent_streams": options.max_concurrent_streams,
@@ -216,8 +217,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"gradellm {__version__}")
     made.add_argument("name", type=_name, metavar="NAME", help="of the client, in logs and metrics")
     made.add_argument("--expires-days", type=_days, metavar="N", help="days that it is taken for (default: for ever)")
-    made.add_argument("--max-concurrent-streams", type=_count, metavar="N", help="streams at a time")
-    made.add_argument("--tokens-per-minute", type=_count, metavar="N", help="prompt and generated tokens a minute")
+    made.add_argument("--max-concurrent-streams", type=arguments.count, metavar="N", help="streams at a time")
+    made.add_argument(
+        "--tokens-per-minute", type=arguments.count, metavar="N", help="prompt and generated tokens a minute"
+    )
     made.add_argument("--methods", type=_methods, metavar="A,B", help=f"of {', '.join(METHODS)} (default: all)")
     return made
 
@@ -228,14 +231,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
-    return int(text)
-
-
 def _days(text: str) -> int:
-    days = _count(text)
+    days = arguments.count(text)
     if days > MAX_DAYS:
         raise argparse.ArgumentTypeError(f"must be at most {MAX_DAYS}, was {text}")
     return days

@@ -15,9 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.message import Message
-
-from gradellm_server.calls import Call
+from gradellm_server.calls import Call, Watcher
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -41,8 +39,8 @@ class TracingError(Exception):
     """Spans cannot be made."""
 
 
-class Tracing:
-    """A watcher of calls (`calls.Watcher`). Tell others of a call's end after it: it may give the call its trace id."""
+class Tracing(Watcher):
+    """A watcher of calls. Tell others of a call's end after it: it may give the call its trace id."""
 
     def __init__(self, processor: SpanProcessor, version: str) -> None:
         """Send spans to `processor`.
@@ -75,15 +73,6 @@ class Tracing:
         closing = threading.Thread(target=self._provider.shutdown, name="spans-close", daemon=True)
         closing.start()
         closing.join(timeout_seconds)
-
-    def began(self, call: Call) -> None:
-        """See `calls.Watcher`."""
-
-    def read(self, call: Call, request: Message) -> None:
-        """See `calls.Watcher`."""
-
-    def answered(self, call: Call, answer: Message) -> None:
-        """See `calls.Watcher`."""
 
     def ended(self, call: Call) -> None:
         """See `calls.Watcher`. All spans are made now, with the times that they had."""

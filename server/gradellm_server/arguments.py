@@ -1,0 +1,35 @@
+"""What commands' arguments mean: numbers with their bounds. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from gradellm_server.settings import MAX_SECONDS
+
+
+def seconds(text: str) -> float:
+    """A time of at least nothing."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= number < MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than {MAX_SECONDS:,}, was {text}")
+    return number
+
+
+def count(text: str) -> int:
+    """A number of at least one."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes, from a number with or without a unit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")
+    number, unit = match[1], (match[2] or "B").upper()
+    return int(float(number) * (1024 if "I" in unit else 1000) ** "BKMGT".index(unit[0]))
