@@ -13,6 +13,7 @@ from torch import Tensor
 from gradellm_engine import Engine, GradEllm
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.passes import Explain, Part, Target
+from steps import filled, forget
 
 
 def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
@@ -22,8 +23,7 @@ def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tenso
     run = decoder.explained_pass(parts)
     scores = [row.clone() for row in run.heat_maps([Target(7), Target(9, 3), Target(11)])]
     decoder.recordings = None
-    for part in parts:
-        del part.slot.ids[part.start :]
+    forget(parts)
     return run.logits.clone(), scores
 
 
@@ -53,13 +53,7 @@ def test_scores_are_the_same(
     decoder = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20)._model.decoder
     decoder.allocate_pool(200)
     switches = replace(GradEllm(), layers=GradEllm().selected_layers(decoder.num_layers))
-    parts = []
-    for seed, length in enumerate((1, 5, 30)):
-        slot = decoder.pool.allocate(length + 3)
-        assert slot is not None
-        ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-        decoder.read([Part.new(slot, ids[:-1])])
-        parts.append(Part.new(slot, ids[-1:], Explain(switches)))
+    parts = filled(decoder, (1, 5, 30), Explain(switches))
     logits, rows = outcome(decoder, parts)
     decoder.compile(backend="aot_eager")
     assert decoder._compiled is not None

@@ -17,6 +17,7 @@ from gradellm_engine.kv_pool import Sequences
 from gradellm_engine.methods.grad_ellm import weighted_effect
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.settings import Loosening, Magnitude, Rectify
+from steps import filled, forget
 
 pytest.importorskip("triton")
 from gradellm_engine.fused_attention import FusedAttention, MapKind
@@ -130,13 +131,7 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     decoder.allocate_pool(400)
     for method in METHODS:
         switches = replace(method, layers=method.selected_layers(decoder.num_layers))
-        parts = []
-        for seed, length in enumerate((1, 5, 30)):
-            slot = decoder.pool.allocate(length + 3)
-            assert slot is not None
-            ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-            decoder.read([Part.new(slot, ids[:-1])])
-            parts.append(Part.new(slot, ids[-1:], Explain(switches)))
+        parts = filled(decoder, (1, 5, 30), Explain(switches))
         (plain, rows), (logits, fused_rows) = (outcome(decoder, parts, fused=fused) for fused in (False, True))
         assert close(logits, plain.double().cpu(), 1e-5)
         for row, expected in zip(fused_rows, rows, strict=True):
@@ -150,6 +145,5 @@ def outcome(decoder: Decoder, parts: Sequence[Part], *, fused: bool) -> tuple[Te
     run = decoder.explained_pass(parts)
     assert decoder._takes_at_once(parts)
     scores = run.heat_maps([Target(7), Target(9, 3), Target(11)])
-    for part in parts:
-        del part.slot.ids[part.start :]
+    forget(parts)
     return run.logits, scores

@@ -19,6 +19,7 @@ from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.recorded import rounded_up
 from gradellm_engine.settings import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.step_pass import StepShape, is_step
+from steps import filled, forget
 
 LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
 SWITCHES = [
@@ -38,18 +39,6 @@ def decoder(model_path: Callable[[str], Path]) -> Callable[[str], Decoder]:
         return decoder
 
     return cache(load)
-
-
-def filled(decoder: Decoder, lengths: Sequence[int]) -> list[Part]:
-    """A new token for sequences of these lengths, none explained."""
-    parts = []
-    for seed, length in enumerate(lengths):
-        slot = decoder.pool.allocate(length + 20)
-        assert slot is not None
-        ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-        decoder.read([Part.new(slot, ids[:-1])])
-        parts.append(Part.new(slot, ids[-1:]))
-    return parts
 
 
 def explained(parts: Sequence[Part], switches: GradEllm, num_layers: int, *, domains: bool = False) -> list[Part]:
@@ -76,8 +65,7 @@ def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tenso
         run = decoder.explained_pass(parts)
         logits = run.logits.clone()
         maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(parts)][: len(parts)])]
-    for part in parts:
-        del part.slot.ids[part.start :]
+    forget(parts)
     return logits, maps
 
 
