@@ -77,7 +77,7 @@ def attention_output(
     compute = torch.promote_types(q.dtype, torch.float32)
     if by_hand or not form.is_plain or (T == 1 and compute == q.dtype):
         attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
-        return attended.o.to(q.dtype), attended
+        return attended.output().to(q.dtype), attended
     if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
         K, V = K.view(-1, G, *K.shape[-2:]), V.view(-1, G, *V.shape[-2:])
         seen = None if visible is None else visible.view(-1, 1, 1, K.shape[2])
@@ -121,7 +121,6 @@ class Attended:
         V: the values. [G, N, Dv]
         S: query-key products, scaled; of a key that the query does not see, it may be -inf. [G, r, T, N]
         A: attention weights. [G, r, T, N]
-        o: the output. [G, r, T, Dv]
         form: the layer's attention.
     """
 
@@ -130,8 +129,11 @@ class Attended:
     V: Tensor
     S: Tensor
     A: Tensor
-    o: Tensor
     form: AttentionForm
+
+    def output(self) -> Tensor:
+        """The output, A V. [G, r, T, Dv]"""
+        return by_group(self.A, self.V)
 
 
 def grouped(heads: Tensor, num_groups: int) -> Tensor:
@@ -149,7 +151,7 @@ def by_group(x: Tensor, M: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
-    """The forward pass, every product kept. Arguments as for `attention_output`."""
+    """The forward pass as far as its weights, every product kept. Arguments as for `attention_output`."""
     Z = S = by_group(q * form.scaling, K.mT)
     if form.softcap is not None:
         Z = form.softcap * torch.tanh(S / form.softcap)
@@ -165,7 +167,7 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
     else:
         sinks = form.sinks.to(Z.dtype).view(*q.shape[-4:-2], 1, 1).expand(*q.shape[:-1], 1)
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return Attended(q, K, V, S, A, by_group(A, V), form)
+    return Attended(q, K, V, S, A, form)
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,9 @@ def value_gradients(forward: Attended, w: Tensor) -> Tensor:
     return by_group(w, forward.V.mT)
 
 
-def mean_effect(forward: Attended, w: Tensor) -> Tensor:
-    """(dl/do) . o = sum_j a_hj u_hj: what each head's output does to the target. [G, r, T, Dv] -> [G, r, T, 1]"""
-    return (w * forward.o).sum(-1, keepdim=True)
+def mean_effect(forward: Attended, U: Tensor) -> Tensor:
+    """(dl/do) . o = sum_j a_hj u_hj: what each head's output does to the target. [G, r, T, N] -> [G, r, T, 1]"""
+    return (forward.A * U).sum(-1, keepdim=True)
 
 
 def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:

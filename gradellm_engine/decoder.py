@@ -43,6 +43,7 @@ ATTENTION_KERNEL = "gradellm"
 # Tokens of the longest sequence of a step on a CPU: beyond it, copying keys and values takes longer than it saves.
 _GATHERED_WIDTH = 192
 _LONGEST_REASON = 200  # characters
+_TRIED_TOKENS = 2  # the first sees only itself
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ class Decoder:
         with torch.no_grad():
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.products = Products(model.base_model)
+        self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
         self._fused: FusedAttention | None = _fused_attention(self.device) if self._is_on_one_device else None
 
@@ -251,6 +253,29 @@ class Decoder:
         """Make room for so many tokens of all sequences together."""
         self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens)
         self.recordings = None
+        if self._leaves_out is None:
+            self._leaves_out = self.products.max_tokens > 0 and self._can_leave_out()
+
+    def _can_leave_out(self) -> bool:
+        """Whether nothing looks at attention's outputs in a pass of which all linear layers' are known.
+
+        Tried with tokens whose attention gives NaN: a gate behind it, say, would make scores of that.
+        """
+        slot = self.pool.allocate(_TRIED_TOKENS)
+        if slot is None:
+            raise RuntimeError("a new pool has room")
+        try:
+            self._leaves_out = True
+            for token_id in range(_TRIED_TOKENS):
+                self.step([Part.new(slot, [token_id], read_again=_TRIED_TOKENS)])
+            explain = Explain(GradEllm(layers=tuple(range(self.num_layers))))
+            part = Part.again(slot, 0, _TRIED_TOKENS, explain)
+            if not self.products.know([part]):
+                return False
+            (scores,) = self.replay([part], [Target(0)] * _TRIED_TOKENS)
+            return bool(scores.isfinite().all())
+        finally:
+            slot.close()
 
     def record_steps(self, recorder: Recorder | None = None) -> None:
         """From now on, record decode steps and replay them: by CUDA graphs, on a single GPU; else not."""
@@ -406,6 +431,7 @@ class Decoder:
 
     def _forward(self, run: Pass, parts: Sequence[Part], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
+        run.needs_outputs = not (self._leaves_out and self.products.know(parts))
         with self.products.during(parts):
             first = self._run(run.row, run, model, **kwargs)
         _hold(parts)

@@ -139,6 +139,8 @@ class Pass(Protocol):
     """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
     lowest: int
     """The lowest layer that is explained."""
+    needs_outputs: bool
+    """Whether the model looks at what attention gives; not where all that it would make of that is known."""
 
     @property
     def row(self) -> Tensor:
@@ -204,6 +206,7 @@ class PartsPass:
         parts: the sequences.
         rotary_of: which of the model's rotary embeddings each layer takes.
         anchor: see `Pass`.
+        needs_outputs: see `Pass`.
         places: where each part's tokens stand in the row of all.
         kept: of each explained part, what layers keep of their attention, by what they see.
     """
@@ -211,6 +214,7 @@ class PartsPass:
     parts: Sequence[Part]
     rotary_of: Mapping[int, int]
     anchor: Tensor | None = None
+    needs_outputs: bool = True
     places: list[slice] = field(default_factory=list)
     kept: dict[int, dict[tuple[int | None, torch.device], LikeLayers]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
@@ -313,6 +317,9 @@ class PartsSite:
 
     def output(self, query: Tensor) -> Tensor:
         """See `Site`."""
+        if not self.run.needs_outputs:  # who looks all the same shall not take it for numbers
+            (_, H, T, _), Dv = query.shape, self.run.parts[0].slot.values(self.index, 0, 0).shape[-1]
+            return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
         outputs = []
         for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
             _, K, V, visible = self.seen(i)
@@ -322,7 +329,7 @@ class PartsSite:
             if keeps and products is not None:
                 self.kept[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None].contiguous()
+        return _joined(outputs)[None].contiguous()
 
     def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
         """See `Site`."""
@@ -334,7 +341,7 @@ class PartsSite:
                 backs.append(back or self._nothing(part, q))
         if not goes_on:
             return None
-        dq, dk, dv = backs[0] if len(backs) == 1 else (torch.cat(shares, dim=1) for shares in zip(*backs, strict=True))
+        dq, dk, dv = (_joined(shares, dim=1) for shares in zip(*backs, strict=True))
         return dq[None], dk[None], dv[None]
 
     def _nothing(self, part: Part, query: Tensor) -> Back:
@@ -372,6 +379,11 @@ class PartsSite:
         return its_q.view(q.shape), unrotated(self.module, forward.K[None], *part.slot.rotary(table, first, part.end))[
             0
         ]
+
+
+def _joined(shares: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Behind one another; a single one is not copied."""
+    return shares[0] if len(shares) == 1 else torch.cat(tuple(shares), dim)
 
 
 def keeps_products(q: Tensor, K: Tensor, most: int) -> bool:

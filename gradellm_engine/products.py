@@ -69,6 +69,11 @@ class _Row:
     of: dict[nn.Module, Tensor]
     index: int
 
+    def output(self, layer: nn.Module) -> Tensor | None:
+        """What a layer gave it, None where that is not known. [1, 1, out]"""
+        its = self.of.get(layer)
+        return its if its is None or its.shape[1] == 1 else its[:, self.index : self.index + 1]
+
 
 @dataclass
 class _Chunk:
@@ -90,9 +95,8 @@ class _Known:
     rows: Sequence[_Row]
 
     def known(self, layer: nn.Module) -> Tensor | None:
-        if any(layer not in row.of for row in self.rows):
-            return None
-        return torch.cat([row.of[layer][:, row.index : row.index + 1] for row in self.rows], dim=1)
+        rows = [row.output(layer) for row in self.rows]
+        return None if any(row is None for row in rows) else torch.cat(rows, dim=1)  # type: ignore[arg-type]
 
     def note(self, layer: nn.Module, output: Tensor) -> None:
         pass  # it came of what is known
@@ -132,6 +136,11 @@ class Products:
             for row, part in enumerate(noted.parts):
                 self._chunks[part.slot].rows[part.start] = _Row(settled, row)
 
+    def know(self, parts: Sequence[Part]) -> bool:
+        """Whether all is known of all tokens of a pass: what every layer will give."""
+        known = self._known(parts)
+        return known is not None and all(len(row.of) == len(self._layers) for row in known.rows)
+
     def _to_note(self, parts: Sequence[Part]) -> _Noted | None:
         wanted = [part.read_again > 0 and self._has_room(part) for part in parts]
         if not any(wanted):
@@ -153,9 +162,17 @@ class Products:
 
     def _recalled(self, parts: Sequence[Part]) -> _Known | None:
         """What is known of all tokens of the pass; it is forgotten with this."""
+        known = self._known(parts)
+        for part in parts:
+            if not part.is_new:
+                self._chunks.pop(part.slot, None)
+        return known
+
+    def _known(self, parts: Sequence[Part]) -> _Known | None:
+        """What is known of all tokens of the pass; None where it is not of some."""
         rows: list[_Row | None] = []
         for part in parts:
-            chunk = None if part.is_new else self._chunks.pop(part.slot, None)
+            chunk = None if part.is_new else self._chunks.get(part.slot)
             rows += [chunk.rows.get(place) for place in range(part.start, part.end)] if chunk else [None]
         known = [row for row in rows if row is not None]
         return _Known(known) if len(known) == len(rows) else None

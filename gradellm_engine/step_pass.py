@@ -95,6 +95,7 @@ class StepPass:
         fused: the kernels that compute attention; None for torch's.
         anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
+        needs_outputs: it gives them in any case.
         totals: the sum of layers' scores, the last token's in the last column. [B, T, L]
     """
 
@@ -116,6 +117,7 @@ class StepPass:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
         self.anchor: Tensor | None = None
         self.lowest = 0
+        self.needs_outputs = True
         if shape.switches is not None:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = Explain(shape.switches).selected[0]

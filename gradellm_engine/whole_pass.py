@@ -55,7 +55,7 @@ class WholePass(Attending):
             attended = attend(q.to(compute), key.to(compute), value.to(compute), visible, form)
             if self.watch is not None:
                 self.watch(index, attended)
-            o = by_group(attended.A.detach(), attended.V) if self.weights_are_constant else attended.o
+            o = by_group(attended.A.detach(), attended.V) if self.weights_are_constant else attended.output()
             o = o.to(query.dtype)
         else:
             o, _ = attention_output(q, key, value, visible, form)

@@ -59,7 +59,7 @@ def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitud
         case Magnitude.CHANNEL_ABS:
             return (A * by_group(w.abs(), forward.V.abs().mT)).sum(HEADS)
         case Magnitude.KNOCKOUT:
-            return (A * (U - mean_effect(forward, w))).abs().sum(HEADS)
+            return (A * (U - mean_effect(forward, U))).abs().sum(HEADS)
 
 
 def min_max(s: Tensor, domain: Tensor | None) -> Tensor:

@@ -142,9 +142,9 @@ def test_each_query_equals_autograd_over_constant_earlier_tokens(
         columns = [j - first for j in seen]
         assert close(forward.A[:, :, t, columns], A.detach().reshape(G, r, -1))
         assert forward.A[:, :, t].count_nonzero() <= G * r * len(seen)  # nothing of what is not seen
-        assert close(forward.o[:, :, t], o.detach())
+        assert close(forward.output()[:, :, t], o.detach())
         assert close(U[:, :, t, columns], A.grad.reshape(G, r, -1))
-        assert close(mean_effect(forward, w)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
+        assert close(mean_effect(forward, U)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
         assert close(back.dq[:, :, t], one_q.grad)
         assert close(back.dk[:, t], own_k.grad)
         assert close(back.dv[:, t], own_v.grad)
@@ -186,7 +186,7 @@ def test_outputs_equal_a_plain_loop(
         o, kept = attention_output(q, K[:, first:], V[:, first:], visible, form, by_hand=by_hand)
         assert close(o, expected)
         assert kept is not None or not by_hand
-    assert close(forward.o, expected)
+    assert close(forward.output(), expected)
 
 
 @given(T=lengths, start=starts, window=windows, softcap=softcaps, with_sinks=st.booleans(), seed=seeds)
@@ -242,7 +242,7 @@ def test_many_sequences_equal_each_alone(
         columns = slice(hidden if i < B - 1 else 0, None)
         alone = attend(q[i], K[i, :, columns], V[i, :, columns], None, form)
         its_back = attention_backward(alone, w[i], value_gradients(alone, w[i]), alone.K.shape[1] - 1)
-        assert close(o[i], alone.o)
+        assert close(o[i], alone.output())
         assert close(forward.A[i, ..., columns], alone.A)
         assert close(back.dq[i], its_back.dq)
         assert close(back.dk[i], its_back.dk)
@@ -282,7 +282,7 @@ def test_a_sink_takes_attention_and_gives_no_value() -> None:
     _, forward = attended(q, K, V, 1, AttentionForm(1.0, sinks=torch.tensor([0.0])))
     third = 1 / 3
     assert torch.allclose(forward.A, torch.tensor([[[[third, third, 0], [0.25, 0.25, 0.25]]]]))
-    assert torch.allclose(forward.o, torch.tensor([[[[2 * third] * 2, [0.75] * 2]]]))
+    assert torch.allclose(forward.output(), torch.tensor([[[[2 * third] * 2, [0.75] * 2]]]))
 
 
 @given(start=starts, T=lengths, window=windows)
@@ -333,7 +333,7 @@ def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: N
     alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1])
     many = (attended(q, K, V, 0, only_itself)[1], w)
     for forward, its_w in (alone, many):
-        assert close(forward.o, forward.V[:, None].expand(-1, 2, -1, -1))
+        assert close(forward.output(), forward.V[:, None].expand(-1, 2, -1, -1))
         back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0)
         assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
         assert back.dk.abs().max() < 1e-12

@@ -65,7 +65,7 @@ def check(
         its_w = grouped(w[its].transpose(0, 1).double(), G)
         exact = attend(grouped(q[its].transpose(0, 1).double(), G), k, v, seen, form)
         U = value_gradients(exact, its_w)
-        expected = exact.o.flatten(0, 1).transpose(0, 1)
+        expected = exact.output().flatten(0, 1).transpose(0, 1)
         assert close(kept.output[its], expected, EXACT)
         assert close(output[its], expected, ROUNDED[dtype])
         maps = back.maps[:, row].sum(1)

@@ -146,11 +146,11 @@ def test_knockout_is_what_taking_a_token_out_changes(normal: Normal) -> None:
     """The first order of it, and so close where the token's weight is small."""
     layer = drawn(normal, 5, AttentionForm(0.01), G=1, r=1, N=400)
     knockout = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)[0]
-    target = (layer.w * layer.forward.o).sum()
+    target = (layer.w * layer.forward.output()).sum()
     for i in (0, 17, 399):
         rest = [j for j in range(400) if j != i]
         without = attend(layer.forward.q, layer.forward.K[:, rest], layer.forward.V[:, rest], None, AttentionForm(0.01))
-        change = ((layer.w * without.o).sum() - target).abs()
+        change = ((layer.w * without.output()).sum() - target).abs()
         assert torch.allclose(knockout[i], change, rtol=0.01)
 
 
@@ -163,7 +163,7 @@ def test_absolute_sums_only_grow_with_detail(normal: Normal, seed: int, T: int) 
     assert (effect[Magnitude.CHANNEL_ABS] >= effect[Magnitude.HEAD_ABS] - slack).all()
     assert all((effect[m] >= 0).all() for m in Magnitude if m is not Magnitude.SIGNED_SUM)
     # All tokens' signed effects together are the output's own: sum_i a_i (w . v_i) = w . o
-    whole = (layer.w * layer.forward.o).sum((0, 1, 3))
+    whole = (layer.w * layer.forward.output()).sum((0, 1, 3))
     assert torch.allclose(effect[Magnitude.SIGNED_SUM].sum(-1), whole, atol=1e-12)
 
 

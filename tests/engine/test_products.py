@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling, Sources
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.linear_kernels import FrozenWeight
-from gradellm_engine.passes import Explain, Part, Target
+from gradellm_engine.passes import Explain, Part, PartsSite, Target
 from gradellm_engine.products import Products
 from gradellm_engine.settings import GradEllm
 from oracle import relative_error
@@ -77,6 +77,42 @@ def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
     (again,) = decoder.replay([part], targets(part))  # forgotten by now
     assert len(computed) == len(decoder.products._layers)
     assert relative_error(known, again) <= 1e-5
+
+
+def test_attention_whose_output_nobody_looks_at_gives_none(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = sequence(decoder)
+    outputs: list[Tensor] = []
+    output = PartsSite.output
+    monkeypatch.setattr(PartsSite, "output", lambda site, query: outputs.append(output(site, query)) or outputs[-1])
+    (known,) = decoder.replay([part], targets(part))
+    assert all(o.isnan().all() for o in outputs)
+    outputs.clear()
+    (again,) = decoder.replay([part], targets(part))
+    assert all(o.isfinite().all() for o in outputs)
+    assert relative_error(known, again) <= 1e-5
+
+
+def test_attention_behind_which_something_else_stands_gives_it(decoder: Decoder) -> None:
+    """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
+    model: nn.Module = decoder._model
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args: (args[0] * args[0],))
+        for name, layer in model.named_modules()
+        if name.endswith("o_proj")
+    ]
+    assert len(hooks) == 3
+    try:
+        decoder._leaves_out = None
+        decoder.allocate_pool(400)
+        assert decoder._leaves_out is False
+        part = sequence(decoder)
+        (known,) = decoder.replay([part], targets(part))
+        (again,) = decoder.replay([part], targets(part))
+        assert relative_error(known, again) <= 1e-5
+    finally:
+        for hook in hooks:
+            hook.remove()
+        decoder._leaves_out = None
 
 
 def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: list[FrozenWeight]) -> None:
