@@ -201,12 +201,12 @@ def mean_effect(forward: Attended, U: Tensor) -> Tensor:
 def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
     # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
-    dS = torch._softmax_backward_data(U, forward.A, -1, U.dtype).mul_(forward.form.scaling)
+    dS, c = torch._softmax_backward_data(U, forward.A, -1, U.dtype), forward.form.scaling
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
     return Gradients(
-        dq=by_group(dS, forward.K),
-        dk=(_on_diagonal(dS, own) * forward.q).sum(-3),
+        dq=by_group(dS, forward.K).mul_(c),
+        dk=(_on_diagonal(dS, own) * forward.q).sum(-3).mul_(c),
         dv=(_on_diagonal(forward.A, own) * w).sum(-3),
     )
 

@@ -35,19 +35,25 @@ class RMSForm:
 
     def inverse(self, x: Tensor) -> Tensor:
         """Of each row, r. [.., hidden] -> [.., 1]"""
-        return torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + self.eps)
+        return torch.rsqrt(_single(x).pow(2).mean(-1, keepdim=True) + self.eps)
 
-    def output(self, x: Tensor, inverse: Tensor) -> Tensor:
-        """Of each row, y. [.., hidden], [.., 1] -> [.., hidden]"""
-        normed = x.to(torch.float32) * inverse
-        return normed.to(x.dtype) * self.scale if self.is_narrow else (normed * self.scale).to(x.dtype)
+    def output(self, normed: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each row, y from n, in the input's type. [.., hidden] -> [.., hidden]"""
+        if normed.dtype is dtype:
+            return normed * self.scale
+        return normed.to(dtype) * self.scale if self.is_narrow else (normed * self.scale).to(dtype)
 
-    def gradient(self, x: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
-        """By the input, from dl/dy. [.., hidden], [.., 1], [.., hidden] -> [.., hidden]"""
-        normed = x.to(torch.float32) * inverse
-        g = (gradient * self.scale).to(torch.float32) if self.is_narrow else gradient.to(torch.float32) * self.scale
+    def gradient(self, normed: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
+        """By the input, from n, r and dl/dy, in its type. [.., hidden], [.., 1], [.., hidden] -> [.., hidden]"""
+        g = _single(gradient * self.scale) if self.is_narrow else _single(gradient) * self.scale
         along = (g * normed).sum(-1, keepdim=True)
-        return (torch.addcmul(g, normed, along, value=-1 / x.shape[-1]) * inverse).to(x.dtype)
+        by_input = torch.addcmul(g, normed, along, value=-1 / normed.shape[-1]) * inverse
+        return by_input if by_input.dtype is gradient.dtype else by_input.to(gradient.dtype)
+
+
+def _single(x: Tensor) -> Tensor:
+    """In float32; to ask that of what is so already takes as long as a small product."""
+    return x if x.dtype is torch.float32 else x.to(torch.float32)
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -76,7 +82,7 @@ def _form_of(module: nn.Module) -> RMSForm | None:
     drawn[0] *= eps**0.5  # where it counts
     x, w = drawn.to(weight), weight.detach()
     for form in (RMSForm(w, eps, True), RMSForm(w, eps, False), RMSForm(1 + w.float(), eps, False)):
-        if torch.equal(form.output(x, form.inverse(x)), module(x)):
+        if torch.equal(form.output(_single(x) * form.inverse(x), x.dtype), module(x)):
             return form
     return None
 
@@ -111,13 +117,15 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, form: RMSForm) -> Tensor:  # noqa: ANN401
         inverse = form.inverse(x)
+        normed = _single(x) * inverse
         ctx.form = form
-        ctx.save_for_backward(x, inverse)
-        return form.output(x, inverse)
+        ctx.save_for_backward(x, normed, inverse)
+        return form.output(normed, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        x, inverse = ctx.saved_tensors
+        x, normed, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
             inverse = ctx.form.inverse(x)
-        return ctx.form.gradient(x, inverse, gradients[0]), None
+            normed = _single(x) * inverse
+        return ctx.form.gradient(normed, inverse, gradients[0]), None

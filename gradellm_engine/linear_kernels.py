@@ -90,6 +90,8 @@ def by_stretches(x: Tensor, weight: Tensor, count: int) -> Tensor:
     """The product x W^T, each stretch of W's rows by itself: y_s = W_s x^T. [.., in], [out, in] -> [.., out]"""
     rows = x.reshape(-1, x.shape[-1])
     products = torch.bmm(weight.view(count, -1, weight.shape[1]), rows.t().expand(count, -1, -1))  # [count, ., rows]
+    if len(rows) == 1:
+        return products.view(*x.shape[:-1], -1)
     return products.view(-1, len(rows)).t().reshape(*x.shape[:-1], -1)
 
 

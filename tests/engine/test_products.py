@@ -83,7 +83,12 @@ def test_attention_whose_output_nobody_looks_at_gives_none(decoder: Decoder, mon
     part = sequence(decoder)
     outputs: list[Tensor] = []
     output = PartsSite.output
-    monkeypatch.setattr(PartsSite, "output", lambda site, query: outputs.append(output(site, query)) or outputs[-1])
+
+    def noted(site: PartsSite, query: Tensor) -> Tensor:
+        outputs.append(output(site, query))
+        return outputs[-1]
+
+    monkeypatch.setattr(PartsSite, "output", noted)
     (known,) = decoder.replay([part], targets(part))
     assert all(o.isnan().all() for o in outputs)
     outputs.clear()
