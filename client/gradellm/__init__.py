@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         OverloadedError,
         PermissionDeniedError,
         ServerError,
+        StreamBrokenError,
         UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         TokenizedPrompt,
         Usage,
     )
+    from gradellm.retrying import Retry
     from gradellm.security import Tls
 
 __all__ = [
@@ -98,11 +100,13 @@ __all__ = [
     "PermissionDeniedError",
     "PromptToken",
     "Provenance",
+    "Retry",
     "Sampling",
     "ServerError",
     "ServerInfo",
     "Source",
     "Started",
+    "StreamBrokenError",
     "Timings",
     "Tls",
     "Token",
@@ -120,6 +124,7 @@ _MODULES = {
     "Client": "client",
     "EvaluationReport": "evaluation.report",
     "Explanation": "explanation",
+    "Retry": "retrying",
     "Tls": "security",
     "Violation": "errors",
 }

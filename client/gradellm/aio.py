@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -13,11 +13,14 @@ from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExcee
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Collector
 from gradellm.local import LocalServer
+from gradellm.retrying import Retry
 from gradellm.security import Security
+from gradellm.targets import Rotation, split
+from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
         TokenizeKeywords,
     )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
+    from gradellm.retrying import Attempts
     from gradellm.security import Tls
 
 __all__ = ["AsyncClient"]
@@ -46,27 +50,34 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         token: str | None = None,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
+        retry: Retry | None = Retry(),  # noqa: B008 (it cannot change)
     ) -> None:
-        self.target = target
-        self._security = Security(target, credentials=credentials, tls=tls, token=token)
+        self.targets = split(target)
+        self.target = ",".join(self.targets)
+        self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
+        self._retry = retry
+        self._rotation = Rotation(len(self.targets))
         self._closed = False
         self._server: LocalServer | None = None
 
     @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        """The connection, made at the first call, since it takes the running event loop."""
+    def _channels(self) -> list[grpc.aio.Channel]:
+        """The connections, made at the first call, since they take the running event loop."""
+        return [self._connect(target) for target in self.targets]
+
+    def _connect(self, target: str) -> grpc.aio.Channel:
         if self._security.credentials is None:
-            return grpc.aio.insecure_channel(self.target, calls.CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self._security.credentials, calls.CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
 
     @cached_property
-    def _stub(self) -> explainer_pb2_grpc.ExplainerServiceStub:
-        return explainer_pb2_grpc.ExplainerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+    def _stubs(self) -> list[explainer_pb2_grpc.ExplainerServiceStub]:
+        return [explainer_pb2_grpc.ExplainerServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
 
     @classmethod
     async def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:
@@ -85,8 +96,9 @@ class AsyncClient:
         return client
 
     async def _answers(self) -> bool:
+        call = calls.server_info({"timeout": LocalServer.PROBE_SECONDS})
         try:
-            await self.server_info(timeout=LocalServer.PROBE_SECONDS)
+            await self._answer(call, None)
         except (UnavailableError, DeadlineExceededError):
             return False
         return True
@@ -98,9 +110,15 @@ class AsyncClient:
         """
         return self._events(calls.generate(prompt, keywords))
 
-    async def explain(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> Explanation:
+    async def explain(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[GenerateKeywords],
+    ) -> Explanation:
         """Generate a completion and return it with its attribution, collected. Keywords as in `Client.generate`."""
-        return await _collected(self.generate(prompt, **keywords))
+        return await _collected(self._events(calls.generate(prompt, keywords), on_event))
 
     def attribute_events(
         self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]
@@ -108,9 +126,15 @@ class AsyncClient:
         """Explain a completion that exists already. Keywords as in `Client.attribute_events`."""
         return self._events(calls.attribute(prompt, keywords))
 
-    async def attribute(self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]) -> Explanation:
+    async def attribute(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[AttributeKeywords],
+    ) -> Explanation:
         """Explain a completion that exists already, collected. Keywords as in `Client.attribute_events`."""
-        return await _collected(self.attribute_events(prompt, **keywords))
+        return await _collected(self._events(calls.attribute(prompt, keywords), on_event))
 
     def evaluate_events(
         self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
@@ -118,23 +142,31 @@ class AsyncClient:
         """Tell how faithful explanations of a completion are. Keywords as in `Client.evaluate_events`."""
         return self._events(calls.evaluate(prompt, keywords))
 
-    async def evaluate(self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]) -> EvaluationReport:
+    async def evaluate(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[EvaluateKeywords],
+    ) -> EvaluationReport:
         """Tell how faithful explanations of a completion are, collected. Keywords as in `Client.evaluate_events`."""
-        return EvaluationReport.from_events([event async for event in self.evaluate_events(prompt, **keywords)])
+        events = self._events(calls.evaluate(prompt, keywords), on_event)
+        return EvaluationReport.from_events([event async for event in events])
 
     async def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
         """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""
-        return await self._answer(calls.tokenize(prompt, keywords))
+        return await self._answer(calls.tokenize(prompt, keywords), self._retry)
 
     async def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
         """Ask which model is served, what can be asked of it and where the limits are."""
-        return await self._answer(calls.server_info(keywords))
+        return await self._answer(calls.server_info(keywords), self._retry)
 
     async def close(self) -> None:
-        """Cancel what is under way, close the connection, and end the server if it is this client's own."""
+        """Cancel what is under way, close the connections, and end the server if it is this client's own."""
         self._closed = True
-        if "_channel" in self.__dict__:
-            await self._channel.close()
+        if "_channels" in self.__dict__:
+            for channel in self._channels:
+                await channel.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.close)
 
@@ -146,36 +178,69 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _answer(self, call: calls.Call[Result]) -> Result:
-        self._check_open()
-        try:
-            send = getattr(self._stub, call.rpc)
-            return call.read(await send(call.request, timeout=call.timeout, metadata=self._security.metadata))
-        except grpc.RpcError as error:
-            raise call.failed(error, self.target) from error
-        except asyncio.CancelledError as error:
-            self._raise_if_closed_meanwhile(error)
-            raise
+    async def _answer(self, call: calls.Call[Result], retry: Retry | None) -> Result:
+        attempts = call.attempts(retry, self.targets)
+        while True:
+            self._check_open()
+            index = self._rotation.take()
+            try:
+                send = getattr(self._stubs[index], call.rpc)
+                answer = await send(call.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            except grpc.RpcError as error:
+                await self._wait_after(error, call, attempts, index)
+            except asyncio.CancelledError as error:
+                self._raise_if_closed_meanwhile(error)
+                raise
+            else:
+                self._rotation.worked(index)
+                return call.read(answer)
 
-    def _events(self, call: calls.Call[Event | None]) -> AsyncGenerator[Event, None]:
+    def _events(
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None = None
+    ) -> AsyncGenerator[Event, None]:
         self._check_open()
-        return self._stream(call)
+        return self._stream(call, on_event)
 
-    async def _stream(self, call: calls.Call[Event | None]) -> AsyncGenerator[Event, None]:
-        self._check_open()
-        send = getattr(self._stub, call.rpc)
-        responses = send(call.request, timeout=call.timeout, metadata=self._security.metadata)
-        try:
-            async for response in responses:
-                if (event := call.read(response)) is not None:
-                    yield event
-        except grpc.RpcError as error:
-            raise call.failed(error, self.target) from error
-        except asyncio.CancelledError as error:
-            self._raise_if_closed_meanwhile(error)
-            raise
-        finally:
-            responses.cancel()  # without effect on a call that is over
+    async def _stream(
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
+    ) -> AsyncGenerator[Event, None]:
+        stream, attempts = UnbrokenStream(call), call.attempts(self._retry, self.targets)
+        while True:
+            self._check_open()
+            index = self._rotation.take()
+            send = getattr(self._stubs[index], call.rpc)
+            responses = send(stream.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            failure: grpc.RpcError | UnavailableError | None
+            try:
+                while True:
+                    try:
+                        response = await responses.read()
+                    except grpc.RpcError as error:
+                        failure = error
+                        break
+                    if response is grpc.aio.EOF:
+                        failure = stream.cut_off(self.targets[index])
+                        break
+                    if (event := stream.take(response, self.targets[index])) is not None:
+                        attempts.progressed()
+                        if on_event is not None:
+                            on_event(event)
+                        yield event
+            except asyncio.CancelledError as error:
+                self._raise_if_closed_meanwhile(error)
+                raise
+            finally:
+                responses.cancel()  # without effect on a call that is over
+            if failure is None:
+                self._rotation.worked(index)
+                return
+            await self._wait_after(failure, call, attempts, index)
+
+    async def _wait_after(
+        self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int
+    ) -> None:
+        """Wait for the next try; raise what the caller gets where there is none."""
+        await asyncio.sleep(call.pause_after(failure, attempts, self._rotation, index, self.targets[index]))
 
     def _raise_if_closed_meanwhile(self, error: asyncio.CancelledError) -> None:
         """Tell the closing of the channel from the cancelling of the task: gRPC raises the same for both."""

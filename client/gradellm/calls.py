@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import grpc
 
 from gradellm import requests, responses
-from gradellm.errors import from_rpc
+from gradellm.errors import GradellmError, from_rpc
 from gradellm.results import Event, ServerInfo, TokenizedPrompt
+from gradellm.retrying import Attempts, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from google.protobuf.message import Message
 
-    from gradellm.errors import GradellmError
+    from gradellm.errors import UnavailableError
+    from gradellm.targets import Rotation
 
 Result = TypeVar("Result")
 
@@ -28,6 +30,16 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.lb_policy_name", "round_robin"),  # replicas share the load where a dns:/// target has several addresses
+    # A host that vanished says nothing: it is asked while a call is open, so that the call can go on elsewhere.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # counts where this is longer
+    # A server that starts anew is found again soon, and so are names that change.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+    ("grpc.enable_retries", 0),  # calls are tried again by `gradellm.retrying`
 )
 """For both kinds of channel."""
 
@@ -43,6 +55,27 @@ class Call(Generic[Result]):
     """From a response proto to what the caller gets."""
     timeout: float | None
     """Seconds."""
+
+    def attempts(self, retry: Retry | None, targets: Sequence[str]) -> Attempts:
+        """Return the tries that it may take."""
+        has_replicas = any(target.startswith("dns:") for target in targets)
+        return Attempts(retry or Retry(attempts=1, resume_seconds=0), self.timeout, has_replicas=has_replicas)
+
+    def pause_after(
+        self,
+        failure: grpc.RpcError | UnavailableError,
+        attempts: Attempts,
+        rotation: Rotation,
+        index: int,
+        target: str,
+    ) -> float:
+        """Return how many seconds to wait before the next try; raise what the caller gets where there is none."""
+        error = self.failed(failure, target) if isinstance(failure, grpc.RpcError) else failure
+        has_other = rotation.failed(index, getattr(error, "retry_after_seconds", None))
+        try:
+            return attempts.pause_after(error, has_other=has_other)
+        except GradellmError:
+            raise error from (failure if failure is not error else None)
 
     def failed(self, error: grpc.RpcError, target: str) -> GradellmError:
         """Return what the caller gets in place of a failed RPC's error."""

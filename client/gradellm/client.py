@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -12,11 +13,14 @@ from gradellm.errors import ClientClosedError, DeadlineExceededError, Unavailabl
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
+from gradellm.retrying import Retry
 from gradellm.security import Security
+from gradellm.targets import Rotation, split
+from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
         TokenizeKeywords,
     )
     from gradellm.results import Event, ServerInfo, TokenizedPrompt
+    from gradellm.retrying import Attempts
     from gradellm.security import Tls
 
 __all__ = ["Client"]
@@ -39,32 +44,41 @@ Result = TypeVar("Result")
 class Client:
     """Talks to the explanation server at `target`: "host:port", "unix:/path" or "dns:///name:port".
 
-    Close it after use, or use it as a context manager. It may be shared between threads. Connections are plain text
-    unless `tls` says otherwise: True, or `Tls(ca=..., cert=..., key=...)` for certificates of one's own. `token` is
-    what a server with `--tokens` knows its clients by; it is not sent in the open to other machines. `credentials` are
-    gRPC's own, in place of `tls`.
+    Several targets, as a list or with commas between, are servers that host the same model: calls take turns over
+    them, as they do over the addresses of a dns:/// name. Close it after use, or use it as a context manager. It may be
+    shared between threads. Connections are plain text unless `tls` says otherwise: True, or `Tls(ca=..., cert=...,
+    key=...)` for certificates of one's own. `token` is what a server with `--tokens` knows its clients by; it is not
+    sent in the open to other machines. `credentials` are gRPC's own, in place of `tls`.
+
+    A call that finds no server, or no room, is tried again as `retry` says, and a stream that breaks off in its midst
+    is taken up where it was, on another server or on the same one. With retry=None every failure is raised at once.
 
     Every call takes the keyword `timeout`, in seconds, and raises the exceptions of `gradellm.errors`.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         token: str | None = None,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
+        retry: Retry | None = Retry(),  # noqa: B008 (it cannot change)
     ) -> None:
-        self.target = target
-        self._security = Security(target, credentials=credentials, tls=tls, token=token)
-        self._channel = (
-            grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
-            if self._security.credentials is None
-            else grpc.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
-        )
-        self._stub = explainer_pb2_grpc.ExplainerServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._closed = False
+        self.targets = split(target)
+        self.target = ",".join(self.targets)
+        self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
+        self._retry = retry
+        self._rotation = Rotation(len(self.targets))
+        self._channels = [self._connect(one) for one in self.targets]
+        self._stubs = [explainer_pb2_grpc.ExplainerServiceStub(one) for one in self._channels]  # type: ignore[no-untyped-call]
+        self._closing = threading.Event()
         self._server: LocalServer | None = None
+
+    def _connect(self, target: str) -> grpc.Channel:
+        if self._security.credentials is None:
+            return grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        return grpc.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
 
     @classmethod
     def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:
@@ -89,8 +103,9 @@ class Client:
         return client
 
     def _answers(self) -> bool:
+        call = calls.server_info({"timeout": LocalServer.PROBE_SECONDS})
         try:
-            self.server_info(timeout=LocalServer.PROBE_SECONDS)
+            self._answer(call, None)
         except (UnavailableError, DeadlineExceededError):
             return False
         return True
@@ -108,9 +123,18 @@ class Client:
         """
         return self._events(calls.generate(prompt, keywords))
 
-    def explain(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> Explanation:
-        """Generate a completion and return it with its attribution, collected. Keywords as in `generate`."""
-        return Explanation.from_events(self.generate(prompt, **keywords))
+    def explain(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[GenerateKeywords],
+    ) -> Explanation:
+        """Generate a completion and return it with its attribution, collected.
+
+        `on_event` is called with every event as it comes. Other keywords as in `generate`.
+        """
+        return Explanation.from_events(self._events(calls.generate(prompt, keywords), on_event))
 
     def attribute_events(
         self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]
@@ -122,9 +146,18 @@ class Client:
         """
         return self._events(calls.attribute(prompt, keywords))
 
-    def attribute(self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]) -> Explanation:
-        """Explain a completion that exists already, collected. Keywords as in `attribute_events`."""
-        return Explanation.from_events(self.attribute_events(prompt, **keywords))
+    def attribute(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[AttributeKeywords],
+    ) -> Explanation:
+        """Explain a completion that exists already, collected.
+
+        `on_event` is called with every event as it comes. Other keywords as in `attribute_events`.
+        """
+        return Explanation.from_events(self._events(calls.attribute(prompt, keywords), on_event))
 
     def evaluate_events(
         self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
@@ -137,22 +170,32 @@ class Client:
         """
         return self._events(calls.evaluate(prompt, keywords))
 
-    def evaluate(self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]) -> EvaluationReport:
-        """Tell how faithful explanations of a completion are, collected. Keywords as in `evaluate_events`."""
-        return EvaluationReport.from_events(self.evaluate_events(prompt, **keywords))
+    def evaluate(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[EvaluateKeywords],
+    ) -> EvaluationReport:
+        """Tell how faithful explanations of a completion are, collected.
+
+        `on_event` is called with every event as it comes. Other keywords as in `evaluate_events`.
+        """
+        return EvaluationReport.from_events(self._events(calls.evaluate(prompt, keywords), on_event))
 
     def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
         """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""
-        return self._answer(calls.tokenize(prompt, keywords))
+        return self._answer(calls.tokenize(prompt, keywords), self._retry)
 
     def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
         """Ask which model is served, what can be asked of it and where the limits are."""
-        return self._answer(calls.server_info(keywords))
+        return self._answer(calls.server_info(keywords), self._retry)
 
     def close(self) -> None:
-        """Cancel what is under way, close the connection, and end the server if it is this client's own."""
-        self._closed = True
-        self._channel.close()
+        """Cancel what is under way, close the connections, and end the server if it is this client's own."""
+        self._closing.set()
+        for channel in self._channels:
+            channel.close()
         if self._server is not None:
             self._server.close()
 
@@ -164,31 +207,64 @@ class Client:
     ) -> None:
         self.close()
 
-    def _answer(self, call: calls.Call[Result]) -> Result:
-        self._check_open()
-        try:
-            send = getattr(self._stub, call.rpc)
-            return call.read(send(call.request, timeout=call.timeout, metadata=self._security.metadata))
-        except grpc.RpcError as error:
-            raise call.failed(error, self.target) from error
+    def _answer(self, call: calls.Call[Result], retry: Retry | None) -> Result:
+        attempts = call.attempts(retry, self.targets)
+        while True:
+            self._check_open()
+            index = self._rotation.take()
+            try:
+                send = getattr(self._stubs[index], call.rpc)
+                answer = send(call.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            except grpc.RpcError as error:
+                self._wait_after(error, call, attempts, index)
+            else:
+                self._rotation.worked(index)
+                return call.read(answer)
 
-    def _events(self, call: calls.Call[Event | None]) -> Generator[Event, None, None]:
+    def _events(
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None = None
+    ) -> Generator[Event, None, None]:
         self._check_open()
-        return self._stream(call)
+        return self._stream(call, on_event)
 
-    def _stream(self, call: calls.Call[Event | None]) -> Generator[Event, None, None]:
-        self._check_open()
-        send = getattr(self._stub, call.rpc)
-        responses = send(call.request, timeout=call.timeout, metadata=self._security.metadata)
-        try:
-            for response in responses:
-                if (event := call.read(response)) is not None:
-                    yield event
-        except grpc.RpcError as error:
-            raise call.failed(error, self.target) from error
-        finally:
-            responses.cancel()  # without effect on a call that is over
+    def _stream(
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
+    ) -> Generator[Event, None, None]:
+        stream, attempts = UnbrokenStream(call), call.attempts(self._retry, self.targets)
+        while True:
+            self._check_open()
+            index = self._rotation.take()
+            send = getattr(self._stubs[index], call.rpc)
+            responses = send(stream.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            failure: grpc.RpcError | UnavailableError | None
+            try:
+                while True:
+                    try:
+                        response = next(responses)
+                    except StopIteration:
+                        failure = stream.cut_off(self.targets[index])
+                        break
+                    except grpc.RpcError as error:
+                        failure = error
+                        break
+                    if (event := stream.take(response, self.targets[index])) is not None:
+                        attempts.progressed()
+                        if on_event is not None:
+                            on_event(event)
+                        yield event
+            finally:
+                responses.cancel()  # without effect on a call that is over
+            if failure is None:
+                self._rotation.worked(index)
+                return
+            self._wait_after(failure, call, attempts, index)
+
+    def _wait_after(
+        self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int
+    ) -> None:
+        """Wait for the next try; raise what the caller gets where there is none."""
+        self._closing.wait(call.pause_after(failure, attempts, self._rotation, index, self.targets[index]))
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise ClientClosedError("this client is closed; make a new one")

@@ -8,11 +8,11 @@ Special tokens of the completion have no line.
 from __future__ import annotations
 
 import math
-import unicodedata
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from gradellm.terminal import Passage, Span, heat_map, legend, visible
+from gradellm.words import first_word_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,7 @@ class _Drawing:
 
     def _next_word(self) -> list[Token] | None:
         """Take the first word that is whole and explained: another one has begun behind it, or the stream is over."""
-        length = _word_length(self.waiting)
+        length = first_word_length(self.waiting)
         if self.finished is not None:
             return self._take_waiting(length) if length else None
         whole = length < len(self.waiting)
@@ -149,30 +149,6 @@ def _completion_passage(tokens: list[Token]) -> Iterator[Passage]:
 def _row(attribution: Attribution) -> Row:
     columns = attribution.source_indexes or range(len(attribution.scores))
     return dict(zip(columns, attribution.scores, strict=True))
-
-
-def _word_length(tokens: list[Token]) -> int:
-    """Count the tokens of the first word, up to where another begins. White space belongs to the word after it."""
-    text = ""
-    for length, token in enumerate(tokens):
-        if length and _begins_word(text, tokens[length - 1], token):
-            return length
-        text += token.text
-    return len(tokens)
-
-
-def _begins_word(text: str, before: Token, token: Token) -> bool:
-    """Whether a token begins a word, with `text` of the one under way before it."""
-    if before.special or token.special:
-        return True
-    first, last = token.text[:1], text[-1:]
-    apart = first.isspace() or last.isspace() or _is_ideograph(first) or (_is_ideograph(last) and first != "")
-    return apart and not (text == "" or text.isspace())
-
-
-def _is_ideograph(char: str) -> bool:
-    """Whether words are written without spaces around it."""
-    return char != "" and unicodedata.east_asian_width(char) == "W"
 
 
 def _label(word: list[Token]) -> str:

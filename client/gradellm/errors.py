@@ -8,6 +8,7 @@ GradellmError
 ├── CallCancelledError       the call was cancelled elsewhere: by closing the client, or by the server
 ├── UnauthenticatedError     the server knows no such caller: a missing, unknown or expired token, or a certificate
 ├── PermissionDeniedError    the server knows the caller, and does not allow it this call
+├── StreamBrokenError        a stream broke off, and the server that answers now cannot go on with it
 ├── UnimplementedError       the server at the target does not know this call
 ├── ServerError              the server failed
 ├── LocalServerError         a server of one's own did not start; `.stderr` has its last lines
@@ -47,6 +48,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "ServerError",
+    "StreamBrokenError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -118,6 +120,10 @@ class PermissionDeniedError(GradellmError):
     """The server knows who calls, and does not allow them this call."""
 
 
+class StreamBrokenError(GradellmError):
+    """A stream broke off, and the server that answers now cannot go on with it: it hosts another model."""
+
+
 class UnimplementedError(GradellmError):
     """The server does not know the call: it is older than this client, or no gradellm server."""
 
@@ -151,6 +157,9 @@ class InvalidReportError(GradellmError, ValueError):
 
 _HUNG_UP = "Socket closed"  # in gRPC's words, where a handshake was refused; and in other cases, too
 
+_TORN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)  # also how gRPC may see a connection that is cut off
+_TORN_WORDS = r"RST_STREAM|Stream removed|GOAWAY|[Cc]onnection reset|Transport closed"
+
 _BY_CODE: dict[grpc.StatusCode, type[GradellmError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
@@ -174,6 +183,8 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None) -> Gra
     kind = _BY_CODE.get(code, ServerError)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in said:
         kind = InvalidRequestError  # gRPC's own size limit: a later try fails as well, so it is no overload
+    if code in _TORN and not details.reason and re.search(_TORN_WORDS, said):
+        kind = UnavailableError
     if code is grpc.StatusCode.UNAVAILABLE and re.search(r"(Tls|Ssl) handshake failed.*(CERTIFICATE|UNKNOWN_CA)", said):
         kind = UnauthenticatedError  # a later try fails as well
 

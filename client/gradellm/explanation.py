@@ -7,17 +7,21 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from gradellm import views
 from gradellm.errors import InvalidExplanationError
 from gradellm.plain import MalformedError, from_document, to_document
 from gradellm.results import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
+from gradellm.words import Word, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from gradellm.terminal import ColorMode, Theme
+    from gradellm.views import By, Part, Selection
 
 __all__ = ["Collector", "Explanation"]
 
@@ -129,10 +133,24 @@ class Explanation:
         return (*prompt, *behind)
 
     @property
+    def num_prompt_columns(self) -> int:
+        """How many of `sources` are parts of the prompt; the others are generated tokens."""
+        return len(self._prompt_sources)
+
+    @property
     def _prompt_sources(self) -> tuple[Source, ...]:
         if self.started.sources:
             return self.started.sources
         return tuple(Source(token.text, (index,)) for index, token in enumerate(self.prompt_tokens))
+
+    @cached_property
+    def words(self) -> tuple[Word, ...]:
+        """The words of the completion: tokens between white space."""
+        return tuple(words(self.tokens))
+
+    def row(self, index: int) -> Attribution | None:
+        """Return the attribution of the token at that place in the completion; None where it was not explained."""
+        return self._rows.get(index)
 
     @cached_property
     def _rows(self) -> dict[int, Attribution]:
@@ -161,6 +179,42 @@ class Explanation:
             values[list(columns) or slice(len(scores))] = scores
         return matrix
 
+    # What people ask: `gradellm.views` says how it is answered.
+
+    def attribution_of(self, selection: Selection = None) -> tuple[float, ...]:
+        """Return a score for each of `sources`: the sum over the tokens of a selection.
+
+        A selection is a word, a token's place, a range of places, or a text in the completion; None for all of it.
+        """
+        return views.attribution_of(self, selection)
+
+    def parts(self, by: By = "segment", selection: Selection = None) -> tuple[Part, ...]:
+        """Return what each "segment", "role", "message", "word" or "source" contributed, in the order of the text."""
+        return views.parts(self, by, selection)
+
+    def top_sources(
+        self, selection: Selection = None, *, n: int = 5, by: By = "word", written: bool = True
+    ) -> tuple[Part, ...]:
+        """Return the n parts that contributed most to a selection, the largest by magnitude first.
+
+        With `written`, the default, only those of what people wrote: no template, no special tokens.
+        """
+        return views.top_sources(self, selection, n=n, by=by, written=written)
+
+    def led_to(self, source: Sequence[int] | int | str) -> tuple[tuple[Word, float], ...]:
+        """Return what a source led to: each word of the completion, and the score that the source has for it.
+
+        `source` is a place in `sources`, several, or a segment's name.
+        """
+        return views.led_to(self, source)
+
+    def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
+        """Return with what probability each token of the user's text is kept where a share `pi` of them is.
+
+        That is what pi-Soft metrics do with the scores, and what the paper's figures 3 to 6 show.
+        """
+        return views.retention(self, pi, selection)
+
     def to_json(self) -> str:
         """Write all of it as JSON, one line. `from_json` gives back an equal explanation."""
         return to_document(self, _FORMAT, _VERSION)
@@ -175,6 +229,39 @@ class Explanation:
             return from_document(cls, text, _FORMAT, _VERSION, "an explanation")
         except MalformedError as error:
             raise InvalidExplanationError(str(error)) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, as its name ends: .json, .safetensors, .html, .png, .svg, or .txt for a drawing.
+
+        `load` reads the first two. PNG and SVG need the extra [plots], safetensors the extra [data].
+        """
+        from gradellm.files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read a .json or .safetensors file that `save` wrote.
+
+        Raises InvalidExplanationError, with the file's name, where it cannot be read or is something else.
+        """
+        from gradellm.files import load
+
+        return load(path)
+
+    def to_html(self) -> str:
+        """Make a page of its own, for any browser and without a network.
+
+        Point at a word to see what it came from, at a source to see what it led to; or see all of it as a matrix.
+        """
+        from gradellm.page import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from gradellm.page import framed
+
+        return framed(self)
 
     def to_ansi(self, *, width: int = 80, color: ColorMode = "always", theme: Theme = "dark", fold: bool = True) -> str:
         """Draw the completion word by word for a terminal, each over the prompt's text with its attribution in colour.

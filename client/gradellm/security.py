@@ -7,10 +7,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
 from gradellm.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Security", "Tls", "is_local"]
 
@@ -37,7 +41,7 @@ class Security:
     """What both kinds of client know of it.
 
     Args:
-        target: where the server is.
+        targets: where servers are.
         credentials: gRPC's own, in place of `tls`.
         tls: whether to encrypt, and by which certificates.
         token: what the server knows this client by.
@@ -47,7 +51,7 @@ class Security:
 
     def __init__(
         self,
-        target: str,
+        targets: Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
         tls: bool | Tls = False,
@@ -63,9 +67,10 @@ class Security:
         if token is not None:
             if not re.fullmatch(r"[!-~]+", token):  # without quoting it: errors end in logs
                 raise InvalidRequestError.of("token", "must be printable ASCII characters without spaces")
-            if self.credentials is None and not is_local(target):
+            open_to = None if self.credentials is not None else next((t for t in targets if not is_local(t)), None)
+            if open_to is not None:
                 raise InvalidRequestError.of(
-                    "token", f"would be sent to {target} in the open; connect by TLS (tls=True, --tls)"
+                    "token", f"would be sent to {open_to} in the open; connect by TLS (tls=True, --tls)"
                 )
             self.metadata = (("authorization", f"Bearer {token}"),)
 

@@ -33,6 +33,8 @@ __all__ = [
     "display_width",
     "heat_map",
     "legend",
+    "ramp",
+    "readable_on",
     "use_color",
     "visible",
 ]
@@ -308,10 +310,13 @@ def _painted(line: list[Cell], theme: Theme) -> str:
 @lru_cache(4096)
 def _sgr(share: float, theme: Theme) -> str:
     background = ramp(share, theme)
-    foreground = (
-        (0, 0, 0) if _luminance(background) > 0.179 else (255, 255, 255)
-    )  # where black and white contrast alike
+    foreground = readable_on(background)
     return "\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*foreground, *background)
+
+
+def readable_on(background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Choose black or white, whichever contrasts more; at a luminance of 0.179 they contrast alike."""
+    return (0, 0, 0) if _luminance(background) > 0.179 else (255, 255, 255)
 
 
 def ramp(share: float, theme: Theme) -> tuple[int, int, int]:

@@ -249,7 +249,7 @@ def test_serve_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: Out) -
 def test_exit_codes(fake: FakeServer, capsys: Out, code: int, exit_code: int) -> None:
     fake.fail(code, "the words of the server")
     for command in (["explain", "Once"], ["info"]):
-        assert main([*command, "--target", fake.target]) == exit_code
+        assert main([*command, "--no-retry", "--target", fake.target]) == exit_code
         err = capsys.readouterr().err
         assert err.startswith("error: ")
         assert err.count("\n") == 1
@@ -304,7 +304,7 @@ def test_help_has_examples(capsys: Out) -> None:
 
 def test_errors_cannot_steer_the_terminal(fake: FakeServer, capsys: Out) -> None:
     fake.fail(code_pb2.INTERNAL, "a\x1b[2Jb")
-    assert main(["info", "--target", fake.target]) == 70
+    assert main(["info", "--no-retry", "--target", fake.target]) == 70
     assert "a^[[2Jb\n" in capsys.readouterr().err
 
 

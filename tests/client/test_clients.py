@@ -39,7 +39,7 @@ class Bridge:
 
     def __init__(self, target: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._client = AsyncClient(target)
+        self._client = AsyncClient(target, retry=None)
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **keywords: Any) -> Any:
@@ -72,7 +72,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
     made: list[Any] = []
 
     def make(target: str) -> Any:
-        made.append(Client(target) if request.param == "sync" else Bridge(target))
+        made.append(Client(target, retry=None) if request.param == "sync" else Bridge(target))
         return made[-1]
 
     yield make
@@ -167,7 +167,7 @@ def test_closing_the_iterator_cancels(client: Any, fake: FakeServer) -> None:
 
 def test_async_break_cancels(fake: FakeServer) -> None:
     async def leave() -> bool:
-        async with AsyncClient(fake.target) as client:
+        async with AsyncClient(fake.target, retry=None) as client:
             async for _ in client.generate("Once"):
                 break
             return await asyncio.to_thread(fake.cancelled.wait, 10)  # while the client is open still
@@ -178,7 +178,7 @@ def test_async_break_cancels(fake: FakeServer) -> None:
 
 def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
     async def leave() -> None:
-        async with AsyncClient(fake.target) as client:
+        async with AsyncClient(fake.target, retry=None) as client:
             task = asyncio.create_task(client.explain("Once"))
             await asyncio.to_thread(fake.asked.wait, 10)
             task.cancel()
@@ -192,7 +192,7 @@ def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
 
 def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
     fake.hold.set()
-    client = Client(fake.target)
+    client = Client(fake.target, retry=None)
     events = client.generate("Once")
     next(events)
     threading.Timer(0.2, client.close).start()
@@ -203,7 +203,7 @@ def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
 
 def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> None:
     async def close_meanwhile() -> None:
-        client = AsyncClient(fake.target)
+        client = AsyncClient(fake.target, retry=None)
         task = asyncio.create_task(client.explain("Once"))
         await asyncio.to_thread(fake.asked.wait, 10)
         await client.close()
@@ -215,7 +215,7 @@ def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> N
 
 
 def test_a_closed_client_says_so(fake: FakeServer) -> None:
-    client = Client(fake.target)
+    client = Client(fake.target, retry=None)
     events = client.generate("Once")
     client.close()
     client.close()

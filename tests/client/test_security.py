@@ -60,12 +60,12 @@ def test_both_clients_send_the_token_with_every_call(encrypted: tuple[str, Liste
     address, listening = encrypted
     own = authority.sign("own")
     tls = Tls(ca=authority.cert, cert=str(own.cert), key=own.key)
-    with Client(address, token=TOKEN, tls=tls) as client:
+    with Client(address, token=TOKEN, tls=tls, retry=None) as client:
         client.server_info()
         assert list(client.generate("Once")) == []
 
     async def asynchronously() -> None:
-        async with AsyncClient(address, token=TOKEN, tls=tls) as other:
+        async with AsyncClient(address, token=TOKEN, tls=tls, retry=None) as other:
             await other.server_info()
             assert [event async for event in other.generate("Once")] == []
 
@@ -81,8 +81,8 @@ def test_no_token_is_sent_in_the_open_to_another_machine(kind: Any, target: str)
     with pytest.raises(InvalidRequestError, match="in the open") as refused:
         kind(target, token=TOKEN)
     assert TOKEN not in str(refused.value)
-    assert Security(target).metadata == ()
-    assert Security(target, token=TOKEN, tls=True).metadata
+    assert Security([target]).metadata == ()
+    assert Security([target], token=TOKEN, tls=True).metadata
 
 
 @pytest.mark.parametrize(

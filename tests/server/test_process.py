@@ -127,13 +127,13 @@ def test_a_model_that_is_not_supported_or_corrupt_is_named(capsys: pytest.Captur
 
 
 def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
-    with serving() as (process, address), Client(address) as client:
+    with serving() as (process, address), Client(address, retry=None) as client:
         stream = client.generate("Once upon a time", max_new_tokens=40)
         assert next(stream).started is not None
         process.send_signal(signal.SIGTERM)
         assert list(stream)[-1].finished is not None
         assert process.wait(20) == 0
-    with serving("--grace-seconds", "60") as (process, address), Client(address) as client:
+    with serving("--grace-seconds", "60") as (process, address), Client(address, retry=None) as client:
         stream = client.generate("Once upon a time", max_new_tokens=400)
         next(stream)
         process.send_signal(signal.SIGTERM)

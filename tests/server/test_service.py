@@ -264,7 +264,7 @@ def test_health_and_reflection_answer(server: RunningServer) -> None:
 
 def test_streams_take_turns(server: RunningServer) -> None:
     """A short request finishes while a long one runs: nobody waits for another's end."""
-    with Client(server.address) as client:
+    with Client(server.address, retry=None) as client:
         long = client.generate(PROMPT, max_new_tokens=200)
         seen = [next(long) for _ in range(4)]
         assert client.explain(PROMPT, max_new_tokens=2).text

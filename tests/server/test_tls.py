@@ -41,7 +41,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_of(server: RunningServer, tls: Tls) -> str:
-    with Client(server.address, tls=tls) as client:
+    with Client(server.address, tls=tls, retry=None) as client:
         return client.server_info(timeout=20).model.family
 
 
@@ -51,7 +51,7 @@ def test_tls_encrypts_for_who_trusts_the_authority(serving: Serving, authority: 
         assert model_of(server, Tls(ca=authority.cert)) == "llama"
         with pytest.raises(UnauthenticatedError, match="CERTIFICATE_VERIFY_FAILED"):
             model_of(server, Tls(ca=other.cert))
-        with Client(server.address) as client, pytest.raises(UnavailableError, match="TLS"):
+        with Client(server.address, retry=None) as client, pytest.raises(UnavailableError, match="TLS"):
             client.server_info(timeout=20)
 
 
@@ -90,7 +90,7 @@ def test_renewed_certificates_are_used_without_a_restart(
     before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
     pair, renewed = before.sign("server"), after.sign("renewed")
     with serving(tls_cert=pair.cert, tls_key=pair.key) as server:
-        with Client(server.address, tls=Tls(before.cert)) as standing:
+        with Client(server.address, tls=Tls(before.cert), retry=None) as standing:
             assert standing.server_info().model.family == "llama"
             replace(pair, renewed)
             assert model_of(server, Tls(after.cert)) == "llama"

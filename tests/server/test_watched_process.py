@@ -32,7 +32,7 @@ def test_all_that_it_says_is_json_and_a_call_is_counted_and_logged(tmp_path: Pat
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < limit
             time.sleep(0.05)
-        with Client(address) as client:
+        with Client(address, retry=None) as client:
             client.explain("Once", max_new_tokens=3)
         said = re.search(r"metrics on (\S+?:\d+)", log.read_text())
         assert said is not None

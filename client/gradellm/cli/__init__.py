@@ -1,8 +1,9 @@
-"""The command line: `gradellm serve | explain | attribute | evaluate | info | demo | bench | token`, a file a command.
+"""The command line, a file a command: serve, explain, attribute, evaluate, verify, info, demo, bench and token.
 
-Exit codes: 0 done, 2 wrong usage or a request that cannot be served, 65 data or a results file that cannot be used,
-69 no server answers, 70 a server failed, 75 the server is overloaded and a later try may do, 77 the server
-does not let the caller in or does not allow the call, 130 interrupted.
+Exit codes: 0 done, 1 an explanation that `verify` does not find again, 2 wrong usage or a request that cannot be
+served, 65 data, an explanation or a results file that cannot be used, 69 no server answers, 70 a server failed, 75 the
+server is overloaded and a later try may do, 77 the server does not let the caller in or does not allow the call, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve, token
+from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve, token, verify
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
+    InvalidExplanationError,
     InvalidRequestError,
     OverloadedError,
     PermissionDeniedError,
@@ -36,6 +38,7 @@ _DATA, _UNAVAILABLE, _FAILED, _OVERLOADED, _NOT_ALLOWED = 65, 69, 70, 75, 77  # 
 _EXIT_CODES: dict[type[GradellmError], int] = {
     InvalidRequestError: 2,  # as argparse has it
     DataError: _DATA,
+    InvalidExplanationError: _DATA,
     ResultsFileError: _DATA,
     UnavailableError: _UNAVAILABLE,
     DeadlineExceededError: _UNAVAILABLE,
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, evaluate, info, serve, token, bench):
+    for command in (demo, explain, attribute, evaluate, verify, info, serve, token, bench):
         command.add_parser(commands)
     return parser
 

@@ -37,6 +37,7 @@ def add_parser(commands: options.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attribute and show."""
+    explain.check_output(args)
     keywords = options.input_keywords(args) | options.attribution_keywords(args)
     keywords |= options.given(args, "completion", "completion_ids", "num_alternatives", "timeout")
     prompt = keywords.pop("prompt", None)

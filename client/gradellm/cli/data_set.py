@@ -184,7 +184,7 @@ async def _evaluated(
     output: Output,
 ) -> None:
     """Run what is left."""
-    connect = partial(AsyncClient, **options.security(args))
+    connect = partial(AsyncClient, **options.security(args), retry=None)  # the runner has a patience of its own
     servers = await ask_servers(targets, connect)
     try:
         for server in servers:

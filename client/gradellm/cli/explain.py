@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, cast
 
-from gradellm import calls
+from gradellm import calls, files
 from gradellm.cli import options
 from gradellm.drawing import draw
+from gradellm.errors import InvalidRequestError
 from gradellm.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from gradellm.requests import GenerateKeywords
     from gradellm.results import Event
 
-__all__ = ["add_parser", "run", "show"]
+__all__ = ["add_output", "add_parser", "check_output", "run", "show"]
 
 _EXAMPLES = """\
   gradellm explain "Once upon a time" --max-new-tokens 20
   gradellm explain --system "Answer with one word." "Is the sky green?" --attribution knockout
   gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
-  gradellm explain - < prompt.txt --format json > explanation.json
+  gradellm explain - < prompt.txt --output explanation.json
+  gradellm explain "Once upon a time" --output story.html
 """
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
 _RESUMING = ("forced_ids", "first_attribution")
@@ -52,6 +54,7 @@ def add_parser(commands: options.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and show."""
+    check_output(args)
     keywords = options.input_keywords(args) | options.attribution_keywords(args)
     keywords |= options.given(args, *_SAMPLING, *_RESUMING, "timeout")
     prompt = keywords.pop("prompt", None)
@@ -63,20 +66,45 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+FORMS = ("ansi", "json", "html", "png", "svg")
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the form of the output."""
     group = options.add_drawing(parser)
-    group.add_argument("--format", choices=("ansi", "json"), default="ansi", help="a drawing (the default), or JSON")
+    group.add_argument("--format", choices=FORMS, help="a drawing (ansi, the default), JSON, a page, or a picture")
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write to a file: .json, .safetensors, .html, .png, .svg, or .txt for a drawing",
+    )
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, before anything is computed."""
+    if args.output is not None:
+        files.check(args.output)
+        options.refuse(args, ("format",), "--output, whose ending says the form")
+    elif args.format == "png" and sys.stdout.isatty():
+        raise InvalidRequestError.of("format", "a PNG is not for terminals: give --output FILE.png")
+    elif args.format in ("png", "svg"):
+        files.check(f"x.{args.format}")
 
 
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
-    """Draw events as they come, or print them collected."""
-    if args.format == "json":
-        print(Explanation.from_events(_telling_progress(events)).to_json())
+    """Draw events as they come, or write them collected."""
+    if args.output is None and args.format in (None, "ansi"):
+        for piece in draw(_telling_progress(events), options.style(args)):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
         return
-    for piece in draw(_telling_progress(events), options.style(args)):
-        sys.stdout.write(piece)
+    explanation = Explanation.from_events(_telling_progress(events))
+    if args.output is not None:
+        explanation.save(args.output)
+        print(f"{args.output} written", file=sys.stderr)
+    else:
         sys.stdout.flush()
+        sys.stdout.buffer.write(files.as_bytes(explanation, f".{args.format}"))
 
 
 def _telling_progress(events: Iterable[Event]) -> Iterator[Event]:

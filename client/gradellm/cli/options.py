@@ -17,6 +17,7 @@ from gradellm import results
 from gradellm.client import Client
 from gradellm.errors import InvalidRequestError
 from gradellm.requests import AttributionKeywords
+from gradellm.retrying import Retry
 from gradellm.security import Tls
 from gradellm.terminal import ColorMode, Style, Theme, visible
 
@@ -75,9 +76,11 @@ def add_server(parser: argparse.ArgumentParser, *, model: bool = True, several: 
     meaning = "the server to ask; also unix:/path or dns:///name:port"
     group.add_argument(
         "--target",
-        metavar="HOST:PORT[,...]" if several else "HOST:PORT",
-        help=f"{meaning}; several, with commas between, share a data set" if several else meaning,
+        metavar="HOST:PORT[,...]",
+        help=f"{meaning}; several, with commas between, {'share a data set' if several else 'take turns'}",
     )
+    if not several:  # a data set has its own patience
+        group.add_argument("--no-retry", action="store_true", help="do not try again where there is no server or room")
     group.add_argument("--tls", action="store_true", help="connect to --target by TLS")
     group.add_argument("--tls-ca", metavar="FILE", help="who signs the server's certificate (PEM); implies --tls")
     group.add_argument("--tls-cert", metavar="FILE", help="this client's own certificate (PEM); implies --tls")
@@ -100,7 +103,8 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a server and tell on standard error how that goes."""
     own = own_server(args)
     if args.target:
-        with Client(args.target, **security(args)) as client:
+        retry = None if getattr(args, "no_retry", False) else Retry()
+        with Client(args.target, **security(args), retry=retry) as client:
             yield client
         return
     began = time.monotonic()

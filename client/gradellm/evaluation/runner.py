@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradellm.aio import AsyncClient
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from gradellm.results import Event, ServerInfo
 
 Connect: TypeAlias = "Callable[[str], AsyncClient]"
+
+_connected: Connect = partial(AsyncClient, retry=None)  # what to do without a server is decided here
 
 __all__ = ["PATIENCE_SECONDS", "Runner", "Server", "ask_servers"]
 
@@ -95,7 +98,7 @@ class Server:
         self.worked, self.errors_in_a_row, self.pause_seconds = True, 0, 0.0
 
 
-async def ask_servers(targets: Sequence[str], connect: Connect = AsyncClient) -> list[Server]:
+async def ask_servers(targets: Sequence[str], connect: Connect = _connected) -> list[Server]:
     """Ask all servers what they serve; some may be down. `connect` makes a client of a target.
 
     Raises UnavailableError where none answers, and InvalidRequestError where they do not serve the same model.
@@ -146,7 +149,7 @@ class Runner:
         examples: Sequence[Example],
         results: ResultsFile,
         *,
-        connect: Connect = AsyncClient,
+        connect: Connect = _connected,
         concurrency: int = 2,
         patience: float = PATIENCE_SECONDS,
         timeout: float | None = None,

@@ -1,0 +1,163 @@
+"""An explanation as a web page of its own: one file, without a network.
+
+`explanation.html` is the frame, `explanation.css` the looks, `explanation.js` what the page does. What they show
+travels in the page as JSON: texts by token, and each row of scores as 16-bit integers of its largest, in base64, so
+that a million scores take less than three megabytes.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import html
+import json
+import math
+import sys
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from gradellm.terminal import ramp, readable_on
+from gradellm.views import is_written
+from gradellm.words import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gradellm.explanation import Explanation
+    from gradellm.results import Attribution
+    from gradellm.terminal import Theme
+
+__all__ = ["framed", "page"]
+
+LEVELS = 24  # shades from 0 to the largest score
+_LARGEST = 32767  # of 16 bits
+
+
+def page(explanation: Explanation) -> str:
+    """Return the page's HTML."""
+    parts = {
+        "title": html.escape(_title(explanation)),
+        "style": f"{_asset('explanation.css')}\n{_shades()}",
+        "script": _asset("explanation.js"),
+        "data": _embedded(page_data(explanation)),
+    }
+    text = _asset("explanation.html")
+    for name, value in parts.items():
+        text = text.replace(f"<!--{name}-->", value)
+    return text
+
+
+def framed(explanation: Explanation) -> str:
+    """Return the page in a frame of its own, for notebooks: its styles and scripts meet nobody else's."""
+    return (
+        f'<iframe srcdoc="{html.escape(page(explanation))}" title="{html.escape(_title(explanation))}" '
+        'sandbox="allow-scripts" style="width:100%;height:32em;border:0" loading="lazy"></iframe>'
+    )
+
+
+def page_data(explanation: Explanation) -> dict[str, Any]:
+    """Return what the page shows, in what JSON can hold."""
+    sources = explanation.sources
+    settings = explanation.provenance.attribution
+    by_word = {word.token_indexes[0]: word.token_indexes for word in words(explanation.tokens)}
+    return {
+        "model": explanation.provenance.model.name,
+        "method": settings.method if settings else "",
+        "preset": (settings.preset if settings else None) or "",
+        "reason": (explanation.finished.reason if explanation.finished else None) or "",
+        "prompt": list(_prompt_pieces(explanation)),
+        "segments": list(dict.fromkeys(t.segment for t in explanation.prompt_tokens if t.segment)),
+        "tokens": [
+            {"text": token.text, "index": token.index, "column": token.source_index, "special": token.special}
+            for token in explanation.tokens
+        ],
+        "words": list(by_word.values()),
+        "columns": [
+            {"label": source.label, "written": is_written(explanation, column)} for column, source in enumerate(sources)
+        ],
+        "rows": [_packed(row) for row in explanation.attributions],
+    }
+
+
+def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
+    """Yield the prompt's text token by token: tokens that share a character show it once."""
+    columns = _columns_by_token(explanation)
+    shown = 0
+    for index, token in enumerate(explanation.prompt_tokens):
+        start = max(shown, token.start)
+        if start > shown:  # what no token stands for
+            yield {"text": explanation.prompt_text[shown:start], "columns": [], "role": "template"}
+        text = explanation.prompt_text[start : max(start, token.end)]
+        shown = max(shown, start, token.end)
+        piece: dict[str, Any] = {"text": text or token.text, "columns": columns.get(index, []), "role": token.role}
+        if token.special:
+            piece["role"] = "template"
+        if token.message is not None:
+            piece["message"] = token.message
+        if token.segment:
+            piece["segment"] = token.segment
+        yield piece
+
+
+def _columns_by_token(explanation: Explanation) -> dict[int, list[int]]:
+    columns: dict[int, list[int]] = {}
+    for column, source in enumerate(explanation.sources):
+        for index in source.token_indexes:
+            columns.setdefault(index, []).append(column)
+    return columns
+
+
+def _packed(row: Attribution) -> dict[str, Any]:
+    """A row as 16-bit integers, of the largest; what is no number is 0."""
+    scores = [score if math.isfinite(score) else 0.0 for score in row.scores]
+    peak = max(map(abs, scores), default=0.0)
+    packed: dict[str, Any] = {
+        "token": row.token_index,
+        "peak": peak,
+        "scores": _base64("h", [round(_LARGEST * score / peak) if peak else 0 for score in scores]),
+    }
+    if row.source_indexes:
+        packed["columns"] = _base64("i", row.source_indexes)
+    return packed
+
+
+def _base64(kind: str, numbers: list[int] | tuple[int, ...]) -> str:
+    packed = array.array(kind, numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()  # browsers' own order is little-endian everywhere
+    return base64.b64encode(packed.tobytes()).decode()
+
+
+def _embedded(data: object) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _title(explanation: Explanation) -> str:
+    text = " ".join(explanation.text.split())
+    return f"{text[:60]}{'…' if len(text) > 60 else ''}" or "An explanation"
+
+
+@cache
+def _shades() -> str:
+    """The scale as classes: f1.. for scores above 0, a1.. for those below, in light and dark."""
+    light, dark = ("\n".join(_shades_of(theme)) for theme in ("light", "dark"))
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
+
+
+def _shades_of(theme: Theme) -> Iterator[str]:
+    for name, sign in (("f", 1), ("a", -1)):
+        for level in range(1, LEVELS + 1):
+            background = ramp(sign * level / LEVELS, theme)
+            yield f".{name}{level}{{background:{_hex(background)};color:{_hex(readable_on(background))}}}"
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+@cache
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

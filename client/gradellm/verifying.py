@@ -1,0 +1,155 @@
+"""For the auditor: computes a stored explanation again, and tells what differs.
+
+What was stored says what to send: its token ids, and its settings as they were resolved. Scores are asked for one a
+token, whatever was asked for then: a word's or a segment's is the sum of its tokens'.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from gradellm.errors import InvalidExplanationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradellm.explanation import Explanation
+    from gradellm.requests import AttributeKeywords
+    from gradellm.results import AttributionSettings, Provenance, Source
+
+__all__ = ["Mismatch", "Verdict", "compared", "replay_keywords"]
+
+_TOLERANCE = 1e-3  # of a row's largest score: other kernels, threads and batches round differently
+_MODEL = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization", "attention_kernel",
+          "family", "num_layers")  # fmt: skip
+_FORM = ("sources", "resolution", "top_k_sources", "delivery", "chunk_size", "preset", "target_token_id", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Something that was otherwise when the explanation was made."""
+
+    what: str
+    """Which part of the provenance, such as model.weights_sha256 or versions.torch."""
+    then: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of computing it again."""
+
+    rows: int
+    """Tokens whose scores were compared."""
+    largest_difference: float
+    """Of a score, relative to the largest of its row."""
+    worst_token: int | None
+    """In whose row that is; None where there are none."""
+    largest_logprob_difference: float
+    mismatches: tuple[Mismatch, ...]
+    """Of the provenance."""
+    tolerance: float = _TOLERANCE
+
+    @property
+    def holds(self) -> bool:
+        """Whether the same scores came again, within the tolerance. Mismatches alone do not decide it."""
+        return self.rows > 0 and self.largest_difference <= self.tolerance  # NaN does not
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it in what JSON can hold."""
+        return {"holds": self.holds, **asdict(self)}
+
+
+def replay_keywords(explanation: Explanation) -> AttributeKeywords:
+    """Return the keywords of `attribute` that compute it again.
+
+    Raises InvalidExplanationError where what was stored does not say enough.
+    """
+    settings = explanation.provenance.attribution
+    if settings is None or not explanation.attributions:
+        raise InvalidExplanationError("nothing was explained, so there is nothing to verify")
+    if not explanation.tokens or explanation.tokens[0].index != 0:
+        raise InvalidExplanationError("the completion began with forced tokens, whose ids are not stored")
+    if settings.normalise_over == "user" and any(token.role != "user" for token in explanation.prompt_tokens):
+        raise InvalidExplanationError("normalise_over='user' cannot be replayed from token ids, which have no roles")
+    keywords: dict[str, Any] = {
+        field.name: value
+        for field in fields(settings)
+        if field.name not in _FORM and (value := getattr(settings, field.name)) not in (None, ())
+    }
+    if settings.seed is not None:
+        keywords["attribution_seed"] = settings.seed
+    if settings.target_token_id is not None:
+        keywords["target"] = settings.target_token_id
+    keywords["sources"] = settings.sources or "prompt"
+    keywords["prompt_ids"] = [token.id for token in explanation.prompt_tokens]
+    keywords["completion_ids"] = [token.id for token in explanation.tokens]
+    return keywords  # type: ignore[return-value]
+
+
+def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERANCE) -> Verdict:
+    """Compare a stored explanation with the same one, computed again at one score a token."""
+    worst, worst_token, rows = 0.0, None, 0
+    for row in stored.attributions:
+        other = again.row(row.token_index)
+        if other is None:
+            raise InvalidExplanationError(f"the server did not explain token {row.token_index}")
+        expected = _coarsened(stored, other.scores, row.token_index)
+        found = dict(zip(row.source_indexes or range(len(row.scores)), row.scores, strict=True))
+        difference = _difference(found, expected)
+        rows += 1
+        if worst_token is None or not difference <= worst:
+            worst, worst_token = difference, row.token_index
+        if math.isnan(worst):
+            break
+    logprobs = [abs(a.logprob - b.logprob) for a, b in zip(stored.tokens, again.tokens, strict=False)]
+    mismatches = _mismatches(stored.provenance, again.provenance)
+    return Verdict(rows, worst, worst_token, max(logprobs, default=0.0), mismatches, tolerance)
+
+
+def _difference(found: dict[int, float], expected: Sequence[float]) -> float:
+    peak = max((abs(score) for score in expected), default=0.0)
+    differences = [
+        abs(score - expected[column]) if column < len(expected) else math.inf for column, score in found.items()
+    ]
+    if any(map(math.isnan, differences)):
+        return math.nan
+    largest = max(differences, default=0.0)
+    return largest / peak if peak else (0.0 if largest == 0 else math.inf)
+
+
+def _coarsened(stored: Explanation, scores: Sequence[float], index: int) -> Sequence[float]:
+    """One score a token, as the stored explanation's columns have them."""
+    sources: Sequence[Source] = stored.sources
+    if not stored.started.sources:
+        return scores
+    num_prompt_tokens = len(stored.prompt_tokens)
+    sums = []
+    for source in sources:
+        its = [scores[i] for i in source.token_indexes]
+        its += [
+            scores[num_prompt_tokens + i]
+            for i in source.completion_indexes
+            if i < index and num_prompt_tokens + i < len(scores)
+        ]
+        sums.append(math.fsum(its))
+    return sums
+
+
+def _mismatches(then: Provenance, now: Provenance) -> tuple[Mismatch, ...]:
+    pairs = [(f"model.{name}", getattr(then.model, name), getattr(now.model, name)) for name in _MODEL]
+    packages = sorted(then.versions.keys() | now.versions.keys())
+    pairs += [(f"versions.{name}", then.versions.get(name, ""), now.versions.get(name, "")) for name in packages]
+    if then.attribution is not None and now.attribution is not None:
+        pairs += [(f"attribution.{name}", *both) for name, both in _settings(then.attribution, now.attribution).items()]
+    return tuple(Mismatch(what, str(was), str(is_now)) for what, was, is_now in pairs if was != is_now)
+
+
+def _settings(then: AttributionSettings, now: AttributionSettings) -> dict[str, tuple[object, object]]:
+    return {
+        field.name: (getattr(then, field.name), getattr(now, field.name))
+        for field in fields(then)
+        if field.name not in _FORM
+    }

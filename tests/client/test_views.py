@@ -1,0 +1,136 @@
+"""What an explanation answers, on one small enough to reckon by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradellm import Attribution, Explanation, InvalidExplanationError, PromptToken, Started, Token
+from gradellm.results import Source
+from gradellm.retention import retention_probs
+from gradellm_engine.faithfulness.retention import retentions
+
+# <s> | The cat sat | on a mat: a message each; the second is a segment's.
+PROMPT = "The cat sat on a mat"
+TOKENS = (
+    ("", 0, 0, "template", None, "", True),
+    ("The", 0, 3, "system", 0, "", False),
+    (" cat", 3, 7, "system", 0, "", False),
+    (" s", 7, 9, "user", 1, "doc", False),
+    ("at", 9, 11, "user", 1, "doc", False),
+    (" on a mat", 11, 20, "user", 1, "", False),
+)
+ROWS = {
+    0: (0.0, 1.0, 0.0, 2.0, 1.0, 0.0),
+    1: (4.0, 0.0, -1.0, 0.0, 1.0, 0.0),
+    3: (0.0, 0.0, 0.0, 0.0, 0.0, 5.0),
+}  # token 2 was not explained
+WORDS = (" It", " pur", "rs", " loud")
+
+
+def explanation(**changes: object) -> Explanation:
+    from client.conftest import started as proto
+    from gradellm import responses
+    from gradellm.v1 import explainer_pb2 as pb
+
+    event = responses.event(pb.GenerateResponse(started=proto()))
+    assert event is not None
+    assert event.started is not None
+    prompt = tuple(PromptToken(i, *token) for i, token in enumerate(TOKENS))  # type: ignore[arg-type]
+    fields = {"prompt_text": PROMPT, "prompt_tokens": prompt, "sources": (), "provenance": event.started.provenance}
+    position, tokens = 0, []
+    for index, text in enumerate(WORDS):
+        tokens.append(Token(index, 50 + index, text, position, position + len(text), -1.0, (), False, None))
+        position += len(text)
+    rows = tuple(Attribution(index, scores, (), 50 + index, None) for index, scores in ROWS.items())
+    return Explanation(Started(**{**fields, **changes}), tuple(tokens), rows, None)  # type: ignore[arg-type]
+
+
+def test_words_are_tokens_between_white_space() -> None:
+    words = explanation().words
+    assert [(word.text, word.token_indexes) for word in words] == [("It", (0,)), ("purrs", (1, 2)), ("loud", (3,))]
+    assert [explanation().text[word.start : word.end] for word in words] == ["It", "purrs", "loud"]
+
+
+def test_a_selection_is_the_sum_of_its_rows() -> None:
+    it = explanation()
+    everything = tuple(map(sum, zip(*ROWS.values(), strict=True)))
+    assert it.attribution_of() == everything
+    assert it.attribution_of(0) == ROWS[0]
+    assert it.attribution_of(it.words[1]) == ROWS[1]
+    assert it.attribution_of(range(3)) == it.attribution_of("It purrs") == it.attribution_of("It p")
+    assert it.attribution_of("loud") == ROWS[3]
+
+
+@pytest.mark.parametrize("selection", [2, 9, -1, "dog", "", range(3, 9), range(0)])
+def test_what_is_not_there_is_refused(selection: object) -> None:
+    with pytest.raises(InvalidExplanationError, match=r"explained|completion"):
+        explanation().attribution_of(selection)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("by", "scores"),
+    [
+        ("segment", {"": 4 + 1 - 1 + 5, "doc": 2 + 2}),
+        ("role", {"template": 4, "system": 0, "user": 2 + 2 + 5}),
+        ("message", {"": 4, "0": 0, "1": 9}),
+        ("word", {"": 4, "The": 1, "cat": -1, "sat": 4, "on": 5}),
+    ],
+)
+def test_parts_add_up(by: str, scores: dict[str, float]) -> None:
+    parts = explanation().parts(by)  # type: ignore[arg-type]
+    assert {part.label: part.score for part in parts} == scores
+    assert sorted(column for part in parts for column in part.columns) == list(range(6))
+    total = sum(map(abs, explanation().attribution_of()))
+    assert all(part.share == abs(part.score) / total for part in parts)
+
+
+def test_top_sources_are_what_people_wrote() -> None:
+    it = explanation()
+    assert [(part.label, part.score) for part in it.top_sources(n=2)] == [("on", 5.0), ("sat", 4.0)]
+    assert it.top_sources("purrs", n=1, written=False)[0].score == 4.0
+    assert [part.label for part in it.top_sources("purrs", by="source")][:2] == [" cat", "at"]
+
+
+def test_what_a_source_led_to() -> None:
+    it = explanation()
+    assert [(word.text, score) for word, score in it.led_to(4)] == [("It", 1.0), ("purrs", 1.0), ("loud", 0.0)]
+    assert [score for _, score in it.led_to("doc")] == [3.0, 1.0, 0.0]
+    assert [score for _, score in it.led_to([0, 5])] == [0.0, 4.0, 5.0]
+    for absent in (6, -1, "nothing", "", range(0)):
+        with pytest.raises(InvalidExplanationError):
+            it.led_to(absent)
+
+
+def test_scores_by_word_cannot_be_told_by_something_finer() -> None:
+    it = explanation()
+    coarse = replace(it.started, sources=(Source("The cat sat", (0, 1, 2, 3, 4)), Source("on", (5,))))
+    whole = Explanation(coarse, it.tokens, (Attribution(0, (1.0, 2.0), (), 50, None),), None)
+    assert [(part.label, part.score) for part in whole.parts("source")] == [("The cat sat", 1.0), ("on", 2.0)]
+    with pytest.raises(InvalidExplanationError, match="resolution"):
+        whole.parts("role")
+    with pytest.raises(InvalidExplanationError, match="one score a token"):
+        whole.retention(0.5)
+
+
+def test_retention_keeps_a_share_of_the_users_text() -> None:
+    kept = explanation().retention(0.3)
+    assert [token.text for token, _ in kept] == [" s", "at", " on a mat"]
+    assert sum(prob for _, prob in kept) / 3 == pytest.approx(0.3, abs=1e-9)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0.01, 0.99))
+def test_retention_is_the_servers(scores: list[float], pi: float) -> None:
+    (expected,) = retentions(np.array(scores), [pi])
+    assert retention_probs(scores, pi) == pytest.approx(expected.probs.tolist(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("scores", "pi"), [([], 0.5), ([math.nan], 0.5), ([1.0], 0.0), ([1.0], 1.0)])
+def test_retention_of_nothing_is_refused(scores: list[float], pi: float) -> None:
+    with pytest.raises(InvalidExplanationError):
+        retention_probs(scores, pi)
