@@ -325,7 +325,7 @@ def ramp(share: float, theme: Theme) -> tuple[int, int, int]:
     strength = abs(share)
     lightness = low_lightness + strength * (high_lightness - low_lightness)
     chroma = low_chroma + strength * (high_chroma - low_chroma)
-    hue = math.radians(_POSITIVE_HUE if share > 0 else _NEGATIVE_HUE)
+    hue = math.radians(_POSITIVE_HUE if share >= 0 else _NEGATIVE_HUE)
     return _srgb((lightness, chroma * math.cos(hue), chroma * math.sin(hue)))
 
 

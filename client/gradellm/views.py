@@ -98,7 +98,7 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
     total = math.fsum(abs(score) for score in scores if math.isfinite(score))
     labels: dict[str | tuple[str, int], list[int]] = {}
     for column in range(len(scores)):
-        labels.setdefault(_label(explanation, column, by), []).append(column)
+        labels.setdefault(label_of(explanation, column, by), []).append(column)
     made = []
     for label, columns in labels.items():
         score = math.fsum(scores[column] for column in columns)
@@ -107,7 +107,7 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
     return tuple(made)
 
 
-def _label(explanation: Explanation, column: int, by: By) -> str | tuple[str, int]:
+def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, int]:
     """What a column is counted under; with a number beside it where labels may be alike."""
     source = explanation.sources[column]
     if by == "source":
@@ -132,17 +132,18 @@ def _of(token: PromptToken, by: By) -> str:
 
 
 def _prompt_word(explanation: Explanation, indexes: tuple[int, ...]) -> tuple[str, int]:
-    """The word of the prompt that tokens belong to, and where it begins."""
+    """The word of the prompt that tokens belong to, and where it begins. The template's tokens are in none."""
     text, tokens = explanation.prompt_text, explanation.prompt_tokens
     token = tokens[indexes[0]]
     start, end = token.start, token.end
     while start < end and text[start].isspace():
         start += 1
-    if start == end:
+    if start == end or not _is_written(token):
         return token.text, token.start
-    while start > 0 and not text[start - 1].isspace():
+    walls = {place for other in tokens if not _is_written(other) for place in (other.start, other.end)}
+    while start > 0 and start not in walls and not text[start - 1].isspace():
         start -= 1
-    while end < len(text) and not text[end].isspace():
+    while end < len(text) and end not in walls and not text[end].isspace():
         end += 1
     return text[start:end].split()[0], start
 
@@ -164,8 +165,11 @@ def is_written(explanation: Explanation, column: int) -> bool:
     """Whether a column stands for something that a person or the model wrote, not for the template."""
     if column >= explanation.num_prompt_columns:
         return True
-    tokens = [explanation.prompt_tokens[index] for index in explanation.sources[column].token_indexes]
-    return any(token.role != "template" and not token.special for token in tokens)
+    return any(_is_written(explanation.prompt_tokens[index]) for index in explanation.sources[column].token_indexes)
+
+
+def _is_written(token: PromptToken) -> bool:
+    return token.role != "template" and not token.special
 
 
 def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tuple[tuple[Word, float], ...]:
@@ -176,7 +180,7 @@ def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tupl
     Raises InvalidExplanationError where there is no such source.
     """
     if isinstance(columns, str):
-        wanted = [i for i in range(explanation.num_prompt_columns) if columns == _label(explanation, i, "segment")]
+        wanted = [i for i in range(explanation.num_prompt_columns) if columns == label_of(explanation, i, "segment")]
         if not wanted or not columns:
             raise InvalidExplanationError(f"the prompt has no segment {columns!r}")
     else:

@@ -97,6 +97,19 @@ def test_top_sources_are_what_people_wrote() -> None:
     assert [part.label for part in it.top_sources("purrs", by="source")][:2] == [" cat", "at"]
 
 
+def test_words_end_where_the_template_begins() -> None:
+    it = explanation()
+    text = "<u>Hi there<e><a>"
+    spans = [(0, 3, True), (3, 5, False), (5, 11, False), (11, 14, True), (14, 17, True)]
+    tokens = tuple(
+        PromptToken(i, text[a:b], a, b, "template" if special else "user", None, "", special)
+        for i, (a, b, special) in enumerate(spans)
+    )
+    started = replace(it.started, prompt_text=text, prompt_tokens=tokens)
+    whole = Explanation(started, it.tokens, (Attribution(0, (1.0, 2.0, 3.0, 4.0, 5.0), (), 50, None),), None)
+    assert [part.label for part in whole.parts("word")] == ["<u>", "Hi", "there", "<e>", "<a>"]
+
+
 def test_what_a_source_led_to() -> None:
     it = explanation()
     assert [(word.text, score) for word, score in it.led_to(4)] == [("It", 1.0), ("purrs", 1.0), ("loud", 0.0)]

@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradellm import Client
 from gradellm_engine.demo_model import CHECKPOINT
@@ -201,3 +204,35 @@ def test_the_demo_draws_every_word() -> None:
     assert ended.returncode == 0, ended.stderr
     assert "48;2;" in ended.stdout  # a background colour
     assert "Positive" in ended.stdout or "Negative" in ended.stdout
+
+
+def test_a_port_for_health_tells_life_before_readiness() -> None:
+    """As Kubernetes' probes ask: alive while the model loads, ready once it answers, not ready while it drains."""
+    port = free_port()
+
+    def status(stub: Any, service: str) -> str:
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+    seen: list[tuple[str, str]] = []
+    command = [sys.executable, "-m", "gradellm_server", "--listen", f"127.0.0.1:{free_port()}"]
+    with (
+        subprocess.Popen([*command, "--health-port", str(port)], stderr=subprocess.PIPE, text=True) as process,
+        grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_reconnect_backoff_ms", 100)]) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and (not seen or seen[-1][1] != "SERVING"):
+            now = status(stub, "live"), status(stub, "ready")
+            if not seen or seen[-1] != now:
+                seen.append(now)
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        process.stderr.read()
+        assert process.wait(20) == 0
+    answered = [pair for pair in seen if "UNAVAILABLE" not in pair]
+    assert answered == [("SERVING", "NOT_SERVING"), ("SERVING", "SERVING")]

@@ -18,8 +18,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gradellm.terminal import ramp, readable_on
-from gradellm.views import is_written
-from gradellm.words import words
+from gradellm.views import is_written, label_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +59,8 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
     """Return what the page shows, in what JSON can hold."""
     sources = explanation.sources
     settings = explanation.provenance.attribution
-    by_word = {word.token_indexes[0]: word.token_indexes for word in words(explanation.tokens)}
+    named = [label_of(explanation, column, "word") for column in range(len(sources))]
+    places = {label: place for place, label in enumerate(dict.fromkeys(named))}
     return {
         "model": explanation.provenance.model.name,
         "method": settings.method if settings else "",
@@ -72,10 +72,12 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
             {"text": token.text, "index": token.index, "column": token.source_index, "special": token.special}
             for token in explanation.tokens
         ],
-        "words": list(by_word.values()),
+        "words": [word.token_indexes for word in explanation.words],
         "columns": [
-            {"label": source.label, "written": is_written(explanation, column)} for column, source in enumerate(sources)
+            {"label": source.label, "written": is_written(explanation, column), "word": places[named[column]]}
+            for column, source in enumerate(sources)
         ],
+        "promptWords": [label if isinstance(label, str) else label[0] for label in places],
         "rows": [_packed(row) for row in explanation.attributions],
     }
 

@@ -29,9 +29,10 @@ const all = sum(data.words.flat());
 
 function shade(element, share) {
   element.className = element.className.replace(/ ?\b[fa]\d+\b/g, "");
-  const level = Math.min(LEVELS, Math.ceil(Math.abs(share) * LEVELS));
-  if (Math.abs(share) >= FAINT) element.classList.add((share > 0 ? "f" : "a") + level);
+  if (Math.abs(share) >= FAINT) element.classList.add(shadeName(share));
 }
+
+const shadeName = (share) => (share > 0 ? "f" : "a") + Math.max(1, Math.min(LEVELS, Math.round(Math.abs(share) * LEVELS)));
 
 const largest = (scores) => scores.reduce((most, score) => Math.max(most, Math.abs(score)), 0);
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
@@ -80,10 +81,11 @@ const pieces = []; // [element, columns]
       if (!isTemplate && piece.message !== undefined) box.append(element("span", "role", piece.role ?? ""));
       at("prompt").append(box);
     }
-    const span = element("span", "piece", piece.text);
+    const bare = piece.text.trimStart() || piece.text; // words stand apart as chips
+    const span = element("span", "piece", bare);
     span.dataset.i = pieces.length;
     if (piece.segment) span.title = piece.segment;
-    box.append(span);
+    box.append(piece.text.slice(0, piece.text.length - bare.length), span);
     pieces.push([span, piece.columns, piece]);
   }
 }
@@ -115,11 +117,12 @@ function tell(word, scores) {
   const who = word === null ? "The whole answer" : `“${words[word].textContent}”`;
   if (word !== null && !isExplained[word]) { at("status").textContent = `${who} was not explained.`; return; }
   const total = scores.reduce((s, score) => s + Math.abs(score), 0);
-  const ranked = [...scores].map((score, column) => [score, column])
-    .filter(([score, column]) => score !== 0 && data.columns[column].written)
-    .sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 3)
-    .map(([score, column]) => `“${data.columns[column].label.trim() || "␣"}” ${percent(score / total)}`);
-  at("status").textContent = ranked.length ? `${who} came from ${ranked.join(", ")} …` : `${who}: no source stands out.`;
+  const sums = data.promptWords.map(() => 0);
+  scores.forEach((score, column) => { if (data.columns[column].written) sums[data.columns[column].word] += score; });
+  const ranked = sums.map((score, i) => [score, data.promptWords[i].trim() || "␣"])
+    .filter(([score]) => score !== 0).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 3)
+    .map(([score, label]) => `“${label}” ${percent(Math.abs(score) / total)}${score < 0 ? " against" : ""}`);
+  at("status").textContent = ranked.length ? `${who} came from ${ranked.join(", ")}${ranked.length < 3 ? "" : " …"}` : `${who}: no source stands out.`;
 }
 
 /** Colour the words that a source led to. */
@@ -225,7 +228,7 @@ function drawMatrix() {
     shown.forEach((column, x) => {
       const share = peak ? row[column] / peak : 0;
       if (Math.abs(share) < FAINT) return;
-      context.fillStyle = colors.get((share > 0 ? "f" : "a") + Math.min(LEVELS, Math.ceil(Math.abs(share) * LEVELS)));
+      context.fillStyle = colors.get(shadeName(share));
       context.fillRect(x * CELL, y * CELL, CELL, CELL);
     });
   });

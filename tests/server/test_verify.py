@@ -1,0 +1,107 @@
+"""`gradellm verify`: stored explanations, computed again by a real server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradellm import Client, Explanation, InvalidExplanationError
+from gradellm.cli import main
+from gradellm.files import write_jsonl
+from gradellm.verifying import compared, replay_keywords
+from server.conftest import RunningServer
+
+PROMPT = "Once upon a time, there was a small red fox"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "knockout": {"attribution": "knockout", "layers": 2},
+    "prefix": {"sources": "prefix"},
+    "words": {"sources": "prefix", "resolution": "word"},
+    "segments": {"resolution": "segment", "segments": {"fox": (30, 43)}},
+    "top": {"top_k_sources": 3},
+    "chunked": {"delivery": "chunked", "chunk_size": 4},
+    "contrast": {"contrast": "runner_up"},
+    "target": {"target": 70},
+    "random": {"method": "random", "attribution_seed": 4},
+    "sampled": {"temperature": 1.0, "seed": 8},
+}
+
+
+def made(server: RunningServer, **settings: Any) -> Explanation:
+    with Client(server.address) as client:
+        return client.explain(PROMPT, max_new_tokens=12, **settings)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_explanation_is_found_again(server: RunningServer, name: str) -> None:
+    stored = made(server, **SETTINGS[name])
+    with Client(server.address) as client:
+        verdict = compared(stored, client.attribute(**replay_keywords(stored)))
+    assert verdict.holds
+    assert verdict.rows == len(stored.attributions)
+    assert verdict.largest_difference <= 1e-4
+    assert verdict.largest_logprob_difference <= 1e-4
+    assert verdict.mismatches == ()
+
+
+def test_a_method_after_the_fact(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        stored = client.attribute(PROMPT, completion=" and it ran", method="integrated_gradients", steps=8)
+        assert compared(stored, client.attribute(**replay_keywords(stored))).holds
+
+
+def changed(stored: Explanation, factor: float) -> Explanation:
+    row = stored.attributions[5]
+    scores = (row.scores[0], *(score * factor for score in row.scores[1:]))
+    return replace(
+        stored, attributions=(*stored.attributions[:5], replace(row, scores=scores), *stored.attributions[6:])
+    )
+
+
+def test_what_was_changed_is_found(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = made(server)
+    changed(stored, 1.01).save(tmp_path / "a.json")
+    assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
+    said = capsys.readouterr().out
+    assert "DIFFERS" in said
+    assert "token 5" in said
+    assert main(["verify", str(tmp_path / "a.json"), "--tolerance", ".02", "--target", server.address]) == 0
+
+
+def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = made(server)
+    provenance = stored.provenance
+    model = replace(provenance.model, weights_sha256="abc", dtype="bfloat16", chat_template_sha256="x")
+    versions = {**provenance.versions, "torch": "1.0"}
+    old = replace(
+        stored, started=replace(stored.started, provenance=replace(provenance, model=model, versions=versions))
+    )
+    write_jsonl([stored, old], tmp_path / "a.jsonl")
+    assert main(["verify", str(tmp_path / "a.jsonl"), "--json", "--target", server.address]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["mismatches"] == []
+    assert {one["what"]: one["then"] for one in second["mismatches"]} == {
+        "model.weights_sha256": "abc",
+        "model.dtype": "bfloat16",
+        "model.chat_template_sha256": "x",
+        "versions.torch": "1.0",
+    }
+    assert second["file"].endswith("a.jsonl:2")
+    assert main(["verify", str(tmp_path / "a.jsonl"), "--target", server.address]) == 0
+    assert "model.dtype was bfloat16, is float32" in capsys.readouterr().out
+
+
+def test_what_cannot_be_verified_is_said_before_anything_runs(tmp_path: Path, server: RunningServer) -> None:
+    stored = made(server, attribution=None)
+    with pytest.raises(InvalidExplanationError, match="nothing was explained"):
+        replay_keywords(stored)
+    forced = made(server, forced_ids=[70, 71])
+    with pytest.raises(InvalidExplanationError, match="forced tokens"):
+        replay_keywords(forced)
+    (tmp_path / "none.jsonl").write_text("")
+    assert main(["verify", str(tmp_path / "none.jsonl"), "--target", server.address]) == 65
+    assert main(["verify", str(tmp_path / "absent.json"), "--target", server.address]) == 65
