@@ -25,6 +25,8 @@ TITLES = {
     "overload": "Four times the load it can take",
     "ends": "SIGTERM, and a dead engine",
     "unread": "A client that never reads",
+    "survive": "Servers that are killed under streams",
+    "client": "What the SDK costs",
     "soak": "Mixed traffic",
 }
 

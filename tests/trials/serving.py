@@ -48,9 +48,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """The demo model, served as `gradellm serve` does."""
-    address, health = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+def served(
+    *arguments: str, environment: Mapping[str, str] | None = None, address: str | None = None
+) -> Iterator[Served]:
+    """The demo model, served as `gradellm serve` does; at a free port where no address is given."""
+    address, health = address or f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "gradellm_server", "--listen", address, "--health-port", health]
     command += ["--metrics-listen", "none", "--log-level", "error", *arguments]
     # Threads that spin would take the core of the load; the command line starts a server so, too.
@@ -74,6 +76,21 @@ def _is_ready(its: Served) -> bool:
         return its.health("ready", timeout=1.0) == SERVING
     except grpc.RpcError:
         return False
+
+
+@contextmanager
+def played(count: int, num_scores: int, pause: float) -> Iterator[str]:
+    """A server without a model, see `trials.playing`; its address."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "trials.playing", address, str(count), str(num_scores), str(pause)]
+    process = subprocess.Popen(command)
+    try:
+        with grpc.insecure_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(START_SECONDS)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

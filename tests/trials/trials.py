@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import signal
@@ -9,24 +10,27 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import grpc
 import psutil
 
 import fuzzing
+from gradellm import AsyncClient, Client, Explanation, GradellmError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.faults import VARIABLE
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from trials.serving import SERVING, load, result, served
+from trials.serving import SERVING, free_port, load, played, result, served
 
 MIB = 2**20
+CALL_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -279,6 +283,170 @@ def unread(scale: float) -> list[Finding]:
         Finding("beside a client that never reads", told("never"), "+20%", medians["never"] <= 1.2 * medians["alone"]),
         Finding("beside one whose library reads ahead for it, as gRPC's does", told("ahead")),
         Finding("beside one that reads", told("reads")),
+    ]
+
+
+SURVIVORS, ROUNDS, TIE = 24, 4, 1e-5
+
+
+def survive(scale: float) -> list[Finding]:
+    """Streams over three servers, each of which is killed once, against the same streams that nobody disturbs."""
+    asked = [
+        {
+            "prompt": f"Once upon a time, there was a {('cat', 'dog', 'bear', 'girl')[i % 4]} who",
+            "max_new_tokens": 96,
+            "num_alternatives": 2,
+            "seed": i,
+            "temperature": 1.0 if i % 2 else 0.0,
+            "delivery": "chunked" if i % 4 >= 2 else "per_token",
+        }
+        for i in range(SURVIVORS)
+    ]
+    rounds = max(1, round(ROUNDS * scale))
+    with served() as server:
+        undisturbed, again = asyncio.run(_streams([server.address], asked, 2))
+    rng = random.Random(0)
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    kills: list[float] = []
+    with ExitStack() as stack:
+        servers = [stack.enter_context(served(address=address)) for address in addresses]
+
+        def kill_each() -> None:
+            for place in rng.sample(range(3), 3):
+                time.sleep(rng.uniform(1.0, 3.0))
+                kills.append(time.monotonic())
+                servers[place].process.kill()
+                servers[place].process.wait()
+                servers[place] = stack.enter_context(served(address=addresses[place]))
+
+        killer = threading.Thread(target=kill_each)
+        killer.start()
+        runs = asyncio.run(_streams(addresses, asked, rounds, until=lambda: not killer.is_alive()))
+        killer.join()
+    found = _compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)])
+    of_rounding = _compared(list(zip(again, undisturbed, strict=True))).largest_relative
+    return [
+        Finding(
+            "streams", f"{len(runs)} times {SURVIVORS} over 3 servers, each killed (SIGKILL) and started anew once"
+        ),
+        Finding("kills while they ran", str(len(kills)), "3", len(kills) == 3),
+        Finding("streams that did not finish whole", str(found.broken), "none", found.broken == 0),
+        Finding(
+            "texts that differ from the undisturbed run's",
+            f"{found.other_texts}, and {found.ties} at ties",
+            "none but at ties",
+            found.other_texts == 0,
+        ),
+        Finding(
+            "largest difference of a score, of 1 or its row's largest",
+            f"{found.largest:.1e}, of {found.rows:,} rows",
+            "1e-05",
+            found.largest <= 1e-5,
+        ),
+        Finding(
+            "the same, of its row's largest alone",
+            f"{found.largest_relative:.1e}; between two undisturbed runs {of_rounding:.1e}: sums in other batches",
+        ),
+    ]
+
+
+@dataclass
+class _Compared:
+    """Explanations beside those of undisturbed runs."""
+
+    broken: int = 0
+    other_texts: int = 0
+    ties: int = 0
+    rows: int = 0
+    largest: float = 0.0
+    largest_relative: float = 0.0
+
+    def take(self, ours: Explanation, theirs: Explanation) -> None:
+        for one, other in zip_longest(ours.tokens, theirs.tokens):
+            if one is None or other is None or one.id != other.id:
+                best, second = (alternative.logprob for alternative in (one or other).alternatives)
+                self.ties += abs(best - second) < TIE
+                self.other_texts += abs(best - second) >= TIE
+                return  # all that follows is another text
+            row, its = ours.row(one.index), theirs.row(one.index)
+            if row is None or its is None:
+                self.broken += 1
+                return
+            self.rows += 1
+            peak = max(map(abs, its.scores))
+            difference = max(abs(a - b) for a, b in zip(row.scores, its.scores, strict=True))
+            self.largest = max(self.largest, difference / max(1.0, peak))
+            self.largest_relative = max(self.largest_relative, difference / peak)
+
+
+def _compared(pairs: Sequence[tuple[Explanation | None, Explanation | None]]) -> _Compared:
+    found = _Compared()
+    for ours, theirs in pairs:
+        if ours is None or theirs is None:
+            found.broken += 1
+        else:
+            found.take(ours, theirs)
+    return found
+
+
+async def _streams(
+    targets: Sequence[str], asked: Sequence[Any], rounds: int, until: Callable[[], bool] = lambda: True
+) -> list[list[Explanation | None]]:
+    """All of them together, so many times, and again until something is over; None for one that failed."""
+    runs: list[list[Explanation | None]] = []
+    async with AsyncClient(targets) as client:
+
+        async def one(keywords: Any) -> Explanation | None:
+            try:
+                explanation = await client.explain(timeout=CALL_SECONDS, **keywords)
+            except GradellmError:
+                return None
+            return explanation if explanation.finished is not None else None
+
+        while len(runs) < rounds or not until():
+            runs.append(list(await asyncio.gather(*map(one, asked))))
+    return runs
+
+
+def client(scale: float) -> list[Finding]:
+    """What the SDK costs its process, beside a server that only plays."""
+    count, num_scores = max(100, round(2000 * scale)), 2000
+    with played(count, num_scores, 0.0) as address, grpc.insecure_channel(address) as channel, Client(address) as sdk:
+
+        def bare() -> float:
+            began = time.process_time()
+            for _ in generate_call(channel)(explained(count)):
+                pass
+            return time.process_time() - began
+
+        def whole() -> float:
+            began = time.process_time()
+            for _ in sdk.generate("Once upon a time"):
+                pass
+            return time.process_time() - began
+
+        seconds = [(bare(), whole()) for _ in range(6)][1:]  # the first warms up
+        beyond = statistics.median(1e6 * (theirs - ours) / count for ours, theirs in seconds)
+        alone = statistics.median(1e6 * ours / count for ours, _ in seconds)
+    held, num_streams, num_tokens = 0, 200, 40
+    with played(num_tokens, 200, 0.25) as address:
+        began = time.monotonic()
+        runs = asyncio.run(_streams([address], [{"prompt": "Once", "max_new_tokens": num_tokens}] * num_streams, 1))
+        held = sum(one is not None and len(one.tokens) == num_tokens for one in runs[0])
+        took = time.monotonic() - began
+    return [
+        Finding(
+            f"processor time of a token and its {num_scores:,} scores, beyond the bare stub's {alone:.0f} us",
+            f"{beyond:.0f} us",
+            "100 us",
+            beyond < 100,
+        ),
+        Finding(
+            f"streams that one AsyncClient held at once, each of {num_tokens} tokens in {0.25 * num_tokens:g} s",
+            f"{held}, done after {took:.1f} s",
+            "200",
+            held == num_streams,
+        ),
     ]
 
 
