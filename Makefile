@@ -9,6 +9,9 @@ BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 # Stubs are generated with the oldest version that the package allows, so that they load with all of them.
 GRPC_FLOOR := 1.75.1
 PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
+# What tests with other programs need from npm: a client of another language, and a judge of accessibility.
+NODE_TOOLS := $(TOOLS)/node-1
+NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
@@ -23,22 +26,22 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,otel,plots,quant,data,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,otel,plots,quant,data,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it
 	@$(BIN)/gradellm demo
 
-test: $(READY) ## all tests but the slow ones
+test: $(READY) $(NODE_TOOLS) ## all tests but the slow ones
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(READY) ## all tests
+test-all: $(READY) $(NODE_TOOLS) ## all tests
 	$(BIN)/pytest
 
 check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server tests
+	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway tests
 	$(BIN)/lint-imports
 	cd proto && ../$(BUF) lint
 	@release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
@@ -78,6 +81,10 @@ clean: ## removes what was built, but not the environment
 
 $(BUF):
 	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+# Without npm, the tests that need these skip, and say so.
+$(NODE_TOOLS):
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES); else echo "no npm: tests with other programs are skipped"; fi
 
 $(PROTOC):
 	@$(PYTHON) -m venv $(TOOLS)/protoc-$(GRPC_FLOOR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -160,6 +161,16 @@ class AsyncClient:
     async def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
         """Ask which model is served, what can be asked of it and where the limits are."""
         return await self._answer(calls.server_info(keywords), self._retry)
+
+    def with_token(self, token: str | None) -> Self:
+        """Return this client for another caller: by that token, over the same connections.
+
+        It is of use until this client is closed; it need not be closed itself.
+        """
+        _ = self._stubs  # which the twin shares, and so its connections
+        twin = copy.copy(self)
+        twin._security = Security(self.targets, credentials=self._security.credentials, token=token)
+        return twin
 
     async def close(self) -> None:
         """Cancel what is under way, close the connections, and end the server if it is this client's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,6 +191,15 @@ class Client:
     def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
         """Ask which model is served, what can be asked of it and where the limits are."""
         return self._answer(calls.server_info(keywords), self._retry)
+
+    def with_token(self, token: str | None) -> Self:
+        """Return this client for another caller: by that token, over the same connections.
+
+        It is of use until this client is closed; it need not be closed itself.
+        """
+        twin = copy.copy(self)
+        twin._security = Security(self.targets, credentials=self._security.credentials, token=token)
+        return twin
 
     def close(self) -> None:
         """Cancel what is under way, close the connections, and end the server if it is this client's own."""

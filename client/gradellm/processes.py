@@ -45,8 +45,9 @@ def require_server_extra() -> None:
         )
 
 
-def become(module: str, arguments: Sequence[str]) -> NoReturn:
+def become(module: str, arguments: Sequence[str], *, hosts_model: bool = True) -> NoReturn:
     """Replace this process by `python -m module`, so that signals reach it directly."""
-    require_server_extra()
+    if hosts_model:
+        require_server_extra()
     sys.stdout.flush()
     os.execve(sys.executable, command(module, arguments), environment())  # noqa: S606  (no shell is meant)

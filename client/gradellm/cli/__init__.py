@@ -1,4 +1,4 @@
-"""The command line, a file a command: serve, explain, attribute, evaluate, verify, info, demo, bench and token.
+"""The command line, a file a command: serve, explain, attribute, evaluate, verify and others.
 
 Exit codes: 0 done, 1 an explanation that `verify` does not find again, 2 wrong usage or a request that cannot be
 served, 65 data, an explanation or a results file that cannot be used, 69 no server answers, 70 a server failed, 75 the
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, demo, evaluate, explain, info, serve, token, verify
+from gradellm.cli import attribute, bench, demo, evaluate, explain, gateway, info, serve, token, verify
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
@@ -46,7 +46,7 @@ _EXIT_CODES: dict[type[GradellmError], int] = {
     UnauthenticatedError: _NOT_ALLOWED,
     PermissionDeniedError: _NOT_ALLOWED,
 }  # every other error: _FAILED
-_OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run, "token": token.run}
+_OTHER_PROCESSES = {"serve": serve.run, "bench": bench.run, "gateway": gateway.run, "token": token.run}
 _READER_GONE = 141  # what a shell says of SIGPIPE
 
 _EXAMPLES = """\
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, evaluate, verify, info, serve, token, bench):
+    for command in (demo, explain, attribute, evaluate, verify, info, serve, gateway, token, bench):
         command.add_parser(commands)
     return parser
 

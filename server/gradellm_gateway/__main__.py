@@ -1,0 +1,102 @@
+"""`gradellm gateway`, `python -m gradellm_gateway`: the gateway as a process."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_USAGE = 2
+EXAMPLES = """\
+examples:
+  gradellm serve --model PATH &
+  gradellm gateway --target localhost:50051
+  then open http://127.0.0.1:8080, or point an OpenAI client at http://127.0.0.1:8080/v1
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+        parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
+    host, _, port = options.listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
+        parser.error(f"--listen {options.listen} is not HOST:PORT, such as 127.0.0.1:8080")
+    if (options.tls_cert is None) != (options.tls_key is None):
+        parser.error("--tls-cert and --tls-key belong together")
+    if not (options.tls_cert or options.insecure or _is_local(host)):
+        parser.error(
+            f"--listen {options.listen} can be reached from other machines and would not be encrypted; give --tls-cert "
+            "and --tls-key, listen on 127.0.0.1, or say --insecure where the network itself is trusted"
+        )
+    import uvicorn
+
+    from gradellm import AsyncClient, GradellmError, Tls
+    from gradellm_gateway.app import gateway
+
+    tls: Any = options.target_tls
+    if options.target_tls_ca:
+        tls = Tls(ca=options.target_tls_ca)
+    try:
+        client = AsyncClient(options.target, tls=tls)
+    except GradellmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    uvicorn.run(
+        gateway(client, allow_origins=options.allow_origin or ()),
+        host=host.strip("[]"),
+        port=int(port),
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        log_level=options.log_level,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradellm gateway",
+        description="HTTP before a gradellm server: as OpenAI's clients speak it, for chat front ends, and a page.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS by this certificate (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
+    parser.add_argument("--insecure", action="store_true", help="serve plain HTTP to other machines, too")
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="let pages of that origin call (CORS), such as https://chat.example.org; repeatable; * for all",
+    )
+    group = parser.add_argument_group("the explanation server")
+    group.add_argument(
+        "--target",
+        default="localhost:50051",
+        metavar="HOST:PORT[,...]",
+        help="several take turns; also dns:///name:port (default: %(default)s)",
+    )
+    group.add_argument("--target-tls", action="store_true", help="connect to it by TLS")
+    group.add_argument("--target-tls-ca", metavar="FILE", help="who signs its certificate (PEM); implies --target-tls")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

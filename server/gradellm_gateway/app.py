@@ -1,0 +1,231 @@
+"""The HTTP routes. Each asks the explanation server by the SDK; a client that leaves cancels what it asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from gradellm import AsyncClient, Event, GradellmError, InvalidRequestError
+from gradellm.explanation import Collector
+from gradellm.plain import to_plain
+from gradellm_gateway.chat import ChatRequest, Completion, events_plain
+from gradellm_gateway.errors import ModelNotFoundError, body_of, headers_of, status_of
+
+PAGE = Path(__file__).parent / "page"
+MAX_BODY_BYTES = 8 << 20
+DONE = "data: [DONE]\n\n"
+# Browsers are told to run nothing but the page's own files.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
+
+Result = TypeVar("Result")
+
+
+def gateway(client: AsyncClient, *, allow_origins: Sequence[str] = ()) -> Starlette:
+    """The ASGI app over a client, which it closes at its end."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        yield
+        await client.close()
+
+    routes = _Routes(client)
+    middleware = []
+    if allow_origins:
+        middleware.append(
+            Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])
+        )
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/models", routes.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
+            Route("/v1/gradellm/info", routes.info, methods=["GET"]),
+            Route("/v1/gradellm/attribute", routes.attribute, methods=["POST"]),
+            Route("/v1/gradellm/evaluate", routes.evaluate, methods=["POST"]),
+            Route("/healthz", routes.health, methods=["GET"]),
+            Mount("/", app=_Page(directory=PAGE, html=True)),
+        ],
+        middleware=middleware,
+        exception_handlers={GradellmError: _failed},
+        lifespan=lifespan,
+    )
+
+
+class _Page(StaticFiles):
+    """The chat page's files."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 (Starlette's)
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if not isinstance(error, GradellmError):
+        raise error
+    return JSONResponse(body_of(error), status_of(error), headers_of(error))
+
+
+class _Routes:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def chat(self, request: Request) -> Response:
+        client, body = self._client_of(request), await _json(request)
+        asked = ChatRequest.of(body)
+        name = await self._model_name(client, body.get("model"))
+        completion = Completion(asked, name)
+        events = client.generate(**asked.keywords)
+        if not asked.is_streamed:
+            return JSONResponse(completion.whole(await _unless_left(request, _collected(events))))
+        return await _streamed(events, completion.chunks)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [await self._model_card(self._client_of(request))]})
+
+    async def model(self, request: Request) -> Response:
+        client = self._client_of(request)
+        await self._model_name(client, request.path_params["name"])
+        return JSONResponse(await self._model_card(client))
+
+    async def info(self, request: Request) -> Response:
+        return JSONResponse(to_plain(await self._client_of(request).server_info(timeout=10)))
+
+    async def attribute(self, request: Request) -> Response:
+        client, keywords = self._client_of(request), await _keywords(request)
+        return await _streamed(client.attribute_events(**keywords), lambda event: [events_plain(event)])
+
+    async def evaluate(self, request: Request) -> Response:
+        client, keywords = self._client_of(request), await _keywords(request)
+        return await _streamed(client.evaluate_events(**keywords), lambda event: [events_plain(event)])
+
+    async def health(self, request: Request) -> Response:
+        await self._client.server_info(timeout=5)
+        return JSONResponse({"status": "ok"})
+
+    def _client_of(self, request: Request) -> AsyncClient:
+        """The client with the caller's own token."""
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")  # what is sent for no key
+        return self._client.with_token(token.strip()) if is_token else self._client
+
+    @staticmethod
+    async def _model_card(client: AsyncClient) -> dict[str, Any]:
+        info = await client.server_info(timeout=10)
+        return {
+            "id": info.model.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "gradellm",
+            "gradellm": to_plain(info),
+        }
+
+    @staticmethod
+    async def _model_name(client: AsyncClient, asked: object) -> str:
+        """The served model's name, where that is what was asked for.
+
+        Raises ModelNotFoundError where it is another's.
+        """
+        name = (await client.server_info(timeout=10)).model.name
+        if asked not in (None, "", "gradellm", name, Path(name).name):
+            raise ModelNotFoundError.of("model", f"{str(asked)[:100]!r} is not served here; {name!r} is")
+        return name
+
+
+async def _json(request: Request) -> Any:  # noqa: ANN401 (what a client sent)
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise InvalidRequestError(f"the request is larger than {MAX_BODY_BYTES:,} bytes, which is the limit")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the request is not JSON: {error}") from error
+
+
+async def _keywords(request: Request) -> dict[str, Any]:
+    """Keywords of the SDK, as JSON has them."""
+    body = await _json(request)
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError("the request must be a JSON object of keywords")
+    keywords = dict(body)
+    if isinstance(keywords.get("segments"), Mapping):
+        keywords["segments"] = {name: tuple(its) for name, its in keywords["segments"].items()}
+    if isinstance(keywords.get("scores"), Mapping):  # whose keys JSON makes texts
+        keywords["scores"] = {
+            name: {int(step): row for step, row in rows.items()} for name, rows in keywords["scores"].items()
+        }
+    return keywords
+
+
+async def _collected(events: AsyncGenerator[Event, None]) -> Any:  # noqa: ANN401 (an Explanation)
+    collector = Collector()
+    async with aclosing(events):
+        async for event in events:
+            collector.add(event)
+    return collector.explanation()
+
+
+async def _unless_left(request: Request, work: Awaitable[Result]) -> Result:
+    """What comes of it; where the client leaves before, it is cancelled."""
+
+    async def until_left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(until_left())
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else await _cancelled(doing)
+    finally:
+        leaving.cancel()
+        doing.cancel()
+
+
+async def _cancelled(doing: asyncio.Future[Result]) -> Result:
+    doing.cancel()
+    return await doing
+
+
+async def _streamed(events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]) -> Response:
+    """Server-sent events. What fails before the first one still has a status of its own."""
+    try:
+        first = await anext(events)
+    except GradellmError as error:
+        return JSONResponse(body_of(error), status_of(error), headers_of(error))
+
+    async def lines() -> AsyncGenerator[str, None]:
+        async with aclosing(events):
+            try:
+                for chunk in chunks(first):
+                    yield _line(chunk)
+                async for event in events:
+                    for chunk in chunks(event):
+                        yield _line(chunk)
+            except GradellmError as error:
+                yield _line(body_of(error))
+            yield DONE
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=_STREAM_HEADERS)
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,43 @@
+"""The gateway on a loopback port, before a real server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from gradellm import AsyncClient
+from gradellm_gateway.app import gateway as app_of
+from server.conftest import RunningServer, engine, server, serving
+
+__all__ = ["engine", "server", "serving"]
+
+Gateway = Callable[..., AbstractContextManager[str]]
+
+
+@contextmanager
+def running(target: str, *, allow_origins: tuple[str, ...] = (), **client: Any) -> Iterator[str]:
+    """Its URL."""
+    app = app_of(AsyncClient(target, **client), allow_origins=allow_origins)
+    process = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=process.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not process.started and time.monotonic() < until:
+        time.sleep(0.01)
+    port = process.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    process.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def url(server: RunningServer) -> Iterator[str]:
+    """One gateway for all tests of a module."""
+    with running(server.address) as url:
+        yield url

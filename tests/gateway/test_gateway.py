@@ -1,0 +1,284 @@
+"""The gateway, asked by OpenAI's own client and by plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.conftest import running
+from gradellm import Client, Explanation
+from gradellm_gateway.__main__ import main
+from gradellm_server.tokens import entry, make_token
+from server.conftest import RunningServer, Serving
+
+MESSAGES: Any = [{"role": "user", "content": "Once upon a time"}]
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:
+    with Client(server.address) as client:
+        return client.explain(messages=MESSAGES, **keywords)
+
+
+def post(url: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], str]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read().decode()
+
+
+# --- the official client ---------------------------------------------------------------------------------------------
+
+
+def test_a_chat_is_streamed_a_token_a_chunk_with_its_attribution(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=12, sources="prefix")
+    stream = client.chat.completions.create(
+        model="gradellm",
+        messages=MESSAGES,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"gradellm": {"sources": "prefix"}},
+    )
+    started: Any = None
+    texts, rows, reason, usage = [], {}, None, None
+    for chunk in stream:
+        own: Any = (chunk.model_extra or {}).get("gradellm") or {}
+        if chunk.choices and chunk.choices[0].delta.content:
+            texts.append(chunk.choices[0].delta.content)
+        if "started" in own:
+            started = own["started"]
+        if "attribution" in own:
+            rows[own["attribution"]["token_index"]] = own["attribution"]["scores"]
+        if chunk.choices and chunk.choices[0].finish_reason:
+            reason = chunk.choices[0].finish_reason
+        usage = chunk.usage or usage
+    assert "".join(texts) == expected.text
+    assert texts == [token.text for token in expected.tokens if token.text]
+    assert [token["id"] for token in started["prompt_tokens"]] == [token.id for token in expected.prompt_tokens]
+    assert len(rows) == 12
+    for row in expected.attributions:
+        assert rows[row.token_index] == pytest.approx(row.scores, abs=1e-6)
+    assert reason == "length"
+    assert usage is not None
+    assert usage.completion_tokens == 12
+    assert usage.prompt_tokens == len(expected.prompt_tokens)
+
+
+def test_who_does_not_ask_gets_no_attribution(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="gradellm", messages=MESSAGES, max_tokens=4, stream=True)
+    assert all("gradellm" not in (chunk.model_extra or {}) for chunk in stream)
+
+
+def test_an_answer_that_is_not_streamed(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=6, num_alternatives=2)
+    answer: Any = client.chat.completions.create(
+        model="gradellm",
+        messages=MESSAGES,
+        max_completion_tokens=6,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"gradellm": {}},
+    )
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].logprobs.content[0].logprob == pytest.approx(expected.tokens[0].logprob, abs=1e-5)
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 2
+    explanation = Explanation.from_json(json.dumps(answer.gradellm))
+    assert explanation.text == expected.text
+    assert explanation.scores[0] == pytest.approx(expected.scores[0], abs=1e-6)
+
+
+def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3, attribution=None)
+    answer = client.chat.completions.create(
+        model="gradellm",
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Once upon"}, {"type": "text", "text": " a time"}]}
+        ],
+        max_tokens=8,
+        temperature=1.0,
+        top_p=0.9,
+        seed=3,
+        presence_penalty=0,
+        user="me",
+    )
+    assert answer.choices[0].message.content == expected.text
+
+
+def test_models(client: openai.OpenAI, server: RunningServer) -> None:
+    with Client(server.address) as own:
+        name = own.server_info().model.name
+    (model,) = client.models.list().data
+    assert model.id == name
+    assert client.models.retrieve(name).id == name
+    client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=1)
+    with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served here"):
+        client.chat.completions.create(model="gpt-9", messages=MESSAGES, max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_tokens": -1}, "max_new_tokens"),
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"gradellm": {"colour": "red"}}, "gradellm.colour"),
+        ({"gradellm": {"layers": "none"}}, "layers"),
+        ({"gradellm": {"method": "saliency"}}, "attribution.method"),
+    ],
+)
+def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], param: str) -> None:
+    for stream in (False, True):
+        status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "stream": stream, **body})
+        assert status == 400
+        error = json.loads(said)["error"]
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"messages": ' + b"[" * 5000, b"x" * (8 << 20) + b"x"])
+def test_what_is_no_request_is_refused(url: str, body: bytes) -> None:
+    status, _, said = post(f"{url}/v1/chat/completions", body)
+    assert status == 400
+    assert "request" in json.loads(said)["error"]["message"]
+
+
+# --- bad days --------------------------------------------------------------------------------------------------------
+
+
+def test_no_server() -> None:
+    with running("127.0.0.1:1", retry=None) as url:
+        status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES})
+        assert status == 503
+        assert "no gradellm server answers at 127.0.0.1:1" in json.loads(said)["error"]["message"]
+
+
+def test_a_full_server_says_when_to_come_back(serving: Serving) -> None:
+    with (
+        serving(max_running=1, max_queued=0) as small,
+        running(small.address, retry=None) as url,
+        Client(small.address) as client,
+    ):
+        stream = client.generate("Once", max_new_tokens=200)
+        next(stream)
+        status, headers, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES})
+        stream.close()
+    assert status == 429
+    assert int(headers["retry-after"]) >= 1
+    assert json.loads(said)["error"]["code"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
+    with serving(max_running=4) as its, running(its.address) as url:
+        host, port = url.removeprefix("http://").split(":")
+        body = json.dumps({"messages": MESSAGES, "stream": stream, "max_tokens": 150, "gradellm": {}}).encode()
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            until = time.monotonic() + 20
+            while its.server.engine_thread.num_placed == 0 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert its.server.engine_thread.num_placed == 1
+            if stream:
+                raw.recv(1000)
+        until = time.monotonic() + 20
+        while its.server.engine_thread.num_placed and time.monotonic() < until:
+            time.sleep(0.01)
+        assert its.server.engine_thread.num_placed == 0
+
+
+def test_tokens_pass_through(serving: Serving, tmp_path: Path) -> None:
+    token, sha256 = make_token()
+    (tmp_path / "tokens.toml").write_text(entry("alice", sha256, {"methods": ["GetServerInfo", "Generate"]}))
+    with serving(tokens=tmp_path / "tokens.toml") as guarded, running(guarded.address, retry=None) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
+        assert client.chat.completions.create(model="", messages=MESSAGES, max_tokens=1).choices
+        for other in ("none", "wrong"):
+            with pytest.raises(openai.AuthenticationError):
+                client.with_options(api_key=other).models.list()
+        status, _, said = post(
+            f"{url}/v1/gradellm/attribute",
+            {"messages": MESSAGES, "completion": "x"},
+            {"Authorization": f"Bearer {token}"},
+        )
+        assert status == 403
+        assert token not in said
+
+
+def test_pages_of_other_origins(server: RunningServer, url: str) -> None:
+    origin = {"Origin": "https://chat.example.org"}
+    assert "access-control-allow-origin" not in post(f"{url}/v1/chat/completions", {}, origin)[1]
+    with running(server.address, allow_origins=("https://chat.example.org",)) as other:
+        headers = post(f"{other}/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1}, origin)[1]
+        assert headers["access-control-allow-origin"] == "https://chat.example.org"
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def events(said: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in said.split("\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
+    asked: dict[str, Any] = {"messages": MESSAGES, "completion": " there was", "method": "saliency"}
+    status, _, said = post(f"{url}/v1/gradellm/attribute", asked)
+    assert status == 200
+    rows = [event["attribution"]["scores"] for event in events(said) if "attribution" in event]
+    with Client(server.address) as client:
+        expected = client.attribute(messages=MESSAGES, completion=" there was", method="saliency")
+    assert rows[0] == pytest.approx(expected.scores[0], abs=1e-6)
+    asked = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", asked)
+    assert status == 200
+    assert [event for event in events(said) if "summary" in event]
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", {**asked, "pis": [2]})
+    assert status == 400
+    assert "pis" in json.loads(said)["error"]["param"]
+
+
+def test_info_and_health(url: str) -> None:
+    with urllib.request.urlopen(f"{url}/v1/gradellm/info") as answer:
+        assert json.load(answer)["model"]["family"] == "llama"
+    with urllib.request.urlopen(f"{url}/healthz") as answer:
+        assert json.load(answer) == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "8080"], "is not HOST:PORT"),
+        (["--listen", "0.0.0.0:8080"], "--insecure"),
+        (["--tls-cert", "x"], "belong together"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
