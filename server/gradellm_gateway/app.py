@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from gradellm import AsyncClient, Event, GradellmError, InvalidRequestError
 from gradellm.explanation import Collector
+from gradellm.page import shades
 from gradellm.plain import to_plain
 from gradellm_gateway.chat import ChatRequest, Completion, events_plain
 from gradellm_gateway.errors import ModelNotFoundError, body_of, headers_of, status_of
@@ -60,6 +61,7 @@ def gateway(client: AsyncClient, *, allow_origins: Sequence[str] = ()) -> Starle
             Route("/v1/gradellm/attribute", routes.attribute, methods=["POST"]),
             Route("/v1/gradellm/evaluate", routes.evaluate, methods=["POST"]),
             Route("/healthz", routes.health, methods=["GET"]),
+            Route("/shades.css", routes.shades, methods=["GET"]),
             Mount("/", app=_Page(directory=PAGE, html=True)),
         ],
         middleware=middleware,
@@ -115,6 +117,9 @@ class _Routes:
     async def evaluate(self, request: Request) -> Response:
         client, keywords = self._client_of(request), await _keywords(request)
         return await _streamed(client.evaluate_events(**keywords), lambda event: [events_plain(event)])
+
+    async def shades(self, request: Request) -> Response:
+        return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
         await self._client.server_info(timeout=5)

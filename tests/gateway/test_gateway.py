@@ -19,12 +19,13 @@ from gradellm_gateway.__main__ import main
 from gradellm_server.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
 
+NO_KEY = "none"  # what clients of servers without tokens send
 MESSAGES: Any = [{"role": "user", "content": "Once upon a time"}]
 
 
 @pytest.fixture
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=NO_KEY, max_retries=0)
 
 
 def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradellm.results import Attribution
     from gradellm.terminal import Theme
 
-__all__ = ["framed", "page"]
+__all__ = ["framed", "page", "shades"]
 
 LEVELS = 24  # shades from 0 to the largest score
 _LARGEST = 32767  # of 16 bits
@@ -37,7 +37,7 @@ def page(explanation: Explanation) -> str:
     """Return the page's HTML."""
     parts = {
         "title": html.escape(_title(explanation)),
-        "style": f"{_asset('explanation.css')}\n{_shades()}",
+        "style": f"{_asset('explanation.css')}\n{shades()}",
         "script": _asset("explanation.js"),
         "data": _embedded(page_data(explanation)),
     }
@@ -143,7 +143,7 @@ def _title(explanation: Explanation) -> str:
 
 
 @cache
-def _shades() -> str:
+def shades() -> str:
     """The scale as classes: f1.. for scores above 0, a1.. for those below, in light and dark."""
     light, dark = ("\n".join(_shades_of(theme)) for theme in ("light", "dark"))
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"

@@ -1,0 +1,45 @@
+// What the page asks the gateway, and how answers are read as they come.
+
+/** The events of a stream, as the gateway sends them. Leaving the loop, or the signal, cancels it. */
+export async function* stream(path, body, { token, signal } = {}) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let left = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (left + value).split("\n");
+      left = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data: ")) continue;
+        if (line === "data: [DONE]") return;
+        const chunk = JSON.parse(line.slice(6));
+        if (chunk.error) throw new Error(chunk.error.message);
+        yield chunk.gradellm ?? chunk;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+export async function info(token) {
+  const response = await fetch("v1/gradellm/info", { headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+async function failure(response) {
+  try {
+    return new Error((await response.json()).error.message);
+  } catch {
+    return new Error(`the gateway answered ${response.status} ${response.statusText}`);
+  }
+}

@@ -1,0 +1,250 @@
+"""The chat page in a real browser, before the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from browser import browser
+from gateway.conftest import running
+from gradellm import Explanation
+from gradellm_engine import Engine
+from gradellm_engine.demo_model import CHECKPOINT
+from gradellm_engine.demo_model.sentiment import SYSTEM_PROMPT
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+
+__all__ = ["browser"]
+
+PROJECT = Path(__file__).parents[2]
+AXE = next(iter((PROJECT / ".cache").glob("node-*/node_modules/axe-core/axe.min.js")), None)
+PICTURES = os.environ.get("GRADELLM_PICTURES")  # a folder: where the README's pictures go
+REVIEW = "Text: To me the movie was shabby. There was a lovely song at the end, said my father."
+STORY = "Once upon a time, there was a little dog."
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[RunningServer]:
+    running_server = RunningServer(Engine.load(str(CHECKPOINT)), ServerSettings(listen="127.0.0.1:0"))
+    yield running_server
+    running_server.close()
+
+
+@pytest.fixture(scope="module")
+def demo_url(demo: RunningServer) -> Iterator[str]:
+    with running(demo.address) as url:
+        yield url
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a gateway. Whatever the console says is a failure, but for what is expected.
+
+    Playwright's waiting evaluates text, which the page's policy forbids: it is off but where a test asks for it.
+    """
+    said: list[str] = []
+    contexts: list[Any] = []
+
+    def opened(url: str, *, policy: bool = False, expected: str = "\0") -> Any:
+        context = browser.new_context(
+            viewport={"width": 1100, "height": 900},
+            permissions=["clipboard-write", "clipboard-read"],
+            bypass_csp=not policy,
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(20_000)
+        tab.on("console", lambda message: None if expected in message.text else said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.goto(url)
+        tab.wait_for_selector("#method option:nth-child(3)", state="attached")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+@pytest.fixture
+def tab(show: Callable[..., Any], demo_url: str) -> Any:
+    """The demo model's page."""
+    return show(demo_url)
+
+
+def ask(tab: Any, question: str, *, system: str = "", wait: bool = True) -> None:
+    if system:
+        tab.locator("summary", has_text="Settings").click()
+        tab.get_by_label("System message").fill(system)
+    tab.get_by_label("Your message").fill(question)
+    tab.get_by_role("button", name="Send").click()
+    if wait:
+        tab.wait_for_function(
+            "!document.getElementById('send').disabled && document.querySelector('.turn.assistant .word')"
+        )
+        assert tab.locator("#said").inner_text() == ""
+
+
+def shades(tab: Any, panel: int = 0) -> list[str]:
+    classes = tab.locator(".panel").nth(panel).locator(".piece").evaluate_all("all => all.map(one => one.className)")
+    return [names.replace("piece", "").strip() for names in classes]
+
+
+def test_an_answer_is_streamed_with_what_its_words_came_from(tab: Any) -> None:
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    assert tab.locator(".turn.assistant .word").all_inner_texts() == ["Negative"]
+    tab.locator(".word").hover()
+    assert "“Negative” came from “shabby.”" in tab.locator("#status").inner_text()
+    assert any(shade.startswith("f") for shade in shades(tab))
+    pieces = tab.locator(".panel .piece").all_inner_texts()
+    assert pieces[shades(tab).index("f24")] == "shabby"
+
+
+def test_it_works_under_its_own_policy(show: Callable[..., Any], demo_url: str) -> None:
+    tab = show(demo_url, policy=True)
+    ask(tab, REVIEW, wait=False)
+    tab.wait_for_selector(".piece.f24")
+    tab.wait_for_selector("#send:not([disabled])")
+    tab.get_by_label("Compare with").select_option("saliency")
+    tab.wait_for_selector(".panel:nth-child(2) .f24")
+
+
+def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str) -> None:
+    tab = show(url)  # of a tiny random model, which says more
+    ask(tab, STORY)
+    words = tab.locator(".turn.assistant .word:visible")
+    assert words.count() > 5
+    words.nth(3).click()
+    place = int(words.nth(3).get_attribute("data-word"))
+    pinned = shades(tab)
+    words.nth(0).hover()
+    assert shades(tab) != pinned
+    tab.get_by_label("Your message").hover()
+    assert shades(tab) == pinned
+    assert words.nth(3).get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("ArrowRight")
+    assert tab.evaluate("document.activeElement.dataset.word") == str(place + 1)
+    tab.keyboard.press("Enter")
+    assert tab.locator('[aria-pressed="true"]').get_attribute("data-word") == str(place + 1)
+    tab.keyboard.press("Escape")
+    assert tab.locator('[aria-pressed="true"]').count() == 0
+
+
+def test_two_methods_stand_beside_each_other(tab: Any) -> None:
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    tab.get_by_label("Compare with").select_option("saliency")
+    tab.wait_for_function("document.querySelectorAll('.panel').length === 2")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('.panel:last-child .piece')].some(one => / [fa]\\d/.test(one.className))"
+    )
+    assert tab.locator(".panel h3").all_inner_texts() == ["grad_ellm, paper", "saliency"]
+    assert shades(tab, 0) != shades(tab, 1)
+    tab.get_by_label("Compare with").select_option("")
+    assert tab.locator(".panel").count() == 1
+
+
+def test_documents_have_bars(tab: Any) -> None:
+    tab.locator("summary", has_text="Documents").click()
+    for number, text in enumerate(("My father loved it.", "I found it shabby."), 1):
+        tab.get_by_role("button", name="Add a document").click()
+        tab.get_by_label(f"Text of document {number}").fill(text)
+    tab.get_by_label("Name of document 2").fill("mine")
+    ask(tab, "What is it?", system=SYSTEM_PROMPT)
+    bars = tab.locator("#bars .bar")
+    assert [bar.split("\n")[0] for bar in bars.all_inner_texts()] == ["document 1", "mine"]
+    assert all("%" in bar for bar in bars.all_inner_texts())
+    titles = tab.locator(".panel .piece[title]").evaluate_all("all => [...new Set(all.map(one => one.title))]")
+    assert titles == ["document 1", "mine"]
+
+
+def test_how_faithful_an_answer_is_explained(tab: Any) -> None:
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    tab.get_by_role("button", name="How faithful?").click()
+    tab.wait_for_selector("#faithfulness p", timeout=60_000)
+    said = tab.locator("#faithfulness").inner_text()
+    assert "pi-Soft-NS" in said
+    assert "pi-Soft-NC" in said
+    assert "more than random" in said
+
+
+def test_an_answer_is_copied_and_downloaded(tab: Any, tmp_path: Path) -> None:
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    tab.get_by_role("button", name="Copy answer").click()
+    tab.wait_for_function("document.getElementById('status').textContent === 'Copied.'")
+    assert tab.evaluate("navigator.clipboard.readText()") == "Negative"
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "explanation.json")
+    explanation = Explanation.load(tmp_path / "explanation.json")
+    assert explanation.text == "Negative"
+    assert explanation.scores[0]
+    assert json.loads((tmp_path / "explanation.json").read_text())["finished"]["reason"] == "end_of_text"
+
+
+def test_an_answer_is_stopped_and_the_server_told(show: Callable[..., Any], url: str, server: RunningServer) -> None:
+    tab = show(url)
+    ask(tab, STORY, wait=False)
+    tab.wait_for_selector(".turn.assistant .word", state="attached")
+    tab.get_by_role("button", name="Stop").click()
+    tab.wait_for_function("!document.getElementById('send').disabled")
+    tab.wait_for_timeout(300)
+    assert server.server.engine_thread.num_placed == 0
+    assert tab.locator(".turn.assistant .word").count() < 100
+    ask(tab, "Go on.")
+    assert tab.locator(".turn.assistant").count() == 2
+    tab.get_by_role("button", name="New conversation").click()
+    assert tab.locator(".turn").count() == 0
+
+
+def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any], demo_url: str) -> None:
+    tab = show(demo_url, expected="status of 400")
+    ask(tab, "word " * 2000, wait=False)
+    tab.wait_for_function("document.getElementById('said').textContent")
+    assert "tokens" in tab.locator("#said").inner_text()
+    assert tab.get_by_label("Your message").input_value() == "word " * 2000
+    assert tab.locator(".turn.assistant").count() == 0
+
+
+def test_a_vector_is_on_screen_soon_after_it_came(tab: Any) -> None:
+    """From the arrival of the first attribution's bytes to the frame that shows it."""
+    tab.evaluate("""() => {
+      window.marks = {};
+      const parse = JSON.parse;
+      JSON.parse = (text) => {
+        if (!marks.arrived && text.includes('"attribution":{"token_index"')) marks.arrived = performance.now();
+        return parse(text);
+      };
+      new MutationObserver(() => {
+        if (marks.arrived && !marks.shown && document.querySelector('.piece[class*=" f"]')) {
+          marks.shown = -1;
+          requestAnimationFrame(() => setTimeout(() => { marks.shown = performance.now(); }));
+        }
+      }).observe(document.getElementById("panels"), { subtree: true, attributes: true, childList: true });
+    }""")
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    tab.wait_for_function("marks.shown > 0")
+    milliseconds = tab.evaluate("marks.shown - marks.arrived")
+    print(f"the first vector is on screen {milliseconds:.0f} ms after it came")
+    assert milliseconds > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_path: Path) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_viewport_size({"width": width, "height": 800})
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.locator(".word").click()
+    tab.screenshot(path=Path(PICTURES or tmp_path) / f"chat-{scheme}-{width}.png", full_page=True)
+    if AXE is None:
+        pytest.skip("axe-core is not installed")
+    tab.evaluate(AXE.read_text())
+    violations = tab.evaluate("axe.run().then(found => found.violations)")
+    serious = [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
+    assert serious == []
