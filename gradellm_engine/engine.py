@@ -482,8 +482,8 @@ class Engine:
             streaming = ", ".join(name for name, row in METHODS.items() if row.streams)
             raise InvalidRequestError(
                 "attribution.method",
-                f"{method.name} explains a completion that exists: use Attribute. While text is generated, "
-                f"{streaming} explain it",
+                f"{method.name} explains a completion that exists: use Attribute (`gradellm attribute`). "
+                f"While text is generated, {streaming} explain it",
             )
         if refusal := self.refusal(method):
             raise InvalidRequestError("attribution.method", refusal)

@@ -16,7 +16,7 @@ from gradellm.explanation import Collector
 from gradellm.local import LocalServer
 from gradellm.retrying import Retry
 from gradellm.security import Security
-from gradellm.targets import Rotation, split
+from gradellm.targets import Rotation, check_ports, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 
@@ -61,6 +61,8 @@ class AsyncClient:
         self.targets = split(target)
         self.target = ",".join(self.targets)
         self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
+        if self._security.credentials is None:
+            check_ports(self.targets)
         self._retry = retry
         self._rotation = Rotation(len(self.targets))
         self._closed = False

@@ -70,16 +70,16 @@ class Call(Generic[Result]):
         target: str,
     ) -> float:
         """Return how many seconds to wait before the next try; raise what the caller gets where there is none."""
-        error = self.failed(failure, target) if isinstance(failure, grpc.RpcError) else failure
+        error = self.failed(failure, target, attempts.has_begun) if isinstance(failure, grpc.RpcError) else failure
         has_other = rotation.failed(index, getattr(error, "retry_after_seconds", None))
         try:
             return attempts.pause_after(error, has_other=has_other)
         except GradellmError:
             raise error from (failure if failure is not error else None)
 
-    def failed(self, error: grpc.RpcError, target: str) -> GradellmError:
+    def failed(self, error: grpc.RpcError, target: str, has_begun: bool) -> GradellmError:
         """Return what the caller gets in place of a failed RPC's error."""
-        return from_rpc(error, target=target, timeout=self.timeout)
+        return from_rpc(error, target=target, timeout=self.timeout, has_begun=has_begun)
 
 
 def generate(prompt: str | None, keywords: requests.GenerateKeywords) -> Call[Event | None]:

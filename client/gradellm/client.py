@@ -16,7 +16,7 @@ from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
 from gradellm.retrying import Retry
 from gradellm.security import Security
-from gradellm.targets import Rotation, split
+from gradellm.targets import Rotation, check_ports, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 
@@ -69,6 +69,8 @@ class Client:
         self.targets = split(target)
         self.target = ",".join(self.targets)
         self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
+        if self._security.credentials is None:
+            check_ports(self.targets)
         self._retry = retry
         self._rotation = Rotation(len(self.targets))
         self._channels = [self._connect(one) for one in self.targets]

@@ -175,7 +175,7 @@ _BY_CODE: dict[grpc.StatusCode, type[GradellmError]] = {
 }  # every other code is a ServerError
 
 
-def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None) -> GradellmError:
+def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None, has_begun: bool = False) -> GradellmError:
     """Make the exception that stands for a failed RPC, of either kind of channel. The caller chains `error` to it."""
     code: grpc.StatusCode = error.code()
     said: str = error.details() or ""
@@ -193,7 +193,7 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None) -> Gra
         found = "; ".join(f"{v.field}: {v.description}" for v in details.violations)
         result = InvalidRequestError(found or f"the server at {target} refused the request: {said}", details.violations)
     else:
-        result = kind(_message(kind, said, target, timeout, by_server=bool(details.reason)))
+        result = kind(_message(kind, said, target, timeout, by_server=bool(details.reason), has_begun=has_begun))
     if isinstance(result, _RetryableError):
         result.retry_after_seconds = details.retry_after_seconds
         if details.retry_after_seconds is not None:
@@ -202,21 +202,28 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None) -> Gra
     return result
 
 
-def _message(kind: type[GradellmError], said: str, target: str, timeout: float | None, *, by_server: bool) -> str:
+def _message(
+    kind: type[GradellmError], said: str, target: str, timeout: float | None, *, by_server: bool, has_begun: bool
+) -> str:
+    if kind is UnavailableError and not by_server and has_begun:
+        return f"the connection to {target} was lost in the midst of a call ({said}); the server may have been ended"
     if kind is UnavailableError and not by_server:
         return (
             f"no gradellm server answers at {target} ({said}); "
             "check the address, or start a server with `gradellm serve` or Client.local()"
-            + ("; or it hangs up on clients without TLS or a certificate that it accepts" if _HUNG_UP in said else "")
+            + ("; or it speaks TLS alone (tls=, --tls), or asks for a certificate" if _HUNG_UP in said else "")
         )
     if kind is UnauthenticatedError and not by_server:
-        return f"the server at {target} and this client do not accept each other's certificates: {said}"
+        return (
+            f"the server at {target} and this client do not accept each other's certificates: {said}; where the "
+            "server's is signed by an authority of your own, or by itself, say by which (tls=Tls(ca=...), --tls-ca)"
+        )
     if kind is DeadlineExceededError and timeout is not None:
         return f"the server at {target} was not done within timeout={timeout:g} s; allow it more, or ask for less"
     if kind is UnimplementedError and not by_server:
         return f"the server at {target} does not know this call ({said}); is it a gradellm server, and up to date?"
     what = {
-        OverloadedError: "has no room now",
+        OverloadedError: "does not take this now",
         UnavailableError: "is unavailable",
         UnauthenticatedError: "does not let this client in",
         PermissionDeniedError: "does not allow this",

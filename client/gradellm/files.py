@@ -62,6 +62,8 @@ def load(path: str | os.PathLike[str]) -> Explanation:
     """
     path = Path(path)
     try:
+        if path.suffix.lower() not in (".json", ".safetensors"):
+            raise InvalidExplanationError("only .json and .safetensors files are read again")
         return _from_safetensors(path) if path.suffix.lower() == ".safetensors" else _from_json(path)
     except OSError as error:
         raise InvalidExplanationError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradellm.errors import DeadlineExceededError, InvalidRequestError, OverloadedError, UnavailableError
+from gradellm.errors import InvalidRequestError, OverloadedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,20 +26,25 @@ class Retry:
     """How often, and after how long, a call is tried again that found no server or no room.
 
     The pause doubles from `initial_seconds` to `max_seconds`, each time shortened by up to a half at random, so that
-    many clients do not come back together. Where the server says how long to wait, that counts.
+    many clients do not come back together. Where the server says how long to wait, that counts. What it has no room for
+    and names no time for, a later try does not mend.
     """
 
     attempts: int = 4
     """Tries of a call from which nothing has come yet. 1: the first failure is raised."""
     initial_seconds: float = 0.2
     max_seconds: float = 5.0
+    longest_wait_seconds: float = 30.0
+    """Where a server asks to wait longer, its refusal is raised instead."""
+    on_wait: Callable[[GradellmError, float], object] | None = None
+    """Is told what failed and how many seconds will be waited."""
     resume_seconds: float = 60.0
     """For so long after it broke, a stream that had begun is taken up again. 0: never."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise InvalidRequestError.of("retry", f"attempts must be at least 1, not {self.attempts}")
-        for name in ("initial_seconds", "max_seconds", "resume_seconds"):
+        for name in ("initial_seconds", "max_seconds", "longest_wait_seconds", "resume_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidRequestError.of("retry", f"{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -77,6 +82,11 @@ class Attempts:
         """For the next try; None for no limit."""
         return None if self._until is None else max(0.0, self._until - self._clock())
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything came yet."""
+        return self._has_begun
+
     def progressed(self) -> None:
         """Something came that the caller had not had before."""
         self._has_begun, self._failed, self._broken_since = True, 0, None
@@ -89,15 +99,21 @@ class Attempts:
             has_other: whether another server can be asked at once.
         """
         now = self._clock()
-        if isinstance(error, DeadlineExceededError) or not isinstance(error, UnavailableError | OverloadedError):
+        if not isinstance(error, UnavailableError | OverloadedError):
             raise error
+        if isinstance(error, OverloadedError) and error.retry_after_seconds is None and error.reason:
+            raise error  # the request is too large for what the caller may ever take
         self._failed += not has_other
         self._broken_since = now if self._broken_since is None else self._broken_since
         if not self._may_go_on(now):
             raise error
         pause = 0.0 if has_other else self._pause(error)
+        if pause > max(self._retry.longest_wait_seconds, self._retry.max_seconds):
+            raise error
         if self._until is not None and now + pause >= self._until:
             raise error
+        if pause and self._retry.on_wait is not None:
+            self._retry.on_wait(error, pause)
         return pause
 
     def _may_go_on(self, now: float) -> bool:

@@ -34,7 +34,17 @@ class Tls:
         """Read the files. Raises InvalidRequestError where one cannot be read, or `cert` and `key` are not together."""
         if (self.cert is None) != (self.key is None):
             raise InvalidRequestError.of("tls", "cert and key belong together: a certificate and its private key")
-        return grpc.ssl_channel_credentials(_read("ca", self.ca), _read("key", self.key), _read("cert", self.cert))
+        ca, key, cert = _read("ca", self.ca), _read("key", self.key), _read("cert", self.cert)
+        for name, path, content, kind in (
+            ("ca", self.ca, ca, "CERTIFICATE"),
+            ("cert", self.cert, cert, "CERTIFICATE"),
+            ("key", self.key, key, "PRIVATE KEY"),
+        ):
+            if content is not None and not re.search(rb"-----BEGIN [A-Z ]*%s-----" % kind.encode(), content):
+                raise InvalidRequestError.of(
+                    "tls", f"{name} {os.fspath(path or '')} holds no {kind.lower()} in PEM form"
+                )
+        return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 class Security:

@@ -6,6 +6,7 @@ of a connection by itself.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from gradellm.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Rotation", "split"]
+__all__ = ["Rotation", "check_ports", "split"]
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0  # that a server which failed is left alone, and at most
 
@@ -34,6 +35,15 @@ def split(target: str | Sequence[str]) -> tuple[str, ...]:
     if not targets or not all(targets):
         raise InvalidRequestError.of("target", f"must be host:port, or several with commas between, not {target!r}")
     return targets
+
+
+def check_ports(targets: Sequence[str]) -> None:
+    """Raise InvalidRequestError for a host without a port: gRPC would ask at 443, where TLS is expected."""
+    for target in targets:
+        if "/" not in target and not target.startswith("unix") and not re.search(r":\d+$", target):
+            raise InvalidRequestError.of(
+                "target", f"{target} has no port: say {target}:50051, or where the server listens"
+            )
 
 
 class Rotation:

@@ -52,7 +52,7 @@ class QueueFullError(RefusedError):
     """No place is free, not even to wait."""
 
     def __init__(self, what: str, retry_seconds: float = 1.0) -> None:
-        super().__init__(f"{what}, which is the limit; try again later", retry_seconds)
+        super().__init__(f"{what}, which is the limit", retry_seconds)
 
 
 class ShuttingDownError(RefusedError):

@@ -68,8 +68,12 @@ class ServerSettings:
             split_address(self.health_listen)
         if self.max_queued < 0:
             raise ListenError(f"max_queued must not be negative, was {self.max_queued}")
-        if not self.listen.startswith("unix:") and not self.listen.rpartition(":")[2].isdecimal():
-            raise ListenError(f"{self.listen} has no port; say HOST:PORT, such as localhost:50051, or unix:PATH")
+        if not self.listen.startswith("unix:"):
+            port = self.listen.rpartition(":")[2]
+            if not port.isdecimal():
+                raise ListenError(f"{self.listen} has no port; say HOST:PORT, such as localhost:50051, or unix:PATH")
+            if int(port) > MAX_PORT:
+                raise ListenError(f"{self.listen}: there is no port {port}; the last is {MAX_PORT}")
         if self.metrics_listen is not None:
             split_address(self.metrics_listen)
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -92,7 +96,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > MAX_PORT:
-        raise ListenError(f"{address} is not HOST:PORT, such as localhost:9090")
+        raise ListenError(f"{address} is not HOST:PORT, such as localhost:9090, with a port of at most {MAX_PORT}")
     return host.strip("[]"), int(port)
 
 

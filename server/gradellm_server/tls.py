@@ -69,7 +69,7 @@ class TlsFiles:
                     f"the private key {self.key} does not belong to the certificate {self.cert}"
                 ) from error
             raise SecurityFileError(
-                f"{self.cert} and {self.key} are not a certificate and its private key in PEM form ({error.reason})"
+                f"{self.cert} and {self.key} are not a certificate and its private key, both in PEM form"
             ) from error
         if client_ca is None:
             return

@@ -93,7 +93,10 @@ def read_clients(path: Path) -> Clients:
     try:
         tables = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SecurityFileError(f"{path} is not TOML: {error}") from error
+        twice = (
+            "; a client with several tokens has them in one list: sha256 = [..., ...]" if "twice" in str(error) else ""
+        )
+        raise SecurityFileError(f"{path} is not TOML: {error}{twice}") from error
     clients = tuple(_Table(path, name, table).client() for name, table in tables.items())
     owners: dict[bytes, str] = {}
     for client in clients:

@@ -266,7 +266,7 @@ def test_exit_codes(fake: FakeServer, capsys: Out, code: int, exit_code: int) ->
             ["explain", "a", "--target", "x:1", "--model", "m"],
             "model: is for a server that is started here, not for x:1",
         ),
-        (["explain", "a", "--max-new-tokens", "9999999999"], "max_new_tokens: must fit 32 bits"),
+        (["explain", "a", "--max-new-tokens", "9999999999"], "--max-new-tokens: must fit 32 bits"),
         (["explain", "\udce4"], "prompt: has half a surrogate pair"),
     ],
 )

@@ -108,3 +108,24 @@ def test_a_broken_stream_can_be_left_broken() -> None:
 def test_settings_that_are_none_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(wrong))):
         Retry(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_server_that_asks_for_long_is_not_waited_for() -> None:
+    with pytest.raises(UnavailableError, match="gone"):
+        pauses(attempts(Retry()), 1, unavailable(300.0))
+    assert pauses(attempts(Retry(longest_wait_seconds=400)), 1, unavailable(300.0)) == [300.0]
+
+
+def test_what_never_fits_is_not_asked_again() -> None:
+    never = OverloadedError("the request may take 403 tokens; alice may take 300 a minute")
+    never.reason = "CLIENT_TOKENS_PER_MINUTE"
+    with pytest.raises(OverloadedError, match="403"):
+        pauses(attempts(Retry()), 1, never)
+
+
+def test_who_wants_to_know_is_told_of_waiting() -> None:
+    told: list[tuple[str, float]] = []
+    tries = attempts(Retry(on_wait=lambda error, seconds: told.append((str(error), seconds))))
+    pauses(tries, 2)
+    tries.pause_after(unavailable(), has_other=True)
+    assert told == [("gone", 0.2), ("gone", 0.4)]

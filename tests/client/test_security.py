@@ -116,6 +116,15 @@ def test_a_token_that_is_none_is_refused_without_quoting_it(token: str) -> None:
     assert not token.strip() or token not in str(refused.value)
 
 
+def test_files_that_hold_something_else_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.pem"
+    path.write_text("no certificate")
+    with pytest.raises(InvalidRequestError, match=r"ca .*x\.pem holds no certificate in PEM form"):
+        Client("localhost:1", tls=Tls(ca=path))
+    with pytest.raises(InvalidRequestError, match=r"cert .*x\.pem holds no certificate in PEM form"):
+        Client("localhost:1", tls=Tls(cert=path, key=path))
+
+
 def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"absent.pem cannot be read: No such file"):
         Client("localhost:1", tls=Tls(ca=tmp_path / "absent.pem"))
@@ -163,7 +172,7 @@ def test_flags_and_the_environment_say_the_same(
     [
         (["--target", "example.org:1", "--token-file", "FILE"], "would be sent to example.org:1 in the open"),
         (["--target", "localhost:1", "--token-file", "absent"], "absent cannot be read"),
-        (["--target", "localhost:1", "--token-file", "EMPTY"], "is empty"),
+        (["--target", "localhost:1", "--token-file", "EMPTY"], "must hold one token"),
         (["--token-file", "FILE"], "say which with --target"),
         (["--tls-ca", "FILE"], "say which with --target"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gradellm import Client
 from gradellm.errors import InvalidRequestError
 from gradellm.targets import Rotation, split
 
@@ -73,3 +74,16 @@ def test_where_all_failed_the_first_to_come_back_is_asked() -> None:
     assert rotation.failed(1, 2.0)
     assert not rotation.failed(2, 9.0)
     assert rotation.take() == 1
+
+
+@pytest.mark.parametrize("target", ["localhost", "127.0.0.1", "a:1,b", "host:port"])
+def test_a_host_without_a_port_is_refused(target: str) -> None:
+    with pytest.raises(InvalidRequestError, match="has no port: say"):
+        Client(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost:1", "[::1]:50051", "unix:/x", "dns:///name", "ipv4:10.0.0.1:1,10.0.0.2:1"]
+)
+def test_other_targets_are_grpcs_own(target: str) -> None:
+    Client(target).close()

@@ -69,6 +69,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         (["--listen", "not an address"], "not an address has no port"),
         (["--listen", "127.0.0.1"], "127.0.0.1 has no port; say HOST:PORT"),
         (["--listen", "127.0.0.1:http"], "127.0.0.1:http has no port"),
+        (["--listen", "127.0.0.1:99999"], "there is no port 99999; the last is 65535"),
         (["--max-running", "0"], "--max-running: must be at least 1"),
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),

@@ -121,7 +121,7 @@ def _mismatched(authority: Authority, pair: Pair) -> tuple[TlsFiles, str]:
 
 def _no_certificate(authority: Authority, pair: Pair) -> tuple[TlsFiles, str]:
     pair.cert.write_text("nonsense")
-    return TlsFiles(pair.cert, pair.key), "not a certificate and its private key in PEM form"
+    return TlsFiles(pair.cert, pair.key), "not a certificate and its private key, both in PEM form"
 
 
 def _encrypted(authority: Authority, pair: Pair) -> tuple[TlsFiles, str]:

@@ -30,7 +30,7 @@ from gradellm.evaluation.rows import DataError
 from gradellm.terminal import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["main"]
 
@@ -62,20 +62,32 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(arguments=arguments)
     _never_fail_to_print()
     try:
         if arguments and arguments[0] in _OTHER_PROCESSES:  # before argparse, which would take their flags for its own
             _OTHER_PROCESSES[arguments[0]](arguments[1:])
-        args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+        args = _parser().parse_args(arguments, args)
         code: int = args.run(args)
         sys.stdout.flush()
     except GradellmError as error:
-        print("\n".join(map(visible, f"error: {error}".split("\n"))), file=sys.stderr)  # may quote anything
+        said = _by_flags(error, vars(args).keys())
+        print("\n".join(map(visible, f"error: {said}".split("\n"))), file=sys.stderr)  # may quote anything
         return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return _READER_GONE
     return code
+
+
+def _by_flags(error: GradellmError, known: Iterable[str]) -> str:
+    """What went wrong, with keywords and fields by the flags that they were given by."""
+    if not isinstance(error, InvalidRequestError) or not error.violations:
+        return str(error)
+    flags = {name: f"--{name.replace('_', '-')}" for name in known if name not in ("prompt", "run", "arguments")}
+    flags |= {"seed": "--seed", "path": "--output", "target_token_id": "--target-token", "tls": "--tls-*"}
+    named = [(flags.get(one.field.rpartition(".")[2], one.field), one.description) for one in error.violations]
+    return "; ".join(f"{field}: {description}" for field, description in named)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from gradellm import results
 from gradellm.client import Client
-from gradellm.errors import InvalidRequestError
+from gradellm.errors import GradellmError, InvalidRequestError
 from gradellm.requests import AttributionKeywords
 from gradellm.retrying import Retry
 from gradellm.security import Tls
@@ -103,7 +103,7 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a server and tell on standard error how that goes."""
     own = own_server(args)
     if args.target:
-        retry = None if getattr(args, "no_retry", False) else Retry()
+        retry = None if getattr(args, "no_retry", False) else Retry(on_wait=_tell_waiting)
         with Client(args.target, **security(args), retry=retry) as client:
             yield client
         return
@@ -112,6 +112,10 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     with Client.local(**own, inherit_stderr=args.server_log) as client:
         print(f"ready after {time.monotonic() - began:.1f} s\n", file=sys.stderr, flush=True)
         yield client
+
+
+def _tell_waiting(error: GradellmError, seconds: float) -> None:
+    print(f"{visible(str(error))}\ntrying again after {seconds:.1f} s ...", file=sys.stderr, flush=True)
 
 
 def own_server(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,8 +152,8 @@ def _token(args: argparse.Namespace) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
         raise InvalidRequestError.of("token_file", f"{args.token_file} cannot be read: {why}") from error
-    if not token:
-        raise InvalidRequestError.of("token_file", f"{args.token_file} is empty")
+    if len(token.split()) != 1:
+        raise InvalidRequestError.of("token_file", f"{args.token_file} must hold one token and nothing else")
     return token
 
 
