@@ -26,7 +26,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,otel,plots,quant,data,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it

@@ -379,3 +379,11 @@ def test_a_terminal_that_cannot_show_blocks(fake: FakeServer) -> None:
     out, err = start("explain", "Once", "--target", fake.target, PYTHONIOENCODING="ascii").communicate(timeout=20)
     assert b"\\u2588" in out
     assert err == b""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_flags(capsys: Out, shell: str) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "--max-new-tokens" in script
+    assert "verify" in script

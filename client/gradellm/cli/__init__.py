@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, demo, evaluate, explain, gateway, info, serve, token, verify
+from gradellm.cli import attribute, bench, completion, demo, evaluate, explain, gateway, info, serve, token, verify
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (demo, explain, attribute, evaluate, verify, info, serve, gateway, token, bench):
         command.add_parser(commands)
+    completion.add_parser(commands, parser)
     return parser
 
 

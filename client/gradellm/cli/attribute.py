@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from gradellm import calls
-from gradellm.cli import explain, options
+from gradellm.cli import batch, explain, options
 
 if TYPE_CHECKING:
     import argparse
@@ -32,14 +32,18 @@ def add_parser(commands: options.SubParsers) -> None:
     options.add_attribution(parser, can_be_off=False)
     options.add_server(parser)
     explain.add_output(parser)
+    batch.add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Attribute and show."""
+    keywords = options.attribution_keywords(args) | options.given(args, "num_alternatives", "timeout")
+    if args.batch is not None:
+        check = cast("batch.Check", calls.attribute)
+        return batch.run(args, keywords, check, lambda client, row: client.attribute(**row))
     explain.check_output(args)
-    keywords = options.input_keywords(args) | options.attribution_keywords(args)
-    keywords |= options.given(args, "completion", "completion_ids", "num_alternatives", "timeout")
+    keywords |= options.input_keywords(args) | options.given(args, "completion", "completion_ids")
     prompt = keywords.pop("prompt", None)
     calls.attribute(
         prompt, cast("AttributeKeywords", keywords)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, cast
 
 from gradellm import calls, files
-from gradellm.cli import options
+from gradellm.cli import batch, options
 from gradellm.drawing import draw
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import Explanation
@@ -26,6 +26,7 @@ _EXAMPLES = """\
   gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
   gradellm explain - < prompt.txt --output explanation.json
   gradellm explain "Once upon a time" --output story.html
+  gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
 _RESUMING = ("forced_ids", "first_attribution")
@@ -49,14 +50,18 @@ def add_parser(commands: options.SubParsers) -> None:
     options.add_attribution(parser, can_be_off=True)
     options.add_server(parser)
     add_output(parser)
+    batch.add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate and show."""
+    keywords = options.attribution_keywords(args) | options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    if args.batch is not None:
+        check = cast("batch.Check", calls.generate)
+        return batch.run(args, keywords, check, lambda client, row: client.explain(**row))
     check_output(args)
-    keywords = options.input_keywords(args) | options.attribution_keywords(args)
-    keywords |= options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    keywords |= options.input_keywords(args)
     prompt = keywords.pop("prompt", None)
     calls.generate(
         prompt, cast("GenerateKeywords", keywords)

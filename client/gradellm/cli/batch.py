@@ -1,0 +1,139 @@
+"""Many prompts from a file: `gradellm explain --batch FILE` and `gradellm attribute --batch FILE`.
+
+A line of the file is a JSON object of the SDK's keywords, such as {"prompt": "Once"} or {"messages": [...], "seed": 1};
+the command's flags hold for all lines that do not say otherwise. Explanations come out as JSON, a line each, in the
+file's order; what could not be explained is told with its line, and the others are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradellm.cli import options
+from gradellm.errors import GradellmError, InvalidRequestError
+from gradellm.evaluation.rows import DataError
+from gradellm.terminal import visible
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    from gradellm.client import Client
+    from gradellm.explanation import Explanation
+
+    Check = Callable[[Any, dict[str, Any]], object]
+
+__all__ = ["add_flags", "run"]
+
+_ALONE = ("prompt", "system", "prompt_ids", "segment", "format", "completion", "completion_ids")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that takes many prompts, too."""
+    group = parser.add_argument_group("many prompts")
+    group.add_argument("--batch", metavar="FILE", help="a JSON object of keywords a line; - is standard input")
+    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="asked at a time (default: %(default)s)")
+
+
+def run(
+    args: argparse.Namespace,
+    keywords: dict[str, Any],
+    check: Check,
+    ask: Callable[[Client, dict[str, Any]], Explanation],
+) -> int:
+    """Explain all lines, and return 0, or 1 where some could not be.
+
+    Args:
+        args: the command line's.
+        keywords: what holds for all lines.
+        check: raises InvalidRequestError for a prompt and keywords that cannot be sent.
+        ask: sends them.
+    """
+    options.refuse(args, [name for name in _ALONE if hasattr(args, name)], "--batch")
+    if args.concurrency < 1:
+        raise InvalidRequestError.of("concurrency", f"must be 1 or more, not {args.concurrency}")
+    if args.output is not None and Path(args.output).suffix != ".jsonl":
+        raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl beside --batch")
+    rows = list(_rows(args.batch))
+    for line, row in rows:
+        try:
+            asked = {**keywords, **row}
+            check(asked.pop("prompt", None), asked)
+        except (InvalidRequestError, TypeError) as error:  # the latter for an unknown keyword
+            raise DataError(f"{args.batch}:{line}: {error}") from error
+    failed = 0
+    with options.connected(args) as client, ThreadPoolExecutor(args.concurrency) as pool:
+
+        def one(row: dict[str, Any]) -> Explanation | GradellmError:
+            try:
+                return ask(client, {**keywords, **row})
+            except GradellmError as error:
+                return error
+
+        with _writer(args.output) as write:
+            for number, ((line, _), made) in enumerate(
+                zip(rows, pool.map(one, [row for _, row in rows]), strict=True), 1
+            ):
+                if isinstance(made, GradellmError):
+                    failed += 1
+                    _tell(f"{args.batch}:{line}: {made}")
+                else:
+                    write(made.to_json() + "\n")
+                if sys.stderr.isatty():
+                    sys.stderr.write(f"\r{number} of {len(rows)}, {failed} failed\033[K")
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    if args.output is not None:
+        print(f"{args.output} written: {len(rows) - failed} explanations, {failed} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@contextmanager
+def _writer(path: str | None) -> Iterator[Callable[[str], object]]:
+    """Writes to a file, whole or not at all, or to standard output."""
+    if path is None:
+        yield sys.stdout.write
+        return
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    try:
+        file = part.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequestError.of("output", f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file.write
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        text = sys.stdin.buffer.read().decode() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"{path} cannot be read: {why}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: this is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{path}:{number}: must be an object of keywords, such as {{"prompt": "Once"}}')
+        if isinstance(row.get("segments"), dict):
+            row["segments"] = {
+                name: tuple(its) if isinstance(its, list) else its for name, its in row["segments"].items()
+            }
+        yield number, row
+
+
+def _tell(text: str) -> None:
+    lead = "\r\033[K" if sys.stderr.isatty() else ""
+    print(f"{lead}{visible(text)}", file=sys.stderr, flush=True)
