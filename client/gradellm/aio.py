@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from gradellm import calls
-from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExceededError, UnavailableError
+from gradellm.errors import (
+    CallCancelledError,
+    ClientClosedError,
+    DeadlineExceededError,
+    InvalidExplanationError,
+    UnavailableError,
+)
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Collector
 from gradellm.local import LocalServer
@@ -19,6 +25,7 @@ from gradellm.security import Security
 from gradellm.targets import Rotation, check_ports, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
+from gradellm.verifying import contrast_keywords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,9 +41,10 @@ if TYPE_CHECKING:
         GenerateKeywords,
         TokenizeKeywords,
     )
-    from gradellm.results import Event, ServerInfo, TokenizedPrompt
+    from gradellm.results import Attribution, Event, ServerInfo, TokenizedPrompt
     from gradellm.retrying import Attempts
     from gradellm.security import Tls
+    from gradellm.words import Word
 
 __all__ = ["AsyncClient"]
 
@@ -138,6 +146,21 @@ class AsyncClient:
     ) -> Explanation:
         """Explain a completion that exists already, collected. Keywords as in `Client.attribute_events`."""
         return await _collected(self._events(calls.attribute(prompt, keywords), on_event))
+
+    async def contrast(
+        self, explanation: Explanation, place: Word | int, instead: str | int, *, timeout: float | None = None
+    ) -> Attribution:
+        """Tell why a token came and not another one: scores for the difference of their logits, one a prompt token.
+
+        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a text,
+        whose first token is meant, a token id, or "runner_up".
+        """
+        index, keywords = contrast_keywords(explanation, place, instead)
+        keywords["timeout"] = timeout
+        row = (await self.attribute(**keywords)).row(index)
+        if row is None:
+            raise InvalidExplanationError(f"the server did not explain token {index}")
+        return row
 
     def evaluate_events(
         self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]

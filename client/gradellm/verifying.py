@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from gradellm.errors import InvalidExplanationError
+from gradellm.views import selected
+from gradellm.words import Word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from gradellm.requests import AttributeKeywords
     from gradellm.results import AttributionSettings, Provenance, Source
 
-__all__ = ["Mismatch", "Verdict", "compared", "replay_keywords"]
+__all__ = ["Mismatch", "Verdict", "compared", "contrast_keywords", "replay_keywords"]
 
 _TOLERANCE = 1e-3  # of a row's largest score: other kernels, threads and batches round differently
 _MODEL = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization", "attention_kernel",
@@ -87,6 +89,19 @@ def replay_keywords(explanation: Explanation) -> AttributeKeywords:
     keywords["prompt_ids"] = [token.id for token in explanation.prompt_tokens]
     keywords["completion_ids"] = [token.id for token in explanation.tokens]
     return keywords  # type: ignore[return-value]
+
+
+def contrast_keywords(explanation: Explanation, place: Word | int, instead: str | int) -> tuple[int, AttributeKeywords]:
+    """Return which token is explained, and the keywords of `attribute` that tell why it came and not another.
+
+    Raises InvalidExplanationError where the explanation has no such token, or does not say enough.
+    """
+    index = place.token_indexes[0] if isinstance(place, Word) else place
+    (index,) = selected(explanation, index)
+    keywords: dict[str, Any] = dict(replay_keywords(explanation))
+    keywords["completion_ids"] = keywords["completion_ids"][: index + 1]
+    keywords["contrast"] = instead
+    return index, keywords  # type: ignore[return-value]
 
 
 def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERANCE) -> Verdict:

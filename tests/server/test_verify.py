@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gradellm import Client, Explanation, InvalidExplanationError
+from gradellm import AsyncClient, Client, Explanation, InvalidExplanationError
 from gradellm.cli import main
 from gradellm.files import write_jsonl
 from gradellm.verifying import compared, replay_keywords
@@ -105,3 +106,33 @@ def test_what_cannot_be_verified_is_said_before_anything_runs(tmp_path: Path, se
     (tmp_path / "none.jsonl").write_text("")
     assert main(["verify", str(tmp_path / "none.jsonl"), "--target", server.address]) == 65
     assert main(["verify", str(tmp_path / "absent.json"), "--target", server.address]) == 65
+
+
+def test_why_this_token_and_not_another(server: RunningServer) -> None:
+    stored = made(server, sources="prefix")
+    index = stored.words[0].token_indexes[0]
+    with Client(server.address) as client:
+        row = client.contrast(stored, stored.words[0], "a")
+        own = client.attribute(
+            PROMPT,
+            completion_ids=[token.id for token in stored.tokens[: index + 1]],
+            contrast="a",
+            sources="prefix",
+        ).row(index)
+        assert own is not None
+        assert row.contrast_token_id == own.contrast_token_id is not None
+        assert row.scores == pytest.approx(own.scores, abs=1e-6)
+        with pytest.raises(InvalidExplanationError, match="has no tokens"):
+            client.contrast(stored, 99, "a")
+
+
+def test_the_asynchronous_client_tells_it_too(server: RunningServer) -> None:
+    stored = made(server)
+
+    async def ask() -> Any:
+        async with AsyncClient(server.address) as client:
+            return await client.contrast(stored, 2, "runner_up")
+
+    row = asyncio.run(ask())
+    assert row.token_index == 2
+    assert row.contrast_token_id is not None
