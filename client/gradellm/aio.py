@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
@@ -73,7 +74,7 @@ class AsyncClient:
             check_ports(self.targets)
         self._retry = retry
         self._rotation = Rotation(len(self.targets))
-        self._closed = False
+        self._closing = asyncio.Event()  # which twins share
         self._server: LocalServer | None = None
 
     @cached_property
@@ -148,16 +149,15 @@ class AsyncClient:
         return await _collected(self._events(calls.attribute(prompt, keywords), on_event))
 
     async def contrast(
-        self, explanation: Explanation, place: Word | int, instead: str | int, *, timeout: float | None = None
+        self, explanation: Explanation, place: Word | int, instead: str | int, **keywords: Unpack[CallKeywords]
     ) -> Attribution:
         """Tell why a token came and not another one: scores for the difference of their logits, one a prompt token.
 
-        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a text,
-        whose first token is meant, a token id, or "runner_up".
+        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a
+        text, whose first token is meant, a token id, or "runner_up".
         """
-        index, keywords = contrast_keywords(explanation, place, instead)
-        keywords["timeout"] = timeout
-        row = (await self.attribute(**keywords)).row(index)
+        index, asked = contrast_keywords(explanation, place, instead)
+        row = (await self.attribute(**cast("AttributeKeywords", {**asked, **keywords}))).row(index)
         if row is None:
             raise InvalidExplanationError(f"the server did not explain token {index}")
         return row
@@ -199,7 +199,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancel what is under way, close the connections, and end the server if it is this client's own."""
-        self._closed = True
+        self._closing.set()
         if "_channels" in self.__dict__:
             for channel in self._channels:
                 await channel.close()
@@ -252,7 +252,7 @@ class AsyncClient:
                     try:
                         response = await responses.read()
                     except grpc.RpcError as error:
-                        failure = error
+                        failure = None if stream.is_over else error
                         break
                     if response is grpc.aio.EOF:
                         failure = stream.cut_off(self.targets[index])
@@ -276,16 +276,18 @@ class AsyncClient:
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int
     ) -> None:
         """Wait for the next try; raise what the caller gets where there is none."""
-        await asyncio.sleep(call.pause_after(failure, attempts, self._rotation, index, self.targets[index]))
+        pause = call.pause_after(failure, attempts, self._rotation, index, self.targets[index])
+        with suppress(TimeoutError):  # the ordinary end; closing ends it sooner
+            await asyncio.wait_for(self._closing.wait(), pause)
 
     def _raise_if_closed_meanwhile(self, error: asyncio.CancelledError) -> None:
         """Tell the closing of the channel from the cancelling of the task: gRPC raises the same for both."""
         task = asyncio.current_task()
-        if self._closed and not (task and task.cancelling()):
+        if self._closing.is_set() and not (task and task.cancelling()):
             raise CallCancelledError("the call was cancelled: its client was closed meanwhile") from error
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise ClientClosedError("this client is closed; make a new one")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import grpc
 
 from gradellm import requests, responses
-from gradellm.errors import GradellmError, from_rpc
+from gradellm.errors import GradellmError, OverloadedError, UnavailableError, from_rpc
 from gradellm.results import Event, ServerInfo, TokenizedPrompt
 from gradellm.retrying import Attempts, Retry
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from gradellm.errors import UnavailableError
     from gradellm.targets import Rotation
 
 Result = TypeVar("Result")
@@ -59,7 +58,12 @@ class Call(Generic[Result]):
     def attempts(self, retry: Retry | None, targets: Sequence[str]) -> Attempts:
         """Return the tries that it may take."""
         has_replicas = any(target.startswith("dns:") for target in targets)
-        return Attempts(retry or Retry(attempts=1, resume_seconds=0), self.timeout, has_replicas=has_replicas)
+        return Attempts(
+            retry or Retry(attempts=1, resume_seconds=0),
+            self.timeout,
+            num_targets=len(targets),
+            has_replicas=has_replicas,
+        )
 
     def pause_after(
         self,
@@ -71,7 +75,10 @@ class Call(Generic[Result]):
     ) -> float:
         """Return how many seconds to wait before the next try; raise what the caller gets where there is none."""
         error = self.failed(failure, target, attempts.has_begun) if isinstance(failure, grpc.RpcError) else failure
-        has_other = rotation.failed(index, getattr(error, "retry_after_seconds", None))
+        has_other = False
+        is_servers = isinstance(error, UnavailableError | OverloadedError) and not error.reason.startswith("CLIENT_")
+        if is_servers:  # not what one caller did wrong, or has used up
+            has_other = rotation.failed(index, getattr(error, "retry_after_seconds", None))
         try:
             return attempts.pause_after(error, has_other=has_other)
         except GradellmError:

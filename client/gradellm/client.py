@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
     from typing import Self, Unpack
+
+    from google.protobuf.message import Message
 
     from gradellm.local import LocalServerKeywords
     from gradellm.requests import (
@@ -165,16 +167,15 @@ class Client:
         return Explanation.from_events(self._events(calls.attribute(prompt, keywords), on_event))
 
     def contrast(
-        self, explanation: Explanation, place: Word | int, instead: str | int, *, timeout: float | None = None
+        self, explanation: Explanation, place: Word | int, instead: str | int, **keywords: Unpack[CallKeywords]
     ) -> Attribution:
         """Tell why a token came and not another one: scores for the difference of their logits, one a prompt token.
 
-        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a text,
-        whose first token is meant, a token id, or "runner_up".
+        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a
+        text, whose first token is meant, a token id, or "runner_up".
         """
-        index, keywords = contrast_keywords(explanation, place, instead)
-        keywords["timeout"] = timeout
-        row = (self.attribute(**keywords)).row(index)
+        index, asked = contrast_keywords(explanation, place, instead)
+        row = (self.attribute(**cast("AttributeKeywords", {**asked, **keywords}))).row(index)
         if row is None:
             raise InvalidExplanationError(f"the server did not explain token {index}")
         return row
@@ -242,8 +243,7 @@ class Client:
             self._check_open()
             index = self._rotation.take()
             try:
-                send = getattr(self._stubs[index], call.rpc)
-                answer = send(call.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+                answer = self._send(index, call.rpc, call.request, attempts)
             except grpc.RpcError as error:
                 self._wait_after(error, call, attempts, index)
             else:
@@ -263,8 +263,7 @@ class Client:
         while True:
             self._check_open()
             index = self._rotation.take()
-            send = getattr(self._stubs[index], call.rpc)
-            responses = send(stream.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            responses = self._send(index, call.rpc, stream.request, attempts)
             failure: grpc.RpcError | UnavailableError | None
             try:
                 while True:
@@ -274,7 +273,7 @@ class Client:
                         failure = stream.cut_off(self.targets[index])
                         break
                     except grpc.RpcError as error:
-                        failure = error
+                        failure = None if stream.is_over else error
                         break
                     if (event := stream.take(response, self.targets[index])) is not None:
                         attempts.progressed()
@@ -287,6 +286,14 @@ class Client:
                 self._rotation.worked(index)
                 return
             self._wait_after(failure, call, attempts, index)
+
+    def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
+        send = getattr(self._stubs[index], rpc)
+        try:
+            return send(request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+        except ValueError:  # gRPC's word for a channel that another thread has just closed
+            self._check_open()
+            raise
 
     def _wait_after(
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int

@@ -148,6 +148,11 @@ class Explanation:
         """The words of the completion: tokens between white space."""
         return tuple(words(self.tokens))
 
+    @cached_property
+    def prompt_words(self) -> tuple[tuple[str, int], ...]:
+        """For each token of the prompt the word that it belongs to, and that word's first code point."""
+        return views.prompt_words(self)
+
     def row(self, index: int) -> Attribution | None:
         """Return the attribution of the token at that place in the completion; None where it was not explained."""
         return self._rows.get(index)

@@ -45,6 +45,10 @@ def check(path: str | os.PathLike[str]) -> None:
         raise InvalidRequestError.of("path", f"{path} must end in one of {', '.join(_FORMS)}")
     if not path.parent.is_dir():
         raise InvalidRequestError.of("path", f"{path} cannot be written: there is no folder {path.parent}")
+    _check_needs(path, form)
+
+
+def _check_needs(path: Path, form: _Form) -> None:
     if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
         extra = "plots" if "matplotlib" in missing else "data"
         raise InvalidRequestError.of("path", f"{path.suffix} files need {missing[0]}: pip install 'gradellm[{extra}]'")
@@ -132,7 +136,7 @@ def _to_safetensors(explanation: Explanation) -> bytes:
 
 
 def _from_safetensors(path: Path) -> Explanation:
-    check(path)
+    _check_needs(path, _FORMS[".safetensors"])
     from safetensors import SafetensorError, safe_open
 
     try:

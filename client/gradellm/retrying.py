@@ -55,6 +55,7 @@ class Attempts:
     Args:
         retry: how often.
         timeout: seconds for all tries together; None for no limit.
+        num_targets: how many there are: each is asked once before there is a pause.
         has_replicas: whether one target may stand for several servers, so that another one may have what this lacks.
         clock: seconds.
         share: a random share of 0..1.
@@ -65,12 +66,14 @@ class Attempts:
         retry: Retry,
         timeout: float | None,
         *,
+        num_targets: int = 1,
         has_replicas: bool = False,
         clock: Callable[[], float] = time.monotonic,
         share: Callable[[], float] = random.random,
     ) -> None:
         self._retry, self._clock, self._share = retry, clock, share
-        self._has_replicas = has_replicas
+        self._num_targets, self._has_replicas = num_targets, has_replicas
+        self._switched = 0  # from one target to the next since the last pause
         self.timeout = timeout
         self._until = None if timeout is None else clock() + timeout
         self._failed = 0  # tries in a row from which nothing came
@@ -89,7 +92,7 @@ class Attempts:
 
     def progressed(self) -> None:
         """Something came that the caller had not had before."""
-        self._has_begun, self._failed, self._broken_since = True, 0, None
+        self._has_begun, self._failed, self._switched, self._broken_since = True, 0, 0, None
 
     def pause_after(self, error: GradellmError, *, has_other: bool) -> float:
         """Return how many seconds to wait before the next try; raise `error` where there is none.
@@ -103,11 +106,13 @@ class Attempts:
             raise error
         if isinstance(error, OverloadedError) and error.retry_after_seconds is None and error.reason:
             raise error  # the request is too large for what the caller may ever take
-        self._failed += not has_other
+        switches = has_other and self._switched < self._num_targets - 1
+        self._switched = self._switched + 1 if switches else 0
+        self._failed += not switches
         self._broken_since = now if self._broken_since is None else self._broken_since
         if not self._may_go_on(now):
             raise error
-        pause = 0.0 if has_other else self._pause(error)
+        pause = 0.0 if switches else self._pause(error)
         if pause > max(self._retry.longest_wait_seconds, self._retry.max_seconds):
             raise error
         if self._until is not None and now + pause >= self._until:

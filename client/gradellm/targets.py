@@ -74,7 +74,7 @@ class Rotation:
             self._failures[index] += 1
             doubled: float = _FIRST_SECONDS * 2 ** min(self._failures[index] - 1, 10)
             self._out_until[index] = now + min(_LONGEST_SECONDS, doubled if seconds is None else seconds)
-            return any(until <= now for until in self._out_until)
+            return any(until <= now for place, until in enumerate(self._out_until) if place != index)
 
     def worked(self, index: int) -> None:
         """Forget a target's failures."""

@@ -41,6 +41,7 @@ class UnbrokenStream:
         if isinstance(self._request, pb.GenerateRequest) and self._request.HasField("first_attribution"):
             self._next_attribution = self._request.first_attribution
         self._items: set[tuple[int, str, object]] = set()
+        self._progress = -1.0
         self._has_summary = False
         self._num_attributed = 0
         self._num_calls = 0
@@ -95,6 +96,10 @@ class UnbrokenStream:
             if key in self._items:
                 return None
             self._items.add(key)
+        elif event.progress is not None:
+            if event.progress.done <= self._progress:
+                return None
+            self._progress = event.progress.done
         elif event.summary is not None:
             if self._has_summary:
                 return None
@@ -103,6 +108,11 @@ class UnbrokenStream:
             self._is_over = True
             return Event(finished=self._whole(event.finished))
         return event
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last event has come: what fails now is no loss."""
+        return self._is_over
 
     def cut_off(self, target: str) -> UnavailableError | None:
         """Return what failed where a call ended in order, but its stream did not: a proxy may have cut it off."""

@@ -15,11 +15,11 @@ from gradellm.views import selected
 from gradellm.words import Word
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from gradellm.explanation import Explanation
     from gradellm.requests import AttributeKeywords
-    from gradellm.results import AttributionSettings, Provenance, Source
+    from gradellm.results import Attribution, AttributionSettings, Provenance, Source
 
 __all__ = ["Mismatch", "Verdict", "compared", "contrast_keywords", "replay_keywords"]
 
@@ -52,12 +52,14 @@ class Verdict:
     largest_logprob_difference: float
     mismatches: tuple[Mismatch, ...]
     """Of the provenance."""
+    problems: tuple[str, ...] = ()
+    """What is amiss beside numbers: rows, scores or texts that are missing or others."""
     tolerance: float = _TOLERANCE
 
     @property
     def holds(self) -> bool:
-        """Whether the same scores came again, within the tolerance. Mismatches alone do not decide it."""
-        return self.rows > 0 and self.largest_difference <= self.tolerance  # NaN does not
+        """Whether the same came again, scores within the tolerance. Mismatches alone do not decide it."""
+        return self.rows > 0 and not self.problems and self.largest_difference <= self.tolerance  # NaN is not
 
     def to_plain(self) -> dict[str, Any]:
         """Return it in what JSON can hold."""
@@ -106,22 +108,70 @@ def contrast_keywords(explanation: Explanation, place: Word | int, instead: str 
 
 def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERANCE) -> Verdict:
     """Compare a stored explanation with the same one, computed again at one score a token."""
-    worst, worst_token, rows = 0.0, None, 0
+    worst, worst_token = 0.0, None
+    problems: list[str] = []
+    explained = {row.token_index for row in stored.attributions}
+    problems += [f"token {token.index} has no scores" for token in stored.tokens if token.index not in explained]
     for row in stored.attributions:
         other = again.row(row.token_index)
         if other is None:
             raise InvalidExplanationError(f"the server did not explain token {row.token_index}")
         expected = _coarsened(stored, other.scores, row.token_index)
+        problems += _problems(stored, row, other, expected)
         found = dict(zip(row.source_indexes or range(len(row.scores)), row.scores, strict=True))
         difference = _difference(found, expected)
-        rows += 1
-        if worst_token is None or not difference <= worst:
+        if worst_token is None or not difference <= worst:  # also where it is NaN
             worst, worst_token = difference, row.token_index
         if math.isnan(worst):
             break
     logprobs = [abs(a.logprob - b.logprob) for a, b in zip(stored.tokens, again.tokens, strict=False)]
     mismatches = _mismatches(stored.provenance, again.provenance)
-    return Verdict(rows, worst, worst_token, max(logprobs, default=0.0), mismatches, tolerance)
+    problems += _other_texts(stored, again)
+    return Verdict(
+        len(stored.attributions),
+        worst,
+        worst_token,
+        max(logprobs, default=0.0),
+        mismatches,
+        tuple(problems),
+        tolerance,
+    )
+
+
+def _problems(stored: Explanation, row: Attribution, other: Attribution, expected: Sequence[float]) -> Iterator[str]:
+    """What is amiss with a row beside its numbers."""
+    where = f"token {row.token_index}"
+    for what in ("target_token_id", "contrast_token_id"):
+        if getattr(row, what) != getattr(other, what):
+            yield f"{where}: its {what} is {getattr(row, what)}, not {getattr(other, what)}"
+    settings = stored.provenance.attribution
+    limit = None if settings is None else settings.top_k_sources
+    count = len(expected) if limit is None else min(limit, len(expected))
+    if len(row.scores) != count:
+        yield f"{where} has {len(row.scores)} scores, not {count}"
+    elif limit is not None:
+        left_out = [abs(score) for column, score in enumerate(expected) if column not in row.source_indexes]
+        kept = min((abs(expected[column]) for column in row.source_indexes), default=0.0)
+        if max(left_out, default=0.0) > kept + _TOLERANCE * max(map(abs, expected), default=0.0):
+            yield f"{where} leaves out a larger score than it has"
+
+
+def _other_texts(stored: Explanation, again: Explanation) -> Iterator[str]:
+    """Texts that are not those of the ids beside them; what a stop text cut off may be empty."""
+    for ours, theirs in zip(stored.tokens, again.tokens, strict=False):
+        if ours.id != theirs.id or (ours.text != theirs.text and not theirs.text.startswith(ours.text)):
+            yield f"token {ours.index} is {ours.text!r}, not {theirs.text!r}"
+    for index, (mine, its) in enumerate(zip(stored.prompt_tokens, again.prompt_tokens, strict=False)):
+        if not (mine.special or its.special) and mine.text.strip() != its.text.strip():
+            yield f"token {index} of the prompt is {mine.text!r}, not {its.text!r}"
+    placed = "".join(
+        stored.prompt_text[max(token.start, before) : token.end]
+        for before, token in zip(
+            [0, *(token.end for token in stored.prompt_tokens)], stored.prompt_tokens, strict=False
+        )
+    )
+    if placed != stored.prompt_text:
+        yield "the prompt's text is not that of its tokens"
 
 
 def _difference(found: dict[int, float], expected: Sequence[float]) -> float:
@@ -136,13 +186,15 @@ def _difference(found: dict[int, float], expected: Sequence[float]) -> float:
 
 
 def _coarsened(stored: Explanation, scores: Sequence[float], index: int) -> Sequence[float]:
-    """One score a token, as the stored explanation's columns have them."""
+    """Scores of single tokens, added up to the columns that the stored explanation has for this token."""
     sources: Sequence[Source] = stored.sources
     if not stored.started.sources:
         return scores
     num_prompt_tokens = len(stored.prompt_tokens)
     sums = []
     for source in sources:
+        if not source.token_indexes and min(source.completion_indexes, default=index) >= index:
+            break  # what lies behind the token
         its = [scores[i] for i in source.token_indexes]
         its += [
             scores[num_prompt_tokens + i]

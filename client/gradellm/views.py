@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from gradellm.explanation import Explanation
     from gradellm.results import PromptToken
 
-__all__ = ["By", "Part", "Selection", "attribution_of", "led_to", "parts", "retention", "selected", "top_sources"]
+__all__ = [
+    "By",
+    "Part",
+    "Selection",
+    "attribution_of",
+    "led_to",
+    "parts",
+    "prompt_words",
+    "retention",
+    "selected",
+    "top_sources",
+]
 
 Selection = Word | int | range | str | None
 By = Literal["source", "word", "segment", "role", "message"]
@@ -116,7 +127,7 @@ def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, 
         return "completion"
     tokens = [explanation.prompt_tokens[index] for index in source.token_indexes]
     if by == "word":
-        return _prompt_word(explanation, source.token_indexes)
+        return explanation.prompt_words[source.token_indexes[0]]
     found = {_of(token, by) for token in tokens}
     if len(found) > 1:
         raise InvalidExplanationError(f"by: {source.label!r} has parts in several; explain with resolution='token'")
@@ -131,21 +142,27 @@ def _of(token: PromptToken, by: By) -> str:
     return token.role or ""
 
 
-def _prompt_word(explanation: Explanation, indexes: tuple[int, ...]) -> tuple[str, int]:
-    """The word of the prompt that tokens belong to, and where it begins. The template's tokens are in none."""
+def prompt_words(explanation: Explanation) -> tuple[tuple[str, int], ...]:
+    """Return for each token of the prompt the word that it belongs to, and where that begins.
+
+    A word is what stands between white space; the template's tokens are none, and end those beside them.
+    """
     text, tokens = explanation.prompt_text, explanation.prompt_tokens
-    token = tokens[indexes[0]]
-    start, end = token.start, token.end
-    while start < end and text[start].isspace():
-        start += 1
-    if start == end or not _is_written(token):
-        return token.text, token.start
-    walls = {place for other in tokens if not _is_written(other) for place in (other.start, other.end)}
-    while start > 0 and start not in walls and not text[start - 1].isspace():
-        start -= 1
-    while end < len(text) and end not in walls and not text[end].isspace():
-        end += 1
-    return text[start:end].split()[0], start
+    walls = {place for token in tokens if not _is_written(token) for place in (token.start, token.end)}
+    found = []
+    for token in tokens:
+        start, end = token.start, token.end
+        while start < end and text[start].isspace():
+            start += 1
+        if start == end or not _is_written(token):
+            found.append((token.text, token.start))
+            continue
+        while start > 0 and start not in walls and not text[start - 1].isspace():
+            start -= 1
+        while end < len(text) and end not in walls and not text[end].isspace():
+            end += 1
+        found.append((text[start:end].split()[0], start))
+    return tuple(found)
 
 
 def top_sources(

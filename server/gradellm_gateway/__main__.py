@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gradellm import AsyncClient, GradellmError, Tls
     from gradellm_gateway.app import gateway
 
+    hosts = ["*"] if not _is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
     tls: Any = options.target_tls
     if options.target_tls_ca:
         tls = Tls(ca=options.target_tls_ca)
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     uvicorn.run(
-        gateway(client, allow_origins=options.allow_origin or ()),
+        gateway(client, allow_origins=options.allow_origin or (), allow_hosts=hosts),
         host=host.strip("[]"),
         port=int(port),
         ssl_certfile=options.tls_cert,
@@ -77,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="ORIGIN",
         help="let pages of that origin call (CORS), such as https://chat.example.org; repeatable; * for all",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="on a loopback address, answer by this name as well, such as a proxy's; repeatable; * for all",
     )
     group = parser.add_argument_group("the explanation server")
     group.add_argument(

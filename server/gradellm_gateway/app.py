@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from gradellm import AsyncClient, Event, GradellmError, InvalidRequestError
+from gradellm import (
+    AsyncClient,
+    Event,
+    GradellmError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from gradellm.explanation import Collector
 from gradellm.page import shades
 from gradellm.plain import to_plain
@@ -38,8 +46,24 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # pr
 Result = TypeVar("Result")
 
 
-def gateway(client: AsyncClient, *, allow_origins: Sequence[str] = ()) -> Starlette:
-    """The ASGI app over a client, which it closes at its end."""
+class Answer(JSONResponse):
+    """JSON that says callers' own words back: those may be no text, half characters for example."""
+
+    def render(self, content: Any) -> bytes:  # noqa: ANN401 (Starlette's)
+        """See Starlette's."""
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def gateway(
+    client: AsyncClient, *, allow_origins: Sequence[str] = (), allow_hosts: Sequence[str] = ("*",)
+) -> Starlette:
+    """The ASGI app over a client, which it closes at its end.
+
+    Args:
+        client: asks the explanation server.
+        allow_origins: whose pages may call, beside its own.
+        allow_hosts: by which names it may be called: others are a foreign page's trick to pass for its own.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -47,7 +71,7 @@ def gateway(client: AsyncClient, *, allow_origins: Sequence[str] = ()) -> Starle
         await client.close()
 
     routes = _Routes(client)
-    middleware = []
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allow_hosts))]
     if allow_origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])
@@ -82,7 +106,7 @@ class _Page(StaticFiles):
 async def _failed(request: Request, error: Exception) -> Response:
     if not isinstance(error, GradellmError):
         raise error
-    return JSONResponse(body_of(error), status_of(error), headers_of(error))
+    return Answer(body_of(error), status_of(error), headers_of(error))
 
 
 class _Routes:
@@ -95,9 +119,10 @@ class _Routes:
         name = await self._model_name(client, body.get("model"))
         completion = Completion(asked, name)
         events = client.generate(**asked.keywords)
-        if not asked.is_streamed:
-            return JSONResponse(completion.whole(await _unless_left(request, _collected(events))))
-        return await _streamed(events, completion.chunks)
+        if asked.is_streamed:
+            return await _streamed(request, events, completion.chunks)
+        explanation = await _unless_left(request, _collected(events))
+        return LEFT if explanation is None else Answer(completion.whole(explanation))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [await self._model_card(self._client_of(request))]})
@@ -111,18 +136,19 @@ class _Routes:
         return JSONResponse(to_plain(await self._client_of(request).server_info(timeout=10)))
 
     async def attribute(self, request: Request) -> Response:
-        client, keywords = self._client_of(request), await _keywords(request)
-        return await _streamed(client.attribute_events(**keywords), lambda event: [events_plain(event)])
+        events = await _asked(request, self._client_of(request).attribute_events)
+        return await _streamed(request, events, lambda event: [events_plain(event)])
 
     async def evaluate(self, request: Request) -> Response:
-        client, keywords = self._client_of(request), await _keywords(request)
-        return await _streamed(client.evaluate_events(**keywords), lambda event: [events_plain(event)])
+        events = await _asked(request, self._client_of(request).evaluate_events)
+        return await _streamed(request, events, lambda event: [events_plain(event)])
 
     async def shades(self, request: Request) -> Response:
         return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
-        await self._client.server_info(timeout=5)
+        with suppress(UnauthenticatedError, PermissionDeniedError):  # it answers, though not to who has no token
+            await self._client.server_info(timeout=5)
         return JSONResponse({"status": "ok"})
 
     def _client_of(self, request: Request) -> AsyncClient:
@@ -144,17 +170,23 @@ class _Routes:
 
     @staticmethod
     async def _model_name(client: AsyncClient, asked: object) -> str:
-        """The served model's name, where that is what was asked for.
+        """The served model's name, where that is what was asked for; as asked, for who may not ask what is served.
 
         Raises ModelNotFoundError where it is another's.
         """
-        name = (await client.server_info(timeout=10)).model.name
+        try:
+            name = (await client.server_info(timeout=10)).model.name
+        except PermissionDeniedError:
+            return str(asked or "gradellm")
         if asked not in (None, "", "gradellm", name, Path(name).name):
             raise ModelNotFoundError.of("model", f"{str(asked)[:100]!r} is not served here; {name!r} is")
         return name
 
 
 async def _json(request: Request) -> Any:  # noqa: ANN401 (what a client sent)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which pages of other origins may not send without being allowed to
+        raise InvalidRequestError.of("content-type", f"must be application/json, not {kind or 'nothing'}")
     body = b""
     async for part in request.stream():
         body += part
@@ -166,19 +198,24 @@ async def _json(request: Request) -> Any:  # noqa: ANN401 (what a client sent)
         raise InvalidRequestError(f"the request is not JSON: {error}") from error
 
 
-async def _keywords(request: Request) -> dict[str, Any]:
-    """Keywords of the SDK, as JSON has them."""
+async def _asked(request: Request, call: Callable[..., AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """What a call of the SDK gives for the keywords that a request has as JSON."""
     body = await _json(request)
-    if not isinstance(body, Mapping):
-        raise InvalidRequestError("the request must be a JSON object of keywords")
+    if not isinstance(body, Mapping) or "explanation" in body:  # that is an object of Python's
+        raise InvalidRequestError("the request must be a JSON object of keywords, explanation not among them")
     keywords = dict(body)
-    if isinstance(keywords.get("segments"), Mapping):
-        keywords["segments"] = {name: tuple(its) for name, its in keywords["segments"].items()}
-    if isinstance(keywords.get("scores"), Mapping):  # whose keys JSON makes texts
-        keywords["scores"] = {
-            name: {int(step): row for step, row in rows.items()} for name, rows in keywords["scores"].items()
-        }
-    return keywords
+    try:
+        if keywords.get("segments") is not None:
+            keywords["segments"] = {name: tuple(its) for name, its in keywords["segments"].items()}
+        if keywords.get("scores") is not None:  # whose keys JSON makes texts
+            keywords["scores"] = {
+                name: {int(step): row for step, row in rows.items()} for name, rows in keywords["scores"].items()
+            }
+        return call(**keywords)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise InvalidRequestError(f"the request has no meaning: {error}") from error
 
 
 async def _collected(events: AsyncGenerator[Event, None]) -> Any:  # noqa: ANN401 (an Explanation)
@@ -189,8 +226,11 @@ async def _collected(events: AsyncGenerator[Event, None]) -> Any:  # noqa: ANN40
     return collector.explanation()
 
 
-async def _unless_left(request: Request, work: Awaitable[Result]) -> Result:
-    """What comes of it; where the client leaves before, it is cancelled."""
+LEFT = Response(status_code=499)  # nobody reads it
+
+
+async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
+    """What comes of it; where the client leaves before, it is cancelled, and there is nothing."""
 
     async def until_left() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -199,23 +239,25 @@ async def _unless_left(request: Request, work: Awaitable[Result]) -> Result:
     doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(until_left())
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await doing if doing.done() else await _cancelled(doing)
+        if doing.done():
+            return await doing
+        doing.cancel()
+        with suppress(asyncio.CancelledError):
+            await doing
+        return None
     finally:
         leaving.cancel()
         doing.cancel()
 
 
-async def _cancelled(doing: asyncio.Future[Result]) -> Result:
-    doing.cancel()
-    return await doing
-
-
-async def _streamed(events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]) -> Response:
+async def _streamed(
+    request: Request, events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]
+) -> Response:
     """Server-sent events. What fails before the first one still has a status of its own."""
-    try:
-        first = await anext(events)
-    except GradellmError as error:
-        return JSONResponse(body_of(error), status_of(error), headers_of(error))
+    first = await _unless_left(request, anext(events))
+    if first is None:
+        await events.aclose()
+        return LEFT
 
     async def lines() -> AsyncGenerator[str, None]:
         async with aclosing(events):
@@ -226,7 +268,7 @@ async def _streamed(events: AsyncGenerator[Event, None], chunks: Callable[[Event
                     for chunk in chunks(event):
                         yield _line(chunk)
             except GradellmError as error:
-                yield _line(body_of(error))
+                yield f"data: {json.dumps(body_of(error))}\n\n"
             yield DONE
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=_STREAM_HEADERS)

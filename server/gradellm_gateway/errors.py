@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gradellm import (
@@ -44,7 +45,7 @@ def status_of(error: GradellmError) -> int:
 def headers_of(error: GradellmError) -> dict[str, str]:
     """When to come back, where the server said so."""
     seconds = getattr(error, "retry_after_seconds", None)
-    return {} if seconds is None else {"Retry-After": str(max(1, round(seconds)))}
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def body_of(error: GradellmError) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.asked.set()
         context.add_callback(self.cancelled.set)
         for part in self.parts:
+            if (self.failure is not None or self.hold.is_set()) and isinstance(part, pb.Finished):
+                break  # a stream that is over does not fail
             yield response(**{type(part).__name__.lower(): part})
         if self.hold.is_set():
             self.cancelled.wait(20)

@@ -55,10 +55,12 @@ def test_a_replica_may_be_there_before_the_server_that_goes_down_is_back() -> No
     assert pauses(attempts(Retry(), has_replicas=True), 1, overloaded) == [1.5]
 
 
-def test_another_server_is_asked_at_once_and_does_not_count() -> None:
-    tries = attempts(Retry(attempts=2))
-    assert [tries.pause_after(unavailable(), has_other=True) for _ in range(5)] == [0.0] * 5
-    assert pauses(tries, 1) == [0.2]
+def test_each_other_server_is_asked_at_once_and_then_there_is_a_pause() -> None:
+    tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), share=lambda: 0.0)
+    asked = [tries.pause_after(unavailable(), has_other=True) for _ in range(6)]
+    assert asked == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
+    with pytest.raises(UnavailableError):
+        [tries.pause_after(unavailable(), has_other=True) for _ in range(3)]
 
 
 @pytest.mark.parametrize("error", [ServerError("x"), InvalidRequestError("x"), DeadlineExceededError("x")])
@@ -125,7 +127,8 @@ def test_what_never_fits_is_not_asked_again() -> None:
 
 def test_who_wants_to_know_is_told_of_waiting() -> None:
     told: list[tuple[str, float]] = []
-    tries = attempts(Retry(on_wait=lambda error, seconds: told.append((str(error), seconds))))
+    retry = Retry(on_wait=lambda error, seconds: told.append((str(error), seconds)))
+    tries = Attempts(retry, None, num_targets=2, clock=Clock(), share=lambda: 0.0)
+    assert tries.pause_after(unavailable(), has_other=True) == 0.0
     pauses(tries, 2)
-    tries.pause_after(unavailable(), has_other=True)
     assert told == [("gone", 0.2), ("gone", 0.4)]

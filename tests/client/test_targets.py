@@ -57,6 +57,11 @@ def test_one_that_failed_waits_longer_each_time_until_it_works_again() -> None:
     assert {rotation.take() for _ in range(4)} == {0, 1}
 
 
+def test_one_that_failed_is_no_other_one() -> None:
+    assert not Rotation(1).failed(0, 0.0)
+    assert Rotation(2).failed(0, 0.0)
+
+
 def test_a_server_that_says_for_how_long_is_left_alone_so_long() -> None:
     clock = Clock()
     rotation = Rotation(2, clock)

@@ -21,9 +21,11 @@ Gateway = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager
-def running(target: str, *, allow_origins: tuple[str, ...] = (), **client: Any) -> Iterator[str]:
+def running(
+    target: str, *, allow_origins: tuple[str, ...] = (), allow_hosts: tuple[str, ...] = ("*",), **client: Any
+) -> Iterator[str]:
     """Its URL."""
-    app = app_of(AsyncClient(target, **client), allow_origins=allow_origins)
+    app = app_of(AsyncClient(target, **client), allow_origins=allow_origins, allow_hosts=allow_hosts)
     process = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()
@@ -31,9 +33,11 @@ def running(target: str, *, allow_origins: tuple[str, ...] = (), **client: Any) 
     while not process.started and time.monotonic() < until:
         time.sleep(0.01)
     port = process.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    process.should_exit = True
-    thread.join(10)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.should_exit = True
+        thread.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,36 @@ def test_what_is_no_request_is_refused(url: str, body: bytes) -> None:
     assert "request" in json.loads(said)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"colour": 1},
+        {"self": 1},
+        {"segments": {"a": 3}},
+        {"scores": {"a": [1]}},
+        {"scores": {"a": {"z": [1]}}},
+        {"explanation": {}},
+        {"\ud800": 1},
+    ],
+)
+def test_keywords_that_are_none_are_refused(url: str, body: dict[str, Any]) -> None:
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", {"messages": MESSAGES, **body})
+    assert status == 400
+    assert json.loads(said)["error"]["type"] == "invalid_request_error"
+    status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "\ud800": 1})
+    assert status == 400
+
+
+def test_a_foreign_page_cannot_pass_for_the_gateways_own(server: RunningServer, url: str) -> None:
+    status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES}, {"Content-Type": "text/plain"})
+    assert status == 400
+    assert "application/json" in json.loads(said)["error"]["message"]
+    with running(server.address, allow_hosts=("127.0.0.1",)) as guarded:
+        ordinary = {"messages": MESSAGES, "max_tokens": 1}
+        assert post(f"{guarded}/v1/chat/completions", ordinary)[0] == 200
+        assert post(f"{guarded}/v1/chat/completions", ordinary, {"Host": "evil.example"})[0] == 400
+
+
 # --- bad days --------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +225,8 @@ def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
         body = json.dumps({"messages": MESSAGES, "stream": stream, "max_tokens": 150, "gradellm": {}}).encode()
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             until = time.monotonic() + 20
             while its.server.engine_thread.num_placed == 0 and time.monotonic() < until:
@@ -211,10 +242,14 @@ def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
 
 def test_tokens_pass_through(serving: Serving, tmp_path: Path) -> None:
     token, sha256 = make_token()
-    (tmp_path / "tokens.toml").write_text(entry("alice", sha256, {"methods": ["GetServerInfo", "Generate"]}))
+    (tmp_path / "tokens.toml").write_text(entry("alice", sha256, {"methods": ["Generate"]}))
     with serving(tokens=tmp_path / "tokens.toml") as guarded, running(guarded.address, retry=None) as url:
+        with urllib.request.urlopen(f"{url}/healthz") as answer:
+            assert answer.status == 200
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
         assert client.chat.completions.create(model="", messages=MESSAGES, max_tokens=1).choices
+        with pytest.raises(openai.PermissionDeniedError):
+            client.models.list()
         for other in ("none", "wrong"):
             with pytest.raises(openai.AuthenticationError):
                 client.with_options(api_key=other).models.list()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cutting_proxy import cutting
-from gradellm import AsyncClient, Client, Event, Retry, StreamBrokenError, UnavailableError
+from gradellm import AsyncClient, Client, ClientClosedError, Event, Retry, StreamBrokenError, UnavailableError
 from gradellm import calls as client_calls
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2 as pb
@@ -158,3 +158,36 @@ def test_without_retry_a_cut_is_an_error(server: RunningServer) -> None:
         pytest.raises(UnavailableError),
     ):
         list(calls("generate greedy")(client))
+
+
+def test_a_stream_that_is_over_is_not_taken_up_again() -> None:
+    stream = UnbrokenStream(client_calls.generate(PROMPT, {}))
+    for event in ({"started": pb.Started()}, {"finished": pb.Finished()}):
+        assert not stream.is_over
+        stream.take(pb.GenerateResponse(**event), "a")
+    assert stream.is_over
+    assert stream.cut_off("a") is None
+
+
+def test_progress_never_goes_back() -> None:
+    stream = UnbrokenStream(client_calls.attribute(PROMPT, {"completion": "x"}))
+    seen = [
+        stream.take(pb.AttributeResponse(progress=pb.Progress(done=done)), "a") for done in (0.2, 0.5, 0.2, 0.5, 0.7)
+    ]
+    assert [event is not None for event in seen] == [True, True, False, False, True]
+
+
+def test_closing_ends_the_waiting_of_every_twin(server: RunningServer) -> None:
+    async def run() -> float:
+        client = AsyncClient("127.0.0.1:1", retry=Retry(initial_seconds=20, max_seconds=20))
+        asked = asyncio.ensure_future(client.with_token("t").server_info())
+        await asyncio.sleep(0.3)
+        began = asyncio.get_running_loop().time()
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await asked
+        with pytest.raises(ClientClosedError):
+            await client.with_token(None).server_info()
+        return asyncio.get_running_loop().time() - began
+
+    assert asyncio.run(run()) < 5

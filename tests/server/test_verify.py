@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,43 @@ def test_what_was_changed_is_found(server: RunningServer, tmp_path: Path, capsys
     assert "DIFFERS" in said
     assert "token 5" in said
     assert main(["verify", str(tmp_path / "a.json"), "--tolerance", ".02", "--target", server.address]) == 0
+
+
+TAMPERED: dict[str, Callable[[Explanation], Explanation]] = {
+    "no scores": lambda it: with_row(it, scores=()),
+    "fewer scores": lambda it: with_row(it, scores=it.attributions[5].scores[:-1]),
+    "chosen scores": lambda it: with_row(it, scores=it.attributions[5].scores[:2], source_indexes=(0, 1)),
+    "another target": lambda it: with_row(it, target_token_id=7),
+    "a row less": lambda it: replace(it, attributions=it.attributions[:5] + it.attributions[6:]),
+    "other text": lambda it: replace(it, tokens=(replace(it.tokens[0], text="No"), *it.tokens[1:])),
+    "another prompt": lambda it: replace(it, started=replace(it.started, prompt_text=it.prompt_text + " not")),
+}
+
+
+def with_row(it: Explanation, **changes: Any) -> Explanation:
+    rows = list(it.attributions)
+    rows[5] = replace(rows[5], **changes)
+    return replace(it, attributions=tuple(rows))
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_what_was_tampered_with_does_not_hold(server: RunningServer, how: str) -> None:
+    stored = TAMPERED[how](made(server))
+    with Client(server.address) as client:
+        verdict = compared(stored, client.attribute(**replay_keywords(stored)))
+    assert not verdict.holds
+    assert verdict.problems
+
+
+def test_the_largest_sources_cannot_be_left_out(server: RunningServer) -> None:
+    stored = made(server, top_k_sources=3)
+    rows = list(stored.attributions)
+    whole = made(server).attributions[5].scores
+    least = tuple(sorted(range(len(whole)), key=lambda column: abs(whole[column]))[:3])
+    rows[5] = replace(rows[5], scores=tuple(whole[column] for column in least), source_indexes=least)
+    with Client(server.address) as client:
+        verdict = compared(replace(stored, attributions=tuple(rows)), client.attribute(**replay_keywords(stored)))
+    assert verdict.problems == ("token 5 leaves out a larger score than it has",)
 
 
 def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,7 @@ def _told(name: str, verdict: Verdict) -> str:
         f"(of the row's largest score; token {verdict.worst_token}), of log-probabilities "
         f"{verdict.largest_logprob_difference:.2g}"
     ]
+    lines += [f"  {problem}" for problem in verdict.problems]
     lines += [f"  {one.what} was {one.then or 'none'}, is {one.now or 'none'}" for one in verdict.mismatches]
     if not verdict.mismatches:
         lines.append("  model, versions and settings are those of then")

@@ -85,6 +85,7 @@ const pieces = []; // [element, columns]
     const span = element("span", "piece", bare);
     span.dataset.i = pieces.length;
     if (piece.segment) span.title = piece.segment;
+    if (!isTemplate) span.tabIndex = pieces.some(([other]) => other.tabIndex === 0) ? -1 : 0;
     box.append(piece.text.slice(0, piece.text.length - bare.length), span);
     pieces.push([span, piece.columns, piece]);
   }
@@ -177,6 +178,22 @@ at("prompt").addEventListener("pointerover", (event) => {
   if (found) showTargets(+found.dataset.i);
 });
 at("prompt").addEventListener("pointerleave", rest);
+at("prompt").addEventListener("focusin", (event) => {
+  const found = event.target.closest(".piece");
+  if (found) showTargets(+found.dataset.i);
+});
+at("prompt").addEventListener("focusout", rest);
+at("prompt").addEventListener("keydown", (event) => {
+  const found = event.target.closest(".piece"), steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  if (!found || !(event.key in steps)) return;
+  let to = +found.dataset.i + steps[event.key];
+  while (pieces[to] && !pieces[to][0].hasAttribute("tabindex")) to += steps[event.key];
+  if (!pieces[to]) return;
+  found.tabIndex = -1;
+  pieces[to][0].tabIndex = 0;
+  pieces[to][0].focus();
+  event.preventDefault();
+});
 
 function pin(word) {
   if (pinned !== null) words[pinned].setAttribute("aria-pressed", "false");

@@ -15,7 +15,7 @@ function element(kind, className, text) {
 
 // --- state -----------------------------------------------------------------------------------------------------------
 
-const messages = []; // as they are sent
+let messages = []; // of this conversation, as they are sent
 let running = null; // what cancels the answer that comes
 let shown = null; // the answer whose words are explained beside: { explanation, box, elements, method, pinned, hovered }
 let streaming = []; // methods that explain while text is generated: { label, keywords }
@@ -30,6 +30,7 @@ function options(select, rows, none) {
 async function meet() {
   try {
     const served = await info(token());
+    say("");
     at("model").textContent = `${served.model.name.split("/").pop()} · ${served.model.family}, ${served.model.dtype} · ${served.limits.max_prompt_tokens} tokens at most`;
     at("max-tokens").max = served.limits.max_new_tokens;
     at("max-tokens").value = Math.min(+at("max-tokens").value, served.limits.max_new_tokens);
@@ -46,7 +47,7 @@ async function meet() {
   }
 }
 
-const keywordsOf = (label) => afterwards.find((method) => method.label === label).keywords;
+const keywordsOf = (label) => afterwards.find((method) => method.label === label)?.keywords ?? {};
 
 function say(text) { at("said").textContent = text; }
 
@@ -61,7 +62,8 @@ function composed(place) {
   for (const box of document.querySelectorAll(".document")) {
     const name = box.querySelector("input").value.trim(), content = box.querySelector("textarea").value;
     if (!content.trim()) continue;
-    const key = name || `document ${Object.keys(segments).length + 1}`;
+    let key = name || "document";
+    for (let number = 2; key in segments; number += 1) key = `${name || "document"} (${number})`;
     const start = codePoints(text);
     text += `${content}\n\n`;
     segments[key] = [place, start, start + codePoints(content)];
@@ -75,20 +77,21 @@ async function ask(event) {
   say("");
   const system = at("system").value.trim();
   if (!messages.length && system) messages.push({ role: "system", content: system });
-  const { text, segments } = composed(messages.length);
+  const conversation = messages, { text, segments } = composed(messages.length);
   messages.push({ role: "user", content: text });
-  turn("user").append(at("question").value);
-  const method = at("method").value, box = turn("assistant");
+  const own = turn("user"), method = at("method").value, box = turn("assistant");
+  own.append(at("question").value);
   running = new AbortController();
   waiting(true);
   const asked = at("question").value;
   at("question").value = "";
   let answer = null;
-  const own = { ...keywordsOf(method), ...(Object.keys(segments).length ? { segments } : {}) };
   try {
     const body = {
-      model: "gradellm", messages, stream: true, gradellm: own,
+      model: "gradellm", messages, stream: true,
+      gradellm: { ...keywordsOf(method), ...(Object.keys(segments).length ? { segments } : {}) },
       max_tokens: +at("max-tokens").value, temperature: +at("temperature").value,
+      seed: crypto.getRandomValues(new Uint32Array(1))[0], // the server's own may be longer than JavaScript's numbers
     };
     for await (const event of stream("v1/chat/completions", body, { token: token(), signal: running.signal })) {
       if (event.started) { answer = begun(event.started, box, method); show(answer); }
@@ -100,9 +103,12 @@ async function ask(event) {
     if (error.name !== "AbortError") say(error.message);
   } finally {
     const content = answer?.explanation.tokens.map((one) => one.text).join("") ?? "";
-    if (content) messages.push({ role: "assistant", content });
-    else { messages.pop(); box.remove(); at("question").value = asked; }
-    if (answer) { answer.isOver = true; at("actions").hidden = false; }
+    if (content) conversation.push({ role: "assistant", content });
+    else { conversation.pop(); own.remove(); box.remove(); }
+    if (conversation === messages) { // not, where a new one has begun
+      if (!content) at("question").value = asked;
+      if (answer) { answer.isOver = true; at("actions").hidden = false; }
+    }
     running = null;
     waiting(false);
     at("question").focus();
@@ -130,6 +136,7 @@ function begun(started, box, method) {
   box.addEventListener("pointerover", (event) => point(answer, wordOf(event)));
   box.addEventListener("pointerleave", () => point(answer, null));
   box.addEventListener("focusin", (event) => point(answer, wordOf(event)));
+  box.addEventListener("focusout", () => point(answer, null));
   box.addEventListener("click", (event) => { const word = wordOf(event); if (word !== null) pin(answer, word); });
   box.addEventListener("keydown", (event) => keys(answer, event));
   return answer;
@@ -297,9 +304,9 @@ at("compare").addEventListener("change", async (event) => {
     }
     if (shown === answer) paint(answer);
   } catch (error) {
+    answer.explanation.rows.delete(method); // some may be there
     answer.other = "";
-    at("compare").value = "";
-    lay(answer);
+    if (shown === answer) show(answer);
     say(error.message);
   }
 });
@@ -312,12 +319,12 @@ at("judge").addEventListener("click", async () => {
   const methods = { [answer.method]: keywordsOf(answer.method), random: { method: "random" } };
   try {
     for await (const { progress, summary } of stream("v1/gradellm/evaluate", { ...again(answer), methods, perturb_positions: columns, seed: 0 }, { token: token() })) {
-      if (progress) place.textContent = `Measuring … ${percent(progress.done)}`;
+      if (progress && shown === answer) place.textContent = `Measuring … ${percent(progress.done)}`;
       if (summary) answer.judgement = judgement(answer, summary);
     }
-    place.replaceChildren(...answer.judgement);
+    if (shown === answer) place.replaceChildren(...answer.judgement);
   } catch (error) {
-    place.textContent = "";
+    if (shown === answer) place.textContent = "";
     say(error.message);
   } finally {
     at("judge").disabled = false;
@@ -358,7 +365,7 @@ at("question").addEventListener("keydown", (event) => {
 at("stop").addEventListener("click", () => running?.abort());
 at("new").addEventListener("click", () => {
   running?.abort();
-  messages.length = 0;
+  messages = [];
   shown = null;
   at("turns").replaceChildren();
   at("panels").replaceChildren();

@@ -10,13 +10,13 @@ export function shade(share) {
 
 export const largest = (scores) => scores.reduce((most, score) => Math.max(most, Math.abs(score)), 0);
 
-const IDEOGRAPH = /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|[\ud840-\ud87f][\udc00-\udfff]/;
+const IDEOGRAPH = /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]/u;
 
 /** Whether a token begins a word, after the one before it and the text of the word under way. */
 function beginsWord(text, before, token) {
   if (before.special || token.special) return true;
   if (text.trim() === "") return false; // white space belongs to the word after it
-  const first = token.text.slice(0, 1), last = text.slice(-1);
+  const [first = ""] = token.text, last = Array.from(text).at(-1);
   return /\s/.test(first) || /\s/.test(last) || IDEOGRAPH.test(first) || (IDEOGRAPH.test(last) && first !== "");
 }
 
