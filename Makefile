@@ -15,7 +15,7 @@ NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture trials train-demo build clean
+.PHONY: help setup demo test test-all check audit format proto bench picture trials train-demo build clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,10 +32,10 @@ $(READY): pyproject.toml deploy/constraints.txt
 demo: $(READY) ## three answers, each word with its attribution under it
 	@$(BIN)/gradellm demo
 
-test: $(READY) $(NODE_TOOLS) ## all tests but the slow ones
+test: $(READY) ## all tests but the slow ones
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(READY) $(NODE_TOOLS) ## all tests
+test-all: $(READY) ## all tests
 	$(BIN)/pytest
 
 check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
@@ -82,9 +82,10 @@ clean: ## removes what was built, but not the environment
 $(BUF):
 	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
 
-# Without npm, the tests that need these skip, and say so.
+other-programs: $(NODE_TOOLS) ## from npm, what tests with other programs need; without it they skip, and say so
+
 $(NODE_TOOLS):
-	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES); else echo "no npm: tests with other programs are skipped"; fi
+	@npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES) || { rm -rf $@; exit 1; }
 
 $(PROTOC):
 	@$(PYTHON) -m venv $(TOOLS)/protoc-$(GRPC_FLOOR)
