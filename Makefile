@@ -15,10 +15,10 @@ NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture trials train-demo build clean other-programs
+.PHONY: help setup demo test test-all check audit format proto bench picture reference trials train-demo build clean other-programs
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## the virtual environment, with the versions that deploy/constraints.txt pins
 
@@ -64,8 +64,13 @@ proto: $(PROTOC) ## generates the stubs
 bench: $(READY) ## what an explained token costs, on a 125M-parameter model, into docs/ (a quarter of an hour)
 	$(BIN)/gradellm bench --json docs/bench.json --plot docs/bench.png
 
-picture: $(READY) ## draws docs/demo.svg, the README's picture, from a run of the demo
+picture: $(READY) ## the README's pictures, from a run of the demo and from the chat page's test (which needs Chromium)
 	$(BIN)/python docs/draw_demo.py
+	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/test_chat_page.py -k usable
+	cp build/pictures/chat-light-1100.png docs/chat.png
+
+reference: $(READY) ## docs/reference.md, from docstrings and the wire contract
+	$(BIN)/python docs/write_reference.py
 
 trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (half an hour, 20 minutes of it a soak)
 	PYTHONPATH=tests $(BIN)/python -m trials

@@ -95,3 +95,12 @@ def test_the_gradio_example_shows_what_people_wrote() -> None:
     shown = example("gradio_app").highlighted(explanation())
     assert [text for text, _ in shown] == ["The", " cat", " s", "at", " on a mat"]
     assert max(share for _, share in shown) == 1.0
+
+
+def test_the_reference_is_that_of_the_sources() -> None:
+    spec = importlib.util.spec_from_file_location("write_reference", PROJECT / "docs" / "write_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    assert (PROJECT / "docs" / "reference.md").read_text() == writer.main(), "run make reference"

@@ -21,7 +21,7 @@ from gradellm_server.health import Health
 from gradellm_server.metrics import Metrics
 from gradellm_server.metrics_port import MetricsPort
 from gradellm_server.service import ExplainerService
-from gradellm_server.settings import ListenError, ServerSettings
+from gradellm_server.settings import ListenError, ServerSettings, why_not
 from gradellm_server.tls import TlsFiles, server_credentials
 from gradellm_server.warm_up import warm_up
 
@@ -67,9 +67,7 @@ class Server:
         try:
             port = self._add_port(settings)
         except RuntimeError as error:
-            raise ListenError(
-                f"cannot listen on {settings.listen}: the port is taken, or there is no such address"
-            ) from error
+            raise ListenError(f"cannot listen on {settings.listen}: {why_not(settings.listen)}") from error
         host = settings.listen.rpartition(":")[0]
         self.address = settings.listen if settings.listen.startswith("unix:") else f"{host}:{port}"
         self._thread: EngineThread | None = None
