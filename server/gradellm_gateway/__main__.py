@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     import uvicorn
 
-    from gradellm import AsyncClient, GradellmError, Tls
+    from gradellm import AsyncClient, GradellmError, Retry, Tls
     from gradellm_gateway.app import gateway
 
     hosts = ["*"] if not _is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.target_tls_ca:
         tls = Tls(ca=options.target_tls_ca)
     try:
-        client = AsyncClient(options.target, tls=tls)
+        # Callers have a patience of their own, and are told when to come back; a stream that broke is taken up here.
+        client = AsyncClient(options.target, tls=tls, retry=Retry(attempts=2, longest_wait_seconds=2))
     except GradellmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
