@@ -29,7 +29,7 @@ from gradellm import (
 from gradellm.explanation import Collector
 from gradellm.page import shades
 from gradellm.plain import to_plain
-from gradellm_gateway.chat import ChatRequest, Completion, events_plain
+from gradellm_gateway.chat import ChatRequest, Completion, named
 from gradellm_gateway.errors import ModelNotFoundError, body_of, headers_of, status_of
 
 PAGE = Path(__file__).parent / "page"
@@ -137,11 +137,11 @@ class _Routes:
 
     async def attribute(self, request: Request) -> Response:
         events = await _asked(request, self._client_of(request).attribute_events)
-        return await _streamed(request, events, lambda event: [events_plain(event)])
+        return await _streamed(request, events, lambda event: [named(event)])
 
     async def evaluate(self, request: Request) -> Response:
         events = await _asked(request, self._client_of(request).evaluate_events)
-        return await _streamed(request, events, lambda event: [events_plain(event)])
+        return await _streamed(request, events, lambda event: [named(event)])
 
     async def shades(self, request: Request) -> Response:
         return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)

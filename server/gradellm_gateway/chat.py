@@ -159,7 +159,7 @@ class Completion:
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """What a streaming client is sent for an event."""
-        own = {"gradellm": _named(event)} if self.request.is_explained else {}
+        own = {"gradellm": named(event)} if self.request.is_explained else {}
         if event.started is not None:
             return [self._chunk({"role": "assistant", "content": ""}) | own]
         if event.token is not None:
@@ -209,7 +209,7 @@ def _logprob(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def _named(event: Event) -> dict[str, Any]:
+def named(event: Event) -> dict[str, Any]:
     """An event as an object with one name."""
     return {name: value for name, value in to_plain(event).items() if value is not None}
 
@@ -226,8 +226,3 @@ def _usage(finished: Finished) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.reused_prompt_tokens},
     }
-
-
-def events_plain(event: Event) -> dict[str, Any]:
-    """An event of ours, for the page: as `gradellm` in a chunk."""
-    return _named(event)
