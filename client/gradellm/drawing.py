@@ -17,10 +17,10 @@ from gradellm.words import first_word_length
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gradellm.results import Attribution, Event, Finished, PromptToken, Started, Token
+    from gradellm.results import Event, Finished, PromptToken, Started, Token
     from gradellm.terminal import Style
 
-__all__ = ["draw"]
+__all__ = ["columns_by_token", "draw"]
 
 Row = dict[int, float]
 """Scores by column."""
@@ -59,7 +59,7 @@ class _Drawing:
         elif event.token is not None:
             self.waiting.append(event.token)
         elif event.attribution is not None:
-            self.rows[event.attribution.token_index] = _row(event.attribution)
+            self.rows[event.attribution.token_index] = event.attribution.by_column()
         elif event.finished is not None:
             self.finished = event.finished
         while (word := self._next_word()) is not None:
@@ -109,7 +109,7 @@ class _Drawing:
 
 def _prompt_passages(started: Started) -> Iterator[Passage]:
     """Yield one passage a message, or one for a raw prompt, without what the template and the tokenizer added."""
-    columns = _columns_by_token(started)
+    columns = columns_by_token(started)
     written = [(i, token) for i, token in enumerate(started.prompt_tokens) if _is_written(token)]
     for message, group in groupby(written, key=lambda pair: pair[1].message):
         tokens = list(group)
@@ -121,7 +121,8 @@ def _prompt_passages(started: Started) -> Iterator[Passage]:
         yield Passage(label, started.prompt_text[start:end], spans)
 
 
-def _columns_by_token(started: Started) -> dict[int, list[int]]:
+def columns_by_token(started: Started) -> dict[int, list[int]]:
+    """Return which columns of scores stand for each token of the prompt, by its place."""
     if not started.sources:
         return {index: [index] for index in range(len(started.prompt_tokens))}
     columns: dict[int, list[int]] = {}
@@ -144,11 +145,6 @@ def _completion_passage(tokens: list[Token]) -> Iterator[Passage]:
             Span(t.start - start, t.end - start, t.source_index) for t in scored if t.source_index is not None
         )
         yield Passage("so far", "".join(token.text for token in tokens), spans)
-
-
-def _row(attribution: Attribution) -> Row:
-    columns = attribution.source_indexes or range(len(attribution.scores))
-    return dict(zip(columns, attribution.scores, strict=True))
 
 
 def _label(word: list[Token]) -> str:

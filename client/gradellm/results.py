@@ -333,6 +333,10 @@ class Attribution:
     error: float | None = None
     """The method's own measure of how far off the scores are; `MethodInfo.error` says which."""
 
+    def by_column(self) -> dict[int, float]:
+        """Return the scores by the places in `Explanation.sources` that they are for."""
+        return dict(zip(self.source_indexes or range(len(self.scores)), self.scores, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -118,8 +118,7 @@ def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERA
             raise InvalidExplanationError(f"the server did not explain token {row.token_index}")
         expected = _coarsened(stored, other.scores, row.token_index)
         problems += _problems(stored, row, other, expected)
-        found = dict(zip(row.source_indexes or range(len(row.scores)), row.scores, strict=True))
-        difference = _difference(found, expected)
+        difference = _difference(row.by_column(), expected)
         if worst_token is None or not difference <= worst:  # also where it is NaN
             worst, worst_token = difference, row.token_index
         if math.isnan(worst):

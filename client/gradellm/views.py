@@ -90,7 +90,7 @@ def attribution_of(explanation: Explanation, selection: Selection = None) -> tup
     if not rows:
         raise InvalidExplanationError("nothing of that was explained")
     for row in rows:
-        for column, score in zip(row.source_indexes or range(len(row.scores)), row.scores, strict=True):
+        for column, score in row.by_column().items():
             sums[column] += score
     return tuple(sums)
 
@@ -207,7 +207,7 @@ def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tupl
     led = []
     for word in explanation.words:
         rows = [row for place in word.token_indexes if (row := explanation.row(place)) is not None]
-        by_column = [dict(zip(row.source_indexes or range(len(row.scores)), row.scores, strict=True)) for row in rows]
+        by_column = [row.by_column() for row in rows]
         led.append((word, math.fsum(row.get(column, 0.0) for row in by_column for column in wanted)))
     return tuple(led)
 

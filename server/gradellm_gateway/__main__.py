@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import ipaddress
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from gradellm.security import is_local
 
 EXIT_USAGE = 2
 EXAMPLES = """\
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--listen {options.listen} is not HOST:PORT, such as 127.0.0.1:8080")
     if (options.tls_cert is None) != (options.tls_key is None):
         parser.error("--tls-cert and --tls-key belong together")
-    if not (options.tls_cert or options.insecure or _is_local(host)):
+    if not (options.tls_cert or options.insecure or is_local(host)):
         parser.error(
             f"--listen {options.listen} can be reached from other machines and would not be encrypted; give --tls-cert "
             "and --tls-key, listen on 127.0.0.1, or say --insecure where the network itself is trusted"
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gradellm import AsyncClient, GradellmError, Retry, Tls
     from gradellm_gateway.app import gateway
 
-    hosts = ["*"] if not _is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
+    hosts = ["*"] if not is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
     tls: Any = options.target_tls
     if options.target_tls_ca:
         tls = Tls(ca=options.target_tls_ca)
@@ -97,13 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--target-tls-ca", metavar="FILE", help="who signs its certificate (PEM); implies --target-tls")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

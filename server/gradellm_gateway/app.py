@@ -26,7 +26,6 @@ from gradellm import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from gradellm.explanation import Collector
 from gradellm.page import shades
 from gradellm.plain import to_plain
 from gradellm_gateway.chat import ChatRequest, Completion, named
@@ -118,10 +117,9 @@ class _Routes:
         asked = ChatRequest.of(body)
         name = await self._model_name(client, body.get("model"))
         completion = Completion(asked, name)
-        events = client.generate(**asked.keywords)
         if asked.is_streamed:
-            return await _streamed(request, events, completion.chunks)
-        explanation = await _unless_left(request, _collected(events))
+            return await _streamed(request, client.generate(**asked.keywords), completion.chunks)
+        explanation = await _unless_left(request, client.explain(**asked.keywords))
         return LEFT if explanation is None else Answer(completion.whole(explanation))
 
     async def models(self, request: Request) -> Response:
@@ -216,14 +214,6 @@ async def _asked(request: Request, call: Callable[..., AsyncGenerator[Event, Non
         if isinstance(error, InvalidRequestError):
             raise
         raise InvalidRequestError(f"the request has no meaning: {error}") from error
-
-
-async def _collected(events: AsyncGenerator[Event, None]) -> Any:  # noqa: ANN401 (an Explanation)
-    collector = Collector()
-    async with aclosing(events):
-        async for event in events:
-            collector.add(event)
-    return collector.explanation()
 
 
 LEFT = Response(status_code=499)  # nobody reads it

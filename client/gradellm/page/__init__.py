@@ -17,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from gradellm.drawing import columns_by_token
 from gradellm.terminal import ramp, readable_on
 from gradellm.views import is_written, label_of
 
@@ -84,7 +85,7 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
 
 def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
     """Yield the prompt's text token by token: tokens that share a character show it once."""
-    columns = _columns_by_token(explanation)
+    columns = columns_by_token(explanation.started)
     shown = 0
     for index, token in enumerate(explanation.prompt_tokens):
         start = max(shown, token.start)
@@ -100,14 +101,6 @@ def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
         if token.segment:
             piece["segment"] = token.segment
         yield piece
-
-
-def _columns_by_token(explanation: Explanation) -> dict[int, list[int]]:
-    columns: dict[int, list[int]] = {}
-    for column, source in enumerate(explanation.sources):
-        for index in source.token_indexes:
-            columns.setdefault(index, []).append(column)
-    return columns
 
 
 def _packed(row: Attribution) -> dict[str, Any]:
