@@ -15,7 +15,6 @@ from gradellm.errors import (
     CallCancelledError,
     ClientClosedError,
     DeadlineExceededError,
-    InvalidExplanationError,
     UnavailableError,
 )
 from gradellm.evaluation.report import EvaluationReport
@@ -26,7 +25,7 @@ from gradellm.security import Security
 from gradellm.targets import Rotation, check_ports, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm.verifying import contrast_keywords
+from gradellm.verifying import contrast_keywords, explained_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -157,10 +156,7 @@ class AsyncClient:
         text, whose first token is meant, a token id, or "runner_up".
         """
         index, asked = contrast_keywords(explanation, place, instead)
-        row = (await self.attribute(**cast("AttributeKeywords", {**asked, **keywords}))).row(index)
-        if row is None:
-            raise InvalidExplanationError(f"the server did not explain token {index}")
-        return row
+        return explained_row(await self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
 
     def evaluate_events(
         self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 
 from gradellm import calls
-from gradellm.errors import ClientClosedError, DeadlineExceededError, InvalidExplanationError, UnavailableError
+from gradellm.errors import ClientClosedError, DeadlineExceededError, UnavailableError
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
@@ -19,7 +19,7 @@ from gradellm.security import Security
 from gradellm.targets import Rotation, check_ports, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm.verifying import contrast_keywords
+from gradellm.verifying import contrast_keywords, explained_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -175,10 +175,7 @@ class Client:
         text, whose first token is meant, a token id, or "runner_up".
         """
         index, asked = contrast_keywords(explanation, place, instead)
-        row = (self.attribute(**cast("AttributeKeywords", {**asked, **keywords}))).row(index)
-        if row is None:
-            raise InvalidExplanationError(f"the server did not explain token {index}")
-        return row
+        return explained_row(self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
 
     def evaluate_events(
         self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]

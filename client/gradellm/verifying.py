@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradellm.requests import AttributeKeywords
     from gradellm.results import Attribution, AttributionSettings, Provenance, Source
 
-__all__ = ["Mismatch", "Verdict", "compared", "contrast_keywords", "replay_keywords"]
+__all__ = ["Mismatch", "Verdict", "compared", "contrast_keywords", "explained_row", "replay_keywords"]
 
 _TOLERANCE = 1e-3  # of a row's largest score: other kernels, threads and batches round differently
 _MODEL = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization", "attention_kernel",
@@ -106,6 +106,14 @@ def contrast_keywords(explanation: Explanation, place: Word | int, instead: str 
     return index, keywords  # type: ignore[return-value]
 
 
+def explained_row(explanation: Explanation, index: int) -> Attribution:
+    """Return a token's attribution. Raises InvalidExplanationError where the server has not explained it."""
+    row = explanation.row(index)
+    if row is None:
+        raise InvalidExplanationError(f"the server did not explain token {index}")
+    return row
+
+
 def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERANCE) -> Verdict:
     """Compare a stored explanation with the same one, computed again at one score a token."""
     worst, worst_token = 0.0, None
@@ -113,9 +121,7 @@ def compared(stored: Explanation, again: Explanation, tolerance: float = _TOLERA
     explained = {row.token_index for row in stored.attributions}
     problems += [f"token {token.index} has no scores" for token in stored.tokens if token.index not in explained]
     for row in stored.attributions:
-        other = again.row(row.token_index)
-        if other is None:
-            raise InvalidExplanationError(f"the server did not explain token {row.token_index}")
+        other = explained_row(again, row.token_index)
         expected = _coarsened(stored, other.scores, row.token_index)
         problems += _problems(stored, row, other, expected)
         difference = _difference(row.by_column(), expected)

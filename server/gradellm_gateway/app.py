@@ -203,8 +203,6 @@ async def _asked(request: Request, call: Callable[..., AsyncGenerator[Event, Non
         raise InvalidRequestError("the request must be a JSON object of keywords, explanation not among them")
     keywords = dict(body)
     try:
-        if keywords.get("segments") is not None:
-            keywords["segments"] = {name: tuple(its) for name, its in keywords["segments"].items()}
         if keywords.get("scores") is not None:  # whose keys JSON makes texts
             keywords["scores"] = {
                 name: {int(step): row for step, row in rows.items()} for name, rows in keywords["scores"].items()

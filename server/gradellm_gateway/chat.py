@@ -83,8 +83,6 @@ class ChatRequest:
             raise InvalidRequestError.of(f"gradellm.{min(unknown)}", f"is not known; there are {known}")
         else:
             keywords |= dict(own)
-            if isinstance(own.get("segments"), Mapping):
-                keywords["segments"] = {name: _stretch(its) for name, its in own["segments"].items()}
         options = body.get("stream_options") or {}
         return cls(
             keywords,
@@ -109,10 +107,6 @@ def _flagged(body: Mapping[str, Any]) -> int | None:
     if count is not None and not body.get("logprobs"):
         raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
     return count
-
-
-def _stretch(its: Any) -> Any:  # noqa: ANN401 (checked by the SDK)
-    return tuple(its) if isinstance(its, list) else its
 
 
 def _messages(given: Any) -> list[dict[str, str]]:  # noqa: ANN401 (what a client sent)

@@ -127,10 +127,6 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path}:{number}: this is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f'{path}:{number}: must be an object of keywords, such as {{"prompt": "Once"}}')
-        if isinstance(row.get("segments"), dict):
-            row["segments"] = {
-                name: tuple(its) if isinstance(its, list) else its for name, its in row["segments"].items()
-            }
         yield number, row
 
 
