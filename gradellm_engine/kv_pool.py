@@ -23,6 +23,9 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from gradellm_engine.errors import ModelLoadError
+from gradellm_engine.memory import is_out_of_memory
+
 MIN_REUSED_TOKENS = 16  # a shorter prefix is computed about as fast as it is found and copied
 
 
@@ -136,11 +139,26 @@ class KVPool:
     """
 
     def __init__(self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int) -> None:
+        """Take the memory.
+
+        Raises:
+            ModelLoadError: where there is not so much.
+        """
         self.num_tokens = num_tokens
-        self.keys = [_places(s.num_key_value_heads, num_tokens, s.key_width, s) for s in layers]
-        self.values = [_places(s.num_key_value_heads, num_tokens, s.value_width, s) for s in layers]
-        self.cosines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
-        self.sines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+        try:
+            self.keys = [_places(s.num_key_value_heads, num_tokens, s.key_width, s) for s in layers]
+            self.values = [_places(s.num_key_value_heads, num_tokens, s.value_width, s) for s in layers]
+            self.cosines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+            self.sines = [_places(1, num_tokens, s.width, s)[0] for s in rotaries]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            shapes: Sequence[LayerShape | RotaryShape] = (*layers, *rotaries)
+            size = num_tokens * sum(shape.bytes_per_token for shape in shapes) / 2**30
+            raise ModelLoadError(
+                f"keys and values of {num_tokens:,} tokens take {size:,.1f} GiB, more than is free beside the model: "
+                "give them less (--kv-memory)"
+            ) from None
         self.reuses_prefixes = True
         self.num_asked_tokens = self.num_found_tokens = 0
         self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more

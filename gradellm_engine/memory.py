@@ -6,14 +6,15 @@ import gc
 
 import torch
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError there, with this in its text
+# What plain RuntimeErrors say: torch's of a processor's memory, and of a GPU's where a library or a driver has no room.
+_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "[CUDA]: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 def free_caches() -> None:

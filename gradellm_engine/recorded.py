@@ -6,7 +6,8 @@ tensors of its own, and steps are rounded up to some numbers of sequences and co
 recorded apart, for a token is chosen between them.
 
 What cannot be recorded (a model that looks at its numbers to decide what to do next, as some mixtures of experts and
-some rotary scalings do) is run step by step, as everything is on a CPU.
+some rotary scalings do) is run step by step, as everything is on a CPU. So is what there is no memory to record, which
+takes more than to run: for a while, until that is tried again.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
+from gradellm_engine.memory import free_caches, is_out_of_memory
 from gradellm_engine.passes import Part, Target
 from gradellm_engine.step_pass import StepPass, StepShape, is_replay
 
 MOST_RECORDINGS = 64  # the one not used for longest is given up
+STEPS_BEFORE_NEXT = 256  # that run call by call once there was no memory to record one
 _WARM_UPS = 2  # before recording: libraries choose kernels and take work space at their first calls
 _SIZES = sorted({size for power in range(24) for size in (2**power, 3 * 2**power // 2)})
 _MIN_WIDTH = 128
@@ -150,6 +153,7 @@ class Recordings:
         self._recorder, self._new_pass, self._model, self._head = recorder, new_pass, model, head
         self._steps: OrderedDict[StepShape, RecordedStep] = OrderedDict()
         self.is_possible = True
+        self._num_without = 0  # steps to come that are not recorded, since there was no memory
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -160,19 +164,37 @@ class Recordings:
         if not (shape.is_new or is_replay(parts, shape.num_tokens)):
             return None
         if self.is_possible and shape not in self._steps:
-            run = self._new_pass(shape)
-            run.fill(parts)
-            try:
-                self._steps[shape] = RecordedStep(self._recorder, run, self._model, self._head)
-            except RuntimeError as error:  # torch has no narrower one
-                logger.warning("decode steps cannot be recorded and run call by call: %s", str(error).split("\n")[0])
-                self.is_possible = False
-            if len(self._steps) > MOST_RECORDINGS:
-                self._steps.popitem(last=False)
-        if not self.is_possible:
+            self._record(shape, parts)
+        if not self.is_possible or shape not in self._steps:
             return None
         self._steps.move_to_end(shape)
         return self._steps[shape]
+
+    def _record(self, shape: StepShape, parts: Sequence[Part]) -> None:
+        """Record a step of these parts, if it can be and there is memory."""
+        if self._num_without:
+            self._num_without -= 1
+            return
+        try:
+            run = self._new_pass(shape)
+            run.fill(parts)
+            self._steps[shape] = RecordedStep(self._recorder, run, self._model, self._head)
+        except RuntimeError as error:  # torch has no narrower one
+            if _ran_out_of_memory(error):
+                logger.warning("no memory to record a decode step; some will run call by call")
+                self._num_without = STEPS_BEFORE_NEXT
+                error.with_traceback(None)  # its frames hold the pass's tensors
+                free_caches()
+                return
+            logger.warning("decode steps cannot be recorded and run call by call: %s", str(error).split("\n")[0])
+            self.is_possible = False
+        if len(self._steps) > MOST_RECORDINGS:
+            self._steps.popitem(last=False)
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it did, before the recording was broken off, which raises an error of its own."""
+    return is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__))
 
 
 def rounded_up(shape: StepShape) -> StepShape:

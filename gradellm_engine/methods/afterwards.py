@@ -22,6 +22,7 @@ from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.families import Family
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.logit_head import signs, token_ids
+from gradellm_engine.memory import is_out_of_memory
 from gradellm_engine.passes import Target
 from gradellm_engine.settings import Switches, check_choice
 from gradellm_engine.whole_pass import Attending, WholePass
@@ -173,7 +174,7 @@ def _backward(values: Tensor, inputs: Tensor, chosen: Tensor, *, is_last: bool) 
     try:
         together: Tensor = torch.func.vmap(one)(chosen)
     except RuntimeError as error:  # an operation of the model whose backward pass takes no batches
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         return torch.stack([one(weights) for weights in chosen])
     return together

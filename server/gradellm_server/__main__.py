@@ -239,7 +239,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     began = time.monotonic()
     say("starting Python's machine-learning libraries")
     # Importing torch takes seconds: only once the options are known to be good.
-    from gradellm_engine import Engine, EngineError, Quantization
+    from gradellm_engine import Engine, EngineError, OutOfMemoryError, Quantization
     from gradellm_server.server import Server
 
     watchers: list[Watcher] = [RequestLog()]
@@ -276,6 +276,11 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     say("warming up")
     try:
         await server.start(engine)
+    except OutOfMemoryError:
+        return _fail(
+            f"memory ran out in the warm-up: keys and values have {engine.kv_bytes / 2**30:,.1f} GiB; give them less "
+            "with --kv-memory, so that passes of the model fit beside them"
+        )
     except EngineError as error:
         return _fail(f"the model does not run: {error}")
     metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""

@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gradellm_engine.errors import ModelLoadError
 from gradellm_engine.kv_pool import MIN_REUSED_TOKENS, KVPool, KVSlot, LayerShape, RotaryShape
 
 CPU = torch.device("cpu")
@@ -357,3 +358,10 @@ def test_what_one_owner_keeps_neither_replaces_nor_stands_for_anothers() -> None
         slot.ids += range(length)
         slot.keep()
     assert sorted((slot.owner or "", slot.length) for slot in pool._kept) == [("alice", 40), ("bob", 60)]
+
+
+def test_more_memory_than_there_is() -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"keys and values of 1,000,000,000,000,000 tokens take .* GiB.*--kv-memory"
+    ):
+        pool_of(10**15)

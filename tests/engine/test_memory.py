@@ -7,8 +7,16 @@ import torch
 
 from gradellm_engine.memory import free_caches, is_out_of_memory
 
+RAN_OUT = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: out of memory\nand pages of advice"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")], ids=repr)
+
+@pytest.mark.parametrize("error", RAN_OUT, ids=repr)
 def test_memory_that_ran_out(error: Exception) -> None:
     assert is_out_of_memory(error)
 

@@ -298,6 +298,38 @@ def test_what_cannot_be_recorded_runs_call_by_call(
     model.recordings = None
 
 
+class Crowded(TapeRecorder):
+    """There is no memory to record the first steps: the error itself, or what a broken-off recording makes of it."""
+
+    num_refused = 0
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        if self.num_refused == 2:
+            return super().record(run)
+        self.num_refused += 1
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if self.num_refused == 2:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_what_there_is_no_memory_to_record_is_recorded_later(
+    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradellm_engine.recorded.STEPS_BEFORE_NEXT", 1)
+    model: Decoder = decoder("llama")
+    recorder = Crowded()
+    model.record_steps(recorder)
+    assert model.recordings is not None
+    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    for refused, recorded in ((1, 0), (1, 0), (2, 0), (2, 0), (2, 1), (2, 1)):
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+        assert (recorder.num_refused, len(model.recordings)) == (refused, recorded)
+    assert model.recordings.is_possible
+    model.recordings = None
+
+
 def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradellm_engine.recorded.MOST_RECORDINGS", 2)
     model: Decoder = decoder("llama")
