@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -27,6 +26,8 @@ from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSumma
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluationSettings, Judged
 from gradellm_engine.generation import Generation
 from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
+from gradellm_engine.lockstep import Follower, LeadingScheduler, can_be_asked_again
+from gradellm_engine.memory import available_bytes
 from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
 from gradellm_engine.methods.at_steps import scores_at
 from gradellm_engine.methods.method import Method
@@ -41,11 +42,12 @@ from gradellm_engine.prompts import (
     read_prompt,
 )
 from gradellm_engine.quantization import Quantization
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
 from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling, Switches
 from gradellm_engine.stream import Plan, Stream, domain_of
-from gradellm_engine.threads import use_threads
+from gradellm_engine.threads import available_cpus, use_threads
 
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -83,8 +85,11 @@ class Engine:
     ) -> None:
         self._model = model
         self.info: ModelInfo = model.info
+        ranks = model.decoder.ranks
         free = free_bytes(model.decoder.device)
         num_places = _num_places(model, max_running, kv_bytes)
+        if ranks is not None:
+            free, num_places = ranks.least([free, num_places])
         model.decoder.allocate_pool(num_places)
         if record_steps:
             model.decoder.record_steps()
@@ -93,12 +98,14 @@ class Engine:
         self.context_tokens = min(model.info.context_tokens, num_places)
         self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
-        self.scheduler = Scheduler(model.decoder, max_running=max_running)
+        self.scheduler = _scheduler(model, max_running)
         if method_bytes is None:
             method_bytes = max(1, int(METHOD_SHARE * (free - self.kv_bytes)))
         if method_bytes < 1:
             raise ModelLoadError(f"methods need memory of their own; {method_bytes} bytes are none")
         self.method_bytes = method_bytes
+        if ranks is not None:
+            self.footprint = ranks.from_first(self.footprint)  # now, while all are here
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -117,6 +124,22 @@ class Engine:
             return f"{its}: its experts' gates cannot be told apart from outside"
         return ""
 
+    def follow(self) -> None:
+        """On any rank but the first: run what rank 0 runs, until it says that it is over.
+
+        Raises:
+            GroupLostError: where it cannot be in step any more.
+        """
+        ranks = self._model.decoder.ranks
+        if ranks is None or ranks.leads:
+            raise RuntimeError("only a rank that does not lead can follow")
+        Follower(self, ranks).follow()
+
+    def dismiss(self) -> None:
+        """Let ranks that follow go, where there are any."""
+        if isinstance(self.scheduler, LeadingScheduler):
+            self.scheduler.end()
+
     @classmethod
     def load(
         cls,
@@ -127,6 +150,7 @@ class Engine:
         quantization: Quantization = Quantization.NONE,
         device: str = "auto",
         device_map: str | None = None,
+        ranks: Ranks | None = None,
         context_tokens: int | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
@@ -141,12 +165,13 @@ class Engine:
         `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
         memory for keys and values, taken at once and never exceeded; `method_bytes` what methods that look at whole
         completions may take beside it; None for a share of what is free of either. `threads` sets
-        the process's CPU threads; None for as many as it may run at once. `record_steps` has a GPU replay decode steps
+        the process's CPU threads; None for as many as it may run at once. `ranks` are the processes that share the
+        model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode steps
         as CUDA graphs, where the model allows it.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
-        use_threads(threads)
+        use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
         if max_new_tokens < 1:
             raise ModelLoadError(f"completions of up to {max_new_tokens} tokens were asked for; at least 1 is needed")
         model = load_model(
@@ -156,6 +181,7 @@ class Engine:
             quantization=quantization,
             device=device,
             device_map=device_map,
+            ranks=ranks,
             context_tokens=context_tokens,
             progress=progress,
         )
@@ -225,6 +251,7 @@ class Engine:
         stream = self.completion_stream(given, completion, attribution, num_alternatives=num_alternatives)
         return Generation(self.scheduler, stream)
 
+    @can_be_asked_again
     def stream(
         self,
         given: PromptInput | str,
@@ -256,6 +283,7 @@ class Engine:
             first_step = len(forced_ids) if attribution is None else first_attribution
         return self._start(prompt, sampling, attribution, forced_ids, first_step, owner, is_completion=False)
 
+    @can_be_asked_again
     def completion_stream(
         self,
         given: PromptInput | str,
@@ -293,6 +321,7 @@ class Engine:
         """
         return Generation(self.scheduler, self.evaluation_stream(given, settings, completion, sampling)).evaluation()
 
+    @can_be_asked_again
     def evaluation_stream(
         self,
         given: PromptInput | str,
@@ -596,6 +625,13 @@ class Engine:
         )
 
 
+def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:
+    ranks = model.decoder.ranks
+    if ranks is not None and ranks.leads:
+        return LeadingScheduler(model.decoder, ranks, max_running=max_running)
+    return Scheduler(model.decoder, max_running=max_running)
+
+
 def _num_places(model: LoadedModel, max_running: int, kv_bytes: int | None) -> int:
     """Tokens that the key-value memory is made for.
 
@@ -621,4 +657,4 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free where a model computes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_bytes()
