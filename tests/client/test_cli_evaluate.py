@@ -378,13 +378,21 @@ NOWHERE = ["--target", "127.0.0.1:1"]
         ("--tables O --seed 0", "seed: has no meaning beside --tables"),
         ("--tables O --target x", "target: has no meaning beside --tables"),
         ("--tables O --system x", "system: has no meaning beside --tables"),
+        ("--tables O --merge O", "merge: has no meaning beside --tables"),
+        ("--tables O --shard 0/1", "shard: has no meaning beside --tables"),
+        ("--merge O", "out: must be given"),
+        ("--merge O --out O --samples 3", "samples: has no meaning beside --merge"),
+        ("--merge O --out O --target x", "target: has no meaning beside --merge"),
+        ("--merge O --out O --shard 0/1", "shard: has no meaning beside --merge"),
+        ("--preset sst2 --data D --out O --shard 2/2", "shard: must be INDEX/COUNT"),
+        ("a --shard 0/1", "shard: has no meaning beside a prompt"),
     ],
 )
 def test_flags_that_contradict_one_another(
     arguments: str, message: str, data: Path, tmp_path: Path, capsys: Out
 ) -> None:
     said = [str(data) if word == "D" else str(tmp_path / "out") if word == "O" else word for word in arguments.split()]
-    target = [] if "--target" in said or "--tables" in said else NOWHERE
+    target = [] if "--target" in said or {"--tables", "--merge"} & {*said} else NOWHERE
     assert main(["evaluate", *said, *target]) == 2
     captured = capsys.readouterr()
     assert f"error: {by_flag(message)}" in captured.err
@@ -455,6 +463,64 @@ def test_tables_of_several_runs(server: FakeEvaluator, data: Path, tmp_path: Pat
     assert main(["evaluate", "--tables", *runs]) == 0  # to the terminal alone
     assert main(["evaluate", "--tables", runs[0], runs[0]]) == 2
     assert main(["evaluate", "--tables", str(tmp_path)]) == 65
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """The tables as JSON, but for the command that made them."""
+    return {
+        path.name: {name: value for name, value in json.loads(path.read_text()).items() if name != "command"}
+        for path in sorted(out.glob("*.json"))
+    }
+
+
+def test_shards_make_the_tables_of_one_run(server: FakeEvaluator, tmp_path: Path, capsys: Out) -> None:
+    data = write(tmp_path / "d.jsonl", 13, e4="long", e7="nothing")
+    data.write_text(data.read_text() + '{"text": ""}\n')
+    metrics = ("--metrics", "pi_soft_ns,soft_ns,deletion", "--sample", "12", "--seed", "3")
+    assert main(asked(data, tmp_path / "whole", server, *metrics)) == 0
+    out = tmp_path / "parts"
+    again = ["evaluate", "--merge", str(out), "--out", str(out)]
+    of_data = ["--preset", "sst2", "--data", str(data), "--sample", "12", "--seed", "3"]
+    for index in (0, 1):
+        assert main(asked(data, out, server, *metrics, "--shard", f"{index}/3")) == 0
+    capsys.readouterr()
+    assert main(again) == 1
+    captured = capsys.readouterr()
+    assert "SST2 n = 7" in captured.out
+    assert "4 examples are missing; with the run's --data and prompt, their ids are listed" in captured.err
+    assert main([*again, *of_data]) == 1
+    assert f"4 examples are missing, listed in {out}/missing.txt: run the shards again" in capsys.readouterr().err
+    assert len((out / "missing.txt").read_text().split()) == 4
+
+    before = len(server.requests)
+    assert main(asked(data, out, server, *metrics, "--shard", "2/3")) == 0
+    assert "shard 2/3 is done" in capsys.readouterr().err
+    assert len(server.requests) == before + 4
+    assert main([*again, *of_data]) == 0
+    assert not (out / "missing.txt").exists()
+    assert numbers(out) == numbers(tmp_path / "whole")
+    assert (out / "figure2.svg").read_bytes() == (tmp_path / "whole" / "figure2.svg").read_bytes()
+    assert (out / "bad_rows.txt").read_text() == (tmp_path / "whole" / "bad_rows.txt").read_text()
+    lines = [sorted((folder / "results.jsonl").read_text().splitlines()) for folder in (out, tmp_path / "whole")]
+    assert lines[0] == lines[1]
+    assert {path.name for path in (out / "shards").iterdir()} == {
+        f"{index}-of-3{kind}" for index in range(3) for kind in (".jsonl", ".bad_rows.txt")
+    }
+    assert main([*again, *of_data[:-1], "4"]) == 65
+    assert "these are not the examples that the results are of" in capsys.readouterr().err
+
+
+def test_a_shard_is_resumed_and_may_be_empty(server: FakeEvaluator, data: Path, tmp_path: Path, capsys: Out) -> None:
+    for _ in range(2):
+        assert main(asked(data, tmp_path / "out", server, "--shard", "1/4")) == 0
+    assert sorted(server.prompts()) == [text for text in sorted(server.prompts()) if text.split()[2][:1] in "15"]
+    assert len(server.requests) == 2
+    assert "2 of 2 examples are done and kept in" in capsys.readouterr().err
+    assert main(asked(data, tmp_path / "out", server, "--shard", "8/9")) == 0
+    assert len(server.requests) == 2
 
 
 # --- stopped and resumed ----------------------------------------------------------------------------------------------

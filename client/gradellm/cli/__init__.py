@@ -1,9 +1,9 @@
 """The command line, a file a command: serve, explain, attribute, evaluate, verify and others.
 
-Exit codes: 0 done, 1 an explanation that `verify` does not find again, 2 wrong usage or a request that cannot be
-served, 65 data, an explanation or a results file that cannot be used, 69 no server answers, 70 a server failed, 75 the
-server is overloaded and a later try may do, 77 the server does not let the caller in or does not allow the call, 130
-interrupted.
+Exit codes: 0 done, 1 an explanation that `verify` does not find again or a merged run that lacks examples, 2 wrong
+usage or a request that cannot be served, 65 data, an explanation or a results file that cannot be used, 69 no server
+answers, 70 a server failed, 75 the server is overloaded and a later try may do, 77 the server does not let the caller
+in or does not allow the call, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 1. What can be known to be wrong is said: flags, the data, where results go. Then the servers are asked what they serve.
 2. Examples go to the servers and come back into the results file (evaluation/runner.py).
 3. Tables and the figure are made of that file. The same command, given again, goes on where it stopped.
+4. Of a shard there is a results file alone; tables come when the shards are merged.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from gradellm.evaluation.results_file import ResultsFile, ResultsFileError
 from gradellm.evaluation.rows import DataError, load_rows, sample
 from gradellm.evaluation.runner import PATIENCE_SECONDS, Runner, ask_servers, close
 from gradellm.evaluation.runs import Output, data_title, read_run
+from gradellm.evaluation.shards import Shard, merged, missing_ids, num_missing, results_files, write_merged
 from gradellm.evaluation.tables import tables
 from gradellm.terminal import use_color, visible
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from gradellm.evaluation.runs import Run
     from gradellm.evaluation.tables import Table
 
-__all__ = ["check_folder", "evaluate", "make_tables"]
+__all__ = ["check_folder", "evaluate", "make_tables", "merge"]
 
 _OF_A_TEMPLATE = ("system", "label_words", "columns", "first_sentences")
 _INTERRUPTED = 130
@@ -56,7 +58,9 @@ _SECONDS_TO_LEAVE = 5.0
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate a data set, and make tables of what came out."""
     preset, source = _preset(args)
-    statistics.require_numpy()
+    shard = None if args.shard is None else Shard.of(args.shard)
+    if shard is None:
+        statistics.require_numpy()
     if not args.out:
         raise InvalidRequestError.of("out", "must be given: the folder where results and tables go, or X.jsonl")
     rows = load_rows(source, preset, chat=not args.raw)
@@ -65,11 +69,16 @@ def evaluate(args: argparse.Namespace) -> int:
     _check_rationales(plan, examples)
     with suppress(InvalidRequestError):  # of one example alone, it is that one's failure
         calls.evaluate(*plan.request(examples[0]))
-    output = Output.of(args.out)
+    output = Output.of(args.out) if shard is None else shard.output(args.out)
     check_folder(output.results.parent)
     _write_bad_rows(output, rows)
     with _targets(args) as targets:
-        _interruptible(_evaluated(args, plan, source, examples, targets, output))
+        _interruptible(_evaluated(args, plan, source, examples, targets, output, shard))
+    if shard is not None:
+        _say(
+            f"shard {shard} is done; when all are: gradellm evaluate --merge {args.out} --out DIR makes one run of them"
+        )
+        return 0
     return _made(args, [read_run(args.out)], output)
 
 
@@ -182,6 +191,7 @@ async def _evaluated(
     examples: Sequence[Example],
     targets: Sequence[str],
     output: Output,
+    shard: Shard | None,
 ) -> None:
     """Run what is left."""
     connect = partial(AsyncClient, **options.security(args), retry=None)  # the runner has a patience of its own
@@ -207,7 +217,7 @@ async def _evaluated(
         runner = Runner(
             servers,
             plan,
-            examples,
+            examples if shard is None else shard.of_all(examples),
             kept,
             connect=connect,
             concurrency=args.concurrency or 2,
@@ -286,6 +296,38 @@ def _interruptible(work: Coroutine[Any, Any, Any]) -> None:
             raise
     if interrupted:
         raise KeyboardInterrupt
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Make one run of its shards, and tables; 1 where examples are missing."""
+    statistics.require_numpy()
+    if not args.out:
+        raise InvalidRequestError.of("out", "must be given: the folder where the run and its tables go, or X.jsonl")
+    files = results_files(args.merge)
+    results = merged(files)
+    lacks = num_missing(results)
+    ids: list[str] = []
+    if any(getattr(args, name) is not None for name in ("preset", "data", "prompt_template")):
+        preset, source = _preset(args)
+        rows = load_rows(source, preset, chat=results.settings["prompt"]["form"] == "chat")
+        ids = missing_ids(results, _chosen(args, rows))
+    output = Output.of(args.out)
+    check_folder(output.results.parent)
+    write_merged(output, results, files)
+    listed = output.file("missing.txt")
+    listed.unlink(missing_ok=True)
+    _say(f"{len(files)} results files with {len(results.done):,} examples are one, {output.results}")
+    if ids:
+        _write(listed, "".join(f"{one}\n" for one in ids))
+    if lacks:
+        where = f", listed in {listed}" if ids else "; with the run's --data and prompt, their ids are listed"
+        are = "1 example is" if lacks == 1 else f"{lacks:,} examples are"
+        _say(f"{are} missing{where}: run the shards again that have not ended, and merge once more")
+    code = _made(args, [read_run(args.out)], output)
+    return 1 if lacks else code
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

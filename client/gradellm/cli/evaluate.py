@@ -2,6 +2,7 @@
 
 A prompt     the server evaluates, a table is printed.
 A data set   examples go to one or more servers, tables and a figure come out (data_set.py).
+A shard      is a part of a data set; --merge makes one run of all parts (evaluation/shards.py).
 Tables       are made of several such runs.
 """
 
@@ -37,6 +38,8 @@ _EXAMPLES = """\
   gradellm evaluate --preset sst2 --data sst2.jsonl --sample 100 --balance --out runs/sst2 --target a:50051,b:50051
   gradellm evaluate --prompt-template "Review: {text}" --label-words good,bad --columns text=review \\
       --data reviews.csv --methods grad_ellm,random --out runs/reviews
+  gradellm evaluate --preset sst2 --data sst2.jsonl --out runs/sst2 --shard 0/8 --target dns:///gradellm:50051
+  gradellm evaluate --merge runs/sst2 --out runs/sst2
   gradellm evaluate --tables runs/sst2 runs/imdb --out runs/both
 """
 
@@ -45,11 +48,12 @@ _OF_A_PROMPT = (
 )  # fmt: skip
 _OF_DATA = (
     "preset", "data", "prompt_template", "label_words", "columns", "first_sentences", "name", "raw", "sample",
-    "balance", "concurrency", "patience",
+    "balance", "concurrency", "patience", "shard",
 )  # fmt: skip
 _EVALUATION = (
     "methods", "metrics", "pis", "samples", "stride", "offset", "seed", "perturb", "removal", "raw_scores",
 )  # fmt: skip
+_NOT_MERGED = ("shard", "concurrency", "patience", "max_new_tokens", *(name for name in _EVALUATION if name != "seed"))
 _SERVER = (
     "target",
     "tls",
@@ -73,7 +77,7 @@ def add_parser(commands: options.SubParsers) -> None:
         "evaluate",
         summary,
         _EXAMPLES,
-        "PROMPT | --preset P --data FILE --out DIR | --tables DIR ...  [flags]",
+        "PROMPT | --preset P --data FILE --out DIR | --merge DIR ... --out DIR | --tables DIR ...  [flags]",
     )
     options.add_input(parser)
     group = parser.add_argument_group("completion of PROMPT", "At most one of these; by default the model generates.")
@@ -121,6 +125,13 @@ def add_parser(commands: options.SubParsers) -> None:
     group.add_argument(
         "--patience", type=float, metavar="SECONDS", help="end when no server has answered for so long; 60"
     )
+    group.add_argument("--shard", metavar="I/N", help="of N parts the part I, from 0 on: the examples I, I + N, ...")
+    group.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="DIR",
+        help="make one run of its shards' results files, and tables; with the run's --data and prompt, name what lacks",
+    )
     group.add_argument("--tables", nargs="+", metavar="DIR", help="make tables of these runs")
 
     options.add_server(parser, several=True)
@@ -135,8 +146,12 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate a prompt or a data set, or make tables."""
     if args.tables is not None:
         options.refuse(args, (*_OF_A_PROMPT, *_OF_DATA, *_EVALUATION, *_SERVER, "system", "max_new_tokens"), "--tables")
+        options.refuse(args, ("merge",), "--tables")
         return data_set.make_tables(args)
     _check_evaluation(args)
+    if args.merge is not None:
+        options.refuse(args, (*_OF_A_PROMPT, *_NOT_MERGED, *_SERVER), "--merge, which computes nothing")
+        return data_set.merge(args)
     if any(getattr(args, name) is not None for name in ("preset", "data", "prompt_template")):
         options.refuse(args, _OF_A_PROMPT, "a data set")
         return data_set.evaluate(args)

@@ -8,6 +8,7 @@ plan.py          what is asked of every example, and what of the answer is kept;
 runner.py        examples over servers that come and go
 results_file.py  finished examples, one a line, so that a stopped run can be resumed
 runs.py          such a file taken up again
+shards.py        a run in parts, and the parts as one run again
 statistics.py    means over prompts, with intervals
 tables.py        the paper's tables
 notes.py         what stands under them

@@ -18,6 +18,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gradellm.errors import GradellmError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-__all__ = ["Results", "ResultsFile", "ResultsFileError", "read_results"]
+__all__ = ["Results", "ResultsFile", "ResultsFileError", "differences", "read_results", "write_results"]
 
 _FORMAT, _VERSION = "gradellm evaluation", 1
 _BEGINNING = json.dumps({"format": _FORMAT})[:-1].encode()
@@ -56,6 +57,30 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     except OSError as error:
         raise ResultsFileError(f"the results file {file.path} cannot be read: {error.strerror}") from error
     return file.read_only(data)
+
+
+def write_results(path: str | os.PathLike[str], results: Results) -> None:
+    """Write a results file at once, in the order of ids: whole, or not at all. What stands there is replaced.
+
+    Raises ResultsFileError.
+    """
+    path = Path(path)
+    lines = [_header_line(results.settings)]
+    for one in sorted({*results.done, *results.failed}):
+        if one in results.done:
+            lines.append(_line({"id": one, "result": results.done[one]}, f"the result of example {one}"))
+        else:
+            lines.append(_line({"id": one, "error": results.failed[one]}, f"the failure of example {one}"))
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ResultsFileError(f"the results file {path} cannot be written: {error.strerror}") from error
 
 
 class ResultsFile:
@@ -208,7 +233,7 @@ class ResultsFile:
         if not _BEGINNING.startswith(found[: len(_BEGINNING)]):
             raise ResultsFileError(self._no_results(found))
         self._cut_off()
-        self._write(_line({"format": _FORMAT, "version": _VERSION, "settings": self.settings}, "the settings"))
+        self._write(_header_line(self.settings))
         if hasattr(os, "O_DIRECTORY"):  # that the file is there is kept in its folder
             folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -220,9 +245,9 @@ class ResultsFile:
 
     def _check_header(self, line: bytes) -> None:
         header = self._header(line)
-        if differences := list(_differences(header.get("settings"), self.settings)):
+        if differing := list(differences(header.get("settings"), self.settings)):
             raise ResultsFileError(
-                f"{self.path} belongs to a run with other settings: {'; '.join(differences)}; "
+                f"{self.path} belongs to a run with other settings: {'; '.join(differing)}; "
                 "give the same settings to resume it, or choose another file"
             )
 
@@ -276,6 +301,10 @@ def _lock(fd: int, path: str) -> None:
         ) from error
 
 
+def _header_line(settings: Mapping[str, Any]) -> bytes:
+    return _line({"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}, "the settings")
+
+
 def _line(value: object, what: str) -> bytes:
     try:
         return json.dumps(value, allow_nan=False).encode() + b"\n"
@@ -298,12 +327,12 @@ def _parsed(line: bytes) -> object:
 _ABSENT = object()
 
 
-def _differences(was: object, now: object, path: str = "") -> Iterator[str]:
+def differences(was: object, now: object, path: str = "") -> Iterator[str]:
     """Say which settings differ, by their paths."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in dict.fromkeys((*was, *now)):
             inner = f"{path}.{name}" if path else name
-            yield from _differences(was.get(name, _ABSENT), now.get(name, _ABSENT), inner)
+            yield from differences(was.get(name, _ABSENT), now.get(name, _ABSENT), inner)
     elif _said(was) != _said(now):
         yield f"{path or 'settings'} was {_said(was)}, and is {_said(now)} now"
 
