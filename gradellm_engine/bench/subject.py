@@ -109,6 +109,13 @@ class Subject:
 
 def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> Subject:
     """A Llama of a named shape whose weights are random, made where it computes."""
+    return _subject(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
+
+
+def random_llama(
+    shape: str, *, dtype: torch.dtype, device: torch.device
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """As Transformers has it, with a tokenizer that has a made-up word a token: w0, w1, ..."""
     config = LlamaConfig(**SHAPES[shape], bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -118,7 +125,7 @@ def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> S
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    return _subject(model, _word_tokenizer(SHAPES[shape]["vocab_size"]), f"random {shape}")
+    return model, _word_tokenizer(SHAPES[shape]["vocab_size"])
 
 
 def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> Subject:

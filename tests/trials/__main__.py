@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trials import trials
+from trials import findings, trials
 
 DOCS = Path(__file__).parents[2] / "docs"
 TITLES = {
@@ -26,6 +26,7 @@ TITLES = {
     "ends": "SIGTERM, and a dead engine",
     "unread": "A client that never reads",
     "survive": "Servers that are killed under streams",
+    "hosts": "Replicas on hosts of their own",
     "client": "What the SDK costs",
     "soak": "Mixed traffic",
 }
@@ -47,15 +48,15 @@ def main() -> int:
     for name in options.trials or TITLES:
         began = time.monotonic()
         print(f"{name}: {TITLES[name].lower()}", file=sys.stderr, flush=True)
-        findings = trials.soak(options.soak_minutes) if name == "soak" else getattr(trials, name)(options.scale)
+        found = trials.soak(options.soak_minutes) if name == "soak" else getattr(trials, name)(options.scale)
         document[name] = {
             "at": datetime.now(UTC).isoformat(timespec="minutes"),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
             "scale": options.scale,
             "seconds": round(time.monotonic() - began),
-            "findings": [asdict(finding) for finding in findings],
+            "findings": [asdict(finding) for finding in found],
         }
-        holds &= all(finding.holds is not False for finding in findings)
+        holds &= all(finding.holds is not False for finding in found)
         path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         (options.docs / "trials.md").write_text(table(document))
         print(rows(name, document[name]), flush=True)
@@ -75,13 +76,8 @@ def table(document: dict[str, Any]) -> str:
 def rows(name: str, trial: dict[str, Any]) -> str:
     """One trial, as Markdown."""
     scale = "" if trial["scale"] == 1 or name == "soak" else f", at {trial['scale']:g} of the size"
-    lines = [f"\n## {TITLES[name]}\n", f"{trial['at']}, {trial['machine']}, {trial['seconds']} s{scale}.\n"]
-    lines += ["| | found | asked | |", "| --- | --- | --- | --- |"]
-    for finding in trial["findings"]:
-        mark = {True: "holds", False: "**does not hold**", None: ""}[finding["holds"]]
-        value = finding["value"].replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {finding['what']} | {value} | {finding['limit']} | {mark} |")
-    return "\n".join(lines) + "\n"
+    caption = f"{trial['at']}, {trial['machine']}, {trial['seconds']} s{scale}."
+    return findings.table(TITLES[name], caption, trial["findings"])
 
 
 if __name__ == "__main__":

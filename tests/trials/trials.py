@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import grpc
 import psutil
+from trials.hosts import hosts as hosts
 
 import fuzzing
 from gradellm import AsyncClient, Client, Explanation, GradellmError
@@ -27,33 +26,12 @@ from gradellm_engine import Engine
 from gradellm_server.faults import VARIABLE
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
+from trials.comparing import compared, unchanged
+from trials.findings import Finding, percentile
 from trials.serving import SERVING, free_port, load, played, result, served
 
 MIB = 2**20
 CALL_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One number.
-
-    Attributes:
-        what: what it is of.
-        value: what came out, in words.
-        limit: what was asked.
-        holds: whether it does; None where nothing was asked.
-    """
-
-    what: str
-    value: str
-    limit: str = ""
-    holds: bool | None = None
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent lie below or at."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
 def generate_call(channel: grpc.Channel) -> Any:
@@ -286,7 +264,7 @@ def unread(scale: float) -> list[Finding]:
     ]
 
 
-SURVIVORS, ROUNDS, TIE = 24, 4, 1e-5
+SURVIVORS, ROUNDS = 24, 4
 
 
 def survive(scale: float) -> list[Finding]:
@@ -324,73 +302,20 @@ def survive(scale: float) -> list[Finding]:
         killer.start()
         runs = asyncio.run(_streams(addresses, asked, rounds, until=lambda: not killer.is_alive()))
         killer.join()
-    found = _compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)])
-    rounding = _compared(list(zip(alone, undisturbed, strict=True)))
+    found = compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)])
+    rounding = compared(list(zip(alone, undisturbed, strict=True)))
     return [
         Finding(
             "streams", f"{len(runs)} times {SURVIVORS} over 3 servers, each killed (SIGKILL) and started anew once"
         ),
         Finding("kills while they ran", str(len(kills)), "3", len(kills) == 3),
-        Finding("streams that did not finish whole", str(found.broken), "none", found.broken == 0),
-        Finding(
-            "texts that differ from the undisturbed run's",
-            f"{found.other_texts}, and {found.ties} at ties",
-            "none but at ties",
-            found.other_texts == 0,
-        ),
-        Finding(
-            "largest difference of a score, of 1 or its row's largest",
-            f"{found.largest:.1e}, of {found.rows:,} rows",
-            "1e-05",
-            found.largest <= 1e-5,
-        ),
+        *unchanged(found),
         Finding(
             "the same, of its row's largest alone",
             f"{found.largest_relative:.1e}, above 1e-05 in {found.rows_above} rows; undisturbed, but each stream "
             f"alone: {rounding.largest_relative:.1e}, above 1e-05 in {rounding.rows_above} of {rounding.rows:,}",
         ),
     ]
-
-
-@dataclass
-class _Compared:
-    """Explanations beside those of undisturbed runs."""
-
-    broken: int = 0
-    other_texts: int = 0
-    ties: int = 0
-    rows: int = 0
-    largest: float = 0.0
-    largest_relative: float = 0.0
-    rows_above: int = 0
-
-    def take(self, ours: Explanation, theirs: Explanation) -> None:
-        for one, other in zip_longest(ours.tokens, theirs.tokens):
-            if one is None or other is None or one.id != other.id:
-                best, second = (alternative.logprob for alternative in (one or other).alternatives)
-                self.ties += abs(best - second) < TIE
-                self.other_texts += abs(best - second) >= TIE
-                return  # all that follows is another text
-            row, its = ours.row(one.index), theirs.row(one.index)
-            if row is None or its is None:
-                self.broken += 1
-                return
-            self.rows += 1
-            peak = max(map(abs, its.scores))
-            difference = max(abs(a - b) for a, b in zip(row.scores, its.scores, strict=True))
-            self.largest = max(self.largest, difference / max(1.0, peak))
-            self.largest_relative = max(self.largest_relative, difference / peak)
-            self.rows_above += difference > TIE * peak
-
-
-def _compared(pairs: Sequence[tuple[Explanation | None, Explanation | None]]) -> _Compared:
-    found = _Compared()
-    for ours, theirs in pairs:
-        if ours is None or theirs is None:
-            found.broken += 1
-        else:
-            found.take(ours, theirs)
-    return found
 
 
 async def _streams(
