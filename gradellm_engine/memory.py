@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,3 +44,13 @@ def available_bytes(control_group: Path = _CONTROL_GROUP) -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - used + int(kinds.get("inactive_file", 0))))
     except (OSError, ValueError):  # no control group of version 2
         return free
+
+
+def gpu_memory(devices: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Bytes that are free, and all there are, of those devices that are GPUs and answer; by their names."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in devices:
+        if torch.device(name).type == "cuda":
+            with suppress(RuntimeError):  # a GPU that failed
+                found[name] = torch.cuda.mem_get_info(name)
+    return found

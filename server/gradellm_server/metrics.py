@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from gradellm._version import __version__
 from gradellm_engine import Engine
 from gradellm_engine.loading import software_versions
+from gradellm_engine.memory import gpu_memory
 from gradellm_server.calls import Call, Watcher
 from gradellm_server.engine_thread import EngineThread
 from gradellm_server.facts import EVALUATION_METRICS, FINISH_REASONS, Facts
@@ -104,6 +105,11 @@ ENGINE_GAUGES = {
     "kv_cache_usage_perc": Family("Share of the places for keys and values that running streams have; 1 is all."),
     "kv_cache_tokens": Family("Places for keys and values, in tokens."),
     "engine_heartbeat_age_seconds": Family("Since the engine thread last showed that it lives."),
+}
+# A GPU each, by all processes that use it.
+DEVICE_GAUGES = {
+    "device_memory_bytes": Family("Memory of a GPU that the model is on.", ("device",)),
+    "device_memory_free_bytes": Family("What is free of it: neither the server's nor another process's.", ("device",)),
 }
 ENGINE_COUNTERS = {
     "prefix_cache_queries": Family("Tokens of requests whose beginning was looked for among earlier ones."),
@@ -243,6 +249,12 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", its.text, value=now.get(name))
         for name, its in ENGINE_COUNTERS.items():
             yield CounterMetricFamily(f"{PREFIX}_{name}", its.text, value=now.get(name))
+        memory = {} if self._watched is None else gpu_memory(self._watched[0].info.device.split(","))
+        for name, its in DEVICE_GAUGES.items():
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", its.text, labels=its.labels)
+            for device, (free, total) in memory.items():
+                family.add_metric([device], free if "free" in name else total)
+            yield family
         for name, its in INFOS.items():
             family = GaugeMetricFamily(f"{PREFIX}_{name}", its.text, labels=its.labels)
             if self._watched is not None:

@@ -6,6 +6,7 @@ import sys
 
 from gradellm_server.metrics import (
     COUNTERS,
+    DEVICE_GAUGES,
     ENGINE_COUNTERS,
     ENGINE_GAUGES,
     GAUGES,
@@ -18,7 +19,7 @@ from gradellm_server.metrics import (
 KINDS = (
     ("histogram", HISTOGRAMS),
     ("counter", {**COUNTERS, **ENGINE_COUNTERS}),
-    ("gauge", {**GAUGES, **ENGINE_GAUGES, **INFOS}),
+    ("gauge", {**GAUGES, **ENGINE_GAUGES, **DEVICE_GAUGES, **INFOS}),
 )
 HEAD = """\
 # Metrics
@@ -29,7 +30,8 @@ after the prefix `gradellm_`. A histogram NAME is read as NAME_bucket, NAME_sum 
 tells `process_` metrics (memory, processor time, open files) and `python_info`.
 
 Labels are `rpc` (a call's name), `method` (an attribution method), `metric` (of an evaluation), `code` (a gRPC status),
-`reason` (of an error), `finished_reason`, and `client` (the name of a token). None comes from a request's content.
+`reason` (of an error), `finished_reason`, `client` (the name of a token) and `device` (a GPU). None comes from a
+request's content.
 
 | name | type | labels | what it is |
 | --- | --- | --- | --- |

@@ -229,6 +229,21 @@ def scraped(server: RunningServer) -> str:
         return str(answer.read().decode())
 
 
+def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> dict[str, float]:
+        samples = [sample for family in server.server.metrics.registry.collect() for sample in family.samples]
+        return {f"{its.name} {its.labels['device']}": its.value for its in samples if "device_memory" in its.name}
+
+    assert told() == {}  # the model is on the processor
+    monkeypatch.setattr("gradellm_server.metrics.gpu_memory", lambda devices: {"cuda:0": (3, 8), "cuda:1": (5, 8)})
+    assert told() == {
+        "gradellm_device_memory_bytes cuda:0": 8,
+        "gradellm_device_memory_bytes cuda:1": 8,
+        "gradellm_device_memory_free_bytes cuda:0": 3,
+        "gradellm_device_memory_free_bytes cuda:1": 5,
+    }
+
+
 def test_the_port_tells_the_registry(server: RunningServer) -> None:
     list(server.stub.Generate(generate(2)))
     families = {family.name: family for family in text_string_to_metric_families(scraped(server))}

@@ -43,9 +43,10 @@ def sample_names() -> set[str]:
 
 
 def labels_of(name: str) -> set[str]:
-    from gradellm_server.metrics import COUNTERS, ENGINE_COUNTERS, ENGINE_GAUGES, GAUGES, HISTOGRAMS, INFOS
+    from gradellm_server import metrics as told
 
-    known = {**COUNTERS, **ENGINE_COUNTERS, **ENGINE_GAUGES, **GAUGES, **HISTOGRAMS, **INFOS}
+    gauges = {**told.GAUGES, **told.ENGINE_GAUGES, **told.DEVICE_GAUGES, **told.INFOS}
+    known = {**told.COUNTERS, **told.ENGINE_COUNTERS, **told.HISTOGRAMS, **gauges}
     short = re.sub(r"_(total|bucket|sum|count)$", "", name.removeprefix("gradellm_"))
     return set(known[short].labels) if short in known else set()
 
