@@ -9,6 +9,7 @@ from gradellm_engine.errors import (
     BusyError,
     ComputationError,
     EngineError,
+    GroupLostError,
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
@@ -20,6 +21,7 @@ from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Me
 from gradellm_engine.generation import Generation
 from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
 from gradellm_engine.quantization import Quantization
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.settings import (
     AttributionSettings,
     Contrast,
@@ -55,6 +57,7 @@ __all__ = [
     "Finished",
     "Generation",
     "GradEllm",
+    "GroupLostError",
     "InvalidRequestError",
     "Judged",
     "Loosening",
@@ -70,6 +73,7 @@ __all__ = [
     "PromptInput",
     "PromptToken",
     "Quantization",
+    "Ranks",
     "Rectify",
     "Removal",
     "Resolution",

@@ -31,6 +31,7 @@ from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Explain, Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.settings import GradEllm
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
@@ -140,6 +141,7 @@ class Decoder:
 
     Attributes:
         device: where tokens go in.
+        ranks: those that share its weights out; None where it is whole.
         layer_shapes: what each attention layer stores.
         pool: the memory of all sequences.
         recordings: decode steps that are replayed; None where they are run call by call.
@@ -150,8 +152,10 @@ class Decoder:
     pool: KVPool
     recordings: Recordings | None = None
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, ranks: Ranks | None = None) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
+
+        `ranks` are those that share its weights out, where it is loaded so.
 
         Raises:
             UnsupportedModelError: where the model does not run with it, or some layer does not go through it.
@@ -159,9 +163,10 @@ class Decoder:
         model.requires_grad_(False).eval()
         model.set_attn_implementation(ATTENTION_KERNEL)
         self.device = model.get_input_embeddings().weight.device
+        self.ranks = ranks
         if _compiles_on(self.device):
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
-        else:  # where torch's own layers are compiled, they are as fast
+        elif ranks is None:  # where torch's own layers are compiled, they are as fast; those of ranks are Transformers'
             freeze_linears(model)
             freeze_norms(model)
             freeze_rotary(model)
@@ -279,7 +284,7 @@ class Decoder:
 
     def record_steps(self, recorder: Recorder | None = None) -> None:
         """From now on, record decode steps and replay them: by CUDA graphs, on a single GPU; else not."""
-        if recorder is None and self._is_on_one_device and self.device.type == "cuda":
+        if recorder is None and self._is_on_one_device and self.device.type == "cuda" and self.ranks is None:
             recorder = CudaRecorder(self.device)
             self.compile()
         if recorder is not None:
@@ -308,7 +313,7 @@ class Decoder:
     def read(self, parts: Sequence[Part]) -> None:
         """Read the parts' tokens into their slots; nothing else is wanted of them. Returns once they are read."""
         with torch.no_grad():
-            last = self._forward(PartsPass(parts, self._rotary_of), parts, self._model.base_model)
+            last = self._forward(self._parts_pass(parts), parts, self._model.base_model)
         if last.is_cuda:  # a GPU works behind; who takes the time would charge it to the pass that waits for a result
             torch.cuda.synchronize(last.device)
 
@@ -320,7 +325,7 @@ class Decoder:
                 if recorded is not None:
                     return recorded.logits
                 return self._forward(self._step_pass(parts), parts, self._model)[0]
-            run = PartsPass(parts, self._rotary_of)
+            run = self._parts_pass(parts)
             rows = torch.tensor([place.stop - 1 for place in run.places], device=self.device)
             if self._chooses_logits:
                 return self._forward(run, parts, self._model, logits_to_keep=rows)[0]
@@ -329,7 +334,7 @@ class Decoder:
     def logits(self, parts: Sequence[Part]) -> Tensor:
         """Read the parts' tokens; the logits of the token after each of them. [T, V]"""
         with torch.no_grad():
-            return self._forward(PartsPass(parts, self._rotary_of), parts, self._model)[0]
+            return self._forward(self._parts_pass(parts), parts, self._model)[0]
 
     def explained_pass(self, parts: Sequence[Part], known: Sequence[Target] | None = None) -> ExplainedPass:
         """Read the parts' tokens with a graph that explains what comes after each of them, where a part says how.
@@ -342,7 +347,7 @@ class Decoder:
                 return recorded
             run = self._step_pass(parts)
         else:
-            run = PartsPass(parts, self._rotary_of, torch.zeros((), device=self.device, requires_grad=True))
+            run = self._parts_pass(parts, anchor=torch.zeros((), device=self.device, requires_grad=True))
         head = LogitHead(self._head, None if known is None else token_ids(known))
         logits = head.read(lambda: self._forward(run, parts, self._model)[0])
         return ExplainedPass(logits, run, head.backward)
@@ -352,6 +357,10 @@ class Decoder:
         if self.recordings is not None and (recorded := self.recordings.step(parts)) is not None:
             return _on_host(recorded.replay(parts, targets))
         return self.explained_pass(parts, targets).heat_maps(targets)
+
+    def mean_of_heads(self, own: Tensor) -> Tensor:
+        """The mean over a layer's heads, of the mean over those that are here. Any shape"""
+        return own if self.ranks is None else self.ranks.sum(own) / self.ranks.size
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The model's modules, with their names."""
@@ -411,8 +420,11 @@ class Decoder:
             return True
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
+    def _parts_pass(self, parts: Sequence[Part], anchor: Tensor | None = None) -> PartsPass:
+        return PartsPass(parts, self._rotary_of, self.ranks, anchor)
+
     def _new_step_pass(self, shape: StepShape) -> StepPass:
-        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused)
+        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused, self.ranks)
 
     def _step_pass(self, parts: Sequence[Part]) -> StepPass:
         run = self._new_step_pass(StepShape.of(parts))

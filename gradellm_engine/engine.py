@@ -166,8 +166,8 @@ class Engine:
         memory for keys and values, taken at once and never exceeded; `method_bytes` what methods that look at whole
         completions may take beside it; None for a share of what is free of either. `threads` sets
         the process's CPU threads; None for as many as it may run at once. `ranks` are the processes that share the
-        model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode steps
-        as CUDA graphs, where the model allows it.
+        model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode
+        steps as CUDA graphs, where the model allows it.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")

@@ -6,7 +6,8 @@ EngineError
 │   └── UnsupportedModelError   a family that the engine cannot explain exactly
 ├── ComputationError        the model itself failed: a logit or a score is not finite
 ├── OutOfMemoryError        a pass for this request did not fit the memory, even alone
-└── BusyError               no memory is free for another generation
+├── BusyError               no memory is free for another generation
+└── GroupLostError          ranks that share a model are no longer in step; all of them have to be started again
 """
 
 from __future__ import annotations
@@ -51,3 +52,7 @@ class OutOfMemoryError(EngineError):
 
 class BusyError(EngineError):
     """Other generations hold the memory that one needs."""
+
+
+class GroupLostError(EngineError):
+    """One of the ranks that share a model is gone, or has done something that the others have not."""

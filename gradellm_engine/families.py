@@ -21,10 +21,12 @@ class Family:
             needs.
         gates: the layers whose outputs are multiplied with each other, as gate and value of a feed-forward block; none
             where it has no gate, None where they cannot be told apart from outside (experts), for relevance.
+        shares: whether Transformers' plan shares it out over ranks so that its explanations stay exact.
     """
 
     rotary: bool = True
     gates: tuple[str, ...] | None = ("gate_proj", "up_proj")
+    shares: bool = True
 
 
 _FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None

@@ -7,6 +7,7 @@ before its weights are.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 from gradellm_engine.families import Family, family_of
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
+from gradellm_engine.ranks import Ranks
 
 DTYPES = {
     "float64": torch.float64,
@@ -100,6 +102,7 @@ def load_model(
     quantization: Quantization = Quantization.NONE,
     device: str = "auto",
     device_map: str | None = None,
+    ranks: Ranks | None = None,
     context_tokens: int | None = None,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
@@ -112,6 +115,7 @@ def load_model(
         quantization: how weights are kept; what they are multiplied with has `dtype`.
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, ...
         device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
+        ranks: processes that share the weights out, this one among them; each calls this alike.
         context_tokens: a smaller limit than the model's own.
         progress: is told each stage as it begins.
 
@@ -123,11 +127,15 @@ def load_model(
     name = str(DEMO_CHECKPOINT) if name is None else name
     if device_map is not None and device != "auto":
         raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
+    if ranks is not None:
+        _check_ranks(device, device_map, quantization)
     torch_device = resolve_device(device)
     torch_dtype = _dtype(dtype, torch_device)
     with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    family_of(config.model_type)  # refused before its weights are read
+    family = family_of(config.model_type)  # refused before its weights are read
+    if ranks is not None:
+        _check_shares(config, family, ranks.size)
     model_context = _model_context(config)
     if context_tokens is not None and not 2 <= context_tokens <= model_context:
         raise ModelLoadError(
@@ -139,6 +147,8 @@ def load_model(
     files = _weight_files(name, revision)
     weights_sha256 = _sha256_of_files(files)
     _check_size(name, config, files)
+    if ranks is not None:
+        ranks.check_same({"weights": weights_sha256, "tokenizers": _sha256_of_tokenizer(tokenizer)})
     progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
     model = _load_weights(
         name,
@@ -146,8 +156,10 @@ def load_model(
         dtype=torch_dtype,
         quantization=quantization_config(quantization, torch_dtype),
         placement=device_map or {"": torch_device},
+        ranks=ranks,
     )
-    check_gradients(model)
+    if ranks is None:  # with ranks, weights are never quantised
+        check_gradients(model)
     progress("checking its attention against Transformers' own")
     return assemble(
         model,
@@ -157,7 +169,45 @@ def load_model(
         weights_sha256=weights_sha256,
         quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),
         context_tokens=context_tokens,
+        ranks=ranks,
     )
+
+
+def _check_ranks(device: str, device_map: str | None, quantization: Quantization) -> None:
+    """Refuse what does not go with several ranks.
+
+    Raises:
+        ModelLoadError: naming it.
+    """
+    if device_map is not None:
+        raise ModelLoadError(f"ranks have a device each: give no device map ({device_map}) with tensor parallel")
+    if device != "auto":
+        raise ModelLoadError(f"ranks have a GPU each, or none: leave device at auto, not {device!r}")
+    if quantization is not Quantization.NONE:
+        raise ModelLoadError(f"weights in {quantization} are not shared out over ranks: give no quantize, or one rank")
+
+
+def _check_shares(config: Any, family: Family, size: int) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Refuse a model that cannot be shared out evenly.
+
+    Raises:
+        ModelLoadError: saying by how many it can be.
+    """
+    if importlib.util.find_spec("transformers.distributed") is None:
+        raise ModelLoadError(f"Transformers {transformers.__version__} cannot share weights out; 5.19 can")
+    text = config.get_text_config(decoder=True)
+    if not family.shares:
+        raise ModelLoadError(
+            f"the family {config.model_type} cannot be shared out over ranks; use --device-map auto for a model larger "
+            "than a GPU"
+        )
+    heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if heads % size or groups % size:
+        can = [number for number in range(2, groups + 1) if not (heads % number or groups % number)]
+        listed = f"it can be shared out over {', '.join(map(str, can))}" if can else "it cannot be shared out"
+        raise ModelLoadError(
+            f"{heads} query heads and {groups} key-value heads do not divide by {size} ranks; {listed}"
+        )
 
 
 def assemble(
@@ -169,6 +219,7 @@ def assemble(
     weights_sha256: str = "",
     quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
+    ranks: Ranks | None = None,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
 
@@ -178,7 +229,7 @@ def assemble(
     """
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
-    decoder = _checked_decoder(model)
+    decoder = _checked_decoder(model, ranks)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -189,7 +240,7 @@ def assemble(
         chat_template_sha256=_sha256_of_text(tokenizer.chat_template),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization,
-        device=",".join(sorted({str(parameter.device) for parameter in model.parameters()})),
+        device=_devices(model, ranks),
         attention_kernel=ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
         num_heads=num_heads,
@@ -200,6 +251,12 @@ def assemble(
         has_chat_template=bool(tokenizer.chat_template),
     )
     return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
+
+
+def _devices(model: PreTrainedModel, ranks: Ranks | None) -> str:
+    """Where its weights lie."""
+    own = ",".join(sorted({str(parameter.device) for parameter in model.parameters()}))
+    return own if ranks is None else f"{own.partition(':')[0]} of {ranks.size} ranks"
 
 
 def _own_quantization(config: Any) -> str:  # noqa: ANN401 (Transformers' PretrainedConfig)
@@ -348,7 +405,13 @@ def _load_weights(
     dtype: torch.dtype | str,
     quantization: Any,  # noqa: ANN401 (Transformers' configuration of it)
     placement: str | dict[str, torch.device],
+    ranks: Ranks | None,
 ) -> PreTrainedModel:
+    where: dict[str, Any] = {"device_map": placement}
+    if ranks is not None:
+        from transformers.distributed import DistributedConfig
+
+        where = {"distributed_config": DistributedConfig(tp_size=ranks.size, tp_plan="auto")}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -359,7 +422,7 @@ def _load_weights(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused by name
             quantization_config=quantization,
-            device_map=placement,
+            **where,
         )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
         raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error
@@ -382,7 +445,7 @@ CHECK_TOKENS = 6
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _checked_decoder(model: PreTrainedModel) -> Decoder:
+def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
     A family's table row rests on tests with tiny models; this looks at the model itself.
@@ -392,7 +455,7 @@ def _checked_decoder(model: PreTrainedModel) -> Decoder:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
-    decoder = Decoder(model)
+    decoder = Decoder(model, ranks)
     decoder.allocate_pool(CHECK_TOKENS)
     slot = decoder.pool.allocate(CHECK_TOKENS)
     if slot is None:

@@ -33,7 +33,9 @@ class LogitHead:
     def __init__(self, module: nn.Module, known: Tensor | None = None) -> None:
         """`known` are `token_ids` of the targets, where they are known before; not all heads can use it."""
         self._module = module
-        self._columns = known if known is None or not self.has_rows(module) else known.to(module.weight.device)  # type: ignore[arg-type]
+        self._columns: Tensor | None = None
+        if known is not None and self.has_rows(module):
+            self._columns = known.to(module.weight.device)  # type: ignore[arg-type]
         self._input: Tensor | None = None
         self._leaf: Tensor | None = None
         self._output: Tensor | None = None

@@ -35,6 +35,7 @@ from gradellm_engine.attention import (
 )
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.methods.within import Maps, arithmetic_of, summed
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.settings import GradEllm, LayerSwitches, Rotary
 
 KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
@@ -205,6 +206,7 @@ class PartsPass:
     Attributes:
         parts: the sequences.
         rotary_of: which of the model's rotary embeddings each layer takes.
+        ranks: those that share the model's heads out; None where all are here.
         anchor: see `Pass`.
         needs_outputs: see `Pass`.
         places: where each part's tokens stand in the row of all.
@@ -213,6 +215,7 @@ class PartsPass:
 
     parts: Sequence[Part]
     rotary_of: Mapping[int, int]
+    ranks: Ranks | None = None
     anchor: Tensor | None = None
     needs_outputs: bool = True
     places: list[slice] = field(default_factory=list)
@@ -264,7 +267,7 @@ class PartsPass:
     def _heat_map(self, i: int, part: Part, explain: Explain) -> Tensor:
         total: Tensor | None = None
         for layers in self.kept[i].values():
-            scores = summed(layers.maps, explain.switches, layers.domain)
+            scores = summed(layers.maps, explain.switches, layers.domain, self.ranks)
             if total is None:
                 total = scores.new_zeros((len(part.ids), part.end))
             total[:, layers.first :] += scores.to(total.device)

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 
 from torch import Tensor
@@ -51,6 +52,21 @@ logger = logging.getLogger(__name__)
 Ready = Callable[[Stream], bool]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What passes took lately, in seconds; 0 before there was one.
+
+    Attributes:
+        step: of a pass that running streams wait for.
+        read: of a prompt's token.
+        evaluated: of a changed text's token.
+    """
+
+    step: float = 0.0
+    read: float = 0.0
+    evaluated: float = 0.0
+
+
 class Scheduler:
     """Runs streams on a decoder.
 
@@ -59,16 +75,19 @@ class Scheduler:
         waiting: streams without a slot, in the order of their coming.
         running: streams with one.
         before_pass: called before each pass with its streams; what it raises is what the pass raises. None for nothing.
+        measured: the pace of late; a tick goes by what it was at its beginning.
+        needs_ticks: whether it is to be ticked from time to time, even where it has no work.
     """
+
+    needs_ticks = False
+    _retries_smaller = True  # a pass for which memory ran out
 
     def __init__(self, decoder: Decoder, *, max_running: int) -> None:
         self._decoder = decoder
         self.max_running = max_running
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
-        self._step_seconds = 0.0  # of a pass that running streams wait for, lately
-        self._read_seconds = 0.0  # of a prompt's token, lately
-        self._evaluated_seconds = 0.0  # of a changed text's token, lately
+        self.measured = self._pace = Pace()
         self._ticks_alone = 0  # of others, since an evaluation has had its turn
         self._together: int | None = None  # streams that fit a pass, once memory has run out
         self._num_fitting = 0  # passes since it ran out, or since more were tried
@@ -90,7 +109,8 @@ class Scheduler:
 
     def tick(self, ready: Ready = lambda stream: True) -> Iterator[None]:
         """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
-        self._admit()
+        self._pace = self.measured
+        self.admit()
         streams = [stream for stream in self.running if ready(stream)]
         for stream in streams:
             stream.adapt_chunk_size(self._chunk_size)
@@ -113,7 +133,7 @@ class Scheduler:
 
     def has_work(self, ready: Ready = lambda stream: True) -> bool:
         """Whether a tick would do anything."""
-        self._admit()
+        self.admit()
         return any(ready(stream) for stream in self.running)
 
     @property
@@ -134,7 +154,8 @@ class Scheduler:
             return DEFAULT_CHUNK_SIZE
         return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._decoder.processor] // max(1, len(self.running)))
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Let in who waits, as far as there is room."""
         while self.waiting and len(self.running) < self.max_running:
             stream = self.waiting[0]
             slot = self._decoder.pool.allocate(stream.num_places, stream.ids, stream.owner)
@@ -149,7 +170,7 @@ class Scheduler:
         """The next token of each."""
         began = time.perf_counter()
         yield from self._logits_pass([(stream, stream.step_part()) for stream in streams])
-        self._step_seconds = _lately(self._step_seconds, time.perf_counter() - began)
+        self.measured = replace(self.measured, step=_lately(self.measured.step, time.perf_counter() - began))
 
     def _explain(self, streams: Sequence[Stream]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
@@ -179,20 +200,21 @@ class Scheduler:
         allowance = stream.allowance
         if allowance is None:
             raise ValueError("an evaluation has an allowance")
-        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._step_seconds
+        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._pace.step
         # Before the first batch, a token is taken to need as long as a prompt's.
-        if a_token := self._evaluated_seconds or self._read_seconds:
+        if a_token := self._pace.evaluated or self._pace.read:
             allowance.tokens = max(1, min(allowance.most, int(seconds / a_token)))
         used, began = allowance.used, time.perf_counter()
         yield from self._analyse(stream)
         if num_tokens := allowance.used - used:
-            self._evaluated_seconds = _lately(self._evaluated_seconds, (time.perf_counter() - began) / num_tokens)
+            a_token = (time.perf_counter() - began) / num_tokens
+            self.measured = replace(self.measured, evaluated=_lately(self.measured.evaluated, a_token))
 
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
         room = MAX_PIECE_TOKENS[self._decoder.processor]
-        if not alone and self._read_seconds:
-            room = max(MIN_PIECE_TOKENS, min(room, int(self._step_seconds / self._read_seconds)))
+        if not alone and self._pace.read:
+            room = max(MIN_PIECE_TOKENS, min(room, int(self._pace.step / self._pace.read)))
         work: list[tuple[Stream, Part]] = []
         for stream in self._that_fit(streams):
             if room:
@@ -206,7 +228,8 @@ class Scheduler:
             self._decoder.read([part for _, part in work])
         _charge(chosen, "prefill", began)
         num_tokens = sum(len(part.ids) for _, part in work)
-        self._read_seconds = _lately(self._read_seconds, (time.perf_counter() - began) / num_tokens)
+        a_token = (time.perf_counter() - began) / num_tokens
+        self.measured = replace(self.measured, read=_lately(self.measured.read, a_token))
         yield
 
     def _logits_pass(self, work: Sequence[tuple[Stream, Part]]) -> Iterator[None]:
@@ -266,7 +289,7 @@ class Scheduler:
                     yield
                     self._try_more(len(streams))
                 except Exception as error:
-                    if not is_out_of_memory(error):
+                    if not (self._retries_smaller and is_out_of_memory(error)):
                         raise
                     if len(streams) == 1:
                         raise OutOfMemoryError from None
@@ -295,8 +318,8 @@ class Scheduler:
 
     def seconds_left(self, stream: Stream) -> float:
         """About how long a stream will still run at the speed of lately, if its completion is as long as it may be."""
-        reading = stream.num_unread * self._read_seconds
-        return reading + (stream.num_places - stream.num_tokens) * self._step_seconds + stream.analysis_seconds_left
+        reading = stream.num_unread * self.measured.read
+        return reading + (stream.num_places - stream.num_tokens) * self.measured.step + stream.analysis_seconds_left
 
     def _to_the_back(self, served: Sequence[Stream]) -> None:
         """Others come first the next time."""

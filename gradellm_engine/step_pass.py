@@ -31,6 +31,7 @@ from gradellm_engine.attention import (
 from gradellm_engine.kv_pool import KVPool, Sequences
 from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.passes import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.settings import LayerSwitches
 
 if TYPE_CHECKING:  # what it needs is not everywhere
@@ -93,6 +94,7 @@ class StepPass:
         shape: B, T and L, and how they are explained.
         row: the tokens and their positions, as the model takes them, sequence after sequence. [2, B T]
         fused: the kernels that compute attention; None for torch's.
+        ranks: those that share the model's heads out; None where all are here.
         anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
         needs_outputs: it gives them in any case.
@@ -106,8 +108,9 @@ class StepPass:
         shape: StepShape,
         device: torch.device,
         fused: FusedAttention | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.shape, self.fused = shape, fused
+        self.shape, self.fused, self.ranks = shape, fused, ranks
         self._pool, self._rotary_of = pool, rotary_of
         B, T = shape.num_rows, shape.num_tokens
         self._numbers = torch.ones((2, B * (T + 1)), dtype=torch.long, device=device)
@@ -180,7 +183,7 @@ class StepPass:
             raise RuntimeError("this step explains nothing")
         totals: Tensor | None = None
         for (width, window), rows in self._kept.items():
-            scores = summed(rows, switches, self.domain(width, window))
+            scores = summed(rows, switches, self.domain(width, window), self.ranks)
             if totals is None:
                 totals = scores.new_zeros((shape.num_rows, shape.num_tokens, shape.width))
             totals[..., -width:] += scores

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ from gradellm_engine.settings import (
 )
 from gradellm_engine.sources import SourceMap
 from gradellm_engine.text import CompletionText
+
+if TYPE_CHECKING:
+    from gradellm_engine.lockstep import Asked
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ class Stream:
         owner: whose request it is.
         slot: where its keys and values are, while it runs.
         chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
+        asked: how it came about; None where nobody need make it again.
     """
+
+    asked: Asked | None = None
 
     def __init__(self, model: LoadedModel, plan: Plan) -> None:
         prompt, sampling, attribution = plan.prompt, plan.sampling, plan.attribution
@@ -159,6 +165,11 @@ class Stream:
         """Run in `slot`, which may hold a beginning of the prompt already."""
         self.slot = slot
         self._num_reused = slot.length
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are chosen, with its seed and its length said."""
+        return self._plan.sampling
 
     @property
     def allowance(self) -> Allowance | None:

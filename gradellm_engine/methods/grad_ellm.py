@@ -27,14 +27,24 @@ HEADS = (-4, -3)  # the dimensions G and r
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
 
 
-def cosine_similarity(q: Tensor, K: Tensor, dot: Tensor) -> Tensor:
-    """Cosine over the heads' concatenated width. [G, r, T, D], [G, N, D], dot products [T, N] -> [T, N]
+def squares(q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared lengths of queries and of keys, over the heads' concatenated width. -> [T, N] each
 
     A key-value head stands r times in the concatenated key, once for each query head that shares it.
+
+    Args:
+        q: queries. [G, r, T, D]
+        K: keys. [G, N, D]
     """
-    key_norms = (K.square().sum((-3, -1)) * q.shape[-3]).sqrt()  # [N]
-    query_norms = q.square().sum((-4, -3, -1)).sqrt()  # [T]
-    norms = query_norms[..., :, None] * key_norms[..., None, :]
+    of_keys = K.square().sum((-3, -1)) * q.shape[-3]  # [N]
+    of_queries = q.square().sum((-4, -3, -1))  # [T]
+    shape = (*of_queries.shape, of_keys.shape[-1])
+    return of_queries[..., :, None].expand(shape), of_keys[..., None, :].expand(shape)
+
+
+def cosine_similarity(dot: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+    """Cosine over the heads' concatenated width, of dot products and `squares`. [T, N] each -> [T, N]"""
+    norms = of_queries.sqrt() * of_keys.sqrt()
     # A zero vector is like nothing: its cosine is 0, not NaN.
     return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
@@ -82,7 +92,9 @@ def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
 def layer_maps(
     forward: Attended, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """Steps 2 and 4 for one layer: similarities and effects; or, with true attention weights, their product h alone.
+    """Steps 2 and 4 for one layer, as sums over heads: similarities' dot products and effects, and what cosines need.
+
+    With true attention weights it is the product h alone.
 
     Args:
         forward: the layer's attention over its keys.
@@ -99,7 +111,7 @@ def layer_maps(
     q, K = (forward.q, forward.K) if unrotated is None else unrotated
     dot = forward.S.sum(HEADS) if unrotated is None else by_group(q, K.mT).sum(HEADS)
     if switches.similarity is Similarity.COSINE:
-        dot = cosine_similarity(q, K, dot if unrotated is not None else dot / forward.form.scaling)
+        return dot if unrotated is not None else dot / forward.form.scaling, U.sum(HEADS), *squares(q, K)
     return dot, U.sum(HEADS)
 
 
@@ -111,7 +123,11 @@ def layer_scores(maps: tuple[Tensor, ...], switches: GradEllm, domain: Tensor | 
         switches: the method's switches.
         domain: the keys that a query sees and over which similarities are normalised; None for all. [T, N], bool
     """
-    h = maps[0] if switches.loosening is Loosening.NONE else min_max(maps[0], domain) * maps[1]
+    if switches.loosening is Loosening.NONE:
+        h = maps[0]
+    else:
+        dot, effect, *lengths = maps
+        h = min_max(cosine_similarity(dot, *lengths) if lengths else dot, domain) * effect
     return h.relu() if switches.rectify is Rectify.PER_LAYER else h
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradellm_engine.attention import Attended
 from gradellm_engine.methods import attention, grad_ellm, grad_sam
+from gradellm_engine.ranks import Ranks
 from gradellm_engine.settings import GradEllm, Switches
 
 Maps = tuple[Tensor, ...]
@@ -30,11 +31,13 @@ class Arithmetic:
         layer_scores: the layers' maps [.., T, N], the switches, and the keys over which is normalised (None for all)
             -> their scores [.., T, N].
         heat_map: from the layers' sum [T, S] and the switches to the scores [T, S].
+        is_mean: whether maps are means over heads, rather than sums.
     """
 
     layer_maps: Callable[[Attended, Tensor, Tensor, Any, tuple[Tensor, Tensor] | None], Maps]
     layer_scores: Callable[[Maps, Any, Tensor | None], Tensor]
     heat_map: Callable[[Tensor, Any], Tensor]
+    is_mean: bool = False
 
 
 def _only(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
@@ -44,8 +47,8 @@ def _only(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
 
 _ARITHMETIC: dict[type[Switches], Arithmetic] = {
     GradEllm: Arithmetic(grad_ellm.layer_maps, grad_ellm.layer_scores, grad_ellm.heat_map),
-    attention.Attention: Arithmetic(attention.layer_maps, _only, attention.heat_map),
-    grad_sam.GradSam: Arithmetic(grad_sam.layer_maps, _only, grad_sam.heat_map),
+    attention.Attention: Arithmetic(attention.layer_maps, _only, attention.heat_map, is_mean=True),
+    grad_sam.GradSam: Arithmetic(grad_sam.layer_maps, _only, grad_sam.heat_map, is_mean=True),
 }
 
 
@@ -54,7 +57,13 @@ def arithmetic_of(switches: Switches) -> Arithmetic:
     return _ARITHMETIC[type(switches)]
 
 
-def summed(rows: Sequence[Maps], switches: Switches, domain: Tensor | None) -> Tensor:
-    """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]"""
+def summed(rows: Sequence[Maps], switches: Switches, domain: Tensor | None, ranks: Ranks | None = None) -> Tensor:
+    """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]
+
+    Where `ranks` share the heads out, maps are first put together of all of theirs.
+    """
+    arithmetic = arithmetic_of(switches)
     maps = tuple(torch.stack(layers) for layers in zip(*rows, strict=True))
-    return arithmetic_of(switches).layer_scores(maps, switches, domain).sum(0)
+    if ranks is not None:
+        maps = ranks.sum(torch.stack(maps)).div(ranks.size if arithmetic.is_mean else 1).unbind()
+    return arithmetic.layer_scores(maps, switches, domain).sum(0)

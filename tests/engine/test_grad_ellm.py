@@ -17,6 +17,7 @@ from gradellm_engine.methods.grad_ellm import (
     cosine_similarity,
     layer_maps,
     min_max,
+    squares,
     weighted_effect,
 )
 from gradellm_engine.methods.within import summed
@@ -109,7 +110,7 @@ def test_min_max_over_everything_needs_no_domain(normal: Normal, seed: int) -> N
 @given(seeds, st.integers(1, 3), st.integers(1, 3), lengths)
 def test_cosine_is_torch_s_over_concatenated_heads(normal: Normal, seed: int, G: int, r: int, T: int) -> None:
     q, K = normal(seed, G, r, T, 4), normal(seed + 1, G, 5, 4)
-    actual = cosine_similarity(q, K, torch.einsum("grtd,gnd->tn", q, K))
+    actual = cosine_similarity(torch.einsum("grtd,gnd->tn", q, K), *squares(q, K))
     keys = K.repeat_interleave(r, 0).transpose(0, 1).reshape(5, -1)  # [N, H D]
     queries = q.flatten(0, 1).transpose(0, 1).reshape(T, -1)  # [T, H D]
     assert torch.allclose(actual, torch.cosine_similarity(queries[:, None], keys[None], dim=-1), atol=1e-12)
@@ -119,7 +120,7 @@ def test_cosine_is_torch_s_over_concatenated_heads(normal: Normal, seed: int, G:
 def test_cosine_of_a_zero_vector_is_zero() -> None:
     K = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])
     q = torch.tensor([[[[2.0, 4.0], [0.0, 0.0]]]])
-    cosines = cosine_similarity(q, K, (q @ K.transpose(-1, -2)).sum((0, 1)))
+    cosines = cosine_similarity((q @ K.transpose(-1, -2)).sum((0, 1)), *squares(q, K))
     assert torch.allclose(cosines, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
