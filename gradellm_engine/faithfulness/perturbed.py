@@ -49,16 +49,24 @@ class Allowance:
         most: tokens of all sequences together that there is memory for.
         sequences: how many there is memory for, however short: each has the common beginning's keys and values before
             it, and a distribution after it.
-        tokens: how many tokens the next pass may take; one sequence at least.
+        tokens: how many tokens the next pass may take, if that is decided by time; one sequence at least.
         used: tokens of all passes so far.
+        is_steady: whether passes are as large as memory allows, however long they take. What texts share a pass is then
+            a function of the request alone; it moves the last digits of what comes out.
     """
 
     most: int
     sequences: int
     used: int = 0
+    is_steady: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = min(self.most, FIRST_TOKENS)
+
+    @property
+    def next_tokens(self) -> int:
+        """How many tokens the next pass takes at most."""
+        return self.most if self.is_steady else self.tokens
 
 
 class ChangedTexts:
@@ -85,7 +93,7 @@ class ChangedTexts:
         done = 0
         while left := len(waiting) - done:
             longest = len(texts[waiting[done]])
-            most = max(1, min(self._allowance.sequences, self._allowance.tokens // longest))
+            most = max(1, min(self._allowance.sequences, self._allowance.next_tokens // longest))
             places = waiting[done : done + math.ceil(left / math.ceil(left / most))]
             done += len(places)
             yield places, self._probabilities([texts[place] for place in places])

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -47,8 +47,20 @@ if TYPE_CHECKING:
     from gradellm.evaluation.runner import Server
     from gradellm.evaluation.runs import Run
     from gradellm.evaluation.tables import Table
+    from gradellm.results import ServerInfo
 
-__all__ = ["check_folder", "evaluate", "make_tables", "merge"]
+__all__ = [
+    "Asked",
+    "check_folder",
+    "evaluate",
+    "for_model",
+    "made",
+    "make_tables",
+    "merge",
+    "read_asked",
+    "say",
+    "tell_failures",
+]
 
 _OF_A_TEMPLATE = ("system", "label_words", "columns", "first_sentences")
 _INTERRUPTED = 130
@@ -57,10 +69,35 @@ _SECONDS_TO_LEAVE = 5.0
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate a data set, and make tables of what came out."""
-    preset, source = _preset(args)
     shard = None if args.shard is None else Shard.of(args.shard)
     if shard is None:
         statistics.require_numpy()
+    asked = read_asked(args, shard)
+    with _targets(args) as targets:
+        _interruptible(_evaluated(args, asked, targets, shard))
+    if shard is not None:
+        say(
+            f"shard {shard} is done; when all are: gradellm evaluate --merge {args.out} --out DIR makes one run of them"
+        )
+        return 0
+    return made(args, [read_run(args.out)], asked.output)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run over a data set is asked, as far as flags and data tell."""
+
+    plan: Plan
+    """Its methods are a stand-in, for only the model knows what there is; and it may have no chat template."""
+    source: str
+    """Where the data is."""
+    examples: tuple[Example, ...]
+    output: Output
+
+
+def read_asked(args: argparse.Namespace, shard: Shard | None = None) -> Asked:
+    """Read flags and data, say what is wrong with them, and see that results can be written."""
+    preset, source = _preset(args)
     if not args.out:
         raise InvalidRequestError.of("out", "must be given: the folder where results and tables go, or X.jsonl")
     rows = load_rows(source, preset, chat=not args.raw)
@@ -72,14 +109,17 @@ def evaluate(args: argparse.Namespace) -> int:
     output = Output.of(args.out) if shard is None else shard.output(args.out)
     check_folder(output.results.parent)
     _write_bad_rows(output, rows)
-    with _targets(args) as targets:
-        _interruptible(_evaluated(args, plan, source, examples, targets, output, shard))
-    if shard is not None:
-        _say(
-            f"shard {shard} is done; when all are: gradellm evaluate --merge {args.out} --out DIR makes one run of them"
-        )
-        return 0
-    return _made(args, [read_run(args.out)], output)
+    return Asked(plan, source, examples, output)
+
+
+def for_model(args: argparse.Namespace, asked: Asked, info: ServerInfo) -> Asked:
+    """Return what is asked of a model that is known: its methods, and raw texts where it has no chat template."""
+    chat = info.model.has_chat_template and not args.raw
+    if chat != asked.plan.chat:
+        say(f"{info.model.name} has no chat template: prompts are raw texts")
+        asked = replace(asked, examples=_chosen(args, load_rows(asked.source, asked.plan.preset, chat=chat)))
+    methods = named_methods(args.methods or ["paper"], info, asked.plan.metrics)
+    return replace(asked, plan=replace(asked.plan, chat=chat, methods=methods))
 
 
 def _preset(args: argparse.Namespace) -> tuple[Preset, str]:
@@ -167,7 +207,7 @@ def _write_bad_rows(output: Output, rows: Rows) -> None:
     _write(path, "".join(f"{row.origin}: {row.reason}\n" for row in rows.bad))
     first = rows.bad[0]
     count = "1 row" if len(rows.bad) == 1 else f"{len(rows.bad):,} rows"
-    _say(f"{count} cannot be asked, listed in {path}; the first: {first.origin} {first.reason}")
+    say(f"{count} cannot be asked, listed in {path}; the first: {first.origin} {first.reason}")
 
 
 @contextmanager
@@ -184,35 +224,23 @@ def _targets(args: argparse.Namespace) -> Iterator[list[str]]:
         yield [client.target]
 
 
-async def _evaluated(
-    args: argparse.Namespace,
-    plan: Plan,
-    source: str,
-    examples: Sequence[Example],
-    targets: Sequence[str],
-    output: Output,
-    shard: Shard | None,
-) -> None:
+async def _evaluated(args: argparse.Namespace, asked: Asked, targets: Sequence[str], shard: Shard | None) -> None:
     """Run what is left."""
     connect = partial(AsyncClient, **options.security(args), retry=None)  # the runner has a patience of its own
     servers = await ask_servers(targets, connect)
     try:
         for server in servers:
             if not server.is_up:
-                _say(f"{server.target} does not answer, and is asked again: {server.reason}")
+                say(f"{server.target} does not answer, and is asked again: {server.reason}")
         info = next(server.info for server in servers if server.info is not None)
-        chat = info.model.has_chat_template and not args.raw
-        if chat != plan.chat:
-            _say(f"{info.model.name} has no chat template: prompts are raw texts")
-            examples = _chosen(args, load_rows(source, plan.preset, chat=chat))
-        methods = named_methods(args.methods or ["paper"], info, plan.metrics)
+        asked = for_model(args, asked, info)
+        plan, examples = asked.plan, asked.examples
         if "all" in (args.methods or ()):
-            methods = await _possible(methods, servers)
-        plan = replace(plan, chat=chat, methods=methods)
+            plan = replace(plan, methods=await _possible(plan.methods, servers))
     except BaseException:
         await close(servers)
         raise
-    with ResultsFile(output.results, plan.settings(examples, info.model)) as kept:
+    with ResultsFile(asked.output.results, plan.settings(examples, info.model)) as kept:
         progress = Progress(data_title(plan.preset.name))
         runner = Runner(
             servers,
@@ -227,17 +255,17 @@ async def _evaluated(
             tell=progress.tell,
         )
         if runner.done_before:
-            _say(f"{runner.where_it_stands}; the others follow")
+            say(f"{runner.where_it_stands}; the others follow")
         try:
             await runner.run()
         except BaseException as error:
             progress.close(runner)
             if not isinstance(error, InvalidRequestError):
                 what = "interrupted" if isinstance(error, asyncio.CancelledError) else "stopped"
-                _say(f"{what}: {runner.where_it_stands}; this goes on from there:\n  {_command(args)}")
+                say(f"{what}: {runner.where_it_stands}; this goes on from there:\n  {_command(args)}")
             raise
         progress.close(runner)
-        _tell_failures(runner)
+        tell_failures(runner.results, runner.total)
 
 
 async def _possible(methods: Methods, servers: Sequence[Server]) -> Methods:
@@ -249,17 +277,18 @@ async def _possible(methods: Methods, servers: Sequence[Server]) -> Methods:
             try:
                 await client.attribute("a", completion="a", **cast("Any", keywords))
             except InvalidRequestError as error:
-                _say(f"{name} is left out: {error}")
+                say(f"{name} is left out: {error}")
                 continue
         found[name] = keywords
     return found
 
 
-def _tell_failures(runner: Runner) -> None:
-    if failed := runner.results.failed:
+def tell_failures(results: ResultsFile, total: int) -> None:
+    """Say how many examples failed, and why the first did."""
+    if failed := results.failed:
         one, why = next(iter(failed.items()))
         count = "1 example" if len(failed) == 1 else f"{len(failed):,} examples"
-        _say(f"{count} of {runner.total:,} failed, the first: {one}: {why}")
+        say(f"{count} of {total:,} failed, the first: {one}: {why}")
 
 
 def _interruptible(work: Coroutine[Any, Any, Any]) -> None:
@@ -319,14 +348,14 @@ def merge(args: argparse.Namespace) -> int:
     write_merged(output, results, files)
     listed = output.file("missing.txt")
     listed.unlink(missing_ok=True)
-    _say(f"{len(files)} results files with {len(results.done):,} examples are one, {output.results}")
+    say(f"{len(files)} results files with {len(results.done):,} examples are one, {output.results}")
     if ids:
         _write(listed, "".join(f"{one}\n" for one in ids))
     if lacks:
         where = f", listed in {listed}" if ids else "; with the run's --data and prompt, their ids are listed"
         are = "1 example is" if lacks == 1 else f"{lacks:,} examples are"
-        _say(f"{are} missing{where}: run the shards again that have not ended, and merge once more")
-    code = _made(args, [read_run(args.out)], output)
+        say(f"{are} missing{where}: run the shards again that have not ended, and merge once more")
+    code = made(args, [read_run(args.out)], output)
     return 1 if lacks else code
 
 
@@ -339,20 +368,20 @@ def make_tables(args: argparse.Namespace) -> int:
     output = Output.of(args.out) if args.out else None
     if output is not None:
         check_folder(output.results.parent)
-    return _made(args, [read_run(place) for place in args.tables], output)
+    return made(args, [read_run(place) for place in args.tables], output)
 
 
-def _made(args: argparse.Namespace, runs: Sequence[Run], output: Output | None) -> int:
+def made(args: argparse.Namespace, runs: Sequence[Run], output: Output | None) -> int:
     """Write tables and figures, and print the first table."""
-    made = tables(runs, _command(args))
-    if not made:
+    found = tables(runs, _command(args))
+    if not found:
         raise DataError(f"{runs[0].path} has no number to make a table of: no step could be measured")
-    files = [] if output is None else [*_written(made, output), *_drawn(runs, output)]
+    files = [] if output is None else [*_written(found, output), *_drawn(runs, output)]
     if args.format == "json":
-        print(made[0].to_json(), end="")
+        print(found[0].to_json(), end="")
         return 0
     color = use_color(args.color, sys.stdout, os.environ)
-    first = made[0]
+    first = found[0]
     heading = f"{first.title[0].upper()}{first.title[1:]}"
     print(f"\x1b[1m{heading}\x1b[0m" if color else heading)
     print(_subtitle(first), end="\n\n")
@@ -360,7 +389,7 @@ def _made(args: argparse.Namespace, runs: Sequence[Run], output: Output | None) 
     for line in (*first.against_random(), *first.notes[:1]):
         print(options.wrapped(line))
     if files:
-        _say(f"\nwritten to {Path(files[0]).parent}: {', '.join(Path(file).name for file in files)}")
+        say(f"\nwritten to {Path(files[0]).parent}: {', '.join(Path(file).name for file in files)}")
     return 0
 
 
@@ -371,9 +400,9 @@ def _subtitle(table: Table) -> str:
     return visible(f"{', '.join(panels)}; {', '.join(counts)}; 95 % intervals by bootstrap over examples")
 
 
-def _written(made: Sequence[Table], output: Output) -> list[Path]:
+def _written(found: Sequence[Table], output: Output) -> list[Path]:
     files = []
-    for table in made:
+    for table in found:
         for kind, text in ((".md", table.to_markdown()), (".csv", table.to_csv()), (".json", table.to_json())):
             files.append(output.file(table.name + kind))
             _write(files[-1], text)
@@ -383,7 +412,7 @@ def _written(made: Sequence[Table], output: Output) -> list[Path]:
 def _drawn(runs: Sequence[Run], output: Output) -> list[Path]:
     """Draw figure 2 of each data set."""
     if missing := figures.can_draw():
-        _say(f"figure2 is left out: {missing}")
+        say(f"figure2 is left out: {missing}")
         return []
     files = []
     for place, run in enumerate(runs, 1):
@@ -409,8 +438,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _command(args: argparse.Namespace) -> str:
-    return shlex.join(["gradellm", *args.arguments])
+    return shlex.join([*getattr(args, "program", ("gradellm",)), *args.arguments])
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell a person something, on standard error."""
     print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)

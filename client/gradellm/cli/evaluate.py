@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gradellm.requests import EvaluateKeywords
     from gradellm.results import Event, MetricSummary
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_data", "add_evaluation", "add_parser", "check_flags", "run"]
 
 _EXAMPLES = """\
   gradellm evaluate "Once upon a time" --max-new-tokens 16
@@ -86,41 +86,11 @@ def add_parser(commands: options.SubParsers) -> None:
     group.add_argument("--labels", type=options.names, metavar="A,B", help="of these words the model's likeliest one")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="generate so many at most; 32 over a data set")
 
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--methods",
-        type=options.names,
-        metavar="A,B",
-        help="methods and Grad-ELLM's presets; paper: the paper's nine and knockout (over a data set the default); "
-        "all: whatever the server has; for a prompt grad_ellm,random by default",
-    )
-    group.add_argument("--metrics", type=options.names, metavar="A,B", help=f"of {', '.join(METRICS)}")
-    group.add_argument("--pis", type=options.numbers, metavar="A,B", help="shares of the text that are kept")
-    group.add_argument("--samples", type=int, metavar="N", help="masks drawn for each share; 3 by default")
-    group.add_argument("--stride", type=int, metavar="N", help="every so many tokens are evaluated; 5 by default")
-    group.add_argument("--offset", type=int, metavar="N", help="from this token on; 0 by default")
-    group.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal numbers; 0 by default")
-    group.add_argument("--perturb", choices=get_args(results.Perturb), help="the tokens that change; user by default")
-    group.add_argument("--removal", choices=get_args(results.Removal), help="what insertion and deletion do to a token")
-    group.add_argument("--raw-scores", action="store_true", default=None, help="soft_ns and soft_nc by scores as is")
+    group = add_evaluation(parser)
     group.add_argument(
         "--rationale", action="append", metavar="NAME", help="a --segment that people gave as the reason"
     )
-
-    group = parser.add_argument_group("data set")
-    group.add_argument("--preset", metavar="NAME", help=f"prompt and labels of {', '.join(DATA_PRESETS)}")
-    group.add_argument("--data", metavar="FILE", help=".jsonl, .csv, .parquet or hub:ID:SPLIT; else the preset's own")
-    group.add_argument("--sample", type=int, metavar="N", help="take so many examples, by --seed")
-    group.add_argument("--balance", action="store_true", default=None, help="as many of each label")
-    group.add_argument("--prompt-template", metavar="TEXT", help='a prompt of your own: "Text: {text}"')
-    group.add_argument("--label-words", type=_label_words, metavar="A,B", help="its answers; A=1|pos,B=0|neg for data")
-    group.add_argument("--columns", type=options.pairs, metavar="FIELD=COLUMN", help="where its fields come from")
-    group.add_argument("--first-sentences", type=int, metavar="N", help="of its fields take so many sentences")
-    group.add_argument("--name", metavar="NAME", help="what tables call the data; by default the file's name")
-    group.add_argument(
-        "--raw", action="store_true", default=None, help="raw text, though the model has a chat template"
-    )
-    group.add_argument("--out", metavar="DIR", help="where results, tables and figure go; or a results file, X.jsonl")
+    group = add_data(parser)
     group.add_argument("--concurrency", type=int, metavar="N", help="examples at a time and server; 2 by default")
     group.add_argument(
         "--patience", type=float, metavar="SECONDS", help="end when no server has answered for so long; 60"
@@ -142,13 +112,54 @@ def add_parser(commands: options.SubParsers) -> None:
     parser.set_defaults(run=run)
 
 
+def add_evaluation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add what is measured, and how."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--methods",
+        type=options.names,
+        metavar="A,B",
+        help="methods and Grad-ELLM's presets; paper: the paper's nine and knockout (over a data set the default); "
+        "all: whatever the server has; for a prompt grad_ellm,random by default",
+    )
+    group.add_argument("--metrics", type=options.names, metavar="A,B", help=f"of {', '.join(METRICS)}")
+    group.add_argument("--pis", type=options.numbers, metavar="A,B", help="shares of the text that are kept")
+    group.add_argument("--samples", type=int, metavar="N", help="masks drawn for each share; 3 by default")
+    group.add_argument("--stride", type=int, metavar="N", help="every so many tokens are evaluated; 5 by default")
+    group.add_argument("--offset", type=int, metavar="N", help="from this token on; 0 by default")
+    group.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal numbers; 0 by default")
+    group.add_argument("--perturb", choices=get_args(results.Perturb), help="the tokens that change; user by default")
+    group.add_argument("--removal", choices=get_args(results.Removal), help="what insertion and deletion do to a token")
+    group.add_argument("--raw-scores", action="store_true", default=None, help="soft_ns and soft_nc by scores as is")
+    return group
+
+
+def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add which data, asked how, and where results go."""
+    group = parser.add_argument_group("data set")
+    group.add_argument("--preset", metavar="NAME", help=f"prompt and labels of {', '.join(DATA_PRESETS)}")
+    group.add_argument("--data", metavar="FILE", help=".jsonl, .csv, .parquet or hub:ID:SPLIT; else the preset's own")
+    group.add_argument("--sample", type=int, metavar="N", help="take so many examples, by --seed")
+    group.add_argument("--balance", action="store_true", default=None, help="as many of each label")
+    group.add_argument("--prompt-template", metavar="TEXT", help='a prompt of your own: "Text: {text}"')
+    group.add_argument("--label-words", type=_label_words, metavar="A,B", help="its answers; A=1|pos,B=0|neg for data")
+    group.add_argument("--columns", type=options.pairs, metavar="FIELD=COLUMN", help="where its fields come from")
+    group.add_argument("--first-sentences", type=int, metavar="N", help="of its fields take so many sentences")
+    group.add_argument("--name", metavar="NAME", help="what tables call the data; by default the file's name")
+    group.add_argument(
+        "--raw", action="store_true", default=None, help="raw text, though the model has a chat template"
+    )
+    group.add_argument("--out", metavar="DIR", help="where results, tables and figure go; or a results file, X.jsonl")
+    return group
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate a prompt or a data set, or make tables."""
     if args.tables is not None:
         options.refuse(args, (*_OF_A_PROMPT, *_OF_DATA, *_EVALUATION, *_SERVER, "system", "max_new_tokens"), "--tables")
         options.refuse(args, ("merge",), "--tables")
         return data_set.make_tables(args)
-    _check_evaluation(args)
+    check_flags(args)
     if args.merge is not None:
         options.refuse(args, (*_OF_A_PROMPT, *_NOT_MERGED, *_SERVER), "--merge, which computes nothing")
         return data_set.merge(args)
@@ -159,13 +170,13 @@ def run(args: argparse.Namespace) -> int:
     return _prompt(args)
 
 
-def _check_evaluation(args: argparse.Namespace) -> None:
+def check_flags(args: argparse.Namespace) -> None:
     """Say what is wrong with flags before anything is started."""
     for metric in args.metrics or ():
         if metric not in METRICS:
             raise InvalidRequestError.of("metrics", did_you_mean("metric", metric, METRICS))
     for name in ("methods", "metrics", "labels"):
-        given = getattr(args, name) or []
+        given = getattr(args, name, None) or []
         if twice := [one for one in given if given.count(one) > 1]:
             raise InvalidRequestError.of(name, f"{twice[0]} is there twice")
     pis = args.pis or []
@@ -175,7 +186,7 @@ def _check_evaluation(args: argparse.Namespace) -> None:
         ("samples", 1), ("stride", 1), ("offset", 0), ("seed", 0), ("max_new_tokens", 1), ("sample", 1),
         ("concurrency", 1), ("patience", 0), ("first_sentences", 1),
     ):  # fmt: skip
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not least <= value < 2**63:
             raise InvalidRequestError.of(name, f"must be {least} or more, not {value}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gradellm.terminal import display_width, visible
 
@@ -13,12 +13,27 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
-    from gradellm.evaluation.runner import Runner, Server
+    from gradellm.evaluation.runner import Server
 
-__all__ = ["Progress", "bar", "clock"]
+__all__ = ["Progress", "Standing", "bar", "clock"]
 
 _DRAWN_SECONDS, _SAID_SECONDS = 0.2, 10.0
 _WIDE, _NARROW, _ROOMY = 24, 12, 100  # columns of the bar; and of a terminal that has room for the wide one
+
+
+class Standing(Protocol):
+    """A run, and how far it is."""
+
+    total: int
+    done_before: int
+    done_now: int
+    failed_now: int
+    began: float
+    """By the monotonic clock."""
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """Who works on it, as far as there is something to tell of them."""
 
 
 class Progress:
@@ -31,7 +46,7 @@ class Progress:
         self._last = float("-inf") if self._is_terminal else time.monotonic()
         self._line = ""
 
-    def show(self, runner: Runner) -> None:
+    def show(self, runner: Standing) -> None:
         """Say where the run stands, if it is time to."""
         now = time.monotonic()
         if now - self._last < (_DRAWN_SECONDS if self._is_terminal else _SAID_SECONDS):
@@ -45,7 +60,7 @@ class Progress:
         self._stream.write(f"{wipe}{visible(text)}\n{self._line}")
         self._stream.flush()
 
-    def close(self, runner: Runner) -> None:
+    def close(self, runner: Standing) -> None:
         """Say where the run has come to."""
         self._write(runner)
         if self._is_terminal:
@@ -53,7 +68,7 @@ class Progress:
         self._stream.flush()
         self._line = ""
 
-    def _write(self, runner: Runner) -> None:
+    def _write(self, runner: Standing) -> None:
         columns = shutil.get_terminal_size().columns - 1
         line = _line(self._title, runner, _WIDE if columns >= _ROOMY else _NARROW)
         if self._is_terminal:
@@ -64,7 +79,7 @@ class Progress:
         self._stream.flush()
 
 
-def _line(title: str, runner: Runner, width: int) -> str:
+def _line(title: str, runner: Standing, width: int) -> str:
     done = runner.done_before + runner.done_now
     over = done + runner.failed_now
     partly = sum(sum(server.running.values()) for server in runner.servers)
