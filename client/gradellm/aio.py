@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,7 +23,7 @@ from gradellm.explanation import Collector
 from gradellm.local import LocalServer
 from gradellm.retrying import Retry
 from gradellm.security import Security
-from gradellm.targets import Rotation, check_ports, split
+from gradellm.targets import Rotation, check_ports, may_be_several, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm.verifying import contrast_keywords, explained_row
@@ -73,7 +74,9 @@ class AsyncClient:
             check_ports(self.targets)
         self._retry = retry
         self._rotation = Rotation(len(self.targets))
-        self._closing = asyncio.Event()  # which twins share
+        self._has_settled = [not may_be_several(one) for one in self.targets]
+        self._settling = asyncio.Lock()
+        self._closing = asyncio.Event()  # which twins share, as all above
         self._server: LocalServer | None = None
 
     @cached_property
@@ -216,6 +219,7 @@ class AsyncClient:
             self._check_open()
             index = self._rotation.take()
             try:
+                await self._settle(index, attempts)
                 send = getattr(self._stubs[index], call.rpc)
                 answer = await send(call.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
             except grpc.RpcError as error:
@@ -240,6 +244,7 @@ class AsyncClient:
         while True:
             self._check_open()
             index = self._rotation.take()
+            await self._settle(index, attempts)
             send = getattr(self._stubs[index], call.rpc)
             responses = send(stream.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
             failure: grpc.RpcError | UnavailableError | None
@@ -267,6 +272,21 @@ class AsyncClient:
                 self._rotation.worked(index)
                 return
             await self._wait_after(failure, call, attempts, index)
+
+    async def _settle(self, index: int, attempts: Attempts) -> None:
+        """Before the first call to a target that may be several servers, wait for their connections."""
+        if self._has_settled[index]:
+            return
+        async with self._settling:
+            if not self._has_settled[index]:
+                channel, until = self._channels[index], time.monotonic() + attempts.at_most(calls.CONNECT_SECONDS)
+                while time.monotonic() < until:
+                    if channel.get_state(try_to_connect=True) in calls.CONNECTED:
+                        break
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(attempts.at_most(calls.SETTLE_SECONDS))
+                self._has_settled[index] = True
+        self._check_open()
 
     async def _wait_after(
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int

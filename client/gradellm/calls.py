@@ -14,6 +14,7 @@ from gradellm import requests, responses
 from gradellm.errors import GradellmError, OverloadedError, UnavailableError, from_rpc
 from gradellm.results import Event, ServerInfo, TokenizedPrompt
 from gradellm.retrying import Attempts, Retry
+from gradellm.targets import may_be_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,16 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 """For both kinds of channel."""
 
+CONNECT_SECONDS, SETTLE_SECONDS = 1.0, 0.1
+"""Before the first call to a target that may be several servers: for the first of them to be there, at most, and then
+for the others. Without it gRPC would give all calls that wait for a connection to whichever is there first."""
+CONNECTED = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN,
+)
+"""States of a channel for which there is no more waiting."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
@@ -57,7 +68,7 @@ class Call(Generic[Result]):
 
     def attempts(self, retry: Retry | None, targets: Sequence[str]) -> Attempts:
         """Return the tries that it may take."""
-        has_replicas = any(target.startswith("dns:") for target in targets)
+        has_replicas = any(map(may_be_several, targets))
         return Attempts(
             retry or Retry(attempts=1, resume_seconds=0),
             self.timeout,

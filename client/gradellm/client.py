@@ -16,7 +16,7 @@ from gradellm.explanation import Explanation
 from gradellm.local import LocalServer
 from gradellm.retrying import Retry
 from gradellm.security import Security
-from gradellm.targets import Rotation, check_ports, split
+from gradellm.targets import Rotation, check_ports, may_be_several, split
 from gradellm.unbroken import UnbrokenStream
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm.verifying import contrast_keywords, explained_row
@@ -50,10 +50,11 @@ class Client:
     """Talks to the explanation server at `target`: "host:port", "unix:/path" or "dns:///name:port".
 
     Several targets, as a list or with commas between, are servers that host the same model: calls take turns over
-    them, as they do over the addresses of a dns:/// name. Close it after use, or use it as a context manager. It may be
-    shared between threads. Connections are plain text unless `tls` says otherwise: True, or `Tls(ca=..., cert=...,
-    key=...)` for certificates of one's own. `token` is what a server with `--tokens` knows its clients by; it is not
-    sent in the open to other machines. `credentials` are gRPC's own, in place of `tls`.
+    them, as they do over the addresses of a dns:/// name, those that are added to it while it is used among them. Close
+    it after use, or use it as a context manager. It may be shared between threads. Connections are plain text unless
+    `tls` says otherwise: True, or `Tls(ca=..., cert=..., key=...)` for certificates of one's own. `token` is what a
+    server with `--tokens` knows its clients by; it is not sent in the open to other machines. `credentials` are gRPC's
+    own, in place of `tls`.
 
     A call that finds no server, or no room, is tried again as `retry` says, and a stream that breaks off in its midst
     is taken up where it was, on another server or on the same one. With retry=None every failure is raised at once.
@@ -79,6 +80,8 @@ class Client:
         self._rotation = Rotation(len(self.targets))
         self._channels = [self._connect(one) for one in self.targets]
         self._stubs = [explainer_pb2_grpc.ExplainerServiceStub(one) for one in self._channels]  # type: ignore[no-untyped-call]
+        self._has_settled = [not may_be_several(one) for one in self.targets]
+        self._settling = threading.Lock()
         self._closing = threading.Event()
         self._server: LocalServer | None = None
 
@@ -287,10 +290,30 @@ class Client:
     def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
         send = getattr(self._stubs[index], rpc)
         try:
+            self._settle(index, attempts)
             return send(request, timeout=attempts.seconds_left, metadata=self._security.metadata)
         except ValueError:  # gRPC's word for a channel that another thread has just closed
             self._check_open()
             raise
+
+    def _settle(self, index: int, attempts: Attempts) -> None:
+        """Before the first call to a target that may be several servers, wait for their connections."""
+        if self._has_settled[index]:
+            return
+        with self._settling:
+            if self._has_settled[index]:
+                return
+            channel, is_known = self._channels[index], threading.Event()
+
+            def changed(state: grpc.ChannelConnectivity) -> None:
+                if state in calls.CONNECTED:
+                    is_known.set()
+
+            channel.subscribe(changed, try_to_connect=True)
+            is_known.wait(attempts.at_most(calls.CONNECT_SECONDS))
+            channel.unsubscribe(changed)
+            self._closing.wait(attempts.at_most(calls.SETTLE_SECONDS))
+            self._has_settled[index] = True
 
     def _wait_after(
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int

@@ -85,6 +85,10 @@ class Attempts:
         """For the next try; None for no limit."""
         return None if self._until is None else max(0.0, self._until - self._clock())
 
+    def at_most(self, seconds: float) -> float:
+        """So long, or for what is left."""
+        return seconds if self._until is None else min(seconds, max(0.0, self._until - self._clock()))
+
     @property
     def has_begun(self) -> bool:
         """Whether anything came yet."""

@@ -1,7 +1,9 @@
 """Which of several servers is asked next.
 
 One target may stand for several servers, too: a `dns:///` name for all its addresses, over which gRPC shares the calls
-of a connection by itself.
+by itself, in turn. It looks the name up again when a server fails, and when a server replaces a connection, as ours do
+every 20 s (`connection_seconds` of its settings): so it finds those that were added. A server that is cut off without
+a word is noticed after 10 s where something was sent to it, else within 30 s (`gradellm.calls.CHANNEL_OPTIONS`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from gradellm.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Rotation", "check_ports", "split"]
+__all__ = ["Rotation", "check_ports", "may_be_several", "split"]
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0  # that a server which failed is left alone, and at most
 
@@ -35,6 +37,11 @@ def split(target: str | Sequence[str]) -> tuple[str, ...]:
     if not targets or not all(targets):
         raise InvalidRequestError.of("target", f"must be host:port, or several with commas between, not {target!r}")
     return targets
+
+
+def may_be_several(target: str) -> bool:
+    """Whether gRPC may find several servers behind one target."""
+    return target.startswith("dns:") or (target.startswith(("ipv4:", "ipv6:")) and "," in target)
 
 
 def check_ports(targets: Sequence[str]) -> None:

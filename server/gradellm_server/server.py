@@ -61,6 +61,8 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients may ask as often; by default a server cuts off who does.
                 ("grpc.http2.min_ping_interval_without_data_ms", round(300 * settings.keepalive_seconds)),
+                # What makes clients look names up again: nothing else does while no server fails. Calls go on.
+                ("grpc.max_connection_age_ms", round(1000 * settings.connection_seconds)),
             ],
             interceptors=[] if settings.tokens is None else [Gate(settings.tokens, self._watchers)],
         )

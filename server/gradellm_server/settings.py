@@ -36,6 +36,8 @@ class ServerSettings:
         stall_seconds: after how long in one pass the engine is taken to be wedged.
         keepalive_seconds: after how long without a sign of life a client is asked whether it is still there; half as
             long again, and its calls end.
+        connection_seconds: after about how long a connection is replaced by a new one; calls on the old one go on to
+            their ends. Clients look a name's addresses up again when one is, and so find servers that were added.
         debug: whether channelz tells of connections and calls.
     """
 
@@ -54,13 +56,14 @@ class ServerSettings:
     reader_timeout_seconds: float = 60.0
     stall_seconds: float = 120.0
     keepalive_seconds: float = 30.0
+    connection_seconds: float = 20.0
     debug: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_queued_tokens", "max_message_bytes"):
             if getattr(self, name) < 1:
                 raise ListenError(f"{name} must be at least 1, was {getattr(self, name)}")
-        for name in ("reader_timeout_seconds", "stall_seconds", "keepalive_seconds"):
+        for name in ("reader_timeout_seconds", "stall_seconds", "keepalive_seconds", "connection_seconds"):
             if not 0 < getattr(self, name) < MAX_SECONDS:
                 raise ListenError(
                     f"{name} must be more than 0 and less than {MAX_SECONDS:,}, was {getattr(self, name)}"

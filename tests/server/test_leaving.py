@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cutting_proxy import cutting
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine.decoder import Decoder, ExplainedPass
@@ -320,6 +321,33 @@ def test_a_host_that_vanishes_is_noticed(serving: Serving) -> None:
         proxy.is_cut.set()
         until(lambda: running.server.engine_thread.num_placed == 0, seconds=15)
         call.cancel()
+
+
+def test_connections_are_replaced_under_streams_that_go_on(serving: Serving) -> None:
+    """So clients look a name up again, and find servers that were added."""
+    connections = 0
+
+    def counted() -> Iterator[None]:
+        nonlocal connections
+        while True:
+            connections += 1
+            yield None
+
+    with (
+        serving(connection_seconds=0.3) as running,
+        cutting(running.address, counted()) as proxy,
+        grpc.insecure_channel(proxy.target) as channel,
+        faults.armed("pass", faults.stalling(0.02)),
+    ):
+        stub: Any = explainer_pb2_grpc.ExplainerServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=90))
+        next(call)
+        limit = time.monotonic() + 1.5
+        while time.monotonic() < limit:
+            stub.GetServerInfo(pb.GetServerInfoRequest())  # none fails
+        assert connections > 2
+        assert call.is_active()
+        assert len(list(call)) == 91
 
 
 class Proxy:
