@@ -115,7 +115,7 @@ class Builder:
         shell = ["/bin/sh", "-c"]
         arguments: dict[str, str] = {}
         folder = "/"
-        for ancestor in self._ancestors(name):
+        for ancestor in self._ancestors(name)[:-1]:
             shell = [df.words(text) for text in ancestor.all("SHELL")][-1] if ancestor.all("SHELL") else shell
             folder = ancestor.last("WORKDIR") if ancestor.all("WORKDIR") else folder
         for one in stage.instructions:
@@ -125,6 +125,8 @@ class Builder:
                 arguments[key] = self._given.get(key, self._arguments.get(key, default))
             elif one.name == "ENV":
                 environment |= df.pairs(df.expand(one.text, {**arguments, **environment}))
+            elif one.name == "SHELL":
+                shell = df.words(one.text)
             elif one.name == "WORKDIR":
                 folder = one.text
                 (root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -185,11 +187,8 @@ def _bind(path: Path, root: Path) -> str:
 
 def _mirror() -> str:
     """Where apt finds Debian's packages on this machine."""
-    told = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(SUITE)", "Created-By: Packages"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    for line in told.stdout.splitlines():
+    told = _output(["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(SUITE)", "Created-By: Packages"])
+    for line in told.splitlines():
         uri, *suites = line.split()
         if SUITE in suites:
             return uri
@@ -232,7 +231,8 @@ class Image:
             raise df.DockerfileError(f"USER {builder.users[name]} of {name} is no pair of numbers, none of them root's")
         return cls(
             name, root, (int(number), int(group)), builder.variables[name],
-            df.words(stage.last("ENTRYPOINT")), df.words(stage.last("CMD")), df.health_command(stage.last("HEALTHCHECK")),
+            df.words(stage.last("ENTRYPOINT")), df.words(stage.last("CMD")),
+            df.health_command(stage.last("HEALTHCHECK")),
         )  # fmt: skip
 
 
@@ -251,7 +251,9 @@ class Container:
                 "mount --bind $ROOT $ROOT",
                 "mount -t proc proc $ROOT/proc",
                 "mount -t tmpfs -o nosuid,size=1M,mode=755 dev $ROOT/dev",
-                "for d in null zero full random urandom; do touch $ROOT/dev/$d; mount --bind /dev/$d $ROOT/dev/$d; done",
+                "for d in null zero full random urandom; do",
+                "  touch $ROOT/dev/$d; mount --bind /dev/$d $ROOT/dev/$d",
+                "done",
                 "mkdir $ROOT/dev/shm && mount -t tmpfs -o nosuid,nodev,noexec,size=64M shm $ROOT/dev/shm",
                 *(
                     f"mount -t tmpfs -o nosuid,nodev,size=1G,uid={user},gid={group},mode=1777 tmpfs $ROOT{place}"
@@ -267,7 +269,12 @@ class Container:
         enter = [] if network_of is None else ["nsenter", "--target", str(network_of.pid), "--net", "--"]
         spaces = ["--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", *(["--net"] if not enter else [])]
         command = [*enter, "unshare", *spaces, "/bin/bash", "-c", script, "run", *image.entrypoint, *arguments]
-        environment = {"PATH": os.environ["PATH"], "ROOT": str(image.root), "USER_ID": str(user), "GROUP_ID": str(group)}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "ROOT": str(image.root),
+            "USER_ID": str(user),
+            "GROUP_ID": str(group),
+        }
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603  (made of the Dockerfile)
@@ -288,7 +295,16 @@ class Container:
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """A command inside, as the image's own user, as an engine's HEALTHCHECK and exec are."""
         user, group = self._image.user
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid", "--ipc", f"--root=/proc/{self.pid}/root"]
+        enter = [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--net",
+            "--pid",
+            "--ipc",
+            f"--root=/proc/{self.pid}/root",
+        ]
         drop = ["/usr/bin/setpriv", "--reuid", str(user), "--regid", str(group), "--clear-groups", "--no-new-privs"]
         return subprocess.run(  # noqa: S603  (made of the Dockerfile)
             [*enter, *drop, *command],
@@ -314,7 +330,9 @@ class Container:
             line.split(":\t", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if ":\t" in line
         )
         written = {
-            place: sum(path.lstat().st_size for path in Path(f"/proc/{self.pid}/root{place}").rglob("*") if path.is_file())
+            place: sum(
+                path.lstat().st_size for path in Path(f"/proc/{self.pid}/root{place}").rglob("*") if path.is_file()
+            )
             for place in WRITABLE
         }
         touched = self.run(["/usr/bin/touch", "/opt/gradellm/here", "/etc/here", "/here"])
@@ -362,8 +380,9 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
     with started(server, server.command) as serving:
         ready = serving.wait_until_healthy()
         began = time.monotonic()
+        explain = ["explain", "--target", "localhost:50051", PROMPT, "--format", "json"]
         asked = subprocess.run(  # noqa: S603
-            serving.outside([sys.executable, "-m", "gradellm", "explain", "--target", "localhost:50051", PROMPT, "--format", "json"]),
+            serving.outside([sys.executable, "-m", "gradellm", *explain]),
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         if asked.returncode:
@@ -421,7 +440,9 @@ print(json.dumps({"chat_chunks": len(chunks)}))
 
 def _mib(root: Path) -> int:
     """What its files take, each once."""
-    return int(_output(["du", "--summarize", "--one-file-system", "--apparent-size", "--block-size=1M", str(root)]).split()[0])
+    return int(
+        _output(["du", "--summarize", "--one-file-system", "--apparent-size", "--block-size=1M", str(root)]).split()[0]
+    )
 
 
 def _output(command: Sequence[str]) -> str:
@@ -451,8 +472,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Build deploy/Dockerfile's images in clean roots, start them read-only, and stream an explanation."
     )
     parser.add_argument("--folder", type=Path, default=PROJECT / "build" / "image", help="where roots are made")
-    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build takes it")
-    parser.add_argument("--bind", action="append", default=[], type=Path, metavar="PATH", help="show it to RUN, read-only")
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build takes it"
+    )
+    parser.add_argument(
+        "--bind", action="append", default=[], type=Path, metavar="PATH", help="show it to RUN, read-only"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the roots where they are")
     return parser
 

@@ -1,4 +1,4 @@
-"""`make deploy-rules`: the alert rules of deploy/monitoring as a PrometheusRule, since Kustomize cannot put a file there.
+"""`make deploy-rules`: the alert rules as a PrometheusRule, in which Kustomize cannot put a file by itself.
 
 `--check` writes nothing, and fails where what is written is not what the rules say.
 """
