@@ -1,7 +1,7 @@
 """Makes strict JSON schemas of custom resource definitions: `python deploy/kubernetes/schemas/vendor.py CRD.yaml ...`.
 
 The definitions are the upstream projects' own files, at the versions that README.md beside this file names. Of each,
-the version that is stored is taken, without what says nothing of the shape of an object (descriptions, rules in CEL, hints
+the version that is stored is taken, without what says nothing of an object's shape (descriptions, rules in CEL, hints
 for merging), and every object is closed: a field that the definition does not name is an error, as for
 `kubectl apply --validate=strict`.
 
