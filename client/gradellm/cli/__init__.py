@@ -32,7 +32,7 @@ from gradellm.terminal import visible
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "report_error"]
 
 _DATA, _UNAVAILABLE, _FAILED, _OVERLOADED, _NOT_ALLOWED = 65, 69, 70, 75, 77  # as in sysexits.h
 _EXIT_CODES: dict[type[GradellmError], int] = {
@@ -71,13 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except GradellmError as error:
-        said = _by_flags(error, vars(args).keys())
-        print("\n".join(map(visible, f"error: {said}".split("\n"))), file=sys.stderr)  # may quote anything
-        return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
+        return report_error(error, args)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return _READER_GONE
     return code
+
+
+def report_error(error: GradellmError, args: argparse.Namespace) -> int:
+    """Say what went wrong, by the flags that a command was given; its exit code."""
+    said = _by_flags(error, vars(args).keys())
+    print("\n".join(map(visible, f"error: {said}".split("\n"))), file=sys.stderr)  # may quote anything
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
 
 
 def _by_flags(error: GradellmError, known: Iterable[str]) -> str:

@@ -1,0 +1,220 @@
+"""`python -m gradellm_ray`: `gradellm evaluate` over a data set, by engines in actors of a Ray cluster.
+
+1. Flags and data are read as `gradellm evaluate` reads them; one actor's place tells what the model is.
+2. Examples go through the actors, and what comes back is on the disk before it is counted (results_file.py).
+3. Tables are made of that file. The same command goes on where it stopped, and `gradellm evaluate --merge` and
+   `--tables` read the file like any other.
+
+With `--actors 0` there is no Ray: one engine in this process, whose numbers any number of actors must give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from gradellm import __version__
+from gradellm.cli import data_set, evaluate, report_error
+from gradellm.cli.progress import Progress
+from gradellm.errors import GradellmError
+from gradellm.evaluation import statistics
+from gradellm.evaluation.plan import PRESETS
+from gradellm.evaluation.results_file import ResultsFile
+from gradellm.evaluation.runner import Server
+from gradellm.evaluation.runs import data_title, read_run
+from gradellm.processes import require_server_extra
+from gradellm_server import arguments as kinds
+
+if TYPE_CHECKING:
+    from gradellm_ray.evaluator import Evaluator
+    from gradellm_ray.job import Actors
+
+PROGRAM = ("python", "-m", "gradellm_ray")
+_INTERRUPTED, _READER_GONE = 130, 141
+
+_EXAMPLES = """\
+examples:
+  python -m gradellm_ray --preset sst2 --data sst2.jsonl --methods all --out runs/sst2 --actors 2 --gpus-per-actor 1
+  python -m gradellm_ray --preset sst2 --data sst2.jsonl --out runs/sst2 --actors 64 --gpus-per-actor 1 --address auto
+  python -m gradellm_ray --preset sst2 --data sst2.jsonl --out runs/sst2 --actors 0      the same numbers, without Ray
+"""
+
+
+@dataclass
+class Standing:
+    """How far the run is."""
+
+    total: int
+    done_before: int
+    done_now: int = 0
+    failed_now: int = 0
+    began: float = field(default_factory=time.monotonic)
+    servers: Sequence[Server] = ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run to the end; the exit status, as `gradellm evaluate` has it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(arguments=arguments, program=PROGRAM)
+    parser = _parser()
+    parser.parse_args(arguments, args)
+    if args.actors and importlib.util.find_spec("ray") is None:
+        parser.error("actors need Ray: pip install 'gradellm[ray]'; --actors 0 does without")
+    try:
+        require_server_extra()
+        code = _run(args)
+        sys.stdout.flush()
+    except GradellmError as error:
+        return report_error(error, args)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # who reads the table has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=" ".join(PROGRAM),
+        description="Tell how faithful explanations are over a data set, by engines in actors of a Ray cluster.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
+    evaluate.add_evaluation(parser)
+    group = evaluate.add_data(parser)
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="generate so many at most; 32 by default")
+    group.add_argument("--system", metavar="TEXT", help="a system message before a prompt template")
+    group = parser.add_argument_group("actors")
+    group.add_argument(
+        "--actors", type=_count, default=1, metavar="N", help="engines, each in a process; 0: one, here, without Ray"
+    )
+    group.add_argument(
+        "--gpus-per-actor", type=_share, default=0.0, metavar="N", help="0 by default; .5: two share one"
+    )
+    group.add_argument(
+        "--threads", type=kinds.count, default=1, metavar="N", help="CPU threads an actor; they decide last digits (1)"
+    )
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default one is started here for this run"
+    )
+    group = parser.add_argument_group("model", "It must lie at the same place wherever an actor may run.")
+    group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
+    group.add_argument("--revision", help="branch, tag or commit on the hub")
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16", "float64"])
+    group.add_argument("--quantize", default="none", choices=["none", "int8", "nf4"])
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda; auto is a GPU where there is one")
+    group.add_argument("--max-context-tokens", type=kinds.count, metavar="N", help="less than the model's own context")
+    group.add_argument(
+        "--method-memory",
+        type=kinds.size,
+        default="4GiB",
+        metavar="SIZE",
+        help="for batches; decides last digits (4GiB)",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=("table", "json"), default="table", help="a table (the default), or JSON")
+    group.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="auto by default")
+    parser.set_defaults(shard=None)
+    return parser
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else kinds.count(text)
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPUs") from None
+    if not 0 <= number <= 64 or (number > 1 and number != int(number)):  # as Ray has it
+        raise argparse.ArgumentTypeError(f"must be 0 to 1, or a whole number up to 64, was {text}")
+    return number
+
+
+def _run(args: argparse.Namespace) -> int:
+    evaluate.check_flags(args)
+    statistics.require_numpy()
+    asked = data_set.read_asked(args)
+    from gradellm_engine import EngineError
+    from gradellm_ray.evaluator import EngineOptions, Evaluator
+
+    engine = EngineOptions(
+        model=args.model,
+        revision=args.revision,
+        dtype=args.dtype,
+        quantization=args.quantize,
+        device=args.device,
+        threads=args.threads,
+        context_tokens=args.max_context_tokens,
+        method_bytes=args.method_memory,
+    )
+    presets = PRESETS if "all" in (args.methods or ()) else ()
+    with ExitStack() as stack:
+        source: Actors | Evaluator
+        try:
+            if args.actors:
+                from gradellm_ray.job import Actors
+
+                source = stack.enter_context(
+                    Actors(engine, args.actors, gpus_per_actor=args.gpus_per_actor, address=args.address)
+                )
+            else:
+                source = Evaluator(engine)
+            facts = source.facts(presets)
+        except EngineError as error:
+            raise GradellmError(str(error)) from error
+        asked = _possible(data_set.for_model(args, asked, facts.info), facts.refusals)
+        with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, facts.info.model)) as kept:
+            _evaluate(args, asked, source, kept)
+    return data_set.made(args, [read_run(args.out)], asked.output)
+
+
+def _possible(asked: data_set.Asked, refusals: Mapping[str, str]) -> data_set.Asked:
+    """Leave out presets that the model cannot be explained by."""
+    methods = dict(asked.plan.methods)
+    for name in refusals.keys() & methods.keys():
+        data_set.say(f"{name} is left out: {refusals[name]}")
+        del methods[name]
+    return replace(asked, plan=replace(asked.plan, methods=methods))
+
+
+def _evaluate(args: argparse.Namespace, asked: data_set.Asked, source: Actors | Evaluator, kept: ResultsFile) -> None:
+    """Evaluate what the results file lacks."""
+    left = [example for example in asked.examples if example.id not in kept.done]
+    standing = Standing(len(asked.examples), len(asked.examples) - len(left))
+    if standing.done_before:
+        data_set.say(f"{standing.done_before} of {standing.total} examples are done; the others follow")
+    progress = Progress(data_title(asked.plan.preset.name))
+    try:
+        for one, outcome in source.outcomes(asked.plan, left) if left else ():
+            if outcome.record is None:
+                standing.failed_now += kept.append_failure(one, outcome.error)
+            else:
+                standing.done_now += kept.append(one, outcome.record)
+            progress.show(standing)
+    except BaseException:
+        progress.close(standing)
+        done = standing.done_before + standing.done_now
+        data_set.say(
+            f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; this goes on from there:\n"
+            f"  {shlex.join([*PROGRAM, *args.arguments])}"
+        )
+        raise
+    progress.close(standing)
+    data_set.tell_failures(kept, standing.total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
