@@ -57,6 +57,7 @@ class _Meeting:
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     shapes: dict[int, LayerShape] = field(default_factory=dict)
+    num_heads: set[int] = field(default_factory=set)  # query heads of a layer that are here
     rotaries: dict[int, Tensor] = field(default_factory=dict)  # the cosines; layers that share them share the tensor
 
 
@@ -83,6 +84,7 @@ def _attention(
     index = int(module.layer_idx)  # type: ignore[arg-type]
     if isinstance(current, _Meeting):
         current.modules[index] = module
+        current.num_heads.add(query.shape[1])
         current.shapes[index] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)
         return value.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
     form = AttentionForm(
@@ -163,7 +165,7 @@ class Decoder:
         model.requires_grad_(False).eval()
         model.set_attn_implementation(ATTENTION_KERNEL)
         self.device = model.get_input_embeddings().weight.device
-        self.ranks = ranks
+        self.ranks = self._sharing = ranks  # the latter share heads out, too
         if _compiles_on(self.device):
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
         elif ranks is None:  # where torch's own layers are compiled, they are as fast; those of ranks are Transformers'
@@ -196,6 +198,8 @@ class Decoder:
                 f"{type(self._model).__name__}: {len(meeting.modules)} of {expected} layers go through "
                 "Transformers' AttentionInterface; all must"
             )
+        if self.ranks is not None and meeting.num_heads == {self._config.num_attention_heads}:
+            self._sharing = None  # a plan that leaves attention whole on every rank
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
         notes = {index: _noting_rotary(index) for index in meeting.modules}
         if _compiles_on(self.device):
@@ -360,7 +364,7 @@ class Decoder:
 
     def mean_of_heads(self, own: Tensor) -> Tensor:
         """The mean over a layer's heads, of the mean over those that are here. Any shape"""
-        return own if self.ranks is None else self.ranks.sum(own) / self.ranks.size
+        return own if self._sharing is None else self._sharing.sum(own) / self._sharing.size
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The model's modules, with their names."""
@@ -421,10 +425,10 @@ class Decoder:
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
     def _parts_pass(self, parts: Sequence[Part], anchor: Tensor | None = None) -> PartsPass:
-        return PartsPass(parts, self._rotary_of, self.ranks, anchor)
+        return PartsPass(parts, self._rotary_of, self._sharing, anchor)
 
     def _new_step_pass(self, shape: StepShape) -> StepPass:
-        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused, self.ranks)
+        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused, self._sharing)
 
     def _step_pass(self, parts: Sequence[Part]) -> StepPass:
         run = self._new_step_pass(StepShape.of(parts))

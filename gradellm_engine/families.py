@@ -32,7 +32,7 @@ class Family:
 _FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None
 
 FAMILIES: dict[str, Family] = {
-    "cohere": Family(),
+    "cohere": Family(shares=False),  # the plan would split heads that its norms of queries and keys need whole
     "cohere2": Family(rotary=False),  # as smollm3
     "deepseek_v3": Family(rotary=False, gates=_EXPERTS),  # it rotates a part of its keys that it keeps apart until then
     "gemma": Family(),
@@ -40,7 +40,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(),
     "glm": Family(gates=_FUSED),
     "glm4": Family(gates=_FUSED),
-    "gpt2": Family(rotary=False, gates=_UNGATED),
+    "gpt2": Family(rotary=False, gates=_UNGATED, shares=False),
     "gpt_neox": Family(gates=_UNGATED),
     "gpt_oss": Family(gates=_EXPERTS),
     "granite": Family(),
@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(),
     "mixtral": Family(gates=_EXPERTS),
     "olmo2": Family(),
-    "opt": Family(rotary=False, gates=_UNGATED),
+    "opt": Family(rotary=False, gates=_UNGATED, shares=False),
     "phi": Family(gates=_UNGATED),
     "phi3": Family(gates=_FUSED),
     "qwen2": Family(),

@@ -1,6 +1,6 @@
 """Programs that run an engine on one rank or on several, and what starts them on two.
 
-`python ranks.py MODEL RESULTS PROGRAM...` is one rank; the first writes what the programs gave.
+`python ranks.py MODEL DTYPE RESULTS PROGRAM...` is one rank; the first writes what the programs gave.
 """
 
 from __future__ import annotations
@@ -125,13 +125,13 @@ PROGRAMS: dict[str, Callable[[Engine], Any]] = {
 }
 
 
-def loaded(path: Path, ranks: Ranks | None = None) -> Engine:
+def loaded(path: Path, dtype: str, ranks: Ranks | None = None) -> Engine:
     """The same engine for one rank or several."""
     return Engine.load(
         str(path),
         device="auto" if ranks else "cpu",
-        dtype="float32",
-        kv_bytes=2**21,
+        dtype=dtype,
+        kv_bytes=2**22,
         method_bytes=2**30,
         max_running=6,
         threads=1,
@@ -139,9 +139,9 @@ def loaded(path: Path, ranks: Ranks | None = None) -> Engine:
     )
 
 
-def on_ranks(path: Path, programs: Sequence[str], results: Path, size: int = 2) -> list[Any]:
+def on_ranks(path: Path, dtype: str, programs: Sequence[str], results: Path, size: int = 2) -> list[Any]:
     """What programs give on several ranks of this machine."""
-    started = start_ranks([__file__, str(path), str(results), *programs], size)
+    started = start_ranks([__file__, str(path), dtype, str(results), *programs], size)
     try:
         told = [process.communicate(timeout=START_SECONDS)[0] for process in started]
     finally:
@@ -188,9 +188,9 @@ def _rows(told: Sequence[Told]) -> Rows:
 
 
 def _main() -> None:
-    path, results, *names = sys.argv[1:]
+    path, dtype, results, *names = sys.argv[1:]
     ranks = Ranks.join()
-    engine = loaded(Path(path), ranks)
+    engine = loaded(Path(path), dtype, ranks)
     if ranks is not None and not ranks.leads:
         engine.follow()
     else:

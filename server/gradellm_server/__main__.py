@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -11,9 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gradellm._version import __version__
 from gradellm_server import arguments, debugging, faults, logs, tracing
@@ -23,7 +24,13 @@ from gradellm_server.reloading import SecurityFileError
 from gradellm_server.request_log import RequestLog
 from gradellm_server.settings import ListenError, ServerSettings
 
-EXIT_USAGE = 2
+if TYPE_CHECKING:  # to import them takes seconds
+    from gradellm_engine import Engine
+    from gradellm_server.server import Server
+
+EXIT_LOST, EXIT_USAGE = 1, 2
+LOOK_SECONDS = 0.25  # at whether the group still stands
+LOST_SECONDS = 2.0  # that health tells of a lost rank before the process ends, for its group to be started again
 METRICS_LISTEN = "127.0.0.1:9090"
 EXAMPLES = """\
 examples:
@@ -31,6 +38,8 @@ examples:
   gradellm serve --model ./my-model                   a folder with config.json, tokenizer.json and *.safetensors
   gradellm serve --model ORGANISATION/NAME            a model of the Hugging Face hub
   gradellm serve --model ./big --device-map auto      spread over all GPUs
+  torchrun --nproc-per-node 4 -m gradellm_server --tensor-parallel --model ./big
+                                                      shared out over 4 GPUs that work at the same time
   gradellm serve --listen unix:/tmp/gradellm.sock     on a Unix socket
   gradellm serve --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --tokens tokens.toml
 """
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         debugging.dump_stacks_on_signal()
     if options.exit_with_stdin:
         threading.Thread(target=_exit_at_end_of_stdin, name="stdin-watch", daemon=True).start()
+    if options.tensor_parallel and os.environ.get("RANK", "0") != "0":
+        return _follow(options)
     try:
         settings = ServerSettings(
             listen=options.listen,
@@ -99,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU where there is one"
     )
     model.add_argument("--device-map", metavar="MAP", help="spread over devices by accelerate: auto, balanced, ...")
+    model.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="share the model out over the ranks of a group, which torchrun starts; the first one serves",
+    )
     model.add_argument(
         "--threads", type=arguments.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
@@ -239,7 +255,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     began = time.monotonic()
     say("starting Python's machine-learning libraries")
     # Importing torch takes seconds: only once the options are known to be good.
-    from gradellm_engine import Engine, EngineError, OutOfMemoryError, Quantization
+    from gradellm_engine import EngineError, GroupLostError, OutOfMemoryError
     from gradellm_server.server import Server
 
     watchers: list[Watcher] = [RequestLog()]
@@ -249,23 +265,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     if health_address := await server.announce():
         say(f"telling health on {health_address}")
     try:
-        engine = await asyncio.to_thread(  # health is told meanwhile
-            Engine.load,
-            options.model,
-            revision=options.revision,
-            dtype=options.dtype,
-            quantization=Quantization(options.quantize),
-            device=options.device,
-            device_map=options.device_map,
-            context_tokens=options.max_context_tokens,
-            max_new_tokens=options.max_new_tokens,
-            max_running=options.max_running,
-            kv_bytes=options.kv_memory,
-            method_bytes=options.method_memory,
-            threads=options.threads,
-            record_steps=not options.no_cuda_graphs,
-            progress=say,
-        )
+        engine = await asyncio.to_thread(_load, options, say)  # health is told meanwhile
     except EngineError as error:
         return _fail(str(error))
     gc.collect()
@@ -292,14 +292,72 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, stopping)
+    is_lost = options.tensor_parallel and await _lost(server, stopping)
     await stopping.wait()
-    say(f"stopping: running calls have {options.grace_seconds:g} s; a second signal ends at once")
-    ended = await server.stop(options.grace_seconds)
+    if is_lost:
+        say("a rank is lost: the group has to be started again")
+        await asyncio.sleep(LOST_SECONDS)
+    else:
+        say(f"stopping: running calls have {options.grace_seconds:g} s; a second signal ends at once")
+    ended = await server.stop(0.0 if is_lost else options.grace_seconds)
     if spans is not None:
         await asyncio.to_thread(spans.close)
-    if not ended:  # a pass that goes on would hold up the interpreter's own end
-        os._exit(0)
+    if not ended or is_lost:  # a pass that goes on would hold up the interpreter's own end
+        os._exit(EXIT_LOST if is_lost else 0)
+    with contextlib.suppress(GroupLostError):
+        engine.dismiss()
     return 0
+
+
+def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engine:
+    """The engine, of which several processes may each have a share."""
+    from gradellm_engine import Engine, Quantization, Ranks
+
+    return Engine.load(
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        quantization=Quantization(options.quantize),
+        device=options.device,
+        device_map=options.device_map,
+        ranks=Ranks.join() if options.tensor_parallel else None,
+        context_tokens=options.max_context_tokens,
+        max_new_tokens=options.max_new_tokens,
+        max_running=options.max_running,
+        kv_bytes=options.kv_memory,
+        method_bytes=options.method_memory,
+        threads=options.threads,
+        record_steps=not options.no_cuda_graphs,
+        progress=progress,
+    )
+
+
+def _follow(options: argparse.Namespace) -> int:
+    """A rank that serves nobody: it runs what rank 0 runs, and ends with it."""
+    from gradellm_engine import EngineError, GroupLostError
+
+    try:
+        engine = _load(options, lambda stage: None)
+        for number in (signal.SIGTERM, signal.SIGINT):  # a launcher sends them to all: rank 0 knows when it is over
+            signal.signal(number, signal.SIG_IGN)
+        engine.follow()
+    except GroupLostError as error:
+        logging.getLogger("gradellm").critical("%s", error)
+        return EXIT_LOST
+    except EngineError as error:
+        return _fail(str(error))
+    return 0
+
+
+async def _lost(server: Server, stopping: asyncio.Event) -> bool:
+    """Wait until it is to stop, or a rank is lost; whether that is so."""
+    while not stopping.is_set():
+        if not server.engine_thread.is_running:
+            stopping.set()
+            return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
+    return False
 
 
 def _on_signal(number: int, stopping: asyncio.Event) -> None:

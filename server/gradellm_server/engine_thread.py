@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
-from gradellm_engine import Engine, Event, Stream
+from gradellm_engine import Engine, Event, GroupLostError, Stream
 from gradellm_server import faults
 from gradellm_server.retry import ComeBack, endings, seconds_until_room
 
@@ -233,6 +233,11 @@ class EngineThread:
         return self._thread.is_alive() and self._failure is None
 
     @property
+    def is_running(self) -> bool:
+        """Whether the thread has not ended; it may be in a pass that does not."""
+        return self._thread.is_alive()
+
+    @property
     def heartbeat_age(self) -> float:
         """Seconds since the thread last was between two passes, or waited for something to do."""
         return time.monotonic() - self._beat_at
@@ -367,6 +372,8 @@ class EngineThread:
                     faults.hit("engine")
                 for _ in self._scheduler.tick(self._has_turn):
                     self._between_passes()
+            except GroupLostError:
+                raise
             except Exception as error:  # not a stream's own: those fail alone, inside the tick
                 logger.exception("a pass failed")
                 for stream in self._jobs:
@@ -388,7 +395,8 @@ class EngineThread:
                 self._beat_at = time.monotonic()
                 if self._submitted or self._has_cancelled or self._scheduler.has_work(self._has_turn):
                     return True
-                self._changed.wait(IDLE_BEAT_SECONDS)
+                if not self._changed.wait(IDLE_BEAT_SECONDS) and self._scheduler.needs_ticks:
+                    return True
         return False
 
     def _has_turn(self, stream: Stream) -> bool:

@@ -1,0 +1,118 @@
+"""Two ranks that share a model, by gloo on this machine, against one that has it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from gradellm_engine import GroupLostError, InvalidRequestError, ModelLoadError, OutOfMemoryError, Quantization, Ranks
+from gradellm_engine.families import FAMILIES, family_of
+from gradellm_engine.loading import _check_ranks, _check_shares
+from gradellm_engine.lockstep import check_in_step
+from oracle import relative_error
+from ranks import PROGRAMS, loaded, on_ranks
+
+TOLERANCES = {"float32": 1e-5, "float64": 1e-9}
+SHARED = sorted(name for name, family in FAMILIES.items() if family.shares)
+SHORT = ("within", "leaving", "wrong")
+
+
+def differences(of_ranks: Any, alone: Any) -> list[float]:
+    """Of all numbers and rows; all else must be equal."""
+    if isinstance(of_ranks, Tensor):
+        return [relative_error(of_ranks, alone.double())]
+    if isinstance(of_ranks, float):
+        return [abs(of_ranks - alone)]
+    if isinstance(of_ranks, list | tuple):
+        assert len(of_ranks) == len(alone)
+        return [its for pair in zip(of_ranks, alone, strict=True) for its in differences(*pair)]
+    assert of_ranks == alone
+    return [0.0]
+
+
+def check(path: Path, dtype: str, programs: Sequence[str], tmp_path: Path) -> None:
+    engine = loaded(path, dtype)
+    alone = [PROGRAMS[name](engine) for name in programs]
+    for name, its, expected in zip(programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True):
+        assert max(differences(its, expected)) < TOLERANCES[dtype], name
+
+
+def test_they_tell_what_one_rank_tells(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    check(model_path("llama"), "float64", list(PROGRAMS), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo", "llama"])
+def test_in_float32_too(model_path: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    check(model_path(name), "float32", SHORT, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in SHARED if name != "llama"])
+def test_every_family_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+    check(model_path(family), "float64", ("within", "afterwards"), tmp_path)
+
+
+ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set. On one machine: torchrun"),
+        ({**ENVIRONMENT, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({**ENVIRONMENT, "WORLD_SIZE": "two"}, "WORLD_SIZE 'two' must be numbers"),
+    ],
+)
+def test_who_has_not_been_told_who_he_is(environment: Mapping[str, str], said: str) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        Ranks.join(environment)
+
+
+def test_a_single_rank_is_none() -> None:
+    assert Ranks.join({**ENVIRONMENT, "WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "quantization", "said"),
+    [
+        ("auto", "balanced", Quantization.NONE, "give no device map"),
+        ("cuda:1", None, Quantization.NONE, "leave device at auto"),
+        ("auto", None, Quantization.INT8, "give no quantize"),
+    ],
+)
+def test_what_does_not_go_with_ranks(
+    device: str, device_map: str | None, quantization: Quantization, said: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        _check_ranks(device, device_map, quantization)
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "groups", "size", "said"),
+    [
+        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be shared out over 2"),
+        ("llama", 8, 1, 2, "it cannot be shared out"),
+        ("gpt2", 8, 8, 2, "the family gpt2 cannot be shared out over ranks; use --device-map auto"),
+    ],
+)
+def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
+    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
+    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
+    with pytest.raises(ModelLoadError, match=said):
+        _check_shares(config, family_of(family), size)
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
+def test_what_others_may_not_have_met_ends_the_group(error: Exception) -> None:
+    with pytest.raises(GroupLostError, match="where others may not have failed"):
+        check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
+
+
+def test_what_all_ranks_meet_does_not() -> None:
+    check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]
