@@ -1,0 +1,83 @@
+"""A row in, a row out; and an example that ends its actor each time is given up."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'gradellm[ray]'")
+
+from gradellm.evaluation.rows import Example
+from gradellm_ray import actor
+from gradellm_ray.actor import MOST_TRIES, EngineActor, Tries, example_of, packed, unpacked
+from gradellm_ray.evaluator import Outcome
+
+EXAMPLE = Example("a", "line 1", (("user", "x"),), None, "Positive", ((0, 1),), {"text": "x"})
+spans = st.tuples(st.integers(0, 9), st.integers(0, 9))
+
+
+@given(
+    st.builds(
+        Example,
+        st.text(),
+        st.text(),
+        st.none() | st.lists(st.tuples(st.text(), st.text())).map(tuple),
+        st.none() | st.text(),
+        st.none() | st.text(),
+        st.none() | st.lists(spans).map(tuple),
+        st.dictionaries(st.text(), st.text()),
+    )
+)
+def test_examples_come_back_as_they_were(example: Example) -> None:
+    assert example_of(packed(example)) == example
+
+
+class Failing:
+    """An evaluator that fails as often as it is told."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def outcome(self, plan: object, example: Example) -> Outcome:
+        if self.error is not None:
+            raise self.error
+        return Outcome({"value": 0.1})
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An actor in this process, with a counter that is none."""
+    monkeypatch.setattr(actor, "ray", SimpleNamespace(get=lambda value: value))
+    counter = Tries()
+    made: Any = EngineActor.__new__(EngineActor)
+    made._plan, made._evaluator = None, Failing(None)
+    made._tries = SimpleNamespace(begin=SimpleNamespace(remote=counter.begin))
+    return made
+
+
+def test_what_comes_of_a_batch(engine: Any) -> None:
+    batch = engine({"example": [packed(EXAMPLE)]})
+    assert [unpacked(text) for text in batch["outcome"]] == [("a", Outcome({"value": 0.1}))]
+    assert json.loads(batch["outcome"][0]) == {"id": "a", "record": {"value": 0.1}, "error": ""}
+
+
+def test_an_example_that_ends_its_actor_is_given_up(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", end)
+    engine._evaluator = Failing(RuntimeError("CUDA error"))
+    for _ in range(MOST_TRIES):
+        with pytest.raises(SystemExit):
+            engine({"example": [packed(EXAMPLE)]})
+        assert "RuntimeError: CUDA error" in capsys.readouterr().out
+    ((one, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
+    assert (one, outcome.record) == ("a", None)
+    assert outcome.error.startswith(f"line 1: its actor ended each of the {MOST_TRIES} times that it was tried")

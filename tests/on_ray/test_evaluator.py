@@ -1,0 +1,140 @@
+"""What comes of an example depends on nothing but the example and the plan; and is what a server says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.test_cli_evaluate import write
+from gradellm.cli import main as cli
+from gradellm.evaluation.plan import PRESETS, Plan
+from gradellm.evaluation.presets import PRESETS as DATA_PRESETS
+from gradellm.evaluation.presets import custom_preset
+from gradellm.evaluation.results_file import read_results
+from gradellm.evaluation.rows import Example, load_rows
+from gradellm_engine import Engine, scheduler
+from gradellm_ray.evaluator import EngineOptions, Evaluator, Outcome
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+
+PLAN = Plan(
+    DATA_PRESETS["sst2"],
+    {"grad_ellm": {"method": "grad_ellm"}, "saliency": {"method": "saliency"}, "random": {"method": "random"}},
+    metrics=("pi_soft_ns", "pi_soft_nc", "deletion"),
+    pis=(0.25, 0.5, 0.75),
+    samples=2,
+)
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return Evaluator(EngineOptions())
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
+    data = write(tmp_path_factory.mktemp("data") / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
+    return load_rows(data, PLAN.preset).examples
+
+
+@pytest.fixture(scope="module")
+def whole(evaluator: Evaluator, examples: tuple[Example, ...]) -> dict[str, Outcome]:
+    return dict(evaluator.outcomes(PLAN, examples))
+
+
+def test_neither_order_nor_what_came_before_moves_a_digit(
+    evaluator: Evaluator, examples: tuple[Example, ...], whole: dict[str, Outcome]
+) -> None:
+    assert dict(evaluator.outcomes(PLAN, examples[::-1])) == whole
+    assert dict(Evaluator(EngineOptions()).outcomes(PLAN, examples[3:4])) == {"e3": whole["e3"]}
+
+
+def test_how_busy_the_machine_is_moves_no_digit(
+    evaluator: Evaluator,
+    examples: tuple[Example, ...],
+    whole: dict[str, Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "EVALUATED_SECONDS", 1e-9)  # as if a text took forever
+    assert dict(evaluator.outcomes(PLAN, examples)) == whole
+
+
+def test_it_is_what_a_server_says(
+    examples: tuple[Example, ...], whole: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
+    server = RunningServer(Engine.load(threads=1), ServerSettings(listen="127.0.0.1:0"))
+    flags = ["--methods", "grad_ellm,saliency,random", "--metrics", "pi_soft_ns,pi_soft_nc,deletion"]
+    flags += ["--pis", "0.25,0.5,0.75", "--samples", "2", "--target", server.address, "--out", str(tmp_path / "o")]
+    try:
+        assert cli(["evaluate", "--preset", "sst2", "--data", str(data), *flags]) == 0
+    finally:
+        server.close()
+    done = read_results(tmp_path / "o" / "results.jsonl").done
+    assert done.keys() == whole.keys()
+    for one, outcome in whole.items():
+        assert_same_but_for_last_digits(json.loads(json.dumps(outcome.record)), done[one])
+
+
+def assert_same_but_for_last_digits(one: Any, other: Any) -> None:
+    """A server's batches go by time, and may have others' texts beside."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert_same_but_for_last_digits(value, other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            assert_same_but_for_last_digits(first, second)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    else:
+        assert one == other
+
+
+def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, examples: tuple[Example, ...]) -> None:
+    message = (("user", "word " * 5000),)
+    long = replace(examples[0], messages=message)
+    outcome = evaluator.outcome(PLAN, long)
+    assert outcome.record is None
+    assert outcome.error.startswith(f"{long.origin}: input: the prompt has ")
+
+
+@pytest.mark.parametrize("spans", [((0, 100),), ((0, 1),)])
+def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
+    evaluator: Evaluator, spans: tuple[tuple[int, int], ...]
+) -> None:
+    text = "It was a truly lovely film."
+    preset = custom_preset("{text}", label_words=("Positive", "Negative"))
+    plan = replace(PLAN, preset=preset, metrics=("pi_soft_ns", "auprc"), pis=(0.5,), samples=1)
+    spans = tuple((start, min(end, len(text))) for start, end in spans)
+    example = Example("a", "line 1", (("user", text),), None, None, spans, {})
+    record = evaluator.outcome(plan, example).record
+    assert record is not None
+    assert ("auprc" in record["metrics"]) == (spans != ((0, len(text)),))
+    assert "pi_soft_ns" in record["metrics"]
+
+
+def test_what_the_model_is(evaluator: Evaluator) -> None:
+    facts = evaluator.facts(PRESETS)
+    assert facts.info.model.name == "gradellm demo model"
+    assert {method.name for method in facts.info.methods} >= {"grad_ellm", "random"}
+    assert all(reason for reason in facts.refusals.values())
+
+
+def test_what_nobody_foresaw_is_raised(
+    evaluator: Evaluator, examples: tuple[Example, ...], whole: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Iterator[None]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(scheduler.Scheduler, "_evaluate", fail)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            evaluator.outcome(PLAN, examples[0])
+    assert evaluator.outcome(PLAN, examples[0]) == whole[examples[0].id]  # and it holds nothing of it

@@ -1,0 +1,183 @@
+"""`python -m gradellm_ray`: the flags, files and tables of `gradellm evaluate`; and its numbers, whoever dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.test_cli_evaluate import write
+from gradellm.cli import main as cli
+from gradellm_ray.__main__ import main
+
+Out = pytest.CaptureFixture[str]
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'gradellm[ray]'"
+)
+START_SECONDS = 150.0
+FEW = ("--methods", "grad_ellm,saliency,random", "--pis", "0.25,0.5,0.75", "--samples", "1")
+
+
+def asked(data: Path, out: Path, *more: str) -> list[str]:
+    return ["--preset", "sst2", "--data", str(data), "--out", str(out), *FEW, *more]
+
+
+def lines(out: Path) -> list[str]:
+    """The results file's lines in the order of ids; its header is the first."""
+    return sorted((out / "results.jsonl").read_text().splitlines(), key=lambda line: json.loads(line).get("id", ""))
+
+
+def ids(out: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in lines(out)[1:]]
+
+
+def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
+    data = write(tmp_path / "d.jsonl", 5, e2="word " * 5000)
+    data.write_text(data.read_text() + '{"text": ""}\n')
+    out = tmp_path / "out"
+    assert main(asked(data, out, "--actors", "0", "--methods", "all", "--metrics", "pi_soft_ns")) == 0
+    captured = capsys.readouterr()
+    assert "gradellm demo model; SST2 n = 4" in captured.out
+    assert "1 row cannot be asked, listed in" in captured.err
+    assert f"1 example of 5 failed, the first: e2: {data}, line 3: input: the prompt has" in captured.err
+    assert "Made by: `python -m gradellm_ray --preset sst2" in (out / "table1.md").read_text()
+
+    before = (out / "results.jsonl").read_bytes()
+    assert main(asked(data, out, "--actors", "0", "--methods", "all", "--metrics", "pi_soft_ns")) == 0
+    assert "4 of 5 examples are done; the others follow" in capsys.readouterr().err
+    assert (out / "results.jsonl").read_bytes().startswith(before)
+    assert main(asked(data, out, "--actors", "0", "--seed", "1")) == 65
+    assert "belongs to a run with other settings" in capsys.readouterr().err
+
+
+def test_its_file_is_one_that_gradellm_evaluate_goes_on_with(tmp_path: Path, capsys: Out) -> None:
+    data, out = write(tmp_path / "d.jsonl", 3), tmp_path / "out"
+    assert main(asked(data, out, "--actors", "0")) == 0
+    assert cli(["evaluate", *asked(data, out)]) == 0  # with a server of its own, which has nothing to do
+    assert "3 of 3 examples are done" in capsys.readouterr().err
+    assert cli(["evaluate", "--merge", str(out), "--out", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "results.jsonl").read_text().splitlines() == lines(out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--preset", "sst"], 2, "--preset: there is no preset 'sst'; did you mean sst2?"),
+        (["--methods", "salience"], 2, "--methods: there is no method 'salience'; did you mean saliency?"),
+        (["--samples", "0"], 2, "--samples: must be 1 or more"),
+        (["--model", "nowhere/at/all"], 70, "nowhere/at/all"),
+    ],
+)
+def test_what_it_says_no_to(flags: list[str], code: int, message: str, tmp_path: Path, capsys: Out) -> None:
+    data = write(tmp_path / "d.jsonl", 2)
+    assert main(asked(data, tmp_path / "out", "--actors", "0", *flags)) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--actors", "-1"], ["--gpus-per-actor", "1.5"], ["--gpus-per-actor", "x"]])
+def test_flags_that_cannot_be_read(flags: list[str], capsys: Out) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--preset", "sst2", *flags])
+    assert "usage: python -m gradellm_ray" in capsys.readouterr().err
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--preset", "sst2", "--actors", "2"])
+    assert "pip install 'gradellm[ray]'; --actors 0 does without" in capsys.readouterr().err
+
+
+# --- actors -----------------------------------------------------------------------------------------------------------
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gradellm_ray", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Wait until the results file has so many; a cluster takes its time to start."""
+    results, limit = out / "results.jsonl", time.monotonic() + START_SECONDS
+    while not (results.exists() and results.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.02)
+
+
+def engines(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The actors' processes, of a cluster that the process has started."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "EngineActor" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", 24, e7="word " * 5000)
+    assert main(asked(data, tmp_path / "one", "--actors", "0")) == 0
+    for out, is_killed in ((tmp_path / "two", False), (tmp_path / "killed", True)):
+        process = started(*asked(data, out, "--actors", "2"))
+        try:
+            if is_killed:
+                until_lines(process, out, 4)
+                both = engines(process)
+                assert len(both) == 2
+                both[0].send_signal(signal.SIGKILL)
+            said, _ = process.communicate(timeout=200)
+        finally:
+            process.kill()
+        assert process.returncode == 0, said
+        assert len(ids(out)) == len(set(ids(out))) == 24
+        assert lines(out) == lines(tmp_path / "one")
+        tables = [json.loads((folder / "table1.json").read_text()) for folder in (out, tmp_path / "one")]
+        assert tables[0] | {"command": ""} == tables[1] | {"command": ""}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_job_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", 12)
+    assert main(asked(data, tmp_path / "one", "--actors", "0")) == 0
+    out = tmp_path / "out"
+    process = started(*asked(data, out, "--actors", "1"))
+    try:
+        until_lines(process, out, 4)
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    psutil.wait_procs(children, timeout=30)  # Ray's own end with the one that has started them
+    before = len(lines(out))
+    assert 4 <= before < 13
+    process = started(*asked(data, out, "--actors", "1"))
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert lines(out) == lines(tmp_path / "one")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_model_and_no_cluster(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", 2)
+    for flags, code, message in (
+        (["--model", "nowhere/at/all"], 70, "error: "),
+        (["--address", "127.0.0.1:1"], 69, "error: there is no Ray cluster at 127.0.0.1:1"),
+    ):
+        process = started(*asked(data, tmp_path / "out", *flags))
+        said, _ = process.communicate(timeout=200)
+        assert (process.returncode, message in said) == (code, True), said
+        assert "Traceback" not in said
