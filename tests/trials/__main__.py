@@ -27,6 +27,7 @@ TITLES = {
     "unread": "A client that never reads",
     "survive": "Servers that are killed under streams",
     "hosts": "Replicas on hosts of their own",
+    "ray": "A data set over actors, one of which is killed",
     "client": "What the SDK costs",
     "soak": "Mixed traffic",
 }

@@ -17,7 +17,6 @@ from typing import Any
 
 import grpc
 import psutil
-from trials.hosts import hosts as hosts
 
 import fuzzing
 from gradellm import AsyncClient, Client, Explanation, GradellmError
@@ -28,6 +27,8 @@ from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from trials.comparing import compared, unchanged
 from trials.findings import Finding, percentile
+from trials.hosts import hosts as hosts
+from trials.on_ray import ray as ray
 from trials.serving import SERVING, free_port, load, played, result, served
 
 MIB = 2**20
