@@ -2,13 +2,13 @@
 
     python deploy/release/sbom.py server          what deploy/Dockerfile's stage `server` installs
     python deploy/release/sbom.py client
-    python deploy/release/sbom.py server --python /opt/gradellm/bin/python      of an environment that exists: an image's
+    python deploy/release/sbom.py server --python /opt/gradellm/bin/python      of an image's environment
 
 Of a real environment: the wheel with the Dockerfile's own extras and the pinned versions is installed into a fresh one,
-unless --python names one (inside an image, say). cyclonedx-bom lists it and checks its list against CycloneDX's schema; here
-it is then seen that every package has a name, a version, an address by which scanners know it and a licence, and that
-versions are the pinned ones. The packages' licences are printed as a table. Of Debian's packages in the image's base it tells
-nothing: an image scanner does (docs/upgrading.md).
+unless --python names one (inside an image, say). cyclonedx-bom lists it and checks its list against CycloneDX's schema;
+here it is then seen that every package has a name, a version, an address by which scanners know it and a licence, and
+that versions are the pinned ones. The packages' licences are printed as a table. Of Debian's packages in the image's
+base it tells nothing: an image scanner does (docs/upgrading.md).
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from distributions import ROOT
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 EXTRAS = {"server": "EXTRAS", "client": "CLIENT_EXTRAS"}  # an image's stage, and the Dockerfile's argument for it
 SPECIFICATION = "1.6"
-# What packages say in words where SPDX has a name for it, or where their metadata are silent: read from their own files.
-LICENCES: dict[str, str] = {}
+# Of packages whose metadata name their licence in words of their own, in an old field that cyclonedx-bom passes over;
+# each as the licence file says that it brings along.
+LICENCES = {"protobuf": "BSD-3-Clause", "transformers": "Apache-2.0"}
 
 
 def main() -> int:
@@ -73,8 +74,8 @@ def bill(python: str) -> dict[str, Any]:
     """What an environment holds, checked against CycloneDX's schema; the package itself is what it is a bill of."""
     told = subprocess.run(  # noqa: S603  (the tool beside this Python, without a shell)
         [
-            str(Path(sys.executable).with_name("cyclonedx-py")), "environment", "--pyproject", str(ROOT / "pyproject.toml"),
-            "--spec-version", SPECIFICATION, "--output-reproducible", "--validate", "--output-format", "JSON", python,
+            str(Path(sys.executable).with_name("cyclonedx-py")), "environment",
+            "--pyproject", str(ROOT / "pyproject.toml"), "--spec-version", SPECIFICATION, "--output-reproducible", "--validate", "--output-format", "JSON", python,
         ],
         env={**os.environ, "SOURCE_DATE_EPOCH": distributions.commit_time()},
         capture_output=True, text=True, check=True,
@@ -83,6 +84,9 @@ def bill(python: str) -> dict[str, Any]:
     about = document["metadata"]["component"]
     about["version"] = distributions.version()  # pyproject.toml says that it is in _version.py
     document["components"] = [its for its in document["components"] if its["name"] != about["name"]]
+    for its in document["components"]:
+        if not licences_of(its) and (licence := LICENCES.get(_name(its["name"]))):
+            its["licenses"] = [{"license": {"id": licence}}]
     return document
 
 
@@ -115,8 +119,9 @@ def licences_of(component: Mapping[str, Any]) -> list[str]:
         its = entry.get("license", {})
         word = entry.get("expression") or its.get("id") or its.get("name")
         if word and word not in found:
-            found.append(word if len(word) < 80 else word.strip().splitlines()[0])  # noqa: PLR2004  (a text, not a name)
-    return found or ([LICENCES[_name(component["name"])]] if _name(component["name"]) in LICENCES else [])
+            found.append(word.strip().splitlines()[0])  # some put the whole text there
+    exact = [word for word in found if "::" not in word]  # a classifier says less than a name beside it
+    return exact or [word.rpartition(":: ")[2] for word in found]
 
 
 def licence_table(document: Mapping[str, Any]) -> str:

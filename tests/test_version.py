@@ -1,0 +1,99 @@
+"""One file holds the version; whatever else names one follows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+import gradellm
+from gradellm import Client
+from gradellm_engine import Engine
+from gradellm_engine.demo_model import CHECKPOINT
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+
+PROJECT = Path(__file__).parents[1]
+SOURCES = ("client", "server", "gradellm_engine", "deploy", "proto", "docs", "pyproject.toml", "Makefile", "README.md")
+# In deploy/, versions stand where a tool reads them: tests/deploy and the test of images below compare them.
+COMPARED = (
+    "client/gradellm/_version.py",
+    "deploy/Dockerfile",
+    "deploy/compose.yaml",
+    "deploy/compose.gpu.yaml",
+    "deploy/constraints.txt",
+    "deploy/kubernetes/",
+)
+
+
+def test_it_is_a_release_number() -> None:
+    version = Version(gradellm.__version__)
+    assert str(version) == gradellm.__version__
+    assert len(version.release) == 3
+    assert version.local is None
+
+
+def test_the_build_reads_it_there() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["version"]["path"] == "client/gradellm/_version.py"
+    assert "version" in project["project"]["dynamic"]
+    assert "version" not in project["project"]
+
+
+def test_the_changelog_begins_with_what_comes_or_with_it() -> None:
+    """Before a release its head is "Unreleased"; from then on the newest number, with its date, is this one."""
+    heads = re.findall(r"^## (.+)$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [head for head in heads if head != "Unreleased"]
+    assert heads[0] == "Unreleased" or heads[0].startswith(f"{gradellm.__version__} (")
+    for head in released:
+        assert re.fullmatch(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)? \(\d{4}-\d\d-\d\d\)", head), head
+    if released:
+        assert Version(released[0].split()[0]) <= Version(gradellm.__version__)
+
+
+def test_no_other_file_names_it() -> None:
+    named = gradellm.__version__
+    listed = subprocess.run(
+        ["git", "grep", "--files-with-matches", "--fixed-strings", "--word-regexp", named, "--", *SOURCES],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode > 1:
+        pytest.skip("this is no git checkout")
+    # Records of what a version did keep its number: results, and provenance in them.
+    records = re.compile(r"\.(json|jsonl|csv|svg)$|^docs/faithfulness/|^docs/.*\.html$")
+    strangers = [
+        name for name in listed.stdout.splitlines() if not name.startswith(COMPARED) and not records.search(name)
+    ]
+    assert strangers == []
+
+
+def test_images_are_labelled_with_it() -> None:
+    text = (PROJECT / "deploy" / "Dockerfile").read_text()
+    assert set(re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE)) == {gradellm.__version__}
+    stages = text.count("LABEL org.opencontainers.image.title")
+    assert stages
+    for label in ("version", "revision", "source", "licenses"):
+        assert text.count(f"org.opencontainers.image.{label}=") == stages, label
+
+
+@pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.tokens"])
+def test_commands_say_it(module: str) -> None:
+    told = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"gradellm {gradellm.__version__}\n"
+
+
+def test_the_server_says_it() -> None:
+    """To clients, in the provenance of an explanation and in what the server tells of itself."""
+    server = RunningServer(Engine.load(str(CHECKPOINT)), ServerSettings(listen="127.0.0.1:0"))
+    try:
+        with Client(server.address) as client:
+            assert client.server_info().versions["gradellm"] == gradellm.__version__
+            explanation = client.explain("Once upon a time", max_new_tokens=2)
+            assert explanation.provenance.versions["gradellm"] == gradellm.__version__
+    finally:
+        server.close()
