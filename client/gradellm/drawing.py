@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradellm.results import Event, Finished, PromptToken, Started, Token
     from gradellm.terminal import Style
 
-__all__ = ["columns_by_token", "draw"]
+__all__ = ["columns_by_token", "draw", "draw_retention"]
 
 Row = dict[int, float]
 """Scores by column."""
@@ -36,6 +36,15 @@ def draw(events: Iterable[Event], style: Style) -> Iterator[str]:
             yield from drawing.take(event)
     if drawing is not None:
         yield from drawing.end()
+
+
+def draw_retention(started: Started, kept: Iterable[tuple[PromptToken, float]], pi: float, style: Style) -> str:
+    """Draw the prompt with the probability that each token is kept: the paper's figures 3 to 6."""
+    places = {id(token): place for place, token in enumerate(started.prompt_tokens)}
+    probs = {places[id(token)]: prob for token, prob in kept}
+    tokens = f"{sum(probs.values()):.1f} of {len(probs)} tokens"
+    title = f"{style.bold(f'π = {pi:g}')}  {style.dim(f'the stronger, the surer kept; {tokens} in the mean')}"
+    return f"{title}\n{heat_map(_prompt_passages(started), probs, style)}"
 
 
 class _Drawing:

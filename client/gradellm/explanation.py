@@ -268,16 +268,29 @@ class Explanation:
 
         return framed(self)
 
-    def to_ansi(self, *, width: int = 80, color: ColorMode = "always", theme: Theme = "dark", fold: bool = True) -> str:
+    def to_ansi(
+        self,
+        *,
+        width: int = 80,
+        color: ColorMode = "always",
+        theme: Theme = "dark",
+        fold: bool = True,
+        retention: float | None = None,
+    ) -> str:
         """Draw the completion word by word for a terminal, each over the prompt's text with its attribution in colour.
 
         `width` is in columns; `color="never"` draws with blocks under the text; `theme` is the terminal's background.
         Of long prompts only the lines that matter to a word are drawn, with `fold=False` every line.
+        With `retention` it is the prompt alone, with what would be kept of it where that share of the tokens is, by the
+        whole answer's attribution.
         """
-        from gradellm.drawing import draw
+        from gradellm.drawing import draw, draw_retention
         from gradellm.terminal import Style
 
-        return "".join(draw(self.events(), Style.of(width=width, color=color, theme=theme, fold=fold)))
+        style = Style.of(width=width, color=color, theme=theme, fold=fold)
+        if retention is not None:
+            return draw_retention(self.started, self.retention(retention), retention, style)
+        return "".join(draw(self.events(), style))
 
 
 class Collector:

@@ -132,6 +132,11 @@ def test_attribute(fake: FakeServer, capsys: Out) -> None:
     assert '"format":"gradellm.explanation"' in capsys.readouterr().out
 
 
+def test_retention_is_drawn_instead_of_words(fake: FakeServer, capsys: Out) -> None:
+    assert main(["attribute", "Once", "--completion", " there", "--retention", "0.5", "--target", fake.target]) == 0
+    assert capsys.readouterr().out.startswith("π = 0.5")
+
+
 METHOD_FLAGS = """
     --completion x --method integrated_gradients --objective log_prob --aggregation sum --steps 7 --samples 8
     --attribution-seed 9 --layer -1 --baseline-ids 1,2
@@ -268,6 +273,8 @@ def test_exit_codes(fake: FakeServer, capsys: Out, code: int, exit_code: int) ->
         ),
         (["explain", "a", "--max-new-tokens", "9999999999"], "--max-new-tokens: must fit 32 bits"),
         (["explain", "\udce4"], "prompt: has half a surrogate pair"),
+        (["explain", "a", "--retention", "2"], "--retention: must lie between 0 and 1, not 2"),
+        (["attribute", "a", "--completion", "b", "--retention", "0.5", "--output", "x.html"], "beside --retention"),
     ],
 )
 def test_wrong_requests_start_no_server(arguments: list[str], message: str, capsys: Out) -> None:

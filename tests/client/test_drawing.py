@@ -168,3 +168,13 @@ def test_to_ansi() -> None:
     explanation = Explanation.from_events(events)
     assert "\x1b[38;2;" in explanation.to_ansi()
     assert explanation.to_ansi(width=60, color="never") == "".join(draw(events, PLAIN))
+
+
+def test_retention_draws_the_prompt_once() -> None:
+    events = [Event(started=started()), token(0, "x"), row(0, 0, 0, 2.0, 1.0, 0, 0), finished()]
+    explanation = Explanation.from_events(events)
+    kept = explanation.retention(0.4)
+    drawn = explanation.to_ansi(retention=0.4, color="never")
+    assert drawn.startswith("π = 0.4  ")
+    assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens in the mean" in drawn
+    assert drawn.count("█") > 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_flags", "run"]
 
-_ALONE = ("prompt", "system", "prompt_ids", "segment", "format", "completion", "completion_ids")
+_ALONE = ("prompt", "system", "prompt_ids", "segment", "retention", "format", "completion", "completion_ids")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from gradellm import calls, files
 from gradellm.cli import batch, options
-from gradellm.drawing import draw
+from gradellm.drawing import draw, draw_retention
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import Explanation
 
@@ -83,10 +83,20 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write to a file: .json, .safetensors, .html, .png, .svg, or .txt for a drawing",
     )
+    group.add_argument(
+        "--retention",
+        type=float,
+        metavar="PI",
+        help="draw the prompt once, with what is kept of it where that share of its tokens is",
+    )
 
 
 def check_output(args: argparse.Namespace) -> None:
     """Refuse what cannot be written, before anything is computed."""
+    if args.retention is not None:
+        if not 0 < args.retention < 1:
+            raise InvalidRequestError.of("retention", f"must lie between 0 and 1, not {args.retention:g}")
+        options.refuse(args, ("format", "output"), "--retention, which draws")
     if args.output is not None:
         files.check(args.output)
         options.refuse(args, ("format",), "--output, whose ending says the form")
@@ -98,12 +108,18 @@ def check_output(args: argparse.Namespace) -> None:
 
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     """Draw events as they come, or write them collected."""
-    if args.output is None and args.format in (None, "ansi"):
+    if args.output is None and args.format in (None, "ansi") and args.retention is None:
         for piece in draw(_telling_progress(events), options.style(args)):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
     explanation = Explanation.from_events(_telling_progress(events))
+    if args.retention is not None:
+        style = options.style(args)
+        sys.stdout.write(
+            draw_retention(explanation.started, explanation.retention(args.retention), args.retention, style)
+        )
+        return
     if args.output is not None:
         explanation.save(args.output)
         print(f"{args.output} written", file=sys.stderr)
