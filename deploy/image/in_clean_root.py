@@ -9,8 +9,9 @@ they stand in the Dockerfile, in a copy of its base's root. Both images are star
 loopback, an explanation is streamed, directly and through the gateway. What it took is printed as JSON.
 
 Needs root, Linux, debootstrap, and some 8 GB of disk. Where packages come from is this machine's own affair: variables
-PIP_* and those of proxies are passed on to RUN, and --bind PATH shows a file or folder of this machine (a pip.conf, a
-folder with wheels) inside, read-only, under its own name. Debian's mirror is the one that apt uses here.
+PIP_* and those of proxies are passed on to RUN, and --bind PATH[:PATH] shows a file or folder of this machine (a
+pip.conf, a folder with wheels, certificates) inside, read-only, there or under its own name, and leaves nothing of it.
+Debian's mirror is the one that apt uses here.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dockerfile as df
+import yaml
 
 PROJECT = Path(__file__).parents[2]
 DOCKERFILE = PROJECT / "deploy" / "Dockerfile"
 SUITE = "bookworm"
+BASE = "base"
 WRITABLE = ("/tmp", "/cache")  # noqa: S108  (of the image)
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+NO_CACHE = 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\n'
 READY_SECONDS = 180.0
 STOP_SECONDS = 30.0
-PROMPT = "who was in the kitchen?"
+PROMPT = "One day Mia"
 
 
 def main() -> int:
@@ -64,7 +68,8 @@ def main() -> int:
         return _fail(str(error))
     finally:
         if not options.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            for name in (BASE, *df.read(DOCKERFILE).stages):  # nothing but what was made here
+                shutil.rmtree(folder / name, ignore_errors=True)
     print(json.dumps(measured, indent=2))
     return 0
 
@@ -79,7 +84,7 @@ class CleanRootError(Exception):
 class Builder:
     """Carries out stages, each once, in roots under a folder."""
 
-    def __init__(self, folder: Path, arguments: Mapping[str, str], binds: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, arguments: Mapping[str, str], binds: Sequence[tuple[Path, Path]]) -> None:
         self.file = df.read(DOCKERFILE)
         self._folder, self._binds = folder, binds
         known = {df.argument(text)[0] for stage in self.file.stages.values() for text in stage.all("ARG")}
@@ -92,11 +97,13 @@ class Builder:
 
     def base(self) -> Path:
         """A root with nothing but Debian's essential packages."""
-        root = self._folder / "base"
+        root = self._folder / BASE
         if not (root / "etc" / "os-release").is_file():
             _say(f"debootstrap {SUITE}")
             _run(["debootstrap", "--variant=minbase", SUITE, str(root), _mirror()])
-            _run(["chroot", str(root), "apt-get", "clean"])
+            # As in Debian's own image: no lists of packages, and none of apt's caches, then or later.
+            (root / "etc/apt/apt.conf.d/no-cache").write_text(NO_CACHE)
+            _run(["chroot", str(root), "/bin/sh", "-c", "apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/*.log"])
         return root
 
     def stage(self, name: str) -> Path:
@@ -169,20 +176,43 @@ class Builder:
 
     def _in_root(self, root: Path, command: Sequence[str], variables: Mapping[str, str], folder: str) -> None:
         own = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name in PASSED_ON}
-        mounts = ["mount -t proc proc $ROOT/proc", "mount --rbind /dev $ROOT/dev"]
-        mounts += [_bind(Path("/etc/resolv.conf"), root), *(_bind(path, root) for path in self._binds)]
-        script = "\n".join(["set -e", *mounts, f"cd $ROOT{shlex.quote(folder)}", 'exec chroot "$ROOT" "$@"'])
-        inside = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', folder, *command]
-        environment = {"ROOT": str(root), "HOME": "/root", "LANG": "C.UTF-8", **own, **variables}
-        environment["DEBIAN_FRONTEND"] = "noninteractive"
-        _run(["unshare", "--mount", "--", "/bin/bash", "-c", script, "run", *inside], environment)
+        environment = {"ROOT": str(root), "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+        environment |= {**own, **variables}
+        with _places(root, self._binds) as mounts:
+            mounts = ["mount -t proc proc $ROOT/proc", "mount --rbind /dev $ROOT/dev", *mounts]
+            script = "\n".join(["set -e", *mounts, 'exec chroot "$ROOT" "$@"'])
+            inside = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', folder, *command]
+            _run(["unshare", "--mount", "--", "/bin/bash", "-c", script, "run", *inside], environment)
 
 
-def _bind(path: Path, root: Path) -> str:
-    """Shows a file or folder inside a root, read-only, under its own name."""
-    place = f"$ROOT{shlex.quote(str(path))}"
-    make = f"mkdir -p {place}" if path.is_dir() else f"mkdir -p $(dirname {place}) && touch {place}"
-    return f"{make} && mount --bind -o ro {shlex.quote(str(path))} {place}"
+@contextmanager
+def _places(root: Path, binds: Sequence[tuple[Path, Path]]) -> Iterator[list[str]]:
+    """Commands that show files and folders inside a root; where they are shown is made before, and gone afterwards."""
+    made: list[Path] = []
+    commands = []
+    for source, target in [(Path("/etc/resolv.conf"), Path("/etc/resolv.conf")), *binds]:
+        place = root / str(target).lstrip("/")
+        missing = [folder for folder in [*reversed(place.parents), place] if not folder.exists()]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(exist_ok=True) if source.is_dir() else place.touch()
+        made += missing
+        commands.append(f"mount --bind -o ro {shlex.quote(str(source))} {shlex.quote(str(place))}")
+    try:
+        yield commands
+    finally:
+        for place in reversed(made):
+            if place.is_dir():
+                with suppress(OSError):  # something else lies there by now
+                    place.rmdir()
+            else:
+                place.unlink()
+
+
+def _bind(text: str) -> tuple[Path, Path]:
+    source, _, target = text.partition(":")
+    if not Path(source).exists():
+        raise argparse.ArgumentTypeError(f"there is no {source}")
+    return Path(source), Path(target or source)
 
 
 def _mirror() -> str:
@@ -377,10 +407,17 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
     Raises:
         CleanRootError: where something is not as it should be.
     """
+    arguments = kubernetes_arguments()
+    if arguments is None:
+        _say("kubectl is not installed: the server is not started as deploy/kubernetes starts it")
+    else:
+        with started(server, arguments) as serving:
+            serving.wait_until_healthy()
+            serving.stop()
     with started(server, server.command) as serving:
         ready = serving.wait_until_healthy()
         began = time.monotonic()
-        explain = ["explain", "--target", "localhost:50051", PROMPT, "--format", "json"]
+        explain = ["explain", "--target", "localhost:50051", PROMPT, "--max-new-tokens", "24", "--format", "json"]
         asked = subprocess.run(  # noqa: S603
             serving.outside([sys.executable, "-m", "gradellm", *explain]),
             capture_output=True, text=True, check=False, timeout=60,
@@ -388,7 +425,7 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
         if asked.returncode:
             raise CleanRootError(f"no explanation came:\n{asked.stderr}\n{serving.log.read_text()}")
         seconds = time.monotonic() - began
-        explanation = json.loads(asked.stdout)
+        num_explained = len(json.loads(asked.stdout)["attributions"])
         gateway = ["gateway", "--listen", "127.0.0.1:8080", "--target", "localhost:50051"]
         with started(client, gateway, network_of=serving) as passing:
             passing_ready = passing.wait_until_healthy()
@@ -404,7 +441,7 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
         seen["server"] = {
             "ready_seconds": round(ready, 1),
             **serving.facts(),
-            "explained_tokens": len(explanation["tokens"]),
+            "explained_tokens": num_explained,
             "explain_command_seconds": round(seconds, 1),
         }
         status, took = serving.stop()
@@ -420,6 +457,16 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
         if wrong:
             raise CleanRootError(f"{name}: {'; '.join(wrong)}")
     return seen
+
+
+def kubernetes_arguments() -> list[str] | None:
+    """What deploy/kubernetes gives the server; None where there is no kubectl to say it."""
+    if shutil.which("kubectl") is None:
+        return None
+    rendered = yaml.safe_load_all(_output(["kubectl", "kustomize", str(PROJECT / "deploy/kubernetes/overlays/cpu")]))
+    (deployment,) = [one for one in rendered if one["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return list(container["args"])
 
 
 # A streamed chat through the gateway, each token with its scores, by nothing but Python's own library.
@@ -475,9 +522,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build takes it"
     )
-    parser.add_argument(
-        "--bind", action="append", default=[], type=Path, metavar="PATH", help="show it to RUN, read-only"
-    )
+    parser.add_argument("--bind", action="append", default=[], type=_bind, metavar="PATH[:PATH]", help="show it to RUN")
     parser.add_argument("--keep", action="store_true", help="leave the roots where they are")
     return parser
 

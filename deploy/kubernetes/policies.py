@@ -68,7 +68,10 @@ def leader_worker_pods(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 **template["metadata"],
                 "name": f"{one['metadata']['name']}-{key.lower()}",
                 "namespace": one["metadata"]["namespace"],
-                "annotations": {**one["metadata"].get("annotations", {}), **template["metadata"].get("annotations", {})},
+                "annotations": {
+                    **one["metadata"].get("annotations", {}),
+                    **template["metadata"].get("annotations", {}),
+                },
             }
             made.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
     return made

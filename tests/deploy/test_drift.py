@@ -28,13 +28,14 @@ from deploy.manifests import (
     seconds,
 )
 from gradellm import __version__
-from gradellm.cli import parser as cli_parser
+from gradellm.cli import _parser as cli_parser
 from gradellm_gateway.__main__ import _parser as gateway_parser
 from gradellm_server.__main__ import _health_listen, _metrics_listen
 from gradellm_server.__main__ import parser as server_parser
 from gradellm_server.health import LIVE, READY
 from gradellm_server.server import TELL_SECONDS
 from gradellm_server.settings import ServerSettings, split_address
+from gradellm_server.tokens import parser as token_parser
 from gradellm_server.translate import SERVICE_NAME
 from server.test_monitoring import NAME, sample_names
 
@@ -76,7 +77,7 @@ def servers(name: str) -> list[tuple[Resource, Resource, argparse.Namespace]]:
             assert torchrun.module
             assert torchrun.training_script == "gradellm_server"
             found.append((pod, container, server_options(passed_on)))
-        elif container["args"][0] == "serve":
+        elif container.get("args", [""])[0] == "serve":
             found.append((pod, container, server_options(container["args"][1:])))
     return found
 
@@ -87,9 +88,25 @@ def test_every_command_is_understood(name: str) -> None:
         arguments = [re.sub(r"\$\(\w+\)", "1", argument) for argument in container.get("args", [])]
         if container.get("command") == ["torchrun"]:
             continue  # by `servers`
+        if container.get("command") == ["hf"]:
+            hub_download(arguments)
+            continue
         assert "command" not in container, "the image's entrypoint is gradellm"
         understood(arguments)
     servers(name)
+
+
+def hub_download(arguments: list[str]) -> None:
+    """Whether the hub's own program, as it is pinned, has this command and these flags."""
+    import inspect
+
+    from huggingface_hub.cli.download import download
+
+    assert arguments[0] == "download"
+    known = set(inspect.signature(download).parameters)
+    flags = {one.removeprefix("--").partition("=")[0].replace("-", "_") for one in arguments if one.startswith("--")}
+    assert flags
+    assert flags <= known
 
 
 def understood(arguments: list[str]) -> None:
@@ -97,6 +114,8 @@ def understood(arguments: list[str]) -> None:
     kind, *rest = arguments
     if kind == "serve":
         server_options(rest)
+    elif kind == "token":
+        token_parser().parse_args(rest)
     elif kind == "gateway":
         gateway_parser().parse_args(rest)
     else:
