@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from packaging.version import Version
 
@@ -97,3 +99,23 @@ def test_the_server_says_it() -> None:
             assert explanation.provenance.versions["gradellm"] == gradellm.__version__
     finally:
         server.close()
+
+
+def test_clients_say_it_to_servers() -> None:
+    """As the beginning of the user agent, which proxies and servers log."""
+    said: list[str] = []
+
+    class Listening(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> None:
+            said.extend(str(value) for key, value in details.invocation_metadata or () if key == "user-agent")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Listening()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}", retry=None) as client, pytest.raises(gradellm.GradellmError):
+            client.server_info()
+    finally:
+        server.stop(None)
+    assert said
+    assert said[0].startswith(f"gradellm/{gradellm.__version__} grpc-python/")

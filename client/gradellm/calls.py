@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import grpc
 
 from gradellm import requests, responses
+from gradellm._version import __version__
 from gradellm.errors import GradellmError, OverloadedError, UnavailableError, from_rpc
 from gradellm.results import Event, ServerInfo, TokenizedPrompt
 from gradellm.retrying import Attempts, Retry
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 
 _MAX_MESSAGE_BYTES = 64 << 20  # `started` with the tokens of a long prompt is beyond gRPC's own 4 MiB
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.primary_user_agent", f"gradellm/{__version__}"),  # before gRPC's own, for who looks into a server's traffic
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.lb_policy_name", "round_robin"),  # replicas share the load where a dns:/// target has several addresses

@@ -4,9 +4,9 @@
 
 Builds the commit that is checked out (or, with --tree, the files as they are now) twice and compares byte by byte;
 compares wheel and sdist with the files that git knows; checks their metadata and that the README renders (twine);
-installs the wheel by the pinned versions into fresh environments, once as a client and once with what hosts a model, and
-asks both what they are for. Wheel and sdist are left in dist/ with their SHA-256. Ends with 1 where something is wrong,
-and says what.
+installs the wheel by the pinned versions into fresh environments, once as a client and once with what hosts a model,
+and asks both what they are for. Wheel and sdist are left in dist/ with their SHA-256. Ends with 1 where something is
+wrong, and says what.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ EXTRAS = {"server": "EXTRAS", "client": "CLIENT_EXTRAS"}  # an image's stage, an
 SPECIFICATION = "1.6"
 # Of packages whose metadata name their licence in words of their own, in an old field that cyclonedx-bom passes over;
 # each as the licence file says that it brings along.
-LICENCES = {"protobuf": "BSD-3-Clause", "transformers": "Apache-2.0"}
+LICENCES = {"protobuf": "BSD-3-Clause", "torchao": "BSD-3-Clause", "transformers": "Apache-2.0"}
 
 
 def main() -> int:
@@ -72,14 +72,15 @@ def image_extras(image: str, dockerfile: str) -> str:
 
 def bill(python: str) -> dict[str, Any]:
     """What an environment holds, checked against CycloneDX's schema; the package itself is what it is a bill of."""
+    tool, project = str(Path(sys.executable).with_name("cyclonedx-py")), str(ROOT / "pyproject.toml")
+    options = ["--spec-version", SPECIFICATION, "--output-reproducible", "--validate", "--output-format", "JSON"]
     told = subprocess.run(  # noqa: S603  (the tool beside this Python, without a shell)
-        [
-            str(Path(sys.executable).with_name("cyclonedx-py")), "environment",
-            "--pyproject", str(ROOT / "pyproject.toml"), "--spec-version", SPECIFICATION, "--output-reproducible", "--validate", "--output-format", "JSON", python,
-        ],
+        [tool, "environment", "--pyproject", project, *options, python],
         env={**os.environ, "SOURCE_DATE_EPOCH": distributions.commit_time()},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     document: dict[str, Any] = json.loads(told.stdout)
     about = document["metadata"]["component"]
     about["version"] = distributions.version()  # pyproject.toml says that it is in _version.py
