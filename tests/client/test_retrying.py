@@ -78,6 +78,7 @@ def test_all_tries_share_the_timeout() -> None:
     clock = Clock()
     tries = Attempts(Retry(attempts=9), 1.0, clock=clock, share=lambda: 0.0)
     assert tries.seconds_left == 1.0
+    assert (tries.at_most(0.4), tries.at_most(3.0)) == (0.4, 1.0)
     assert pauses(tries, 2) == pytest.approx([0.2, 0.4])
     clock.now += 0.7
     assert tries.seconds_left == pytest.approx(0.3)

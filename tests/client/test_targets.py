@@ -6,7 +6,7 @@ import pytest
 
 from gradellm import Client
 from gradellm.errors import InvalidRequestError
-from gradellm.targets import Rotation, split
+from gradellm.targets import Rotation, may_be_several, split
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,21 @@ def test_targets_are_split(given: str | list[str], targets: tuple[str, ...]) -> 
 def test_none_is_refused(given: str | list[str]) -> None:
     with pytest.raises(InvalidRequestError, match="host:port"):
         split(given)
+
+
+@pytest.mark.parametrize(
+    ("target", "several"),
+    [
+        ("dns:///name:1", True),
+        ("dns://127.0.0.1:53/name:1", True),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", True),
+        ("ipv4:10.0.0.1:1", False),
+        ("localhost:1", False),
+        ("unix:/a,b", False),
+    ],
+)
+def test_one_target_may_be_several_servers(target: str, several: bool) -> None:
+    assert may_be_several(target) is several
 
 
 class Clock:

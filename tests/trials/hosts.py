@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 from gradellm import Explanation
 from trials.comparing import compared, unchanged
 from trials.findings import Finding
-from trials.network import Host, Network, why_not
+from trials.network import ENVIRONMENT, Host, Network, why_not
 from trials.serving import START_SECONDS, served
 from trials.streams import Call, read
 
@@ -95,7 +94,8 @@ def _many(site: Site, undisturbed: Sequence[Explanation], seconds: float) -> lis
         mended_seconds = watch.until(lambda: watch.count(cut) > before, 3 * ADDED_SECONDS)
     calls, answers = read(load)
     lost = [call for call in calls if call.answer is None]
-    silence = max(call.silent_seconds for call in calls if call.ended > disturbed_at)
+    silences = [call.silent_seconds for call in calls if call.ended > disturbed_at]
+    silence = max(silences)
     pairs = [(_of(call, answers), undisturbed[call.request]) for call in calls]
     early = compared([pair for pair, call in zip(pairs, calls, strict=True) if call.ended < disturbed_at])
     found = compared(pairs)
@@ -124,7 +124,7 @@ def _many(site: Site, undisturbed: Sequence[Explanation], seconds: float) -> lis
         ),
         Finding(
             "longest silence of a stream, once a host was cut off and another one killed",
-            f"{silence:.1f} s",
+            f"{silence:.1f} s, of {sum(one >= 5 for one in silences)} that waited for 5 s or more",
             f"{SILENT_SECONDS:.0f} s",
             silence <= SILENT_SECONDS,
         ),
@@ -144,6 +144,7 @@ def _alone(site: Site, undisturbed: Sequence[Explanation]) -> list[Finding]:
         with site.load(f"dns:///{NAME}:{PORT}", "alone", [ALONE], 0.0) as load:
             watch.until(lambda: any(watch.count(server) > before[server] for server in running), START_SECONDS)
             host = next(server.host for server in running if watch.count(server) > before[server])
+            time.sleep(0.2)  # for some tokens
             host.cut()
     host.mend()
     (call,), answers = read(load)
@@ -349,7 +350,7 @@ def _streams(
     folder.mkdir()
     (folder / "asked.jsonl").write_text("".join(json.dumps(keywords) + "\n" for keywords in asked))
     command = [sys.executable, "-m", "trials.streams", target, str(folder), str(seconds)]
-    own = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
+    own = {name: text for name, text in ENVIRONMENT.items() if not name.lower().endswith("_proxy")}
     process = subprocess.Popen(
         command if host is None else host.command(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own
     )

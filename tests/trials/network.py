@@ -22,6 +22,8 @@ from name_server import NameServer
 
 Result = TypeVar("Result")
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # of processes that import this package
+
 NETNS = Path("/etc/netns")  # what `ip netns exec` lays over /etc, a folder a namespace
 
 
@@ -157,7 +159,11 @@ class Network:
         """A link whose two ends a process of ours joins."""
         command = [sys.executable, "-m", "trials.wire", port, "eth0", str(delay_seconds), str(loss)]
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self._switch, *command], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+            ["ip", "netns", "exec", self._switch, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
         )
         self._stack.callback(_end, process)
         assert process.stdout is not None
