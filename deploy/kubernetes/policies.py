@@ -45,8 +45,9 @@ def main(arguments: list[str]) -> int:
 
 
 def rendered() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The base, each overlay, and resources that lie there without a kustomization."""
-    for path in [*sorted(KUBERNETES.glob("overlays/*")), KUBERNETES / "base"]:
+    """The base, each overlay and job, and resources that lie there without a kustomization."""
+    jobs = [path.parent for path in sorted(KUBERNETES.glob("jobs/*/kustomization.yaml"))]
+    for path in [*sorted(KUBERNETES.glob("overlays/*")), KUBERNETES / "base", *jobs]:
         made = subprocess.run(  # noqa: S603
             ["kubectl", "kustomize", str(path)],  # noqa: S607  (whichever kubectl is there)
             capture_output=True, text=True, check=True,

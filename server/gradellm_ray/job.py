@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ from gradellm_ray.actor import EngineActor, Tries, packed, unpacked
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Facts, Outcome
 
 _MOST_BLOCKS = 4096
+_LOOK_SECONDS = 10.0
 _AHEAD = 2  # blocks that an actor has, the one in work among them
 
 
@@ -47,6 +49,7 @@ class Actors:
         self._options, self._actors, self._gpus, self._address = options, actors, gpus_per_actor, address
 
     def __enter__(self) -> Self:
+        _look(self._address)
         own: dict[str, Any] = {}
         if self._address is None:
             # More actors than cores are slow, and not refused.
@@ -92,6 +95,17 @@ class Actors:
         )  # by Ray Data's default, actors are restarted and their tasks tried again without a limit
         for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(unpacked, batch["outcome"])
+
+
+def _look(address: str | None) -> None:
+    """See that somebody listens there; Ray itself would go on trying for minutes, and then end the process."""
+    host, colon, port = (address or "").rpartition(":")
+    if not (host and colon and port.isdecimal()) or "://" in host:  # auto, or a protocol of Ray's own
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+    except OSError as error:
+        raise UnavailableError(f"there is no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 def _facts(options: EngineOptions, presets: Sequence[str]) -> Facts:

@@ -27,6 +27,7 @@ BUILDS = [
     "base",
     *(f"overlays/{name}" for name in OVERLAYS),
     *sorted(str(path.relative_to(KUBERNETES)) for path in KUBERNETES.glob("jobs/*.yaml")),
+    *sorted(str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.glob("jobs/*/kustomization.yaml")),
 ]
 Resource = dict[str, Any]
 
