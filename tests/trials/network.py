@@ -9,14 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from name_server import NameServer
 
@@ -87,7 +89,10 @@ class Host:
 
 
 class Network:
-    """A switch and its hosts, while it is entered; also after a failure nothing of it is left."""
+    """A switch and its hosts, while it is entered.
+
+    Nothing of it is left after a failure or SIGTERM, either; what SIGKILL leaves, the next one takes away.
+    """
 
     def __init__(self, prefix: str = "10.99.0") -> None:
         """Addresses are `prefix`.N; they exist inside these namespaces alone."""
@@ -97,7 +102,10 @@ class Network:
         self._switch = _own("switch")
 
     def __enter__(self) -> Network:
+        _remove_leftovers()
         with self._stack:
+            if threading.current_thread() is threading.main_thread():
+                self._stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _leave))
             self._add_namespace(self._switch)
             _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
             _ip("-n", self._switch, "link", "set", "switch", "up")
@@ -177,6 +185,24 @@ def _enter(namespace: str) -> None:
     with Path("/run/netns", namespace).open() as file:
         if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
             raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _remove_leftovers() -> None:
+    """End the processes and delete the namespaces of networks whose own process is gone."""
+    for namespace in Path("/run/netns").glob("gradellm-*-*"):
+        if Path("/proc", namespace.name.split("-")[1]).exists():
+            continue
+        inside = subprocess.run(["ip", "netns", "pids", namespace.name], capture_output=True, text=True).stdout
+        for pid in map(int, inside.split()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _ip("netns", "del", namespace.name)
+        shutil.rmtree(NETNS / namespace.name, ignore_errors=True)
+    _remove_if_empty(NETNS)
 
 
 def _remove_if_empty(folder: Path) -> None:
