@@ -10,7 +10,8 @@ A tick does, in this order:
     6. evaluate  a batch of one evaluation's changed texts, taking turns
 
 Pieces of prompts take together about as long as the pass before them took: a long prompt that comes in makes running
-streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. A
+streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. On
+a GPU, a pass over a piece takes longer than a step, however small the piece is: there it has some hundred tokens. A
 stream whose chunk is due does not decode before it is explained, so that its scores are never later than was promised.
 
 An evaluation gives way: while others have anything to do, it gets one batch in EVALUATED_TICKS ticks, which is fewer
@@ -39,10 +40,12 @@ from gradellm_engine.stream import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
 
 # By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
 MAX_PIECE_TOKENS = {"cpu": 512, "cuda": 2048}
-MIN_PIECE_TOKENS = 16
+# Where others wait for a token. On a GPU a pass takes as long for so many as for one: by smaller pieces a prompt would
+# be read many times slower, and nobody would wait less.
+MIN_PIECE_TOKENS = {"cpu": 16, "cuda": 512}
 # In one pass of chunks: beyond it a pass takes longer and gains nothing.
 EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
-PASSES_BEFORE_MORE = 256  # that fit, before one stream more is tried after memory had run out
+PASSES_BEFORE_MORE = 256  # that fit, before twice as many streams are tried after memory had run out
 EVALUATED_TICKS = 400  # of others, for one batch of an evaluation
 EVALUATED_STEPS = 24.0  # that such a batch may take as long as
 EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
@@ -212,9 +215,9 @@ class Scheduler:
 
     def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
-        room = MAX_PIECE_TOKENS[self._decoder.processor]
+        room, least = (limits[self._decoder.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
         if not alone and self._pace.read:
-            room = max(MIN_PIECE_TOKENS, min(room, int(self._pace.step / self._pace.read)))
+            room = max(least, min(room, int(self._pace.step / self._pace.read)))
         work: list[tuple[Stream, Part]] = []
         for stream in self._that_fit(streams):
             if room:
@@ -312,7 +315,7 @@ class Scheduler:
         if self._together is not None and count >= self._together:
             self._num_fitting += 1
             if self._num_fitting >= PASSES_BEFORE_MORE:
-                self._together, self._num_fitting = self._together + 1, 0
+                self._together, self._num_fitting = 2 * self._together, 0
                 if self._together >= self.max_running:
                     self._together = None
 

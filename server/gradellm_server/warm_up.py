@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Event, PromptInput, Sampling, Stream
+from gradellm_engine.stream import DEFAULT_CHUNK_SIZE
 from gradellm_server.engine_thread import EngineThread, Job
 
 PROMPT = "A"
@@ -16,11 +17,16 @@ KINDS = (AttributionSettings(), AttributionSettings(delivery=Delivery.CHUNKED), 
 async def warm_up(engine: Engine, thread: EngineThread) -> None:
     """Generate a few tokens, explained at once, in chunks, and not at all, through the scheduler.
 
+    On a GPU steps are compiled, and recorded for each number of streams by itself: a second each, in which nobody
+    would get a token. There it is done for 1, 2, 4, ... streams of each kind, up to as many as may run.
+
     Raises:
         EngineError: where the model fails already here.
     """
     # A prompt that fills the whole context of a very small one leaves room for no more than a token.
-    num_tokens = min(NUM_TOKENS, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
+    is_recorded = "cuda" in engine.info.device
+    wanted = DEFAULT_CHUNK_SIZE if is_recorded else NUM_TOKENS
+    num_tokens = min(wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
 
     def stream(settings: AttributionSettings | None, engine: Engine) -> Stream:
         return engine.stream(PromptInput(prompt=PROMPT), Sampling(max_new_tokens=num_tokens), settings)
@@ -36,6 +42,15 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
     for settings in KINDS[: max(1, thread.max_running + thread.max_queued)]:
         await run(settings)
     await asyncio.gather(*(run(settings) for settings in KINDS[: thread.max_running]))
+    if is_recorded:
+        for count in _counts(thread.max_running):
+            for settings in KINDS:
+                await asyncio.gather(*(run(settings) for _ in range(count)))
+
+
+def _counts(most: int) -> list[int]:
+    """2, 4, ... and the most, of streams that run together."""
+    return [count for count in (2**power for power in range(1, 12)) if count < most] + [most] * (most > 1)
 
 
 def _tells_nothing(event: Event) -> Sequence[Event]:

@@ -895,7 +895,27 @@ def test_pieces_of_prompt_are_small_while_others_decode(
     pieces = [len(parts[0].ids) for parts in passes.of("read")]
     assert sum(pieces) == 200
     assert len(pieces) > 5
-    assert max(pieces) <= 2 * scheduling.MIN_PIECE_TOKENS
+    assert max(pieces) <= 2 * scheduling.MIN_PIECE_TOKENS["cpu"]
+    finish(scheduler, [running, long_one])
+
+
+def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
+    load: Callable[..., Engine], passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 64)  # as on a GPU
+    engine = load("llama")
+    scheduler = scheduler_of(engine, max_running=4, num_tokens=800)
+    running, long_one = (engine.stream(prompt, replace(SAMPLED, max_new_tokens=30)) for prompt in ("bc", "a" * 200))
+    scheduler.submit(running)
+    while len(running.ids) < 6:
+        list(scheduler.tick())
+    scheduler.measured = scheduling.Pace(step=0.001, read=0.001)  # a piece of one token would take as long as a step
+    passes.made.clear()
+    scheduler.submit(long_one)
+    while long_one.phase in (Phase.WAITING, Phase.PREFILL):
+        list(scheduler.tick())
+    assert [len(parts[0].ids) for parts in passes.of("read")] == [64, 64, 64, 8]
+    assert not running.is_closed
     finish(scheduler, [running, long_one])
 
 

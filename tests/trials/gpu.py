@@ -161,8 +161,8 @@ def command_of(model: Path | None, device: str, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def started(model: Path, device: str, *arguments: str) -> Iterator[Started]:
-    """A server that is ready, with what was seen of it from its first moment on."""
+def started(model: Path, device: str, log: Path, *arguments: str) -> Iterator[Started]:
+    """A server that is ready, with what was seen of it from its first moment on; its log goes to a file, too."""
     address, health, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
     listening = ["--listen", address, "--health-port", health, "--metrics-listen", metrics]
     began = time.monotonic()
@@ -177,8 +177,10 @@ def started(model: Path, device: str, *arguments: str) -> Iterator[Started]:
     assert stderr is not None
 
     def read() -> None:
-        for line in stderr:
-            its.log.append((time.monotonic() - began, line.rstrip()))
+        with log.open("w") as file:
+            for line in stderr:
+                its.log.append((time.monotonic() - began, line.rstrip()))
+                print(f"{its.log[-1][0]:7.1f} {its.log[-1][1]}", file=file, flush=True)
 
     threading.Thread(target=read, daemon=True).start()
     try:
@@ -450,7 +452,7 @@ def out_of_memory(its: Started, count: int, tokens: int) -> list[Finding]:
         async with AsyncClient(address, retry=None) as client:
             try:
                 await client.attribute(
-                    words(1500, 3), completion_ids=list(range(5, 37)), method="saliency", timeout=CALL_SECONDS
+                    words(600, 3), completion_ids=list(range(5, 37)), method="saliency", timeout=CALL_SECONDS
                 )
             except GradellmError as error:
                 return error.reason or f"{type(error).__name__}: {error}"
@@ -579,32 +581,38 @@ def main() -> int:
     if options.make:
         make(options.make, options.shape, torch.device(options.device))
         return 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         return trial(options, Path(folder))
 
 
 def trial(options: argparse.Namespace, folder: Path) -> int:
     """All of them; what is found is written after each."""
-    device = options.device
-    parts: dict[str, list[Finding]] = {}
-    document: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": _machine(device),
-        "model": f"random weights of {options.shape}'s shape",
-    }
+    device, holds = options.device, True
+    options.docs.mkdir(exist_ok=True)
+    path = options.docs / "gpu.json"
+    document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def found(title: str, findings: Callable[[], list[Finding]]) -> None:
+        nonlocal holds
         if options.parts and title not in options.parts:
             return
         began = time.monotonic()
         try:
-            parts[title] = findings()
+            its = findings()
         except Exception:  # what else there is to find is found
-            parts[title] = [Finding("broke off", traceback.format_exc()[-1500:], "", False)]
-        document["parts"] = {name: [asdict(finding) for finding in its] for name, its in parts.items()}
-        (options.docs / "gpu.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            its = [Finding("broke off", traceback.format_exc()[-1500:], "", False)]
+        holds &= all(finding.holds is not False for finding in its)
+        document[title] = {
+            "at": datetime.now(UTC).isoformat(timespec="minutes"),
+            "machine": _machine(device),
+            "model": f"{options.shape}, {options.streams} streams at most",
+            "seconds": round(time.monotonic() - began),
+            "findings": [asdict(finding) for finding in its],
+        }
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         (options.docs / "gpu.md").write_text(page(document))
-        print(table(title, f"{time.monotonic() - began:.0f} s", document["parts"][title]), flush=True)
+        print(part(title, document[title]), flush=True)
 
     if device != "cpu":
         found("Memory that is not there", lambda: refused_start(None, device, "200GiB"))
@@ -613,24 +621,19 @@ def trial(options: argparse.Namespace, folder: Path) -> int:
     subprocess.run(made, check=True, timeout=START_SECONDS)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"a checkpoint of {size / 1e9:.1f} GB in {time.monotonic() - began:.0f} s", flush=True)
-    document["model"] += f", {size / 1e9:.1f} GB"
     count, tokens = options.streams, options.new_tokens
     question: dict[str, Any] = {"pis": [0.5], "samples": 1} if device == "cpu" else {}
-    with started(folder, device, "--max-running", str(count)) as its:
-        try:
-            found("Start", lambda: start(its))
-            found("The first streams", lambda: first_streams(its, tokens))
-            found("Many streams", lambda: concurrent(its, count, tokens))
-            found("Requests that do not fit", lambda: does_not_fit(its))
-            found("Evaluations", lambda: evaluation(its, tokens, options.rounds, **question))
-            if device != "cpu":
-                found("Memory that runs out", lambda: out_of_memory(its, count, tokens))
-            found("Metrics", lambda: metrics(its))
-            found("Stop", lambda: drained(its, 16, 2 * tokens))
-        finally:
-            said = [f"{at:7.1f} {line}" for at, line in its.log]
-            options.log.write_text("\n".join(said) + "\n")
-    return 0 if all(finding.holds is not False for its in parts.values() for finding in its) else 1
+    with started(folder, device, options.log, "--max-running", str(count)) as its:
+        found("Start", lambda: start(its))
+        found("The first streams", lambda: first_streams(its, tokens))
+        found("Many streams", lambda: concurrent(its, count, tokens))
+        found("Requests that do not fit", lambda: does_not_fit(its))
+        if device != "cpu":
+            found("Memory that runs out", lambda: out_of_memory(its, count, tokens))
+        found("Evaluations", lambda: evaluation(its, tokens, options.rounds, **question))
+        found("Metrics", lambda: metrics(its))
+        found("Stop", lambda: drained(its, 16, 2 * tokens))
+    return 0 if holds else 1
 
 
 def _machine(device: str) -> str:
@@ -640,19 +643,24 @@ def _machine(device: str) -> str:
     memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB of memory"
     if device == "cpu":
         return f"{named}, {memory}"
-    free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()} ({total / GIB:.0f} GiB, {free / GIB:.0f} free), {named}"
+    total = torch.cuda.get_device_properties(0).total_memory
+    return f"{torch.cuda.get_device_name()} of {total / GIB:.0f} GiB, {named}"
 
 
 def page(document: dict[str, Any]) -> str:
     """All that was found, as Markdown."""
     head = (
         "# A server on a GPU\n\n"
-        "What must hold of it, found by `python -m trials.gpu` (in tests/, with a GPU): the load comes through the\n"
-        f"SDK from a process on the same machine. {document['model']}; {document['machine']}; {document['at']}.\n"
-        f"Prompts are of {PROMPT} tokens where nothing else is said.\n"
+        "What must hold of it, found by `python -m trials.gpu` (in tests/): the load comes through the SDK from a\n"
+        "process on the same machine. Models have a real one's shape and random weights; prompts are of "
+        f"{PROMPT} tokens where\nnothing else is said.\n"
     )
-    return head + "".join(table(name, "", its) for name, its in document["parts"].items())
+    return head + "".join(part(title, its) for title, its in document.items())
+
+
+def part(title: str, its: dict[str, Any]) -> str:
+    """One trial, as Markdown."""
+    return table(title, f"{its['at']}, {its['model']}; {its['machine']}; {its['seconds']} s.", its["findings"])
 
 
 if __name__ == "__main__":
