@@ -659,8 +659,9 @@ def page(document: dict[str, Any]) -> str:
 
 
 def part(title: str, its: dict[str, Any]) -> str:
-    """One trial, as Markdown."""
-    return table(title, f"{its['at']}, {its['model']}; {its['machine']}; {its['seconds']} s.", its["findings"])
+    """One trial, as Markdown; what a person noted of it in the JSON stands below."""
+    caption = f"{its['at']}, {its['model']}; {its['machine']}; {its['seconds']} s."
+    return table(title, caption, its["findings"]) + (f"\n{its['note']}\n" if "note" in its else "")
 
 
 if __name__ == "__main__":
