@@ -1,0 +1,150 @@
+"""What a server's interpreter takes for a token and for its scores on their way to a client, beside the model.
+
+    python deploy/capacity/wire.py --json docs/capacity-wire.json
+
+A server hosts the demo model on this machine; streams of short and of long prompts are read by the SDK in this process.
+The thread that speaks gRPC is not the one that runs the model, and Linux counts processor time for each thread, so that
+what others do on the machine hardly counts. Told are microseconds of processor time an event, bytes of an event, and
+Prometheus series of a server that has met these calls. Linux only; about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from gradellm import AsyncClient, Client
+from gradellm.v1 import explainer_pb2 as pb
+
+STREAMS, ROUNDS, NEW_TOKENS = 8, 6, 48
+SHORT, LONG = "Once upon a time", "Once upon a time, Tim had a red ball. " * 34  # tokens: 6, and some 400
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+START_SECONDS = 120.0
+
+
+def main() -> int:
+    """Measure; the exit status."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    made.add_argument("--json", type=Path, help="where to write it, too")
+    options = made.parse_args()
+    address, metrics = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
+    command = [
+        sys.executable,
+        "-m",
+        "gradellm_server",
+        "--listen",
+        address,
+        "--metrics-listen",
+        metrics,
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(  # noqa: S603  (ourselves)
+        [*command, "--log-level", "error"], env={**os.environ, "GOMP_SPINCOUNT": "10000"}, stderr=subprocess.DEVNULL
+    )
+    try:
+        found = _measured(process, address, metrics)
+    finally:
+        process.kill()
+        process.wait()
+    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _measured(process: subprocess.Popen[bytes], address: str, metrics: str) -> dict[str, Any]:
+    _wait(process, address)
+    found: dict[str, Any] = {"streams": STREAMS, "sources": {}}
+    kinds = {"plain": (SHORT, None), "explained_short": (SHORT, "paper"), "explained_long": (LONG, "paper")}
+    for kind, (prompt, attribution) in kinds.items():
+        asyncio.run(_load(address, prompt, attribution, 1))  # warms up
+        before, own = _threads(process.pid), time.process_time()
+        events, sources = asyncio.run(_load(address, prompt, attribution, ROUNDS))
+        after, took = _threads(process.pid), time.process_time() - own
+        main = str(process.pid)  # the event loop's thread; gRPC's own are native and hold no interpreter
+        found[kind] = {
+            "events": events,
+            "server_us_an_event": round(1e6 * (after[main] - before[main]) / events, 1),
+            "client_us_an_event": round(1e6 * took / events, 1),
+        }
+        found["sources"][kind] = sources
+    few, many = found["explained_short"], found["explained_long"]
+    width = found["sources"]["explained_long"] - found["sources"]["explained_short"]
+    found["server_us_a_token"] = found["plain"]["server_us_an_event"]
+    found["server_us_a_vector"] = round(2 * few["server_us_an_event"] - found["plain"]["server_us_an_event"], 1)
+    found["server_us_a_thousand_scores"] = round(
+        1000 * 2 * (many["server_us_an_event"] - few["server_us_an_event"]) / width, 1
+    )
+    found["client_us_a_token_and_vector"] = round(2 * many["client_us_an_event"], 1)
+    found["bytes_of_a_token"] = pb.GenerateResponse(
+        token=pb.Token(index=100, id=50_000, text=" word", start=400, end=405, logprob=-0.5, source_index=900)
+    ).ByteSize()
+    found["bytes_of_a_vector_beside_scores"] = (
+        pb.GenerateResponse(attribution=pb.Attribution(token_index=100, scores=[1.0] * 1000)).ByteSize() - 4000
+    )
+    with urllib.request.urlopen(f"http://{metrics}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    found["prometheus_series"] = sum(1 for line in lines if line and not line.startswith("#"))
+    return found
+
+
+async def _load(address: str, prompt: str, attribution: str | None, rounds: int) -> tuple[int, int]:
+    """So many streams at a time, again and again: events that came, and scores of a row."""
+    async with AsyncClient(address) as client:
+
+        async def one() -> tuple[int, int]:
+            events = sources = 0
+            for _ in range(rounds):
+                async for event in client.generate(
+                    prompt, max_new_tokens=NEW_TOKENS, attribution=attribution, temperature=1.0, seed=1
+                ):
+                    events += 1
+                    if event.attribution is not None:
+                        sources = len(event.attribution.scores)
+            return events, sources
+
+        streams = await asyncio.gather(*(one() for _ in range(STREAMS)))
+    return sum(events for events, _ in streams), max(sources for _, sources in streams)
+
+
+def _threads(pid: int) -> dict[str, float]:
+    """Seconds of processor time of each thread of a process."""
+    seconds = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        seconds[task.name] = (int(fields[11]) + int(fields[12])) * TICK_SECONDS
+    return seconds
+
+
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+    limit = time.monotonic() + START_SECONDS
+    with Client(address, retry=None) as client:
+        while True:
+            try:
+                client.server_info(timeout=1)
+            except Exception:
+                if process.poll() is not None or time.monotonic() > limit:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

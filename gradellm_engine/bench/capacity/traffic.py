@@ -1,0 +1,113 @@
+"""Requests that come in: when, how long, and how explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+EVALUATED_TEXTS = 116  # changed texts of one explanation's evaluation with its defaults
+
+
+class Mode(StrEnum):
+    """What a request wants."""
+
+    PLAIN = "plain"
+    PER_TOKEN = "per_token"  # noqa: S105 (a delivery, not a password)
+    CHUNKED = "chunked"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request.
+
+    Attributes:
+        arrival: seconds from the beginning.
+        prompt_tokens: tokens that are read.
+        answer_tokens: tokens that are generated; of an evaluation, tokens of the given completion.
+        places: places for keys and values that are held for it: prompt and the longest answer that it may have.
+        mode: what it wants.
+    """
+
+    arrival: float
+    prompt_tokens: int
+    answer_tokens: int
+    places: int
+    mode: Mode
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What comes, in the mean.
+
+    Lengths are log-normal about their means, as lengths of real prompts and answers are: many short ones and a few
+    long ones.
+
+    Attributes:
+        rate: requests a second, at random moments (Poisson).
+        prompt_tokens: mean.
+        answer_tokens: mean.
+        spread: standard deviation of a length's logarithm; 0 for all alike.
+        max_new_tokens: longest answer that a request may have: as many places are held, used or not.
+        context_tokens: of the model; longer requests are cut.
+        explained: share of requests whose tokens are explained.
+        chunked: share of the explained that are explained in chunks rather than token by token.
+        evaluations: share of requests that are evaluations.
+    """
+
+    rate: float
+    prompt_tokens: int = 800
+    answer_tokens: int = 300
+    spread: float = 0.6
+    max_new_tokens: int = 1024
+    context_tokens: int = 8192
+    explained: float = 0.3
+    chunked: float = 0.5
+    evaluations: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"the rate must be above 0 requests a second, was {self.rate}")
+        for name in ("prompt_tokens", "answer_tokens", "max_new_tokens"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, was {getattr(self, name)}")
+        for name in ("explained", "chunked", "evaluations"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, was {getattr(self, name)}")
+        if self.spread < 0:
+            raise ValueError(f"the spread must not be negative, was {self.spread}")
+        if self.prompt_tokens + self.answer_tokens > self.context_tokens:
+            raise ValueError(
+                f"prompts of {self.prompt_tokens} and answers of {self.answer_tokens} tokens do not fit a context of "
+                f"{self.context_tokens}"
+            )
+
+    def requests(self, count: int, seed: int) -> list[Request]:
+        """So many requests, the same for equal seeds."""
+        return list(self._requests(count, np.random.default_rng(seed)))
+
+    def _requests(self, count: int, rng: np.random.Generator) -> Iterator[Request]:
+        arrivals = np.cumsum(rng.exponential(1 / self.rate, count))
+        answers = np.minimum(self._lengths(self.answer_tokens, count, rng), self.max_new_tokens)
+        prompts = np.minimum(self._lengths(self.prompt_tokens, count, rng), self.context_tokens - answers)
+        is_evaluation, is_explained, is_chunked = (
+            rng.random(count) < share for share in (self.evaluations, self.explained, self.chunked)
+        )
+        for index in range(count):
+            prompt, answer = int(prompts[index]), int(answers[index])
+            mode = Mode.PLAIN
+            if is_evaluation[index]:
+                mode = Mode.EVALUATE
+            elif is_explained[index]:
+                mode = Mode.CHUNKED if is_chunked[index] else Mode.PER_TOKEN
+            longest = answer if mode is Mode.EVALUATE else max(answer, self.max_new_tokens)
+            yield Request(float(arrivals[index]), prompt, answer, min(self.context_tokens, prompt + longest), mode)
+
+    def _lengths(self, mean: int, count: int, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Whole numbers from 2 on, log-normal with this mean. [count]"""
+        drawn = mean * np.exp(self.spread * rng.standard_normal(count) - self.spread**2 / 2)
+        whole: np.ndarray[tuple[int], np.dtype[np.int64]] = np.maximum(2, np.rint(drawn)).astype(np.int64)
+        return whole
