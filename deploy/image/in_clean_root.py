@@ -8,10 +8,10 @@ they stand in the Dockerfile, in a copy of its base's root. Both images are star
 /tmp and /cache, in namespaces of their own (processes, mounts, messages, network). From outside, over that network's
 loopback, an explanation is streamed, directly and through the gateway. What it took is printed as JSON.
 
-Needs root, Linux, debootstrap, and some 8 GB of disk. Where packages come from is this machine's own affair: variables
-PIP_* and those of proxies are passed on to RUN, and --bind PATH[:PATH] shows a file or folder of this machine (a
-pip.conf, a folder with wheels, certificates) inside, read-only, there or under its own name, and leaves nothing of it.
-Debian's mirror is the one that apt uses here.
+Needs root, Linux, debootstrap, and some 8 GB of disk. Where packages come from is this machine's own affair. Variables
+PIP_* and those of proxies are passed on to RUN; --bind PATH[:PATH] shows a file or folder of this machine inside,
+read-only, there or under its own name, and leaves nothing of it; --pip-like-here does that with all that pip's
+configuration names here: its files, folders with packages, and certificates. Debian's mirror is the one that apt uses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -39,6 +40,7 @@ DOCKERFILE = PROJECT / "deploy" / "Dockerfile"
 SUITE = "bookworm"
 BASE = "base"
 WRITABLE = ("/tmp", "/cache")  # noqa: S108  (of the image)
+MACHINES_CERTIFICATES = Path("/opt/certificates-of-this-machine.pem")
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 NO_CACHE = 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\n'
 READY_SECONDS = 180.0
@@ -56,7 +58,9 @@ def main() -> int:
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        builder = Builder(folder, dict(df.argument(text) for text in options.build_arg), options.bind)
+        binds, variables = pip_like_here() if options.pip_like_here else ([], {})
+        arguments = dict(df.argument(text) for text in options.build_arg)
+        builder = Builder(folder, arguments, [*options.bind, *binds], variables)
         measured: dict[str, Any] = {"images": {}}
         for name in ("server", "client"):
             began = time.monotonic()
@@ -84,9 +88,16 @@ class CleanRootError(Exception):
 class Builder:
     """Carries out stages, each once, in roots under a folder."""
 
-    def __init__(self, folder: Path, arguments: Mapping[str, str], binds: Sequence[tuple[Path, Path]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Mapping[str, str],
+        binds: Sequence[tuple[Path, Path]],
+        variables: Mapping[str, str],
+    ) -> None:
+        """`arguments` are ARGs; `binds` and `variables` are for RUN alone, and leave nothing."""
         self.file = df.read(DOCKERFILE)
-        self._folder, self._binds = folder, binds
+        self._folder, self._binds, self._passed_on = folder, binds, variables
         known = {df.argument(text)[0] for stage in self.file.stages.values() for text in stage.all("ARG")}
         if unknown := set(arguments) - known - set(self.file.arguments):
             raise df.DockerfileError(f"--build-arg {', '.join(sorted(unknown))}: the Dockerfile has no such ARG")
@@ -177,7 +188,7 @@ class Builder:
     def _in_root(self, root: Path, command: Sequence[str], variables: Mapping[str, str], folder: str) -> None:
         own = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name in PASSED_ON}
         environment = {"ROOT": str(root), "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-        environment |= {**own, **variables}
+        environment |= {**own, **self._passed_on, **variables}
         with _places(root, self._binds) as mounts:
             mounts = ["mount -t proc proc $ROOT/proc", "mount --rbind /dev $ROOT/dev", *mounts]
             script = "\n".join(["set -e", *mounts, 'exec chroot "$ROOT" "$@"'])
@@ -206,6 +217,27 @@ def _places(root: Path, binds: Sequence[tuple[Path, Path]]) -> Iterator[list[str
                     place.rmdir()
             else:
                 place.unlink()
+
+
+def pip_like_here() -> tuple[list[tuple[Path, Path]], dict[str, str]]:
+    """What pip's configuration on this machine names: what is shown inside, and variables."""
+    pip = [sys.executable, "-m", "pip", "config"]
+    files = re.findall(r"^\s*(/\S+), exists: True$", _output([*pip, "debug"]), re.MULTILINE)
+    values = dict(line.partition("=")[::2] for line in _output([*pip, "list"]).splitlines() if "=" in line)
+    named = []
+    for name, value in values.items():
+        for word in re.split(r"\\n|\s+", value.strip("'")):
+            path = word.removeprefix("file://")
+            # An index's pages lead to files beside it.
+            named.append(os.path.dirname(path.rstrip("/")) if name.endswith("index-url") else path)
+    paths = {Path(name) for name in [*files, *named] if name.startswith("/") and Path(name).exists()}
+    certificates = {Path(value.strip("'")) for name, value in values.items() if name.endswith(".cert")}
+    binds = [(path, path) for path in sorted(paths - certificates)]
+    variables = {}
+    for path in sorted(certificates & paths)[:1]:  # under another name: packages of Debian own the usual one
+        binds.append((path, MACHINES_CERTIFICATES))
+        variables["PIP_CERT"] = str(MACHINES_CERTIFICATES)
+    return binds, variables
 
 
 def _bind(text: str) -> tuple[Path, Path]:
@@ -523,6 +555,9 @@ def _parser() -> argparse.ArgumentParser:
         "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build takes it"
     )
     parser.add_argument("--bind", action="append", default=[], type=_bind, metavar="PATH[:PATH]", help="show it to RUN")
+    parser.add_argument(
+        "--pip-like-here", action="store_true", help="RUN's pip finds packages where this machine's does"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the roots where they are")
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from pathlib import Path
@@ -291,9 +292,9 @@ def test_the_readme_has_every_overlay_and_component() -> None:
         assert f"`{name}`" in readme, name
 
 
-def test_schemas_are_closed(tmp_path: Path) -> None:
+def test_schemas_are_closed() -> None:
     """An object that names its properties takes no others, unless the definition says so."""
     for path in SCHEMAS.glob("*_*.json"):
-        schema: Any = __import__("json").loads(path.read_text())
+        schema: Any = json.loads(path.read_text())
         assert schema["additionalProperties"] is False
         assert schema["properties"]["metadata"]["additionalProperties"] is False
