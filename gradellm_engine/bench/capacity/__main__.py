@@ -34,8 +34,8 @@ EXAMPLES = """\
 examples:
   python -m gradellm_engine.bench.capacity plan --passes docs/capacity-h100.json --load 50 --prompt-tokens 800 \\
       --answer-tokens 300 --explained 0.3 --gpu-hour 3 --wire docs/capacity-wire.json
-  gradellm bench --shape llama-3-8b --json mine.json && python -m gradellm_engine.bench.capacity plan --bench mine.json \\
-      --load 50
+  gradellm bench --shape llama-3-8b --json mine.json
+  python -m gradellm_engine.bench.capacity plan --bench mine.json --load 50
   python -m gradellm_engine.bench.capacity measure --model ./my-model --json passes.json      (minutes; on your GPU)
   python -m gradellm_engine.bench.capacity trial --model ./my-model --passes passes.json --rates 2 4 --json trial.json
 """
@@ -70,9 +70,8 @@ def _plan(options: argparse.Namespace) -> int:
         spare=options.spare, gpus=options.gpus, gpu_hour=options.gpu_hour, load_of=load_of,
     )  # fmt: skip
     print(", ".join(filter(None, measured.machine.values())))
-    print(
-        f"\n{plan_table([found])}\n\nAt a little more than {found.each:.2f} requests a second, a server's: {found.breaks}."
-    )
+    print(f"\n{plan_table([found])}")
+    print(f"\nAt a little more than {found.each:.2f} requests a second, a server's: {found.breaks}.")
     if options.max_running > max(costs.models["step"].sizes):
         most = max(costs.models["step"].sizes)
         print(f"Passes were measured up to {most} streams; beyond that they are extrapolated.")

@@ -4,9 +4,10 @@ A pass of one kind takes
 
     base(size) + slope * work
 
-where size is its rows (streams of a step, tokens of a replay or of a piece of a prompt), base runs straight between the
-sizes that were measured, and work is what attention reads: the tokens before each row, all rows together. Weighted so
-that relative errors count, and slope is never below 0. Beyond the largest size that was measured base goes on as before.
+where size is its rows (streams of a step, tokens of a replay or of a piece of a prompt), base runs straight between
+the sizes that were measured, and work is what attention reads: the tokens before each row, all rows together. Weighted
+so that relative errors count, and slope is never below 0. Beyond the largest size that was measured base goes on as
+before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/capacity.md's tables, docs/capacity.json behind them, and the plot: from measurements that are in docs/ already."""
+"""docs/capacity.md's tables, docs/capacity.json behind them, and the plot: from measurements that are in docs/."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1 % evaluations": ({"evaluations": 0.01}, {}),
     "--max-running 16, the default": ({}, {"max_running": 16}),
     "pieces of 16 tokens beside steps": ({}, {"min_piece_tokens": 16}),
+    "512 recordings kept, not 64": ({}, {"most_recordings": 512}),
 }
 
 
@@ -60,8 +61,7 @@ def write(folder: Path) -> None:
                 told = limits(its, TRAFFIC, costs, SERVERS[name], wire, clients=CLIENTS[load], nic_gbit=25.0)
                 page = put(page, f"limits {load:g}", limit_table(told))
     page = put(page, "questions", _questions(machines["H100"], wire))
-    trials = trials_of(folder, machines["H100"])
-    page = put(page, "trials", trial_table(trials))
+    page = put(page, "trials", trial_table(trials_of(folder)))
     (folder / "capacity.md").write_text(page)
     (folder / "capacity.json").write_text(json.dumps(found, indent=1) + "\n")
     _plot(machines, folder / "capacity.png")
@@ -75,12 +75,14 @@ def machines_of(folder: Path) -> dict[str, Costs]:
     }
 
 
-def trials_of(folder: Path, costs: Costs) -> list[dict[str, Any]]:
+def trials_of(folder: Path) -> list[dict[str, Any]]:
     """Real runs, and what the simulation says of them now."""
     told = json.loads((folder / "capacity-trial.json").read_text())
-    return [
-        {**its, "simulated": asdict(simulated(Replica(costs, Trial.of(its).settings), Trial.of(its)))} for its in told
-    ]
+    found = []
+    for its in told:
+        costs, run = Costs.fit(Measured.read(folder / its["passes"])), Trial.of(its)
+        found.append({**its, "simulated": asdict(simulated(Replica(costs, run.settings), run))})
+    return found
 
 
 def put(page: str, name: str, text: str) -> str:
@@ -120,7 +122,7 @@ def _plot(machines: dict[str, Costs], path: Path) -> None:
         for explained in (0.0, 0.3, 1.0):
             points = []
             for rate in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0):
-                run = simulate(costs, SERVERS[name], replace(TRAFFIC, rate=rate, explained=explained), requests=300)
+                run = simulate(costs, SERVERS[name], replace(TRAFFIC, rate=rate, explained=explained), requests=200)
                 points.append((rate, run.first_token[1], 1e3 * run.gap[1]))
                 if run.first_token[1] > 4 * Promise().first_token:
                     break

@@ -74,7 +74,11 @@ class Wire:
 
     def interpreter(self, tokens: float, vectors: float, sources: float) -> float:
         """Share of a server's event loop that so many tokens and rows a second take."""
-        return tokens * self.token_seconds + vectors * (self.vector_seconds + sources * self.score_seconds)
+        return tokens * self.token_seconds + vectors * self.row_seconds(sources)
+
+    def row_seconds(self, sources: float) -> float:
+        """Of the event loop for a row of so many scores."""
+        return self.vector_seconds + sources * self.score_seconds
 
     def bytes_a_second(self, tokens: float, vectors: float, sources: float) -> float:
         """On the network, HTTP/2's and TCP's own left out (some 5 %)."""
@@ -120,8 +124,8 @@ def limits(
     found = [
         Limit(
             "time of the GPUs",
-            run.busy,
-            f"passes take {run.busy:.0%} of a server's time; at {plan.each:.2f} requests a second: {plan.breaks}",
+            plan.load / replicas / plan.each,
+            f"{plan.load / replicas:.2f} requests a second each, of {plan.each:.2f}; beyond that: {plan.breaks}",
             "more servers",
         ),
         Limit(
@@ -135,7 +139,7 @@ def limits(
             "a server's interpreter (gRPC's event loop)",
             per_server / EVENTS_SHARE,
             f"{run.tokens_per_second:,.0f} tokens x {1e6 * wire.token_seconds:.0f} us + "
-            f"{run.vectors_per_second:,.0f} rows x {1e6 * (wire.vector_seconds + sources * wire.score_seconds):.0f} us = "
+            f"{run.vectors_per_second:,.0f} rows x {1e6 * wire.row_seconds(sources):.0f} us = "
             f"{per_server:.0%} of a core, of {EVENTS_SHARE:.0%}",
             "top_k_sources, resolution word or segment, several servers a GPU host",
         ),

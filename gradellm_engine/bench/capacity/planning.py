@@ -14,7 +14,8 @@ from gradellm_engine.bench.capacity.traffic import Traffic
 Load = Callable[[Summary], float]
 WARM_UP = 0.25  # share of requests that come before anything is counted: an empty server is fast
 REQUESTS = 400
-CLOSE = 0.04  # how near the search comes to the highest rate, relative
+CLOSE = 0.03  # how near the search comes to the highest rate, relative
+HEADROOM = 0.9  # share of that rate that servers are planned for: near it, chance decides
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def plan(
         load_of: see `highest_rate`.
     """
     each, breaks = known or highest_rate(costs, settings, traffic, promise, load_of=load_of)
-    replicas = math.ceil(traffic.rate / each) + spare
+    replicas = math.ceil(traffic.rate / (HEADROOM * each)) + spare
     run = simulate(costs, settings, replace(traffic, rate=traffic.rate / replicas))
     price = None if gpu_hour is None else 730 * gpu_hour * replicas * gpus
     return Plan(traffic.rate, each, breaks, replicas, replicas * gpus, run, price)

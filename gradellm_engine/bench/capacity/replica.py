@@ -39,13 +39,15 @@ class ReplicaSettings:
         max_queued: requests that may wait.
         max_queued_tokens: tokens of all that wait for memory.
         min_piece_tokens: least piece of a prompt that is read beside steps of others; None for the scheduler's own.
+        most_recordings: steps that are kept recorded, where they are.
     """
 
     max_running: int = 16
     kv_tokens: int = 262_144
     max_queued: int = 64
     max_queued_tokens: int = 262_144
-    min_piece_tokens: int = MIN_PIECE_TOKENS["cuda"]
+    min_piece_tokens: int | None = None
+    most_recordings: int = MOST_RECORDINGS
 
 
 class _Stream:
@@ -270,7 +272,7 @@ class Replica:
             return
         self._shapes[shape] = None
         self.recordings += 1
-        if len(self._shapes) > MOST_RECORDINGS:
+        if len(self._shapes) > self._settings.most_recordings:
             self._shapes.popitem(last=False)
         self._pass(seconds)
 

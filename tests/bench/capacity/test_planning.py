@@ -1,0 +1,113 @@
+"""Plans keep what they promise, limits are plain arithmetic, and docs/capacity.md is what the program writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from bench.capacity.test_replica import COSTS
+from gradellm_engine.bench.capacity import document
+from gradellm_engine.bench.capacity.__main__ import main
+from gradellm_engine.bench.capacity.limits import MOST_RECORDS, Wire, limits
+from gradellm_engine.bench.capacity.planning import HEADROOM, Plan, Promise, highest_rate, plan, simulate
+from gradellm_engine.bench.capacity.replica import ReplicaSettings
+from gradellm_engine.bench.capacity.report import trial_table
+from gradellm_engine.bench.capacity.served import Summary
+from gradellm_engine.bench.capacity.traffic import Traffic
+
+DOCS = Path(__file__).parents[3] / "docs"
+SERVER = ReplicaSettings(max_running=8, kv_tokens=8000)
+TRAFFIC = Traffic(1.0, prompt_tokens=50, answer_tokens=20, max_new_tokens=60, context_tokens=512)
+WIRE = Wire(100e-6, 100e-6, 0.2e-6, 500e-6, 33, 8, 500)
+
+
+def test_the_highest_rate_keeps_the_promise_and_little_more_does_not() -> None:
+    promise = Promise(first_token=0.5, gap=1.0)
+    rate, breaks = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=200)
+    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=rate), requests=200)) is None
+    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=1.3 * rate), requests=200)) is not None
+    assert breaks
+    assert rate < highest_rate(COSTS, SERVER, TRAFFIC, Promise(first_token=2.0, gap=1.0), requests=200)[0]
+
+
+def test_what_cannot_be_kept_is_said() -> None:
+    with pytest.raises(ValueError, match="not even one request at a time"):
+        highest_rate(COSTS, SERVER, TRAFFIC, Promise(gap=0.001), requests=50)
+
+
+def test_the_interpreter_bounds_a_server_too() -> None:
+    promise = Promise(first_token=0.5, gap=1.0)
+    free, _ = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=100)
+    bound, breaks = highest_rate(
+        COSTS, SERVER, TRAFFIC, promise, requests=100, load_of=lambda run: run.tokens_per_second / 40
+    )
+    assert bound < free
+    assert "interpreter" in breaks
+
+
+def test_servers_are_counted_with_headroom_and_spares() -> None:
+    found = plan(COSTS, SERVER, replace(TRAFFIC, rate=30.0), Promise(), spare=2, gpus=4, gpu_hour=3, known=(5.0, "x"))
+    assert found.replicas == 7 + 2  # 30 / (HEADROOM * 5)
+    assert (found.gpus, found.a_month) == (36, pytest.approx(730 * 3 * 36))
+    assert HEADROOM == 0.9
+
+
+def test_limits_are_arithmetic() -> None:
+    run = Summary(100, 0.0, (0.1, 0.2, 0.3), (0.01, 0.02, 0.03), (0.0, 0.0, 0.0), 1000.0, 500.0, 0.5, 10.0)
+    fleet = Plan(50.0, 10.0, "first token after 3 s", 10, 10, run, None)
+    told = limits(fleet, TRAFFIC, COSTS, SERVER, WIRE, clients=4, nic_gbit=1.0)
+    used = {its.what: its.used for its in told}
+    assert used["time of the GPUs"] == pytest.approx(0.5)
+    assert used["memory for keys and values"] == pytest.approx(10 * 110 / 8000)
+    event_loop = 1000 * 100e-6 + 500 * (100e-6 + 50 * 0.2e-6)
+    assert used["a server's interpreter (gRPC's event loop)"] == pytest.approx(event_loop / 0.7)
+    assert used["a server's network"] == pytest.approx(8 * (1000 * 33 + 500 * (8 + 200)) / 1e9)
+    assert used["one answer of DNS, by UDP"] == pytest.approx((72 + 160) / 1232)
+    assert used["one Prometheus"] == pytest.approx(10 * 500 / 5e6)
+    assert [its.used for its in told] == sorted((its.used for its in told), reverse=True)
+    assert MOST_RECORDS == 4091
+    many = {
+        its.what: its.used for its in limits(replace(fleet, replicas=4092), TRAFFIC, COSTS, SERVER, WIRE, clients=4)
+    }
+    assert many["one answer of DNS, at all"] > 1
+
+
+def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    passes, wire = str(DOCS / "capacity-h100.json"), str(DOCS / "capacity-wire.json")
+    asked = ["plan", "--passes", passes, "--load", "2", "--prompt-tokens", "64", "--answer-tokens", "8"]
+    assert main([*asked, "--max-new-tokens", "8", "--wire", wire, "--gpu-hour", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "NVIDIA H100" in told
+    assert "| 2 |" in told
+    assert "one answer of DNS" in told
+
+
+def test_wrong_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    assert main(["plan", "--passes", str(tmp_path / "a.json"), "--load", "2"]) == 2
+    assert "a.json is not what" in capsys.readouterr().err
+
+
+def test_the_page_is_what_the_program_writes() -> None:
+    """Its quick parts anew: trials, and one plan; the rest is compared with what was written beside."""
+    page = (DOCS / "capacity.md").read_text()
+    written = json.loads((DOCS / "capacity.json").read_text())
+    assert document.put(page, "trials", trial_table(document.trials_of(DOCS))) == page
+    assert written["traffic"] == asdict(document.TRAFFIC)
+    costs = document.machines_of(DOCS)["H100"]
+    before = written["plans"]["H100"][0]
+    now = plan(
+        costs,
+        document.SERVERS["H100"],
+        replace(document.TRAFFIC, rate=document.LOADS[0]),
+        Promise(),
+        gpu_hour=document.PRICE,
+        known=(before["each"], before["breaks"]),
+    )
+    assert json.loads(json.dumps(asdict(now))) == before
+    for marks in re.findall(r"<!-- begin: (.+?) -->", page):
+        assert page.count(f"<!-- begin: {marks} -->") == page.count(f"<!-- end: {marks} -->") == 1
