@@ -55,7 +55,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "qwen3_moe": Family(gates=_EXPERTS),
     "smollm3": Family(rotary=False),  # some of its layers have no rotary embedding at all
-    "stablelm": Family(),
+    "stablelm": Family(shares=False),
     "starcoder2": Family(gates=_UNGATED),
 }
 

@@ -34,6 +34,7 @@ from gradellm_engine import (
     Similarity,
 )
 from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.settings import Switches
 from streams import Told, finish, run
 
 START_SECONDS = 240
@@ -43,9 +44,14 @@ COMPLETION = " lived a"
 Rows = list[tuple[list[int], list[Tensor]]]
 
 
+def by_default(engine: Engine) -> list[Rows]:
+    """Grad-ELLM as it is by default."""
+    return _of_methods(engine, [GradEllm()])
+
+
 def within(engine: Engine) -> list[Rows]:
     """Methods within a pass, several streams at once, at once and in chunks, greedy and drawn."""
-    methods = [
+    methods: list[Switches] = [
         GradEllm(),
         GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
         GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
@@ -53,6 +59,10 @@ def within(engine: Engine) -> list[Rows]:
     ]
     if engine._model.family.rotary:
         methods.append(GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED))
+    return _of_methods(engine, methods)
+
+
+def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
     samplings = [Sampling(max_new_tokens=6, temperature=0.0), Sampling(max_new_tokens=6, temperature=0.9, seed=3)]
     made: list[Rows] = []
     for method in methods:
@@ -121,7 +131,7 @@ def wrong(engine: Engine) -> str:
 
 
 PROGRAMS: dict[str, Callable[[Engine], Any]] = {
-    program.__name__: program for program in (within, afterwards, evaluated, leaving, wrong)
+    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, wrong)
 }
 
 

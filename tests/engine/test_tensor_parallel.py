@@ -17,9 +17,13 @@ from gradellm_engine.lockstep import check_in_step
 from oracle import relative_error
 from ranks import PROGRAMS, loaded, on_ranks
 
-TOLERANCES = {"float32": 1e-5, "float64": 1e-9}
+EXACT = 1e-9  # in float64
+ROUNDED = 1e-5  # in float32
+STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
 SHARED = sorted(name for name, family in FAMILIES.items() if family.shares)
-SHORT = ("within", "leaving", "wrong")
+EXPERTS = frozenset(
+    name for name in SHARED if FAMILIES[name].gates is None
+)  # torch groups their products in float32 alone
 
 
 def differences(of_ranks: Any, alone: Any) -> list[float]:
@@ -35,27 +39,34 @@ def differences(of_ranks: Any, alone: Any) -> list[float]:
     return [0.0]
 
 
-def check(path: Path, dtype: str, programs: Sequence[str], tmp_path: Path) -> None:
+def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp_path: Path) -> None:
     engine = loaded(path, dtype)
     alone = [PROGRAMS[name](engine) for name in programs]
     for name, its, expected in zip(programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True):
-        assert max(differences(its, expected)) < TOLERANCES[dtype], name
+        assert max(differences(its, expected)) < tolerance, name
 
 
 def test_they_tell_what_one_rank_tells(model_path: Callable[[str], Path], tmp_path: Path) -> None:
-    check(model_path("llama"), "float64", list(PROGRAMS), tmp_path)
+    check(model_path("llama"), "float64", EXACT, list(PROGRAMS), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "llama"])
 def test_in_float32_too(model_path: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-    check(model_path(name), "float32", SHORT, tmp_path)
+    check(model_path(name), "float32", ROUNDED, ("by_default", "leaving"), tmp_path)
+    check(model_path(name), "float32", STRETCHED, ("within",), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in SHARED if name != "llama"])
+@pytest.mark.parametrize("family", sorted({*SHARED} - EXPERTS - {"llama"}))
 def test_every_family_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
-    check(model_path(family), "float64", ("within", "afterwards"), tmp_path)
+    check(model_path(family), "float64", EXACT, ("within", "afterwards"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(EXPERTS))
+def test_experts_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+    check(model_path(family), "float32", STRETCHED, ("within", "leaving"), tmp_path)
 
 
 ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
