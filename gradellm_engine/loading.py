@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from gradellm_engine.families import Family, family_of
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.ranks import Ranks
+from gradellm_engine.threads import available_cpus
 
 DTYPES = {
     "float64": torch.float64,
@@ -486,11 +488,16 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 def _sha256_of_files(files: list[Path]) -> str:
     """One hash over the files' own hashes and names: the same however they are split into reads."""
-    combined = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
-        with file.open("rb") as content:
-            combined.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return combined.hexdigest()
+    files = sorted(files, key=lambda file: file.name)
+    with ThreadPoolExecutor(max(1, min(len(files), available_cpus()))) as threads:  # hashing holds up no other thread
+        hashes = list(threads.map(_sha256_of_file, files))
+    lines = (f"{file.name} {its}\n" for file, its in zip(files, hashes, strict=True))
+    return _sha256_of_text("".join(lines))
+
+
+def _sha256_of_file(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sha256_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
