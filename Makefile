@@ -15,7 +15,7 @@ NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture reference trials train-demo build clean other-programs
+.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -72,8 +72,11 @@ picture: $(READY) ## the README's pictures, from a run of the demo and from the 
 reference: $(READY) ## docs/reference.md, from docstrings and the wire contract
 	$(BIN)/python docs/write_reference.py
 
-trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (half an hour, 20 minutes of it a soak)
+trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (40 minutes, 20 of them a soak)
 	PYTHONPATH=tests $(BIN)/python -m trials
+
+trials-gpu: $(READY) ## the same of a server on a GPU, into docs/gpu.md (ten minutes)
+	PYTHONPATH=tests $(BIN)/python -m trials.gpu
 
 train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
 	$(BIN)/python -m gradellm_engine.demo_model.train --out build/demo_model
