@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -165,6 +166,8 @@ def _run(args: argparse.Namespace) -> int:
         source: Actors | Evaluator
         try:
             if args.actors:
+                if args.address is None:
+                    _lock_out_others()
                 from gradellm_ray.job import Actors
 
                 source = stack.enter_context(
@@ -179,6 +182,15 @@ def _run(args: argparse.Namespace) -> int:
         with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, facts.info.model)) as kept:
             _evaluate(args, asked, source, kept)
     return data_set.made(args, [read_run(args.out)], asked.output)
+
+
+def _lock_out_others() -> None:
+    """Have Ray's processes of this run obey this process alone; to be said before Ray is imported.
+
+    They listen on all of the machine's addresses, and run what they are told.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _possible(asked: data_set.Asked, refusals: Mapping[str, str]) -> data_set.Asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -182,3 +183,27 @@ def test_no_model_and_no_cluster(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=200)
         assert (process.returncode, message in said) == (code, True), said
         assert "Traceback" not in said
+
+
+ENTER = "import sys, ray; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda: 'inside').remote()))"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_of_its_own_lets_nobody_else_in(tmp_path: Path) -> None:
+    process = started(*asked(write(tmp_path / "d.jsonl", 500), tmp_path / "out", "--actors", "1"))
+    try:
+        until_lines(process, tmp_path / "out", 2)
+        (head,) = [one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "gcs_server"]
+        ports = {one.laddr.port for one in head.net_connections() if one.status == psutil.CONN_LISTEN}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        for port in ports:
+            command = [sys.executable, "-c", ENTER, f"127.0.0.1:{port}"]
+            stranger = subprocess.run(command, capture_output=True, text=True, env=own, timeout=100, check=False)
+            assert stranger.returncode != 0
+            assert "inside" not in stranger.stdout
+            assert "InvalidAuthToken" in stranger.stderr
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
