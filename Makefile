@@ -12,10 +12,14 @@ PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
 # What tests with other programs need from npm: a client of another language, and a judge of accessibility.
 NODE_TOOLS := $(TOOLS)/node-1
 NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
+# A policy scanner with many dependencies of its own.
+CHECKOV_VERSION := 3.3.30
+CHECKOV := $(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/checkov
+IMAGE_OPTIONS ?=
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build clean other-programs
+.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build deploy-rules deploy-policies image-check clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -84,6 +88,15 @@ train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 
 build: $(READY) ## wheel and source distribution in dist/
 	$(BIN)/python -m build
 
+deploy-rules: $(READY) ## the alert rules as a PrometheusRule, for deploy/kubernetes
+	$(BIN)/python deploy/kubernetes/rules.py
+
+deploy-policies: $(READY) $(CHECKOV) ## a policy scan of what deploy/kubernetes renders, and of the Dockerfile (needs kubectl)
+	$(BIN)/python deploy/kubernetes/policies.py $(CHECKOV)
+
+image-check: $(READY) ## the images' build in a clean Debian root, started read-only (root, debootstrap; some minutes)
+	$(BIN)/python deploy/image/in_clean_root.py $(IMAGE_OPTIONS)
+
 clean: ## removes what was built, but not the environment
 	rm -rf build dist $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -98,3 +111,7 @@ $(NODE_TOOLS):
 $(PROTOC):
 	@$(PYTHON) -m venv $(TOOLS)/protoc-$(GRPC_FLOOR)
 	@$(TOOLS)/protoc-$(GRPC_FLOOR)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==$(GRPC_FLOOR) setuptools
+
+$(CHECKOV):
+	@$(PYTHON) -m venv $(TOOLS)/checkov-$(CHECKOV_VERSION)
+	@$(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/pip install --quiet --disable-pip-version-check checkov==$(CHECKOV_VERSION)

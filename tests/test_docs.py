@@ -24,6 +24,9 @@ from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
 PROJECT = Path(__file__).parents[1]
+PAGES = sorted(
+    str(page.relative_to(PROJECT)) for where in (".", "docs", "deploy") for page in (PROJECT / where).glob("*.md")
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_python_blocks_run(
             raise AssertionError(f"block {number} of {page} does not run:\n{block}") from error
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = PROJECT / page
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
