@@ -38,7 +38,7 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1 % evaluations": ({"evaluations": 0.01}, {}),
     "--max-running 16, the default": ({}, {"max_running": 16}),
     "pieces of 16 tokens beside steps": ({}, {"min_piece_tokens": 16}),
-    "512 recordings kept, not 64": ({}, {"most_recordings": 512}),
+    "no step recorded anew": ({}, {"records": False}),
 }
 
 

@@ -39,7 +39,7 @@ class ReplicaSettings:
         max_queued: requests that may wait.
         max_queued_tokens: tokens of all that wait for memory.
         min_piece_tokens: least piece of a prompt that is read beside steps of others; None for the scheduler's own.
-        most_recordings: steps that are kept recorded, where they are.
+        records: whether a step of a shape that is not kept takes the time of its recording.
     """
 
     max_running: int = 16
@@ -47,7 +47,7 @@ class ReplicaSettings:
     max_queued: int = 64
     max_queued_tokens: int = 262_144
     min_piece_tokens: int | None = None
-    most_recordings: int = MOST_RECORDINGS
+    records: bool = True
 
 
 class _Stream:
@@ -262,7 +262,7 @@ class Replica:
         """Where steps are recorded, one of a shape that is not kept takes longer."""
         kind: Kind = "replay" if not is_new else "explained_step" if is_explained else "step"
         seconds = self._costs.recording_seconds.get(kind, 0.0)
-        if not seconds:
+        if not seconds or not self._settings.records:
             return
         width = max(its.held for its in streams) + 1
         # Streams are explained by the same switches or not at all, which a flag stands for here.
@@ -272,7 +272,7 @@ class Replica:
             return
         self._shapes[shape] = None
         self.recordings += 1
-        if len(self._shapes) > self._settings.most_recordings:
+        if len(self._shapes) > MOST_RECORDINGS:
             self._shapes.popitem(last=False)
         self._pass(seconds)
 

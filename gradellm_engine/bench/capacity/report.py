@@ -82,7 +82,7 @@ def plot(curves: Mapping[str, Sequence[tuple[float, float, float]]], promise: fl
     for its in axes:
         its.set(xlabel="requests a second of one server")
         its.grid(alpha=0.3)
-        its.legend(fontsize="small")
+        its.legend(fontsize="x-small", loc="lower right")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
