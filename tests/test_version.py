@@ -22,8 +22,9 @@ from server.conftest import RunningServer
 
 PROJECT = Path(__file__).parents[1]
 SOURCES = ("client", "server", "gradellm_engine", "deploy", "proto", "docs", "pyproject.toml", "Makefile", "README.md")
-# In deploy/, versions stand where a tool reads them: tests/deploy and the test of images below compare them.
+# In deploy/, versions stand where a tool reads them: tests/deploy and the tests of images below compare them.
 COMPARED = (
+    "deploy/README.md",
     "client/gradellm/_version.py",
     "deploy/Dockerfile",
     "deploy/compose.yaml",
@@ -72,6 +73,14 @@ def test_no_other_file_names_it() -> None:
         name for name in listed.stdout.splitlines() if not name.startswith(COMPARED) and not records.search(name)
     ]
     assert strangers == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md", "docs/upgrading.md"])
+def test_pages_name_images_of_it(page: str) -> None:
+    path = PROJECT / page
+    tags = re.findall(r"\bgradellm(?:-client)?:(\d+\.\d+\.\d+)", path.read_text() if path.exists() else "")
+    numbers = re.findall(r"\b(?:VERSION|newTag|tag)[=:] ?(\d+\.\d+\.\d+)", path.read_text() if path.exists() else "")
+    assert {*tags, *numbers} <= {gradellm.__version__}
 
 
 def test_images_are_labelled_with_it() -> None:

@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradellm import AsyncClient, Client
 from gradellm.v1 import explainer_pb2 as pb
@@ -65,7 +65,11 @@ def main() -> int:
 def _measured(process: subprocess.Popen[bytes], address: str, metrics: str) -> dict[str, Any]:
     _wait(process, address)
     found: dict[str, Any] = {"streams": STREAMS, "sources": {}}
-    kinds = {"plain": (SHORT, None), "explained_short": (SHORT, "paper"), "explained_long": (LONG, "paper")}
+    kinds: dict[str, tuple[str, Literal["paper"] | None]] = {
+        "plain": (SHORT, None),
+        "explained_short": (SHORT, "paper"),
+        "explained_long": (LONG, "paper"),
+    }
     for kind, (prompt, attribution) in kinds.items():
         asyncio.run(_load(address, prompt, attribution, 1))  # warms up
         before, own = _threads(process.pid), time.process_time()
@@ -98,7 +102,7 @@ def _measured(process: subprocess.Popen[bytes], address: str, metrics: str) -> d
     return found
 
 
-async def _load(address: str, prompt: str, attribution: str | None, rounds: int) -> tuple[int, int]:
+async def _load(address: str, prompt: str, attribution: Literal["paper"] | None, rounds: int) -> tuple[int, int]:
     """So many streams at a time, again and again: events that came, and scores of a row."""
     async with AsyncClient(address) as client:
 
