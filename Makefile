@@ -30,7 +30,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,ray,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it
@@ -45,7 +45,7 @@ test-all: $(READY) ## all tests
 check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway tests
+	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway server/gradellm_ray tests
 	$(BIN)/lint-imports
 	cd proto && ../$(BUF) lint
 	@release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
