@@ -23,6 +23,7 @@ PACKAGES = {
     "gradellm_engine": "gradellm_engine",
     "gradellm_server": "server/gradellm_server",
     "gradellm_gateway": "server/gradellm_gateway",
+    "gradellm_ray": "server/gradellm_ray",
 }
 # What a wheel is useless without: it must be in the tree, and the tree is what is compared.
 NEEDED = (
@@ -36,6 +37,7 @@ NEEDED = (
     "gradellm_engine/demo_model/checkpoint/tokenizer.json",
     "gradellm_gateway/page/chat.js",
     "gradellm_gateway/page/index.html",
+    "gradellm_ray/__main__.py",
     "gradellm_server/__main__.py",
     "gradellm_server/py.typed",
 )
