@@ -16,10 +16,11 @@ NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 CHECKOV_VERSION := 3.3.30
 CHECKOV := $(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/checkov
 IMAGE_OPTIONS ?=
+RELEASE := $(TOOLS)/release-1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build deploy-rules deploy-policies image-check clean other-programs
+.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -88,6 +89,16 @@ train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 
 build: $(READY) ## wheel and source distribution in dist/
 	$(BIN)/python -m build
 
+release-check: $(RELEASE)/.ready ## wheel and sdist built twice, compared, and installed where nothing else is
+	$(RELEASE)/bin/python deploy/release/check.py
+
+sbom: $(RELEASE)/.ready ## what each image installs, as CycloneDX in dist/, with licences
+	$(RELEASE)/bin/python deploy/release/sbom.py server
+	$(RELEASE)/bin/python deploy/release/sbom.py client
+
+capacity: $(READY) ## docs/capacity.md's tables, from measurements in docs/
+	$(BIN)/python -m gradellm_engine.bench.capacity document
+
 deploy-rules: $(READY) ## the alert rules as a PrometheusRule, for deploy/kubernetes
 	$(BIN)/python deploy/kubernetes/rules.py
 
@@ -115,3 +126,6 @@ $(PROTOC):
 $(CHECKOV):
 	@$(PYTHON) -m venv $(TOOLS)/checkov-$(CHECKOV_VERSION)
 	@$(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/pip install --quiet --disable-pip-version-check checkov==$(CHECKOV_VERSION)
+
+$(RELEASE)/.ready: deploy/release/requirements.txt
+	@$(PYTHON) -m venv $(RELEASE) && $(RELEASE)/bin/pip install --quiet --disable-pip-version-check -r $< && touch $@
