@@ -34,6 +34,7 @@ from gradellm_engine.products import Products
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.settings import GradEllm
+from gradellm_engine.shared_linear import own_shares
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 from gradellm_engine.whole_pass import Attending, ContinuedPass
 
@@ -166,9 +167,10 @@ class Decoder:
         model.set_attn_implementation(ATTENTION_KERNEL)
         self.device = model.get_input_embeddings().weight.device
         self.ranks = self._sharing = ranks  # the latter share heads out, too
+        self._fanned_out = None if ranks is None else own_shares(model, ranks)
         if _compiles_on(self.device):
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
-        elif ranks is None:  # where torch's own layers are compiled, they are as fast; those of ranks are Transformers'
+        else:  # where torch's own layers are compiled, they are as fast
             freeze_linears(model)
             freeze_norms(model)
             freeze_rotary(model)
@@ -457,14 +459,15 @@ class Decoder:
         row = ids_and_positions.to(self.device)
         return self._call(model, run, input_ids=row[:1], position_ids=row[1:], **kwargs)
 
-    @staticmethod
-    def _call(model: nn.Module, run: Pass | _Meeting | Attending, **inputs: Any) -> Tensor:  # noqa: ANN401 (passed on)
+    def _call(self, model: nn.Module, run: Pass | _Meeting | Attending, **inputs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         """What the model gives first, with `run` for its attention layers."""
         token = _current_pass.set(run)
         try:
             first: Tensor = model(use_cache=False, return_dict=True, **inputs)[0]
         finally:
             _current_pass.reset(token)
+            if self._fanned_out is not None:
+                self._fanned_out.forget()
         return first
 
 

@@ -122,6 +122,13 @@ class Ranks:
 
     def sum(self, share: Tensor) -> Tensor:
         """The ranks' sum, on every rank the same bits."""
+        functorch = torch._C._functorch
+        if functorch.is_batchedtensor(share):  # of torch.func.vmap, which sums over ranks know nothing of
+            total = self.sum(functorch.get_unwrapped(share))
+            added: Tensor = functorch._add_batch_dim(
+                total, functorch.maybe_get_bdim(share), functorch.maybe_get_level(share)
+            )
+            return added
         total = share.contiguous()
         dist.all_reduce(total, group=self._sums)
         return total

@@ -16,6 +16,7 @@ from gradellm_engine.loading import _check_ranks, _check_shares
 from gradellm_engine.lockstep import check_in_step
 from oracle import relative_error
 from ranks import PROGRAMS, loaded, on_ranks
+from tiny_models import save_random_model
 
 EXACT = 1e-9  # in float64
 ROUNDED = 1e-5  # in float32
@@ -67,6 +68,12 @@ def test_every_family_that_can_be_shared(model_path: Callable[[str], Path], fami
 @pytest.mark.parametrize("family", sorted(EXPERTS))
 def test_experts_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
     check(model_path(family), "float32", STRETCHED, ("within", "leaving"), tmp_path)
+
+
+def test_shares_that_are_computed_together(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
+    path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)
+    check(path, "float32", ROUNDED, ("by_default",), tmp_path)
 
 
 ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
