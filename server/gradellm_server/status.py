@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from gradellm_engine import (
     BusyError,
     ComputationError,
+    GroupLostError,
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
@@ -66,6 +67,7 @@ TABLE: dict[type[Exception], Row] = {
     MemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
     ShuttingDownError: Row(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", _retry),
     EngineFailedError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
+    GroupLostError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
     SlowReaderError: Row(code_pb2.ABORTED, "SLOW_READER"),
     UnsupportedModelError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
     ModelLoadError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),

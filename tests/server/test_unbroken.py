@@ -102,12 +102,12 @@ def test_a_stream_is_whole_whatever_is_cut_off(server: RunningServer, name: str)
         with cutting(server.address, byte_counts(seed)) as proxy, Client(proxy.target, retry=RETRY) as client:
             events = list(call(client))
             num_cuts += proxy.num_cuts
-        if name == "evaluate":  # whose seed the server chose
-            assert [event.finished is not None for event in events][-1]
+        if name == "evaluate":  # whose seed the server chose: another run's completion may end elsewhere
+            assert events[-1].finished is not None
+            steps = [event.token.index for event in events if event.token is not None]
             items = [(event.item.step, event.item.name) for event in events if event.item is not None]
-            expected = [(event.item.step, event.item.name) for event in undisturbed if event.item is not None]
-            assert items == expected
-            assert [e.token.index for e in events if e.token is not None] == list(range(6))
+            assert steps == list(range(len(steps)))
+            assert items == [(step, method) for step in steps for method in ("grad_ellm", "random")]
             continue
         same(events, undisturbed)
     assert num_cuts >= 3
