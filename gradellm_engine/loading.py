@@ -231,6 +231,7 @@ def assemble(
     """
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
+    num_parameters = int(model.num_parameters())  # of all ranks together, as long as Transformers counts their shares
     decoder = _checked_decoder(model, ranks)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
@@ -247,7 +248,7 @@ def assemble(
         num_layers=decoder.num_layers,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
-        num_parameters=int(model.num_parameters()),
+        num_parameters=num_parameters,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_tokens=context_tokens or _model_context(model.config),
         has_chat_template=bool(tokenizer.chat_template),

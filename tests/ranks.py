@@ -121,6 +121,12 @@ def leaving(engine: Engine) -> list[Rows]:
     return [_rows(finish(scheduler, [streams[index] for index in left], [told[index] for index in left]))]
 
 
+def facts(engine: Engine) -> list[int]:
+    """What is told of the whole model."""
+    info = engine.info
+    return [info.num_parameters, info.num_heads, info.num_key_value_heads, info.vocab_size, info.context_tokens]
+
+
 def wrong(engine: Engine) -> str:
     """A request that fails for all ranks alike leaves them in step."""
     try:
@@ -131,7 +137,7 @@ def wrong(engine: Engine) -> str:
 
 
 PROGRAMS: dict[str, Callable[[Engine], Any]] = {
-    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, wrong)
+    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, facts, wrong)
 }
 
 
