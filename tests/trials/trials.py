@@ -25,7 +25,7 @@ from gradellm_engine import Engine
 from gradellm_server.faults import VARIABLE
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from trials.comparing import compared, unchanged
+from trials.comparing import TIE, compared, unchanged
 from trials.findings import Finding, percentile
 from trials.hosts import hosts as hosts
 from trials.on_ray import ray as ray
@@ -303,8 +303,11 @@ def survive(scale: float) -> list[Finding]:
         killer.start()
         runs = asyncio.run(_streams(addresses, asked, rounds, until=lambda: not killer.is_alive()))
         killer.join()
+    exact = _exactly(undisturbed)
     found = compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)])
     rounding = compared(list(zip(alone, undisturbed, strict=True)))
+    ours = compared([pair for run in runs for pair in zip(run, exact, strict=True)])
+    theirs = compared(list(zip(undisturbed, exact, strict=True)))
     return [
         Finding(
             "streams", f"{len(runs)} times {SURVIVORS} over 3 servers, each killed (SIGKILL) and started anew once"
@@ -316,7 +319,25 @@ def survive(scale: float) -> list[Finding]:
             f"{found.largest_relative:.1e}, above 1e-05 in {found.rows_above} rows; undisturbed, but each stream "
             f"alone: {rounding.largest_relative:.1e}, above 1e-05 in {rounding.rows_above} of {rounding.rows:,}",
         ),
+        Finding(
+            "from what a server in float64 says of the same tokens, likewise of 1 or its row's largest",
+            f"{ours.largest:.1e} (undisturbed: {theirs.largest:.1e})",
+            f"{TIE:.0e}",
+            ours.largest <= TIE,
+        ),
     ]
+
+
+def _exactly(explanations: Sequence[Explanation | None]) -> list[Explanation | None]:
+    """Their tokens, explained in float64."""
+    with served("--dtype", "float64") as server, Client(server.address) as client:
+        return [
+            its
+            and client.attribute(
+                its.started.prompt_text, completion_ids=[token.id for token in its.tokens], timeout=CALL_SECONDS
+            )
+            for its in explanations
+        ]
 
 
 async def _streams(
