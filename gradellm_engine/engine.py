@@ -105,7 +105,20 @@ class Engine:
             raise ModelLoadError(f"methods need memory of their own; {method_bytes} bytes are none")
         self.method_bytes = method_bytes
         if ranks is not None:
+            limits = f"--max-running {max_running}, --max-new-tokens {self.max_new_tokens}, method bytes {method_bytes}"
+            ranks.check_same({"limits": f"{limits}, a context of {self.context_tokens}"})
             self.footprint = ranks.from_first(self.footprint)  # now, while all are here
+            ranks.begin()
+
+    @property
+    def devices(self) -> list[str]:
+        """Where this process has its part of the model."""
+        return sorted({str(shape.device) for shape in self._model.decoder.layer_shapes})
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether decode steps are recorded at first use, and replayed."""
+        return self._model.decoder.recordings is not None
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -126,6 +139,8 @@ class Engine:
 
     def follow(self) -> None:
         """On any rank but the first: run what rank 0 runs, until it says that it is over.
+
+        Rank 0 must not pause for a minute, or it is taken for lost: a server never does.
 
         Raises:
             GroupLostError: where it cannot be in step any more.

@@ -18,7 +18,7 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -163,7 +163,8 @@ class KVPool:
         self.num_asked_tokens = self.num_found_tokens = 0
         self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
         self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
-        self._slots: WeakSet[KVSlot] = WeakSet()  # all that are open
+        # All that are open, by where they begin, in the order of their coming: ranks that share a model choose alike.
+        self._slots: WeakValueDictionary[int, KVSlot] = WeakValueDictionary()
         self._kept: dict[KVSlot, None] = {}  # of sequences that have ended, the one not used for longest first
 
     @property
@@ -197,11 +198,11 @@ class KVPool:
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
         slot = KVSlot(self, start, capacity, owner)
-        if source is not None and source in self._slots:  # it may have been given up for the room
+        if source is not None and self._slots.get(source.start) is source:  # it may have been given up for the room
             self._copy(source, slot, num_shared)
         self.num_asked_tokens += len(ids)
         self.num_found_tokens += slot.length
-        self._slots.add(slot)
+        self._slots[start] = slot
         return slot
 
     def keep(self, slot: KVSlot) -> None:
@@ -224,7 +225,8 @@ class KVPool:
 
     def release(self, slot: KVSlot) -> None:
         """See `KVSlot.close`."""
-        self._slots.discard(slot)
+        if self._slots.get(slot.start) is slot:
+            del self._slots[slot.start]
         self._kept.pop(slot, None)
         self._give_back(slot.start, slot.capacity)
 
@@ -236,7 +238,7 @@ class KVPool:
         """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
         best, longest = None, MIN_REUSED_TOKENS - 1
         beginning = ids[:MIN_REUSED_TOKENS]
-        for slot in self._slots:
+        for slot in self._slots.values():
             if slot.owner != owner:
                 continue
             if slot.ids[:MIN_REUSED_TOKENS] == beginning and (shared := _common_length(slot.ids, ids)) > longest:

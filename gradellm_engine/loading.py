@@ -150,7 +150,8 @@ def load_model(
     weights_sha256 = _sha256_of_files(files)
     _check_size(name, config, files)
     if ranks is not None:
-        ranks.check_same({"weights": weights_sha256, "tokenizers": _sha256_of_tokenizer(tokenizer)})
+        same = {"weights": weights_sha256, "tokenizers": _sha256_of_tokenizer(tokenizer), "dtypes": str(torch_dtype)}
+        ranks.check_same(same | {f"versions of {name}": its for name, its in software_versions().items()})
     progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
     model = _load_weights(
         name,

@@ -23,6 +23,7 @@ from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
+from zlib import crc32
 
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import EngineError, GroupLostError, OutOfMemoryError
@@ -115,18 +116,19 @@ class Order:
         acts: what has happened since the last time.
         tick: what begins now; None in the middle of one.
         is_last: whether this is the end.
+        digest: of what streams have come to, once the acts are done.
     """
 
     acts: tuple[Act, ...] = ()
     tick: Tick | None = None
     is_last: bool = False
+    digest: int = 0
 
 
 class LeadingScheduler(Scheduler):
     """Rank 0's: what happens to it, the others are told."""
 
     needs_ticks = True  # so that a lost rank is noticed, and the others know that rank 0 is there
-    _retries_smaller = False  # the others may have had the memory
 
     def __init__(self, decoder: Decoder, ranks: Ranks, *, max_running: int) -> None:
         super().__init__(decoder, max_running=max_running)
@@ -134,6 +136,7 @@ class LeadingScheduler(Scheduler):
         self._acts: list[Act] = []
         self._numbers: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
         self._last_number = 0
+        self._left_early = False  # until a tick has come to its end
 
     def submit(self, stream: Stream) -> None:
         """See `Scheduler`."""
@@ -153,7 +156,7 @@ class LeadingScheduler(Scheduler):
 
     def has_work(self, ready: Ready = lambda stream: True) -> bool:
         """See `Scheduler`."""
-        if self.waiting and len(self.running) < self.max_running:
+        if self.waiting and len(self.running) < self.max_running and self._acts[-1:] != [Admit()]:
             self._acts.append(Admit())  # as this look lets them in, and not only the next tick
         return super().has_work(ready)
 
@@ -163,9 +166,12 @@ class LeadingScheduler(Scheduler):
         Raises:
             GroupLostError: where the ranks can no longer be in step.
         """
-        held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
-        self._tell(Tick(self.measured, held))
+        if self._left_early:
+            raise GroupLostError("a tick was left in its middle, where the other ranks still are")
+        self._left_early = True
         try:
+            held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
+            self._tell(Tick(self.measured, held))
             for _ in super().tick(lambda stream: self._numbers.get(stream) not in held):
                 check_in_step(self._numbers)
                 yield
@@ -175,6 +181,7 @@ class LeadingScheduler(Scheduler):
         except Exception as error:
             raise GroupLostError(f"rank 0 failed where others may not have: {error}") from error
         check_in_step(self._numbers)
+        self._left_early = False
 
     def end(self) -> None:
         """Let the others go.
@@ -186,7 +193,8 @@ class LeadingScheduler(Scheduler):
 
     def _tell(self, tick: Tick | None) -> None:
         acts, self._acts = tuple(self._acts), []
-        self._ranks.tell(Order(acts, tick))
+        open_streams = {number: stream for stream, number in self._numbers.items()}
+        self._ranks.tell(Order(acts, tick, digest=digest(open_streams)))
 
 
 @dataclass
@@ -210,14 +218,17 @@ class Follower:
             GroupLostError: where it cannot be in step any more.
         """
         while not (order := self._heard()).is_last:
-            if order.tick is not None:
-                self._tick(order.tick)
+            if order.tick is None:
+                raise GroupLostError("rank 0 is in a tick that did not begin here")
+            self._tick(order.tick)
 
     def _heard(self) -> Order:
         """Rank 0's next word, with all done that happened."""
         order: Order = self.ranks.hear()
         for act in order.acts:
             self._do(act)
+        if not order.is_last and order.digest != digest(self.streams):
+            raise GroupLostError("streams have come to something else here than on rank 0: other tokens, or other ends")
         return order
 
     def _do(self, act: Act) -> None:
@@ -238,14 +249,23 @@ class Follower:
         for _ in scheduler.tick(lambda stream: id(stream) not in held):
             check_in_step(self.streams.values())
             self._drop_events()
-            self._heard()
+            order = self._heard()
+            if order.tick is not None or order.is_last:
+                raise GroupLostError("rank 0 has left a tick in its middle")
         check_in_step(self.streams.values())
         self._drop_events()
 
     def _drop_events(self) -> None:
-        """Nobody reads them here."""
+        """Nobody reads them here. Nor are streams of use that are over."""
         for stream in self.streams.values():
             stream.take_events()
+        self.streams = {number: stream for number, stream in self.streams.items() if not stream.is_closed}
+
+
+def digest(streams: Mapping[int, Stream]) -> int:
+    """Of what streams that are not over have come to, by their numbers: how many tokens, and the last one."""
+    now = sorted((number, len(its.ids), its.ids[-1]) for number, its in streams.items() if not its.is_closed)
+    return crc32(repr(now).encode())
 
 
 def check_in_step(streams: Iterable[Stream]) -> None:

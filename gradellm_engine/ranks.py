@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +25,8 @@ from gradellm_engine.errors import GroupLostError, ModelLoadError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOADING = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
-SILENCE = timedelta(seconds=60)  # of rank 0, after which it is taken for lost: it speaks several times a second
+SILENCE = timedelta(seconds=60)  # of rank 0, after which it is taken for lost: a server speaks several times a second
+A_PASS = timedelta(minutes=5)  # that a rank may wait for another one in a pass
 _FRAME = 4096  # bytes of an order that needs no second message; those of most ticks do not
 
 
@@ -66,7 +68,7 @@ class Ranks:
             return None
         on_gpus = torch.cuda.is_available()
         if on_gpus:
-            local = int(environment.get("LOCAL_RANK", 0))
+            local = int(environment.get("LOCAL_RANK", "") or 0)
             if local >= torch.cuda.device_count():
                 raise ModelLoadError(
                     f"rank {rank} is number {local + 1} on its machine, which has {torch.cuda.device_count()} GPUs: "
@@ -95,7 +97,8 @@ class Ranks:
     def least(self, numbers: Sequence[int]) -> list[int]:
         """The smallest of all ranks', one by one: memory, of which all must take the same."""
         least = torch.tensor(list(numbers), dtype=torch.int64)
-        dist.all_reduce(least, dist.ReduceOp.MIN, group=self._sums)
+        with self._all_here():
+            dist.all_reduce(least, dist.ReduceOp.MIN, group=self._sums)
         return [int(number) for number in least]
 
     def check_same(self, what: Mapping[str, str]) -> None:
@@ -105,7 +108,8 @@ class Ranks:
             ModelLoadError: on every rank, naming what differs.
         """
         everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, dict(what), group=self._sums)
+        with self._all_here():
+            dist.all_gather_object(everybody, dict(what), group=self._sums)
         for name, own in what.items():
             others = [their[name] for their in everybody]
             if set(others) != {own}:
@@ -115,8 +119,14 @@ class Ranks:
     def from_first(self, value: Any) -> Any:  # noqa: ANN401 (whatever is given)
         """Rank 0's."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._sums)
+        with self._all_here():
+            dist.broadcast_object_list(box, src=0, group=self._sums)
         return box[0]
+
+    @staticmethod
+    def begin() -> None:
+        """All have loaded: from now on, nobody waits for another one as long as for weights to be read."""
+        dist.distributed_c10d._set_pg_timeout(A_PASS, dist.group.WORLD)
 
     # In a pass ----------------------------------------------------------------------------------------------------
 
@@ -158,7 +168,7 @@ class Ranks:
         if self.leads:
             frame[:8] = torch.tensor([len(message)], dtype=torch.int64).view(torch.uint8)
             content[: len(message)] = _bytes(message[: len(content)])
-        try:
+        with self._all_here("another rank" if self.leads else "rank 0"):
             dist.broadcast(frame, 0, group=self._orders)
             length = int(frame[:8].view(torch.int64)[0])
             rest = torch.zeros(max(0, length - len(content)), dtype=torch.uint8)
@@ -166,11 +176,16 @@ class Ranks:
                 if self.leads:
                     rest[:] = _bytes(message[len(content) :])
                 dist.broadcast(rest, 0, group=self._orders)
+        return bytes(content[:length].numpy()) + bytes(rest.numpy())
+
+    @contextmanager
+    def _all_here(self, whom: str = "another rank") -> Iterator[None]:
+        """Outside of passes: say who is missing, instead of what a library says."""
+        try:
+            yield
         except RuntimeError as error:
-            whom = "another rank" if self.leads else "rank 0"
             first = (str(error).splitlines() or ["no reason given"])[0]
             raise GroupLostError(f"{whom} of this model's {self.size} is lost: {first}") from error
-        return bytes(content[:length].numpy()) + bytes(rest.numpy())
 
     @staticmethod
     def leave() -> None:

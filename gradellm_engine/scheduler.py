@@ -83,11 +83,11 @@ class Scheduler:
     """
 
     needs_ticks = False
-    _retries_smaller = True  # a pass for which memory ran out
 
     def __init__(self, decoder: Decoder, *, max_running: int) -> None:
         self._decoder = decoder
         self.max_running = max_running
+        self._retries_smaller = decoder.ranks is None  # a pass for which memory ran out; other ranks may have had it
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
         self.measured = self._pace = Pace()

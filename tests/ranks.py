@@ -121,6 +121,16 @@ def leaving(engine: Engine) -> list[Rows]:
     return [_rows(finish(scheduler, [streams[index] for index in left], [told[index] for index in left]))]
 
 
+def sharing(engine: Engine) -> list[Rows]:
+    """Prompts that begin alike, of which ranks must take up the same."""
+    sampling = Sampling(max_new_tokens=2, temperature=0.0)
+    made: list[Rows] = []
+    for i in range(40):
+        prompt = f"{PROMPTS[2][:30]}{'abc'[i % 3] * (5 * (i % 7))} and {i % 5}"
+        made.append(_rows(run(engine.scheduler, [engine.stream(prompt, sampling)])))
+    return made
+
+
 def facts(engine: Engine) -> list[int]:
     """What is told of the whole model."""
     info = engine.info
@@ -137,7 +147,7 @@ def wrong(engine: Engine) -> str:
 
 
 PROGRAMS: dict[str, Callable[[Engine], Any]] = {
-    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, facts, wrong)
+    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, sharing, facts, wrong)
 }
 
 

@@ -256,6 +256,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     say("starting Python's machine-learning libraries")
     # Importing torch takes seconds: only once the options are known to be good.
     from gradellm_engine import EngineError, GroupLostError, OutOfMemoryError
+    from gradellm_server.engine_thread import EngineFailedError
     from gradellm_server.server import Server
 
     watchers: list[Watcher] = [RequestLog()]
@@ -283,6 +284,9 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
         )
     except EngineError as error:
         return _fail(f"the model does not run: {error}")
+    except EngineFailedError:  # the log has said why
+        print("error: the engine failed in the warm-up", file=sys.stderr, flush=True)
+        return EXIT_LOST
     metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
     say(
         f"serving {info.name} ({info.family}, {info.num_parameters / 1e6:,.1f}M parameters, "
@@ -292,7 +296,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, stopping)
-    is_lost = options.tensor_parallel and await _lost(server, stopping)
+    is_lost = engine.scheduler.needs_ticks and await _lost(server, stopping)
     await stopping.wait()
     if is_lost:
         say("a rank is lost: the group has to be started again")
@@ -338,6 +342,8 @@ def _follow(options: argparse.Namespace) -> int:
 
     try:
         engine = _load(options, lambda stage: None)
+        gc.collect()
+        gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):  # a launcher sends them to all: rank 0 knows when it is over
             signal.signal(number, signal.SIG_IGN)
         engine.follow()

@@ -390,13 +390,15 @@ class EngineThread:
 
     def _wait(self) -> bool:
         """Until there is something to do; False when it is time to stop."""
+        until = time.monotonic() + IDLE_BEAT_SECONDS
         with self._changed:
             while not self._is_stopping:
                 self._beat_at = time.monotonic()
                 if self._submitted or self._has_cancelled or self._scheduler.has_work(self._has_turn):
                     return True
-                if not self._changed.wait(IDLE_BEAT_SECONDS) and self._scheduler.needs_ticks:
+                if self._scheduler.needs_ticks and time.monotonic() >= until:
                     return True
+                self._changed.wait(IDLE_BEAT_SECONDS)
         return False
 
     def _has_turn(self, stream: Stream) -> bool:

@@ -249,7 +249,7 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", its.text, value=now.get(name))
         for name, its in ENGINE_COUNTERS.items():
             yield CounterMetricFamily(f"{PREFIX}_{name}", its.text, value=now.get(name))
-        memory = {} if self._watched is None else gpu_memory(self._watched[0].info.device.split(","))
+        memory = {} if self._watched is None else gpu_memory(self._watched[0].devices)
         for name, its in DEVICE_GAUGES.items():
             family = GaugeMetricFamily(f"{PREFIX}_{name}", its.text, labels=its.labels)
             for device, (free, total) in memory.items():

@@ -24,7 +24,7 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
         EngineError: where the model fails already here.
     """
     # A prompt that fills the whole context of a very small one leaves room for no more than a token.
-    is_recorded = "cuda" in engine.info.device
+    is_recorded = engine.records_steps
     wanted = DEFAULT_CHUNK_SIZE if is_recorded else NUM_TOKENS
     num_tokens = min(wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
 

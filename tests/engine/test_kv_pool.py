@@ -365,3 +365,15 @@ def test_more_memory_than_there_is() -> None:
         ModelLoadError, match=r"keys and values of 1,000,000,000,000,000 tokens take .* GiB.*--kv-memory"
     ):
         pool_of(10**15)
+
+
+def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() -> None:
+    begin = list(range(MIN_REUSED_TOKENS))
+    for _ in range(20):  # objects' addresses differ each time
+        pool = pool_of(4 * (MIN_REUSED_TOKENS + 2))
+        for last in (91, 92, 93):
+            slot = allocated(pool, MIN_REUSED_TOKENS + 1)
+            write(slot, [*begin, last])
+            slot.keep()
+        allocated(pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95])  # uses the first, which is the last to be given up then
+        assert [slot.ids[-1] for slot in pool._kept] == [92, 93, 91]

@@ -10,10 +10,19 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gradellm_engine import GroupLostError, InvalidRequestError, ModelLoadError, OutOfMemoryError, Quantization, Ranks
+from gradellm_engine import (
+    Engine,
+    GroupLostError,
+    InvalidRequestError,
+    ModelLoadError,
+    OutOfMemoryError,
+    Quantization,
+    Ranks,
+    Sampling,
+)
 from gradellm_engine.families import FAMILIES, family_of
 from gradellm_engine.loading import _check_ranks, _check_shares
-from gradellm_engine.lockstep import check_in_step
+from gradellm_engine.lockstep import LeadingScheduler, check_in_step, digest
 from oracle import relative_error
 from ranks import PROGRAMS, loaded, on_ranks
 from tiny_models import save_random_model
@@ -124,6 +133,25 @@ def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size
     config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
     with pytest.raises(ModelLoadError, match=said):
         _check_shares(config, family_of(family), size)
+
+
+def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
+    told: list[object] = []
+    scheduler = LeadingScheduler(engine._model.decoder, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
+    scheduler.submit(engine.stream("Once", Sampling(max_new_tokens=2)))
+    next(scheduler.tick())
+    with pytest.raises(GroupLostError, match="left in its middle"):
+        next(scheduler.tick())
+    assert len(told) == 1
+
+
+def test_other_tokens_have_another_digest(engine: Engine) -> None:
+    streams = {1: engine.stream("Once", Sampling(max_new_tokens=2)), 2: engine.stream("Twice", Sampling())}
+    before = digest(streams)
+    streams[1].ids.append(7)
+    assert digest(streams) != before
+    streams[1].close()
+    assert digest(streams) == digest({2: streams[2]})
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])

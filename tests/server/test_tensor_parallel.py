@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,21 +21,21 @@ PROMPT = "Once upon a time"
 READY_SECONDS = 120
 LOST_SECONDS = 20  # far more than it takes
 
-Ranks = tuple[Served, list[subprocess.Popen[str]]]
+Ranks = tuple[Served, list[subprocess.Popen[str]], str]
 
 
 @pytest.fixture
 def ranks(model_path: Callable[[str], Path]) -> Iterator[Ranks]:
     """The first rank as a server, and both processes."""
-    address, health = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    address, health, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
     command = ["-m", "gradellm_server", "--tensor-parallel", "--model", str(model_path("llama")), "--kv-memory", "4MiB"]
-    command += ["--listen", address, "--health-port", health, "--metrics-listen", "none", "--threads", "1"]
+    command += ["--listen", address, "--health-port", health, "--metrics-listen", metrics, "--threads", "1"]
     command += ["--grace-seconds", "60"]
     started = start_ranks(command)
     server = Served(started[0], address, health)
     try:
         _until(lambda: _health(server, READY) == SERVING, READY_SECONDS, started)
-        yield server, started
+        yield server, started, metrics
     finally:
         for process in started:
             process.kill()
@@ -42,13 +43,15 @@ def ranks(model_path: Callable[[str], Path]) -> Iterator[Ranks]:
 
 
 def test_it_serves_and_drains(ranks: Ranks) -> None:
-    server, started = ranks
+    server, started, metrics = ranks
     with Client(server.address) as client:
         assert client.server_info().model.device == "cpu of 2 ranks"
         first = client.explain(PROMPT, max_new_tokens=8, temperature=0.0)
         again = client.explain(PROMPT, max_new_tokens=8, temperature=0.0)
         assert [token.id for token in first.tokens] == [token.id for token in again.tokens]
         assert len(first.scores) == 8
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
+            assert b"gradellm_num_requests_running" in answer.read()
         events = client.generate(PROMPT, max_new_tokens=30, temperature=0.0)
         next(events)
         for process in started:  # a launcher tells all of them
@@ -58,7 +61,7 @@ def test_it_serves_and_drains(ranks: Ranks) -> None:
 
 
 def test_a_lost_rank_ends_the_group(ranks: Ranks) -> None:
-    server, (first, second) = ranks
+    server, (first, second), _ = ranks
     time.sleep(1)  # nothing runs: it is found out all the same
     second.kill()
     _until(lambda: _health(server, READY) not in (SERVING, None), LOST_SECONDS)
@@ -68,7 +71,7 @@ def test_a_lost_rank_ends_the_group(ranks: Ranks) -> None:
 
 
 def test_streams_of_a_lost_rank_end_as_unavailable(ranks: Ranks) -> None:
-    server, (first, second) = ranks
+    server, (first, second), _ = ranks
     with Client(server.address, retry=None) as client:
         events = client.generate(PROMPT, max_new_tokens=200, temperature=0.0)
         for _, event in zip(range(6), events, strict=False):
@@ -80,7 +83,7 @@ def test_streams_of_a_lost_rank_end_as_unavailable(ranks: Ranks) -> None:
 
 
 def test_the_first_rank_s_end_ends_the_others(ranks: Ranks) -> None:
-    _, (first, second) = ranks
+    _, (first, second), _ = ranks
     first.kill()
     assert second.wait(LOST_SECONDS) == 1
     assert "rank 0 of this model's 2 is lost" in second.communicate()[0]
