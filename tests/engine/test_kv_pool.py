@@ -375,5 +375,7 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
             slot = allocated(pool, MIN_REUSED_TOKENS + 1)
             write(slot, [*begin, last])
             slot.keep()
-        allocated(pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95])  # uses the first, which is the last to be given up then
+        allocated(
+            pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95]
+        )  # uses the first, which is the last to be given up then
         assert [slot.ids[-1] for slot in pool._kept] == [92, 93, 91]
