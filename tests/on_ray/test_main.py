@@ -17,6 +17,7 @@ import pytest
 from client.test_cli_evaluate import write
 from gradellm.cli import main as cli
 from gradellm_ray.__main__ import main
+from trials.on_ray import engines
 
 Out = pytest.CaptureFixture[str]
 
@@ -114,18 +115,6 @@ def until_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def engines(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The actors' processes, of a cluster that the process has started."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "EngineActor" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:  # it has ended
-            continue
-    return found
-
-
 @needs_ray
 @pytest.mark.slow
 def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_path: Path) -> None:
@@ -136,7 +125,7 @@ def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_p
         try:
             if is_killed:
                 until_lines(process, out, 4)
-                both = engines(process)
+                both = engines(process.pid)
                 assert len(both) == 2
                 both[0].send_signal(signal.SIGKILL)
             said, _ = process.communicate(timeout=200)
