@@ -56,3 +56,10 @@ class BusyError(EngineError):
 
 class GroupLostError(EngineError):
     """One of the ranks that share a model is gone, or has done something that the others have not."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says: its first line, with the next where the first only leads to it."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = f"{first} {more[0]}" if first.endswith(":") and more else first
+    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said

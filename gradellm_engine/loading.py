@@ -7,7 +7,6 @@ before its weights are.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from transformers.utils import cached_file
 
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
-from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
+from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
 from gradellm_engine.families import Family, family_of
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
@@ -196,8 +195,6 @@ def _check_shares(config: Any, family: Family, size: int) -> None:  # noqa: ANN4
     Raises:
         ModelLoadError: saying by how many it can be.
     """
-    if importlib.util.find_spec("transformers.distributed") is None:
-        raise ModelLoadError(f"Transformers {transformers.__version__} cannot share weights out; 5.19 can")
     text = config.get_text_config(decoder=True)
     if not family.shares:
         raise ModelLoadError(
@@ -298,7 +295,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ModelLoadError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ModelLoadError(f"device {name!r} cannot be used: {one_line(error)}") from error
     return device
 
 
@@ -317,17 +314,10 @@ def _explained(name: str, part: str) -> Iterator[None]:
         yield
     except Exception as error:  # it depends on the files' content
         if Path(name).exists():
-            raise ModelLoadError(f"{name} holds no {part} that Transformers can read: {_one_line(error)}") from error
+            raise ModelLoadError(f"{name} holds no {part} that Transformers can read: {one_line(error)}") from error
         raise ModelLoadError(
-            f"{name!r} is neither a folder here nor a model that the hub gives out: {_one_line(error)}"
+            f"{name!r} is neither a folder here nor a model that the hub gives out: {one_line(error)}"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    """What an error says: its first line, with the next where the first only leads to it."""
-    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = f"{first} {more[0]}" if first.endswith(":") and more else first
-    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said
 
 
 def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -360,7 +350,7 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
         try:
             names = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{index} is corrupt: {_one_line(error)}") from error
+            raise ModelLoadError(f"{index} is corrupt: {one_line(error)}") from error
         with _explained(name, "weights"):
             placed = [(file, found(file)) for file in names]
         missing = [file for file, path in placed if path is None]
@@ -374,7 +364,7 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
             with safe_open(file, framework="pt") as opened:
                 opened.keys()
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is corrupt or cut off: {_one_line(error)}") from error
+            raise ModelLoadError(f"{file} is corrupt or cut off: {one_line(error)}") from error
     return files
 
 
@@ -390,7 +380,7 @@ def _check_size(name: str, config: Any, files: list[Path]) -> None:  # noqa: ANN
         with torch.device("meta"):
             described = AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:  # whatever a configuration's content makes Transformers raise
-        raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error
+        raise ModelLoadError(f"{name} cannot be loaded: {one_line(error)}") from error
     held = 0
     for file in files:
         with safe_open(file, framework="pt") as opened:
@@ -429,7 +419,7 @@ def _load_weights(
             **where,
         )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
-        raise ModelLoadError(f"{name} cannot be loaded: {_one_line(error)}") from error
+        raise ModelLoadError(f"{name} cannot be loaded: {one_line(error)}") from error
     # Transformers fills what it does not find with random numbers and only warns.
     missing = sorted(report["missing_keys"])
     if missing:

@@ -136,7 +136,7 @@ class LeadingScheduler(Scheduler):
         self._acts: list[Act] = []
         self._numbers: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
         self._last_number = 0
-        self._left_early = False  # until a tick has come to its end
+        self._in_tick = False  # one has begun, and not come to its end
 
     def submit(self, stream: Stream) -> None:
         """See `Scheduler`."""
@@ -166,9 +166,9 @@ class LeadingScheduler(Scheduler):
         Raises:
             GroupLostError: where the ranks can no longer be in step.
         """
-        if self._left_early:
+        if self._in_tick:
             raise GroupLostError("a tick was left in its middle, where the other ranks still are")
-        self._left_early = True
+        self._in_tick = True
         try:
             held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
             self._tell(Tick(self.measured, held))
@@ -181,7 +181,7 @@ class LeadingScheduler(Scheduler):
         except Exception as error:
             raise GroupLostError(f"rank 0 failed where others may not have: {error}") from error
         check_in_step(self._numbers)
-        self._left_early = False
+        self._in_tick = False
 
     def end(self) -> None:
         """Let the others go.

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradellm_engine.errors import GroupLostError, ModelLoadError
+from gradellm_engine.errors import GroupLostError, ModelLoadError, one_line
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOADING = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
@@ -79,8 +79,8 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LOADING)
         except (RuntimeError, ValueError) as error:
             where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelLoadError(f"rank {rank} of {size} cannot meet the others at {where}: {first}") from error
+            said = one_line(error)
+            raise ModelLoadError(f"rank {rank} of {size} cannot meet the others at {where}: {said}") from error
         return cls(rank, size)
 
     @property
@@ -184,8 +184,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            first = (str(error).splitlines() or ["no reason given"])[0]
-            raise GroupLostError(f"{whom} of this model's {self.size} is lost: {first}") from error
+            raise GroupLostError(f"{whom} of this model's {self.size} is lost: {one_line(error)}") from error
 
     @staticmethod
     def leave() -> None:
