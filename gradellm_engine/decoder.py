@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from gradellm_engine.attention import AttentionForm
 from gradellm_engine.compiled import Backend, CompiledLayers
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.frozen_linear import freeze_linears, join_linears
+from gradellm_engine.frozen_linear import current_outputs, freeze_linears, join_linears
 from gradellm_engine.frozen_norm import freeze_norms
 from gradellm_engine.frozen_rotary import freeze_rotary
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
@@ -36,6 +36,7 @@ from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.settings import GradEllm
 from gradellm_engine.shared_linear import own_shares
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
+from gradellm_engine.straight_line import USES_BEFORE, Kind, Running, StraightLine, StraightLines
 from gradellm_engine.whole_pass import Attending, ContinuedPass
 
 if TYPE_CHECKING:  # what it needs is not everywhere
@@ -147,13 +148,15 @@ class Decoder:
         ranks: those that share its weights out; None where it is whole.
         layer_shapes: what each attention layer stores.
         pool: the memory of all sequences.
-        recordings: decode steps that are replayed; None where they are run call by call.
+        recordings: decode steps that a GPU replays; None where they are run call by call.
+        lines: decode steps that a processor runs in a row; likewise.
         products: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
     """
 
     pool: KVPool
     recordings: Recordings | None = None
+    lines: StraightLines | None = None
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks | None = None) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
@@ -289,10 +292,16 @@ class Decoder:
             slot.close()
 
     def record_steps(self, recorder: Recorder | None = None) -> None:
-        """From now on, record decode steps and replay them: by CUDA graphs, on a single GPU; else not."""
-        if recorder is None and self._is_on_one_device and self.device.type == "cuda" and self.ranks is None:
-            recorder = CudaRecorder(self.device)
-            self.compile()
+        """From now on, record decode steps and replay them: by CUDA graphs or, on a processor, as straight lines.
+
+        Not where several devices share the model out, nor what cannot be recorded.
+        """
+        if recorder is None and self._is_on_one_device and self.ranks is None:
+            if self.device.type == "cuda":
+                recorder = CudaRecorder(self.device)
+                self.compile()
+            elif self.lines is None and not _is_placed(self._model):
+                self.lines = self._tried_lines()
         if recorder is not None:
             self.recordings = Recordings(recorder, self._new_step_pass, self._recorded_run, self._head)
 
@@ -304,6 +313,33 @@ class Decoder:
             self._compiled = CompiledLayers(self.blocks, backend)
             if not self._try("layers cannot be compiled and run as they are"):
                 self._compiled = None
+
+    def _tried_lines(self) -> StraightLines:
+        """Straight lines, if one gives of another token, at another place, what the model gives, to the last bit."""
+        slot = self.pool.allocate(_TRIED_TOKENS)
+        if slot is None:
+            raise RuntimeError("a new pool has room")
+        explain = Explain(GradEllm(layers=tuple(range(self.num_layers))))
+        lines = StraightLines(lambda row, run: self._run(row, run, self._model)[0], self._head, uses_before=1)
+
+        def explained(token_id: int) -> list[Tensor]:
+            run = self.explained_pass([Part.new(slot, [token_id], explain)])
+            return [run.logits, *run.heat_maps([Target(token_id)])]
+
+        try:
+            self.lines = lines
+            explained(0)
+            by_line = explained(1)
+            self.lines = None
+            slot.ids.pop()
+            is_same = all(map(torch.equal, by_line, explained(1)))
+        finally:
+            self.lines = None
+            slot.close()
+        if not is_same:
+            lines.give_up("what was written down gives other numbers")
+        lines.uses_before = USES_BEFORE
+        return lines
 
     @property
     def kernels(self) -> str:
@@ -330,7 +366,9 @@ class Decoder:
                 recorded = self._recorded(parts)
                 if recorded is not None:
                     return recorded.logits
-                return self._forward(self._step_pass(parts), parts, self._model)[0]
+                return self._logits(lambda: self._step_pass(parts), parts)[0]
+            if all(len(part.ids) == 1 for part in parts):
+                return self._logits(lambda: self._parts_pass(parts), parts)[0]
             run = self._parts_pass(parts)
             rows = torch.tensor([place.stop - 1 for place in run.places], device=self.device)
             if self._chooses_logits:
@@ -347,15 +385,17 @@ class Decoder:
 
         `known` are the targets of all tokens where they are known already; only their logits are then computed.
         """
-        run: Pass
-        if known is None and self._takes_at_once(parts):
-            if (recorded := self._recorded(parts)) is not None:
-                return recorded
-            run = self._step_pass(parts)
-        else:
-            run = self._parts_pass(parts, anchor=torch.zeros((), device=self.device, requires_grad=True))
+        is_at_once = known is None and self._takes_at_once(parts)
+        if is_at_once and (recorded := self._recorded(parts)) is not None:
+            return recorded
+
+        def new_pass() -> Pass:
+            if is_at_once:
+                return self._step_pass(parts)
+            return self._parts_pass(parts, anchor=torch.zeros((), device=self.device, requires_grad=True))
+
         head = LogitHead(self._head, None if known is None else token_ids(known))
-        logits = head.read(lambda: self._forward(run, parts, self._model)[0])
+        logits, run = self._logits(new_pass, parts, head)
         return ExplainedPass(logits, run, head.backward)
 
     def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
@@ -455,6 +495,48 @@ class Decoder:
         _hold(parts)
         return first
 
+    def _logits(
+        self, new_pass: Callable[[], Pass], parts: Sequence[Part], head: LogitHead | None = None
+    ) -> tuple[Tensor, Pass]:
+        """One pass through the model and its head, and the pass; by a straight line, if there is one. [T, V] or [T, 2]
+
+        Args:
+            new_pass: makes it.
+            parts: what it reads.
+            head: the language-model head of an explained pass.
+        """
+        knows = self.products.know(parts)
+
+        def due() -> Pass:
+            run = new_pass()
+            run.needs_outputs = not (self._leaves_out and knows)
+            return run
+
+        run = due()
+        with self.products.during(parts):
+            line = self._line(run, due, parts, knows=knows, has_columns=head is not None and head.has_columns)
+            if line is not None:
+                running = Running(run, current_outputs.get())
+                logits = line.logits(running, self._head) if head is None else line.explained_logits(running, head)
+            elif head is not None:
+                logits = head.read(lambda: self._run(run.row, run, self._model)[0])
+            else:
+                logits = self._run(run.row, run, self._model)[0]
+        _hold(parts)
+        return logits, run
+
+    def _line(
+        self, run: Pass, due: Callable[[], Pass], parts: Sequence[Part], *, knows: bool, has_columns: bool
+    ) -> StraightLine | None:
+        """What runs a pass, where that is written down or can be now."""
+        outputs = current_outputs.get()
+        notes = outputs is not None and any(part.is_new for part in parts)
+        if self.lines is None or (outputs is not None and not (notes or knows)):
+            return None
+        num_rows = sum(len(part.ids) for part in parts)
+        kind = Kind(num_rows, None if run.anchor is None else run.lowest, notes, knows, has_columns)
+        return self.lines.line(kind, due)
+
     def _run(self, ids_and_positions: Tensor, run: Pass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         row = ids_and_positions.to(self.device)
         return self._call(model, run, input_ids=row[:1], position_ids=row[1:], **kwargs)
@@ -478,6 +560,11 @@ def _fused_attention(device: torch.device) -> FusedAttention | None:
     from gradellm_engine.fused_attention import FusedAttention
 
     return FusedAttention(device)
+
+
+def _is_placed(model: nn.Module) -> bool:
+    """Whether accelerate brings weights to where they are needed when they are."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _compiles_on(device: torch.device) -> bool:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ class Outputs(Protocol):
 
     def note(self, layer: nn.Module, output: Tensor) -> None:
         """It has given this. [1, T, out]"""
+
+    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        """They have given these, each for the first time in the pass. [1, T, out] each"""
 
 
 current_outputs: ContextVar[Outputs | None] = ContextVar("gradellm_outputs", default=None)

@@ -39,6 +39,12 @@ class LogitHead:
         self._input: Tensor | None = None
         self._leaf: Tensor | None = None
         self._output: Tensor | None = None
+        self._go_on: Callable[[Tensor], None] | None = None
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether its logits are two a token."""
+        return self._columns is not None
 
     @staticmethod
     def has_rows(module: nn.Module) -> bool:
@@ -49,6 +55,22 @@ class LogitHead:
         """Run the model with a graph that ends below the head: its logits, without a graph. [T, V], or [T, 2]"""
         with torch.enable_grad(), self._cut():
             self.logits = run()
+        return self.logits.detach()
+
+    def take(self, hidden: Tensor, behind: Callable[[Tensor], Tensor], go_on: Callable[[Tensor], None]) -> Tensor:
+        """As `read`, of a model that was run without a graph: the same.
+
+        Args:
+            hidden: the head's input. [1, T, hidden]
+            behind: what stands behind the head. [1, T, .] -> [T, .]
+            go_on: the model's backward pass, from the gradient by `hidden`.
+        """
+        with torch.no_grad():
+            output = self._module(hidden) if self._columns is None else self._known_logits(hidden)
+        self._input, self._output, self._go_on = hidden, output, go_on
+        self._leaf = output.detach().requires_grad_()
+        with torch.enable_grad():
+            self.logits = behind(self._leaf)
         return self.logits.detach()
 
     @contextmanager
@@ -106,7 +128,11 @@ class LogitHead:
             weights[:, 1] *= places[:, 0] != places[:, 1]  # a place that is both holds the gradient of both
         rows = self._rows(ids.to(weights.device))
         below = (weights[:, :, None].to(rows.dtype) * rows).sum(1)[None]
-        torch.autograd.backward(self._input, below.to(self._input.device))  # a tied head may lie elsewhere
+        below = below.to(self._input.device)  # a tied head may lie elsewhere
+        if self._go_on is not None:
+            self._go_on(below)
+        else:
+            torch.autograd.backward(self._input, below)
 
 
 def _is_only_row(logits: Tensor, leaf: Tensor) -> bool:

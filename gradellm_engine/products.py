@@ -10,7 +10,7 @@ What is kept stays below a share of the model's own size: a chunk for which ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -53,6 +53,14 @@ class _Noted:
         is_first = layer not in self.of and output.shape[:-1] == (1, self.num_tokens)
         self.of[layer] = (output.detach(), output._version) if is_first else None
 
+    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        rows = (1, self.num_tokens)
+        self.of = {
+            layer: (output, output._version)
+            for layer, output in outputs.items()
+            if layer in self.layers and output.shape[:-1] == rows
+        }
+
     def settled(self) -> dict[nn.Module, Tensor]:
         """After the pass: those that are still what the layers gave. [1, rows, out] each"""
         return {
@@ -64,15 +72,20 @@ class _Noted:
 
 @dataclass(frozen=True)
 class _Row:
-    """One token's share of the outputs of a pass."""
+    """One token's share of the outputs of a pass.
+
+    Attributes:
+        of: what layers gave all its tokens. [1, rows, out] each
+        index: which of them it is; None for the only one.
+    """
 
     of: dict[nn.Module, Tensor]
-    index: int
+    index: int | None
 
     def output(self, layer: nn.Module) -> Tensor | None:
         """What a layer gave it, None where that is not known. [1, 1, out]"""
         its = self.of.get(layer)
-        return its if its is None or its.shape[1] == 1 else its[:, self.index : self.index + 1]
+        return its if its is None or self.index is None else its[:, self.index : self.index + 1]
 
 
 @dataclass
@@ -95,11 +108,15 @@ class _Known:
     rows: Sequence[_Row]
 
     def known(self, layer: nn.Module) -> Tensor | None:
-        rows = [row.output(layer) for row in self.rows]
+        # A chunk is dozens of layers times dozens of rows.
+        rows = [row.of.get(layer) if row.index is None else row.output(layer) for row in self.rows]
         return None if any(row is None for row in rows) else torch.cat(rows, dim=1)  # type: ignore[arg-type]
 
     def note(self, layer: nn.Module, output: Tensor) -> None:
         pass  # it came of what is known
+
+    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        pass
 
 
 class Products:
@@ -134,7 +151,7 @@ class Products:
         if noted is not None:
             settled = noted.settled()
             for row, part in enumerate(noted.parts):
-                self._chunks[part.slot].rows[part.start] = _Row(settled, row)
+                self._chunks[part.slot].rows[part.start] = _Row(settled, row if len(noted.parts) > 1 else None)
 
     def know(self, parts: Sequence[Part]) -> bool:
         """Whether all is known of all tokens of a pass: what every layer will give."""

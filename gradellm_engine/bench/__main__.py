@@ -188,6 +188,8 @@ def _machine(subject: Subject) -> dict[str, str]:
 def _steps(subject: Subject) -> str:
     """How decode steps ran."""
     decoder = subject.loaded.decoder
+    if decoder.lines is not None and decoder.lines.is_possible:
+        return "written down as straight lines of operations"
     if decoder.recordings is None or not decoder.recordings.is_possible:
         return "call by call"
     return f"as CUDA graphs, {decoder.kernels}"

@@ -26,7 +26,8 @@ EXPLAIN = Explain(GradEllm(layers=(0, 1, 2)))
 
 @pytest.fixture(scope="module")
 def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
-    return cache(lambda name: Engine.load(str(model_path(name))))
+    """Engines that run call by call, so that calls can be watched."""
+    return cache(lambda name: Engine.load(str(model_path(name)), record_steps=False))
 
 
 @pytest.fixture
