@@ -182,7 +182,7 @@ class Engine:
         completions may take beside it; None for a share of what is free of either. `threads` sets
         the process's CPU threads; None for as many as it may run at once. `ranks` are the processes that share the
         model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode
-        steps as CUDA graphs, where the model allows it.
+        steps as CUDA graphs, and a CPU run them as straight lines, where the model allows it.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")

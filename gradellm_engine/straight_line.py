@@ -7,8 +7,8 @@ watched (`gradellm_engine.tracer`), and what the library was asked to do becomes
 the forward and of the backward pass. Where the step met what is not the model's (a layer's attention, what linear
 layers gave before), they ask again.
 
-It is what `gradellm_engine.recorded` is on a GPU, where attention is recorded, too. What a model does after a look at its
-numbers, as mixtures of experts do, cannot be written down.
+It is what `gradellm_engine.recorded` is on a GPU, where attention is recorded, too. What a model does after a look at
+its numbers, as mixtures of experts do, cannot be written down.
 """
 
 from __future__ import annotations
@@ -257,7 +257,15 @@ def written_down(model: Model, head: nn.Module, kind: Kind, running: Running) ->
     Raises:
         Unrecordable: where what it does depends on numbers.
     """
-    tracer, row = Tracer(), running.run.row
+    tracer = Tracer()
+    try:
+        return _written_down(model, head, kind, running, tracer)
+    finally:
+        tracer.forget()
+
+
+def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, tracer: Tracer) -> StraightLine:
+    row = running.run.row
     name, tokens = tracer.free(), tracer.new(row)
     watched = _Watched(tracer, running, name)
     outputs = _WatchedOutputs(watched, are_known=kind.knows)
@@ -301,8 +309,8 @@ def written_down(model: Model, head: nn.Module, kind: Kind, running: Running) ->
     return StraightLine(
         body=function([name, tokens], needed(body, left), left, constants),
         layers=list(noted),
-        behind=function([given], needed(behind, [logits]), [logits], constants),  # type: ignore[arg-type]
-        back=function([name, below, *saved], back, [], constants),  # type: ignore[arg-type]
+        behind=function([given], needed(behind, [logits]), [logits], constants),
+        back=function([name, below, *saved], back, [], constants),
     )
 
 
@@ -347,5 +355,5 @@ class StraightLines:
             return None
         self._lines[kind] = line
         if len(self._lines) > MOST_LINES:
-            self._lines.popitem(last=False)
+            del self._uses[self._lines.popitem(last=False)[0]]
         return line

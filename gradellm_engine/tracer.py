@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_SAME = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})  # the same numbers at the same place
-_SIZED = frozenset({torch.ops.aten.view.default, torch.ops.aten.expand.default})  # likewise, where the shape is the same
+# These give the same numbers at the same place, the latter where the shape is the same.
+_SAME = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
+_SIZED = frozenset({torch.ops.aten.view.default, torch.ops.aten.expand.default})
 _UNCERTAIN = {
     torch.Tag.data_dependent_output: "gives what depends on numbers",
     torch.Tag.dynamic_output_shape: "gives a shape that depends on numbers",
@@ -78,10 +79,10 @@ class Operation:
         return set(_values((self.args, tuple(self.kwargs.values()))))
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what the library does while it is entered.
 
-    All tensors that it meets live as long as it does, so that none is taken for another.
+    All tensors that it meets live until it is told to `forget` them, so that none is taken for another.
 
     Attributes:
         operations: in their order.
@@ -90,7 +91,7 @@ class Tracer(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.constants: Constants = {}
         self.is_off = False
@@ -131,6 +132,11 @@ class Tracer(TorchDispatchMode):
                 raise Unrecordable("a tensor was made out of sight")
             self._constant(tensor)
         return self._values[id(tensor)]
+
+    def forget(self) -> None:
+        """Give up the tensors. Where their graph leads back here, nothing else would: it is no object of Python's."""
+        self._alive.clear()
+        self._values.clear()
 
     def call(
         self,
@@ -242,7 +248,7 @@ def function(
     """
     if taken(operations, results) - set(parameters) - set(constants):
         raise Unrecordable("something was made elsewhere")
-    space: dict[str, Any] = {str(value): its for value, its in constants.items()}
+    space: dict[str, Any] = {}
     names: dict[Any, str] = {}
     lasts: dict[Value, int] = {}
     for i, operation in enumerate(operations):
@@ -261,6 +267,7 @@ def function(
         done -= {*constants, *results}
         lines.append(f"    {call}{'; del ' if done else ''}{', '.join(map(str, done))}")
     lines.append(f"    return {_written(tuple(results))}")
+    space |= {str(value): constants[value] for value in {*lasts, *results} if value in constants}
     exec(compile("\n".join(lines), "<straight line>", "exec"), space)  # noqa: S102 (of what is written above alone)
     run: Callable[..., tuple[Any, ...]] = space["run"]
     return run

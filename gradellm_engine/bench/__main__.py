@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     use_threads(options.threads)
     try:
-        subject = replace(_subject(options), record_steps=not options.no_cuda_graphs)
+        subject = replace(_subject(options), record_steps=not options.eager)
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
@@ -219,7 +219,11 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=_count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
-    model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
+    model.add_argument(
+        "--eager",
+        action="store_true",
+        help="run decode steps call by call: on a GPU not as CUDA graphs, on a CPU not as straight lines",
+    )
     what = made.add_argument_group("what is measured")
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"

@@ -65,7 +65,7 @@ class Subject:
         reference: as Transformers runs it, over the same tensors: neither reads from a warmer cache.
         body_bytes: of the layers' weights, all of which a decode step reads.
         head_bytes: of the language-model head's.
-        record_steps: whether a GPU replays decode steps as CUDA graphs.
+        record_steps: whether a GPU replays decode steps as CUDA graphs, and a CPU runs them as straight lines.
     """
 
     loaded: LoadedModel

@@ -118,7 +118,11 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=arguments.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
-    model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
+    model.add_argument(
+        "--eager",
+        action="store_true",
+        help="run decode steps call by call: on a GPU not as CUDA graphs, on a CPU not as straight lines",
+    )
     limits = made.add_argument_group("limits")
     limits.add_argument(
         "--max-context-tokens", type=arguments.count, metavar="N", help="less than the model's own context"
@@ -331,7 +335,7 @@ def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engin
         kv_bytes=options.kv_memory,
         method_bytes=options.method_memory,
         threads=options.threads,
-        record_steps=not options.no_cuda_graphs,
+        record_steps=not options.eager,
         progress=progress,
     )
 

@@ -1,4 +1,4 @@
-"""Passes that are written down give what they give call by call, to the last bit; what cannot be written down runs as it is."""
+"""Passes that are written down give what they give call by call, to the last bit; what cannot be runs as it is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from steps import filled, forget
-from streams import Told, finish, scheduler_of
-from tiny_models import FAMILIES
 from torch import Tensor, nn
 
 from gradellm_engine import (
@@ -25,6 +22,9 @@ from gradellm_engine import (
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.passes import Explain, Part, Target
 from gradellm_engine.straight_line import Kind, StraightLines
+from steps import filled, forget
+from streams import Told, finish, scheduler_of
+from tiny_models import FAMILIES
 
 # Mixtures of experts look at their numbers, to send tokens to experts.
 LOOKING = {"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
@@ -152,7 +152,7 @@ def test_what_gives_other_numbers_each_time_runs_as_it_is(
     """A number that Python counts is written down as it was."""
     decoder = load("llama", record_steps=False)._model.decoder
     count = iter(range(1, 100))
-    decoder.blocks[1].mlp.register_forward_hook(lambda module, args, output: output * next(count))  # type: ignore[operator]
+    decoder.blocks[1].get_submodule("mlp").register_forward_hook(lambda module, args, output: output * next(count))
     with caplog.at_level("INFO", "gradellm_engine"):
         decoder.record_steps()
     assert decoder.lines is not None
@@ -165,7 +165,7 @@ def test_what_looks_at_its_numbers_later_runs_as_it_is(decoder: Decoder, lines: 
     def looks(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * float(output.abs().max())
 
-    decoder.blocks[1].mlp.register_forward_hook(looks)  # type: ignore[operator]
+    decoder.blocks[1].get_submodule("mlp").register_forward_hook(looks)
     parts = filled(decoder, [5, 6])
     expected = decoder.step(parts)
     for _ in range(3):
@@ -209,7 +209,7 @@ def fresh_parts(decoder: Decoder) -> Iterator[list[Part]]:
         part.slot.close()
 
 
-def test_a_line_outlives_the_memory_of_sequences(decoder: Decoder, lines: StraightLines, fresh_parts: list[Part]) -> None:
+def test_a_line_outlives_the_pool(decoder: Decoder, lines: StraightLines, fresh_parts: list[Part]) -> None:
     """A new pool is other memory; lines hold none of it."""
     targets = [Target(7)] * 3
     for _ in range(3):

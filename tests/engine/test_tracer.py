@@ -52,7 +52,7 @@ def constants(x: Tensor) -> Tensor:
     return x @ columns + torch.arange(3) + torch.tensor([1.0, 2.0, 3.0])
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: torch.nn.functional.linear(x, WEIGHT),
     "saved results": lambda x: x.exp().tanh().sigmoid().softmax(-1).rsqrt(),
     "infinite": lambda x: x.clamp(min=-torch.inf).masked_fill(HIDDEN, torch.inf).nan_to_num(posinf=3.0),
