@@ -117,7 +117,11 @@ def _below_autograd() -> Any:  # noqa: ANN401 (torch has no name for it)
 
 @dataclass(frozen=True)
 class _Attention:
-    """A layer's, as a straight line calls it."""
+    """A layer's, as a straight line calls it.
+
+    What it gives is contiguous, whatever kind of pass it comes from: whether it can be seen in another shape without a
+    copy is written down.
+    """
 
     module: nn.Module
     index: int
@@ -125,13 +129,14 @@ class _Attention:
 
     def output(self, running: Running, query: Tensor) -> Tensor:
         running.sites[self.index] = site = running.run.site(self.module, self.index, self.form)
-        return site.output(query)
+        return site.output(query).contiguous()
 
     def gradients(self, running: Running, query: Tensor, gradient: Tensor) -> Back:
         back = running.sites.pop(self.index).backward(query, gradient, goes_on=True)
         if back is None:
             raise RuntimeError("attention gave no gradients")
-        return back
+        dq, dk, dv = back
+        return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
     def last(self, running: Running, query: Tensor, gradient: Tensor) -> None:
         """The lowest layer that is explained: nothing below needs a gradient."""
@@ -221,7 +226,7 @@ class _WatchedOutputs:
             output = None if running.outputs is None else running.outputs.known(layer)
             if output is None:
                 raise RuntimeError("what a linear layer gives is not known")
-            return output
+            return output.contiguous()
 
         if not self._are_known or self._watched.tracer.is_off:  # in the head
             return None
