@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
@@ -105,6 +106,7 @@ def load_model(
     device_map: str | None = None,
     ranks: Ranks | None = None,
     context_tokens: int | None = None,
+    batch_invariant: bool = False,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
     """Load a decoder with its tokenizer.
@@ -118,6 +120,7 @@ def load_model(
         device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
         ranks: processes that share the weights out, this one among them; each calls this alike.
         context_tokens: a smaller limit than the model's own.
+        batch_invariant: whether no token's numbers may depend on what is computed beside it.
         progress: is told each stage as it begins.
 
     Raises:
@@ -172,6 +175,7 @@ def load_model(
         quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),
         context_tokens=context_tokens,
         ranks=ranks,
+        batch_invariant=batch_invariant,
     )
 
 
@@ -220,6 +224,7 @@ def assemble(
     quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
     ranks: Ranks | None = None,
+    batch_invariant: bool = False,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
 
@@ -230,7 +235,7 @@ def assemble(
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
     num_parameters = int(model.num_parameters())  # of all ranks together, as long as Transformers counts their shares
-    decoder = _checked_decoder(model, ranks)
+    decoder = _checked_decoder(model, ranks, batch_invariant=batch_invariant)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -242,7 +247,7 @@ def assemble(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization,
         device=_devices(model, ranks),
-        attention_kernel=ATTENTION_KERNEL,
+        attention_kernel=f"{ATTENTION_KERNEL}, {BATCH_INVARIANT}" if batch_invariant else ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
@@ -439,7 +444,7 @@ CHECK_TOKENS = 6
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
+def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invariant: bool) -> Decoder:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
     A family's table row rests on tests with tiny models; this looks at the model itself.
@@ -449,7 +454,7 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
-    decoder = Decoder(model, ranks)
+    decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
     decoder.allocate_pool(CHECK_TOKENS)
     slot = decoder.pool.allocate(CHECK_TOKENS)
     if slot is None:
