@@ -31,35 +31,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradellm_engine.passes import Part, PartsPass, PartsSite
+from gradellm_engine.frozen_norm import FrozenNorm
+from gradellm_engine.passes import Explain, Part, PartsPass, PartsSite, Target
+from gradellm_engine.settings import GradEllm
 
 if TYPE_CHECKING:
     from gradellm_engine.attention import AttentionForm
+    from gradellm_engine.decoder import Decoder
+    from gradellm_engine.kv_pool import KVSlot
 
 NAME = "batch-invariant"
 ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
 DTYPES = (torch.float32, torch.float64)
 
 _WHOLE_VECTORS = 32  # float32 numbers: two vectors of the widest kind, as loops are unrolled
+_TRIED_TOKENS = 8
+_TRIED_BESIDE = 17  # more than a vector has numbers
 _ONE_THREAD = 2**15  # elements from which on an operation is shared out among threads
 
 class _ByTokens(nn.Module):
-    """What a module that takes tokens by themselves becomes, beside the class that it had: [1, T, ..] -> [1, T, ..]."""
+    """What a module that takes tokens by themselves becomes, beside the class that it had.
+
+    [1, T, ..] -> [1, T, ..], or [T, width] -> [T, width], as OPT has them.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         whole = super().forward
-        count = _at_a_time(x)
-        if x.shape[1] <= count or x.shape[0] != 1:
-            one: Tensor = whole(x, *args, **kwargs)
+        dim = 0 if x.dim() == 2 else 1
+        count = self._at_a_time(x.shape[dim + 1 :])
+        if x.shape[dim] <= count or (dim and x.shape[0] != 1):
+            # A view, as blocks are: the module's own gradients by it are summed before others are added.
+            one: Tensor = whole(x.view_as(x), *args, **kwargs)
             return one
-        return torch.cat([whole(block, *args, **kwargs) for block in x.split(count, dim=1)], dim=1)
+        return torch.cat([whole(block, *args, **kwargs) for block in x.split(count, dim=dim)], dim=dim)
+
+    @staticmethod
+    def _at_a_time(shape: torch.Size) -> int:
+        """How many tokens of a shape are whole vectors in one thread; one where a token is not."""
+        return 1 if not shape or shape[-1] % _WHOLE_VECTORS else max(1, (_ONE_THREAD - 1) // shape.numel())
 
 
-def _at_a_time(x: Tensor) -> int:
-    """Tokens [1, T, ..] that are whole vectors in one thread; one where a token is not."""
-    if x.dim() < 3 or x.shape[-1] % _WHOLE_VECTORS:
+class _OneByOne(_ByTokens):
+    """Likewise of a module that makes single numbers of tokens, which are never whole vectors, on its way."""
+
+    @staticmethod
+    def _at_a_time(shape: torch.Size) -> int:
         return 1
-    return max(1, (_ONE_THREAD - 1) // x.shape[2:].numel())
 
 
 class _ByPositions(nn.Module):
@@ -87,8 +104,10 @@ def by_rows(model: nn.Module) -> None:
         kind = type(module)
         if kind.__name__.endswith("RotaryEmbedding"):
             module.__class__ = _become(kind, _ByPositions)  # type: ignore[assignment]
-        elif kind.__name__.endswith("Norm") or _is_activation(module):
+        elif isinstance(module, (FrozenNorm, nn.LayerNorm)) or _is_activation(module):
             module.__class__ = _become(kind, _ByTokens)  # type: ignore[assignment]
+        elif kind.__name__.endswith("Norm"):
+            module.__class__ = _become(kind, _OneByOne)  # type: ignore[assignment]
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -132,3 +151,36 @@ def _tokens(part: Part) -> Iterator[Part]:
     """Its tokens, each a part."""
     for place, token_id in enumerate(part.ids):
         yield replace(part, ids=[token_id], start=part.start + place)
+
+
+def shows_others(decoder: Decoder, vocab_size: int) -> bool:
+    """Whether a token's logits or scores are others where it was read in pieces or stands beside others: it is tried.
+
+    Gives the decoder a new pool.
+    """
+    decoder.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
+    decoder.pool.reuses_prefixes = False
+    ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
+    explain = Explain(GradEllm(layers=tuple(range(decoder.num_layers))))
+    alone, *others = (_slot(decoder) for _ in range(1 + _TRIED_BESIDE))
+    for token_id in ids:
+        result = decoder.explained_pass([Part.new(alone, [token_id], explain)])
+        logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
+    for place, slot in enumerate(others):  # pieces of other lengths, which stand beside one another
+        decoder.read([Part.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
+    decoder.read([Part.new(slot, ids[slot.length : -1]) for slot in others])
+    together = decoder.explained_pass([Part.new(slot, ids[-1:], explain) for slot in others])
+    results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
+    again = decoder.explained_pass([Part.again(others[0], 0, _TRIED_TOKENS, explain)])
+    replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
+    return not all(
+        torch.equal(its, logits[0]) and torch.equal(its_scores, scores)
+        for its, its_scores in [*results, (again.logits[-1], replayed)]
+    )
+
+
+def _slot(decoder: Decoder) -> KVSlot:
+    slot = decoder.pool.allocate(_TRIED_TOKENS)
+    if slot is None:
+        raise RuntimeError("a new pool has room")
+    return slot

@@ -22,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gradellm_engine.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
+from gradellm_engine.batch_invariant import shows_others
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
@@ -138,6 +140,10 @@ def load_model(
     with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     family = family_of(config.model_type)  # refused before its weights are read
+    if batch_invariant:
+        own = _own_quantization(config)
+        _check_batch_invariant(torch_device, torch_dtype, str(quantization) if own == "none" else own, device_map, ranks)
+        _check_by_tokens(config, family)
     if ranks is not None:
         _check_shares(config, family, ranks.size)
     model_context = _model_context(config)
@@ -191,6 +197,43 @@ def _check_ranks(device: str, device_map: str | None, quantization: Quantization
         raise ModelLoadError(f"ranks have a GPU each, or none: leave device at auto, not {device!r}")
     if quantization is not Quantization.NONE:
         raise ModelLoadError(f"weights in {quantization} are not shared out over ranks: give no quantize, or one rank")
+
+
+def _check_batch_invariant(
+    device: torch.device, dtype: torch.dtype | str, quantization: str, device_map: str | None, ranks: Ranks | None
+) -> None:
+    """Refuse what is not made sure to be the same beside any others.
+
+    Raises:
+        ModelLoadError: naming it.
+    """
+    wrong = None
+    if device.type != "cpu" or device_map is not None:
+        wrong = f"not on {device_map or device}"
+    elif ranks is not None:
+        wrong = "not with tensor parallel"
+    elif quantization != Quantization.NONE:
+        wrong = f"not with weights in {quantization}"
+    elif dtype not in INVARIANT_DTYPES:
+        wrong = f"not in {str(dtype).removeprefix('torch.')}"
+    if wrong is not None:
+        raise ModelLoadError(
+            f"batch-invariant results come from a CPU in float32 or float64, {wrong}: leave the switch off, or give "
+            "--device cpu --dtype float32 without quantised or shared weights"
+        )
+
+
+def _check_by_tokens(config: Any, family: Family) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Refuse a model some of whose layers take tokens together.
+
+    Raises:
+        ModelLoadError: naming its family.
+    """
+    if not family.by_tokens or getattr(config.get_text_config(decoder=True), "final_logit_softcapping", None):
+        raise ModelLoadError(
+            f"the family {config.model_type} has no batch-invariant results: experts take the tokens of all requests "
+            "together, or logits are squashed outside of any layer; leave the switch off"
+        )
 
 
 def _check_shares(config: Any, family: Family, size: int) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
@@ -468,6 +511,11 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
     if not error <= CHECK_TOLERANCE[model.dtype]:
         raise UnsupportedModelError(
             f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
+        )
+    if batch_invariant and shows_others(decoder, model.config.get_text_config(decoder=True).vocab_size):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: on this processor a token's numbers are others beside other tokens, whatever was "
+            "tried; leave batch-invariant results off"
         )
     return decoder
 
