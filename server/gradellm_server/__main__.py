@@ -119,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
         "--threads", type=arguments.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
     model.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, run decode steps call by call")
+    model.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="tokens and scores to the last bit the same, whatever other requests run and wherever a stream is taken "
+        "up again; on a CPU in float32 or float64, slower",
+    )
     limits = made.add_argument_group("limits")
     limits.add_argument(
         "--max-context-tokens", type=arguments.count, metavar="N", help="less than the model's own context"
@@ -332,6 +338,7 @@ def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engin
         method_bytes=options.method_memory,
         threads=options.threads,
         record_steps=not options.no_cuda_graphs,
+        batch_invariant=options.batch_invariant,
         progress=progress,
     )
 
