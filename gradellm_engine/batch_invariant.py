@@ -5,9 +5,9 @@ is another one beside other rows. So a token that was decoded alone gets other l
 prompt, and every layer, and the gradient of every layer, makes more of that. What holds here for each kind of
 operation:
 
-- Products with weights (`gradellm_engine.invariant_products`). Libraries sum in a few orders, each for some numbers of rows. Rows are padded to
-  numbers for which the order is one and the same; which these are is tried for each shape of weight, with all numbers
-  of rows up to a block's, when a model is loaded.
+- Products with weights (`gradellm_engine.invariant_products`). Libraries sum in a few orders, each for some numbers of
+  rows. Rows are padded to numbers for which the order is one and the same; which these are is tried for each shape of
+  weight, with all numbers of rows up to a block's, when a model is loaded.
 - Attention (`AlonePass`). Each query attends by itself, to its own prefix: the same calls with the same shapes as in a
   decode step alone. Slots begin where addresses are aligned alike (`ALIGNED_PLACES`).
 - All else (`by_rows`). PyTorch takes vectors of elements and the last few one by one, by other functions for what is
@@ -23,8 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +47,7 @@ _TRIED_TOKENS = 8
 _TRIED_BESIDE = 17  # more than a vector has numbers
 _ONE_THREAD = 2**15  # elements from which on an operation is shared out among threads
 
+
 class _ByTokens(nn.Module):
     """What a module that takes tokens by themselves becomes, beside the class that it had.
 
@@ -63,7 +62,7 @@ class _ByTokens(nn.Module):
             # A view, as blocks are: the module's own gradients by it are summed before others are added.
             one: Tensor = whole(x.view_as(x), *args, **kwargs)
             return one
-        return torch.cat([whole(block, *args, **kwargs) for block in x.split(count, dim=dim)], dim=dim)
+        return torch.cat([whole(block, *args, **kwargs) for block in torch.split(x, count, dim)], dim=dim)
 
     @staticmethod
     def _at_a_time(shape: torch.Size) -> int:
@@ -87,15 +86,20 @@ class _ByPositions(nn.Module):
         if position_ids.shape[0] != 1 or position_ids.shape[1] == 1:
             its: tuple[Tensor, Tensor] = whole(x, position_ids, *args, **kwargs)
             return its
-        each = [whole(x, position, *args, **kwargs) for position in position_ids.split(1, dim=1)]
+        each = [whole(x, position, *args, **kwargs) for position in torch.split(position_ids, 1, 1)]
         cosines, sines = zip(*each, strict=True)
         return torch.cat(cosines, dim=1), torch.cat(sines, dim=1)
 
 
-@cache
-def _become(kind: type[nn.Module], other: type[nn.Module]) -> type[nn.Module]:
-    """The class of modules that were of one kind; its name ends as theirs did."""
-    return type(f"{other.__name__.lstrip('_')}{kind.__name__}", (other, kind), {})
+_classes: dict[tuple[type, type], type] = {}
+
+
+def _become(module: nn.Module, other: type[nn.Module]) -> None:
+    """Make it one of its class and another before that; the class's name ends as its own did."""
+    kind = type(module)
+    if (kind, other) not in _classes:
+        _classes[kind, other] = type(f"{other.__name__.lstrip('_')}{kind.__name__}", (other, kind), {})
+    module.__class__ = _classes[kind, other]
 
 
 def by_rows(model: nn.Module) -> None:
@@ -103,11 +107,11 @@ def by_rows(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module)
         if kind.__name__.endswith("RotaryEmbedding"):
-            module.__class__ = _become(kind, _ByPositions)  # type: ignore[assignment]
+            _become(module, _ByPositions)
         elif isinstance(module, (FrozenNorm, nn.LayerNorm)) or _is_activation(module):
-            module.__class__ = _become(kind, _ByTokens)  # type: ignore[assignment]
+            _become(module, _ByTokens)
         elif kind.__name__.endswith("Norm"):
-            module.__class__ = _become(kind, _OneByOne)  # type: ignore[assignment]
+            _become(module, _OneByOne)
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -130,7 +134,9 @@ class AlonePass(PartsPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._each = _EachAlone([token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor)
+        self._each = _EachAlone(
+            [token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor
+        )
 
     def site(self, module: nn.Module, index: int, form: AttentionForm) -> PartsSite:
         """See `Pass`."""

@@ -184,7 +184,7 @@ class Engine:
         the process's CPU threads; None for as many as it may run at once. `ranks` are the processes that share the
         model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode
         steps as CUDA graphs, where the model allows it. With `batch_invariant` a stream's tokens and vectors are the
-        same to the last bit whatever else the engine does, and however it is read: see `gradellm_engine.batch_invariant`.
+        same to the last bit whatever else runs and however it is read: see `gradellm_engine.batch_invariant`.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")

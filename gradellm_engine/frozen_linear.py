@@ -78,8 +78,7 @@ def become_invariant(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Conv1D:  # of GPT-2: a linear layer, its weight stored the other way
             module.__class__ = _InvariantConv1D
-            module.frozen = FrozenWeight(module.weight.t(), module.bias)
-            module.frozen.become_invariant()
+            module.take_over()  # type: ignore[operator]
         elif type(module) is FrozenLinear:
             module.frozen.become_invariant()
             if module.joint is not None:
@@ -121,10 +120,15 @@ class FrozenLinear(nn.Linear):
         return output
 
 
-class _InvariantConv1D(Conv1D):
+class _InvariantConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's linear layers, by the same products."""
 
     frozen: FrozenWeight
+
+    def take_over(self) -> None:
+        """Take the numbers that are there."""
+        self.frozen = FrozenWeight(self.weight.t(), self.bias)
+        self.frozen.become_invariant()
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out]"""

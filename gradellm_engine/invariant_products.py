@@ -38,7 +38,7 @@ class Product:
         if len(rows) <= self.most:
             y = self._block(rows)
         else:
-            y = torch.cat([self._block(block) for block in rows.split(self.most)])
+            y = torch.cat([self._block(block) for block in torch.split(rows, self.most)])
         return y.view(*x.shape[:-1], -1)
 
     def _block(self, rows: Tensor) -> Tensor:

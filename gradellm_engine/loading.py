@@ -142,7 +142,9 @@ def load_model(
     family = family_of(config.model_type)  # refused before its weights are read
     if batch_invariant:
         own = _own_quantization(config)
-        _check_batch_invariant(torch_device, torch_dtype, str(quantization) if own == "none" else own, device_map, ranks)
+        _check_batch_invariant(
+            torch_device, torch_dtype, str(quantization) if own == "none" else own, device_map, ranks
+        )
         _check_by_tokens(config, family)
     if ranks is not None:
         _check_shares(config, family, ranks.size)

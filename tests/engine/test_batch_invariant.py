@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ from gradellm_engine import (
     Sources,
     Stream,
     UnsupportedModelError,
+    loading,
 )
 from gradellm_engine import batch_invariant as invariant
 from gradellm_engine import invariant_products as products
-from gradellm_engine import loading
 from gradellm_engine import scheduler as scheduling
 from gradellm_engine.batch_invariant import ALIGNED_PLACES, by_rows, shows_others
 from gradellm_engine.families import FAMILIES
@@ -44,7 +45,7 @@ ModelPath = Callable[[str], Path]
 Load = Callable[..., Engine]
 BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.by_tokens)
 TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.by_tokens)
-WIDE = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
+WIDE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
         "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 1024}  # fmt: skip
 PROMPTS = ["Once upon a time, a small red fox did not like rain.", "Once upon a time, a small red", "A dog", "1, 2, 3"]
 EXPLAINED = [
@@ -68,14 +69,17 @@ def load(model_path: ModelPath, tmp_path_factory: pytest.TempPathFactory) -> Loa
     return cache(lambda name, dtype="float32": Engine.load(str(path(name)), dtype=dtype, batch_invariant=True))
 
 
-def stream(engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()) -> Stream:
+def stream(
+    engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()
+) -> Stream:
     sampling = Sampling(max_new_tokens=24, temperature=float(seed % 3 != 0), seed=seed, num_alternatives=2)
     return engine.stream(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
 
 def assert_same(told: Told, alone: Told, first: int = 0) -> None:
     """From the token `first` on, to the last bit: ids, probabilities of them and of others, targets and scores."""
-    assert told.error is None and alone.error is None
+    assert told.error is None
+    assert alone.error is None
     assert [(s.index, s.id, s.logprob, s.alternatives) for s in told.steps] == [
         (s.index, s.id, s.logprob, s.alternatives) for s in alone.steps[first:]
     ]
@@ -178,9 +182,9 @@ def test_families_whose_tokens_are_taken_together_are_refused(model_path: ModelP
         ({"device_map": "auto"}, "not on auto"),
     ],
 )
-def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, object], why: str) -> None:
+def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
     with pytest.raises(ModelLoadError, match=f"come from a CPU in float32 or float64, {why}: leave the switch off"):
-        Engine.load(str(model_path("llama")), batch_invariant=True, **how)  # type: ignore[arg-type]
+        Engine.load(str(model_path("llama")), batch_invariant=True, **how)
 
 
 def test_a_processor_where_it_does_not_come_out_is_refused(

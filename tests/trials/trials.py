@@ -272,7 +272,7 @@ SURVIVORS, ROUNDS = 24, 4
 def survive(scale: float) -> list[Finding]:
     """Streams over three servers, each of which is killed once, against the same streams that nobody disturbs.
 
-    Once with batch-invariant results, of which exact numbers are asked, and once without: there a row's float32 rounding
+    Once with batch-invariant results, of which exact numbers are asked, and once without: there a row's rounding
     depends on the rows beside it, and a token that is read again as part of a resumed stream has other rows beside it.
     """
     asked = [
@@ -350,7 +350,9 @@ def _invariant(its: Survived) -> list[Finding]:
 def _default(its: Survived) -> list[Finding]:
     """What holds without: whole streams and texts; of scores it is told how far they are."""
     found, alone = its.found, its.rounding
-    texts = [replace(finding, limit="", holds=None) if "score" in finding.what else finding for finding in unchanged(found)]
+    texts = [
+        replace(finding, limit="", holds=None) if "score" in finding.what else finding for finding in unchanged(found)
+    ]
     return [
         *(replace(finding, what=f"without: {finding.what}") for finding in its.told),
         *texts,
