@@ -34,12 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what batch-invariant results cost.")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="125m", help="of the random Llama (default: 125m)")
     parser.add_argument("--demo", action="store_true", help="the demo model instead")
+    parser.add_argument("--only", default="", help="cases whose names hold this, such as prompt (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args()
     use_threads(options.threads)
     engines = [_engine(options, batch_invariant=batch_invariant) for batch_invariant in (False, True)]
-    for name, work, num_tokens in _cases(engines[0].context_tokens):
+    cases = [case for case in _cases(engines[0].context_tokens) if options.only in case[0]]
+    for name, work, num_tokens in cases:
         turns = []
         for turn in range(1 + options.rounds):
             took = [_seconds(work, engine, turn) / num_tokens for engine in engines]
