@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention import AttentionForm
+from gradellm_engine.batch_invariant import ALIGNED_PLACES, AlonePass, by_rows
 from gradellm_engine.compiled import Backend, CompiledLayers
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.frozen_linear import current_outputs, freeze_linears, join_linears
+from gradellm_engine.frozen_linear import become_invariant, current_outputs, freeze_linears, join_linears
 from gradellm_engine.frozen_norm import freeze_norms
 from gradellm_engine.frozen_rotary import freeze_rotary
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
@@ -152,16 +153,18 @@ class Decoder:
         lines: decode steps that a processor runs in a row; likewise.
         products: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
+        batch_invariant: whether a token's numbers are the same beside any others.
     """
 
     pool: KVPool
     recordings: Recordings | None = None
     lines: StraightLines | None = None
 
-    def __init__(self, model: PreTrainedModel, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, ranks: Ranks | None = None, *, batch_invariant: bool = False) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
 
-        `ranks` are those that share its weights out, where it is loaded so.
+        `ranks` are those that share its weights out, where it is loaded so. With `batch_invariant` no token's numbers
+        depend on what is read beside it; see `gradellm_engine.batch_invariant`.
 
         Raises:
             UnsupportedModelError: where the model does not run with it, or some layer does not go through it.
@@ -187,6 +190,10 @@ class Decoder:
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         with torch.no_grad():
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
+        self.batch_invariant = batch_invariant
+        if batch_invariant:
+            become_invariant(model)
+            by_rows(model)
         self.products = Products(model.base_model)
         self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
@@ -265,7 +272,8 @@ class Decoder:
 
     def allocate_pool(self, num_tokens: int) -> None:
         """Make room for so many tokens of all sequences together."""
-        self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens)
+        aligned = ALIGNED_PLACES if self.batch_invariant else 1
+        self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens, aligned)
         self.recordings = None
         if self._leaves_out is None:
             self._leaves_out = self.products.max_tokens > 0 and self._can_leave_out()
@@ -460,14 +468,15 @@ class Decoder:
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""
-        if not self._is_on_one_device or not is_step(parts):
+        if not self._is_on_one_device or self.batch_invariant or not is_step(parts):
             return False
         if self.recordings is not None or self.device.type == "cuda":
             return True
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
     def _parts_pass(self, parts: Sequence[Part], anchor: Tensor | None = None) -> PartsPass:
-        return PartsPass(parts, self._rotary_of, self._sharing, anchor)
+        kind = AlonePass if self.batch_invariant else PartsPass
+        return kind(parts, self._rotary_of, self._sharing, anchor)
 
     def _new_step_pass(self, shape: StepShape) -> StepPass:
         return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused, self._sharing)

@@ -173,6 +173,7 @@ class Engine:
         method_bytes: int | None = None,
         threads: int | None = None,
         record_steps: bool = True,
+        batch_invariant: bool = False,
         progress: Progress = lambda stage: None,
     ) -> Engine:
         """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
@@ -182,7 +183,9 @@ class Engine:
         completions may take beside it; None for a share of what is free of either. `threads` sets
         the process's CPU threads; None for as many as it may run at once. `ranks` are the processes that share the
         model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode
-        steps as CUDA graphs, and a CPU run them as straight lines, where the model allows it.
+        steps as CUDA graphs, and a CPU run them as straight lines, where the model allows it. With
+        `batch_invariant` a stream's tokens and vectors are the same to the last bit whatever else runs and however it
+        is read: see `gradellm_engine.batch_invariant`.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")
@@ -198,6 +201,7 @@ class Engine:
             device_map=device_map,
             ranks=ranks,
             context_tokens=context_tokens,
+            batch_invariant=batch_invariant,
             progress=progress,
         )
         return cls(

@@ -22,11 +22,14 @@ class Family:
         gates: the layers whose outputs are multiplied with each other, as gate and value of a feed-forward block; none
             where it has no gate, None where they cannot be told apart from outside (experts), for relevance.
         shares: whether Transformers' plan shares it out over ranks so that its explanations stay exact.
+        by_tokens: whether all its layers but attention can be computed so that a token's numbers do not depend on what
+            tokens are beside it; not where experts take them together, or logits are squashed outside of any layer.
     """
 
     rotary: bool = True
     gates: tuple[str, ...] | None = ("gate_proj", "up_proj")
     shares: bool = True
+    by_tokens: bool = True
 
 
 _FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None
@@ -34,26 +37,28 @@ _FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None
 FAMILIES: dict[str, Family] = {
     "cohere": Family(shares=False),  # the plan would split heads that its norms of queries and keys need whole
     "cohere2": Family(rotary=False),  # as smollm3
-    "deepseek_v3": Family(rotary=False, gates=_EXPERTS),  # it rotates a part of its keys that it keeps apart until then
+    "deepseek_v3": Family(
+        rotary=False, gates=_EXPERTS, by_tokens=False
+    ),  # it rotates a part of its keys that it keeps apart until then
     "gemma": Family(),
-    "gemma2": Family(),
+    "gemma2": Family(by_tokens=False),
     "gemma3_text": Family(),
     "glm": Family(gates=_FUSED),
     "glm4": Family(gates=_FUSED),
     "gpt2": Family(rotary=False, gates=_UNGATED, shares=False),
     "gpt_neox": Family(gates=_UNGATED),
-    "gpt_oss": Family(gates=_EXPERTS),
+    "gpt_oss": Family(gates=_EXPERTS, by_tokens=False),
     "granite": Family(),
     "llama": Family(),
     "mistral": Family(),
-    "mixtral": Family(gates=_EXPERTS),
+    "mixtral": Family(gates=_EXPERTS, by_tokens=False),
     "olmo2": Family(),
     "opt": Family(rotary=False, gates=_UNGATED, shares=False),
     "phi": Family(gates=_UNGATED),
     "phi3": Family(gates=_FUSED),
     "qwen2": Family(),
     "qwen3": Family(),
-    "qwen3_moe": Family(gates=_EXPERTS),
+    "qwen3_moe": Family(gates=_EXPERTS, by_tokens=False),
     "smollm3": Family(rotary=False),  # some of its layers have no rotary embedding at all
     "stablelm": Family(shares=False),
     "starcoder2": Family(gates=_UNGATED),

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gradellm_engine.linear_kernels import FrozenWeight, Kernel, stored_for_gradients
 
@@ -75,6 +76,18 @@ def join_linears(model: nn.Module, run: Callable[[], object]) -> None:
     _join(group)
 
 
+def become_invariant(model: nn.Module) -> None:
+    """Have every linear layer of `model` give a token the same whatever tokens are beside it."""
+    for module in model.modules():
+        if type(module) is Conv1D:  # of GPT-2: a linear layer, its weight stored the other way
+            module.__class__ = _InvariantConv1D
+            module.take_over()  # type: ignore[operator]
+        elif type(module) is FrozenLinear:
+            module.frozen.become_invariant()
+            if module.joint is not None:
+                module.joint.become_invariant()
+
+
 def _join(group: Sequence[FrozenLinear]) -> None:
     if len(group) > 1 and any(_is_fast(layer) for layer in group):
         Joint(group)
@@ -108,6 +121,24 @@ class FrozenLinear(nn.Linear):
         if outputs is not None:
             outputs.note(self, output)
         return output
+
+
+class _InvariantConv1D(Conv1D):  # type: ignore[misc]
+    """GPT-2's linear layers, by the same products."""
+
+    frozen: FrozenWeight
+
+    def take_over(self) -> None:
+        """Take the numbers that are there."""
+        self.frozen = FrozenWeight(self.weight.t(), self.bias)
+        self.frozen.become_invariant()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., in] -> [.., out]"""
+        if x.requires_grad and torch.is_grad_enabled():
+            output: Tensor = _Product.apply(x, self.frozen, [self.nf], None)[0]  # type: ignore[no-untyped-call]
+            return output
+        return self.frozen.product(x)
 
 
 def _output(layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
@@ -149,6 +180,10 @@ class Joint:
         self._input: Tensor | None = None
         self._version = 0
         self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
+
+    def become_invariant(self) -> None:
+        """See `FrozenWeight.become_invariant`."""
+        self._frozen.become_invariant()
 
     def output(self, layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
         """What one of them gives. [.., in] -> [.., out]"""

@@ -138,13 +138,16 @@ class KVPool:
         num_found_tokens: of them, tokens that were copied.
     """
 
-    def __init__(self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int) -> None:
-        """Take the memory.
+    def __init__(
+        self, layers: Sequence[LayerShape], rotaries: Sequence[RotaryShape], num_tokens: int, aligned: int = 1
+    ) -> None:
+        """Take the memory. Slots have a multiple of `aligned` places, and so begin at one.
 
         Raises:
             ModelLoadError: where there is not so much.
         """
-        self.num_tokens = num_tokens
+        self._aligned = aligned
+        self.num_tokens = num_tokens = self._rounded(num_tokens)
         try:
             self.keys = [_places(s.num_key_value_heads, num_tokens, s.key_width, s) for s in layers]
             self.values = [_places(s.num_key_value_heads, num_tokens, s.value_width, s) for s in layers]
@@ -190,6 +193,7 @@ class KVPool:
         one's keys and values may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
         """
         self._take_back_abandoned()
+        capacity = self._rounded(capacity)
         if not self._can_take(capacity):
             return None
         source, num_shared = self._longest_prefix(ids[:-1], owner) if self.reuses_prefixes else (None, 0)
@@ -213,9 +217,9 @@ class KVPool:
             return
         for other in [kept for kept in its if kept.ids == slot.ids[: kept.length]]:
             other.close()  # told by the new one, too
-        if unused := slot.capacity - slot.length:
-            slot.capacity = slot.length
-            self._give_back(slot.start + slot.length, unused)
+        if unused := slot.capacity - self._rounded(slot.length):
+            slot.capacity -= unused
+            self._give_back(slot.start + slot.capacity, unused)
         self._kept[slot] = None
 
     def forget(self) -> None:
@@ -229,6 +233,10 @@ class KVPool:
             del self._slots[slot.start]
         self._kept.pop(slot, None)
         self._give_back(slot.start, slot.capacity)
+
+    def _rounded(self, length: int) -> int:
+        """So many places, and as many more as make whole ones of what is aligned."""
+        return -(-length // self._aligned) * self._aligned
 
     def _take_back_abandoned(self) -> None:
         while self.abandoned:

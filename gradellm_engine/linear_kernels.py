@@ -15,10 +15,14 @@ PyTorch's float32 products on x86 processors (MKL) reaches a third to half of th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from gradellm_engine.invariant_products import Product, invariant_product
 
 # Measured with `python -m gradellm_engine.bench.linear`.
 STRETCHED_ROWS = 2  # at most; oneDNN is as fast or faster for more
@@ -34,6 +38,7 @@ class Kernel(Enum):
     DEFAULT = auto()
     STRETCHES = auto()
     ONEDNN = auto()
+    INVARIANT = auto()  # whichever makes the same of a row beside any others
 
 
 class FrozenWeight:
@@ -53,9 +58,27 @@ class FrozenWeight:
         self._stored = self._transposed if self._is_by_columns else self.weight
         self.num_stretches = _num_stretches(self._stored)
         self.uses_onednn = _uses_onednn(self._stored)
+        self._invariant: tuple[Product, Product] | None = None  # the layer, and by its input
+
+    def become_invariant(self) -> None:
+        """From now on, give every row the same product whatever rows are beside it."""
+        self._invariant = (
+            invariant_product(self.weight, self.bias, self._kernels(self.weight, self.bias)),
+            invariant_product(self._transposed, None, self._kernels(self._transposed, None)),
+        )
+
+    def _kernels(self, weight: Tensor, bias: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
+        """What computes x W^T + b for any number of rows, the fastest first. [n, in] -> [n, out]"""
+        default = partial(torch.nn.functional.linear, weight=weight, bias=bias)
+        if self.uses_onednn:
+            return [partial(_onednn, weight=weight, bias=bias), default]
+        is_small = weight.numel() < MIN_STRETCHED_WEIGHTS  # one row by itself takes half as long as four
+        return [partial(_row_by_row, weight=weight, bias=bias), default] if is_small else [default]
 
     def kernel(self, x: Tensor) -> Kernel:
         """What multiplies these rows. [.., in] or [.., out]"""
+        if self._invariant is not None:
+            return Kernel.INVARIANT
         rows = x.numel() // x.shape[-1]
         if self.num_stretches > 1 and rows <= STRETCHED_ROWS:
             return Kernel.STRETCHES
@@ -70,7 +93,9 @@ class FrozenWeight:
                 return y if self.bias is None else y + self.bias
             case Kernel.ONEDNN:
                 return _onednn(x, self.weight, self.bias)
-            case Kernel.DEFAULT:
+            case Kernel.INVARIANT if self._invariant is not None:
+                return self._invariant[0](x)
+            case _:
                 return torch.nn.functional.linear(x, self.weight, self.bias)
 
     def gradient(self, g: Tensor) -> Tensor:
@@ -82,7 +107,9 @@ class FrozenWeight:
                 return by_columns(g, self._stored, self.num_stretches)
             case Kernel.ONEDNN:
                 return _onednn(g, self._transposed, None)
-            case Kernel.DEFAULT:
+            case Kernel.INVARIANT if self._invariant is not None:
+                return self._invariant[1](g)
+            case _:
                 return g @ self.weight
 
 
@@ -132,6 +159,12 @@ def _num_stretches(weight: Tensor) -> int:
 def _uses_onednn(weight: Tensor) -> bool:
     has_it = has_onednn() and bool(torch.backends.mkldnn.enabled)
     return has_it and _is_float_on_cpu(weight) and weight.numel() >= MIN_ONEDNN_WEIGHTS
+
+
+def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x W^T + b as one of each row. [n, in], [out, in], [out] -> [n, out]"""
+    y = torch.bmm(x[:, None], weight.t().expand(len(x), -1, -1))[:, 0]
+    return y if bias is None else y + bias
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

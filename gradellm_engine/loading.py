@@ -22,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gradellm_engine.batch_invariant import DTYPES as INVARIANT_DTYPES
+from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
+from gradellm_engine.batch_invariant import shows_others
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
@@ -105,6 +108,7 @@ def load_model(
     device_map: str | None = None,
     ranks: Ranks | None = None,
     context_tokens: int | None = None,
+    batch_invariant: bool = False,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
     """Load a decoder with its tokenizer.
@@ -118,6 +122,7 @@ def load_model(
         device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
         ranks: processes that share the weights out, this one among them; each calls this alike.
         context_tokens: a smaller limit than the model's own.
+        batch_invariant: whether no token's numbers may depend on what is computed beside it.
         progress: is told each stage as it begins.
 
     Raises:
@@ -135,6 +140,12 @@ def load_model(
     with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     family = family_of(config.model_type)  # refused before its weights are read
+    if batch_invariant:
+        own = _own_quantization(config)
+        _check_batch_invariant(
+            torch_device, torch_dtype, str(quantization) if own == "none" else own, device_map, ranks
+        )
+        _check_by_tokens(config, family)
     if ranks is not None:
         _check_shares(config, family, ranks.size)
     model_context = _model_context(config)
@@ -172,6 +183,7 @@ def load_model(
         quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),
         context_tokens=context_tokens,
         ranks=ranks,
+        batch_invariant=batch_invariant,
     )
 
 
@@ -187,6 +199,43 @@ def _check_ranks(device: str, device_map: str | None, quantization: Quantization
         raise ModelLoadError(f"ranks have a GPU each, or none: leave device at auto, not {device!r}")
     if quantization is not Quantization.NONE:
         raise ModelLoadError(f"weights in {quantization} are not shared out over ranks: give no quantize, or one rank")
+
+
+def _check_batch_invariant(
+    device: torch.device, dtype: torch.dtype | str, quantization: str, device_map: str | None, ranks: Ranks | None
+) -> None:
+    """Refuse what is not made sure to be the same beside any others.
+
+    Raises:
+        ModelLoadError: naming it.
+    """
+    wrong = None
+    if device.type != "cpu" or device_map is not None:
+        wrong = f"not on {device_map or device}"
+    elif ranks is not None:
+        wrong = "not with tensor parallel"
+    elif quantization != Quantization.NONE:
+        wrong = f"not with weights in {quantization}"
+    elif dtype not in INVARIANT_DTYPES:
+        wrong = f"not in {str(dtype).removeprefix('torch.')}"
+    if wrong is not None:
+        raise ModelLoadError(
+            f"batch-invariant results come from a CPU in float32 or float64, {wrong}: leave the switch off, or give "
+            "--device cpu --dtype float32 without quantised or shared weights"
+        )
+
+
+def _check_by_tokens(config: Any, family: Family) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Refuse a model some of whose layers take tokens together.
+
+    Raises:
+        ModelLoadError: naming its family.
+    """
+    if not family.by_tokens or getattr(config.get_text_config(decoder=True), "final_logit_softcapping", None):
+        raise ModelLoadError(
+            f"the family {config.model_type} has no batch-invariant results: experts take the tokens of all requests "
+            "together, or logits are squashed outside of any layer; leave the switch off"
+        )
 
 
 def _check_shares(config: Any, family: Family, size: int) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
@@ -220,6 +269,7 @@ def assemble(
     quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
     ranks: Ranks | None = None,
+    batch_invariant: bool = False,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
 
@@ -230,7 +280,7 @@ def assemble(
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
     num_parameters = int(model.num_parameters())  # of all ranks together, as long as Transformers counts their shares
-    decoder = _checked_decoder(model, ranks)
+    decoder = _checked_decoder(model, ranks, batch_invariant=batch_invariant)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -242,7 +292,7 @@ def assemble(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization,
         device=_devices(model, ranks),
-        attention_kernel=ATTENTION_KERNEL,
+        attention_kernel=f"{ATTENTION_KERNEL}, {BATCH_INVARIANT}" if batch_invariant else ATTENTION_KERNEL,
         num_layers=decoder.num_layers,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
@@ -439,7 +489,7 @@ CHECK_TOKENS = 6
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
+def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invariant: bool) -> Decoder:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
     A family's table row rests on tests with tiny models; this looks at the model itself.
@@ -449,7 +499,7 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
-    decoder = Decoder(model, ranks)
+    decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
     decoder.allocate_pool(CHECK_TOKENS)
     slot = decoder.pool.allocate(CHECK_TOKENS)
     if slot is None:
@@ -463,6 +513,11 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None) -> Decoder:
     if not error <= CHECK_TOLERANCE[model.dtype]:
         raise UnsupportedModelError(
             f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
+        )
+    if batch_invariant and shows_others(decoder, model.config.get_text_config(decoder=True).vocab_size):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: on this processor a token's numbers are others beside other tokens, whatever was "
+            "tried; leave batch-invariant results off"
         )
     return decoder
 

@@ -43,7 +43,7 @@ class Distribution:
         """From the model's logits of several tokens, whose numbers leave a GPU together. [T, V]"""
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         bests = logits.argmax(-1)
-        columns = (torch.logsumexp(logits, dim=-1), bests, logits.gather(-1, bests[:, None])[:, 0])
+        columns = (_log_totals(logits), bests, logits.gather(-1, bests[:, None])[:, 0])
         numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
         return [cls(row, total, int(best), high) for row, (total, best, high) in zip(logits, numbers, strict=True)]
 
@@ -72,6 +72,14 @@ class Distribution:
         """The most probable token that is not `token_id`."""
         best, second = self.logits.topk(2).indices.tolist()
         return int(second if best == token_id else best)
+
+
+def _log_totals(logits: Tensor) -> Tensor:
+    """Of each row, the logarithm of the sum of exponentials. [T, V] -> [T]"""
+    if logits.is_cuda:
+        return torch.logsumexp(logits, dim=-1)
+    # A row by itself: beside others it would be summed in another order.
+    return torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
 
 
 def choose_seed() -> int:

@@ -123,6 +123,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run decode steps call by call: on a GPU not as CUDA graphs, on a CPU not as straight lines",
     )
+    model.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="tokens and scores to the last bit the same, whatever other requests run and wherever a stream is taken "
+        "up again; on a CPU in float32 or float64, slower",
+    )
     limits = made.add_argument_group("limits")
     limits.add_argument(
         "--max-context-tokens", type=arguments.count, metavar="N", help="less than the model's own context"
@@ -336,6 +342,7 @@ def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engin
         method_bytes=options.method_memory,
         threads=options.threads,
         record_steps=not options.eager,
+        batch_invariant=options.batch_invariant,
         progress=progress,
     )
 

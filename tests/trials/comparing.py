@@ -23,6 +23,7 @@ class Compared:
     largest: float = 0.0
     largest_relative: float = 0.0
     rows_above: int = 0
+    rows_other: int = 0  # in any bit
 
     def take(self, ours: Explanation, theirs: Explanation) -> None:
         for one, other in zip_longest(ours.tokens, theirs.tokens):
@@ -40,6 +41,7 @@ class Compared:
             difference = max(abs(a - b) for a, b in zip(row.scores, its.scores, strict=True))
             self.largest = max(self.largest, difference / max(1.0, peak))
             self.largest_relative = max(self.largest_relative, difference / (peak or 1.0))
+            self.rows_other += difference > 0
             self.rows_above += difference > TIE * peak
 
 

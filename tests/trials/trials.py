@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ from gradellm_engine import Engine
 from gradellm_server.faults import VARIABLE
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from trials.comparing import TIE, compared, unchanged
+from trials.comparing import TIE, Compared, compared, unchanged
 from trials.findings import Finding, percentile
 from trials.hosts import hosts as hosts
 from trials.on_ray import ray as ray
@@ -269,7 +270,11 @@ SURVIVORS, ROUNDS = 24, 4
 
 
 def survive(scale: float) -> list[Finding]:
-    """Streams over three servers, each of which is killed once, against the same streams that nobody disturbs."""
+    """Streams over three servers, each of which is killed once, against the same streams that nobody disturbs.
+
+    Once with batch-invariant results, of which exact numbers are asked, and once without: there a row's rounding
+    depends on the rows beside it, and a token that is read again as part of a resumed stream has other rows beside it.
+    """
     asked = [
         {
             "prompt": f"Once upon a time, there was a {('cat', 'dog', 'bear', 'girl')[i % 4]} who",
@@ -282,14 +287,95 @@ def survive(scale: float) -> list[Finding]:
         for i in range(SURVIVORS)
     ]
     rounds = max(1, round(ROUNDS * scale))
-    with served() as server:
+    return [*_invariant(_survived(asked, rounds, "--batch-invariant")), *_default(_survived(asked, rounds))]
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What came of streams whose servers were killed.
+
+    Attributes:
+        num_runs: of all streams together.
+        num_kills: while they ran.
+        found: of all of them, beside the undisturbed run.
+        rounding: of undisturbed ones, each alone, likewise.
+        exact: of all of them, beside what a server in float64 says of the undisturbed run's tokens.
+        undisturbed: the undisturbed run itself, likewise.
+    """
+
+    num_runs: int
+    num_kills: int
+    found: Compared
+    rounding: Compared
+    exact: Compared
+    undisturbed: Compared
+
+    @property
+    def told(self) -> list[Finding]:
+        """What was done."""
+        how = f"{self.num_runs} times {SURVIVORS} over 3 servers, each killed (SIGKILL) and started anew once"
+        return [Finding("streams", how), Finding("kills while they ran", str(self.num_kills), "3", self.num_kills == 3)]
+
+    @property
+    def from_exact(self) -> tuple[str, str]:
+        """How far from float64."""
+        return (
+            "from what a server in float64 says of the same tokens, of 1 or its row's largest",
+            f"{self.exact.largest:.1e} (undisturbed: {self.undisturbed.largest:.1e})",
+        )
+
+
+def _invariant(its: Survived) -> list[Finding]:
+    """What must hold with batch-invariant results."""
+    found, alone = its.found, its.rounding
+    return [
+        *(replace(finding, what=f"with --batch-invariant: {finding.what}") for finding in its.told),
+        *unchanged(found),
+        Finding(
+            "rows of scores that differ in any bit",
+            f"{found.rows_other} of {found.rows:,}",
+            "none",
+            found.rows_other == 0,
+        ),
+        Finding(
+            "the same, undisturbed, but each stream alone",
+            f"{alone.rows_other} of {alone.rows:,}",
+            "none",
+            alone.rows_other == 0,
+        ),
+        Finding(*its.from_exact, f"{TIE:.0e}", its.exact.largest <= TIE),
+    ]
+
+
+def _default(its: Survived) -> list[Finding]:
+    """What holds without: whole streams and texts; of scores it is told how far they are."""
+    found, alone = its.found, its.rounding
+    texts = [
+        replace(finding, limit="", holds=None) if "score" in finding.what else finding for finding in unchanged(found)
+    ]
+    return [
+        *(replace(finding, what=f"without: {finding.what}") for finding in its.told),
+        *texts,
+        Finding(
+            "the same, of its row's largest alone",
+            f"{found.largest_relative:.1e}, above 1e-05 in {found.rows_above} rows; undisturbed, but each stream "
+            f"alone: {alone.largest_relative:.1e}, above 1e-05 in {alone.rows_above} of {alone.rows:,}: float32's "
+            "rounding, which depends on the rows that are computed together",
+        ),
+        Finding(*its.from_exact),
+    ]
+
+
+def _survived(asked: Sequence[Any], rounds: int, *arguments: str) -> Survived:
+    """Ask three servers, kill each once, and compare; `arguments` are the servers'."""
+    with served(*arguments) as server:
         undisturbed = asyncio.run(_streams([server.address], asked, 1))[0]
         alone = [asyncio.run(_streams([server.address], [keywords], 1))[0][0] for keywords in asked]
     rng = random.Random(0)
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
     kills: list[float] = []
     with ExitStack() as stack:
-        servers = [stack.enter_context(served(address=address)) for address in addresses]
+        servers = [stack.enter_context(served(*arguments, address=address)) for address in addresses]
 
         def kill_each() -> None:
             for place in rng.sample(range(3), 3):
@@ -297,35 +383,21 @@ def survive(scale: float) -> list[Finding]:
                 kills.append(time.monotonic())
                 servers[place].process.kill()
                 servers[place].process.wait()
-                servers[place] = stack.enter_context(served(address=addresses[place]))
+                servers[place] = stack.enter_context(served(*arguments, address=addresses[place]))
 
         killer = threading.Thread(target=kill_each)
         killer.start()
         runs = asyncio.run(_streams(addresses, asked, rounds, until=lambda: not killer.is_alive()))
         killer.join()
     exact = _exactly(undisturbed)
-    found = compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)])
-    rounding = compared(list(zip(alone, undisturbed, strict=True)))
-    ours = compared([pair for run in runs for pair in zip(run, exact, strict=True)])
-    theirs = compared(list(zip(undisturbed, exact, strict=True)))
-    return [
-        Finding(
-            "streams", f"{len(runs)} times {SURVIVORS} over 3 servers, each killed (SIGKILL) and started anew once"
-        ),
-        Finding("kills while they ran", str(len(kills)), "3", len(kills) == 3),
-        *unchanged(found),
-        Finding(
-            "the same, of its row's largest alone",
-            f"{found.largest_relative:.1e}, above 1e-05 in {found.rows_above} rows; undisturbed, but each stream "
-            f"alone: {rounding.largest_relative:.1e}, above 1e-05 in {rounding.rows_above} of {rounding.rows:,}",
-        ),
-        Finding(
-            "from what a server in float64 says of the same tokens, likewise of 1 or its row's largest",
-            f"{ours.largest:.1e} (undisturbed: {theirs.largest:.1e})",
-            f"{TIE:.0e}",
-            ours.largest <= TIE,
-        ),
-    ]
+    return Survived(
+        num_runs=len(runs),
+        num_kills=len(kills),
+        found=compared([pair for run in runs for pair in zip(run, undisturbed, strict=True)]),
+        rounding=compared(list(zip(alone, undisturbed, strict=True))),
+        exact=compared([pair for run in runs for pair in zip(run, exact, strict=True)]),
+        undisturbed=compared(list(zip(undisturbed, exact, strict=True))),
+    )
 
 
 def _exactly(explanations: Sequence[Explanation | None]) -> list[Explanation | None]:

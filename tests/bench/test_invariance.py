@@ -1,0 +1,18 @@
+"""What batch-invariant results cost, measured on the demo model."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from gradellm_engine.bench.invariance import main
+
+
+def test_it_tells_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["invariance", "--demo", "--rounds", "1", "--only", "one stream, explained"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == ["one stream, explained", "one stream, explained in chunks"]
+    assert all(" times" in line for line in told)
