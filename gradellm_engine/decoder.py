@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -402,18 +402,30 @@ class Decoder:
             lengths: how long each is. [B]
             run: what they go on from.
         """
-        B, T = embeddings.shape[:2]
-        positions = torch.arange(run.length, run.length + T, device=self.device)[None]
-        lasts = torch.tensor(lengths) - 1
-        hooks = [
-            self.blocks[-1].register_forward_pre_hook(run.only_lasts(lasts), with_kwargs=True),
+        positions = torch.arange(run.length, run.length + embeddings.shape[1], device=self.device)[None]
+        run.lasts = torch.tensor(lengths) - 1
+        with torch.no_grad():
+            return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions)[:, 0]
+
+    @contextmanager
+    def continuing(self) -> Iterator[None]:
+        """While `ContinuedPass`es run, on any threads: what the model does for their sakes."""
+
+        def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            run = _current_pass.get()
+            return run.only_lasts(block, args, kwargs)
+
+        def after(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             # What follows may count on T rows; as views of one they take no memory, and the head reads one.
-            self.blocks[-1].register_forward_hook(lambda block, args, output: output.expand(B, T, -1)),
+            run = _current_pass.get()
+            return output.expand(len(output), run.num_rows, -1)
+        hooks = [
+            self.blocks[-1].register_forward_pre_hook(before, with_kwargs=True),
+            self.blocks[-1].register_forward_hook(after),
             self._head.register_forward_pre_hook(lambda head, args: (args[0][:, -1:], *args[1:])),
         ]
         try:
-            with torch.no_grad():
-                return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions)[:, 0]
+            yield
         finally:
             for hook in hooks:
                 hook.remove()

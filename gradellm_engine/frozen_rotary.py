@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.rotary_rows import are_rows, rotated, rotates_halves
+
 NAME = "apply_rotary_pos_emb"
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 
@@ -33,15 +35,19 @@ def freeze_rotary(model: nn.Module) -> None:
 def as_one_node(rotate: Rotate) -> Rotate:
     """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
 
+    has_rows = rotates_halves(rotate)
+
     @functools.wraps(rotate)
-    def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         if args or kwargs or not _is_plain(q, k, cos, sin):
+            if has_rows and not (args or kwargs or torch.is_grad_enabled()) and are_rows(q, k, cos, sin):
+                return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)
         both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]
         return both
 
-    rotated.is_one_node = True  # type: ignore[attr-defined]
-    return rotated
+    rotates.is_one_node = True  # type: ignore[attr-defined]
+    return rotates
 
 
 def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:

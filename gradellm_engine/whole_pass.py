@@ -166,21 +166,17 @@ class ContinuedPass(Attending):
         o, _ = attention_output(grouped(query, K.shape[1]), K, V, visible, form)
         return ungrouped(o)
 
-    def only_lasts(self, lasts: Tensor) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
-        """A hook before the last layer, which then computes only what becomes of one row of each sequence. [B]
+    def only_lasts(self, block: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
+        """What the last layer is given, which computes only what becomes of one row of each sequence.
 
         All else that it would compute nobody looks at. Keys and values it needs of all rows: so it runs as far as its
         attention with all of them, and then with the last ones alone.
         """
-
-        def before(block: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
-            self._lasts, num_rows = lasts, args[0].shape[1]
-            with suppress(_Made):
-                block.forward(*args, **kwargs)
-            rows = _Rows(lasts, num_rows)
-            return tuple(map(rows.of, args)), {name: rows.of(its) for name, its in kwargs.items()}
-
-        return before
+        self._lasts, self.num_rows = self.lasts, args[0].shape[1]
+        with suppress(_Made):
+            block.forward(*args, **kwargs)
+        rows = _Rows(self.lasts, self.num_rows)
+        return tuple(map(rows.of, args)), {name: rows.of(its) for name, its in kwargs.items()}
 
     def _visibility(self, T: int, first: int, window: int | None, K: Tensor) -> Tensor | None:
         if self._lasts is not None:

@@ -109,7 +109,8 @@ class ChangedTexts:
         run = ContinuedPass(self._slot, self.first)
         self.num_run += len(texts)
         self._allowance.used += len(flat)
-        return probabilities(self._decoder.last_logits(embeddings, [len(text) for text in texts], run))
+        with self._decoder.continuing():
+            return probabilities(self._decoder.last_logits(embeddings, [len(text) for text in texts], run))
 
 
 def _keep_memory() -> None:
