@@ -139,10 +139,14 @@ class ContinuedPass(Attending):
     Attributes:
         slot: the beginning's keys and values.
         length: how many of its tokens they go on from.
+        first: the first layer's queries, keys and values, where they are known already.
     """
 
     slot: KVSlot
     length: int
+    first: tuple[Tensor, ...] | None = None
+    _asks: bool = False  # only what attention is asked with is wanted
+    _asked: tuple[Tensor, Tensor, Tensor] | None = None
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
     _lasts: Tensor | None = None  # whose rows alone the last layer goes on with
     _made: tuple[Tensor, Tensor] | None = None  # its keys and values, of all rows
@@ -150,6 +154,11 @@ class ContinuedPass(Attending):
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
         """See `Attending`."""
+        if self._asks:
+            self._asked = query, key, value
+            raise _Made
+        if index == 0 and self.first is not None:
+            (query, key, value), self.first = self.first, None
         if self._lasts is not None and self._made is None:
             self._made = key, value
             raise _Made
@@ -166,17 +175,31 @@ class ContinuedPass(Attending):
         o, _ = attention_output(grouped(query, K.shape[1]), K, V, visible, form)
         return ungrouped(o)
 
-    def only_lasts(self, block: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
-        """What the last layer is given, which computes only what becomes of one row of each sequence.
+    def asked(self, run: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """With what queries, keys and values a layer asks for attention, as `run` has it; None where it does not."""
+        self._asks, self._asked = True, None
+        try:
+            with suppress(_Made):
+                run()
+        finally:
+            self._asks = False
+        return self._asked
+
+    def only_lasts(self, lasts: Tensor) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
+        """A hook before the last layer, which then computes only what becomes of one row of each sequence. [B]
 
         All else that it would compute nobody looks at. Keys and values it needs of all rows: so it runs as far as its
         attention with all of them, and then with the last ones alone.
         """
-        self._lasts, self.num_rows = self.lasts, args[0].shape[1]
-        with suppress(_Made):
-            block.forward(*args, **kwargs)
-        rows = _Rows(self.lasts, self.num_rows)
-        return tuple(map(rows.of, args)), {name: rows.of(its) for name, its in kwargs.items()}
+
+        def before(block: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
+            self._lasts, num_rows = lasts, args[0].shape[1]
+            with suppress(_Made):
+                block.forward(*args, **kwargs)
+            rows = _Rows(lasts, num_rows)
+            return tuple(map(rows.of, args)), {name: rows.of(its) for name, its in kwargs.items()}
+
+        return before
 
     def _visibility(self, T: int, first: int, window: int | None, K: Tensor) -> Tensor | None:
         if self._lasts is not None:
