@@ -40,9 +40,9 @@ def as_one_node(rotate: Rotate) -> Rotate:
     @functools.wraps(rotate)
     def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         if args or kwargs or not _is_plain(q, k, cos, sin):
-            if not (any(q.stride()) or any(k.stride())):
+            if not torch.is_grad_enabled() and not (any(q.stride()) or any(k.stride())):
                 return q, k  # one number, and nobody looks at it (`gradellm_engine.shared_first`)
-            if has_rows and not (args or kwargs or torch.is_grad_enabled()) and are_rows(q, k, cos, sin):
+            if has_rows and not (args or kwargs) and _is_inference() and are_rows(q, k, cos, sin):
                 return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)
         both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]
@@ -61,6 +61,12 @@ def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         return False
     is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     return is_ordinary and not (cos.requires_grad or sin.requires_grad)
+
+
+def _is_inference() -> bool:
+    """Whether nobody differentiates, traces or maps it."""
+    is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return is_ordinary and not torch.is_grad_enabled()
 
 
 class _Rotated(torch.autograd.Function):
