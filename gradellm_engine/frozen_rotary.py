@@ -34,7 +34,6 @@ def freeze_rotary(model: nn.Module) -> None:
 
 def as_one_node(rotate: Rotate) -> Rotate:
     """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
-
     has_rows = rotates_halves(rotate)
 
     @functools.wraps(rotate)

@@ -66,7 +66,7 @@ class Changes:
         return torch.where(self.is_second.to(pairs.device)[:, :, None], pairs[1], pairs[0])
 
     def of_heads(self, pairs: Tensor) -> Tensor:
-        """Each text's own, of queries, keys or values, which lie as projections leave them. [2, H, T, D] -> [B, H, T, D]"""
+        """Each text's own, of queries, keys or values, laid out as projections do. [2, H, T, D] -> [B, H, T, D]"""
         H, T, D = pairs.shape[1:]
         rows = pairs.transpose(1, 2).reshape(2 * T, H * D)  # a row is moved as one
         return rows.index_select(0, self._places.to(rows.device)).view(-1, T, H, D).transpose(1, 2)

@@ -39,7 +39,9 @@ def test_a_function_that_wants_to_know_more_is_none_of_them() -> None:
     assert not rotates_halves(lambda q, k, cos, sin, section: (q, k))
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4, 2, 8), (3, 7, 2, 2, 4), (1, 50, 8, 4, 32), (2, 3, 3, 1, 6), (4, 1, 2, 1, 64)])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 4, 2, 8), (3, 7, 2, 2, 4), (1, 50, 8, 4, 32), (2, 3, 3, 1, 6), (4, 1, 2, 1, 64)]
+)
 def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", 1)
     q, k, cos, sin = drawn(shape)

@@ -69,13 +69,13 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
     def noting(name: str, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
 
-        def note(x: Tensor) -> Any:  # noqa: ANN401
+        def note(x: Tensor) -> Any:
             rows.setdefault(name, []).append(x.shape[:-1].numel())
             return forward(x)
 
         return note
 
-    attention: Any = decoder.blocks[0].self_attn  # type: ignore[union-attr]
+    attention: Any = decoder.blocks[0].self_attn
     for name in ("q_proj", "k_proj", "o_proj"):
         module = getattr(attention, name)
         vars(module)["forward"] = noting(name, module)
@@ -92,7 +92,7 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
 
 def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], Decoder]) -> None:
     decoder = load("llama")
-    attention: Any = decoder.blocks[0].self_attn  # type: ignore[union-attr]
+    attention: Any = decoder.blocks[0].self_attn
     queries: list[Tensor] = []
     attention.q_proj.register_forward_hook(lambda layer, args, output: queries.append(output))
     attention.o_proj.register_forward_pre_hook(lambda layer, args: (args[0] * queries[-1].sigmoid(),))
@@ -114,9 +114,9 @@ def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable
 
 def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], Decoder]) -> None:
     decoder = load("llama")
-    attention: Any = decoder.blocks[0].self_attn  # type: ignore[union-attr]
+    attention: Any = decoder.blocks[0].self_attn
 
-    def fail(layer: nn.Module, args: Any) -> None:  # noqa: ANN401
+    def fail(layer: nn.Module, args: Any) -> None:
         raise MemoryError
 
     hook = attention.o_proj.register_forward_pre_hook(fail)
@@ -129,7 +129,7 @@ def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], Decoder]) -> 
 
 
 @given(st.integers(MIN_TEXTS, 7), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_two_rows_a_position_are_found(num_texts: int, length: int, random: Any) -> None:  # noqa: ANN401
+def test_two_rows_a_position_are_found(num_texts: int, length: int, random: Any) -> None:
     pairs = torch.arange(2 * length).view(2, length)
     chosen = torch.tensor([[random.random() < 0.5 for _ in range(length)] for _ in range(num_texts)])
     codes = torch.where(chosen, pairs[1], pairs[0])
