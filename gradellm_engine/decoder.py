@@ -28,6 +28,7 @@ from gradellm_engine.frozen_linear import freeze_linears, join_linears
 from gradellm_engine.frozen_norm import freeze_norms
 from gradellm_engine.frozen_rotary import freeze_rotary
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
+from gradellm_engine.left_out import LastQueries
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Explain, Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
@@ -205,6 +206,7 @@ class Decoder:
             self._sharing = None  # a plan that leaves attention whole on every rank
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
         self._first_layer = FirstLayer(self.blocks[0], meeting.modules[0]) if expected > 1 else None
+        self._last_queries = LastQueries(meeting.modules[expected - 1])
         notes = {index: _noting_rotary(index) for index in meeting.modules}
         if _compiles_on(self.device):
             notes = {index: _untraced(note) for index, note in notes.items()}
@@ -411,7 +413,9 @@ class Decoder:
         positions = torch.arange(run.length, run.length + T, device=self.device)[None]
         lasts = torch.tensor(lengths) - 1
         hooks = [
-            self.blocks[-1].register_forward_pre_hook(run.only_lasts(lasts), with_kwargs=True),
+            self.blocks[-1].register_forward_pre_hook(
+                run.only_lasts(lasts, self._last_queries if self._leaves_rows_out else None), with_kwargs=True
+            ),
             # What follows may count on T rows; as views of one they take no memory, and the head reads one.
             self.blocks[-1].register_forward_hook(lambda block, args, output: output.expand(B, T, -1)),
             self._head.register_forward_pre_hook(lambda head, args: (args[0][:, -1:], *args[1:])),
@@ -424,11 +428,16 @@ class Decoder:
                 hook.remove()
 
     def _first_shared(self, run: ContinuedPass, changes: Changes | None) -> AbstractContextManager[None]:
-        """While the model runs for texts that are changed so, on a processor: a GPU gains nothing by it."""
-        its, is_here = self._first_layer, self.device.type == "cpu" and self._is_on_one_device and self.ranks is None
-        if changes is None or its is None or its.is_shared is False or not is_here:
+        """While the model runs for texts that are changed so."""
+        its = self._first_layer
+        if changes is None or its is None or its.is_shared is False or not self._leaves_rows_out:
             return nullcontext()
         return its.shared(run, changes)
+
+    @property
+    def _leaves_rows_out(self) -> bool:
+        """Whether layers may compute some rows alone, by tricks with their modules: a GPU gains nothing by it."""
+        return self.device.type == "cpu" and self._is_on_one_device and self.ranks is None
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""

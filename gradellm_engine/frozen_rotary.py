@@ -39,8 +39,8 @@ def as_one_node(rotate: Rotate) -> Rotate:
     @functools.wraps(rotate)
     def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         if args or kwargs or not _is_plain(q, k, cos, sin):
-            if not torch.is_grad_enabled() and not (any(q.stride()) or any(k.stride())):
-                return q, k  # one number, and nobody looks at it (`gradellm_engine.shared_first`)
+            if not torch.is_grad_enabled() and not any(q.stride()):  # one number, that nobody looks at: left_out
+                return q, k if not any(k.stride()) else rotates(k, k, cos, sin, *args, **kwargs)[1]
             if has_rows and not (args or kwargs) and _is_inference() and are_rows(q, k, cos, sin):
                 return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)

@@ -11,7 +11,7 @@ unless something behind the attention does, a gate of the queries, say. Then NaN
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.left_out import Projections
 from gradellm_engine.whole_pass import ContinuedPass
 
 MIN_TEXTS = 4  # of a pass; of fewer, two rows a position are about as many
@@ -78,56 +79,6 @@ class Changes:
         return (self.is_second.long() * T + torch.arange(T)).flatten()
 
 
-class Projections:
-    """What an attention module calls before it asks for attention: its leaves, by what they gave for two rows."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        self._leaves = [module for module in attention.modules() if next(module.children(), None) is None]
-        self._shapes: dict[nn.Module, tuple[torch.Size, torch.dtype, torch.device] | None] = {}
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """While they run for two rows a position."""
-        self._shapes.clear()
-
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-            known = isinstance(output, Tensor) and output.dim() > 1 and output.shape[0] == 2
-            self._shapes[module] = (output.shape, output.dtype, output.device) if known else None
-
-        hooks = [leaf.register_forward_hook(note) for leaf in self._leaves]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @property
-    def are_known(self) -> bool:
-        """Whether all gave a tensor with both rows."""
-        return None not in self._shapes.values()
-
-    @contextmanager
-    def left_out(self, num_texts: int) -> Iterator[None]:
-        """While they run for so many texts: NaN, of the shape that would come."""
-        replaced = {module: vars(module).get("forward") for module in self._shapes}
-        try:
-            for module, shape in self._shapes.items():
-                if shape is not None:
-                    vars(module)["forward"] = _giving_nan(num_texts, *shape)
-            yield
-        finally:
-            for module, forward in replaced.items():
-                if forward is None:
-                    vars(module).pop("forward", None)
-                else:
-                    vars(module)["forward"] = forward
-
-
-def _giving_nan(num_texts: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
-    output = torch.full((1,), torch.nan, dtype=dtype, device=device).expand(num_texts, *shape[1:])
-    return lambda *args, **kwargs: output
-
-
 @dataclass
 class FirstLayer:
     """A decoder's first layer.
@@ -158,13 +109,13 @@ class FirstLayer:
                 self.is_shared = False
                 return
             few = _Few(changes)
-            with self._projections.noted():
+            with self._projections.noted(2):
                 made = run.asked(lambda: block.forward(*map(few.of, args), **{k: few.of(v) for k, v in kwargs.items()}))
             if made is None or not self._projections.are_known:
                 self.is_shared = False
                 return
             run.first = tuple(changes.of_heads(its) for its in made)
-            left_out.enter_context(self._projections.left_out(B))
+            left_out.enter_context(self._projections.left_out(B, self._projections.called))
 
         def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
             left_out.close()
