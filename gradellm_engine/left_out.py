@@ -53,7 +53,7 @@ class Projections:
 
     @contextmanager
     def left_out(self, num_texts: int, leaves: Sequence[nn.Module]) -> Iterator[None]:
-        """While the module runs for so many texts, what some of its leaves give is NaN, of the shape that would come."""
+        """While the module runs for so many texts: what some leaves give is NaN, of the shape that would come."""
         replaced = {module: vars(module).get("forward") for module in leaves}
         try:
             for module in leaves:
