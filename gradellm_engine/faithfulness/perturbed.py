@@ -108,7 +108,7 @@ class ChangedTexts:
         ids = torch.from_numpy(np.fromiter(flat, np.int64, len(texts) * longest)).view(len(texts), longest)
         zeroed = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
         gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest)
-        embeddings = self._decoder.embed(ids).masked_fill_(gone.to(device)[:, :, None], 0)
+        embeddings = self._decoder.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
         lengths = [len(text) for text in texts]
         # A token whose embedding is zero is none of those that are there.
         changes = Changes.of(ids.masked_fill(gone, -1), lengths)
