@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -29,12 +29,14 @@ from gradellm_engine.frozen_linear import become_invariant, current_outputs, fre
 from gradellm_engine.frozen_norm import freeze_norms
 from gradellm_engine.frozen_rotary import freeze_rotary
 from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
+from gradellm_engine.left_out import LastQueries
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Explain, Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
 from gradellm_engine.settings import GradEllm
+from gradellm_engine.shared_first import Changes, FirstLayer
 from gradellm_engine.shared_linear import own_shares
 from gradellm_engine.step_pass import StepPass, StepShape, is_step
 from gradellm_engine.straight_line import USES_BEFORE, Kind, Running, StraightLine, StraightLines
@@ -213,6 +215,8 @@ class Decoder:
         if self.ranks is not None and meeting.num_heads == {self._config.num_attention_heads}:
             self._sharing = None  # a plan that leaves attention whole on every rank
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
+        self._first_layer = FirstLayer(self.blocks[0], meeting.modules[0]) if expected > 1 else None
+        self._last_queries = LastQueries(meeting.modules[expected - 1])
         notes = {index: _noting_rotary(index) for index in meeting.modules}
         if _compiles_on(self.device):
             notes = {index: _untraced(note) for index, note in notes.items()}
@@ -426,10 +430,10 @@ class Decoder:
         parameters: Iterator[tuple[str, nn.Parameter]] = self._model.named_parameters()
         return parameters
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """What the model makes of tokens before its first layer. [T, hidden]"""
+    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """What the model makes of tokens before its first layer. [..] -> [.., hidden]"""
         with torch.no_grad():
-            embedded: Tensor = self._model.get_input_embeddings()(torch.tensor(ids, device=self.device))
+            embedded: Tensor = self._model.get_input_embeddings()(torch.as_tensor(ids, device=self.device))
         return embedded
 
     def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: Attending) -> Tensor:
@@ -442,29 +446,46 @@ class Decoder:
         logits = self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions, **kwargs)
         return logits if self._chooses_logits else logits[:, rows]
 
-    def last_logits(self, embeddings: Tensor, lengths: Sequence[int], run: ContinuedPass) -> Tensor:
+    def last_logits(
+        self, embeddings: Tensor, lengths: Sequence[int], run: ContinuedPass, changes: Changes | None = None
+    ) -> Tensor:
         """Logits of the token after each of B sequences that go on from what `run` says. [B, V]
 
         Args:
             embeddings: sequences of embeddings; what stands behind a shorter one's end is not looked at. [B, T, hidden]
             lengths: how long each is. [B]
             run: what they go on from.
+            changes: where sequences differ, if it is in one way a position.
         """
         B, T = embeddings.shape[:2]
         positions = torch.arange(run.length, run.length + T, device=self.device)[None]
         lasts = torch.tensor(lengths) - 1
         hooks = [
-            self.blocks[-1].register_forward_pre_hook(run.only_lasts(lasts), with_kwargs=True),
+            self.blocks[-1].register_forward_pre_hook(
+                run.only_lasts(lasts, self._last_queries if self._leaves_rows_out else None), with_kwargs=True
+            ),
             # What follows may count on T rows; as views of one they take no memory, and the head reads one.
             self.blocks[-1].register_forward_hook(lambda block, args, output: output.expand(B, T, -1)),
             self._head.register_forward_pre_hook(lambda head, args: (args[0][:, -1:], *args[1:])),
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._first_shared(run, changes):
                 return self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions)[:, 0]
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _first_shared(self, run: ContinuedPass, changes: Changes | None) -> AbstractContextManager[None]:
+        """While the model runs for texts that are changed so."""
+        its = self._first_layer
+        if changes is None or its is None or its.is_shared is False or not self._leaves_rows_out:
+            return nullcontext()
+        return its.shared(run, changes)
+
+    @property
+    def _leaves_rows_out(self) -> bool:
+        """Whether layers may compute some rows alone, by tricks with their modules: a GPU gains nothing by it."""
+        return self.device.type == "cpu" and self._is_on_one_device and self.ranks is None
 
     def _takes_at_once(self, parts: Sequence[Part]) -> bool:
         """Whether a `StepPass` is the faster way, and possible."""

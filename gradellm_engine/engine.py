@@ -56,7 +56,7 @@ KV_SHARE = 0.5  # of the memory that is free once the model is loaded
 METHOD_SHARE = 0.5  # of what is free then
 MIN_PLACES = 16
 # Tokens that one pass of an evaluation reads at most: enough for speed, and soon over.
-EVALUATED_TOKENS = {"cpu": 2048, "cuda": 16384}
+EVALUATED_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class Engine:

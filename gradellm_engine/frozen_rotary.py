@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.rotary_rows import are_rows, rotated, rotates_halves
+
 NAME = "apply_rotary_pos_emb"
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 
@@ -32,16 +34,21 @@ def freeze_rotary(model: nn.Module) -> None:
 
 def as_one_node(rotate: Rotate) -> Rotate:
     """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
+    has_rows = rotates_halves(rotate)
 
     @functools.wraps(rotate)
-    def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         if args or kwargs or not _is_plain(q, k, cos, sin):
+            if not torch.is_grad_enabled() and not any(q.stride()):  # one number, that nobody looks at: left_out
+                return q, k if not any(k.stride()) else rotates(k, k, cos, sin, *args, **kwargs)[1]
+            if has_rows and not (args or kwargs) and _is_inference() and are_rows(q, k, cos, sin):
+                return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)
         both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]
         return both
 
-    rotated.is_one_node = True  # type: ignore[attr-defined]
-    return rotated
+    rotates.is_one_node = True  # type: ignore[attr-defined]
+    return rotates
 
 
 def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
@@ -53,6 +60,12 @@ def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         return False
     is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     return is_ordinary and not (cos.requires_grad or sin.requires_grad)
+
+
+def _is_inference() -> bool:
+    """Whether nobody differentiates, traces or maps it."""
+    is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return is_ordinary and not torch.is_grad_enabled()
 
 
 class _Rotated(torch.autograd.Function):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gradellm_engine.attention import Attended, AttentionForm, attend, attention_output, by_group, grouped, visibility
 from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.left_out import Asked, LastQueries
 
 Watch = Callable[[int, Attended], None]
 _Args = tuple[Any, ...]
@@ -139,10 +140,14 @@ class ContinuedPass(Attending):
     Attributes:
         slot: the beginning's keys and values.
         length: how many of its tokens they go on from.
+        first: the first layer's queries, keys and values, where they are known already.
     """
 
     slot: KVSlot
     length: int
+    first: tuple[Tensor, ...] | None = None
+    _asks: bool = False  # only what attention is asked with is wanted
+    _asked: tuple[Tensor, Tensor, Tensor] | None = None
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
     _lasts: Tensor | None = None  # whose rows alone the last layer goes on with
     _made: tuple[Tensor, Tensor] | None = None  # its keys and values, of all rows
@@ -150,9 +155,11 @@ class ContinuedPass(Attending):
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
         """See `Attending`."""
-        if self._lasts is not None and self._made is None:
-            self._made = key, value
+        if self._asks:
+            self._asked = query, key, value
             raise _Made
+        if index == 0 and self.first is not None:
+            (query, key, value), self.first = self.first, None
         own = (key, value) if self._made is None else self._made
         first = form.first_visible(self.length)
         kept = self.slot.keys(index, first, self.length), self.slot.values(index, first, self.length)
@@ -166,18 +173,37 @@ class ContinuedPass(Attending):
         o, _ = attention_output(grouped(query, K.shape[1]), K, V, visible, form)
         return ungrouped(o)
 
-    def only_lasts(self, lasts: Tensor) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
+    def asked(self, run: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """With what queries, keys and values a layer asks for attention, as `run` has it; None where it does not."""
+        self._asks, self._asked = True, None
+        try:
+            with suppress(_Made):
+                run()
+        finally:
+            self._asks = False
+        return self._asked
+
+    def only_lasts(
+        self, lasts: Tensor, queries: LastQueries | None = None
+    ) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
         """A hook before the last layer, which then computes only what becomes of one row of each sequence. [B]
 
         All else that it would compute nobody looks at. Keys and values it needs of all rows: so it runs as far as its
-        attention with all of them, and then with the last ones alone.
+        attention with all of them, and then with the last ones alone; `queries` are those of the layer, if they can be
+        left out the first time.
         """
 
         def before(block: nn.Module, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs]:
-            self._lasts, num_rows = lasts, args[0].shape[1]
-            with suppress(_Made):
-                block.forward(*args, **kwargs)
-            rows = _Rows(lasts, num_rows)
+            def ask(args: _Args, kwargs: Mapping[str, Any]) -> Asked | None:
+                return self.asked(lambda: block.forward(*args, **kwargs))
+
+            if queries is None:
+                asked = ask(args, kwargs)
+                self._made = None if asked is None else asked[1:]
+            else:
+                self._made = queries.keys_and_values(ask, args, kwargs)
+            self._lasts = lasts
+            rows = _Rows(lasts, args[0].shape[1])
             return tuple(map(rows.of, args)), {name: rows.of(its) for name, its in kwargs.items()}
 
         return before

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradellm_engine.decoder import Decoder
 from gradellm_engine.faithfulness.distance import probabilities
 from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.shared_first import Changes
 from gradellm_engine.whole_pass import ContinuedPass
 
 
@@ -101,15 +104,18 @@ class ChangedTexts:
     def _probabilities(self, texts: Sequence[Changed]) -> Tensor:
         """[B, V]"""
         longest, device = max(len(text) for text in texts), self._decoder.device
-        flat = [token_id for text in texts for token_id in (*text.ids, *[0] * (longest - len(text)))]
+        flat = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
+        ids = torch.from_numpy(np.fromiter(flat, np.int64, len(texts) * longest)).view(len(texts), longest)
         zeroed = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
-        embeddings = self._decoder.embed(flat).view(len(texts), longest, -1)
-        gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest, 1)
-        embeddings = embeddings.masked_fill(gone.to(device), 0)
+        gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest)
+        embeddings = self._decoder.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
+        lengths = [len(text) for text in texts]
+        # A token whose embedding is zero is none of those that are there.
+        changes = Changes.of(ids.masked_fill(gone, -1), lengths)
         run = ContinuedPass(self._slot, self.first)
         self.num_run += len(texts)
-        self._allowance.used += len(flat)
-        return probabilities(self._decoder.last_logits(embeddings, [len(text) for text in texts], run))
+        self._allowance.used += ids.numel()
+        return probabilities(self._decoder.last_logits(embeddings, lengths, run, changes))
 
 
 def _keep_memory() -> None:

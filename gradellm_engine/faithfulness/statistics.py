@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from gradellm_engine.draws import stream
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
 CHUNK = 2**17  # numbers drawn at once: as many as stay in a processor's cache; it changes nothing else
+KEPT = 2**20  # counts that are kept for whoever asks next
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,26 @@ def monte_carlo_intervals(
     means = samples.mean(2) @ weights
     if N == 1:
         return [Interval(float(mean), None, None, "monte_carlo", N) for mean in means]
-    draws = stream(seed, "monte_carlo")
     weighted = (samples * weights[:, None]).reshape(M, S * N).T  # [S N, M]
-    sums = []
+    # A data set's prompts are resampled alike, so that the counts of one are those of the next.
+    counts = (_kept_counts if resamples * S * N <= KEPT else _counts)(seed, S, N, resamples)
+    resampled = np.concatenate([its.astype(np.float64) @ weighted / (N - 1) for its in counts])  # [resamples, M]
+    return [_interval(float(mean), resampled[:, m], "monte_carlo", N) for m, mean in enumerate(means)]
+
+
+def _counts(seed: int, S: int, N: int, resamples: int) -> Iterator[NDArray[np.uint32]]:
+    """How often resamples take each draw, some of them at once. [., S N]"""
+    draws = stream(seed, "monte_carlo")
     for count in _chunks(resamples, S * N):
         taken = draws.integers(0, N, (count, S, N - 1)) + N * np.arange(count * S).reshape(count, S, 1)
-        counts = np.bincount(taken.ravel(), minlength=count * S * N).reshape(count, S * N)
-        sums.append(counts @ weighted / (N - 1))  # [count, M]
-    resampled = np.concatenate(sums)
-    return [_interval(float(mean), resampled[:, m], "monte_carlo", N) for m, mean in enumerate(means)]
+        counts = np.bincount(taken.ravel(), minlength=count * S * N)
+        yield counts.reshape(count, S * N).astype(np.uint32)
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(seed: int, S: int, N: int, resamples: int) -> tuple[NDArray[np.uint32], ...]:
+    """The same, of few rows."""
+    return tuple(_counts(seed, S, N, resamples))
 
 
 def paired_difference(

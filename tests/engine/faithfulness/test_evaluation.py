@@ -738,10 +738,10 @@ def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, m
     a_token = engine._model.decoder.layer_shapes[0].bytes_per_token
     counts, longest, last_logits = [], [], Decoder.last_logits
 
-    def noting(self: Decoder, embeddings: Tensor, lengths_: Sequence[int], run_: Any) -> Tensor:
+    def noting(self: Decoder, embeddings: Tensor, lengths_: Sequence[int], run_: Any, *args: Any) -> Tensor:
         counts.append(len(lengths_))
         longest.append(run_.length + embeddings.shape[1])
-        return last_logits(self, embeddings, lengths_, run_)
+        return last_logits(self, embeddings, lengths_, run_, *args)
 
     monkeypatch.setattr(Decoder, "last_logits", noting)
     monkeypatch.setattr(perturbed, "FIRST_TOKENS", 10**6)

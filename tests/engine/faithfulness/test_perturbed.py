@@ -73,6 +73,35 @@ def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: Decoder) -> Non
     slot.close()
 
 
+def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: Decoder) -> None:
+    slot = held(decoder, [60, 61, 62])
+    attention: Any = decoder.blocks[-1].self_attn
+    rows: dict[str, list[int]] = {}
+    runs = {name: getattr(attention, name) for name in ("q_proj", "k_proj")}
+
+    def noting(name: str) -> Any:
+        forward = runs[name].forward
+
+        def note(x: Tensor) -> Tensor:
+            rows.setdefault(name, []).append(x.shape[:-1].numel())
+            made: Tensor = forward(x)
+            return made
+
+        return note
+
+    for length in (4, 4, 3):
+        embeddings = decoder.embed(range(70, 70 + 5 * length)).view(5, length, -1)
+        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))  # which may have to learn shapes
+        for name in runs:
+            vars(runs[name])["forward"] = noting(name)
+        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))
+        for name in runs:
+            del vars(runs[name])["forward"]
+        assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}
+        rows.clear()
+    slot.close()
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("piece", [1, 3000, 2**18])
