@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -144,6 +144,9 @@ class OutputsOf(dict[nn.Module, Tensor]):
 
     def note(self, layer: nn.Module, output: Tensor) -> None:
         self[layer] = output.detach()
+
+    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        self.update(outputs)
 
 
 @pytest.mark.parametrize("sizes", [(LARGE,), (SMALL,), (LARGE, 2 * LARGE)])
