@@ -30,7 +30,7 @@ class Outputs(Protocol):
         """It has given this. [1, T, out]"""
 
     def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
-        """They have given these, each for the first time in the pass. [1, T, out] each"""
+        """All of them have given these, once, and nobody has written to them since. [1, T, out] each"""
 
 
 current_outputs: ContextVar[Outputs | None] = ContextVar("gradellm_outputs", default=None)

@@ -9,7 +9,8 @@ PyTorch's float32 products on x86 processors (MKL) reaches a third to half of th
   slower where rows are short. So joined layers with many outputs store their weight by columns: the backward pass gains
   more by it than the forward pass loses.
 - oneDNN, which PyTorch carries too and uses for other types, is faster for 3 to 64 rows. Below some hundred thousand
-  weights its greater overhead a call weighs more.
+  weights its greater overhead a call weighs more. Where each of the stored matrix's rows is multiplied with each given
+  row, and these are whole vectors in number, they are faster in each other's place: the given ones as the weight.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ STRETCHED_ROWS = 2  # at most; oneDNN is as fast or faster for more
 MIN_STRETCHED_WEIGHTS = 2**17  # smaller ones are faster as one product
 ONEDNN_ROWS = 64  # at most; beyond it torch's default is as fast
 MIN_ONEDNN_WEIGHTS = 2**19
+SWAPPED_ROWS = 16  # of so many, and of multiples, the given rows stand in the weight's place
 WIDE = 2  # outputs an input, from which on it pays to store a joined weight by columns
 
 
@@ -91,6 +93,9 @@ class FrozenWeight:
                 by_rows = transposed_by_stretches if self._is_by_columns else by_stretches
                 y = by_rows(x, self._stored, self.num_stretches)
                 return y if self.bias is None else y + self.bias
+            case Kernel.ONEDNN if _is_swapped(x) and not self._is_by_columns:
+                y = _onednn_swapped(x, self._stored)
+                return y if self.bias is None else y + self.bias
             case Kernel.ONEDNN:
                 return _onednn(x, self.weight, self.bias)
             case Kernel.INVARIANT if self._invariant is not None:
@@ -105,6 +110,8 @@ class FrozenWeight:
             case Kernel.STRETCHES:
                 by_columns = by_stretches if self._is_by_columns else transposed_by_stretches
                 return by_columns(g, self._stored, self.num_stretches)
+            case Kernel.ONEDNN if _is_swapped(g) and self._is_by_columns:
+                return _onednn_swapped(g, self._stored)
             case Kernel.ONEDNN:
                 return _onednn(g, self._transposed, None)
             case Kernel.INVARIANT if self._invariant is not None:
@@ -165,6 +172,17 @@ def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W^T + b as one of each row. [n, in], [out, in], [out] -> [n, out]"""
     y = torch.bmm(x[:, None], weight.t().expand(len(x), -1, -1))[:, 0]
     return y if bias is None else y + bias
+
+
+def _is_swapped(x: Tensor) -> bool:
+    rows = x.numel() // x.shape[-1]
+    return rows % SWAPPED_ROWS == 0
+
+
+def _onednn_swapped(x: Tensor, stored: Tensor) -> Tensor:
+    """The product x W^T as (W x^T)^T. [.., in], [out, in] -> [.., out]"""
+    rows = x.reshape(-1, x.shape[-1])
+    return _onednn(stored, rows, None).t().reshape(*x.shape[:-1], -1)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

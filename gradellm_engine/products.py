@@ -36,6 +36,7 @@ class _Noted:
         rows: which tokens of the pass are wanted, None for all.
         num_tokens: of the pass.
         of: what each layer gave, and how often that had been written to.
+        all: what they gave, told together.
     """
 
     layers: frozenset[nn.Module]
@@ -43,6 +44,7 @@ class _Noted:
     rows: list[int] | None
     num_tokens: int
     of: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
+    all: Mapping[nn.Module, Tensor] | None = None
 
     def known(self, layer: nn.Module) -> Tensor | None:
         return None  # nothing is: it comes now
@@ -54,20 +56,15 @@ class _Noted:
         self.of[layer] = (output.detach(), output._version) if is_first else None
 
     def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
-        rows = (1, self.num_tokens)
-        self.of = {
-            layer: (output, output._version)
-            for layer, output in outputs.items()
-            if layer in self.layers and output.shape[:-1] == rows
-        }
+        self.all = outputs
 
-    def settled(self) -> dict[nn.Module, Tensor]:
+    def settled(self) -> Mapping[nn.Module, Tensor]:
         """After the pass: those that are still what the layers gave. [1, rows, out] each"""
-        return {
-            layer: output if self.rows is None else output[:, self.rows]
-            for layer, (output, version) in ((layer, noted) for layer, noted in self.of.items() if noted is not None)
-            if output._version == version
-        }
+        settled = self.all
+        if settled is None:
+            noted = {layer: its for layer, its in self.of.items() if its is not None}
+            settled = {layer: output for layer, (output, version) in noted.items() if output._version == version}
+        return settled if self.rows is None else {layer: output[:, self.rows] for layer, output in settled.items()}
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class _Row:
         index: which of them it is; None for the only one.
     """
 
-    of: dict[nn.Module, Tensor]
+    of: Mapping[nn.Module, Tensor]
     index: int | None
 
     def output(self, layer: nn.Module) -> Tensor | None:

@@ -217,8 +217,8 @@ class _WatchedPass:
 class _WatchedOutputs:
     """See `gradellm_engine.frozen_linear.Outputs`."""
 
-    def __init__(self, watched: _Watched, *, are_known: bool) -> None:
-        self._watched, self._are_known = watched, are_known
+    def __init__(self, watched: _Watched, kind: Kind) -> None:
+        self._watched, self._are_known, self._num_rows = watched, kind.knows, kind.num_rows
         self._noted: dict[nn.Module, tuple[Tensor, int] | None] = {}  # and how often it had been written to
 
     def known(self, layer: nn.Module) -> Tensor | None:
@@ -234,7 +234,7 @@ class _WatchedOutputs:
         return output
 
     def note(self, layer: nn.Module, output: Tensor) -> None:
-        if not self._watched.tracer.is_off:
+        if not self._are_known and not self._watched.tracer.is_off:  # as in the head
             self._noted[layer] = None if layer in self._noted else (output, output._version)
 
     def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
@@ -242,9 +242,14 @@ class _WatchedOutputs:
             self.note(layer, output)
 
     def settled(self) -> dict[nn.Module, Tensor]:
-        """After the pass: what layers gave, those that did once, where it is the same still."""
+        """After the pass: what layers gave once, a row a token, and is the same still. [1, T, out] each"""
         noted = {layer: its for layer, its in self._noted.items() if its is not None}
-        return {layer: output for layer, (output, version) in noted.items() if output._version == version}
+        rows = (1, self._num_rows)
+        return {
+            layer: output
+            for layer, (output, version) in noted.items()
+            if output._version == version and output.shape[:-1] == rows
+        }
 
 
 Model = Callable[[Tensor, Pass], Tensor]  # tokens and positions [2, T], the pass -> logits [T, .]
@@ -273,7 +278,7 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
     row = running.run.row
     name, tokens = tracer.free(), tracer.new(row)
     watched = _Watched(tracer, running, name)
-    outputs = _WatchedOutputs(watched, are_known=kind.knows)
+    outputs = _WatchedOutputs(watched, kind)
     ends: list[int] = []
     cut: list[Tensor] = []  # what goes into the head, and what comes of it
 

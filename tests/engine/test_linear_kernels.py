@@ -14,6 +14,7 @@ from gradellm_engine.linear_kernels import (
     MIN_STRETCHED_WEIGHTS,
     ONEDNN_ROWS,
     STRETCHED_ROWS,
+    SWAPPED_ROWS,
     WIDE,
     FrozenWeight,
     Kernel,
@@ -43,7 +44,9 @@ def test_stretches_make_the_whole_product(normal: Normal, count: int, shape: tup
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.parametrize("rows", [1, STRETCHED_ROWS, STRETCHED_ROWS + 1, ONEDNN_ROWS, ONEDNN_ROWS + 1])
+@pytest.mark.parametrize(
+    "rows", [1, STRETCHED_ROWS, STRETCHED_ROWS + 1, SWAPPED_ROWS, SWAPPED_ROWS + 1, ONEDNN_ROWS, ONEDNN_ROWS + 1]
+)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_weights", [MIN_STRETCHED_WEIGHTS - IN, MIN_STRETCHED_WEIGHTS, MIN_ONEDNN_WEIGHTS])
 def test_product_and_gradient_are_those_of_float64(
