@@ -299,6 +299,8 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
         with torch.set_grad_enabled(kind.lowest is not None), tracer:
             logits = tracer.value(model(row, _WatchedPass(watched, has_new=not kind.knows)))
             ends.append(len(tracer.operations))
+            if len(cut) != 2:
+                raise Unrecordable("the language-model head does not run once")
             with tracer.off():
                 gradient = torch.zeros_like(cut[0])
             below = tracer.new(gradient)
@@ -308,8 +310,6 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
         current_outputs.reset(token)
         for hook in hooks:
             hook.remove()
-    if len(ends) != 2:
-        raise Unrecordable("the language-model head does not run once")
     hidden, given = map(tracer.value, cut)
     body, behind, back = (tracer.operations[begin:end] for begin, end in ((0, ends[0]), ends, (ends[1], None)))
     noted = {layer: tracer.value(output) for layer, output in outputs.settled().items()}

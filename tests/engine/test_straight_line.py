@@ -161,6 +161,22 @@ def test_what_gives_other_numbers_each_time_runs_as_it_is(
     assert decoder.step(filled(decoder, [5])).isfinite().all()
 
 
+def test_what_cannot_be_watched_runs_as_it_is(
+    load: Callable[..., Engine], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any) -> None:
+        raise NotImplementedError("an operation of another world")
+
+    monkeypatch.setattr(straight_line, "written_down", fails)
+    decoder = load("llama", record_steps=False)._model.decoder
+    with caplog.at_level("WARNING", "gradellm_engine"):
+        decoder.record_steps()
+    assert "another world" in caplog.text
+    assert decoder.lines is not None
+    assert not decoder.lines.is_possible
+    assert decoder.step(filled(decoder, [5])).isfinite().all()
+
+
 def test_what_looks_at_its_numbers_later_runs_as_it_is(decoder: Decoder, lines: StraightLines) -> None:
     def looks(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * float(output.abs().max())
