@@ -30,13 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradellm_engine.frozen_norm import FrozenNorm
-from gradellm_engine.passes import Explain, Part, PartsPass, PartsSite, Target
-from gradellm_engine.settings import GradEllm
+from gradellm_engine.passes import Part, PartsPass, PartsSite, Target
 
 if TYPE_CHECKING:
     from gradellm_engine.attention import AttentionForm
     from gradellm_engine.decoder import Decoder
-    from gradellm_engine.kv_pool import KVSlot
 
 NAME = "batch-invariant"
 ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
@@ -167,8 +165,8 @@ def shows_others(decoder: Decoder, vocab_size: int) -> bool:
     decoder.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
     decoder.pool.reuses_prefixes = False
     ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
-    explain = Explain(GradEllm(layers=tuple(range(decoder.num_layers))))
-    alone, *others = (_slot(decoder) for _ in range(1 + _TRIED_BESIDE))
+    explain = decoder.every_layer
+    alone, *others = (decoder.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
     for token_id in ids:
         result = decoder.explained_pass([Part.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
@@ -183,10 +181,3 @@ def shows_others(decoder: Decoder, vocab_size: int) -> bool:
         torch.equal(its, logits[0]) and torch.equal(its_scores, scores)
         for its, its_scores in [*results, (again.logits[-1], replayed)]
     )
-
-
-def _slot(decoder: Decoder) -> KVSlot:
-    slot = decoder.pool.allocate(_TRIED_TOKENS)
-    if slot is None:
-        raise RuntimeError("a new pool has room")
-    return slot

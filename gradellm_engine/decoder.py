@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -250,6 +250,11 @@ class Decoder:
         return len(self.layer_shapes)
 
     @property
+    def every_layer(self) -> Explain:
+        """Grad-ELLM's defaults, of all its layers."""
+        return Explain(GradEllm(layers=tuple(range(self.num_layers))))
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of key-value memory that a token takes, on all devices together."""
         layers = sum(shape.bytes_per_token for shape in self.layer_shapes)
@@ -257,12 +262,9 @@ class Decoder:
 
     def _try(self, what: str) -> bool:
         """Explain a token; whether that works. What is compiled for it is not compiled on every machine."""
-        slot = self.pool.allocate(2)
-        if slot is None:
-            raise RuntimeError("a new pool has room")
-        switches = GradEllm(layers=tuple(range(self.num_layers)))
+        slot = self.pool.allocate_first(2)
         try:
-            run = self._step_pass([Part.new(slot, [0], Explain(switches))])
+            run = self._step_pass([Part.new(slot, [0], self.every_layer)])
             head = LogitHead(self._head)
             logits = head.read(lambda: self._recorded_run(run))
             ExplainedPass(logits, run, head.backward).heat_maps([Target(0)])
@@ -286,15 +288,12 @@ class Decoder:
 
         Tried with tokens whose attention gives NaN: a gate behind it, say, would make scores of that.
         """
-        slot = self.pool.allocate(_TRIED_TOKENS)
-        if slot is None:
-            raise RuntimeError("a new pool has room")
+        slot = self.pool.allocate_first(_TRIED_TOKENS)
         try:
             self._leaves_out = True
             for token_id in range(_TRIED_TOKENS):
                 self.step([Part.new(slot, [token_id], read_again=_TRIED_TOKENS)])
-            explain = Explain(GradEllm(layers=tuple(range(self.num_layers))))
-            part = Part.again(slot, 0, _TRIED_TOKENS, explain)
+            part = Part.again(slot, 0, _TRIED_TOKENS, self.every_layer)
             if not self.products.know([part]):
                 return False
             (scores,) = self.replay([part], [Target(0)] * _TRIED_TOKENS)
@@ -327,10 +326,8 @@ class Decoder:
 
     def _tried_lines(self) -> StraightLines:
         """Straight lines, if one gives of another token, at another place, what the model gives, to the last bit."""
-        slot = self.pool.allocate(_TRIED_TOKENS)
-        if slot is None:
-            raise RuntimeError("a new pool has room")
-        explain = Explain(GradEllm(layers=tuple(range(self.num_layers))))
+        slot = self.pool.allocate_first(_TRIED_TOKENS)
+        explain = self.every_layer
         lines = StraightLines(lambda row, run: self._run(row, run, self._model)[0], self._head, uses_before=1)
 
         def explained(token_id: int) -> list[Tensor]:
@@ -521,10 +518,15 @@ class Decoder:
     def _forward(self, run: Pass, parts: Sequence[Part], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
         run.needs_outputs = not (self._leaves_out and self.products.know(parts))
+        with self._carried_out(parts):
+            return self._run(run.row, run, model, **kwargs)
+
+    @contextmanager
+    def _carried_out(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Around a pass: what linear layers give is kept or known, and afterwards slots hold what was new."""
         with self.products.during(parts):
-            first = self._run(run.row, run, model, **kwargs)
+            yield
         _hold(parts)
-        return first
 
     def _logits(
         self, new_pass: Callable[[], Pass], parts: Sequence[Part], head: LogitHead | None = None
@@ -544,7 +546,7 @@ class Decoder:
             return run
 
         run = due()
-        with self.products.during(parts):
+        with self._carried_out(parts):
             line = self._line(run, due, parts, knows=knows, has_columns=head is not None and head.has_columns)
             if line is not None:
                 running = Running(run, current_outputs.get())
@@ -553,7 +555,6 @@ class Decoder:
                 logits = head.read(lambda: self._run(run.row, run, self._model)[0])
             else:
                 logits = self._run(run.row, run, self._model)[0]
-        _hold(parts)
         return logits, run
 
     def _line(

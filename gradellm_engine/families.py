@@ -37,9 +37,8 @@ _FUSED, _UNGATED, _EXPERTS = ("gate_up_proj",), (), None
 FAMILIES: dict[str, Family] = {
     "cohere": Family(shares=False),  # the plan would split heads that its norms of queries and keys need whole
     "cohere2": Family(rotary=False),  # as smollm3
-    "deepseek_v3": Family(
-        rotary=False, gates=_EXPERTS, by_tokens=False
-    ),  # it rotates a part of its keys that it keeps apart until then
+    # It rotates a part of its keys that it keeps apart until then.
+    "deepseek_v3": Family(rotary=False, gates=_EXPERTS, by_tokens=False),
     "gemma": Family(),
     "gemma2": Family(by_tokens=False),
     "gemma3_text": Family(),

@@ -58,14 +58,17 @@ def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """
     if not (q.requires_grad and k.requires_grad and torch.is_grad_enabled()) or q.dtype is torch.float64:
         return False
-    is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    return is_ordinary and not (cos.requires_grad or sin.requires_grad)
+    return _is_ordinary() and not (cos.requires_grad or sin.requires_grad)
 
 
 def _is_inference() -> bool:
     """Whether nobody differentiates, traces or maps it."""
-    is_ordinary = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    return is_ordinary and not torch.is_grad_enabled()
+    return not torch.is_grad_enabled() and _is_ordinary()
+
+
+def _is_ordinary() -> bool:
+    """Whether nobody traces or maps it."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 class _Rotated(torch.autograd.Function):

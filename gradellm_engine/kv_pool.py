@@ -209,6 +209,17 @@ class KVPool:
         self._slots[start] = slot
         return slot
 
+    def allocate_first(self, capacity: int) -> KVSlot:
+        """A slot of a pool that nobody else uses yet, to try something with.
+
+        Raises:
+            RuntimeError: where it has no room, which a new one has.
+        """
+        slot = self.allocate(capacity)
+        if slot is None:
+            raise RuntimeError("a new pool has room")
+        return slot
+
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
         its = [kept for kept in self._kept if kept.owner == slot.owner]

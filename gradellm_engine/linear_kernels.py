@@ -81,7 +81,7 @@ class FrozenWeight:
         """What multiplies these rows. [.., in] or [.., out]"""
         if self._invariant is not None:
             return Kernel.INVARIANT
-        rows = x.numel() // x.shape[-1]
+        rows = _num_rows(x)
         if self.num_stretches > 1 and rows <= STRETCHED_ROWS:
             return Kernel.STRETCHES
         return Kernel.ONEDNN if self.uses_onednn and rows <= ONEDNN_ROWS else Kernel.DEFAULT
@@ -174,9 +174,13 @@ def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def _num_rows(x: Tensor) -> int:
+    """[.., width]"""
+    return x.numel() // x.shape[-1]
+
+
 def _is_swapped(x: Tensor) -> bool:
-    rows = x.numel() // x.shape[-1]
-    return rows % SWAPPED_ROWS == 0
+    return _num_rows(x) % SWAPPED_ROWS == 0
 
 
 def _onednn_swapped(x: Tensor, stored: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def new(self, tensor: Tensor) -> Value:
         """The value of a tensor that is another one each time."""
         self._storages.add(_storage(tensor))
-        return self._know(tensor, self._fresh())
+        return self._know(tensor, self.free())
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor; one that nobody has seen is a constant.
@@ -183,12 +183,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tuple(self._referred(each) for each in given)
         if given is None or isinstance(given, (bool, int, str)) or (isinstance(given, float) and math.isfinite(given)):
             return given
-        value = self._fresh()
+        value = self.free()
         self.constants[value] = given
         return value
 
     def _constant(self, tensor: Tensor) -> None:
-        self.constants[self._know(tensor, self._fresh())] = tensor
+        self.constants[self._know(tensor, self.free())] = tensor
 
     def _know(self, tensor: Tensor, value: Value) -> Value:
         self._alive.append(tensor)
@@ -196,10 +196,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def free(self) -> Value:
-        """A value that is no tensor, and another one each time."""
-        return self._fresh()
-
-    def _fresh(self) -> Value:
+        """A value that nothing has yet: of a tensor to come, or of what is none and another one each time."""
         self._count += 1
         return Value(self._count)
 

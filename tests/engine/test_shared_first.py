@@ -90,6 +90,14 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
     assert all("forward" in vars(getattr(attention, name)) for name in rows)  # what was there is there again
 
 
+def assert_left_alone(decoder: Decoder) -> None:
+    """It gives what it gives where nothing is shared, and is known for it from then on."""
+    found, alone = logits(decoder)
+    torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
+    assert decoder._first_layer is not None
+    assert decoder._first_layer.is_shared is False
+
+
 def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], Decoder]) -> None:
     decoder = load("llama")
     attention: Any = decoder.blocks[0].self_attn
@@ -97,19 +105,13 @@ def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: 
     attention.q_proj.register_forward_hook(lambda layer, args, output: queries.append(output))
     attention.o_proj.register_forward_pre_hook(lambda layer, args: (args[0] * queries[-1].sigmoid(),))
     for _ in range(2):
-        found, alone = logits(decoder)
-        torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-        assert decoder._first_layer is not None
-        assert decoder._first_layer.is_shared is False
+        assert_left_alone(decoder)
 
 
 def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable[[str], Decoder]) -> None:
     decoder = load("llama")
     decoder.blocks[0].register_forward_pre_hook(lambda block, args: (args[0].cumsum(1), *args[1:]))
-    found, alone = logits(decoder)
-    torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-    assert decoder._first_layer is not None
-    assert decoder._first_layer.is_shared is False
+    assert_left_alone(decoder)
 
 
 def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], Decoder]) -> None:

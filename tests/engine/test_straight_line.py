@@ -71,6 +71,18 @@ def told_by(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
     return told
 
 
+def assert_same(one: Engine, other: Engine) -> None:
+    """Two engines tell the same, to the last bit."""
+    expected = told_by(other)
+    for name, streams in told_by(one).items():
+        for ours, theirs in zip(streams, expected[name], strict=True):
+            assert ours.error is theirs.error is None
+            assert ours.ids == theirs.ids
+            assert [step.logprob for step in ours.steps] == [step.logprob for step in theirs.steps]
+            assert ours.attributions.keys() == theirs.attributions.keys()
+            assert all(map(torch.equal, ours.rows, theirs.rows))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streams_are_the_same_to_the_last_bit(load: Callable[..., Engine], family: str) -> None:
     by_line, by_call = load(family), load(family, record_steps=False)
@@ -78,25 +90,14 @@ def test_streams_are_the_same_to_the_last_bit(load: Callable[..., Engine], famil
     assert lines is not None
     assert lines.is_possible == (family not in LOOKING)
     assert by_call._model.decoder.lines is None
-    expected = told_by(by_call)
-    for name, streams in told_by(by_line).items():
-        for ours, theirs in zip(streams, expected[name], strict=True):
-            assert ours.error is theirs.error is None
-            assert ours.ids == theirs.ids
-            assert [step.logprob for step in ours.steps] == [step.logprob for step in theirs.steps]
-            assert ours.attributions.keys() == theirs.attributions.keys()
-            assert all(map(torch.equal, ours.rows, theirs.rows))
+    assert_same(by_line, by_call)
     assert (len(lines) > 10) == lines.is_possible
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_in_other_types_too(load: Callable[..., Engine], dtype: str) -> None:
     by_line, by_call = load("llama", dtype=dtype), load("llama", dtype=dtype, record_steps=False)
-    expected = told_by(by_call)
-    for name, streams in told_by(by_line).items():
-        for ours, theirs in zip(streams, expected[name], strict=True):
-            assert ours.ids == theirs.ids
-            assert all(map(torch.equal, ours.rows, theirs.rows))
+    assert_same(by_line, by_call)
     lines = by_line._model.decoder.lines
     assert lines is not None
     assert len(lines) > 10
