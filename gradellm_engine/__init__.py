@@ -4,6 +4,8 @@ See `gradellm_engine.engine.Engine`.
 """
 
 import gradellm_engine._quiet  # noqa: F401 (before the libraries that it is for)
+from gradellm_engine.chat_template import Message
+from gradellm_engine.encoding import checkpoint
 from gradellm_engine.engine import Engine
 from gradellm_engine.errors import (
     BusyError,
@@ -13,13 +15,14 @@ from gradellm_engine.errors import (
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
+    TokenizerError,
     UnsupportedModelError,
 )
 from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
 from gradellm_engine.generation import Generation
-from gradellm_engine.prompts import Message, Prompt, PromptInput, PromptToken, Role, Segment
+from gradellm_engine.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
 from gradellm_engine.quantization import Quantization
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.settings import (
@@ -71,6 +74,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptInput",
+    "PromptLimits",
     "PromptToken",
     "Quantization",
     "Ranks",
@@ -87,5 +91,7 @@ __all__ = [
     "Step",
     "Stream",
     "Switches",
+    "TokenizerError",
     "UnsupportedModelError",
+    "checkpoint",
 ]

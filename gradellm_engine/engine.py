@@ -35,18 +35,21 @@ from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import (
     Prompt,
     PromptInput,
+    PromptLimits,
     check_embedded,
     check_text,
     check_token_ids,
-    decode,
+    encode,
+    prompt_tails,
     read_prompt,
 )
 from gradellm_engine.quantization import Quantization
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.sampling import choose_seed
 from gradellm_engine.scheduler import Scheduler
-from gradellm_engine.settings import AttributionSettings, GradEllm, Rotary, Sampling, Switches
-from gradellm_engine.stream import Plan, Stream, domain_of
+from gradellm_engine.settings import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
+from gradellm_engine.stream import ContrastText, Plan, Stream, domain_of
+from gradellm_engine.text import CONTEXT_TOKENS
 from gradellm_engine.threads import available_cpus, use_threads
 
 DEFAULT_NEW_TOKENS = 256
@@ -67,6 +70,7 @@ class Engine:
         context_tokens: prompt and completion together at most: the model's context, or what its memory holds.
         max_prompt_tokens: tokens of a prompt at most; one more must fit.
         max_new_tokens: tokens of a completion at most.
+        prompt_limits: what an input may be at most, known without reading it.
         kv_bytes: memory of keys and values.
         kv_tokens: tokens that it holds.
         method_bytes: memory that methods which look at whole completions may take.
@@ -98,6 +102,7 @@ class Engine:
         self.context_tokens = min(model.info.context_tokens, num_places)
         self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
+        self.prompt_limits = PromptLimits.of(model.encoder, self.max_prompt_tokens)
         self.scheduler = _scheduler(model, max_running)
         if method_bytes is None:
             method_bytes = max(1, int(METHOD_SHARE * (free - self.kv_bytes)))
@@ -213,22 +218,17 @@ class Engine:
             record_steps=record_steps,
         )
 
-    def tokenize(self, given: PromptInput | str) -> Prompt:
-        """Render and tokenise an input as `generate` would.
+    def tokenize(self, given: PromptInput | str | Prompt) -> Prompt:
+        """Render and tokenise an input as `generate` would; a prompt is one already.
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
+        if isinstance(given, Prompt):
+            return given
         if isinstance(given, str):
             given = PromptInput(prompt=given)
-        prompt = read_prompt(given, self._model.tokenizer, self.info.vocab_size)
-        if len(prompt.tokens) > self.max_prompt_tokens:
-            raise InvalidRequestError(
-                "input",
-                f"the prompt has {len(prompt.tokens)} tokens; the limit is {self.max_prompt_tokens}, "
-                f"one less than the context of {self.context_tokens}",
-            )
-        return prompt
+        return read_prompt(given, self._model.encoder, self.info.vocab_size, self.prompt_limits)
 
     def generate(
         self,
@@ -273,7 +273,7 @@ class Engine:
     @can_be_asked_again
     def stream(
         self,
-        given: PromptInput | str,
+        given: PromptInput | str | Prompt,
         sampling: Sampling = Sampling(),
         attribution: AttributionSettings | None = None,
         *,
@@ -285,6 +285,7 @@ class Engine:
 
         Prompts that begin alike are read once for all requests of one `owner`, never for those of two.
         """
+        self._check_completion_count("forced_ids", len(forced_ids))
         prompt = self.tokenize(given)
         sampling = self._resolved(sampling, prompt)
         check_token_ids("forced_ids", forced_ids, self.info.vocab_size)
@@ -305,7 +306,7 @@ class Engine:
     @can_be_asked_again
     def completion_stream(
         self,
-        given: PromptInput | str,
+        given: PromptInput | str | Prompt,
         completion: str | Sequence[int],
         attribution: AttributionSettings | None = None,
         *,
@@ -313,6 +314,7 @@ class Engine:
         owner: str | None = None,
     ) -> Stream:
         """A request to explain a given completion, for the scheduler: see `attribute`, and `stream` for `owner`."""
+        self._check_completion_size(completion)
         prompt = self.tokenize(given)
         ids = self._read_completion(prompt, completion)
         sampling = Sampling(max_new_tokens=len(ids), seed=0, num_alternatives=num_alternatives)
@@ -320,7 +322,7 @@ class Engine:
 
     def evaluate(
         self,
-        given: PromptInput | str,
+        given: PromptInput | str | Prompt,
         settings: EvaluationSettings,
         completion: str | Sequence[int] | None = None,
         sampling: Sampling = Sampling(),
@@ -343,7 +345,7 @@ class Engine:
     @can_be_asked_again
     def evaluation_stream(
         self,
-        given: PromptInput | str,
+        given: PromptInput | str | Prompt,
         settings: EvaluationSettings,
         completion: str | Sequence[int] | None = None,
         sampling: Sampling = Sampling(),
@@ -351,11 +353,14 @@ class Engine:
         owner: str | None = None,
     ) -> Stream:
         """A request to evaluate explanations, for the scheduler: see `evaluate`, and `stream` for `owner`."""
-        prompt = self.tokenize(given)
         if completion is not None and settings.labels:
             raise InvalidRequestError(
                 "labels", "give either labels, of which the likeliest is explained, or a completion"
             )
+        if completion is not None:
+            self._check_completion_size(completion)
+        self._check_completion_length("labels", sum(map(len, settings.labels)))
+        prompt = self.tokenize(given)
         if settings.labels:
             sampling = Sampling(max_new_tokens=1, seed=0)
         ids: list[int] = []
@@ -433,7 +438,7 @@ class Engine:
         method = method_named(judged.method.name)
         if refusal := self.refusal(method):
             raise InvalidRequestError("attribution.method", refusal)
-        switches = self._checked(judged.method)
+        switches = self._checked(judged.method, prompt)
         if method.explain is not None:
             self._check_work(method, switches, len(prompt.tokens), num_new_tokens)
         return replace(judged, method=switches)
@@ -464,7 +469,7 @@ class Engine:
         ids: list[int] = []
         for index, label in enumerate(labels):
             try:
-                first = self._completion_ids(prompt, label)[0]
+                first = self._completion_ids(prompt, label, f"labels[{index}]")[0]
                 check_embedded(f"labels[{index}]", [first], self.info.vocab_size)
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"labels[{index}]", f"{label!r}: {error.description}") from None
@@ -491,11 +496,11 @@ class Engine:
         if attribution is not None:
             method = method_named(attribution.method.name)
             self._check_method(method, attribution, is_completion=is_completion)
-            switches = self._checked(attribution.method)
+            switches = self._checked(attribution.method, prompt)
             attribution = replace(attribution, method=switches)
             if attribution.target_token_id is not None:
                 self._check_id("attribution.target_token_id", attribution.target_token_id)
-            contrast_id = self._contrast_id(attribution)
+            contrast_id = self._contrast_id(attribution, prompt)
             if method.explain is not None:
                 self._check_work(method, switches, len(prompt.tokens), len(given_ids))
                 analyse = partial(self._analyse, method.explain, switches)
@@ -547,8 +552,10 @@ class Engine:
         check_baseline(baseline_ids, num_prompt_tokens)
         check_memory(method, switches, self.footprint, num_prompt_tokens, num_new_tokens, self.method_bytes)
 
-    def _checked(self, switches: Switches) -> Switches:
-        """The switches, where the model has what they speak of; layers as explicit indexes."""
+    def _checked(self, switches: Switches, prompt: Prompt) -> Switches:
+        """The switches, where model and prompt have what they speak of; layers as explicit indexes."""
+        if isinstance(switches, GradEllm) and switches.normalise_over is NormaliseOver.USER:
+            prompt.check_user_text("attribution.normalise_over")
         if isinstance(switches, GradEllm) and switches.rotary is Rotary.UNROTATED and not self._model.family.rotary:
             raise InvalidRequestError(
                 "attribution.rotary",
@@ -557,19 +564,46 @@ class Engine:
             )
         return switches.resolved(self.info.num_layers)
 
-    def _contrast_id(self, attribution: AttributionSettings) -> int | None:
+    def _contrast_id(self, attribution: AttributionSettings, prompt: Prompt) -> int | ContrastText | None:
         contrast = attribution.contrast
         if contrast is None or contrast.runner_up:
             return None
         if contrast.token_id is not None:
             self._check_id("attribution.contrast.token_id", contrast.token_id)
             return contrast.token_id
-        check_text("attribution.contrast.text", contrast.text or "")
-        encoded: Any = self._model.tokenizer(contrast.text, add_special_tokens=False)["input_ids"]
-        if not encoded:
-            raise InvalidRequestError("attribution.contrast.text", "has no tokens")
-        check_embedded("attribution.contrast.text", encoded[:1], self.info.vocab_size)
-        return int(encoded[0])
+        return self._contrast_text(contrast.text or "", prompt)
+
+    def _contrast_text(self, text: str, prompt: Prompt) -> int | ContrastText:
+        """The token that a text is: as it stands and, where it begins with no space, after one.
+
+        Raises:
+            InvalidRequestError: where it is no single token, naming those that it is.
+        """
+        field = "attribution.contrast.text"
+        self._check_completion_length(field, len(text))
+        check_text(field, text)
+        variants = [text] if text[:1].isspace() else [text, f" {text}"]
+        read: list[list[int] | None] = []
+        for variant in variants:
+            try:
+                read.append(self._completion_ids(prompt, variant, field))
+            except InvalidRequestError:
+                if not text or len(variants) == 1:
+                    raise
+                read.append(None)
+        single = [ids[0] if ids and len(ids) == 1 else None for ids in read]
+        if all(token_id is None for token_id in single):
+            ids = next((ids for ids in read if ids), [])
+            pieces = ", ".join(f"{token_id} {self._model.encoder.decode_alone(token_id)!r}" for token_id in ids[:8])
+            raise InvalidRequestError(
+                field,
+                f"{text[:60]!r} is {len(ids)} tokens ({pieces}), and a contrast is one: give one of them as token_id",
+            )
+        known = [token_id for token_id in single if token_id is not None]
+        check_embedded(field, known, self.info.vocab_size)
+        if len(set(known)) == 1:
+            return known[0]
+        return ContrastText(plain=known[0], spaced=known[1])
 
     def _check_id(self, field: str, token_id: int) -> None:
         if not 0 <= token_id < self.info.vocab_size:
@@ -599,10 +633,33 @@ class Engine:
                 f"(context {self.context_tokens}, completions up to {self.max_new_tokens})",
             )
 
+    def _check_completion_count(self, field: str, count: int) -> None:
+        """Refuse a completion by its number of tokens, before any of them is looked at."""
+        if count > self.max_new_tokens:
+            raise InvalidRequestError(
+                field, f"{count:,} tokens; completions have at most {self.max_new_tokens:,}: send fewer"
+            )
+
+    def _check_completion_length(self, field: str, num_characters: int) -> None:
+        """Refuse text that is longer than any completion, before it is tokenised."""
+        limit = self.max_new_tokens * self._model.encoder.longest_token
+        if num_characters > limit:
+            raise InvalidRequestError(
+                field,
+                f"{num_characters:,} characters; the limit is {limit:,}, which is {self.max_new_tokens:,} tokens of "
+                "the longest token's characters each: shorten the text",
+            )
+
+    def _check_completion_size(self, completion: str | Sequence[int]) -> None:
+        if isinstance(completion, str):
+            self._check_completion_length("completion", len(completion))
+        else:
+            self._check_completion_count("completion_ids", len(completion))
+
     def _read_completion(self, prompt: Prompt, completion: str | Sequence[int]) -> list[int]:
         """A given completion's tokens, checked."""
         if isinstance(completion, str):
-            ids = self._completion_ids(prompt, completion)
+            ids = self._completion_ids(prompt, completion, "completion")
             check_embedded("completion", ids, self.info.vocab_size)
         else:
             ids = list(completion)
@@ -612,36 +669,38 @@ class Engine:
         self._check_length("completion", prompt, len(ids))
         return ids
 
-    def _completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
+    def _completion_ids(self, prompt: Prompt, completion: str, field: str) -> list[int]:
         """A completion's tokens, as they read after the prompt.
 
-        Prompt and completion are tokenised as one text: on its own, a completion's first token may be another. Where a
-        token would straddle the boundary, the completion is tokenised alone. What comes must read as it was given.
+        The end of the prompt and the completion are tokenised as one text: on its own, a completion's first token may
+        be another. Where a token would straddle the boundary, the completion is tokenised alone. What comes must read
+        as it was given.
         """
-        check_text("completion", completion)
+        check_text(field, completion)
         if not completion:
-            raise InvalidRequestError("completion", "must not be empty")
-        tokenizer = self._model.tokenizer
-        alone: Any = tokenizer(completion, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        candidates = [alone]
-        for add_special_tokens in (True, False):
-            joint: Any = tokenizer(
-                prompt.text + completion, add_special_tokens=add_special_tokens, truncation=False, verbose=False
-            )["input_ids"]
-            if joint[: len(prompt.tokens)] == prompt.ids:
-                candidates.insert(0, joint[len(prompt.tokens) :])
-        before = decode(tokenizer, prompt.ids, skip_special_tokens=False)
+            raise InvalidRequestError(field, "must not be empty")
+        encoder = self._model.encoder
+        alone = encode(field, encoder, completion, add_special_tokens=False).ids.tolist()
+        candidates: list[list[int]] = [alone]
+        for tail in prompt_tails(prompt):
+            text = tail.text + completion
+            joint = encode(field, encoder, text, add_special_tokens=tail.add_special_tokens).ids.tolist()
+            own = encode(field, encoder, tail.text, add_special_tokens=tail.add_special_tokens).ids.tolist()
+            if own != tail.ids:
+                continue  # this end of the prompt does not read alone as it does in the prompt: take a longer one
+            if joint[: len(tail.ids)] == tail.ids:
+                candidates.insert(0, joint[len(tail.ids) :])
+            break
+        before_ids = prompt.ids[-CONTEXT_TOKENS:]
+        before = encoder.decode(before_ids, skip_special_tokens=False)
         for ids in candidates:
-            if decode(tokenizer, [*prompt.ids, *ids], skip_special_tokens=False) == before + completion:
-                return [int(token_id) for token_id in ids]
+            if encoder.decode([*before_ids, *ids], skip_special_tokens=False) == before + completion:
+                return ids
+        instead = "send completion_ids instead" if field == "completion" else "choose another text"
         if len(candidates) == 1:
-            raise InvalidRequestError(
-                "completion", "cannot be told apart from the prompt's last token; send completion_ids instead"
-            )
-        read = decode(tokenizer, [*prompt.ids, *candidates[0]], skip_special_tokens=False)[len(before) :]
-        raise InvalidRequestError(
-            "completion", f"its tokens read {read[:60]!r}, which is not what was given; send completion_ids instead"
-        )
+            raise InvalidRequestError(field, f"cannot be told apart from the prompt's last token; {instead}")
+        read = encoder.decode([*before_ids, *candidates[0]], skip_special_tokens=False)[len(before) :]
+        raise InvalidRequestError(field, f"its tokens read {read[:60]!r}, which is not what was given; {instead}")
 
 
 def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:

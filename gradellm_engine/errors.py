@@ -4,6 +4,7 @@ EngineError
 ├── InvalidRequestError     the caller asked for something that cannot be; names the field and the limit
 ├── ModelLoadError          a checkpoint cannot be loaded; names the file
 │   └── UnsupportedModelError   a family that the engine cannot explain exactly
+├── TokenizerError          the model's tokenizer fails on a text or on token ids
 ├── ComputationError        the model itself failed: a logit or a score is not finite
 ├── OutOfMemoryError        a pass for this request did not fit the memory, even alone
 ├── BusyError               no memory is free for another generation
@@ -37,6 +38,13 @@ class ModelLoadError(EngineError):
 
 class UnsupportedModelError(ModelLoadError):
     """A model family that the engine cannot explain exactly, and so does not serve."""
+
+
+class TokenizerError(EngineError):
+    """The model's tokenizer fails on a text or on token ids; its own words, which may quote them, are left out."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the model's tokenizer {what}")
 
 
 class ComputationError(EngineError):

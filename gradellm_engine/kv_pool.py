@@ -14,7 +14,7 @@ words would tell its sender that somebody asked so.
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect, bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gradellm_engine.errors import ModelLoadError
 from gradellm_engine.memory import is_out_of_memory
+from gradellm_engine.prefix_tree import PrefixTree, common_length
 
 MIN_REUSED_TOKENS = 16  # a shorter prefix is computed about as fast as it is found and copied
 
@@ -166,14 +167,18 @@ class KVPool:
         self.num_asked_tokens = self.num_found_tokens = 0
         self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
         self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
-        # All that are open, by where they begin, in the order of their coming: ranks that share a model choose alike.
-        self._slots: WeakValueDictionary[int, KVSlot] = WeakValueDictionary()
+        self._free_by_length = [(num_tokens, 0)]  # the same (length, start), ascending
+        # Those that are open, by where they begin, in the order of their coming: ranks that share a model choose alike.
+        self._open: WeakValueDictionary[int, KVSlot] = WeakValueDictionary()
+        self._taken: dict[int, int] = {}  # where they begin, and how many places they have
         self._kept: dict[KVSlot, None] = {}  # of sequences that have ended, the one not used for longest first
+        self._num_kept = 0  # places of them
+        self._prefixes: dict[str | None, PrefixTree[KVSlot]] = {}  # by owner, what is kept
 
     @property
     def num_kept_tokens(self) -> int:
         """Places that hold prefixes of sequences that have ended; they are given up when room is needed."""
-        return sum(slot.capacity for slot in self._kept)
+        return self._num_kept
 
     @property
     def num_free_tokens(self) -> int:
@@ -202,11 +207,12 @@ class KVPool:
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
         slot = KVSlot(self, start, capacity, owner)
-        if source is not None and self._slots.get(source.start) is source:  # it may have been given up for the room
+        if source is not None and self._is_there(source):  # it may have been given up for the room
             self._copy(source, slot, num_shared)
         self.num_asked_tokens += len(ids)
         self.num_found_tokens += slot.length
-        self._slots[start] = slot
+        self._open[start] = slot
+        self._taken[start] = capacity
         return slot
 
     def allocate_first(self, capacity: int) -> KVSlot:
@@ -222,16 +228,20 @@ class KVPool:
 
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
-        its = [kept for kept in self._kept if kept.owner == slot.owner]
-        if not slot.length or any(slot.ids == other.ids[: slot.length] for other in its):
+        its = self._prefixes.setdefault(slot.owner, PrefixTree())
+        if not slot.length or its.longest(slot.ids)[1] == slot.length:
             slot.close()  # nothing, or one that is kept tells all of it
             return
-        for other in [kept for kept in its if kept.ids == slot.ids[: kept.length]]:
+        for other in list(its.along(slot.ids)):
             other.close()  # told by the new one, too
+        self._open.pop(slot.start, None)
+        self._taken.pop(slot.start, None)
         if unused := slot.capacity - self._rounded(slot.length):
             slot.capacity -= unused
             self._give_back(slot.start + slot.capacity, unused)
         self._kept[slot] = None
+        self._num_kept += slot.capacity
+        self._prefixes.setdefault(slot.owner, its).add(slot.ids, slot)
 
     def forget(self) -> None:
         """Give up all that is kept of sequences that have ended."""
@@ -240,10 +250,19 @@ class KVPool:
 
     def release(self, slot: KVSlot) -> None:
         """See `KVSlot.close`."""
-        if self._slots.get(slot.start) is slot:
-            del self._slots[slot.start]
-        self._kept.pop(slot, None)
+        if slot in self._kept:
+            del self._kept[slot]
+            self._num_kept -= slot.capacity
+            self._prefixes[slot.owner].remove(slot.ids)
+            if not self._prefixes[slot.owner]:
+                del self._prefixes[slot.owner]
+        else:
+            self._open.pop(slot.start, None)
+            self._taken.pop(slot.start, None)
         self._give_back(slot.start, slot.capacity)
+
+    def _is_there(self, slot: KVSlot) -> bool:
+        return slot in self._kept or self._open.get(slot.start) is slot
 
     def _rounded(self, length: int) -> int:
         """So many places, and as many more as make whole ones of what is aligned."""
@@ -251,18 +270,17 @@ class KVPool:
 
     def _take_back_abandoned(self) -> None:
         while self.abandoned:
-            self._give_back(*self.abandoned.popleft())
+            start, capacity = self.abandoned.popleft()
+            self._taken.pop(start, None)
+            self._give_back(start, capacity)
 
     def _longest_prefix(self, ids: Sequence[int], owner: str | None) -> tuple[KVSlot | None, int]:
         """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
-        best, longest = None, MIN_REUSED_TOKENS - 1
-        beginning = ids[:MIN_REUSED_TOKENS]
-        for slot in self._slots.values():
-            if slot.owner != owner:
-                continue
-            if slot.ids[:MIN_REUSED_TOKENS] == beginning and (shared := _common_length(slot.ids, ids)) > longest:
+        best, longest = self._prefixes.get(owner, PrefixTree[KVSlot]()).longest(ids)
+        for slot in self._open.values():  # few: those that run
+            if slot.owner == owner and (shared := common_length(slot.ids, ids)) > longest:
                 best, longest = slot, shared
-        return best, longest if best else 0
+        return (best, longest) if longest >= MIN_REUSED_TOKENS else (None, 0)
 
     def _copy(self, source: KVSlot, slot: KVSlot, count: int) -> None:
         old, new = slice(source.start, source.start + count), slice(slot.start, slot.start + count)
@@ -274,34 +292,43 @@ class KVPool:
 
     def _can_take(self, length: int) -> bool:
         """Whether so many places stand together once every kept prefix is given up."""
-        stretches = sorted([*self._free, *((slot.start, slot.capacity) for slot in self._kept)])
-        together = end = 0
-        for start, available in stretches:
-            together = together + available if start == end else available
-            end = start + available
-            if together >= length:
+        end = 0
+        for start, taken in sorted(self._taken.items()):
+            if start - end >= length:
                 return True
-        return False
+            end = start + taken
+        return self.num_tokens - end >= length
 
     def _take(self, length: int) -> int | None:
         """The start of so many places, from the smallest stretch that has them."""
-        fitting = [stretch for stretch in self._free if stretch[1] >= length]
-        if not fitting:
+        index = bisect_left(self._free_by_length, (length, 0))
+        if index == len(self._free_by_length):
             return None
-        start, available = min(fitting, key=lambda stretch: stretch[1])
-        index = self._free.index((start, available))
-        self._free[index : index + 1] = [(start + length, available - length)] if available > length else []
+        available, start = self._free_by_length[index]
+        self._remove_free(start, available)
+        if available > length:
+            self._add_free(start + length, available - length)
         return start
 
     def _give_back(self, start: int, length: int) -> None:
         index = bisect(self._free, (start, length))
         if index < len(self._free) and self._free[index][0] == start + length:
-            length += self._free.pop(index)[1]
+            _, behind = self._free[index]
+            self._remove_free(start + length, behind)
+            length += behind
         if index and sum(self._free[index - 1]) == start:
-            index -= 1
-            before, its_length = self._free.pop(index)
+            before, its_length = self._free[index - 1]
+            self._remove_free(before, its_length)
             start, length = before, its_length + length
-        self._free.insert(index, (start, length))
+        self._add_free(start, length)
+
+    def _add_free(self, start: int, length: int) -> None:
+        insort(self._free, (start, length))
+        insort(self._free_by_length, (length, start))
+
+    def _remove_free(self, start: int, length: int) -> None:
+        del self._free[bisect_left(self._free, (start, length))]
+        del self._free_by_length[bisect_left(self._free_by_length, (length, start))]
 
 
 @dataclass(frozen=True)
@@ -332,12 +359,3 @@ class Sequences:
 
 def _places(num_heads: int, num_tokens: int, width: int, shape: LayerShape | RotaryShape) -> Tensor:
     return torch.empty((num_heads, num_tokens, width), dtype=shape.dtype, device=shape.device)
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Of the longest beginning that both have."""
-    low, high = 0, min(len(a), len(b))  # the beginnings of `low` tokens are equal; those of more than `high` are not
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low

@@ -27,6 +27,7 @@ from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.batch_invariant import shows_others
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
+from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
 from gradellm_engine.families import Family, family_of
 from gradellm_engine.passes import Part
@@ -95,6 +96,7 @@ class LoadedModel:
     family: Family
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase
+    encoder: TextEncoder
     end_ids: frozenset[int]
 
 
@@ -301,7 +303,7 @@ def assemble(
         context_tokens=context_tokens or _model_context(model.config),
         has_chat_template=bool(tokenizer.chat_template),
     )
-    return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
+    return LoadedModel(info, family, decoder, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
 
 
 def _devices(model: PreTrainedModel, ranks: Ranks | None) -> str:

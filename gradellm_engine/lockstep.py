@@ -64,6 +64,10 @@ def can_be_asked_again(method: MakeStream) -> MakeStream:
         bound = its_signature.bind(engine, *args, **kwargs).arguments
         stream = method(engine, *args, **kwargs)
         arguments = {name: value for name, value in bound.items() if name != "self"}
+        arguments["given"] = stream.prompt  # as it was read: no rank need do it again
+        for name in ("completion", "forced_ids"):
+            if arguments.get(name) is not None:
+                arguments[name] = stream.given_ids
         if "sampling" in its_signature.parameters:
             arguments["sampling"] = stream.sampling  # with its seed
         stream.asked = Asked(method.__name__, arguments)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 from gradellm_engine.errors import InvalidRequestError
 
 MAX_STOP_TEXTS = 16
+MAX_STOP_CHARACTERS = 1000
 MAX_ALTERNATIVES = 20
 MAX_SEED = 2**63 - 1
 MAX_CHUNK_SIZE = 256
@@ -62,6 +63,10 @@ class Sampling:
         for index, text in enumerate(self.stop):
             if not text:
                 raise InvalidRequestError(f"stop[{index}]", "must not be empty")
+            if len(text) > MAX_STOP_CHARACTERS:
+                raise InvalidRequestError(
+                    f"stop[{index}]", f"{len(text):,} characters; the limit is {MAX_STOP_CHARACTERS:,}"
+                )
         if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
             raise InvalidRequestError(
                 "num_alternatives", f"must lie between 0 and {MAX_ALTERNATIVES}, was {self.num_alternatives}"
@@ -284,7 +289,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Contrast:
-    """The token that the target is set against: exactly one of a token id, a text's first token, or the runner-up."""
+    """The token that the target is set against: exactly one of an id, a text that is one token, and the runner-up."""
 
     token_id: int | None = None
     text: str | None = None

@@ -29,7 +29,7 @@ from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.loading import LoadedModel
 from gradellm_engine.methods.afterwards import Given, Row
 from gradellm_engine.passes import Explain, Part, Target
-from gradellm_engine.prompts import Prompt, Role, decode, special_ids
+from gradellm_engine.prompts import Prompt, Role
 from gradellm_engine.sampling import Distribution, choose_token
 from gradellm_engine.settings import (
     AttributionSettings,
@@ -48,6 +48,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ContrastText:
+    """A contrast that was given as text and is one token as it stands and another after a space.
+
+    Attributes:
+        plain: the token without a space.
+        spaced: the token that begins with one.
+    """
+
+    plain: int
+    spaced: int
+
+    def instead_of(self, text: str) -> int:
+        """The one that could stand in place of a token with this text."""
+        return self.spaced if text[:1].isspace() else self.plain
+
+
+@dataclass(frozen=True)
 class Plan:
     """A request whose every setting is resolved and checked against the model.
 
@@ -55,7 +72,7 @@ class Plan:
         prompt: its tokens.
         sampling: `seed` and `max_new_tokens` are set.
         attribution: None for tokens alone.
-        contrast_id: the contrast, where it is a fixed token.
+        contrast_id: the contrast, where it is a token that was given, or a text.
         given_ids: tokens that the completion begins with.
         first_step: the first token of the completion that is computed; those before are only read.
         is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
@@ -70,7 +87,7 @@ class Plan:
     prompt: Prompt
     sampling: Sampling
     attribution: AttributionSettings | None
-    contrast_id: int | None
+    contrast_id: int | ContrastText | None
     given_ids: tuple[int, ...]
     first_step: int
     is_completion: bool
@@ -109,6 +126,7 @@ class Stream:
         num_places: tokens that its slot must hold at most.
         owner: whose request it is.
         slot: where its keys and values are, while it runs.
+        has_run: whether it ever had a slot.
         chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
         asked: how it came about; None where nobody need make it again.
     """
@@ -125,6 +143,7 @@ class Stream:
         self.num_places = len(prompt.tokens) + self._num_tokens
         self.owner = plan.owner
         self.slot: KVSlot | None = None
+        self.has_run = False
         self._num_reused = 0
         settings = attribution or AttributionSettings()
         self._explain: Explain | None = None
@@ -137,8 +156,9 @@ class Stream:
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
         self._source_map = SourceMap(prompt, settings)
-        self._special_ids = special_ids(model.tokenizer)
-        self._text = CompletionText(self._decode, prompt.ids, () if plan.is_completion else sampling.stop)
+        self._special_ids = model.encoder.special_ids
+        stop = () if plan.is_completion else sampling.stop
+        self._text = CompletionText(self._decode, prompt.ids, stop, self._written_out)
         self._untold: list[Step] = []  # chosen, but their text may still begin a stop text
         self._rows: dict[int, Attribution] = {}  # computed, of tokens that are not told yet
         self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
@@ -164,7 +184,18 @@ class Stream:
     def start(self, slot: KVSlot) -> None:
         """Run in `slot`, which may hold a beginning of the prompt already."""
         self.slot = slot
+        self.has_run = True
         self._num_reused = slot.length
+
+    @property
+    def prompt(self) -> Prompt:
+        """Its prompt."""
+        return self._plan.prompt
+
+    @property
+    def given_ids(self) -> tuple[int, ...]:
+        """Tokens that its completion begins with."""
+        return self._plan.given_ids
 
     @property
     def sampling(self) -> Sampling:
@@ -434,7 +465,10 @@ class Stream:
         target_id = token_id if attribution.target_token_id is None else attribution.target_token_id
         if attribution.contrast is not None and attribution.contrast.runner_up:
             return Target(target_id, distribution.runner_up(target_id))
-        return Target(target_id, self._plan.contrast_id)
+        contrast = self._plan.contrast_id
+        if isinstance(contrast, ContrastText):
+            contrast = contrast.instead_of(self._decode_alone(target_id))
+        return Target(target_id, contrast)
 
     def _row(self, index: int, scores: Tensor, target: Target, error: float | None) -> Attribution:
         count = self._plan.attribution.top_k_sources if self._plan.attribution else None
@@ -466,10 +500,16 @@ class Stream:
         return self._source_map.add_generated(self._text.text[start:end], special=token_id in self._special_ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return decode(self._model.tokenizer, ids, skip_special_tokens=True)
+        return self._model.encoder.decode(ids, skip_special_tokens=True)
+
+    def _written_out(self, token_id: int) -> str:
+        """How a special token reads in a stop text; empty for tokens that have a text of their own."""
+        if token_id not in self._special_ids or self._decode([token_id]):
+            return ""
+        return self._decode_alone(token_id)
 
     def _decode_alone(self, token_id: int) -> str:
-        return decode(self._model.tokenizer, [token_id], skip_special_tokens=False)
+        return self._model.encoder.decode_alone(token_id)
 
 
 def _check_finite(rows: Tensor, indexes: Sequence[int]) -> None:

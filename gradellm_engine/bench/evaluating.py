@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from gradellm_engine.chat_template import Message
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.sentiment import SYSTEM_PROMPT
 from gradellm_engine.engine import EVALUATED_TOKENS, Engine
@@ -29,7 +30,7 @@ from gradellm_engine.faithfulness.masks import kept, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
 from gradellm_engine.faithfulness.retention import retentions
 from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged
-from gradellm_engine.prompts import Message, PromptInput, Role
+from gradellm_engine.prompts import PromptInput, Role
 from gradellm_engine.settings import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.threads import use_threads
 

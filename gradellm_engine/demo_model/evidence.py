@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradellm_engine.chat_template import Message
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.corpus import TASKS, Example, examples
 from gradellm_engine.engine import Engine
 from gradellm_engine.faithfulness.plausibility import average_precision
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.prompts import Message, PromptInput, Segment
+from gradellm_engine.prompts import PromptInput, Segment
 from gradellm_engine.settings import PRESETS, AttributionSettings, GradEllm, Sampling, Switches
 
 RESAMPLES = 10_000

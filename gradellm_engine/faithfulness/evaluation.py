@@ -28,7 +28,7 @@ from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import ComputationError, InvalidRequestError
 from gradellm_engine.faithfulness.curves import curve, trapezoid_weights
 from gradellm_engine.faithfulness.distance import MIN_BASELINE, hellinger, pi_soft_nc, pi_soft_ns
-from gradellm_engine.faithfulness.masks import kept, soft_uniforms, uniforms
+from gradellm_engine.faithfulness.masks import drawn, kept
 from gradellm_engine.faithfulness.perturbed import Allowance, Changed, ChangedTexts
 from gradellm_engine.faithfulness.plausibility import average_precision, token_f1
 from gradellm_engine.faithfulness.ranking import flip_auc, top_sets
@@ -42,6 +42,9 @@ from gradellm_engine.prompts import Prompt, Role
 
 RANDOM = "random"  # whose name differences are taken from
 BATCHES_A_GROUP = 4  # of changed texts that are made before any of them runs
+MADE_TEXTS = 512  # that are made before others have a turn, where few of them are new
+SHORT_BISECTION = 1 << 13  # probabilities of being kept whose exponents take about as long as a pass
+DRAWN = 1 << 16  # uniforms, and probabilities of being kept, that are computed at a time
 
 Scores = NDArray[np.float64]
 Told = float | EvaluationItem | EvaluationSummary
@@ -127,8 +130,21 @@ class Measurement:
     judged: Judged
     metric: Metric
     scores: Scores  # [U]
-    retained: tuple[Retention, ...] = ()
-    texts: list[Changed] = field(default_factory=list)
+    retained: list[Retention] = field(default_factory=list)
+    found: list[Outcome] = field(default_factory=list)
+
+
+@dataclass
+class Group:
+    """Changed texts that run together, for measurements of one step or of several.
+
+    Attributes:
+        wanted: which measurement needs which text of which step, in the order of its draws or ranks.
+        done: steps whose texts all are in this group or in one before, with their measurements.
+    """
+
+    wanted: list[tuple[int, Measurement, Changed]] = field(default_factory=list)
+    done: list[tuple[int, list[Measurement]]] = field(default_factory=list)
 
 
 class Evaluation:
@@ -170,7 +186,9 @@ class Evaluation:
         self._explain, self._explain_tokens = explain, explain_tokens
         self.allowance = allowance
         self._own = self._perturbable()
-        self._rationale = np.array([token.segment in settings.rationale for token in prompt.tokens])
+        self._own_positions = np.array(self._own, dtype=np.intp)
+        rationale = set(settings.rationale)
+        self._rationale = np.array([token.segment in rationale for token in prompt.tokens])
         self._check_rationale()
         if settings.removal is Removal.PAD and pad_id is None and any(m.is_ranked for m in settings.metrics):
             raise InvalidRequestError("removal", "pad: this model's tokenizer has no padding token; use remove or zero")
@@ -207,32 +225,35 @@ class Evaluation:
         if given.slot is None:
             raise ValueError("an evaluation goes on from what the completion's stream holds")
         self.check_completion(given.num_steps)
-        texts = [self._text(given, step) for step in self._settings.steps(given.num_steps)]
-        done = _Done(self._expected_tokens(given, texts))
+        steps = self._settings.steps(given.num_steps)
+        done = _Done(self._expected_tokens(given, steps))
         runner = ChangedTexts(self._decoder, given.slot, self._first, self.allowance)
         wholes: dict[int, Whole] = {}
-        yield from self._wholes(runner, texts, wholes, done)
+        yield from self._wholes(runner, given, steps, wholes, done)
         if self._label_ids:
             answer = self._label_ids[wholes[0].answer]
             given = replace(given, targets=[Target(answer)])
         scores: dict[tuple[str, int], Scores] = {}
-        yield from self._scores(given, texts, scores, done)
+        yield from self._scores(given, steps, scores, done)
         items: list[EvaluationItem] = []
+        outcomes: dict[tuple[int, Changed], Outcome] = {}
         num_asked = 0
-        for group in self._groups(texts, wholes, scores):
+        for group in self._groups(given, steps, wholes, scores):
             if group is None:
                 yield done.now(self.allowance)
                 continue
-            outcomes: dict[tuple[int, Changed], Outcome] = {}
             yield from self._outcomes(runner, group, wholes, outcomes, done)
-            for text, measurements in group:
+            num_asked += len(group.wanted)
+            for step, measurement, changed in group.wanted:
+                measurement.found.append(outcomes[step, changed])
+            for step, measurements in group.done:
                 for measurement in measurements:
-                    num_asked += len(measurement.texts)
-                    found = [outcomes[text.step, changed] for changed in measurement.texts]
-                    item = self._item(text, measurement, wholes[text.step], found)
+                    item = self._item(step, measurement, wholes[step])
                     items.append(item)
                     yield item
-        yield from self._summary(texts, wholes, items, runner.num_run, num_asked)
+            steps_done = {step for step, _ in group.done}
+            outcomes = {key: outcome for key, outcome in outcomes.items() if key[0] not in steps_done}
+        yield from self._summary(given, steps, wholes, items, runner.num_run, num_asked)
 
     # What may be changed -------------------------------------------------------------------------------------------
 
@@ -247,12 +268,8 @@ class Evaluation:
             return sorted(positions)
         if self._settings.perturb is not Perturb.USER:
             return list(range(len(tokens)))
-        own = [i for i, token in enumerate(tokens) if token.role is Role.USER and not token.special]
-        if not own:
-            raise InvalidRequestError(
-                "perturb", "user: the prompt has no token of the user's own text; use perturb prompt or prefix"
-            )
-        return own
+        self._prompt.check_user_text("perturb")
+        return [i for i, token in enumerate(tokens) if token.role is Role.USER and not token.special]
 
     def _check_rationale(self) -> None:
         settings = self._settings
@@ -276,29 +293,35 @@ class Evaluation:
 
     def _text(self, given: Given, step: int) -> Text:
         end = given.prefix(step)
-        positions = list(self._own)
+        at = self._own_positions
         if self._settings.perturb is Perturb.PREFIX:
-            positions += range(given.num_prompt_tokens, end)
-        at = np.array(positions, dtype=np.intp)
+            at = np.concatenate([at, np.arange(given.num_prompt_tokens, end, dtype=np.intp)])
         return Text(step, tuple(given.ids[self._first : end]), at - self._first, at)
 
     # The model -----------------------------------------------------------------------------------------------------
 
     def _wholes(
-        self, runner: ChangedTexts, texts: Sequence[Text], wholes: dict[int, Whole], done: _Done
+        self, runner: ChangedTexts, given: Given, steps: Sequence[int], wholes: dict[int, Whole], done: _Done
     ) -> Iterator[float]:
-        """P and P_0 of all steps."""
-        changed = [text.zeroed(np.full(len(text.places), is_emptied)) for text in texts for is_emptied in (False, True)]
-        found: dict[int, Tensor] = {}  # whose other is still to come: a step's two run one after the other
-        for places, probs in runner.run(changed):
-            _check_finite(probs)
-            found.update(zip(places, probs, strict=True))
-            for i in {place // 2 for place in places}:
-                if 2 * i in found and 2 * i + 1 in found:
-                    # Copied, for a row of the batch would hold all of it.
-                    P, P_0 = found.pop(2 * i).clone(), found.pop(2 * i + 1)
-                    wholes[texts[i].step] = Whole(P, float(hellinger(P, P_0)), self._answers(P[None])[0])
-            yield done.now(self.allowance)
+        """P and P_0 of all steps, so many at a time that batches are full."""
+        texts: list[Text] = []
+        for step in steps:
+            texts.append(self._text(given, step))
+            num_tokens = 2 * sum(len(text.ids) for text in texts)
+            if num_tokens < BATCHES_A_GROUP * self.allowance.most and step != steps[-1]:
+                continue
+            changed = [text.zeroed(np.full(len(text.places), is_empty)) for text in texts for is_empty in (False, True)]
+            found: dict[int, Tensor] = {}  # whose other is still to come: a step's two run one after the other
+            for places, probs in runner.run(changed):
+                _check_finite(probs)
+                found.update(zip(places, probs, strict=True))
+                for i in {place // 2 for place in places}:
+                    if 2 * i in found and 2 * i + 1 in found:
+                        # Copied, for a row of the batch would hold all of it.
+                        P, P_0 = found.pop(2 * i).clone(), found.pop(2 * i + 1)
+                        wholes[texts[i].step] = Whole(P, float(hellinger(P, P_0)), self._answers(P[None])[0])
+                yield done.now(self.allowance)
+            texts = []
 
     def _answers(self, probs: Tensor) -> list[int]:
         """[B, V]"""
@@ -306,10 +329,10 @@ class Evaluation:
         return answers
 
     def _scores(
-        self, given: Given, texts: Sequence[Text], scores: dict[tuple[str, int], Scores], done: _Done
+        self, given: Given, steps: Sequence[int], scores: dict[tuple[str, int], Scores], done: _Done
     ) -> Iterator[float]:
         """Every attribution's scores of U at every step, by name and step."""
-        positions = {text.step: text.positions for text in texts}
+        positions = {step: self._text(given, step).positions for step in steps}
         for judged in self._settings.judged:
             if judged.method is None:
                 for step, at in positions.items():
@@ -331,52 +354,88 @@ class Evaluation:
             done.add(share)
 
     def _groups(
-        self, texts: Sequence[Text], wholes: Mapping[int, Whole], scores: Mapping[tuple[str, int], Scores]
-    ) -> Iterator[list[tuple[Text, list[Measurement]]] | None]:
-        """What is measured, so many steps at a time that batches are full; None after each step, for others to run."""
-        group: list[tuple[Text, list[Measurement]]] = []
-        num_tokens = 0
-        for text in texts:
-            measurements = self._measurements(text, wholes[text.step], scores)
-            group.append((text, measurements))
-            num_tokens += sum(len(measurement.texts) for measurement in measurements) * len(text.ids)
-            yield None
-            if num_tokens >= BATCHES_A_GROUP * self.allowance.most:
-                yield group
-                group, num_tokens = [], 0
-        if group:
-            yield group
+        self,
+        given: Given,
+        steps: Sequence[int],
+        wholes: Mapping[int, Whole],
+        scores: Mapping[tuple[str, int], Scores],
+    ) -> Iterator[Group | None]:
+        """What is run, so many texts at a time that batches are full; None where others should have a turn before.
+
+        Texts are made as batches need them: all of a step's at once would hold up whoever waits for the engine.
+        """
+        group, num_tokens = Group(), 0
+        num_made = 0  # since others had a turn
+        for step in steps:
+            text = self._text(given, step)
+            measurements = self._measurements(text, wholes[step], scores)
+            for made in self._texts(text, measurements):
+                if made is None:
+                    yield None
+                    continue
+                group.wanted.append((step, *made))
+                num_tokens += len(made[1])
+                num_made += 1
+                if num_tokens >= BATCHES_A_GROUP * self.allowance.most:
+                    yield group
+                    group, num_tokens, num_made = Group(), 0, 0
+                elif num_made >= MADE_TEXTS:
+                    num_made = 0
+                    yield None
+            group.done.append((step, measurements))
+        yield group
 
     def _measurements(self, text: Text, whole: Whole, scores: Mapping[tuple[str, int], Scores]) -> list[Measurement]:
-        """A step's: the texts that metrics need. Draws are one for all, exponents one for NS and NC."""
+        """A step's."""
+        return [
+            Measurement(judged, metric, scores[judged.name, text.step])
+            for judged in self._settings.judged
+            for metric in self._settings.metrics
+            if not (metric.is_soft and whole.is_skipped)
+        ]
+
+    def _texts(self, text: Text, measurements: Sequence[Measurement]) -> Iterator[tuple[Measurement, Changed] | None]:
+        """The texts that a step's measurements need, one by one; None where others should have a turn before."""
+        settings = self._settings
+        for measurement in measurements:
+            if measurement.metric.is_ranked:
+                for chosen in top_sets(measurement.scores, settings.seed, text.step):
+                    yield measurement, self._without(text, chosen, measurement.metric)
+        for has_pis in (True, False):
+            soft = [m for m in measurements if m.metric.is_soft and m.metric.has_pis is has_pis]
+            if soft:
+                yield from self._soft_texts(text, soft, settings.pis if has_pis else (None,))
+
+    def _soft_texts(
+        self, text: Text, measurements: Sequence[Measurement], pis: Sequence[float | None]
+    ) -> Iterator[tuple[Measurement, Changed] | None]:
+        """Texts of masks: draws are one for all measurements, exponents one for NS and NC."""
         settings, size = self._settings, len(text.places)
-        metrics = [metric for metric in settings.metrics if not (metric.is_soft and whole.is_skipped)]
-        draws = {  # [P, N, U]
-            has_pis: uniforms(settings.seed, text.step, settings.pis, settings.samples, size)
-            if has_pis
-            else soft_uniforms(settings.seed, text.step, settings.samples, size)[None]
-            for has_pis in {metric.has_pis for metric in metrics if metric.is_soft}
-        }
-        measurements: list[Measurement] = []
-        for judged in settings.judged:
-            its = scores[judged.name, text.step]
-            retained = {
-                has_pis: retentions(its, settings.pis) if has_pis else (soft_retention(its, settings.raw_scores),)
-                for has_pis in draws
-            }
-            for metric in metrics:
-                measurement = Measurement(judged, metric, its)
-                if metric.is_soft:
-                    measurement.retained = retained[metric.has_pis]
-                    masks = kept(draws[metric.has_pis], np.stack([each.probs for each in measurement.retained]))
-                    gone = ~masks if metric.keeps else masks
-                    measurement.texts = [text.zeroed(mask) for mask in gone.reshape(-1, size)]
-                elif metric.is_ranked:
-                    measurement.texts = [
-                        self._without(text, chosen, metric) for chosen in top_sets(its, settings.seed, text.step)
-                    ]
-                measurements.append(measurement)
-        return measurements
+        by_name: dict[str, list[Measurement]] = {}
+        for measurement in measurements:
+            by_name.setdefault(measurement.judged.name, []).append(measurement)
+        block = max(1, DRAWN // max(1, size))  # rows of U
+        for first in range(0, len(pis), block):
+            its_pis = pis[first : first + block]
+            for several in by_name.values():
+                scores = several[0].scores
+                known = [pi for pi in its_pis if pi is not None]
+                retained = retentions(scores, known) if known else (soft_retention(scores, settings.raw_scores),)
+                for measurement in several:
+                    measurement.retained += retained
+                if size * len(its_pis) > SHORT_BISECTION:
+                    yield None
+            rows = [(index, sample) for index in range(len(its_pis)) for sample in range(settings.samples)]
+            for begin in range(0, len(rows), block):
+                some = rows[begin : begin + block]
+                draws = drawn(settings.seed, text.step, [(its_pis[index], sample) for index, sample in some], size)
+                indexes = [first + index for index, _ in some]
+                for several in by_name.values():
+                    probs = np.stack([several[0].retained[index].probs for index in indexes])
+                    masks = kept(draws[:, None], probs)[:, 0]
+                    for measurement in several:
+                        for mask in ~masks if measurement.metric.keeps else masks:
+                            yield measurement, text.zeroed(mask)
 
     def _without(self, text: Text, chosen: NDArray[np.intp], metric: Metric) -> Changed:
         """What deletion leaves of a text where some of U are chosen, or insertion has put there."""
@@ -387,20 +446,13 @@ class Evaluation:
     def _outcomes(
         self,
         runner: ChangedTexts,
-        group: Sequence[tuple[Text, Sequence[Measurement]]],
+        group: Group,
         wholes: Mapping[int, Whole],
         outcomes: dict[tuple[int, Changed], Outcome],
         done: _Done,
     ) -> Iterator[float]:
         """Run a group's texts, each once."""
-        keys = list(
-            dict.fromkeys(
-                (text.step, changed)
-                for text, measurements in group
-                for measurement in measurements
-                for changed in measurement.texts
-            )
-        )
+        keys = list(dict.fromkeys((step, text) for step, _, text in group.wanted if (step, text) not in outcomes))
         for places, probs in runner.run([changed for _, changed in keys]):
             _check_finite(probs)
             P = torch.stack([wholes[keys[place][0]].P for place in places])
@@ -411,8 +463,8 @@ class Evaluation:
 
     # What comes of it ----------------------------------------------------------------------------------------------
 
-    def _item(self, text: Text, measurement: Measurement, whole: Whole, found: Sequence[Outcome]) -> EvaluationItem:
-        metric, name = measurement.metric, measurement.judged.name
+    def _item(self, step: int, measurement: Measurement, whole: Whole) -> EvaluationItem:
+        metric, name, found = measurement.metric, measurement.judged.name, measurement.found
         if metric.is_soft:
             distances = np.array([outcome.distance for outcome in found]).reshape(len(measurement.retained), -1)
             samples = (pi_soft_ns if metric.keeps else pi_soft_nc)(distances, whole.baseline)  # [P, N]
@@ -423,18 +475,18 @@ class Evaluation:
             )
             expected = None if metric.has_pis else measurement.retained[0].expected_tokens
             return EvaluationItem(
-                text.step, name, metric, float(self._weights(metric) @ means), points, expected_tokens=expected
+                step, name, metric, float(self._weights(metric) @ means), points, expected_tokens=expected
             )
         if metric.is_ranked:
             flips = np.array([outcome.answer != whole.answer for outcome in found])
-            return EvaluationItem(text.step, name, metric, flip_auc(flips), flips=tuple(flips.tolist()))
-        rationale = np.zeros(len(text.positions), dtype=np.bool_)
+            return EvaluationItem(step, name, metric, flip_auc(flips), flips=tuple(flips.tolist()))
+        rationale = np.zeros(len(measurement.scores), dtype=np.bool_)
         rationale[: len(self._own)] = self._rationale[self._own]
         if metric is Metric.AUPRC:
             value = average_precision(measurement.scores, rationale)
         else:
-            value = token_f1(measurement.scores, rationale, self._settings.seed, text.step)
-        return EvaluationItem(text.step, name, metric, value)
+            value = token_f1(measurement.scores, rationale, self._settings.seed, step)
+        return EvaluationItem(step, name, metric, value)
 
     def _weights(self, metric: Metric) -> NDArray[np.float64]:
         """What each point counts in a metric's value: an area where there are several. [P]"""
@@ -443,7 +495,8 @@ class Evaluation:
 
     def _summary(
         self,
-        texts: Sequence[Text],
+        given: Given,
+        steps: Sequence[int],
         wholes: Mapping[int, Whole],
         items: Sequence[EvaluationItem],
         num_run: int,
@@ -463,16 +516,16 @@ class Evaluation:
             yield 1.0
         for metric, by_name in measured.items():
             metrics += self._metric_summaries(metric, by_name, intervals.get(metric))
-        first = wholes[texts[0].step]
+        first = wholes[steps[0]]
         yield EvaluationSummary(
             metrics=tuple(metrics),
-            steps=tuple(text.step for text in texts),
-            skipped=tuple(text.step for text in texts if wholes[text.step].is_skipped),
+            steps=tuple(steps),
+            skipped=tuple(step for step in steps if wholes[step].is_skipped),
             label=first.answer if self._label_ids else None,
             is_outside=bool(self._label_ids) and int(first.P.argmax()) not in self._label_ids,
-            num_perturbable=len(texts[0].places),
+            num_perturbable=len(self._text(given, steps[0]).places),
             num_sequences=num_run,
-            num_asked=num_asked + 2 * len(texts),
+            num_asked=num_asked + 2 * len(steps),
         )
 
     def _soft_intervals(
@@ -517,9 +570,9 @@ class Evaluation:
                 steps=len(its),
             )
 
-    def _expected_tokens(self, given: Given, texts: Sequence[Text]) -> float:
+    def _expected_tokens(self, given: Given, steps: Sequence[int]) -> float:
         """About how many tokens are read in all."""
-        own = sum(len(text.ids) for text in texts) * (2 + self._settings.sequences_a_step)
+        own = sum(given.prefix(step) - self._first for step in steps) * (2 + self._settings.sequences_a_step)
         methods = (
             self._explain_tokens(judged, given.num_prompt_tokens, given.num_steps)
             for judged in self._settings.judged

@@ -31,16 +31,26 @@ def uniforms(seed: int, step: int, pis: Sequence[float], num_samples: int, num_t
     """
     for pi in pis:
         check_pi(pi)
-    # The decimal that was meant, not its bits: 0.15 and 3 * 0.05 are one pi.
-    keys = [(step, round(pi * 1_000_000), sample) for pi in pis for sample in range(num_samples)]
-    rows = [stream(seed, "mask", *key).random(num_tokens) for key in keys]
-    return np.array(rows, dtype=np.float64).reshape(len(pis), num_samples, num_tokens)
+    rows = drawn(seed, step, [(pi, sample) for pi in pis for sample in range(num_samples)], num_tokens)
+    return rows.reshape(len(pis), num_samples, num_tokens)
 
 
 def soft_uniforms(seed: int, step: int, num_samples: int, num_tokens: int) -> NDArray[np.float64]:
     """Uniform draws in [0, 1) of one step, for the original metrics, which have no pi. [N, U]"""
-    rows = [stream(seed, "soft mask", step, sample).random(num_tokens) for sample in range(num_samples)]
-    return np.array(rows, dtype=np.float64).reshape(num_samples, num_tokens)
+    return drawn(seed, step, [(None, sample) for sample in range(num_samples)], num_tokens)
+
+
+def drawn(seed: int, step: int, keys: Sequence[tuple[float | None, int]], num_tokens: int) -> NDArray[np.float64]:
+    """Some of one step's uniform draws, by pi (None for the original metrics) and sample: a row a key. [K, U]"""
+    # The decimal that was meant, not its bits: 0.15 and 3 * 0.05 are one pi.
+    streams = (
+        stream(seed, "soft mask", step, sample)
+        if pi is None
+        else stream(seed, "mask", step, round(pi * 1_000_000), sample)
+        for pi, sample in keys
+    )
+    rows = [its.random(num_tokens) for its in streams]
+    return np.array(rows, dtype=np.float64).reshape(len(keys), num_tokens)
 
 
 def kept(r: NDArray[np.float64], probs: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +17,7 @@ MAX_SAMPLES = 1000
 MAX_LABELS = 64
 MAX_JUDGED = 64
 MAX_SEQUENCES = 1_000_000  # that an evaluation may run
-MAX_STEP_TOKENS = 50_000_000  # of a step's changed texts together: they are made before any of them runs
+MAX_STEP_TOKENS = 50_000_000  # of a step's changed texts together: what came of them is kept until the step's end
 
 
 class Metric(StrEnum):
@@ -145,7 +146,7 @@ class EvaluationSettings:
                 "methods",
                 f"between 1 and {MAX_JUDGED} methods and scores of your own can be evaluated, were {len(names)}",
             )
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
+        if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
             raise InvalidRequestError("methods", f"{doubled[0]!r} is there twice; names must be unique")
         if self.positions and self.perturb is not Perturb.USER:
             raise InvalidRequestError("perturb_positions", "stand in place of perturb; give one of the two")
@@ -161,10 +162,10 @@ class EvaluationSettings:
             )
         if not needing and self.rationale:
             raise InvalidRequestError("rationale", "has a use with the metrics auprc and token_f1 alone")
-        if self.labels and len(set(self.labels)) < max(2, len(self.labels)):
-            raise InvalidRequestError("labels", "must be two or more different words")
         if len(self.labels) > MAX_LABELS:
             raise InvalidRequestError("labels", f"at most {MAX_LABELS} words, there were {len(self.labels)}")
+        if self.labels and len(set(self.labels)) < max(2, len(self.labels)):
+            raise InvalidRequestError("labels", "must be two or more different words")
 
     def _check_numbers(self) -> None:
         if not self.pis or len(self.pis) > MAX_PIS:

@@ -1,8 +1,8 @@
 """The one thread that runs the model, and the bounded queue before it.
 
-Everything that touches the model or its tokenizer happens here. A call hands over its request; the thread reads and
-checks it at once, whatever else runs, and answers it (a single answer), or gives it to the engine's scheduler (a
-stream). Between two passes of the model the thread takes in what has come, drops what was cancelled and hands every
+A call hands over its request. It is read and checked at once, whatever else runs, by a thread beside this one
+(`gradellm_server.reading`), which answers it (a single answer) or hands on the stream that it is. Between two passes of
+the model the engine thread gives what has come to the engine's scheduler, drops what was cancelled and hands every
 stream's news to its reader. A stream whose reader has fallen behind does not get its turn, and after a while ends.
 
 The thread's heartbeat is the moment at which it last was between two passes, or waited for something to do. When it
@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 
 from gradellm_engine import Engine, Event, GroupLostError, Stream
 from gradellm_server import faults
+from gradellm_server.reading import NotWantedError, ReadingThreads
 from gradellm_server.retry import ComeBack, endings, seconds_until_room
 
 Answer = TypeVar("Answer")
@@ -69,6 +70,13 @@ class EngineFailedError(RefusedError):
         super().__init__(f"the engine {what}; the server has to be restarted", retry_seconds)
 
 
+class ReadingFailedError(Exception):
+    """Native code failed while a request was read; others are not concerned."""
+
+    def __init__(self) -> None:
+        super().__init__("the request could not be read: the model's tokenizer fails on it")
+
+
 class SlowReaderError(Exception):
     """A client has not read for too long."""
 
@@ -88,6 +96,7 @@ class Job(Generic[Answer]):
 
     def __init__(self, read: Read[Answer], tell: Tell[Answer], owner: EngineThread) -> None:
         self.read, self.tell = read, tell
+        self.first: list[Answer] = []  # answers that were made while it was read
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Sequence[Answer] | BaseException | None] = asyncio.Queue()
@@ -199,16 +208,18 @@ class EngineThread:
         self.reader_timeout_seconds = reader_timeout_seconds
         self.restart_seconds = RESTART_SECONDS
         self._changed = threading.Condition()
-        self._submitted: deque[Job[object]] = deque()
+        self._arrived: deque[tuple[Job[object], Stream]] = deque()  # read, and not seen by the engine thread yet
         self._jobs: dict[Stream, Job[object]] = {}  # touched by the engine thread alone
         self._placed: dict[Job[object], None] = {}  # all that have a place, in the order of their coming
         self._has_cancelled = False
         self._is_draining = self._is_stopping = False
         self._failure: EngineFailedError | None = None
         self._has_ended = False
+        self._ended_by: RefusedError = ShuttingDownError()
         self._come_back = ComeBack()
         self._beat_at = time.monotonic()
         engine.scheduler.before_pass = _meet_pass
+        self._reading = ReadingThreads[Job[object]](self._read, lambda job: not job.is_cancelled)
         self._thread = threading.Thread(target=self._run, name="gradellm-engine", daemon=True)
         self._thread.start()
 
@@ -239,11 +250,14 @@ class EngineThread:
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since the thread last was between two passes, or waited for something to do."""
-        return time.monotonic() - self._beat_at
+        """Seconds since the thread last was between two passes, or waited for something to do.
 
-    def submit(self, read: Read[Answer], tell: Tell[Answer]) -> Job[Answer]:
-        """Queue a request; from an event loop's thread, which never waits for a pass.
+        Or, where that is longer, since the request was taken up that is read now.
+        """
+        return max(time.monotonic() - self._beat_at, self._reading.oldest_seconds)
+
+    def submit(self, read: Read[Answer], tell: Tell[Answer], num_bytes: int = 0) -> Job[Answer]:
+        """Queue a request of so many bytes; from an event loop's thread, which never waits for a pass.
 
         Raises:
             QueueFullError: at once, where no place is free.
@@ -258,8 +272,7 @@ class EngineThread:
                 raise ShuttingDownError(self.restart_seconds)
             self._check_room()
             self._placed[job] = None  # type: ignore[index]
-            self._submitted.append(job)  # type: ignore[arg-type]
-            self._changed.notify()
+        self._reading.submit(job, num_bytes)  # type: ignore[arg-type]
         return job
 
     def cancel(self, job: Job[Answer]) -> None:
@@ -309,6 +322,7 @@ class EngineThread:
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
+        self._reading.stop()
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
@@ -355,8 +369,9 @@ class EngineThread:
                 self._failure = error
         with self._changed:
             self._has_ended = True
-            left = [*self._submitted, *self._jobs.values()]
-            self._submitted.clear()
+            self._ended_by = error
+            left = list(self._placed)
+            self._arrived.clear()
         for job in left:
             job.end(error)
         for stream in list(self._jobs):
@@ -394,7 +409,7 @@ class EngineThread:
         with self._changed:
             while not self._is_stopping:
                 self._beat_at = time.monotonic()
-                if self._submitted or self._has_cancelled or self._scheduler.has_work(self._has_turn):
+                if self._arrived or self._has_cancelled or self._scheduler.has_work(self._has_turn):
                     return True
                 if self._scheduler.needs_ticks and time.monotonic() >= until:
                     return True
@@ -405,29 +420,33 @@ class EngineThread:
         job = self._jobs.get(stream)  # None for a generation that somebody else runs on the engine
         return job is not None and job.has_turn
 
-    def _take_in(self) -> None:
-        """Read and check what has been submitted; it costs little beside a pass of the model."""
-        while True:
-            with self._changed:
-                if not self._submitted:
-                    return
-                job = self._submitted.popleft()
-            stream: Stream | None = None
-            try:
-                if not job.is_cancelled:
-                    stream = self._admitted(job)
-            except Exception as error:  # belongs to this request alone: its reader raises it
-                job.end(error)
-            if stream is None:
-                self._free(job)
-            else:
-                self._jobs[stream] = job
-                stream.charge("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was read
-                self._scheduler.submit(stream)
-                self._tell(stream, job)
+    def _read(self, job: Job[object]) -> None:
+        """On a reading thread: a request to its only answer, or to a stream for the engine thread."""
+        stream: Stream | None = None
+        try:
+            if not job.is_cancelled:
+                stream = self._read_stream(job)
+        except NotWantedError:
+            pass  # its caller has been answered, or has gone
+        except Exception as error:  # belongs to this request alone: its reader raises it
+            job.end(error)
+        except BaseException as error:  # no `Exception`, as a panic of native code; its words may quote the request
+            logger.error("a request could not be read: %s", type(error).__name__)
+            job.end(ReadingFailedError())
+        with self._changed:
+            if stream is not None and not self._has_ended and not job.is_cancelled:
+                self._arrived.append((job, stream))
+                self._changed.notify()
+                return
+            has_ended = self._has_ended
+        if stream is not None:
+            stream.close()
+            if has_ended:
+                job.end(self._ended_by)
+        self._free(job)
 
-    def _admitted(self, job: Job[object]) -> Stream | None:
-        """The request's stream, if it is one and there is room in the queue; a single answer is given here."""
+    def _read_stream(self, job: Job[object]) -> Stream | None:
+        """The request's stream, if it is one, with what it tells first; a single answer is given here."""
         if faults.ARMED:
             faults.hit("tokenizer", job)
         answer = job.read(self._engine)
@@ -435,12 +454,36 @@ class EngineThread:
             job.post([answer])
             job.end()
             return None
-        waiting = self._scheduler.waiting
-        num_tokens = sum(stream.num_places for stream in waiting)
-        if waiting and num_tokens + answer.num_places > self.max_queued_tokens:
-            answer.close()
-            raise self._too_many_tokens(list(waiting), num_tokens, answer.num_places)
+        job.first = [told for event in answer.take_events() for told in job.tell(event)]
         return answer
+
+    def _take_in(self) -> None:
+        """Give the scheduler what has been read."""
+        while True:
+            with self._changed:
+                if not self._arrived:
+                    return
+                job, stream = self._arrived.popleft()
+            try:
+                self._check_tokens(stream)
+                self._scheduler.submit(stream)
+            except Exception as error:  # belongs to this request alone: its reader raises it
+                stream.close()
+                job.end(error)
+                self._free(job)
+                continue
+            self._jobs[stream] = job
+            stream.charge("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was taken in
+            job.post(job.first)
+            job.first = []
+            self._tell(stream, job)
+
+    def _check_tokens(self, stream: Stream) -> None:
+        """See that there is room in the queue for a stream's tokens."""
+        waiting = list(self._scheduler.waiting)
+        num_tokens = sum(its.num_places for its in waiting)
+        if waiting and num_tokens + stream.num_places > self.max_queued_tokens:
+            raise self._too_many_tokens(waiting, num_tokens, stream.num_places)
 
     def _hand_out(self) -> None:
         for stream, job in list(self._jobs.items()):
@@ -458,7 +501,10 @@ class EngineThread:
             if not self._has_cancelled:
                 return
             self._has_cancelled = False
-            self._submitted = deque(job for job in self._submitted if not job.is_cancelled)
+            gone = [stream for job, stream in self._arrived if job.is_cancelled]
+            self._arrived = deque(item for item in self._arrived if not item[0].is_cancelled)
+        for stream in gone:
+            stream.close()
         for stream in [stream for stream, job in self._jobs.items() if job.is_cancelled]:
             self._forget(stream)
 

@@ -1,8 +1,10 @@
 """What one client takes of the server at a time and in a minute.
 
 Tokens are charged before they are computed: when a request has been read, it takes all that it may come to (the
-prompt's tokens and `max_new_tokens`), and what it did not use is given back when it ends. In any 60 seconds requests
-are so admitted for at most the limit, however many come at once. One that is refused by the queue is charged nothing.
+prompt's tokens and `max_new_tokens`), and what it did not use is given back when it ends: all that the model did not
+read or choose, whether or not the client took any of it. In any 60 seconds requests are so admitted for at most the
+limit, however many come at once. One that is refused, or leaves before it runs, is charged nothing. Tokenize is charged
+for the tokens that it counts.
 
 The methods of Attribute and Evaluate read tokens more than once; they count once all the same. Where that is too much
 to give away, a client's `methods` leaves these calls out.
@@ -86,6 +88,19 @@ class Quota:
         with self._lock:
             self._num_streams -= 1
 
+    def check(self) -> None:
+        """See that anything is left, before a request is read.
+
+        Raises:
+            TooManyTokensError: where nothing is.
+        """
+        with self._lock:
+            now = self._now()
+            self._forget_before(now - WINDOW_SECONDS)
+            limit = self.client.tokens_per_minute
+            if limit is not None and self._num_charged + 1 > limit:
+                raise self._refusal(1, limit, now)
+
     def charge(self, count: int) -> _Charge:
         """Charge tokens.
 
@@ -113,7 +128,11 @@ class Quota:
                 self._num_charged -= unused
 
     def _refusal(self, count: int, limit: int, now: float) -> TooManyTokensError:
-        asked = f"the request may take {count} tokens, prompt and max_new_tokens together"
+        asked = (
+            f"the request may take {count} tokens, prompt and max_new_tokens together"
+            if count > 1
+            else "the request takes tokens"
+        )
         whose = f"{self.client.name} may take {limit} a minute"
         if count > limit:
             return TooManyTokensError(f"{asked}; {whose}: ask for fewer", None)
@@ -133,14 +152,16 @@ class Quota:
 
 
 class Metered(Protocol):
-    """A request's stream, as the engine knows it: how many tokens it may take, and those that it has."""
+    """A request's stream, as the engine knows it: tokens that it may take, those that it has, whether it ever ran."""
 
     num_places: int
     ids: list[int]
+    has_run: bool
 
 
 P = ParamSpec("P")
 Result = TypeVar("Result", bound=Metered)
+Counted = TypeVar("Counted")
 
 
 class Meter:
@@ -169,17 +190,43 @@ class Meter:
 
         return charged
 
+    def counted(self, read: Callable[P, Counted], count: Callable[[Counted], int]) -> Callable[P, Counted]:
+        """Read a request as `read` does, and charge for so many tokens as its answer counts.
+
+        Raises:
+            TooManyTokensError: when it is called, where the client has not so many left.
+        """
+        if self._quota is None:
+            return read
+        quota = self._quota
+
+        def charged(*args: P.args, **keywords: P.kwargs) -> Counted:
+            answer = read(*args, **keywords)
+            quota.charge(count(answer))
+            return answer
+
+        return charged
+
+    def check(self) -> None:
+        """See that the client has anything left, before its request is read.
+
+        Raises:
+            TooManyTokensError: where it has not.
+        """
+        if self._quota is not None:
+            self._quota.check()
+
     def _take(self, stream: Metered) -> None:
         with self._lock:  # against the end of a call that is cancelled while it is read
             if self._quota is not None and not self._is_settled:
                 self._charge, self._stream = self._quota.charge(stream.num_places), stream
 
-    def settle(self, *, has_begun: bool) -> None:
-        """The request is over: give back what it did not use, and all where it has not begun."""
+    def settle(self) -> None:
+        """The request is over: give back what it did not use, and all where it never ran."""
         with self._lock:
             self._is_settled = True
             if self._quota is not None and self._charge is not None and self._stream is not None:
-                self._quota.settle(self._charge, len(self._stream.ids) if has_begun else 0)
+                self._quota.settle(self._charge, len(self._stream.ids) if self._stream.has_run else 0)
                 self._charge = self._stream = None
 
 

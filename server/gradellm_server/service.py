@@ -75,7 +75,7 @@ class ExplainerService:
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._watched(name, context) as watched:
                 metered = watched.meter.metered(partial(work, owner=watched.call.client))
-                job = self._submit(watched, partial(translate.parse, kind, payload), metered, tell)
+                job = self._submit(watched, kind, payload, metered, tell)
                 job.when_abandoned = partial(_tell_abandoned, context, watched)
                 async for event in job:
                     yield event
@@ -88,7 +88,8 @@ class ExplainerService:
     def _single(self, name: str, kind: type[Message], work: Callable[..., Any]) -> Unary:
         async def handle(payload: bytes, context: Context) -> Message:
             with self._watched(name, context) as watched:
-                job = self._submit(watched, partial(translate.parse, kind, payload), work, _tells_nothing)
+                counted = watched.meter.counted(work, translate.num_tokens)
+                job = self._submit(watched, kind, payload, counted, _tells_nothing)
                 answer = await anext(aiter(job))
                 self._watchers.answered(watched.call, answer)
                 return answer
@@ -104,12 +105,13 @@ class ExplainerService:
         return await _abort(context, watched)
 
     def _submit(
-        self, watched: Watched, read: Callable[[], Message], work: Callable[..., Any], tell: Tell[Message]
+        self, watched: Watched, kind: type[Message], payload: bytes, work: Callable[..., Any], tell: Tell[Message]
     ) -> Job[Message]:
-        """A request on the engine thread, taken off it when the call ends."""
-        request = read()
+        """A request on its way to the engine thread, taken off it when the call ends."""
+        watched.meter.check()
+        request = translate.parse(kind, payload)
         self._watchers.read(watched.call, request)
-        watched.job = self._thread.submit(partial(work, request), tell)
+        watched.job = self._thread.submit(partial(work, request), tell, len(payload))
         return watched.job
 
     @contextmanager
@@ -131,7 +133,7 @@ class ExplainerService:
             # Also when the client has left, or its deadline has passed: the slot is free before the next step.
             if watched.job is not None:
                 watched.job.cancel()
-            watched.meter.settle(has_begun=call.num_answers > 0)
+            watched.meter.settle()
             if call.code == "CANCELLED" and context.time_remaining() == 0:
                 call.code = "DEADLINE_EXCEEDED"
             self._watchers.ended(call)

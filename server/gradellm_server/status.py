@@ -20,10 +20,17 @@ from gradellm_engine import (
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
+    TokenizerError,
     UnsupportedModelError,
 )
 from gradellm_server.access import MethodNotAllowedError, UnknownClientError
-from gradellm_server.engine_thread import EngineFailedError, QueueFullError, ShuttingDownError, SlowReaderError
+from gradellm_server.engine_thread import (
+    EngineFailedError,
+    QueueFullError,
+    ReadingFailedError,
+    ShuttingDownError,
+    SlowReaderError,
+)
 from gradellm_server.quota import TooManyStreamsError, TooManyTokensError
 
 DOMAIN = "gradellm"
@@ -68,6 +75,8 @@ TABLE: dict[type[Exception], Row] = {
     ShuttingDownError: Row(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", _retry),
     EngineFailedError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
     GroupLostError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
+    ReadingFailedError: Row(code_pb2.INVALID_ARGUMENT, "TOKENIZER_FAILED"),
+    TokenizerError: Row(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on the model's own tokens
     SlowReaderError: Row(code_pb2.ABORTED, "SLOW_READER"),
     UnsupportedModelError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
     ModelLoadError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),

@@ -37,6 +37,7 @@ from gradellm_engine import (
     Perturb,
     Progress,
     PromptInput,
+    PromptLimits,
     Rectify,
     Removal,
     Resolution,
@@ -52,7 +53,7 @@ from gradellm_engine import (
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.faithfulness.results import MetricSummary
-from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS
+from gradellm_engine.faithfulness.settings import MAX_JUDGED, MAX_LABELS, MAX_PIS, MAX_SEQUENCES, MAX_STEP_TOKENS
 from gradellm_engine.faithfulness.statistics import Interval
 from gradellm_engine.loading import software_versions
 from gradellm_engine.methods.afterwards import Objective
@@ -61,6 +62,7 @@ from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import Prompt
+from gradellm_engine.settings import MAX_STOP_TEXTS
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 PRESETS: dict[int, str] = {
@@ -105,8 +107,11 @@ def parse(kind: type[Request], payload: bytes) -> Request:
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def read_input(request: pb.Input) -> PromptInput:
-    """The prompt, in whichever form it came."""
+def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
+    """The prompt, in whichever form it came, once its counts are within the limits."""
+    limits.check_counts(
+        num_ids=len(request.prompt_ids), num_messages=len(request.messages), num_segments=len(request.segments)
+    )
     return PromptInput(
         prompt=request.prompt if request.HasField("prompt") else None,
         messages=tuple(Turn(message.role, message.content) for message in request.messages),
@@ -119,6 +124,7 @@ def read_input(request: pb.Input) -> PromptInput:
 
 def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions) -> Sampling:
     """How tokens are chosen."""
+    _check_count("stop", len(request.stop), MAX_STOP_TEXTS)
     return Sampling(
         **_said(request, "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
         stop=tuple(request.stop),
@@ -148,6 +154,10 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:
     """What is evaluated, and how; the default for all that is not said."""
+    _check_count("methods", len(request.methods) + len(request.scores), MAX_JUDGED)
+    _check_count("metrics", len(request.metrics), len(Metric))
+    _check_count("pis", len(request.pis), MAX_PIS)
+    _check_count("labels", len(labels), MAX_LABELS)
     seed = request.seed if request.HasField("seed") else 0
     said: dict[str, Any] = _said(request, "samples", "stride", "offset")
     if request.metrics:
@@ -165,6 +175,12 @@ def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> Eva
         rationale=tuple(request.rationale),
         **said,
     )
+
+
+def _check_count(field: str, count: int, limit: int) -> None:
+    """Refuse more of something than can be asked for, before any of it is read."""
+    if count > limit:
+        raise InvalidRequestError(field, f"{count:,} were given; the limit is {limit}")
 
 
 def _judged(request: pb.EvaluatedMethod, seed: int) -> Judged:
@@ -269,10 +285,10 @@ def _contrast(request: pb.Contrast) -> Contrast:
 def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Stream:
     """The stream of a call of Generate; `owner` is who calls."""
     return engine.stream(
-        read_input(request.input),
+        read_input(request.input, engine.prompt_limits),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
-        forced_ids=list(request.forced_ids),
+        forced_ids=request.forced_ids,
         **_said(request, "first_attribution"),
         owner=owner,
     )
@@ -282,9 +298,9 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None
     """The stream of a call of Attribute; `owner` is who calls."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
-    completion = request.completion if request.HasField("completion") else list(request.completion_ids)
+    completion = request.completion if request.HasField("completion") else request.completion_ids
     return engine.completion_stream(
-        read_input(request.input),
+        read_input(request.input, engine.prompt_limits),
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
@@ -305,9 +321,9 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
             "completion",
             f"give one of {', '.join(given)} at most; given: {', '.join(n for n, is_ in given.items() if is_)}",
         )
-    completion = request.completion if given["completion"] else list(request.completion_ids) or None
+    completion = request.completion if given["completion"] else request.completion_ids or None
     return engine.evaluation_stream(
-        read_input(request.input),
+        read_input(request.input, engine.prompt_limits),
         read_evaluation(request.evaluation, request.labels),
         completion,
         read_sampling(request.generation),
@@ -317,8 +333,15 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
 
 def tokenize(request: pb.TokenizeRequest, engine: Engine) -> pb.TokenizeResponse:
     """The answer to a Tokenize call."""
-    prompt = engine.tokenize(read_input(request.input))
-    return pb.TokenizeResponse(prompt_text=prompt.text, tokens=_prompt_tokens(prompt))
+    prompt = engine.tokenize(read_input(request.input, engine.prompt_limits))
+    return pb.TokenizeResponse(
+        prompt_text=prompt.text, tokens=_prompt_tokens(prompt), unplaced_messages=prompt.unplaced_messages
+    )
+
+
+def num_tokens(answer: pb.TokenizeResponse) -> int:
+    """Tokens that the answer to a Tokenize call counts."""
+    return len(answer.tokens)
 
 
 # By name: the request's type, the work, and the type of a stream's answers.
@@ -348,6 +371,9 @@ def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoRe
         limits=pb.Limits(
             max_prompt_tokens=engine.max_prompt_tokens,
             max_new_tokens=engine.max_new_tokens,
+            max_prompt_characters=engine.prompt_limits.characters,
+            max_messages=engine.prompt_limits.messages,
+            max_segments=engine.prompt_limits.segments,
             kv_bytes=engine.kv_bytes,
             kv_tokens=engine.kv_tokens,
             method_bytes=engine.method_bytes,
@@ -422,6 +448,7 @@ def _started(started: Started, engine: Engine) -> pb.Started:
     return pb.Started(
         prompt_text=started.prompt.text,
         prompt_tokens=_prompt_tokens(started.prompt),
+        unplaced_messages=started.prompt.unplaced_messages,
         sources=[] if by_token else [pb.Source(**asdict(source)) for source in started.sources],
         provenance=pb.Provenance(
             model=_model(engine),

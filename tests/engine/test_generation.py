@@ -363,7 +363,7 @@ def test_targets_and_contrasts_are_told(engine: Engine, chunk_size: int | None) 
     } == {(7, 9)}
     for step in engine.generate(PROMPT, SAMPLED, at_once):
         assert (attribution(step).target_token_id, attribution(step).contrast_token_id) == (step.id, None)
-    text = replace(at_once, contrast=Contrast(text="zebra"))
+    text = replace(at_once, contrast=Contrast(text="z"))
     assert attribution(next(iter(engine.generate(PROMPT, GREEDY, text)))).contrast_token_id == ord("z") - 33
     for step in engine.generate(
         PROMPT, replace(SAMPLED, num_alternatives=2), replace(at_once, contrast=Contrast(runner_up=True))

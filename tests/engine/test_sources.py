@@ -23,6 +23,7 @@ from gradellm_engine import (
     Segment,
     Sources,
 )
+from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.prompts import read_prompt
 from gradellm_engine.sources import GENERATED, SourceMap, WordSplitter, prompt_words
 
@@ -112,7 +113,7 @@ def test_words_of_any_tokens(pieces: list[tuple[str, Role]]) -> None:
 @pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
 def test_words_of_a_real_prompt_are_its_words(tokenizers: Tokenizers, model: str, text: str) -> None:
     tokenizer = tokenizers(model)
-    prompt = read_prompt(PromptInput(prompt=text), tokenizer, len(tokenizer))
+    prompt = read_prompt(PromptInput(prompt=text), TextEncoder(tokenizer), len(tokenizer))
     assert [word for word in words(prompt) if word] == text.split()
 
 
@@ -134,7 +135,7 @@ def test_segments_and_roles_are_columns(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers("llama")
     turns = (Message("system", "Be nice."), Message("user", "fox eats hen, fox sleeps"))
     named = (Segment("who", 0, 3, 1), Segment("user", 9, 12, 1))
-    prompt = read_prompt(PromptInput(messages=turns, segments=named), tokenizer, len(tokenizer))
+    prompt = read_prompt(PromptInput(messages=turns, segments=named), TextEncoder(tokenizer), len(tokenizer))
     sources = SourceMap(prompt, AttributionSettings(resolution=Resolution.SEGMENT)).sources
     text = {s.label + str(i): "".join(prompt.tokens[j].text for j in s.token_indexes) for i, s in enumerate(sources)}
     assert text == {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from gradellm_engine.prompts import decode
+from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.text import REPLACEMENT, CompletionText, Decode, IncrementalText
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
@@ -50,7 +50,7 @@ def test_pieces_rejoin_the_text_of_any_ids(
     tokenizers: Tokenizers, model: str, skip_special_tokens: bool, data: st.DataObject
 ) -> None:
     tokenizer = tokenizers(model)
-    decoded = partial(decode, tokenizer, skip_special_tokens=skip_special_tokens)
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=skip_special_tokens)
     ids = data.draw(ids_below(len(tokenizer)))
     assert "".join(pieces_of(decoded, ids)) == decoded(ids)
 
@@ -60,7 +60,7 @@ def test_pieces_rejoin_the_text_of_any_ids(
 def test_pieces_rejoin_the_text_with_byte_fallback(
     tokenizers: Tokenizers, skip_special_tokens: bool, ids: list[int]
 ) -> None:
-    decoded = partial(decode, tokenizers(BYTE_FALLBACK), skip_special_tokens=skip_special_tokens)
+    decoded = partial(TextEncoder(tokenizers(BYTE_FALLBACK)).decode, skip_special_tokens=skip_special_tokens)
     assert "".join(pieces_of(decoded, ids)) == decoded(ids)
 
 
@@ -70,7 +70,7 @@ def test_a_completion_reads_as_it_does_after_its_prompt(
     tokenizers: Tokenizers, model: str, before: str, data: st.DataObject
 ) -> None:
     tokenizer = tokenizers(model)
-    decoded = partial(decode, tokenizer, skip_special_tokens=True)
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
     context = tokenizer(before)["input_ids"]
     ids = data.draw(fallback_ids if model == BYTE_FALLBACK else ids_below(len(tokenizer)))
     assert decoded(context) + "".join(pieces_of(decoded, ids, context)) == decoded([*context, *ids])
@@ -78,7 +78,7 @@ def test_a_completion_reads_as_it_does_after_its_prompt(
 
 def test_a_leading_space_is_lost_at_the_very_beginning_alone(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers(BYTE_FALLBACK)
-    decoded = partial(decode, tokenizer, skip_special_tokens=True)
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
     bos, upon = tokenizer("upon")["input_ids"][0], tokenizer.convert_tokens_to_ids("▁upon")
     once = tokenizer("Once")["input_ids"]
     assert pieces_of(decoded, [upon, upon], once)[:2] == [" upon", " upon"]
@@ -90,7 +90,7 @@ def test_a_leading_space_is_lost_at_the_very_beginning_alone(tokenizers: Tokeniz
 def test_no_half_characters(tokenizers: Tokenizers, model: str, text: str) -> None:
     tokenizer = tokenizers(model)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    *pieces, rest = pieces_of(partial(decode, tokenizer, skip_special_tokens=False), ids)
+    *pieces, rest = pieces_of(partial(TextEncoder(tokenizer).decode, skip_special_tokens=False), ids)
     assert all(REPLACEMENT not in piece for piece in pieces)
     assert "".join(pieces) == text
     assert rest == ""
@@ -99,14 +99,14 @@ def test_no_half_characters(tokenizers: Tokenizers, model: str, text: str) -> No
 @pytest.mark.parametrize("before", ["😀😀", "a😀é😀", "日本語日本語"])
 def test_a_context_that_ends_in_byte_tokens(tokenizers: Tokenizers, before: str) -> None:
     """Its last few tokens alone may begin inside a character."""
-    decoded = partial(decode, tokenizers(BYTE_FALLBACK), skip_special_tokens=True)
+    decoded = partial(TextEncoder(tokenizers(BYTE_FALLBACK)).decode, skip_special_tokens=True)
     assert "".join(pieces_of(decoded, byte_tokens("😀é"), [1, *byte_tokens(before)])) == "😀é"
 
 
 def test_a_bad_byte_does_not_take_back_what_was_said(tokenizers: Tokenizers) -> None:
     """A byte-fallback decoder reads the whole run of bytes as replacement characters; what was said stays said."""
     tokenizer = tokenizers(BYTE_FALLBACK)
-    decoded = partial(decode, tokenizer, skip_special_tokens=True)
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
     bad = FIRST_BYTE + 0xFF
     c = tokenizer.convert_tokens_to_ids("▁c")
     assert pieces_of(decoded, [*byte_tokens("é"), bad, c]) == ["", "é", "", REPLACEMENT + " c", ""]
@@ -115,7 +115,13 @@ def test_a_bad_byte_does_not_take_back_what_was_said(tokenizers: Tokenizers) -> 
 def test_an_unfinished_character_comes_with_the_flush(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers("llama")
     ids = tokenizer("a😀", add_special_tokens=False)["input_ids"][:-1]
-    assert pieces_of(partial(decode, tokenizer, skip_special_tokens=True), ids) == ["a", "", "", "", REPLACEMENT]
+    assert pieces_of(partial(TextEncoder(tokenizer).decode, skip_special_tokens=True), ids) == [
+        "a",
+        "",
+        "",
+        "",
+        REPLACEMENT,
+    ]
 
 
 def joined(pieces: Sequence[str]) -> Decode:
@@ -242,7 +248,7 @@ def test_a_half_stop_text_at_the_end_is_told() -> None:
 
 def test_a_stop_text_may_be_met_in_an_unfinished_character(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers("llama")
-    text = CompletionText(partial(decode, tokenizer, skip_special_tokens=True), (), [REPLACEMENT])
+    text = CompletionText(partial(TextEncoder(tokenizer).decode, skip_special_tokens=True), (), [REPLACEMENT])
     for i in tokenizer("aé", add_special_tokens=False)["input_ids"][:-1]:
         text.push(i)
     assert text.num_safe_tokens == 2  # nothing is met so far

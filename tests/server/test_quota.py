@@ -28,6 +28,7 @@ class Clock:
 class FakeStream:
     num_places: int
     ids: list[int] = field(default_factory=list)
+    has_run: bool = True
 
 
 def quota_of(clock: Clock, **limits: int) -> Quota:
@@ -122,16 +123,16 @@ def test_limits_hold_for_many_threads() -> None:
     assert quota.num_streams == 0
 
 
-def test_a_request_that_never_began_is_charged_nothing() -> None:
+def test_a_request_is_charged_from_when_it_runs_whatever_its_client_takes_of_it() -> None:
     quota = quota_of(Clock(), tokens_per_minute=100)
-    for has_begun, left in ((False, 100), (True, 93)):
+    for has_run, left in ((False, 100), (True, 93)):
         meter = Meter(quota)
-        stream = meter.metered(lambda: FakeStream(100, list(range(7))))()
+        stream = meter.metered(lambda: FakeStream(100, list(range(7)), has_run))()  # noqa: B023 (called at once)
         with pytest.raises(TooManyTokensError):
             quota.charge(1)
         assert len(stream.ids) == 7
-        meter.settle(has_begun=has_begun)
-        meter.settle(has_begun=has_begun)
+        meter.settle()
+        meter.settle()
         with pytest.raises(TooManyTokensError):
             quota.charge(left + 1)
 
@@ -140,7 +141,7 @@ def test_a_call_that_ended_while_it_was_read_is_not_charged() -> None:
     quota = quota_of(Clock(), tokens_per_minute=100)
     meter = Meter(quota)
     read = meter.metered(lambda: FakeStream(100))
-    meter.settle(has_begun=False)
+    meter.settle()
     read()
     quota.charge(100)
 
@@ -149,4 +150,4 @@ def test_without_a_quota_nothing_is_measured() -> None:
     meter = Meter(None)
     read = partial(FakeStream, 100)
     assert meter.metered(read) is read
-    meter.settle(has_begun=True)
+    meter.settle()

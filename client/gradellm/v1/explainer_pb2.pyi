@@ -476,12 +476,14 @@ class TokenizeRequest(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
-    __slots__ = ("prompt_text", "tokens")
+    __slots__ = ("prompt_text", "tokens", "unplaced_messages")
     PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    UNPLACED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     prompt_text: str
     tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
-    def __init__(self, prompt_text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ...) -> None: ...
+    unplaced_messages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., unplaced_messages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -583,7 +585,7 @@ class Estimate(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes", "max_evaluation_sequences", "max_evaluation_step_tokens", "reader_timeout_seconds")
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes", "max_evaluation_sequences", "max_evaluation_step_tokens", "reader_timeout_seconds", "max_prompt_characters", "max_messages", "max_segments")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -596,6 +598,9 @@ class Limits(_message.Message):
     MAX_EVALUATION_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_EVALUATION_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     READER_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_new_tokens: int
     max_running_requests: int
@@ -608,7 +613,10 @@ class Limits(_message.Message):
     max_evaluation_sequences: int
     max_evaluation_step_tokens: int
     reader_timeout_seconds: float
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ...) -> None: ...
+    max_prompt_characters: int
+    max_messages: int
+    max_segments: int
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_segments: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("prompt", "messages", "prompt_ids", "segments")
@@ -739,16 +747,18 @@ class Source(_message.Message):
     def __init__(self, label: _Optional[str] = ..., token_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("prompt_text", "prompt_tokens", "sources", "provenance")
+    __slots__ = ("prompt_text", "prompt_tokens", "sources", "provenance", "unplaced_messages")
     PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    UNPLACED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     prompt_text: str
     prompt_tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     provenance: Provenance
-    def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
+    unplaced_messages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., unplaced_messages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("model", "versions", "sampling", "attribution", "evaluation")

@@ -1,0 +1,203 @@
+"""Text to token ids and offsets, bounded, interruptible, and without the interpreter's lock.
+
+`TextEncoder` calls the tokenizer's Rust core directly, by `encode_batch`, which releases the GIL (`encode` does not),
+and never changes its settings, so that one thread may encode while another decodes.
+
+A long text is encoded in pieces where that is the same: between a letter and a space before another letter, if no token
+of the vocabulary spans such a place and a set of samples reads alike both ways. Between two pieces the caller's
+`checkpoint` may end the work, and a text with more tokens than the limit is refused without being read to its end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from gradellm_engine.errors import TokenizerError
+
+PIECE_CHARACTERS = 1 << 15
+MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
+
+Array = NDArray[np.int64]
+
+# Called between stages and pieces of reading a request; what it raises ends that work. A server sets it, so that a
+# caller's deadline and cancel end the work on its request.
+checkpoint: ContextVar[Callable[[], None]] = ContextVar("gradellm_checkpoint", default=lambda: None)
+
+_BOUNDARY = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+_SPANNING = re.compile(r"[^\W\d_][ Ġ▁][^\W\d_]")  # as byte-level and SentencePiece vocabularies write a space
+_SAMPLES = (
+    "The quick brown fox jumps over the lazy dog and doesn't look back at all",
+    "Grüße aus München wo man gerne Äpfel isst",
+    "a b c de fgh ijkl mnopq rstuvw xyz A B C De Fgh",
+    "x = foo (bar) if not baz else qux\n\tdef quux of course",
+    "日本語 です ね and שלום עולם and مرحبا بالعالم",
+    "e\u0301 a\u0308\u0323 o and  two  spaces 12 34 here",
+)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Tokens of a text.
+
+    Attributes:
+        ids: their ids. [T]
+        starts: each token's first code point. [T]
+        ends: one past its last. [T]
+    """
+
+    ids: Array
+    starts: Array
+    ends: Array
+
+    def shifted(self, by: int) -> Encoding:
+        """The same tokens, so many code points later."""
+        return Encoding(self.ids, self.starts + by, self.ends + by)
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than the limit.
+
+    Attributes:
+        count: how many, as far as it was read.
+        is_all: whether it was read to its end.
+    """
+
+    def __init__(self, count: int, *, is_all: bool) -> None:
+        super().__init__(count)
+        self.count, self.is_all = count, is_all
+
+
+class TextEncoder:
+    """A tokenizer's text side.
+
+    Attributes:
+        tokenizer: whose ids they are. Its Rust core neither truncates nor pads from now on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._core: Any = tokenizer.backend_tokenizer
+        self._core.no_truncation()
+        self._core.no_padding()
+        self._alone: dict[int, str] = {}
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are no text: those with a task of their own (BOS, EOS), and those that are only marked so.
+
+        Templates' headers are often among the latter alone.
+        """
+        marked = (token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+        return frozenset([*self.tokenizer.all_special_ids, *marked])
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, as its vocabulary writes it: never fewer than it stands for."""
+        return max(MIN_LONGEST_TOKEN, *(len(token) for token in self._core.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def can_split(self) -> bool:
+        """Whether text may be encoded in pieces: see the module."""
+        if any(_SPANNING.search(token) for token in self._core.get_vocab(with_added_tokens=True)):
+            return False
+        return all(
+            [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
+            == self._encode(sample, False).ids.tolist()
+            for sample in _SAMPLES
+        )
+
+    @cached_property
+    def _added(self) -> tuple[Encoding, Encoding]:
+        """What the tokenizer adds before and after a text (BOS, EOS), without a length."""
+        plain, added = (self._encode("a", add_special_tokens).ids for add_special_tokens in (False, True))
+        for before in range(len(added) - len(plain) + 1):
+            if np.array_equal(added[before : before + len(plain)], plain):
+                return tuple(  # type: ignore[return-value]
+                    Encoding(ids, np.zeros_like(ids), np.zeros_like(ids))
+                    for ids in (added[:before], added[before + len(plain) :])
+                )
+        raise TokenizerError("adds tokens within a text")
+
+    def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int | None = None) -> Encoding:
+        """A text's tokens.
+
+        Raises:
+            TooManyTokensError: where they are more than `max_tokens`; for a long text, found out before its end.
+            TokenizerError: where the tokenizer itself fails on the text.
+        """
+        if len(text) <= PIECE_CHARACTERS or not self.can_split:
+            encoded = [self._encode(text, add_special_tokens)]
+        else:
+            encoded = self._encode_in_pieces(text, max_tokens)
+            if add_special_tokens:
+                before, after = self._added
+                encoded = [before, *encoded, after.shifted(len(text))]
+        checkpoint.get()()
+        joined = Encoding(*(np.concatenate([getattr(e, name) for e in encoded]) for name in ("ids", "starts", "ends")))
+        if max_tokens is not None and len(joined.ids) > max_tokens:
+            raise TooManyTokensError(len(joined.ids), is_all=True)
+        return joined
+
+    def _encode_in_pieces(self, text: str, max_tokens: int | None) -> list[Encoding]:
+        encoded: list[Encoding] = []
+        start = count = 0
+        for piece in _pieces(text, PIECE_CHARACTERS):
+            checkpoint.get()()
+            encoded.append(self._encode(piece, False).shifted(start))
+            start += len(piece)
+            count += len(encoded[-1].ids)
+            if max_tokens is not None and count > max_tokens:
+                raise TooManyTokensError(count, is_all=start == len(text))
+        return encoded
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Token ids as text, without the tokenizer's cosmetic clean-up of spaces."""
+        with _failures_named():
+            text: str = self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def decode_alone(self, token_id: int) -> str:
+        """One token's text, special or not; kept, for it is asked for again and again."""
+        if (text := self._alone.get(token_id)) is None:
+            text = self._alone[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
+        with _failures_named():
+            (encoded,) = self._core.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids = np.asarray(encoded.ids, np.int64)
+        offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
+        return Encoding(ids, offsets[:, 0], offsets[:, 1])
+
+
+def _pieces(text: str, least: int) -> list[str]:
+    """A text cut at the first boundaries that leave pieces of at least so many characters."""
+    cuts = [0]
+    while len(text) - cuts[-1] > least and (found := _BOUNDARY.search(text, cuts[-1] + least)):
+        cuts.append(found.start())
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """A tokenizer that panics, or refuses a text, is an error of this project's own.
+
+    A panic of its Rust core is no `Exception`, and what it says may quote the text: it goes no further.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        kind = type(error).__name__
+        raise TokenizerError(f"fails on this text ({kind})") from None
