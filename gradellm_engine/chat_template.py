@@ -129,6 +129,8 @@ def _ways(content: str) -> list[Offsets]:
     core = (len(content) - len(content.lstrip()), len(content.rstrip()))
     if core[0] >= core[1]:
         return []
+    if "<" not in content:
+        return [core]
     tags = [match.span() for match in _TAG.finditer(content)][: MAX_TAGS + 1]
     pieces = set(_pieces(content, tags, core)) if len(tags) <= MAX_TAGS else set()
     ways = [tuple(sorted({*pieces, *core})), tuple(sorted(pieces)), core]

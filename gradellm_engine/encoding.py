@@ -5,14 +5,14 @@ and never changes its settings, so that one thread may encode while another deco
 
 A long text is encoded in pieces where that is the same: between a letter and a space before another letter, if no token
 of the vocabulary spans such a place and a set of samples reads alike both ways. Between two pieces the caller's
-`checkpoint` may end the work, and a text with more tokens than the limit is refused without being read to its end.
+`checkpoint` may end the work. Text that is much longer than the limit's tokens usually are is counted first, cut
+anywhere: what has far too many tokens is refused before its end.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,8 @@ from transformers import PreTrainedTokenizerBase
 from gradellm_engine.errors import TokenizerError
 
 PIECE_CHARACTERS = 1 << 15
+USUAL_BYTES = 8  # of a token in UTF-8, at most: a longer text is counted before it is encoded
+CUT_TOKENS = 64  # that a cut anywhere may add to a text, at most
 MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
 
 Array = NDArray[np.int64]
@@ -34,7 +36,7 @@ Array = NDArray[np.int64]
 checkpoint: ContextVar[Callable[[], None]] = ContextVar("gradellm_checkpoint", default=lambda: None)
 
 _BOUNDARY = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
-_SPANNING = re.compile(r"[^\W\d_][ Ġ▁][^\W\d_]")  # as byte-level and SentencePiece vocabularies write a space
+_SPANNING = re.compile(r"[^\W\d_] [^\W\d_]")
 _SAMPLES = (
     "The quick brown fox jumps over the lazy dog and doesn't look back at all",
     "Grüße aus München wo man gerne Äpfel isst",
@@ -108,7 +110,8 @@ class TextEncoder:
     @cached_property
     def can_split(self) -> bool:
         """Whether text may be encoded in pieces: see the module."""
-        if any(_SPANNING.search(token) for token in self._core.get_vocab(with_added_tokens=True)):
+        ids = [[token_id] for token_id in self._core.get_vocab(with_added_tokens=True).values()]
+        if any(map(_SPANNING.search, self._core.decode_batch(ids, skip_special_tokens=False))):
             return False
         return all(
             [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
@@ -135,6 +138,10 @@ class TextEncoder:
             TooManyTokensError: where they are more than `max_tokens`; for a long text, found out before its end.
             TokenizerError: where the tokenizer itself fails on the text.
         """
+        if max_tokens is not None and len(text.encode(errors="replace")) > max(
+            PIECE_CHARACTERS, USUAL_BYTES * max_tokens
+        ):
+            self._check_about(text, max_tokens)
         if len(text) <= PIECE_CHARACTERS or not self.can_split:
             encoded = [self._encode(text, add_special_tokens)]
         else:
@@ -147,6 +154,15 @@ class TextEncoder:
         if max_tokens is not None and len(joined.ids) > max_tokens:
             raise TooManyTokensError(len(joined.ids), is_all=True)
         return joined
+
+    def _check_about(self, text: str, max_tokens: int) -> None:
+        """Refuse a text with far too many tokens, by counting them in pieces that are cut anywhere."""
+        count, limit = 0, max_tokens + max_tokens // 4
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            checkpoint.get()()
+            count += len(self._encode(text[start : start + PIECE_CHARACTERS], False).ids) - CUT_TOKENS
+            if count > limit:
+                raise TooManyTokensError(max_tokens, is_all=False)
 
     def _encode_in_pieces(self, text: str, max_tokens: int | None) -> list[Encoding]:
         encoded: list[Encoding] = []
@@ -162,8 +178,10 @@ class TextEncoder:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Token ids as text, without the tokenizer's cosmetic clean-up of spaces."""
-        with _failures_named():
+        try:
             text: str = self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            raise _named(error) from None
         return text
 
     def decode_alone(self, token_id: int) -> str:
@@ -173,8 +191,10 @@ class TextEncoder:
         return text
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
-        with _failures_named():
+        try:
             (encoded,) = self._core.encode_batch([text], add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            raise _named(error) from None
         ids = np.asarray(encoded.ids, np.int64)
         offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
         return Encoding(ids, offsets[:, 0], offsets[:, 1])
@@ -188,16 +208,11 @@ def _pieces(text: str, least: int) -> list[str]:
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-@contextmanager
-def _failures_named() -> Iterator[None]:
-    """A tokenizer that panics, or refuses a text, is an error of this project's own.
+def _named(error: BaseException) -> BaseException:
+    """A tokenizer that panics, or refuses a text, as an error of this project's own.
 
     A panic of its Rust core is no `Exception`, and what it says may quote the text: it goes no further.
     """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        kind = type(error).__name__
-        raise TokenizerError(f"fails on this text ({kind})") from None
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        return error
+    return TokenizerError(f"fails on this text ({type(error).__name__})")

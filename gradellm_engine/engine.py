@@ -580,7 +580,12 @@ class Engine:
             InvalidRequestError: where it is no single token, naming those that it is.
         """
         field = "attribution.contrast.text"
-        self._check_completion_length(field, len(text))
+        longest = self._model.encoder.longest_token
+        if len(text) > longest:
+            raise InvalidRequestError(
+                field,
+                f"{len(text):,} characters; the limit is {longest}, which the longest token has: a contrast is one",
+            )
         check_text(field, text)
         variants = [text] if text[:1].isspace() else [text, f" {text}"]
         read: list[list[int] | None] = []
@@ -637,7 +642,7 @@ class Engine:
         """Refuse a completion by its number of tokens, before any of them is looked at."""
         if count > self.max_new_tokens:
             raise InvalidRequestError(
-                field, f"{count:,} tokens; completions have at most {self.max_new_tokens:,}: send fewer"
+                field, f"{count:,} tokens; the limit of a completion is {self.max_new_tokens:,}: send fewer"
             )
 
     def _check_completion_length(self, field: str, num_characters: int) -> None:
@@ -680,7 +685,8 @@ class Engine:
         if not completion:
             raise InvalidRequestError(field, "must not be empty")
         encoder = self._model.encoder
-        alone = encode(field, encoder, completion, add_special_tokens=False).ids.tolist()
+        limit = self.max_new_tokens
+        alone = encode(field, encoder, completion, add_special_tokens=False, max_tokens=limit).ids.tolist()
         candidates: list[list[int]] = [alone]
         for tail in prompt_tails(prompt):
             text = tail.text + completion

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,8 +216,7 @@ def check_text(field: str, text: str) -> None:
         ) from None
 
 
-@dataclass(frozen=True)
-class PromptToken:
+class PromptToken(NamedTuple):
     """A token of the prompt.
 
     Attributes:
@@ -372,9 +372,7 @@ def encode(
         return encoder.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_tokens)
     except TooManyTokensError as error:
         count = f"{'' if error.is_all else 'more than '}{error.count:,}"
-        raise InvalidRequestError(
-            field, f"has {count} tokens; the limit is {max_tokens:,}, one less than the context: shorten it"
-        ) from None
+        raise InvalidRequestError(field, f"has {count} tokens; the limit is {max_tokens:,}: shorten it") from None
     except TokenizerError as error:
         raise InvalidRequestError(field, f"{error}; send another text, or token ids") from None
 

@@ -98,15 +98,14 @@ class StopMatcher:
         met = []
         for index, (text, borders) in enumerate(zip(self._texts, self._borders, strict=True)):
             state = self._states[index]
-            if state == len(text):
-                state = borders[state - 1]
             while state and text[state] != character:
                 state = borders[state - 1]
             state += text[state] == character
-            self._states[index] = state
             if state == len(text):
                 met.append(text)
-        self.held = max((s for s, text in zip(self._states, self._texts, strict=True) if s < len(text)), default=0)
+                state = borders[state - 1]
+            self._states[index] = state
+        self.held = max(self._states, default=0)
         return met
 
 

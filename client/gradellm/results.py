@@ -124,6 +124,12 @@ class Limits:
     """Tokens of all changed texts of one of its steps."""
     reader_timeout_seconds: float = 0.0
     """For which a stream may have something to read and not be read."""
+    max_prompt_characters: int = 0
+    """Of a prompt as text, the chat template's own included."""
+    max_messages: int = 0
+    """Of a conversation."""
+    max_segments: int = 0
+    """Of an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,8 @@ class TokenizedPrompt:
     prompt_text: str
     """What the tokens were made from, chat template included."""
     tokens: tuple[PromptToken, ...]
+    unplaced_messages: tuple[int, ...] = ()
+    """As in `Started`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +294,8 @@ class Started:
     sources: tuple[Source, ...]
     """The columns over the prompt at resolution word or segment; empty at resolution token."""
     provenance: Provenance
+    unplaced_messages: tuple[int, ...] = ()
+    """Messages that the chat template rewrote so that nobody can say which tokens are their words."""
 
 
 @dataclass(frozen=True, slots=True)

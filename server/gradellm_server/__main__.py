@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gradellm._version import __version__
-from gradellm_server import arguments, debugging, faults, logs, tracing
+from gradellm_server import arguments, debugging, faults, logs, native_stderr, tracing
 from gradellm_server.calls import Watcher
 from gradellm_server.logs import say
 from gradellm_server.reloading import SecurityFileError
@@ -397,11 +397,12 @@ def _fail(message: str) -> int:
 
 def _leave(number: int, frame: object) -> NoReturn:
     """Until there is something to stop in order. An exception would wait for imports and reads to end."""
-    os.write(2, b"gradellm: stopped before it was ready\n")  # print may be what was interrupted
+    os.write(sys.stderr.fileno(), b"gradellm: stopped before it was ready\n")  # print may be what was interrupted
     os._exit(128 + number)
 
 
 if __name__ == "__main__":
+    native_stderr.leave_out_panics()
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, _leave)
     _status = main()

@@ -379,3 +379,32 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
             pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95]
         )  # uses the first, which is the last to be given up then
         assert [slot.ids[-1] for slot in pool._kept] == [92, 93, 91]
+
+
+def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings that are compared for one request, beside thousands that are kept; and places that are looked at."""
+    pool = KVPool([LayerShape(1, 1, 1, torch.float32, CPU)], [], 200_000)
+    begin = list(range(MIN_REUSED_TOKENS))
+    for number in range(5_000):
+        slot = allocated(pool, 20)
+        slot.ids += [*begin, 100 + number]
+        slot.keep()
+    running = allocated(pool, 20)
+    running.ids += [*begin, 7]
+    compared: list[int] = []
+
+    def counting(a: Sequence[int], b: Sequence[int]) -> int:
+        compared.append(len(a))
+        return common(a, b)
+
+    monkeypatch.setattr("gradellm_engine.kv_pool.common_length", counting)
+    monkeypatch.setattr("gradellm_engine.prefix_tree.common_length", counting)
+
+    class Unlooked(dict[KVSlot, None]):
+        def __iter__(self) -> Any:
+            pytest.fail("every kept prefix was looked at")
+
+    pool._kept = Unlooked(pool._kept)
+    assert allocated(pool, 40, [*begin, 4100, 5, 6]).length == MIN_REUSED_TOKENS + 1
+    assert len(compared) <= 4
+    assert len(pool._taken) == 2

@@ -77,7 +77,7 @@ def test_many_sequences_that_begin_alike_are_not_looked_at_one_by_one() -> None:
     looked_up: list[int] = []
 
     class Counted(dict[int, object]):
-        def get(self, key: int, default: object = None) -> object:  # type: ignore[override]
+        def get(self, key: int, default: object = None) -> object:
             looked_up.append(key)
             return super().get(key, default)
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gradellm_engine.encoding import TextEncoder
-from gradellm_engine.text import REPLACEMENT, CompletionText, Decode, IncrementalText
+from gradellm_engine.text import (
+    MAX_PENDING_TOKENS,
+    REPLACEMENT,
+    CompletionText,
+    Decode,
+    IncrementalText,
+    StopMatcher,
+)
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 BYTE_FALLBACK = "stories260K"
@@ -260,3 +269,124 @@ def test_finishing_nothing() -> None:
     text = CompletionText(joined([]), ())
     text.finish()
     assert (text.text, text.spans, text.num_safe_tokens) == ("", [], 0)
+
+
+# Bounded work --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [*BYTE_LEVEL, BYTE_FALLBACK])
+@pytest.mark.parametrize("byte", [0xE4, 0xFF, 0x80, 0xF0])
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_bytes_that_are_no_character_do_not_widen_the_window(
+    tokenizers: Tokenizers, model: str, byte: int, skip_special_tokens: bool
+) -> None:
+    tokenizer = tokenizers(model)
+    one = FIRST_BYTE + byte if model == BYTE_FALLBACK else tokenizer.convert_tokens_to_ids(bytes_to_unicode()[byte])
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=skip_special_tokens)
+    lengths: list[int] = []
+
+    def counted(ids: Sequence[int]) -> str:
+        lengths.append(len(ids))
+        return decoded(ids)
+
+    pieces = pieces_of(counted, [one] * 500)
+    assert "".join(pieces) == REPLACEMENT * 500
+    assert sum(map(bool, pieces)) > 100  # they come while they come, and not all at the end
+    assert max(lengths) <= 2 * MAX_PENDING_TOKENS
+    assert sum(lengths) <= 500 * 40
+
+
+def test_tokens_without_text_do_not_widen_the_window(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers("llama")
+    lengths: list[int] = []
+
+    def counted(ids: Sequence[int]) -> str:
+        lengths.append(len(ids))
+        return TextEncoder(tokenizer).decode(ids, skip_special_tokens=True)
+
+    a = tokenizer.convert_tokens_to_ids("a")
+    assert "".join(pieces_of(counted, [*[256] * 500, a])) == "a"
+    assert max(lengths) <= 2 * MAX_PENDING_TOKENS
+
+
+@given(st.lists(st.integers(0, 255), max_size=60))
+@pytest.mark.parametrize("model", BYTE_LEVEL)
+def test_any_bytes_read_as_they_do_together(tokenizers: Tokenizers, model: str, content: list[int]) -> None:
+    """Runs of bytes that are no characters, characters cut in two, and all that is between."""
+    tokenizer = tokenizers(model)
+    ids = tokenizer.convert_tokens_to_ids([bytes_to_unicode()[byte] for byte in content])
+    decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
+    assert "".join(pieces_of(decoded, ids)) == bytes(content).decode(errors="replace")
+
+
+@given(text=st.text("ab", max_size=60), stop=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4))
+def test_what_stop_texts_hold_is_what_a_naive_look_finds(text: str, stop: list[str]) -> None:
+    matcher = StopMatcher(stop)
+    for end in range(1, len(text) + 1):
+        met = matcher.push(text[end - 1])
+        assert sorted(met) == sorted(s for s in stop if text[:end].endswith(s))
+        longest = max(
+            (n for s in stop for n in range(1, min(len(s), end + 1)) if text[:end].endswith(s[:n])), default=0
+        )
+        assert matcher.held == longest
+
+
+def test_looking_for_long_stop_texts_takes_constant_time_a_character() -> None:
+    """Of texts that almost match, each compared character is one that goes on, or one that is given up."""
+    compared = 0
+
+    class Counting(str):
+        __slots__ = ()
+
+        def __getitem__(self, index: Any) -> str:
+            nonlocal compared
+            compared += 1
+            return super().__getitem__(index)
+
+    stop = ["a" * 999 + chr(0x100 + number) for number in range(16)]
+    matcher = StopMatcher(stop)
+    matcher._texts = tuple(Counting(text) for text in stop)
+    for _ in range(3000):
+        assert not matcher.push("a")
+    assert compared <= 16 * 3000 * 4
+    assert matcher.held == 999
+
+
+SPECIAL = {0: "<|user|>", 1: "<|end|>"}
+
+
+def with_specials(pieces: Sequence[str]) -> CompletionText:
+    """Ids below 2 are special tokens, which have no text; all others are pieces."""
+    stops = ["<|user|>", "x<|end|>y", "\n<|"]
+    return CompletionText(
+        lambda ids: "".join("" if i in SPECIAL else pieces[i - 2] for i in ids), (), stops, lambda i: SPECIAL.get(i, "")
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "stop", "spans"),
+    [
+        ([2, 0], "ab", "<|user|>", [(0, 2), (2, 2)]),  # a stop text that is a special token
+        ([2, 3, 1, 4], "ab", "x<|end|>y", [(0, 2), (2, 2), (2, 2), (2, 2)]),  # that holds one
+        ([2, 3, 1, 2], "abxab", None, [(0, 2), (2, 3), (3, 3), (3, 5)]),  # that only begins with it
+        ([2, 5, 0], "ab", "\n<|", [(0, 2), (2, 2), (2, 2)]),  # that ends within it
+        ([2, 1, 2], "abab", None, [(0, 2), (2, 2), (2, 4)]),
+    ],
+)
+def test_stop_texts_of_special_tokens(
+    ids: list[int], text: str, stop: str | None, spans: list[tuple[int, int]]
+) -> None:
+    completion = with_specials(["ab", "x", "y", "\n"])
+    for token_id in ids:
+        completion.push(token_id)
+    completion.finish()
+    assert (completion.text, completion.stop, completion.spans) == (text, stop, spans)
+
+
+def test_what_a_special_token_may_end_is_held_back() -> None:
+    completion = with_specials(["ab", "x", "y"])
+    told = []
+    for token_id in (2, 3, 1, 2):
+        completion.push(token_id)
+        told.append(completion.num_safe_tokens)
+    assert told == [1, 1, 1, 4]

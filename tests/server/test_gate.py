@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -216,11 +218,18 @@ def test_a_clients_tokens_of_a_minute_are_never_exceeded_by_many_at_once(guarded
         assert 100 - size < sum(used) <= 100
         assert waits
         assert all(0 < seconds <= 60 for seconds in waits)
-        with pytest.raises(OverloadedError, match=f"may take {size} tokens.* limited may take 100 a minute, of which"):
+        with pytest.raises(OverloadedError, match="limited may take 100 a minute, of which"):
             client.explain(prompt, max_new_tokens=8)
-        with pytest.raises(OverloadedError, match="ask for fewer") as refused:
-            client.explain(prompt, max_new_tokens=200)
+
+
+def test_a_request_for_more_than_a_minute_s_tokens_is_told_to_ask_for_fewer(guarded: RunningServer) -> None:
+    with Client(guarded.address, token=LIMITED[0], retry=None) as client:
+        with pytest.raises(OverloadedError, match=r"may take 20\d tokens.*ask for fewer") as refused:
+            client.explain("Once", max_new_tokens=200)
         assert refused.value.retry_after_seconds is None
+        client.explain("Once", attribution=None, max_new_tokens=40)
+        with pytest.raises(OverloadedError, match=r"may take 9\d tokens.* a minute, of which \d+ are left now"):
+            client.explain("Once", attribution=None, max_new_tokens=90)
 
 
 def test_tokens_that_are_not_used_come_back(quotas: dict[str, Quota], guarded: RunningServer) -> None:
@@ -275,3 +284,75 @@ def test_refusals_name_the_client_but_never_a_token(guarded: RunningServer, capl
     said = json.dumps([record.getMessage() for record in caplog.records])
     assert "gradellm_" not in said.replace("gradellm_server", "")
     assert "MARKER" not in said
+
+
+def test_tokenize_takes_of_a_clients_tokens(guarded: RunningServer) -> None:
+    with Client(guarded.address, token=LIMITED[0], retry=None) as client:
+        size = len(client.tokenize("once upon a time there was a").tokens)
+        for _ in range(100 // size - 1):
+            client.tokenize("once upon a time there was a")
+        with pytest.raises(OverloadedError, match="limited may take 100 a minute") as refused:
+            client.tokenize("once upon a time there was a")
+        assert refused.value.reason == "CLIENT_TOKENS_PER_MINUTE"
+
+
+class UnreadCall:
+    """A call over a bare socket whose client opens no window: not one byte of an answer can be sent to it."""
+
+    def __init__(self, address: str, rpc: str, token: str, request: pb.GenerateRequest) -> None:
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        fields = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": f"/gradellm.v1.ExplainerService/{rpc}",
+            ":authority": address,
+            "te": "trailers",
+            "content-type": "application/grpc",
+            "authorization": f"Bearer {token}",
+        }
+        # Literal header fields, never indexed, without Huffman coding (RFC 7541, 6.2.3).
+        headers = b"".join(b"\x10" + _string(name) + _string(value) for name, value in fields.items())
+        message = request.SerializeToString()
+        self._socket.sendall(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            + _frame(4, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS: INITIAL_WINDOW_SIZE 0
+            + _frame(1, 4, 1, headers)  # HEADERS, END_HEADERS
+            + _frame(0, 1, 1, struct.pack(">BI", 0, len(message)) + message)  # DATA, END_STREAM
+        )
+
+    def reset(self) -> None:
+        self._socket.sendall(_frame(3, 0, 1, struct.pack(">I", 8)))  # RST_STREAM: CANCEL
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _string(text: str) -> bytes:
+    content = text.encode()
+    if len(content) < 127:
+        return bytes([len(content)]) + content
+    rest, length = [127], len(content) - 127
+    while length >= 128:
+        rest.append(length % 128 + 128)
+        length //= 128
+    return bytes([*rest, length]) + content
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def test_who_opens_no_window_and_resets_is_charged(quotas: dict[str, Quota], guarded: RunningServer) -> None:
+    request = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=60)
+    call = UnreadCall(guarded.address, "Generate", LIMITED[0], request)
+    try:
+        _until(lambda: guarded.server.engine_thread.num_running == 1)
+        _until(
+            lambda: guarded.server.engine_thread.num_placed == 0 or guarded.engine.scheduler.running[0].num_tokens > 9
+        )
+        call.reset()
+        _until(lambda: quotas["limited"].num_streams == 0)
+        assert quotas["limited"]._num_charged > 5
+    finally:
+        call.close()

@@ -21,6 +21,8 @@ from trials import findings, trials
 DOCS = Path(__file__).parents[2] / "docs"
 TITLES = {
     "fuzz": "Requests that nobody would send",
+    "reading": "What hostile requests cost before they are taken or refused",
+    "hostile": "Hostile requests beside streams",
     "cancel": "Streams cancelled at random moments",
     "overload": "Four times the load it can take",
     "ends": "SIGTERM, and a dead engine",

@@ -28,6 +28,8 @@ from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from trials.comparing import TIE, Compared, compared, unchanged
 from trials.findings import Finding, percentile
+from trials.hostile import hostile as hostile
+from trials.hostile import reading as reading
 from trials.hosts import hosts as hosts
 from trials.on_ray import ray as ray
 from trials.serving import SERVING, free_port, load, played, result, served

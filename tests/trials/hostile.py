@@ -1,0 +1,147 @@
+"""Requests that are meant to stop a server: what they cost it before it takes or refuses them, and what its streams
+notice of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+import hostile as requests
+from gradellm_engine import Engine, EngineError
+from gradellm_server import translate
+from trials.findings import Finding, percentile
+from trials.serving import SERVING, load, result, served
+
+LEAST_SECONDS, SECONDS_A_KB, MOST_SECONDS = 0.050, 0.001, 2.0
+DOUBLED = 2.5  # what a request of twice the size may cost, at most
+NOISE_SECONDS = 0.005  # costs below are not compared
+GAP_SECONDS, GAP_FACTOR = 0.150, 3.0
+
+
+def models() -> dict[str, list[str]]:
+    """The models that are tried, with the server's arguments: a real one where one is at hand."""
+    real = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / "smollm2"
+    found: dict[str, list[str]] = {"demo": []} | (
+        {"SmolLM2": ["--model", str(real)]} if (real / "config.json").exists() else {}
+    )
+    return dict(reversed(found.items()))
+
+
+def reading(scale: float) -> list[Finding]:
+    """Processor time from a request's bytes to its admission or refusal."""
+    count = max(100, round(5000 * scale))
+    findings: list[Finding] = []
+    for name, arguments in models().items():
+        engine = Engine.load(arguments[1] if arguments else None, threads=1)
+        assert engine.footprint  # found once, as a server does when it starts
+        gc.collect()
+        gc.freeze()
+        material = requests.Material.of(engine)
+        costs: list[tuple[float, int, str]] = []
+        ratios: list[tuple[float, str]] = []
+        codes: Counter[str] = Counter()
+        for number in range(count):
+            size = int(2 ** random.Random(number).uniform(3, 19))
+            once, num_bytes, said = _cost(engine, requests.hostile(material, number, size))
+            what = f"number {number} of size {size}, {num_bytes / 1000:.0f} kB: {said}"
+            costs.append((once / (LEAST_SECONDS + SECONDS_A_KB * num_bytes / 1000), num_bytes, what))
+            codes[said.partition(":")[0]] += 1
+            if number % 4 == 0 and once > NOISE_SECONDS:
+                least = min(once, *(_cost(engine, requests.hostile(material, number, size))[0] for _ in range(2)))
+                twice = min(_cost(engine, requests.hostile(material, number, 2 * size))[0] for _ in range(3))
+                if least > NOISE_SECONDS:
+                    ratios.append((twice / least, f"{what}: {least * 1000:.0f} and {twice * 1000:.0f} ms"))
+        worst, slowest, ratio = max(costs), max(costs, key=_seconds), max(ratios, default=(0.0, "none compared"))
+        told = ", ".join(f"{number:,} {kind}" for kind, number in codes.most_common(4))
+        findings += [
+            Finding(f"{name}: requests", f"{count:,}: {told}"),
+            Finding(f"{name}: most of what it may cost", f"{worst[0]:.2f} ({worst[2]})", "1", worst[0] <= 1),
+            Finding(f"{name}: slowest", f"{_seconds(slowest) * 1000:.0f} ms ({slowest[2]})", "2 s",
+                    _seconds(slowest) <= MOST_SECONDS),
+            Finding(f"{name}: twice the size, {len(ratios)} compared", f"{ratio[0]:.2f} ({ratio[1]})", f"{DOUBLED}",
+                    ratio[0] <= DOUBLED),
+        ]  # fmt: skip
+    return findings
+
+
+def _seconds(cost: tuple[float, int, str]) -> float:
+    return cost[0] * (LEAST_SECONDS + SECONDS_A_KB * cost[1] / 1000)
+
+
+def _cost(engine: Engine, its: requests.Hostile) -> tuple[float, int, str]:
+    """Processor time of one request, its size, and what became of it."""
+    payload = its.request.SerializeToString()
+    work: dict[str, tuple[type[Message], Callable[..., Any]]] = {
+        **{name: (kind, read) for name, (kind, read, _) in translate.STREAMS.items()},
+        **translate.SINGLES,
+    }
+    kind, read = work[its.call]
+    began = time.process_time()
+    try:
+        stream = read(translate.parse(kind, payload), engine)
+        said = "taken"
+    except EngineError as error:
+        stream, said = None, f"refused: {error}"[:120]
+    seconds = time.process_time() - began
+    if stream is not None and its.call in translate.STREAMS:
+        stream.close()
+    return seconds, len(payload), f"{its.kind}, {said}" if stream is not None else said
+
+
+def hostile(scale: float) -> list[Finding]:
+    """The gaps of eight streams, alone and while requests of every kind arrive twice a second; three times in turn."""
+    seconds = max(10.0, 60.0 * scale)
+    findings: list[Finding] = []
+    for name, arguments in models().items():
+        holds, told, refusals, probed = True, [], [], []
+        codes: Counter[str] = Counter()
+        slowest: tuple[float, str] = (0.0, "")
+        statuses: set[str] = set()
+        with served("--max-queued", "64", *arguments) as server:
+            with load("closed", server.address, streams=8, seconds=10) as process:
+                result(process, 180)  # what is compiled or made once is there
+            for _ in range(3):
+                gaps = []
+                for is_beside in (False, True):
+                    with (
+                        load("closed", server.address, streams=8, seconds=seconds, tokens=100) as steady,
+                        load("probes", server.address, seconds=seconds, services=["ready", "live"]) as prober,
+                    ):
+                        if is_beside:
+                            how = {"model": arguments[1] if arguments else None, "seconds": seconds, "rate": 2.0}
+                            with load("hostile", server.address, **how) as generator:
+                                found = result(generator, seconds + 240)
+                            codes.update(found["codes"])
+                            refusals += found["seconds"]
+                            slowest = max(slowest, (found["slowest"][0], found["slowest"][1]))
+                        outcome = result(steady, seconds + 240)
+                        probes = result(prober, seconds + 60)
+                    gaps.append(max(outcome["gaps"]))
+                    if is_beside:
+                        probed += probes["seconds"]
+                        statuses |= set(probes["statuses"])
+                    holds &= outcome["unfinished"] == 0
+                limit = max(GAP_SECONDS, GAP_FACTOR * gaps[0])
+                holds &= gaps[1] <= limit
+                told.append(f"{gaps[0] * 1000:.0f} and {gaps[1] * 1000:.0f}")
+        wrong = {code: number for code, number in codes.items() if code in ("INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED")}
+        findings += [
+            Finding(f"{name}: hostile requests", ", ".join(f"{number} {code}" for code, number in codes.most_common())),
+            Finding(f"{name}: largest gap of 8 streams without and with them, ms", "; ".join(told),
+                    "150 ms, or 3 times that without", holds),
+            Finding(f"{name}: health", f"{max(probed) * 1000:.0f} ms at most of {len(probed)}", "1 s",
+                    max(probed) < 1 and statuses == {str(SERVING)}),
+            Finding(f"{name}: slowest answer",
+                    f"{slowest[0]:.2f} s ({slowest[1]}); 99th percentile {percentile(refusals, 99):.2f} s", "2 s",
+                    slowest[0] <= 2),
+            Finding(f"{name}: INTERNAL, UNKNOWN or no answer", str(sum(wrong.values())), "none", not wrong),
+        ]  # fmt: skip
+    return findings
