@@ -32,6 +32,7 @@ from gradellm_engine.families import Family, family_of
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.ranks import Ranks
+from gradellm_engine.rotary_switch import context_limit
 from gradellm_engine.threads import available_cpus
 
 DTYPES = {
@@ -148,11 +149,14 @@ def load_model(
         _check_by_tokens(config, family)
     if ranks is not None:
         _check_shares(config, family, ranks.size)
-    model_context = _model_context(config)
-    if context_tokens is not None and not 2 <= context_tokens <= model_context:
+    limit = context_limit(config)
+    because = f": {limit.reason}" if limit.reason else ""
+    if context_tokens is not None and not 2 <= context_tokens <= limit.num_tokens:
         raise ModelLoadError(
-            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
+            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {limit.num_tokens}{because}"
         )
+    if because:
+        progress(f"limiting the context to {limit.num_tokens} tokens{because}")
     progress(f"reading the tokenizer of {name}")
     tokenizer = _load_tokenizer(name, revision)
     progress(f"checking the weights of {name}")
@@ -298,7 +302,7 @@ def assemble(
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
         num_parameters=num_parameters,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
-        context_tokens=context_tokens or _model_context(model.config),
+        context_tokens=context_tokens or context_limit(model.config).num_tokens,
         has_chat_template=bool(tokenizer.chat_template),
     )
     return LoadedModel(info, family, decoder, tokenizer, _end_ids(model, tokenizer))
@@ -315,11 +319,6 @@ def _own_quantization(config: Any) -> str:  # noqa: ANN401 (Transformers' Pretra
     its: Any = getattr(config, "quantization_config", None)
     method = its.get("quant_method") if isinstance(its, dict) else getattr(its, "quant_method", None)
     return str(Quantization.NONE) if its is None else str(getattr(method, "value", method))
-
-
-def _model_context(config: Any) -> int:  # noqa: ANN401 (Transformers' PretrainedConfig)
-    """Tokens that a model was made for."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 0) or 2**31 - 1)
 
 
 def software_versions() -> dict[str, str]:
