@@ -74,14 +74,18 @@ class KVSlot:
         start: the first of them in the pool.
         capacity: how many there are.
         owner: whose sequence it is.
+        is_long: whether its keys are made with the long rotary factors; see `gradellm_engine.rotary_switch`.
         ids: the tokens whose keys and values are there; places from `len(ids)` on are free to be written.
     """
 
-    def __init__(self, pool: KVPool, start: int, capacity: int, owner: str | None = None) -> None:
+    def __init__(
+        self, pool: KVPool, start: int, capacity: int, owner: str | None = None, *, is_long: bool = False
+    ) -> None:
         self._pool = pool
         self.start = start
         self.capacity = capacity
         self.owner = owner
+        self.is_long = is_long
         self.ids: list[int] = []
         self._is_open = True
 
@@ -114,6 +118,18 @@ class KVSlot:
         if self._is_open:
             self._is_open = False
             self._pool.release(self)
+
+    def made_long(self, ids: Sequence[int]) -> KVSlot:
+        """A slot of its size to read `ids` into, with the long rotary factors; this one is left to the pool as a prefix.
+
+        The new one may hold some of them, of another sequence, but never all.
+        """
+        capacity = self.capacity  # of which it keeps what it used
+        self.keep()
+        slot = self._pool.allocate(capacity, ids, self.owner, is_long=True)
+        if slot is None:
+            raise RuntimeError("a pool has room for what was just given back")
+        return slot
 
     def keep(self) -> None:
         """Leave what it holds to the pool, as a prefix for others; see `KVPool.keep`."""
@@ -186,22 +202,27 @@ class KVPool:
         for places in (*self.keys, *self.values, *self.cosines, *self.sines):
             places.zero_()
 
-    def allocate(self, capacity: int, ids: Sequence[int] = (), owner: str | None = None) -> KVSlot | None:
+    def allocate(
+        self, capacity: int, ids: Sequence[int] = (), owner: str | None = None, *, is_long: bool = False
+    ) -> KVSlot | None:
         """A slot for `capacity` tokens; None where there is no room now.
 
-        It begins with what the pool holds already of `ids` for the same owner, and never with all of them: the last
-        one's keys and values may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
+        It begins with what the pool holds already of `ids` for the same owner and the same rotary factors, and never
+        with all of them: the last one's keys and values may be there, but what the model makes of it is not.
+        `KVSlot.ids` says how much it is.
         """
         self._take_back_abandoned()
         capacity = self._rounded(capacity)
         if not self._can_take(capacity):
             return None
-        source, num_shared = self._longest_prefix(ids[:-1], owner) if self.reuses_prefixes else (None, 0)
+        source, num_shared = (
+            self._longest_prefix(ids[:-1], owner, is_long=is_long) if self.reuses_prefixes else (None, 0)
+        )
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
-        slot = KVSlot(self, start, capacity, owner)
+        slot = KVSlot(self, start, capacity, owner, is_long=is_long)
         if source is not None and self._slots.get(source.start) is source:  # it may have been given up for the room
             self._copy(source, slot, num_shared)
         self.num_asked_tokens += len(ids)
@@ -209,20 +230,20 @@ class KVPool:
         self._slots[start] = slot
         return slot
 
-    def allocate_first(self, capacity: int) -> KVSlot:
+    def allocate_first(self, capacity: int, *, is_long: bool = False) -> KVSlot:
         """A slot of a pool that nobody else uses yet, to try something with.
 
         Raises:
             RuntimeError: where it has no room, which a new one has.
         """
-        slot = self.allocate(capacity)
+        slot = self.allocate(capacity, is_long=is_long)
         if slot is None:
             raise RuntimeError("a new pool has room")
         return slot
 
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
-        its = [kept for kept in self._kept if kept.owner == slot.owner]
+        its = [kept for kept in self._kept if kept.owner == slot.owner and kept.is_long == slot.is_long]
         if not slot.length or any(slot.ids == other.ids[: slot.length] for other in its):
             slot.close()  # nothing, or one that is kept tells all of it
             return
@@ -253,12 +274,15 @@ class KVPool:
         while self.abandoned:
             self._give_back(*self.abandoned.popleft())
 
-    def _longest_prefix(self, ids: Sequence[int], owner: str | None) -> tuple[KVSlot | None, int]:
-        """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
+    def _longest_prefix(self, ids: Sequence[int], owner: str | None, *, is_long: bool) -> tuple[KVSlot | None, int]:
+        """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it.
+
+        Its keys have the same rotary factors.
+        """
         best, longest = None, MIN_REUSED_TOKENS - 1
         beginning = ids[:MIN_REUSED_TOKENS]
         for slot in self._slots.values():
-            if slot.owner != owner:
+            if slot.owner != owner or slot.is_long != is_long:
                 continue
             if slot.ids[:MIN_REUSED_TOKENS] == beginning and (shared := _common_length(slot.ids, ids)) > longest:
                 best, longest = slot, shared
