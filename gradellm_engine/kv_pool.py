@@ -120,7 +120,7 @@ class KVSlot:
             self._pool.release(self)
 
     def made_long(self, ids: Sequence[int]) -> KVSlot:
-        """A slot of its size to read `ids` into, with the long rotary factors; this one is left to the pool as a prefix.
+        """A slot of its size to read `ids` into, with the long rotary factors; this one becomes a prefix in the pool.
 
         The new one may hold some of them, of another sequence, but never all.
         """

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
 from gradellm_engine.families import Family, family_of
+from gradellm_engine.memory import is_out_of_memory
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.ranks import Ranks
@@ -503,15 +504,16 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
             model.set_experts_implementation("eager")  # other ways to multiply with them take float32 at most
     switch = switch_tokens(model.config)
     kinds = [False] if switch is None else [False, True]
-    with torch.no_grad():
-        expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
-    decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
-    decoder.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
-    slots = [decoder.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
-    *first, last = ids.tolist()
-    for piece in (first[:2], first[2:]):
-        decoder.read([Part.new(slot, piece) for slot in slots])
-    actual = decoder.step([Part.new(slot, [last]) for slot in slots]).float()
+    with _of_a_dtype(model) if ranks is None else nullcontext():  # errors of a group of ranks are of many kinds
+        with torch.no_grad():
+            expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
+        decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
+        decoder.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
+        slots = [decoder.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
+        *first, last = ids.tolist()
+        for piece in (first[:2], first[2:]):
+            decoder.read([Part.new(slot, piece) for slot in slots])
+        actual = decoder.step([Part.new(slot, [last]) for slot in slots]).float()
     if not expected.isfinite().all():
         raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
     error = ((actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)).max().item()
@@ -525,6 +527,25 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
             "tried; leave batch-invariant results off"
         )
     return decoder
+
+
+@contextmanager
+def _of_a_dtype(model: PreTrainedModel) -> Iterator[None]:
+    """While the model computes for the first time: operations that do not take numbers of its dtype are one line.
+
+    Raises:
+        ModelLoadError: with its family and dtype.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch has no narrower one
+        if is_out_of_memory(error):
+            raise
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise ModelLoadError(
+            f"the family {model.config.model_type} cannot be computed in {dtype} on {model.device}: {one_line(error)}; "
+            "choose another --dtype, such as float32 or bfloat16"
+        ) from error
 
 
 def _own_logits(model: PreTrainedModel, ids: Tensor, position: int | None) -> Tensor:

@@ -71,22 +71,17 @@ def _within(
     model: WholeModel, slot: KVSlot, explain: Explain, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
     """Of a method within a pass. Where steps need other rotary factors than the slot's keys have, it is read anew."""
-    given, decoder, was_long, done = model.given, model.decoder, slot.is_long, 0
-    held = list(slot.ids)
-    alike = {False: [step for step in steps if not decoder.is_long(given.prefix(step))]}
-    alike[True] = [step for step in steps if decoder.is_long(given.prefix(step))]
-    for is_long in (not was_long, was_long):  # last those that the slot is to hold again
-        if alike[is_long] and slot.is_long != is_long:
-            for _ in decoder.read_anew(slot, held[: given.prefix(max(alike[is_long]))], is_long=is_long):
+    given, decoder, done = model.given, model.decoder, 0
+    for is_long in (False, True):  # the slot, which holds the longest, is left so
+        alike = [step for step in steps if decoder.is_long(given.prefix(step)) == is_long]
+        if alike and slot.is_long != is_long:
+            for _ in decoder.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
                 yield done / len(steps)
-        for begin in range(0, len(alike[is_long]), TOKENS_A_PASS):
-            chosen = alike[is_long][begin : begin + TOKENS_A_PASS]
+        for begin in range(0, len(alike), TOKENS_A_PASS):
+            chosen = alike[begin : begin + TOKENS_A_PASS]
             parts = [Part.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
             rows = decoder.replay(parts, [given.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)
             for step, row in zip(chosen, rows, strict=True):
                 yield step, row[0]
-    if slot.is_long != was_long:
-        for _ in decoder.read_anew(slot, held, is_long=was_long):
-            yield 1.0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from faithfulness_reference import Reference
+from faithfulness_reference import Reference, Rows
 from gradellm_engine import (
     AttributionSettings,
     Delivery,
@@ -310,7 +310,7 @@ def test_evaluations_are_those_of_full_passes(load: Any, path: Any, name: str, r
         samples=2,
         stride=2,  # before, at and after the switch
     )
-    rows = {}
+    rows: Rows = {}
     for judged in JUDGED:
         assert judged.method is not None
         for step in range(0, len(completion), 2):
