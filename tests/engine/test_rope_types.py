@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -37,6 +38,7 @@ from gradellm_engine import (
     rotary_switch,
 )
 from gradellm_engine import scheduler as scheduling
+from gradellm_engine.loading import assemble
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.methods.saliency import Saliency
 from gradellm_engine.passes import Part, Target
@@ -45,7 +47,7 @@ from gradellm_engine.settings import Rotary
 from oracle import FamilyOracle, Oracle, heat_map, relative_error
 from streams import Told, finish, run, run_alone, scheduler_of
 from tape import TapeRecorder
-from tiny_models import save_random_model
+from tiny_models import byte_tokenizer, save_random_model
 
 SWITCH, CONTEXT = 24, 64
 TOLERANCE = 1e-9
@@ -238,15 +240,11 @@ def test_a_resumed_stream_goes_on_as_it_would_have(load: Any, name: str) -> None
                 assert relative_error(row.scores, whole.attributions[index].scores.double()) <= 1e-7
 
 
-@pytest.mark.parametrize("name", LONGROPES)
+@pytest.mark.parametrize("name", METHOD_CASES)
 @pytest.mark.parametrize("method", sorted(name for name, row in METHODS.items() if row.explain is not None))
 def test_methods_after_the_fact_explain_each_step_as_the_last(load: Any, name: str, method: str) -> None:
     """A completion across the switch has the rows of completions that end with each of its tokens."""
-    if name not in METHOD_CASES:
-        pytest.skip("the same in fewer layers")
     engine: Engine = load(name)
-    if engine.refusal(METHODS[method]):
-        pytest.skip("not of this family")
     names = METHODS[method].switch_names
     switches: Any = METHODS[method].switches(
         **{key: value for key, value in {"samples": 4, "steps": 3, "seed": 1}.items() if key in names}
@@ -405,6 +403,21 @@ def test_batch_invariant(load: Any, own_logits: Any, name: str) -> None:
         assert_own(its, prompt_ids(length, seed), lambda ids: own_logits(name, ids))
         assert [step.logprob for step in its.steps] == [step.logprob for step in other.steps]
         assert all(map(torch.equal, its.rows, other.rows))
+
+
+def test_placed_by_accelerate(path: Any, own_logits: Any) -> None:
+    """Its hooks move what a rotary embedding is given."""
+    model: Any = AutoModelForCausalLM.from_pretrained(path("longrope"), dtype=torch.float64)
+    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    engine = Engine(assemble(spread, byte_tokenizer(), name="spread"))
+    told = run(
+        scheduler_of(engine, max_running=2, num_tokens=500),
+        [stream(engine, length, SETTINGS, seed=length) for length in (SWITCH - 3, 5)],
+    )
+    for length, its in zip((SWITCH - 3, 5), told, strict=True):
+        assert_own(its, prompt_ids(length, length), lambda ids: own_logits("longrope", ids))
 
 
 def test_other_streams_go_on_while_keys_are_made_anew(load: Any) -> None:
