@@ -28,13 +28,14 @@ from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.frozen_linear import become_invariant, current_outputs, freeze_linears, join_linears
 from gradellm_engine.frozen_norm import freeze_norms
 from gradellm_engine.frozen_rotary import freeze_rotary
-from gradellm_engine.kv_pool import KVPool, LayerShape, RotaryShape
+from gradellm_engine.kv_pool import KVPool, KVSlot, LayerShape, RotaryShape
 from gradellm_engine.left_out import LastQueries
 from gradellm_engine.logit_head import LogitHead, signs, token_ids
 from gradellm_engine.passes import Explain, Part, PartsPass, Pass, Target, attended
 from gradellm_engine.products import Products
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.recorded import CudaRecorder, Recorder, Recordings
+from gradellm_engine.rotary_switch import switch_tokens, use_rotary_sets
 from gradellm_engine.settings import GradEllm
 from gradellm_engine.shared_first import Changes, FirstLayer
 from gradellm_engine.shared_linear import own_shares
@@ -50,6 +51,7 @@ ATTENTION_KERNEL = "gradellm"
 _GATHERED_WIDTH = 192
 _LONGEST_REASON = 200  # characters
 _TRIED_TOKENS = 2  # the first sees only itself
+_READ_TOKENS = 512  # in a pass of sequences that are read anew
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ class Decoder:
         products: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
         batch_invariant: whether a token's numbers are the same beside any others.
+        switch_tokens: up to so many tokens a sequence has the short rotary factors; None where no sequence has others.
     """
 
     pool: KVPool
@@ -176,6 +179,9 @@ class Decoder:
         self.device = model.get_input_embeddings().weight.device
         self.ranks = self._sharing = ranks  # the latter share heads out, too
         self._fanned_out = None if ranks is None else own_shares(model, ranks)
+        self.switch_tokens = switch_tokens(model.config)
+        if self.switch_tokens is not None:
+            use_rotary_sets(model, self.switch_tokens)
         if _compiles_on(self.device):
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
         else:  # where torch's own layers are compiled, they are as fast
@@ -414,6 +420,18 @@ class Decoder:
             return _on_host(recorded.replay(parts, targets))
         return self.explained_pass(parts, targets).heat_maps(targets)
 
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens has the long rotary factors; see `gradellm_engine.rotary_switch`."""
+        return self.switch_tokens is not None and num_tokens > self.switch_tokens
+
+    def read_anew(self, slot: KVSlot, ids: Sequence[int], *, is_long: bool) -> Iterator[None]:
+        """Read a slot's sequence again, with the other rotary factors; stops after every pass."""
+        slot.ids.clear()
+        slot.is_long = is_long
+        while unread := ids[slot.length : slot.length + _READ_TOKENS]:
+            self.read([Part.new(slot, unread)])
+            yield
+
     def mean_of_heads(self, own: Tensor) -> Tensor:
         """The mean over a layer's heads, of the mean over those that are here. Any shape"""
         return own if self._sharing is None else self._sharing.sum(own) / self._sharing.size
@@ -437,10 +455,11 @@ class Decoder:
     def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: Attending) -> Tensor:
         """Run sequences of embeddings [B, T, hidden] at `positions` [T]; logits of the tokens after `rows`. [B, n, V]
 
+        Rotary factors are those of sequences of T tokens.
         Gradients are those of the caller's mode: by the embeddings, where they require one.
         """
         kwargs = {"logits_to_keep": rows} if self._chooses_logits else {}
-        positions = positions.expand(embeddings.shape[:2])
+        positions = self._coded(positions, embeddings.shape[1]).expand(embeddings.shape[:2])
         logits = self._call(self._model, run, inputs_embeds=embeddings, position_ids=positions, **kwargs)
         return logits if self._chooses_logits else logits[:, rows]
 
@@ -451,12 +470,15 @@ class Decoder:
 
         Args:
             embeddings: sequences of embeddings; what stands behind a shorter one's end is not looked at. [B, T, hidden]
-            lengths: how long each is. [B]
+            lengths: how long each is. All have the same rotary factors, as has what they go on from. [B]
             run: what they go on from.
             changes: where sequences differ, if it is in one way a position.
         """
         B, T = embeddings.shape[:2]
-        positions = torch.arange(run.length, run.length + T, device=self.device)[None]
+        factors = {self.is_long(run.length + length) for length in lengths}
+        if len(factors | ({run.slot.is_long} if run.length else set())) > 1:
+            raise ValueError("sequences with different rotary factors do not go through the model together")
+        positions = self._coded(torch.arange(run.length, run.length + T, device=self.device), run.length + T)[None]
         lasts = torch.tensor(lengths) - 1
         hooks = [
             self.blocks[-1].register_forward_pre_hook(
@@ -472,6 +494,10 @@ class Decoder:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _coded(self, positions: Tensor, num_tokens: int) -> Tensor:
+        """Positions in sequences of so many tokens, as the model takes them; see `rotary_switch.coded`."""
+        return ~positions if self.is_long(num_tokens) else positions
 
     def _first_shared(self, run: ContinuedPass, changes: Changes | None) -> AbstractContextManager[None]:
         """While the model runs for texts that are changed so."""

@@ -10,7 +10,7 @@ streams and gives them to the scheduler, which reads the model's weights once fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -29,7 +29,7 @@ from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.lockstep import Follower, LeadingScheduler, can_be_asked_again
 from gradellm_engine.memory import available_bytes
 from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
-from gradellm_engine.methods.at_steps import scores_at
+from gradellm_engine.methods.at_steps import rows_of, scores_at
 from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.prompts import (
@@ -503,7 +503,7 @@ class Engine:
             contrast_id = self._contrast_id(attribution, prompt)
             if method.explain is not None:
                 self._check_work(method, switches, len(prompt.tokens), len(given_ids))
-                analyse = partial(self._analyse, method.explain, switches)
+                analyse = partial(self._analyse, method, switches)
             if method.scores is not None:
                 scores = partial(method.scores, switches)
         return Stream(
@@ -522,9 +522,9 @@ class Engine:
             ),
         )
 
-    def _analyse(self, explain: Callable[[WholeModel, Any], Work], switches: Switches, given: Given) -> Work:
+    def _analyse(self, method: Method, switches: Switches, given: Given) -> Work:
         """A method's work on a completion."""
-        return explain(self._whole_model(given), switches)
+        return rows_of(self._whole_model(given), method, switches)
 
     def _whole_model(self, given: Given) -> WholeModel:
         model = self._model

@@ -68,6 +68,9 @@ class RotaryShape:
         return 2 * self.width * self.dtype.itemsize
 
 
+Namespace = tuple[str | None, bool]
+
+
 class KVSlot:
     """The places of one sequence of at most `capacity` tokens.
 
@@ -75,16 +78,25 @@ class KVSlot:
         start: the first of them in the pool.
         capacity: how many there are.
         owner: whose sequence it is.
+        is_long: whether its keys are made with the long rotary factors; see `gradellm_engine.rotary_switch`.
         ids: the tokens whose keys and values are there; places from `len(ids)` on are free to be written.
     """
 
-    def __init__(self, pool: KVPool, start: int, capacity: int, owner: str | None = None) -> None:
+    def __init__(
+        self, pool: KVPool, start: int, capacity: int, owner: str | None = None, *, is_long: bool = False
+    ) -> None:
         self._pool = pool
         self.start = start
         self.capacity = capacity
         self.owner = owner
+        self.is_long = is_long
         self.ids: list[int] = []
         self._is_open = True
+
+    @property
+    def namespace(self) -> Namespace:
+        """Its keys and values serve only sequences of the same owner and with the same rotary factors."""
+        return self.owner, self.is_long
 
     @property
     def length(self) -> int:
@@ -115,6 +127,18 @@ class KVSlot:
         if self._is_open:
             self._is_open = False
             self._pool.release(self)
+
+    def made_long(self, ids: Sequence[int]) -> KVSlot:
+        """A slot of its size to read `ids` into, with the long rotary factors; this one becomes a prefix in the pool.
+
+        The new one may hold some of them, of another sequence, but never all.
+        """
+        capacity = self.capacity  # of which it keeps what it used
+        self.keep()
+        slot = self._pool.allocate(capacity, ids, self.owner, is_long=True)
+        if slot is None:
+            raise RuntimeError("a pool has room for what was just given back")
+        return slot
 
     def keep(self) -> None:
         """Leave what it holds to the pool, as a prefix for others; see `KVPool.keep`."""
@@ -173,7 +197,7 @@ class KVPool:
         self._taken: dict[int, int] = {}  # where they begin, and how many places they have
         self._kept: dict[KVSlot, None] = {}  # of sequences that have ended, the one not used for longest first
         self._num_kept = 0  # places of them
-        self._prefixes: dict[str | None, PrefixTree[KVSlot]] = {}  # by owner, what is kept
+        self._prefixes: dict[Namespace, PrefixTree[KVSlot]] = {}  # what is kept
 
     @property
     def num_kept_tokens(self) -> int:
@@ -191,22 +215,25 @@ class KVPool:
         for places in (*self.keys, *self.values, *self.cosines, *self.sines):
             places.zero_()
 
-    def allocate(self, capacity: int, ids: Sequence[int] = (), owner: str | None = None) -> KVSlot | None:
+    def allocate(
+        self, capacity: int, ids: Sequence[int] = (), owner: str | None = None, *, is_long: bool = False
+    ) -> KVSlot | None:
         """A slot for `capacity` tokens; None where there is no room now.
 
-        It begins with what the pool holds already of `ids` for the same owner, and never with all of them: the last
-        one's keys and values may be there, but what the model makes of it is not. `KVSlot.ids` says how much it is.
+        It begins with what the pool holds already of `ids` for the same owner and the same rotary factors, and never
+        with all of them: the last one's keys and values may be there, but what the model makes of it is not.
+        `KVSlot.ids` says how much it is.
         """
         self._take_back_abandoned()
         capacity = self._rounded(capacity)
         if not self._can_take(capacity):
             return None
-        source, num_shared = self._longest_prefix(ids[:-1], owner) if self.reuses_prefixes else (None, 0)
+        source, num_shared = self._longest_prefix(ids[:-1], (owner, is_long)) if self.reuses_prefixes else (None, 0)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
-        slot = KVSlot(self, start, capacity, owner)
+        slot = KVSlot(self, start, capacity, owner, is_long=is_long)
         if source is not None and self._is_there(source):  # it may have been given up for the room
             self._copy(source, slot, num_shared)
         self.num_asked_tokens += len(ids)
@@ -215,20 +242,20 @@ class KVPool:
         self._taken[start] = capacity
         return slot
 
-    def allocate_first(self, capacity: int) -> KVSlot:
+    def allocate_first(self, capacity: int, *, is_long: bool = False) -> KVSlot:
         """A slot of a pool that nobody else uses yet, to try something with.
 
         Raises:
             RuntimeError: where it has no room, which a new one has.
         """
-        slot = self.allocate(capacity)
+        slot = self.allocate(capacity, is_long=is_long)
         if slot is None:
             raise RuntimeError("a new pool has room")
         return slot
 
     def keep(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
-        its = self._prefixes.setdefault(slot.owner, PrefixTree())
+        its = self._prefixes.setdefault(slot.namespace, PrefixTree())
         if not slot.length or its.longest(slot.ids)[1] == slot.length:
             slot.close()  # nothing, or one that is kept tells all of it
             return
@@ -241,7 +268,7 @@ class KVPool:
             self._give_back(slot.start + slot.capacity, unused)
         self._kept[slot] = None
         self._num_kept += slot.capacity
-        self._prefixes.setdefault(slot.owner, its).add(slot.ids, slot)
+        self._prefixes.setdefault(slot.namespace, its).add(slot.ids, slot)
 
     def forget(self) -> None:
         """Give up all that is kept of sequences that have ended."""
@@ -253,9 +280,9 @@ class KVPool:
         if slot in self._kept:
             del self._kept[slot]
             self._num_kept -= slot.capacity
-            self._prefixes[slot.owner].remove(slot.ids)
-            if not self._prefixes[slot.owner]:
-                del self._prefixes[slot.owner]
+            self._prefixes[slot.namespace].remove(slot.ids)
+            if not self._prefixes[slot.namespace]:
+                del self._prefixes[slot.namespace]
         else:
             self._open.pop(slot.start, None)
             self._taken.pop(slot.start, None)
@@ -274,11 +301,11 @@ class KVPool:
             self._taken.pop(start, None)
             self._give_back(start, capacity)
 
-    def _longest_prefix(self, ids: Sequence[int], owner: str | None) -> tuple[KVSlot | None, int]:
-        """The owner's slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
-        best, longest = self._prefixes.get(owner, PrefixTree[KVSlot]()).longest(ids)
+    def _longest_prefix(self, ids: Sequence[int], namespace: Namespace) -> tuple[KVSlot | None, int]:
+        """The slot that begins with most of `ids`, and how many; None where it is too few to be worth it."""
+        best, longest = self._prefixes.get(namespace, PrefixTree[KVSlot]()).longest(ids)
         for slot in self._open.values():  # few: those that run
-            if slot.owner == owner and (shared := common_length(slot.ids, ids)) > longest:
+            if slot.namespace == namespace and (shared := common_length(slot.ids, ids)) > longest:
                 best, longest = slot, shared
         return (best, longest) if longest >= MIN_REUSED_TOKENS else (None, 0)
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,23 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gradellm_engine.batch_invariant import ALIGNED_PLACES, shows_others
 from gradellm_engine.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
-from gradellm_engine.batch_invariant import shows_others
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
 from gradellm_engine.families import Family, family_of
+from gradellm_engine.memory import is_out_of_memory
 from gradellm_engine.passes import Part
 from gradellm_engine.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.ranks import Ranks
+from gradellm_engine.rotary_switch import context_limit, switch_tokens
 from gradellm_engine.threads import available_cpus
 
 DTYPES = {
@@ -150,11 +153,14 @@ def load_model(
         _check_by_tokens(config, family)
     if ranks is not None:
         _check_shares(config, family, ranks.size)
-    model_context = _model_context(config)
-    if context_tokens is not None and not 2 <= context_tokens <= model_context:
+    limit = context_limit(config)
+    because = f": {limit.reason}" if limit.reason else ""
+    if context_tokens is not None and not 2 <= context_tokens <= limit.num_tokens:
         raise ModelLoadError(
-            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {model_context}"
+            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {limit.num_tokens}{because}"
         )
+    if because:
+        progress(f"limiting the context to {limit.num_tokens} tokens{because}")
     progress(f"reading the tokenizer of {name}")
     tokenizer = _load_tokenizer(name, revision)
     progress(f"checking the weights of {name}")
@@ -300,7 +306,7 @@ def assemble(
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
         num_parameters=num_parameters,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
-        context_tokens=context_tokens or _model_context(model.config),
+        context_tokens=context_tokens or context_limit(model.config).num_tokens,
         has_chat_template=bool(tokenizer.chat_template),
     )
     return LoadedModel(info, family, decoder, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
@@ -317,11 +323,6 @@ def _own_quantization(config: Any) -> str:  # noqa: ANN401 (Transformers' Pretra
     its: Any = getattr(config, "quantization_config", None)
     method = its.get("quant_method") if isinstance(its, dict) else getattr(its, "quant_method", None)
     return str(Quantization.NONE) if its is None else str(getattr(method, "value", method))
-
-
-def _model_context(config: Any) -> int:  # noqa: ANN401 (Transformers' PretrainedConfig)
-    """Tokens that a model was made for."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 0) or 2**31 - 1)
 
 
 def software_versions() -> dict[str, str]:
@@ -494,24 +495,30 @@ CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1
 def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invariant: bool) -> Decoder:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
-    A family's table row rests on tests with tiny models; this looks at the model itself.
+    A family's table row rests on tests with tiny models; this looks at the model itself. Where rotary factors depend on
+    a sequence's length, the tokens are also those of a long sequence, beside the short one.
     """
     ids = torch.arange(CHECK_TOKENS) % model.config.get_text_config(decoder=True).vocab_size
     model.eval()
     model.set_attn_implementation("eager")
-    with torch.no_grad():
-        expected = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, -1].float()
-    decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
-    decoder.allocate_pool(CHECK_TOKENS)
-    slot = decoder.pool.allocate(CHECK_TOKENS)
-    if slot is None:
-        raise RuntimeError("a pool has no room for its own size")
-    *first, last = ids.tolist()
-    decoder.read([Part.new(slot, first)])
-    actual = decoder.step([Part.new(slot, [last])])[0].float()
+    if model.dtype is torch.float64:
+        with suppress(ValueError):  # it has no experts
+            model.set_experts_implementation("eager")  # other ways to multiply with them take float32 at most
+    switch = switch_tokens(model.config)
+    kinds = [False] if switch is None else [False, True]
+    with _of_a_dtype(model) if ranks is None else nullcontext():  # errors of a group of ranks are of many kinds
+        with torch.no_grad():
+            expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
+        decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
+        decoder.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
+        slots = [decoder.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
+        *first, last = ids.tolist()
+        for piece in (first[:2], first[2:]):
+            decoder.read([Part.new(slot, piece) for slot in slots])
+        actual = decoder.step([Part.new(slot, [last]) for slot in slots]).float()
     if not expected.isfinite().all():
         raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
-    error = ((actual - expected).norm() / expected.norm().clamp_min(1e-6)).item()
+    error = ((actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)).max().item()
     if not error <= CHECK_TOLERANCE[model.dtype]:
         raise UnsupportedModelError(
             f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
@@ -522,6 +529,38 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
             "tried; leave batch-invariant results off"
         )
     return decoder
+
+
+@contextmanager
+def _of_a_dtype(model: PreTrainedModel) -> Iterator[None]:
+    """While the model computes for the first time: operations that do not take numbers of its dtype are one line.
+
+    Raises:
+        ModelLoadError: with its family and dtype.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch has no narrower one
+        if is_out_of_memory(error):
+            raise
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise ModelLoadError(
+            f"the family {model.config.model_type} cannot be computed in {dtype} on {model.device}: {one_line(error)}; "
+            "choose another --dtype, such as float32 or bfloat16"
+        ) from error
+
+
+def _own_logits(model: PreTrainedModel, ids: Tensor, position: int | None) -> Tensor:
+    """Transformers' logits after some tokens, in float32; with another one behind them at `position`, if any. [V]
+
+    Its place is all that it matters for: it makes the sequence a long one, and is not seen by those before it.
+    """
+    positions = torch.arange(len(ids))
+    if position is not None:
+        ids, positions = torch.cat((ids, ids[:1])), torch.cat((positions, torch.tensor([position])))
+    given, at = (each[None].to(model.device) for each in (ids, positions))
+    logits: Tensor = model(input_ids=given, position_ids=at, use_cache=False).logits
+    return logits[0, CHECK_TOKENS - 1].float()
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -36,6 +36,7 @@ from gradellm_engine.attention import (
 from gradellm_engine.kv_pool import KVSlot
 from gradellm_engine.methods.within import Maps, arithmetic_of, summed
 from gradellm_engine.ranks import Ranks
+from gradellm_engine.rotary_switch import coded
 from gradellm_engine.settings import GradEllm, LayerSwitches, Rotary
 
 KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
@@ -99,6 +100,10 @@ class Part:
         """One past the position of the last token."""
         return self.start + len(self.ids)
 
+    def last_positions(self, count: int) -> list[int]:
+        """Those of so many tokens that end with its last, as the model takes them."""
+        return coded(range(self.end - count, self.end), is_long=self.slot.is_long)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -145,7 +150,7 @@ class Pass(Protocol):
 
     @property
     def row(self) -> Tensor:
-        """The tokens and their positions, as the model takes them. [2, T]"""
+        """The tokens and their positions, as the model takes them: see `rotary_switch.coded`. [2, T]"""
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Keep a layer's keys [G, T, D] and values [G, T, Dv] of the tokens that are new."""
@@ -235,7 +240,7 @@ class PartsPass:
     def row(self) -> Tensor:
         """See `Pass`."""
         ids = [token_id for part in self.parts for token_id in part.ids]
-        positions = [position for part in self.parts for position in range(part.start, part.end)]
+        positions = [position for part in self.parts for position in part.last_positions(len(part.ids))]
         return torch.tensor([ids, positions])
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:

@@ -161,7 +161,7 @@ class Scheduler:
         """Let in who waits, as far as there is room."""
         while self.waiting and len(self.running) < self.max_running:
             stream = self.waiting[0]
-            slot = self._decoder.pool.allocate(stream.num_places, stream.ids, stream.owner)
+            slot = self._decoder.pool.allocate(stream.num_places, stream.ids, stream.owner, is_long=stream.is_long)
             if slot is None:
                 return
             self.waiting.popleft()

@@ -133,7 +133,7 @@ class StepPass:
         self._explained = [(row, len(part.ids), part.end) for row, part in explained]
         padded = [*parts, *[parts[-1]] * (self.shape.num_rows - len(parts))]
         ids = [token_id for part in padded for token_id in (part.ids if len(part.ids) == T else _last_ids(part, T))]
-        positions = [position for part in padded for position in range(part.end - T, part.end)]
+        positions = [position for part in padded for position in part.last_positions(T)]
         starts, lengths = [part.slot.start for part in padded], [part.end for part in padded]
         _upload(torch.tensor([ids + starts, positions + lengths]), self._numbers)
         if self._domains is not None:

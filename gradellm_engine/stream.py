@@ -6,6 +6,9 @@
     4. tell      text and place of the token, then its scores; tokens that could begin a stop text wait
     5. go on with 2 until the model ends its turn, a stop text is met, or all tokens are there
 
+Where a sequence becomes so long that its rotary factors are others (`gradellm_engine.rotary_switch`), tokens that wait
+for their scores are explained, and then all tokens but the last are read again, as a prompt is.
+
 A stream never runs the model itself. It says what it wants read next, as a part of a pass, and takes what came of it:
 `gradellm_engine.scheduler` puts the parts of many streams into one pass.
 """
@@ -218,11 +221,23 @@ class Stream:
             return Phase.PREFILL
         if self._reason is not None and not self._is_analysed:
             return Phase.ANALYSE
+        if self._outgrows_slot:
+            return Phase.EXPLAIN if self._unexplained else Phase.PREFILL
         if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
             return Phase.EXPLAIN
         if self._unexplained and not self._is_chunked:
             return Phase.EXPLAIN  # memory ran out in the pass that was to explain it
         return Phase.DECODE
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its next token is read with the long rotary factors."""
+        return self._model.decoder.is_long(len(self.ids))
+
+    @property
+    def _outgrows_slot(self) -> bool:
+        """Whether its next token needs other rotary factors than its keys were made with."""
+        return self._reason is None and self.slot is not None and self.is_long != self.slot.is_long
 
     @property
     def num_tokens(self) -> int:
@@ -271,8 +286,10 @@ class Stream:
     # What it wants read --------------------------------------------------------------------------------------------
 
     def prefill_part(self, max_tokens: int) -> Part:
-        """The next tokens of the prompt."""
+        """The next tokens of the prompt, or of all that there is where keys are made anew."""
         slot = self._open_slot()
+        if self._outgrows_slot:
+            self.slot = slot = slot.made_long(self.ids[:-1])
         return Part.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
     def step_part(self) -> Part:
@@ -291,8 +308,11 @@ class Stream:
 
     def given_part(self) -> Part:
         """The last token, and tokens of the given completion after it, to be explained together."""
-        done = self._num_completion_tokens
-        given = self._plan.given_ids[done : done + self.chunk_size]
+        done, count = self._num_completion_tokens, self.chunk_size
+        switch = self._model.decoder.switch_tokens
+        if switch is not None and not self.is_long:
+            count = min(count, switch + 1 - len(self.ids))  # those after it have other rotary factors
+        given = self._plan.given_ids[done : done + count]
         return Part.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
 
     def _chosen_explain(self) -> Explain:

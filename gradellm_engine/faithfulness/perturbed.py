@@ -4,6 +4,9 @@ All changed texts of an evaluation begin alike, with what stands before the firs
 and first token. The stream that is evaluated holds that beginning's keys and values, so it is not read again. What
 follows goes through the model in large batches, sequences of similar length together; of each the last position alone
 goes through the last layer and the head. Equal texts run once.
+
+A text has the rotary factors of a sequence as long as itself (`gradellm_engine.rotary_switch`). Where the beginning's
+keys have others, as they do where tokens were taken away from a text that was longer, it is read as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 
 import numpy as np
 import torch
@@ -93,15 +96,25 @@ class ChangedTexts:
         takes longer than its share.
         """
         waiting = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        for is_long, alike in groupby(waiting, lambda place: self._decoder.is_long(self.first + len(texts[place]))):
+            goes_on = not self.first or self._slot.is_long == is_long
+            yield from self._run(texts, list(alike), self.first if goes_on else 0)
+
+    def _run(self, texts: Sequence[Changed], waiting: Sequence[int], first: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Those at `waiting`, with `first` tokens of the common beginning as the slot holds them, the others read."""
+        before = tuple(self._slot.ids[first : self.first])
         done = 0
         while left := len(waiting) - done:
-            longest = len(texts[waiting[done]])
+            longest = len(before) + len(texts[waiting[done]])
             most = max(1, min(self._allowance.sequences, self._allowance.next_tokens // longest))
-            places = waiting[done : done + math.ceil(left / math.ceil(left / most))]
+            places = list(waiting[done : done + math.ceil(left / math.ceil(left / most))])
             done += len(places)
-            yield places, self._probabilities([texts[place] for place in places])
+            chosen = [texts[place] for place in places]
+            if before:
+                chosen = [Changed(before + text.ids, bytes(len(before)) + text.zeroed) for text in chosen]
+            yield places, self._probabilities(chosen, first)
 
-    def _probabilities(self, texts: Sequence[Changed]) -> Tensor:
+    def _probabilities(self, texts: Sequence[Changed], first: int) -> Tensor:
         """[B, V]"""
         longest, device = max(len(text) for text in texts), self._decoder.device
         flat = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
@@ -112,7 +125,7 @@ class ChangedTexts:
         lengths = [len(text) for text in texts]
         # A token whose embedding is zero is none of those that are there.
         changes = Changes.of(ids.masked_fill(gone, -1), lengths)
-        run = ContinuedPass(self._slot, self.first)
+        run = ContinuedPass(self._slot, first)
         self.num_run += len(texts)
         self._allowance.used += ids.numel()
         return probabilities(self._decoder.last_logits(embeddings, lengths, run, changes))

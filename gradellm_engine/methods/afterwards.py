@@ -10,7 +10,7 @@ predicts completion token t from the first m + t tokens, at position m + t - 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -119,6 +119,13 @@ class WholeModel:
         """`bytes_of` says what a pass over a sequence of T tokens with n steps takes, with a graph or without."""
         self.decoder, self.family, self.given, self.memory = decoder, family, given, memory
         self._bytes_of = bytes_of
+
+    def of_first(self, num_steps: int) -> WholeModel:
+        """The same, of a completion that ends after so many steps."""
+        given = self.given
+        ids = given.ids[: given.num_prompt_tokens + num_steps]
+        first = replace(given, ids=ids, targets=given.targets[:num_steps])
+        return WholeModel(self.decoder, self.family, first, self.memory, self._bytes_of)
 
     @property
     def device(self) -> torch.device:

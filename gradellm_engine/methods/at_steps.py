@@ -1,4 +1,8 @@
-"""Any method's scores at some steps of a completion that a stream holds."""
+"""Any method's scores at some steps of a completion that a stream holds.
+
+Each step is explained with the rotary factors of a sequence as long as its own prefix, as it was predicted; see
+`gradellm_engine.rotary_switch`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,34 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from gradellm_engine.methods.afterwards import Row, WholeModel
+from gradellm_engine.kv_pool import KVSlot
+from gradellm_engine.methods.afterwards import Row, WholeModel, Work
 from gradellm_engine.methods.method import Method
 from gradellm_engine.passes import Explain, Part
 from gradellm_engine.settings import LayerSwitches, Switches
 
 TOKENS_A_PASS = 64  # that are explained within one
+
+
+def rows_of(model: WholeModel, method: Method, switches: Switches) -> Work:
+    """A method's work on a completion after the fact, whose passes go over the whole completion.
+
+    One that becomes so long that its rotary factors are others is explained twice, as far as it is short and as a
+    whole; of the latter, rows of steps whose prefix is short are not used.
+    """
+    if method.explain is None:
+        raise ValueError(f"{method.name} explains tokens within their own passes")
+    given, switch = model.given, model.decoder.switch_tokens
+    num_short = 0 if switch is None else max(0, switch + 1 - given.num_prompt_tokens)
+    if not 0 < num_short < given.num_steps:
+        yield from method.explain(model, switches)
+        return
+    for done, of, first in ((0.0, model.of_first(num_short), 0), (0.5, model, num_short)):
+        for result in method.explain(of, switches):
+            if not isinstance(result, Row):
+                yield done + result / 2
+            elif result.step >= first:
+                yield result
 
 
 def scores_at(
@@ -33,16 +59,29 @@ def scores_at(
         for step in steps:
             yield step, method.scores(switches, step, given.prefix(step))
     elif method.explain is not None:
-        for result in method.explain(model, switches):
+        for result in rows_of(model, method, switches):
             yield (result.step, result.scores) if isinstance(result, Row) else result
     elif given.slot is not None and isinstance(switches, LayerSwitches):
-        explain = Explain(switches, domain)
-        for begin in range(0, len(steps), TOKENS_A_PASS):
-            chosen = steps[begin : begin + TOKENS_A_PASS]
-            parts = [Part.again(given.slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
-            rows = model.decoder.replay(parts, [given.targets[step] for step in chosen])
-            yield (begin + len(chosen)) / len(steps)
-            for step, row in zip(chosen, rows, strict=True):
-                yield step, row[0]
+        yield from _within(model, given.slot, Explain(switches, domain), steps)
     else:
         raise ValueError("a method within a pass needs the slot that holds the completion")
+
+
+def _within(
+    model: WholeModel, slot: KVSlot, explain: Explain, steps: Sequence[int]
+) -> Iterator[float | tuple[int, Tensor]]:
+    """Of a method within a pass. Where steps need other rotary factors than the slot's keys have, it is read anew."""
+    given, decoder, done = model.given, model.decoder, 0
+    for is_long in (False, True):  # the slot, which holds the longest, is left so
+        alike = [step for step in steps if decoder.is_long(given.prefix(step)) == is_long]
+        if alike and slot.is_long != is_long:
+            for _ in decoder.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
+                yield done / len(steps)
+        for begin in range(0, len(alike), TOKENS_A_PASS):
+            chosen = alike[begin : begin + TOKENS_A_PASS]
+            parts = [Part.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
+            rows = decoder.replay(parts, [given.targets[step] for step in chosen])
+            done += len(chosen)
+            yield done / len(steps)
+            for step, row in zip(chosen, rows, strict=True):
+                yield step, row[0]

@@ -75,6 +75,24 @@ def test_scores_equal_the_oracle(engine: Engine, path: Path) -> None:
     assert max(errors.values()) <= TOLERANCE, max(errors, key=lambda key: errors[key])
 
 
+@pytest.mark.parametrize("family", sorted(name for name, its in FAMILIES.items() if its.gates is None))
+def test_experts_in_float64(tmp_path: Path, family: str) -> None:
+    """Transformers' default way to multiply with experts' weights takes float32 at most."""
+    path = save_random_model(tmp_path, family, seed=1, initializer_range=0.15)
+    engine = Engine.load(str(path), dtype="float64")
+    oracle = FamilyOracle(path)
+    ids = engine.tokenize(PROMPT).ids
+    settings = AttributionSettings(sources=Sources.PREFIX)
+    for step in engine.generate(PROMPT, Sampling(max_new_tokens=2), settings):
+        logits = oracle.model(torch.tensor([ids]), use_cache=False).logits[0, -1].detach()
+        assert step.logprob == pytest.approx(logits.log_softmax(-1)[step.id].item(), abs=1e-6)
+        assert step.attribution is not None
+        everywhere = torch.ones(len(ids), dtype=torch.bool)
+        expected = heat_map(oracle.layers(ids, step.id), GradEllm(), everywhere, everywhere)
+        assert relative_error(step.attribution.scores, expected) <= TOLERANCE
+        ids.append(step.id)
+
+
 def test_chunked_equals_per_token(engine: Engine) -> None:
     sampling = Sampling(max_new_tokens=9, temperature=1.0, seed=5)
     for switches in SWITCHES:

@@ -110,6 +110,13 @@ def test_every_row_says_yes_or_why_not() -> None:
         family_of("made_up")
 
 
+def test_a_dtype_that_an_operation_of_the_family_does_not_take(model_path: ModelPath) -> None:
+    """Its experts' router takes its weights' dtype and numbers of another."""
+    message = refusal(model_path("gpt_oss"), dtype="float16", device="cpu")
+    assert message.startswith("the family gpt_oss cannot be computed in float16 on cpu: ")
+    assert message.endswith("choose another --dtype, such as float32 or bfloat16")
+
+
 @pytest.mark.parametrize("content", [b"", b'{"a":', b"\xff\xfe\x00"])
 def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)

@@ -215,10 +215,10 @@ def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: p
     batches = 0
     original = ChangedTexts._probabilities
 
-    def counted(self: ChangedTexts, texts: Any) -> Any:
+    def counted(self: ChangedTexts, *args: Any) -> Any:
         nonlocal batches
         batches += 1
-        return original(self, texts)
+        return original(self, *args)
 
     monkeypatch.setattr(ChangedTexts, "_probabilities", counted)
     call = begun(server)

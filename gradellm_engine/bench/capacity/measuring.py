@@ -135,7 +135,7 @@ def _piece(engine: Engine, subject: Subject, rng: Random, context: int, size: in
     decoder, seconds = subject.loaded.decoder, []
     decoder.pool.forget()
     for _ in range(1 + steps):
-        slot = decoder.pool.allocate(context + size)
+        slot = decoder.pool.allocate(context + size, is_long=decoder.is_long(context + size))
         if slot is None:
             raise RuntimeError("the pool was made with room for this")
         if context:

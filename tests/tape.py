@@ -1,0 +1,61 @@
+"""What records decode steps as a GPU does, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every call that torch makes, with the memory that it was made on: what a CUDA graph is, for a CPU.
+
+    Nothing of Python is run again, so that what Python decides, or reads from a list, stays as it was when recorded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a GPU cannot record what looks at a number"
+        assert func is not torch.ops.aten.nonzero.default, "a GPU cannot record shapes that depend on numbers"
+        result = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, result in self._calls:
+                again = func(*args, **kwargs)
+                pairs = zip(_tensors(result), _tensors(again), strict=True)
+                for old, new in pairs:
+                    if new.data_ptr() != old.data_ptr():  # a view or a change in place is where it was
+                        old.detach().copy_(new)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    results = result if isinstance(result, tuple | list) else [result]
+    return [x for x in results if isinstance(x, Tensor)]
+
+
+class TapeRecorder:
+    """As `CudaRecorder`."""
+
+    def __init__(self) -> None:
+        self.num_recorded = 0
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        run()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_recorded += 1
+        tape = Tape()
+        with tape:
+            run()
+        return tape.replay
