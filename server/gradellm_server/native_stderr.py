@@ -13,6 +13,7 @@ import select
 import sys
 import threading
 
+LINE_SECONDS = 0.1  # that a line may take to come
 QUIET_SECONDS = 1.0  # after which what a panic writes is taken to be over
 REPLACEMENT = b"native code panicked while it served a request; its words, which may quote a prompt, are left out\n"
 
@@ -31,11 +32,26 @@ def leave_out_panics() -> None:
 
 
 def pass_on(reading: int, writing: int) -> None:
-    """Copy one descriptor to another, up to its end, without panics and what follows them closely."""
-    while content := os.read(reading, 1 << 16):
-        panic = _PANIC.search(content)
-        os.write(writing, content if panic is None else content[: panic.start()].lstrip(b"\n") + REPLACEMENT)
-        if panic:
+    """Copy one descriptor to another, up to its end, without panics and what follows them closely.
+
+    Line by line, for a panic's first line may come in pieces; the beginning of a line that is none waits a moment.
+    """
+    content = b""
+    while True:
+        if content and not select.select([reading], [], [], LINE_SECONDS)[0] and not content.startswith(b"thread "):
+            os.write(writing, content)
+            content = b""
+        more = os.read(reading, 1 << 16)
+        content += more
+        if panic := _PANIC.search(content):
+            before = content[: panic.start()].rstrip(b"\n")
+            os.write(writing, (before and before + b"\n") + REPLACEMENT)
+            content = b""
             while select.select([reading], [], [], QUIET_SECONDS)[0]:
                 if not os.read(reading, 1 << 16):
                     return
+            continue
+        lines, end, content = content.rpartition(b"\n") if more else (content, b"", b"")
+        os.write(writing, lines + end)
+        if not more:
+            return

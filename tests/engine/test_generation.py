@@ -707,3 +707,43 @@ def test_a_completion_must_read_as_it_was_given(model_path: ModelPath) -> None:
     assert [step.text for step in engine.attribute("a", "bc")] == ["b", "c"]
     with pytest.raises(InvalidRequestError, match=r"completion: its tokens read 'bc', which is not what was given"):
         engine.attribute("a", "Bc")
+
+
+# Contrasts and stop texts as words -----------------------------------------------------------------------------------
+
+
+def test_a_contrast_is_the_token_that_could_stand_in_the_target_s_place(demo: Engine) -> None:
+    """Words that begin with a space are set against one that does, others against one that does not."""
+    plain, spaced = demo._model.tokenizer.convert_tokens_to_ids(["a", "Ġa"])
+    assert None not in (plain, spaced)
+    explained = AttributionSettings(contrast=Contrast(text="a"))
+    found = set()
+    for step in demo.attribute("The film is", " so good. It", explained):
+        expected = spaced if step.text.startswith(" ") else plain
+        assert attribution(step).contrast_token_id == expected
+        found.add(expected)
+    assert found == {plain, spaced}
+    exactly = AttributionSettings(contrast=Contrast(text=" a"))
+    assert {attribution(s).contrast_token_id for s in demo.attribute("The film is", " so good. It", exactly)} == {
+        spaced
+    }
+
+
+def test_a_contrast_of_several_tokens_is_refused_with_what_they_are(demo: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match=r"is \d tokens \(\d+ '.*'.*\), and a contrast is one") as caught:
+        demo.generate("The film is", GREEDY, AttributionSettings(contrast=Contrast(text="goodgood")))
+    assert caught.value.field == "attribution.contrast.text"
+    with pytest.raises(InvalidRequestError, match="the limit is 15"):
+        demo.generate("The film is", GREEDY, AttributionSettings(contrast=Contrast(text="good" * 9)))
+
+
+@pytest.mark.parametrize(
+    ("forced", "stop", "text"),
+    [([64, 259], "<|user|>", "a"), ([64, 65, 259, 66], "b<|user|>c", "a"), ([64, 258], "<|sys", "a")],
+)
+def test_a_stop_text_may_hold_special_tokens(engine: Engine, forced: list[int], stop: str, text: str) -> None:
+    generation = engine.generate("x", Sampling(max_new_tokens=8, stop=(stop,)), forced_ids=forced)
+    list(generation)
+    finished = generation.finished
+    assert finished is not None
+    assert (finished.reason, finished.stop, finished.text) == (FinishReason.STOP_TEXT, stop, text)

@@ -11,10 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, PromptToken, Role, Segment
+from gradellm_engine import (
+    Engine,
+    InvalidRequestError,
+    Message,
+    Prompt,
+    PromptInput,
+    PromptLimits,
+    PromptToken,
+    Role,
+    Segment,
+    checkpoint,
+)
 from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.prompts import check_token_ids, read_prompt
-from tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
+from tiny_models import CHAT_TEMPLATE, VOCAB_SIZE, save_random_model
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 Read = Callable[..., Prompt]
@@ -328,3 +339,114 @@ def test_bad_inputs(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         PromptInput(**arguments)
     assert caught.value.field == field
+
+
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_context(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A model that takes 131,072 tokens."""
+    path = save_random_model(tmp_path_factory.mktemp("long"), "llama", max_position_embeddings=131_072)
+    return Engine.load(str(path), threads=1, kv_bytes=131_072 * 1024)
+
+
+def test_all_of_a_long_context_is_read(long_context: Engine) -> None:
+    text = "a b " * 32_767
+    prompt = long_context.tokenize(PromptInput(prompt=text))
+    assert len(prompt.tokens) == len(text) + 1 == long_context.max_prompt_tokens - 2
+    assert "".join(token.text for token in prompt.tokens) == text
+    words = tuple(Segment(str(index), 2 * index, 2 * index + 1) for index in range(65_000))
+    prompt = long_context.tokenize(PromptInput(messages=(Message("user", text[:-100]),), segments=()))
+    assert {token.role for token in prompt.tokens} == {Role.USER, Role.TEMPLATE}
+    prompt = long_context.tokenize(PromptInput(prompt=text, segments=words))
+    assert [token.segment for token in prompt.tokens[1:6]] == ["0", None, "1", None, "2"]
+
+
+@pytest.mark.parametrize("unit", ["a b ", "😀", "<|user|>", "\x00"])
+def test_four_megabytes_are_refused_before_they_are_all_read(
+    long_context: Engine, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    encoder = long_context._model.encoder
+    encode, read = encoder._encode, 0
+
+    def counting(text: str, add_special_tokens: bool) -> Any:
+        nonlocal read
+        read += len(text.encode())
+        return encode(text, add_special_tokens)
+
+    monkeypatch.setattr(encoder, "_encode", counting)
+    text = unit * (4_000_000 // len(unit.encode()))
+    with pytest.raises(InvalidRequestError, match="the limit is"):
+        long_context.tokenize(PromptInput(prompt=text))
+    assert read <= 1_600_000  # as many bytes as 131,072 tokens may have, and a half
+
+
+@pytest.mark.parametrize("looks", range(1, 6))
+def test_reading_a_prompt_can_be_ended(long_context: Engine, looks: int) -> None:
+    left = looks
+
+    class GoneError(Exception):
+        pass
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise GoneError
+
+    token = checkpoint.set(check)
+    try:
+        with pytest.raises(GoneError):
+            long_context.tokenize(PromptInput(messages=(Message("user", "a b " * 20_000), Message("user", "c"))))
+    finally:
+        checkpoint.reset(token)
+
+
+class Fails:
+    """A tokenizer's core that must not be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.fail("it was tokenised before its counts were checked")
+
+
+LIMITS = PromptLimits(tokens=100, characters=1000, messages=20)
+
+
+@pytest.mark.parametrize(
+    ("given_input", "field"),
+    [
+        (PromptInput(prompt_ids=(1,) * 101), "input.prompt_ids"),
+        (PromptInput(prompt="a" * 1001), "input.prompt"),
+        (PromptInput(messages=(Message("user", "a"),) * 21), "input.messages"),
+        (PromptInput(messages=(Message("user", "a" * 600),) * 2), "input.messages"),
+        (PromptInput(messages=(Message("u" * 1001, "a"),)), "input.messages"),
+        (
+            PromptInput(prompt="a" * 200, segments=tuple(Segment(str(i), i, i + 1) for i in range(101))),
+            "input.segments",
+        ),
+        (PromptInput(prompt="ab", segments=(Segment("n" * 1001, 0, 1),)), "input.segments"),
+    ],
+)
+def test_inputs_are_refused_by_counts_and_lengths(
+    tokenizers: Tokenizers, given_input: PromptInput, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TextEncoder(tokenizers("llama"))
+    monkeypatch.setattr(encoder, "_core", Fails())
+    with pytest.raises(InvalidRequestError, match="the limit is") as caught:
+        read_prompt(given_input, encoder, VOCAB_SIZE, LIMITS)
+    assert caught.value.field == field
+
+
+def test_the_limits_are_those_of_the_tokenizer_and_the_template(tokenizers: Tokenizers) -> None:
+    encoder = TextEncoder(tokenizers("llama"))
+    # Of a message, the template makes its role's token, those of its words, and an end.
+    assert PromptLimits.of(encoder, 300) == PromptLimits(300, 300 * len("<|assistant|>"), 100)
+
+
+def test_a_template_that_makes_text_longer_than_fits(read: Read, tokenizers: Tokenizers) -> None:
+    tokenizer = copy.deepcopy(tokenizers("llama"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] * 1000 }}{% endfor %}"
+    encoder = TextEncoder(tokenizer)
+    with pytest.raises(InvalidRequestError, match="5,000 characters; the limit is 1,000"):
+        read_prompt(PromptInput(messages=(Message("user", "abcde"),)), encoder, VOCAB_SIZE, LIMITS)
