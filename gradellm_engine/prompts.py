@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.text import IncrementalText
+from gradellm_engine.words import prompt_words
 
 
 class Role(StrEnum):
@@ -177,6 +179,11 @@ class Prompt:
     def ids(self) -> list[int]:
         """The tokens' ids."""
         return [token.id for token in self.tokens]
+
+    @cached_property
+    def words(self) -> list[int]:
+        """The word that each token belongs to, from 0: see `gradellm_engine.words`."""
+        return prompt_words(self)
 
 
 @dataclass(frozen=True)
