@@ -43,11 +43,16 @@ class SourceMap:
         self._num_columns = len(self.sources)
         self._generated_word: int | None = None  # the last one's
 
-    def add_generated(self, word: int) -> int | None:
+    @property
+    def takes_words(self) -> bool:
+        """Whether the column of a generated token depends on its word."""
+        return self._settings.sources is Sources.PREFIX and self._settings.resolution is Resolution.WORD
+
+    def add_generated(self, word: int | None) -> int | None:
         """Make a generated token a source of the later ones; its column, or None where only the prompt is scored.
 
         Args:
-            word: which word of the completion it belongs to.
+            word: which word of the completion it belongs to, where columns depend on it.
         """
         if self._settings.sources is Sources.PROMPT:
             return None

@@ -158,7 +158,7 @@ class Stream:
         self._untold: list[Step] = []  # chosen, but their text may still begin a stop text
         self._words = WordCounter()
         self._num_read = 0  # tokens of the completion whose text was sure, and counted
-        self._columns: list[int | None] = []  # of the tokens whose word is sure
+        self._columns: list[int | None] = []  # of the first tokens
         self._rows: dict[int, _Row] = {}  # computed, of tokens that are not told yet
         self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
         self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
@@ -323,24 +323,31 @@ class Stream:
         return targets
 
     def tell(self) -> None:
-        """Tell the tokens whose text and word are sure, and the scores of tokens that have been told."""
+        """Tell the tokens whose text is sure, and the scores of tokens that have been told.
+
+        Where words are columns, a part of a character waits for the rest: its column is the character's.
+        """
         first = self._num_completion_tokens - len(self._untold)
-        self._decide_words()
+        self._add_columns()
         count = max(0, len(self._columns) - first)
         for step in self._untold[:count]:
             start, end = self._text.spans[step.index]
-            word, column = self._words.words[step.index], self._columns[step.index]
-            text = self._text.text[start:end]
-            self.events.append(replace(step, text=text, start=start, end=end, word=word, source_index=column))
+            self.events.append(
+                replace(
+                    step,
+                    text=self._text.text[start:end],
+                    start=start,
+                    end=end,
+                    word=self._words.words[step.index] if start < end or step.special else None,
+                    source_index=self._columns[step.index],
+                )
+            )
         del self._untold[:count]
         for index in sorted(index for index in self._rows if index < first + count):
             self.events.append(self._attribution(index, self._rows.pop(index)))
 
-    def _decide_words(self) -> None:
-        """Find the words of the tokens whose text is sure, and their columns.
-
-        A part of a character waits for the others: its word is the character's.
-        """
+    def _add_columns(self) -> None:
+        """Count the tokens whose text is sure to words, and make them sources of the later ones."""
         num_prompt_tokens = len(self._plan.prompt.tokens)
         for index in range(self._num_read, self._text.num_safe_tokens):
             start, end = self._text.spans[index]
@@ -349,8 +356,10 @@ class Stream:
             self._num_read += 1
         if self._reason is not None:
             self._words.finish()
-        for word in self._words.words[len(self._columns) :]:
-            self._columns.append(self._source_map.add_generated(word))
+        words = self._words.words
+        num_known = len(words) if self._source_map.takes_words else self._num_read
+        for index in range(len(self._columns), num_known):
+            self._columns.append(self._source_map.add_generated(words[index] if index < len(words) else None))
 
     def take_heat_map(self, heat_map: Tensor) -> None:
         """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
@@ -458,7 +467,7 @@ class Stream:
             logprob=distribution.logprob(token_id),
             alternatives=alternatives,
             special=token_id in self._special_ids,
-            word=0,
+            word=None,
             source_index=None,
             attribution=None,
             is_new=is_new,

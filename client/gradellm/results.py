@@ -317,7 +317,11 @@ class Token:
     source_index: int | None
     """Its column in later rows, with sources="prefix"."""
     word: int | None = None
-    """Which word of the completion it belongs to, from 0. None where the server is older."""
+    """Which word of the completion it belongs to, from 0.
+
+    None for a token without text, such as a part of a character, which is in the next one's word; and where the server
+    is older.
+    """
 
 
 @dataclass(frozen=True, slots=True)
