@@ -59,7 +59,7 @@ _SEGMENT = regex.compile(
   | (?: (?P<word>
             {_CONNECTOR}*+ {_RUN} (?: {_CONNECTOR}++ {_RUN} )*+ {_CONNECTOR}*+  # WB13a, WB13b
           | \p{{RI}} {_ALSO} (?: \p{{RI}} {_ALSO} )?+                           # WB15, WB16: flags
-          | [\p{{Alphabetic}}\p{{N}}\p{{Extended_Pictographic}}] {_ALSO}
+          | [\p{{Alphabetic}}\p{{Nd}}\p{{Extended_Pictographic}}] {_ALSO}
         )
       | (?P<opener> \p{{Ps}} {_ALSO} | {_CONNECTOR}++ )
       | . {_ALSO}

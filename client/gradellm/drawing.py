@@ -12,7 +12,7 @@ from collections import deque
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gradellm.terminal import Passage, Span, heat_map, legend, visible
+from gradellm.terminal import Passage, Span, heat_map, isolated, legend, visible
 from gradellm.words import Grouping, characters, is_written
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Drawing:
     def take(self, event: Event) -> Iterator[str]:
         if event.token is not None and not self.explained:
             self.drawn.append(event.token)
-            yield _lines_visible(event.token.text)
+            yield "\n".join(map(visible, event.token.text.split("\n")))  # in pieces: nothing of ours stands beside it
         elif event.token is not None:
             self._wait(self.grouping.push(event.token))
         elif event.attribution is not None:
@@ -117,7 +117,7 @@ class _Drawing:
         if all(token.special and not token.text for token in word):
             return ""  # the model's own punctuation, such as its end of turn, which the summary tells
         self.num_words += 1
-        name = self.style.bold(visible(_label(word)))
+        name = self.style.bold(isolated(visible(_label(word))))
         if not row:
             return f"{name}  {self.style.dim('not explained')}\n\n"
         self.signed = self.signed or any(score < 0 for score in row.values())
@@ -161,11 +161,8 @@ def _label(word: list[Token]) -> str:
 
 
 def _answer(tokens: list[Token]) -> str:
-    return _lines_visible("".join(token.text for token in tokens).strip())
-
-
-def _lines_visible(text: str) -> str:
-    return "\n".join(map(visible, text.split("\n")))
+    text = "".join(token.text for token in tokens).strip()
+    return "\n".join(isolated(visible(line)) for line in text.split("\n"))
 
 
 def _sums(row: Row, passages: Iterable[Passage]) -> str:
@@ -182,7 +179,7 @@ def _sums(row: Row, passages: Iterable[Passage]) -> str:
 def _summary(finished: Finished) -> str:
     reason = {
         "end_of_text": "the model ended its turn",
-        "stop_text": f"met the stop text {visible(finished.stop)}",
+        "stop_text": f"met the stop text {isolated(visible(finished.stop))}",
         "max_new_tokens": "reached max_new_tokens",
         "end_of_completion": "the whole completion",
     }.get(finished.reason or "", "ended")
