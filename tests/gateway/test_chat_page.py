@@ -188,9 +188,11 @@ def test_a_new_question_ends_a_measurement(tab: Any, leaving: str) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     tab.evaluate("""() => {  // a measurement that takes long, as those of long answers do
       const real = fetch;
-      window.fetch = (path, options) => path.endsWith("evaluate")
-        ? new Promise((_, refuse) => options.signal.addEventListener("abort", () => { window.left = true; refuse(options.signal.reason); }))
-        : real(path, options);
+      const never = (signal) => new Promise((_, refuse) => signal.addEventListener("abort", () => {
+        window.left = true;
+        refuse(signal.reason);
+      }));
+      window.fetch = (path, options) => path.endsWith("evaluate") ? never(options.signal) : real(path, options);
     }""")
     tab.get_by_role("button", name="How faithful?").click()
     assert tab.locator("#judge").is_disabled()
@@ -201,6 +203,7 @@ def test_a_new_question_ends_a_measurement(tab: Any, leaving: str) -> None:
     if leaving == "New conversation":
         ask(tab, REVIEW)
     tab.wait_for_selector("#judge:not([disabled])")
+    assert tab.locator(".turn.assistant").count() == (2 if leaving == "Send" else 1)
     assert tab.locator("#said").inner_text() == ""
 
 
@@ -244,10 +247,10 @@ def test_an_answer_is_stopped_and_the_server_told(show: Callable[..., Any], url:
     tab.wait_for_timeout(300)
     assert server.server.engine_thread.num_placed == 0
     assert tab.locator(".turn.assistant .word").count() < 100
-    ask(tab, "Go on.")
-    assert tab.locator(".turn.assistant").count() == 2
     tab.get_by_role("button", name="New conversation").click()
     assert tab.locator(".turn").count() == 0
+    ask(tab, "Go on.")
+    assert tab.locator(".turn.assistant").count() == 1
 
 
 def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any], demo_url: str) -> None:
