@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -199,6 +200,35 @@ def test_parts_of_a_generated_character_are_one_source(resolution: str) -> None:
     labels = ["日", "本", " x", "好", "的", " ok"]
     assert [label for label, _ in whole.drawn] == (labels if resolution == "token" else [*map(str.strip, labels)])
     assert [column for _, its in whole.drawn for column in its] == [*range(columns[-1] + 1)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (("On", "ce", " up", "on", "."), "Once|upon."),
+        (("a ", "b", "\n"), "a|b"),
+        (("你", "好", "吗"), "你|好|吗"),
+        (("caf", "é"), "café"),
+    ],
+)
+def test_words_of_older_files_are_parted_at_white_space(pieces: tuple[str, ...], expected: str) -> None:
+    """What an older server sent has no word indexes."""
+    it, start = explanation(), 0
+    tokens, prompt = [], []
+    for index, text in enumerate(pieces):
+        end = start + len(text)
+        tokens.append(Token(index, index, text, start, end, -1.0, (), False, None))
+        prompt.append(PromptToken(index, text, start, end, "user", None, "", False))
+        start = end
+    started = replace(it.started, prompt_text="".join(pieces), prompt_tokens=tuple(prompt))
+    whole = Explanation(started, tuple(tokens), (), None)
+    plain = json.loads(whole.to_json())
+    for token in (*plain["tokens"], *plain["started"]["prompt_tokens"]):
+        del token["word"]
+    old = Explanation.from_json(json.dumps(plain))
+    assert old == whole
+    assert "|".join(word.text for word in old.words) == expected
+    assert [*dict.fromkeys(word for word, _ in old.prompt_words if word.strip())] == expected.split("|")
 
 
 # --- large explanations -----------------------------------------------------------------------------------------------

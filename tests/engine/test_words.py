@@ -187,7 +187,8 @@ def test_tokens_come_one_by_one_as_the_whole_has_them(words: list[str], cuts: li
 
 @given(st.lists(st.sampled_from(["a", " b", "", ".", "<|e|>", "中", " ", "é"]), max_size=20))
 def test_what_is_decided_stays(pieces: list[str]) -> None:
-    counter, before = WordCounter(), []
+    counter = WordCounter()
+    before: list[int] = []
     for index, piece in enumerate(pieces):
         counter.push(piece, special=piece.startswith("<|"))
         assert counter.words[: len(before)] == before
