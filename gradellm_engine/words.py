@@ -25,16 +25,15 @@ quantifiers are possessive: time is linear in the text.
 
 from __future__ import annotations
 
-from itertools import groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import regex
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
-    from gradellm_engine.prompts import Prompt
+    from gradellm_engine.prompts import Prompt, PromptToken
 
 MAX_PARTS = 4  # tokens of one character at most: its bytes in UTF-8
 
@@ -59,7 +58,7 @@ _SEGMENT = regex.compile(
   | (?: (?P<word>
             {_CONNECTOR}*+ {_RUN} (?: {_CONNECTOR}++ {_RUN} )*+ {_CONNECTOR}*+  # WB13a, WB13b
           | \p{{RI}} {_ALSO} (?: \p{{RI}} {_ALSO} )?+                           # WB15, WB16: flags
-          | [\p{{Alphabetic}}\p{{Nd}}\p{{Extended_Pictographic}}] {_ALSO}
+          | [[\p{{Alphabetic}}\p{{Nd}}\p{{Extended_Pictographic}}]--{_IGNORED}] {_ALSO}
         )
       | (?P<opener> \p{{Ps}} {_ALSO} | {_CONNECTOR}++ )
       | . {_ALSO}
@@ -69,7 +68,21 @@ _SEGMENT = regex.compile(
     regex.VERBOSE | regex.DOTALL | regex.VERSION1,
 )
 _IGNORABLE = regex.compile(_IGNORED, regex.VERSION1)
+_FLAG = regex.compile(r"\p{RI}\p{RI}", regex.VERSION1)
+_IDEOGRAPH = regex.compile(r"[\p{Alphabetic}--\P{WB=Other}]", regex.VERSION1)  # no rule joins anything to them
 _JOINER = "\u200d"
+
+
+class _State(NamedTuple):
+    """What the words of later text depend on, of the text before it."""
+
+    before: str = ""  # the last characters, as far as boundaries depend on them
+    has_text: bool = False  # the text since the last boundary is more than white space
+    has_word: bool = False  # it holds a word of UAX #29
+    may_start: bool = False  # a boundary was passed, and only white space since
+
+
+_START = _State()
 
 
 class WordCounter:
@@ -83,15 +96,9 @@ class WordCounter:
         self.words: list[int] = []
         self._num_waiting = 0  # tokens without text, which may be parts of the next character
         self._speaker: Hashable = None
-        self._begin()
-
-    def _begin(self) -> None:
-        """Have the next token begin a word, whatever was before."""
-        self._must_start = True
-        self._may_start = False  # a boundary was passed, and only white space since
-        self._has_text = False  # the text since the last boundary is more than white space
-        self._has_word = False  # it holds a word of UAX #29
-        self._before = ""  # the last characters, as far as boundaries depend on them
+        self._state = _START
+        self._must_start = True  # the next token begins a word, whatever was before
+        self._read: dict[tuple[_State, str], tuple[bool, _State]] = {}  # what came of it: most tokens come again
 
     def push(self, text: str, *, special: bool = False, speaker: Hashable = None, shares: bool = False) -> None:
         """Take the next token.
@@ -106,13 +113,17 @@ class WordCounter:
         if special or speaker != self._speaker:
             self.finish()
             self._speaker = speaker
-            self._begin()
+            self._state, self._must_start = _START, True
         if special:
             self._count(starts=True)
             self._must_start = True
         elif text:
-            starts = self._must_start
-            starts = (self._begins_word(text) and not shares) or starts
+            state = self._state._replace(before="") if text[0].isspace() else self._state
+            read = self._read.get((state, text))
+            if read is None:
+                read = self._read[state, text] = _read(state, text)
+            starts, self._state = read
+            starts = (starts and not shares) or self._must_start
             for _ in range(self._num_waiting + 1):
                 self._count(starts=starts)
                 starts = False
@@ -135,37 +146,47 @@ class WordCounter:
         self.words.append(self.words[-1] + starts if self.words else 0)
         self._must_start = False
 
-    def _begins_word(self, text: str) -> bool:
-        """Read a token's text; whether it begins a word."""
-        starts = False
-        joint = len(self._before)  # where the token begins
-        kind, segment, last_word = None, "", ""
-        for found in _SEGMENT.finditer(self._before + text):
-            last_word = segment if kind == "word" else ""
-            kind, segment = found.lastgroup, found.group()
-            if found.end() <= joint:
-                continue  # what is before the token
-            is_new = found.start() >= joint  # not the rest of what the tokens before began
-            if is_new and ((kind == "space" and self._has_text) or (kind in ("word", "opener") and self._has_word)):
-                self._may_start, self._has_text, self._has_word = True, False, False
-            if found.start() <= joint:
-                starts, self._may_start = self._may_start, False
-            if kind != "space":
-                self._may_start, self._has_text = False, True
-                self._has_word = self._has_word or kind == "word"
-        if kind == "space":
-            self._before = ""
-        else:
-            self._before = _end(segment, 2) if kind == "word" else _end(last_word, 1) + _end(segment, 1)
-        return starts
+
+def _read(state: _State, text: str) -> tuple[bool, _State]:
+    """Whether a token with this text begins a word, and the state after it."""
+    before, has_text, has_word, may_start = state
+    starts = False
+    joint = len(before)  # where the token begins
+    kind, segment, last_word = None, "", ""
+    for found in _SEGMENT.finditer(before + text):
+        last_word = segment if kind == "word" else ""
+        kind, segment = found.lastgroup, found.group()
+        if found.end() <= joint:
+            continue  # what is before the token
+        is_new = found.start() >= joint  # not the rest of what the tokens before began
+        if is_new and ((kind == "space" and has_text) or (kind in ("word", "opener") and has_word)):
+            may_start, has_text, has_word = True, False, False
+        if found.start() <= joint:
+            starts, may_start = may_start, False
+        if kind != "space":
+            may_start, has_text = False, True
+            has_word = has_word or kind == "word"
+    if kind == "space":
+        return starts, _State("", has_text, has_word, may_start)
+    before = "" if kind == "word" else _end(last_word)
+    return starts, _State(before + _end(segment), has_text, has_word, may_start)
 
 
-def _end(segment: str, count: int) -> str:
-    """The last characters of a segment, as far as what follows it depends on them."""
+def _end(segment: str) -> str:
+    """The last characters of a segment, as far as what follows it depends on them.
+
+    That is one, but for flags, which are two; and for letters and digits any of their kind.
+    """
     if not segment:
         return ""
     joiner = _JOINER if segment.endswith(_JOINER) else ""
-    return (_IGNORABLE.sub("", segment)[-count:] or segment[:1]) + joiner
+    bare = _IGNORABLE.sub("", segment) or segment[:1]
+    last = bare[-2:] if _FLAG.fullmatch(bare) else bare[-1]
+    if last.isascii() and last.isalnum():
+        last = "1" if last.isdigit() else "a"
+    elif _IDEOGRAPH.fullmatch(last):
+        last = ""
+    return last + joiner
 
 
 def prompt_words(prompt: Prompt) -> list[int]:
@@ -180,19 +201,26 @@ def prompt_words(prompt: Prompt) -> list[int]:
         )
         end = max(end, token.end)
     counter.finish()
-    return _join_last_spaces(prompt, counter.words)
+    return _join_last_spaces(prompt.tokens, counter.words)
 
 
-def _join_last_spaces(prompt: Prompt, words: list[int]) -> list[int]:
+def _join_last_spaces(tokens: Sequence[PromptToken], words: list[int]) -> list[int]:
     """White space at the end of a speaker's text goes with the word before it, as no word comes after it."""
-    joined: list[int] = []
-    taken = 0  # words that were joined to the one before
-    before: tuple[object, ...] | None = None  # whose the word before is
-    for word, group in groupby(zip(words, prompt.tokens, strict=True), key=itemgetter(0)):
-        tokens = [token for _, token in group]
-        whose = None if tokens[0].special else (tokens[0].role, tokens[0].message)
-        if whose is not None and whose == before and not "".join(token.text for token in tokens).strip():
-            taken += 1
-        before = whose
-        joined += [word - taken] * len(tokens)
-    return joined
+    joined = set()
+    for last, token in enumerate(tokens):
+        if last + 1 < len(tokens) and _go_on(token, tokens[last + 1]):
+            continue
+        first = last  # of the last word, as long as that is white space
+        while first > 0 and words[first - 1] == words[last] and not tokens[first].text.strip():
+            first -= 1
+        if first > 0 and not tokens[first].text.strip() and _go_on(tokens[first - 1], tokens[first]):
+            joined.add(words[last])
+    if not joined:
+        return words
+    taken = list(accumulate(number in joined for number in range(words[-1] + 1)))
+    return [word - taken[word] for word in words]
+
+
+def _go_on(before: PromptToken, after: PromptToken) -> bool:
+    """Whether two tokens are of one speaker's text."""
+    return not (before.special or after.special) and (before.role, before.message) == (after.role, after.message)

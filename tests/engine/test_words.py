@@ -207,7 +207,7 @@ def test_the_pattern_never_reads_far_back(unit: str, monkeypatch: pytest.MonkeyP
     counter = WordCounter()
     for _ in range(3):
         counter.push(unit * 50)
-        assert len(counter._before) <= 3
+        assert len(counter._state.before) <= 3
     counter.push(unit * 20_000)  # in one token: seconds, were it not linear
 
 
