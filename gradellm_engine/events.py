@@ -74,6 +74,9 @@ class Step:
         logprob: natural logarithm of its probability under the model, before temperature, top_k and top_p.
         alternatives: the most probable tokens, the best first.
         special: whether it is a special token.
+        word: which word of the completion it belongs to, from 0: see `gradellm_engine.words`. None for a token without
+            text, which may be a part of the next character: it is in the word of the next token with text, or of the
+            one before where no text follows.
         source_index: the column of later rows that stands for it, where the prefix is scored.
         attribution: None where it was not asked for, and where it comes on its own.
         is_new: False for a token that the caller gave to resume from.
@@ -87,6 +90,7 @@ class Step:
     logprob: float
     alternatives: tuple[Alternative, ...]
     special: bool
+    word: int | None
     source_index: int | None
     attribution: Attribution | None
     is_new: bool

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from gradellm_engine.chat_template import Message, Placement, Stretch
 from gradellm_engine.encoding import Array, Encoding, TextEncoder, TooManyTokensError, checkpoint
 from gradellm_engine.errors import InvalidRequestError, TokenizerError
 from gradellm_engine.text import IncrementalText
+from gradellm_engine.words import prompt_words
 
 
 class Role(StrEnum):
@@ -265,6 +267,11 @@ class Prompt:
     def ids(self) -> list[int]:
         """The tokens' ids."""
         return [token.id for token in self.tokens]
+
+    @cached_property
+    def words(self) -> list[int]:
+        """The word that each token belongs to, from 0: see `gradellm_engine.words`."""
+        return prompt_words(self)
 
     def check_user_text(self, field: str) -> None:
         """Refuse what depends on which tokens are the user's own text, where nobody can say, or there are none.

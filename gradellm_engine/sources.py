@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradellm_engine.prompts import Prompt, PromptToken
+from gradellm_engine.prompts import Prompt
 from gradellm_engine.settings import AttributionSettings, Resolution, Sources
 
 GENERATED = "generated"  # the one source that all generated tokens are at resolution segment
@@ -22,33 +22,6 @@ class Source:
 
     label: str
     token_indexes: tuple[int, ...]
-
-
-class WordSplitter:
-    """Says token by token where words begin: at white space, at special tokens, and where another speaker begins.
-
-    A token of white space alone belongs to the word after it.
-    """
-
-    def __init__(self) -> None:
-        self._before: tuple[str, bool, object] | None = None
-        self._blank = True  # whether the word has only white space so far
-
-    def starts_word(self, text: str, *, special: bool, speaker: object = None, gap: str = "") -> bool:
-        """Whether a token begins a word.
-
-        Args:
-            text: the token's text.
-            special: whether it is a special token.
-            speaker: whose words it carries.
-            gap: text between the token before and this one that belongs to neither.
-        """
-        before, self._before = self._before, (text, special, speaker)
-        starts = before is None or before[1] or special or before[2] != speaker
-        if not starts and not self._blank and before is not None:
-            starts = before[0][-1:].isspace() or text[:1].isspace() or any(map(str.isspace, gap))
-        self._blank = (starts or self._blank) and (not text or text.isspace()) and not special
-        return starts
 
 
 class SourceMap:
@@ -68,17 +41,27 @@ class SourceMap:
             for index in source.token_indexes:
                 self._column[index] = column
         self._num_columns = len(self.sources)
-        self._generated_words = WordSplitter()
+        self._generated_word: int | None = None  # the last one's
 
-    def add_generated(self, text: str, *, special: bool) -> int | None:
-        """Make a generated token a source of the later ones; its column, or None where only the prompt is scored."""
+    @property
+    def takes_words(self) -> bool:
+        """Whether the column of a generated token depends on its word."""
+        return self._settings.sources is Sources.PREFIX and self._settings.resolution is Resolution.WORD
+
+    def add_generated(self, word: int | None) -> int | None:
+        """Make a generated token a source of the later ones; its column, or None where only the prompt is scored.
+
+        Args:
+            word: which word of the completion it belongs to, where columns depend on it.
+        """
         if self._settings.sources is Sources.PROMPT:
             return None
         match self._settings.resolution:
             case Resolution.TOKEN:
                 starts = True
             case Resolution.WORD:
-                starts = self._generated_words.starts_word(text, special=special)
+                starts = word != self._generated_word
+                self._generated_word = word
             case Resolution.SEGMENT:
                 starts = len(self._column) == self._num_prompt_tokens
         self._num_columns += starts
@@ -105,7 +88,7 @@ def _groups(prompt: Prompt, resolution: Resolution) -> list[tuple[str, list[int]
         case Resolution.WORD:
             return [
                 (prompt.text[prompt.tokens[word[0]].start : prompt.tokens[word[-1]].end].strip(), word)
-                for word in prompt_words(prompt)
+                for word in word_groups(prompt)
             ]
         case Resolution.SEGMENT:
             segments: dict[tuple[str, bool], list[int]] = {}
@@ -115,25 +98,11 @@ def _groups(prompt: Prompt, resolution: Resolution) -> list[tuple[str, list[int]
             return [(label, indexes) for (label, _), indexes in segments.items()]
 
 
-def prompt_words(prompt: Prompt) -> list[list[int]]:
-    """Token indexes by word. White space at the end belongs to the last word."""
-    splitter = WordSplitter()
+def word_groups(prompt: Prompt) -> list[list[int]]:
+    """Token indexes by word."""
     groups: list[list[int]] = []
-    end = 0
-    for index, token in enumerate(prompt.tokens):
-        if splitter.starts_word(
-            token.text, special=token.special, speaker=_speaker(token), gap=prompt.text[end : token.start]
-        ):
+    for index, word in enumerate(prompt.words):
+        if word == len(groups):
             groups.append([])
-        groups[-1].append(index)
-        end = token.end
-    last = prompt.tokens[groups[-1][0]]
-    is_blank = not last.special and not "".join(prompt.tokens[index].text for index in groups[-1]).strip()
-    if is_blank and len(groups) > 1 and _speaker(prompt.tokens[groups[-2][-1]]) == _speaker(last):
-        trailing = groups.pop()
-        groups[-1] += trailing
+        groups[word].append(index)
     return groups
-
-
-def _speaker(token: PromptToken) -> tuple[object, ...]:
-    return token.role, token.message

@@ -45,6 +45,7 @@ from gradellm_engine.settings import (
 )
 from gradellm_engine.sources import SourceMap
 from gradellm_engine.text import CompletionText
+from gradellm_engine.words import WordCounter
 
 if TYPE_CHECKING:
     from gradellm_engine.lockstep import Asked
@@ -106,6 +107,21 @@ class Plan:
         return self.attribution is not None and self.analyse is None and self.scores is None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Scores of a token that is not told yet.
+
+    Attributes:
+        scores: one a token of its prefix, on the CPU. [S]
+        target: what they explain.
+        error: the method's own measure of how far off they are.
+    """
+
+    scores: Tensor
+    target: Target
+    error: float | None
+
+
 DEFAULT_CHUNK_SIZE = 16
 
 Account = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
@@ -163,7 +179,10 @@ class Stream:
         stop = () if plan.is_completion else sampling.stop
         self._text = CompletionText(self._decode, prompt.ids, stop, self._written_out)
         self._untold: list[Step] = []  # chosen, but their text may still begin a stop text
-        self._rows: dict[int, Attribution] = {}  # computed, of tokens that are not told yet
+        self._words = WordCounter()
+        self._num_read = 0  # tokens of the completion whose text was sure, and counted
+        self._columns: list[int | None] = []  # of the first tokens
+        self._rows: dict[int, _Row] = {}  # computed, of tokens that are not told yet
         self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
         self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
         self._num_attributed = 0
@@ -174,7 +193,6 @@ class Stream:
         self.is_closed = False
         for token_id in plan.given_ids[: plan.first_step]:
             self._text.push(token_id)
-            self._add_source(token_id)
         if plan.first_step:
             self._end_if_due(plan.given_ids[plan.first_step - 1])
             self.finish_if_done()
@@ -356,15 +374,43 @@ class Stream:
         return targets
 
     def tell(self) -> None:
-        """Tell the tokens whose text is sure, and the scores of tokens that have been told."""
+        """Tell the tokens whose text is sure, and the scores of tokens that have been told.
+
+        Where words are columns, a part of a character waits for the rest: its column is the character's.
+        """
         first = self._num_completion_tokens - len(self._untold)
-        count = max(0, self._text.num_safe_tokens - first)
-        spans = self._text.spans[first : first + count]
-        for step, (start, end) in zip(self._untold[:count], spans, strict=True):
-            self.events.append(replace(step, text=self._text.text[start:end], start=start, end=end))
+        self._add_columns()
+        count = max(0, len(self._columns) - first)
+        for step in self._untold[:count]:
+            start, end = self._text.spans[step.index]
+            self.events.append(
+                replace(
+                    step,
+                    text=self._text.text[start:end],
+                    start=start,
+                    end=end,
+                    word=self._words.words[step.index] if start < end or step.special else None,
+                    source_index=self._columns[step.index],
+                )
+            )
         del self._untold[:count]
         for index in sorted(index for index in self._rows if index < first + count):
-            self.events.append(self._rows.pop(index))
+            self.events.append(self._attribution(index, self._rows.pop(index)))
+
+    def _add_columns(self) -> None:
+        """Count the tokens whose text is sure to words, and make them sources of the later ones."""
+        num_prompt_tokens = len(self._plan.prompt.tokens)
+        for index in range(self._num_read, self._text.num_safe_tokens):
+            start, end = self._text.spans[index]
+            is_special = self.ids[num_prompt_tokens + index] in self._special_ids
+            self._words.push(self._text.text[start:end], special=is_special)
+            self._num_read += 1
+        if self._reason is not None:
+            self._words.finish()
+        words = self._words.words
+        num_known = len(words) if self._source_map.takes_words else self._num_read
+        for index in range(len(self._columns), num_known):
+            self._columns.append(self._source_map.add_generated(words[index] if index < len(words) else None))
 
     def take_heat_map(self, heat_map: Tensor) -> None:
         """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
@@ -406,7 +452,7 @@ class Stream:
 
     def _take_row(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
         """Scores of the token's whole prefix [S]."""
-        self._rows[index] = self._row(index, self._source_map.aggregate(scores).cpu(), target, error)
+        self._rows[index] = _Row(scores.cpu(), target, error)
         self._num_attributed += 1
 
     def charge(self, account: Account, seconds: float) -> None:
@@ -472,7 +518,8 @@ class Stream:
             logprob=distribution.logprob(token_id),
             alternatives=alternatives,
             special=token_id in self._special_ids,
-            source_index=self._add_source(token_id),
+            word=None,
+            source_index=None,
             attribution=None,
             is_new=is_new,
         )
@@ -490,12 +537,14 @@ class Stream:
             contrast = contrast.instead_of(self._decode_alone(target_id))
         return Target(target_id, contrast)
 
-    def _row(self, index: int, scores: Tensor, target: Target, error: float | None) -> Attribution:
+    def _attribution(self, index: int, row: _Row) -> Attribution:
+        """A token's scores as they are told, once the columns of all tokens before it are known."""
+        scores, target = self._source_map.aggregate(row.scores), row.target
         count = self._plan.attribution.top_k_sources if self._plan.attribution else None
         if count is None or count >= len(scores):
-            return Attribution(index, scores, None, target.token_id, target.contrast_id, error)
+            return Attribution(index, scores, None, target.token_id, target.contrast_id, row.error)
         largest = scores.abs().topk(count).indices
-        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, error)
+        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, row.error)
 
     def _end_if_due(self, token_id: int) -> None:
         done, num_given = self._num_completion_tokens, len(self._plan.given_ids)
@@ -514,10 +563,6 @@ class Stream:
             self._text.finish()
             if self._text.stop is not None:
                 self._reason = FinishReason.STOP_TEXT
-
-    def _add_source(self, token_id: int) -> int | None:
-        start, end = self._text.spans[-1]
-        return self._source_map.add_generated(self._text.text[start:end], special=token_id in self._special_ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._model.encoder.decode(ids, skip_special_tokens=True)

@@ -1,6 +1,6 @@
 """A stream of events as it is drawn in a terminal: word by word, each over the prompt with its attribution.
 
-A word is the tokens between white space; its row is the sum of its tokens' rows. What is drawn of the prompt is what
+A word's row is the sum of its tokens' rows. What is drawn of the prompt is what
 people wrote: template and special tokens are left out, and each word's line says what share of its scores lies there.
 Special tokens of the completion have no line.
 """
@@ -8,11 +8,12 @@ Special tokens of the completion have no line.
 from __future__ import annotations
 
 import math
+from collections import deque
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gradellm.terminal import Passage, Span, heat_map, legend, visible
-from gradellm.words import first_word_length
+from gradellm.terminal import Passage, Span, heat_map, isolated, legend, visible
+from gradellm.words import Grouping, characters, is_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +56,9 @@ class _Drawing:
         self.explained = started.provenance.attribution is not None
         self.passages = tuple(_prompt_passages(started))
         self.drawn: list[Token] = []
-        self.waiting: list[Token] = []
+        self.so_far: list[Span] = []  # of the drawn tokens that are scored
+        self.grouping = Grouping()
+        self.waiting: deque[list[Token]] = deque()  # words that are whole
         self.rows: dict[int, Row] = {}
         self.num_words = 0
         self.signed = False
@@ -64,19 +67,20 @@ class _Drawing:
     def take(self, event: Event) -> Iterator[str]:
         if event.token is not None and not self.explained:
             self.drawn.append(event.token)
-            yield _lines_visible(event.token.text)
+            yield "\n".join(map(visible, event.token.text.split("\n")))  # in pieces: nothing of ours stands beside it
         elif event.token is not None:
-            self.waiting.append(event.token)
+            self._wait(self.grouping.push(event.token))
         elif event.attribution is not None:
             self.rows[event.attribution.token_index] = event.attribution.by_column()
         elif event.finished is not None:
             self.finished = event.finished
-        while (word := self._next_word()) is not None:
-            yield self._draw_word(word)
+            self._wait(self.grouping.finish())
+        while self.waiting and (self.finished or all(token.index in self.rows for token in reversed(self.waiting[0]))):
+            yield self._draw_word(self.waiting.popleft())
 
     def end(self) -> Iterator[str]:
-        if self.waiting:
-            yield self._draw_word(self._take_waiting(len(self.waiting)))
+        self._wait(self.grouping.finish())
+        yield from map(self._draw_word, self.waiting)
         if not self.explained:
             yield "\n"
         elif self.num_words > 1:
@@ -86,30 +90,34 @@ class _Drawing:
         if self.finished is not None:
             yield self.style.dim(_summary(self.finished)) + "\n"
 
-    def _next_word(self) -> list[Token] | None:
-        """Take the first word that is whole and explained: another one has begun behind it, or the stream is over."""
-        length = first_word_length(self.waiting)
-        if self.finished is not None:
-            return self._take_waiting(length) if length else None
-        whole = length < len(self.waiting)
-        explained = all(token.index in self.rows for token in self.waiting[:length])
-        return self._take_waiting(length) if whole and explained else None
+    def _wait(self, word: list[Token]) -> None:
+        if word:
+            self.waiting.append(word)
 
-    def _take_waiting(self, count: int) -> list[Token]:
-        word, self.waiting = self.waiting[:count], self.waiting[count:]
-        return word
+    def _note(self, word: list[Token]) -> None:
+        """Note a word that is drawn, for the words after it."""
+        self.drawn += word
+        for token in word:
+            start = token.start - self.drawn[0].start
+            if token.source_index is not None:
+                self.so_far.append(Span(start, start + token.end - token.start, token.source_index))
+
+    def _so_far(self) -> Iterator[Passage]:
+        """Yield the completion so far, where it is scored too."""
+        if self.so_far:
+            yield Passage("so far", "".join(token.text for token in self.drawn), tuple(self.so_far))
 
     def _draw_word(self, word: list[Token]) -> str:
         row: Row = {}
         for token in word:
             for column, score in self.rows.get(token.index, {}).items():
                 row[column] = row.get(column, 0.0) + score
-        passages = (*self.passages, *_completion_passage(self.drawn))
-        self.drawn += word
+        passages = (*self.passages, *self._so_far())
+        self._note(word)
         if all(token.special and not token.text for token in word):
             return ""  # the model's own punctuation, such as its end of turn, which the summary tells
         self.num_words += 1
-        name = self.style.bold(visible(_label(word)))
+        name = self.style.bold(isolated(visible(_label(word))))
         if not row:
             return f"{name}  {self.style.dim('not explained')}\n\n"
         self.signed = self.signed or any(score < 0 for score in row.values())
@@ -119,14 +127,20 @@ class _Drawing:
 def _prompt_passages(started: Started) -> Iterator[Passage]:
     """Yield one passage a message, or one for a raw prompt, without what the template and the tokenizer added."""
     columns = columns_by_token(started)
-    written = [(i, token) for i, token in enumerate(started.prompt_tokens) if _is_written(token)]
-    for message, group in groupby(written, key=lambda pair: pair[1].message):
-        tokens = list(group)
-        start, end = min(token.start for _, token in tokens), max(token.end for _, token in tokens)
+    parts = [
+        (started.prompt_tokens[part.token_indexes[0]], part)
+        for part in characters(started.prompt_text, started.prompt_tokens)
+        if is_written(started.prompt_tokens[part.token_indexes[0]]) and part.end > part.start
+    ]
+    for message, group in groupby(parts, key=lambda pair: pair[0].message):
+        its = list(group)
+        start, end = min(part.start for _, part in its), max(part.end for _, part in its)
         spans = tuple(
-            Span(token.start - start, token.end - start, column) for i, token in tokens for column in columns.get(i, ())
+            Span(part.start - start, part.end - start, column)
+            for _, part in its
+            for column in dict.fromkeys(column for index in part.token_indexes for column in columns.get(index, ()))
         )
-        label = "" if message is None else tokens[0][1].role or ""
+        label = "" if message is None else its[0][0].role or ""
         yield Passage(label, started.prompt_text[start:end], spans)
 
 
@@ -141,32 +155,14 @@ def columns_by_token(started: Started) -> dict[int, list[int]]:
     return columns
 
 
-def _is_written(token: PromptToken) -> bool:
-    return token.role != "template" and not token.special and token.end > token.start
-
-
-def _completion_passage(tokens: list[Token]) -> Iterator[Passage]:
-    """Yield the completion so far, where it is scored too."""
-    scored = [token for token in tokens if token.source_index is not None]
-    if scored:
-        start = tokens[0].start
-        spans = tuple(
-            Span(t.start - start, t.end - start, t.source_index) for t in scored if t.source_index is not None
-        )
-        yield Passage("so far", "".join(token.text for token in tokens), spans)
-
-
 def _label(word: list[Token]) -> str:
     text = "".join(token.text for token in word)
     return text.strip() or text or "(a token without text)"
 
 
 def _answer(tokens: list[Token]) -> str:
-    return _lines_visible("".join(token.text for token in tokens).strip())
-
-
-def _lines_visible(text: str) -> str:
-    return "\n".join(map(visible, text.split("\n")))
+    text = "".join(token.text for token in tokens).strip()
+    return "\n".join(isolated(visible(line)) for line in text.split("\n"))
 
 
 def _sums(row: Row, passages: Iterable[Passage]) -> str:
@@ -183,7 +179,7 @@ def _sums(row: Row, passages: Iterable[Passage]) -> str:
 def _summary(finished: Finished) -> str:
     reason = {
         "end_of_text": "the model ended its turn",
-        "stop_text": f"met the stop text {visible(finished.stop)}",
+        "stop_text": f"met the stop text {isolated(visible(finished.stop))}",
         "max_new_tokens": "reached max_new_tokens",
         "end_of_completion": "the whole completion",
     }.get(finished.reason or "", "ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +12,7 @@ from gradellm import views
 from gradellm.errors import InvalidExplanationError
 from gradellm.plain import MalformedError, from_document, to_document
 from gradellm.results import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
-from gradellm.words import Word, words
+from gradellm.words import Word, prompt_words, words
 
 if TYPE_CHECKING:
     import os
@@ -82,11 +83,11 @@ class Explanation:
     def events(self) -> Iterator[Event]:
         """Yield the events that it was made of, each attribution as early as can be."""
         yield Event(started=self.started)
-        rows = list(self.attributions)
+        rows = deque(self.attributions)
         for token in self.tokens:
             yield Event(token=token)
             while rows and rows[0].token_index <= token.index:
-                yield Event(attribution=rows.pop(0))
+                yield Event(attribution=rows.popleft())
         for row in rows:
             yield Event(attribution=row)
         if self.finished is not None:
@@ -95,7 +96,7 @@ class Explanation:
     def __str__(self) -> str:
         return self.text
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The completion's text."""
         return "".join(token.text for token in self.tokens)
@@ -137,7 +138,7 @@ class Explanation:
         """How many of `sources` are parts of the prompt; the others are generated tokens."""
         return len(self._prompt_sources)
 
-    @property
+    @cached_property
     def _prompt_sources(self) -> tuple[Source, ...]:
         if self.started.sources:
             return self.started.sources
@@ -145,13 +146,23 @@ class Explanation:
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """The words of the completion: tokens between white space."""
+        """The words of the completion, as the engine tells them: with punctuation, without white space."""
         return tuple(words(self.tokens))
 
     @cached_property
     def prompt_words(self) -> tuple[tuple[str, int], ...]:
         """For each token of the prompt the word that it belongs to, and that word's first code point."""
-        return views.prompt_words(self)
+        return prompt_words(self.prompt_text, self.prompt_tokens)
+
+    @cached_property
+    def drawn(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The columns of scores as they are drawn, labelled: most alone, those that share a character together."""
+        return tuple(views.drawn(self))
+
+    @cached_property
+    def drawn_places(self) -> tuple[int, ...]:
+        """For each column of `sources` its place in `drawn`."""
+        return tuple(place for place, (_, columns) in enumerate(self.drawn) for _ in columns)
 
     def row(self, index: int) -> Attribution | None:
         """Return the attribution of the token at that place in the completion; None where it was not explained."""
@@ -161,7 +172,7 @@ class Explanation:
     def _rows(self) -> dict[int, Attribution]:
         return {row.token_index: row for row in self.attributions}
 
-    @property
+    @cached_property
     def scores(self) -> tuple[tuple[float, ...], ...]:
         """One row a token, in the order of `tokens`: its raw scores. A token that was not explained has an empty row.
 
@@ -170,7 +181,7 @@ class Explanation:
         """
         return tuple(row.scores if (row := self._rows.get(token.index)) else () for token in self.tokens)
 
-    @property
+    @cached_property
     def source_indexes(self) -> tuple[tuple[int, ...], ...]:
         """With top_k_sources: one row a token, the columns of its scores. Else empty rows."""
         return tuple(row.source_indexes if (row := self._rows.get(token.index)) else () for token in self.tokens)

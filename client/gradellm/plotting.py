@@ -29,14 +29,14 @@ def plot(explanation: Explanation, form: str) -> bytes:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    columns = [column for column in range(len(explanation.sources)) if is_written(explanation, column)]
+    columns = [part for part in explanation.drawn if is_written(explanation, part[1][0])]
     words = [word for word in explanation.words if any(explanation.row(place) for place in word.token_indexes)]
     if not columns or not words:
         raise InvalidExplanationError("there is nothing to draw: no word was explained")
     shares = []
     for word in words:
         scores = attribution_of(explanation, word)
-        row = [scores[column] if math.isfinite(scores[column]) else 0.0 for column in columns]
+        row = [sum(scores[i] for i in its if math.isfinite(scores[i])) for _, its in columns]
         peak = max(map(abs, row)) or 1.0
         shares.append([score / peak for score in row])
     is_signed = any(share < 0 for row in shares for share in row)
@@ -54,7 +54,7 @@ def plot(explanation: Explanation, form: str) -> bytes:
         interpolation="nearest",
     )
     if len(columns) <= _LABELLED:
-        labels = [_label(explanation.sources[column].label) for column in columns]
+        labels = [_label(text) for text, _ in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8, parse_math=False)
     else:
         axes.set_xlabel(f"{len(columns):,} sources")

@@ -161,6 +161,8 @@ class PromptToken:
     """Its segment's name; empty where none."""
     special: bool
     """Whether it is one of the tokenizer's special tokens."""
+    word: int | None = None
+    """Which word of the prompt it belongs to, from 0. None where the server is older."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +326,12 @@ class Token:
     special: bool
     source_index: int | None
     """Its column in later rows, with sources="prefix"."""
+    word: int | None = None
+    """Which word of the completion it belongs to, from 0.
+
+    None for a token without text, such as a part of a character, which is in the next one's word; and where the server
+    is older.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ __all__ = [
     "Theme",
     "display_width",
     "heat_map",
+    "isolated",
     "legend",
     "ramp",
     "readable_on",
@@ -132,8 +133,9 @@ def heat_map(passages: Iterable[Passage], scores: Mapping[int, float], style: St
     The largest drawn score, by magnitude, has the full colour.
     """
     passages = tuple(passages)
-    drawn = {span.column for passage in passages for span in passage.spans}
-    peak = max((abs(scores[column]) for column in drawn if math.isfinite(scores.get(column, math.nan))), default=0.0)
+    finite = {column: score for column, score in scores.items() if math.isfinite(score)}
+    covering = {tuple(columns) for passage in passages for columns in _columns_by_character(passage)}
+    peak = max((abs(sum(finite.get(column, 0.0) for column in columns)) for columns in covering), default=0.0)
     shares = {column: score / peak for column, score in scores.items() if peak and math.isfinite(score)}
     gutter = 2 + max((display_width(passage.label) + 2 for passage in passages if passage.label), default=0)
     drawing: list[str] = []
@@ -150,8 +152,8 @@ def _drawn(line: list[Cell] | str, margin: str, gutter: int, style: Style) -> li
     if isinstance(line, str):
         return [margin + style.dim(line)]
     if style.color:
-        return [margin + _painted(line, style.theme)]
-    text = margin + "".join(cell.text for cell in line)
+        return [margin + isolated(_painted(line, style.theme))]
+    text = margin + isolated("".join(cell.text for cell in line))
     blocks = "".join(_block(cell.share) * cell.width for cell in line)
     return [text, " " * gutter + blocks] if blocks.strip() else [text]
 
@@ -171,6 +173,7 @@ def legend(style: Style, *, signed: bool) -> str:
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 _LINE_BREAK = "\n"
+_FIRST_STRONG_ISOLATE, _POP_ISOLATE = "\u2068", "\u2069"
 
 
 def visible(text: str) -> str:
@@ -178,9 +181,19 @@ def visible(text: str) -> str:
     return "".join(_visible(char) for char in text)
 
 
+def isolated(text: str) -> str:
+    """Keep text that runs right to left from moving what stands beside it, on terminals that know of directions.
+
+    Other text is left as it is, and so is all text where a terminal knows of none.
+    """
+    runs_left = any(unicodedata.bidirectional(char) in ("R", "AL") for char in text)
+    return f"{_FIRST_STRONG_ISOLATE}{text}{_POP_ISOLATE}" if runs_left else text
+
+
 def display_width(text: str) -> int:
-    """Count the columns that text takes on screen. It should be `visible`."""
-    return sum(width for _, width, _, _ in _clusters(text))
+    """Count the columns that text takes on screen. It should be `visible`, and may be `isolated`."""
+    bare = text.replace(_FIRST_STRONG_ISOLATE, "").replace(_POP_ISOLATE, "")
+    return sum(width for _, width, _, _ in _clusters(bare))
 
 
 def _visible(char: str) -> str:
@@ -208,17 +221,19 @@ def _char_width(char: str) -> int:
 
 def _clusters(text: str) -> Iterator[tuple[str, int, int, int]]:
     """Split text to (visible form, width, start, end): a character with the zero-width and joined ones after it."""
-    form, width, start = "", 0, 0
+    form: list[str] = []
+    width = start = 0
     for index, char in enumerate(text):
         shown = _visible(char)
         char_width = _char_width(char) if shown == char else len(shown)
-        joined = char_width == 0 or (form.endswith("\u200d") and _char_width(text[start]) == 2)  # as emoji are
+        joined = char_width == 0 or (form[-1:] == ["\u200d"] and _char_width(text[start]) == 2)  # as emoji are
         if index and not joined:
-            yield form, width, start, index
-            form, width, start = "", 0, index
-        form, width = form + shown, max(width, char_width)
+            yield "".join(form), width, start, index
+            form, width, start = [], 0, index
+        form.append(shown)
+        width = max(width, char_width)
     if text:
-        yield form, width, start, len(text)
+        yield "".join(form), width, start, len(text)
 
 
 def _cells(passage: Passage, shares: Mapping[int, float]) -> Iterator[Cell]:
@@ -253,16 +268,19 @@ def _columns_by_character(passage: Passage) -> list[list[int]]:
 def _wrapped(cells: Iterable[Cell], width: int) -> Iterator[list[Cell]]:
     """Break lines after spaces where there are any, and anywhere else where there are none."""
     line: list[Cell] = []
+    taken = 0  # columns
     for cell in cells:
         if cell.text == _LINE_BREAK:
             yield line
-            line = []
+            line, taken = [], 0
             continue
-        while line and sum(c.width for c in line) + cell.width > width and cell.text != " ":
+        while line and taken + cell.width > width and cell.text != " ":
             cut = _last_break(line)
             yield line[:cut]
             line = line[cut:]
+            taken = sum(c.width for c in line)
         line.append(cell)
+        taken += cell.width
     if line:
         yield line
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.retention import retention_probs
-from gradellm.words import Word
+from gradellm.words import Word, characters
+from gradellm.words import is_written as token_is_written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from gradellm.explanation import Explanation
-    from gradellm.results import PromptToken
+    from gradellm.results import Attribution, PromptToken
 
 __all__ = [
     "By",
@@ -27,7 +28,6 @@ __all__ = [
     "attribution_of",
     "led_to",
     "parts",
-    "prompt_words",
     "retention",
     "selected",
     "top_sources",
@@ -56,7 +56,8 @@ def selected(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
 
     Raises InvalidExplanationError where there is no such part.
     """
-    present = [token.index for token in explanation.tokens]
+    tokens = explanation.tokens
+    present = range(tokens[0].index, tokens[-1].index + 1) if tokens else range(0)
     if selection is None:
         return tuple(present)
     if isinstance(selection, Word):
@@ -65,7 +66,7 @@ def selected(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
         wanted = _places_of(explanation, selection)
     else:
         wanted = (selection,) if isinstance(selection, int) else tuple(selection)
-    if not wanted or not set(wanted) <= set(present):
+    if not wanted or not all(place in present for place in wanted):
         held = f"{present[0]} to {present[-1]}" if present else "none"
         raise InvalidExplanationError(f"the completion has no tokens {selection!r}; its tokens are {held}")
     return wanted
@@ -98,8 +99,9 @@ def attribution_of(explanation: Explanation, selection: Selection = None) -> tup
 def parts(explanation: Explanation, by: By = "segment", selection: Selection = None) -> tuple[Part, ...]:
     """Return what each part contributed to a selection, in the order of the text.
 
-    By "source" one of `sources`, by "word", "segment", "role" or "message" of the prompt; what lies in none is called
-    "" (or "template", by role), and the completion so far, where it is scored, "completion".
+    By "source" one of `sources`, those of tokens that share a character as one; by "word", "segment", "role" or
+    "message" of the prompt. What lies in none is called "" (or "template", by role), and the completion so far, where
+    it is scored, "completion".
 
     Raises InvalidExplanationError for another `by`, or where scores were asked for more coarsely than that.
     """
@@ -122,13 +124,14 @@ def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, 
     """What a column is counted under; with a number beside it where labels may be alike."""
     source = explanation.sources[column]
     if by == "source":
-        return source.label, column
+        place = explanation.drawn_places[column]
+        return explanation.drawn[place][0], place
     if column >= explanation.num_prompt_columns:
         return "completion"
-    tokens = [explanation.prompt_tokens[index] for index in source.token_indexes]
     if by == "word":
-        return explanation.prompt_words[source.token_indexes[0]]
-    found = {_of(token, by) for token in tokens}
+        words = {explanation.prompt_words[index] for index in source.token_indexes}
+        return words.pop() if len(words) == 1 else (source.label, -1 - column)  # a segment
+    found = {_of(explanation.prompt_tokens[index], by) for index in source.token_indexes}
     if len(found) > 1:
         raise InvalidExplanationError(f"by: {source.label!r} has parts in several; explain with resolution='token'")
     return found.pop() if found else ""
@@ -142,27 +145,25 @@ def _of(token: PromptToken, by: By) -> str:
     return token.role or ""
 
 
-def prompt_words(explanation: Explanation) -> tuple[tuple[str, int], ...]:
-    """Return for each token of the prompt the word that it belongs to, and where that begins.
+def drawn(explanation: Explanation) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield what is drawn as one: its text, and its columns in `sources`.
 
-    A word is what stands between white space; the template's tokens are none, and end those beside them.
+    Those are the columns one by one, but for tokens that share a character: together, they have its text once.
     """
-    text, tokens = explanation.prompt_text, explanation.prompt_tokens
-    walls = {place for token in tokens if not _is_written(token) for place in (token.start, token.end)}
-    found = []
-    for token in tokens:
-        start, end = token.start, token.end
-        while start < end and text[start].isspace():
-            start += 1
-        if start == end or not _is_written(token):
-            found.append((token.text, token.start))
-            continue
-        while start > 0 and start not in walls and not text[start - 1].isspace():
-            start -= 1
-        while end < len(text) and end not in walls and not text[end].isspace():
-            end += 1
-        found.append((text[start:end].split()[0], start))
-    return tuple(found)
+    sources, num_prompt_columns = explanation.sources, explanation.num_prompt_columns
+    if explanation.started.sources:  # words and segments share none
+        yield from ((source.label, (column,)) for column, source in enumerate(sources))
+        return
+    for part in characters(explanation.prompt_text, explanation.prompt_tokens):
+        yield part.text, part.token_indexes
+    without_text = {token.index for token in explanation.tokens if not (token.text or token.special)}
+    parts: tuple[int, ...] = ()
+    for column in range(num_prompt_columns, len(sources)):
+        parts += (column,)
+        places = sources[column].completion_indexes
+        if not places or not without_text.issuperset(places) or column == len(sources) - 1:
+            yield sources[column].label, parts
+            parts = ()
 
 
 def top_sources(
@@ -182,11 +183,7 @@ def is_written(explanation: Explanation, column: int) -> bool:
     """Whether a column stands for something that a person or the model wrote, not for the template."""
     if column >= explanation.num_prompt_columns:
         return True
-    return any(_is_written(explanation.prompt_tokens[index]) for index in explanation.sources[column].token_indexes)
-
-
-def _is_written(token: PromptToken) -> bool:
-    return token.role != "template" and not token.special
+    return any(token_is_written(explanation.prompt_tokens[i]) for i in explanation.sources[column].token_indexes)
 
 
 def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tuple[tuple[Word, float], ...]:
@@ -207,9 +204,16 @@ def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tupl
     led = []
     for word in explanation.words:
         rows = [row for place in word.token_indexes if (row := explanation.row(place)) is not None]
-        by_column = [row.by_column() for row in rows]
-        led.append((word, math.fsum(row.get(column, 0.0) for row in by_column for column in wanted)))
+        led.append((word, math.fsum(score for row in rows for score in _scores_of(row, wanted))))
     return tuple(led)
+
+
+def _scores_of(row: Attribution, columns: Sequence[int]) -> list[float]:
+    """The scores that a row has for some columns: without reading all of it, where it has every column."""
+    if row.source_indexes:
+        by_column = row.by_column()
+        return [by_column[column] for column in columns if column in by_column]
+    return [row.scores[column] for column in columns if column < len(row.scores)]
 
 
 def retention(

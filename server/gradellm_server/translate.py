@@ -533,8 +533,9 @@ def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
             message=token.message,
             segment=token.segment or "",
             special=token.special,
+            word=word,
         )
-        for token in prompt.tokens
+        for token, word in zip(prompt.tokens, prompt.words, strict=True)
     ]
 
 
@@ -548,6 +549,7 @@ def _token(step: Step) -> pb.Token:
         logprob=step.logprob,
         alternatives=[pb.Alternative(**asdict(alternative)) for alternative in step.alternatives],
         special=step.special,
+        word=step.word,
         source_index=step.source_index,
     )
 

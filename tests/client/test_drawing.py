@@ -9,7 +9,7 @@ import pytest
 
 from gradellm import Attribution, Event, Explanation, PromptToken, Source, Started, Token, responses
 from gradellm.drawing import draw
-from gradellm.terminal import Style
+from gradellm.terminal import Style, display_width
 from gradellm.v1 import explainer_pb2 as pb
 
 PLAIN = Style(width=60, color=False, theme="dark")
@@ -178,3 +178,31 @@ def test_retention_draws_the_prompt_once() -> None:
     assert drawn.startswith("π = 0.4  ")
     assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens in the mean" in drawn
     assert drawn.count("█") > 0
+
+
+def test_words_are_the_engines() -> None:
+    """Parts of a character go with it, and wait for it."""
+    drawn: list[str] = []
+
+    def stream() -> Any:
+        yield Event(started=started())
+        for index, (text, word) in enumerate([("你", 0), ("", None), ("好", 1), ("。", 1), ("", None)]):
+            yield token(index, text, word=word)
+            yield row(index, *[1.0] * 6)
+            assert len(drawn) == (index >= 2)  # a part may belong to the word or to the next one
+        yield token(5, "", word=2, special=True)
+        yield finished()
+
+    for piece in draw(stream(), PLAIN):
+        drawn.append(piece)  # noqa: PERF402  (the stream looks at it meanwhile)
+    assert "".join(drawn).count("  largest") == 2
+    assert "好。  largest 4 " in "".join(drawn)
+
+
+def test_text_that_runs_right_to_left_is_kept_apart() -> None:
+    text = "عمر (1)."
+    tokens = (PromptToken(1, text, 0, len(text), "user", 0, "", False, 0),)
+    events = [Event(started=started(prompt_text=text, prompt_tokens=tokens)), token(0, "سنة.", word=0), row(0, 1.0)]
+    drawn = "".join(draw([*events, finished()], PLAIN))
+    assert drawn.startswith(f"\u2068سنة.\u2069  largest 1\n  user  \u2068{text}\u2069\n")
+    assert display_width("\u2068سنة.\u2069") == 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from browser import browser
-from client.test_views import ROWS, explanation
+from client.test_views import ROWS, explanation, shared
 from gradellm import Attribution, Explanation, PromptToken, Token
 from gradellm.page import framed, page
 
@@ -162,6 +162,43 @@ def test_right_to_left_and_wide_text(show: Any) -> None:
     tab.locator(".word").first.focus()
     tab.keyboard.press("ArrowLeft")  # the next word stands on the left
     assert tab.evaluate("document.activeElement.textContent") == "עולם"
+
+
+def test_every_character_is_drawn_once(show: Any) -> None:
+    tab = show(shared())
+    assert tab.locator("#prompt .piece").all_inner_texts() == ["日", "本", "x"]
+    assert tab.locator(".word").all_inner_texts() == ["好", "的", "ok"]
+    tab.locator(".word").first.hover()
+    assert shades(tab, ".piece") == [24, 8, -8]  # 3, 1 and -1 of the largest, 3
+    assert tab.locator("#status").inner_text() == "“好” came from “日” 60 %, “本” 20 %, “x” 20 % against …"
+    tab.locator("summary").click()
+    tab.wait_for_selector("#matrix[width='36']")
+    tab.locator("#matrix").hover(position={"x": 6, "y": 6})
+    assert tab.locator("#cell").inner_text() == "“好” from “日”: 3.00"
+
+
+def test_texts_of_any_direction_stand_apart_from_what_is_said_of_them(show: Any) -> None:
+    it = explanation()
+    text = "عمر (1)."
+    token = PromptToken(1, text, 0, len(text), "user", 0, "مستند 1", False, 0)
+    answer = replace(it.tokens[0], text="سنة.", end=4)
+    row = Attribution(0, (1.0,), (), 50, None)
+    started = replace(it.started, prompt_text=text, prompt_tokens=(token,))
+    tab = show(Explanation(started, (answer,), (row,), None))
+    tab.locator(".word").hover()
+    assert tab.locator("#status bdi").all_inner_texts() == ["سنة.", text]
+    assert tab.locator("#status").inner_text() == f"“سنة.” came from “{text}” 100 %"
+    assert tab.locator("#segments bdi").inner_text() == "مستند 1"
+    for box in ("#answer", ".message"):
+        assert tab.locator(box).evaluate("box => getComputedStyle(box).direction") == "rtl"
+    # The full stop stands on the left of an Arabic word, also in a sentence of ours.
+    places = tab.locator("#status bdi").first.evaluate("""one => [0, 3].map((i) => {
+      const range = document.createRange();
+      range.setStart(one.firstChild, i);
+      range.setEnd(one.firstChild, i + 1);
+      return range.getBoundingClientRect().left;
+    })""")
+    assert places[1] < places[0]
 
 
 def test_a_long_answer_to_a_long_prompt_stays_small(show: Any) -> None:

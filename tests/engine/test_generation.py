@@ -43,6 +43,7 @@ from gradellm_engine.attention import Attended
 from gradellm_engine.decoder import Decoder, ExplainedPass
 from gradellm_engine.passes import PartsPass
 from gradellm_engine.scheduler import MAX_PIECE_TOKENS
+from gradellm_engine.words import WordCounter
 from oracle import relative_error
 from tiny_models import byte_tokenizer, save_random_model
 
@@ -82,9 +83,9 @@ def attribution(step: Step) -> Attribution:
     return step.attribution
 
 
-def said(steps: Sequence[Step]) -> list[tuple[int, int, str, int, int, int | None]]:
+def said(steps: Sequence[Step]) -> list[tuple[int | str | None, ...]]:
     """All of a step but its numbers."""
-    return [(s.index, s.id, s.text, s.start, s.end, s.source_index) for s in steps]
+    return [(s.index, s.id, s.text, s.start, s.end, s.source_index, s.word) for s in steps]
 
 
 def ended(generation: Generation) -> FinishReason:
@@ -401,6 +402,31 @@ def test_words_and_segments_sum_their_tokens(engine: Engine, sources: Sources) -
             sums = [row(fine)[list(source.token_indexes)].sum() for source in columns]
             assert torch.allclose(row(coarse)[: len(columns)], torch.stack(sums), rtol=1e-5)
             assert torch.allclose(row(coarse).sum(), row(fine).sum(), rtol=1e-5)
+
+
+@deliveries
+@pytest.mark.parametrize("sources", Sources)
+@pytest.mark.parametrize("stop", [(), ("a", "ue", "\ufffd")])
+def test_words_are_those_of_the_finished_text(
+    engine: Engine, sources: Sources, stop: tuple[str, ...], chunk_size: int | None
+) -> None:
+    """Told as they come, in chunks or resumed: texts of a random model, which breaks characters off as it likes."""
+    settings = delivered(AttributionSettings(sources=sources, resolution=Resolution.WORD), chunk_size)
+    sampling = replace(SAMPLED, max_new_tokens=24, stop=stop)
+    steps = list(engine.generate(PROMPT, sampling, settings))
+    counter = WordCounter()
+    for step in steps:
+        counter.push(step.text, special=step.special)
+    counter.finish()
+    for step, word in zip(steps, counter.words, strict=True):
+        assert step.word == (word if step.text or step.special else None)
+    if sources is Sources.PREFIX:  # a column a word
+        num_columns = engine.generate(PROMPT, sampling, settings).started.prompt.words[-1] + 1
+        assert [step.source_index for step in steps] == [num_columns + word for word in counter.words]
+        for step in steps[1:]:
+            assert len(row(step)) == num_columns + counter.words[step.index - 1] + 1
+    rest = engine.generate(PROMPT, sampling, settings, forced_ids=[step.id for step in steps[:7]])
+    assert said([step for step in rest if step.is_new]) == said(steps[7:])
 
 
 @pytest.mark.parametrize("resolution", Resolution)

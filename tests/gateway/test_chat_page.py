@@ -172,6 +172,58 @@ def test_how_faithful_an_answer_is_explained(tab: Any) -> None:
     assert "more than random" in said
 
 
+def test_buttons_wait_for_an_answer(tab: Any) -> None:
+    assert tab.locator("#actions").is_hidden()
+    assert tab.locator("#actions :enabled").count() == 0
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    assert tab.locator("#actions :disabled").count() == 0
+    assert tab.locator("#actions").is_visible()
+    tab.get_by_role("button", name="New conversation").click()
+    assert tab.locator("#actions").is_hidden()
+    assert tab.locator("#actions :enabled").count() == 0
+
+
+@pytest.mark.parametrize("leaving", ["Send", "New conversation"])
+def test_a_new_question_ends_a_measurement(tab: Any, leaving: str) -> None:
+    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    tab.evaluate("""() => {  // a measurement that takes long, as those of long answers do
+      const real = fetch;
+      const never = (signal) => new Promise((_, refuse) => signal.addEventListener("abort", () => {
+        window.left = true;
+        refuse(signal.reason);
+      }));
+      window.fetch = (path, options) => path.endsWith("evaluate") ? never(options.signal) : real(path, options);
+    }""")
+    tab.get_by_role("button", name="How faithful?").click()
+    assert tab.locator("#judge").is_disabled()
+    tab.get_by_label("Your message").fill(REVIEW)
+    tab.get_by_role("button", name=leaving).click()
+    tab.wait_for_function("window.left")
+    assert tab.locator("#faithfulness").inner_text() == ""
+    if leaving == "New conversation":
+        ask(tab, REVIEW)
+    tab.wait_for_selector("#judge:not([disabled])")
+    assert tab.locator(".turn.assistant").count() == (2 if leaving == "Send" else 1)
+    assert tab.locator("#said").inner_text() == ""
+
+
+@pytest.mark.parametrize("text", ["كان الفيلم (جيدًا). 12", "הסרט היה טוב, 3.14!", "这部电影很好看。", "หนังดี"])
+def test_every_character_is_drawn_once_in_its_own_direction(tab: Any, text: str) -> None:
+    ask(tab, text, system=SYSTEM_PROMPT)
+    tab.locator(".turn.assistant .word").first.hover()
+    message = tab.locator(".panel .message", has_text=text[:3])
+    assert message.inner_text() == f"user\n{text}"
+    runs_left = text[0] in "كה"
+    direction = "rtl" if runs_left else "ltr"
+    for box in (message, tab.locator(".turn.user")):
+        assert box.evaluate("box => getComputedStyle(box).direction") == direction
+    named = tab.locator("#status bdi").all_inner_texts()[1:]
+    assert named
+    assert all(name in text or name in SYSTEM_PROMPT for name in named)
+    if PICTURES:
+        tab.screenshot(path=Path(PICTURES) / f"direction-{ord(text[0]):x}.png", full_page=True)
+
+
 def test_an_answer_is_copied_and_downloaded(tab: Any, tmp_path: Path) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     tab.get_by_role("button", name="Copy answer").click()
@@ -195,10 +247,10 @@ def test_an_answer_is_stopped_and_the_server_told(show: Callable[..., Any], url:
     tab.wait_for_timeout(300)
     assert server.server.engine_thread.num_placed == 0
     assert tab.locator(".turn.assistant .word").count() < 100
-    ask(tab, "Go on.")
-    assert tab.locator(".turn.assistant").count() == 2
     tab.get_by_role("button", name="New conversation").click()
     assert tab.locator(".turn").count() == 0
+    ask(tab, "Go on.")
+    assert tab.locator(".turn.assistant").count() == 1
 
 
 def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any], demo_url: str) -> None:

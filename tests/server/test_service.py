@@ -125,6 +125,14 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
     assert [len(row) for row in rows] == [4, 5, 5]  # one source more for all that was generated
     token = next(event.token for event in received if event.HasField("token"))
     assert token.source_index == 4
+    assert [one.word for one in started.prompt_tokens] == sorted(one.word for one in started.prompt_tokens)
+    words = {one.word: "" for one in started.prompt_tokens}
+    for one in started.prompt_tokens:
+        words[one.word] += one.text
+    assert [*words.values()] == [
+        "<s>", "<|system|>", "Be", " kind.", "</s>", "<|user|>", "Hello", " you", "</s>", "<|assistant|>"
+    ]  # fmt: skip
+    assert token.word == 0
     by_token = server.engine.generate(
         PromptInput(
             messages=(Message("system", "Be kind."), Message("user", " Hello you ")),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gradellm.drawing import columns_by_token
 from gradellm.terminal import ramp, readable_on
 from gradellm.views import is_written, label_of
+from gradellm.words import characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,9 +59,9 @@ def framed(explanation: Explanation) -> str:
 
 def page_data(explanation: Explanation) -> dict[str, Any]:
     """Return what the page shows, in what JSON can hold."""
-    sources = explanation.sources
     settings = explanation.provenance.attribution
-    named = [label_of(explanation, column, "word") for column in range(len(sources))]
+    firsts = [columns[0] for _, columns in explanation.drawn]
+    named = [label_of(explanation, column, "word") for column in firsts]
     places = {label: place for place, label in enumerate(dict.fromkeys(named))}
     return {
         "model": explanation.provenance.model.name,
@@ -70,30 +71,35 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
         "prompt": list(_prompt_pieces(explanation)),
         "segments": list(dict.fromkeys(t.segment for t in explanation.prompt_tokens if t.segment)),
         "tokens": [
-            {"text": token.text, "index": token.index, "column": token.source_index, "special": token.special}
+            {
+                "text": token.text,
+                "index": token.index,
+                "column": None if token.source_index is None else explanation.drawn_places[token.source_index],
+            }
             for token in explanation.tokens
         ],
         "words": [word.token_indexes for word in explanation.words],
         "columns": [
-            {"label": source.label, "written": is_written(explanation, column), "word": places[named[column]]}
-            for column, source in enumerate(sources)
+            {"label": label, "written": is_written(explanation, first), "word": places[name]}
+            for (label, _), first, name in zip(explanation.drawn, firsts, named, strict=True)
         ],
         "promptWords": [label if isinstance(label, str) else label[0] for label in places],
-        "rows": [_packed(row) for row in explanation.attributions],
+        "rows": [_packed(explanation, row) for row in explanation.attributions],
     }
 
 
 def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
-    """Yield the prompt's text token by token: tokens that share a character show it once."""
+    """Yield the prompt's text piece by piece, most often a token each, so that every character stands there once."""
     columns = columns_by_token(explanation.started)
     shown = 0
-    for index, token in enumerate(explanation.prompt_tokens):
-        start = max(shown, token.start)
-        if start > shown:  # what no token stands for
-            yield {"text": explanation.prompt_text[shown:start], "columns": [], "role": "template"}
-        text = explanation.prompt_text[start : max(start, token.end)]
-        shown = max(shown, start, token.end)
-        piece: dict[str, Any] = {"text": text or token.text, "columns": columns.get(index, []), "role": token.role}
+    for part in characters(explanation.prompt_text, explanation.prompt_tokens):
+        token = explanation.prompt_tokens[part.token_indexes[-1]]
+        if part.start > shown:  # what no token stands for
+            yield {"text": explanation.prompt_text[shown : part.start], "columns": [], "role": "template"}
+        shown = max(shown, part.end)
+        its = [column for index in part.token_indexes for column in columns.get(index, ())]
+        drawn = dict.fromkeys(explanation.drawn_places[column] for column in its)
+        piece: dict[str, Any] = {"text": part.text, "columns": [*drawn], "role": token.role}
         if token.special:
             piece["role"] = "template"
         if token.message is not None:
@@ -103,17 +109,24 @@ def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
         yield piece
 
 
-def _packed(row: Attribution) -> dict[str, Any]:
+def _packed(explanation: Explanation, row: Attribution) -> dict[str, Any]:
     """A row as 16-bit integers, of the largest; what is no number is 0."""
     scores = [score if math.isfinite(score) else 0.0 for score in row.scores]
+    columns = row.source_indexes
+    if len(explanation.drawn) < len(explanation.sources):  # some columns are drawn as one
+        sums: dict[int, float] = {}
+        for column, score in zip(columns or range(len(scores)), scores, strict=True):
+            place = explanation.drawn_places[column]
+            sums[place] = sums.get(place, 0.0) + score
+        columns, scores = tuple(sums) if columns else (), [*sums.values()]
     peak = max(map(abs, scores), default=0.0)
     packed: dict[str, Any] = {
         "token": row.token_index,
         "peak": peak,
         "scores": _base64("h", [round(_LARGEST * score / peak) if peak else 0 for score in scores]),
     }
-    if row.source_indexes:
-        packed["columns"] = _base64("i", row.source_indexes)
+    if columns:
+        packed["columns"] = _base64("i", columns)
     return packed
 
 

@@ -46,6 +46,12 @@ function element(kind, className, text) {
   return made;
 }
 
+/** A text in quotation marks, apart from the direction of what is around it. */
+function quoted(text) {
+  const made = element("bdi", "", text.trim() || "␣");
+  return ["“", made, "”"];
+}
+
 const words = []; // elements, by place in data.words
 {
   const byFirst = new Map(data.words.map((tokens, i) => [tokens[0], i]));
@@ -70,7 +76,7 @@ const words = []; // elements, by place in data.words
 
 const pieces = []; // [element, columns]
 {
-  let message, box;
+  let message, box, isReachable = false;
   for (const piece of data.prompt) {
     const isTemplate = piece.role === "template";
     const key = isTemplate ? "template" : `${piece.message ?? ""}`;
@@ -78,14 +84,18 @@ const pieces = []; // [element, columns]
       message = key;
       box = element("div", `message${isTemplate ? " template hidden" : ""}`);
       box.dir = "auto";
-      if (!isTemplate && piece.message !== undefined) box.append(element("span", "role", piece.role ?? ""));
+      if (!isTemplate && piece.message !== undefined) {
+        const role = element("span", "role", piece.role ?? "");
+        role.dir = "ltr"; // ours: it does not decide the direction of the text below
+        box.append(role);
+      }
       at("prompt").append(box);
     }
     const bare = piece.text.trimStart() || piece.text; // words stand apart as chips
     const span = element("span", "piece", bare);
     span.dataset.i = pieces.length;
     if (piece.segment) span.title = piece.segment;
-    if (!isTemplate) span.tabIndex = pieces.some(([other]) => other.tabIndex === 0) ? -1 : 0;
+    if (!isTemplate) { span.tabIndex = isReachable ? -1 : 0; isReachable = true; }
     box.append(piece.text.slice(0, piece.text.length - bare.length), span);
     pieces.push([span, piece.columns, piece]);
   }
@@ -115,15 +125,15 @@ function showSources(word) {
 }
 
 function tell(word, scores) {
-  const who = word === null ? "The whole answer" : `“${words[word].textContent}”`;
-  if (word !== null && !isExplained[word]) { at("status").textContent = `${who} was not explained.`; return; }
+  const who = word === null ? ["The whole answer"] : quoted(words[word].textContent);
+  if (word !== null && !isExplained[word]) { at("status").replaceChildren(...who, " was not explained."); return; }
   const total = scores.reduce((s, score) => s + Math.abs(score), 0);
   const sums = data.promptWords.map(() => 0);
   scores.forEach((score, column) => { if (data.columns[column].written) sums[data.columns[column].word] += score; });
-  const ranked = sums.map((score, i) => [score, data.promptWords[i].trim() || "␣"])
+  const ranked = sums.map((score, i) => [score, data.promptWords[i]])
     .filter(([score]) => score !== 0).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 3)
-    .map(([score, label]) => `“${label}” ${percent(Math.abs(score) / total)}${score < 0 ? " against" : ""}`);
-  at("status").textContent = ranked.length ? `${who} came from ${ranked.join(", ")}${ranked.length < 3 ? "" : " …"}` : `${who}: no source stands out.`;
+    .flatMap(([score, label], i) => [i ? ", " : "", ...quoted(label), ` ${percent(Math.abs(score) / total)}${score < 0 ? " against" : ""}`, i === 2 ? " …" : ""]);
+  at("status").replaceChildren(...who, ...(ranked.length ? [" came from ", ...ranked] : [": no source stands out."]));
 }
 
 /** Colour the words that a source led to. */
@@ -134,8 +144,8 @@ function showTargets(piece) {
   for (const [other] of pieces) { shade(other, 0); other.classList.toggle("chosen", other === span); }
   words.forEach((element, i) => { element.classList.remove("chosen"); shade(element, peak ? scores[i] / peak : 0); });
   const most = scores.indexOf(scores.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a), 0));
-  at("status").textContent = peak
-    ? `“${span.textContent.trim() || "␣"}” led most to “${words[most].textContent}”.` : "That part led to nothing.";
+  at("status").replaceChildren(...(peak
+    ? [...quoted(span.textContent), " led most to ", ...quoted(words[most].textContent), "."] : ["That part led to nothing."]));
 }
 
 function showSegments(scores) {
@@ -157,7 +167,7 @@ function showSegments(scores) {
     fill.style.width = percent(share).replace(" ", "");
     const held = element("span", "");
     held.append(fill);
-    bar.append(element("span", "", name), held, element("span", "", percent(share)));
+    bar.append(element("bdi", "", name), held, element("span", "", percent(share)));
     return bar;
   }));
 }
@@ -255,14 +265,14 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if
 at("matrix").addEventListener("pointermove", (event) => {
   const x = Math.floor(event.offsetX / CELL), y = Math.floor(event.offsetY / CELL);
   if (!(x in shown) || !(y in words)) return;
-  const label = data.columns[shown[x]].label.trim() || "␣";
-  at("cell").textContent = `“${words[y].textContent}” from “${label}”: ${wordRows[y][shown[x]].toPrecision(3)}`;
+  const label = data.columns[shown[x]].label;
+  at("cell").replaceChildren(...quoted(words[y].textContent), " from ", ...quoted(label), `: ${wordRows[y][shown[x]].toPrecision(3)}`);
 });
 
 // --- begin -----------------------------------------------------------------------------------------------------------
 
-at("facts").textContent = [data.model, [data.method, data.preset].filter(Boolean).join(", "), data.reason.replaceAll("_", " ")]
-  .filter(Boolean).join(" · ");
+const facts = [[data.method, data.preset].filter(Boolean).join(", "), data.reason.replaceAll("_", " ")].filter(Boolean);
+at("facts").append(element("bdi", "", data.model), ...facts.map((fact) => ` · ${fact}`));
 at("low").textContent = isSigned ? "against" : "0";
 at("high").textContent = isSigned ? "for" : "largest of what is shown";
 for (let level = isSigned ? -LEVELS : 0; level <= LEVELS; level += 3) {

@@ -719,7 +719,7 @@ class Contrast(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., runner_up: bool = ...) -> None: ...
 
 class PromptToken(_message.Message):
-    __slots__ = ("id", "text", "start", "end", "role", "message", "segment", "special")
+    __slots__ = ("id", "text", "start", "end", "role", "message", "segment", "special", "word")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -728,6 +728,7 @@ class PromptToken(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
     id: int
     text: str
     start: int
@@ -736,7 +737,8 @@ class PromptToken(_message.Message):
     message: int
     segment: str
     special: bool
-    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., message: _Optional[int] = ..., segment: _Optional[str] = ..., special: bool = ...) -> None: ...
+    word: int
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., message: _Optional[int] = ..., segment: _Optional[str] = ..., special: bool = ..., word: _Optional[int] = ...) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("label", "token_indexes")
@@ -798,7 +800,7 @@ class Sampling(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "id", "text", "start", "end", "logprob", "alternatives", "special", "source_index")
+    __slots__ = ("index", "id", "text", "start", "end", "logprob", "alternatives", "special", "source_index", "word")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -808,6 +810,7 @@ class Token(_message.Message):
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     SPECIAL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
     index: int
     id: int
     text: str
@@ -817,7 +820,8 @@ class Token(_message.Message):
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
     special: bool
     source_index: int
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., special: bool = ..., source_index: _Optional[int] = ...) -> None: ...
+    word: int
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., special: bool = ..., source_index: _Optional[int] = ..., word: _Optional[int] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("id", "text", "logprob")

@@ -13,10 +13,22 @@ function element(kind, className, text) {
   return made;
 }
 
+/** A text in quotation marks, apart from the direction of what is around it. */
+const quoted = (text) => ["“", element("bdi", "", text), "”"];
+
+/** Whose text follows: ours, so that it does not decide the direction of that. */
+function speaker(name) {
+  const made = element("span", "who", name);
+  made.dir = "ltr";
+  return made;
+}
+
 // --- state -----------------------------------------------------------------------------------------------------------
 
 let messages = []; // of this conversation, as they are sent
 let running = null; // what cancels the answer that comes
+let beside = new AbortController(); // what cancels comparisons and measurements of answers that are there
+let isMeasuring = false;
 let shown = null; // the answer whose words are explained beside: { explanation, box, elements, method, pinned, hovered }
 let streaming = []; // methods that explain while text is generated: { label, keywords }
 let afterwards = []; // methods for answers that are there
@@ -75,6 +87,7 @@ async function ask(event) {
   event.preventDefault();
   if (running || !at("question").value.trim()) return;
   say("");
+  leave();
   const system = at("system").value.trim();
   if (!messages.length && system) messages.push({ role: "system", content: system });
   const conversation = messages, { text, segments } = composed(messages.length);
@@ -97,7 +110,7 @@ async function ask(event) {
       if (event.started) { answer = begun(event.started, box, method); show(answer); }
       else if (event.token) grow(answer, event.token);
       else if (event.attribution) explained(answer, event.attribution);
-      else if (event.finished) answer.explanation.finished = event.finished;
+      else if (event.finished) answer.explanation.finish(event.finished);
     }
   } catch (error) {
     if (error.name !== "AbortError") say(error.message);
@@ -106,8 +119,8 @@ async function ask(event) {
     if (content) conversation.push({ role: "assistant", content });
     else { conversation.pop(); own.remove(); box.remove(); }
     if (conversation === messages) { // not, where a new one has begun
-      if (!content) at("question").value = asked;
-      if (answer) { answer.isOver = true; at("actions").hidden = false; }
+      if (content) answer.isOver = true;
+      else { at("question").value = asked; if (shown === answer) clear(); }
     }
     running = null;
     waiting(false);
@@ -119,12 +132,36 @@ function waiting(is) {
   at("send").disabled = is;
   at("stop").disabled = !is;
   at("turns").setAttribute("aria-busy", `${is}`);
+  enable();
+}
+
+/** What can be done with an answer can be done once it is there. */
+function enable() {
+  const isThere = Boolean(shown?.isOver) && !running;
+  at("actions").hidden = !isThere;
+  for (const name of ["compare", "judge", "copy", "download"]) at(name).disabled = !isThere;
+  at("judge").disabled ||= isMeasuring;
+}
+
+/** End comparisons and measurements that run. */
+function leave() {
+  beside.abort();
+  beside = new AbortController();
+}
+
+/** Show no answer. */
+function clear() {
+  shown?.box.classList.remove("shown");
+  shown = null;
+  for (const name of ["panels", "faithfulness", "status"]) at(name).replaceChildren();
+  at("bars").hidden = true;
+  enable();
 }
 
 function turn(role) {
   const box = element("li", `turn ${role}`);
   box.dir = "auto";
-  box.append(element("span", "who", role === "user" ? "You" : "Model"));
+  box.append(speaker(role === "user" ? "You" : "Model"));
   at("turns").append(box);
   return box;
 }
@@ -211,7 +248,7 @@ function show(answer) {
   answer.box.classList.add("shown");
   at("compare").value = answer.other;
   at("faithfulness").replaceChildren(...(answer.judgement ?? []));
-  at("actions").hidden = !answer.isOver;
+  enable();
   lay(answer);
 }
 
@@ -224,23 +261,21 @@ function lay(answer) {
     panel.setAttribute("aria-label", `The prompt, explained by ${method}`);
     panel.append(element("h3", "", method));
     const spans = [];
-    let box = null, key, end = 0;
-    answer.explanation.started.prompt_tokens.forEach((token, column) => {
-      const isWritten = answer.explanation.isWritten(column), its = isWritten ? `${token.message ?? ""}` : "template";
+    let box = null, key;
+    for (const { text, token, columns } of answer.explanation.characters) {
+      const isWritten = answer.explanation.isWritten(columns[0]), its = isWritten ? `${token.message ?? ""}` : "template";
       if (!box || its !== key) {
         key = its;
         box = element("div", isWritten ? "message" : "template");
         box.dir = "auto";
         panel.append(box);
-        if (isWritten && token.message !== null) box.append(element("span", "who", token.role));
+        if (isWritten && token.message !== null) box.append(speaker(token.role));
       }
-      const text = answer.explanation.text.slice(Math.max(end, token.start), token.end).join("");
-      end = Math.max(end, token.end);
       const bare = text.trimStart() || text, span = element("span", "piece", bare);
       if (token.segment) span.title = token.segment;
       box.append(text.slice(0, text.length - bare.length), span);
       spans.push(span);
-    });
+    }
     return { method, panel, spans };
   });
   at("panels").replaceChildren(...answer.panels.map(({ panel }) => panel));
@@ -254,10 +289,12 @@ function paint(answer, latest = null) {
   let signed = false;
   answer.panels.forEach(({ method, spans }, i) => {
     const scores = answer.explanation.scores(method, word === null ? undefined : [word]);
-    const seen = scores ? [...scores].filter((_, column) => answer.explanation.isWritten(column)) : [];
+    const { characters } = answer.explanation;
+    const sums = characters.map(({ columns }) => (scores ? columns.reduce((sum, column) => sum + scores[column], 0) : 0));
+    const seen = sums.filter((_, i) => answer.explanation.isWritten(characters[i].columns[0]));
     const peak = largest(seen);
     signed ||= seen.some((score) => score < 0);
-    spans.forEach((span, column) => { span.className = `piece ${peak ? shade(scores[column] / peak) : ""}`; });
+    spans.forEach((span, i) => { span.className = `piece ${peak ? shade(sums[i] / peak) : ""}`; });
     if (i === 0) { tell(answer, word, scores); bars(answer, scores); }
   });
   at("low").textContent = signed ? "against" : "0";
@@ -266,10 +303,10 @@ function paint(answer, latest = null) {
 }
 
 function tell(answer, word, scores) {
-  const who = word === null ? "The answer" : `“${answer.elements[word].textContent.trim()}”`;
-  if (!scores) { at("status").textContent = word === null ? "The answer is on its way." : `${who} is not explained yet.`; return; }
-  const top = answer.explanation.top(scores);
-  at("status").textContent = top.length ? `${who} came from ${top.map(({ text, share }) => `“${text}” ${percent(share)}`).join(", ")}` : `${who}: nothing stands out.`;
+  const who = word === null ? ["The answer"] : quoted(answer.elements[word].textContent.trim());
+  if (!scores) { at("status").replaceChildren(...(word === null ? ["The answer is on its way."] : [...who, " is not explained yet."])); return; }
+  const top = answer.explanation.top(scores).flatMap(({ text, share }, i) => [i ? ", " : "", ...quoted(text), ` ${percent(share)}`]);
+  at("status").replaceChildren(...who, ...(top.length ? [" came from ", ...top] : [": nothing stands out."]));
 }
 
 function bars(answer, scores) {
@@ -279,7 +316,7 @@ function bars(answer, scores) {
     const bar = element("div", "bar"), held = element("span", ""), fill = element("i", shade(score < 0 ? -1 : 1));
     fill.style.width = percent(share).replace(" ", "");
     held.append(fill);
-    bar.append(element("span", "", name), held, element("span", "", percent(share)));
+    bar.append(element("bdi", "", name), held, element("span", "", percent(share)));
     return bar;
   }));
 }
@@ -299,7 +336,7 @@ at("compare").addEventListener("change", async (event) => {
   if (!method || answer.explanation.rows.has(method)) return;
   at("status").textContent = `Explaining by ${method} …`;
   try {
-    for await (const { attribution } of stream("v1/gradellm/attribute", { ...again(answer), ...keywordsOf(method) }, { token: token() })) {
+    for await (const { attribution } of stream("v1/gradellm/attribute", { ...again(answer), ...keywordsOf(method) }, { token: token(), signal: beside.signal })) {
       if (attribution) answer.explanation.addRow(method, attribution);
     }
     if (shown === answer) paint(answer);
@@ -307,27 +344,29 @@ at("compare").addEventListener("change", async (event) => {
     answer.explanation.rows.delete(method); // some may be there
     answer.other = "";
     if (shown === answer) show(answer);
-    say(error.message);
+    if (error.name !== "AbortError") say(error.message);
   }
 });
 
 at("judge").addEventListener("click", async () => {
   const answer = shown, place = at("faithfulness");
-  at("judge").disabled = true;
+  isMeasuring = true;
+  enable();
   place.textContent = "Measuring: the prompt is run many times with parts of it left out …";
   const columns = answer.explanation.started.prompt_tokens.flatMap((one, i) => (one.role === "user" && !one.special ? [i] : []));
   const methods = { [answer.method]: keywordsOf(answer.method), random: { method: "random" } };
   try {
-    for await (const { progress, summary } of stream("v1/gradellm/evaluate", { ...again(answer), methods, perturb_positions: columns, seed: 0 }, { token: token() })) {
+    for await (const { progress, summary } of stream("v1/gradellm/evaluate", { ...again(answer), methods, perturb_positions: columns, seed: 0 }, { token: token(), signal: beside.signal })) {
       if (progress && shown === answer) place.textContent = `Measuring … ${percent(progress.done)}`;
       if (summary) answer.judgement = judgement(answer, summary);
     }
-    if (shown === answer) place.replaceChildren(...answer.judgement);
+    if (shown === answer) place.replaceChildren(...(answer.judgement ?? []));
   } catch (error) {
     if (shown === answer) place.textContent = "";
-    say(error.message);
+    if (error.name !== "AbortError") say(error.message);
   } finally {
-    at("judge").disabled = false;
+    isMeasuring = false;
+    enable();
   }
 });
 
@@ -365,13 +404,10 @@ at("question").addEventListener("keydown", (event) => {
 at("stop").addEventListener("click", () => running?.abort());
 at("new").addEventListener("click", () => {
   running?.abort();
+  leave();
   messages = [];
-  shown = null;
   at("turns").replaceChildren();
-  at("panels").replaceChildren();
-  at("faithfulness").replaceChildren();
-  at("bars").hidden = at("actions").hidden = true;
-  at("status").textContent = "";
+  clear();
   say("");
   at("question").focus();
 });

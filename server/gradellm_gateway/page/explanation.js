@@ -10,14 +10,23 @@ export function shade(share) {
 
 export const largest = (scores) => scores.reduce((most, score) => Math.max(most, Math.abs(score)), 0);
 
-const IDEOGRAPH = /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]/u;
-
-/** Whether a token begins a word, after the one before it and the text of the word under way. */
-function beginsWord(text, before, token) {
-  if (before.special || token.special) return true;
-  if (text.trim() === "") return false; // white space belongs to the word after it
-  const [first = ""] = token.text, last = Array.from(text).at(-1);
-  return /\s/.test(first) || /\s/.test(last) || IDEOGRAPH.test(first) || (IDEOGRAPH.test(last) && first !== "");
+/** A prompt's tokens as they are drawn, so that every character of its text is drawn once: tokens that overlap share
+ * one, and a token without text is a part of the next. `text` is an array of code points. */
+function characters(text, tokens) {
+  const found = [];
+  let last = null, before = null;
+  tokens.forEach((token, column) => {
+    const isPart = before && last.start === last.end && !before.special && !token.special && before.role === token.role && before.message === token.message;
+    if (!isPart && !(last && token.start >= last.start && token.start < Math.min(last.end, token.end))) {
+      found.push(last = { columns: [], token, start: token.start, end: token.start });
+    }
+    if (isPart) last.start = last.end = token.start;
+    last.columns.push(column);
+    last.token = before = token;
+    last.end = Math.max(last.end, token.end);
+  });
+  for (const one of found) one.text = text.slice(one.start, one.end).join("");
+  return found;
 }
 
 export class Explanation {
@@ -28,20 +37,33 @@ export class Explanation {
     this.rows = new Map(); // by method's label: by token index: scores
     this.finished = null;
     this.text = Array.from(started.prompt_text); // offsets are code points
+    this.characters = characters(this.text, started.prompt_tokens);
+    this.parts = []; // tokens without text: they are in the next one's word
   }
 
-  /** Take a token; the word that it belongs to, and whether it began it. The model's own punctuation is in none. */
+  /** Take a token; the word that it belongs to, and whether it began it. Tokens without text show no word. */
   addToken(token) {
-    const before = this.tokens.at(-1), word = this.words.at(-1);
     this.tokens.push(token);
-    if (token.special && !token.text) return null;
-    if (!word || beginsWord(word.text, before, token)) {
-      this.words.push({ text: token.text, tokens: [token.index] });
-      return { word: this.words.length - 1, isNew: true };
-    }
+    if (token.special) this.#takeParts();
+    else if (!token.text) this.parts.push(token.index);
+    if (!token.text) return null;
+    const isNew = !this.words.length || token.special || typeof token.word !== "number" || token.word !== this.words.at(-1).number;
+    if (isNew) this.words.push({ text: "", tokens: [], number: token.special ? null : token.word });
+    this.#takeParts();
+    const word = this.words.at(-1);
     word.text += token.text;
     word.tokens.push(token.index);
-    return { word: this.words.length - 1, isNew: false };
+    return { word: this.words.length - 1, isNew };
+  }
+
+  finish(finished) {
+    this.#takeParts();
+    this.finished = finished;
+  }
+
+  #takeParts() {
+    if (this.words.length) this.words.at(-1).tokens.push(...this.parts);
+    this.parts = [];
   }
 
   addRow(method, attribution) {
@@ -83,17 +105,17 @@ export class Explanation {
   top(scores, count = 3) {
     const total = scores.reduce((sum, score) => sum + Math.abs(score), 0), found = [];
     let word = null;
-    this.started.prompt_tokens.forEach((token, column) => {
-      if (!this.isWritten(column)) { word = null; return; }
-      const text = this.text.slice(token.start, token.end).join("");
-      if (!word || word.message !== token.message || /^\s/.test(text) || /\s$/.test(word.text)) {
-        found.push(word = { text: "", score: 0, message: token.message });
+    for (const { columns, token, start, end } of this.characters) {
+      if (!this.isWritten(columns[0])) { word = null; continue; }
+      if (!word || word.number !== token.word || typeof token.word !== "number") {
+        found.push(word = { start, end, score: 0, number: token.word });
       }
-      word.text += text;
-      word.score += scores[column];
-    });
-    return found.filter((one) => one.score && one.text.trim()).sort((a, b) => Math.abs(b.score) - Math.abs(a.score))
-      .slice(0, count).map((one) => ({ text: one.text.trim(), share: total ? Math.abs(one.score) / total : 0 }));
+      word.end = end;
+      for (const column of columns) word.score += scores[column];
+    }
+    return found.map(({ start, end, score }) => ({ text: this.text.slice(start, end).join("").trim(), score }))
+      .filter((one) => one.score && one.text).sort((a, b) => Math.abs(b.score) - Math.abs(a.score))
+      .slice(0, count).map(({ text, score }) => ({ text, share: total ? Math.abs(score) / total : 0 }));
   }
 
   /** As Explanation.from_json of the Python client reads it. */

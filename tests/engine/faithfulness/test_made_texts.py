@@ -14,6 +14,7 @@ from gradellm_engine import Engine, EvaluationSettings, EvaluationSummary, GradE
 from gradellm_engine.faithfulness import evaluation
 from gradellm_engine.faithfulness.evaluation import BATCHES_A_GROUP, DRAWN, MADE_TEXTS, Text
 from gradellm_engine.faithfulness.masks import drawn
+from gradellm_engine.faithfulness.retention import retentions
 from gradellm_engine.methods.random import Random
 from streams import run_alone, scheduler_of
 
@@ -78,7 +79,6 @@ def test_many_exponents_are_found_a_few_at_a_time(engine: Engine, monkeypatch: p
     monkeypatch.setattr(evaluation, "DRAWN", 64)
     monkeypatch.setattr(evaluation, "SHORT_BISECTION", 16)
     sizes: list[int] = []
-    retentions = evaluation.retentions
 
     def noting(scores: NDArray[np.float64], pis: Any) -> Any:
         sizes.append(len(scores) * len(pis))
