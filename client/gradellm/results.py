@@ -60,6 +60,8 @@ class ModelInfo:
     """Tokens it can attend to, prompt and completion together."""
     has_chat_template: bool
     """Whether it takes messages."""
+    config_sha256: str = ""
+    """Over what its configuration says of its arithmetic. Empty where the server is older."""
 
 
 @dataclass(frozen=True, slots=True)
