@@ -141,8 +141,8 @@ def verified(
         prompt = prompt_again(lambda given: client.tokenize(**cast("Any", given), timeout=timeout), stored)
         if not prompt.is_exact:
             _check_normalised(stored)
-        elif stored.started.sources:
-            keywords["resolution"] = cast("Any", _settings(stored).resolution)
+        elif (resolution := _settings(stored).resolution) is not None:
+            keywords["resolution"] = resolution
         del keywords["prompt_ids"]
         again = client.attribute(**{**keywords, **cast("Any", prompt.keywords)}, timeout=timeout)
         redrawn = _drawn_again(client, stored, prompt, timeout) if regenerate else None
@@ -560,7 +560,12 @@ def _compare_prompt(stored: Explanation, again: Explanation, prompt: PromptAgain
         found.problems += prompt.problems
         found.not_checked += prompt.not_checked
     same_form = prompt is not None and prompt.is_exact
-    if same_form and bool(stored.started.sources) == bool(again.started.sources):
+    by_token = stored.provenance.attribution is None or stored.provenance.attribution.resolution in (None, "token")
+    if by_token == bool(stored.started.sources):
+        found.problems.append(
+            f"its resolution is {_settings(stored).resolution}, and it has {len(stored.started.sources)} sources"
+        )
+    if same_form:
         if len(stored.started.sources) != len(again.started.sources):
             found.problems.append(
                 f"it has {len(stored.started.sources)} sources, and {len(again.started.sources)} come again"
@@ -568,7 +573,7 @@ def _compare_prompt(stored: Explanation, again: Explanation, prompt: PromptAgain
         for place, (then, now) in enumerate(zip(stored.started.sources, again.started.sources, strict=False)):
             found.problems += _field_problems(then, now, f"source {place}")
     elif stored.started.sources:
-        found.skip("they are summed up as they are stored", "started.sources")
+        found.skip("scores are summed up as it says", "started.sources", "provenance.attribution.resolution")
     for each in fields(Started):  # what later versions say
         was, is_now = getattr(stored.started, each.name), getattr(again.started, each.name)
         if each.name in ("prompt_text", "prompt_tokens", "sources", "provenance") or was == is_now:
@@ -601,6 +606,7 @@ def _compare_tokens(stored: Explanation, again: Explanation, tolerance: float, f
     same_columns = bool(stored.started.sources) == bool(again.started.sources)
     handled = {"text", "start", "end", "logprob", "alternatives", *(() if same_columns else ("source_index",))}
     names = [each.name for each in fields(again.tokens[0]) if each.name not in handled] if again.tokens else []
+    asked = max((len(token.alternatives) for token in stored.tokens), default=0)
     for ours, theirs in zip(stored.tokens, again.tokens, strict=False):
         where = f"token {ours.index}"
         expected = replace(
@@ -612,6 +618,8 @@ def _compare_tokens(stored: Explanation, again: Explanation, tolerance: float, f
         found.problems += _field_problems(ours, expected, where, (*names, "text", "start", "end"))
         if not _is_close(ours.logprob, theirs.logprob, tolerance):
             found.problems.append(f"{where}: its log-probability is {ours.logprob:.6g}, and {theirs.logprob:.6g} again")
+        if len(ours.alternatives) != asked:
+            found.problems.append(f"{where} has {len(ours.alternatives)} alternatives, and others have {asked}")
         found.problems += _alternative_problems(ours, theirs, tolerance)
     if not same_columns and any(token.source_index is not None for token in stored.tokens):
         found.skip("scores come again one a token", "tokens.source_index")
@@ -717,7 +725,7 @@ def _difference(found: dict[int, float], expected: Sequence[float]) -> float:
 def _coarsened(stored: Explanation, again: Explanation, scores: Sequence[float], index: int) -> Sequence[float]:
     """Scores of single tokens, added up to the columns that the stored explanation has for this token."""
     sources: Sequence[Source] = stored.sources
-    if bool(stored.started.sources) == bool(again.started.sources):
+    if again.started.sources or not stored.started.sources:
         return scores
     num_prompt_tokens = len(stored.prompt_tokens)
     sums = []
