@@ -27,7 +27,7 @@ from gradellm.results import (
     Started,
     TokenizedPrompt,
 )
-from gradellm.views import selected
+from gradellm.views import selected, total_of
 from gradellm.words import Word
 
 if TYPE_CHECKING:
@@ -738,7 +738,7 @@ def _coarsened(stored: Explanation, again: Explanation, scores: Sequence[float],
             for i in source.completion_indexes
             if i < index and num_prompt_tokens + i < len(scores)
         ]
-        sums.append(math.fsum(its))
+        sums.append(total_of(its))
     return sums
 
 

@@ -15,7 +15,7 @@ from gradellm.retention import retention_probs
 from gradellm.words import Word
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from gradellm.explanation import Explanation
     from gradellm.results import PromptToken
@@ -112,10 +112,18 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
         labels.setdefault(label_of(explanation, column, by), []).append(column)
     made = []
     for label, columns in labels.items():
-        score = math.fsum(scores[column] for column in columns)
+        score = total_of(scores[column] for column in columns)
         name = label if isinstance(label, str) else label[0]
         made.append(Part(name, score, abs(score) / total if total else 0.0, tuple(columns)))
     return tuple(made)
+
+
+def total_of(scores: Iterable[float]) -> float:
+    """Return the exact sum; of infinities of both signs, which have none, NaN."""
+    try:
+        return math.fsum(scores)
+    except ValueError:
+        return math.nan
 
 
 def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, int]:
@@ -208,7 +216,7 @@ def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tupl
     for word in explanation.words:
         rows = [row for place in word.token_indexes if (row := explanation.row(place)) is not None]
         by_column = [row.by_column() for row in rows]
-        led.append((word, math.fsum(row.get(column, 0.0) for row in by_column for column in wanted)))
+        led.append((word, total_of(row.get(column, 0.0) for row in by_column for column in wanted)))
     return tuple(led)
 
 

@@ -104,7 +104,7 @@ def _check_tokens(explanation: Explanation) -> None:
 
 def _check_row(row: Attribution, where: str, num_prompt_columns: int, last: int) -> None:
     if row.token_index > last:
-        _refuse(f"{where}.token_index", f"is {row.token_index}, and the last token is {last}")
+        _refuse(f"{where}.token_index", f"is {row.token_index}, and the last is {last}")
     columns = range(num_prompt_columns + row.token_index)  # the prompt and the tokens before this one
     scores, places = row.scores, row.source_indexes
     if places and len(places) != len(scores):
