@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 T = TypeVar("T")
 
-__all__ = ["MalformedError", "from_document", "from_json", "from_plain", "to_document", "to_plain"]
+__all__ = ["MalformedError", "from_document", "from_json", "from_plain", "shown", "to_document", "to_plain"]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _INT64 = range(-(2**63), 2**63)  # the widest integer of the wire
@@ -71,7 +71,7 @@ def from_document(kind: type[T], text: str, form: str, version: int, what: str) 
         raise MalformedError(f'this is not {what}: it has no "format": "{form}"')
     found = plain.pop("version", None)
     if type(found) is not int or found != version:
-        raise MalformedError(f"{the} has version {_shown(found)}; this gradellm reads version {version} alone")
+        raise MalformedError(f"{the} has version {shown(found)}; this gradellm reads version {version} alone")
     try:
         return from_plain(kind, plain)
     except MalformedError as error:
@@ -121,7 +121,7 @@ def _parsed_int(digits: str) -> int:
 def _parsed_float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"{_shown(digits)} is larger than a float can be")
+        raise ValueError(f"{shown(digits)} is larger than a float can be")
     return value
 
 
@@ -130,7 +130,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"an object has the name {_shown(twice)} twice")
+        raise ValueError(f"an object has the name {shown(twice)} twice")
     return made
 
 
@@ -260,15 +260,15 @@ def _below(path: str, name: str) -> str:
 
 
 def _malformed(path: str, wanted: str, plain: object) -> MalformedError:
-    return MalformedError(f"{path or 'value'}: must be {wanted}, not {_shown(plain)}")
+    return MalformedError(f"{path or 'value'}: must be {wanted}, not {shown(plain)}")
 
 
-def _shown(value: object) -> str:
-    """A value as an error quotes it, whatever its size and depth."""
+def shown(value: object) -> str:
+    """Return a value as an error quotes it, whatever its size and depth."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
-    shown = _SHORT.repr(value)
-    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 _LONGEST_NAME, _LONGEST_SHOWN = 60, 60
