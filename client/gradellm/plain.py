@@ -78,12 +78,12 @@ def from_document(kind: type[T], text: str, form: str, version: int, what: str) 
         raise MalformedError(f"{the} is malformed: {error}") from error
 
 
-def from_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever JSON holds)
+def from_json(text: str | bytes, *, half_pairs: bool = False) -> Any:  # noqa: ANN401  (whatever JSON holds)
     """Read JSON from an untrusted source.
 
     Raises MalformedError where it is no JSON (NaN and Infinity are none), is nested more than 32 levels deep, has a
     name twice in one object, of which other readers may take the other value, or has a number or text that no message
-    could carry.
+    could carry. `half_pairs` takes texts with half a surrogate pair all the same.
     """
     try:
         if isinstance(text, bytes):
@@ -104,7 +104,9 @@ def from_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever JSON holds)
             f"this is not JSON that is read: it is nested deeper than {_MOST_LEVELS} levels"
         ) from error
     _check_nesting(value)
-    if _ESCAPED_SURROGATE.search(text):  # else there can be no half of a pair, for the text was decoded
+    if not half_pairs and _ESCAPED_SURROGATE.search(
+        text
+    ):  # else there can be no half of a pair, for the text was decoded
         _check_texts(value)
     return value
 
