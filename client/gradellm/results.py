@@ -61,7 +61,8 @@ class ModelInfo:
     has_chat_template: bool
     """Whether it takes messages."""
     config_sha256: str = ""
-    """Over what its configuration says of its arithmetic. Empty where the server is older."""
+    """Of what else decides its numbers and tokens: its configuration without names, versions and stored dtype, and the
+    tokens that begin and end a text. Empty where the server is older."""
 
 
 @dataclass(frozen=True, slots=True)

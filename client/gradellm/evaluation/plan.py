@@ -130,8 +130,8 @@ def difference(one: ModelInfo, other: ModelInfo) -> str | None:
     """Say how two servers' models differ in what changes numbers; None where they do not."""
     for name, title in _IDENTITY.items():
         first, second = getattr(one, name), getattr(other, name)
-        if name == "config_sha256" and not (first and second):  # an older server does not say it
-            continue
+        if name == "config_sha256" and not (first and second):
+            continue  # one of the servers is older, and does not tell it
         if first != second:
             first, second = (value[:12] or "none" for value in (first, second))
             return f"different {title}, {first} ({one.name}) and {second} ({other.name})"
