@@ -350,6 +350,9 @@ FAKED: dict[str, Callable[[Explanation], Explanation]] = {
     "user to template": lambda it: with_roles(
         it, lambda t: replace(t, role="template", message=None) if t.role == "user" else t
     ),
+    "a message hidden": lambda it: with_roles(
+        it, lambda t: replace(t, role="template", message=None) if t.message == 0 else t
+    ),
     "messages swapped": lambda it: with_roles(
         it, lambda t: replace(t, message=None if t.message is None else 1 - t.message)
     ),
@@ -438,6 +441,36 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
         assert (again.is_exact, again.problems) == (False, ())
         assert [one.why for one in again.not_checked] == ["it writes the date, which is another one now"]
         faked = with_roles(dated, lambda t: replace(t, role="assistant") if t.role == "user" else t)
+        assert prompt_again(tokenize, faked).problems
+
+
+def test_a_template_that_says_what_it_takes_away(demo: RunningServer) -> None:
+    """A system message's "/no_think" is not shown, and changes the template's own text: told, and no difference."""
+    with Client(demo.address) as client:
+        stored = client.explain(
+            messages=[("user", "Mode: quiet. Say it in your own words."), ("user", "Hi")], max_new_tokens=2
+        )
+        modes = ("Mode: quiet. Say", "Mode: loud. Say")
+
+        def as_template(tokens: tuple[PromptToken, ...], text: str) -> tuple[PromptToken, ...]:
+            end = text.index("Say")
+            return tuple(replace(t, role="template", message=None) if t.end <= end else t for t in tokens)
+
+        def tokenize(keywords: dict[str, Any]) -> TokenizedPrompt:
+            if "messages" not in keywords:
+                return client.tokenize(**keywords)
+            (role, content), *others = keywords["messages"]
+            made = client.tokenize(messages=[(role, f"{modes[1].removesuffix('Say')}{content}"), *others])
+            return TokenizedPrompt(made.prompt_text, as_template(made.tokens, made.prompt_text))
+
+        told = replace(
+            stored,
+            started=replace(stored.started, prompt_tokens=as_template(stored.prompt_tokens, stored.prompt_text)),
+        )
+        again = prompt_again(tokenize, told)
+        assert (again.is_exact, again.problems) == (False, ())
+        assert [one.what for one in again.not_checked] == ["the chat template's own text"]
+        faked = with_roles(told, lambda t: replace(t, role="system") if t.message == 1 else t)
         assert prompt_again(tokenize, faked).problems
 
 
