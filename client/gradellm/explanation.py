@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradellm import views
 from gradellm.errors import InvalidExplanationError
 from gradellm.plain import MalformedError, from_document, to_document
 from gradellm.results import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
+from gradellm.wellformed import check_explanation
 from gradellm.words import Word, prompt_words, words
 
 if TYPE_CHECKING:
@@ -47,27 +47,7 @@ class Explanation:
     """Why the completion ended, and what it took. None where the events broke off before."""
 
     def __post_init__(self) -> None:
-        for what, indexes in (
-            ("tokens", [token.index for token in self.tokens]),
-            ("attributions", [row.token_index for row in self.attributions]),
-        ):
-            if any(index < 0 for index in indexes) or any(b <= a for a, b in pairwise(indexes)):
-                raise InvalidExplanationError(f"{what}: their places in the completion must rise from 0: {indexes}")
-        if any(b.index != a.index + 1 for a, b in pairwise(self.tokens)):
-            raise InvalidExplanationError("tokens: one is missing between the first and the last")
-        num_prompt_columns = len(self._prompt_sources)
-        for row in self.attributions:
-            columns = range(num_prompt_columns + row.token_index)  # the prompt and the tokens before this one
-            where = f"attributions: that of token {row.token_index}"
-            if row.source_indexes and len(row.source_indexes) != len(row.scores):
-                raise InvalidExplanationError(
-                    f"{where} has {len(row.scores)} scores for {len(row.source_indexes)} source_indexes"
-                )
-            if len(row.scores) > len(columns) or any(index not in columns for index in row.source_indexes):
-                raise InvalidExplanationError(f"{where} has more than the {len(columns)} columns that lie before it")
-        for token in self.tokens:
-            if token.source_index is not None and token.source_index not in range(num_prompt_columns + token.index + 1):
-                raise InvalidExplanationError(f"tokens: the source_index of token {token.index} lies behind it")
+        check_explanation(self)
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> Explanation:

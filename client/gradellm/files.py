@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from gradellm.errors import InvalidExplanationError, InvalidRequestError
 from gradellm.explanation import Explanation
+from gradellm.plain import from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["as_bytes", "check", "load", "read_jsonl", "save", "write_jsonl"]
 
@@ -144,18 +146,65 @@ def _from_safetensors(path: Path) -> Explanation:
             metadata = file.metadata() or {}
             if _METADATA not in metadata:
                 raise InvalidExplanationError("this is not an explanation")
-            ends, scores, columns = (file.get_tensor(name).tolist() for name in ("row_ends", "scores", "columns"))
+            held = {name: _numbers(file.get_tensor(name), name, kinds) for name, kinds in _TENSORS.items()}
         bare = Explanation.from_json(metadata[_METADATA])
-        has_columns = json.loads(metadata["has_columns"])
-        rows = [
-            replace(row, scores=tuple(scores[start:end]), source_indexes=tuple(columns[start:end]) if has else ())
-            for row, start, end, has in zip(bare.attributions, [0, *ends][: len(ends)], ends, has_columns, strict=True)
-        ]
+        has_columns = from_json(metadata["has_columns"])
     except InvalidExplanationError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, EOFError) as error:
         raise InvalidExplanationError(f"it is damaged: {error}") from error
-    return replace(bare, attributions=tuple(rows))
+    rows = bare.attributions
+    _check_tensors(held, bare, has_columns)
+    scores, columns = held["scores"], held["columns"]
+    return replace(
+        bare,
+        attributions=tuple(
+            replace(row, scores=tuple(scores[start:end]), source_indexes=tuple(columns[start:end]) if has else ())
+            for row, start, end, has in zip(rows, [0, *held["row_ends"]], held["row_ends"], has_columns, strict=False)
+        ),
+    )
+
+
+_TENSORS = {
+    "prompt_ids": ("int64",),
+    "token_ids": ("int64",),
+    "token_indexes": ("int64",),
+    "row_ends": ("int64",),
+    "scores": ("float32", "float64"),
+    "columns": ("int64",),
+}
+
+
+def _numbers(tensor: Any, name: str, kinds: Sequence[str]) -> list[Any]:  # noqa: ANN401  (a numpy array)
+    if tensor.ndim != 1 or tensor.dtype.name not in kinds:
+        raise InvalidExplanationError(
+            f"its tensor {name} is {tensor.dtype.name} with {tensor.ndim} dimensions, not {' or '.join(kinds)} with one"
+        )
+    numbers: list[Any] = tensor.tolist()
+    return numbers
+
+
+def _check_tensors(held: dict[str, list[Any]], bare: Explanation, has_columns: object) -> None:
+    """Refuse tensors that tell something else than the metadata beside them."""
+    rows = bare.attributions
+    told = {
+        "prompt_ids": [token.id for token in bare.prompt_tokens],
+        "token_ids": [token.id for token in bare.tokens],
+        "token_indexes": [row.token_index for row in rows],
+    }
+    for name, numbers in told.items():
+        if held[name] != numbers:
+            raise InvalidExplanationError(f"its tensor {name} is not what its metadata says")
+    ends, count = held["row_ends"], len(held["scores"])
+    if len(ends) != len(rows) or any(b < a for a, b in pairwise([0, *ends])) or (ends[-1] if ends else 0) != count:
+        raise InvalidExplanationError(f"its tensor row_ends does not part {count} scores into {len(rows)} rows")
+    if len(held["columns"]) != count:
+        raise InvalidExplanationError(f"its tensor columns has {len(held['columns'])} numbers for {count} scores")
+    if any(row.scores or row.source_indexes for row in rows):
+        raise InvalidExplanationError("its metadata has scores beside those of its tensors")
+    is_list = isinstance(has_columns, list) and all(isinstance(one, bool) for one in has_columns)
+    if not (is_list and len(cast("list[bool]", has_columns)) == len(rows)):
+        raise InvalidExplanationError(f"its has_columns must be a list of {len(rows)} times true or false")
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

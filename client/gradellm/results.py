@@ -60,6 +60,9 @@ class ModelInfo:
     """Tokens it can attend to, prompt and completion together."""
     has_chat_template: bool
     """Whether it takes messages."""
+    config_sha256: str = ""
+    """Of what else decides its numbers and tokens: its configuration without names, versions and stored dtype, and the
+    tokens that begin and end a text. Empty where the server is older."""
 
 
 @dataclass(frozen=True, slots=True)

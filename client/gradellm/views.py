@@ -16,7 +16,7 @@ from gradellm.words import Word, characters
 from gradellm.words import is_written as token_is_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gradellm.explanation import Explanation
     from gradellm.results import Attribution, PromptToken
@@ -114,10 +114,18 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
         labels.setdefault(label_of(explanation, column, by), []).append(column)
     made = []
     for label, columns in labels.items():
-        score = math.fsum(scores[column] for column in columns)
+        score = total_of(scores[column] for column in columns)
         name = label if isinstance(label, str) else label[0]
         made.append(Part(name, score, abs(score) / total if total else 0.0, tuple(columns)))
     return tuple(made)
+
+
+def total_of(scores: Iterable[float]) -> float:
+    """Return the exact sum; of infinities of both signs, which have none, NaN."""
+    try:
+        return math.fsum(scores)
+    except ValueError:
+        return math.nan
 
 
 def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, int]:
@@ -204,7 +212,7 @@ def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tupl
     led = []
     for word in explanation.words:
         rows = [row for place in word.token_indexes if (row := explanation.row(place)) is not None]
-        led.append((word, math.fsum(score for row in rows for score in _scores_of(row, wanted))))
+        led.append((word, total_of(score for row in rows for score in _scores_of(row, wanted))))
     return tuple(led)
 
 

@@ -220,7 +220,8 @@ def _evaluate(args: argparse.Namespace, asked: data_set.Asked, source: Actors | 
         progress.close(standing)
         done = standing.done_before + standing.done_now
         data_set.say(
-            f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; this goes on from there:\n"
+            f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; those under way are "
+            "evaluated anew, for only whole examples are kept; this goes on from there:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise

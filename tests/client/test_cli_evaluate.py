@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -585,11 +586,14 @@ def test_an_interrupt_loses_nothing_and_says_how_to_go_on(slow: FakeEvaluator, t
     assert (process.returncode, stdout) == (130, b"")
     done = len(read_run(str(out)).records)
     said = re.search(
-        r"interrupted: (\d+) of 30 examples are done and kept in \S+; this goes on from there:\n  (.*)\n", err.decode()
+        r"(\d+)/30.*\ninterrupted: (\d+) of 30 examples are done and kept in \S+; (\d) were under way and are "
+        r"evaluated anew, for only whole examples are kept; this goes on from there:\n  (.*)\n",
+        err.decode(),
     )
     assert said is not None
-    assert int(said[1]) == done
-    assert said[2].startswith("gradellm evaluate --preset sst2 --data ")
+    assert int(said[1]) == int(said[2]) == done
+    assert 1 < int(said[3]) <= 2  # --concurrency
+    assert said[4].startswith("gradellm evaluate --preset sst2 --data ")
     assert b"Traceback" not in err
 
 
@@ -654,6 +658,23 @@ def test_the_bar_on_a_terminal() -> None:
     assert drawn == "SST2 ▕██████      ▏ 50% 4/10 · 1 failed · 2.0 s each · 0:08 left"
     assert said == f"a server^[[2J rests\n{drawn}"
     assert end == f"{drawn}\n"
+
+
+def test_the_last_bar_has_whole_examples_alone() -> None:
+    """What is under way is work, and is not kept."""
+    server: Any = SimpleNamespace(is_up=True, is_refused=False, busy_until=0.0, running={"a": 0.9, "b": 0.95})
+    run: Any = Run(servers=[server], total=2, done_before=0, done_now=0, failed_now=0)
+    stream = Terminal()
+    progress = Progress("SST2", stream)
+    progress.show(run)
+    progress.close(run)
+    drawn, end = stream.getvalue().split("\r\033[K")[1:]
+    assert " 92% 0/2" in drawn
+    assert "  0% 0/2" in end
+    server.running = {"a": 1.0, "b": 1.0}
+    stream = Terminal()
+    Progress("SST2", stream).show(run)
+    assert "99% 0/2" in stream.getvalue()
 
 
 def test_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

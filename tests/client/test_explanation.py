@@ -159,6 +159,7 @@ settings = st.builds(
     resolution=st.none(),
     top_k_sources=st.none() | ids,
 )
+st.register_type_strategy(int, st.integers(-(2**63), 2**63 - 1))  # as wide as the wire
 models = st.builds(ModelInfo)
 provenances = st.builds(
     Provenance,
@@ -167,21 +168,27 @@ provenances = st.builds(
     sampling=st.none() | st.builds(Sampling, stop=st.lists(texts, max_size=2).map(tuple)),
     attribution=st.none() | settings,
 )
-starts = st.builds(
-    Started,
-    prompt_text=texts,
-    prompt_tokens=st.lists(st.builds(PromptToken, text=texts), max_size=3).map(tuple),
-    sources=st.just(()),
-    provenance=provenances,
-)
+
+
+@st.composite
+def starts(draw: st.DrawFn) -> Started:
+    text, tokens, start, end = draw(texts), [], 0, 0
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(start, len(text)))
+        end = draw(st.integers(max(start, end), len(text)))
+        places = st.none() | st.integers(0, 2**31 - 1)
+        tokens.append(
+            draw(st.builds(PromptToken, id=ids, text=texts, start=st.just(start), end=st.just(end), message=places))
+        )
+    return Started(text, tuple(tokens), (), draw(provenances))
 
 
 @st.composite
 def explanations(draw: st.DrawFn) -> Explanation:
-    started = draw(starts)
+    started = draw(starts())
     tokens, rows = [], []
     for index in range(draw(st.integers(0, 3))):
-        alternatives = draw(st.lists(st.builds(Alternative, text=texts), max_size=2))
+        alternatives = draw(st.lists(st.builds(Alternative, id=ids, text=texts), max_size=2))
         tokens.append(
             Token(
                 index, draw(ids), draw(texts), 0, 0, draw(st.floats()), tuple(alternatives), draw(st.booleans()), None

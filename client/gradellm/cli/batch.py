@@ -7,7 +7,6 @@ file's order; what could not be explained is told with its line, and the others 
 
 from __future__ import annotations
 
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gradellm.cli import options
 from gradellm.errors import GradellmError, InvalidRequestError
 from gradellm.evaluation.rows import DataError
+from gradellm.plain import MalformedError, from_json
 from gradellm.terminal import visible
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: this is not JSON: {error}") from error
+            row = from_json(line)
+        except MalformedError as error:
+            raise DataError(f"{path}:{number}: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f'{path}:{number}: must be an object of keywords, such as {{"prompt": "Once"}}')
         yield number, row

@@ -341,7 +341,8 @@ def merge(args: argparse.Namespace) -> int:
     ids: list[str] = []
     if any(getattr(args, name) is not None for name in ("preset", "data", "prompt_template")):
         preset, source = _preset(args)
-        rows = load_rows(source, preset, chat=results.settings["prompt"]["form"] == "chat")
+        prompt = results.settings.get("prompt")
+        rows = load_rows(source, preset, chat=isinstance(prompt, dict) and prompt.get("form") == "chat")
         ids = missing_ids(results, _chosen(args, rows))
     output = Output.of(args.out)
     check_folder(output.results.parent)
@@ -430,7 +431,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file whole, or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a row's names may be anything
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

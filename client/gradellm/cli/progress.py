@@ -61,16 +61,16 @@ class Progress:
         self._stream.flush()
 
     def close(self, runner: Standing) -> None:
-        """Say where the run has come to."""
-        self._write(runner)
+        """Say where the run has come to: whole examples, for nothing else is kept."""
+        self._write(runner, whole=True)
         if self._is_terminal:
             self._stream.write("\n")
         self._stream.flush()
         self._line = ""
 
-    def _write(self, runner: Standing) -> None:
+    def _write(self, runner: Standing, *, whole: bool = False) -> None:
         columns = shutil.get_terminal_size().columns - 1
-        line = _line(self._title, runner, _WIDE if columns >= _ROOMY else _NARROW)
+        line = _line(self._title, runner, _WIDE if columns >= _ROOMY else _NARROW, whole=whole)
         if self._is_terminal:
             self._line = line if display_width(line) <= columns else line[: columns - 1] + "…"
             self._stream.write(f"\r\033[K{self._line}")
@@ -79,13 +79,13 @@ class Progress:
         self._stream.flush()
 
 
-def _line(title: str, runner: Standing, width: int) -> str:
+def _line(title: str, runner: Standing, width: int, *, whole: bool) -> str:
     done = runner.done_before + runner.done_now
     over = done + runner.failed_now
-    partly = sum(sum(server.running.values()) for server in runner.servers)
+    partly = 0.0 if whole else sum(sum(server.running.values()) for server in runner.servers)
     seconds = time.monotonic() - runner.began
     worked = runner.done_now + runner.failed_now + partly
-    parts = [f"{title} {bar((over + partly) / max(1, runner.total), width)} {done}/{runner.total}"]
+    parts = [f"{title} {bar(_share(over, partly, runner.total), width)} {done}/{runner.total}"]
     if runner.failed_now:
         parts.append(f"{runner.failed_now} failed")
     if runner.done_now:
@@ -97,6 +97,12 @@ def _line(title: str, runner: Standing, width: int) -> str:
         parts.append(f"took {clock(seconds)}")
     parts.append(_servers(runner.servers))
     return " · ".join(part for part in parts if part)
+
+
+def _share(over: int, partly: float, total: int) -> float:
+    """How much of a run is done, never rounded up to all of it."""
+    share = (over + partly) / max(1, total)
+    return share if over >= total else min(share, 0.99)
 
 
 def _servers(servers: Sequence[Server]) -> str:

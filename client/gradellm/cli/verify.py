@@ -10,7 +10,7 @@ from gradellm.cli import options
 from gradellm.errors import InvalidExplanationError
 from gradellm.files import load, read_jsonl
 from gradellm.terminal import visible
-from gradellm.verifying import Verdict, compared, replay_keywords
+from gradellm.verifying import Verdict, grouped, replayable, verified
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,10 @@ _EXAMPLES = """\
   gradellm explain "Once upon a time" --format json > story.json
   gradellm verify story.json
   gradellm verify audit.jsonl --target localhost:50051 --tolerance 1e-5 --json
+  gradellm verify golden.jsonl --model PATH --strict --regenerate      for CI: also the same model, versions, settings
 """
+
+_MOST_LISTED = 12  # problems of one explanation; --json has all
 
 
 def add_parser(commands: options.SubParsers) -> None:
@@ -38,7 +41,17 @@ def add_parser(commands: options.SubParsers) -> None:
         type=_share,
         metavar="T",
         default=Verdict.__dataclass_fields__["tolerance"].default,
-        help="largest difference of a score, relative to its row's largest (default: %(default)s)",
+        help="largest difference of a score, relative to its row's largest, and of a log-probability relative to its "
+        "own size, or 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 also where the model, a version or a setting is another"
+    )
+    parser.add_argument(
+        "--regenerate",
+        action="store_true",
+        help="draw the tokens again, too, by their seed and sampling settings; what was generated on other hardware "
+        "may come out otherwise",
     )
     parser.add_argument("--json", action="store_true", help="print a line of JSON an explanation")
     options.add_server(parser)
@@ -50,19 +63,27 @@ def run(args: argparse.Namespace) -> int:
     stored = list(_stored(args.files))
     if not stored:
         raise InvalidExplanationError(f"{', '.join(args.files)}: there are no explanations")
-    asked = []
     for name, explanation in stored:
         try:
-            asked.append((name, explanation, replay_keywords(explanation)))
+            replayable(explanation)
         except InvalidExplanationError as error:
             raise InvalidExplanationError(f"{name}: {error}") from error
     holds = True
     with options.connected(args) as client:
-        for name, explanation, keywords in asked:
-            again = client.attribute(**keywords, **options.given(args, "timeout"))
-            verdict = compared(explanation, again, args.tolerance)
-            holds &= verdict.holds
-            print(json.dumps({"file": name, **verdict.to_plain()}) if args.json else _told(name, verdict), flush=True)
+        for name, explanation in stored:
+            try:
+                verdict = verified(
+                    client,
+                    explanation,
+                    tolerance=args.tolerance,
+                    regenerate=args.regenerate,
+                    **options.given(args, "timeout"),
+                )
+            except InvalidExplanationError as error:
+                raise InvalidExplanationError(f"{name}: {error}") from error
+            holds &= verdict.holds_strictly if args.strict else verdict.holds
+            said = {"file": name, **verdict.to_plain()}
+            print(json.dumps(said) if args.json else _told(name, verdict, strict=args.strict), flush=True)
     return 0 if holds else DIFFERS
 
 
@@ -75,18 +96,38 @@ def _stored(paths: list[str]) -> Iterator[tuple[str, Explanation]]:
             yield path, load(path)
 
 
-def _told(name: str, verdict: Verdict) -> str:
-    what = "holds" if verdict.holds else "DIFFERS"
-    lines = [
-        f"{name}: {what}; the largest difference of {verdict.rows} rows is {verdict.largest_difference:.2g} "
+def _told(name: str, verdict: Verdict, *, strict: bool) -> str:
+    """What people read: the verdict, what is amiss, what is otherwise now, and what was not checked."""
+    if verdict.other_model:
+        return visible(f"{name}: DIFFERS: {verdict.other_model}. Nothing was computed")
+    what = "DIFFERS"
+    if verdict.holds and verdict.mismatches:
+        what = (
+            "DIFFERS: the numbers hold, and not all is as it was (--strict)"
+            if strict
+            else "holds, though not all is as it was"
+        )
+    elif verdict.holds:
+        what = "holds"
+    lines = [f"{name}: {what}{_numbers(verdict)}"]
+    lines += [f"  {problem}" for problem in verdict.problems[:_MOST_LISTED]]
+    if (more := len(verdict.problems) - _MOST_LISTED) > 0:
+        lines.append(f"  and {more} more; --json lists all")
+    lines += [f"  {one.what} was {one.then or 'none'}, is {one.now or 'none'}" for one in verdict.mismatches]
+    if verdict.rows and not verdict.mismatches:
+        lines.append("  model, versions and settings match")
+    lines += [f"  not checked: {line}" for line in grouped(verdict.not_checked)]
+    return "\n".join(map(visible, lines))
+
+
+def _numbers(verdict: Verdict) -> str:
+    if not verdict.rows:
+        return ""
+    return (
+        f"; the largest difference of {verdict.rows} rows is {verdict.largest_difference:.2g} "
         f"(of the row's largest score; token {verdict.worst_token}), of log-probabilities "
         f"{verdict.largest_logprob_difference:.2g}"
-    ]
-    lines += [f"  {problem}" for problem in verdict.problems]
-    lines += [f"  {one.what} was {one.then or 'none'}, is {one.now or 'none'}" for one in verdict.mismatches]
-    if not verdict.mismatches:
-        lines.append("  model, versions and settings are those of then")
-    return "\n".join(map(visible, lines))
+    )
 
 
 def _share(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidReportError
@@ -39,7 +40,7 @@ def title(metric: str) -> str:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """How faithful explanations of a completion are. It prints as a table."""
+    """How faithful explanations of a completion are. It prints as a table, with what one must know to read it."""
 
     started: Started
     """How the request was understood."""
@@ -110,9 +111,8 @@ class EvaluationReport:
 
     def of(self, name: str, metric: Metric) -> MetricSummary:
         """Return one metric of one attribution. Raises InvalidReportError where it was not measured."""
-        for of in self.summary.metrics:
-            if (of.name, of.metric) == (name, metric):
-                return of
+        if (of := self._by_name.get((name, metric))) is not None:
+            return of
         if self.summary.skipped_steps == self.summary.steps:
             raise InvalidReportError(
                 f"{metric} could not be measured: emptying the text changes what comes next at none of the steps"
@@ -120,6 +120,10 @@ class EvaluationReport:
         raise InvalidReportError(
             f"{name}, {metric} is not in this report; it has {', '.join(self.names)} and {', '.join(self.metrics)}"
         )
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, Metric | None], MetricSummary]:
+        return {(of.name, of.metric): of for of in reversed(self.summary.metrics)}  # the first counts
 
     def auc(self, name: str, metric: Metric = "pi_soft_ns") -> float:
         """Return the mean over steps: of pi-Soft metrics the area under the curve over pi, else the metric itself."""
@@ -145,24 +149,44 @@ class EvaluationReport:
     def table(self) -> str:
         """Return a Markdown table: a row a method; each metric's mean, and its difference from random."""
         head = ["method"]
-        for metric in self.metrics:
-            head += [title(metric), "less random's"] if self._has_differences(metric) else [title(metric)]
+        differs = {metric: self._has_differences(metric) for metric in self.metrics}
+        for metric, has_differences in differs.items():
+            head += [title(metric), "less random's"] if has_differences else [title(metric)]
         rows = [head, ["---", *["---:"] * (len(head) - 1)]]
         for name in self.names:
             row = [name]
             for metric in self.metrics:
-                of = self.of(name, metric)
-                row.append(str(of.interval))
-                if self._has_differences(metric):
-                    row.append("" if of.difference_from_random is None else str(of.difference_from_random))
+                of = self._by_name.get((name, metric))
+                less = None if of is None else of.difference_from_random
+                row.append("" if of is None else str(of.interval))
+                if differs[metric]:
+                    row.append("" if less is None else str(less))
             rows.append(row)
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _has_differences(self, metric: Metric) -> bool:
         return any(of.difference_from_random is not None for of in self.summary.metrics if of.metric == metric)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What one must know to read the numbers: an answer outside the labels, steps that were skipped."""
+        summary, said = self.summary, []
+        if summary.answer_outside_labels:
+            said.append(
+                "The answer lies outside the labels: the model's likeliest token begins none of them. The numbers are "
+                f"of the likeliest label, {self.text.strip()!r}."
+            )
+        if summary.skipped_steps:
+            said.append(
+                f"{len(summary.skipped_steps)} of {len(summary.steps)} steps are skipped: emptying the text changes "
+                "what comes next too little to measure anything."
+            )
+        if not summary.metrics:
+            said.append("Nothing could be measured.")
+        return tuple(said)
+
     def __str__(self) -> str:
-        return self.table()
+        return "\n\n".join([*([self.table()] if self.summary.metrics else []), *self.notes])
 
     def plot(self) -> Figure:
         """Draw the curves over pi, a panel a metric; `.savefig("curves.png")` keeps it. Needs matplotlib.

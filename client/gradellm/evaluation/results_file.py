@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gradellm.errors import GradellmError
+from gradellm.plain import MalformedError, from_json, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -207,7 +208,7 @@ class ResultsFile:
             if line or number <= len(lines):
                 last = number > len(lines) or (number == len(lines) and not tail)
                 self._read(line, number, may_be_torn=last)
-        return Results(header.get("settings") or {}, self.done, self.failed)
+        return Results(_settings_of(header), self.done, self.failed)
 
     def _resume(self, data: bytes) -> None:
         """Take up what the file holds: nothing, or a run's lines."""
@@ -257,7 +258,7 @@ class ResultsFile:
             raise ResultsFileError(self._no_results(line))
         if header.get("version") != _VERSION:
             raise ResultsFileError(
-                f"{self.path} has version {json.dumps(header.get('version'))} of the format, and this gradellm reads "
+                f"{self.path} has version {shown(header.get('version'))} of the format, and this gradellm reads "
                 f"{_VERSION}; resume it with the gradellm that began it, or choose another file"
             )
         return header
@@ -283,6 +284,11 @@ class ResultsFile:
 
     def _no_results(self, line: bytes) -> str:
         return f"{self.path} holds something else than results: it begins with {_shown(line)}; choose another file"
+
+
+def _settings_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    settings = header.get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def _lock(fd: int, path: str) -> None:
@@ -316,15 +322,16 @@ def _line(value: object, what: str) -> bytes:
 
 
 def _parsed(line: bytes) -> object:
-    """Return what the line holds, None if it is no JSON."""
+    """Return what the line holds, None if it is no JSON that is read."""
     try:
-        value: object = json.loads(line)
-    except (ValueError, RecursionError):
+        value: object = from_json(line, half_pairs=True)  # ids are the caller's own
+    except MalformedError:
         return None
     return value
 
 
 _ABSENT = object()
+_TOLD_LATER = "model.config_sha256"  # by servers of later versions: a run that an earlier one began may go on
 
 
 def differences(was: object, now: object, path: str = "") -> Iterator[str]:
@@ -333,6 +340,8 @@ def differences(was: object, now: object, path: str = "") -> Iterator[str]:
         for name in dict.fromkeys((*was, *now)):
             inner = f"{path}.{name}" if path else name
             yield from differences(was.get(name, _ABSENT), now.get(name, _ABSENT), inner)
+    elif path == _TOLD_LATER and any(one is _ABSENT or one == "" for one in (was, now)):
+        return
     elif _said(was) != _said(now):
         yield f"{path or 'settings'} was {_said(was)}, and is {_said(now)} now"
 

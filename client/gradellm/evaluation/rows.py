@@ -22,6 +22,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from gradellm.errors import GradellmError
 from gradellm.evaluation.presets import first_sentences
+from gradellm.plain import shown
 
 if TYPE_CHECKING:
     import os
@@ -216,7 +218,7 @@ def _field(record: _Record, name: str, columns: Sequence[Column], preset: Preset
 
 def _text(column: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _Unusable(f"has a {column} that is no text: {_shown(value)}")
+        raise _Unusable(f"has a {column} that is no text: {shown(value)}")
     if not value.strip():
         raise _Unusable(f"has an empty {column}")
     _refuse_surrogates(column, value)
@@ -239,7 +241,7 @@ def _label(record: _Record, preset: Preset) -> str | None:
     label = preset.label(value)
     if label is None:
         known = ", ".join(sorted(preset.labels))
-        raise _Unusable(f"has the {column} {_shown(value)}, which is no label; {preset.name} knows {known}")
+        raise _Unusable(f"has the {column} {shown(value)}, which is no label; {preset.name} knows {known}")
     return label
 
 
@@ -258,7 +260,7 @@ def _id(record: _Record, values: Mapping[str, str], label: str | None) -> str:
         content = json.dumps([sorted(values.items()), label])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Unusable(f"has an id that is neither a text nor an integer: {_shown(value)}")
+        raise _Unusable(f"has an id that is neither a text nor an integer: {shown(value)}")
     _refuse_surrogates("id", str(value))
     return str(value)
 
@@ -285,7 +287,7 @@ def _rationale(
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise _Unusable(f"has a {column} that is no JSON list: {_shown(value)}") from None
+            raise _Unusable(f"has a {column} that is no JSON list: {shown(value)}") from None
     field = preset.rationale.field
     spans = _spans(column, value, preset.rationale.unit, values[field])
     return _merged((start + at, end + at) for at in rendered.starts[field] for start, end in spans)
@@ -294,7 +296,7 @@ def _rationale(
 def _spans(column: str, value: object, unit: RationaleUnit, text: str) -> list[Span]:
     """Return a rationale's stretches in code points of the text that it is about."""
     if not isinstance(value, list):
-        raise _Unusable(f"has a {column} that is no list: {_shown(value)}")
+        raise _Unusable(f"has a {column} that is no list: {shown(value)}")
     units = [match.span() for match in re.finditer(r"\S+", text)] if unit == "words" else None
     limit = len(text) if units is None else len(units)
     form = "a pair [start, end)" if units is None else "a word's index or a pair [start, end)"
@@ -302,10 +304,10 @@ def _spans(column: str, value: object, unit: RationaleUnit, text: str) -> list[S
     for item in value:
         pair = [item, item + 1] if units is not None and type(item) is int else item
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(number) is int for number in pair)):
-            raise _Unusable(f"has {_shown(item)} in its {column}, which is not {form}")
+            raise _Unusable(f"has {shown(item)} in its {column}, which is not {form}")
         start, end = pair
         if not 0 <= start < end <= limit:
-            raise _Unusable(f"has {_shown(item)} in its {column}, outside its text of {limit} {unit}, or empty")
+            raise _Unusable(f"has {shown(item)} in its {column}, outside its text of {limit} {unit}, or empty")
         spans.append((start, end) if units is None else (units[start][0], units[end - 1][1]))
     return spans
 
@@ -360,7 +362,7 @@ def _json_record(text: str) -> _Record | _Unusable:
     except RecursionError:
         return _Unusable("is no JSON that can be read: it is nested too deeply")
     return (
-        record if isinstance(record, dict) else _Unusable(f"is no JSON object with names and values: {_shown(record)}")
+        record if isinstance(record, dict) else _Unusable(f"is no JSON object with names and values: {shown(record)}")
     )
 
 
@@ -386,8 +388,8 @@ def _csv(source: str, preset: Preset) -> Iterator[tuple[int, _Record | _Unusable
             continue
         if header is None:
             header = [name.strip() for name in cells]
-            if twice := {name for name in header if header.count(name) > 1}:
-                named = _listed(map(repr, sorted(twice)))
+            if twice := sorted(name for name, count in Counter(header).items() if count > 1):
+                named = _listed(map(repr, twice))
                 raise DataError(f"{source} has a header with two columns named {named}; rename one")
             _require_columns(header, source, preset)
         elif len(cells) != len(header):
@@ -532,11 +534,10 @@ def _wanted(columns: Iterable[Column]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+    """Names as an error lists them: the first ones of many, each cut where it is long."""
+    first = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in names]
+    more = f" and {len(first) - _MOST_NAMES} more" if len(first) > _MOST_NAMES else ""
+    return ", ".join(first[:_MOST_NAMES]) + more or "none"
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return f"{text[:60]}..." if len(text) > 60 else text
+_MOST_NAMES, _LONGEST_NAME = 20, 60

@@ -1,7 +1,8 @@
 """A data set over one or more servers: every example is evaluated once, whatever becomes of the servers meanwhile.
 
 1. Each server takes examples from one queue, a bounded number at a time.
-2. What comes back is on the disk before the next is taken.
+2. What comes back is on the disk before the next is taken. Only whole examples are kept: where a run is stopped, those
+   under way are evaluated anew by the next one, and are not counted as done.
 3. A server that is unavailable, or fails twice in a row, gives its examples back to the others and is asked again
    after a pause, which grows. It must come back with the same model.
 4. One that has no room is asked again later. An example that cannot be served as it is, or that fails on three
@@ -173,6 +174,8 @@ class Runner:
         self._refusals: Counter[str] = Counter()
         self._over, self._changed = asyncio.Event(), asyncio.Condition()
         self.done_now, self.failed_now = 0, 0
+        self.broken_off: set[str] = set()
+        """Examples that were under way when the run was stopped, by id."""
         self.began = time.monotonic()
 
     @property
@@ -180,7 +183,12 @@ class Runner:
         """Where the run stands: "12 of 100 examples are done and kept in out/results.jsonl"."""
         done = self.done_before + self.done_now
         are = "is" if done == 1 else "are"
-        return f"{done} of {self.total} examples {are} done and kept in {self.results.path}"
+        said = f"{done} of {self.total} examples {are} done and kept in {self.results.path}"
+        if self.broken_off:
+            count = len(self.broken_off)
+            was = "1 was under way and is" if count == 1 else f"{count} were under way and are"
+            said += f"; {was} evaluated anew, for only whole examples are kept"
+        return said
 
     async def run(self) -> None:
         """Evaluate what is left.
@@ -263,6 +271,9 @@ class Runner:
         while (example := await self._take(server)) is not None:
             try:
                 record = await self._evaluate(server, example)
+            except asyncio.CancelledError:
+                self.broken_off.add(example.id)
+                raise
             except InvalidRequestError as error:
                 server.answered()
                 self._refused(example, error)

@@ -128,7 +128,7 @@ def num_missing(results: Results) -> int:
 
 def missing_ids(results: Results, examples: Sequence[Example]) -> list[str]:
     """Return which those are, in the run's order. Raises DataError where the results are of other examples."""
-    its = results.settings["data"]["sha256"]
+    its = str(results.settings["data"].get("sha256"))
     if (found := digest(examples)) != its:
         raise DataError(
             f"these are not the examples that the results are of: their digest is {found[:12]}, that of the results "
@@ -156,7 +156,10 @@ def write_merged(output: Output, results: Results, files: Iterable[Path]) -> Non
     write_results(place, results)
     bad = [Output.of(str(path)).file("bad_rows.txt") for path in files]
     lines = dict.fromkeys(
-        line for path in bad if path.exists() for line in path.read_text(encoding="utf-8").splitlines()
+        line
+        for path in bad
+        if path.exists()
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
     listed = output.file("bad_rows.txt")
     listed.unlink(missing_ok=True)
@@ -165,12 +168,13 @@ def write_merged(output: Output, results: Results, files: Iterable[Path]) -> Non
 
 
 def _examples(results: Results) -> int:
-    try:
-        return int(results.settings["data"]["examples"])
-    except (KeyError, TypeError, ValueError):
+    data = results.settings.get("data")
+    count = data.get("examples") if isinstance(data, dict) else None
+    if type(count) is not int or count < 0:
         raise ResultsFileError(
             "the results were not written by `gradellm evaluate`: they do not say how many examples the run has"
-        ) from None
+        )
+    return count
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -509,7 +509,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template", "quantization")
+    __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template", "quantization", "config_sha256")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -527,6 +527,7 @@ class ModelInfo(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     family: str
@@ -544,7 +545,8 @@ class ModelInfo(_message.Message):
     context_tokens: int
     has_chat_template: bool
     quantization: str
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ..., quantization: _Optional[str] = ...) -> None: ...
+    config_sha256: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ..., quantization: _Optional[str] = ..., config_sha256: _Optional[str] = ...) -> None: ...
 
 class MethodInfo(_message.Message):
     __slots__ = ("name", "description", "streams", "switches", "forward_passes", "backward_passes", "reads_completion_alone", "has_target", "error", "refusal", "estimate")

@@ -93,6 +93,23 @@ def test_prints_as_a_table() -> None:
     ]
 
 
+def test_prints_what_one_must_know_to_read_it() -> None:
+    of = parts()[4].summary
+    of.answer_outside_labels, of.label_index = True, 1
+    of.steps[:], of.skipped_steps[:] = [0, 5, 10], [5, 10]
+    it = report(summary=of)
+    table, outside, skipped = str(it).split("\n\n")
+    assert table == it.table()
+    assert outside == (
+        "The answer lies outside the labels: the model's likeliest token begins none of them. The numbers are of the "
+        "likeliest label, 'there'."
+    )
+    assert skipped.startswith("2 of 3 steps are skipped")
+    assert str(report()) == report().table()
+    nothing = report(summary=pb.EvaluationSummary(steps=[0], skipped_steps=[0]))
+    assert str(nothing).splitlines()[-1] == "Nothing could be measured."
+
+
 def test_what_is_not_there_is_said() -> None:
     with pytest.raises(InvalidReportError, match="theirs, pi_soft_ns is not in this report; it has ours, random"):
         report().auc("theirs")

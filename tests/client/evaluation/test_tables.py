@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 
 from gradellm.errors import InvalidRequestError
 from gradellm.evaluation.figures import run_figure, save
 from gradellm.evaluation.results_file import ResultsFile, ResultsFileError
 from gradellm.evaluation.runs import Output, Run, read_run
+from gradellm.evaluation.shards import merged, num_missing
 from gradellm.evaluation.tables import Table, aligned, tables
 
 Numbers = Mapping[str, Sequence[Mapping[str, float] | float | None]]
@@ -282,3 +286,105 @@ def test_figures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     assert "SST2, m: 2 examples; bands: bootstrap" in figure.get_suptitle()
     assert len(left.collections) == len(right.collections) == 4
     assert run_figure(run({"deletion": NS})) is None
+
+
+# --- results files that somebody else wrote ---------------------------------------------------------------------------
+
+HOSTILE: list[Any] = [
+    None, True, -1, 7, 10**12, 10**40, 1e308, 0.5, "", "x", "\ud800", [], [[]], {}, {"a": 1}, {"a": {"b": 1}}, [1e308],
+    ["a"], [None] * 2, {"\udc00": {}},
+]  # fmt: skip
+
+
+def written(settings_: Any, record: Any) -> str:
+    header = {"format": "gradellm evaluation", "version": 1, "settings": settings_}
+    return "".join(
+        json.dumps(line) + "\n" for line in (header, {"id": "a", "result": record}, {"id": "b", "result": record})
+    )
+
+
+def places(plain: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    for step, inner in (
+        plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ()
+    ):
+        yield from places(inner, (*path, step))
+
+
+OF_A_RUN = run({"pi_soft_ns": NS, "soft_ns": NS, "deletion": NS})
+WHOLE = json.loads(json.dumps({"settings": OF_A_RUN.settings, "record": OF_A_RUN.records[1]}))
+
+
+@settings_of_hypothesis(max_examples=40)
+@given(
+    st.lists(st.tuples(st.sampled_from(list(places(WHOLE))[1:]), st.sampled_from(HOSTILE)), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_a_hostile_results_file_makes_tables_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[tuple[str | int, ...], Any]], removes: bool
+) -> None:
+    plain = json.loads(json.dumps(WHOLE))
+    for path, value in changes:
+        inner = plain
+        try:
+            for step in path[:-1]:
+                inner = inner[step]
+            if removes:
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = value
+        except (LookupError, TypeError):
+            continue
+    folder = tmp_path_factory.getbasetemp() / "hostile"
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text(written(plain.get("settings"), plain.get("record")))
+    try:
+        made = tables([read_run(str(folder))], "gradellm evaluate ...")
+        num_missing(merged([folder / "results.jsonl"]))
+    except (ResultsFileError, InvalidRequestError):
+        return
+    for table in made:
+        forms = (table.to_markdown(), table.to_csv(), table.to_json(), table.to_text())
+        assert all(form.encode(errors="backslashreplace") for form in forms)  # as they are written and printed
+        list(table.against_random())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("record", "steps"), -1, "the result of 'a'.steps must be a count"),
+        (("record", "metrics", "pi_soft_ns", "lime", "value"), 1e308, "metrics.pi_soft_ns.lime.value must be a number"),
+        (("record", "metrics", "pi_soft_ns", "lime", "curve"), [0.1], "curve must have 2 numbers"),
+        (("record", "by"), None, "the result of 'a'.by must be an object, not None"),
+        (("settings", "seed"), 10**40, "settings.seed must be an integer from 0"),
+        (("settings", "methods"), [], "settings.methods must be an object"),
+        (("settings", "preset"), "\ud800", "settings.preset must be a text without half"),
+    ],
+)
+def test_what_a_results_file_must_hold_is_named(tmp_path: Path, path: Sequence[str], value: Any, message: str) -> None:
+    plain = json.loads(json.dumps(WHOLE))
+    inner = plain
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    (tmp_path / "results.jsonl").write_text(written(plain["settings"], plain["record"]))
+    with pytest.raises(ResultsFileError, match=message):
+        read_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 10**5,
+        '{"id": "a", "result": {"x": 1e999}}',
+        '{"id": "a", "result": {"x": NaN}}',
+        '{"id": "a", "id": "b", "result": {}}',
+        '{"id": "a", "result": {"x": ' + "9" * 10**6 + "}}",
+        '{"id": "a", "result": ' + '{"x":' * 500 + "1" + "}" * 501,
+    ],
+)
+def test_hostile_lines_are_named(tmp_path: Path, line: str) -> None:
+    good = written(WHOLE["settings"], WHOLE["record"]).splitlines()
+    (tmp_path / "results.jsonl").write_text("\n".join([good[0], line, *good[1:]]) + "\n")
+    with pytest.raises(ResultsFileError, match=r"line 2 of .* is no result"):
+        read_run(str(tmp_path))
