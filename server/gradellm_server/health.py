@@ -18,6 +18,7 @@ import logging
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from gradellm_server.addresses import check_free
 from gradellm_server.engine_thread import EngineFailedError, EngineThread
 from gradellm_server.settings import ListenError
 
@@ -52,6 +53,7 @@ class Health:
         await self._tell(live=True, ready=False)
         if listen is None:
             return None
+        check_free(listen, " for health checks")
         self._port = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         try:
             port = self._port.add_insecure_port(listen)
