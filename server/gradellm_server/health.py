@@ -23,10 +23,23 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gradellm_server.addresses import check_free
 from gradellm_server.engine_thread import EngineFailedError, EngineThread
+from gradellm_server.receiving import Receiving
 from gradellm_server.settings import ListenError
 
 READY, LIVE = "ready", "live"
 LOOK_SECONDS = 0.25  # well within the 2 s after which a dead engine must be known
+REQUEST_SECONDS = 10.0  # for a probe to connect, and to say what it asks
+# Of the port of its own, where anybody may connect: probes are small, few and soon over; watchers stay.
+PORT_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", round(1000 * REQUEST_SECONDS)),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_receive_message_length", 4096),
+    ("grpc.keepalive_time_ms", 30_000),  # a host that vanished says nothing
+    ("grpc.keepalive_timeout_ms", 15_000),
+    ("grpc.http2.ping_timeout_ms", 15_000),
+)
 LATE_SECONDS = 1.0  # that count of the time before a look, at most; but never more than half of `stall_seconds`
 
 logger = logging.getLogger(__name__)
@@ -59,7 +72,7 @@ class Health:
         if listen is None:
             return None
         check_free(listen, " for health checks")
-        self._port = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._port = grpc.aio.server(options=PORT_OPTIONS, interceptors=[Receiving(REQUEST_SECONDS)])
         try:
             port = self._port.add_insecure_port(listen)
         except RuntimeError as error:

@@ -22,6 +22,7 @@ from gradellm_server.gate import Gate
 from gradellm_server.health import Health
 from gradellm_server.metrics import Metrics
 from gradellm_server.metrics_port import MetricsPort
+from gradellm_server.receiving import Receiving
 from gradellm_server.service import ExplainerService
 from gradellm_server.settings import ListenError, ServerSettings, why_not
 from gradellm_server.tls import TlsFiles, server_credentials
@@ -29,6 +30,9 @@ from gradellm_server.warm_up import warm_up
 
 LOOK_SECONDS = 0.02  # at how many calls are left
 TELL_SECONDS = 1.0  # of the time to stop in: for telling streams that did not finish
+
+HANDSHAKE_SECONDS = 20.0  # of TLS and HTTP/2
+MAX_STREAMS = 1024  # calls of one connection, beside those that may wait
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +69,15 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", round(300 * settings.keepalive_seconds)),
                 # What makes clients look names up again: nothing else does while no server fails. Calls go on.
                 ("grpc.max_connection_age_ms", round(1000 * settings.connection_seconds)),
+                # Who connects and says nothing is hung up on; by default after two minutes.
+                ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_SECONDS)),
+                # More than may run and wait: those beyond must be refused, and not be held back at their client.
+                ("grpc.max_concurrent_streams", MAX_STREAMS + settings.max_queued),
             ],
-            interceptors=[] if settings.tokens is None else [Gate(settings.tokens, self._watchers)],
+            interceptors=[
+                *([] if settings.tokens is None else [Gate(settings.tokens, self._watchers)]),
+                Receiving(settings.receive_seconds),
+            ],
         )
         self._socket = UnixSocket(settings.listen) if settings.listen.startswith(UNIX) else None
         try:
