@@ -45,7 +45,9 @@ def check_free(listen: str, what: str = "") -> None:
                 probe.bind(place)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise ListenError(f"cannot listen on {listen}{what}: {place[0]}:{port}: address already in use") from error
+                    raise ListenError(
+                        f"cannot listen on {listen}{what}: {place[0]}:{port}: address already in use"
+                    ) from error
 
 
 class UnixSocket:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from gateway.conftest import running
 from gradellm import Client, Explanation
 from gradellm_gateway.__main__ import main
+from gradellm_gateway.app import MAX_BODY_BYTES
 from gradellm_server.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
 
@@ -34,7 +37,7 @@ def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:
 
 
 def post(url: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], str]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    data = body if isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -128,14 +131,23 @@ def test_models(client: openai.OpenAI, server: RunningServer) -> None:
     assert model.id == name
     assert client.models.retrieve(name).id == name
     client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=1)
-    with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served here"):
+    with pytest.raises(openai.NotFoundError, match=r'"gpt-9.* is not served here'):
         client.chat.completions.create(model="gpt-9", messages=MESSAGES, max_tokens=1)
 
 
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"max_tokens": -1}, "max_new_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"frequency_penalty": 1}, "frequency_penalty"),
@@ -143,8 +155,25 @@ def test_models(client: openai.OpenAI, server: RunningServer) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"gradellm": {"colour": "red"}}, "gradellm.colour"),
-        ({"gradellm": {"layers": "none"}}, "layers"),
-        ({"gradellm": {"method": "saliency"}}, "attribution.method"),
+        ({"messages": [{"role": "user", "content": "a" * 9000}]}, "messages"),
+        ({"messages": [*MESSAGES, {"role": "user", "content": "\ud800"}]}, "messages[1].content"),
+        ({"gradellm": {"layers": "none"}}, "gradellm.layers"),
+        ({"gradellm": {"layers": [99]}}, "gradellm.layers"),
+        ({"gradellm": {"method": "saliency"}}, "gradellm.method"),
+        ({"gradellm": {"method": "random", "layer": 1}}, "gradellm.layer"),
+        ({"gradellm": {"target": -1}}, "gradellm.target"),
+        ({"gradellm": {"contrast": ""}}, "gradellm.contrast"),
+        ({"gradellm": {"top_k": -1}}, "gradellm.top_k"),
+        ({"gradellm": {"forced_ids": [-1]}}, "gradellm.forced_ids[0]"),
+        ({"gradellm": {"first_attribution": 5}}, "gradellm.first_attribution"),
+        ({"gradellm": {"chunk_size": 0}}, "gradellm.chunk_size"),
+        ({"gradellm": {"timeout": True}}, "gradellm.timeout"),
+        ({"gradellm": {"attribution": "pepper"}}, "gradellm.attribution"),
+        ({"gradellm": {"method": "random", "attribution_seed": -1}}, "gradellm.attribution_seed"),
+        ({"gradellm": {"segments": {"kite": [0, 0, 1], "card": [0, 5, 99]}}}, "gradellm.segments.card"),
+        ({"gradellm": {"segments": {"kite": [7, 0, 1]}}}, "gradellm.segments.kite"),
+        ({"gradellm": {"segments": {"kite": 3}}}, "gradellm.segments.kite"),
+        ({"gradellm": 3}, "gradellm"),
     ],
 )
 def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], param: str) -> None:
@@ -154,19 +183,63 @@ def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], p
         error = json.loads(said)["error"]
         assert error["type"] == "invalid_request_error"
         assert error["param"] == param
+        assert error["message"].startswith(f"{param}: ")
+        assert not re.search("max_new_tokens|num_alternatives|attribution\\.|input", error["message"])
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"messages": ' + b"[" * 5000, b"x" * (8 << 20) + b"x"])
-def test_what_is_no_request_is_refused(url: str, body: bytes) -> None:
-    status, _, said = post(f"{url}/v1/chat/completions", body)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"messages": ' + b"[" * 5000,
+        b'{"seed": ' + b"1" * 5000 + b"}",
+        b'{"top_p": NaN}',
+        b'{"top_p": -Infinity}',
+    ],
+)
+@pytest.mark.parametrize("path", ["chat/completions", "gradellm/attribute", "gradellm/evaluate"])
+def test_what_is_no_request_is_refused(url: str, path: str, body: bytes) -> None:
+    status, _, said = post(f"{url}/v1/{path}", body)
     assert status == 400
-    assert "request" in json.loads(said)["error"]["message"]
+    assert json.loads(said)["error"]["message"].startswith("the request ")
+
+
+def chunked(*parts: bytes) -> Iterator[bytes]:
+    yield from parts
+
+
+def test_a_request_that_is_too_large_is_refused(url: str) -> None:
+    for body in (b"x" * (MAX_BODY_BYTES + 1), chunked(*[b"x" * (1 << 20)] * 9)):
+        status, _, said = post(f"{url}/v1/chat/completions", body)
+        assert status == 413
+        assert json.loads(said)["error"]["code"] == "request_too_large"
+
+
+def test_the_length_of_a_request_is_enough_to_refuse_it(url: str) -> None:
+    with connect(url) as raw:
+        raw.sendall(head("Content-Length: 9000000", "Expect: 100-continue"))
+        assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def head(*headers: str) -> bytes:
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json", *headers, "", ""]
+    return "\r\n".join(lines).encode()
 
 
 @pytest.mark.parametrize(
     "body",
     [
         {"colour": 1},
+        {"raw_scores": "false"},
+        {"scores": 3},
         {"self": 1},
         {"segments": {"a": 3}},
         {"scores": {"a": [1]}},

@@ -200,7 +200,9 @@ def test_a_name_is_taken_when_one_of_its_addresses_is(loop: Loop, monkeypatch: p
         port = taken.getsockname()[1]
         both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
         monkeypatch.setattr("gradellm_server.addresses.socket.getaddrinfo", lambda *_, **__: both)
-        with pytest.raises(ListenError, match=f"cannot listen on localhost:{port}: 127.0.0.1:{port}: address already in use"):
+        with pytest.raises(
+            ListenError, match=f"cannot listen on localhost:{port}: 127.0.0.1:{port}: address already in use"
+        ):
             loop.make(f"localhost:{port}")
         server = loop.make("127.0.0.1:0", health_listen=f"localhost:{port}")
         with pytest.raises(ListenError, match="for health checks: 127"):
