@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import socket
@@ -16,11 +17,16 @@ import openai
 import pytest
 
 from gateway.conftest import running
-from gradellm import Client, Explanation
+from gradellm import Client, Event, Explanation
+from gradellm.results import Alternative, Token
 from gradellm_gateway.__main__ import main
 from gradellm_gateway.app import MAX_BODY_BYTES
+from gradellm_gateway.chat import ChatRequest, Completion
 from gradellm_server.tokens import entry, make_token
+from http_proxy import FakeProxy, proxy
 from server.conftest import RunningServer, Serving
+
+__all__ = ["proxy"]
 
 NO_KEY = "none"  # what clients of servers without tokens send
 MESSAGES: Any = [{"role": "user", "content": "Once upon a time"}]
@@ -254,6 +260,108 @@ def test_keywords_that_are_none_are_refused(url: str, body: dict[str, Any]) -> N
     assert json.loads(said)["error"]["type"] == "invalid_request_error"
     status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "\ud800": 1})
     assert status == 400
+
+
+def send(url: str, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection.request(method, path, headers=headers or {})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, answer.headers, json.loads(body) if body[:1] == b"{" else body.decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/v1", 404, None),
+        ("GET", "/v1/", 404, None),
+        ("GET", "/v1/engines", 404, None),
+        ("POST", "/v1/completions", 404, None),
+        ("POST", "/v1/embeddings", 404, None),
+        ("POST", "/v1/responses", 404, None),
+        ("DELETE", "/v1/files/x", 404, None),
+        ("OPTIONS", "/v1/nothing", 404, None),
+        ("POST", "/v1/" + "x" * 3000, 404, None),
+        ("GET", "/v1/chat/completions", 405, "POST"),
+        ("PUT", "/v1/chat/completions", 405, "POST"),
+        ("POST", "/v1/models", 405, "GET, HEAD"),
+        ("DELETE", "/v1/models/x", 405, "GET, HEAD"),
+        ("POST", "/v1/gradellm/info", 405, "GET, HEAD"),
+        ("GET", "/v1/gradellm/evaluate", 405, "POST"),
+        ("POST", "/healthz", 405, "GET, HEAD"),
+        ("DELETE", "/shades.css", 405, "GET, HEAD"),
+        ("POST", "/", 405, "GET, HEAD"),
+        ("GET", "/nothing", 404, None),
+    ],
+)
+def test_what_is_no_route_is_told_as_openai_does(
+    url: str, method: str, path: str, status: int, allow: str | None
+) -> None:
+    found, headers, said = send(url, method, path)
+    assert found == status
+    assert headers["Allow"] == allow
+    error = said["error"]
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 200
+
+
+def test_openais_client_knows_what_is_not_there(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"there is no .*/v1/embeddings"):
+        client.embeddings.create(model="gradellm", input="a")
+
+
+def test_what_nobody_expected_is_an_error_object(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("gradellm_gateway.chat.ChatRequest.of", fail)
+    status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES})
+    assert status == 500
+    assert json.loads(said)["error"]["type"] == "server_error"
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "status"),
+    [
+        (("localhost", "::1"), "[::1]:8080", 200),
+        (("localhost",), "LOCALHOST:8080", 200),
+        (("localhost",), "localhost", 200),
+        (("localhost",), "evil.example:80", 400),
+        (("localhost",), "", 400),
+    ],
+)
+def test_by_which_names_it_answers(server: RunningServer, names: tuple[str, ...], host: str, status: int) -> None:
+    with running(server.address, allow_hosts=names) as url:
+        found, _, said = send(url, "GET", "/healthz", {"Host": host})
+    assert found == status
+    if status == 400:
+        assert "--allow-host" in said["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_whose_text_tells_no_bytes_have_none(stream: bool) -> None:
+    def token(text: str, *others: str, special: bool = False) -> Token:
+        alternatives = tuple(Alternative(1, other, -1.0) for other in others)
+        return Token(0, 1, text, 0, 0, -1.0, alternatives, special, None)
+
+    tokens = [token("a", "a", "\ufffd"), token(""), token("é"), token(" b"), token("", special=True), token("\ufffd")]
+    completion = Completion(ChatRequest.of({"messages": MESSAGES, "logprobs": True}), "m")
+    if stream:
+        chunks = [chunk for one in tokens for chunk in completion.chunks(Event(token=one))]
+        content = [chunk["choices"][0]["logprobs"]["content"][0] for chunk in chunks]
+    else:
+        content = (completion._logprobs(tokens) or {})["content"]
+    assert [one["bytes"] for one in content] == [[97], None, None, [32, 98], None, None]
+    assert [one["bytes"] for one in content[0]["top_logprobs"]] == [[97], None]
+
+
+def test_the_gateways_calls_go_to_no_proxy(server: RunningServer, request: pytest.FixtureRequest) -> None:
+    proxy: FakeProxy = request.getfixturevalue("proxy")
+    with running(server.address, retry=None) as url:
+        assert send(url, "GET", "/v1/models")[0] == 200
+    assert proxy.heard == []
 
 
 def test_a_foreign_page_cannot_pass_for_the_gateways_own(server: RunningServer, url: str) -> None:
