@@ -164,7 +164,8 @@ if sys.argv[1] == "multiprocessing":
     process.start(); process.join(); assert process.exitcode == 0
 else:
     forked(sys.argv[1])
-print(client.server_info().model.name, client._server._process.poll(), flush=True)
+with Client(client.target) as other:  # by a connection of its own, which needs the socket
+    print(other.server_info(timeout=10).model.name, client._server._process.poll(), flush=True)
 client.close()
 """
 
