@@ -141,7 +141,7 @@ def test_unknown_keywords_are_refused() -> None:
 
 
 FORKED = """
-import gradellm.local, gradellm.processes, multiprocessing, os, sys; gradellm.processes._PACKAGES = ()
+import gradellm.local, gradellm.processes, multiprocessing, os, socket, sys; gradellm.processes._PACKAGES = ()
 from gradellm import Client
 def child(how):
     if how == "close":
@@ -164,8 +164,8 @@ if sys.argv[1] == "multiprocessing":
     process.start(); process.join(); assert process.exitcode == 0
 else:
     forked(sys.argv[1])
-with Client(client.target) as other:  # by a connection of its own, which needs the socket
-    print(other.server_info(timeout=10).model.name, client._server._process.poll(), flush=True)
+socket.socket(socket.AF_UNIX).connect(client.target.removeprefix("unix:"))  # gRPC's own stands already
+print(client.server_info(timeout=10).model.name, client._server._process.poll(), flush=True)
 client.close()
 """
 
