@@ -62,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_level=options.log_level,
         timeout_graceful_shutdown=10,
     )
+    try:
+        config.load()
+    except OSError as error:  # OpenSSL's errors are such, too
+        parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped in order
         server.run()

@@ -490,6 +490,11 @@ def test_info_and_health(url: str) -> None:
         (["--listen", "8080"], "is not HOST:PORT"),
         (["--listen", "0.0.0.0:8080"], "--insecure"),
         (["--tls-cert", "x"], "belong together"),
+        (
+            ["--tls-cert", "absent.pem", "--tls-key", "absent.key"],
+            "--tls-cert absent.pem and --tls-key absent.key cannot",
+        ),
+        (["--max-connections", "0"], "must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
