@@ -47,8 +47,8 @@ class Limits:
     unread_seconds: float = 60.0
     linger_seconds: float = 2.0
     connections: int = 512
-    pieces: int = 1000
-    piece_bytes: int = 64
+    pieces: int = 4000
+    piece_bytes: int = 32
 
 
 def uvicorn_config(app: Any, *, limits: Limits | None = None, **options: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's)

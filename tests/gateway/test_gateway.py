@@ -262,6 +262,36 @@ def test_keywords_that_are_none_are_refused(url: str, body: dict[str, Any]) -> N
     assert status == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("attribute", {"prompt": "", "completion": "a"}, "prompt"),
+        ("attribute", {"prompt": "a"}, "completion"),
+        ("attribute", {"prompt": "a", "completion": "b", "method": "nope"}, "method"),
+        (
+            "attribute",
+            {"prompt": "a", "completion": "b", "attribution_seed": -1, "method": "random"},
+            "attribution_seed",
+        ),
+        ("attribute", {"prompt": "a", "completion": "b", "target": -1}, "target"),
+        ("attribute", {"prompt": "a", "completion": "b", "segments": {"x": [0, 9]}}, "segments.x"),
+        ("attribute", {"prompt": "a" * 9000, "completion": "b"}, "prompt"),
+        ("attribute", {"prompt_ids": [-1], "completion": "b"}, "prompt_ids[0]"),
+        ("attribute", {"prompt": "a", "completion": "b", "max_new_tokens": 1}, "max_new_tokens"),
+        ("evaluate", {"prompt": "a", "methods": {"x": {"method": "nope"}}}, "methods"),
+        ("evaluate", {"prompt": "a", "pis": [2]}, "pis"),
+        ("evaluate", {"prompt": "a", "perturb": "all"}, "perturb"),
+        ("evaluate", {"prompt": "a", "raw_scores": 1}, "raw_scores"),
+        ("evaluate", {"prompt": "a", "completion": "b", "scores": {"x": {"y": [1]}}}, "scores.x.y"),
+        ("evaluate", {"prompt": "a", "completion": "b", "scores": {"x": [1]}}, "scores.x"),
+    ],
+)
+def test_our_own_routes_name_the_callers_keywords(url: str, path: str, body: dict[str, Any], param: str) -> None:
+    status, _, said = post(f"{url}/v1/gradellm/{path}", body)
+    assert status == 400
+    assert json.loads(said)["error"]["param"] == param
+
+
 def send(url: str, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     connection.request(method, path, headers=headers or {})
