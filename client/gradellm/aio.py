@@ -86,8 +86,8 @@ class AsyncClient:
 
     def _connect(self, target: str) -> grpc.aio.Channel:
         if self._security.credentials is None:
-            return grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(target, calls.channel_options(target))
+        return grpc.aio.secure_channel(target, self._security.credentials, calls.channel_options(target))
 
     @cached_property
     def _stubs(self) -> list[explainer_pb2_grpc.ExplainerServiceStub]:

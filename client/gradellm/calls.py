@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 
-from gradellm import requests, responses
+from gradellm import addresses, requests, responses
 from gradellm._version import __version__
 from gradellm.errors import GradellmError, OverloadedError, UnavailableError, from_rpc
 from gradellm.results import Event, ServerInfo, TokenizedPrompt
@@ -43,7 +43,6 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.enable_retries", 0),  # calls are tried again by `gradellm.retrying`
 )
-"""For both kinds of channel."""
 
 CONNECT_SECONDS, SETTLE_SECONDS = 1.0, 0.1
 """Before the first call to a target that may be several servers: for the first of them to be there, at most, and then
@@ -54,6 +53,11 @@ CONNECTED = (
     grpc.ChannelConnectivity.SHUTDOWN,
 )
 """States of a channel for which there is no more waiting."""
+
+
+def channel_options(target: str) -> tuple[tuple[str, Any], ...]:
+    """Return the options of a channel to one target, of both kinds of channel."""
+    return (*CHANNEL_OPTIONS, *addresses.proxy_options(target))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,13 @@ def text(name: str, value: object) -> str:
     return value
 
 
+def boolean(name: str, value: object) -> bool:
+    """True or False, and nothing that Python would take for one of them."""
+    if not isinstance(value, bool):
+        raise InvalidRequestError.of(name, f"must be True or False, not {shown(value)}")
+    return value
+
+
 def number(name: str, value: object) -> float:
     """A float."""
     if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
@@ -147,12 +155,41 @@ def items(name: str, values: object) -> list[Any]:
         raise InvalidRequestError.of(name, f"must be a list, not {shown(values)}") from None
 
 
+class _Short(reprlib.Repr):
+    """Values in a bounded number of characters, each part whole or left out: no cut runs through an escape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxother = 3, 60
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 4
+
+    def repr_str(self, value: str, level: int) -> str:
+        """See reprlib's."""
+        return _quoted(value)
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        """What `repr` calls for bytes."""
+        return _quoted(value)
+
+    def repr_int(self, value: int, level: int) -> str:
+        """See reprlib's."""
+        # Python refuses to print the largest.
+        return f"an integer of {value.bit_length()} bits" if value.bit_length() > 256 else repr(value)
+
+
+_SHORT = _Short()
+_QUOTED = 60  # characters of a text, at most
+
+
+def _quoted(value: str | bytes) -> str:
+    if len(value) <= _QUOTED:
+        return repr(value)
+    return f"{value[:_QUOTED]!r}... ({type(value).__name__}, {len(value)} in all)"
+
+
 def shown(value: object) -> str:
     """A value as an error quotes it."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else text
+    return _SHORT.repr(value)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -87,8 +87,8 @@ class Client:
 
     def _connect(self, target: str) -> grpc.Channel:
         if self._security.credentials is None:
-            return grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
-        return grpc.secure_channel(target, self._security.credentials, calls.CHANNEL_OPTIONS)
+            return grpc.insecure_channel(target, calls.channel_options(target))
+        return grpc.secure_channel(target, self._security.credentials, calls.channel_options(target))
 
     @classmethod
     def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:

@@ -31,6 +31,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from gradellm.addresses import proxy_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -205,12 +207,16 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None, has_be
 def _message(
     kind: type[GradellmError], said: str, target: str, timeout: float | None, *, by_server: bool, has_begun: bool
 ) -> str:
+    proxy = None if by_server else proxy_of(target)
+    if proxy is not None:
+        target = f"{target} through {proxy}"
     if kind is UnavailableError and not by_server and has_begun:
         return f"the connection to {target} was lost in the midst of a call ({said}); the server may have been ended"
     if kind is UnavailableError and not by_server:
         return (
             f"no gradellm server answers at {target} ({said}); "
             "check the address, or start a server with `gradellm serve` or Client.local()"
+            + ("; to reach it without the proxy, name its host in no_proxy" if proxy is not None else "")
             + ("; or it speaks TLS alone (tls=, --tls), or asks for a certificate" if _HUNG_UP in said else "")
         )
     if kind is UnauthenticatedError and not by_server:

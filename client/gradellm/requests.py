@@ -299,7 +299,7 @@ def _evaluation(
         perturb=checks.enum_value(pb.Perturb, "perturb", keywords),
         perturb_positions=checks.optional(checks.some_int32s, "perturb_positions", keywords),
         removal=checks.enum_value(pb.Removal, "removal", keywords),
-        raw_scores=bool(keywords.get("raw_scores")),
+        raw_scores=checks.optional(checks.boolean, "raw_scores", keywords),
         rationale=checks.texts("rationale", keywords),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from gradellm.addresses import is_local
 from gradellm.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -83,23 +83,6 @@ class Security:
                     "token", f"would be sent to {open_to} in the open; connect by TLS (tls=True, --tls)"
                 )
             self.metadata = (("authorization", f"Bearer {token}"),)
-
-
-def is_local(target: str) -> bool:
-    """Whether only this machine can listen to what is said to a gRPC target."""
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    address = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:)", "", target)
-    return all(_is_loopback(one) for one in address.split(","))
-
-
-def _is_loopback(address: str) -> bool:
-    bracketed = re.fullmatch(r"\[(.*)\](:\d+)?", address)
-    host = bracketed[1] if bracketed else address if address.count(":") > 1 else address.partition(":")[0]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read(name: str, path: str | os.PathLike[str] | None) -> bytes | None:

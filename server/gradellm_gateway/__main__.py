@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from gradellm.security import is_local
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has said why
 EXAMPLES = """\
 examples:
   gradellm serve --model PATH &
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from gradellm import AsyncClient, GradellmError, Retry, Tls
     from gradellm_gateway.app import gateway
+    from gradellm_gateway.connections import Limits, uvicorn_config
 
     hosts = ["*"] if not is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
     tls: Any = options.target_tls
@@ -50,17 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GradellmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    uvicorn.run(
+    config = uvicorn_config(
         gateway(client, allow_origins=options.allow_origin or (), allow_hosts=hosts),
+        limits=Limits(connections=options.max_connections),
         host=host.strip("[]"),
         port=int(port),
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         log_level=options.log_level,
         timeout_graceful_shutdown=10,
-        server_header=False,
     )
-    return 0
+    try:
+        config.load()
+    except OSError as error:  # OpenSSL's errors are such, too
+        parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped in order
+        server.run()
+    return 0 if server.started else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="on a loopback address, answer by this name as well, such as a proxy's; repeatable; * for all",
     )
+    parser.add_argument(
+        "--max-connections",
+        type=_count,
+        default=512,
+        metavar="N",
+        help="open at the same time; where there are more, those without a whole request make way (default: 512)",
+    )
     group = parser.add_argument_group("the explanation server")
     group.add_argument(
         "--target",
@@ -98,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--target-tls-ca", metavar="FILE", help="who signs its certificate (PEM); implies --target-tls")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,30 +18,12 @@ from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.plain import to_plain
 from gradellm.requests import AttributionKeywords
 from gradellm.results import Finished, Token
+from gradellm_gateway.fields import Names, check_fields, messages, name_of
 
-_KNOWN = {
-    "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "seed", "stop", "logprobs", "top_logprobs", "n", "gradellm",
-}  # fmt: skip
-_SAMPLING = {  # the later name counts, where both are there
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    **{name: name for name in ("temperature", "top_p", "seed", "stop")},
-}
-_NOTED = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"}  # change no answer
-_NEUTRAL: dict[str, tuple[Any, ...]] = {  # accepted where they ask for nothing
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "reasoning_effort": ("none",),
-    "modalities": (["text"],),
-    "verbosity": ("medium",),
-}
 _OWN = {*AttributionKeywords.__annotations__, "segments", "top_k", "forced_ids", "first_attribution", "timeout"}
+_SAMPLING = ("temperature", "top_p", "seed", "stop")
+_LENGTHS = ("max_completion_tokens", "max_tokens")  # the first counts, where both are there
+REPLACEMENT = "\ufffd"  # what stands for bytes that make no character
 _REASONS = {"max_new_tokens": "length"}  # every other end is "stop"
 
 
@@ -51,6 +33,7 @@ class ChatRequest:
 
     Attributes:
         keywords: of `generate`.
+        names: what they are called in the request.
         is_streamed: whether chunks are wanted.
         includes_usage: whether a last chunk with counts is.
         is_explained: whether the caller knows of explanations.
@@ -58,6 +41,7 @@ class ChatRequest:
     """
 
     keywords: dict[str, Any]
+    names: Names
     is_streamed: bool
     includes_usage: bool
     is_explained: bool
@@ -68,73 +52,37 @@ class ChatRequest:
         """Raises InvalidRequestError where it cannot be served, and says which field."""
         if not isinstance(body, Mapping):
             raise InvalidRequestError("the request must be a JSON object")
-        _refuse_what_is_not_done(body)
-        keywords: dict[str, Any] = {"messages": _messages(body.get("messages"))}
-        keywords |= {ours: body[name] for name, ours in _SAMPLING.items() if body.get(name) is not None}
-        if (count := _flagged(body)) is not None:
+        check_fields(body)
+        length = next((name for name in _LENGTHS if body.get(name) is not None), _LENGTHS[0])
+        keywords: dict[str, Any] = {"messages": messages(body.get("messages"))}
+        keywords |= {name: body[name] for name in _SAMPLING if body.get(name) is not None}
+        if body.get(length) is not None:
+            keywords["max_new_tokens"] = body[length]
+        if (count := body.get("top_logprobs")) is not None:
+            if not body.get("logprobs"):
+                raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
             keywords["num_alternatives"] = count
         own = body.get("gradellm")
         if own is None:
             keywords["attribution"] = None
-        elif not isinstance(own, Mapping):
-            raise InvalidRequestError.of("gradellm", "must be an object with keywords of attribution")
         elif unknown := own.keys() - _OWN:
             known = ", ".join(sorted(_OWN))
-            raise InvalidRequestError.of(f"gradellm.{min(unknown)}", f"is not known; there are {known}")
+            raise InvalidRequestError.of(f"gradellm.{name_of(min(unknown))}", f"is not known; there are {known}")
         else:
             keywords |= dict(own)
-        options = body.get("stream_options") or {}
         return cls(
             keywords,
-            is_streamed=bool(body.get("stream")),
-            includes_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
+            names=Names(
+                body,
+                {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
+                attribution="gradellm.{}",
+                own=_OWN,
+            ),
+            is_streamed=body.get("stream") is True,
+            includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             is_explained=own is not None,
-            logprobs=bool(body.get("logprobs")),
+            logprobs=body.get("logprobs") is True,
         )
-
-
-def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
-    if body.get("n") not in (None, 1):
-        raise InvalidRequestError.of("n", "only one completion is made of a prompt: leave n out, or 1")
-    for name in body.keys() - _KNOWN - _NOTED:
-        value = body[name]
-        if value is not None and value not in _NEUTRAL.get(name, ()):
-            raise InvalidRequestError.of(name, f"{json.dumps(value)[:60]} is not supported here; leave it out")
-
-
-def _flagged(body: Mapping[str, Any]) -> int | None:
-    count = body.get("top_logprobs")
-    if count is not None and not body.get("logprobs"):
-        raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
-    return count
-
-
-def _messages(given: Any) -> list[dict[str, str]]:  # noqa: ANN401 (what a client sent)
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        raise InvalidRequestError.of("messages", "must be a list of messages, one at least")
-    return [_message(index, message) for index, message in enumerate(given)]
-
-
-def _message(index: int, message: Any) -> dict[str, str]:  # noqa: ANN401
-    where = f"messages[{index}]"
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InvalidRequestError.of(where, 'must have a "role" and a "content"')
-    role = "system" if message["role"] == "developer" else message["role"]
-    content = message.get("content")
-    if isinstance(content, list):  # in parts, as newer clients send it
-        content = "".join(_text(f"{where}.content[{i}]", part) for i, part in enumerate(content))
-    if not isinstance(content, str):
-        raise InvalidRequestError.of(f"{where}.content", "must be a text")
-    if message.get("tool_calls"):
-        raise InvalidRequestError.of(f"{where}.tool_calls", "are not supported here")
-    return {"role": role, "content": content}
-
-
-def _text(where: str, part: Any) -> str:  # noqa: ANN401
-    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise InvalidRequestError.of(where, 'must be {"type": "text", "text": ...}: the model reads nothing else')
-    text: str = part["text"]
-    return text
 
 
 @dataclass
@@ -150,6 +98,7 @@ class Completion:
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
+    _is_in_character: bool = False  # the tokens so far end inside one
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """What a streaming client is sent for an event."""
@@ -189,18 +138,25 @@ class Completion:
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self.request.logprobs:
             return None
-        content = [
-            {
-                **_logprob(token.text, token.logprob),
-                "top_logprobs": [_logprob(one.text, one.logprob) for one in token.alternatives],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": [self._logprob(token) for token in tokens], "refusal": None}
+
+    def _logprob(self, token: Token) -> dict[str, Any]:
+        """A token's entry. What makes up a character with others before has a text, and yet no bytes to tell."""
+        is_whole = not self._is_in_character
+        self._is_in_character = token.text == "" and not token.special
+        return {
+            "token": token.text,
+            "logprob": token.logprob,
+            "bytes": _bytes(token.text) if is_whole else None,
+            "top_logprobs": [
+                {"token": one.text, "logprob": one.logprob, "bytes": _bytes(one.text)} for one in token.alternatives
+            ],
+        }
 
 
-def _logprob(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _bytes(text: str) -> list[int] | None:
+    """A token's bytes; None where its text does not tell them, as that of a part of a character or a special token."""
+    return None if not text or REPLACEMENT in text else list(text.encode())
 
 
 def named(event: Event) -> dict[str, Any]:

@@ -35,11 +35,20 @@ class ModelNotFoundError(InvalidRequestError):
     """The request names another model than the one that is served."""
 
 
+class RequestTooLargeError(InvalidRequestError):
+    """The request has more bytes than it may."""
+
+
+# What HTTP has statuses of its own for, with the codes that OpenAI's error object says.
+_OWN: tuple[tuple[type[GradellmError], int, str], ...] = (
+    (ModelNotFoundError, 404, "model_not_found"),
+    (RequestTooLargeError, 413, "request_too_large"),
+)
+
+
 def status_of(error: GradellmError) -> int:
     """The HTTP status that stands for an error."""
-    if isinstance(error, ModelNotFoundError):
-        return 404
-    return next((status for kind, status, _ in _KINDS if isinstance(error, kind)), 500)
+    return next((status for kind, status, _ in (*_OWN, *_KINDS) if isinstance(error, kind)), 500)
 
 
 def headers_of(error: GradellmError) -> dict[str, str]:
@@ -52,6 +61,10 @@ def body_of(error: GradellmError) -> dict[str, Any]:
     """OpenAI's error object."""
     kind = next((name for its, _, name in _KINDS if isinstance(error, its)), "server_error")
     violations = error.violations if isinstance(error, InvalidRequestError) else ()
-    code = "model_not_found" if isinstance(error, ModelNotFoundError) else error.reason.lower() or None
-    param = violations[0].field if violations else None
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+    code = next((name for its, _, name in _OWN if isinstance(error, its)), error.reason.lower() or None)
+    return error_object(str(error), kind, param=violations[0].field if violations else None, code=code)
+
+
+def error_object(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object, of what is no error of the SDK."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -32,6 +32,7 @@ UNREAD_BATCHES = 64  # passes that a stream may be ahead of its reader
 READER_TIMEOUT_SECONDS = 60.0
 RESTART_SECONDS = 5.0  # until somebody answers again at the address of a server that ends, if nothing better is known
 IDLE_BEAT_SECONDS = 0.25
+LATE_SECONDS = 1.0  # by which a look at a reader may come late on a busy machine
 TELL_SECONDS = 0.1  # for the end of a stream to be on its way, before what runs it is ended
 
 logger = logging.getLogger(__name__)
@@ -163,14 +164,19 @@ class Job(Generic[Answer]):
         self._inbox.put_nowait(item)
         if not self._is_watched:
             self._is_watched = True
-            self._loop.call_later(self._owner.reader_timeout_seconds, self._watch)
+            self._watch_after(self._owner.reader_timeout_seconds)
 
-    def _watch(self) -> None:
+    def _watch_after(self, seconds: float) -> None:
+        self._loop.call_later(seconds, self._watch, self._loop.time() + seconds)
+
+    def _watch(self, due: float) -> None:
         """See whether the reader reads; there is at most one look to come."""
+        if self._loop.time() - due > LATE_SECONDS:
+            self._read_at = self._loop.time()  # this process was stopped (SIGSTOP, a paused VM): nobody could read
         left = self._owner.reader_timeout_seconds - (self._loop.time() - self._read_at)
         self._is_watched = not self._inbox.empty() and left > 0
         if self._is_watched:
-            self._loop.call_later(left, self._watch)
+            self._watch_after(left)
         elif not self._inbox.empty() and self._reader is not None and not self._reader.done():
             self._abandon()
 

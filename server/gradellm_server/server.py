@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gradellm_engine import Engine
 from gradellm_server import translate
+from gradellm_server.addresses import UNIX, UnixSocket, check_free
 from gradellm_server.calls import Watcher, Watchers
 from gradellm_server.debugging import CHANNELZ_NAME, add_channelz
 from gradellm_server.engine_thread import EngineThread, ShuttingDownError
@@ -20,6 +22,7 @@ from gradellm_server.gate import Gate
 from gradellm_server.health import Health
 from gradellm_server.metrics import Metrics
 from gradellm_server.metrics_port import MetricsPort
+from gradellm_server.receiving import Receiving
 from gradellm_server.service import ExplainerService
 from gradellm_server.settings import ListenError, ServerSettings, why_not
 from gradellm_server.tls import TlsFiles, server_credentials
@@ -27,6 +30,9 @@ from gradellm_server.warm_up import warm_up
 
 LOOK_SECONDS = 0.02  # at how many calls are left
 TELL_SECONDS = 1.0  # of the time to stop in: for telling streams that did not finish
+
+HANDSHAKE_SECONDS = 20.0  # of TLS and HTTP/2
+MAX_STREAMS = 1024  # calls of one connection, beside those that may wait
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +69,21 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", round(300 * settings.keepalive_seconds)),
                 # What makes clients look names up again: nothing else does while no server fails. Calls go on.
                 ("grpc.max_connection_age_ms", round(1000 * settings.connection_seconds)),
+                # Who connects and says nothing is hung up on; by default after two minutes.
+                ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_SECONDS)),
+                # More than may run and wait: those beyond must be refused, and not be held back at their client.
+                ("grpc.max_concurrent_streams", MAX_STREAMS + settings.max_queued),
             ],
-            interceptors=[] if settings.tokens is None else [Gate(settings.tokens, self._watchers)],
+            interceptors=[
+                *([] if settings.tokens is None else [Gate(settings.tokens, self._watchers)]),
+                Receiving(settings.receive_seconds),
+            ],
         )
+        self._socket = UnixSocket(settings.listen) if settings.listen.startswith(UNIX) else None
         try:
-            port = self._add_port(settings)
+            self.address = self._bind(settings)
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {settings.listen}: {why_not(settings.listen)}") from error
-        host = settings.listen.rpartition(":")[0]
-        self.address = settings.listen if settings.listen.startswith("unix:") else f"{host}:{port}"
         self._thread: EngineThread | None = None
         self._began = time.monotonic()
         self._health = Health(translate.SERVICE_NAME, stall_seconds=settings.stall_seconds)
@@ -94,11 +106,19 @@ class Server:
             logger.warning("without metrics: %s", error)
             return None
 
-    def _add_port(self, settings: ServerSettings) -> int:
+    def _bind(self, settings: ServerSettings) -> str:
+        """The address that is bound."""
+        if self._socket is not None:
+            self._socket.take(partial(self._add_port, settings))
+            return settings.listen
+        check_free(settings.listen)
+        return f"{settings.listen.rpartition(':')[0]}:{self._add_port(settings, settings.listen)}"
+
+    def _add_port(self, settings: ServerSettings, address: str) -> int:
         if settings.tls_cert is None or settings.tls_key is None:
-            return self._server.add_insecure_port(settings.listen)
+            return self._server.add_insecure_port(address)
         files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        return self._server.add_secure_port(settings.listen, server_credentials(files))
+        return self._server.add_secure_port(address, server_credentials(files))
 
     @property
     def engine_thread(self) -> EngineThread:
@@ -162,6 +182,8 @@ class Server:
                 await asyncio.sleep(LOOK_SECONDS)
             self._thread.end_all(ShuttingDownError(self._thread.restart_seconds))
         await self._server.stop(max(0.0, until - time.monotonic()))
+        if self._socket is not None:
+            self._socket.remove()
         if self._thread is not None:
             left = max(TELL_SECONDS, until - time.monotonic())
             ended = await asyncio.to_thread(self._thread.stop, left)

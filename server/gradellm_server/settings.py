@@ -38,6 +38,7 @@ class ServerSettings:
             long again, and its calls end.
         connection_seconds: after about how long a connection is replaced by a new one; calls on the old one go on to
             their ends. Clients look a name's addresses up again when one is, and so find servers that were added.
+        receive_seconds: how long a request may take to arrive, from its call's beginning.
         debug: whether channelz tells of connections and calls.
     """
 
@@ -57,13 +58,20 @@ class ServerSettings:
     stall_seconds: float = 120.0
     keepalive_seconds: float = 30.0
     connection_seconds: float = 20.0
+    receive_seconds: float = 60.0
     debug: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_queued_tokens", "max_message_bytes"):
             if getattr(self, name) < 1:
                 raise ListenError(f"{name} must be at least 1, was {getattr(self, name)}")
-        for name in ("reader_timeout_seconds", "stall_seconds", "keepalive_seconds", "connection_seconds"):
+        for name in (
+            "reader_timeout_seconds",
+            "stall_seconds",
+            "keepalive_seconds",
+            "connection_seconds",
+            "receive_seconds",
+        ):
             if not 0 < getattr(self, name) < MAX_SECONDS:
                 raise ListenError(
                     f"{name} must be more than 0 and less than {MAX_SECONDS:,}, was {getattr(self, name)}"

@@ -111,7 +111,9 @@ def shortened(text: str) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= MAX_TEXT_BYTES:
         return text
-    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + " ..."
+    left = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
+    words = left.rpartition(" ")[0]  # not in the midst of a word, nor of an escape in something quoted
+    return f"{words if len(words) > len(left) // 2 else left} ..."
 
 
 def reason_of(status: grpc.Status) -> str:

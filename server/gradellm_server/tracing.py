@@ -14,8 +14,10 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from gradellm_server.calls import Call, Watcher
+from gradellm_server.settings import is_local
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -163,7 +165,13 @@ def exporting(endpoint: str, version: str) -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracingError(EXTRA) from error
-    return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint)), version)
+    exporter = OTLPSpanExporter(endpoint, channel_options=_channel_options(endpoint))
+    return Tracing(BatchSpanProcessor(exporter), version)
+
+
+def _channel_options(endpoint: str) -> Any:  # noqa: ANN401 (the exporter's annotation is wrong: values may be numbers)
+    """A collector on this machine is reached directly: gRPC would send spans to a proxy of the environment."""
+    return (("grpc.enable_http_proxy", 0),) if is_local(f"{urlsplit(endpoint).hostname}:0") else ()
 
 
 def _nanoseconds(seconds: float) -> int:

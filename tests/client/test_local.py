@@ -9,11 +9,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gradellm import AsyncClient, Client, LocalServerError
+from gradellm.local import LocalServer
 
 pytestmark = pytest.mark.usefixtures("server_module")
 
@@ -136,3 +138,80 @@ def test_unknown_keywords_are_refused() -> None:
     keywords: Any = {"modle": "m"}
     with pytest.raises(TypeError, match="no keyword modle; it has model, dtype"):
         Client.local(**keywords)
+
+
+FORKED = """
+import gradellm.local, gradellm.processes, multiprocessing, os, socket, sys; gradellm.processes._PACKAGES = ()
+from gradellm import Client
+def child(how):
+    if how == "close":
+        client.close()
+    if how == "collect":
+        globals().pop("client")
+def forked(how):
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    elif how == "with":
+        with client:
+            sys.exit(0)
+    else:
+        child(how)
+        sys.exit(0)
+client = Client.local()
+if sys.argv[1] == "multiprocessing":
+    process = multiprocessing.get_context("fork").Process(target=child, args=("close",))
+    process.start(); process.join(); assert process.exitcode == 0
+else:
+    forked(sys.argv[1])
+socket.socket(socket.AF_UNIX).connect(client.target.removeprefix("unix:"))  # gRPC's own stands already
+print(client.server_info(timeout=10).model.name, client._server._process.poll(), flush=True)
+client.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "close", "with", "collect", "multiprocessing"])
+def test_a_forked_child_leaves_the_server_to_its_parent(
+    how: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    parent = subprocess.run(
+        [sys.executable, "-c", FORKED, how], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (parent.stdout, parent.returncode) == ("demo None\n", 0), parent.stderr
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_server_ends_with_its_parent_though_a_forked_child_lives(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    program = (
+        "import gradellm.local, gradellm.processes, os, time; gradellm.processes._PACKAGES = ()\n"
+        "from gradellm import Client; c = Client.local(); pid = os.fork()\n"
+        "if not pid:\n    os.close(1); os.close(2); time.sleep(60); os._exit(0)\n"
+        "print(c._server._process.pid, pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    parent = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    server, child = map(int, parent.stdout.split())
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and _lives(server):
+            time.sleep(0.05)
+        assert not _lives(server)
+        assert _lives(child)
+    finally:
+        os.kill(child, 9)
+
+
+def test_a_pause_of_this_process_is_not_the_servers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = LocalServer({"model": "hanging", "startup_timeout_seconds": 20.0})
+    clock = iter([0.0, *(1000.0 * n for n in range(1, 100))])
+    monkeypatch.setattr("gradellm.local.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    try:
+        pauses = server.startup()
+        assert [next(pauses) for _ in range(4)] == [0.05] * 4
+        with pytest.raises(LocalServerError, match="not ready within 20 s"):
+            next(pauses)
+    finally:
+        server.close()

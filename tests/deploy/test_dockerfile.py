@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,10 @@ from gradellm import __version__
 from gradellm_gateway.__main__ import _parser as gateway_parser
 from gradellm_server.health import READY
 from gradellm_server.settings import split_address
+from http_proxy import FakeProxy, proxy
 from server.conftest import Serving
+
+__all__ = ["proxy"]
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 IMAGES = ["server", "client"]
@@ -164,3 +168,16 @@ def test_the_health_check_asks_a_server(serving: Serving, capsys: pytest.Capture
     assert "NOT_FOUND" in capsys.readouterr().err
     assert check.main("127.0.0.1:1", READY) == 1
     assert "127.0.0.1:1: UNAVAILABLE" in capsys.readouterr().err
+
+
+def test_the_health_checks_go_to_no_proxy(df: ModuleType, serving: Serving, request: pytest.FixtureRequest) -> None:
+    check = module(DEPLOY / "image" / "health.py")
+    with serving() as server:
+        proxy: FakeProxy = request.getfixturevalue("proxy")  # for what connects from now on
+        assert check.main(server.address, READY) == 0
+    program = df.health_command(df.read(DOCKERFILE).stages["client"].last("HEALTHCHECK"))[2]
+    with socket.create_server(("127.0.0.1", 0)) as gateway:
+        asks = program.replace("8080", str(gateway.getsockname()[1])).replace("timeout=4", "timeout=.1")
+        subprocess.run([sys.executable, "-c", asks], check=False, capture_output=True, timeout=30)
+        assert gateway.accept()[0].recv(3) == b"GET"
+    assert proxy.heard == []

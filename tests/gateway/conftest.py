@@ -13,6 +13,7 @@ import uvicorn
 
 from gradellm import AsyncClient
 from gradellm_gateway.app import gateway as app_of
+from gradellm_gateway.connections import Limits, uvicorn_config
 from server.conftest import RunningServer, engine, server, serving
 
 __all__ = ["engine", "server", "serving"]
@@ -22,11 +23,16 @@ Gateway = Callable[..., AbstractContextManager[str]]
 
 @contextmanager
 def running(
-    target: str, *, allow_origins: tuple[str, ...] = (), allow_hosts: tuple[str, ...] = ("*",), **client: Any
+    target: str,
+    *,
+    allow_origins: tuple[str, ...] = (),
+    allow_hosts: tuple[str, ...] = ("*",),
+    limits: Limits | None = None,
+    **client: Any,
 ) -> Iterator[str]:
     """Its URL."""
     app = app_of(AsyncClient(target, **client), allow_origins=allow_origins, allow_hosts=allow_hosts)
-    process = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    process = uvicorn.Server(uvicorn_config(app, limits=limits, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20

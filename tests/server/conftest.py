@@ -64,9 +64,9 @@ def serving(engine: Engine) -> Serving:
     """Starts a server with the settings that a test wants."""
 
     @contextmanager
-    def start(max_running: int = 16, **settings: Any) -> Iterator[RunningServer]:
+    def start(max_running: int = 16, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[RunningServer]:
         before, engine.scheduler.max_running = engine.scheduler.max_running, max_running
-        running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", **settings))
+        running = RunningServer(engine, ServerSettings(listen=listen, **settings))
         try:
             yield running
         finally:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server import faults, server, translate
+from gradellm_server.health import Health
 from gradellm_server.settings import ListenError, ServerSettings
 from gradellm_server.warm_up import warm_up
 from server.conftest import RunningServer, Serving
@@ -165,6 +167,66 @@ def test_a_busy_engine_stays_live_even_in_a_pass_that_is_long(serving: Serving) 
                 assert told(running.channel, name) == SERVING
                 assert time.monotonic() - began < 1
         assert len(list(call)) == 5
+
+
+def freeze(running: RunningServer, seconds: float) -> None:
+    """Stop the event loop, as a stopped process does with all its threads."""
+
+    async def freezing() -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 (that is the point)
+
+    running.run(freezing())
+
+
+def test_time_in_which_the_watcher_did_not_run_is_not_the_engines(serving: Serving) -> None:
+    with serving(stall_seconds=1.0) as running:
+        stream = running.stub.Generate(LONG)
+        next(stream)
+        with faults.armed("pass", faults.stalling(1.5), times=1) as fault:
+            while not fault.num_hits:
+                time.sleep(0.01)
+            freeze(running, 1.3)
+            time.sleep(0.1)  # for looks while the pass goes on
+            assert running.server.engine_thread.heartbeat_age > 1.0
+            assert told(running.channel, "live") == SERVING
+        assert len(list(stream)) == 401
+
+
+@pytest.mark.parametrize("pauses", [[300.0], [300.0, 0.25, 300.0], [0.25] * 5])
+def test_a_pass_has_its_stall_seconds_of_running_time(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks come as late as the pauses say; then in time, until the engine has had all of its seconds."""
+    now = 0.0
+
+    class Engine:
+        is_alive = True
+        restart_seconds = 1.0
+        given_up = False
+
+        @property
+        def heartbeat_age(self) -> float:
+            return now
+
+        def give_up(self, error: Exception) -> None:
+            self.given_up, self.is_alive = True, False
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        if not pauses and engine.given_up:
+            raise asyncio.CancelledError
+        now += pauses.pop(0) if pauses else seconds
+        if pauses:
+            assert not engine.given_up
+
+    engine: Any = Engine()
+    late = sum(min(pause, 1.0) for pause in pauses)
+    frozen = sum(pause - min(pause, 1.0) for pause in pauses)
+    watched = Health("x", stall_seconds=10.0)
+    monkeypatch.setattr("gradellm_server.health.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("gradellm_server.health.asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(watched._watch(engine))
+    assert now - frozen == pytest.approx(10.25)
+    assert late < 10
 
 
 def test_an_idle_engine_stays_live(serving: Serving) -> None:

@@ -307,6 +307,20 @@ def test_a_stream_that_is_read_slowly_but_steadily_goes_on(serving: Serving) -> 
         assert count == 402
 
 
+@pytest.mark.usefixtures("large_answers")
+def test_time_in_which_the_server_did_not_run_is_not_the_readers(serving: Serving) -> None:
+    with serving(reader_timeout_seconds=0.6) as running:
+        call = running.stub.Generate(LONG)
+        next(call)
+        time.sleep(0.3)  # until as much waits as gRPC takes, and more
+
+        async def freezing() -> None:
+            time.sleep(2)  # noqa: ASYNC251 (as a stopped process does with all its threads)
+
+        running.run(freezing())
+        assert len(list(call)) == 401
+
+
 def test_a_host_that_vanishes_is_noticed(serving: Serving) -> None:
     """A proxy stops passing anything on, as a cable that is pulled: no side closes the connection."""
     with (

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from gradellm import Client, OverloadedError, UnavailableError
+from gradellm import Client, DeadlineExceededError, OverloadedError, UnavailableError
 from gradellm.errors import InvalidRequestError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS
@@ -154,3 +155,25 @@ def test_sigterm_under_sixteen_streams_loses_none() -> None:
 def test_a_server_that_is_stopped_twice_is_stopped(serving: Serving) -> None:
     with serving() as running:
         running.run(asyncio.wait_for(running.server.stop(1.0), 10))
+
+
+def test_a_process_that_was_stopped_goes_on_with_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP for longer than a pass may take, in the midst of one."""
+    monkeypatch.setenv(faults.VARIABLE, "tokenizer=stall:3@30")
+    with (
+        process_serving("--allow-faults", "--stall-seconds", "2", "--reader-timeout", "2") as (process, address),
+        Client(address, retry=None) as client,
+    ):
+        with suppress(DeadlineExceededError):  # of the one that holds the engine's thread
+            for _ in range(40):
+                client.tokenize("Once", timeout=0.4)
+        stream = client.generate("Once upon a time", max_new_tokens=5, attribution=None)
+        waiting = threading.Thread(target=lambda: events.extend(stream))
+        events: list[Any] = []
+        waiting.start()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.2)
+        process.send_signal(signal.SIGCONT)
+        waiting.join(20)
+        assert events[-1].finished is not None
+        assert process.poll() is None

@@ -90,3 +90,13 @@ def test_what_nobody_expected_is_told_without_its_text() -> None:
     code, message, _ = told(RuntimeError("the prompt was: secret"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in message
+
+
+def test_a_long_text_is_cut_between_words() -> None:
+    quoted = repr("\u2028" * 3)
+    for padding in range(12):
+        cut = status.shortened("x" * padding + f" {quoted}" * 100)
+        assert len(cut.encode()) <= status.MAX_TEXT_BYTES + 4
+        assert cut.endswith(f" {quoted} ...")
+    assert status.shortened("é" * 600) == "é" * 500 + " ..."
+    assert status.shortened("short") == "short"

@@ -23,7 +23,10 @@ from gradellm_engine import Engine
 from gradellm_server.calls import Call
 from gradellm_server.settings import ServerSettings
 from gradellm_server.tracing import Tracing, TracingError, exporting
+from http_proxy import FakeProxy, proxy
 from server.conftest import RunningServer
+
+__all__ = ["proxy"]
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")
@@ -190,3 +193,17 @@ def test_spans_reach_a_collector(engine: Engine) -> None:
         backend.stop(0).wait()
     assert sorted(collected(collector.requests, lambda span: span.name.rpartition("/")[2]))[0] == "Generate"
     assert {span_id.hex() for span_id in collected(collector.requests, lambda span: span.trace_id)} == {TRACE}
+
+
+def test_a_collector_on_this_machine_is_reached_past_a_proxy(proxy: FakeProxy) -> None:
+    collector = Collector()
+    backend = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
+    port = backend.add_insecure_port("127.0.0.1:0")
+    backend.start()
+    tracing = exporting(f"http://localhost:{port}", "1")
+    tracing.ended(Call("Generate", ended=time.monotonic()))
+    tracing.close()
+    backend.stop(0).wait()
+    assert len(collector.requests) == 1
+    assert proxy.heard == []

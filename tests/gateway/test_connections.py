@@ -1,0 +1,239 @@
+"""Clients that say nothing, send slowly or in crumbs, or do not read: each has its time, and holds up no others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from gateway.conftest import running
+from gradellm_gateway import connections
+from gradellm_gateway.connections import Limits, uvicorn_config
+from server.conftest import RunningServer
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+BODY = json.dumps({"messages": [{"role": "user", "content": "Once"}], "max_tokens": 1}).encode()
+WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+QUICK = Limits(head_seconds=0.3, body_seconds=0.4, linger_seconds=0.2, unread_seconds=0.3, connections=20)
+
+
+@pytest.fixture(scope="module")
+def url(server: RunningServer) -> Iterator[str]:
+    with running(server.address, limits=QUICK) as url:
+        yield url
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def read(connection: socket.socket) -> tuple[int, Any]:
+    """An answer's status and its JSON, to the end of the connection; 0 where there is none."""
+    said = b""
+    try:
+        while part := connection.recv(1 << 16):
+            said += part
+    except ConnectionResetError:
+        pass
+    head, _, body = said.partition(b"\r\n\r\n")
+    return (int(head.split(b" ")[1]), json.loads(body)) if head else (0, None)
+
+
+def ask(url: str) -> int:
+    """The status of an ordinary request."""
+    with connect(url) as connection:
+        connection.sendall(WHOLE.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        return read(connection)[0]
+
+
+def crumbs(count: int) -> bytes:
+    return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * count
+
+
+@pytest.mark.parametrize(
+    ("sends", "status", "code"),
+    [
+        (b"", 0, None),
+        (b"POST /v1/chat", 408, "request_timeout"),
+        (HEAD, 408, "request_timeout"),
+        (HEAD + b"Content-Length: 100\r\n\r\n", 408, "request_timeout"),
+        (HEAD + b"Content-Length: 100\r\n\r\n{", 408, "request_timeout"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", 408, "request_timeout"),
+        (HEAD + b"Content-Length: 9000000\r\n\r\n{", 413, "request_too_large"),
+        (crumbs(5000), 413, "request_too_large"),
+        (HEAD + b"A: " + b"b" * 20_000, 431, None),
+        (HEAD + b"Transfer-Encoding: rot13\r\n\r\n", 501, None),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nz\r\n", 400, None),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, None),
+    ],
+)
+def test_what_is_no_whole_request_ends(
+    url: str, sends: bytes, status: int, code: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradellm_gateway.app.DISCARD_SECONDS", 0.2)
+    with connect(url) as connection:
+        connection.sendall(sends)
+        began = time.monotonic()
+        found, said = read(connection)
+    assert time.monotonic() - began < 5
+    assert found == status
+    if status:
+        assert said["error"]["code"] == code
+        assert said["error"]["type"] == "invalid_request_error"
+    assert ask(url) == 200
+
+
+@pytest.mark.parametrize("part", [b"G", b"A: b\r\n"])
+def test_a_head_in_drops_ends(url: str, part: bytes) -> None:
+    with connect(url) as connection:
+        if part != b"G":
+            connection.sendall(HEAD)
+        connection.settimeout(0.02)
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            try:
+                connection.sendall(part)
+                if b"408" in connection.recv(1000):
+                    break
+            except TimeoutError:
+                pass
+        assert time.monotonic() < until
+
+
+def test_a_second_request_has_a_time_of_its_own(url: str) -> None:
+    with connect(url) as connection:
+        connection.sendall(WHOLE)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.read()[:1]) == (200, b"{")
+        time.sleep(0.5)  # between two requests there is more time than for one
+        connection.sendall(WHOLE)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.read()[:1]) == (200, b"{")
+        connection.sendall(b"POST /v1")
+        assert read(connection)[0] == 408
+
+
+def test_crumbs_cost_no_more_than_it_takes_to_see_them(url: str) -> None:
+    """6 MB of body as chunks of one byte are 36 MB; they are refused at the first thousands."""
+    used = time.process_time()
+    with connect(url) as connection, contextlib.suppress(OSError):
+        connection.sendall(crumbs(0))
+        for _ in range(100):
+            connection.sendall(b"1\r\n \r\n" * 10_000)
+    assert time.process_time() - used < 2
+    assert ask(url) == 200
+
+
+def test_many_that_wait_make_way(url: str) -> None:
+    waiting = [connect(url) for _ in range(60)]
+    try:
+        for index, connection in enumerate(waiting):
+            with contextlib.suppress(OSError):  # of one that has made way already
+                connection.sendall((b"", b"POST /v1", HEAD + b"Content-Length: 9\r\n\r\n{")[index % 3])
+        assert ask(url) == 200
+        assert read(waiting[0])[0] in (0, 408)
+    finally:
+        for connection in waiting:
+            connection.close()
+
+
+def serving(app: Any, limits: Limits) -> tuple[uvicorn.Server, threading.Thread, str]:
+    server = uvicorn.Server(uvicorn_config(app, limits=limits, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    return server, thread, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves an app of the test's own."""
+    servers = []
+
+    def start(app: Any, **limits: Any) -> str:
+        server, thread, url = serving(app, Limits(**limits))
+        servers.append((server, thread))
+        return url
+
+    yield start
+    for server, thread in servers:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+def test_those_who_are_answered_are_not_hung_up_on(serve: Callable[..., str]) -> None:
+    release = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(release.wait, 10)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    url = serve(app, connections=2)
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with connect(url) as first, connect(url) as second:
+        first.sendall(request)
+        second.sendall(request)
+        time.sleep(0.1)
+        with connect(url) as third:
+            status, said = read(third)
+            assert status == 503
+            assert said["error"]["code"] == "too_many_connections"
+        release.set()
+        assert [read(first)[0], read(second)[0]] == [200, 200]
+
+
+def test_an_answer_that_nobody_reads_is_given_up(serve: Callable[..., str]) -> None:
+    gone = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def fill() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+                await asyncio.sleep(0)
+
+        filling = asyncio.ensure_future(fill())
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        filling.cancel()
+        gone.set()
+
+    with connect(serve(app, unread_seconds=0.3)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert gone.wait(5)
+
+
+def test_a_gateway_that_was_stopped_reads_what_lies_ready(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that is late by more than a busy loop can be has its client heard first."""
+    monkeypatch.setattr(connections, "LATE_SECONDS", 0.2)
+    loops: list[Any] = []
+    start = connections._Connection._wait_for
+
+    def noted(self: Any, what: str) -> None:
+        loops.append(self.loop)
+        start(self, what)
+
+    monkeypatch.setattr(connections._Connection, "_wait_for", noted)
+    with connect(url) as connection:
+        connection.sendall(WHOLE[:-10])
+        while not loops:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        loops[0].call_soon_threadsafe(time.sleep, 1.0)
+        time.sleep(0.1)
+        connection.sendall(WHOLE[-10:])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")

@@ -1,0 +1,261 @@
+"""Every known field of a chat request with values of every wrong type, and what errors call the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gradellm import InvalidRequestError
+from gradellm.requests import AttributionKeywords
+from gradellm_gateway.chat import ChatRequest
+from gradellm_gateway.fields import FIELDS, Names, shown
+
+MESSAGES: Any = [{"role": "user", "content": "Once"}]
+VALUES: dict[str, Any] = {
+    "true": True,
+    "false": False,
+    "zero": 0,
+    "one": 1,
+    "float": 1.5,
+    "text": "false",
+    "list": [1],
+    "empty list": [],
+    "texts": ["a"],
+    "object": {"a": 1},
+    "empty object": {},
+}
+# Which of those each field takes; every other one is refused.
+TAKEN: dict[str, set[str]] = {
+    "model": {"text"},
+    "messages": set(),
+    "stream": {"true", "false"},
+    "stream_options": {"empty object"},
+    "max_tokens": {"zero", "one"},  # how many there may be is the server's to say
+    "max_completion_tokens": {"zero", "one"},
+    "temperature": {"zero", "one", "float"},
+    "top_p": {"zero", "one", "float"},
+    "seed": {"zero", "one"},
+    "stop": {"text", "empty list", "texts"},
+    "logprobs": {"true", "false"},
+    "top_logprobs": {"zero", "one"},
+    "n": {"one"},
+    "gradellm": {"empty object"},
+    "user": {"text"},
+    "metadata": {"empty object"},
+    "store": {"true", "false"},
+    "safety_identifier": {"text"},
+    "prompt_cache_key": {"text"},
+    "prompt_cache_retention": {"text"},
+    "service_tier": {"text"},
+    "parallel_tool_calls": {"true", "false"},
+    "frequency_penalty": {"zero"},
+    "presence_penalty": {"zero"},
+    "logit_bias": {"empty object"},
+    "tools": {"empty list"},
+    "tool_choice": set(),
+    "functions": {"empty list"},
+    "function_call": set(),
+    "response_format": set(),
+    "reasoning_effort": set(),
+    "modalities": set(),
+    "verbosity": set(),
+}
+
+
+def refused(body: Any) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as raised:
+        ChatRequest.of(body)
+    return raised.value
+
+
+def body_with(field: str, value: Any) -> dict[str, Any]:
+    beside = {"logprobs": True} if field == "top_logprobs" else {}
+    return {"messages": MESSAGES, **beside, field: value}
+
+
+def test_the_table_has_every_field() -> None:
+    assert TAKEN.keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_field_takes_its_own_type_alone(field: str, kind: str) -> None:
+    body = body_with(field, VALUES[kind])
+    if kind in TAKEN[field]:
+        ChatRequest.of(body)
+        return
+    error = refused(body)
+    param = error.violations[0].field
+    assert param == field or param.startswith((f"{field}.", f"{field}["))
+    assert str(error).startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize("field", FIELDS.keys() - {"messages"})
+def test_null_is_as_good_as_absent(field: str) -> None:
+    with_null, without = ChatRequest.of(body_with(field, None)), ChatRequest.of(body_with("model", None))
+    assert with_null.keywords == without.keywords
+    assert (with_null.is_streamed, with_null.logprobs) == (without.is_streamed, field == "top_logprobs")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("stream", "false", "stream"),
+        ("n", True, "n"),
+        ("n", 1.0, "n"),
+        ("logprobs", "false", "logprobs"),
+        ("stream_options", [1], "stream_options"),
+        ("stream_options", {"include_usage": "false"}, "stream_options.include_usage"),
+        ("stream_options", {"include": True}, "stream_options.include"),
+        ("stop", ["a", 1], "stop[1]"),
+        ("metadata", {"a": 1}, "metadata.a"),
+        ("temperature", float("inf"), "temperature"),
+        ("frequency_penalty", False, "frequency_penalty"),
+        ("presence_penalty", 0.5, "presence_penalty"),
+        ("response_format", {"type": "json_object"}, "response_format"),
+        ("modalities", ["text", "audio"], "modalities"),
+        ("tool_choice", "required", "tool_choice"),
+        ("colour", 1, "colour"),
+        ("c" * 100, 1, "c" * 40 + "..."),
+        ("audio", {}, "audio"),
+        ("gradellm", {"colour": 1}, "gradellm.colour"),
+        ("top_logprobs", 2, "top_logprobs"),
+        ("messages", "Once", "messages"),
+        ("messages", {}, "messages"),
+        ("messages", None, "messages"),
+        ("messages", [], "messages"),
+        ("messages", ["Once"], "messages[0]"),
+    ],
+)
+def test_what_a_field_may_not_be(field: str, value: Any, param: str) -> None:
+    assert refused({"messages": MESSAGES, field: value}).violations[0].field == param
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({}, "role"),
+        ({"content": "a"}, "role"),
+        ({"role": "user"}, "content"),
+        ({"role": 1, "content": "a"}, "role"),
+        ({"role": None, "content": "a"}, "role"),
+        ({"role": "tool", "content": "a", "tool_call_id": "x"}, "role"),
+        ({"role": "function", "name": "f", "content": "a"}, "role"),
+        ({"role": "User", "content": "a"}, "role"),
+        ({"role": "", "content": "a"}, "role"),
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "user", "content": 1}, "content"),
+        ({"role": "user", "content": {}}, "content"),
+        ({"role": "user", "content": []}, "content"),
+        ({"role": "user", "content": ["a"]}, "content[0]"),
+        ({"role": "user", "content": [{"text": "a"}]}, "content[0]"),
+        ({"role": "user", "content": [{"type": "text", "text": 1}]}, "content[0].text"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content[0].text"),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "content[1]"),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "content[0]"),
+        ({"role": "user", "content": [{"type": "text", "text": "a", "detail": "x"}]}, "content[0].detail"),
+        ({"role": "user", "content": "a", "name": "bob"}, "name"),
+        ({"role": "assistant", "content": "a", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{}]}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "refusal": "no"}, "refusal"),
+        ({"role": "assistant", "content": "a", "audio": {"id": "x"}}, "audio"),
+        ({"role": "user", "content": "a", "tool_call_id": "x"}, "tool_call_id"),
+        ({"role": "user", "content": "a", "weight": 0}, "weight"),
+        ({"role": "user", "content": "a", "colour": ""}, "colour"),
+    ],
+)
+def test_what_a_message_may_not_hold_is_refused_by_its_path(message: Any, param: str) -> None:
+    error = refused({"messages": [*MESSAGES, message]})
+    assert error.violations[0].field == f"messages[1].{param}"
+
+
+def test_an_answer_may_be_handed_back_as_it_came() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("name", "refusal", "audio", "function_call", "tool_calls", "tool_call_id"))
+    answer = {"role": "assistant", "content": "a", **nothing, "annotations": []}
+    part = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
+    assert ChatRequest.of({"messages": [answer, part]}).keywords["messages"] == [
+        {"role": "assistant", "content": "a"},
+        {"role": "system", "content": "b"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        1,
+        10**500,
+        1.5,
+        "a",
+        "a" * 39 + '\n"\\' * 40,
+        [],
+        [1] * 9,
+        {},
+        {"a": [1]},
+        "\u2028" * 90,
+        "\ud800" * 90,
+    ],
+)
+def test_a_quoted_value_is_whole_json_or_none(value: Any) -> None:
+    said = shown(value)
+    assert len(said) < 300
+    if said[0] in '"[{':
+        json.loads(said.removesuffix("..."))
+
+
+NAMES = Names(
+    {"messages": [], "stop": "x", "gradellm": {"segments": {"kite": 1, "card": 2}}},
+    {"max_new_tokens": "max_tokens", "num_alternatives": "top_logprobs"},
+    attribution="gradellm.{}",
+    own={*AttributionKeywords.__annotations__, "segments", "top_k"},
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ("max_new_tokens", "max_tokens"),
+        ("num_alternatives", "top_logprobs"),
+        ("temperature", "temperature"),
+        ("seed", "seed"),
+        ("stop[0]", "stop"),
+        ("top_k", "gradellm.top_k"),
+        ("input", "messages"),
+        ("input.messages", "messages"),
+        ("input.messages[2].content", "messages[2].content"),
+        ("messages[2].role", "messages[2].role"),
+        ("input.segments[1]", "gradellm.segments.card"),
+        ("input.segments[1].name", "gradellm.segments.card"),
+        ("input.segments[7]", "gradellm.segments[7]"),
+        ("segments['kite']", "gradellm.segments.kite"),
+        ("segments['a.b[1]']", "gradellm.segments.a.b[1]"),
+        ("segments", "gradellm.segments"),
+        ("attribution.preset", "gradellm.attribution"),
+        ("attribution.seed", "gradellm.attribution_seed"),
+        ("attribution.target_token_id", "gradellm.target"),
+        ("attribution.contrast.text", "gradellm.contrast"),
+        ("attribution.layers", "gradellm.layers"),
+        ("attribution", "gradellm.attribution"),
+        ("baseline_ids[3]", "gradellm.baseline_ids[3]"),
+        ("request", "request"),
+    ],
+)
+def test_errors_have_the_callers_names(field: str, path: str) -> None:
+    assert NAMES.path(field) == path
+
+
+def test_every_keyword_of_attribution_is_in_the_callers_object() -> None:
+    for name in AttributionKeywords.__annotations__:
+        assert NAMES.path(name) == f"gradellm.{name}"
+
+
+def test_names_of_ours_in_a_description_are_the_callers_too() -> None:
+    error = InvalidRequestError.of("forced_ids", "are 9 tokens; max_new_tokens allows 5 in all")
+    error.reason = "INVALID_REQUEST"
+    found = NAMES.error(error)
+    assert str(found) == "forced_ids: are 9 tokens; max_tokens allows 5 in all"
+    assert found.reason == "INVALID_REQUEST"
+    assert NAMES.error(plain := InvalidRequestError("no field")) is plain

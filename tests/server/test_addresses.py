@@ -1,0 +1,210 @@
+"""Whose an address is: what another server listens on is refused, what a dead one left is taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from gradellm import Client
+from gradellm_server.addresses import UnixSocket
+from gradellm_server.server import Server
+from gradellm_server.settings import ListenError, ServerSettings
+from server.conftest import Serving
+
+Result = TypeVar("Result")
+
+
+class Loop:
+    """Makes servers, which need an event loop that runs."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+
+    def make(self, listen: str, **settings: Any) -> Server:
+        async def made() -> Server:
+            return Server(ServerSettings(listen=listen, **settings))
+
+        return self.run(made())
+
+    def stop(self, server: Server) -> None:
+        self.run(server.stop(0))
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._runner.run(asyncio.wait_for(work, 30))
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s.sock"
+
+
+def connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    return True
+
+
+@pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
+def test_a_socket_that_a_server_has_is_refused_and_stays(loop: Loop, path: Path, form: str) -> None:
+    first = loop.make(f"unix:{path}")  # which loads its model still
+    before = path.stat().st_ino
+    with pytest.raises(ListenError, match=f"cannot listen on .*{path}: another server listens there"):
+        loop.make(form.format(path))
+    assert path.stat().st_ino == before
+    assert connects(path)
+    loop.stop(first)
+    assert list(path.parent.iterdir()) == []
+    loop.stop(loop.make(form.format(path)))
+
+
+def test_clients_reach_the_server_by_the_name_that_it_was_given(path: Path, serving: Serving) -> None:
+    with serving(listen=f"unix:{path}") as server, Client(server.address) as client:
+        assert client.server_info().model.family == "llama"
+    assert not path.exists()
+
+
+def test_a_file_that_a_dead_server_left_is_taken_over(loop: Loop, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
+    assert path.exists()
+    server = loop.make(f"unix:{path}")
+    assert connects(path)
+    loop.stop(server)
+    assert not path.exists()
+
+
+def test_a_server_that_never_started_leaves_no_socket(loop: Loop, path: Path) -> None:
+    server = loop.make(f"unix:{path}")
+    assert path.exists()
+    del server
+    assert not path.exists()
+
+
+def test_what_another_put_there_meanwhile_stays(loop: Loop, path: Path) -> None:
+    first = loop.make(f"unix:{path}")
+    path.unlink()  # by whoever took it for stale
+    second = loop.make(f"unix:{path}")
+    loop.stop(first)
+    assert connects(path)
+    loop.stop(second)
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_not_replaced(loop: Loop, path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(ListenError, match="it is no socket"):
+        loop.make(f"unix:{path}")
+    assert path.read_text() == "precious"
+
+
+def test_a_server_that_takes_no_more_connections_has_its_socket(path: Path) -> None:
+    """As one that is frozen, with its backlog full."""
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(path))
+        frozen.listen(0)
+        waiting = []
+        while True:
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            waiting.append(client)
+            try:
+                client.connect(str(path))
+            except BlockingIOError:
+                break
+        with pytest.raises(ListenError, match="another server"):
+            UnixSocket(f"unix:{path}").take(lambda address: pytest.fail("bound"))
+        for client in waiting:
+            client.close()
+    assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("unix:{}/absent/x.sock", "there is no such folder"),
+        ("unix:{}/" + "x" * 120, "and a socket's has 107 at most"),
+    ],
+)
+def test_a_path_that_cannot_be_says_why(loop: Loop, tmp_path: Path, listen: str, words: str) -> None:
+    with pytest.raises(ListenError, match=words):
+        loop.make(listen.format(tmp_path))
+
+
+def test_a_path_with_odd_characters(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "a b%é.sock"
+    server = loop.make("unix:" + str(path).replace("%", "%25").replace(" ", "%20"))
+    assert connects(path)
+    loop.stop(server)
+
+
+def test_servers_that_start_together_have_one_winner(path: Path) -> None:
+    program = (
+        "import asyncio, sys, time\n"
+        "from gradellm_server.addresses import UnixSocket\n"
+        "import socket\n"
+        "from gradellm_server.settings import ListenError\n"
+        "def bind(address):\n"
+        "    global own; own = socket.socket(socket.AF_UNIX); own.bind(address[5:]); own.listen()\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "mine = UnixSocket(sys.argv[1])\n"
+        "try: mine.take(bind)\n"
+        "except ListenError: print('refused', flush=True)\n"
+        "else: print('taken', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # stale: what is easiest to take twice
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, f"unix:{path}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("\n")
+            racer.stdin.flush()
+        said = sorted(racer.stdout.readline() for racer in racers if racer.stdout is not None)
+    finally:
+        for racer in racers:
+            racer.communicate("\n", timeout=10)
+    assert said == ["refused\n"] * 3 + ["taken\n"]
+
+
+def test_a_name_is_taken_when_one_of_its_addresses_is(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would listen on the others, and callers of the taken one would reach another server."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
+        monkeypatch.setattr("gradellm_server.addresses.socket.getaddrinfo", lambda *_, **__: both)
+        with pytest.raises(
+            ListenError, match=f"cannot listen on localhost:{port}: 127.0.0.1:{port}: address already in use"
+        ):
+            loop.make(f"localhost:{port}")
+        server = loop.make("127.0.0.1:0", health_listen=f"localhost:{port}")
+        with pytest.raises(ListenError, match="for health checks: 127"):
+            loop.run(server.announce())
+        loop.stop(server)
