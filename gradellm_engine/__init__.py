@@ -21,7 +21,16 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         UnsupportedModelError,
     )
-    from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
+    from gradellm_engine.events import (
+        Attribution,
+        Event,
+        Finished,
+        FinishReason,
+        Progress,
+        PromptProgress,
+        Started,
+        Step,
+    )
     from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
     from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
     from gradellm_engine.generation import Generation
@@ -77,6 +86,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptInput",
+    "PromptProgress",
     "PromptToken",
     "Quantization",
     "Ranks",

@@ -212,6 +212,22 @@ def check_config(name: str, config: dict[str, Any]) -> None:
         )
 
 
+def check_context(name: str, tokens: int) -> None:
+    """Refuse a context of fewer than 2 tokens, or of more than config.json says, where a path has one.
+
+    Raises:
+        ModelLoadError: with the limit.
+    """
+    file = Path(name) / CONFIG
+    config = read_json(file) if file.is_file() else {}
+    said = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
+    most = next((number for number in said if isinstance(number, int) and number > 0), None)
+    if tokens < 2 or (most is not None and tokens > most):
+        raise ModelLoadError(
+            f"a context of {tokens} tokens was asked for; the model takes 2 to {most if most else 'its own limit'}"
+        )
+
+
 def _check_weights(folder: Path, names: list[str]) -> None:
     if WEIGHTS not in names and INDEX not in names:
         other = _other_format(folder)

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from gradellm_engine._quiet import quiet_transformers
 from gradellm_engine.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.batch_invariant import shows_others
@@ -399,9 +400,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 @contextmanager
 def _explained(name: str, part: str) -> Iterator[None]:
-    """Turn what Transformers raises for a part of a model that is not there or not whole into one line."""
+    """Turn what Transformers raises for a part of a model that is not there or not whole into one line.
+
+    Its own notices stay off standard error.
+    """
     try:
-        yield
+        with quiet_transformers():
+            yield
     except Exception as error:  # it depends on the files' content
         if Path(name).exists():
             raise ModelLoadError(f"{name} holds no {part} that Transformers can read: {one_line(error)}") from error
@@ -558,17 +563,18 @@ def _load_weights(
 
         where = {"distributed_config": DistributedConfig(tp_size=ranks.size, tp_plan="auto")}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused by name
-            quantization_config=quantization,
-            **where,
-        )
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused by name
+                quantization_config=quantization,
+                **where,
+            )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
         raise ModelLoadError(f"{name} cannot be loaded: {one_line(error)}") from error
     # Transformers fills what it does not find with random numbers and only warns.

@@ -60,6 +60,9 @@ class ModelInfo:
     """Tokens it can attend to, prompt and completion together."""
     has_chat_template: bool
     """Whether it takes messages."""
+    config_sha256: str = ""
+    """Of what else decides its numbers and tokens: its configuration without names, versions and stored dtype, and the
+    tokens that begin and end a text. Empty where the server is older."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +343,7 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a method is that takes long."""
+    """How far a method is that takes long, or the reading of a prompt."""
 
     done: float
     """Of its work, 0 to 1."""
@@ -473,7 +476,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a stream: exactly one of these is not None."""
+    """One event of a stream: exactly one of these is not None.
+
+    Of a generation's events it is one of the first four. `prompt_progress`, how far a prompt is read that takes several
+    passes, goes to `on_event` alone, not to those who iterate.
+    """
 
     started: Started | None = None
     token: Token | None = None
@@ -482,3 +489,4 @@ class Event:
     progress: Progress | None = None
     item: EvaluationItem | None = None
     summary: EvaluationSummary | None = None
+    prompt_progress: Progress | None = None

@@ -37,6 +37,7 @@ from gradellm_engine import (
     Perturb,
     Progress,
     PromptInput,
+    PromptProgress,
     Rectify,
     Removal,
     Resolution,
@@ -400,6 +401,8 @@ def _event(event: Event, engine: Engine) -> dict[str, Any]:
             return {"attribution": _attribution(event)}
         case Progress():
             return {"progress": pb.Progress(done=event.done)}
+        case PromptProgress():
+            return {"prompt_progress": pb.Progress(done=event.done)}
         case EvaluationItem():
             return {"item": _item(event)}
         case EvaluationSummary():

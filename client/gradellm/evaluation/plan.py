@@ -118,6 +118,7 @@ def did_you_mean(what: str, name: str, known: Iterable[str]) -> str:
 
 _IDENTITY = {
     "weights_sha256": "weights",
+    "config_sha256": "configurations",
     "tokenizer_sha256": "tokenizers",
     "chat_template_sha256": "chat templates",
     "dtype": "dtypes",
@@ -129,6 +130,8 @@ def difference(one: ModelInfo, other: ModelInfo) -> str | None:
     """Say how two servers' models differ in what changes numbers; None where they do not."""
     for name, title in _IDENTITY.items():
         first, second = getattr(one, name), getattr(other, name)
+        if name == "config_sha256" and not (first and second):
+            continue  # one of the servers is older, and does not tell it
         if first != second:
             first, second = (value[:12] or "none" for value in (first, second))
             return f"different {title}, {first} ({one.name}) and {second} ({other.name})"
