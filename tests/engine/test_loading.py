@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,11 +20,13 @@ from gradellm_engine import (
     Delivery,
     Engine,
     ModelLoadError,
+    Ranks,
     Sampling,
     Step,
     UnsupportedModelError,
 )
 from gradellm_engine.families import FAMILIES, REFUSED, family_of
+from gradellm_engine.loading import load_model
 from tiny_models import byte_tokenizer, save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -400,6 +402,34 @@ def test_the_configuration_s_hash_is_of_where_texts_begin_and_end(folder: Path, 
     configure(folder, "tokenizer_config.json", bos_token="<|user|>")
     found.add(Engine.load(str(folder)).info.config_sha256)
     assert len(found) == 4
+
+
+class OtherRank:
+    """Stands in for the ranks of a group: keeps what they compare, and ends the loading there."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.compared: dict[str, str] = {}
+
+    def check_same(self, what: dict[str, str]) -> None:
+        self.compared = what
+        raise ModelLoadError("compared")
+
+
+def test_ranks_compare_configurations_and_templates(folder: Path) -> None:
+    def compared() -> dict[str, str]:
+        rank = OtherRank()
+        with pytest.raises(ModelLoadError, match="compared"):
+            load_model(str(folder), ranks=cast("Ranks", rank))
+        return rank.compared
+
+    before = compared()
+    configure(folder, rms_norm_eps=1e-5)
+    after = compared()
+    assert {name for name in before if before[name] != after[name]} == {"configurations"}
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert {name for name, its in compared().items() if after[name] != its} == {"chat templates"}
 
 
 def num_hooks(model: nn.Module) -> int:
