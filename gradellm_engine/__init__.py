@@ -1,47 +1,62 @@
 """The engine: one decoder-only model that explains every token it generates. No gRPC, usable alone.
 
-See `gradellm_engine.engine.Engine`.
+See `gradellm_engine.engine.Engine`. Names are loaded when they are first used: `gradellm_engine.checkpoint` is of use
+without the seconds that torch takes to import.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 import gradellm_engine._quiet  # noqa: F401 (before the libraries that it is for)
-from gradellm_engine.chat_template import Message
-from gradellm_engine.encoding import checkpoint
-from gradellm_engine.engine import Engine
-from gradellm_engine.errors import (
-    BusyError,
-    ComputationError,
-    EngineError,
-    GroupLostError,
-    InvalidRequestError,
-    ModelLoadError,
-    OutOfMemoryError,
-    TokenizerError,
-    UnsupportedModelError,
-)
-from gradellm_engine.events import Attribution, Event, Finished, FinishReason, Progress, Started, Step
-from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
-from gradellm_engine.generation import Generation
-from gradellm_engine.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
-from gradellm_engine.quantization import Quantization
-from gradellm_engine.ranks import Ranks
-from gradellm_engine.settings import (
-    AttributionSettings,
-    Contrast,
-    Delivery,
-    GradEllm,
-    Loosening,
-    Magnitude,
-    NormaliseOver,
-    Rectify,
-    Resolution,
-    Rotary,
-    Sampling,
-    Similarity,
-    Sources,
-    Switches,
-)
-from gradellm_engine.stream import Stream
+
+if TYPE_CHECKING:
+    from gradellm_engine.chat_template import Message
+    from gradellm_engine.encoding import interruption_point
+    from gradellm_engine.engine import Engine
+    from gradellm_engine.errors import (
+        BusyError,
+        ComputationError,
+        EngineError,
+        GroupLostError,
+        InvalidRequestError,
+        ModelLoadError,
+        OutOfMemoryError,
+        TokenizerError,
+        UnsupportedModelError,
+    )
+    from gradellm_engine.events import (
+        Attribution,
+        Event,
+        Finished,
+        FinishReason,
+        Progress,
+        PromptProgress,
+        Started,
+        Step,
+    )
+    from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
+    from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
+    from gradellm_engine.generation import Generation
+    from gradellm_engine.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
+    from gradellm_engine.quantization import Quantization
+    from gradellm_engine.ranks import Ranks
+    from gradellm_engine.settings import (
+        AttributionSettings,
+        Contrast,
+        Delivery,
+        GradEllm,
+        Loosening,
+        Magnitude,
+        NormaliseOver,
+        Rectify,
+        Resolution,
+        Rotary,
+        Sampling,
+        Similarity,
+        Sources,
+        Switches,
+    )
+    from gradellm_engine.stream import Stream
 
 __all__ = [
     "Attribution",
@@ -75,6 +90,7 @@ __all__ = [
     "Prompt",
     "PromptInput",
     "PromptLimits",
+    "PromptProgress",
     "PromptToken",
     "Quantization",
     "Ranks",
@@ -93,5 +109,38 @@ __all__ = [
     "Switches",
     "TokenizerError",
     "UnsupportedModelError",
-    "checkpoint",
+    "interruption_point",
 ]
+
+# Where the names above are, those first that are loaded fastest.
+_MODULES = (
+    "errors",
+    "events",
+    "settings",
+    "encoding",
+    "chat_template",
+    "prompts",
+    "quantization",
+    "ranks",
+    "faithfulness.settings",
+    "faithfulness.results",
+    "generation",
+    "stream",
+    "engine",
+)
+
+
+if not TYPE_CHECKING:  # a type checker is to find the names above, and no others
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'gradellm_engine' has no attribute {name!r}")
+        for module in _MODULES:
+            found = vars(import_module(f"gradellm_engine.{module}"))
+            if name in found:
+                return globals().setdefault(name, found[name])
+        raise AttributeError(f"module 'gradellm_engine' promises {name!r}, and none of its modules has it")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -25,7 +25,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gradellm_engine.encoding import checkpoint
+from gradellm_engine.encoding import interruption_point
 from gradellm_engine.errors import InvalidRequestError
 
 MAX_RUNS = 24  # of the template for one request
@@ -83,7 +83,7 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
     """
     if not tokenizer.chat_template:
         raise InvalidRequestError("input.messages", "this model has no chat template; send a raw prompt instead")
-    checkpoint.get()()
+    interruption_point.get()()
     try:
         rendered: Any = tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],

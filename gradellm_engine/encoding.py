@@ -5,8 +5,8 @@ and never changes its settings, so that one thread may encode while another deco
 
 A long text is encoded in pieces where that is the same: between a letter and a space before another letter, if no token
 of the vocabulary spans such a place and a set of samples reads alike both ways. Between two pieces the caller's
-`checkpoint` may end the work. Text that is much longer than the limit's tokens usually are is counted first, cut
-anywhere: what has far too many tokens is refused before its end.
+`interruption_point` may end the work. Text that is much longer than the limit's tokens usually are is counted first,
+cut anywhere: what has far too many tokens is refused before its end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Array = NDArray[np.int64]
 
 # Called between stages and pieces of reading a request; what it raises ends that work. A server sets it, so that a
 # caller's deadline and cancel end the work on its request.
-checkpoint: ContextVar[Callable[[], None]] = ContextVar("gradellm_checkpoint", default=lambda: None)
+interruption_point: ContextVar[Callable[[], None]] = ContextVar("gradellm_interruption_point", default=lambda: None)
 
 _BOUNDARY = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 _SPANNING = re.compile(r"[^\W\d_] [^\W\d_]")
@@ -149,7 +149,7 @@ class TextEncoder:
             if add_special_tokens:
                 before, after = self._added
                 encoded = [before, *encoded, after.shifted(len(text))]
-        checkpoint.get()()
+        interruption_point.get()()
         joined = Encoding(*(np.concatenate([getattr(e, name) for e in encoded]) for name in ("ids", "starts", "ends")))
         if max_tokens is not None and len(joined.ids) > max_tokens:
             raise TooManyTokensError(len(joined.ids), is_all=True)
@@ -159,7 +159,7 @@ class TextEncoder:
         """Refuse a text with far too many tokens, by counting them in pieces that are cut anywhere."""
         count, limit = 0, max_tokens + max_tokens // 4
         for start in range(0, len(text), PIECE_CHARACTERS):
-            checkpoint.get()()
+            interruption_point.get()()
             count += len(self._encode(text[start : start + PIECE_CHARACTERS], False).ids) - CUT_TOKENS
             if count > limit:
                 raise TooManyTokensError(max_tokens, is_all=False)
@@ -168,7 +168,7 @@ class TextEncoder:
         encoded: list[Encoding] = []
         start = count = 0
         for piece in _pieces(text, PIECE_CHARACTERS):
-            checkpoint.get()()
+            interruption_point.get()()
             encoded.append(self._encode(piece, False).shifted(start))
             start += len(piece)
             count += len(encoded[-1].ids)

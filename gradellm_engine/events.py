@@ -62,6 +62,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class PromptProgress:
+    """How far a prompt is read, while that takes several passes.
+
+    Attributes:
+        done: of its tokens, 0 to 1.
+    """
+
+    done: float
+
+
+@dataclass(frozen=True)
 class Step:
     """A token of the completion.
 
@@ -155,4 +166,4 @@ class Started:
     evaluation: EvaluationSettings | None = None
 
 
-Event = Started | Step | Attribution | Progress | EvaluationItem | EvaluationSummary | Finished
+Event = Started | Step | Attribution | Progress | PromptProgress | EvaluationItem | EvaluationSummary | Finished

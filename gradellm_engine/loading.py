@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -19,13 +20,34 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 
+from gradellm_engine._quiet import quiet_transformers
 from gradellm_engine.batch_invariant import ALIGNED_PLACES, shows_others
 from gradellm_engine.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.batch_invariant import NAME as BATCH_INVARIANT
+from gradellm_engine.checkpoint import (
+    ADAPTER_FILES,
+    CONFIG,
+    INDEX,
+    MERGE,
+    TOKENIZER,
+    WEIGHTS,
+    check_checkpoint,
+    check_config,
+    config_sha256,
+    read_json,
+)
 from gradellm_engine.decoder import ATTENTION_KERNEL, Decoder
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.encoding import TextEncoder
@@ -37,6 +59,7 @@ from gradellm_engine.quantization import Quantization, check_gradients, quantiza
 from gradellm_engine.ranks import Ranks
 from gradellm_engine.rotary_switch import context_limit, switch_tokens
 from gradellm_engine.threads import available_cpus
+from gradellm_engine.tokenizer_check import difference_from, made_from
 
 DTYPES = {
     "float64": torch.float64,
@@ -70,6 +93,8 @@ class ModelInfo:
         vocab_size: token ids are below this.
         context_tokens: prompt and completion together at most.
         has_chat_template: whether it takes messages.
+        config_sha256: over what else decides numbers and tokens: config.json without names, versions and stored dtype,
+            and the tokens that begin and end a text. Empty for a model that was not loaded from files.
     """
 
     name: str
@@ -89,6 +114,7 @@ class ModelInfo:
     vocab_size: int
     context_tokens: int
     has_chat_template: bool
+    config_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,11 +166,16 @@ def load_model(
         raise ModelLoadError(f"give either a device ({device}) or a device map ({device_map}), not both")
     if ranks is not None:
         _check_ranks(device, device_map, quantization)
+    check_checkpoint(name)
     torch_device = resolve_device(device)
     torch_dtype = _dtype(dtype, torch_device)
+    _check_adapter(name, revision)
     with _explained(name, "model"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     family = family_of(config.model_type)  # refused before its weights are read
+    config_file = _found(name, CONFIG, revision)
+    stored = {} if config_file is None else read_json(config_file)
+    check_config(name, stored)
     if batch_invariant:
         own = _own_quantization(config)
         _check_batch_invariant(
@@ -166,9 +197,16 @@ def load_model(
     progress(f"checking the weights of {name}")
     files = _weight_files(name, revision)
     weights_sha256 = _sha256_of_files(files)
+    sha256_of_config = config_sha256(stored, _ends(name, revision, tokenizer))
     _check_size(name, config, files)
     if ranks is not None:
-        same = {"weights": weights_sha256, "tokenizers": _sha256_of_tokenizer(tokenizer), "dtypes": str(torch_dtype)}
+        same = {
+            "weights": weights_sha256,
+            "configurations": sha256_of_config,
+            "tokenizers": _sha256_of_tokenizer(tokenizer),
+            "chat templates": _sha256_of_text(tokenizer.chat_template),
+            "dtypes": str(torch_dtype),
+        }
         ranks.check_same(same | {f"versions of {name}": its for name, its in software_versions().items()})
     progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
     model = _load_weights(
@@ -188,6 +226,7 @@ def load_model(
         name=shown,
         revision=str(getattr(config, "_commit_hash", None) or ""),
         weights_sha256=weights_sha256,
+        config_sha256=sha256_of_config,
         quantization=str(quantization) if quantization is not Quantization.NONE else _own_quantization(config),
         context_tokens=context_tokens,
         ranks=ranks,
@@ -274,6 +313,7 @@ def assemble(
     name: str,
     revision: str = "",
     weights_sha256: str = "",
+    config_sha256: str = "",
     quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
     ranks: Ranks | None = None,
@@ -308,6 +348,7 @@ def assemble(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_tokens=context_tokens or context_limit(model.config).num_tokens,
         has_chat_template=bool(tokenizer.chat_template),
+        config_sha256=config_sha256,
     )
     return LoadedModel(info, family, decoder, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
 
@@ -362,9 +403,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 @contextmanager
 def _explained(name: str, part: str) -> Iterator[None]:
-    """Turn what Transformers raises for a part of a model that is not there or not whole into one line."""
+    """Turn what Transformers raises for a part of a model that is not there or not whole into one line.
+
+    Its own notices stay off standard error.
+    """
     try:
-        yield
+        with quiet_transformers():
+            yield
     except Exception as error:  # it depends on the files' content
         if Path(name).exists():
             raise ModelLoadError(f"{name} holds no {part} that Transformers can read: {one_line(error)}") from error
@@ -373,14 +418,65 @@ def _explained(name: str, part: str) -> Iterator[None]:
         ) from error
 
 
+def _found(name: str, file: str, revision: str | None) -> Path | None:
+    """Where one of a model's files lies; None where it has none."""
+    path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def _check_adapter(name: str, revision: str | None) -> None:
+    """Refuse an adapter of the hub: Transformers would load its base model, and perhaps the adapter.
+
+    Raises:
+        ModelLoadError: with what to do.
+    """
+    if Path(name).exists():
+        return  # check_checkpoint has looked
+    with _explained(name, "model"):
+        found = _found(name, ADAPTER_FILES[0], revision)
+    if found is not None:
+        raise ModelLoadError(f"{name} is an adapter, or holds one ({ADAPTER_FILES[0]}); {MERGE}")
+
+
 def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that the model was trained with: what tokenizer.json says, where there is one.
+
+    Transformers builds some tokenizers by the class that tokenizer_config.json names, and takes from tokenizer.json
+    only its vocabulary: another class splits texts otherwise, and the model then reads tokens that it was not trained
+    on. The file is preferred to the class's name.
+
+    Raises:
+        ModelLoadError: where there is none, or it does not do what tokenizer.json says.
+    """
     with _explained(name, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=False
         )
+        file = _found(name, TOKENIZER, revision)
+        if file is not None:
+            stored = Tokenizer.from_file(str(file))
+            if not tokenizer.is_fast or difference_from(stored, tokenizer) is not None:
+                own: Any = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, trust_remote_code=False)
+                tokenizer = made_from(stored, own, tokenizer)
     if not tokenizer.is_fast:
         raise ModelLoadError(f"{name} has no tokenizer.json; without it, tokens cannot be placed in the text")
+    if file is not None and (difference := difference_from(stored, tokenizer)) is not None:
+        raise ModelLoadError(
+            f"{name}: no tokenizer of tokenizer_config.json's settings does what {TOKENIZER} says: {difference}; the "
+            "two files do not belong together: take both from the model that this one was made from"
+        )
     return tokenizer
+
+
+def _ends(name: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What begins and ends a text, as files beside config.json and tokenizer.json say it."""
+    file = _found(name, "generation_config.json", revision)
+    generation = {} if file is None else read_json(file)
+    return {
+        "generation": generation.get("eos_token_id"),
+        "begin": tokenizer.bos_token,  # chat templates write it
+        "end": tokenizer.eos_token,
+    }
 
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:
@@ -389,29 +485,27 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     Raises:
         ModelLoadError: where there is none in safetensors, or one is cut off or corrupt.
     """
-
-    def found(file: str) -> Path | None:
-        path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else Path(path)
-
     with _explained(name, "weights"):
-        index = found("model.safetensors.index.json")
-        single = found("model.safetensors")
+        index, single = (_found(name, file, revision) for file in (INDEX, WEIGHTS))
+    names = [] if index is None else _shards(index)
     if single is not None:
+        with _explained(name, "weights"):
+            others = [file for file in names if file != WEIGHTS and _found(name, file, revision) is not None]
+        if others:
+            raise ModelLoadError(
+                f"{name} holds two sets of weights: {WEIGHTS}, and {', '.join(others[:3])}, which {INDEX} names; take "
+                "out those that are not meant"
+            )
         files = [single]
     elif index is not None:
-        try:
-            names = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{index} is corrupt: {one_line(error)}") from error
         with _explained(name, "weights"):
-            placed = [(file, found(file)) for file in names]
+            placed = [(file, _found(name, file, revision)) for file in names]
         missing = [file for file, path in placed if path is None]
         if missing:
             raise ModelLoadError(f"{name} lacks {', '.join(missing)}, which {index.name} names")
         files = [path for _, path in placed if path is not None]
     else:
-        raise ModelLoadError(f"{name} has no model.safetensors; weights in other formats are not loaded")
+        raise ModelLoadError(f"{name} has no {WEIGHTS}; weights in other formats are not loaded")
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
@@ -419,6 +513,18 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(f"{file} is corrupt or cut off: {one_line(error)}") from error
     return files
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+        ModelLoadError: where it is no index.
+    """
+    try:
+        return sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ModelLoadError(f"{index} is corrupt: {one_line(error)}") from error
 
 
 def _check_size(name: str, config: Any, files: list[Path]) -> None:  # noqa: ANN401 (Transformers' PretrainedConfig)
@@ -460,17 +566,18 @@ def _load_weights(
 
         where = {"distributed_config": DistributedConfig(tp_size=ranks.size, tp_plan="auto")}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused by name
-            quantization_config=quantization,
-            **where,
-        )
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused by name
+                quantization_config=quantization,
+                **where,
+            )
     except Exception as error:  # whatever a checkpoint's content makes Transformers, safetensors or accelerate raise
         raise ModelLoadError(f"{name} cannot be loaded: {one_line(error)}") from error
     # Transformers fills what it does not find with random numbers and only warns.
@@ -484,8 +591,44 @@ def _load_weights(
             f"{name}: {len(mismatched)} weights have another shape than config.json says, among them {key} "
             f"with {found} instead of {wanted}"
         )
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _HARMLESS.search(key))
+    if unexpected:
+        raise ModelLoadError(
+            f"{name}: the weight files hold {len(unexpected)} weights that config.json does not describe, among them "
+            f"{', '.join(unexpected[:3])}; without them it would be another model: {_hint(unexpected, model.config)}"
+        )
+    if model.config.get_text_config(decoder=True).tie_word_embeddings and _has_head_of_its_own(model):
+        raise ModelLoadError(
+            f"{name}: config.json says tie_word_embeddings, and the weight files hold a language-model head that is "
+            "not the embedding; set tie_word_embeddings to false if that head is meant, else take it out"
+        )
     loaded: PreTrainedModel = model
     return loaded
+
+
+# Buffers of old checkpoints that hold no weight and that Transformers' own list of them lacks: a constant of GPT-2's
+# mask. (Transformers leaves out of its report what a family's _keys_to_ignore_on_load_unexpected names.)
+_HARMLESS = re.compile(r"\.attn\.masked_bias$")
+
+
+def _hint(unexpected: Sequence[str], config: Any) -> str:  # noqa: ANN401 (Transformers' PretrainedConfig)
+    """Which setting of config.json may be wrong, where weights are left over."""
+    text = config.get_text_config(decoder=True)
+    layers = [int(found[1]) for key in unexpected if (found := re.search(r"\b(?:layers|h)\.(\d+)\.", key))]
+    if layers and max(layers) >= (count := text.num_hidden_layers):
+        return f"num_hidden_layers is {count}, and they hold layer {max(layers)}"
+    said = [
+        f"{name} is {json.dumps(getattr(text, name))}"
+        for name in ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "qk_layernorm", "use_qk_norm")
+        if getattr(text, name, None) is False
+    ]
+    return f"{', '.join(said) or 'config.json'} may be of another model; take both from where the model came from"
+
+
+def _has_head_of_its_own(model: PreTrainedModel) -> bool:
+    """Whether Transformers found a head that differs from the embedding that it should be tied to."""
+    keys: Any = getattr(type(model), "_tied_weights_keys", None)
+    return bool(keys) and not model.all_tied_weights_keys
 
 
 CHECK_TOKENS = 6

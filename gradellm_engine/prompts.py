@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gradellm_engine import chat_template
 from gradellm_engine.chat_template import Message, Placement, Stretch
-from gradellm_engine.encoding import Array, Encoding, TextEncoder, TooManyTokensError, checkpoint
+from gradellm_engine.encoding import Array, Encoding, TextEncoder, TooManyTokensError, interruption_point
 from gradellm_engine.errors import InvalidRequestError, TokenizerError
 from gradellm_engine.text import IncrementalText
 from gradellm_engine.words import prompt_words
@@ -313,7 +313,7 @@ def read_prompt(
     if not len(encoding.ids):
         raise InvalidRequestError("input", "has no tokens")
     _check_embedded("input", encoding.ids, vocab_size)
-    checkpoint.get()()
+    interruption_point.get()()
     if is_raw:
         placement = Placement((Stretch(0, len(text), -1, 0),), ())
         segments = [_PlacedSegment(s.start, s.end, s.name) for s in given.segments]
@@ -321,7 +321,7 @@ def read_prompt(
         placement = chat_template.place(given.messages, text, encoder.tokenizer)
         segments = _place_segments(given, placement)
     segments.sort(key=lambda segment: (segment.start, segment.end))
-    checkpoint.get()()
+    interruption_point.get()()
     return Prompt(
         text,
         tuple(_placed_tokens(text, encoding, encoder.special_ids, given.messages, placement.stretches, segments)),
@@ -481,7 +481,7 @@ def _prompt_of_ids(ids: Sequence[int], encoder: TextEncoder, vocab_size: int) ->
     try:
         for index, token_id in enumerate(ids):
             if index % CHECKED_IDS == 0:
-                checkpoint.get()()
+                interruption_point.get()()
             pieces.append(incremental.push(token_id))
         pieces[-1] += incremental.flush()
     except TokenizerError as error:

@@ -229,6 +229,8 @@ class Scheduler:
         with self._passing(chosen):
             self._begin(chosen)
             self._decoder.read([part for _, part in work])
+            for stream in chosen:
+                stream.tell_read()
         _charge(chosen, "prefill", began)
         num_tokens = sum(len(part.ids) for _, part in work)
         a_token = (time.perf_counter() - began) / num_tokens

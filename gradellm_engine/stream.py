@@ -24,7 +24,17 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.events import Alternative, Attribution, Event, Finished, FinishReason, Progress, Started, Step
+from gradellm_engine.events import (
+    Alternative,
+    Attribution,
+    Event,
+    Finished,
+    FinishReason,
+    Progress,
+    PromptProgress,
+    Started,
+    Step,
+)
 from gradellm_engine.faithfulness.evaluation import Told
 from gradellm_engine.faithfulness.perturbed import Allowance
 from gradellm_engine.faithfulness.settings import EvaluationSettings
@@ -123,6 +133,7 @@ class _Row:
 
 
 DEFAULT_CHUNK_SIZE = 16
+TOLD_SHARE = 0.01  # of a prompt that is read before its progress is told once more
 
 Account = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
 
@@ -187,6 +198,7 @@ class Stream:
         self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
         self._num_attributed = 0
         self._progress = 0.0  # of an analysis, 0 to 1
+        self._told_read = 0.0  # of the prompt, 0 to 1
         self._reason: FinishReason | None = None
         self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution, plan.evaluation)]
         self.error: Exception | None = None
@@ -344,6 +356,13 @@ class Stream:
         return self.slot
 
     # What came of it -----------------------------------------------------------------------------------------------
+
+    def tell_read(self) -> None:
+        """A piece of the prompt has been read: tell how far it is, unless that was the last piece."""
+        done = self.num_held / (len(self.ids) - 1)
+        if self.phase is Phase.PREFILL and done >= self._told_read + TOLD_SHARE:
+            self._told_read = done
+            self.events.append(PromptProgress(done))
 
     def take_distributions(self, distributions: Sequence[Distribution]) -> list[Target]:
         """Go on by a token for each; what is to be explained of each. `tell` tells them.

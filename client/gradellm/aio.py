@@ -117,12 +117,18 @@ class AsyncClient:
             return False
         return True
 
-    def generate(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> AsyncGenerator[Event, None]:
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[GenerateKeywords],
+    ) -> AsyncGenerator[Event, None]:
         """Generate a completion: yield events as `Client.generate` does.
 
         Leaving the loop and `aclose()` cancel the call.
         """
-        return self._events(calls.generate(prompt, keywords))
+        return self._events(calls.generate(prompt, keywords), on_event)
 
     async def explain(
         self,
@@ -135,10 +141,14 @@ class AsyncClient:
         return await _collected(self._events(calls.generate(prompt, keywords), on_event))
 
     def attribute_events(
-        self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[AttributeKeywords],
     ) -> AsyncGenerator[Event, None]:
         """Explain a completion that exists already. Keywords as in `Client.attribute_events`."""
-        return self._events(calls.attribute(prompt, keywords))
+        return self._events(calls.attribute(prompt, keywords), on_event)
 
     async def attribute(
         self,
@@ -162,10 +172,14 @@ class AsyncClient:
         return explained_row(await self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
 
     def evaluate_events(
-        self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[EvaluateKeywords],
     ) -> AsyncGenerator[Event, None]:
         """Tell how faithful explanations of a completion are. Keywords as in `Client.evaluate_events`."""
-        return self._events(calls.evaluate(prompt, keywords))
+        return self._events(calls.evaluate(prompt, keywords), on_event)
 
     async def evaluate(
         self,
@@ -262,7 +276,8 @@ class AsyncClient:
                         attempts.progressed()
                         if on_event is not None:
                             on_event(event)
-                        yield event
+                        if event.prompt_progress is None:  # who iterates has one of the documented kinds
+                            yield event
             except asyncio.CancelledError as error:
                 self._raise_if_closed_meanwhile(error)
                 raise

@@ -120,10 +120,18 @@ class Client:
             return False
         return True
 
-    def generate(self, prompt: str | None = None, **keywords: Unpack[GenerateKeywords]) -> Generator[Event, None, None]:
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[GenerateKeywords],
+    ) -> Generator[Event, None, None]:
         """Generate a completion: yield `started`, then tokens and their attributions as they come, then `finished`.
 
         The request is checked at once and sent when the first event is asked for. Leaving the loop cancels the call.
+        `on_event` is called with every event as it comes, with `prompt_progress` among them, which is not yielded: how
+        far a long prompt is read.
 
         Keywords: messages or prompt_ids in place of prompt, segments; max_new_tokens, temperature, top_k, top_p, seed,
         stop, num_alternatives, forced_ids, first_attribution; attribution ("paper", "unloosened", "grad_eclip",
@@ -131,7 +139,7 @@ class Client:
         normalise_over, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size. GenerateKeywords
         says what each means.
         """
-        return self._events(calls.generate(prompt, keywords))
+        return self._events(calls.generate(prompt, keywords), on_event)
 
     def explain(
         self,
@@ -147,14 +155,19 @@ class Client:
         return Explanation.from_events(self._events(calls.generate(prompt, keywords), on_event))
 
     def attribute_events(
-        self, prompt: str | None = None, **keywords: Unpack[AttributeKeywords]
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[AttributeKeywords],
     ) -> Generator[Event, None, None]:
         """Explain a completion that exists already: the same events as `generate` for tokens that the caller gives.
 
+        `on_event` is called with every event as it comes, as in `generate`.
         Keywords: completion or completion_ids; messages, prompt_ids, segments; num_alternatives; and those of
         attribution as in `generate`. AttributeKeywords says what each means.
         """
-        return self._events(calls.attribute(prompt, keywords))
+        return self._events(calls.attribute(prompt, keywords), on_event)
 
     def attribute(
         self,
@@ -181,15 +194,20 @@ class Client:
         return explained_row(self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
 
     def evaluate_events(
-        self, prompt: str | None = None, **keywords: Unpack[EvaluateKeywords]
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[EvaluateKeywords],
     ) -> Generator[Event, None, None]:
         """Tell how faithful explanations of a completion are: `started`, tokens, progress and items, then `summary`.
 
+        `on_event` is called with every event as it comes, as in `generate`.
         Keywords: completion, completion_ids, labels or explanation; messages, prompt_ids, segments; max_new_tokens and
         others for a completion that is generated first; methods, scores, metrics, pis, samples, stride, offset, seed,
         perturb, perturb_positions, removal, raw_scores, rationale. EvaluateKeywords says what each means.
         """
-        return self._events(calls.evaluate(prompt, keywords))
+        return self._events(calls.evaluate(prompt, keywords), on_event)
 
     def evaluate(
         self,
@@ -279,7 +297,8 @@ class Client:
                         attempts.progressed()
                         if on_event is not None:
                             on_event(event)
-                        yield event
+                        if event.prompt_progress is None:  # who iterates has one of the documented kinds
+                            yield event
             finally:
                 responses.cancel()  # without effect on a call that is over
             if failure is None:

@@ -32,6 +32,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from gradellm.addresses import proxy_of
+from gradellm.listening import is_starting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,6 +101,9 @@ class OverloadedError(_RetryableError):
 
 class UnavailableError(_RetryableError):
     """Nobody answers at the target, or the server is starting or going down."""
+
+    is_starting: bool = False
+    """Whether a server listens there, and does not answer yet: it is likely to be loading its model."""
 
 
 class DeadlineExceededError(GradellmError, TimeoutError):
@@ -191,7 +195,13 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None, has_be
         kind = UnauthenticatedError  # a later try fails as well
 
     result: GradellmError
-    if issubclass(kind, InvalidRequestError):
+    if kind is UnavailableError and not details.reason and not has_begun and is_starting(target, said):
+        result = UnavailableError(
+            f"the server at {target} listens and does not answer yet: it is likely to be loading its model (its log "
+            "says how far it is), or it is no gradellm server"
+        )
+        result.is_starting = True
+    elif issubclass(kind, InvalidRequestError):
         found = "; ".join(f"{v.field}: {v.description}" for v in details.violations)
         result = InvalidRequestError(found or f"the server at {target} refused the request: {said}", details.violations)
     else:

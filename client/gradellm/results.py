@@ -361,7 +361,7 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a method is that takes long."""
+    """How far a method is that takes long, or the reading of a prompt."""
 
     done: float
     """Of its work, 0 to 1."""
@@ -494,7 +494,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a stream: exactly one of these is not None."""
+    """One event of a stream: exactly one of these is not None.
+
+    Of a generation's events it is one of the first four. `prompt_progress`, how far a prompt is read that takes several
+    passes, goes to `on_event` alone, not to those who iterate.
+    """
 
     started: Started | None = None
     token: Token | None = None
@@ -503,3 +507,4 @@ class Event:
     progress: Progress | None = None
     item: EvaluationItem | None = None
     summary: EvaluationSummary | None = None
+    prompt_progress: Progress | None = None

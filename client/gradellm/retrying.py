@@ -40,11 +40,14 @@ class Retry:
     """Is told what failed and how many seconds will be waited."""
     resume_seconds: float = 60.0
     """For so long after it broke, a stream that had begun is taken up again. 0: never."""
+    starting_seconds: float = 0.0
+    """For so long a server that listens and does not answer yet, since it loads its model, is asked again, whatever
+    `attempts` says."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise InvalidRequestError.of("retry", f"attempts must be at least 1, not {self.attempts}")
-        for name in ("initial_seconds", "max_seconds", "longest_wait_seconds", "resume_seconds"):
+        for name in ("initial_seconds", "max_seconds", "longest_wait_seconds", "resume_seconds", "starting_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidRequestError.of("retry", f"{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -77,7 +80,9 @@ class Attempts:
         self.timeout = timeout
         self._until = None if timeout is None else clock() + timeout
         self._failed = 0  # tries in a row from which nothing came
+        self._waited = 0  # tries, beside them, of a server that starts
         self._broken_since: float | None = None
+        self._starting_since: float | None = None
         self._has_begun = False
 
     @property
@@ -96,7 +101,7 @@ class Attempts:
 
     def progressed(self) -> None:
         """Something came that the caller had not had before."""
-        self._has_begun, self._failed, self._switched, self._broken_since = True, 0, 0, None
+        self._has_begun, self._failed, self._waited, self._switched, self._broken_since = True, 0, 0, 0, None
 
     def pause_after(self, error: GradellmError, *, has_other: bool) -> float:
         """Return how many seconds to wait before the next try; raise `error` where there is none.
@@ -112,10 +117,13 @@ class Attempts:
             raise error  # the request is too large for what the caller may ever take
         switches = has_other and self._switched < self._num_targets - 1
         self._switched = self._switched + 1 if switches else 0
-        self._failed += not switches
         self._broken_since = now if self._broken_since is None else self._broken_since
-        if not self._may_go_on(now):
-            raise error
+        if self._is_worth_waiting(error, now):
+            self._waited += not switches
+        else:
+            self._failed += not switches
+            if not self._may_go_on(now):
+                raise error
         pause = 0.0 if switches else self._pause(error)
         if pause > max(self._retry.longest_wait_seconds, self._retry.max_seconds):
             raise error
@@ -130,8 +138,15 @@ class Attempts:
             return self._broken_since is not None and now - self._broken_since < self._retry.resume_seconds
         return self._failed < self._retry.attempts
 
+    def _is_worth_waiting(self, error: UnavailableError | OverloadedError, now: float) -> bool:
+        """Whether a server that starts may still be waited for."""
+        if not (isinstance(error, UnavailableError) and error.is_starting):
+            return False
+        self._starting_since = now if self._starting_since is None else self._starting_since
+        return now - self._starting_since < self._retry.starting_seconds
+
     def _pause(self, error: UnavailableError | OverloadedError) -> float:
-        grown: float = self._retry.initial_seconds * 2 ** min(self._failed - 1, 20)
+        grown: float = self._retry.initial_seconds * 2 ** min(self._failed + self._waited - 1, 20)
         pause = min(self._retry.max_seconds, grown) * (1 - self._share() / 2)
         asked = error.retry_after_seconds
         if asked is None or (self._has_replicas and isinstance(error, UnavailableError)):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UnbrokenStream"]
 
-_SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization")
+_SAME_MODEL = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization")
 
 
 class UnbrokenStream:
@@ -41,7 +41,7 @@ class UnbrokenStream:
         if isinstance(self._request, pb.GenerateRequest) and self._request.HasField("first_attribution"):
             self._next_attribution = self._request.first_attribution
         self._items: set[tuple[int, str, object]] = set()
-        self._progress = -1.0
+        self._progress = self._prompt_progress = -1.0
         self._has_summary = False
         self._num_attributed = 0
         self._num_calls = 0
@@ -100,6 +100,10 @@ class UnbrokenStream:
             if event.progress.done <= self._progress:
                 return None
             self._progress = event.progress.done
+        elif event.prompt_progress is not None:
+            if event.prompt_progress.done <= self._prompt_progress or self._ids:
+                return None
+            self._prompt_progress = event.prompt_progress.done
         elif event.summary is not None:
             if self._has_summary:
                 return None
@@ -133,7 +137,10 @@ class UnbrokenStream:
         for name in _SAME_MODEL:
             if ours is None or theirs is None:
                 break
-            if (was := getattr(ours, name, None)) != (now := getattr(theirs, name, None)):
+            was, now = getattr(ours, name, None), getattr(theirs, name, None)
+            if name == "config_sha256" and not (was and now):
+                continue  # one of the two servers is older, and does not tell it
+            if was != now:
                 raise StreamBrokenError(
                     f"the stream cannot go on at {target}: its {name} is {now or 'none'}, where the stream began "
                     f"it was {was or 'none'}; replicas must host the same model in the same way"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.bench.latency import latencies
 from gradellm_engine.bench.load import (
@@ -276,8 +277,4 @@ def _say(stage: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\ngradellm bench: interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_and_leave(main)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.chat_template import Message
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.sentiment import SYSTEM_PROMPT
@@ -189,4 +190,4 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -16,6 +16,7 @@ from random import Random
 
 import torch
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.bench.subject import SHAPES, random_llama
 from gradellm_engine.engine import Engine
 from gradellm_engine.loading import LoadedModel, assemble, load_model
@@ -110,4 +111,4 @@ def _seconds(work: Callable[[Engine, int], None], engine: Engine, turn: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.linear_kernels import FrozenWeight, Kernel
 from gradellm_engine.threads import use_threads
@@ -62,4 +63,4 @@ def _speed(
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

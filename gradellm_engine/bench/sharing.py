@@ -15,6 +15,7 @@ from random import Random
 
 import torch
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.bench.subject import SHAPES, Subject, random_subject
 from gradellm_engine.methods.saliency import Saliency
 from gradellm_engine.prompts import PromptInput
@@ -65,4 +66,4 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gradellm_engine._quiet import quiet_transformers
+from gradellm_engine.checkpoint import check_checkpoint
 from gradellm_engine.engine import Engine
 from gradellm_engine.loading import LoadedModel, assemble
 
@@ -130,8 +132,11 @@ def random_llama(
 
 def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> Subject:
     """A checkpoint by path or hub id."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    return _subject(model.to(device), AutoTokenizer.from_pretrained(name, trust_remote_code=False), name)
+    check_checkpoint(name)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return _subject(model.to(device), tokenizer, name)
 
 
 def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Subject:

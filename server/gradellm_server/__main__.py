@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gradellm._version import __version__
-from gradellm_server import arguments, debugging, faults, logs, native_stderr, tracing
+from gradellm_engine.errors import ModelLoadError
+from gradellm_server import arguments, debugging, faults, logs, native_stderr, preflight, tracing
 from gradellm_server.calls import Watcher
 from gradellm_server.logs import say
 from gradellm_server.reloading import SecurityFileError
@@ -76,9 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             stall_seconds=options.stall_seconds,
         )
         faults.arm_from(os.environ.get(faults.VARIABLE), allowed=options.allow_faults)
+        preflight.check(
+            settings,
+            preflight.Hosted(
+                model=options.model,
+                context_tokens=options.max_context_tokens,
+                device=options.device,
+                device_map=options.device_map,
+                quantization=options.quantize,
+                is_shared=options.tensor_parallel,
+            ),
+        )
         spans = tracing.exporting(options.otlp_endpoint, __version__) if options.otlp_endpoint else None
         return asyncio.run(_serve(options, settings, spans))
-    except (ListenError, SecurityFileError, tracing.TracingError, faults.FaultError) as error:
+    except (ListenError, SecurityFileError, ModelLoadError, tracing.TracingError, faults.FaultError) as error:
         return _fail(str(error))
 
 

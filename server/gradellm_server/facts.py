@@ -39,7 +39,8 @@ class Facts:
         last_token_at: likewise.
         finish_reason: in small letters; empty until it has finished.
         timings: None until it has finished.
-        kind: of the latest message: started, token, attribution, progress, item, summary or finished.
+        kind: of the latest message: started, token, attribution, progress, prompt_progress, item, summary or
+            finished.
         gap_seconds: before the latest message, if it is a token and not the first.
         lag_tokens: told since the token that the latest message explains, if it explains one.
         metric: of the latest message, if it is an item: in small letters.

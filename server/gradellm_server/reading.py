@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from gradellm_engine import checkpoint
+from gradellm_engine import interruption_point
 
 SHORT_BYTES = 32 * 1024  # of a request; longer ones are read on a thread of their own
 
@@ -77,5 +77,5 @@ class ReadingThreads(Generic[Request]):
             if not self._is_wanted(request):
                 raise NotWantedError
 
-        checkpoint.set(check)
+        interruption_point.set(check)
         self._read(request)

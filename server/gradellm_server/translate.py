@@ -38,6 +38,7 @@ from gradellm_engine import (
     Progress,
     PromptInput,
     PromptLimits,
+    PromptProgress,
     Rectify,
     Removal,
     Resolution,
@@ -426,6 +427,8 @@ def _event(event: Event, engine: Engine) -> dict[str, Any]:
             return {"attribution": _attribution(event)}
         case Progress():
             return {"progress": pb.Progress(done=event.done)}
+        case PromptProgress():
+            return {"prompt_progress": pb.Progress(done=event.done)}
         case EvaluationItem():
             return {"item": _item(event)}
         case EvaluationSummary():

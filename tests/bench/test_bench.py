@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -20,6 +22,7 @@ from gradellm_engine.bench.report import latency_table
 from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
 from gradellm_engine.bench.timeline import Stopwatch, Timeline
 from gradellm_engine.bench.ways import WAYS, Way, decode_in_turns
+from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.prompts import PromptInput
 from gradellm_engine.settings import AttributionSettings, Sampling, Sources
 from oracle import relative_error
@@ -59,6 +62,21 @@ def test_ways_tell_every_token_and_its_vector(tiny: Subject, name: str) -> None:
     assert len(timeline.vectors) == (0 if name in ("plain", "generate") else 6)
     assert all(vector >= token for token, vector in zip(timeline.tokens, timeline.vectors, strict=False))
     assert 0 < timeline.per_token < timeline.end
+
+
+def test_standard_error_stays_empty() -> None:
+    """In a process of its own: libraries complain of each other when the interpreter ends."""
+    measure = ["--parts", "latency", "--prompts", "16", "--new-tokens", "2", "--rounds", "1", "--ways", "generate"]
+    for arguments, status, said in (
+        (["--model", str(CHECKPOINT), *measure], 0, ""),
+        (["--model", "/nowhere", *measure], 2, "error: there is no folder '/nowhere'"),
+    ):
+        command = [sys.executable, "-m", "gradellm_engine.bench", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == status
+        assert run.stderr.startswith(said)
+        assert run.stderr.count("\n") == bool(said)
+        assert ("latency" in run.stdout.lower() or "token" in run.stdout) == (status == 0)
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral"])

@@ -6,10 +6,11 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.rpc import code_pb2
@@ -173,6 +174,44 @@ def test_progress_is_told_on_a_terminal_and_wiped_away(
     captured = capsys.readouterr()
     assert "wasn't" in captured.out
     assert ("\r 25% explained\r 50% explained\r\033[K" in captured.err) == is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_reading_of_a_long_prompt_is_told_on_a_terminal(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in fake.parts]
+    parts = [pb.GenerateResponse(**part) for part in carried]
+    parts[1:1] = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.5)]
+    monkeypatch.setattr(fake, "_stream", lambda *_: iter(parts))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert main(["explain", "Once", "--target", fake.target]) == 0
+    captured = capsys.readouterr()
+    assert "wasn't" in captured.out
+    assert ("\r 25% of the prompt read\r 50% of the prompt read\r\033[K" in captured.err) == is_terminal
+    assert ("read" in captured.err) == is_terminal
+
+
+def test_an_error_does_not_stand_behind_progress(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), *fake.parts[1:]][:2]
+    fake.fail(code_pb2.INTERNAL, "the model failed")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["attribute", "Once", "--completion", "x", "--target", fake.target]) == 70
+    assert "\r 25% explained\r\033[Kerror: " in capsys.readouterr().err
+
+
+def test_a_command_waits_for_a_server_that_loads(fake: FakeServer, capsys: Out, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{tmp_path}/silent.sock")
+        listening.listen()
+        assert main(["info", "--target", f"unix:{tmp_path}/silent.sock", "--timeout", "2"]) == 69
+    err = capsys.readouterr().err
+    assert err.count("listens and does not answer yet") == 2  # while it waits, and at the end
+    assert err.count("waiting for it ...") == 1
+    assert "nobody" not in err
+    assert "no gradellm server answers" not in err
 
 
 def test_info(fake: FakeServer, capsys: Out) -> None:

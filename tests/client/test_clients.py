@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from gradellm import (
     InvalidRequestError,
     OverloadedError,
     PermissionDeniedError,
+    Retry,
     ServerError,
     UnauthenticatedError,
     UnavailableError,
@@ -295,6 +298,64 @@ def test_nobody_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
     with pytest.raises(UnavailableError, match="gradellm serve") as caught:
         connect(target).server_info()
     assert str(caught.value).startswith(f"no gradellm server answers at {target} (")
+
+
+@pytest.fixture(params=["localhost", "unix"])
+def silent(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
+    """The target of a port that takes connections and says nothing, as a server's that loads its model."""
+    if request.param == "unix":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{tmp_path}/silent.sock")
+            listening.listen()
+            yield f"unix:{tmp_path}/silent.sock"
+        return
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"localhost:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
+    with Client(silent, retry=None) as client, pytest.raises(UnavailableError) as caught:
+        client.server_info()
+    assert caught.value.is_starting
+    assert str(caught.value).startswith(f"the server at {silent} listens and does not answer yet: it is likely to be")
+    assert "no gradellm server answers" not in str(caught.value)
+
+
+def test_a_server_that_still_loads_is_waited_for(fake: FakeServer, tmp_path: Any) -> None:
+    told: list[tuple[GradellmError, float]] = []
+    target = f"unix:{tmp_path}/late.sock"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(f"{tmp_path}/late.sock")
+    listening.listen()
+
+    def on_wait(error: GradellmError, seconds: float) -> None:
+        told.append((error, seconds))
+        if len(told) == 3:  # more than the attempts of any other failure
+            os.unlink(f"{tmp_path}/late.sock")
+            os.symlink(f"{tmp_path}/fake.sock", f"{tmp_path}/late.sock")
+
+    retry = Retry(attempts=2, starting_seconds=30, max_seconds=0.1, on_wait=on_wait)
+    with listening, Client(target, retry=retry) as client:
+        assert client.server_info().model.name == "fake"
+    assert all(isinstance(error, UnavailableError) for error, _ in told)
+
+
+def test_how_far_a_prompt_is_read_is_told_to_who_asks(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
+    first, *rest = fake.parts
+    reading = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.75)]
+    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in (first, *rest)]
+    others = [pb.GenerateResponse(**part) for part in carried]
+    monkeypatch.setattr(fake, "_stream", lambda *_: iter([others[0], *reading, *others[1:]]))
+    told: list[Event] = []
+    explanation = client.explain("Once", on_event=told.append)
+    assert [event.prompt_progress.done for event in told if event.prompt_progress is not None] == [0.25, 0.75]
+    assert explanation.text == " there wasn't"
+    assert kinds(client.generate("Once")) == kinds(event for event in told if event.prompt_progress is None)
+    heard: list[Event] = []
+    assert set(kinds(client.generate("Once", on_event=heard.append))) <= {"started", "token", "attribution", "finished"}
+    assert len(heard) == len(told)
 
 
 def test_a_message_too_large_is_no_overload(client: Any) -> None:

@@ -252,6 +252,12 @@ def test_every_missing_field_is_refused() -> None:
             Explanation.from_json(json.dumps({key: value for key, value in plain.items() if key != name}))
 
 
+def test_what_was_stored_before_configurations_were_hashed_loads() -> None:
+    plain = json.loads(EXPLANATION.to_json())
+    del plain["started"]["provenance"]["model"]["config_sha256"]
+    assert Explanation.from_json(json.dumps(plain)).provenance.model.config_sha256 == ""
+
+
 def test_integers_do_for_floats() -> None:
     """JavaScript writes 1.0 as 1."""
     plain = EXPLANATION.to_json().replace("1.0,2.0", "1,2")

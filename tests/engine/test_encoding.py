@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gradellm_engine import TokenizerError, encoding
-from gradellm_engine.encoding import TextEncoder, TooManyTokensError, checkpoint
+from gradellm_engine.encoding import TextEncoder, TooManyTokensError, interruption_point
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 MODELS = ["llama", "demo", "stories260K"]
@@ -75,11 +75,11 @@ def test_what_does_not_read_alike_in_pieces_is_not_split(tokenizers: Tokenizers)
 
 @contextmanager
 def checking(check: Callable[[], None]) -> Iterator[None]:
-    token = checkpoint.set(check)
+    token = interruption_point.set(check)
     try:
         yield
     finally:
-        checkpoint.reset(token)
+        interruption_point.reset(token)
 
 
 class GoneError(Exception):

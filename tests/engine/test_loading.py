@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,11 +20,13 @@ from gradellm_engine import (
     Delivery,
     Engine,
     ModelLoadError,
+    Ranks,
     Sampling,
     Step,
     UnsupportedModelError,
 )
 from gradellm_engine.families import FAMILIES, REFUSED, family_of
+from gradellm_engine.loading import load_model
 from tiny_models import byte_tokenizer, save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -96,7 +98,7 @@ def test_a_configuration_of_nothing_known(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     message = refusal(folder)
     assert str(folder) in message
-    assert "made_up" in message or "None" in message or "model_type" in message
+    assert any(said in message for said in ("made_up", "None", "model_type", "no JSON object"))
 
 
 def test_every_row_says_yes_or_why_not() -> None:
@@ -131,7 +133,7 @@ def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
         ({"dtype": "zzz"}, "zzz"),
         ({"hidden_act": "zzz"}, "zzz"),
         ({"num_hidden_layers": 5}, "18 weights are missing, among them model.layers.3"),
-        ({"num_hidden_layers": 0}, "0 of 0 layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, and they hold layer 2"),
         ({"num_key_value_heads": 4}, "k_proj.weight with [32, 64] instead of [64, 64]"),
         ({"vocab_size": 200}, "lm_head.weight with [261, 64] instead of [200, 64]"),
     ],
@@ -139,14 +141,6 @@ def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
 def test_a_configuration_that_does_not_fit(folder: Path, changes: dict[str, Any], said: str) -> None:
     configure(folder, **changes)
     assert said in refusal(folder)
-
-
-def test_places_without_a_model(tmp_path: Path, folder: Path) -> None:
-    assert "neither a folder here nor a model that the hub gives out" in refusal(tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "config.json" in refusal(tmp_path / "empty")
-    assert "config.json" in refusal(folder / "config.json")  # a file
 
 
 def test_no_weights_in_safetensors(folder: Path) -> None:
@@ -172,6 +166,93 @@ def test_a_missing_weight_is_not_made_up(folder: Path) -> None:
 def test_a_weight_of_another_shape(folder: Path) -> None:
     change_weights(folder, lambda tensors: tensors.update({WEIGHT: torch.zeros(3, 3)}))
     assert f"{WEIGHT} with [3, 3] instead of [96, 64]" in refusal(folder)
+
+
+def add_layers(tensors: dict[str, Tensor]) -> None:
+    """Three layers more than the configuration has."""
+    tensors |= {
+        re.sub(r"layers\.(\d)", lambda found: f"layers.{int(found[1]) + 3}", name): tensor.clone()
+        for name, tensor in tensors.items()
+        if ".layers." in name
+    }
+
+
+LEFT_OVER: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
+    (
+        lambda tensors: tensors.update(
+            {f"model.layers.0.self_attn.{name}_proj.bias": torch.ones(1) for name in ("q", "k", "v")}
+        ),
+        "3 weights that config.json does not describe, among them model.layers.0.self_attn.k_proj.bias.*"
+        "attention_bias is false",
+    ),
+    (lambda tensors: tensors.update({"model.layers.2.mlp.up_proj.bias": torch.ones(96)}), "mlp_bias is false"),
+    (add_layers, "27 weights that.*num_hidden_layers is 3, and they hold layer 5"),
+    (lambda tensors: tensors.update({"model.layers.1.self_attn.q_norm.weight": torch.ones(16)}), "q_norm.weight"),
+    (lambda tensors: tensors.update({"score.weight": torch.ones(2, 64)}), "score.weight"),
+    (lambda tensors: tensors.update({"lm_head.bias": torch.ones(261)}), "lm_head.bias"),
+    (lambda tensors: tensors.update({"vision_tower.patch.weight": torch.ones(4, 4)}), "vision_tower.patch.weight"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), LEFT_OVER)
+def test_weights_that_the_configuration_does_not_describe(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change_weights(folder, change)
+    assert re.search(said, refusal(folder))
+    assert "UNEXPECTED" not in capfd.readouterr().err  # Transformers' own table of it
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "mixtral", "phi3"])
+def test_fewer_layers_than_the_weights_have_in_any_family(model_path: ModelPath, tmp_path: Path, family: str) -> None:
+    folder = Path(shutil.copytree(model_path(family), tmp_path / "model"))
+    configure(folder, "config.json", **{"n_layer" if family == "gpt2" else "num_hidden_layers": 2})
+    assert "num_hidden_layers is 2, and they hold layer 2" in refusal(folder)
+
+
+def test_more_experts_than_the_configuration_has(model_path: ModelPath, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_path("mixtral"), tmp_path / "model"))
+    configure(folder, num_local_experts=3)
+    assert "weights" in refusal(folder)
+
+
+def test_a_head_of_its_own_where_the_configuration_ties_it(folder: Path) -> None:
+    configure(folder, tie_word_embeddings=True)
+    assert "a language-model head that is not the embedding" in refusal(folder)
+
+
+HARMLESS: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = [
+    ("llama", {}, {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(3)}),
+    ("llama", {"tie_word_embeddings": True}, {}),  # and a copy of the embedding as its head
+    ("gpt_neox", {}, {f"gpt_neox.layers.{n}.attention.masked_bias": torch.tensor(-1e9) for n in range(3)}),
+    ("gpt2", {}, {f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(3)}),
+    ("gpt2", {}, {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 8, 8) for n in range(3)}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings", "buffers"), HARMLESS)
+def test_buffers_of_old_checkpoints_are_no_weights(
+    tmp_path: Path, family: str, settings: dict[str, Any], buffers: dict[str, Tensor]
+) -> None:
+    folder = save_random_model(tmp_path / "model", family, **settings)
+    tensors = load_file(folder / "model.safetensors")
+    if settings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | buffers, folder / "model.safetensors", metadata={"format": "pt"})
+    assert Engine.load(str(folder)).info.family == family
+
+
+def test_two_sets_of_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    shard(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    message = refusal(folder)
+    assert "two sets of weights" in message
+    assert SHARDS[0] in message
+    (folder / INDEX).write_text(json.dumps({"weight_map": {WEIGHT: "model.safetensors"}}))  # some write one anyway
+    for file in SHARDS:
+        (folder / file).unlink()
+    assert Engine.load(str(folder)).info.num_layers == 3
 
 
 def test_weights_that_are_not_finite(folder: Path) -> None:
@@ -276,7 +357,7 @@ def test_what_is_said_of_a_model(model_path: ModelPath) -> None:
 def test_hashes_say_what_differs(folder: Path, engine: Engine, tmp_path: Path) -> None:
     info = engine.info
     copied = Engine.load(str(folder)).info  # another folder, the same files
-    hashes = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256")
+    hashes = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "config_sha256")
     assert [getattr(copied, name) for name in hashes] == [getattr(info, name) for name in hashes]
     assert all(re.fullmatch("[0-9a-f]{64}", getattr(info, name)) for name in hashes)
 
@@ -295,6 +376,67 @@ def test_hashes_say_what_differs(folder: Path, engine: Engine, tmp_path: Path) -
     assert changed.tokenizer_sha256 != info.tokenizer_sha256
     assert changed.chat_template_sha256 == ""
     assert not changed.has_chat_template
+
+
+SAME: list[dict[str, Any]] = [
+    {"_name_or_path": "/another/folder"}, {"transformers_version": "4.1"}, {"torch_dtype": "bfloat16"},
+    {"dtype": "float16"}, {"use_cache": False},
+]  # fmt: skip
+OTHER: list[dict[str, Any]] = [
+    {"rms_norm_eps": 1e-5}, {"hidden_act": "gelu"}, {"max_position_embeddings": 128}, {"eos_token_id": 3},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 5000}}, {"attention_dropout": 0.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [*SAME, *OTHER], ids=str)
+def test_the_configuration_s_hash_is_of_what_decides_numbers(
+    folder: Path, engine: Engine, change: dict[str, Any]
+) -> None:
+    configure(folder, **change)
+    info = Engine.load(str(folder)).info
+    assert info.weights_sha256 == engine.info.weights_sha256
+    assert (info.config_sha256 == engine.info.config_sha256) == (change in SAME)
+
+
+def test_the_configuration_s_hash_is_of_where_texts_begin_and_end(folder: Path, engine: Engine) -> None:
+    found = {engine.info.config_sha256}
+    configure(folder, "generation_config.json", temperature=0.5, transformers_version="4.1")
+    assert Engine.load(str(folder)).info.config_sha256 in found
+    configure(folder, "generation_config.json", eos_token_id=[257, 3])
+    found.add(Engine.load(str(folder)).info.config_sha256)
+    configure(folder, "tokenizer_config.json", eos_token="<|user|>")
+    found.add(Engine.load(str(folder)).info.config_sha256)
+    configure(folder, "tokenizer_config.json", bos_token="<|user|>")
+    found.add(Engine.load(str(folder)).info.config_sha256)
+    assert len(found) == 4
+
+
+class OtherRank:
+    """Stands in for the ranks of a group: keeps what they compare, and ends the loading there."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.compared: dict[str, str] = {}
+
+    def check_same(self, what: dict[str, str]) -> None:
+        self.compared = what
+        raise ModelLoadError("compared")
+
+
+def test_ranks_compare_configurations_and_templates(folder: Path) -> None:
+    def compared() -> dict[str, str]:
+        rank = OtherRank()
+        with pytest.raises(ModelLoadError, match="compared"):
+            load_model(str(folder), ranks=cast("Ranks", rank))
+        return rank.compared
+
+    before = compared()
+    configure(folder, rms_norm_eps=1e-5)
+    after = compared()
+    assert {name for name in before if before[name] != after[name]} == {"configurations"}
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert {name for name, its in compared().items() if after[name] != its} == {"chat templates"}
 
 
 def num_hooks(model: nn.Module) -> int:

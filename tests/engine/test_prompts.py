@@ -21,7 +21,7 @@ from gradellm_engine import (
     PromptToken,
     Role,
     Segment,
-    checkpoint,
+    interruption_point,
 )
 from gradellm_engine.encoding import TextEncoder
 from gradellm_engine.prompts import check_token_ids, read_prompt
@@ -395,12 +395,12 @@ def test_reading_a_prompt_can_be_ended(long_context: Engine, looks: int) -> None
         if not left:
             raise GoneError
 
-    token = checkpoint.set(check)
+    token = interruption_point.set(check)
     try:
         with pytest.raises(GoneError):
             long_context.tokenize(PromptInput(messages=(Message("user", "a b " * 20_000), Message("user", "c"))))
     finally:
-        checkpoint.reset(token)
+        interruption_point.reset(token)
 
 
 class Fails:

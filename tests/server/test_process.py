@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +130,30 @@ def test_a_model_that_is_not_supported_or_corrupt_is_named(capsys: pytest.Captur
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert status_of(arguments) == 2
     assert f"{weights} is corrupt or cut off" in capsys.readouterr().err
+
+
+OURS = re.compile(r"gradellm: |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ gradellm[\w.]*: ")
+
+
+def test_standard_error_has_our_own_lines_alone() -> None:
+    """From the start to the end, with a call between: libraries have much to say of themselves."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "gradellm_server", "--listen", address, "--metrics-listen", "none"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "serving" in line:
+            break
+    with Client(address) as client:
+        client.explain("One", max_new_tokens=1)
+    process.terminate()
+    lines += process.stderr.read().splitlines()
+    assert process.wait(30) == 0
+    process.stderr.close()
+    assert [line for line in lines if not OURS.match(line)] == []
+    assert len(lines) >= 6
 
 
 def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:

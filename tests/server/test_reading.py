@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine import Engine, InvalidRequestError, checkpoint, encoding
+from gradellm_engine import Engine, InvalidRequestError, encoding, interruption_point
 from gradellm_server.engine_thread import EngineThread, Job, ReadingFailedError
 from gradellm_server.reading import SHORT_BYTES
 from server.conftest import RunningServer
@@ -87,7 +87,7 @@ def test_reading_ends_where_its_caller_has_gone(engine: Engine) -> None:
             def read(engine: Engine) -> str:
                 while True:  # as a text that is tokenised piece by piece
                     looks.append(time.monotonic())
-                    checkpoint.get()()
+                    interruption_point.get()()
                     time.sleep(0.001)
 
             job = thread.submit(read, nothing_told)

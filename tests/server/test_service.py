@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from gradellm import Client
+from gradellm import Client, Event
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
     AttributionSettings,
@@ -23,6 +23,7 @@ from gradellm_engine import (
     Segment,
     Sources,
 )
+from gradellm_engine import scheduler as scheduling
 from server.conftest import RunningServer, Serving
 
 PROMPT = "Once upon a time"
@@ -85,6 +86,7 @@ def test_provenance_says_every_switch_and_the_seed(server: RunningServer) -> Non
     assert (said.similarity, said.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
     assert (said.sources, said.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
     assert provenance.model.weights_sha256 == server.engine.info.weights_sha256
+    assert provenance.model.config_sha256 == server.engine.info.config_sha256 != ""
     assert set(provenance.versions) == {"gradellm", "torch", "transformers", "tokenizers"}
     assert provenance.sampling.temperature == 0.7
     assert list(provenance.sampling.stop) == ["x"]
@@ -99,6 +101,28 @@ def test_provenance_says_every_switch_and_the_seed(server: RunningServer) -> Non
     second = events(server.stub.Generate(again))
     assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
     assert second[2].attribution == first[2].attribution
+
+
+def test_a_long_prompt_says_how_far_it_is_read(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "MAX_PIECE_TOKENS", {"cpu": 16, "cuda": 16})
+    prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
+    asked = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
+    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(asked)]
+    assert kinds == ["started", *["prompt_progress"] * 6, "token", "token", "finished"]
+    told: list[float] = []
+
+    def hear(event: Event) -> None:
+        told.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
+
+    with Client(server.address) as client:
+        completion = {"completion": "ab", "timeout": 60}
+        client.attribute(prompt[::-1], on_event=hear, **completion)  # type: ignore[arg-type]
+        assert told == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
+        told.clear()
+        client.explain("short", max_new_tokens=1, on_event=hear)
+        assert told == []
+        asked_once = client.generate(prompt[1:], max_new_tokens=1)
+        assert all(event.prompt_progress is None for event in asked_once)
 
 
 def test_without_options_tokens_come_alone(server: RunningServer) -> None:

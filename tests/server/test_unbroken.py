@@ -146,6 +146,12 @@ def test_a_server_with_another_model_cannot_go_on(server: RunningServer) -> None
     with pytest.raises(StreamBrokenError, match="its weights_sha256 is other"):
         stream.take(changed, "b")
     changed.CopyFrom(started)
+    changed.started.provenance.model.config_sha256 = "other"
+    with pytest.raises(StreamBrokenError, match="its config_sha256 is other"):
+        stream.take(changed, "b")
+    changed.started.provenance.model.config_sha256 = ""  # a server of an earlier version
+    assert stream.take(changed, "b") is None
+    changed.CopyFrom(started)
     changed.started.prompt_tokens[0].id += 1
     with pytest.raises(StreamBrokenError, match="other tokens of the prompt"):
         stream.take(changed, "b")
@@ -175,6 +181,14 @@ def test_progress_never_goes_back() -> None:
         stream.take(pb.AttributeResponse(progress=pb.Progress(done=done)), "a") for done in (0.2, 0.5, 0.2, 0.5, 0.7)
     ]
     assert [event is not None for event in seen] == [True, True, False, False, True]
+
+
+def test_progress_of_a_prompt_that_is_read_again_is_not_told_again() -> None:
+    stream = UnbrokenStream(client_calls.generate(PROMPT, {}))
+    told = [stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)]
+    assert [event.prompt_progress.done for event in told if event and event.prompt_progress] == [0.5, 0.75]
+    stream.take(pb.GenerateResponse(token=pb.Token(index=0, id=3)), "a")
+    assert stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=0.9)), "b") is None
 
 
 def test_closing_ends_the_waiting_of_every_twin(server: RunningServer) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from gradellm import calls
 from gradellm.cli import batch, explain, options
+from gradellm.cli.progress import CallProgress
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
     calls.attribute(
         prompt, cast("AttributeKeywords", keywords)
     )  # what is wrong with the request is said before a server is started for it
-    with options.connected(args) as client:
-        explain.show(client.attribute_events(prompt, **keywords), args)
+    with options.connected(args) as client, CallProgress("explained") as progress:
+        explain.show(client.attribute_events(prompt, on_event=progress, **keywords), args)
     return 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from gradellm import calls, results
 from gradellm.cli import data_set, options
+from gradellm.cli.progress import CallProgress
 from gradellm.errors import GradellmError, InvalidRequestError
 from gradellm.evaluation import figures
 from gradellm.evaluation.plan import METRICS, did_you_mean, named_methods
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gradellm.requests import EvaluateKeywords
-    from gradellm.results import Event, MetricSummary
+    from gradellm.results import MetricSummary
 
 __all__ = ["add_data", "add_evaluation", "add_parser", "check_flags", "run"]
 
@@ -222,7 +223,8 @@ def _prompt(args: argparse.Namespace) -> int:
         if args.methods:
             info = client.server_info(**options.given(args, "timeout"))
             keywords["methods"] = named_methods(args.methods, info, args.metrics or ())
-        report = EvaluationReport.from_events(_telling_progress(client.evaluate_events(prompt, **keywords)))
+        with CallProgress("evaluated") as progress:
+            report = client.evaluate(prompt, on_event=progress, **keywords)
     print(
         report.to_json()
         if args.format == "json"
@@ -233,20 +235,6 @@ def _prompt(args: argparse.Namespace) -> int:
     elif args.plot:
         print("there are no curves to draw: nothing could be measured", file=sys.stderr)
     return 0
-
-
-def _telling_progress(events: Iterator[Event]) -> Iterator[Event]:
-    """Pass events on; on a terminal, say how far it is."""
-    is_terminal, is_shown = sys.stderr.isatty(), False
-    for event in events:
-        if event.progress is not None and is_terminal:
-            sys.stderr.write(f"\r{event.progress.done:4.0%} evaluated")
-            sys.stderr.flush()
-            is_shown = True
-        yield event
-    if is_shown:
-        sys.stderr.write("\r\033[K")
-        sys.stderr.flush()
 
 
 def _report_lines(report: EvaluationReport, color: bool) -> Iterator[str]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 from gradellm import calls, files
 from gradellm.cli import batch, options
+from gradellm.cli.progress import CallProgress
 from gradellm.drawing import draw, draw_retention
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import Explanation
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from gradellm.requests import GenerateKeywords
     from gradellm.results import Event
@@ -66,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     calls.generate(
         prompt, cast("GenerateKeywords", keywords)
     )  # what is wrong with the request is said before a server is started for it
-    with options.connected(args) as client:
-        show(client.generate(prompt, **keywords), args)
+    with options.connected(args) as client, CallProgress("explained") as progress:
+        show(client.generate(prompt, on_event=progress, **keywords), args)
     return 0
 
 
@@ -109,11 +110,11 @@ def check_output(args: argparse.Namespace) -> None:
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     """Draw events as they come, or write them collected."""
     if args.output is None and args.format in (None, "ansi") and args.retention is None:
-        for piece in draw(_telling_progress(events), options.style(args)):
+        for piece in draw(events, options.style(args)):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
-    explanation = Explanation.from_events(_telling_progress(events))
+    explanation = Explanation.from_events(events)
     if args.retention is not None:
         style = options.style(args)
         sys.stdout.write(
@@ -126,16 +127,3 @@ def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     else:
         sys.stdout.flush()
         sys.stdout.buffer.write(files.as_bytes(explanation, f".{args.format}"))
-
-
-def _telling_progress(events: Iterable[Event]) -> Iterator[Event]:
-    """Pass events on; on a terminal, a method that takes long says how far it is."""
-    is_shown = False
-    for event in events:
-        if event.progress is not None and sys.stderr.isatty():
-            sys.stderr.write(f"\r{event.progress.done:4.0%} explained")
-        elif is_shown:
-            sys.stderr.write("\r\033[K")
-        is_shown = event.progress is not None and sys.stderr.isatty()
-        sys.stderr.flush()
-        yield event

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from gradellm import results
 from gradellm.client import Client
-from gradellm.errors import GradellmError, InvalidRequestError
+from gradellm.errors import GradellmError, InvalidRequestError, UnavailableError
 from gradellm.requests import AttributionKeywords
 from gradellm.retrying import Retry
 from gradellm.security import Tls
@@ -49,6 +49,7 @@ __all__ = [
 
 TOKEN_VARIABLE = "GRADELLM_TOKEN"  # noqa: S105  (its name, not the token); never a flag, which all processes can see
 _SECURITY = ("tls", "tls_ca", "tls_cert", "tls_key", "token_file")
+_STARTING_SECONDS = 600.0  # that a server may take to load its model, as one that a command starts itself
 _WIDEST = 100  # columns: longer lines are hard to read
 
 
@@ -103,7 +104,8 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a server and tell on standard error how that goes."""
     own = own_server(args)
     if args.target:
-        retry = None if getattr(args, "no_retry", False) else Retry(on_wait=_tell_waiting)
+        patient = Retry(on_wait=_Waiting(), starting_seconds=_STARTING_SECONDS)
+        retry = None if getattr(args, "no_retry", False) else patient
         with Client(args.target, **security(args), retry=retry) as client:
             yield client
         return
@@ -114,8 +116,21 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
         yield client
 
 
-def _tell_waiting(error: GradellmError, seconds: float) -> None:
-    print(f"{visible(str(error))}\ntrying again after {seconds:.1f} s ...", file=sys.stderr, flush=True)
+class _Waiting:
+    """Tells what is waited for; of a server that starts, once."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def __call__(self, error: GradellmError, seconds: float) -> None:
+        """Be told of a pause, as `Retry.on_wait`."""
+        said = visible(str(error))
+        is_starting = isinstance(error, UnavailableError) and error.is_starting
+        if not is_starting:
+            print(f"{said}\ntrying again after {seconds:.1f} s ...", file=sys.stderr, flush=True)
+        elif said != self._told:
+            print(f"{said}\nwaiting for it ...", file=sys.stderr, flush=True)
+        self._told = said
 
 
 def own_server(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from gradellm.terminal import display_width, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TextIO
+    from types import TracebackType
+    from typing import Self, TextIO
 
     from gradellm.evaluation.runner import Server
+    from gradellm.results import Event
 
-__all__ = ["Progress", "Standing", "bar", "clock"]
+__all__ = ["CallProgress", "Progress", "Standing", "bar", "clock"]
 
 _DRAWN_SECONDS, _SAID_SECONDS = 0.2, 10.0
 _WIDE, _NARROW, _ROOMY = 24, 12, 100  # columns of the bar; and of a terminal that has room for the wide one
@@ -34,6 +36,43 @@ class Standing(Protocol):
     @property
     def servers(self) -> Sequence[Server]:
         """Who works on it, as far as there is something to tell of them."""
+
+
+class CallProgress:
+    """How far one call is, on a terminal's standard error: a client's `on_event`. Its context leaves no line behind.
+
+    with CallProgress("explained") as progress:
+        client.explain("Hello", on_event=progress)
+    """
+
+    def __init__(self, done: str) -> None:
+        self._done = done
+        self._shown = ""
+
+    def __call__(self, event: Event) -> None:
+        """Show an event that says how far something is; wipe that away at any other."""
+        said = ""
+        if event.prompt_progress is not None:
+            said = f"{event.prompt_progress.done:4.0%} of the prompt read"
+        elif event.progress is not None:
+            said = f"{event.progress.done:4.0%} {self._done}"
+        if not sys.stderr.isatty() or said == self._shown:
+            return
+        if len(said) < len(self._shown):
+            sys.stderr.write("\r\033[K")
+        sys.stderr.write(f"\r{said}" if said else "")
+        sys.stderr.flush()
+        self._shown = said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._shown:
+            sys.stderr.write("\r\033[K")  # an error's line is not to stand behind it
+            sys.stderr.flush()
 
 
 class Progress:

@@ -240,18 +240,20 @@ class GenerateRequest(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., num_alternatives: _Optional[int] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., forced_ids: _Optional[_Iterable[int]] = ..., first_attribution: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "token", "attribution", "finished", "progress")
+    __slots__ = ("started", "token", "attribution", "finished", "progress", "prompt_progress")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     attribution: Attribution
     finished: Finished
     progress: Progress
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    prompt_progress: Progress
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prompt_progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class AttributeRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "attribution", "num_alternatives")
@@ -268,18 +270,20 @@ class AttributeRequest(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Iterable[int]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., num_alternatives: _Optional[int] = ...) -> None: ...
 
 class AttributeResponse(_message.Message):
-    __slots__ = ("started", "token", "attribution", "finished", "progress")
+    __slots__ = ("started", "token", "attribution", "finished", "progress", "prompt_progress")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     attribution: Attribution
     finished: Finished
     progress: Progress
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    prompt_progress: Progress
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prompt_progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "labels", "generation", "evaluation")
@@ -368,20 +372,22 @@ class ScoreRow(_message.Message):
     def __init__(self, step: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
-    __slots__ = ("started", "token", "progress", "item", "summary", "finished")
+    __slots__ = ("started", "token", "progress", "item", "summary", "finished", "prompt_progress")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     progress: Progress
     item: EvaluationItem
     summary: EvaluationSummary
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., item: _Optional[_Union[EvaluationItem, _Mapping]] = ..., summary: _Optional[_Union[EvaluationSummary, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    prompt_progress: Progress
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., item: _Optional[_Union[EvaluationItem, _Mapping]] = ..., summary: _Optional[_Union[EvaluationSummary, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class EvaluationItem(_message.Message):
     __slots__ = ("step", "name", "metric", "value", "points", "flips", "expected_tokens")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from gradellm_engine._quiet import run_and_leave
 from gradellm_engine.bench.bandwidth import read_bandwidth
 from gradellm_engine.bench.capacity import document, trial
 from gradellm_engine.bench.capacity.costs import Costs
@@ -251,4 +252,4 @@ def _refuse(text: str, wanted: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(main)

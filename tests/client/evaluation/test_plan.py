@@ -126,6 +126,10 @@ def test_data_and_model_are_the_runs_identity_but_not_where_they_lie() -> None:
 def test_models_that_differ() -> None:
     assert difference(model(), model(device="cuda")) is None
     assert difference(model(dtype="float32"), model(dtype="int8")) == "different dtypes, float32 (m) and int8 (m)"
+    assert "different configurations, cdcdcdcdcdcd (m) and efefefefefef (m)" in str(
+        difference(model(config_sha256="cd" * 32), model(config_sha256="ef" * 32))
+    )
+    assert difference(model(config_sha256="cd" * 32), model()) is None  # an older server does not tell it
     assert "different weights, abababababab (m) and none (m)" in str(
         difference(model(weights_sha256="ab" * 32), model())
     )

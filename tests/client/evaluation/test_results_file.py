@@ -58,6 +58,24 @@ def test_a_run_is_resumed_with_what_it_has_done(path: Path) -> None:
     assert list(content(path)[0]) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("before", [{}, {"config_sha256": ""}])
+def test_a_run_that_was_begun_before_configurations_were_hashed_goes_on(path: Path, before: dict[str, str]) -> None:
+    model = {"weights_sha256": "a"}
+    with ResultsFile(path, {"model": {**model, **before}}) as results:
+        results.append("a", {"try": 1})
+    with ResultsFile(path, {"model": {**model, "config_sha256": "b"}}) as results:
+        assert results.done == {"a": {"try": 1}}
+    with pytest.raises(ResultsFileError, match=r"model\.weights_sha256 was"):
+        ResultsFile(path, {"model": {"weights_sha256": "b", "config_sha256": "b"}}).__enter__()
+
+
+def test_another_configuration_is_another_run(path: Path) -> None:
+    with ResultsFile(path, {"model": {"config_sha256": "a"}}):
+        pass
+    with pytest.raises(ResultsFileError, match=r"model\.config_sha256 was \"a\", and is \"b\" now"):
+        ResultsFile(path, {"model": {"config_sha256": "b"}}).__enter__()
+
+
 def test_an_example_counts_once(path: Path) -> None:
     with ResultsFile(path, SETTINGS) as results:
         assert results.append("a", {"try": 1})
