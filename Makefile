@@ -20,7 +20,7 @@ RELEASE := $(TOOLS)/release-1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all check audit format proto bench picture reference trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
+.PHONY: help setup demo test test-all real check audit format proto bench picture reference trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test: $(READY) ## all tests but the slow ones
 
 test-all: $(READY) ## all tests
 	$(BIN)/pytest
+
+real: $(READY) ## tests with real models (GRADELLM_REAL_MODELS: a folder), into docs/real-models.md
+	$(BIN)/python tests/record_real.py
 
 check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
 	$(BIN)/ruff format --check .

@@ -102,7 +102,7 @@ def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, exa
     long = replace(examples[0], messages=message)
     outcome = evaluator.outcome(PLAN, long)
     assert outcome.record is None
-    assert outcome.error.startswith(f"{long.origin}: input: the prompt has ")
+    assert outcome.error.startswith(f"{long.origin}: input.messages: 25,004 characters; the limit is ")
 
 
 @pytest.mark.parametrize("spans", [((0, 100),), ((0, 1),)])

@@ -49,7 +49,7 @@ def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
     captured = capsys.readouterr()
     assert "gradellm demo model; SST2 n = 4" in captured.out
     assert "1 row cannot be asked, listed in" in captured.err
-    assert f"1 example of 5 failed, the first: e2: {data}, line 3: input: the prompt has" in captured.err
+    assert f"1 example of 5 failed, the first: e2: {data}, line 3: input.messages: " in captured.err
     assert "Made by: `python -m gradellm_ray --preset sst2" in (out / "table1.md").read_text()
 
     before = (out / "results.jsonl").read_bytes()

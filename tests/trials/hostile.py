@@ -4,8 +4,10 @@ notice of them."""
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +26,7 @@ LEAST_SECONDS, SECONDS_A_KB, MOST_SECONDS = 0.050, 0.001, 2.0
 DOUBLED = 2.5  # what a request of twice the size may cost, at most
 NOISE_SECONDS = 0.005  # costs below are not compared
 GAP_SECONDS, GAP_FACTOR = 0.150, 3.0
+RATE = 2.0  # hostile requests a second
 
 
 def models() -> dict[str, list[str]]:
@@ -96,6 +99,17 @@ def _cost(engine: Engine, its: requests.Hostile) -> tuple[float, int, str]:
     return seconds, len(payload), f"{its.kind}, {said}" if stream is not None else said
 
 
+def _write(path: Path, model: str | None, count: int) -> None:
+    """Hostile requests of every kind, large and small, a line each: the call, the bytes, what it is."""
+    material, draw = requests.Material.of(Engine.load(model, threads=1)), random.Random(2)
+    with path.open("w") as file:
+        for number in range(count):
+            its = requests.hostile(material, number, int(2 ** draw.uniform(6, 20)))
+            payload = its.request.SerializeToString()
+            what = f"{its.kind}, number {number}, {len(payload):,} bytes"
+            file.write(json.dumps([its.call, payload.hex(), what]) + "\n")
+
+
 def hostile(scale: float) -> list[Finding]:
     """The gaps of eight streams, alone and while requests of every kind arrive twice a second; three times in turn."""
     seconds = max(10.0, 60.0 * scale)
@@ -105,7 +119,9 @@ def hostile(scale: float) -> list[Finding]:
         codes: Counter[str] = Counter()
         slowest: tuple[float, str] = (0.0, "")
         statuses: set[str] = set()
-        with served("--max-queued", "64", *arguments) as server:
+        with tempfile.TemporaryDirectory() as folder, served("--max-queued", "64", *arguments) as server:
+            file = Path(folder) / "requests"
+            _write(file, arguments[1] if arguments else None, round(RATE * seconds))
             with load("closed", server.address, streams=8, seconds=10) as process:
                 result(process, 180)  # what is compiled or made once is there
             for _ in range(3):
@@ -116,7 +132,7 @@ def hostile(scale: float) -> list[Finding]:
                         load("probes", server.address, seconds=seconds, services=["ready", "live"]) as prober,
                     ):
                         if is_beside:
-                            how = {"model": arguments[1] if arguments else None, "seconds": seconds, "rate": 2.0}
+                            how = {"requests": str(file), "seconds": seconds, "rate": RATE}
                             with load("hostile", server.address, **how) as generator:
                                 found = result(generator, seconds + 240)
                             codes.update(found["codes"])

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -191,50 +192,46 @@ async def unread(address: str, seconds: float, small_window: bool) -> dict[str, 
 ANSWER_SECONDS = 10.0  # within which a hostile request must have any answer
 
 
-async def hostile(address: str, model: str | None, seconds: float, rate: float) -> dict[str, Any]:
-    """Hostile requests of every kind, `rate` a second, large and small; how long each waits for its first answer."""
-    from gradellm_engine import Engine
-    from hostile import Material
-    from hostile import hostile as request_of
-
-    material = Material.of(Engine.load(model, threads=1))
+async def hostile(address: str, requests: str, seconds: float, rate: float) -> dict[str, Any]:
+    """Requests of a file, `rate` a second; how long each waits for its first answer."""
+    lines = [json.loads(line) for line in await asyncio.to_thread(_lines, requests)]
     codes: Counter[str] = Counter()
     took: list[tuple[float, str]] = []
-    draw = random.Random(2)
 
-    async def one(channel: grpc.aio.Channel, number: int) -> None:
-        its = request_of(material, number, int(2 ** draw.uniform(6, 20)))
+    async def one(channel: grpc.aio.Channel, call: str, payload: bytes, what: str) -> None:
+        running: Any = None
         began = time.monotonic()
-        call: Any = None
         try:
-            if its.call == "Tokenize":
-                call = channel.unary_unary(SERVICE + its.call, type(its.request).SerializeToString)
-                await call(its.request, timeout=ANSWER_SECONDS)
+            if call == "Tokenize":
+                unary: Any = channel.unary_unary(SERVICE + call)
+                await unary(payload, timeout=ANSWER_SECONDS)
             else:
-                call = channel.unary_stream(SERVICE + its.call, type(its.request).SerializeToString)(
-                    its.request, timeout=30
-                )
-                await call.read()
+                streaming: Any = channel.unary_stream(SERVICE + call)
+                running = streaming(payload, timeout=ANSWER_SECONDS)
+                await running.read()
             code = "OK"
         except grpc.aio.AioRpcError as error:
             code = error.code().name
-        took.append(
-            (time.monotonic() - began, f"{its.kind}, number {number}, {its.request.ByteSize():,} bytes: {code}")
-        )
+        took.append((time.monotonic() - began, f"{what}: {code}"))
         codes[code] += 1
-        if code == "OK" and its.call != "Tokenize":
+        if code == "OK" and running is not None:
             await asyncio.sleep(1)  # it runs for a while, as an evaluation does
-            call.cancel()
+            running.cancel()
 
     tasks = []
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
-        until, number = time.monotonic() + seconds, 0
-        while time.monotonic() < until:
-            tasks.append(asyncio.create_task(one(channel, number)))
-            number += 1
+        until = time.monotonic() + seconds
+        for call, payload, what in lines:
+            if time.monotonic() > until:
+                break
+            tasks.append(asyncio.create_task(one(channel, call, bytes.fromhex(payload), what)))
             await asyncio.sleep(1 / rate)
         await asyncio.gather(*tasks)
     return {"codes": dict(codes), "seconds": [each for each, _ in took], "slowest": max(took)}
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
 
 
 KINDS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
