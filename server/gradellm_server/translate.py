@@ -42,6 +42,7 @@ from gradellm_engine import (
     Rectify,
     Removal,
     Resolution,
+    Role,
     Rotary,
     Sampling,
     Segment,
@@ -83,6 +84,7 @@ CHOICES: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
     "objective": (Objective, pb.Objective),
     "aggregation": (Aggregation, pb.Aggregation),
 }
+ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
 NUMBERS = ("steps", "samples", "seed", "layer")
 ESTIMATED = (256, 32)  # tokens of prompt and completion for which the server's info says what methods take
 
@@ -532,7 +534,7 @@ def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
             text=token.text,
             start=token.start,
             end=token.end,
-            role=_number(pb.Role, token.role),  # type: ignore[arg-type]
+            role=ROLES[token.role],  # type: ignore[arg-type]
             message=token.message,
             segment=token.segment or "",
             special=token.special,
