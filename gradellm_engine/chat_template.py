@@ -100,9 +100,8 @@ def place(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizer
     marking = _Marking(messages, text, tokenizer)
     by_message = [_ways(message.content) for message in messages]
     indexes = [index for index, ways in enumerate(by_message) if ways]
-    chosen = marking.choose(indexes, by_message) if indexes else {}
-    marks = marking.marks(chosen) if chosen else None
-    if marks is None:
+    chosen, marks = marking.choose(indexes, by_message) if indexes else ({}, [])
+    if not chosen:
         return Placement((), tuple(indexes))
     stretches = list(_stretches(marks, messages, text, by_message))
     if any(messages[index].content != messages[index].content.strip() for index in chosen):
@@ -160,14 +159,17 @@ class _Marking:
         self._runs_left = max(3, min(MAX_RUNS, MAX_RUN_CHARACTERS // max(1, len(text))))
         self._sign = self._unused_sign()
 
-    def choose(self, indexes: Sequence[int], by_message: Sequence[Sequence[Offsets]]) -> dict[int, Offsets]:
-        """The messages that can be marked all at once, and how."""
+    def choose(
+        self, indexes: Sequence[int], by_message: Sequence[Sequence[Offsets]]
+    ) -> tuple[dict[int, Offsets], list[_Mark]]:
+        """The messages that can be marked all at once, and how; and the marks."""
         for way in (0, -1):
             marked = {index: by_message[index][way] for index in indexes}
-            if self.marks(marked) is not None:
-                return marked
+            if (marks := self.marks(marked)) is not None:
+                return marked, marks
         chosen = self._by_halves(indexes, by_message)
-        return chosen if self.marks(chosen) is not None else {}
+        marks = self.marks(chosen)
+        return ({}, []) if marks is None else (chosen, marks)
 
     def _by_halves(self, indexes: Sequence[int], by_message: Sequence[Sequence[Offsets]]) -> dict[int, Offsets]:
         if len(indexes) <= 1:

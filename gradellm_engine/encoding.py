@@ -26,7 +26,7 @@ from gradellm_engine.errors import TokenizerError
 
 PIECE_CHARACTERS = 1 << 15
 USUAL_BYTES = 8  # of a token in UTF-8, at most: a longer text is counted before it is encoded
-COUNTED_PIECES = 5  # one in so many, so that a text that is taken costs a fifth more
+COUNTED_PIECES = 10  # one in so many, so that a text that is taken costs a tenth more
 CUT_TOKENS = 64  # that a cut anywhere may add to a text, at most
 MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
 
