@@ -182,6 +182,18 @@ def _evaluation(material: Material, draw: random.Random, size: int) -> tuple[str
     return "Evaluate", request
 
 
+def _masks(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
+    """An evaluation that is taken, of as many masks as may be asked for."""
+    options = pb.EvaluationOptions(
+        methods=[pb.EvaluatedMethod()], pis=[(i + 1) / 100 for i in range(99)], samples=draw.choice([200, 450, 900])
+    )
+    return "Evaluate", pb.EvaluateRequest(
+        input=pb.Input(prompt="a film " * min(size, 90)),
+        generation=pb.GenerationOptions(max_new_tokens=1),
+        evaluation=options,
+    )
+
+
 KINDS: dict[str, Callable[[Material, random.Random, int], tuple[str, Message]]] = {
     "text": _tokenize,
     "ids": _ids,
@@ -192,4 +204,5 @@ KINDS: dict[str, Callable[[Material, random.Random, int], tuple[str, Message]]] 
     "generate": _generate,
     "completion": _completion,
     "evaluation": _evaluation,
+    "masks": _masks,
 }
