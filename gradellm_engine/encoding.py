@@ -94,6 +94,11 @@ class TextEncoder:
         self._core.no_padding()
         self._alone: dict[int, str] = {}
 
+    def prepare(self) -> None:
+        """Find out now what the first long text would have to wait for."""
+        for name in ("special_ids", "longest_token", "can_split"):
+            getattr(self, name)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The tokens that are no text: those with a task of their own (BOS, EOS), and those that are only marked so.
@@ -114,11 +119,14 @@ class TextEncoder:
         ids = [[token_id] for token_id in self._core.get_vocab(with_added_tokens=True).values()]
         if any(map(_SPANNING.search, self._core.decode_batch(ids, skip_special_tokens=False))):
             return False
-        return all(
-            [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
-            == self._encode(sample, False).ids.tolist()
-            for sample in _SAMPLES
-        )
+        try:
+            return all(
+                [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
+                == self._encode(sample, False).ids.tolist()
+                for sample in _SAMPLES
+            )
+        except TokenizerError:  # it does not take every text
+            return False
 
     @cached_property
     def _added(self) -> tuple[Encoding, Encoding]:
@@ -144,7 +152,10 @@ class TextEncoder:
         ):
             self._check_about(text, max_tokens)
         if len(text) <= PIECE_CHARACTERS or not self.can_split:
-            encoded = [self._encode(text, add_special_tokens)]
+            raw = self._raw(text, add_special_tokens)
+            if max_tokens is not None and len(raw) > max_tokens:
+                raise TooManyTokensError(len(raw), is_all=True)
+            encoded = [_encoding_of(raw)]
         else:
             encoded = self._encode_in_pieces(text, max_tokens)
             if add_special_tokens:
@@ -157,25 +168,32 @@ class TextEncoder:
         return joined
 
     def _check_about(self, text: str, max_tokens: int) -> None:
-        """Refuse a text with far too many tokens, by counting those of some pieces that are cut anywhere."""
-        count, limit = 0, max_tokens + max_tokens // 4
-        size = max(1 << 12, len(text) // 40)
-        for start in range(0, len(text), COUNTED_PIECES * size):
-            interruption_point.get()()
-            count += len(self._encode(text[start : start + size], False).ids) - CUT_TOKENS
-            if count > limit:
-                raise TooManyTokensError(max_tokens, is_all=False)
+        """Refuse a text with far too many tokens, by counting them in pieces that are cut anywhere.
+
+        A few of the pieces tell whether all of them should be counted.
+        """
+        limit, size = max_tokens + max_tokens // 4, max(1 << 12, len(text) // 40)
+        for step, enough in ((COUNTED_PIECES * size, 2 * limit // COUNTED_PIECES), (size, limit)):
+            count = 0
+            for start in range(0, len(text), step):
+                interruption_point.get()()
+                count += len(self._raw(text[start : start + size], False)) - CUT_TOKENS
+                if count > limit:
+                    raise TooManyTokensError(max_tokens, is_all=False)
+            if count <= enough:
+                return
 
     def _encode_in_pieces(self, text: str, max_tokens: int | None) -> list[Encoding]:
         encoded: list[Encoding] = []
         start = count = 0
         for piece in _pieces(text, PIECE_CHARACTERS):
             interruption_point.get()()
-            encoded.append(self._encode(piece, False).shifted(start))
-            start += len(piece)
-            count += len(encoded[-1].ids)
+            raw = self._raw(piece, False)
+            count += len(raw)
             if max_tokens is not None and count > max_tokens:
-                raise TooManyTokensError(count, is_all=start == len(text))
+                raise TooManyTokensError(count, is_all=start + len(piece) == len(text))
+            encoded.append(_encoding_of(raw).shifted(start))
+            start += len(piece)
         return encoded
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -193,13 +211,19 @@ class TextEncoder:
         return text
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
+        return _encoding_of(self._raw(text, add_special_tokens))
+
+    def _raw(self, text: str, add_special_tokens: bool) -> Any:  # noqa: ANN401 (of Tokenizers' own type)
         try:
             (encoded,) = self._core.encode_batch([text], add_special_tokens=add_special_tokens)
         except BaseException as error:
             raise _named(error) from None
-        ids = np.asarray(encoded.ids, np.int64)
-        offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
-        return Encoding(ids, offsets[:, 0], offsets[:, 1])
+        return encoded
+
+
+def _encoding_of(raw: Any) -> Encoding:  # noqa: ANN401
+    offsets = np.asarray(raw.offsets, np.int64).reshape(-1, 2)
+    return Encoding(np.asarray(raw.ids, np.int64), offsets[:, 0], offsets[:, 1])
 
 
 def _pieces(text: str, least: int) -> list[str]:

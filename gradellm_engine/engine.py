@@ -102,6 +102,7 @@ class Engine:
         self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
         self.prompt_limits = PromptLimits.of(model.encoder, self.max_prompt_tokens)
+        model.encoder.prepare()
         self.scheduler = _scheduler(model, max_running)
         if method_bytes is None:
             method_bytes = max(1, int(METHOD_SHARE * (free - self.kv_bytes)))

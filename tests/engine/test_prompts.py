@@ -368,14 +368,14 @@ def test_four_megabytes_are_refused_before_they_are_all_read(
     long_context: Engine, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
     encoder = long_context._model.encoder
-    encode, read = encoder._encode, 0
+    encode, read = encoder._raw, 0
 
     def counting(text: str, add_special_tokens: bool) -> Any:
         nonlocal read
         read += len(text.encode())
         return encode(text, add_special_tokens)
 
-    monkeypatch.setattr(encoder, "_encode", counting)
+    monkeypatch.setattr(encoder, "_raw", counting)
     text = unit * (4_000_000 // len(unit.encode()))
     with pytest.raises(InvalidRequestError, match="the limit is"):
         long_context.tokenize(PromptInput(prompt=text))

@@ -212,7 +212,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 def no_tokens(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be decoded or tokenised, but for what is short."""
     encoder = server.engine._model.encoder
-    encode, decode = encoder._encode, encoder.decode
+    encode, decode = encoder._raw, encoder.decode
 
     def short(text: str, add_special_tokens: bool) -> Any:
         assert len(text) <= 100, "a text was tokenised before its length was checked"
@@ -222,7 +222,7 @@ def no_tokens(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(ids) <= encoding.CUT_TOKENS
         return decode(ids, **options)
 
-    monkeypatch.setattr(encoder, "_encode", short)
+    monkeypatch.setattr(encoder, "_raw", short)
     monkeypatch.setattr(encoder, "decode", few)
 
 

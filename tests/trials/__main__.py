@@ -70,8 +70,9 @@ def table(document: dict[str, Any]) -> str:
     """All that was found, as Markdown."""
     head = (
         "# Trials\n\n"
-        "What must hold of a server that is left running: found by `make trials` with the demo model, the load from\n"
-        "processes of its own on the same machine. Where a machine is shared, times vary.\n"
+        "What must hold of a server that is left running: found by `make trials` with the demo model (and where it is\n"
+        "named, SmolLM2-135M-Instruct, found by `GRADELLM_REAL_MODELS`), the load from processes of its own on the same\n"
+        "machine. Where a machine is shared, times vary.\n"
     )
     return head + "".join(rows(name, document[name]) for name in TITLES if name in document)
 
