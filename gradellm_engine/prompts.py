@@ -403,15 +403,15 @@ def _placed_tokens(
     columns = (encoding.ids, encoding.starts, encoding.ends, its_stretch, its_segment, is_special)
     for token_id, start, end, stretch, segment, special in zip(*(c.tolist() for c in columns), strict=True):
         message = None if stretch < 0 or not messages else stretches[stretch].message
-        yield PromptToken(
-            id=token_id,
-            text=text[start:end],
-            start=start,
-            end=end,
-            role=Role.TEMPLATE if stretch < 0 else Role.USER if message is None else roles[message],
-            message=message,
-            segment=None if segment < 0 else segments[segment].name,
-            special=special,
+        yield PromptToken(  # by position: keywords take twice as long
+            token_id,
+            text[start:end],
+            start,
+            end,
+            Role.TEMPLATE if stretch < 0 else Role.USER if message is None else roles[message],
+            message,
+            None if segment < 0 else segments[segment].name,
+            special,
         )
 
 

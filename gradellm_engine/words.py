@@ -208,6 +208,8 @@ def _join_last_spaces(tokens: Sequence[PromptToken], words: list[int]) -> list[i
     """White space at the end of a speaker's text goes with the word before it, as no word comes after it."""
     joined = set()
     for last, token in enumerate(tokens):
+        if token.text.strip():
+            continue
         if last + 1 < len(tokens) and _go_on(token, tokens[last + 1]):
             continue
         first = last  # of the last word, as long as that is white space

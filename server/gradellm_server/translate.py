@@ -63,7 +63,7 @@ from gradellm_engine.methods.gradients import Aggregation
 from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
-from gradellm_engine.prompts import Prompt
+from gradellm_engine.prompts import Prompt, PromptToken
 from gradellm_engine.settings import MAX_STOP_TEXTS
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
@@ -528,20 +528,26 @@ def _options(settings: AttributionSettings) -> pb.AttributionOptions:
 
 
 def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
-    return [
-        pb.PromptToken(
-            id=token.id,
-            text=token.text,
-            start=token.start,
-            end=token.end,
-            role=ROLES[token.role],  # type: ignore[arg-type]
-            message=token.message,
-            segment=token.segment or "",
-            special=token.special,
-            word=word,
-        )
-        for token, word in zip(prompt.tokens, prompt.words, strict=True)
-    ]
+    return [_prompt_token(token, word) for token, word in zip(prompt.tokens, prompt.words, strict=True)]
+
+
+def _prompt_token(token: PromptToken, word: int) -> pb.PromptToken:
+    told = pb.PromptToken(
+        id=token.id,
+        text=token.text,
+        start=token.start,
+        end=token.end,
+        role=ROLES[token.role],  # type: ignore[arg-type]
+        word=word,
+    )
+    # Seldom said, and each keyword takes its time.
+    if token.message is not None:
+        told.message = token.message
+    if token.segment is not None:
+        told.segment = token.segment
+    if token.special:
+        told.special = True
+    return told
 
 
 def _token(step: Step) -> pb.Token:
