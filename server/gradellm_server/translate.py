@@ -11,6 +11,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import DecodeError, Message
 
@@ -63,7 +64,7 @@ from gradellm_engine.methods.gradients import Aggregation
 from gradellm_engine.methods.method import Method
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
-from gradellm_engine.prompts import Prompt, PromptToken
+from gradellm_engine.prompts import Prompt
 from gradellm_engine.settings import MAX_STOP_TEXTS
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
@@ -337,9 +338,9 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
 def tokenize(request: pb.TokenizeRequest, engine: Engine) -> pb.TokenizeResponse:
     """The answer to a Tokenize call."""
     prompt = engine.tokenize(read_input(request.input, engine.prompt_limits))
-    return pb.TokenizeResponse(
-        prompt_text=prompt.text, tokens=_prompt_tokens(prompt), unplaced_messages=prompt.unplaced_messages
-    )
+    response = pb.TokenizeResponse(prompt_text=prompt.text, unplaced_messages=prompt.unplaced_messages)
+    _add_prompt_tokens(response.tokens, prompt)
+    return response
 
 
 def num_tokens(answer: pb.TokenizeResponse) -> int:
@@ -450,9 +451,8 @@ def _versions() -> dict[str, str]:
 def _started(started: Started, engine: Engine) -> pb.Started:
     attribution = started.attribution
     by_token = attribution is None or attribution.resolution is Resolution.TOKEN
-    return pb.Started(
+    told = pb.Started(
         prompt_text=started.prompt.text,
-        prompt_tokens=_prompt_tokens(started.prompt),
         unplaced_messages=started.prompt.unplaced_messages,
         sources=[] if by_token else [pb.Source(**asdict(source)) for source in started.sources],
         provenance=pb.Provenance(
@@ -463,6 +463,8 @@ def _started(started: Started, engine: Engine) -> pb.Started:
             evaluation=None if started.evaluation is None else _evaluation(started.evaluation),
         ),
     )
+    _add_prompt_tokens(told.prompt_tokens, started.prompt)
+    return told
 
 
 def _sampling(sampling: Sampling) -> pb.Sampling:
@@ -527,27 +529,19 @@ def _options(settings: AttributionSettings) -> pb.AttributionOptions:
     )
 
 
-def _prompt_tokens(prompt: Prompt) -> list[pb.PromptToken]:
-    return [_prompt_token(token, word) for token, word in zip(prompt.tokens, prompt.words, strict=True)]
-
-
-def _prompt_token(token: PromptToken, word: int) -> pb.PromptToken:
-    told = pb.PromptToken(
-        id=token.id,
-        text=token.text,
-        start=token.start,
-        end=token.end,
-        role=ROLES[token.role],  # type: ignore[arg-type]
-        word=word,
-    )
-    # Seldom said, and each keyword takes its time.
-    if token.message is not None:
-        told.message = token.message
-    if token.segment is not None:
-        told.segment = token.segment
-    if token.special:
-        told.special = True
-    return told
+def _add_prompt_tokens(told: RepeatedCompositeFieldContainer[pb.PromptToken], prompt: Prompt) -> None:
+    """Add a prompt's tokens to a message's field, in place: there may be many thousands."""
+    for token, word in zip(prompt.tokens, prompt.words, strict=True):
+        its = told.add()
+        its.id, its.text, its.start, its.end = token.id, token.text, token.start, token.end
+        its.role = ROLES[token.role]  # type: ignore[assignment]
+        its.word = word
+        if token.message is not None:
+            its.message = token.message
+        if token.segment is not None:
+            its.segment = token.segment
+        if token.special:
+            its.special = True
 
 
 def _token(step: Step) -> pb.Token:

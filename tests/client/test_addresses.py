@@ -14,7 +14,7 @@ from gradellm import AsyncClient, Client, DeadlineExceededError, UnavailableErro
 from gradellm.addresses import is_on_this_machine, proxy_of
 from gradellm.cli import main
 from gradellm.v1 import explainer_pb2_grpc
-from http_proxy import PASSWORD, FakeProxy, proxy
+from http_proxy import USERS_WORD, FakeProxy, proxy
 
 __all__ = ["proxy"]
 
@@ -109,7 +109,7 @@ def test_an_error_names_the_proxy_and_not_its_password(proxy: FakeProxy, kind: s
     said = str(refused.value)
     assert f"elsewhere.example:50051 through the proxy 127.0.0.1:{proxy.port} (environment variable grpc_proxy)" in said
     assert "no_proxy" in said
-    assert PASSWORD not in said
+    assert USERS_WORD not in said
     assert proxy.heard[0].startswith(b"CONNECT elsewhere.example:50051 ")
 
 

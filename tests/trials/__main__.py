@@ -71,8 +71,8 @@ def table(document: dict[str, Any]) -> str:
     head = (
         "# Trials\n\n"
         "What must hold of a server that is left running: found by `make trials` with the demo model (and where it is\n"
-        "named, SmolLM2-135M-Instruct, found by `GRADELLM_REAL_MODELS`), the load from processes of its own on the same\n"
-        "machine. Where a machine is shared, times vary.\n"
+        "named, SmolLM2-135M-Instruct, found by `GRADELLM_REAL_MODELS`), the load from processes of its own on the\n"
+        "same machine. Where a machine is shared, times vary.\n"
     )
     return head + "".join(rows(name, document[name]) for name in TITLES if name in document)
 
