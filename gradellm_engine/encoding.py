@@ -173,7 +173,7 @@ class TextEncoder:
         A few of the pieces tell whether all of them should be counted.
         """
         limit, size = max_tokens + max_tokens // 4, max(1 << 12, len(text) // 40)
-        for step, enough in ((COUNTED_PIECES * size, 2 * limit // COUNTED_PIECES), (size, limit)):
+        for step, enough in ((COUNTED_PIECES * size, limit // COUNTED_PIECES), (size, limit)):
             count = 0
             for start in range(0, len(text), step):
                 interruption_point.get()()

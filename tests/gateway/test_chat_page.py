@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,17 @@ def test_an_answer_is_copied_and_downloaded(tab: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "explanation.json").read_text())["finished"]["reason"] == "end_of_text"
 
 
-def test_an_answer_is_stopped_and_the_server_told(show: Callable[..., Any], url: str, server: RunningServer) -> None:
+def test_an_answer_is_stopped_and_the_server_told(
+    show: Callable[..., Any], url: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = server.engine._model.decoder
+    explained_pass = decoder.explained_pass
+
+    def slowly(parts: Any) -> Any:  # or the tiny model has answered before the browser clicks
+        time.sleep(0.05)
+        return explained_pass(parts)
+
+    monkeypatch.setattr(decoder, "explained_pass", slowly)
     tab = show(url)
     ask(tab, STORY, wait=False)
     tab.wait_for_selector(".turn.assistant .word", state="attached")
@@ -247,6 +258,7 @@ def test_an_answer_is_stopped_and_the_server_told(show: Callable[..., Any], url:
     tab.wait_for_timeout(300)
     assert server.server.engine_thread.num_placed == 0
     assert tab.locator(".turn.assistant .word").count() < 100
+    monkeypatch.undo()
     tab.get_by_role("button", name="New conversation").click()
     assert tab.locator(".turn").count() == 0
     ask(tab, "Go on.")
