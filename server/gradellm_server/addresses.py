@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from gradellm_server.settings import ListenError, split_address
@@ -23,6 +24,51 @@ from gradellm_server.settings import ListenError, split_address
 UNIX = "unix:"
 LOCK_SECONDS = 2.0  # for others who take a socket in the same folder
 MAX_PATH_BYTES = 107  # of a Unix socket on Linux
+
+
+class SocketAddress(NamedTuple):
+    """An address that a socket can bind."""
+
+    family: socket.AddressFamily
+    kind: socket.SocketKind
+    protocol: int
+    place: tuple[Any, ...]
+
+
+def resolve(host: str, port: int) -> list[SocketAddress]:
+    """Return the addresses of a host to bind.
+
+    localhost is the loopback interface (RFC 6761, section 6.3) also where neither /etc/hosts nor a name server knows
+    it, as in a bare container: gRPC resolves it so.
+
+    Raises:
+        OSError: the resolver's, for any other name that it does not know.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        if host.rstrip(".").lower() != "localhost":
+            raise
+        found = [
+            entry
+            for address in ("127.0.0.1", "::1")
+            for entry in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        ]
+    return [SocketAddress(family, kind, protocol, place) for family, kind, protocol, _, place in found]
+
+
+def bind_error(address: str) -> str:
+    """Return why an address cannot be bound: gRPC does not say. Asked after it failed."""
+    if address.startswith(UNIX):
+        folder = Path(address.removeprefix(UNIX)).parent
+        return "there is no such folder" if not folder.is_dir() else "the socket is taken, or may not be made there"
+    try:
+        for family, kind, protocol, place in resolve(*split_address(address)):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(place)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "the port is taken, or there is no such address"
 
 
 def check_free(listen: str, what: str = "") -> None:
@@ -35,10 +81,10 @@ def check_free(listen: str, what: str = "") -> None:
     if port == 0:
         return
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = resolve(host, port)
     except OSError:
         return  # gRPC says what is wrong with the name
-    for family, kind, protocol, _, place in found:
+    for family, kind, protocol, place in found:
         with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -19,6 +19,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from gradellm_server.addresses import resolve
 from gradellm_server.settings import ListenError, split_address
 
 CONNECTION_SECONDS = 10.0  # that a client has for sending a request and taking its answer
@@ -46,7 +47,7 @@ class MetricsPort:
         """
         host, port = split_address(listen)
         try:
-            family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            family, _, _, place = resolve(host, port)[0]
             listener = socket.create_server(place[:2], family=family, backlog=MAX_CONNECTIONS)
         except OSError as error:
             raise ListenError(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gradellm_engine.checkpoint import check_checkpoint, check_context
 from gradellm_engine.errors import ModelLoadError
+from gradellm_server.addresses import resolve
 from gradellm_server.settings import ListenError, ServerSettings, split_address
 from gradellm_server.tls import TlsFiles
 from gradellm_server.tokens import read_clients
@@ -91,11 +92,11 @@ def _check_free(address: str, purpose: str = "", hint: str = "") -> None:
     host, port = split_address(address)
     reason = ""
     try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = resolve(host, port)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise ListenError(f"cannot listen on {address}{purpose}: {why}{hint}") from error
-    for family, kind, protocol, _, place in places:
+    for family, kind, protocol, place in places:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: what has just ended is free

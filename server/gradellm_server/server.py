@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gradellm_engine import Engine
 from gradellm_server import translate
-from gradellm_server.addresses import UNIX, UnixSocket, check_free
+from gradellm_server.addresses import UNIX, UnixSocket, bind_error, check_free
 from gradellm_server.calls import Watcher, Watchers
 from gradellm_server.debugging import CHANNELZ_NAME, add_channelz
 from gradellm_server.engine_thread import EngineThread, ShuttingDownError
@@ -24,7 +24,7 @@ from gradellm_server.metrics import Metrics
 from gradellm_server.metrics_port import MetricsPort
 from gradellm_server.receiving import Receiving
 from gradellm_server.service import ExplainerService
-from gradellm_server.settings import ListenError, ServerSettings, why_not
+from gradellm_server.settings import ListenError, ServerSettings
 from gradellm_server.tls import TlsFiles, server_credentials
 from gradellm_server.warm_up import warm_up
 
@@ -83,7 +83,7 @@ class Server:
         try:
             self.address = self._bind(settings)
         except RuntimeError as error:
-            raise ListenError(f"cannot listen on {settings.listen}: {why_not(settings.listen)}") from error
+            raise ListenError(f"cannot listen on {settings.listen}: {bind_error(settings.listen)}") from error
         self._thread: EngineThread | None = None
         self._began = time.monotonic()
         self._health = Health(translate.SERVICE_NAME, stall_seconds=settings.stall_seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,21 +109,6 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > MAX_PORT:
         raise ListenError(f"{address} is not HOST:PORT, such as localhost:9090, with a port of at most {MAX_PORT}")
     return host.strip("[]"), int(port)
-
-
-def why_not(address: str) -> str:
-    """Why nobody can listen there: gRPC does not say. Asked after it failed."""
-    if address.startswith("unix:"):
-        folder = Path(address.removeprefix("unix:")).parent
-        return "there is no such folder" if not folder.is_dir() else "the socket is taken, or may not be made there"
-    try:
-        host, port = split_address(address)
-        for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.bind(place)
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return "the port is taken, or there is no such address"
 
 
 def is_local(address: str) -> bool:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from gradellm import Client
-from gradellm_server.addresses import UnixSocket
+from gradellm_server.addresses import UnixSocket, resolve
+from gradellm_server.preflight import Hosted, check
 from gradellm_server.server import Server
 from gradellm_server.settings import ListenError, ServerSettings
 from server.conftest import Serving
@@ -208,3 +209,21 @@ def test_a_name_is_taken_when_one_of_its_addresses_is(loop: Loop, monkeypatch: p
         with pytest.raises(ListenError, match="for health checks: 127"):
             loop.run(server.announce())
         loop.stop(server)
+
+
+def test_localhost_is_the_loopback_where_no_resolver_knows_it(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+    """As in a container without /etc/hosts: RFC 6761, section 6.3, and gRPC does the same."""
+    asked = socket.getaddrinfo
+
+    def unknown(host: str, *args: Any, **options: Any) -> Any:
+        if not options.get("flags", 0) & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return asked(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert [address.place[:2] for address in resolve("LocalHost.", 50051)] == [("127.0.0.1", 50051), ("::1", 50051)]
+    check(ServerSettings(listen="localhost:0", metrics_listen="localhost:0", health_listen="localhost:0"), Hosted())
+    with pytest.raises(ListenError, match="temporary failure in name resolution"):
+        check(ServerSettings(listen="elsewhere.test:0", insecure=True), Hosted())
+    server = loop.make("localhost:0", metrics_listen="localhost:0")
+    loop.stop(server)
