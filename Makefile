@@ -20,7 +20,7 @@ RELEASE := $(TOOLS)/release-1
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all real check audit format proto bench picture reference trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
+.PHONY: help setup demo test test-all real check audit format proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,9 @@ picture: $(READY) ## the README's pictures, from a run of the demo and from the 
 
 reference: $(READY) ## docs/reference.md, from docstrings and the wire contract
 	$(BIN)/python docs/write_reference.py
+
+api: $(READY) ## tests/api/: the public interface as it is, where a change is meant (and in CHANGELOG.md)
+	PYTHONPATH=tests $(BIN)/python tests/api/snapshot.py
 
 trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (40 minutes, 20 of them a soak)
 	PYTHONPATH=tests $(BIN)/python -m trials
