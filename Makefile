@@ -49,7 +49,7 @@ real: $(READY) ## tests with real models (GRADELLM_REAL_MODELS: a folder), into 
 check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway server/gradellm_ray tests
+	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway server/gradellm_ray server/gradellm_bench tests
 	$(BIN)/lint-imports
 	cd proto && ../$(BUF) lint
 	@release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
@@ -77,11 +77,12 @@ picture: $(READY) ## the README's pictures, from a run of the demo and from the 
 	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/test_chat_page.py -k usable
 	cp build/pictures/chat-light-1100.png docs/chat.png
 
-reference: $(READY) ## docs/reference.md, from docstrings and the wire contract
+reference: $(READY) ## docs/reference.md and docs/metrics.md, from docstrings, the wire contract and the metrics
 	$(BIN)/python docs/write_reference.py
+	$(BIN)/python docs/write_metrics.py
 
 api: $(READY) ## tests/api/: the public interface as it is, where a change is meant (and in CHANGELOG.md)
-	PYTHONPATH=tests $(BIN)/python tests/api/snapshot.py
+	PYTHONPATH=tests:docs $(BIN)/python tests/api/snapshot.py
 
 trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (40 minutes, 20 of them a soak)
 	PYTHONPATH=tests $(BIN)/python -m trials
@@ -90,7 +91,7 @@ trials-gpu: $(READY) ## the same of a server on a GPU, into docs/gpu.md (ten min
 	PYTHONPATH=tests $(BIN)/python -m trials.gpu
 
 train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
-	$(BIN)/python -m gradellm_engine.demo_model.train --out build/demo_model
+	$(BIN)/python -m gradellm_engine.demo_model.training.train --out build/demo_model
 
 build: $(READY) ## wheel and source distribution in dist/
 	$(BIN)/python -m build
@@ -103,7 +104,7 @@ sbom: $(RELEASE)/.ready ## what each image installs, as CycloneDX in dist/, with
 	$(RELEASE)/bin/python deploy/release/sbom.py client
 
 capacity: $(READY) ## docs/capacity.md's tables, from measurements in docs/
-	$(BIN)/python -m gradellm_engine.bench.capacity document
+	$(BIN)/python -m gradellm_bench.capacity document
 
 deploy-rules: $(READY) ## the alert rules as a PrometheusRule, for deploy/kubernetes
 	$(BIN)/python deploy/kubernetes/rules.py

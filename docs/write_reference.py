@@ -15,9 +15,9 @@ PROTO = PROJECT / "proto" / "gradellm" / "v1" / "explainer.proto"
 PAGE = PROJECT / "docs" / "reference.md"
 FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "Tls")
 BESIDE = {  # public, but not at the top
-    "gradellm.views": ("Part",),
-    "gradellm.words": ("Word",),
-    "gradellm.requests": (
+    "gradellm.explanation.queries": ("Part",),
+    "gradellm.explanation.words": ("Word",),
+    "gradellm.wire.requests": (
         "CallKeywords",
         "InputKeywords",
         "AttributionKeywords",
@@ -26,9 +26,9 @@ BESIDE = {  # public, but not at the top
         "EvaluateKeywords",
         "TokenizeKeywords",
     ),
-    "gradellm.local": ("LocalServerKeywords",),
-    "gradellm.files": ("read_jsonl", "write_jsonl"),
-    "gradellm.verifying": ("replay_keywords", "compared", "Verdict", "Mismatch"),
+    "gradellm.local.server": ("LocalServerKeywords",),
+    "gradellm.explanation.io": ("read_jsonl", "write_jsonl"),
+    "gradellm.explanation.verify": ("replay_keywords", "compared", "Verdict", "Mismatch"),
 }
 
 

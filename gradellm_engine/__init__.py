@@ -1,17 +1,28 @@
 """The engine: one decoder-only model that explains every token it generates. No gRPC, usable alone.
 
-See `gradellm_engine.engine.Engine`. Names are loaded when they are first used: `gradellm_engine.checkpoint` is of use
-without the seconds that torch takes to import.
+See `gradellm_engine.engine.Engine`. Names are loaded when they are first used:
+`gradellm_engine.model.checkpoint_check` is of use without the seconds that torch takes to import.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import gradellm_engine._quiet  # noqa: F401 (before the libraries that it is for)
+import gradellm_engine.utils.quiet  # noqa: F401 (before the libraries that it is for)
 
 if TYPE_CHECKING:
-    from gradellm_engine.chat_template import Message
-    from gradellm_engine.encoding import interruption_point
+    from gradellm_engine.core.generation import Generation
+    from gradellm_engine.core.outputs import (
+        Attribution,
+        Event,
+        Finished,
+        FinishReason,
+        Progress,
+        PromptProgress,
+        Started,
+        Step,
+    )
+    from gradellm_engine.core.request import Stream
+    from gradellm_engine.distributed.process_group import Ranks
     from gradellm_engine.engine import Engine
     from gradellm_engine.errors import (
         BusyError,
@@ -24,23 +35,10 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
-    from gradellm_engine.events import (
-        Attribution,
-        Event,
-        Finished,
-        FinishReason,
-        Progress,
-        PromptProgress,
-        Started,
-        Step,
-    )
     from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
     from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
-    from gradellm_engine.generation import Generation
-    from gradellm_engine.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
-    from gradellm_engine.quantization import Quantization
-    from gradellm_engine.ranks import Ranks
-    from gradellm_engine.settings import (
+    from gradellm_engine.model.quantization import Quantization
+    from gradellm_engine.params import (
         AttributionSettings,
         Contrast,
         Delivery,
@@ -56,7 +54,9 @@ if TYPE_CHECKING:
         Sources,
         Switches,
     )
-    from gradellm_engine.stream import Stream
+    from gradellm_engine.tokenization.chat_template import Message
+    from gradellm_engine.tokenization.encoder import interruption_point
+    from gradellm_engine.tokenization.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
 
 __all__ = [
     "Attribution",
@@ -115,17 +115,17 @@ __all__ = [
 # Where the names above are, those first that are loaded fastest.
 _MODULES = (
     "errors",
-    "events",
-    "settings",
-    "encoding",
-    "chat_template",
-    "prompts",
-    "quantization",
-    "ranks",
+    "core.outputs",
+    "params",
+    "tokenization.encoder",
+    "tokenization.chat_template",
+    "tokenization.prompts",
+    "model.quantization",
+    "distributed.process_group",
     "faithfulness.settings",
     "faithfulness.results",
-    "generation",
-    "stream",
+    "core.generation",
+    "core.request",
     "engine",
 )
 

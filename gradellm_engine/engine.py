@@ -17,21 +17,27 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from gradellm_engine.core.generation import Generation
+from gradellm_engine.core.lockstep import Follower, LeadingScheduler, can_be_asked_again
+from gradellm_engine.core.request import ContrastText, Plan, Stream, domain_of
+from gradellm_engine.core.sampler import choose_seed
+from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.distributed.process_group import Ranks
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
-from gradellm_engine.estimates import Estimate, Footprint, check_memory, estimate, footprint
 from gradellm_engine.faithfulness.evaluation import Evaluation
-from gradellm_engine.faithfulness.perturbed import Allowance
+from gradellm_engine.faithfulness.perturbation_runner import Allowance
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluationSettings, Judged
-from gradellm_engine.generation import Generation
-from gradellm_engine.loading import LoadedModel, ModelInfo, Progress, load_model
-from gradellm_engine.lockstep import Follower, LeadingScheduler, can_be_asked_again
-from gradellm_engine.memory import available_bytes
-from gradellm_engine.methods.afterwards import Given, WholeModel, Work, check_baseline
-from gradellm_engine.methods.at_steps import rows_of, scores_at
-from gradellm_engine.methods.method import Method
+from gradellm_engine.methods.base import Method
+from gradellm_engine.methods.cost_model import Estimate, Footprint, check_memory, estimate, footprint
+from gradellm_engine.methods.post_hoc import Given, WholeModel, Work, check_baseline
 from gradellm_engine.methods.registry import METHODS, method_named
-from gradellm_engine.prompts import (
+from gradellm_engine.methods.selected_steps import rows_of, scores_at
+from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
+from gradellm_engine.model.quantization import Quantization
+from gradellm_engine.params import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
+from gradellm_engine.tokenization.detokenizer import CONTEXT_TOKENS
+from gradellm_engine.tokenization.prompts import (
     Prompt,
     PromptInput,
     PromptLimits,
@@ -42,14 +48,8 @@ from gradellm_engine.prompts import (
     prompt_tails,
     read_prompt,
 )
-from gradellm_engine.quantization import Quantization
-from gradellm_engine.ranks import Ranks
-from gradellm_engine.sampling import choose_seed
-from gradellm_engine.scheduler import Scheduler
-from gradellm_engine.settings import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
-from gradellm_engine.stream import ContrastText, Plan, Stream, domain_of
-from gradellm_engine.text import CONTEXT_TOKENS
-from gradellm_engine.threads import available_cpus, use_threads
+from gradellm_engine.utils.memory import available_bytes
+from gradellm_engine.utils.threads import available_cpus, use_threads
 
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -181,7 +181,9 @@ class Engine:
         batch_invariant: bool = False,
         progress: Progress = lambda stage: None,
     ) -> Engine:
-        """Load a model by local path or hub id, the demo model by default; see `gradellm_engine.loading.load_model`.
+        """Load a model by local path or hub id, the demo model by default.
+
+        See `gradellm_engine.model.loader.load_model`.
 
         `max_running` requests run at the same time, with completions of at most `max_new_tokens`. `kv_bytes` is the
         memory for keys and values, taken at once and never exceeded; `method_bytes` what methods that look at whole
@@ -190,7 +192,7 @@ class Engine:
         model out: each loads alike, the first is asked and the others `follow`. `record_steps` has a GPU replay decode
         steps as CUDA graphs, and a CPU run them as straight lines, where the model allows it. With
         `batch_invariant` a stream's tokens and vectors are the same to the last bit whatever else runs and however it
-        is read: see `gradellm_engine.batch_invariant`.
+        is read: see `gradellm_engine.layers.batch_invariant`.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"at least 1 thread is needed, {threads} were asked for")

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on a CPU then
 
 from gradellm_engine.demo_model import CHECKPOINT
-from tiny_models import save_random_model
+from support.tiny_models import save_random_model
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
 

@@ -92,7 +92,7 @@ def test_images_are_labelled_with_it() -> None:
         assert text.count(f"org.opencontainers.image.{label}=") == stages, label
 
 
-@pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.tokens"])
+@pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.auth.tokens"])
 def test_commands_say_it(module: str) -> None:
     told = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
     assert told.stdout == f"gradellm {gradellm.__version__}\n"

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         Violation,
     )
     from gradellm.evaluation.report import EvaluationReport
-    from gradellm.explanation import Explanation
-    from gradellm.results import (
+    from gradellm.explanation.explanation import Explanation
+    from gradellm.models import (
         Alternative,
         Attribution,
         AttributionSettings,
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
         TokenizedPrompt,
         Usage,
     )
-    from gradellm.retrying import Retry
-    from gradellm.security import Tls
+    from gradellm.transport.credentials import Tls
+    from gradellm.transport.retry import Retry
 
 __all__ = [
     "Alternative",
@@ -123,9 +123,9 @@ _MODULES = {
     "AsyncClient": "aio",
     "Client": "client",
     "EvaluationReport": "evaluation.report",
-    "Explanation": "explanation",
-    "Retry": "retrying",
-    "Tls": "security",
+    "Explanation": "explanation.explanation",
+    "Retry": "transport.retry",
+    "Tls": "transport.credentials",
     "Violation": "errors",
 }
 
@@ -135,7 +135,7 @@ if not TYPE_CHECKING:  # a type checker is to find the names above, and no other
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module 'gradellm' has no attribute {name!r}")
-        module = _MODULES.get(name, "errors" if name.endswith("Error") else "results")
+        module = _MODULES.get(name, "errors" if name.endswith("Error") else "models")
         value = getattr(import_module(f"gradellm.{module}"), name)
         globals()[name] = value
         return value

@@ -1,4 +1,4 @@
-"""The client for asyncio, the twin of `gradellm.client`; what they share is in `gradellm.calls`."""
+"""The client for asyncio, the twin of `gradellm.client`; what they share is in `gradellm.transport.calls`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
-from gradellm import calls
 from gradellm.errors import (
     CallCancelledError,
     ClientClosedError,
@@ -19,33 +18,34 @@ from gradellm.errors import (
     UnavailableError,
 )
 from gradellm.evaluation.report import EvaluationReport
-from gradellm.explanation import Collector
-from gradellm.local import LocalServer
-from gradellm.retrying import Retry
-from gradellm.security import Security
-from gradellm.targets import Rotation, check_ports, may_be_several, split
-from gradellm.unbroken import UnbrokenStream
+from gradellm.explanation.explanation import Collector
+from gradellm.explanation.verify import contrast_keywords, explained_row
+from gradellm.local.server import LocalServer
+from gradellm.transport import calls
+from gradellm.transport.credentials import Security
+from gradellm.transport.load_balancing import Rotation, check_ports, may_be_several, split
+from gradellm.transport.resumable_stream import UnbrokenStream
+from gradellm.transport.retry import Retry
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm.verifying import contrast_keywords, explained_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
-    from gradellm.explanation import Explanation
-    from gradellm.local import LocalServerKeywords
-    from gradellm.requests import (
+    from gradellm.explanation.explanation import Explanation
+    from gradellm.explanation.words import Word
+    from gradellm.local.server import LocalServerKeywords
+    from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
+    from gradellm.transport.credentials import Tls
+    from gradellm.transport.retry import Attempts
+    from gradellm.wire.requests import (
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
         GenerateKeywords,
         TokenizeKeywords,
     )
-    from gradellm.results import Attribution, Event, ServerInfo, TokenizedPrompt
-    from gradellm.retrying import Attempts
-    from gradellm.security import Tls
-    from gradellm.words import Word
 
 __all__ = ["AsyncClient"]
 

@@ -1,4 +1,4 @@
-"""The client for ordinary code. `gradellm.aio` has its asynchronous twin; what they share is in `gradellm.calls`."""
+"""The synchronous client. `gradellm.aio` is the asynchronous one; they share `gradellm.transport.calls`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
-from gradellm import calls
 from gradellm.errors import ClientClosedError, DeadlineExceededError, UnavailableError
 from gradellm.evaluation.report import EvaluationReport
-from gradellm.explanation import Explanation
-from gradellm.local import LocalServer
-from gradellm.retrying import Retry
-from gradellm.security import Security
-from gradellm.targets import Rotation, check_ports, may_be_several, split
-from gradellm.unbroken import UnbrokenStream
+from gradellm.explanation.explanation import Explanation
+from gradellm.explanation.verify import contrast_keywords, explained_row
+from gradellm.local.server import LocalServer
+from gradellm.transport import calls
+from gradellm.transport.credentials import Security
+from gradellm.transport.load_balancing import Rotation, check_ports, may_be_several, split
+from gradellm.transport.resumable_stream import UnbrokenStream
+from gradellm.transport.retry import Retry
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm.verifying import contrast_keywords, explained_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from gradellm.local import LocalServerKeywords
-    from gradellm.requests import (
+    from gradellm.explanation.words import Word
+    from gradellm.local.server import LocalServerKeywords
+    from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
+    from gradellm.transport.credentials import Tls
+    from gradellm.transport.retry import Attempts
+    from gradellm.wire.requests import (
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
         GenerateKeywords,
         TokenizeKeywords,
     )
-    from gradellm.results import Attribution, Event, ServerInfo, TokenizedPrompt
-    from gradellm.retrying import Attempts
-    from gradellm.security import Tls
-    from gradellm.words import Word
 
 __all__ = ["Client"]
 

@@ -15,7 +15,7 @@ GradellmError
 ├── ClientClosedError        the client was used after it was closed; also a RuntimeError
 ├── InvalidExplanationError  a stored explanation, or a list of events, is not well formed; also a ValueError
 ├── InvalidReportError       the same of an evaluation's report; also a ValueError
-├── DataError                a data set cannot be used (`gradellm.evaluation.rows`); also a ValueError
+├── DataError                a data set cannot be used (`gradellm.evaluation.datasets`); also a ValueError
 └── ResultsFileError         a file of results cannot be used (`gradellm.evaluation.results_file`)
 
 An error that came over the wire has the gRPC error as its `__cause__`, and the server's own `.reason` if it gave one.
@@ -31,8 +31,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from gradellm.addresses import proxy_of
-from gradellm.listening import is_starting
+from gradellm.transport.addresses import proxy_of
+from gradellm.transport.starting_server import is_starting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,21 +24,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradellm_engine.decoder import Decoder
 from gradellm_engine.errors import ComputationError, InvalidRequestError
 from gradellm_engine.faithfulness.curves import curve, trapezoid_weights
-from gradellm_engine.faithfulness.distance import MIN_BASELINE, hellinger, pi_soft_nc, pi_soft_ns
+from gradellm_engine.faithfulness.hellinger import MIN_BASELINE, hellinger, pi_soft_nc, pi_soft_ns
+from gradellm_engine.faithfulness.insertion_deletion import flip_auc, top_sets
+from gradellm_engine.faithfulness.keep_probabilities import Retention, retentions, soft_retention
 from gradellm_engine.faithfulness.masks import drawn, kept
-from gradellm_engine.faithfulness.perturbed import Allowance, Changed, ChangedTexts
-from gradellm_engine.faithfulness.plausibility import average_precision, token_f1
-from gradellm_engine.faithfulness.ranking import flip_auc, top_sets
+from gradellm_engine.faithfulness.perturbation_runner import Allowance, Changed, ChangedTexts
+from gradellm_engine.faithfulness.rationale_agreement import average_precision, token_f1
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary, Point
-from gradellm_engine.faithfulness.retention import Retention, retentions, soft_retention
 from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
 from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_intervals
-from gradellm_engine.methods.afterwards import Given
-from gradellm_engine.passes import Target
-from gradellm_engine.prompts import Prompt, Role
+from gradellm_engine.methods.post_hoc import Given
+from gradellm_engine.model.runner import Decoder
+from gradellm_engine.passes.ragged import Target
+from gradellm_engine.tokenization.prompts import Prompt, Role
 
 RANDOM = "random"  # whose name differences are taken from
 BATCHES_A_GROUP = 4  # of changed texts that are made before any of them runs

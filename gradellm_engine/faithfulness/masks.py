@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradellm_engine.draws import stream
-from gradellm_engine.faithfulness.retention import check_pi
+from gradellm_engine.faithfulness.keep_probabilities import check_pi
+from gradellm_engine.utils.rng import stream
 
 
 def uniforms(seed: int, step: int, pis: Sequence[float], num_samples: int, num_tokens: int) -> NDArray[np.float64]:

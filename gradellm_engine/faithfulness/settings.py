@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.faithfulness.curves import PIS
-from gradellm_engine.settings import MAX_SEED, Switches, check_choice
+from gradellm_engine.params import MAX_SEED, Switches, check_choice
 
 MAX_PIS = 99
 MAX_SAMPLES = 1000

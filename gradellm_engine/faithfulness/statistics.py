@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradellm_engine.draws import stream
+from gradellm_engine.utils.rng import stream
 
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)

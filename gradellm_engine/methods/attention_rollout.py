@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention import Attended
-from gradellm_engine.methods.afterwards import Objective, Row, WholeModel, Work
-from gradellm_engine.settings import Switches
-from gradellm_engine.whole_pass import WholePass
+from gradellm_engine.attention.ops import Attended
+from gradellm_engine.methods.post_hoc import Objective, Row, WholeModel, Work
+from gradellm_engine.params import Switches
+from gradellm_engine.passes.full_sequence import WholePass
 
 
 @dataclass(frozen=True)

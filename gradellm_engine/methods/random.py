@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradellm_engine.methods.sampled import SeedSwitches
+from gradellm_engine.methods.sampling_params import SeedSwitches
 
 
 @dataclass(frozen=True)

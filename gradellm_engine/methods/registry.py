@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from gradellm_engine.attribution.attention_weights import Attention
+from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.methods import (
-    attention_rollout,
+from gradellm_engine.methods import attention_rollout, random
+from gradellm_engine.methods.base import Cost, Method, Passes
+from gradellm_engine.methods.gradients import (
     deeplift,
     gradient_shap,
     input_x_gradient,
     integrated_gradients,
     layer_gradient_x_activation,
-    lime,
-    occlusion,
-    random,
-    reagent,
     relevance,
     saliency,
-    value_zeroing,
 )
-from gradellm_engine.methods.attention import Attention
-from gradellm_engine.methods.grad_sam import GradSam
-from gradellm_engine.methods.method import Cost, Method, Passes
-from gradellm_engine.settings import GradEllm
+from gradellm_engine.methods.perturbation import lime, occlusion, reagent, value_zeroing
+from gradellm_engine.params import GradEllm
 
 _ONCE = Passes(((1, ""),))
 _WITHIN_PASS = Cost(_ONCE, _ONCE, of_completion_alone=True)

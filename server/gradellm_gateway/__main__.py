@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gradellm.security import is_local
+from gradellm.transport.credentials import is_local
 
 EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has said why
 EXAMPLES = """\

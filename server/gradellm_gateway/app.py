@@ -29,9 +29,9 @@ from gradellm import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from gradellm.page import shades
-from gradellm.plain import to_plain
-from gradellm.requests import AttributeKeywords, EvaluateKeywords
+from gradellm.explanation.html import shades
+from gradellm.serialization import to_plain
+from gradellm.wire.requests import AttributeKeywords, EvaluateKeywords
 from gradellm_gateway.chat import ChatRequest, Completion, named
 from gradellm_gateway.errors import (
     ModelNotFoundError,

@@ -23,16 +23,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradellm import __version__
-from gradellm.cli import data_set, evaluate, report_error
+from gradellm.cli import evaluate_dataset, report_error
+from gradellm.cli.commands import evaluate
 from gradellm.cli.progress import Progress
 from gradellm.errors import GradellmError
 from gradellm.evaluation import statistics
-from gradellm.evaluation.plan import PRESETS
 from gradellm.evaluation.results_file import ResultsFile
+from gradellm.evaluation.run_results import data_title, read_run
+from gradellm.evaluation.run_spec import PRESETS
 from gradellm.evaluation.runner import Server
-from gradellm.evaluation.runs import data_title, read_run
-from gradellm.processes import require_server_extra
-from gradellm_server import arguments as kinds
+from gradellm.local.processes import require_server_extra
+from gradellm_server import cli_types as kinds
 
 if TYPE_CHECKING:
     from gradellm_ray.evaluator import Evaluator
@@ -147,7 +148,7 @@ def _share(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     evaluate.check_flags(args)
     statistics.require_numpy()
-    asked = data_set.read_asked(args)
+    asked = evaluate_dataset.read_asked(args)
     from gradellm_engine import EngineError
     from gradellm_ray.evaluator import EngineOptions, Evaluator
 
@@ -178,10 +179,10 @@ def _run(args: argparse.Namespace) -> int:
             facts = source.facts(presets)
         except EngineError as error:
             raise GradellmError(str(error)) from error
-        asked = _possible(data_set.for_model(args, asked, facts.info), facts.refusals)
+        asked = _possible(evaluate_dataset.for_model(args, asked, facts.info), facts.refusals)
         with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, facts.info.model)) as kept:
             _evaluate(args, asked, source, kept)
-    return data_set.made(args, [read_run(args.out)], asked.output)
+    return evaluate_dataset.made(args, [read_run(args.out)], asked.output)
 
 
 def _lock_out_others() -> None:
@@ -193,21 +194,23 @@ def _lock_out_others() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _possible(asked: data_set.Asked, refusals: Mapping[str, str]) -> data_set.Asked:
+def _possible(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> evaluate_dataset.Asked:
     """Leave out presets that the model cannot be explained by."""
     methods = dict(asked.plan.methods)
     for name in refusals.keys() & methods.keys():
-        data_set.say(f"{name} is left out: {refusals[name]}")
+        evaluate_dataset.say(f"{name} is left out: {refusals[name]}")
         del methods[name]
     return replace(asked, plan=replace(asked.plan, methods=methods))
 
 
-def _evaluate(args: argparse.Namespace, asked: data_set.Asked, source: Actors | Evaluator, kept: ResultsFile) -> None:
+def _evaluate(
+    args: argparse.Namespace, asked: evaluate_dataset.Asked, source: Actors | Evaluator, kept: ResultsFile
+) -> None:
     """Evaluate what the results file lacks."""
     left = [example for example in asked.examples if example.id not in kept.done]
     standing = Standing(len(asked.examples), len(asked.examples) - len(left))
     if standing.done_before:
-        data_set.say(f"{standing.done_before} of {standing.total} examples are done; the others follow")
+        evaluate_dataset.say(f"{standing.done_before} of {standing.total} examples are done; the others follow")
     progress = Progress(data_title(asked.plan.preset.name))
     try:
         for one, outcome in source.outcomes(asked.plan, left) if left else ():
@@ -219,14 +222,14 @@ def _evaluate(args: argparse.Namespace, asked: data_set.Asked, source: Actors | 
     except BaseException:
         progress.close(standing)
         done = standing.done_before + standing.done_now
-        data_set.say(
+        evaluate_dataset.say(
             f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; those under way are "
             "evaluated anew, for only whole examples are kept; this goes on from there:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise
     progress.close(standing)
-    data_set.tell_failures(kept, standing.total)
+    evaluate_dataset.tell_failures(kept, standing.total)
 
 
 if __name__ == "__main__":

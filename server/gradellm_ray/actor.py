@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which nobody watch
 
 import ray
 
-from gradellm.evaluation.plan import Plan
-from gradellm.evaluation.rows import Example
+from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.run_spec import Plan
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Outcome
 
 MOST_TRIES = 3  # of an example whose actor ended

@@ -1,7 +1,7 @@
 """One engine that evaluates one example after the other, in its own process.
 
-What is asked and what is kept is the SDK's (`gradellm.evaluation.plan`); between the two, messages of the wire contract
-become engine calls and events as in the server, without a wire.
+What is asked and what is kept is the SDK's (`gradellm.evaluation.run_spec`); between the two, messages of the wire
+contract become engine calls and events as in the server, without a wire.
 
 A record depends on its example, the plan, the model, the machine's kind and the number of threads, to the last bit. It
 does not depend on what was evaluated before, nor on how busy the machine is:
@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradellm import calls, responses
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.plan import PLAUSIBILITY, Plan
+from gradellm.evaluation.datasets import Example
 from gradellm.evaluation.report import EvaluationReport
-from gradellm.evaluation.rows import Example
-from gradellm.results import Event, Metric, ServerInfo
+from gradellm.evaluation.run_spec import PLAUSIBILITY, Plan
+from gradellm.models import Event, Metric, ServerInfo
+from gradellm.transport import calls
+from gradellm.wire import responses
 from gradellm_engine import ComputationError, Engine, OutOfMemoryError
 from gradellm_engine import InvalidRequestError as RefusedError
-from gradellm_engine.quantization import Quantization
-from gradellm_engine.stream import Stream
-from gradellm_server import translate
+from gradellm_engine.core.request import Stream
+from gradellm_engine.model.quantization import Quantization
+from gradellm_server.rpc import conversion
 
 METHOD_BYTES = 2**32
 
@@ -104,10 +105,10 @@ class Evaluator:
         for name in presets:
             call = calls.attribute("a", {"completion": "a", "attribution": name})  # type: ignore[typeddict-item]
             try:
-                translate.STREAMS["Attribute"][1](call.request, self._engine)
+                conversion.STREAMS["Attribute"][1](call.request, self._engine)
             except RefusedError as error:
                 refusals[name] = str(error)
-        return Facts(responses.server_info(translate.server_info(self._engine, {})), refusals)
+        return Facts(responses.server_info(conversion.server_info(self._engine, {})), refusals)
 
     def outcomes(self, plan: Plan, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
         """Evaluate examples; each one's id, and what came of it."""
@@ -131,7 +132,7 @@ class Evaluator:
         prompt, keywords = plan.request(example, without=without)
         start: Callable[..., Stream]
         kind: Any
-        _, start, kind = translate.STREAMS["Evaluate"]
+        _, start, kind = conversion.STREAMS["Evaluate"]
         stream = start(calls.evaluate(prompt, keywords).request, self._engine, owner=example.id)
         if stream.allowance is None:
             raise ValueError("an evaluation has an allowance")
@@ -143,7 +144,7 @@ class Evaluator:
                 for _ in scheduler.tick():
                     pass
                 told = (
-                    answer for event in stream.take_events() for answer in translate.answers(kind, self._engine, event)
+                    answer for event in stream.take_events() for answer in conversion.answers(kind, self._engine, event)
                 )
                 events += [event for event in map(responses.event, told) if event is not None]
         finally:

@@ -21,8 +21,8 @@ import ray.data
 import ray.exceptions
 
 from gradellm.errors import UnavailableError
-from gradellm.evaluation.plan import Plan
-from gradellm.evaluation.rows import Example
+from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.run_spec import Plan
 from gradellm_engine import EngineError
 from gradellm_ray.actor import EngineActor, Tries, packed, unpacked
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Facts, Outcome

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gradellm._version import __version__
 from gradellm_engine.errors import ModelLoadError
-from gradellm_server import arguments, debugging, faults, logs, native_stderr, preflight, tracing
-from gradellm_server.calls import Watcher
-from gradellm_server.logs import say
-from gradellm_server.reloading import SecurityFileError
-from gradellm_server.request_log import RequestLog
+from gradellm_server import cli_types, fault_injection, native_stderr, preflight
+from gradellm_server.auth.file_watcher import SecurityFileError
+from gradellm_server.observability import debugging, logging_setup, tracing
+from gradellm_server.observability.access_log import RequestLog
+from gradellm_server.observability.call import Watcher
+from gradellm_server.observability.logging_setup import say
 from gradellm_server.settings import ListenError, ServerSettings
 
 if TYPE_CHECKING:  # to import them takes seconds
@@ -49,7 +50,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = parser().parse_args(argv)
-    logs.configure(options.log_format, options.log_level)
+    logging_setup.configure(options.log_format, options.log_level)
     if options.log_format == "json":
         os.environ["TQDM_DISABLE"] = "1"  # libraries' progress bars are no JSON
     if options.debug:
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reader_timeout_seconds=options.reader_timeout,
             stall_seconds=options.stall_seconds,
         )
-        faults.arm_from(os.environ.get(faults.VARIABLE), allowed=options.allow_faults)
+        fault_injection.arm_from(os.environ.get(fault_injection.VARIABLE), allowed=options.allow_faults)
         preflight.check(
             settings,
             preflight.Hosted(
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         spans = tracing.exporting(options.otlp_endpoint, __version__) if options.otlp_endpoint else None
         return asyncio.run(_serve(options, settings, spans))
-    except (ListenError, SecurityFileError, ModelLoadError, tracing.TracingError, faults.FaultError) as error:
+    except (ListenError, SecurityFileError, ModelLoadError, tracing.TracingError, fault_injection.FaultError) as error:
         return _fail(str(error))
 
 
@@ -128,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         help="share the model out over the ranks of a group, which torchrun starts; the first one serves",
     )
     model.add_argument(
-        "--threads", type=arguments.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
+        "--threads", type=cli_types.count, metavar="N", help="CPU threads (default: one for each core that it may use)"
     )
     model.add_argument(
         "--eager",
@@ -143,18 +144,18 @@ def parser() -> argparse.ArgumentParser:
     )
     limits = made.add_argument_group("limits")
     limits.add_argument(
-        "--max-context-tokens", type=arguments.count, metavar="N", help="less than the model's own context"
+        "--max-context-tokens", type=cli_types.count, metavar="N", help="less than the model's own context"
     )
     limits.add_argument(
         "--max-new-tokens",
-        type=arguments.count,
+        type=cli_types.count,
         default=4096,
         metavar="N",
         help="tokens of a completion at most (default: 4096)",
     )
     limits.add_argument(
         "--max-running",
-        type=arguments.count,
+        type=cli_types.count,
         default=16,
         metavar="N",
         help="requests that run at the same time (default: 16)",
@@ -164,26 +165,26 @@ def parser() -> argparse.ArgumentParser:
     )
     limits.add_argument(
         "--max-queued-tokens",
-        type=arguments.count,
+        type=cli_types.count,
         default=262144,
         metavar="N",
         help="tokens of all requests that wait, with their completions at their longest (default: 262144)",
     )
     limits.add_argument(
         "--kv-memory",
-        type=arguments.size,
+        type=cli_types.size,
         metavar="SIZE",
         help="memory for keys and values, such as 8GiB (default: half of what is free once the model is loaded)",
     )
     limits.add_argument(
         "--method-memory",
-        type=arguments.size,
+        type=cli_types.size,
         metavar="SIZE",
         help="memory for methods that look at whole completions (default: half of what is free beside the rest)",
     )
     limits.add_argument(
         "--max-message-bytes",
-        type=arguments.count,
+        type=cli_types.count,
         default=4 * 2**20,
         metavar="N",
         help="bytes of a request (default: 4 MiB)",
@@ -212,14 +213,14 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument("--insecure", action="store_true", help="allow plain text on an address that others can reach")
     network.add_argument(
         "--grace-seconds",
-        type=arguments.seconds,
+        type=cli_types.seconds,
         default=10.0,
         metavar="S",
         help="when told to stop, finish running calls for so long, then exit (default: 10)",
     )
     network.add_argument(
         "--reader-timeout",
-        type=arguments.seconds,
+        type=cli_types.seconds,
         default=60.0,
         metavar="S",
         help="end a stream that its client has not read for so long (default: 60)",
@@ -239,11 +240,13 @@ def parser() -> argparse.ArgumentParser:
     eyes.add_argument(
         "--otlp-endpoint", metavar="URL", help="send a span a call to this OpenTelemetry collector, by OTLP over gRPC"
     )
-    eyes.add_argument("--log-format", default="text", choices=logs.FORMATS, help="of lines and records (default: text)")
+    eyes.add_argument(
+        "--log-format", default="text", choices=logging_setup.FORMATS, help="of lines and records (default: text)"
+    )
     eyes.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     eyes.add_argument(
         "--stall-seconds",
-        type=arguments.seconds,
+        type=cli_types.seconds,
         default=120.0,
         metavar="S",
         help="not live when one pass of the model takes longer; more than the longest that your machine needs for "
@@ -257,7 +260,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--exit-with-stdin", action="store_true", help="stop when standard input ends (for a parent process)"
     )
-    made.add_argument("--allow-faults", action="store_true", help=argparse.SUPPRESS)  # see gradellm_server.faults
+    made.add_argument(
+        "--allow-faults", action="store_true", help=argparse.SUPPRESS
+    )  # see gradellm_server.fault_injection
     return made
 
 

@@ -1,9 +1,10 @@
 """The one thread that runs the model, and the bounded queue before it.
 
 A call hands over its request. It is read and checked at once, whatever else runs, by a thread beside this one
-(`gradellm_server.reading`), which answers it (a single answer) or hands on the stream that it is. Between two passes of
-the model the engine thread gives what has come to the engine's scheduler, drops what was cancelled and hands every
-stream's news to its reader. A stream whose reader has fallen behind does not get its turn, and after a while ends.
+(`gradellm_server.rpc.request_reader`), which answers it (a single answer) or hands on the stream that it is. Between
+two passes of the model the engine thread gives what has come to the engine's scheduler, drops what was cancelled and
+hands every stream's news to its reader. A stream whose reader has fallen behind does not get its turn, and after a
+while ends.
 
 The thread's heartbeat is the moment at which it last was between two passes, or waited for something to do. When it
 ends unasked, by whatever error, every stream ends with EngineFailedError, and nothing more is taken.
@@ -20,9 +21,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
 from gradellm_engine import Engine, Event, GroupLostError, Stream
-from gradellm_server import faults
-from gradellm_server.reading import NotWantedError, ReadingThreads
-from gradellm_server.retry import ComeBack, endings, seconds_until_room
+from gradellm_server import fault_injection
+from gradellm_server.retry_after import ComeBack, endings, seconds_until_room
+from gradellm_server.rpc.request_reader import NotWantedError, ReadingThreads
 
 Answer = TypeVar("Answer")
 Read = Callable[[Engine], Stream | Answer]  # a request to a stream, or to its only answer
@@ -122,8 +123,8 @@ class Job(Generic[Answer]):
             if self._num_posted - self._num_read == UNREAD_BATCHES - 1:
                 self._owner.wake()  # the stream may have been waiting for its reader
             for answer in item:
-                if faults.ARMED:
-                    faults.hit("client", self)
+                if fault_injection.ARMED:
+                    fault_injection.hit("client", self)
                 yield answer
 
     def cancel(self) -> None:
@@ -389,8 +390,8 @@ class EngineThread:
         while self._wait():
             self._take_in()
             try:
-                if faults.ARMED:
-                    faults.hit("engine")
+                if fault_injection.ARMED:
+                    fault_injection.hit("engine")
                 for _ in self._scheduler.tick(self._has_turn):
                     self._between_passes()
             except GroupLostError:
@@ -453,8 +454,8 @@ class EngineThread:
 
     def _read_stream(self, job: Job[object]) -> Stream | None:
         """The request's stream, if it is one, with what it tells first; a single answer is given here."""
-        if faults.ARMED:
-            faults.hit("tokenizer", job)
+        if fault_injection.ARMED:
+            fault_injection.hit("tokenizer", job)
         answer = job.read(self._engine)
         if not isinstance(answer, Stream):
             job.post([answer])
@@ -529,5 +530,5 @@ class EngineThread:
 
 def _meet_pass(streams: Sequence[Stream]) -> None:
     """Before each pass of the model."""
-    if faults.ARMED:
-        faults.hit("pass", streams)
+    if fault_injection.ARMED:
+        fault_injection.hit("pass", streams)

@@ -23,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gradellm_server.addresses import check_free
 from gradellm_server.engine_thread import EngineFailedError, EngineThread
-from gradellm_server.receiving import Receiving
+from gradellm_server.rpc.receive_deadline import Receiving
 from gradellm_server.settings import ListenError
 
 READY, LIVE = "ready", "live"

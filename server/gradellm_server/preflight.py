@@ -11,12 +11,12 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradellm_engine.checkpoint import check_checkpoint, check_context
 from gradellm_engine.errors import ModelLoadError
+from gradellm_engine.model.checkpoint_check import check_checkpoint, check_context
 from gradellm_server.addresses import resolve
+from gradellm_server.auth.tls import TlsFiles
+from gradellm_server.auth.tokens import read_clients
 from gradellm_server.settings import ListenError, ServerSettings, split_address
-from gradellm_server.tls import TlsFiles
-from gradellm_server.tokens import read_clients
 
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}  # by how weights are kept
 

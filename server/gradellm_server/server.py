@@ -13,19 +13,19 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gradellm_engine import Engine
-from gradellm_server import translate
 from gradellm_server.addresses import UNIX, UnixSocket, bind_error, check_free
-from gradellm_server.calls import Watcher, Watchers
-from gradellm_server.debugging import CHANNELZ_NAME, add_channelz
+from gradellm_server.auth.tls import TlsFiles, server_credentials
 from gradellm_server.engine_thread import EngineThread, ShuttingDownError
-from gradellm_server.gate import Gate
 from gradellm_server.health import Health
-from gradellm_server.metrics import Metrics
-from gradellm_server.metrics_port import MetricsPort
-from gradellm_server.receiving import Receiving
-from gradellm_server.service import ExplainerService
+from gradellm_server.observability.call import Watcher, Watchers
+from gradellm_server.observability.debugging import CHANNELZ_NAME, add_channelz
+from gradellm_server.observability.metrics import Metrics
+from gradellm_server.observability.metrics_server import MetricsPort
+from gradellm_server.rpc import conversion
+from gradellm_server.rpc.auth_interceptor import Gate
+from gradellm_server.rpc.receive_deadline import Receiving
+from gradellm_server.rpc.service import ExplainerService
 from gradellm_server.settings import ListenError, ServerSettings
-from gradellm_server.tls import TlsFiles, server_credentials
 from gradellm_server.warm_up import warm_up
 
 LOOK_SECONDS = 0.02  # at how many calls are left
@@ -86,7 +86,7 @@ class Server:
             raise ListenError(f"cannot listen on {settings.listen}: {bind_error(settings.listen)}") from error
         self._thread: EngineThread | None = None
         self._began = time.monotonic()
-        self._health = Health(translate.SERVICE_NAME, stall_seconds=settings.stall_seconds)
+        self._health = Health(conversion.SERVICE_NAME, stall_seconds=settings.stall_seconds)
         self._is_announced = False
         self._metrics_port = self._bind_metrics(settings)
 
@@ -158,7 +158,7 @@ class Server:
         )
         self._server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
-        names = [translate.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        names = [conversion.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if settings.debug:
             add_channelz(self._server)
             names.append(CHANNELZ_NAME)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Event, PromptInput, Sampling, Stream
-from gradellm_engine.stream import DEFAULT_CHUNK_SIZE
+from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_server.engine_thread import EngineThread, Job
 
 PROMPT = "A"

@@ -25,14 +25,14 @@ COMMANDS = {
     "gradellm": "gradellm.cli",
     "gradellm serve": "gradellm_server.__main__",
     "gradellm gateway": "gradellm_gateway.__main__",
-    "gradellm token": "gradellm_server.tokens",
-    "gradellm bench": "gradellm_engine.bench.__main__",
+    "gradellm token": "gradellm_server.auth.tokens",
+    "gradellm bench": "gradellm_bench.__main__",
     "python -m gradellm_ray": "gradellm_ray.__main__",
 }
 # What the SDK's calls take as **keywords.
 KEYWORDS = {
-    "gradellm.requests": ("AttributeKeywords", "EvaluateKeywords", "GenerateKeywords", "TokenizeKeywords"),
-    "gradellm.local": ("LocalServerKeywords",),
+    "gradellm.wire.requests": ("AttributeKeywords", "EvaluateKeywords", "GenerateKeywords", "TokenizeKeywords"),
+    "gradellm.local.server": ("LocalServerKeywords",),
 }
 SUBCOMMANDS = ("demo", "explain", "attribute", "evaluate", "verify", "info", "completion")
 HELP_WIDTH = "100"
@@ -162,7 +162,7 @@ def help_texts() -> str:
 
 def metrics() -> str:
     """Every metric's name, type and labels."""
-    page: str = importlib.import_module("gradellm_server.metrics_docs").text()
+    page: str = importlib.import_module("write_metrics").text()
     rows = (line.split(" | ") for line in page.splitlines() if line.startswith("| `"))
     return "".join(f"{name.strip('|` ')} {kind} ({labels})\n" for name, kind, labels, *_ in rows)
 

@@ -12,20 +12,20 @@ from random import Random
 import pytest
 import torch
 
-from gradellm_engine.bench import subject as subject_module
-from gradellm_engine.bench.__main__ import main
-from gradellm_engine.bench.bandwidth import read_bandwidth
-from gradellm_engine.bench.latency import Latency, latencies
-from gradellm_engine.bench.load import admission, memory, reuse, throughputs
-from gradellm_engine.bench.recompute import recomputed_step
-from gradellm_engine.bench.report import latency_table
-from gradellm_engine.bench.subject import Subject, checkpoint_subject, random_subject
-from gradellm_engine.bench.timeline import Stopwatch, Timeline
-from gradellm_engine.bench.ways import WAYS, Way, decode_in_turns
+from gradellm_bench import models as subject_module
+from gradellm_bench.__main__ import main
+from gradellm_bench.backends import WAYS, Way, decode_in_turns
+from gradellm_bench.bandwidth import read_bandwidth
+from gradellm_bench.full_prefix_baseline import recomputed_step
+from gradellm_bench.latency import Latency, latencies
+from gradellm_bench.models import Subject, checkpoint_subject, random_subject
+from gradellm_bench.report import latency_table
+from gradellm_bench.throughput import admission, memory, reuse, throughputs
+from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.demo_model import CHECKPOINT
-from gradellm_engine.prompts import PromptInput
-from gradellm_engine.settings import AttributionSettings, Sampling, Sources
-from oracle import relative_error
+from gradellm_engine.params import AttributionSettings, Sampling, Sources
+from gradellm_engine.tokenization.prompts import PromptInput
+from support.oracle import relative_error
 
 TINY = {
     "vocab_size": 100,
@@ -71,7 +71,7 @@ def test_standard_error_stays_empty() -> None:
         (["--model", str(CHECKPOINT), *measure], 0, ""),
         (["--model", "/nowhere", *measure], 2, "error: there is no folder '/nowhere'"),
     ):
-        command = [sys.executable, "-m", "gradellm_engine.bench", *arguments]
+        command = [sys.executable, "-m", "gradellm_bench", *arguments]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == status
         assert run.stderr.startswith(said)
@@ -135,7 +135,7 @@ def test_a_timelines_figures() -> None:
 
 def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 3.0, 10.0, 14.0])
-    monkeypatch.setattr("gradellm_engine.bench.timeline.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("gradellm_bench.timeline.time.perf_counter", lambda: next(now))
     watch = Stopwatch()
     watch.stop()
     assert watch() == 3.0

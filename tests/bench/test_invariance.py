@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gradellm_engine.bench.invariance import main
+from gradellm_bench.invariance import main
 
 
 def test_it_tells_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

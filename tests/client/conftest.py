@@ -200,4 +200,4 @@ def server_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__main__.py").write_text(_SERVER_MODULE)
     client = Path(next(iter(gradellm.__path__))).parent
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{client}")
-    monkeypatch.setattr("gradellm.processes._PACKAGES", ())
+    monkeypatch.setattr("gradellm.local.processes._PACKAGES", ())

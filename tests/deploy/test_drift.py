@@ -32,12 +32,12 @@ from gradellm.cli import _parser as cli_parser
 from gradellm_gateway.__main__ import _parser as gateway_parser
 from gradellm_server.__main__ import _health_listen, _metrics_listen
 from gradellm_server.__main__ import parser as server_parser
+from gradellm_server.auth.tokens import parser as token_parser
 from gradellm_server.health import LIVE, READY
+from gradellm_server.rpc.conversion import SERVICE_NAME
 from gradellm_server.server import TELL_SECONDS
 from gradellm_server.settings import ServerSettings, split_address
-from gradellm_server.tokens import parser as token_parser
-from gradellm_server.translate import SERVICE_NAME
-from server.test_monitoring import NAME, sample_names
+from server.observability.test_monitoring import NAME, sample_names
 
 yaml = pytest.importorskip("yaml")
 MARGIN_SECONDS = 5.0  # for the engine's thread and Python to end in, beside what the code counts

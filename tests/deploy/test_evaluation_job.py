@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from client.cli.test_evaluate import numbers, write
 from client.evaluation.fake_evaluator import FakeEvaluator
-from client.test_cli_evaluate import numbers, write
 from deploy.manifests import Resource, built, of_kind
 from gradellm.cli import main
 

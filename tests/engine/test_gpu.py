@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling
-from gradellm_engine.families import FAMILIES
-from gradellm_engine.recorded import CudaRecorder
-from gradellm_engine.settings import Loosening, Magnitude, Rectify, Rotary, Similarity
-from oracle import relative_error
-from streams import Told, run, scheduler_of
-from tiny_models import save_random_model
+from gradellm_engine.compilation.cuda_graphs import CudaRecorder
+from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
+from support.oracle import relative_error
+from support.scheduler_harness import Told, run, scheduler_of
+from support.tiny_models import save_random_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -21,11 +21,11 @@ from gradellm_engine import (
     Role,
     Sampling,
     Sources,
-    linear_kernels,
 )
-from oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
-from streams import run, scheduler_of
-from tiny_models import save_random_model
+from gradellm_engine.layers import gemm
+from support.oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
+from support.scheduler_harness import run, scheduler_of
+from support.tiny_models import save_random_model
 
 MODELS = ["llama", "mistral", "demo", "stories260K"]
 PRESETS = ["paper", "unloosened", "grad_eclip", "knockout"]
@@ -120,7 +120,7 @@ def test_linear_layers_by_every_kernel_equal_the_oracle(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str, kernel: str
 ) -> None:
     for name in ("STRETCHED", "ONEDNN"):  # these models have no layer so large
-        monkeypatch.setattr(linear_kernels, f"MIN_{name}_WEIGHTS", 0 if name == kernel else 2**30)
+        monkeypatch.setattr(gemm, f"MIN_{name}_WEIGHTS", 0 if name == kernel else 2**30)
     subject = Case(model_path(model))
     errors = {}
     for preset in PRESETS:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from browser import browser
 from gateway.conftest import running
 from gradellm import Explanation
 from gradellm_engine import Engine
 from gradellm_engine.demo_model import CHECKPOINT
-from gradellm_engine.demo_model.sentiment import SYSTEM_PROMPT
+from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
+from support.browser import browser
 
 __all__ = ["browser"]
 

@@ -18,13 +18,13 @@ import pytest
 
 from gateway.conftest import running
 from gradellm import Client, Event, Explanation
-from gradellm.results import Alternative, Token
+from gradellm.models import Alternative, Token
 from gradellm_gateway.__main__ import main
 from gradellm_gateway.app import MAX_BODY_BYTES
 from gradellm_gateway.chat import ChatRequest, Completion
-from gradellm_server.tokens import entry, make_token
-from http_proxy import FakeProxy, proxy
+from gradellm_server.auth.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
+from support.http_proxy import FakeProxy, proxy
 
 __all__ = ["proxy"]
 

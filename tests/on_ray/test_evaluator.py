@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from client.test_cli_evaluate import write
+from client.cli.test_evaluate import write
 from gradellm.cli import main as cli
-from gradellm.evaluation.plan import PRESETS, Plan
+from gradellm.evaluation.datasets import Example, load_rows
 from gradellm.evaluation.presets import PRESETS as DATA_PRESETS
 from gradellm.evaluation.presets import custom_preset
 from gradellm.evaluation.results_file import read_results
-from gradellm.evaluation.rows import Example, load_rows
-from gradellm_engine import Engine, scheduler
+from gradellm.evaluation.run_spec import PRESETS, Plan
+from gradellm_engine import Engine
+from gradellm_engine.core import scheduler
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Outcome
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer

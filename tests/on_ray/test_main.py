@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.test_cli_evaluate import write
+from client.cli.test_evaluate import write
 from gradellm.cli import main as cli
 from gradellm_ray.__main__ import main
 from trials.on_ray import engines

@@ -14,7 +14,7 @@ import pytest
 
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine import Engine
-from gradellm_server.calls import Watcher
+from gradellm_server.observability.call import Watcher
 from gradellm_server.server import Server
 from gradellm_server.settings import ServerSettings
 

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from gradellm_engine import Engine, Event, Finished, PromptInput, Sampling, Step, Stream
-from gradellm_engine.passes import Part
+from gradellm_engine.passes.ragged import Part
 from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
 Answers = Job[Event]

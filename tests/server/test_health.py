@@ -15,15 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
-from gradellm_server import faults, server, translate
+from gradellm_server import fault_injection, server
 from gradellm_server.health import Health
+from gradellm_server.rpc import conversion
 from gradellm_server.settings import ListenError, ServerSettings
 from gradellm_server.warm_up import warm_up
 from server.conftest import RunningServer, Serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-READY = ("", translate.SERVICE_NAME, "ready")
+READY = ("", conversion.SERVICE_NAME, "ready")
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
 
 
@@ -50,7 +51,7 @@ def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 @pytest.fixture(autouse=True)
 def _disarmed() -> Iterator[None]:
     yield
-    assert not faults.ARMED
+    assert not fault_injection.ARMED
 
 
 def test_a_server_that_serves_is_ready_and_live(server: RunningServer) -> None:
@@ -129,7 +130,7 @@ def test_a_killed_engine_ends_all_streams_and_is_told_within_two_seconds(serving
     with serving(max_running=2) as running:
         calls = [running.stub.Generate(LONG) for _ in range(3)]  # two run, one waits
         next(calls[0])
-        with faults.armed("engine", faults.kill, times=1):
+        with fault_injection.armed("engine", fault_injection.kill, times=1):
             killed = time.monotonic()
             for call in calls:
                 code, message = code_of(call)
@@ -146,7 +147,7 @@ def test_a_wedged_engine_is_told_and_a_recovered_one_too(serving: Serving) -> No
     with serving(stall_seconds=0.6) as running:
         call = running.stub.Generate(LONG)
         next(call)
-        with faults.armed("pass", faults.stalling(3.0), times=1):
+        with fault_injection.armed("pass", fault_injection.stalling(3.0), times=1):
             code, message = code_of(call)
             assert code is grpc.StatusCode.UNAVAILABLE
             assert "does not come back" in message
@@ -158,7 +159,7 @@ def test_a_wedged_engine_is_told_and_a_recovered_one_too(serving: Serving) -> No
 
 
 def test_a_busy_engine_stays_live_even_in_a_pass_that_is_long(serving: Serving) -> None:
-    with serving(stall_seconds=2.0) as running, faults.armed("pass", faults.stalling(0.8), times=3):
+    with serving(stall_seconds=2.0) as running, fault_injection.armed("pass", fault_injection.stalling(0.8), times=3):
         call = running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=3))
         until = time.monotonic() + 2
         while time.monotonic() < until:
@@ -182,7 +183,7 @@ def test_time_in_which_the_watcher_did_not_run_is_not_the_engines(serving: Servi
     with serving(stall_seconds=1.0) as running:
         stream = running.stub.Generate(LONG)
         next(stream)
-        with faults.armed("pass", faults.stalling(1.5), times=1) as fault:
+        with fault_injection.armed("pass", fault_injection.stalling(1.5), times=1) as fault:
             while not fault.num_hits:
                 time.sleep(0.01)
             freeze(running, 1.3)

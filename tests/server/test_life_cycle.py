@@ -18,9 +18,9 @@ from gradellm import Client, DeadlineExceededError, OverloadedError, Unavailable
 from gradellm.errors import InvalidRequestError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS
-from gradellm_server import faults
+from gradellm_server import fault_injection
 from server.conftest import RunningServer, Serving
-from server.test_leaving import until
+from server.test_disconnects import until
 from server.test_process import serving as process_serving
 
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
@@ -81,7 +81,7 @@ def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None
 
 
 def test_the_retry_delay_is_about_how_long_it_takes(serving: Serving) -> None:
-    with serving(max_running=1, max_queued=0) as small, faults.armed("pass", faults.stalling(0.02)):
+    with serving(max_running=1, max_queued=0) as small, fault_injection.armed("pass", fault_injection.stalling(0.02)):
         began = time.monotonic()
         first = small.stub.Generate(LONG)
         for _ in range(60):
@@ -104,7 +104,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(serving: Serving) -> 
         next(calls[0])
         until(lambda: running.server.engine_thread.num_placed == 6)
         stopping = threading.Thread(target=lambda: running.run(running.server.stop(60)))
-        with faults.armed("pass", faults.stalling(0.005)):
+        with fault_injection.armed("pass", fault_injection.stalling(0.005)):
             stopping.start()
             time.sleep(0.1)
             code, seconds = refused(running)
@@ -120,7 +120,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(serving: Serving) -> 
 
 
 def test_what_does_not_finish_in_time_is_told_and_the_server_ends_in_time(serving: Serving) -> None:
-    with serving() as running, faults.armed("pass", faults.stalling(0.05)):
+    with serving() as running, fault_injection.armed("pass", fault_injection.stalling(0.05)):
         call = running.stub.Generate(LONG)
         next(call)
         began = time.monotonic()
@@ -159,7 +159,7 @@ def test_a_server_that_is_stopped_twice_is_stopped(serving: Serving) -> None:
 
 def test_a_process_that_was_stopped_goes_on_with_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP for longer than a pass may take, in the midst of one."""
-    monkeypatch.setenv(faults.VARIABLE, "tokenizer=stall:3@30")
+    monkeypatch.setenv(fault_injection.VARIABLE, "tokenizer=stall:3@30")
     with (
         process_serving("--allow-faults", "--stall-seconds", "2", "--reader-timeout", "2") as (process, address),
         Client(address, retry=None) as client,

@@ -14,7 +14,7 @@ import pytest
 
 from gradellm import Client, UnavailableError
 from gradellm_server.health import LIVE, READY
-from ranks import start_ranks
+from support.rank_programs import start_ranks
 from trials.serving import SERVING, Served, free_port
 
 PROMPT = "Once upon a time"

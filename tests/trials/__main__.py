@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trials import findings, trials
+from trials import report, trials
 
 DOCS = Path(__file__).parents[2] / "docs"
 TITLES = {
@@ -81,7 +81,7 @@ def rows(name: str, trial: dict[str, Any]) -> str:
     """One trial, as Markdown."""
     scale = "" if trial["scale"] == 1 or name == "soak" else f", at {trial['scale']:g} of the size"
     caption = f"{trial['at']}, {trial['machine']}, {trial['seconds']} s{scale}."
-    return findings.table(TITLES[name], caption, trial["findings"])
+    return report.table(TITLES[name], caption, trial["findings"])
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ import psutil
 import torch
 
 from gradellm import AsyncClient, GradellmError
-from gradellm_engine.bench.subject import SHAPES, random_llama
-from trials.findings import Finding, percentile, table
+from gradellm_bench.models import SHAPES, random_llama
+from trials.report import Finding, percentile, table
 from trials.serving import SERVING, Served, free_port, load, result
 
 DOCS = Path(__file__).parents[2] / "docs"

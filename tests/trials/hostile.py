@@ -16,10 +16,10 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-import hostile as requests
 from gradellm_engine import Engine, EngineError
-from gradellm_server import translate
-from trials.findings import Finding, percentile
+from gradellm_server.rpc import conversion
+from support import hostile as requests
+from trials.report import Finding, percentile
 from trials.serving import SERVING, load, result, served
 
 LEAST_SECONDS, SECONDS_A_KB, MOST_SECONDS = 0.050, 0.001, 2.0
@@ -93,18 +93,18 @@ def _cost(engine: Engine, its: requests.Hostile) -> tuple[float, int, str]:
     """Processor time of one request, its size, and what became of it."""
     payload = its.request.SerializeToString()
     work: dict[str, tuple[type[Message], Callable[..., Any]]] = {
-        **{name: (kind, read) for name, (kind, read, _) in translate.STREAMS.items()},
-        **translate.SINGLES,
+        **{name: (kind, read) for name, (kind, read, _) in conversion.STREAMS.items()},
+        **conversion.SINGLES,
     }
     kind, read = work[its.call]
     began = time.process_time()
     try:
-        stream = read(translate.parse(kind, payload), engine)
+        stream = read(conversion.parse(kind, payload), engine)
         said = "taken"
     except EngineError as error:
         stream, said = None, f"refused: {error}"[:120]
     seconds = time.process_time() - began
-    if stream is not None and its.call in translate.STREAMS:
+    if stream is not None and its.call in conversion.STREAMS:
         stream.close()
     return seconds, len(payload), f"{its.kind}, {said}" if stream is not None else said
 

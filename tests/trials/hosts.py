@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gradellm import Explanation
-from trials.comparing import compared, unchanged
-from trials.findings import Finding
+from trials.diff import compared, unchanged
 from trials.network import ENVIRONMENT, Host, Network, why_not
+from trials.report import Finding
 from trials.serving import START_SECONDS, served
 from trials.streams import Call, read
 

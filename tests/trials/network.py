@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from name_server import NameServer
+from support.dns_server import NameServer
 
 Result = TypeVar("Result")
 

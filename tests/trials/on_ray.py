@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from trials.findings import Finding
+from trials.report import Finding
 
 RUN_SECONDS = 900.0
 ASKED = (
@@ -27,7 +27,14 @@ def ray(scale: float) -> list[Finding]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "sentiment.jsonl"
-        held_out = [sys.executable, "-m", "gradellm_engine.demo_model.held_out", "sentiment", "--count", str(count)]
+        held_out = [
+            sys.executable,
+            "-m",
+            "gradellm_engine.demo_model.training.held_out",
+            "sentiment",
+            "--count",
+            str(count),
+        ]
         data.write_bytes(subprocess.run(held_out, check=True, capture_output=True).stdout)
         seconds = {
             "one": evaluated(data, folder / "one", actors=0),

@@ -80,9 +80,9 @@ def _is_ready(its: Served) -> bool:
 
 @contextmanager
 def played(count: int, num_scores: int, pause: float) -> Iterator[str]:
-    """A server without a model, see `trials.playing`; its address."""
+    """A server without a model, see `trials.fake_server`; its address."""
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "trials.playing", address, str(count), str(num_scores), str(pause)]
+    command = [sys.executable, "-m", "trials.fake_server", address, str(count), str(num_scores), str(pause)]
     process = subprocess.Popen(command)
     try:
         with grpc.insecure_channel(address) as channel:
@@ -96,7 +96,7 @@ def played(count: int, num_scores: int, pause: float) -> Iterator[str]:
 @contextmanager
 def load(kind: str, address: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
     """A load generator as a process of its own; read its end with `result`."""
-    command = [sys.executable, "-m", "trials.load", kind, address, json.dumps(how)]
+    command = [sys.executable, "-m", "trials.load_generator", kind, address, json.dumps(how)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradellm import AsyncClient, Event, Explanation, GradellmError
-from gradellm.files import read_jsonl, write_jsonl
+from gradellm.explanation.io import read_jsonl, write_jsonl
 
 CALL_SECONDS = 180.0
 

@@ -19,19 +19,19 @@ from typing import Any
 import grpc
 import psutil
 
-import fuzzing
 from gradellm import AsyncClient, Client, Explanation, GradellmError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
-from gradellm_server.faults import VARIABLE
+from gradellm_server.fault_injection import VARIABLE
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from trials.comparing import TIE, Compared, compared, unchanged
-from trials.findings import Finding, percentile
+from support import fuzzing
+from trials.diff import TIE, Compared, compared, unchanged
 from trials.hostile import hostile as hostile
 from trials.hostile import reading as reading
 from trials.hosts import hosts as hosts
 from trials.on_ray import ray as ray
+from trials.report import Finding, percentile
 from trials.serving import SERVING, free_port, load, played, result, served
 
 MIB = 2**20

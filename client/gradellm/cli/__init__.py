@@ -14,7 +14,19 @@ import sys
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
-from gradellm.cli import attribute, bench, completion, demo, evaluate, explain, gateway, info, serve, token, verify
+from gradellm.cli.commands import (
+    attribute,
+    bench,
+    completion,
+    demo,
+    evaluate,
+    explain,
+    gateway,
+    info,
+    serve,
+    token,
+    verify,
+)
 from gradellm.errors import (
     DeadlineExceededError,
     GradellmError,
@@ -25,9 +37,9 @@ from gradellm.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from gradellm.evaluation.datasets import DataError
 from gradellm.evaluation.results_file import ResultsFileError
-from gradellm.evaluation.rows import DataError
-from gradellm.terminal import visible
+from gradellm.rendering.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from gradellm.cli import options
 from gradellm.errors import GradellmError, InvalidRequestError
-from gradellm.evaluation.rows import DataError
-from gradellm.plain import MalformedError, from_json
-from gradellm.terminal import visible
+from gradellm.evaluation.datasets import DataError
+from gradellm.rendering.terminal import visible
+from gradellm.serialization import MalformedError, from_json
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
     from gradellm.client import Client
-    from gradellm.explanation import Explanation
+    from gradellm.explanation.explanation import Explanation
 
     Check = Callable[[Any, dict[str, Any]], object]
 

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from gradellm import results
+from gradellm import models
 from gradellm.client import Client
 from gradellm.errors import GradellmError, InvalidRequestError, UnavailableError
-from gradellm.requests import AttributionKeywords
-from gradellm.retrying import Retry
-from gradellm.security import Tls
-from gradellm.terminal import ColorMode, Style, Theme, visible
+from gradellm.rendering.terminal import ColorMode, Style, Theme, visible
+from gradellm.transport.credentials import Tls
+from gradellm.transport.retry import Retry
+from gradellm.wire.requests import AttributionKeywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -263,19 +263,19 @@ def _segment(text: str) -> tuple[str, tuple[int, ...]]:
 
 # --- attribution ----------------------------------------------------------------------------------------------------
 
-_PRESETS = (*get_args(results.Preset), "none")
+_PRESETS = (*get_args(models.Preset), "none")
 _SWITCHES: dict[str, tuple[Any, str]] = {
-    "loosening": (results.Loosening, "how attention's token weights enter"),
-    "similarity": (results.Similarity, "how query and key are compared"),
-    "rotary": (results.Rotary, "query and key after or before the rotary embedding"),
-    "rectify": (results.Rectify, "where negative contributions are cut off"),
-    "magnitude": (results.Magnitude, "how heads and channels are combined"),
-    "normalise_over": (results.NormaliseOver, "the tokens over which token weights are normalised"),
-    "objective": (results.Objective, "what of the target is followed; logit by default"),
-    "aggregation": (results.Aggregation, "how a token's channels become one score; norm by default"),
-    "sources": (results.Sources, "score the prompt (the default), or the completion so far as well"),
-    "resolution": (results.Resolution, "what one score stands for; token by default"),
-    "delivery": (results.Delivery, "scores with each token (the default), or for several at once, which costs less"),
+    "loosening": (models.Loosening, "how attention's token weights enter"),
+    "similarity": (models.Similarity, "how query and key are compared"),
+    "rotary": (models.Rotary, "query and key after or before the rotary embedding"),
+    "rectify": (models.Rectify, "where negative contributions are cut off"),
+    "magnitude": (models.Magnitude, "how heads and channels are combined"),
+    "normalise_over": (models.NormaliseOver, "the tokens over which token weights are normalised"),
+    "objective": (models.Objective, "what of the target is followed; logit by default"),
+    "aggregation": (models.Aggregation, "how a token's channels become one score; norm by default"),
+    "sources": (models.Sources, "score the prompt (the default), or the completion so far as well"),
+    "resolution": (models.Resolution, "what one score stands for; token by default"),
+    "delivery": (models.Delivery, "scores with each token (the default), or for several at once, which costs less"),
 }
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from gradellm.terminal import display_width, visible
+from gradellm.rendering.terminal import display_width, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Self, TextIO
 
     from gradellm.evaluation.runner import Server
-    from gradellm.results import Event
+    from gradellm.models import Event
 
 __all__ = ["CallProgress", "Progress", "Standing", "bar", "clock"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from gradellm.evaluation.runs import Run
+    from gradellm.evaluation.run_results import Run
 
 __all__ = ["can_draw", "curves_figure", "run_figure", "save"]
 
@@ -86,7 +86,7 @@ def curves_figure(
 def run_figure(run: Run) -> Figure | None:
     """Draw a data set's curves, each with the band of its means at 95 %. None where no pi-Soft metric was measured."""
     from gradellm.evaluation import statistics
-    from gradellm.evaluation.runs import method_title
+    from gradellm.evaluation.run_results import method_title
 
     curves: dict[str, dict[str, list[float]]] = {}
     bands: dict[str, dict[str, tuple[list[float], list[float]]]] = {}

@@ -1,7 +1,7 @@
 """The prompts of the paper's data sets (its table 3), which columns they are filled from, and which words answer them.
 
 A preset is a row of the table `PRESETS`, or made from the user's own template by `custom_preset`. It is plain data:
-what reads files is rows.py.
+what reads files is datasets.py.
 
 A prompt is a chat: a system message, if the preset has one, and the user's. Models without a chat template get one text
 instead: the system text, an empty line, the user's text.

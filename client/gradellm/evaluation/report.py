@@ -7,15 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidReportError
-from gradellm.plain import MalformedError, from_document, to_document
-from gradellm.results import EvaluationItem, EvaluationSummary, Event, Finished, Started, Token
+from gradellm.models import EvaluationItem, EvaluationSummary, Event, Finished, Started, Token
+from gradellm.serialization import MalformedError, from_document, to_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from matplotlib.figure import Figure
 
-    from gradellm.results import Interval, Metric, MetricSummary, PromptToken, Provenance
+    from gradellm.models import Interval, Metric, MetricSummary, PromptToken, Provenance
 
 __all__ = ["EvaluationReport"]
 

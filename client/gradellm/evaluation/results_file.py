@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gradellm.errors import GradellmError
-from gradellm.plain import MalformedError, from_json, shown
+from gradellm.serialization import MalformedError, from_json, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -316,8 +316,8 @@ def _line(value: object, what: str) -> bytes:
         return json.dumps(value, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultsFileError(
-            f"{what} cannot be written as JSON: {error}; gradellm.plain.to_plain turns dataclasses, tuples and NaN "
-            "into what can"
+            f"{what} cannot be written as JSON: {error}; gradellm.serialization.to_plain turns dataclasses, tuples "
+            "and NaN into what can"
         ) from error
 
 

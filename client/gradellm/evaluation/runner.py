@@ -31,16 +31,16 @@ from gradellm.errors import (
     ServerError,
     UnavailableError,
 )
-from gradellm.evaluation.plan import PLAUSIBILITY, difference
 from gradellm.evaluation.report import EvaluationReport
+from gradellm.evaluation.run_spec import PLAUSIBILITY, difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from gradellm.evaluation.plan import Plan
+    from gradellm.evaluation.datasets import Example
     from gradellm.evaluation.results_file import ResultsFile
-    from gradellm.evaluation.rows import Example
-    from gradellm.results import Event, ServerInfo
+    from gradellm.evaluation.run_spec import Plan
+    from gradellm.models import Event, ServerInfo
 
 Connect: TypeAlias = "Callable[[str], AsyncClient]"
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from gradellm.errors import InvalidRequestError
+from gradellm.evaluation.datasets import DataError, digest
 from gradellm.evaluation.results_file import Results, ResultsFileError, differences, read_results, write_results
-from gradellm.evaluation.rows import DataError, digest
-from gradellm.evaluation.runs import Output
+from gradellm.evaluation.run_results import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gradellm.evaluation.rows import Example
+    from gradellm.evaluation.datasets import Example
 
 __all__ = ["Shard", "merged", "missing_ids", "num_missing", "results_files", "write_merged"]
 

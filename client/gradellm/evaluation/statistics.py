@@ -11,7 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradellm.errors import GradellmError
-from gradellm.results import Interval
+from gradellm.models import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

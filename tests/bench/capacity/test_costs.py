@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_engine.bench.capacity.costs import Costs, PassModel, read_work, recorded_rows
-from gradellm_engine.bench.capacity.from_bench import from_bench
-from gradellm_engine.bench.capacity.measuring import Measured, Pass
+from gradellm_bench.capacity.bench_import import from_bench
+from gradellm_bench.capacity.costs import Costs, PassModel, read_work, recorded_rows
+from gradellm_bench.capacity.measuring import Measured, Pass
 
 DOCS = Path(__file__).parents[3] / "docs"
 

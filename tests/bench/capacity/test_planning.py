@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from bench.capacity.test_replica import COSTS
-from gradellm_engine.bench.capacity import document
-from gradellm_engine.bench.capacity.__main__ import main
-from gradellm_engine.bench.capacity.limits import MOST_RECORDS, Wire, limits
-from gradellm_engine.bench.capacity.planning import HEADROOM, Plan, Promise, highest_rate, plan, simulate
-from gradellm_engine.bench.capacity.replica import ReplicaSettings
-from gradellm_engine.bench.capacity.report import trial_table
-from gradellm_engine.bench.capacity.served import Summary
-from gradellm_engine.bench.capacity.traffic import Traffic
+from bench.capacity.test_replica_simulator import COSTS
+from gradellm_bench.capacity import document
+from gradellm_bench.capacity.__main__ import main
+from gradellm_bench.capacity.limits import MOST_RECORDS, Wire, limits
+from gradellm_bench.capacity.planning import HEADROOM, Plan, Promise, highest_rate, plan, simulate
+from gradellm_bench.capacity.replica_simulator import ReplicaSettings
+from gradellm_bench.capacity.report import trial_table
+from gradellm_bench.capacity.request_metrics import Summary
+from gradellm_bench.capacity.traffic import Traffic
 
 DOCS = Path(__file__).parents[3] / "docs"
 SERVER = ReplicaSettings(max_running=8, kv_tokens=8000)

@@ -9,8 +9,8 @@ import pytest
 
 from client.conftest import started
 from gradellm import EvaluationReport, InvalidReportError
-from gradellm.responses import event
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm.wire.responses import event
 
 NS, NC, AUPRC = pb.METRIC_PI_SOFT_NS, pb.METRIC_PI_SOFT_NC, pb.METRIC_AUPRC
 PIS = (0.25, 0.75)
@@ -135,7 +135,7 @@ def test_json_gives_back_an_equal_report() -> None:
     [
         ("{", "not JSON"),
         ("{}", "not a report"),
-        ('{"format": "gradellm.explanation", "version": 1}', "not a report"),
+        ('{"format": "gradellm.explanation.explanation", "version": 1}', "not a report"),
         ('{"format": "gradellm.evaluation", "version": 2}', "version 2"),
         ('{"format": "gradellm.evaluation", "version": 1}', "is missing"),
     ],

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
+from client.cli.test_cli import with_path
 from client.evaluation import fake_evaluator
 from client.evaluation.fake_evaluator import FakeEvaluator
-from client.test_cli import with_path
 from gradellm.errors import InvalidRequestError, UnavailableError
 from gradellm.evaluation import runner
-from gradellm.evaluation.plan import Plan
+from gradellm.evaluation.datasets import Example
 from gradellm.evaluation.presets import PRESETS
 from gradellm.evaluation.results_file import ResultsFile
-from gradellm.evaluation.rows import Example
+from gradellm.evaluation.run_spec import Plan
 from gradellm.evaluation.runner import Runner, ask_servers
 
 METHODS = {"grad_ellm": {"method": "grad_ellm"}, "random": {"method": "random"}}

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradellm.errors import InvalidRequestError
+from gradellm.evaluation.datasets import DataError, Example, digest
 from gradellm.evaluation.results_file import Results, ResultsFile, ResultsFileError, read_results, write_results
-from gradellm.evaluation.rows import DataError, Example, digest
-from gradellm.evaluation.runs import Output
+from gradellm.evaluation.run_results import Output
 from gradellm.evaluation.shards import Shard, merged, missing_ids, num_missing, results_files, write_merged
 
 EXAMPLES = [Example(f"e{i}", f"line {i}", None, f"text {i}", None, None, {}) for i in range(7)]

@@ -11,7 +11,7 @@ import pytest
 from gradellm.errors import GradellmError
 from gradellm.evaluation import statistics
 from gradellm.evaluation.statistics import average_intervals, bands, bootstrap_interval, bootstrap_intervals, has_zero
-from gradellm.results import Interval
+from gradellm.models import Interval
 from gradellm_engine.faithfulness import statistics as engine
 
 

@@ -17,9 +17,9 @@ from hypothesis import settings as settings_of_hypothesis
 from gradellm.errors import InvalidRequestError
 from gradellm.evaluation.figures import run_figure, save
 from gradellm.evaluation.results_file import ResultsFile, ResultsFileError
-from gradellm.evaluation.runs import Output, Run, read_run
+from gradellm.evaluation.run_results import Output, Run, read_run
 from gradellm.evaluation.shards import merged, num_missing
-from gradellm.evaluation.tables import Table, aligned, tables
+from gradellm.evaluation.tables.tables import Table, aligned, tables
 
 Numbers = Mapping[str, Sequence[Mapping[str, float] | float | None]]
 """By method a number an example; None where the step was skipped."""

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gradellm_engine.faithfulness.curves import PIS, auc, curve, trapezoid_weights
-from gradellm_engine.faithfulness.distance import pi_soft_nc, pi_soft_ns
+from gradellm_engine.faithfulness.hellinger import pi_soft_nc, pi_soft_ns
+from gradellm_engine.faithfulness.keep_probabilities import retentions
 from gradellm_engine.faithfulness.masks import kept, uniforms
-from gradellm_engine.faithfulness.retention import retentions
 
 Numbers = NDArray[np.float64]
 grids = st.lists(st.integers(0, 1000), min_size=2, max_size=20, unique=True).map(

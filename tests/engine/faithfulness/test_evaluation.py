@@ -18,7 +18,6 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faithfulness_reference import Evaluated, Reference, Rows
 from gradellm_engine import (
     AttributionSettings,
     ComputationError,
@@ -43,23 +42,24 @@ from gradellm_engine import (
     Stream,
 )
 from gradellm_engine import engine as engine_module
-from gradellm_engine import scheduler as scheduling
-from gradellm_engine.decoder import Decoder
-from gradellm_engine.estimates import Footprint
-from gradellm_engine.faithfulness import evaluation, perturbed
+from gradellm_engine.attribution.attention_weights import Attention
+from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.faithfulness import evaluation, perturbation_runner
 from gradellm_engine.faithfulness.curves import PIS
-from gradellm_engine.families import FAMILIES
-from gradellm_engine.methods import at_steps
-from gradellm_engine.methods.attention import Attention
-from gradellm_engine.methods.integrated_gradients import IntegratedGradients
-from gradellm_engine.methods.occlusion import Occlusion
+from gradellm_engine.methods import selected_steps
+from gradellm_engine.methods.cost_model import Footprint
+from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
+from gradellm_engine.methods.gradients.saliency import Saliency
+from gradellm_engine.methods.perturbation.occlusion import Occlusion
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.methods.saliency import Saliency
-from oracle import relative_error
-from plain_case import quick, scores_of
-from streams import Told, run, run_alone, scheduler_of
-from tiny_models import save_random_model
+from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.model.runner import Decoder
+from support.faithfulness_reference import Evaluated, Reference, Rows
+from support.oracle import relative_error
+from support.reference_case import quick, scores_of
+from support.scheduler_harness import Told, run, run_alone, scheduler_of
+from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
 Engines = Callable[..., Engine]
@@ -102,7 +102,7 @@ def reference(path_of: ModelPath) -> Callable[[str], Reference]:
 def explained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Tensor]:
     """The scores that methods told an evaluation, by their switches and step."""
     told: dict[tuple[str, int], Tensor] = {}
-    scores_at = at_steps.scores_at
+    scores_at = selected_steps.scores_at
 
     def noting(model: Any, method: Any, switches: Any, *args: Any) -> Iterator[Any]:
         for result in scores_at(model, method, switches, *args):
@@ -586,7 +586,7 @@ def test_the_size_of_batches_changes_nothing(
     expected = outcome(engine, engine.evaluation_stream(RAW[:length], asked, [70]))
     with monkeypatch.context() as patched:
         patched.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": sizes[0]})
-        patched.setattr(perturbed, "FIRST_TOKENS", sizes[1])
+        patched.setattr(perturbation_runner, "FIRST_TOKENS", sizes[1])
         found = outcome(engine, engine.evaluation_stream(RAW[:length], asked, [70]))
     assert largest_difference(found, expected) <= ROUNDING
     assert found.summary.num_sequences == expected.summary.num_sequences
@@ -744,7 +744,7 @@ def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, m
         return last_logits(self, embeddings, lengths_, run_, *args)
 
     monkeypatch.setattr(Decoder, "last_logits", noting)
-    monkeypatch.setattr(perturbed, "FIRST_TOKENS", 10**6)
+    monkeypatch.setattr(perturbation_runner, "FIRST_TOKENS", 10**6)
     monkeypatch.setattr(evaluation, "BATCHES_A_GROUP", 10**6)
     monkeypatch.setattr(scheduling, "EVALUATED_SECONDS", 1e9)
     monkeypatch.setattr(Footprint, "bytes_of", lambda *args: 1)  # what else they take is no limit here

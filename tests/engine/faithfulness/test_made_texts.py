@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from gradellm_engine import Engine, EvaluationSettings, EvaluationSummary, GradEllm, Judged, Metric, Sampling, Stream
 from gradellm_engine.faithfulness import evaluation
 from gradellm_engine.faithfulness.evaluation import BATCHES_A_GROUP, DRAWN, MADE_TEXTS, Text
+from gradellm_engine.faithfulness.keep_probabilities import retentions
 from gradellm_engine.faithfulness.masks import drawn
-from gradellm_engine.faithfulness.retention import retentions
 from gradellm_engine.methods.random import Random
-from streams import run_alone, scheduler_of
+from support.scheduler_harness import run_alone, scheduler_of
 
 PIS = tuple(n / 100 for n in range(1, 100))
 

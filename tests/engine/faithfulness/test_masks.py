@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_engine.draws import stream
 from gradellm_engine.faithfulness.curves import PIS
+from gradellm_engine.faithfulness.keep_probabilities import retentions
 from gradellm_engine.faithfulness.masks import kept, soft_uniforms, uniforms
-from gradellm_engine.faithfulness.retention import retentions
-from gradellm_engine.methods.sampled import SeedSwitches
-from gradellm_engine.settings import MAX_SEED
+from gradellm_engine.methods.sampling_params import SeedSwitches
+from gradellm_engine.params import MAX_SEED
+from gradellm_engine.utils.rng import stream
 
 seeds = st.integers(0, MAX_SEED)
 steps = st.integers(0, 10_000)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gradellm_engine.draws import stream
 from gradellm_engine.faithfulness import statistics
 from gradellm_engine.faithfulness.curves import PIS, auc, curve, trapezoid_weights
 from gradellm_engine.faithfulness.statistics import (
@@ -22,6 +21,7 @@ from gradellm_engine.faithfulness.statistics import (
     monte_carlo_interval,
     paired_difference,
 )
+from gradellm_engine.utils.rng import stream
 
 Numbers = NDArray[np.float64]
 seeds = st.integers(0, 2**63 - 1)

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gradellm_engine import Engine
-from plain_case import Case
-from tiny_models import save_random_model
+from support.reference_case import Case
+from support.tiny_models import save_random_model
 
 
 @pytest.fixture(scope="session")

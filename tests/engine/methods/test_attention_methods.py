@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from gradellm_engine import AttributionSettings, Delivery, Sampling, Sources
-from gradellm_engine.methods.attention import Attention
+from gradellm_engine.attribution.attention_weights import Attention
+from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.methods.attention_rollout import AttentionRollout
-from gradellm_engine.methods.grad_sam import GradSam
+from gradellm_engine.methods.perturbation.value_zeroing import ValueZeroing
 from gradellm_engine.methods.random import Random
-from gradellm_engine.methods.value_zeroing import ValueZeroing
-from gradellm_engine.whole_pass import WholePass
-from oracle import relative_error
-from plain_case import COMPLETION, PROMPT, Case, scores_of
+from gradellm_engine.passes.full_sequence import WholePass
+from support.oracle import relative_error
+from support.reference_case import COMPLETION, PROMPT, Case, scores_of
 
 MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5

@@ -1,0 +1,1 @@
+"""The commands of `gradellm`, a file each."""

@@ -1,0 +1,130 @@
+"""`gradellm explain`: generate, and draw each word over the prompt with its attribution, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+from gradellm.cli import batch, options
+from gradellm.cli.progress import CallProgress
+from gradellm.errors import InvalidRequestError
+from gradellm.explanation import io
+from gradellm.explanation.explanation import Explanation
+from gradellm.rendering.heatmap import draw, draw_retention
+from gradellm.transport import calls
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from gradellm.models import Event
+    from gradellm.wire.requests import GenerateKeywords
+
+__all__ = ["add_output", "add_parser", "check_output", "run", "show"]
+
+_EXAMPLES = """\
+  gradellm explain "Once upon a time" --max-new-tokens 20
+  gradellm explain --system "Answer with one word." "Is the sky green?" --attribution knockout
+  gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
+  gradellm explain - < prompt.txt --output explanation.json
+  gradellm explain "Once upon a time" --output story.html
+  gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
+"""
+_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
+_RESUMING = ("forced_ids", "first_attribution")
+
+
+def add_parser(commands: options.SubParsers) -> None:
+    """Add the command."""
+    summary = "generate a completion and show where each word came from"
+    parser = options.add_command(commands, "explain", summary, _EXAMPLES, "PROMPT [flags]")
+    options.add_input(parser)
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="256 by default, or what the context leaves")
+    group.add_argument("--temperature", type=float, metavar="T", help="0, the default, is greedy decoding")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="sample from the most probable tokens that hold P")
+    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument("--num-alternatives", type=int, metavar="N", help="most probable tokens to return beside each")
+    group.add_argument("--forced-ids", type=options.token_ids, metavar="1,2,3", help="resume after these tokens")
+    group.add_argument("--first-attribution", type=int, metavar="N", help="with --forced-ids: the first to explain")
+    options.add_attribution(parser, can_be_off=True)
+    options.add_server(parser)
+    add_output(parser)
+    batch.add_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and show."""
+    keywords = options.attribution_keywords(args) | options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    if args.batch is not None:
+        check = cast("batch.Check", calls.generate)
+        return batch.run(args, keywords, check, lambda client, row: client.explain(**row))
+    check_output(args)
+    keywords |= options.input_keywords(args)
+    prompt = keywords.pop("prompt", None)
+    calls.generate(
+        prompt, cast("GenerateKeywords", keywords)
+    )  # what is wrong with the request is said before a server is started for it
+    with options.connected(args) as client, CallProgress("explained") as progress:
+        show(client.generate(prompt, on_event=progress, **keywords), args)
+    return 0
+
+
+FORMS = ("ansi", "json", "html", "png", "svg")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the form of the output."""
+    group = options.add_drawing(parser)
+    group.add_argument("--format", choices=FORMS, help="a drawing (ansi, the default), JSON, a page, or a picture")
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write to a file: .json, .safetensors, .html, .png, .svg, or .txt for a drawing",
+    )
+    group.add_argument(
+        "--retention",
+        type=float,
+        metavar="PI",
+        help="draw the prompt once, with what is kept of it where that share of its tokens is",
+    )
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, before anything is computed."""
+    if args.retention is not None:
+        if not 0 < args.retention < 1:
+            raise InvalidRequestError.of("retention", f"must lie between 0 and 1, not {args.retention:g}")
+        options.refuse(args, ("format", "output"), "--retention, which draws")
+    if args.output is not None:
+        io.check(args.output)
+        options.refuse(args, ("format",), "--output, whose ending says the form")
+    elif args.format == "png" and sys.stdout.isatty():
+        raise InvalidRequestError.of("format", "a PNG is not for terminals: give --output FILE.png")
+    elif args.format in ("png", "svg"):
+        io.check(f"x.{args.format}")
+
+
+def show(events: Iterable[Event], args: argparse.Namespace) -> None:
+    """Draw events as they come, or write them collected."""
+    if args.output is None and args.format in (None, "ansi") and args.retention is None:
+        for piece in draw(events, options.style(args)):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        return
+    explanation = Explanation.from_events(events)
+    if args.retention is not None:
+        style = options.style(args)
+        sys.stdout.write(
+            draw_retention(explanation.started, explanation.retention(args.retention), args.retention, style)
+        )
+        return
+    if args.output is not None:
+        explanation.save(args.output)
+        print(f"{args.output} written", file=sys.stderr)
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(io.as_bytes(explanation, f".{args.format}"))

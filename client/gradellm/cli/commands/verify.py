@@ -1,0 +1,142 @@
+"""`gradellm verify`: compute stored explanations again, and tell what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradellm.cli import options
+from gradellm.errors import InvalidExplanationError
+from gradellm.explanation.io import load, read_jsonl
+from gradellm.explanation.verify import Verdict, grouped, replayable, verified
+from gradellm.rendering.terminal import visible
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from gradellm.explanation.explanation import Explanation
+
+__all__ = ["add_parser", "run"]
+
+DIFFERS = 1  # as `cmp` and `diff` have it
+_EXAMPLES = """\
+  gradellm explain "Once upon a time" --format json > story.json
+  gradellm verify story.json
+  gradellm verify audit.jsonl --target localhost:50051 --tolerance 1e-5 --json
+  gradellm verify golden.jsonl --model PATH --strict --regenerate      for CI: also the same model, versions, settings
+"""
+
+_MOST_LISTED = 12  # problems of one explanation; --json has all
+
+
+def add_parser(commands: options.SubParsers) -> None:
+    """Add the command."""
+    summary = "compute stored explanations again, and tell what differs"
+    parser = options.add_command(commands, "verify", summary, _EXAMPLES, "FILE [FILE ...] [flags]")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a .json, .jsonl or .safetensors file")
+    parser.add_argument(
+        "--tolerance",
+        type=_share,
+        metavar="T",
+        default=Verdict.__dataclass_fields__["tolerance"].default,
+        help="largest difference of a score, relative to its row's largest, and of a log-probability relative to its "
+        "own size, or 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 also where the model, a version or a setting is another"
+    )
+    parser.add_argument(
+        "--regenerate",
+        action="store_true",
+        help="draw the tokens again, too, by their seed and sampling settings; what was generated on other hardware "
+        "may come out otherwise",
+    )
+    parser.add_argument("--json", action="store_true", help="print a line of JSON an explanation")
+    options.add_server(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify, and return 0 where all hold."""
+    stored = list(_stored(args.files))
+    if not stored:
+        raise InvalidExplanationError(f"{', '.join(args.files)}: there are no explanations")
+    for name, explanation in stored:
+        try:
+            replayable(explanation)
+        except InvalidExplanationError as error:
+            raise InvalidExplanationError(f"{name}: {error}") from error
+    holds = True
+    with options.connected(args) as client:
+        for name, explanation in stored:
+            try:
+                verdict = verified(
+                    client,
+                    explanation,
+                    tolerance=args.tolerance,
+                    regenerate=args.regenerate,
+                    **options.given(args, "timeout"),
+                )
+            except InvalidExplanationError as error:
+                raise InvalidExplanationError(f"{name}: {error}") from error
+            holds &= verdict.holds_strictly if args.strict else verdict.holds
+            said = {"file": name, **verdict.to_plain()}
+            print(json.dumps(said) if args.json else _told(name, verdict, strict=args.strict), flush=True)
+    return 0 if holds else DIFFERS
+
+
+def _stored(paths: list[str]) -> Iterator[tuple[str, Explanation]]:
+    for path in paths:
+        if Path(path).suffix.lower() == ".jsonl":
+            for number, explanation in enumerate(read_jsonl(path), 1):
+                yield f"{path}:{number}", explanation
+        else:
+            yield path, load(path)
+
+
+def _told(name: str, verdict: Verdict, *, strict: bool) -> str:
+    """What people read: the verdict, what is amiss, what is otherwise now, and what was not checked."""
+    if verdict.other_model:
+        return visible(f"{name}: DIFFERS: {verdict.other_model}. Nothing was computed")
+    what = "DIFFERS"
+    if verdict.holds and verdict.mismatches:
+        what = (
+            "DIFFERS: the numbers hold, and not all is as it was (--strict)"
+            if strict
+            else "holds, though not all is as it was"
+        )
+    elif verdict.holds:
+        what = "holds"
+    lines = [f"{name}: {what}{_numbers(verdict)}"]
+    lines += [f"  {problem}" for problem in verdict.problems[:_MOST_LISTED]]
+    if (more := len(verdict.problems) - _MOST_LISTED) > 0:
+        lines.append(f"  and {more} more; --json lists all")
+    lines += [f"  {one.what} was {one.then or 'none'}, is {one.now or 'none'}" for one in verdict.mismatches]
+    if verdict.rows and not verdict.mismatches:
+        lines.append("  model, versions and settings match")
+    lines += [f"  not checked: {line}" for line in grouped(verdict.not_checked)]
+    return "\n".join(map(visible, lines))
+
+
+def _numbers(verdict: Verdict) -> str:
+    if not verdict.rows:
+        return ""
+    return (
+        f"; the largest difference of {verdict.rows} rows is {verdict.largest_difference:.2g} "
+        f"(of the row's largest score; token {verdict.worst_token}), of log-probabilities "
+        f"{verdict.largest_logprob_difference:.2g}"
+    )
+
+
+def _share(text: str) -> float:
+    import argparse
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, not {text!r}")
+    return value

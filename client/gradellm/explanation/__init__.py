@@ -1,0 +1,1 @@
+"""Explanations: queries, words, files, plots, pages and verification."""

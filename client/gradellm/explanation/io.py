@@ -1,0 +1,235 @@
+"""Explanations in files: what each form holds, and how it is read again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gradellm.errors import InvalidExplanationError, InvalidRequestError
+from gradellm.explanation.explanation import Explanation
+from gradellm.serialization import from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["as_bytes", "check", "load", "read_jsonl", "save", "write_jsonl"]
+
+
+def save(explanation: Explanation, path: str | os.PathLike[str]) -> None:
+    """Write an explanation as the file's name ends; nothing is left of a file that could not be written whole.
+
+    Raises InvalidRequestError where that is no known form, what it needs is not installed, or it cannot be written.
+    """
+    path = Path(path)
+    check(path)
+    data = as_bytes(explanation, path.suffix.lower())
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InvalidRequestError.of("path", f"{path} cannot be written: {error.strerror}") from error
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise InvalidRequestError where `save` could not write such a file."""
+    path = Path(path)
+    form = _FORMS.get(path.suffix.lower())
+    if form is None:
+        raise InvalidRequestError.of("path", f"{path} must end in one of {', '.join(_FORMS)}")
+    if not path.parent.is_dir():
+        raise InvalidRequestError.of("path", f"{path} cannot be written: there is no folder {path.parent}")
+    _check_needs(path, form)
+
+
+def _check_needs(path: Path, form: _Form) -> None:
+    if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
+        extra = "plots" if "matplotlib" in missing else "data"
+        raise InvalidRequestError.of("path", f"{path.suffix} files need {missing[0]}: pip install 'gradellm[{extra}]'")
+
+
+def as_bytes(explanation: Explanation, suffix: str) -> bytes:
+    """Return what a file that ends so holds."""
+    return _FORMS[suffix].write(explanation)
+
+
+def load(path: str | os.PathLike[str]) -> Explanation:
+    """Read a .json or .safetensors file.
+
+    Raises InvalidExplanationError, with the file's name, where it cannot be read or is something else.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() not in (".json", ".safetensors"):
+            raise InvalidExplanationError("only .json and .safetensors files are read again")
+        return _from_safetensors(path) if path.suffix.lower() == ".safetensors" else _from_json(path)
+    except OSError as error:
+        raise InvalidExplanationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except InvalidExplanationError as error:
+        raise InvalidExplanationError(f"{path}: {error}") from error
+
+
+def write_jsonl(explanations: Iterable[Explanation], path: str | os.PathLike[str]) -> int:
+    """Write explanations, a line each; return how many."""
+    count = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for explanation in explanations:
+            file.write(explanation.to_json() + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Explanation]:
+    """Read explanations, a line each. Raises InvalidExplanationError with the line's number."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield Explanation.from_json(line)
+                except InvalidExplanationError as error:
+                    raise InvalidExplanationError(f"{path}:{number}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidExplanationError(f"{path} cannot be read: {why}") from error
+
+
+def _from_json(path: Path) -> Explanation:
+    try:
+        return Explanation.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidExplanationError("it is not UTF-8") from error
+
+
+# --- safetensors: numbers as tensors, all else as JSON in the metadata ------------------------------------------------
+
+_METADATA = "gradellm.explanation.explanation"
+
+
+def _to_safetensors(explanation: Explanation) -> bytes:
+    import numpy as np
+    from safetensors.numpy import save as saved
+
+    rows = explanation.attributions
+    scores = np.array([score for row in rows for score in row.scores], np.float64)
+    narrow = scores.astype(np.float32)  # as they came over the wire
+    columns = [column for row in rows for column in row.source_indexes or range(len(row.scores))]
+    tensors = {
+        "prompt_ids": np.array([token.id for token in explanation.prompt_tokens], np.int64),
+        "token_ids": np.array([token.id for token in explanation.tokens], np.int64),
+        "token_indexes": np.array([row.token_index for row in rows], np.int64),
+        "row_ends": np.cumsum([len(row.scores) for row in rows], dtype=np.int64),
+        "scores": narrow if np.array_equal(narrow, scores, equal_nan=True) else scores,
+        "columns": np.array(columns, np.int64),
+    }
+    bare = replace(explanation, attributions=tuple(replace(row, scores=(), source_indexes=()) for row in rows))
+    has_columns = json.dumps([bool(row.source_indexes) for row in rows])
+    data: bytes = saved(tensors, {_METADATA: bare.to_json(), "has_columns": has_columns})
+    return data
+
+
+def _from_safetensors(path: Path) -> Explanation:
+    _check_needs(path, _FORMS[".safetensors"])
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if _METADATA not in metadata:
+                raise InvalidExplanationError("this is not an explanation")
+            held = {name: _numbers(file.get_tensor(name), name, kinds) for name, kinds in _TENSORS.items()}
+        bare = Explanation.from_json(metadata[_METADATA])
+        has_columns = from_json(metadata["has_columns"])
+    except InvalidExplanationError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise InvalidExplanationError(f"it is damaged: {error}") from error
+    rows = bare.attributions
+    _check_tensors(held, bare, has_columns)
+    scores, columns = held["scores"], held["columns"]
+    return replace(
+        bare,
+        attributions=tuple(
+            replace(row, scores=tuple(scores[start:end]), source_indexes=tuple(columns[start:end]) if has else ())
+            for row, start, end, has in zip(rows, [0, *held["row_ends"]], held["row_ends"], has_columns, strict=False)
+        ),
+    )
+
+
+_TENSORS = {
+    "prompt_ids": ("int64",),
+    "token_ids": ("int64",),
+    "token_indexes": ("int64",),
+    "row_ends": ("int64",),
+    "scores": ("float32", "float64"),
+    "columns": ("int64",),
+}
+
+
+def _numbers(tensor: Any, name: str, kinds: Sequence[str]) -> list[Any]:  # noqa: ANN401  (a numpy array)
+    if tensor.ndim != 1 or tensor.dtype.name not in kinds:
+        raise InvalidExplanationError(
+            f"its tensor {name} is {tensor.dtype.name} with {tensor.ndim} dimensions, not {' or '.join(kinds)} with one"
+        )
+    numbers: list[Any] = tensor.tolist()
+    return numbers
+
+
+def _check_tensors(held: dict[str, list[Any]], bare: Explanation, has_columns: object) -> None:
+    """Refuse tensors that tell something else than the metadata beside them."""
+    rows = bare.attributions
+    told = {
+        "prompt_ids": [token.id for token in bare.prompt_tokens],
+        "token_ids": [token.id for token in bare.tokens],
+        "token_indexes": [row.token_index for row in rows],
+    }
+    for name, numbers in told.items():
+        if held[name] != numbers:
+            raise InvalidExplanationError(f"its tensor {name} is not what its metadata says")
+    ends, count = held["row_ends"], len(held["scores"])
+    if len(ends) != len(rows) or any(b < a for a, b in pairwise([0, *ends])) or (ends[-1] if ends else 0) != count:
+        raise InvalidExplanationError(f"its tensor row_ends does not part {count} scores into {len(rows)} rows")
+    if len(held["columns"]) != count:
+        raise InvalidExplanationError(f"its tensor columns has {len(held['columns'])} numbers for {count} scores")
+    if any(row.scores or row.source_indexes for row in rows):
+        raise InvalidExplanationError("its metadata has scores beside those of its tensors")
+    is_list = isinstance(has_columns, list) and all(isinstance(one, bool) for one in has_columns)
+    if not (is_list and len(cast("list[bool]", has_columns)) == len(rows)):
+        raise InvalidExplanationError(f"its has_columns must be a list of {len(rows)} times true or false")
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def _to_plot(explanation: Explanation, form: str) -> bytes:
+    from gradellm.explanation.plot import plot
+
+    return plot(explanation, form)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A kind of file."""
+
+    write: Callable[[Explanation], bytes]
+    needs: tuple[str, ...] = ()
+    """Packages that the base install does not have."""
+
+
+_FORMS = {
+    ".json": _Form(lambda explanation: f"{explanation.to_json()}\n".encode()),
+    ".safetensors": _Form(_to_safetensors, ("numpy", "safetensors")),
+    ".html": _Form(lambda explanation: explanation.to_html().encode()),
+    ".png": _Form(partial(_to_plot, form="png"), ("matplotlib",)),
+    ".svg": _Form(partial(_to_plot, form="svg"), ("matplotlib",)),
+    ".txt": _Form(lambda explanation: explanation.to_ansi(color="never", width=100).encode()),
+}

@@ -1,0 +1,76 @@
+"""An explanation as a picture: a row a word of the completion, a column a source. Needs matplotlib."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from gradellm.errors import InvalidExplanationError
+from gradellm.explanation.queries import attribution_of, is_written
+from gradellm.rendering.terminal import ramp, visible
+
+if TYPE_CHECKING:
+    from gradellm.explanation.explanation import Explanation
+
+__all__ = ["plot"]
+
+_LABELLED = 80  # rows or columns at most that are labelled one by one
+_CELL_INCHES = 0.19
+_LONGEST_LABEL = 18  # characters
+_SHADES = 128
+
+
+def plot(explanation: Explanation, form: str) -> bytes:
+    """Draw the matrix of scores as "png" or "svg", each word's row scaled to its largest.
+
+    Raises InvalidExplanationError where nothing was explained.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    columns = [part for part in explanation.drawn if is_written(explanation, part[1][0])]
+    words = [word for word in explanation.words if any(explanation.row(place) for place in word.token_indexes)]
+    if not columns or not words:
+        raise InvalidExplanationError("there is nothing to draw: no word was explained")
+    shares = []
+    for word in words:
+        scores = attribution_of(explanation, word)
+        row = [sum(scores[i] for i in its if math.isfinite(scores[i])) for _, its in columns]
+        peak = max(map(abs, row)) or 1.0
+        shares.append([score / peak for score in row])
+    is_signed = any(share < 0 for row in shares for share in row)
+    low = -1 if is_signed else 0
+    shades = [ramp(low + (1 - low) * i / (_SHADES - 1), "light") for i in range(_SHADES)]
+    size = [3 + _CELL_INCHES * min(len(columns), 3 * _LABELLED), 1.9 + _CELL_INCHES * min(len(words), 2 * _LABELLED)]
+    figure = Figure(figsize=(size[0], size[1]), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        shares,
+        cmap=ListedColormap([tuple(part / 255 for part in shade) for shade in shades]),
+        vmin=low,
+        vmax=1,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    if len(columns) <= _LABELLED:
+        labels = [_label(text) for text, _ in columns]
+        axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8, parse_math=False)
+    else:
+        axes.set_xlabel(f"{len(columns):,} sources")
+    if len(words) <= _LABELLED:
+        axes.set_yticks(range(len(words)), [_label(word.text) for word in words], fontsize=8, parse_math=False)
+    else:
+        axes.set_ylabel(f"{len(words):,} words")
+    settings = explanation.provenance.attribution
+    method = "" if settings is None else f", {settings.method}{f' ({settings.preset})' if settings.preset else ''}"
+    axes.set_title(_label(f"{explanation.provenance.model.name}{method}", 80), fontsize=9, parse_math=False)
+    figure.colorbar(image, ax=axes, label="attribution over the row’s largest", shrink=0.8)
+    drawn = BytesIO()
+    figure.savefig(drawn, format=form, dpi=150)
+    return drawn.getvalue()
+
+
+def _label(text: str, longest: int = _LONGEST_LABEL) -> str:
+    bare = visible(text.strip()) or "␣"
+    return bare if len(bare) <= longest else f"{bare[: longest - 1]}…"

@@ -1,0 +1,1 @@
+"""What a terminal shows: styles, bars and heatmaps."""

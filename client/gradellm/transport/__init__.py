@@ -1,0 +1,1 @@
+"""How calls reach a server: channels, credentials, load balancing, retries and resumed streams."""

@@ -1,0 +1,201 @@
+"""Triton kernels for attention of a few new tokens of each sequence; `gradellm_engine.attention.fused` runs them.
+
+A program takes one sequence b, one key-value head g, some tokens and one share of the keys. Its rows are the tokens'
+query heads that share the key-value head: row m is head m % R of token m // R, R being r rounded up to a power of two.
+
+Products are of the stored numbers, summed in float32. Weights and their gradients are no numbers of the model's type:
+they enter as two of it, the second being what the first leaves over, so that they keep 16 bits of bfloat16's 8.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _weigh(weights, stored, EXACT: tl.constexpr):
+    """Numbers in float32 times numbers of the model's type. [M, N], [N, D] -> [M, D]"""
+    if EXACT:
+        return tl.dot(weights, stored, input_precision="ieee")
+    first = weights.to(stored.dtype)
+    rest = (weights - first.to(tl.float32)).to(stored.dtype)
+    return tl.dot(first, stored) + tl.dot(rest, stored)
+
+
+@triton.jit
+def _share(length, first, BLOCK: tl.constexpr):
+    """The positions first..length that this program takes."""
+    blocks = tl.cdiv(tl.cdiv(length - first, BLOCK), tl.num_programs(2)) * BLOCK
+    low = first + tl.program_id(2) * blocks
+    return low, tl.minimum(low + blocks, length)
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, starts, lengths, shares, highest, totals,
+    q_head, q_token, k_head, v_head, BT, H, T, window, scaling,
+    G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    b, g, share = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
+    rows = tl.arange(0, TOKENS * R)
+    t, head = tl.program_id(1) * TOKENS + rows // R, rows % R
+    is_row = (t < T) & (head < r)
+    d, dv = tl.arange(0, D2), tl.arange(0, DV2)
+    start, length = tl.load(starts + b), tl.load(lengths + b)
+    own = length - T + t  # positions of the queries
+    flat = (b * T + t) * H + g * r + head
+    q = tl.load(
+        Q + (g * r + head)[:, None] * q_head + (b * T + t)[:, None] * q_token + d[None, :],
+        mask=is_row[:, None] & (d < D)[None, :], other=0.0,
+    )  # fmt: skip
+    m = tl.full((TOKENS * R,), float("-inf"), tl.float32)
+    total = tl.zeros((TOKENS * R,), tl.float32)
+    acc = tl.zeros((TOKENS * R, DV2), tl.float32)
+    low, high = _share(length, tl.maximum(0, length - T - window + 1), BLOCK)
+    for n in range(low, high, BLOCK):
+        position = n + tl.arange(0, BLOCK)
+        is_key = position < high
+        place = (start + position).to(tl.int64)
+        k = tl.load(
+            K + g * k_head + place[:, None] * D + d[None, :], mask=is_key[:, None] & (d < D)[None, :], other=0.0
+        )
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
+        s = tl.where(seen, s, float("-inf"))
+        m_next = tl.maximum(m, tl.max(s, 1))
+        base = tl.where(m_next == float("-inf"), 0.0, m_next)
+        p = tl.exp(s - base[:, None])
+        shrunk = tl.exp(m - base)
+        total = total * shrunk + tl.sum(p, 1)
+        v = tl.load(
+            V + g * v_head + place[:, None] * DV + dv[None, :], mask=is_key[:, None] & (dv < DV)[None, :], other=0.0
+        )
+        acc = acc * shrunk[:, None] + _weigh(p, v, EXACT)
+        m = m_next
+    place = share * BT * H + flat
+    tl.store(shares + place[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
+    tl.store(highest + place, m, mask=is_row)
+    tl.store(totals + place, total, mask=is_row)
+
+
+@triton.jit
+def join_forward_kernel(
+    shares, highest, totals, output, exact, log_totals, count,
+    S: tl.constexpr, S2: tl.constexpr, DV: tl.constexpr, DV2: tl.constexpr,
+):  # fmt: skip
+    """What the shares of the keys gave one head of one token."""
+    row = tl.program_id(0)
+    s, dv = tl.arange(0, S2), tl.arange(0, DV2)
+    m = tl.load(highest + s * count + row, mask=s < S, other=float("-inf"))
+    top = tl.max(m, 0)
+    factor = tl.exp(m - top)
+    total = tl.sum(tl.load(totals + s * count + row, mask=s < S, other=0.0) * factor, 0)
+    parts = tl.load(
+        shares + (s * count + row)[:, None] * DV + dv[None, :], mask=(s < S)[:, None] & (dv < DV)[None, :], other=0.0
+    )
+    o = tl.sum(parts * factor[:, None], 0) / total
+    tl.store(exact + row * DV + dv, o, mask=dv < DV)
+    tl.store(output + row * DV + dv, o.to(output.dtype.element_ty), mask=dv < DV)
+    tl.store(log_totals + row, top + tl.log(total))
+
+
+@triton.jit
+def backward_kernel(
+    Q, K, V, starts, lengths, W, exact, log_totals, maps, dq_shares, own_weights,
+    q_head, q_token, k_head, v_head, w_token, w_head, BT, H, T, width, map_size, window, scaling,
+    KIND: tl.constexpr, GOES_ON: tl.constexpr,
+    G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    b, g, share = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
+    rows = tl.arange(0, TOKENS * R)
+    t, head = tl.program_id(1) * TOKENS + rows // R, rows % R
+    is_row = (t < T) & (head < r)
+    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    d, dv = tl.arange(0, D2), tl.arange(0, DV2)
+    start, length = tl.load(starts + b), tl.load(lengths + b)
+    own = length - T + t
+    flat = (b * T + t) * H + g * r + head
+    q = tl.load(
+        Q + (g * r + head)[:, None] * q_head + (b * T + t)[:, None] * q_token + d[None, :],
+        mask=is_row[:, None] & (d < D)[None, :], other=0.0,
+    )  # fmt: skip
+    is_value = is_row[:, None] & (dv < DV)[None, :]
+    w = tl.load(
+        W + (b * T + t)[:, None] * w_token + (g * r + head)[:, None] * w_head + dv[None, :], mask=is_value, other=0.0
+    )
+    o = tl.load(exact + flat[:, None] * DV + dv[None, :], mask=is_value, other=0.0)
+    log_total = tl.load(log_totals + flat, mask=is_row, other=0.0)
+    mean = tl.sum(w.to(tl.float32) * o, 1)  # w . o = sum_j a_j u_j
+    dq = tl.zeros((TOKENS * R, D2), tl.float32)
+    own_a = tl.zeros((TOKENS * R,), tl.float32)
+    own_ds = tl.zeros((TOKENS * R,), tl.float32)
+    low, high = _share(length, tl.maximum(0, length - T - window + 1), BLOCK)
+    for n in range(low, high, BLOCK):
+        position = n + tl.arange(0, BLOCK)
+        is_key = position < high
+        place = (start + position).to(tl.int64)
+        k = tl.load(
+            K + g * k_head + place[:, None] * D + d[None, :], mask=is_key[:, None] & (d < D)[None, :], other=0.0
+        )
+        v = tl.load(
+            V + g * v_head + place[:, None] * DV + dv[None, :], mask=is_key[:, None] & (dv < DV)[None, :], other=0.0
+        )
+        seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        u = tl.dot(w, tl.trans(v), input_precision="ieee")
+        a = tl.where(seen & is_row[:, None], tl.exp(s - log_total[:, None]), 0.0)
+        dz = a * (u - mean[:, None])
+        if GOES_ON:
+            ds = dz * scaling
+            dq += _weigh(ds, k, EXACT)
+            is_own = position[None, :] == own[:, None]
+            own_a += tl.sum(tl.where(is_own, a, 0.0), 1)
+            own_ds += tl.sum(tl.where(is_own, ds, 0.0), 1)
+        if KIND != 0:
+            if KIND == 1:
+                kept = tl.where(seen, s, 0.0)
+            elif KIND == 2:
+                kept = a * u
+            elif KIND == 3:
+                kept = tl.abs(a * u)
+            else:
+                kept = tl.abs(dz)
+            at = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
+            is_kept = (tokens < T)[:, None] & is_key[None, :] & (position >= length - width)[None, :]
+            tl.store(maps + at, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
+            if KIND == 1:
+                effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
+                tl.store(maps + map_size + at, effects, mask=is_kept)
+    if GOES_ON:
+        place = share * BT * H + flat
+        tl.store(dq_shares + place[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
+        is_here = is_row & (own >= low) & (own < high)
+        tl.store(own_weights + flat, own_a, mask=is_here)
+        tl.store(own_weights + BT * H + flat, own_ds, mask=is_here)
+
+
+@triton.jit
+def join_backward_kernel(
+    Q, W, own_weights, dq_shares, dq, dk, dv, q_head, q_token, w_token, w_head, BT, H,
+    r: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D2: tl.constexpr,
+    DV2: tl.constexpr,
+):  # fmt: skip
+    """One token, one key-value head: the sum of dq's shares, and the gradients of the token's own key and value."""
+    row, g = tl.program_id(0), tl.program_id(1)
+    head, d, e = tl.arange(0, R), tl.arange(0, D2), tl.arange(0, DV2)
+    is_head = head < r
+    is_key, is_value = is_head[:, None] & (d < D)[None, :], is_head[:, None] & (e < DV)[None, :]
+    flat = row * H + g * r + head
+    total = tl.zeros((R, D2), tl.float32)
+    for share in range(S):
+        total += tl.load(dq_shares + (share * BT * H + flat)[:, None] * D + d[None, :], mask=is_key, other=0.0)
+    tl.store(dq + ((g * r + head) * BT + row)[:, None] * D + d[None, :], total.to(dq.dtype.element_ty), mask=is_key)
+    q = tl.load(Q + (g * r + head)[:, None] * q_head + row * q_token + d[None, :], mask=is_key, other=0.0)
+    ds = tl.load(own_weights + BT * H + flat, mask=is_head, other=0.0)
+    own_dk = tl.sum(q.to(tl.float32) * ds[:, None], 0)
+    tl.store(dk + (g * BT + row) * D + d, own_dk.to(dk.dtype.element_ty), mask=d < D)
+    w = tl.load(W + row * w_token + (g * r + head)[:, None] * w_head + e[None, :], mask=is_value, other=0.0)
+    a = tl.load(own_weights + flat, mask=is_head, other=0.0)
+    own_dv = tl.sum(w.to(tl.float32) * a[:, None], 0)
+    tl.store(dv + (g * BT + row) * DV + e, own_dv.to(dv.dtype.element_ty), mask=e < DV)

@@ -1,0 +1,136 @@
+"""Grad-ELLM (Huang and Chan 2026, section 3.2): from attention's own numbers to one score a token.
+
+For the token at step t, with target logit l and last position p, in every selected layer:
+
+    1. w = dl/do          the output's gradient, by a backward pass through position p alone        (eqs 8-9)
+    2. s_i = q_p . k_i     summed over heads: how alike query and key are
+    3. lam_i               s brought to 0..1 over the tokens that the layer sees: the loosening      (after eq 13)
+    4. u_i = w . v_i       summed over heads: what the token's value would do to the target
+    5. h_i = ReLU(lam_i u_i)                                                                       (eq 13)
+    6. H_i = sum of h_i over the layers                                                            (eq 5)
+
+The named switches vary steps 2 to 6. Attention hands over S = c q K^T, its weights A and U = w V^T for each head
+(`gradellm_engine.attention.ops`); everything here is pure arithmetic on them.
+Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Several sequences of one
+length may stand behind one another in a dimension before these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.attention.ops import Attended, by_group, mean_effect
+from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Similarity
+
+HEADS = (-4, -3)  # the dimensions G and r
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channels, relative to its size
+
+
+def squares(q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared lengths of queries and of keys, over the heads' concatenated width. -> [T, N] each
+
+    A key-value head stands r times in the concatenated key, once for each query head that shares it.
+
+    Args:
+        q: queries. [G, r, T, D]
+        K: keys. [G, N, D]
+    """
+    of_keys = K.square().sum((-3, -1)) * q.shape[-3]  # [N]
+    of_queries = q.square().sum((-4, -3, -1))  # [T]
+    shape = (*of_queries.shape, of_keys.shape[-1])
+    return of_queries[..., :, None].expand(shape), of_keys[..., None, :].expand(shape)
+
+
+def cosine_similarity(dot: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+    """Cosine over the heads' concatenated width, of dot products and `squares`. [T, N] each -> [T, N]"""
+    norms = of_queries.sqrt() * of_keys.sqrt()
+    # A zero vector is like nothing: its cosine is 0, not NaN.
+    return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
+
+
+def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
+    """Steps 3 to 5 with true attention weights, heads combined as `magnitude` says. -> [T, N]
+
+    Args:
+        forward: the layer's attention.
+        w: dl/do. [G, r, T, Dv]
+        U: w V^T. [G, r, T, N]
+        magnitude: signed_sum: sum_h a_hi u_hi. head_abs: sum_h |a_hi u_hi|. channel_abs: sum_hc |a_hi w_hc v_ic|.
+            knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of taking token i out of the
+                softmax.
+    """
+    A = forward.A
+    match magnitude:
+        case Magnitude.SIGNED_SUM:
+            return (A * U).sum(HEADS)
+        case Magnitude.HEAD_ABS:
+            return (A * U).abs().sum(HEADS)
+        case Magnitude.CHANNEL_ABS:
+            return (A * by_group(w.abs(), forward.V.abs().mT)).sum(HEADS)
+        case Magnitude.KNOCKOUT:
+            return (A * (U - mean_effect(forward, U))).abs().sum(HEADS)
+
+
+def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
+    """Step 3: s brought to 0..1 over the tokens of `domain` (None for all), 0 outside, 0 everywhere where max = min.
+
+    Both [T, N]. Values that differ by no more than float32's rounding of them are equal: stretched to 0..1, they would
+    tell tokens apart that are alike.
+    """
+    outside = None if domain is None else ~domain
+    if outside is None:
+        low, high = torch.aminmax(s, dim=-1, keepdim=True)
+    else:
+        low = s.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
+        high = s.masked_fill(outside, -torch.inf).amax(-1, keepdim=True)
+    spread = high - low  # -inf where the domain is empty
+    lam = (s - low) / spread.where(spread > ROUNDING * torch.maximum(high, -low), torch.inf)
+    return lam if outside is None else lam.masked_fill(outside, 0)
+
+
+def layer_maps(
+    forward: Attended, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Steps 2 and 4 for one layer, as sums over heads: similarities' dot products and effects, and what cosines need.
+
+    With true attention weights it is the product h alone.
+
+    Args:
+        forward: the layer's attention over its keys.
+        w: dl/do. [G, r, T, Dv]
+        U: w V^T. [G, r, T, N]
+        switches: the method's switches.
+        unrotated: queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
+
+    Returns:
+        [T, N] each. Dot products are left scaled as attention has them, which min-max does not see.
+    """
+    if switches.loosening is Loosening.NONE:
+        return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 where the weight is: at tokens not seen
+    q, K = (forward.q, forward.K) if unrotated is None else unrotated
+    dot = forward.S.sum(HEADS) if unrotated is None else by_group(q, K.mT).sum(HEADS)
+    if switches.similarity is Similarity.COSINE:
+        return dot if unrotated is not None else dot / forward.form.scaling, U.sum(HEADS), *squares(q, K)
+    return dot, U.sum(HEADS)
+
+
+def layer_scores(maps: tuple[Tensor, ...], switches: GradEllm, domain: Tensor | None) -> Tensor:
+    """Steps 3 and 5: h_i, of one layer or several behind one another. -> [.., T, N]
+
+    Args:
+        maps: `layer_maps`' results. [.., T, N] each
+        switches: the method's switches.
+        domain: the keys that a query sees and over which similarities are normalised; None for all. [T, N], bool
+    """
+    if switches.loosening is Loosening.NONE:
+        h = maps[0]
+    else:
+        dot, effect, *lengths = maps
+        h = min_max(cosine_similarity(dot, *lengths) if lengths else dot, domain) * effect
+    return h.relu() if switches.rectify is Rectify.PER_LAYER else h
+
+
+def heat_map(total: Tensor, switches: GradEllm) -> Tensor:
+    """Step 6, from the layers' sum: what is left of rectifying. [T, S]"""
+    return total.relu() if switches.rectify is Rectify.TOTAL else total

@@ -1,0 +1,1 @@
+"""Decode steps with less overhead: CUDA graphs, CPU traces and torch.compile."""

@@ -1,0 +1,1 @@
+"""Replacements for layers of Transformers' modules: linear, RMSNorm and rotary embedding."""

@@ -1,0 +1,1 @@
+"""Post-hoc methods that use gradients of a target token's score."""

@@ -1,0 +1,23 @@
+"""Input x gradient (Shrikumar et al. 2016): each token's embedding times the target's gradient by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.post_hoc import WholeModel, Work
+
+
+@dataclass(frozen=True)
+class InputXGradient(GradientSwitches):
+    """Objective and aggregation."""
+
+    name: ClassVar[str] = "input_x_gradient"
+
+
+def explain(model: WholeModel, switches: InputXGradient) -> Work:
+    """x_i * dl/dx_i, its norm over channels or their sum."""
+    forward = partial(by_embeddings, model, switches.objective)
+    return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, switches.aggregation)

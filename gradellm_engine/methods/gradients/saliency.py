@@ -1,0 +1,23 @@
+"""Saliency (Simonyan et al. 2014): the gradient of the target by each token's embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.post_hoc import WholeModel, Work
+
+
+@dataclass(frozen=True)
+class Saliency(GradientSwitches):
+    """Objective and aggregation."""
+
+    name: ClassVar[str] = "saliency"
+
+
+def explain(model: WholeModel, switches: Saliency) -> Work:
+    """dl/dx_i, its norm over channels or their sum."""
+    forward = partial(by_embeddings, model, switches.objective)
+    return gradient_rows(model, forward, lambda gradient: gradient, switches.aggregation)

@@ -1,0 +1,1 @@
+"""Post-hoc methods that replace prompt tokens and score the completion again."""

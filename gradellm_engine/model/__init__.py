@@ -1,0 +1,1 @@
+"""The model: loading and checking a checkpoint, and running batches of it."""

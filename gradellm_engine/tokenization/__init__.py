@@ -1,0 +1,1 @@
+"""Text and token ids: prompts, chat templates, incremental detokenization, words and segments."""

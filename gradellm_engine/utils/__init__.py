@@ -1,0 +1,1 @@
+"""Small helpers: random numbers, memory, threads, and warnings of libraries."""

@@ -1,0 +1,257 @@
+"""`python -m gradellm_bench.capacity`: how many servers a load takes, what that costs, and what breaks first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+
+from gradellm_bench.bandwidth import read_bandwidth
+from gradellm_bench.capacity import document, validation_run
+from gradellm_bench.capacity.bench_import import from_bench
+from gradellm_bench.capacity.costs import Costs
+from gradellm_bench.capacity.limits import Wire, limits
+from gradellm_bench.capacity.measuring import Measured, measure
+from gradellm_bench.capacity.planning import Promise, plan
+from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
+from gradellm_bench.capacity.report import limit_table, plan_table, trial_table
+from gradellm_bench.capacity.request_metrics import Summary
+from gradellm_bench.capacity.traffic import Traffic
+from gradellm_bench.models import SHAPES, Subject, checkpoint_subject, random_subject
+from gradellm_engine.errors import EngineError
+from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
+from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.threads import use_threads
+
+Number = TypeVar("Number", int, float)
+EXIT_USAGE = 2
+EXAMPLES = """\
+examples:
+  python -m gradellm_bench.capacity plan --passes docs/capacity-h100.json --load 50 --prompt-tokens 800 \\
+      --answer-tokens 300 --explained 0.3 --gpu-hour 3 --wire docs/capacity-wire.json
+  gradellm bench --shape llama-3-8b --json mine.json
+  python -m gradellm_bench.capacity plan --bench mine.json --load 50
+  python -m gradellm_bench.capacity measure --model ./my-model --json passes.json      (minutes; on your GPU)
+  python -m gradellm_bench.capacity trial --model ./my-model --passes passes.json --rates 2 4 --json validation_run.json
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of its commands; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except (ValueError, EngineError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    measured = Measured.read(options.passes) if options.passes else from_bench(options.bench)
+    costs = Costs.fit(measured)
+    traffic = replace(_traffic(options, measured.context_tokens), rate=options.load)
+    settings = _settings(options)
+    wire = Wire.read(options.wire) if options.wire else None
+    promise = Promise(options.first_token, options.gap / 1e3, options.refused)
+
+    def load_of(run: Summary) -> float:
+        if wire is None:
+            return 0.0
+        return wire.interpreter(run.tokens_per_second, run.vectors_per_second, traffic.prompt_tokens)
+
+    found = plan(
+        costs, settings, traffic, promise,
+        spare=options.spare, gpus=options.gpus, gpu_hour=options.gpu_hour, load_of=load_of,
+    )  # fmt: skip
+    print(", ".join(filter(None, measured.machine.values())))
+    print(f"\n{plan_table([found])}")
+    print(f"\nAt a little more than {found.each:.2f} requests a second, a server's: {found.breaks}.")
+    if options.max_running > max(costs.models["step"].sizes):
+        most = max(costs.models["step"].sizes)
+        print(f"Passes were measured up to {most} streams; beyond that they are extrapolated.")
+    if wire is not None:
+        told = limits(found, traffic, costs, settings, wire, clients=options.clients, nic_gbit=options.nic_gbit)
+        print(f"\n{limit_table(told)}")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    subject = _subject(options)
+    decoder, info = subject.loaded.decoder, subject.loaded.info
+    device = torch.cuda.get_device_name(decoder.device) if decoder.processor == "cuda" else "CPU"
+    machine = {
+        "model": info.name, "dtype": info.dtype, "device": device,
+        **{name: f"{name} {version}" for name, version in software_versions().items()},
+    }  # fmt: skip
+    measured = Measured(
+        machine, decoder.processor, decoder.bytes_per_token, subject.body_bytes + subject.head_bytes,
+        read_bandwidth(decoder.device), info.context_tokens,
+    )  # fmt: skip
+    for its in measure(
+        subject, counts=options.counts, contexts=options.contexts, pieces=options.pieces, steps=options.steps,
+        progress=lambda stage: print(stage, file=sys.stderr, flush=True),
+    ):  # fmt: skip
+        measured.passes.append(its)
+        measured.write(options.json)  # now: what was measured is kept, whatever comes
+    for kind, model in Costs.fit(measured).models.items():
+        print(f"{kind}: the model is within {model.error:.0%} of what was measured")
+    return 0
+
+
+def _trial(options: argparse.Namespace) -> int:
+    measured = Measured.read(options.passes)
+    costs = Costs.fit(measured)
+    subject = _subject(options)
+    settings = _settings(options)
+    engine = subject.engine(max_running=options.max_running, num_tokens=options.kv_tokens)
+    found: list[dict[str, Any]] = []
+    for rate in options.rates:
+        traffic = replace(_traffic(options, measured.context_tokens), rate=rate, evaluations=0.0)
+        run = validation_run.Trial(
+            f"{rate:g} requests a second", traffic, settings, int(rate * options.seconds) + 1, options.seed
+        )
+        subject.loaded.decoder.pool.forget()
+        found.append(
+            {**asdict(run), "real": asdict(validation_run.real(subject, engine, run)), "machine": measured.machine}
+        )
+        found[-1]["simulated"] = asdict(validation_run.simulated(Replica(costs, settings), run))
+        print(trial_table(found[-1:]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _document(options: argparse.Namespace) -> int:
+    document.write(options.folder)
+    return 0
+
+
+def _subject(options: argparse.Namespace) -> Subject:
+    device = resolve_device(options.device)
+    dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    use_threads(options.threads)
+    if options.model:
+        return checkpoint_subject(options.model, dtype=dtype, device=device)
+    return random_subject(options.shape, dtype=dtype, device=device)
+
+
+def _traffic(options: argparse.Namespace, context_tokens: int) -> Traffic:
+    return Traffic(
+        1.0, options.prompt_tokens, options.answer_tokens, options.spread,
+        max(options.max_new_tokens, options.answer_tokens), context_tokens, options.explained, options.chunked,
+        options.evaluations,
+    )  # fmt: skip
+
+
+def _settings(options: argparse.Namespace) -> ReplicaSettings:
+    return ReplicaSettings(options.max_running, options.kv_tokens, options.max_queued)
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m gradellm_bench.capacity",
+        description="How many servers a load takes, what they cost, and what would break first.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    planned = _command(commands, "plan", _plan, "servers, GPUs, cost and latency for a load")
+    source = planned.add_mutually_exclusive_group(required=True)
+    source.add_argument("--passes", type=Path, metavar="FILE", help="what `measure` wrote")
+    source.add_argument("--bench", type=Path, metavar="FILE", help="what `gradellm bench --json FILE` wrote")
+    planned.add_argument("--load", type=_positive, required=True, metavar="N", help="requests a second, of all servers")
+    planned.add_argument("--wire", type=Path, metavar="FILE", help="what deploy/capacity/wire.py wrote")
+    planned.add_argument("--first-token", type=_positive, default=2.0, metavar="S", help="95th percentile (default: 2)")
+    planned.add_argument("--gap", type=_positive, default=100.0, metavar="MS", help="95th percentile (default: 100)")
+    planned.add_argument("--refused", type=_share, default=0.001, metavar="SHARE", help="at most (default: 0.001)")
+    planned.add_argument("--spare", type=_count, default=1, metavar="N", help="servers that may be away (default: 1)")
+    planned.add_argument("--gpus", type=_count, default=1, metavar="N", help="of a server (default: 1)")
+    planned.add_argument("--gpu-hour", type=_positive, metavar="PRICE", help="your price of a GPU for an hour")
+    planned.add_argument("--clients", type=_count, default=8, metavar="N", help="client processes (default: 8)")
+    planned.add_argument("--nic-gbit", type=_positive, default=25.0, metavar="N", help="of a server (default: 25)")
+    tried = _command(commands, "trial", _trial, "the same requests, really and simulated")
+    tried.add_argument("--passes", type=Path, required=True, metavar="FILE", help="what `measure` wrote, here")
+    tried.add_argument("--rates", type=_positive, nargs="+", required=True, metavar="N", help="requests a second")
+    tried.add_argument("--seconds", type=_positive, default=30.0, metavar="S", help="that requests come (default: 30)")
+    tried.add_argument("--seed", type=int, default=0, help="of lengths and moments (default: 0)")
+    tried.add_argument("--json", type=Path, metavar="FILE", help="where to write it, too")
+    for its in (planned, tried):
+        _add_traffic(its)
+    measured = _command(commands, "measure", _measure, "how long passes take on this machine")
+    measured.add_argument("--json", type=Path, required=True, metavar="FILE")
+    measured.add_argument("--counts", type=_count, nargs="+", default=[1, 4, 16, 32, 64], metavar="N")
+    measured.add_argument("--contexts", type=_count, nargs="+", default=[128, 1024, 4096], metavar="N")
+    measured.add_argument("--pieces", type=_count, nargs="+", default=[16, 64, 256, 1024, 2048], metavar="N")
+    measured.add_argument("--steps", type=_count, default=8, metavar="N", help="times of each pass (default: 8)")
+    for its in (measured, tried):
+        its.add_argument("--shape", choices=list(SHAPES), default="125m", help="a random Llama (default: 125m)")
+        its.add_argument("--model", metavar="PATH_OR_HUB_ID", help="a checkpoint instead")
+        its.add_argument("--dtype", choices=list(DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
+        its.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
+        its.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
+    documented = _command(commands, "document", _document, "docs/capacity.md's tables, docs/capacity.json and the plot")
+    documented.add_argument("--folder", type=Path, default=Path("docs"), help="default: docs")
+    return made
+
+
+def _command(
+    commands: Any,  # noqa: ANN401  (argparse's own, which is private)
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    its: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    its.set_defaults(run=run)
+    return its
+
+
+def _add_traffic(its: argparse.ArgumentParser) -> None:
+    its.add_argument("--prompt-tokens", type=_count, default=800, metavar="N", help="mean (default: 800)")
+    its.add_argument("--answer-tokens", type=_count, default=300, metavar="N", help="mean (default: 300)")
+    its.add_argument("--spread", type=float, default=0.6, help="deviation of a length's logarithm (default: 0.6)")
+    its.add_argument("--max-new-tokens", type=_count, default=1024, metavar="N", help="of requests (default: 1024)")
+    its.add_argument("--explained", type=_share, default=0.3, metavar="SHARE", help="of requests (default: 0.3)")
+    its.add_argument("--chunked", type=_share, default=0.5, metavar="SHARE", help="of the explained (default: 0.5)")
+    its.add_argument("--evaluations", type=_share, default=0.0, metavar="SHARE", help="of requests (default: 0)")
+    its.add_argument("--max-running", type=_count, default=64, metavar="N", help="of a server (default: 64)")
+    its.add_argument("--max-queued", type=_count, default=64, metavar="N", help="of a server (default: 64)")
+    its.add_argument("--kv-tokens", type=_count, default=235_000, metavar="N", help="of a server (default: 235,000)")
+
+
+def _count(text: str) -> int:
+    return _above(text, int(text) if text.isdecimal() else None)
+
+
+def _positive(text: str) -> float:
+    try:
+        return _above(text, float(text))
+    except ValueError:
+        _refuse(text, "a number above 0")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    return value if 0 <= value <= 1 else _refuse(text, "a share between 0 and 1")
+
+
+def _above(text: str, value: Number | None) -> Number:
+    return value if value is not None and value >= 0 else _refuse(text, "a number of at least 0")
+
+
+def _refuse(text: str, wanted: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"must be {wanted}, was {text}")
+
+
+if __name__ == "__main__":
+    run_and_leave(main)

@@ -1,0 +1,66 @@
+"""How fast each kernel reads a linear layer's weights: `python -m gradellm_bench.linear`.
+
+Where `gradellm_engine.layers.gemm` changes from one kernel to the next comes from here. Each figure is gigabytes a
+second, the median of some rounds over enough layers that none is in a cache; beside it stands what a plain sum reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gradellm_bench.bandwidth import read_bandwidth
+from gradellm_engine.layers.gemm import FrozenWeight, Kernel
+from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.threads import use_threads
+
+SHAPES = ((256, 768), (768, 768), (1280, 768), (4096, 768), (768, 2048), (32000, 768))
+ROWS = (1, 2, 3, 4, 8, 16, 32, 64, 128)
+BYTES = 3 * 10**8  # of the layers of one figure together
+ROUNDS = 5
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Measure the kernels of linear layers, in gigabytes a second.")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
+    options = parser.parse_args()
+    use_threads(options.threads)
+    print(f"a sum reads {read_bandwidth(torch.device('cpu')) / 1e9:.1f} GB/s")
+    kernels = list(Kernel)
+    names = " | ".join(f"{way} {kernel.name.lower()}" for way in ("forward", "backward") for kernel in kernels)
+    print(f"| out x in | rows | {names} |")
+    print(f"| --- | ---: |{' ---: |' * 2 * len(kernels)}")
+    with torch.no_grad():
+        for shape in SHAPES:
+            count = max(2, BYTES // (4 * shape[0] * shape[1]))
+            weights = [FrozenWeight(torch.randn(shape) / 32, None) for _ in range(count)]
+            for rows in ROWS:
+                x, g = torch.randn(1, rows, shape[1]), torch.randn(1, rows, shape[0])
+                figures = [_speed(weights, kernel, FrozenWeight.product, x) for kernel in kernels]
+                figures += [_speed(weights, kernel, FrozenWeight.gradient, g) for kernel in kernels]
+                print(f"| {shape[0]} x {shape[1]} | {rows} | {' | '.join(f'{f:.1f}' for f in figures)} |", flush=True)
+
+
+def _speed(
+    weights: list[FrozenWeight], kernel: Kernel, use: Callable[[FrozenWeight, Tensor], Tensor], rows: Tensor
+) -> float:
+    """Gigabytes a second of using each weight once by a kernel, whatever would be chosen."""
+    seconds = []
+    for weight in weights:
+        weight.kernel = lambda x: kernel  # type: ignore[method-assign]
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for weight in weights:
+            use(weight, rows)
+        seconds.append(time.perf_counter() - began)
+    return sum(weight.weight.nbytes for weight in weights) / statistics.median(seconds) / 1e9
+
+
+if __name__ == "__main__":
+    run_and_leave(main)

@@ -1,0 +1,168 @@
+"""What was measured, as Markdown tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradellm_bench.latency import Latency
+from gradellm_bench.throughput import Admission, Memory, Reuse, Throughput
+
+
+@dataclass
+class Report:
+    """One run of the bench.
+
+    Attributes:
+        machine: model, dtype, device, threads, versions: what the figures hold for.
+        bandwidth: bytes a second that the device reads.
+        latencies: every way at every prompt length.
+        throughputs: ways with many streams, by prompt length and number of streams.
+        admission: what running streams notice of a long prompt.
+        reuse: a conversation's second turn.
+        memory: peaks, and what many requests leave.
+    """
+
+    machine: dict[str, str]
+    bandwidth: float
+    latencies: list[Latency] = field(default_factory=list)
+    throughputs: list[Throughput] = field(default_factory=list)
+    admission: Admission | None = None
+    reuse: Reuse | None = None
+    memory: Memory | None = None
+
+    def write_json(self, path: Path) -> None:
+        """Every figure, rounds apart."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def headline(report: Report) -> str:
+    """What the figures hold for."""
+    machine = ", ".join(filter(None, report.machine.values()))
+    return f"{machine}; memory is read at {report.bandwidth / 1e9:.1f} GB/s"
+
+
+def latency_table(latencies: Sequence[Latency]) -> str:
+    """All ways at one prompt length."""
+    plain = next((latency for latency in latencies if latency.way == "plain"), None)
+    rows = []
+    for latency in latencies:
+        per_token = statistics.median(latency.per_token)
+        rows.append(
+            [
+                latency.way,
+                f"{statistics.median(latency.first_token):,.0f}",
+                f"{per_token:,.1f}",
+                f"{latency.over(plain):,.2f}" if plain else "",
+                f"{statistics.median(latency.to_vector):,.0f}" if latency.to_vector else "",
+                f"{latency.floor:,.1f} ({latency.floor / per_token:.0%})" if latency.floor else "",
+            ]
+        )
+    header = ["way", "first token, ms", "a token, ms", "in plain tokens", "to its vector, ms", "floor, ms (reached)"]
+    return f"prompt of {latencies[0].prompt_tokens:,} tokens\n\n{_markdown(header, rows)}"
+
+
+def throughput_table(throughputs: Sequence[Throughput]) -> str:
+    """Tokens a second of all streams together, at one prompt length."""
+    ways = list(dict.fromkeys(result.way for result in throughputs))
+    rows = []
+    for count in dict.fromkeys(result.streams for result in throughputs):
+        row = {result.way: result for result in throughputs if result.streams == count}
+        cells = [
+            f"{its.tokens_per_second:,.1f} ({its.gap:,.0f}; {its.tokens_per_second / its.floor:.0%})"
+            for its in (row[way] for way in ways)
+        ]
+        rows.append([str(count), *cells])
+    title = (
+        f"prompts of {throughputs[0].prompt_tokens:,} tokens, together: tokens a second of all streams "
+        "(median ms between a stream's tokens; share of the floor)"
+    )
+    return f"{title}\n\n{_markdown(['streams', *ways], rows)}"
+
+
+def admission_fact(its: Admission) -> str:
+    """What a long prompt does to running streams."""
+    return (
+        f"A prompt of {its.prompt_tokens:,} tokens comes in while {its.streams} explained streams run: their largest "
+        f"gap between tokens is {its.largest_gap:,.0f} ms, {its.stretch:.1f} times the median before; "
+        f"its own first token takes {its.first_token:,.0f} ms."
+    )
+
+
+def reuse_fact(turns: Reuse) -> str:
+    """What a conversation's second turn waits."""
+    return (
+        f"A conversation's second turn ({turns.second_tokens:,} tokens, {turns.reused_tokens:,} of them reused) takes "
+        f"{turns.second:,.0f} ms to its first token, {turns.second / turns.first:.2f} of what the first turn "
+        f"({turns.first_tokens:,} tokens) took, {turns.first:,.0f} ms."
+    )
+
+
+def memory_fact(used: Memory) -> str:
+    """Peaks, and what many requests leave."""
+    peaks = [f"{kind} {peak / 1e6:,.0f} MB ({peak / used.peak['plain']:.3f})" for kind, peak in used.peak.items()]
+    told = [f"Peak memory of one stream, in brackets over plain: {', '.join(peaks)}."] if peaks else []
+    told.append(
+        f"{used.requests:,} short explained requests: {used.before / 1e6:,.1f} MB in use before, "
+        f"{used.after / 1e6:,.1f} MB after."
+    )
+    return " ".join(told)
+
+
+def plot(report: Report, path: Path) -> None:
+    """Cost by prompt length, and throughput by number of streams, as far as they were measured; as PNG or SVG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [panel for panel, figures in ((_cost, report.latencies), (_speed, report.throughputs)) if figures]
+    figure, axes = pyplot.subplots(
+        1, len(panels) or 1, figsize=(6 * (len(panels) or 1), 4.2), layout="constrained", squeeze=False
+    )
+    for panel, its in zip(panels, axes[0], strict=False):
+        panel(report, its)
+        its.grid(alpha=0.3)
+        its.legend(fontsize="small")
+    figure.suptitle(headline(report).replace("; ", "\n"), fontsize="x-small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
+    for way in dict.fromkeys(latency.way for latency in report.latencies):
+        its = [latency for latency in report.latencies if latency.way == way]
+        lengths = [latency.prompt_tokens for latency in its]
+        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in its], "o-", label=way)
+        if all(latency.floor for latency in its):
+            axes.plot(lengths, [latency.floor for latency in its], ":", color=line.get_color())
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
+    axes.set_title("Cost of a token (dotted: the floor)")
+    lengths = sorted({latency.prompt_tokens for latency in report.latencies})
+    axes.set_xticks(lengths, map(str, lengths))
+    axes.minorticks_off()
+
+
+def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
+    for way, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
+        its = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (way, length)]
+        axes.plot([r.streams for r in its], [r.tokens_per_second for r in its], "o-", label=f"{way}, {length} tokens")
+    axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
+    axes.set_title("Throughput")
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are as wide as their widest cell; numbers stand on the right."""
+    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = cells
+        padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = line(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join([line(header), rule, *map(line, rows)])

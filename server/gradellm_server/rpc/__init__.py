@@ -1,0 +1,1 @@
+"""The gRPC side: service, conversion of messages, status codes, authentication."""

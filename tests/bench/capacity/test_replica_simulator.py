@@ -1,0 +1,193 @@
+"""The simulated scheduler: what it does by hand, and that it does what the real one does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradellm_bench.capacity.costs import Costs, PassModel
+from gradellm_bench.capacity.measuring import Kind
+from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
+from gradellm_bench.capacity.request_metrics import Served, Summary
+from gradellm_bench.capacity.traffic import Mode, Request, Traffic
+from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
+
+STEP, SCORES, REPLAY, READ = 0.010, 0.008, 0.020, 0.001  # seconds; of a piece, a token
+
+
+def model(*bases: float) -> PassModel:
+    return PassModel((1, 2)[: len(bases)], bases, 0.0, rounds=False, error=0.0)
+
+
+MODELS: dict[Kind, PassModel] = {
+    "step": model(STEP),
+    "explained_step": model(STEP),
+    "scores": model(SCORES),
+    "replay": model(REPLAY),
+    "read": model(READ, 2 * READ),
+}
+COSTS = Costs(MODELS, "cpu", {}, 1000, 10**9, 1e11)
+ROOMY = ReplicaSettings(max_running=8, kv_tokens=10_000)
+
+
+def request(mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, places: int = 100) -> Request:
+    return Request(arrival, prompt, answer, places, mode)
+
+
+def run(*requests: Request, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[Served]:
+    return Replica(costs, limits).run(requests)
+
+
+def test_a_plain_request_reads_and_steps() -> None:
+    (its,) = run(request(Mode.PLAIN))
+    assert its.tokens == pytest.approx([10 * READ + STEP * (1 + index) for index in range(4)])
+    assert (its.vectors, its.refused) == ([], False)
+    assert its.ended == its.tokens[-1]
+
+
+def test_an_explained_one_has_scores_behind_each_token() -> None:
+    (its,) = run(request(Mode.PER_TOKEN))
+    assert its.vectors == pytest.approx([token + SCORES for token in its.tokens])
+    assert its.ended == its.vectors[-1]
+
+
+def test_chunks_come_when_they_are_due_and_at_the_end() -> None:
+    (its,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
+    first, last = its.vectors[0], its.vectors[-1]
+    assert its.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
+    assert first == pytest.approx(its.tokens[DEFAULT_CHUNK_SIZE - 1] + REPLAY)
+    assert its.tokens[DEFAULT_CHUNK_SIZE] == pytest.approx(first + STEP)  # it does not decode before
+    assert last == pytest.approx(its.tokens[-1] + REPLAY)
+
+
+def test_streams_share_passes() -> None:
+    one, other = run(request(Mode.PLAIN), request(Mode.PLAIN))
+    assert one.tokens == other.tokens
+
+
+def test_who_finds_no_place_is_refused_and_others_wait() -> None:
+    limits = ReplicaSettings(max_running=1, kv_tokens=1000, max_queued=1)
+    first, second, third = run(*[request(Mode.PLAIN, arrival=0.001 * index) for index in range(3)], limits=limits)
+    assert (first.refused, second.refused, third.refused) == (False, False, True)
+    assert first.ended is not None
+    assert second.tokens[0] > first.ended
+
+
+def test_memory_for_keys_and_values_holds_back() -> None:
+    limits = ReplicaSettings(max_running=8, kv_tokens=150)
+    first, second = run(request(Mode.PLAIN), request(Mode.PLAIN), limits=limits)
+    assert first.ended is not None
+    assert second.tokens[0] > first.ended
+    with pytest.raises(ValueError, match=r"does not fit the memory.*150"):
+        run(request(Mode.PLAIN, places=151), limits=limits)
+
+
+def test_long_prompts_come_in_small_pieces_beside_others() -> None:
+    """A running stream waits for a token about twice as long, however long the prompt is."""
+    running, _ = run(request(Mode.PLAIN, answer=200), request(Mode.PLAIN, arrival=0.3, prompt=1000))
+    gaps = [after - before for before, after in zip(running.tokens, running.tokens[1:], strict=False)]
+    assert max(gaps) <= STEP + 16 * READ + 1e-9
+
+
+def test_an_evaluation_gives_way() -> None:
+    evaluation = request(Mode.EVALUATE, prompt=20, answer=5)
+    (alone,) = run(evaluation)
+    beside, _ = run(evaluation, request(Mode.PLAIN, answer=300))
+    assert alone.ended is not None
+    assert beside.ended is not None
+    assert beside.ended > alone.ended + 2
+
+
+def test_shapes_that_are_new_are_recorded() -> None:
+    costs = replace(COSTS, recording_seconds={"step": 0.5})
+    replica = Replica(costs, ROOMY)
+    (its,) = replica.run([request(Mode.PLAIN)])
+    assert replica.recordings == 1
+    assert its.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
+    assert its.tokens[1] == pytest.approx(its.tokens[0] + STEP)
+
+
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        st.floats(0, 1),
+        st.integers(2, 40),
+        st.integers(2, 40),
+        st.integers(80, 120),
+        st.sampled_from([Mode.PLAIN, Mode.PER_TOKEN, Mode.CHUNKED]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(REQUESTS, st.integers(1, 4), st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_and_time_goes_on(requests: Sequence[Request], running: int, queued: int) -> None:
+    requests = sorted(requests, key=lambda its: its.arrival)
+    replica = Replica(COSTS, ReplicaSettings(max_running=running, kv_tokens=240, max_queued=queued))
+    served = replica.run(requests)
+    for its in served:
+        if its.refused:
+            assert its.tokens == []
+            continue
+        explained = its.request.mode is not Mode.PLAIN
+        assert len(its.tokens) == its.request.answer_tokens
+        assert len(its.vectors) == (its.request.answer_tokens if explained else 0)
+        assert its.tokens == sorted(its.tokens)
+        assert all(vector > token for token, vector in zip(its.tokens, its.vectors, strict=False))
+        assert its.tokens[0] > its.request.arrival
+        assert its.ended is not None
+        assert its.ended >= max(its.tokens[-1:] + its.vectors[-1:])
+    end = max(its.ended or 0.0 for its in served)
+    assert replica.busy_seconds <= end + 1e-9
+    assert replica.busy_between(0.0, end) == pytest.approx(replica.busy_seconds)
+
+
+def test_summaries_count_what_they_say() -> None:
+    served = [
+        Served(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
+        Served(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
+        Served(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
+    ]
+    its = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
+    assert (its.requests, its.busy) == (3, 0.5)
+    assert its.refused == pytest.approx(1 / 3)
+    assert its.first_token[0] == pytest.approx(0.75)
+    assert its.gap[0] == pytest.approx(0.15)
+    assert its.lag[0] == pytest.approx(0.2)
+    assert its.tokens_per_second == pytest.approx(2.0)
+    assert its.vectors_per_second == pytest.approx(0.5)
+    assert its.running == pytest.approx((0.3 + 0.2) / 2)
+
+
+def test_traffic_is_repeatable_and_has_its_means() -> None:
+    traffic = Traffic(10.0, prompt_tokens=200, answer_tokens=50, max_new_tokens=500, explained=0.5, evaluations=0.1)
+    requests = traffic.requests(4000, seed=1)
+    assert requests == traffic.requests(4000, seed=1)
+    assert requests != traffic.requests(4000, seed=2)
+    assert requests[-1].arrival == pytest.approx(400, rel=0.1)
+    assert sum(its.prompt_tokens for its in requests) / 4000 == pytest.approx(200, rel=0.05)
+    assert sum(its.answer_tokens for its in requests) / 4000 == pytest.approx(50, rel=0.05)
+    shares = {mode: sum(its.mode is mode for its in requests) / 4000 for mode in Mode}
+    assert shares[Mode.EVALUATE] == pytest.approx(0.1, abs=0.03)
+    assert shares[Mode.PLAIN] == pytest.approx(0.45, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rate": 0.0}, "rate"),
+        ({"prompt_tokens": 1}, "prompt_tokens"),
+        ({"explained": 1.5}, "explained"),
+        ({"spread": -1.0}, "spread"),
+        ({"context_tokens": 100}, "do not fit"),
+    ],
+)
+def test_traffic_that_cannot_be_is_refused(wrong: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(Traffic(1.0), **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,135 @@
+"""What a run asks: methods by name, a seed for each example, the run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradellm.errors import InvalidRequestError
+from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.presets import PRESETS, custom_preset
+from gradellm.evaluation.run_spec import PAPER_METHODS, Plan, difference, named_methods, seed_of
+from gradellm.models import ModelInfo, ServerInfo
+from gradellm.transport import calls
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm.wire.responses import server_info
+
+NAMES = (*PAPER_METHODS, "lime", "relevance")
+EXAMPLE = Example("7", "d.jsonl, line 1", (("system", "S"), ("user", "Text: a b")), None, "Positive", None, {})
+PLAN = Plan(PRESETS["sst2"], {"random": {"method": "random"}})
+
+
+def info(**model: Any) -> ServerInfo:
+    methods = [pb.MethodInfo(name=name, refusal="it has no gates" if name == "relevance" else "") for name in NAMES]
+    return server_info(pb.GetServerInfoResponse(model=pb.ModelInfo(name="m", **model), methods=methods))
+
+
+def model(**changes: Any) -> ModelInfo:
+    return info(**changes).model
+
+
+def test_the_papers_methods_in_its_order() -> None:
+    assert list(named_methods(["paper"], info())) == [
+        "attention", "deeplift", "input_x_gradient", "integrated_gradients", "layer_gradient_x_activation", "random",
+        "saliency", "value_zeroing", "grad_ellm", "knockout",
+    ]  # fmt: skip
+    assert named_methods(["paper"], info())["layer_gradient_x_activation"]["layer"] == -1
+    assert list(named_methods(["paper"], info(), ["deletion"]))[-3:] == ["grad_ellm", "unloosened", "knockout"]
+
+
+def test_all_is_what_the_server_does_not_refuse() -> None:
+    found = named_methods(["all"], info())
+    assert set(found) == {*PAPER_METHODS, "lime", "unloosened", "grad_eclip", "knockout"}
+
+
+def test_methods_and_presets_by_name() -> None:
+    assert named_methods(["lime", "knockout", "lime", "paper"], info()).keys() == {"lime", "knockout", *PAPER_METHODS}
+    assert named_methods(["unloosened"], info()) == {"unloosened": {"attribution": "unloosened"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("salience", "no method 'salience'; did you mean saliency"),
+        ("knock_out", "did you mean knockout"),
+        ("zzz", "there are all, attention, "),
+        ("relevance", "cannot be computed for this model: it has no gates"),
+    ],
+)
+def test_names_that_do_not_do(name: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        named_methods(["random", name], info())
+
+
+def test_an_examples_seed_is_its_own_and_always_the_same() -> None:
+    said = hashlib.sha256(b"gradellm evaluate:0:sst2-dev-0").hexdigest()
+    assert seed_of(0, "sst2-dev-0") == int(said, 16) >> 193  # its first 63 bits
+    seeds = {seed_of(seed, str(one)) for seed in range(20) for one in range(50)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_what_a_label_is_asked() -> None:
+    prompt, keywords = PLAN.request(EXAMPLE)
+    assert prompt is None
+    assert keywords["labels"] == ("Positive", "Negative")
+    assert keywords["seed"] == seed_of(0, "7")
+    request = calls.evaluate(prompt, keywords).request
+    assert isinstance(request, pb.EvaluateRequest)
+    assert request.evaluation.samples == 3
+    assert len(request.evaluation.pis) == 19
+    assert not request.HasField("generation")
+
+
+def test_what_an_open_question_is_asked() -> None:
+    plan = replace(PLAN, preset=custom_preset("{text}"), max_new_tokens=12, stride=4)
+    prompt, keywords = plan.request(replace(EXAMPLE, messages=None, prompt="a b"))
+    request = calls.evaluate(prompt, keywords).request
+    assert isinstance(request, pb.EvaluateRequest)
+    assert (request.input.prompt, request.generation.max_new_tokens, request.evaluation.stride) == ("a b", 12, 4)
+
+
+def test_a_rationale_becomes_segments() -> None:
+    plan = replace(PLAN, metrics=("pi_soft_ns", "auprc"))
+    _, keywords = plan.request(replace(EXAMPLE, rationale=((6, 7), (8, 9))))
+    assert keywords["segments"] == {"rationale 1": (1, 6, 7), "rationale 2": (1, 8, 9)}
+    assert keywords["rationale"] == ["rationale 1", "rationale 2"]
+    _, keywords = plan.request(EXAMPLE)
+    assert keywords["metrics"] == ["pi_soft_ns"]
+    assert "segments" not in keywords
+    with pytest.raises(InvalidRequestError, match="rationale"):
+        replace(plan, metrics=("auprc",)).request(EXAMPLE)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"preset": PRESETS["imdb"]}, {"methods": {"lime": {"method": "lime"}}}, {"metrics": ("soft_ns",)}, {"pis": (0.5,)},
+    {"samples": 4}, {"stride": 1}, {"offset": 1}, {"seed": 1}, {"perturb": "prompt"}, {"removal": "zero"},
+    {"raw_scores": True}, {"chat": False}, {"sample": 9}, {"balance": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_whatever_changes_numbers_is_the_runs_identity(change: dict[str, Any]) -> None:
+    assert replace(PLAN, **change).settings([EXAMPLE], model()) != PLAN.settings([EXAMPLE], model())
+
+
+def test_data_and_model_are_the_runs_identity_but_not_where_they_lie() -> None:
+    before = PLAN.settings([EXAMPLE], model())
+    assert PLAN.settings([replace(EXAMPLE, label="Negative")], model()) != before
+    assert PLAN.settings([EXAMPLE], model(dtype="bfloat16")) != before
+    assert PLAN.settings([replace(EXAMPLE, origin="elsewhere, line 3")], model(device="cuda", num_layers=9)) == before
+
+
+def test_models_that_differ() -> None:
+    assert difference(model(), model(device="cuda")) is None
+    assert difference(model(dtype="float32"), model(dtype="int8")) == "different dtypes, float32 (m) and int8 (m)"
+    assert "different configurations, cdcdcdcdcdcd (m) and efefefefefef (m)" in str(
+        difference(model(config_sha256="cd" * 32), model(config_sha256="ef" * 32))
+    )
+    assert difference(model(config_sha256="cd" * 32), model()) is None  # an older server does not tell it
+    assert "different weights, abababababab (m) and none (m)" in str(
+        difference(model(weights_sha256="ab" * 32), model())
+    )

@@ -1,0 +1,109 @@
+"""Several servers, taken in turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradellm import Client
+from gradellm.errors import InvalidRequestError
+from gradellm.transport.load_balancing import Rotation, may_be_several, split
+
+
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        ("a:1", ("a:1",)),
+        ("a:1, b:2", ("a:1", "b:2")),
+        (["a:1", "b:2,c:3"], ("a:1", "b:2", "c:3")),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", ("ipv4:10.0.0.1:1,10.0.0.2:1",)),
+        ("unix:/a,b", ("unix:/a,b",)),
+        ("dns:///name:1", ("dns:///name:1",)),
+    ],
+)
+def test_targets_are_split(given: str | list[str], targets: tuple[str, ...]) -> None:
+    assert split(given) == targets
+
+
+@pytest.mark.parametrize("given", ["", [], "a:1,", [" "]])
+def test_none_is_refused(given: str | list[str]) -> None:
+    with pytest.raises(InvalidRequestError, match="host:port"):
+        split(given)
+
+
+@pytest.mark.parametrize(
+    ("target", "several"),
+    [
+        ("dns:///name:1", True),
+        ("dns://127.0.0.1:53/name:1", True),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", True),
+        ("ipv4:10.0.0.1:1", False),
+        ("localhost:1", False),
+        ("unix:/a,b", False),
+    ],
+)
+def test_one_target_may_be_several_servers(target: str, several: bool) -> None:
+    assert may_be_several(target) is several
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_they_are_taken_in_turn() -> None:
+    rotation = Rotation(3)
+    assert [rotation.take() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_one_that_failed_waits_longer_each_time_until_it_works_again() -> None:
+    clock = Clock()
+    rotation = Rotation(2, clock)
+    for seconds in (1, 2, 4, 8, 16, 30, 30):
+        assert rotation.failed(0)
+        clock.now += seconds - 0.01
+        assert {rotation.take() for _ in range(4)} == {1}
+        clock.now += 0.02
+        assert {rotation.take() for _ in range(4)} == {0, 1}
+    rotation.worked(0)
+    assert rotation.failed(0)
+    clock.now += 1.01
+    assert {rotation.take() for _ in range(4)} == {0, 1}
+
+
+def test_one_that_failed_is_no_other_one() -> None:
+    assert not Rotation(1).failed(0, 0.0)
+    assert Rotation(2).failed(0, 0.0)
+
+
+def test_a_server_that_says_for_how_long_is_left_alone_so_long() -> None:
+    clock = Clock()
+    rotation = Rotation(2, clock)
+    rotation.failed(1, 7.0)
+    clock.now += 6.9
+    assert {rotation.take() for _ in range(4)} == {0}
+    clock.now += 0.2
+    assert {rotation.take() for _ in range(4)} == {0, 1}
+
+
+def test_where_all_failed_the_first_to_come_back_is_asked() -> None:
+    clock = Clock()
+    rotation = Rotation(3, clock)
+    assert rotation.failed(0, 5.0)
+    assert rotation.failed(1, 2.0)
+    assert not rotation.failed(2, 9.0)
+    assert rotation.take() == 1
+
+
+@pytest.mark.parametrize("target", ["localhost", "127.0.0.1", "a:1,b", "host:port"])
+def test_a_host_without_a_port_is_refused(target: str) -> None:
+    with pytest.raises(InvalidRequestError, match="has no port: say"):
+        Client(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost:1", "[::1]:50051", "unix:/x", "dns:///name", "ipv4:10.0.0.1:1,10.0.0.2:1"]
+)
+def test_other_targets_are_grpcs_own(target: str) -> None:
+    Client(target).close()

@@ -1,0 +1,148 @@
+"""Keywords of evaluate to its request: what is said arrives; what cannot be said is refused by the keyword's name."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from client.conftest import play
+from gradellm import Explanation, InvalidRequestError, models
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm.wire.requests import EvaluateKeywords, evaluate_request
+from gradellm.wire.responses import enum_names, event
+
+OPTIONS = pb.AttributionOptions
+
+
+def request(prompt: str | None = "Once", **keywords: Any) -> pb.EvaluateRequest:
+    return evaluate_request(prompt, keywords)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def explanation() -> Explanation:
+    parts: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in play()]
+    responses = [pb.GenerateResponse(**part) for part in parts]
+    return Explanation.from_events(filter(None, map(event, responses)))
+
+
+def test_defaults_are_what_there_is_to_compare() -> None:
+    methods = request().evaluation.methods
+    assert [(method.name, method.attribution) for method in methods] == [
+        ("grad_ellm", OPTIONS(method="grad_ellm")),
+        ("random", OPTIONS(method="random")),
+    ]
+    own = request(scores={"mine": {0: [1.0]}}, completion="x").evaluation
+    assert (len(own.methods), own.scores[0].name) == (0, "mine")
+
+
+def test_names_of_presets_and_methods_and_names_of_ones_own() -> None:
+    assert request(methods=["knockout", "saliency"]).evaluation.methods[0].attribution.preset == pb.PRESET_KNOCKOUT
+    named = request(methods={"sum": {"method": "saliency", "aggregation": "sum"}, "lime": None}).evaluation.methods
+    assert [method.name for method in named] == ["sum", "lime"]
+    assert named[0].attribution == OPTIONS(method="saliency", aggregation=pb.AGGREGATION_SUM)
+    assert named[1].attribution == OPTIONS(method="lime")
+
+
+def test_what_is_said_arrives() -> None:
+    said = request(
+        completion_ids=[1, 2], metrics=["auprc", "pi_soft_nc"], pis=[0.25, 0.5], samples=7, stride=2, offset=1, seed=9,
+        perturb="prefix", removal="pad", raw_scores=True, rationale=["why"], scores={"mine": {0: [0.5, 1], 2: [1.0]}},
+    )  # fmt: skip
+    arrived = pb.EvaluateRequest.FromString(said.SerializeToString())
+    assert arrived.completion_ids == [1, 2]
+    assert arrived.evaluation == pb.EvaluationOptions(
+        scores=[
+            pb.GivenScores(name="mine", rows=[pb.ScoreRow(step=0, scores=[0.5, 1]), pb.ScoreRow(step=2, scores=[1.0])])
+        ],
+        metrics=[pb.METRIC_AUPRC, pb.METRIC_PI_SOFT_NC],
+        pis=[0.25, 0.5],
+        samples=7,
+        stride=2,
+        offset=1,
+        seed=9,
+        perturb=pb.PERTURB_PREFIX,
+        removal=pb.REMOVAL_PAD,
+        raw_scores=True,
+        rationale=["why"],
+    )
+    generation = request(max_new_tokens=5, temperature=1, generation_seed=3, stop="\n").generation
+    assert generation == pb.GenerationOptions(max_new_tokens=5, temperature=1.0, seed=3, stop=["\n"])
+    assert not request(labels=["a", "b"]).HasField("generation")
+
+
+@pytest.mark.parametrize(
+    ("enum", "names"), [(pb.Metric, models.Metric), (pb.Perturb, models.Perturb), (pb.Removal, models.Removal)]
+)
+def test_names_are_those_of_the_proto(enum: Any, names: Any) -> None:
+    assert tuple(enum_names(enum.DESCRIPTOR).values()) == get_args(names)
+
+
+def test_every_proto_option_has_its_keyword() -> None:
+    fields = {field.name for field in pb.EvaluationOptions.DESCRIPTOR.fields}
+    assert fields <= EvaluateKeywords.__annotations__.keys()
+    generation = {field.name for field in pb.GenerationOptions.DESCRIPTOR.fields} - {"seed"} | {"generation_seed"}
+    assert generation <= EvaluateKeywords.__annotations__.keys()
+
+
+def test_an_explanation_is_sent_as_it_was(explanation: Explanation) -> None:
+    said = request(None, explanation=explanation, seed=4)
+    assert said.input.prompt_ids == [token.id for token in explanation.prompt_tokens]
+    assert said.completion_ids == [token.id for token in explanation.tokens]
+    assert said.evaluation.perturb_positions == [1, 2, 3, 4]  # not the token that the tokenizer adds
+    assert [method.name for method in said.evaluation.methods] == ["random"]
+    (own,) = said.evaluation.scores
+    assert own.name == "explanation"
+    assert [list(row.scores) for row in own.rows] == [list(row) for row in explanation.scores]
+    assert not request(None, explanation=explanation, perturb="prompt").evaluation.perturb_positions
+    named = request(None, explanation=explanation, methods=["saliency"]).evaluation.methods
+    assert [method.name for method in named] == ["saliency"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "field"),
+    [
+        ({"completion": "a", "completion_ids": [1]}, "completion_ids"),
+        ({"completion": "a", "max_new_tokens": 3}, "max_new_tokens"),
+        ({"labels": ["a", "b"], "temperature": 1.0}, "temperature"),
+        ({"labels": "ab"}, "labels"),
+        ({"labels": ["a", 3]}, "labels[1]"),
+        ({"methods": "saliency"}, "methods"),
+        ({"methods": {"a": "saliency"}}, "methods['a']"),
+        ({"methods": {"a": {"magic": 1}}}, "methods['a']"),
+        ({"methods": {"a": {"loosening": "x"}}}, "loosening"),
+        ({"metrics": ["magic"]}, "metrics"),
+        ({"metrics": "pi_soft_ns"}, "metrics"),
+        ({"pis": [0.1, "b"]}, "pis[1]"),
+        ({"pis": 0.1}, "pis"),
+        ({"samples": 1.5}, "samples"),
+        ({"seed": 2**63}, "seed"),
+        ({"scores": [1.0]}, "scores"),
+        ({"scores": {"a": [1.0]}}, "scores['a']"),
+        ({"scores": {"a": {"0": [1.0]}}}, "scores['a']"),
+        ({"scores": {"a": {0: ["x"]}}}, "scores['a'][0]"),
+        ({"perturb": "all"}, "perturb"),
+        ({"perturb_positions": []}, "perturb_positions"),
+        ({"removal": 3}, "removal"),
+        ({"rationale": "why"}, "rationale"),
+    ],
+)
+def test_what_cannot_be_said_is_named(keywords: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request(**keywords)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_what_has_no_meaning_beside_an_explanation(explanation: Explanation) -> None:
+    for name, value in (("completion", "a"), ("labels", ["a", "b"]), ("prompt_ids", [1]), ("max_new_tokens", 3)):
+        with pytest.raises(InvalidRequestError, match=f"{name}: has no meaning beside explanation"):
+            request(None, explanation=explanation, **{name: value})
+    with pytest.raises(InvalidRequestError, match="prompt: has no meaning beside explanation"):
+        request("Once", explanation=explanation)
+    with pytest.raises(InvalidRequestError, match="what the explanation's own scores are called"):
+        request(None, explanation=explanation, scores={"explanation": {}})
+
+
+def test_unknown_keywords_are_refused() -> None:
+    with pytest.raises(TypeError, match="evaluate\\(\\) has no keyword sample; did you mean samples"):
+        request(sample=3)

@@ -1,0 +1,84 @@
+"""Compiled layers give what those give that they are made of; here without the last step, machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_engine import Engine, GradEllm
+from gradellm_engine.model.runner import Decoder
+from gradellm_engine.passes.ragged import Explain, Part, Target
+from support.kv_fixtures import filled, forget
+
+
+def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+    """Logits and scores of what is recorded; what was read is forgotten."""
+    recorder = Once()
+    decoder.record_steps(recorder)
+    run = decoder.explained_pass(parts)
+    scores = [row.clone() for row in run.heat_maps([Target(7), Target(9, 3), Target(11)])]
+    decoder.recordings = None
+    forget(parts)
+    return run.logits.clone(), scores
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the engine logged."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("gradellm")]
+
+
+class Once:
+    """Records nothing: runs what it is given whenever it is asked to."""
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        run()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "phi", "cohere"))]
+)
+def test_scores_are_the_same(
+    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    monkeypatch.setattr("gradellm_engine.model.runner._compiles_on", lambda device: True)  # as on a GPU
+    torch._dynamo.reset()
+    decoder = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20)._model.decoder
+    decoder.allocate_pool(200)
+    switches = replace(GradEllm(), layers=GradEllm().selected_layers(decoder.num_layers))
+    parts = filled(decoder, (1, 5, 30), Explain(switches))
+    logits, rows = outcome(decoder, parts)
+    decoder.compile(backend="aot_eager")
+    assert decoder._compiled is not None
+    frames = torch._dynamo.utils.counters["frames"]["ok"]
+    assert frames
+    compiled_logits, compiled_rows = outcome(decoder, parts)
+    assert not said(caplog)
+    assert torch.allclose(compiled_logits, logits, rtol=1e-9, atol=1e-12)
+    for row, expected in zip(compiled_rows, rows, strict=True):
+        assert torch.allclose(row, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    model_path: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = Engine.load(str(model_path("llama")), dtype="float64", kv_bytes=2**20)._model.decoder
+    decoder.allocate_pool(200)
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("no compiler is installed\nhere")
+
+    torch._dynamo.reset()
+    decoder.compile(backend=broken)
+    assert decoder._compiled is None
+    (message,) = said(caplog)
+    assert message.startswith("layers cannot be compiled and run as they are: ")
+    assert "no compiler is installed" in message
+    assert "\n" not in message

@@ -1,0 +1,167 @@
+"""What is written down does the same to other numbers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_engine.compilation.tracer import Tracer, Unrecordable, function, needed
+
+WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+HIDDEN = torch.tensor([True, False, True, False])
+
+
+def traced(its: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of one tensor, written down."""
+    tracer = Tracer()
+    given = tracer.new(x)
+    with tracer:
+        result = tracer.value(its(x))
+    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+    return lambda x: run(x)[0]
+
+
+def gradient_of(its: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def gradient(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (result,) = torch.autograd.grad(its(leaf).sum(), leaf)
+        return result
+
+    return gradient
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    y[..., 1:].masked_fill_(~HIDDEN[1:], -torch.inf)
+    y.mul_(3).add_(x)
+    return y.softmax(-1)
+
+
+def several(x: Tensor) -> Tensor:
+    a, b = torch.split(x @ WEIGHT.t(), [2, 4], -1)
+    values, _ = b.max(-1)
+    return torch.cat((a, b[..., :2]), -1) * values[..., None]
+
+
+def constants(x: Tensor) -> Tensor:
+    columns = WEIGHT.t().reshape(4, 2, 3)[:, 0]
+    return x @ columns + torch.arange(3) + torch.tensor([1.0, 2.0, 3.0])
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: torch.nn.functional.linear(x, WEIGHT),
+    "saved results": lambda x: x.exp().tanh().sigmoid().softmax(-1).rsqrt(),
+    "infinite": lambda x: x.clamp(min=-torch.inf).masked_fill(HIDDEN, torch.inf).nan_to_num(posinf=3.0),
+    "type": lambda x: (x.to(torch.float64) / 3).to(torch.float32).to(torch.bfloat16),
+    "in place": in_place,
+    "several": several,
+    "constants": constants,
+    "unused": lambda x: (x.sin(), x.cos())[1],
+    "nothing": lambda x: x.detach().view(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_numbers(name: str) -> None:
+    its = FUNCTIONS[name]
+    one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    run = traced(its, one)
+    for x in (one, other):
+        assert torch.equal(run(x.clone()), its(x.clone()))
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"in place", "infinite", "nothing"}))
+def test_gradients_too(name: str) -> None:
+    its = gradient_of(FUNCTIONS[name])
+    one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) + 2
+    run = traced(its, one)
+    for x in (one, other):
+        assert torch.equal(run(x), its(x))
+
+
+@pytest.mark.parametrize(
+    ("its", "why"),
+    [
+        (lambda x: x * float(x.max()), "_local_scalar_dense"),
+        (lambda x: x[x > 0], "depends on numbers"),
+        (lambda x: x + torch.rand(4), "draws"),
+        (lambda x: WEIGHT.clone().copy_(WEIGHT) if WEIGHT.add_(0) is None else x, "writes to a constant"),
+    ],
+)
+def test_what_depends_on_numbers_is_not_written_down(its: Callable[[Tensor], Tensor], why: str) -> None:
+    with pytest.raises(Unrecordable, match=why):
+        traced(its, torch.ones(3, 4))
+
+
+def test_what_is_made_out_of_sight_is_not_written_down() -> None:
+    tracer = Tracer()
+    x = torch.ones(3, 4)
+    tracer.new(x)
+    with tracer:
+        y = x + 1
+        with tracer.off():
+            unseen = y[0]
+        with pytest.raises(Unrecordable, match="out of sight"):
+            unseen + 1
+
+
+def test_what_is_not_given_is_missed() -> None:
+    tracer = Tracer()
+    x, y = torch.ones(2, 3, 4)
+    given, _ = tracer.new(x), tracer.new(y)
+    with tracer:
+        result = tracer.value(x + y)
+    with pytest.raises(Unrecordable, match="made elsewhere"):
+        function([given], tracer.operations, [result], tracer.constants)
+
+
+def test_what_is_not_the_librarys_is_called_each_time() -> None:
+    asked: list[float] = []
+
+    def ask(x: Tensor) -> Tensor:
+        asked.append(float(x.sum()))  # which may look at numbers
+        return x + asked[-1]
+
+    tracer = Tracer()
+    x = torch.ones(3, 4)
+    given = tracer.new(x)
+    with tracer:
+        doubled = x * 2
+        with tracer.off():
+            answer = ask(doubled)
+        tracer.call(ask, doubled, gives=answer)
+        result = tracer.value(answer * 2)
+    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+    assert torch.equal(run(x + 1)[0], 2 * (4.0 + 48.0) * torch.ones(3, 4))
+    assert asked == [24.0, 48.0]
+
+
+def test_tensors_are_given_up_after_their_last_use() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    gone: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        gone.append(all(each() is None for each in alive[:-1]))
+        alive.append(weakref.ref(x))
+        return x + 1
+
+    tracer = Tracer()
+    x = torch.ones(3)
+    given, y = tracer.new(x), x
+    with tracer:
+        for _ in range(4):
+            y = y * 2
+            with tracer.off():
+                answer = look(y)
+            tracer.call(look, y, gives=answer)
+            y = answer
+    run = function([given], tracer.operations, [tracer.value(y)], tracer.constants)
+    del tracer, answer, y
+    alive.clear()
+    gone.clear()
+    run(x)
+    assert gone == [True] * 4

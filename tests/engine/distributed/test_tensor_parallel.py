@@ -1,0 +1,164 @@
+"""Two ranks that share a model, by gloo on this machine, against one that has it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from gradellm_engine import (
+    Engine,
+    GroupLostError,
+    InvalidRequestError,
+    ModelLoadError,
+    OutOfMemoryError,
+    Quantization,
+    Ranks,
+    Sampling,
+)
+from gradellm_engine.core.lockstep import LeadingScheduler, check_in_step, digest
+from gradellm_engine.model.families import FAMILIES, family_of
+from gradellm_engine.model.loader import _check_ranks, _check_shares
+from support.oracle import relative_error
+from support.rank_programs import PROGRAMS, loaded, on_ranks
+from support.tiny_models import save_random_model
+
+EXACT = 1e-9  # in float64
+ROUNDED = 1e-5  # in float32
+STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
+SHARED = sorted(name for name, family in FAMILIES.items() if family.shares)
+EXPERTS = frozenset(
+    name for name in SHARED if FAMILIES[name].gates is None
+)  # torch groups their products in float32 alone
+
+
+def differences(of_ranks: Any, alone: Any) -> list[float]:
+    """Of all numbers and rows; all else must be equal."""
+    if isinstance(of_ranks, Tensor):
+        return [relative_error(of_ranks, alone.double())]
+    if isinstance(of_ranks, float):
+        return [abs(of_ranks - alone)]
+    if isinstance(of_ranks, list | tuple):
+        assert len(of_ranks) == len(alone)
+        return [its for pair in zip(of_ranks, alone, strict=True) for its in differences(*pair)]
+    assert of_ranks == alone
+    return [0.0]
+
+
+def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp_path: Path) -> None:
+    engine = loaded(path, dtype)
+    alone = [PROGRAMS[name](engine) for name in programs]
+    for name, its, expected in zip(programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True):
+        assert max(differences(its, expected)) < tolerance, name
+
+
+def test_they_tell_what_one_rank_tells(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    check(model_path("llama"), "float64", EXACT, list(PROGRAMS), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo", "llama"])
+def test_in_float32_too(model_path: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    check(model_path(name), "float32", ROUNDED, ("by_default", "leaving"), tmp_path)
+    check(model_path(name), "float32", STRETCHED, ("within",), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({*SHARED} - EXPERTS - {"llama"}))
+def test_every_family_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+    check(model_path(family), "float64", EXACT, ("within", "afterwards"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(EXPERTS))
+def test_experts_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+    check(model_path(family), "float32", STRETCHED, ("within", "leaving"), tmp_path)
+
+
+def test_shares_that_are_computed_together(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
+    path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)
+    check(path, "float32", ROUNDED, ("by_default",), tmp_path)
+
+
+ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set. On one machine: torchrun"),
+        ({**ENVIRONMENT, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({**ENVIRONMENT, "WORLD_SIZE": "two"}, "WORLD_SIZE 'two' must be numbers"),
+    ],
+)
+def test_who_has_not_been_told_who_he_is(environment: Mapping[str, str], said: str) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        Ranks.join(environment)
+
+
+def test_a_single_rank_is_none() -> None:
+    assert Ranks.join({**ENVIRONMENT, "WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "quantization", "said"),
+    [
+        ("auto", "balanced", Quantization.NONE, "give no device map"),
+        ("cuda:1", None, Quantization.NONE, "leave device at auto"),
+        ("auto", None, Quantization.INT8, "give no quantize"),
+    ],
+)
+def test_what_does_not_go_with_ranks(
+    device: str, device_map: str | None, quantization: Quantization, said: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        _check_ranks(device, device_map, quantization)
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "groups", "size", "said"),
+    [
+        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be shared out over 2"),
+        ("llama", 8, 1, 2, "it cannot be shared out"),
+        ("gpt2", 8, 8, 2, "the family gpt2 cannot be shared out over ranks; use --device-map auto"),
+    ],
+)
+def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
+    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
+    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
+    with pytest.raises(ModelLoadError, match=said):
+        _check_shares(config, family_of(family), size)
+
+
+def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
+    told: list[object] = []
+    scheduler = LeadingScheduler(engine._model.decoder, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
+    scheduler.submit(engine.stream("Once", Sampling(max_new_tokens=2)))
+    next(scheduler.tick())
+    with pytest.raises(GroupLostError, match="left in its middle"):
+        next(scheduler.tick())
+    assert len(told) == 1
+
+
+def test_other_tokens_have_another_digest(engine: Engine) -> None:
+    streams = {1: engine.stream("Once", Sampling(max_new_tokens=2)), 2: engine.stream("Twice", Sampling())}
+    before = digest(streams)
+    streams[1].ids.append(7)
+    assert digest(streams) != before
+    streams[1].close()
+    assert digest(streams) == digest({2: streams[2]})
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
+def test_what_others_may_not_have_met_ends_the_group(error: Exception) -> None:
+    with pytest.raises(GroupLostError, match="where others may not have failed"):
+        check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
+
+
+def test_what_all_ranks_meet_does_not() -> None:
+    check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]

@@ -1,0 +1,123 @@
+"""Many changed texts at once: how they are batched, and that nothing is computed which nobody looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradellm_engine import Engine
+from gradellm_engine.attention.ops import AttentionForm, visibility
+from gradellm_engine.faithfulness.perturbation_runner import Allowance, Changed, ChangedTexts
+from gradellm_engine.model.runner import Decoder
+from gradellm_engine.passes.full_sequence import ContinuedPass, Pieces
+from gradellm_engine.passes.ragged import Part
+from support.tiny_models import save_random_model
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    path = save_random_model(tmp_path_factory.mktemp("llama"), "llama", seed=1, initializer_range=0.15)
+    return Engine.load(str(path), dtype="float32", threads=1)._model.decoder
+
+
+def held(decoder: Decoder, ids: list[int]) -> Any:
+    """A slot that holds them."""
+    slot = decoder.pool.allocate(len(ids))
+    assert slot is not None
+    decoder.read([Part.new(slot, ids)])
+    return slot
+
+
+@pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
+def test_batches_are_about_equally_full(decoder: Decoder, texts: int, sizes: list[int]) -> None:
+    slot = held(decoder, [60, 61, 62])
+    allowance = Allowance(most=20, sequences=100)
+    runner = ChangedTexts(decoder, slot, 1, allowance)
+    changed = [Changed((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
+    batches = list(runner.run(changed))
+    assert [len(places) for places, _ in batches] == sizes
+    assert sorted(place for places, _ in batches for place in places) == list(range(texts))
+    assert runner.num_run == texts
+    assert allowance.used == 5 * texts
+    slot.close()
+
+
+def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: Decoder) -> None:
+    """Whichever that is, and all rows are what its keys and values are made of."""
+    slot = held(decoder, [60, 61, 62])
+    embeddings = decoder.embed(range(70, 82)).view(3, 4, -1)
+    rows: dict[str, list[int]] = {}
+
+    def note(name: str) -> Any:
+        return lambda module, args, output: rows.setdefault(name, []).append(output.shape[:-1].numel())
+
+    names = {"layers.1.mlp.up_proj": 12, "layers.2.mlp.up_proj": 3, "layers.2.self_attn.o_proj": 3, "lm_head": 3}
+    modules = {name: its for its_name, its in decoder.named_modules() for name in names if its_name.endswith(name)}
+    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    found = decoder.last_logits(embeddings, [4, 2, 1], ContinuedPass(slot, 3))
+    for hook in hooks:
+        hook.remove()
+    assert rows == {name: [count] for name, count in names.items()}
+    alone = [
+        decoder.last_logits(embeddings[i : i + 1, :length], [length], ContinuedPass(slot, 3))[0]
+        for i, length in enumerate([4, 2, 1])
+    ]
+    read = decoder.logits([Part.new(held(decoder, [60, 61, 62]), [70, 71, 72, 73])])[-1]
+    assert torch.allclose(found, torch.stack(alone), atol=1e-5)
+    assert torch.allclose(found[0], read, atol=1e-5)
+    assert not decoder.blocks[-1]._forward_pre_hooks
+    slot.close()
+
+
+def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: Decoder) -> None:
+    slot = held(decoder, [60, 61, 62])
+    attention: Any = decoder.blocks[-1].self_attn
+    rows: dict[str, list[int]] = {}
+    runs = {name: getattr(attention, name) for name in ("q_proj", "k_proj")}
+
+    def noting(name: str) -> Any:
+        forward = runs[name].forward
+
+        def note(x: Tensor) -> Tensor:
+            rows.setdefault(name, []).append(x.shape[:-1].numel())
+            made: Tensor = forward(x)
+            return made
+
+        return note
+
+    for length in (4, 4, 3):
+        embeddings = decoder.embed(range(70, 70 + 5 * length)).view(5, length, -1)
+        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))  # which may have to learn shapes
+        for name in runs:
+            vars(runs[name])["forward"] = noting(name)
+        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))
+        for name in runs:
+            del vars(runs[name])["forward"]
+        assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}
+        rows.clear()
+    slot.close()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("piece", [1, 3000, 2**18])
+def test_pieces_are_what_a_stock_kernel_finds(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, piece: int
+) -> None:
+    monkeypatch.setattr("gradellm_engine.passes.full_sequence.PIECE", piece)
+    B, H, G, T, N, D, Dv = shape
+    torch.manual_seed(0)
+    query, K, V = torch.randn(B, H, T, D), torch.randn(B, G, N, D), torch.randn(B, N, G, Dv).transpose(1, 2)
+    visible = visibility(N - T, T, 0, N, window, query.device)
+    assert isinstance(visible, Tensor)
+    form = AttentionForm(0.3, window=window)
+    assert Pieces.are_fast(query, V, form)
+    pieces = Pieces()
+    q, k, v = query.double(), K.double(), V.double()
+    expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
+    for _ in range(2):  # in the same memory again
+        assert torch.allclose(pieces.output(query, K, V, visible, form).double(), expected, atol=1e-6)

@@ -1,0 +1,88 @@
+"""The radix tree against a list of sequences that is looked through."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from gradellm_engine.kv_cache.prefix_tree import PrefixTree, common_length
+
+sequences = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+class Trees(RuleBasedStateMachine):
+    """Sequences come and go; what is looked up is what a look at each would find."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.tree: PrefixTree[int] = PrefixTree()
+        self.known: dict[tuple[int, ...], int] = {}
+
+    @rule(ids=sequences)
+    def add(self, ids: list[int]) -> None:
+        self.known[tuple(ids)] = value = len(self.known) + 100
+        self.tree.add(ids, value)
+
+    @rule(ids=sequences)
+    def remove(self, ids: list[int]) -> None:
+        self.known.pop(tuple(ids), None)
+        self.tree.remove(ids)
+
+    @rule(which=st.integers(0, 20))
+    def remove_one(self, which: int) -> None:
+        if self.known:
+            ids = list(self.known)[which % len(self.known)]
+            del self.known[ids]
+            self.tree.remove(ids)
+
+    @rule(ids=sequences)
+    def look_up(self, ids: list[int]) -> None:
+        longest = max((common_length(other, tuple(ids)) for other in self.known), default=0)
+        value, count = self.tree.longest(ids)
+        assert count == longest
+        if count:
+            assert value in {v for other, v in self.known.items() if common_length(other, tuple(ids)) == longest}
+        else:
+            assert value is None
+        assert list(self.tree.along(ids)) == [
+            self.known[tuple(ids[:n])] for n in range(1, len(ids) + 1) if tuple(ids[:n]) in self.known
+        ]
+
+    @invariant()
+    def nothing_is_left_of_what_has_gone(self) -> None:
+        if hasattr(self, "known"):
+            assert bool(self.tree) == bool(self.known)
+
+
+TestTrees = Trees.TestCase
+TestTrees.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_of_equal_beginnings_the_first_is_found() -> None:
+    tree: PrefixTree[str] = PrefixTree()
+    for last in (7, 8, 9):
+        tree.add([1, 2, 3, last], f"ends in {last}")
+    assert tree.longest([1, 2, 3, 4]) == ("ends in 7", 3)
+    tree.remove([1, 2, 3, 7])
+    assert tree.longest([1, 2, 3, 4]) == ("ends in 8", 3)
+
+
+def test_many_sequences_that_begin_alike_are_not_looked_at_one_by_one() -> None:
+    """Nodes that a look-up meets, counted by what it asks of them."""
+    tree: PrefixTree[int] = PrefixTree()
+    begin = list(range(16))
+    for number in range(20_000):
+        tree.add([*begin, 100 + number], number)
+    looked_up: list[int] = []
+
+    class Counted(dict[int, object]):
+        def get(self, key: int, default: object = None) -> object:
+            looked_up.append(key)
+            return super().get(key, default)
+
+    tree._root.children = Counted(tree._root.children)  # type: ignore[assignment]
+    (shared,) = tree._root.children.values()
+    shared.children = Counted(shared.children)  # type: ignore[assignment]
+    assert tree.longest([*begin, 5000]) == (4900, 17)
+    assert len(looked_up) == 2

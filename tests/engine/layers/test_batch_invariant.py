@@ -1,0 +1,294 @@
+"""With batch-invariant results a stream tells the same to the last bit, whoever is beside it and however it is read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gradellm_engine import (
+    AttributionSettings,
+    Contrast,
+    Delivery,
+    Engine,
+    GradEllm,
+    ModelLoadError,
+    Quantization,
+    Sampling,
+    Sources,
+    Stream,
+    UnsupportedModelError,
+)
+from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.layers import batch_invariant as invariant
+from gradellm_engine.layers import invariant_gemm as products
+from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, by_rows, shows_others
+from gradellm_engine.layers.gemm import FrozenWeight, has_onednn
+from gradellm_engine.layers.invariant_gemm import Product, invariant_product
+from gradellm_engine.model import loader
+from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.params import PRESETS
+from support.scheduler_harness import Told, run_alone, take
+from support.tiny_models import save_random_model
+
+ModelPath = Callable[[str], Path]
+Load = Callable[..., Engine]
+BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.by_tokens)
+TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.by_tokens)
+WIDE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
+        "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 1024}  # fmt: skip
+PROMPTS = ["Once upon a time, a small red fox did not like rain.", "Once upon a time, a small red", "A dog", "1, 2, 3"]
+EXPLAINED = [
+    AttributionSettings(sources=Sources.PREFIX),
+    AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=3),
+    AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=16),
+    AttributionSettings(sources=Sources.PREFIX, contrast=Contrast(runner_up=True)),
+    AttributionSettings(method=GradEllm(**PRESETS["knockout"])),
+    AttributionSettings(method=replace(GradEllm(), layers=(1,)), delivery=Delivery.CHUNKED),
+    None,
+]
+
+
+@pytest.fixture(scope="module")
+def load(model_path: ModelPath, tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """A model by name and dtype, loaded once; `wide` has weights that all kernels of default passes are for."""
+
+    def path(name: str) -> Path:
+        return save_random_model(tmp_path_factory.mktemp("wide"), **WIDE) if name == "wide" else model_path(name)
+
+    return cache(lambda name, dtype="float32": Engine.load(str(path(name)), dtype=dtype, batch_invariant=True))
+
+
+def stream(
+    engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()
+) -> Stream:
+    sampling = Sampling(max_new_tokens=24, temperature=float(seed % 3 != 0), seed=seed, num_alternatives=2)
+    return engine.stream(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
+
+
+def assert_same(told: Told, alone: Told, first: int = 0) -> None:
+    """From the token `first` on, to the last bit: ids, probabilities of them and of others, targets and scores."""
+    assert told.error is None
+    assert alone.error is None
+    assert [(s.index, s.id, s.logprob, s.alternatives) for s in told.steps] == [
+        (s.index, s.id, s.logprob, s.alternatives) for s in alone.steps[first:]
+    ]
+    rows, expected = told.attributions, alone.attributions
+    assert set(rows) == {index for index in expected if index >= first}
+    for index, row in rows.items():
+        assert row.target_token_id == expected[index].target_token_id
+        assert row.contrast_token_id == expected[index].contrast_token_id
+        assert torch.equal(row.scores, expected[index].scores), f"token {index}"
+
+
+def disturbed(engine: Engine, seed: int) -> None:
+    """Streams that come at random moments, leave, break off and are resumed, beside the same streams alone."""
+    rng = random.Random(seed)
+    asked = [(rng.randrange(100), rng.choice(EXPLAINED)) for _ in range(6)]
+    alone = [run_alone(engine, stream(engine, *its)) for its in asked]
+    engine._model.decoder.allocate_pool(2048)
+    scheduler = Scheduler(engine._model.decoder, max_running=rng.randint(2, 6))
+    running: list[tuple[int, int, Stream, Told]] = []  # which, from which token on
+    due = [(which, 0) for which in range(len(asked))]
+    num_broken = 0
+    while due or running:
+        while due and rng.random() < 0.5:
+            which, first = due.pop(rng.randrange(len(due)))
+            forced = alone[which].ids[:first]
+            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), Told()))
+            scheduler.submit(running[-1][2])
+        for _ in scheduler.tick():
+            take([its for *_, its, _ in running], [told for *_, told in running])
+        for entry in list(running):
+            which, first, its, told = entry
+            take([its], [told])
+            if its.is_closed:
+                assert_same(told, alone[which], first)
+                running.remove(entry)
+            elif num_broken < 12 and rng.random() < 0.04:
+                scheduler.cancel(its)
+                running.remove(entry)
+                due.append((which, first + len(told.steps)))
+                num_broken += 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["llama", "demo", "wide"])
+def test_streams_that_come_leave_and_are_resumed(
+    load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
+    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 3)
+    disturbed(load(name), seed)
+
+
+@pytest.mark.parametrize("name", BY_TOKENS)
+def test_each_family(load: Load, name: str) -> None:
+    disturbed(load(name), 7)
+
+
+def test_float64(load: Load) -> None:
+    disturbed(load("llama", "float64"), 1)
+
+
+def test_one_thread_and_three(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where work is shared out among threads, too."""
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            disturbed(Engine.load(str(model_path("llama")), threads=count, batch_invariant=True), 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "wide"])
+def test_a_completion_explained_after_the_fact(load: Load, name: str) -> None:
+    """As `gradellm verify` asks."""
+    engine = load(name)
+    alone = run_alone(engine, stream(engine, 5, EXPLAINED[0]))
+    again = run_alone(engine, engine.completion_stream(PROMPTS[5 % 4], alone.ids, EXPLAINED[0]))
+    assert [s.logprob for s in again.steps] == [s.logprob for s in alone.steps]
+    for row, expected in zip(again.rows, alone.rows, strict=True):
+        assert torch.equal(row, expected)
+
+
+def test_it_is_told(load: Load, model_path: ModelPath) -> None:
+    assert load("llama").info.attention_kernel == "gradellm, batch-invariant"
+    assert Engine.load(str(model_path("llama"))).info.attention_kernel == "gradellm"
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_families_whose_tokens_are_taken_together_are_refused(model_path: ModelPath, name: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"{name} has no batch-invariant results"):
+        Engine.load(str(model_path(name)), batch_invariant=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"dtype": "bfloat16"}, "not in bfloat16"),
+        ({"quantization": Quantization.INT8}, "not with weights in int8"),
+        ({"device_map": "auto"}, "not on auto"),
+    ],
+)
+def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"come from a CPU in float32 or float64, {why}: leave the switch off"):
+        Engine.load(str(model_path("llama")), batch_invariant=True, **how)
+
+
+def test_a_processor_where_it_does_not_come_out_is_refused(
+    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "shows_others", lambda decoder, vocab_size: True)
+    with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
+        Engine.load(str(model_path("llama")), batch_invariant=True)
+
+
+def test_the_trial_finds_what_shows(load: Load, model_path: ModelPath) -> None:
+    """Tried with a decoder whose passes are the ordinary ones."""
+    engine = Engine.load(str(model_path("llama")))
+    assert shows_others(engine._model.decoder, engine.info.vocab_size)
+    assert not shows_others(load("llama")._model.decoder, engine.info.vocab_size)
+
+
+SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (768, 768), (1024, 768), (768, 1024)])
+
+
+@settings(max_examples=30)
+@given(SHAPES, st.integers(1, 130), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_a_rows_product_is_one(
+    shape: tuple[int, int], num_rows: int, by_columns: bool, has_bias: bool, rng: random.Random
+) -> None:
+    """Forward and backward, beside any rows, at any place, wherever it lies in memory."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**32))
+    weight = torch.randn(shape, generator=generator)
+    frozen = FrozenWeight(
+        weight.t().contiguous().t() if by_columns else weight,
+        torch.randn(shape[0], generator=generator) if has_bias else None,
+    )
+    frozen.become_invariant()
+    for width, product, expected in (
+        (shape[1], frozen.product, lambda x: torch.nn.functional.linear(x, frozen.weight, frozen.bias)),
+        (shape[0], frozen.gradient, lambda g: g @ frozen.weight),
+    ):
+        rows = torch.randn((num_rows, width), generator=generator)
+        together = product(rows[None])[0]
+        torch.testing.assert_close(together, expected(rows), rtol=1e-4, atol=1e-4)
+        for place in rng.sample(range(num_rows), min(num_rows, 5)):
+            assert torch.equal(product(rows[place : place + 1]), together[place : place + 1])
+
+
+def test_a_kernel_whose_order_shows_is_not_taken() -> None:
+    """The next one is, or smaller blocks; at last rows one by one."""
+    weight = torch.randn(24, 40)
+
+    def shows(x: Tensor) -> Tensor:  # sums in another order for each number of rows
+        return x.roll(len(x), -1) @ weight.roll(len(x), -1).t()
+
+    products._found.clear()
+    try:
+        product = invariant_product(weight, None, [shows])
+        assert (product.least, product.multiple, product.most) in ((16, 16, 16), (1, 1, 1))
+        x = torch.randn(21, 40)
+        assert torch.equal(product(x)[20:], product(x[20:]))
+    finally:
+        products._found.clear()
+
+
+def test_a_product_pads_and_cuts() -> None:
+    seen: list[int] = []
+
+    def kernel(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 2 * x
+
+    x = torch.randn(3, 7, 5)
+    assert torch.equal(Product(kernel, 4, 4, 8)(x), 2 * x)
+    assert seen == [8, 8, 8]  # 21 rows: 8, 8, and 5 padded
+
+
+@pytest.mark.parametrize("width", [32, 96, 7, 172, 1024])
+@pytest.mark.parametrize("kind", [nn.SiLU, nn.GELU, nn.Tanh])
+def test_activations_are_those_of_a_token_alone(kind: type[nn.Module], width: int) -> None:
+    model = nn.Sequential(kind())
+    by_rows(model)
+    x = torch.randn(1, 101, width, requires_grad=True)
+    y = model(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    for place in (0, 50, 99, 100):
+        row = x[:, place : place + 1].detach().clone().requires_grad_()
+        its = model(row)
+        assert torch.equal(its, y[:, place : place + 1])
+        (its_gradient,) = torch.autograd.grad(its.square().sum(), row)
+        assert torch.equal(its_gradient, gradient[:, place : place + 1])
+
+
+def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
+    pool = load("llama")._model.decoder
+    pool.allocate_pool(1000)
+    slots = [pool.pool.allocate(capacity) for capacity in (5, 16, 17, 100)]
+    assert [slot.start for slot in slots if slot] == [0, 16, 32, 64]
+    for slot in slots:
+        assert slot is not None
+        slot.ids += [1, 2, 3, slot.start]
+        slot.keep()
+    assert pool.pool.num_kept_tokens == 4 * ALIGNED_PLACES
+    pool.pool.forget()
+    assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
+
+
+def test_constants_say_what_they_are() -> None:
+    assert ALIGNED_PLACES * torch.float32.itemsize == 64
+    assert invariant._WHOLE_VECTORS % 16 == 0
+    assert has_onednn() in (True, False)

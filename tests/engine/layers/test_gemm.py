@@ -1,0 +1,106 @@
+"""Every kernel against the product in float64, and which is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_engine.layers import gemm
+from gradellm_engine.layers.gemm import (
+    MIN_ONEDNN_WEIGHTS,
+    MIN_STRETCHED_WEIGHTS,
+    ONEDNN_ROWS,
+    STRETCHED_ROWS,
+    SWAPPED_ROWS,
+    WIDE,
+    FrozenWeight,
+    Kernel,
+    by_stretches,
+    has_onednn,
+    stored_for_gradients,
+    transposed_by_stretches,
+)
+
+Normal = Callable[..., Tensor]
+
+IN = 512
+HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+
+
+def weight_of(num_weights: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(num_weights // IN, IN, dtype=dtype)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (4,)])
+def test_stretches_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
+    weight, x, g = normal(0, 12, 5).double(), normal(1, *shape, 5).double(), normal(2, *shape, 12).double()
+    torch.testing.assert_close(by_stretches(x, weight, count), x @ weight.t())
+    torch.testing.assert_close(transposed_by_stretches(g, weight, count), g @ weight)
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize(
+    "rows", [1, STRETCHED_ROWS, STRETCHED_ROWS + 1, SWAPPED_ROWS, SWAPPED_ROWS + 1, ONEDNN_ROWS, ONEDNN_ROWS + 1]
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("num_weights", [MIN_STRETCHED_WEIGHTS - IN, MIN_STRETCHED_WEIGHTS, MIN_ONEDNN_WEIGHTS])
+def test_product_and_gradient_are_those_of_float64(
+    normal: Normal, rows: int, bias: bool, num_weights: int, by_columns: bool
+) -> None:
+    weight = weight_of(num_weights)
+    if by_columns:
+        weight = weight.t().contiguous().t()
+    b = normal(3, len(weight)).float() if bias else None
+    frozen = FrozenWeight(weight, b)
+    x, g = normal(1, 1, rows, IN).float(), normal(2, 1, rows, len(weight)).float()
+    product, gradient = (
+        x.double() @ weight.double().t() + (0 if b is None else b.double()),
+        g.double() @ weight.double(),
+    )
+    for ours, exact in ((frozen.product(x), product), (frozen.gradient(g), gradient)):
+        assert ours.shape == exact.shape
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
+    def chosen(weight: Tensor) -> list[Kernel]:
+        frozen = FrozenWeight(weight, None)
+        return [frozen.kernel(torch.empty(1, rows, IN)) for rows in (STRETCHED_ROWS, ONEDNN_ROWS, ONEDNN_ROWS + 1)]
+
+    default = [Kernel.DEFAULT] * 3
+    stretches = Kernel.STRETCHES if HAS_MKL else Kernel.DEFAULT
+    onednn = Kernel.ONEDNN if has_onednn() else Kernel.DEFAULT
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS)) == [stretches if HAS_MKL else onednn, onednn, Kernel.DEFAULT]
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS - 2 * IN)) == [stretches, Kernel.DEFAULT, Kernel.DEFAULT]
+    assert chosen(weight_of(MIN_STRETCHED_WEIGHTS - 2 * IN)) == default
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.float64)) == default
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.bfloat16)) == default
+    assert FrozenWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_stretches == 1  # an odd number of rows
+
+
+def test_wide_weights_are_stored_by_columns() -> None:
+    wide, other = torch.randn(WIDE * IN, IN), torch.randn(WIDE * IN - 2, IN)
+    stored = stored_for_gradients(wide)
+    assert torch.equal(stored, wide)
+    assert stored.t().is_contiguous() == HAS_MKL
+    assert stored_for_gradients(other) is other
+
+
+def test_does_without_libraries_that_pytorch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "has_onednn", lambda: False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    frozen = FrozenWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
+    assert frozen.kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT
+
+
+def test_gradients_are_batched_by_vmap(normal: Normal) -> None:
+    frozen = FrozenWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
+    g = normal(0, 3, 1, 1, len(frozen.weight)).float()
+    together = torch.func.vmap(frozen.gradient)(g)
+    for its, one in zip(together, g, strict=True):
+        torch.testing.assert_close(its, frozen.gradient(one), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,186 @@
+"""Frozen linear layers against those of PyTorch in float64: alone, together, and with known outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradellm_engine.layers.gemm import FrozenWeight, Kernel
+from gradellm_engine.layers.linear import FrozenLinear, current_outputs, freeze_linears, join_linears
+
+Normal = Callable[..., Tensor]
+
+IN = 1024
+SMALL, LARGE = 32, 512  # outputs of a layer that torch's default computes, and of one that other kernels do
+
+
+def linear(num_outputs: int = LARGE, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(num_outputs)
+    return nn.Linear(IN, num_outputs, bias=bias).requires_grad_(False)
+
+
+class Layers(nn.Module):
+    """Layers that get the same input, and what follows on them."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x) for layer in self.layers]
+
+
+def frozen(*layers: nn.Linear, joined: bool = True) -> Layers:
+    model = Layers(*layers)
+    freeze_linears(model)
+    if joined:
+        join_linears(model, lambda: model(torch.zeros(1, 1, IN)))
+    return model
+
+
+def results(model: Layers, x: Tensor, gradients: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    leaf = x.clone().requires_grad_()
+    outputs = model(leaf)
+    (gradient,) = torch.autograd.grad(outputs, leaf, list(gradients))
+    return outputs, gradient
+
+
+@pytest.mark.parametrize("sizes", [(SMALL,), (LARGE,), (LARGE, SMALL), (LARGE, 2 * LARGE, LARGE)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 5), (1, 100)])
+def test_outputs_and_gradients_are_those_of_linear(
+    normal: Normal, bias: bool, shape: tuple[int, int], sizes: tuple[int, ...]
+) -> None:
+    exact = Layers(*(linear(size, bias).double() for size in sizes))
+    model = frozen(*(linear(size, bias) for size in sizes))
+    x, gs = normal(0, *shape, IN), [normal(1 + i, *shape, size) for i, size in enumerate(sizes)]
+    outputs, gradient = results(model, x.float(), [g.float() for g in gs])
+    exact_outputs, exact_gradient = results(exact, x, gs)
+    with torch.no_grad():
+        for plain, explained in zip(model(x.float()), outputs, strict=True):
+            assert torch.equal(plain, explained)
+    for ours, theirs in zip([*outputs, gradient], [*exact_outputs, exact_gradient], strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def joints(model: Layers) -> list[object]:
+    return [layer.joint for layer in model.layers]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many outputs each product had."""
+    sizes: list[int] = []
+    product = FrozenWeight.product
+
+    def counted(self: FrozenWeight, x: Tensor) -> Tensor:
+        sizes.append(len(self.weight))
+        return product(self, x)
+
+    monkeypatch.setattr(FrozenWeight, "product", counted)
+    return sizes
+
+
+needs_kernels = pytest.mark.skipif(
+    FrozenWeight(torch.empty(LARGE, IN), None).kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT,
+    reason="this build of torch has neither MKL nor oneDNN",
+)
+
+
+@needs_kernels
+def test_layers_of_one_input_are_one_product(normal: Normal, computed: list[int]) -> None:
+    model = frozen(linear(), linear(2 * LARGE))
+    x = normal(0, 1, 1, IN).float()
+    computed.clear()
+    first = model(x)
+    assert computed == [3 * LARGE]
+    again = model(x)  # nothing is kept once all have taken theirs
+    assert computed == [3 * LARGE] * 2
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    weights: list[Tensor] = [layer.weight for layer in model.layers]  # type: ignore[misc]
+    assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1  # of one memory
+
+
+@needs_kernels
+def test_an_input_that_has_been_written_to_is_another(normal: Normal) -> None:
+    model = frozen(linear(), linear(2 * LARGE))
+    one, other = list(model.layers)
+    x = normal(0, 1, 1, IN).float()
+    one(x)
+    expected: Tensor = frozen(linear(2 * LARGE))(x + 1)[0]
+    torch.testing.assert_close(other(x.add_(1)), expected)
+    torch.testing.assert_close(other(x), expected)  # nor is it taken twice
+    torch.testing.assert_close(one(x), frozen(linear())(x)[0])
+
+
+@needs_kernels
+def test_joins_only_what_goes_together() -> None:
+    assert joints(frozen(linear(), linear(2 * LARGE, bias=True))) == [None, None]
+    assert joints(frozen(linear(SMALL), linear(2 * SMALL))) == [None, None]
+    shared = linear()
+    assert joints(frozen(shared, shared)) == [None, None]
+
+    class Chain(Layers):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [layer(x.clone()) for layer in self.layers]
+
+    chain = Chain(linear(), linear(2 * LARGE))
+    freeze_linears(chain)
+    join_linears(chain, lambda: chain(torch.zeros(1, 1, IN)))
+    assert joints(chain) == [None, None]
+    together = joints(frozen(linear(), linear(2 * LARGE), linear(3 * LARGE)))
+    assert together[0] is not None
+    assert together == [together[0]] * 3
+
+
+class OutputsOf(dict[nn.Module, Tensor]):
+    """What layers give in one call, given to them in the next."""
+
+    def known(self, layer: nn.Module) -> Tensor | None:
+        return self.get(layer)
+
+    def note(self, layer: nn.Module, output: Tensor) -> None:
+        self[layer] = output.detach()
+
+    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        self.update(outputs)
+
+
+@pytest.mark.parametrize("sizes", [(LARGE,), (SMALL,), (LARGE, 2 * LARGE)])
+def test_known_outputs_are_given_and_have_the_same_gradient(
+    normal: Normal, sizes: tuple[int, ...], computed: list[int]
+) -> None:
+    model, outputs = frozen(*(linear(size, bias=True) for size in sizes)), OutputsOf()
+    x, gs = normal(0, 1, 3, IN).float(), [normal(1, 1, 3, size).float() for size in sizes]
+    token = current_outputs.set(outputs)
+    try:
+        made, gradient = results(model, x, gs)
+        for layer in model.layers:
+            outputs[layer] = torch.randn_like(outputs[layer])  # so that it shows
+        known = [outputs[layer] for layer in model.layers]
+        computed.clear()
+        again, its_gradient = results(model, x, gs)
+        assert not computed
+        assert all(torch.equal(one, other) for one, other in zip(again, known, strict=True))
+        assert torch.equal(its_gradient, gradient)
+        assert all(torch.equal(one, other) for one, other in zip(model(x), known, strict=True))
+        shorter = model(x[:, :2])  # not of these tokens
+        assert computed
+        assert all(output.shape[1] == 2 for output in shorter)
+    finally:
+        current_outputs.reset(token)
+    assert all(torch.equal(one, other) for one, other in zip(model(x), made, strict=True))
+
+
+def test_takes_over_only_plain_layers() -> None:
+    class Quantised(nn.Linear):
+        pass
+
+    placed = linear()
+    placed.forward = placed.forward  # type: ignore[method-assign] # as accelerate's placement does
+    model = nn.ModuleList([Quantised(IN, LARGE), placed, nn.Linear(8, 8), linear().bfloat16(), linear()])
+    freeze_linears(model)
+    assert [type(module) is FrozenLinear for module in model] == [False] * 2 + [True] * 3

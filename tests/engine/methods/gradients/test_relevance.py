@@ -1,0 +1,81 @@
+"""Relevance: what its rules conserve, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from gradellm_engine import AttributionSettings, InvalidRequestError
+from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, rules
+from gradellm_engine.methods.post_hoc import Given, WholeModel
+from gradellm_engine.passes.full_sequence import WholePass
+from support.reference_case import COMPLETION, PROMPT, Case
+
+MakeCase = Callable[..., Case]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "granite", "olmo2", "phi3", "gemma", "gemma3_text"])
+def test_relevance_is_conserved_where_nothing_is_added(case: MakeCase, family: str) -> None:
+    """The scores of a prefix sum to the logit that they explain."""
+    subject = case(family)
+    for row, (ids, token_id) in zip(subject.rows(Relevance()), subject.prefixes(), strict=True):
+        with torch.no_grad():
+            logit = subject.logits(subject.embed(ids)[None])[0, token_id].item()
+        assert row.sum().item() == pytest.approx(logit, rel=1e-5, abs=1e-5)
+
+
+def test_rules_of_a_gated_block(case: MakeCase) -> None:
+    """By hand: half of the relevance through either factor, the activation proportional to its input."""
+    subject = case("llama")
+    mlp: Any = subject.engine._model.decoder.blocks[0].mlp
+    x = torch.randn(1, 3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.enable_grad(), _ruled(subject):
+        y = mlp(x)
+    assert torch.allclose(y, mlp(x))
+    g = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (ours,) = torch.autograd.grad(y, x, g)
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    below = g @ mlp.down_proj.weight
+    through_gate = below * up * torch.sigmoid(gate) / 2 @ mlp.gate_proj.weight  # silu(z) / z
+    through_up = below * torch.nn.functional.silu(gate) / 2 @ mlp.up_proj.weight
+    assert torch.allclose(ours, through_gate + through_up, rtol=1e-6)
+
+
+def _ruled(subject: Case) -> AbstractContextManager[None]:
+    model = subject.engine._model
+    return rules(WholeModel(model.decoder, model.family, Given([1], 1, []), 1, lambda *args: 1))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "cohere", "gemma"])
+def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family: str) -> None:
+    subject = case(family)
+    decoder = subject.engine._model.decoder
+    x = subject.engine._model.decoder.embed(subject.ids)[None]
+    positions = torch.arange(x.shape[1])
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            return decoder.whole_pass(x, positions, positions, WholePass())
+
+    before = logits()
+    with _ruled(subject):
+        assert torch.allclose(logits(), before, rtol=1e-6, atol=1e-6)
+    assert not any(module._forward_hooks for _, module in decoder.named_modules())
+
+
+def test_knows_activations() -> None:
+    for name in ("silu", "gelu", "gelu_new", "relu", "gelu_pytorch_tanh"):
+        assert is_activation(ACT2FN[name])
+    assert not is_activation(nn.Linear(2, 2))
+    assert not is_activation(nn.Dropout())
+
+
+def test_is_refused_where_experts_hide_their_gates(case: MakeCase) -> None:
+    with pytest.raises(InvalidRequestError, match=r"attribution\.method.*mixtral.*experts"):
+        case("mixtral", "float32").engine.attribute(PROMPT, COMPLETION, AttributionSettings(method=Relevance()))

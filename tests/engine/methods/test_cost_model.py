@@ -1,0 +1,142 @@
+"""What methods are said to take, against what they take."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from gradellm_engine import AttributionSettings, Engine, InvalidRequestError, PromptInput, Switches
+from gradellm_engine.methods.base import Passes
+from gradellm_engine.methods.cost_model import _graph_bytes, _line, check_memory, estimate
+from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
+from gradellm_engine.methods.registry import METHODS
+from support.reference_case import quick
+
+
+@pytest.fixture(scope="module")
+def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
+    return cache(lambda name: Engine.load(str(model_path(name))))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "deepseek_v3"])
+def test_a_graphs_size_is_foretold_from_short_ones(load: Callable[[str], Engine], family: str) -> None:
+    engine = load(family)
+    for length in (50, 120):
+        constant, linear, square = engine.footprint.graph_bytes
+        foretold = constant + linear * length + square * length**2
+        assert foretold == pytest.approx(_graph_bytes(engine._model.decoder, length), rel=0.05)
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that tensors made under it hold at a time."""
+
+    def __init__(self, *before: torch.Tensor) -> None:
+        """Views of what was there `before` are not counted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._seen: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: Any) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= nbytes
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.now += nbytes
+        self.most = max(self.most, self.now)
+
+
+def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
+    """Of explaining n tokens after a prompt of m."""
+    given = PromptInput(prompt_ids=tuple(65 + i % 26 for i in range(m)))
+    work = engine.attribute(given, [70 + i % 26 for i in range(n)], AttributionSettings(method=switches))
+    decoder = engine._model.decoder
+    pool = decoder.pool
+    parameters = [parameter for _, parameter in decoder.named_parameters()]
+    watching = Peak(*parameters, *pool.keys, *pool.values, *pool.cosines, *pool.sines)
+    with watching:
+        for _ in work:
+            pass
+    return watching.most
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.explain is not None])
+def test_no_method_takes_more_than_is_said(load: Callable[[str], Engine], name: str) -> None:
+    engine, switches = load("llama"), quick(name, steps=4, samples=6)
+    said = engine.estimate(switches, 120, 8).bytes
+    # One sequence a pass; what a request keeps beside it (embeddings, rows, masks) is some hundred kilobytes here.
+    engine.method_bytes, before = said, engine.method_bytes
+    try:
+        assert peak(engine, switches, 120, 8) <= 1.1 * said + 2**19
+    finally:
+        engine.method_bytes = before
+
+
+@pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "lime", "value_zeroing", "attention_rollout"])
+def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engine], name: str) -> None:
+    """Eight times the steps after four times the prompt: what is beyond what either takes alone is the result."""
+    engine, switches = load("llama"), quick(name, steps=4, samples=6)
+    engine.method_bytes, before = 1, engine.method_bytes  # one sequence a pass, few steps a turn
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gradellm_engine.engine.check_memory", lambda *args: None)
+            base, steps, prompt, both = (
+                peak(engine, switches, m, n) for m, n in ((40, 4), (40, 32), (160, 4), (160, 32))
+            )
+    finally:
+        engine.method_bytes = before
+    result = 160 * 32 * 4
+    assert both - prompt <= 2 * (steps - base) + 8 * result + 0.5 * prompt
+
+
+def test_refusal_says_the_longest_prompt_that_fits(load: Callable[[str], Engine]) -> None:
+    engine, method, switches = load("llama"), METHODS["saliency"], METHODS["saliency"].switches()
+    memory = estimate(method, switches, engine.footprint, 77, 5).bytes
+    check_memory(method, switches, engine.footprint, 77, 5, memory)
+    with pytest.raises(InvalidRequestError, match="a prompt of up to 77 tokens fits"):
+        check_memory(method, switches, engine.footprint, 200, 5, memory)
+    with pytest.raises(InvalidRequestError, match="give a shorter completion"):
+        check_memory(method, switches, engine.footprint, 200, 5, 1)
+
+
+def test_passes_are_sums_of_products() -> None:
+    passes = Passes(((1, ""), (2, "m"), ("steps", "n")))
+    assert str(passes) == "1 + 2 m + steps n"
+    assert passes.count(IntegratedGradients(steps=7), 10, 3) == 1 + 20 + 21
+    assert (str(Passes()), Passes().count(IntegratedGradients(), 1, 1)) == ("0", 0)
+    assert str(Passes(((1, "n"),))) == "n"
+
+
+def test_seconds_go_with_passes_and_tokens(load: Callable[[str], Engine]) -> None:
+    engine, of = load("llama"), load("llama").footprint
+    told = engine.estimate(METHODS["saliency"].switches(), 100, 10)
+    assert (told.forward_passes, told.backward_passes) == (1, 10)
+    (a, b), (c, d) = of.forward_seconds, of.backward_seconds
+    assert told.seconds == pytest.approx(a + 110 * b + 10 * (c + 110 * d))
+    assert min(a, b, c, d) >= 0
+    assert engine.estimate(METHODS["grad_ellm"].switches(), 100, 10).seconds < told.seconds
+
+
+def test_times_that_noise_turned_round_are_no_negative_costs() -> None:
+    assert _line(8, 1.0, 32, 2.0) == pytest.approx((2 / 3, 1 / 24))
+    assert _line(8, 3.0, 32, 2.0) == (2.0, 0.0)
+    assert _line(8, 1.0, 32, 8.0) == (0.0, 7 / 24)

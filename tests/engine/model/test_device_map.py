@@ -1,0 +1,55 @@
+"""A model spread by accelerate, whose hooks move tensors between modules: explained as one that lies in one place.
+
+Every part is placed on the CPU here, by hooks of its own; machines with several devices are not tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
+from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.model.loader import assemble
+from support.oracle import relative_error
+from support.reference_case import quick
+
+PROMPT = "A red fox."
+
+
+@pytest.fixture(scope="module")
+def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
+    """In one place, and spread."""
+    path = model_path("llama")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    assert "forward" in vars(spread.model.layers[0])
+    return Engine.load(str(path)), Engine(assemble(spread, AutoTokenizer.from_pretrained(path), name="spread"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(engines: tuple[Engine, Engine], name: str) -> None:
+    settings = AttributionSettings(method=quick(name, steps=5, samples=5))
+    for one, other in zip(*(engine.attribute(PROMPT, "abc", settings) for engine in engines), strict=True):
+        assert one.attribution is not None
+        assert other.attribution is not None
+        assert relative_error(other.attribution.scores, one.attribution.scores.double()) <= 1e-5
+
+
+@pytest.mark.parametrize("delivery", Delivery)
+def test_generated_text(engines: tuple[Engine, Engine], delivery: Delivery) -> None:
+    settings = AttributionSettings(delivery=delivery, chunk_size=2)
+    for one, other in zip(
+        *(engine.generate(PROMPT, Sampling(max_new_tokens=5), settings) for engine in engines), strict=True
+    ):
+        assert one.id == other.id
+        assert one.attribution is not None
+        assert other.attribution is not None
+        assert relative_error(other.attribution.scores, one.attribution.scores.double()) <= 1e-5

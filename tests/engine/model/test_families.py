@@ -1,0 +1,139 @@
+"""Every family of the table, on a tiny random model with what is special about it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling, Sources
+from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.passes import ragged
+from support.oracle import FamilyOracle, heat_map, relative_error
+from support.tiny_models import FAMILIES as TINY
+from support.tiny_models import save_random_model
+
+PROMPT = "Once upon a time, there was a small red fox"  # longer than the windows
+TOLERANCE = 1e-5
+STEPS = 4
+SWITCHES = [
+    GradEllm(),
+    GradEllm(similarity=Similarity.COSINE, rectify=Rectify.NONE),
+    GradEllm(loosening=Loosening.NONE),
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
+]
+
+
+@pytest.fixture(params=sorted(FAMILIES), scope="module")
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights large enough that tokens differ."""
+    family = str(request.param)
+    return save_random_model(tmp_path_factory.mktemp(family), family, seed=1, initializer_range=0.15)
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> Engine:
+    return Engine.load(str(path))
+
+
+def test_each_family_has_a_tiny_model() -> None:
+    assert set(TINY) == set(FAMILIES)
+
+
+def test_greedy_text_is_that_of_transformers(engine: Engine, path: Path) -> None:
+    prompt = engine.tokenize(PROMPT)
+    steps = list(engine.generate(PROMPT, Sampling(max_new_tokens=12)))
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    given = torch.tensor([prompt.ids])
+    expected = reference.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
+    assert [step.id for step in steps] == expected[0, len(prompt.ids) :].tolist()
+
+
+def test_scores_equal_the_oracle(engine: Engine, path: Path) -> None:
+    oracle = FamilyOracle(path)
+    ids = engine.tokenize(PROMPT).ids
+    sampling = Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3)
+    completion = [step.id for step in engine.generate(PROMPT, sampling)]
+    errors = {}
+    for index, target in enumerate(completion):
+        layers = oracle.layers(ids + completion[:index], target)
+        everywhere = torch.ones(len(ids) + index, dtype=torch.bool)
+        for switches in SWITCHES:
+            settings = AttributionSettings(switches, sources=Sources.PREFIX)
+            step = list(engine.attribute(PROMPT, completion[: index + 1], settings))[-1]
+            assert step.attribution is not None
+            expected = heat_map(layers, switches, everywhere, everywhere)
+            errors[index, switches] = relative_error(step.attribution.scores, expected)
+    assert max(errors.values()) <= TOLERANCE, max(errors, key=lambda key: errors[key])
+
+
+@pytest.mark.parametrize("family", sorted(name for name, its in FAMILIES.items() if its.gates is None))
+def test_experts_in_float64(tmp_path: Path, family: str) -> None:
+    """Transformers' default way to multiply with experts' weights takes float32 at most."""
+    path = save_random_model(tmp_path, family, seed=1, initializer_range=0.15)
+    engine = Engine.load(str(path), dtype="float64")
+    oracle = FamilyOracle(path)
+    ids = engine.tokenize(PROMPT).ids
+    settings = AttributionSettings(sources=Sources.PREFIX)
+    for step in engine.generate(PROMPT, Sampling(max_new_tokens=2), settings):
+        logits = oracle.model(torch.tensor([ids]), use_cache=False).logits[0, -1].detach()
+        assert step.logprob == pytest.approx(logits.log_softmax(-1)[step.id].item(), abs=1e-6)
+        assert step.attribution is not None
+        everywhere = torch.ones(len(ids), dtype=torch.bool)
+        expected = heat_map(oracle.layers(ids, step.id), GradEllm(), everywhere, everywhere)
+        assert relative_error(step.attribution.scores, expected) <= TOLERANCE
+        ids.append(step.id)
+
+
+def test_chunked_equals_per_token(engine: Engine) -> None:
+    sampling = Sampling(max_new_tokens=9, temperature=1.0, seed=5)
+    for switches in SWITCHES:
+        at_once = AttributionSettings(switches)
+        later = replace(at_once, delivery=Delivery.CHUNKED, chunk_size=4)
+        for a, b in zip(
+            engine.generate(PROMPT, sampling, at_once), engine.generate(PROMPT, sampling, later), strict=True
+        ):
+            assert a.id == b.id
+            assert a.attribution is not None
+            assert b.attribution is not None
+            assert relative_error(b.attribution.scores, a.attribution.scores) <= TOLERANCE
+
+
+def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
+    if not FAMILIES[engine.info.family].rotary:
+        pytest.skip("this family's layers do not all have one that is undone")
+    engine._model.decoder.pool.forget()  # what another test has read of the prompt would not be read again
+    monkeypatch.setattr(engine._model.decoder, "lines", None)  # which never call what is watched here
+    num_layers = engine.info.num_layers
+    module = sys.modules[type(engine._model.decoder._model).__module__]
+    rotate, undo = vars(module)["apply_rotary_pos_emb"], ragged.unrotated
+    given: list[Tensor] = []  # keys of a layer each, pass by pass
+    undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on
+
+    def watched_rotate(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(k)
+        return rotate(q, k, *args, **kwargs)
+
+    def watched_undo(*args: Any) -> Tensor:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "apply_rotary_pos_emb", rotate)
+            undone.append(undo(*args))
+        return undone[-1]
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", watched_rotate)
+    monkeypatch.setattr(ragged, "unrotated", watched_undo)
+    list(engine.attribute(PROMPT, " who", AttributionSettings(GradEllm(rotary=Rotary.UNROTATED))))
+    assert len(undone) == 2 * num_layers
+    for layer, keys in enumerate(reversed(undone[1::2])):
+        expected = torch.cat(given[layer::num_layers], 2)[:, :, -keys.shape[2] :]
+        assert torch.allclose(keys[..., : expected.shape[-1]], expected, atol=1e-5)

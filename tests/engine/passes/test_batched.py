@@ -1,0 +1,296 @@
+"""Steps of many sequences at once, and recorded ones, against one part after the other, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_engine import Engine
+from gradellm_engine.compilation.cuda_graphs import rounded_up
+from gradellm_engine.model.runner import Decoder
+from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.passes.batched import StepShape, is_step
+from gradellm_engine.passes.ragged import Explain, Part, Target
+from support.fake_cuda_graphs import TapeRecorder
+from support.kv_fixtures import filled, forget
+
+LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
+SWITCHES = [
+    GradEllm(),
+    GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED),
+    GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
+    GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.NONE),
+    GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.CHANNEL_ABS, rectify=Rectify.NONE),
+]
+
+
+@pytest.fixture(scope="module")
+def decoder(model_path: Callable[[str], Path]) -> Callable[[str], Decoder]:
+    def load(name: str) -> Decoder:
+        decoder = Engine.load(str(model_path(name)), dtype="float64", kv_bytes=2**20)._model.decoder
+        decoder.allocate_pool(500)
+        return decoder
+
+    return cache(load)
+
+
+def explained(parts: Sequence[Part], switches: GradEllm, num_layers: int, *, domains: bool = False) -> list[Part]:
+    """All but the second, over every other token of the first half where `domains`."""
+    switches = replace(switches, layers=switches.selected_layers(num_layers))
+    return [
+        part
+        if i == 1
+        else replace(
+            part, explain=Explain(switches, torch.arange((part.end + 1) // 2) % 2 == 0 if domains and i else None)
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+TARGETS = [Target(7), None, Target(9, 3), Target(11)]
+
+
+def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+    """Logits and heat maps; what was read is forgotten, so that it can be read again."""
+    if all(part.explain is None for part in parts):
+        logits, maps = decoder.step(parts).clone(), []
+    else:
+        run = decoder.explained_pass(parts)
+        logits = run.logits.clone()
+        maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(parts)][: len(parts)])]
+    forget(parts)
+    return logits, maps
+
+
+def assert_close(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
+    assert torch.allclose(actual[0], expected[0], rtol=1e-9, atol=1e-12)
+    assert len(actual[1]) == len(expected[1])
+    for its, other in zip(actual[1], expected[1], strict=True):
+        assert its.shape == other.shape
+        assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoder, Sequence[Part]], tuple[Tensor, list[Tensor]]]:
+    """The outcome by parts, one after the other."""
+
+    def run(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+        with monkeypatch.context() as patched:
+            patched.setattr(Decoder, "_takes_at_once", lambda *args: False)
+            return outcome(decoder, parts)
+
+    return run
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed twice"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_at_once_equals_one_by_one(
+    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
+) -> None:
+    if not kept:
+        monkeypatch.setattr("gradellm_engine.passes.batched.KEPT_PRODUCTS", 0)
+    model = decoder(family)
+    parts = filled(model, LENGTHS)
+    assert model._takes_at_once(parts)
+    assert_close(outcome(model, parts), one_by_one(model, parts))
+    for switches in SWITCHES:
+        for domains in (False, True):
+            if domains and switches.loosening is Loosening.NONE:
+                continue
+            these = explained(parts, switches, model.num_layers, domains=domains)
+            assert model._takes_at_once(these)
+            actual, expected = outcome(model, these), one_by_one(model, these)
+            assert all(heat_map.any() for heat_map in expected[1]) or domains  # which may lie before a window
+            assert_close(actual, expected)
+
+
+def test_keys_and_values_are_stored_alike(decoder: Any, one_by_one: Any) -> None:
+    model = decoder("llama")
+    stored = []
+    for run in (outcome, one_by_one):
+        parts = filled(model, LENGTHS)
+        run(model, parts)
+        stored.append(
+            [
+                torch.cat([x[:, part.slot.start : part.slot.start + part.end] for part in parts], 1)
+                for x in (*model.pool.keys, *model.pool.values, model.pool.cosines[0][None], model.pool.sines[0][None])
+            ]
+        )
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*stored, strict=True))
+
+
+def test_what_is_a_step(decoder: Any) -> None:
+    model = decoder("llama")
+    parts = filled(model, LENGTHS)
+    assert is_step(parts)
+    assert is_step(explained(parts, SWITCHES[0], 2))
+    assert not is_step([explained(parts, SWITCHES[0], 2)[0], explained(parts, SWITCHES[1], 2)[2]])
+    assert not is_step([*parts[1:], Part.new(parts[0].slot, [1, 2])])
+    assert not is_step([Part.again(parts[3].slot, 4, 5, Explain(SWITCHES[0]))])
+
+
+# Recorded -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: Any, family: str) -> None:
+    """Other tokens, lengths, places, numbers of sequences and targets than those that were recorded."""
+    model: Decoder = decoder(family)
+    recorder = TapeRecorder()
+    model.record_steps(recorder)
+    assert model.recordings is not None
+    for switches in (None, *SWITCHES[:4]):
+        for domains in (False, True):
+            if domains and (switches is None or switches.loosening is Loosening.NONE):
+                continue
+            expected_number = recorder.num_recorded + (1 if switches is None else 2)
+            for lengths in (LENGTHS, (30, 2, 7, 1), (9, 9, 40, 1)):
+                parts = filled(model, lengths)
+                if switches is not None:
+                    parts = explained(parts, switches, model.num_layers, domains=domains)
+                assert_close(outcome(model, parts), one_by_one(model, parts))
+                if switches is not None:  # the graph of the step before is not in the way
+                    assert_close(outcome(model, parts), one_by_one(model, parts))
+            assert recorder.num_recorded == expected_number  # one shape took them all
+    model.recordings = None
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None:
+    """Tokens that are read once more: fewer than were recorded, and of sequences of any length."""
+    model: Decoder = decoder(family)
+    recorder = TapeRecorder()
+    for switches in SWITCHES if model._rotaries else SWITCHES[2:]:
+        explain = Explain(replace(switches, layers=switches.selected_layers(model.num_layers)))
+        for counts in ((4, 2, 4), (1, 3, 4), (3,)):
+            chunks, targets = [], []
+            for part, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
+                model.step([part])
+                end = part.slot.length
+                chunks.append(Part.again(part.slot, end - count, end, explain))
+                targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
+            expected = model.replay(chunks, targets)
+            model.recordings = None
+            model.record_steps(recorder)
+            before = recorder.num_recorded
+            for _ in range(2):
+                actual = model.replay(chunks, targets)
+                assert recorder.num_recorded == before + 1
+                for its, other in zip(actual, expected, strict=True):
+                    assert its.shape == other.shape
+                    assert other.any()
+                    assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+            model.recordings = None
+
+
+def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(decoder: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(TapeRecorder())
+    (part,) = filled(model, (2,))
+    model.step([part])
+    explain = Explain(replace(SWITCHES[0], layers=(0, 1, 2)))
+    (scores,) = model.replay([Part.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
+    assert scores.shape == (3, 3)
+    assert len(model.recordings or ()) == 1  # the step's
+    model.recordings = None
+
+
+def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(TapeRecorder())
+    for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
+        parts = filled(model, lengths)
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+        targets = explained(parts[:4], SWITCHES[0], model.num_layers) + parts[4:]
+        assert_close(outcome(model, targets), one_by_one(model, targets))
+    assert len(model.recordings or ()) == 2
+    model.recordings = None
+
+
+def test_shapes_are_rounded_up() -> None:
+    def rounded(rows: int, width: int) -> tuple[int, int]:
+        shape = rounded_up(StepShape(rows, 1, width, is_new=True, switches=None, has_domains=False))
+        return shape.num_rows, shape.width
+
+    assert rounded(1, 1) == (1, 128)
+    assert rounded(5, 129) == (6, 192)
+    assert rounded(8, 192) == (8, 192)
+    assert rounded(9, 193) == (12, 256)
+    assert rounded(17, 5000) == (24, 6144)
+
+
+class Refusing(TapeRecorder):
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+
+def test_what_cannot_be_recorded_runs_call_by_call(
+    decoder: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps(Refusing())
+    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    for _ in range(2):
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+    assert [record.getMessage() for record in caplog.records] == [
+        "decode steps cannot be recorded and run call by call: "
+        "CUDA error: operation not permitted when stream is capturing"
+    ]
+    model.recordings = None
+
+
+class Crowded(TapeRecorder):
+    """There is no memory to record the first steps: the error itself, or what a broken-off recording makes of it."""
+
+    num_refused = 0
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        if self.num_refused == 2:
+            return super().record(run)
+        self.num_refused += 1
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if self.num_refused == 2:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_what_there_is_no_memory_to_record_is_recorded_later(
+    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_NEXT", 1)
+    model: Decoder = decoder("llama")
+    recorder = Crowded()
+    model.record_steps(recorder)
+    assert model.recordings is not None
+    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    for refused, recorded in ((1, 0), (1, 0), (2, 0), (2, 0), (2, 1), (2, 1)):
+        assert_close(outcome(model, parts), one_by_one(model, parts))
+        assert (recorder.num_refused, len(model.recordings)) == (refused, recorded)
+    assert model.recordings.is_possible
+    model.recordings = None
+
+
+def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.MOST_RECORDINGS", 2)
+    model: Decoder = decoder("llama")
+    recorder = TapeRecorder()
+    model.record_steps(recorder)
+    for count, expected in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        outcome(model, filled(model, (4,) * count))
+        assert recorder.num_recorded == expected
+    model.recordings = None
+
+
+def test_without_a_gpu_nothing_is_recorded(decoder: Any) -> None:
+    model: Decoder = decoder("llama")
+    model.record_steps()
+    assert model.recordings is None

@@ -1,0 +1,208 @@
+"""Settings check themselves and name the field that is at fault."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from gradellm_engine import (
+    AttributionSettings,
+    Contrast,
+    GradEllm,
+    InvalidRequestError,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    Rectify,
+    Resolution,
+    Rotary,
+    Sampling,
+    Similarity,
+    Sources,
+)
+from gradellm_engine.methods.registry import METHODS, method_named
+from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("max_new_tokens", [0, -1]),
+        ("temperature", [-0.1, math.nan, math.inf, -math.inf]),
+        ("top_k", [-1]),
+        ("top_p", [0.0, -0.5, 1.0001, math.nan, math.inf]),
+        ("seed", [-1, MAX_SEED + 1]),
+        ("num_alternatives", [-1, MAX_ALTERNATIVES + 1]),
+        ("stop", [("a",) * (MAX_STOP_TEXTS + 1)]),
+    ],
+)
+def test_invalid_sampling_is_named(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(InvalidRequestError) as caught:
+            Sampling(**{field: value})
+        assert caught.value.field == field
+        assert str(caught.value) == f"{field}: {caught.value.description}"
+        assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("max_new_tokens", [None, 1, 10**6]),
+        ("temperature", [0.0, 5e-324, 1e308]),
+        ("top_k", [0, 1, 10**9]),
+        ("top_p", [1e-9, 1.0]),
+        ("seed", [None, 0, MAX_SEED]),
+        ("num_alternatives", [0, MAX_ALTERNATIVES]),
+        ("stop", [(), ("a",) * MAX_STOP_TEXTS, ("\n", "a", "ab")]),
+    ],
+)
+def test_limits_themselves_are_valid(field: str, values: list[Any]) -> None:
+    for value in values:
+        assert getattr(Sampling(**{field: value}), field) == value
+
+
+def test_an_empty_stop_text_is_named_by_its_place() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Sampling(stop=("a", ""))
+    assert caught.value.field == "stop[1]"
+
+
+def test_presets_are_those_of_the_method() -> None:
+    paper = {
+        "loosening": "min_max",
+        "layers": None,
+        "similarity": "dot",
+        "rotary": "rotated",
+        "rectify": "per_layer",
+        "magnitude": "signed_sum",
+        "normalise_over": "visible",
+    }
+    table: dict[str, dict[str, Any]] = {
+        "paper": {},
+        "unloosened": {"loosening": "none"},
+        "grad_eclip": {"similarity": "cosine", "rotary": "unrotated"},
+        "knockout": {"loosening": "none", "rectify": "none", "magnitude": "knockout"},
+    }
+    assert set(PRESETS) == set(table)
+    for name, changes in table.items():
+        preset = GradEllm.preset(name)
+        assert {f.name: getattr(preset, f.name) for f in fields(preset)} == {**paper, **changes}
+    assert GradEllm() == GradEllm.preset("paper")
+
+
+def test_a_preset_with_switches_said_otherwise() -> None:
+    assert GradEllm.preset("grad_eclip", layers=2, rotary=Rotary.ROTATED) == GradEllm(
+        similarity=Similarity.COSINE, layers=2
+    )
+    with pytest.raises(InvalidRequestError) as caught:
+        GradEllm.preset("knockout", similarity=Similarity.COSINE)
+    assert caught.value.field == "attribution.similarity"
+    with pytest.raises(InvalidRequestError, match="paper, unloosened, grad_eclip, knockout") as caught:
+        GradEllm.preset("grad_elm")
+    assert caught.value.field == "attribution.preset"
+
+
+def test_exactly_the_defined_combinations_are_valid() -> None:
+    names = ("loosening", "similarity", "rotary", "rectify", "magnitude", "normalise_over")
+    enums = (Loosening, Similarity, Rotary, Rectify, Magnitude, NormaliseOver)
+    for values in itertools.product(*enums):
+        switches: dict[str, Any] = dict(zip(names, values, strict=True))
+        at_fault = set()
+        if switches["loosening"] == "none":
+            defaults = {"similarity": "dot", "rotary": "rotated", "normalise_over": "visible"}
+            at_fault |= {name for name, value in defaults.items() if switches[name] != value}
+        if switches["magnitude"] != "signed_sum" and not switches["loosening"] == switches["rectify"] == "none":
+            at_fault.add("magnitude")
+        if not at_fault:
+            GradEllm(**switches)
+            continue
+        with pytest.raises(InvalidRequestError) as caught:
+            GradEllm(**switches)
+        assert caught.value.field.removeprefix("attribution.") in at_fault
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(GradEllm) if f.name != "layers"])
+@pytest.mark.parametrize("value", ["none", "cosine", None, 3])
+def test_a_switch_that_is_no_member_is_refused(name: str, value: Any) -> None:
+    """A string equals its member, but the arithmetic asks for the member itself."""
+    with pytest.raises(InvalidRequestError) as caught:
+        GradEllm.preset("paper", **{name: value})
+    assert caught.value.field == f"attribution.{name}"
+
+
+@pytest.mark.parametrize(
+    ("layers", "selected"),
+    [(None, (0, 1, 2, 3)), (1, (3,)), (3, (1, 2, 3)), (4, (0, 1, 2, 3)), ((2, 0), (0, 2)), ((3,), (3,))],
+)
+def test_layers_of_a_model_with_four(layers: int | tuple[int, ...] | None, selected: tuple[int, ...]) -> None:
+    assert GradEllm(layers=layers).selected_layers(4) == selected
+
+
+@pytest.mark.parametrize("layers", [0, -1, (), (1, 1)])
+def test_layers_that_never_are(layers: int | tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        GradEllm(layers=layers)
+    assert caught.value.field == "attribution.layers"
+
+
+@pytest.mark.parametrize("layers", [5, (4,), (0, -1)])
+def test_layers_that_a_model_has_not(layers: int | tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        GradEllm(layers=layers).selected_layers(4)
+    assert caught.value.field == "attribution.layers"
+
+
+def test_a_contrast_is_exactly_one_thing() -> None:
+    goods: list[dict[str, Any]] = [{"token_id": 0}, {"text": "no"}, {"runner_up": True}]
+    for good in goods:
+        Contrast(**good)
+    bad: list[dict[str, Any]] = [
+        {},
+        {"token_id": 0, "runner_up": True},
+        {"text": "a", "token_id": 1},
+        {"text": "", "runner_up": True},
+    ]
+    for both in bad:
+        with pytest.raises(InvalidRequestError) as caught:
+            Contrast(**both)
+        assert caught.value.field == "attribution.contrast"
+    with pytest.raises(InvalidRequestError) as caught:
+        Contrast(text="")
+    assert caught.value.field == "attribution.contrast.text"
+
+
+@pytest.mark.parametrize(
+    ("field", "build"),
+    [
+        ("top_k_sources", lambda: AttributionSettings(top_k_sources=0)),
+        ("sources", lambda: AttributionSettings(sources="prefix")),  # type: ignore[arg-type]
+        ("resolution", lambda: AttributionSettings(resolution="word")),  # type: ignore[arg-type]
+    ],
+)
+def test_invalid_attribution_is_named(field: str, build: Callable[[], AttributionSettings]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        build()
+    assert caught.value.field == f"attribution.{field}"
+
+
+def test_the_defaults() -> None:
+    settings = AttributionSettings()
+    assert settings.method == GradEllm.preset("paper")
+    assert (settings.sources, settings.resolution, settings.top_k_sources) == (Sources.PROMPT, Resolution.TOKEN, None)
+    assert settings.target_token_id is None
+    assert settings.contrast is None
+
+
+def test_methods_by_name() -> None:
+    method = method_named("grad_ellm")
+    assert method is METHODS["grad_ellm"]
+    assert set(method.switch_names) == {f.name for f in fields(GradEllm)}
+    with pytest.raises(InvalidRequestError, match="grad_ellm") as caught:
+        method_named("magic")
+    assert caught.value.field == "attribution.method"

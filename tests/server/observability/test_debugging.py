@@ -1,0 +1,70 @@
+"""What --debug adds, and that it is not there without."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+
+from gradellm.v1 import explainer_pb2 as pb
+from server.conftest import Serving
+
+WAITING = """
+import sys, threading
+from gradellm_server.observability.debugging import dump_stacks_on_signal
+dump_stacks_on_signal()
+def lingering(): threading.Event().wait()
+threading.Thread(target=lingering, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+print("still there", flush=True)
+"""
+
+
+def test_channelz_counts_calls_and_knows_connections(serving: Serving) -> None:
+    with serving(debug=True) as server:
+        server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")))
+        stub = channelz_pb2_grpc.ChannelzStub(server.channel)
+        known = stub.GetServers(channelz_pb2.GetServersRequest()).server
+        busy = [its for its in known if its.data.calls_succeeded >= 1]
+        assert busy
+        sockets = [
+            socket.name
+            for its in busy
+            for socket in stub.GetServerSockets(
+                channelz_pb2.GetServerSocketsRequest(server_id=its.ref.server_id)
+            ).socket_ref
+        ]
+        assert any("127.0.0.1" in name for name in sockets), sockets
+
+
+def test_without_the_flag_there_is_no_channelz(serving: Serving) -> None:
+    with serving() as server:
+        stub = channelz_pb2_grpc.ChannelzStub(server.channel)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.GetServers(channelz_pb2.GetServersRequest())
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_signal_writes_all_stacks_and_ends_nothing() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(0.2)
+        told, stacks = process.communicate("")
+    assert told == "still there\n"
+    assert "in lingering" in stacks
+    assert stacks.count("Thread 0x") + stacks.count("Current thread 0x") == 2

@@ -1,0 +1,216 @@
+"""What a caller sends is in no log, no metric and no other caller's answer; what an error quotes of it is short."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from gradellm import Client, DeadlineExceededError, UnavailableError
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm.v1 import explainer_pb2_grpc
+from gradellm_server.auth.tokens import entry, make_token
+from gradellm_server.observability.logging_setup import JsonFormatter, TextFormatter
+from gradellm_server.rpc.status import MAX_TEXT_BYTES
+
+MARKER = "XyzzyMarker"
+TOKEN, HASH = make_token()
+START_SECONDS = 90
+
+
+@contextmanager
+def process(tmp_path: Path, *arguments: str) -> Iterator[tuple[str, Path]]:
+    """A server process with all that it can log; its address, and the file with its lines."""
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(entry("alice", HASH, {}) + "\n" + entry("bob", make_token()[1], {}))
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "gradellm_server", "--listen", f"unix:{tmp_path}/socket", "--tokens", str(tokens)]
+    with log.open("wb") as lines:
+        running = subprocess.Popen(
+            [*command, "--log-level", "debug", *arguments], stdin=subprocess.DEVNULL, stdout=lines, stderr=lines
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not _answers(f"unix:{tmp_path}/socket"):
+            assert running.poll() is None, log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        yield f"unix:{tmp_path}/socket", log
+        running.terminate()
+        running.wait(30)
+    finally:
+        running.kill()
+        running.wait()
+
+
+def _answers(address: str) -> bool:
+    if not Path(address.removeprefix("unix:")).exists():
+        return False
+    with Client(address, token=TOKEN, retry=None) as client:
+        try:
+            client.server_info(timeout=1)
+        except (UnavailableError, DeadlineExceededError):
+            return False
+    return True
+
+
+def requests(text: str) -> list[tuple[str, Any]]:
+    """Every RPC, well and ill formed in every way that is found at another place."""
+    given = pb.Input(prompt=text)
+    chat = pb.Input(messages=[pb.Message(role=text, content=text), pb.Message(role="user", content=text)])
+    bad_segment = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=10**6)])
+    twice = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=3)] * 2)
+    overlapping = pb.Input(
+        prompt=text, segments=[pb.Segment(name=text, start=0, end=3), pb.Segment(name="b", start=1, end=4)]
+    )
+    options = pb.AttributionOptions(method=text)
+    scores = pb.GivenScores(name=text, rows=[pb.ScoreRow(step=0, scores=[float("nan")])])
+    return [
+        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, attribution=pb.AttributionOptions())),
+        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, stop=[text])),
+        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=10**9)),
+        ("Generate", pb.GenerateRequest(input=given, temperature=float("nan"))),
+        ("Generate", pb.GenerateRequest(input=given, attribution=options)),
+        ("Generate", pb.GenerateRequest(input=pb.Input(prompt=text * 2000))),
+        ("Generate", pb.GenerateRequest(input=chat, max_new_tokens=2)),
+        *(("Generate", pb.GenerateRequest(input=each)) for each in (bad_segment, twice, overlapping)),
+        (
+            "Generate",
+            pb.GenerateRequest(
+                input=given, attribution=pb.AttributionOptions(contrast=pb.Contrast(text=text)), max_new_tokens=1
+            ),
+        ),
+        ("Attribute", pb.AttributeRequest(input=given, completion=text)),
+        ("Attribute", pb.AttributeRequest(input=given, completion=text, attribution=options)),
+        ("Attribute", pb.AttributeRequest(input=given, completion=text, completion_ids=[1])),
+        ("Attribute", pb.AttributeRequest(input=given, completion=text * 2000)),
+        ("Evaluate", pb.EvaluateRequest(input=given, labels=[text, text])),
+        (
+            "Evaluate",
+            pb.EvaluateRequest(input=given, completion=text, evaluation=pb.EvaluationOptions(scores=[scores])),
+        ),
+        (
+            "Evaluate",
+            pb.EvaluateRequest(
+                input=given,
+                evaluation=pb.EvaluationOptions(
+                    methods=[pb.EvaluatedMethod(name=text, attribution=options)], rationale=[text]
+                ),
+            ),
+        ),
+        ("Tokenize", pb.TokenizeRequest(input=given)),
+        ("Tokenize", pb.TokenizeRequest(input=bad_segment)),
+        ("Tokenize", pb.TokenizeRequest()),
+    ]
+
+
+def ask(channel: grpc.Channel, token: str) -> list[grpc.RpcError]:
+    """Send them all, and bytes that are no messages; the errors that came back."""
+    stub = explainer_pb2_grpc.ExplainerServiceStub(channel)  # type: ignore[no-untyped-call]
+    metadata = [("authorization", f"Bearer {token}"), ("x-note", MARKER)]
+    errors = []
+    sent: list[tuple[Callable[..., Any], Any]] = [
+        (getattr(stub, name), request) for text in (MARKER, f"{MARKER} " * 400) for name, request in requests(text)
+    ]
+    path = "/gradellm.v1.ExplainerService/"
+    raw: Any = channel
+    sent += [(raw.unary_stream(path + name), MARKER.encode()) for name in ("Generate", "Attribute", "Evaluate")]
+    sent += [(raw.unary_unary(path + name), MARKER.encode()) for name in ("Tokenize", "GetServerInfo", MARKER)]
+    for call, request in sent:
+        try:
+            answer = call(request, metadata=metadata, timeout=60)
+            list(answer) if hasattr(answer, "cancel") else answer
+        except grpc.RpcError as error:
+            errors.append(error)
+    cancelled = stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=MARKER), max_new_tokens=50), metadata=metadata)
+    next(cancelled)
+    cancelled.cancel()
+    return errors
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_no_log_of_a_real_process_holds_what_was_sent(tmp_path: Path, style: str) -> None:
+    with process(tmp_path, "--log-format", style) as (address, log), grpc.insecure_channel(address) as channel:
+        errors = ask(channel, TOKEN)
+        refused = ask_refused(channel)
+    lines = log.read_text()
+    assert "Generate" in lines  # it has logged
+    assert MARKER not in lines
+    assert TOKEN not in lines
+    assert len(errors) > 20
+    codes = {error.code() for error in [*errors, *refused]}
+    assert codes <= {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # the longest are larger than a message may be
+    }
+    for error in errors:  # a caller's own names come back to it, shortened
+        assert len((error.details() or "").encode()) <= MAX_TEXT_BYTES + 4
+    for error in refused:
+        assert MARKER not in (error.details() or "")
+
+
+def ask_refused(channel: grpc.Channel) -> list[grpc.RpcError]:
+    stub = explainer_pb2_grpc.ExplainerServiceStub(channel)  # type: ignore[no-untyped-call]
+    errors: list[grpc.RpcError] = []
+    for name, request in requests(MARKER):
+        try:
+            answer = getattr(stub, name)(request, metadata=[("authorization", f"Bearer {MARKER}")])
+            list(answer) if hasattr(answer, "cancel") else answer
+        except grpc.RpcError as error:
+            errors.append(error)
+    return errors
+
+
+def test_no_metric_holds_what_was_sent(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ("--metrics-listen", f"127.0.0.1:{port}")
+    with process(tmp_path, *arguments) as (address, _), grpc.insecure_channel(address) as channel:
+        ask(channel, TOKEN)
+        ask_refused(channel)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+    assert "gradellm_" in metrics
+    assert MARKER not in metrics
+    assert TOKEN not in metrics
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+def test_tracebacks_say_where_and_not_what(formatter: type[logging.Formatter]) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter())
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    try:
+        try:
+            raise KeyError(MARKER)
+        except KeyError as error:
+            error.add_note(MARKER)
+            raise ValueError(f"{MARKER} cannot be tokenised") from error
+    except ValueError:
+        logger.exception("a pass failed")
+    logger.error("memory", exc_info=RuntimeError("CUDA out of memory"))
+    said = stream.getvalue()
+    assert MARKER not in said
+    assert "builtins.ValueError" in said
+    assert "builtins.KeyError" in said
+    assert "test_log_redaction.py" in said
+    assert "CUDA out of memory" in said
+    if formatter is JsonFormatter:
+        assert [json.loads(line)["level"] for line in said.splitlines()] == ["error", "error"]

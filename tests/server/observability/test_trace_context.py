@@ -1,0 +1,39 @@
+"""Traces that callers name, and what is no name."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradellm_server.observability.call import Call
+from gradellm_server.observability.trace_context import trace_context
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("said", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"])
+def test_a_callers_trace_is_read(said: str) -> None:
+    context = trace_context([("other", "x"), ("traceparent", said)])
+    assert context == (TRACE, SPAN)
+    assert Call.arriving("Generate", [("traceparent", said)]).trace_id == TRACE
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "nonsense",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\nforged=1",
+    ],
+)
+def test_what_is_no_trace_is_none(said: str) -> None:
+    assert trace_context([("traceparent", said)]) is None
+    assert Call.arriving("Generate", [("traceparent", said)]).trace_id == ""
+
+
+def test_binary_metadata_is_none() -> None:
+    assert trace_context([("traceparent", b"00")]) is None

@@ -1,0 +1,209 @@
+"""Spans: whose they are, how long their parts were, and that they carry no text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="the extra [otel] is not installed")
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import Engine
+from gradellm_server.observability.call import Call
+from gradellm_server.observability.tracing import Tracing, TracingError, exporting
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+from support.http_proxy import FakeProxy, proxy
+
+__all__ = ["proxy"]
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")
+SECRET = "Xyzzy secret"
+
+
+@pytest.fixture(scope="module")
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture(scope="module")
+def tracing(exporter: InMemorySpanExporter) -> Tracing:
+    made = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
+    made.serve("a-model")
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine, tracing: Tracing) -> Iterator[RunningServer]:
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def _empty(exporter: InMemorySpanExporter) -> None:
+    exporter.clear()
+
+
+def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    """By name, once the call's own is there."""
+    limit = time.monotonic() + 10
+    while True:
+        made = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
+        if any(span.kind is SpanKind.SERVER for span in made.values()):
+            return made
+        assert time.monotonic() < limit, "no span"
+        time.sleep(0.005)
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
+    server: RunningServer, exporter: InMemorySpanExporter
+) -> None:
+    request = pb.GenerateRequest(
+        input=pb.Input(prompt=SECRET),
+        max_new_tokens=3,
+        temperature=0.5,
+        seed=7,
+        stop=["secret stop"],
+        attribution=pb.AttributionOptions(),
+    )
+    answers = list(server.stub.Generate(request, metadata=[PARENT, ("x-request-id", "job-7")]))
+    made = spans(exporter)
+    root = made["Generate"]
+    assert root.name == "gradellm.v1.ExplainerService/Generate"
+    assert root.parent is not None
+    assert root.context is not None
+    assert (f"{root.context.trace_id:032x}", f"{root.parent.span_id:016x}") == (TRACE, SPAN)
+    timings = answers[-1].finished.timings
+    end = root.start_time
+    for name in ("queue", "prefill", "decode", "attribution"):
+        child = made[name]
+        assert child.parent is not None
+        assert child.parent.span_id == root.context.span_id
+        assert seconds(child) == pytest.approx(getattr(timings, f"{name}_seconds"), abs=1e-6)
+        assert child.start_time == end
+        end = child.end_time
+    assert sum(seconds(made[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
+    told: Any = root.attributes
+    assert told["gen_ai.operation.name"] == "text_completion"
+    assert (told["gen_ai.request.model"], told["gen_ai.response.id"]) == ("a-model", "job-7")
+    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
+    assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.temperature"]) == (3, 0.5)
+    assert told["gen_ai.request.seed"] == 7
+    assert told["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
+    assert (told["gradellm.method"], told["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
+    assert told["rpc.response.status_code"] == "OK"
+    assert [event.name for event in root.events] == ["first token"]
+    assert "secret" not in "".join(span.to_json() for span in made.values())
+    assert root.resource.attributes["service.name"] == "gradellm"
+    assert root.resource.attributes["service.version"] == "1.2.3"
+
+
+def test_a_refused_call_is_a_span_without_parts(server: RunningServer, exporter: InMemorySpanExporter) -> None:
+    with pytest.raises(grpc.RpcError):
+        list(server.stub.Generate(pb.GenerateRequest()))
+    made = spans(exporter)
+    (root,) = made.values()
+    assert root.parent is None
+    told: Any = root.attributes
+    assert (told["rpc.response.status_code"], told["error.type"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert root.status.status_code is StatusCode.UNSET  # the client's fault
+
+
+def test_a_fault_of_the_server_is_an_error(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    call = Call("Generate", code="INTERNAL", reason="NOT_FINITE", ended=time.monotonic(), client="alice")
+    tracing.ended(call)
+    (root,) = spans(exporter).values()
+    assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, "NOT_FINITE")
+    assert root.attributes is not None
+    assert root.attributes["gradellm.client"] == "alice"
+    assert root.context is not None
+    assert call.trace_id == f"{root.context.trace_id:032x}"
+
+
+def test_messages_are_a_chat(tracing: Tracing) -> None:
+    call = Call("Generate")
+    call.facts.is_chat = True
+    assert tracing._operation(call) == "chat"
+    assert tracing._operation(Call("Evaluate")) == "evaluate"
+
+
+@pytest.mark.parametrize("wrong", ["localhost:4317", "ftp://x"])
+def test_an_endpoint_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(TracingError, match="http"):
+        exporting(wrong, "1")
+
+
+def test_a_collector_that_is_not_there_holds_up_no_end() -> None:
+    tracing = exporting("http://127.0.0.1:1", "1")
+    tracing.ended(Call("Generate", ended=time.monotonic()))
+    began = time.monotonic()
+    tracing.close(0.2)
+    assert time.monotonic() - began < 2
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """What an OpenTelemetry collector is to an exporter."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    def Export(self, request: Any, context: object) -> Any:  # noqa: N802
+        self.requests.append(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def collected(requests: Sequence[Any], key: Callable[[Any], Any]) -> list[Any]:
+    return [
+        key(span) for request in requests for r in request.resource_spans for s in r.scope_spans for span in s.spans
+    ]
+
+
+def test_spans_reach_a_collector(engine: Engine) -> None:
+    collector = Collector()
+    backend = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
+    port = backend.add_insecure_port("127.0.0.1:0")
+    backend.start()
+    tracing = exporting(f"http://127.0.0.1:{port}", "1")
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    try:
+        list(running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=1), metadata=[PARENT]))
+    finally:
+        running.close()
+        tracing.close()  # sends what is left
+        backend.stop(0).wait()
+    assert sorted(collected(collector.requests, lambda span: span.name.rpartition("/")[2]))[0] == "Generate"
+    assert {span_id.hex() for span_id in collected(collector.requests, lambda span: span.trace_id)} == {TRACE}
+
+
+def test_a_collector_on_this_machine_is_reached_past_a_proxy(proxy: FakeProxy) -> None:
+    collector = Collector()
+    backend = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
+    port = backend.add_insecure_port("127.0.0.1:0")
+    backend.start()
+    tracing = exporting(f"http://localhost:{port}", "1")
+    tracing.ended(Call("Generate", ended=time.monotonic()))
+    tracing.close()
+    backend.stop(0).wait()
+    assert len(collector.requests) == 1
+    assert proxy.heard == []

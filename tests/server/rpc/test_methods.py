@@ -1,0 +1,151 @@
+"""Every method over the wire: rows, progress, costs, refusals, and clients that leave in the middle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine.core.request import Stream
+from gradellm_engine.methods.registry import METHODS
+from server.conftest import RunningServer, Serving
+from server.rpc.test_bad_input import refusal
+from server.test_disconnects import until
+
+PROMPT = pb.Input(prompt="Once upon a time")
+SMALL = {"steps": 3, "samples": 5}  # so that the slow ones are quick
+
+
+def request(name: str, **options: Any) -> pb.AttributeRequest:
+    small: dict[str, Any] = {switch: value for switch, value in SMALL.items() if switch in METHODS[name].switch_names}
+    return pb.AttributeRequest(
+        input=PROMPT, completion="abc", attribution=pb.AttributionOptions(method=name, **small, **options)
+    )
+
+
+def long_work(server: RunningServer) -> Any:
+    """A call that would take long, and has begun its work."""
+    options = pb.AttributionOptions(method="integrated_gradients", steps=1000)
+    call = server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abc", attribution=options))
+    for event in call:
+        if event.HasField("progress"):
+            break
+    return call
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attribute_offers_every_method(server: RunningServer, name: str) -> None:
+    events = list(server.stub.Attribute(request(name)))
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    provenance = events[0].started.provenance.attribution
+    assert provenance.method == name
+    rows = [event.attribution for event in events if event.HasField("attribution")]
+    assert [row.token_index for row in rows] == [0, 1, 2]
+    assert {len(row.scores) for row in rows} == {len(events[0].started.prompt_tokens)}
+    assert all(row.HasField("error") == bool(METHODS[name].error) for row in rows)
+    # What was resolved, sent back, gives the same.
+    again = pb.AttributeRequest(input=PROMPT, completion="abc", attribution=provenance)
+    assert [e.attribution for e in server.stub.Attribute(again) if e.HasField("attribution")] == rows
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.streams])
+def test_generate_offers_those_that_need_a_step_alone(server: RunningServer, name: str) -> None:
+    call = pb.GenerateRequest(input=PROMPT, max_new_tokens=3, attribution=pb.AttributionOptions(method=name))
+    rows = [event for event in server.stub.Generate(call) if event.HasField("attribution")]
+    assert len(rows) == 3
+
+
+def test_words_and_the_largest_scores_are_made_of_any_methods(server: RunningServer) -> None:
+    options = {"resolution": pb.RESOLUTION_WORD, "top_k_sources": 2}
+    rows = [e.attribution for e in server.stub.Attribute(request("saliency", **options)) if e.HasField("attribution")]
+    assert all(len(row.scores) == len(row.source_indexes) == 2 for row in rows)
+
+
+def test_long_work_says_how_far_it_is(server: RunningServer) -> None:
+    events = list(server.stub.Attribute(request("value_zeroing")))
+    done = [event.progress.done for event in events if event.HasField("progress")]
+    assert len(done) >= 2
+    assert done == sorted(done)
+    assert 0 < done[0] <= done[-1] <= 1
+
+
+def test_info_says_what_each_costs(server: RunningServer) -> None:
+    info = server.stub.GetServerInfo(pb.GetServerInfoRequest())
+    methods = {method.name: method for method in info.methods}
+    assert set(methods) == set(METHODS)
+    assert methods["grad_ellm"].reads_completion_alone
+    passes = {name: (method.forward_passes, method.backward_passes) for name, method in methods.items()}
+    assert passes["saliency"] == ("1", "n")
+    assert passes["integrated_gradients"] == ("steps + 2", "steps n")
+    assert passes["occlusion"] == ("m + 1", "0")
+    assert passes["random"] == ("0", "0")
+    for name, method in methods.items():
+        assert method.refusal == ""
+        assert method.estimate.prompt_tokens > 0
+        assert (method.estimate.seconds > 0) == (name != "random")
+        assert (method.estimate.bytes > 0) == (METHODS[name].explain is not None)
+    assert methods["integrated_gradients"].estimate.seconds > 10 * methods["saliency"].estimate.seconds
+
+
+def test_what_does_not_fit_is_refused_with_what_would(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = server.engine
+    footprint = engine.footprint
+    long = pb.AttributeRequest(
+        input=pb.Input(prompt="a" * 150), completion="abc", attribution=pb.AttributionOptions(method="saliency")
+    )
+    monkeypatch.setattr(engine, "method_bytes", footprint.bytes_of(100 + 3, 3, True))
+    code, _, violations, _ = refusal(lambda: list(server.stub.Attribute(long)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "saliency of 3 tokens after a prompt of 151 needs about" in violations["attribution.method"]
+    assert f"a prompt of up to {100} tokens fits" in violations["attribution.method"]
+    long.input.prompt = "a" * 99  # and the first token
+    assert len([e for e in server.stub.Attribute(long) if e.HasField("attribution")]) == 3
+    monkeypatch.setattr(engine, "method_bytes", 1)
+    _, _, violations, _ = refusal(lambda: list(server.stub.Attribute(long)))
+    assert "give a shorter completion" in violations["attribution.method"]
+
+
+def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    slices = 0
+    original = Stream.analyse
+
+    def counted(self: Stream) -> None:
+        nonlocal slices
+        slices += 1
+        original(self)
+
+    monkeypatch.setattr(Stream, "analyse", counted)
+    call = long_work(server)
+    call.cancel()
+    until(lambda: server.server.engine_thread.num_running == 0)
+    after = slices
+    assert len(list(server.stub.Attribute(request("random")))) > 3
+    assert slices == after
+    assert not any(module._forward_hooks for _, module in server.engine._model.decoder.named_modules())
+
+
+def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
+    with serving() as server:
+        long = long_work(server)
+        generated = list(server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=5)))
+        assert sum(event.HasField("token") for event in generated) == 5
+        assert any(event.HasField("progress") for event in long)  # it is not through yet
+        long.cancel()
+
+
+def test_not_a_number_in_a_method_ends_its_stream_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = server.engine._model.decoder._model
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda module, args, output: output * float("nan"))
+    try:
+        with pytest.raises(grpc.RpcError) as raised:
+            list(server.stub.Attribute(request("saliency")))
+    finally:
+        hook.remove()
+    error: Any = raised.value
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert len(list(server.stub.Attribute(request("saliency")))) > 3

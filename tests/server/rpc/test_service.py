@@ -1,0 +1,323 @@
+"""The service through a real channel: what it streams is what the engine computes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from gradellm import Client, Event
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import (
+    AttributionSettings,
+    GradEllm,
+    Message,
+    PromptInput,
+    Resolution,
+    Role,
+    Sampling,
+    Segment,
+    Sources,
+)
+from gradellm_engine.core import scheduler as scheduling
+from server.conftest import RunningServer, Serving
+
+PROMPT = "Once upon a time"
+CHAT = pb.Input(
+    messages=[pb.Message(role="system", content="Be kind."), pb.Message(role="user", content=" Hello you ")]
+)
+
+
+def _place(token: pb.Token) -> tuple[int, int, str, int, int]:
+    return token.index, token.id, token.text, token.start, token.end
+
+
+def events(responses: object) -> list[pb.GenerateResponse]:
+    return list(responses)  # type: ignore[call-overload, no-any-return]
+
+
+def tokens(responses: list[Any]) -> list[pb.Token]:
+    return [event.token for event in responses if event.HasField("token")]
+
+
+def test_generate_streams_started_tokens_with_attributions_finished(server: RunningServer) -> None:
+    request = pb.GenerateRequest(
+        input=pb.Input(prompt=PROMPT), max_new_tokens=5, num_alternatives=2, attribution=pb.AttributionOptions()
+    )
+    received = events(server.stub.Generate(request))
+    kinds = [event.WhichOneof("event") for event in received]
+    assert kinds == ["started", *["token", "attribution"] * 5, "finished"]
+    expected = server.engine.generate(
+        PROMPT, Sampling(max_new_tokens=5, num_alternatives=2), AttributionSettings(GradEllm())
+    )
+    for step, token, row in zip(expected, received[1:-1:2], received[2:-1:2], strict=True):
+        assert step.attribution is not None
+        assert (token.token.index, token.token.id, token.token.text) == (step.index, step.id, step.text)
+        assert token.token.logprob == step.logprob
+        assert [a.id for a in token.token.alternatives] == [a.id for a in step.alternatives]
+        assert list(row.attribution.scores) == step.attribution.scores.tolist()
+        assert row.attribution.target_token_id == step.id
+    started, finished = received[0].started, received[-1].finished
+    assert started.prompt_text == PROMPT
+    assert [token.id for token in started.prompt_tokens] == expected.started.prompt.ids
+    assert finished.reason == pb.FINISH_REASON_MAX_NEW_TOKENS
+    assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (len(PROMPT) + 1, 5)
+    assert finished.usage.attributed_tokens == 5
+    assert finished.timings.decode_seconds > 0
+    assert finished.timings.attribution_seconds > 0
+
+
+def test_provenance_says_every_switch_and_the_seed(server: RunningServer) -> None:
+    options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2))
+    request = pb.GenerateRequest(
+        input=pb.Input(prompt=PROMPT), max_new_tokens=1, temperature=0.7, stop=["x"], attribution=options
+    )
+    first = events(server.stub.Generate(request))
+    provenance = first[0].started.provenance
+    said = provenance.attribution
+    assert said.loosening == pb.LOOSENING_NONE
+    assert said.rectify == pb.RECTIFY_NONE
+    assert said.magnitude == pb.MAGNITUDE_KNOCKOUT
+    assert list(said.layers.indexes) == [1, 2]
+    assert (said.similarity, said.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
+    assert (said.sources, said.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
+    assert provenance.model.weights_sha256 == server.engine.info.weights_sha256
+    assert provenance.model.config_sha256 == server.engine.info.config_sha256 != ""
+    assert set(provenance.versions) == {"gradellm", "torch", "transformers", "tokenizers"}
+    assert provenance.sampling.temperature == 0.7
+    assert list(provenance.sampling.stop) == ["x"]
+    # The request again, with all that provenance says, gives the same.
+    again = pb.GenerateRequest(
+        input=pb.Input(prompt=PROMPT),
+        max_new_tokens=1,
+        temperature=0.7,
+        seed=provenance.sampling.seed,
+        attribution=said,
+    )
+    second = events(server.stub.Generate(again))
+    assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
+    assert second[2].attribution == first[2].attribution
+
+
+def test_a_long_prompt_says_how_far_it_is_read(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "MAX_PIECE_TOKENS", {"cpu": 16, "cuda": 16})
+    prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
+    asked = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
+    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(asked)]
+    assert kinds == ["started", *["prompt_progress"] * 6, "token", "token", "finished"]
+    told: list[float] = []
+
+    def hear(event: Event) -> None:
+        told.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
+
+    with Client(server.address) as client:
+        completion = {"completion": "ab", "timeout": 60}
+        client.attribute(prompt[::-1], on_event=hear, **completion)  # type: ignore[arg-type]
+        assert told == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
+        told.clear()
+        client.explain("short", max_new_tokens=1, on_event=hear)
+        assert told == []
+        asked_once = client.generate(prompt[1:], max_new_tokens=1)
+        assert all(event.prompt_progress is None for event in asked_once)
+
+
+def test_without_options_tokens_come_alone(server: RunningServer) -> None:
+    received = events(server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=3)))
+    assert [event.WhichOneof("event") for event in received] == ["started", "token", "token", "token", "finished"]
+    assert not received[0].started.provenance.HasField("attribution")
+    assert received[-1].finished.timings.attribution_seconds == 0
+
+
+def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) -> None:
+    given = pb.Input()
+    given.CopyFrom(CHAT)
+    given.segments.add(name="greeting", message=1, start=1, end=6)
+    options = pb.AttributionOptions(resolution=pb.RESOLUTION_SEGMENT, sources=pb.SOURCES_PREFIX)
+    received = events(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=3, attribution=options)))
+    started = received[0].started
+    assert started.prompt_text == "<s><|system|>Be kind.</s><|user|>Hello you</s><|assistant|>"
+    user = [token for token in started.prompt_tokens if token.role == pb.ROLE_USER]
+    assert "".join(token.text for token in user) == "Hello you"
+    assert {token.message for token in user} == {1}
+    assert "".join(token.text for token in user if token.segment == "greeting") == "Hello"
+    assert [source.label for source in started.sources] == ["template", "system", "greeting", "user"]
+    rows = [event.attribution.scores for event in received if event.HasField("attribution")]
+    assert [len(row) for row in rows] == [4, 5, 5]  # one source more for all that was generated
+    token = next(event.token for event in received if event.HasField("token"))
+    assert token.source_index == 4
+    assert [one.word for one in started.prompt_tokens] == sorted(one.word for one in started.prompt_tokens)
+    words = {one.word: "" for one in started.prompt_tokens}
+    for one in started.prompt_tokens:
+        words[one.word] += one.text
+    assert [*words.values()] == [
+        "<s>", "<|system|>", "Be", " kind.", "</s>", "<|user|>", "Hello", " you", "</s>", "<|assistant|>"
+    ]  # fmt: skip
+    assert token.word == 0
+    by_token = server.engine.generate(
+        PromptInput(
+            messages=(Message("system", "Be kind."), Message("user", " Hello you ")),
+            segments=(Segment("greeting", 1, 6, message=1),),
+        ),
+        Sampling(max_new_tokens=1),
+        AttributionSettings(resolution=Resolution.TOKEN, sources=Sources.PROMPT),
+    )
+    scores = next(iter(by_token)).attribution
+    assert scores is not None
+    greeting = sum(
+        score
+        for score, prompt_token in zip(scores.scores.tolist(), by_token.started.prompt.tokens, strict=True)
+        if prompt_token.segment == "greeting"
+    )
+    assert rows[0][2] == pytest.approx(greeting, rel=1e-5)
+    assert {t.role for t in by_token.started.prompt.tokens} == {Role.TEMPLATE, Role.SYSTEM, Role.USER}
+
+
+def test_chunked_scores_come_late_but_never_later_than_was_said(server: RunningServer) -> None:
+    def received(**options: Any) -> list[pb.GenerateResponse]:
+        asked = pb.AttributionOptions(**options)
+        return events(
+            server.stub.Generate(
+                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=asked)
+            )
+        )
+
+    expected = [event.attribution.scores for event in received() if event.HasField("attribution")]
+    chunked = received(delivery=pb.DELIVERY_CHUNKED, chunk_size=4)
+    assert chunked[0].started.provenance.attribution.delivery == pb.DELIVERY_CHUNKED
+    assert [event.WhichOneof("event") for event in chunked[:6]] == ["started", *["token"] * 4, "attribution"]
+    assert chunked[-1].HasField("finished")
+    told = explained = 0
+    for event in chunked:
+        told += event.HasField("token")
+        explained += event.HasField("attribution")
+        assert 0 <= told - explained <= 4
+    rows = [event.attribution for event in chunked if event.HasField("attribution")]
+    assert [row.token_index for row in rows] == list(range(11))
+    for row, scores in zip(rows, expected, strict=True):
+        assert row.scores == pytest.approx(scores, rel=1e-4, abs=1e-5)
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there_on(server: RunningServer) -> None:
+    first = "The story of a fox and a bear that I tell. "
+    request = pb.GenerateRequest(input=pb.Input(prompt=first), max_new_tokens=3)
+    for _ in range(2):
+        usage = events(server.stub.Generate(request))[-1].finished.usage
+    assert usage.reused_prompt_tokens == usage.prompt_tokens - 1
+    request.input.prompt += "Once there was"
+    longer = events(server.stub.Generate(request))[-1].finished.usage
+    assert longer.reused_prompt_tokens == usage.prompt_tokens
+
+
+def test_attribute_explains_a_given_completion_like_generate(server: RunningServer) -> None:
+    options = pb.AttributionOptions(top_k_sources=3)
+    generated = events(
+        server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=4, attribution=options))
+    )
+    ids = [event.token.id for event in generated if event.HasField("token")]
+    attributed = list(
+        server.stub.Attribute(
+            pb.AttributeRequest(input=pb.Input(prompt=PROMPT), completion_ids=ids, attribution=options)
+        )
+    )
+    assert attributed[-1].finished.reason == pb.FINISH_REASON_END_OF_COMPLETION
+    for a, b in zip(tokens(attributed), tokens(generated), strict=True):
+        assert math.isclose(a.logprob, b.logprob, abs_tol=1e-5)  # in one pass, and token by token
+        a.logprob = b.logprob = 0
+        assert a == b
+    for one, other in zip(
+        (e.attribution for e in generated if e.HasField("attribution")),
+        (e.attribution for e in attributed if e.HasField("attribution")),
+        strict=True,
+    ):
+        assert one.source_indexes == other.source_indexes
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)
+        assert len(one.scores) == len(one.source_indexes) == 3
+        assert [abs(score) for score in one.scores] == sorted(map(abs, one.scores), reverse=True)
+
+
+def test_attribute_takes_a_completion_as_text(server: RunningServer) -> None:
+    received = list(server.stub.Attribute(pb.AttributeRequest(input=pb.Input(prompt=PROMPT), completion=", there was")))
+    assert "".join(event.token.text for event in received if event.HasField("token")) == ", there was"
+    assert sum(event.HasField("attribution") for event in received) == len(", there was")
+
+
+def test_a_stream_resumes_from_the_tokens_that_a_client_holds(server: RunningServer) -> None:
+    request = pb.GenerateRequest(
+        input=pb.Input(prompt=PROMPT), max_new_tokens=8, temperature=1.0, seed=5, attribution=pb.AttributionOptions()
+    )
+    whole = events(server.stub.Generate(request))
+    tokens = [event.token for event in whole if event.HasField("token")]
+    rows = [event.attribution for event in whole if event.HasField("attribution")]
+    request.forced_ids.extend(token.id for token in tokens[:5])
+    request.first_attribution = 3
+    rest = events(server.stub.Generate(request))
+    assert [_place(event.token) for event in rest if event.HasField("token")] == [_place(token) for token in tokens[5:]]
+    resumed = [event.attribution for event in rest if event.HasField("attribution")]
+    assert [row.token_index for row in resumed] == [3, 4, 5, 6, 7]
+    for one, other in zip(resumed, rows[3:], strict=True):
+        assert list(one.scores) == pytest.approx(list(other.scores), rel=1e-4, abs=1e-7)
+
+
+def test_tokenize_answers_what_generate_would_start_with(server: RunningServer) -> None:
+    answer = server.stub.Tokenize(pb.TokenizeRequest(input=CHAT))
+    started = next(iter(server.stub.Generate(pb.GenerateRequest(input=CHAT, max_new_tokens=1)))).started
+    assert answer.prompt_text == started.prompt_text
+    assert list(answer.tokens) == list(started.prompt_tokens)
+
+
+def test_server_info_advertises_model_methods_and_limits(server: RunningServer) -> None:
+    info = server.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert (info.model.family, info.model.num_layers, info.model.num_heads, info.model.num_key_value_heads) == (
+        "llama", 3, 4, 2,
+    )  # fmt: skip
+    assert info.model.has_chat_template
+    assert info.limits.max_prompt_tokens == 255
+    assert info.limits.max_new_tokens == 255
+    assert info.limits.max_message_bytes == 4 * 2**20
+    assert info.limits.method_bytes == server.engine.method_bytes > 0
+    assert info.methods[0].name == "grad_ellm"
+    known = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
+    assert all(set(method.switches) <= known for method in info.methods)
+
+
+def test_health_and_reflection_answer(server: RunningServer) -> None:
+    health: Any = health_pb2_grpc.HealthStub(server.channel)
+    for name in ("", "gradellm.v1.ExplainerService"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    database = ProtoReflectionDescriptorDatabase(server.channel)
+    assert "gradellm.v1.ExplainerService" in database.get_services()
+    assert database.FindFileByName("gradellm/v1/explainer.proto").package == "gradellm.v1"
+
+
+def test_streams_take_turns(server: RunningServer) -> None:
+    """A short request finishes while a long one runs: nobody waits for another's end."""
+    with Client(server.address, retry=None) as client:
+        long = client.generate(PROMPT, max_new_tokens=200)
+        seen = [next(long) for _ in range(4)]
+        assert client.explain(PROMPT, max_new_tokens=2).text
+        rest = list(long)
+        assert len(seen) + len(rest) > 100
+
+
+def test_the_same_port_twice_is_refused(server: RunningServer, serving: Serving) -> None:
+    from gradellm_server.server import Server
+    from gradellm_server.settings import ListenError, ServerSettings
+
+    async def bind() -> None:
+        Server(ServerSettings(listen=server.address))
+
+    with pytest.raises(ListenError, match="already in use"):
+        server.run(bind())
+
+
+def test_an_unknown_call_is_unimplemented(server: RunningServer) -> None:
+    channel: Any = server.channel
+    call = channel.unary_unary("/gradellm.v1.ExplainerService/Dream")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(b"")
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

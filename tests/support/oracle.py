@@ -1,0 +1,202 @@
+"""Grad-ELLM the slow and plain way, in float64: METHOD's formulas term by term.
+
+The whole prefix, no cache, Transformers' own eager attention and plain autograd. Queries, keys and values are read off
+the projections and rotated here; nothing of gradellm_engine but the names of the switches is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
+
+from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity
+
+Taken = dict[str, Tensor]
+
+LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
+SWITCHES = [
+    GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
+    for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
+]
+SWITCHES += [GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers) for r in Rectify for layers in (None, 1)]
+SWITCHES += [
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=m, layers=layers)
+    for m in Magnitude
+    for layers in (None, (0, 1))
+]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer's attention does at the last position, heads repeated. float64"""
+
+    q: Tensor  # [H, D]
+    k: Tensor  # [H, S, D]
+    q_unrotated: Tensor
+    k_unrotated: Tensor
+    v: Tensor  # [H, S, D]
+    w: Tensor  # [H, D]
+    weights: Tensor  # [H, S]
+    visible: Tensor  # [S], bool
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[heads, S, D]: the halves of the width are rotated against each other."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+class Oracle:
+    """For Llama and Mistral models."""
+
+    def __init__(self, path: Path, attention: str = "eager") -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation=attention)
+        self.model.eval()
+
+    def layers(self, ids: list[int], target: int, contrast: int | None = None) -> list[Layer]:
+        config, decoder = self.model.config, self.model.model
+        S, H, G, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        window = getattr(config, "sliding_window", None) or S
+        taken: list[Taken] = [{} for _ in decoder.layers]
+        with ExitStack() as hooks:
+            for store, layer in zip(taken, decoder.layers, strict=True):
+                for name in ("q_proj", "k_proj", "v_proj"):
+
+                    def keep(_m: Any, _args: Any, output: Tensor, store: Taken = store, name: str = name) -> None:
+                        store[name] = output.detach()[0].view(S, -1, D).transpose(0, 1)
+
+                    hooks.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
+
+                def keep_output(_m: Any, args: tuple[Tensor, ...], store: Taken = store) -> None:
+                    args[0].retain_grad()
+                    store["o"] = args[0]
+
+                hooks.callback(layer.self_attn.o_proj.register_forward_pre_hook(keep_output).remove)
+            logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        (logits[target] - (0 if contrast is None else logits[contrast])).backward()
+        cos, sin = decoder.rotary_emb(logits[None], torch.arange(S)[None])
+        visible = torch.arange(S) > S - 1 - window
+        layers = []
+        for store in taken:
+            q = rotate(store["q_proj"], cos[0], sin[0])[:, -1]
+            k = rotate(store["k_proj"], cos[0], sin[0]).repeat_interleave(H // G, 0)
+            logits = torch.einsum("hd,hsd->hs", q, k) / D**0.5
+            layers.append(
+                Layer(
+                    q=q,
+                    k=k,
+                    q_unrotated=store["q_proj"][:, -1],
+                    k_unrotated=store["k_proj"].repeat_interleave(H // G, 0),
+                    v=store["v_proj"].repeat_interleave(H // G, 0),
+                    w=gradient(store["o"])[0, -1].view(H, D),
+                    weights=logits.masked_fill(~visible, -torch.inf).softmax(-1),
+                    visible=visible,
+                )
+            )
+        return layers
+
+
+class FamilyOracle:
+    """For every family: what goes into Transformers' own eager attention and comes out of it, with plain autograd.
+
+    It cannot tell how queries and keys were before the rotary embedding.
+    """
+
+    def __init__(self, path: Path) -> None:
+        AttentionInterface.register("watched", self._watched)
+        AttentionMaskInterface.register("watched", eager_mask)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="watched")
+        self.model.eval()
+        with suppress(AttributeError, ValueError):
+            self.model.set_experts_implementation("eager")  # the default refuses float64
+        self._calls: dict[int, dict[str, Tensor]] = {}
+
+    def _watched(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        o, weights = eager(module, query, key, value, mask, **kwargs)
+        o.retain_grad()
+        self._calls[module.layer_idx] = {"q": query, "k": key, "v": value, "weights": weights, "o": o}
+        return o, weights
+
+    def layers(self, ids: list[int], target: int) -> list[Layer]:
+        logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits[target].backward()
+        layers = []
+        for _, call in sorted(self._calls.items()):
+            q, k, v = (call[name].detach()[0] for name in "qkv")
+            weights, repeats = call["weights"].detach()[0, :, -1], q.shape[0] // k.shape[0]
+            k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+            w = gradient(call["o"])[0, -1]
+            layers.append(Layer(q[:, -1], k, q[:, -1], k, v, w, weights, visible=(weights > 0).any(0)))
+        return layers
+
+
+def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
+    """METHOD section 2 over the layers that the switches select. -> [S]"""
+    selected = switches.layers
+    if isinstance(selected, int):
+        layers = layers[-selected:]
+    elif selected is not None:
+        layers = [layers[index] for index in selected]
+    total = torch.zeros(layers[0].visible.shape[0], dtype=torch.float64)
+    for layer in layers:
+        h = layer_scores(layer, switches, prompt_mask, user_mask)
+        total += h.clamp_min(0) if switches.rectify is Rectify.PER_LAYER else h
+    return total.clamp_min(0) if switches.rectify is Rectify.TOTAL else total
+
+
+def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
+    S = layer.k.shape[1]
+    if switches.loosening is Loosening.NONE:
+        weights = layer.weights
+        effects = torch.einsum("hd,hsd->hs", layer.w, layer.v)
+        if switches.magnitude is Magnitude.SIGNED_SUM:
+            return (weights * effects).sum(0)
+        if switches.magnitude is Magnitude.HEAD_ABS:
+            return (weights * effects).abs().sum(0)
+        if switches.magnitude is Magnitude.CHANNEL_ABS:
+            return (weights[..., None] * layer.w[:, None] * layer.v).abs().sum((0, 2))
+        mean = (weights * effects).sum(-1, keepdim=True)
+        return (weights * (effects - mean)).abs().sum(0)
+    q, k = (layer.q_unrotated, layer.k_unrotated) if switches.rotary is Rotary.UNROTATED else (layer.q, layer.k)
+    q, k = q.reshape(-1), k.transpose(0, 1).reshape(S, -1)  # heads concatenated
+    s = k @ q
+    if switches.similarity is Similarity.COSINE:
+        s = s / (q.norm() * k.norm(dim=-1))
+    domain = {
+        NormaliseOver.VISIBLE: layer.visible,
+        NormaliseOver.PROMPT: layer.visible & prompt_mask,
+        NormaliseOver.USER: layer.visible & user_mask,
+    }[switches.normalise_over]
+    u = torch.einsum("hd,hsd->s", layer.w, layer.v)
+    h = torch.zeros(S, dtype=torch.float64)
+    if domain.any() and s[domain].max() > s[domain].min():
+        low, high = s[domain].min(), s[domain].max()
+        h[domain] = (s[domain] - low) / (high - low) * u[domain]
+    return h
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected; where that is zero, 0 for zero, else infinity."""
+    norm = expected.norm().item()
+    difference = (actual.double() - expected).norm().item()
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / norm
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """What backward left in a tensor."""
+    assert tensor.grad is not None
+    return tensor.grad

@@ -1,0 +1,229 @@
+"""Programs that run an engine on one rank or on several, and what starts them on two.
+
+`python rank_programs.py MODEL DTYPE RESULTS PROGRAM...` is one rank; the first writes what the programs gave.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gradellm_engine import (
+    AttributionSettings,
+    Delivery,
+    Engine,
+    EvaluationItem,
+    EvaluationSettings,
+    GradEllm,
+    Judged,
+    Loosening,
+    Magnitude,
+    Metric,
+    Ranks,
+    Rectify,
+    Rotary,
+    Sampling,
+    Similarity,
+)
+from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.params import Switches
+from support.scheduler_harness import Told, finish, run
+
+START_SECONDS = 240
+PROMPTS = ("Once upon a time, there was a small red fox", "In a dark wood", "Far, far away. " * 10)
+COMPLETION = " lived a"
+
+Rows = list[tuple[list[int], list[Tensor]]]
+
+
+def by_default(engine: Engine) -> list[Rows]:
+    """Grad-ELLM as it is by default."""
+    return _of_methods(engine, [GradEllm()])
+
+
+def within(engine: Engine) -> list[Rows]:
+    """Methods within a pass, several streams at once, at once and in chunks, greedy and drawn."""
+    methods: list[Switches] = [
+        GradEllm(),
+        GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
+        GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
+        *(METHODS[name].switches() for name in ("attention", "grad_sam")),
+    ]
+    if engine._model.family.rotary:
+        methods.append(GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED))
+    return _of_methods(engine, methods)
+
+
+def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
+    samplings = [Sampling(max_new_tokens=6, temperature=0.0), Sampling(max_new_tokens=6, temperature=0.9, seed=3)]
+    made: list[Rows] = []
+    for method in methods:
+        for delivery in Delivery:
+            settings = AttributionSettings(method=method, delivery=delivery, chunk_size=4)
+            streams = [engine.stream(prompt, sampling, settings) for prompt in PROMPTS for sampling in samplings]
+            made.append(_rows(run(engine.scheduler, streams)))
+    return made
+
+
+def afterwards(engine: Engine) -> list[Rows]:
+    """Methods after the fact, of a completion that is given."""
+    made: list[Rows] = []
+    for method in METHODS.values():
+        if method.explain is None or engine.refusal(method):
+            continue
+        settings = AttributionSettings(method=method.switches())
+        made.append(_rows(run(engine.scheduler, [engine.completion_stream(PROMPTS[0], COMPLETION, settings)])))
+    return made
+
+
+def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
+    """An evaluation's items."""
+    settings = EvaluationSettings(
+        judged=tuple(Judged(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
+        metrics=(Metric.PI_SOFT_NC, Metric.PI_SOFT_NS),
+        pis=(0.3, 0.7),
+        samples=2,
+        seed=1,
+    )
+    (its,) = run(engine.scheduler, [engine.evaluation_stream(PROMPTS[0], settings, COMPLETION)])
+    assert its.error is None
+    items = [event for event in its.events if isinstance(event, EvaluationItem)]
+    return [(item.name, str(item.metric), item.step, item.value) for item in items]
+
+
+def leaving(engine: Engine) -> list[Rows]:
+    """Streams that come and go while others run; more than have a place."""
+    settings = AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=3)
+    sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=11)
+    streams = [engine.stream(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
+    scheduler, told = engine.scheduler, [Told() for _ in streams]
+    for stream in streams[:5]:
+        scheduler.submit(stream)
+    for index, _ in enumerate(scheduler.tick()):
+        if index == 0:
+            scheduler.cancel(streams[1])  # between two passes of a tick
+    scheduler.has_work()
+    scheduler.cancel(streams[4])
+    for stream in streams[5:]:
+        scheduler.submit(stream)
+    for _ in range(3):
+        for _ in scheduler.tick(lambda stream: stream is not streams[2]):
+            pass
+    left = [index for index in range(len(streams)) if index not in (1, 4)]
+    return [_rows(finish(scheduler, [streams[index] for index in left], [told[index] for index in left]))]
+
+
+def sharing(engine: Engine) -> list[Rows]:
+    """Prompts that begin alike, of which ranks must take up the same."""
+    sampling = Sampling(max_new_tokens=2, temperature=0.0)
+    made: list[Rows] = []
+    for i in range(40):
+        prompt = f"{PROMPTS[2][:30]}{'abc'[i % 3] * (5 * (i % 7))} and {i % 5}"
+        made.append(_rows(run(engine.scheduler, [engine.stream(prompt, sampling)])))
+    return made
+
+
+def facts(engine: Engine) -> list[int]:
+    """What is told of the whole model."""
+    info = engine.info
+    return [info.num_parameters, info.num_heads, info.num_key_value_heads, info.vocab_size, info.context_tokens]
+
+
+def wrong(engine: Engine) -> str:
+    """A request that fails for all ranks alike leaves them in step."""
+    try:
+        engine.stream("", Sampling(max_new_tokens=10**9))
+    except ValueError as error:
+        return str(error)
+    return "not refused"
+
+
+PROGRAMS: dict[str, Callable[[Engine], Any]] = {
+    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, sharing, facts, wrong)
+}
+
+
+def loaded(path: Path, dtype: str, ranks: Ranks | None = None) -> Engine:
+    """The same engine for one rank or several."""
+    return Engine.load(
+        str(path),
+        device="auto" if ranks else "cpu",
+        dtype=dtype,
+        kv_bytes=2**22,
+        method_bytes=2**30,
+        max_running=6,
+        threads=1,
+        ranks=ranks,
+    )
+
+
+def on_ranks(path: Path, dtype: str, programs: Sequence[str], results: Path, size: int = 2) -> list[Any]:
+    """What programs give on several ranks of this machine."""
+    started = start_ranks([__file__, str(path), dtype, str(results), *programs], size)
+    try:
+        told = [process.communicate(timeout=START_SECONDS)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, text in zip(started, told, strict=True):
+        assert process.returncode == 0, text
+    made: list[Any] = pickle.loads(results.read_bytes())
+    return made
+
+
+def start_ranks(command: Sequence[str], size: int = 2) -> list[subprocess.Popen[str]]:
+    """A Python program's processes, each told which rank it is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join(map(str, (root, root / "client", root / "server", root / "tests")))
+    common = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def _rows(told: Sequence[Told]) -> Rows:
+    for its in told:
+        assert its.error is None, its.error
+    return [(its.ids, its.rows) for its in told]
+
+
+def _main() -> None:
+    path, dtype, results, *names = sys.argv[1:]
+    ranks = Ranks.join()
+    engine = loaded(Path(path), dtype, ranks)
+    if ranks is not None and not ranks.leads:
+        engine.follow()
+    else:
+        Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
+        engine.dismiss()
+    Ranks.leave()
+
+
+if __name__ == "__main__":
+    _main()
