@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import gradellm_engine.utils.quiet  # noqa: F401 (before the libraries that it is for)
 
 if TYPE_CHECKING:
-    from gradellm_engine.core.generation import Generation
+    from gradellm_engine.core.generation import GenerationIterator
     from gradellm_engine.core.outputs import (
         Attribution,
         Event,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         Started,
         Step,
     )
-    from gradellm_engine.core.request import Stream
-    from gradellm_engine.distributed.process_group import Ranks
+    from gradellm_engine.core.request import Request
+    from gradellm_engine.distributed.process_group import ProcessGroup
     from gradellm_engine.engine import Engine
     from gradellm_engine.errors import (
         BusyError,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-    from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
+    from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings, Metric, Perturb, Removal
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
         AttributionSettings,
@@ -67,17 +67,17 @@ __all__ = [
     "Delivery",
     "Engine",
     "EngineError",
+    "EvaluatedMethod",
     "EvaluationItem",
     "EvaluationSettings",
     "EvaluationSummary",
     "Event",
     "FinishReason",
     "Finished",
-    "Generation",
+    "GenerationIterator",
     "GradEllm",
     "GroupLostError",
     "InvalidRequestError",
-    "Judged",
     "Loosening",
     "Magnitude",
     "Message",
@@ -86,6 +86,7 @@ __all__ = [
     "NormaliseOver",
     "OutOfMemoryError",
     "Perturb",
+    "ProcessGroup",
     "Progress",
     "Prompt",
     "PromptInput",
@@ -93,9 +94,9 @@ __all__ = [
     "PromptProgress",
     "PromptToken",
     "Quantization",
-    "Ranks",
     "Rectify",
     "Removal",
+    "Request",
     "Resolution",
     "Role",
     "Rotary",
@@ -105,7 +106,6 @@ __all__ = [
     "Sources",
     "Started",
     "Step",
-    "Stream",
     "Switches",
     "TokenizerError",
     "UnsupportedModelError",

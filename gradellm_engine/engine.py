@@ -17,20 +17,20 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from gradellm_engine.core.generation import Generation
-from gradellm_engine.core.lockstep import Follower, LeadingScheduler, can_be_asked_again
-from gradellm_engine.core.request import ContrastText, Plan, Stream, domain_of
+from gradellm_engine.core.generation import GenerationIterator
+from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler, can_be_asked_again
+from gradellm_engine.core.request import ContrastText, Request, RequestSpec, domain_of
 from gradellm_engine.core.sampler import choose_seed
 from gradellm_engine.core.scheduler import Scheduler
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.faithfulness.evaluation import Evaluation
-from gradellm_engine.faithfulness.perturbation_runner import Allowance
+from gradellm_engine.faithfulness.perturbation_runner import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluationSettings, Judged
+from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluatedMethod, EvaluationSettings
 from gradellm_engine.methods.base import Method
-from gradellm_engine.methods.cost_model import Estimate, Footprint, check_memory, estimate, footprint
-from gradellm_engine.methods.post_hoc import Given, WholeModel, Work, check_baseline
+from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, footprint
+from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.methods.selected_steps import rows_of, scores_at
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
@@ -126,7 +126,7 @@ class Engine:
         return self._model.decoder.recordings is not None
 
     @cached_property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> ModelCost:
         """What passes over whole sequences take of this model; found by trying, once."""
         return footprint(self._model.decoder)
 
@@ -153,11 +153,11 @@ class Engine:
         ranks = self._model.decoder.ranks
         if ranks is None or ranks.leads:
             raise RuntimeError("only a rank that does not lead can follow")
-        Follower(self, ranks).follow()
+        FollowerLoop(self, ranks).follow()
 
     def dismiss(self) -> None:
         """Let ranks that follow go, where there are any."""
-        if isinstance(self.scheduler, LeadingScheduler):
+        if isinstance(self.scheduler, RankZeroScheduler):
             self.scheduler.end()
 
     @classmethod
@@ -170,7 +170,7 @@ class Engine:
         quantization: Quantization = Quantization.NONE,
         device: str = "auto",
         device_map: str | None = None,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
         context_tokens: int | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
@@ -240,7 +240,7 @@ class Engine:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
-    ) -> Generation:
+    ) -> GenerationIterator:
         """Generate a completion, with every token explained where `attribution` says how.
 
         Args:
@@ -254,7 +254,7 @@ class Engine:
             InvalidRequestError: naming the field that is at fault.
         """
         stream = self.stream(given, sampling, attribution, forced_ids=forced_ids, first_attribution=first_attribution)
-        return Generation(self.scheduler, stream)
+        return GenerationIterator(self.scheduler, stream)
 
     def attribute(
         self,
@@ -263,14 +263,14 @@ class Engine:
         attribution: AttributionSettings | None = None,
         *,
         num_alternatives: int = 0,
-    ) -> Generation:
+    ) -> GenerationIterator:
         """Explain a completion that exists already, given as text or as token ids.
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
         stream = self.completion_stream(given, completion, attribution, num_alternatives=num_alternatives)
-        return Generation(self.scheduler, stream)
+        return GenerationIterator(self.scheduler, stream)
 
     @can_be_asked_again
     def stream(
@@ -282,7 +282,7 @@ class Engine:
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
         owner: str | None = None,
-    ) -> Stream:
+    ) -> Request:
         """A request to generate, for the scheduler: see `generate`.
 
         Prompts that begin alike are read once for all requests of one `owner`, never for those of two.
@@ -314,7 +314,7 @@ class Engine:
         *,
         num_alternatives: int = 0,
         owner: str | None = None,
-    ) -> Stream:
+    ) -> Request:
         """A request to explain a given completion, for the scheduler: see `attribute`, and `stream` for `owner`."""
         self._check_completion_size(completion)
         prompt = self.tokenize(given)
@@ -342,7 +342,9 @@ class Engine:
             ComputationError: where the model's numbers are not finite.
             BusyError: where other generations hold the memory that this needs.
         """
-        return Generation(self.scheduler, self.evaluation_stream(given, settings, completion, sampling)).evaluation()
+        return GenerationIterator(
+            self.scheduler, self.evaluation_stream(given, settings, completion, sampling)
+        ).evaluation()
 
     @can_be_asked_again
     def evaluation_stream(
@@ -353,7 +355,7 @@ class Engine:
         sampling: Sampling = Sampling(),
         *,
         owner: str | None = None,
-    ) -> Stream:
+    ) -> Request:
         """A request to evaluate explanations, for the scheduler: see `evaluate`, and `stream` for `owner`."""
         if completion is not None and settings.labels:
             raise InvalidRequestError(
@@ -389,9 +391,9 @@ class Engine:
             allowance=allowance,
         )
         evaluation.check_completion(num_tokens)
-        return Stream(
+        return Request(
             self._model,
-            Plan(
+            RequestSpec(
                 prompt,
                 sampling,
                 None,
@@ -406,7 +408,7 @@ class Engine:
             ),
         )
 
-    def _allowance(self, num_tokens: int) -> Allowance:
+    def _allowance(self, num_tokens: int) -> PassBudget:
         """What a pass over changed texts of at most so many tokens may take."""
         decoder = self._model.decoder
         fitting = self.method_bytes // max(1, self.footprint.bytes_of(num_tokens, 1, False))
@@ -414,7 +416,7 @@ class Engine:
         # One layer's keys and values, copied for every sequence; logits, and what becomes of them on the way.
         a_layer = max(shape.bytes_per_token for shape in decoder.layer_shapes)
         a_sequence = 2 * num_tokens * a_layer + 8 * self.footprint.logit_bytes
-        return Allowance(max(1, most), max(1, self.method_bytes // a_sequence))
+        return PassBudget(max(1, most), max(1, self.method_bytes // a_sequence))
 
     @staticmethod
     def _check_size(settings: EvaluationSettings, prompt: Prompt, num_tokens: int) -> None:
@@ -433,7 +435,7 @@ class Engine:
                 "methods, pis or samples",
             )
 
-    def _checked_judged(self, judged: Judged, prompt: Prompt, num_new_tokens: int) -> Judged:
+    def _checked_judged(self, judged: EvaluatedMethod, prompt: Prompt, num_new_tokens: int) -> EvaluatedMethod:
         """With its switches resolved, where this model can be explained so."""
         if judged.method is None:
             return judged
@@ -446,7 +448,7 @@ class Engine:
         return replace(judged, method=switches)
 
     def _scores_of(
-        self, prompt: Prompt, judged: Judged, given: Given, steps: Sequence[int]
+        self, prompt: Prompt, judged: EvaluatedMethod, given: CompletionContext, steps: Sequence[int]
     ) -> Iterator[float | tuple[int, Tensor]]:
         """See `Evaluation`."""
         if judged.method is None:
@@ -455,7 +457,7 @@ class Engine:
         return scores_at(self._whole_model(given), method, judged.method, domain_of(prompt, judged.method), steps)
 
     @staticmethod
-    def _tokens_of(judged: Judged, num_prompt_tokens: int, num_new_tokens: int) -> float:
+    def _tokens_of(judged: EvaluatedMethod, num_prompt_tokens: int, num_new_tokens: int) -> float:
         """About how many tokens a method reads: a backward pass counts as two."""
         if judged.method is None:
             return 0.0
@@ -493,7 +495,7 @@ class Engine:
         owner: str | None,
         *,
         is_completion: bool,
-    ) -> Stream:
+    ) -> Request:
         contrast_id, analyse, scores = None, None, None
         if attribution is not None:
             method = method_named(attribution.method.name)
@@ -508,9 +510,9 @@ class Engine:
                 analyse = partial(self._analyse, method, switches)
             if method.scores is not None:
                 scores = partial(method.scores, switches)
-        return Stream(
+        return Request(
             self._model,
-            Plan(
+            RequestSpec(
                 prompt,
                 sampling,
                 attribution,
@@ -524,13 +526,13 @@ class Engine:
             ),
         )
 
-    def _analyse(self, method: Method, switches: Switches, given: Given) -> Work:
+    def _analyse(self, method: Method, switches: Switches, given: CompletionContext) -> ScoreStream:
         """A method's work on a completion."""
         return rows_of(self._whole_model(given), method, switches)
 
-    def _whole_model(self, given: Given) -> WholeModel:
+    def _whole_model(self, given: CompletionContext) -> CompletionModel:
         model = self._model
-        return WholeModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of)
+        return CompletionModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of)
 
     def _check_method(self, method: Method, attribution: AttributionSettings, *, is_completion: bool) -> None:
         if not (is_completion or method.streams):
@@ -714,7 +716,7 @@ class Engine:
 def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:
     ranks = model.decoder.ranks
     if ranks is not None and ranks.leads:
-        return LeadingScheduler(model.decoder, ranks, max_running=max_running)
+        return RankZeroScheduler(model.decoder, ranks, max_running=max_running)
     return Scheduler(model.decoder, max_running=max_running)
 
 

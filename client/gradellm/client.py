@@ -17,7 +17,7 @@ from gradellm.local.server import LocalServer
 from gradellm.transport import calls
 from gradellm.transport.credentials import Security
 from gradellm.transport.load_balancing import Rotation, check_ports, may_be_several, split
-from gradellm.transport.resumable_stream import UnbrokenStream
+from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.transport.retry import Retry
 from gradellm.v1 import explainer_pb2_grpc
 
@@ -277,7 +277,7 @@ class Client:
     def _stream(
         self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> Generator[Event, None, None]:
-        stream, attempts = UnbrokenStream(call), call.attempts(self._retry, self.targets)
+        stream, attempts = ResumableStream(call), call.attempts(self._retry, self.targets)
         while True:
             self._check_open()
             index = self._rotation.take()

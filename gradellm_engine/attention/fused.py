@@ -51,7 +51,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Attended:
+class FusedState:
     """The forward pass, as far as the backward pass needs it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Attended:
 
 
 @dataclass(frozen=True)
-class Back:
+class FusedQKVGrads:
     """The backward pass.
 
     Attributes:
@@ -103,7 +103,7 @@ class FusedAttention:
         is_plain = switches.similarity is Similarity.DOT and switches.rotary is Rotary.ROTATED
         return MapKind.PRODUCTS if is_plain else None
 
-    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, Attended]:
+    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """Attention's output [B T, H, Dv] of queries [H, B T, D]."""
         query = _by_rows(query)
         H, BT, _ = query.shape
@@ -122,18 +122,18 @@ class FusedAttention:
             shares, highest, totals, output, exact, log_totals, BT * H, S=S, S2=_power(S), DV=Dv, DV2=_power(Dv),
             num_warps=1,
         )  # fmt: skip
-        return output, Attended(query, exact, log_totals)
+        return output, FusedState(query, exact, log_totals)
 
     def backward(
         self,
-        attended: Attended,
+        attended: FusedState,
         gradient: Tensor,
         over: Sequences,
         form: AttentionForm,
         kind: MapKind,
         *,
         goes_on: bool,
-    ) -> Back:
+    ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
         query, gradient = attended.query, _by_rows(gradient)
         H, BT, D = query.shape
@@ -150,14 +150,14 @@ class FusedAttention:
             form.scaling, KIND=int(kind), GOES_ON=goes_on, **constants,
         )  # fmt: skip
         if not goes_on:
-            return Back(maps, None)
+            return FusedQKVGrads(maps, None)
         dq, dk, dv = query.new_empty((H, BT, D)), query.new_empty((G, BT, D)), query.new_empty((G, BT, Dv))
         join_backward_kernel[(BT, G)](
             query, gradient, own, dq_shares, dq, dk, dv, query.stride(0), query.stride(1), gradient.stride(0),
             gradient.stride(1), BT, H, r=H // G, R=_power(H // G), S=grid[2], D=D, DV=Dv, D2=_power(D), DV2=_power(Dv),
             num_warps=4,
         )  # fmt: skip
-        return Back(maps, (dq, dk, dv))
+        return FusedQKVGrads(maps, (dq, dk, dv))
 
     def _tiling(self, query: Tensor, over: Sequences) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
         """Programs by sequence and key-value head, stretch of tokens, share of the keys; what they are compiled for."""

@@ -59,7 +59,7 @@ class AttentionForm:
 
 def attention_output(
     q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm, *, by_hand: bool = False
-) -> tuple[Tensor, Attended | None]:
+) -> tuple[Tensor, AttentionState | None]:
     """Attention's output, by a stock kernel where there is a faster one.
 
     Args:
@@ -112,7 +112,7 @@ def visibility(start: int, T: int, first: int, N: int, window: int | None, devic
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionState:
     """Attention of a sequence's queries, as its backward pass and the heat map need it.
 
     Attributes:
@@ -150,7 +150,7 @@ def by_group(x: Tensor, M: Tensor) -> Tensor:
     return product.view(*groups, r, T, -1)
 
 
-def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> Attended:
+def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> AttentionState:
     """The forward pass as far as its weights, every product kept. Arguments as for `attention_output`."""
     Z = S = by_group(q * form.scaling, K.mT)
     if form.softcap is not None:
@@ -167,7 +167,7 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
     else:
         sinks = form.sinks.to(Z.dtype).view(*q.shape[-4:-2], 1, 1).expand(*q.shape[:-1], 1)
         A = torch.cat((Z, sinks), dim=-1).softmax(-1)[..., :-1]
-    return Attended(q, K, V, S, A, form)
+    return AttentionState(q, K, V, S, A, form)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Gradients:
     dv: Tensor
 
 
-def value_gradients(forward: Attended, w: Tensor) -> Tensor:
+def value_gradients(forward: AttentionState, w: Tensor) -> Tensor:
     """U = (dl/do) V^T: how the target changes with each head's weight on each token.
 
     w: [G, r, T, Dv] -> [G, r, T, N]
@@ -193,12 +193,12 @@ def value_gradients(forward: Attended, w: Tensor) -> Tensor:
     return by_group(w, forward.V.mT)
 
 
-def mean_effect(forward: Attended, U: Tensor) -> Tensor:
+def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
     """(dl/do) . o = sum_j a_hj u_hj: what each head's output does to the target. [G, r, T, N] -> [G, r, T, 1]"""
     return (forward.A * U).sum(-1, keepdim=True)
 
 
-def attention_backward(forward: Attended, w: Tensor, U: Tensor, own: int) -> Gradients:
+def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
     # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
     dS, c = torch._softmax_backward_data(U, forward.A, -1, U.dtype), forward.form.scaling

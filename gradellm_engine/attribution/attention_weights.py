@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended
+from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.params import LayerSwitches
 
 
@@ -20,7 +20,7 @@ class Attention(LayerSwitches):
 
 
 def layer_maps(
-    forward: Attended, w: Tensor, U: Tensor, switches: Attention, unrotated: tuple[Tensor, Tensor] | None
+    forward: AttentionState, w: Tensor, U: Tensor, switches: Attention, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
     """Attention weights, the mean over heads. -> [T, N]; arguments as for `within.Arithmetic`."""
     return (forward.A.mean((-4, -3)),)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended, by_group, mean_effect
+from gradellm_engine.attention.ops import AttentionState, by_group, mean_effect
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
 HEADS = (-4, -3)  # the dimensions G and r
@@ -49,7 +49,7 @@ def cosine_similarity(dot: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tenso
     return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
 
-def weighted_effect(forward: Attended, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
+def weighted_effect(forward: AttentionState, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
     """Steps 3 to 5 with true attention weights, heads combined as `magnitude` says. -> [T, N]
 
     Args:
@@ -90,7 +90,7 @@ def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
 
 
 def layer_maps(
-    forward: Attended, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
+    forward: AttentionState, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
     """Steps 2 and 4 for one layer, as sums over heads: similarities' dot products and effects, and what cosines need.
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended
+from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.params import LayerSwitches
 
 
@@ -25,7 +25,7 @@ class GradSam(LayerSwitches):
 
 
 def layer_maps(
-    forward: Attended, w: Tensor, U: Tensor, switches: GradSam, unrotated: tuple[Tensor, Tensor] | None
+    forward: AttentionState, w: Tensor, U: Tensor, switches: GradSam, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
     """Of the heads' scores the mean. -> [T, N]; arguments as for `within.Arithmetic`."""
     return ((forward.A * U.relu()).mean((-4, -3)),)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended
+from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.attribution import attention_weights, grad_ellm, grad_sam
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.params import GradEllm, Switches
 
 Maps = tuple[Tensor, ...]
@@ -34,7 +34,7 @@ class Arithmetic:
         is_mean: whether maps are means over heads, rather than sums.
     """
 
-    layer_maps: Callable[[Attended, Tensor, Tensor, Any, tuple[Tensor, Tensor] | None], Maps]
+    layer_maps: Callable[[AttentionState, Tensor, Tensor, Any, tuple[Tensor, Tensor] | None], Maps]
     layer_scores: Callable[[Maps, Any, Tensor | None], Tensor]
     heat_map: Callable[[Tensor, Any], Tensor]
     is_mean: bool = False
@@ -59,7 +59,9 @@ def arithmetic_of(switches: Switches) -> Arithmetic:
     return _ARITHMETIC[type(switches)]
 
 
-def summed(rows: Sequence[Maps], switches: Switches, domain: Tensor | None, ranks: Ranks | None = None) -> Tensor:
+def summed(
+    rows: Sequence[Maps], switches: Switches, domain: Tensor | None, ranks: ProcessGroup | None = None
+) -> Tensor:
     """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]
 
     Where `ranks` share the heads out, maps are first put together of all of theirs.

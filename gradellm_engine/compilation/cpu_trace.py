@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import AttentionForm
-from gradellm_engine.compilation.tracer import Tracer, Unrecordable, Value, function, needed, taken
-from gradellm_engine.layers.linear import Outputs, current_outputs
+from gradellm_engine.compilation.tracer import NotTraceable, Tracer, Value, function, needed, taken
+from gradellm_engine.layers.linear import LinearOutputCache, current_output_cache
 from gradellm_engine.passes.lm_head import LogitHead
-from gradellm_engine.passes.ragged import Back, Pass, Site
+from gradellm_engine.passes.ragged import AttentionPass, LayerAttention, QKVGrads
 
 MOST_ROWS = 64  # of a pass: beyond it, arithmetic takes so long that calls do not count
 MOST_LINES = 64  # the one not used for longest is given up
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kind:
+class TraceKey:
     """What decides which operations a pass is made of.
 
     Attributes:
@@ -55,7 +55,7 @@ class Kind:
 
 
 @dataclass
-class Running:
+class TraceContext:
     """A pass while it runs.
 
     Attributes:
@@ -64,13 +64,13 @@ class Running:
         sites: its attention layers, by index.
     """
 
-    run: Pass
-    outputs: Outputs | None
-    sites: dict[int, Site] = field(default_factory=dict)
+    run: AttentionPass
+    outputs: LinearOutputCache | None
+    sites: dict[int, LayerAttention] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class StraightLine:
+class CpuTrace:
     """One kind of pass.
 
     Attributes:
@@ -87,12 +87,12 @@ class StraightLine:
     behind: Callable[[Tensor], tuple[Tensor]]
     back: Callable[..., tuple[()]]
 
-    def logits(self, running: Running, head: nn.Module) -> Tensor:
+    def logits(self, running: TraceContext, head: nn.Module) -> Tensor:
         """Of a pass that explains nothing. [T, V]"""
         with torch.no_grad():
             return self.behind(head(self._hidden(running)[0]))[0]
 
-    def explained_logits(self, running: Running, head: LogitHead) -> Tensor:
+    def explained_logits(self, running: TraceContext, head: LogitHead) -> Tensor:
         """Of one that does, whose backward pass `head` begins. [T, V] or [T, 2]"""
         hidden, saved = self._hidden(running)
 
@@ -102,7 +102,7 @@ class StraightLine:
 
         return head.take(hidden, lambda given: self.behind(given)[0], go_on)
 
-    def _hidden(self, running: Running) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _hidden(self, running: TraceContext) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.no_grad(), _below_autograd():
             hidden, *rest = self.body(running, running.run.row)
         if running.outputs is not None and self.layers:
@@ -127,18 +127,18 @@ class _Attention:
     index: int
     form: AttentionForm
 
-    def output(self, running: Running, query: Tensor) -> Tensor:
+    def output(self, running: TraceContext, query: Tensor) -> Tensor:
         running.sites[self.index] = site = running.run.site(self.module, self.index, self.form)
         return site.output(query).contiguous()
 
-    def gradients(self, running: Running, query: Tensor, gradient: Tensor) -> Back:
+    def gradients(self, running: TraceContext, query: Tensor, gradient: Tensor) -> QKVGrads:
         back = running.sites.pop(self.index).backward(query, gradient, goes_on=True)
         if back is None:
             raise RuntimeError("attention gave no gradients")
         dq, dk, dv = back
         return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
-    def last(self, running: Running, query: Tensor, gradient: Tensor) -> None:
+    def last(self, running: TraceContext, query: Tensor, gradient: Tensor) -> None:
         """The lowest layer that is explained: nothing below needs a gradient."""
         running.sites.pop(self.index).backward(query, gradient, goes_on=False)
 
@@ -154,7 +154,7 @@ class _Watched:
     """
 
     tracer: Tracer
-    running: Running
+    running: TraceContext
     name: Value
 
     def call(self, its: Callable[..., Any], *given: Tensor, gives: bool = True, changes: bool = True) -> Any:  # noqa: ANN401
@@ -167,7 +167,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _WatchedSite:
-    """See `gradellm_engine.passes.ragged.Site`."""
+    """See `gradellm_engine.passes.ragged.LayerAttention`."""
 
     watched: _Watched
     attention: _Attention
@@ -176,16 +176,16 @@ class _WatchedSite:
         output: Tensor = self.watched.call(self.attention.output, query)
         return output
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
         if not goes_on:
             self.watched.call(self.attention.last, query, gradient, gives=False)
             return None
-        back: Back = self.watched.call(self.attention.gradients, query, gradient)
+        back: QKVGrads = self.watched.call(self.attention.gradients, query, gradient)
         return back
 
 
 class _WatchedPass:
-    """See `gradellm_engine.passes.ragged.Pass`."""
+    """See `gradellm_engine.passes.ragged.AttentionPass`."""
 
     def __init__(self, watched: _Watched, *, has_new: bool) -> None:
         """`has_new` tells whether any of its tokens is new: of others there is nothing to store."""
@@ -194,20 +194,20 @@ class _WatchedPass:
         self._watched, self._has_new = watched, has_new
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
-        def store(running: Running, keys: Tensor, values: Tensor) -> None:
+        def store(running: TraceContext, keys: Tensor, values: Tensor) -> None:
             running.run.store(index, keys, values)
 
         if self._has_new:
             self._watched.call(store, keys, values, gives=False)
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
-        def store_rotary(running: Running, cosines: Tensor, sines: Tensor) -> None:
+        def store_rotary(running: TraceContext, cosines: Tensor, sines: Tensor) -> None:
             running.run.store_rotary(index, cosines, sines)
 
         if self._has_new:
             self._watched.call(store_rotary, cosines, sines, gives=False)
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> Site:
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
         return _WatchedSite(self._watched, _Attention(module, index, form))
 
     def heat_maps(self) -> list[Tensor]:
@@ -215,14 +215,14 @@ class _WatchedPass:
 
 
 class _WatchedOutputs:
-    """See `gradellm_engine.layers.linear.Outputs`."""
+    """See `gradellm_engine.layers.linear.LinearOutputCache`."""
 
-    def __init__(self, watched: _Watched, kind: Kind) -> None:
+    def __init__(self, watched: _Watched, kind: TraceKey) -> None:
         self._watched, self._are_known, self._num_rows = watched, kind.knows, kind.num_rows
         self._noted: dict[nn.Module, tuple[Tensor, int] | None] = {}  # and how often it had been written to
 
     def known(self, layer: nn.Module) -> Tensor | None:
-        def known(running: Running) -> Tensor:
+        def known(running: TraceContext) -> Tensor:
             output = None if running.outputs is None else running.outputs.known(layer)
             if output is None:
                 raise RuntimeError("what a linear layer gives is not known")
@@ -252,10 +252,10 @@ class _WatchedOutputs:
         }
 
 
-Model = Callable[[Tensor, Pass], Tensor]  # tokens and positions [2, T], the pass -> logits [T, .]
+Model = Callable[[Tensor, AttentionPass], Tensor]  # tokens and positions [2, T], the pass -> logits [T, .]
 
 
-def written_down(model: Model, head: nn.Module, kind: Kind, running: Running) -> StraightLine:
+def record_trace(model: Model, head: nn.Module, kind: TraceKey, running: TraceContext) -> CpuTrace:
     """The line of a pass, which is carried out; an explained one backward, too, for a target that means nothing.
 
     Args:
@@ -274,7 +274,7 @@ def written_down(model: Model, head: nn.Module, kind: Kind, running: Running) ->
         tracer.forget()
 
 
-def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, tracer: Tracer) -> StraightLine:
+def _written_down(model: Model, head: nn.Module, kind: TraceKey, running: TraceContext, tracer: Tracer) -> CpuTrace:
     row = running.run.row
     name, tokens = tracer.free(), tracer.new(row)
     watched = _Watched(tracer, running, name)
@@ -294,20 +294,20 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
         return cut[-1]
 
     hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(after)]
-    token = current_outputs.set(outputs if kind.notes or kind.knows else None)
+    token = current_output_cache.set(outputs if kind.notes or kind.knows else None)
     try:
         with torch.set_grad_enabled(kind.lowest is not None), tracer:
             logits = tracer.value(model(row, _WatchedPass(watched, has_new=not kind.knows)))
             ends.append(len(tracer.operations))
             if len(cut) != 2:
-                raise Unrecordable("the language-model head does not run once")
+                raise NotTraceable("the language-model head does not run once")
             with tracer.off():
                 gradient = torch.zeros_like(cut[0])
             below = tracer.new(gradient)
             if kind.lowest is not None:
                 torch.autograd.backward(cut[0], gradient)
     finally:
-        current_outputs.reset(token)
+        current_output_cache.reset(token)
         for hook in hooks:
             hook.remove()
     hidden, given = map(tracer.value, cut)
@@ -316,7 +316,7 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
     back, constants = needed(back, ()), tracer.constants
     saved = sorted(taken(back) - {name, below, *constants}, key=lambda value: value.number)
     left = [hidden, *noted.values(), *saved]
-    return StraightLine(
+    return CpuTrace(
         body=function([name, tokens], needed(body, left), left, constants),
         layers=list(noted),
         behind=function([given], needed(behind, [logits]), [logits], constants),
@@ -324,7 +324,7 @@ def _written_down(model: Model, head: nn.Module, kind: Kind, running: Running, t
     )
 
 
-class StraightLines:
+class CpuTraceCache:
     """Lines by kind of pass, written down when they are due for the second time.
 
     Attributes:
@@ -334,8 +334,8 @@ class StraightLines:
 
     def __init__(self, model: Model, head: nn.Module, uses_before: int = USES_BEFORE) -> None:
         self._model, self._head = model, head
-        self._lines: OrderedDict[Kind, StraightLine] = OrderedDict()
-        self._uses: dict[Kind, int] = {}
+        self._lines: OrderedDict[TraceKey, CpuTrace] = OrderedDict()
+        self._uses: dict[TraceKey, int] = {}
         self.uses_before = uses_before
         self.is_possible = True
 
@@ -348,7 +348,7 @@ class StraightLines:
         self.is_possible = False
         self._lines.clear()
 
-    def line(self, kind: Kind, new_pass: Callable[[], Pass]) -> StraightLine | None:
+    def line(self, kind: TraceKey, new_pass: Callable[[], AttentionPass]) -> CpuTrace | None:
         """That of a kind; None while or where there is none. `new_pass` gives one that is due."""
         if kind in self._lines:
             self._lines.move_to_end(kind)
@@ -359,8 +359,8 @@ class StraightLines:
         if self._uses[kind] < self.uses_before:
             return None
         try:
-            line = written_down(self._model, self._head, kind, Running(new_pass(), current_outputs.get()))
-        except Unrecordable as reason:
+            line = record_trace(self._model, self._head, kind, TraceContext(new_pass(), current_output_cache.get()))
+        except NotTraceable as reason:
             self.give_up(str(reason))
             return None
         self._lines[kind] = line

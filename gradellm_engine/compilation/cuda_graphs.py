@@ -1,9 +1,9 @@
 """Decode steps that are recorded once and replayed.
 
 A step of a large model on a GPU is a thousand small calls, and making them takes longer than carrying them out. A CUDA
-graph carries out a recorded series at one call. It fixes every shape and address: a `StepPass` reads what changes from
-tensors of its own, and steps are rounded up to some numbers of sequences and columns. Forward and backward pass are
-recorded apart, for a token is chosen between them.
+graph carries out a recorded series at one call. It fixes every shape and address: a `BatchedPass` reads what changes
+from tensors of its own, and steps are rounded up to some numbers of sequences and columns. Forward and backward pass
+are recorded apart, for a token is chosen between them.
 
 What cannot be recorded (a model that looks at its numbers to decide what to do next, as some mixtures of experts and
 some rotary scalings do) is run step by step, as everything is on a CPU. So is what there is no memory to record, which
@@ -22,9 +22,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.passes.batched import StepPass, StepShape, is_replay
+from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import Part, Target
+from gradellm_engine.passes.ragged import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 MOST_RECORDINGS = 64  # the one not used for longest is given up
@@ -36,7 +36,7 @@ _MIN_WIDTH = 128
 logger = logging.getLogger(__name__)
 
 
-class Recorder(Protocol):
+class GraphCapturer(Protocol):
     """What records."""
 
     def warm_up(self, run: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class CudaRecorder:
         self._memory = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], None]) -> None:
-        """See `Recorder`."""
+        """See `GraphCapturer`."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -62,24 +62,24 @@ class CudaRecorder:
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """See `Recorder`."""
+        """See `GraphCapturer`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._memory):
             run()
         return graph.replay
 
 
-Run = Callable[[StepPass], Tensor]  # -> logits [B, V]
+Run = Callable[[BatchedPass], Tensor]  # -> logits [B, V]
 
 
-class RecordedStep:
+class CapturedStep:
     """A step of one shape: its forward and its backward pass, or both as one where the targets are known before.
 
     Attributes:
         run: the pass, on whose tensors it was recorded.
     """
 
-    def __init__(self, recorder: Recorder, run: StepPass, model: Run, head: nn.Module) -> None:
+    def __init__(self, recorder: GraphCapturer, run: BatchedPass, model: Run, head: nn.Module) -> None:
         """`run` is filled with a step that is due: recording carries it out, again and again."""
         self.run = run
         self._model, self._head_module = model, head
@@ -96,7 +96,7 @@ class RecordedStep:
                 recorder.warm_up(stage)
         self._replay_first, *self._replay_explain = [recorder.record(stage) for stage in stages]
 
-    def read(self, parts: Sequence[Part]) -> Tensor:
+    def read(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Take a step; the logits after each part. [B, V]"""
         self.run.fill(parts)
         self._replay_first()
@@ -110,7 +110,7 @@ class RecordedStep:
         self._signs.zero_()[: len(signs)].copy_(signs)
         self._replay_explain[0]()
 
-    def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
+    def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens once more; arguments and result as for `Decoder.replay`, on the device."""
         self.run.fill(parts)
         rows = self.run.own_rows(parts)
@@ -140,7 +140,7 @@ class RecordedStep:
         self.run.end()
 
 
-class Recordings:
+class CudaGraphCache:
     """Recorded steps by shape, made when they are first due.
 
     Attributes:
@@ -148,19 +148,19 @@ class Recordings:
     """
 
     def __init__(
-        self, recorder: Recorder, new_pass: Callable[[StepShape], StepPass], model: Run, head: nn.Module
+        self, recorder: GraphCapturer, new_pass: Callable[[StepShape], BatchedPass], model: Run, head: nn.Module
     ) -> None:
         self._recorder, self._new_pass, self._model, self._head = recorder, new_pass, model, head
-        self._steps: OrderedDict[StepShape, RecordedStep] = OrderedDict()
+        self._steps: OrderedDict[StepShape, CapturedStep] = OrderedDict()
         self.is_possible = True
         self._num_without = 0  # steps to come that are not recorded, since there was no memory
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def step(self, parts: Sequence[Part]) -> RecordedStep | None:
+    def step(self, parts: Sequence[SequenceChunk]) -> CapturedStep | None:
         """What takes a step of these parts, or reads them once more; None where none can be recorded."""
-        shape = rounded_up(StepShape.of(parts))
+        shape = pad_to_bucket(StepShape.of(parts))
         if not (shape.is_new or is_replay(parts, shape.num_tokens)):
             return None
         if self.is_possible and shape not in self._steps:
@@ -170,7 +170,7 @@ class Recordings:
         self._steps.move_to_end(shape)
         return self._steps[shape]
 
-    def _record(self, shape: StepShape, parts: Sequence[Part]) -> None:
+    def _record(self, shape: StepShape, parts: Sequence[SequenceChunk]) -> None:
         """Record a step of these parts, if it can be and there is memory."""
         if self._num_without:
             self._num_without -= 1
@@ -178,7 +178,7 @@ class Recordings:
         try:
             run = self._new_pass(shape)
             run.fill(parts)
-            self._steps[shape] = RecordedStep(self._recorder, run, self._model, self._head)
+            self._steps[shape] = CapturedStep(self._recorder, run, self._model, self._head)
         except RuntimeError as error:  # torch has no narrower one
             if _ran_out_of_memory(error):
                 logger.warning("no memory to record a decode step; some will run call by call")
@@ -197,7 +197,7 @@ def _ran_out_of_memory(error: BaseException) -> bool:
     return is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__))
 
 
-def rounded_up(shape: StepShape) -> StepShape:
+def pad_to_bucket(shape: StepShape) -> StepShape:
     """The shape that it is recorded in: powers of two, and of rows and columns what lies halfway between them."""
     return replace(
         shape,

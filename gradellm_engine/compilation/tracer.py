@@ -7,7 +7,7 @@
     run = function([x], needed(tracer.operations, {y}), [y], tracer.constants)
 
 What is written down are the operations below autograd, those of its backward passes among them. They are the same for
-other numbers as long as nothing looks at the numbers to decide what comes next: where something does, `Unrecordable`.
+other numbers as long as nothing looks at the numbers to decide what comes next: where something does, `NotTraceable`.
 A tensor that no operation made is a constant, such as a weight.
 """
 
@@ -33,7 +33,7 @@ _UNCERTAIN = {
 }
 
 
-class Unrecordable(Exception):  # noqa: N818 (no error: it runs as it is)
+class NotTraceable(Exception):  # noqa: N818 (no error: it runs as it is)
     """What is done depends on numbers."""
 
 
@@ -129,7 +129,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if id(tensor) not in self._values:
             if tensor.numel() and _storage(tensor) in self._storages:
-                raise Unrecordable("a tensor was made out of sight")
+                raise NotTraceable("a tensor was made out of sight")
             self._constant(tensor)
         return self._values[id(tensor)]
 
@@ -153,10 +153,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:  # noqa: ANN401 (torch's)
         for tag, why in _UNCERTAIN.items():
             if tag in func.tags:
-                raise Unrecordable(f"{func} {why}")
+                raise NotTraceable(f"{func} {why}")
         made: list[Any] = list(result) if isinstance(result, (tuple, list)) else [result]
         if not all(each is None or isinstance(each, Tensor) for each in made):
-            raise Unrecordable(f"{func} gives what is no tensor")
+            raise NotTraceable(f"{func} gives what is no tensor")
         given = [each for each in _leaves((args, tuple(kwargs.values()))) if isinstance(each, Tensor)]
         if func in _SAME or (func in _SIZED and result.shape == args[0].shape):
             self._know(result, self.value(args[0]))
@@ -164,7 +164,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         are_constant = [self.value(each) in self.constants for each in given]
         changes: bool = func._schema.is_mutable
         if changes and are_constant[0]:
-            raise Unrecordable(f"{func} writes to a constant")
+            raise NotTraceable(f"{func} writes to a constant")
         if func.is_view and all(are_constant):
             for each in made:
                 self._constant(each)  # seen in another way
@@ -244,7 +244,7 @@ def function(
         Unrecordable: where they take something that is neither a parameter nor a constant.
     """
     if taken(operations, results) - set(parameters) - set(constants):
-        raise Unrecordable("something was made elsewhere")
+        raise NotTraceable("something was made elsewhere")
     space: dict[str, Any] = {}
     names: dict[Any, str] = {}
     lasts: dict[Value, int] = {}

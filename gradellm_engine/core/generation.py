@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gradellm_engine.core.outputs import Attribution, Event, Finished, Started, Step
-from gradellm_engine.core.request import Phase, Stream
+from gradellm_engine.core.request import Request, RequestPhase
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.errors import BusyError
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 
 
-class Generation:
+class GenerationIterator:
     """Yields the steps of one request, each with its attribution where one was asked for.
 
     It runs while it is iterated. Leaving it early costs nothing: what it holds is freed with it, or by `close`.
@@ -22,7 +22,7 @@ class Generation:
         finished: what it came to; None before its end.
     """
 
-    def __init__(self, scheduler: Scheduler, stream: Stream) -> None:
+    def __init__(self, scheduler: Scheduler, stream: Request) -> None:
         self._scheduler, self._stream = scheduler, stream
         events = stream.take_events()
         self.started: Started = next(event for event in events if isinstance(event, Started))
@@ -56,7 +56,7 @@ class Generation:
             pass
         if self._stream.error is not None:
             raise self._stream.error
-        if self._stream.phase is Phase.WAITING:
+        if self._stream.phase is RequestPhase.WAITING:
             raise BusyError("other generations hold the engine's places or memory; end or close one first")
         return self._take(self._stream.take_events())
 

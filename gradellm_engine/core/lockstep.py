@@ -5,7 +5,7 @@ So every rank runs the whole engine, not a mirror of single passes: the same req
 a rank could not find out by itself, rank 0 decides and tells the others:
 
     1. who asked for what, who has gone, and when a waiting request may have come in    (acts, in their order)
-    2. at the beginning of a tick, who does not get a turn, and how long passes took    (`Tick`)
+    2. at the beginning of a tick, who does not get a turn, and how long passes took    (`StepCommand`)
     3. between a tick's passes, what has happened meanwhile                             (acts again)
 
 All else follows. The ranks' logits come out of a sum, the same bits on each; a draw is a function of them, seed and
@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
-from gradellm_engine.core.request import Stream
-from gradellm_engine.core.scheduler import Pace, Ready, Scheduler
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.core.request import Request
+from gradellm_engine.core.scheduler import EligibilityFn, PassTimings, Scheduler
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import EngineError, GroupLostError, OutOfMemoryError
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from gradellm_engine.engine import Engine
 
-MakeStream = TypeVar("MakeStream", bound=Callable[..., Stream])
+MakeStream = TypeVar("MakeStream", bound=Callable[..., Request])
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestCall:
     """How a stream came about, so that another rank can make the same.
 
     Attributes:
@@ -49,9 +49,9 @@ class Asked:
     of: str
     arguments: Mapping[str, Any]
 
-    def stream(self, engine: Engine) -> Stream:
+    def stream(self, engine: Engine) -> Request:
         """The same stream."""
-        made: Stream = getattr(engine, self.of)(**self.arguments)
+        made: Request = getattr(engine, self.of)(**self.arguments)
         return made
 
 
@@ -60,7 +60,7 @@ def can_be_asked_again(method: MakeStream) -> MakeStream:
     its_signature = signature(method)
 
     @wraps(method)
-    def made(engine: Engine, *args: Any, **kwargs: Any) -> Stream:  # noqa: ANN401 (passed on)
+    def made(engine: Engine, *args: Any, **kwargs: Any) -> Request:  # noqa: ANN401 (passed on)
         bound = its_signature.bind(engine, *args, **kwargs).arguments
         stream = method(engine, *args, **kwargs)
         arguments = {name: value for name, value in bound.items() if name != "self"}
@@ -70,7 +70,7 @@ def can_be_asked_again(method: MakeStream) -> MakeStream:
                 arguments[name] = stream.given_ids
         if "sampling" in its_signature.parameters:
             arguments["sampling"] = stream.sampling  # with its seed
-        stream.asked = Asked(method.__name__, arguments)
+        stream.asked = RequestCall(method.__name__, arguments)
         return stream
 
     return made  # type: ignore[return-value]
@@ -81,7 +81,7 @@ class Submit:
     """A stream comes in; `number` is what it is called from now on."""
 
     number: int
-    asked: Asked
+    asked: RequestCall
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Admit:
     """Streams that wait are let in, as far as there is room."""
 
 
-Act = Submit | Cancel | Admit
+CallCommand = Submit | Cancel | Admit
 
 
 @dataclass(frozen=True)
-class Tick:
+class StepCommand:
     """A tick begins.
 
     Attributes:
@@ -108,12 +108,12 @@ class Tick:
         held: streams that do not get a turn.
     """
 
-    pace: Pace
+    pace: PassTimings
     held: frozenset[int]
 
 
 @dataclass(frozen=True)
-class Order:
+class Command:
     """What rank 0 says at a time.
 
     Attributes:
@@ -123,26 +123,26 @@ class Order:
         digest: of what streams have come to, once the acts are done.
     """
 
-    acts: tuple[Act, ...] = ()
-    tick: Tick | None = None
+    acts: tuple[CallCommand, ...] = ()
+    tick: StepCommand | None = None
     is_last: bool = False
     digest: int = 0
 
 
-class LeadingScheduler(Scheduler):
+class RankZeroScheduler(Scheduler):
     """Rank 0's: what happens to it, the others are told."""
 
     needs_ticks = True  # so that a lost rank is noticed, and the others know that rank 0 is there
 
-    def __init__(self, decoder: Decoder, ranks: Ranks, *, max_running: int) -> None:
+    def __init__(self, decoder: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
         super().__init__(decoder, max_running=max_running)
         self._ranks = ranks
-        self._acts: list[Act] = []
-        self._numbers: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
+        self._acts: list[CallCommand] = []
+        self._numbers: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         self._last_number = 0
         self._in_tick = False  # one has begun, and not come to its end
 
-    def submit(self, stream: Stream) -> None:
+    def submit(self, stream: Request) -> None:
         """See `Scheduler`."""
         if not stream.is_closed:
             if stream.asked is None:
@@ -152,19 +152,19 @@ class LeadingScheduler(Scheduler):
             self._acts.append(Submit(self._last_number, stream.asked))
         super().submit(stream)
 
-    def cancel(self, stream: Stream) -> None:
+    def cancel(self, stream: Request) -> None:
         """See `Scheduler`."""
         if (number := self._numbers.pop(stream, None)) is not None:
             self._acts.append(Cancel(number))
         super().cancel(stream)
 
-    def has_work(self, ready: Ready = lambda stream: True) -> bool:
+    def has_work(self, ready: EligibilityFn = lambda stream: True) -> bool:
         """See `Scheduler`."""
         if self.waiting and len(self.running) < self.max_running and self._acts[-1:] != [Admit()]:
             self._acts.append(Admit())  # as this look lets them in, and not only the next tick
         return super().has_work(ready)
 
-    def tick(self, ready: Ready = lambda stream: True) -> Iterator[None]:
+    def tick(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
         """See `Scheduler`.
 
         Raises:
@@ -175,7 +175,7 @@ class LeadingScheduler(Scheduler):
         self._in_tick = True
         try:
             held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
-            self._tell(Tick(self.measured, held))
+            self._tell(StepCommand(self.measured, held))
             for _ in super().tick(lambda stream: self._numbers.get(stream) not in held):
                 check_in_step(self._numbers)
                 yield
@@ -193,16 +193,16 @@ class LeadingScheduler(Scheduler):
         Raises:
             GroupLostError: where one is gone already.
         """
-        self._ranks.tell(Order(is_last=True))
+        self._ranks.tell(Command(is_last=True))
 
-    def _tell(self, tick: Tick | None) -> None:
+    def _tell(self, tick: StepCommand | None) -> None:
         acts, self._acts = tuple(self._acts), []
         open_streams = {number: stream for stream, number in self._numbers.items()}
-        self._ranks.tell(Order(acts, tick, digest=digest(open_streams)))
+        self._ranks.tell(Command(acts, tick, digest=digest(open_streams)))
 
 
 @dataclass
-class Follower:
+class FollowerLoop:
     """Any other rank: it does as it is told.
 
     Attributes:
@@ -212,8 +212,8 @@ class Follower:
     """
 
     engine: Engine
-    ranks: Ranks
-    streams: dict[int, Stream] = field(default_factory=dict)
+    ranks: ProcessGroup
+    streams: dict[int, Request] = field(default_factory=dict)
 
     def follow(self) -> None:
         """Until rank 0 says that it is over.
@@ -226,16 +226,16 @@ class Follower:
                 raise GroupLostError("rank 0 is in a tick that did not begin here")
             self._tick(order.tick)
 
-    def _heard(self) -> Order:
+    def _heard(self) -> Command:
         """Rank 0's next word, with all done that happened."""
-        order: Order = self.ranks.hear()
+        order: Command = self.ranks.hear()
         for act in order.acts:
             self._do(act)
         if not order.is_last and order.digest != digest(self.streams):
             raise GroupLostError("streams have come to something else here than on rank 0: other tokens, or other ends")
         return order
 
-    def _do(self, act: Act) -> None:
+    def _do(self, act: CallCommand) -> None:
         match act:
             case Submit(number, asked):
                 self.streams[number] = asked.stream(self.engine)
@@ -246,7 +246,7 @@ class Follower:
             case Admit():
                 self.engine.scheduler.admit()
 
-    def _tick(self, tick: Tick) -> None:
+    def _tick(self, tick: StepCommand) -> None:
         scheduler = self.engine.scheduler
         scheduler.measured = tick.pace
         held = {id(self.streams[number]) for number in tick.held if number in self.streams}
@@ -266,13 +266,13 @@ class Follower:
         self.streams = {number: stream for number, stream in self.streams.items() if not stream.is_closed}
 
 
-def digest(streams: Mapping[int, Stream]) -> int:
+def digest(streams: Mapping[int, Request]) -> int:
     """Of what streams that are not over have come to, by their numbers: how many tokens, and the last one."""
     now = sorted((number, len(its.ids), its.ids[-1]) for number, its in streams.items() if not its.is_closed)
     return crc32(repr(now).encode())
 
 
-def check_in_step(streams: Iterable[Stream]) -> None:
+def check_in_step(streams: Iterable[Request]) -> None:
     """See that nothing has gone wrong that would not go wrong everywhere.
 
     Raises:

@@ -36,11 +36,11 @@ from gradellm_engine.core.outputs import (
 )
 from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.faithfulness.evaluation import Told
-from gradellm_engine.faithfulness.perturbation_runner import Allowance
+from gradellm_engine.faithfulness.evaluation import EvaluationEvent
+from gradellm_engine.faithfulness.perturbation_runner import PassBudget
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.methods.post_hoc import Given, Row
+from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import (
     AttributionSettings,
@@ -51,14 +51,14 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.ragged import Explain, Part, Target
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
 from gradellm_engine.tokenization.prompts import Prompt, Role
 from gradellm_engine.tokenization.sources import SourceMap
 from gradellm_engine.tokenization.words import WordCounter
 
 if TYPE_CHECKING:
-    from gradellm_engine.core.lockstep import Asked
+    from gradellm_engine.core.lockstep import RequestCall
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ContrastText:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RequestSpec:
     """A request whose every setting is resolved and checked against the model.
 
     Attributes:
@@ -105,10 +105,10 @@ class Plan:
     given_ids: tuple[int, ...]
     first_step: int
     is_completion: bool
-    analyse: Callable[[Given], Iterator[Row | Told]] | None = None
+    analyse: Callable[[CompletionContext], Iterator[StepScores | EvaluationEvent]] | None = None
     scores: Callable[[int, int], Tensor] | None = None
     evaluation: EvaluationSettings | None = None
-    allowance: Allowance | None = None
+    allowance: PassBudget | None = None
     owner: str | None = None
 
     @property
@@ -135,10 +135,10 @@ class _Row:
 DEFAULT_CHUNK_SIZE = 16
 TOLD_SHARE = 0.01  # of a prompt that is read before its progress is told once more
 
-Account = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
+TimingBucket = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
 
 
-class Phase(Enum):
+class RequestPhase(Enum):
     """What a stream needs next."""
 
     WAITING = auto()  # a slot
@@ -149,7 +149,7 @@ class Phase(Enum):
     ENDED = auto()  # nothing
 
 
-class Stream:
+class Request:
     """One request's state.
 
     Attributes:
@@ -161,9 +161,9 @@ class Stream:
         asked: how it came about; None where nobody need make it again.
     """
 
-    asked: Asked | None = None
+    asked: RequestCall | None = None
 
-    def __init__(self, model: LoadedModel, plan: Plan) -> None:
+    def __init__(self, model: LoadedModel, plan: RequestSpec) -> None:
         prompt, sampling, attribution = plan.prompt, plan.sampling, plan.attribution
         if sampling.seed is None or sampling.max_new_tokens is None:
             raise ValueError("a plan says its seed and its length")
@@ -176,12 +176,14 @@ class Stream:
         self.has_run = False
         self._num_reused = 0
         settings = attribution or AttributionSettings()
-        self._explain: Explain | None = None
+        self._explain: ExplainSpec | None = None
         if attribution is not None and plan.is_within_pass:
-            self._explain = Explain(cast("LayerSwitches", attribution.method), domain_of(prompt, attribution.method))
+            self._explain = ExplainSpec(
+                cast("LayerSwitches", attribution.method), domain_of(prompt, attribution.method)
+            )
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
         self._targets: list[Target] = []  # of an analysis
-        self._work: Iterator[Row | Told] | None = None
+        self._work: Iterator[StepScores | EvaluationEvent] | None = None
         self._is_analysed = plan.analyse is None
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
@@ -195,7 +197,7 @@ class Stream:
         self._columns: list[int | None] = []  # of the first tokens
         self._rows: dict[int, _Row] = {}  # computed, of tokens that are not told yet
         self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
-        self._seconds: dict[Account, float] = dict.fromkeys(get_args(Account), 0.0)
+        self._seconds: dict[TimingBucket, float] = dict.fromkeys(get_args(TimingBucket), 0.0)
         self._num_attributed = 0
         self._progress = 0.0  # of an analysis, 0 to 1
         self._told_read = 0.0  # of the prompt, 0 to 1
@@ -236,28 +238,28 @@ class Stream:
         return self._plan.sampling
 
     @property
-    def allowance(self) -> Allowance | None:
+    def allowance(self) -> PassBudget | None:
         """How much one of its passes may take, where it is an evaluation: that gives way to all others."""
         return self._plan.allowance
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> RequestPhase:
         """What it needs next."""
         if self.is_closed:
-            return Phase.ENDED
+            return RequestPhase.ENDED
         if self.slot is None:
-            return Phase.WAITING
+            return RequestPhase.WAITING
         if self.slot.length < len(self.ids) - 1:
-            return Phase.PREFILL
+            return RequestPhase.PREFILL
         if self._reason is not None and not self._is_analysed:
-            return Phase.ANALYSE
+            return RequestPhase.ANALYSE
         if self._outgrows_slot:
-            return Phase.EXPLAIN if self._unexplained else Phase.PREFILL
+            return RequestPhase.EXPLAIN if self._unexplained else RequestPhase.PREFILL
         if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
-            return Phase.EXPLAIN
+            return RequestPhase.EXPLAIN
         if self._unexplained and not self._is_chunked:
-            return Phase.EXPLAIN  # memory ran out in the pass that was to explain it
-        return Phase.DECODE
+            return RequestPhase.EXPLAIN  # memory ran out in the pass that was to explain it
+        return RequestPhase.DECODE
 
     @property
     def is_long(self) -> bool:
@@ -315,37 +317,37 @@ class Stream:
 
     # What it wants read --------------------------------------------------------------------------------------------
 
-    def prefill_part(self, max_tokens: int) -> Part:
+    def prefill_part(self, max_tokens: int) -> SequenceChunk:
         """The next tokens of the prompt, or of all that there is where keys are made anew."""
         slot = self._open_slot()
         if self._outgrows_slot:
             self.slot = slot = slot.made_long(self.ids[:-1])
-        return Part.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
+        return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
-    def step_part(self) -> Part:
+    def step_part(self) -> SequenceChunk:
         """The last token, to find the next one."""
         slot, last = self._open_slot(), self.ids[-1:]
         if self._is_chunked:
-            return Part.new(slot, last, read_again=self.chunk_size)
-        return Part.new(slot, last, self._explain)
+            return SequenceChunk.new(slot, last, read_again=self.chunk_size)
+        return SequenceChunk.new(slot, last, self._explain)
 
-    def replay_part(self) -> tuple[Part, list[Target]]:
+    def replay_part(self) -> tuple[SequenceChunk, list[Target]]:
         """Tokens to be read once more, and what is explained of each."""
         chunk = self._unexplained[: self.chunk_size]
         start = len(self._plan.prompt.tokens) + chunk[0][0] - 1  # of the token that the first one was read off
-        part = Part.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
+        part = SequenceChunk.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
         return part, [target for _, target in chunk]
 
-    def given_part(self) -> Part:
+    def given_part(self) -> SequenceChunk:
         """The last token, and tokens of the given completion after it, to be explained together."""
         done, count = self._num_completion_tokens, self.chunk_size
         switch = self._model.decoder.switch_tokens
         if switch is not None and not self.is_long:
             count = min(count, switch + 1 - len(self.ids))  # those after it have other rotary factors
         given = self._plan.given_ids[done : done + count]
-        return Part.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
+        return SequenceChunk.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
 
-    def _chosen_explain(self) -> Explain:
+    def _chosen_explain(self) -> ExplainSpec:
         if self._explain is None:
             raise ValueError("a stream without attribution explains nothing")
         return self._explain
@@ -360,7 +362,7 @@ class Stream:
     def tell_read(self) -> None:
         """A piece of the prompt has been read: tell how far it is, unless that was the last piece."""
         done = self.num_held / (len(self.ids) - 1)
-        if self.phase is Phase.PREFILL and done >= self._told_read + TOLD_SHARE:
+        if self.phase is RequestPhase.PREFILL and done >= self._told_read + TOLD_SHARE:
             self._told_read = done
             self.events.append(PromptProgress(done))
 
@@ -454,14 +456,14 @@ class Stream:
         if self._plan.analyse is None:
             raise ValueError("a stream whose tokens are explained one by one has no analysis")
         if self._work is None:
-            given = Given(self.ids, len(self._plan.prompt.tokens), self._targets, self.slot)
+            given = CompletionContext(self.ids, len(self._plan.prompt.tokens), self._targets, self.slot)
             self._work = self._plan.analyse(given)
         for result in self._work:
             if isinstance(result, float):
                 self.events.append(Progress(result))
                 self._progress = result
                 return
-            if not isinstance(result, Row):
+            if not isinstance(result, StepScores):
                 self.events.append(result)
                 continue
             _check_finite(result.scores[None], [result.step])
@@ -474,7 +476,7 @@ class Stream:
         self._rows[index] = _Row(scores.cpu(), target, error)
         self._num_attributed += 1
 
-    def charge(self, account: Account, seconds: float) -> None:
+    def charge(self, account: TimingBucket, seconds: float) -> None:
         """Note time that it spent, in the whole of a pass that it took part in."""
         self._seconds[account] += seconds
 

@@ -31,11 +31,11 @@ from itertools import accumulate, islice
 
 from torch import Tensor
 
-from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Account, Phase, Stream
+from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.ragged import Part, Target
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.ragged import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 # By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
@@ -52,11 +52,11 @@ EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
 
 logger = logging.getLogger(__name__)
 
-Ready = Callable[[Stream], bool]
+EligibilityFn = Callable[[Request], bool]
 
 
 @dataclass(frozen=True)
-class Pace:
+class PassTimings:
     """What passes took lately, in seconds; 0 before there was one.
 
     Attributes:
@@ -84,25 +84,25 @@ class Scheduler:
 
     needs_ticks = False
 
-    def __init__(self, decoder: Decoder, *, max_running: int) -> None:
+    def __init__(self, decoder: ModelRunner, *, max_running: int) -> None:
         self._decoder = decoder
         self.max_running = max_running
         self._retries_smaller = decoder.ranks is None  # a pass for which memory ran out; other ranks may have had it
-        self.waiting: deque[Stream] = deque()
-        self.running: list[Stream] = []
-        self.measured = self._pace = Pace()
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.measured = self._pace = PassTimings()
         self._ticks_alone = 0  # of others, since an evaluation has had its turn
         self._together: int | None = None  # streams that fit a pass, once memory has run out
         self._num_fitting = 0  # passes since it ran out, or since more were tried
-        self.before_pass: Callable[[Sequence[Stream]], None] | None = None
+        self.before_pass: Callable[[Sequence[Request]], None] | None = None
 
-    def submit(self, stream: Stream) -> None:
+    def submit(self, stream: Request) -> None:
         """Queue a stream."""
         if not stream.is_closed:
             stream.charge("queue", -time.perf_counter())
             self.waiting.append(stream)
 
-    def cancel(self, stream: Stream) -> None:
+    def cancel(self, stream: Request) -> None:
         """End a stream as it is."""
         stream.close()
         if stream in self.waiting:
@@ -110,23 +110,23 @@ class Scheduler:
         if stream in self.running:
             self.running.remove(stream)
 
-    def tick(self, ready: Ready = lambda stream: True) -> Iterator[None]:
+    def tick(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
         """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
         self._pace = self.measured
         self.admit()
         streams = [stream for stream in self.running if ready(stream)]
         for stream in streams:
             stream.adapt_chunk_size(self._chunk_size)
-        if decoding := [stream for stream in streams if stream.phase is Phase.DECODE]:
+        if decoding := [stream for stream in streams if stream.phase is RequestPhase.DECODE]:
             yield from self._decode(self._that_fit(decoding))
-        if explaining := [stream for stream in streams if stream.phase is Phase.EXPLAIN]:
+        if explaining := [stream for stream in streams if stream.phase is RequestPhase.EXPLAIN]:
             yield from self._explain(explaining)
-        analysing = [stream for stream in streams if stream.phase is Phase.ANALYSE and stream.allowance is None]
+        analysing = [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance is None]
         if analysing:
             yield from self._analyse(analysing[0])
-        if reading := [stream for stream in streams if stream.phase is Phase.PREFILL]:
+        if reading := [stream for stream in streams if stream.phase is RequestPhase.PREFILL]:
             yield from self._prefill(reading, alone=not decoding and not explaining and not analysing)
-        if evaluating := [stream for stream in streams if stream.phase is Phase.ANALYSE and stream.allowance]:
+        if evaluating := [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance]:
             alone = not (decoding or explaining or analysing or reading)
             self._ticks_alone += 1
             if alone or self._ticks_alone >= EVALUATED_TICKS:
@@ -134,7 +134,7 @@ class Scheduler:
                 yield from self._evaluate(evaluating[0], alone=alone)
         self.running = [stream for stream in self.running if not stream.is_closed]
 
-    def has_work(self, ready: Ready = lambda stream: True) -> bool:
+    def has_work(self, ready: EligibilityFn = lambda stream: True) -> bool:
         """Whether a tick would do anything."""
         self.admit()
         return any(ready(stream) for stream in self.running)
@@ -169,13 +169,13 @@ class Scheduler:
             stream.charge("queue", time.perf_counter())
             self.running.append(stream)
 
-    def _decode(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _decode(self, streams: Sequence[Request]) -> Iterator[None]:
         """The next token of each."""
         began = time.perf_counter()
         yield from self._logits_pass([(stream, stream.step_part()) for stream in streams])
         self.measured = replace(self.measured, step=_lately(self.measured.step, time.perf_counter() - began))
 
-    def _explain(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _explain(self, streams: Sequence[Request]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
         lengths = accumulate(stream.chunk_length for stream in streams)
         chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._decoder.processor] for length in lengths))]
@@ -188,7 +188,7 @@ class Scheduler:
         if new := [stream for stream in new if not stream.is_closed]:
             yield from self._logits_pass([(stream, stream.given_part()) for stream in new])
 
-    def _analyse(self, stream: Stream) -> Iterator[None]:
+    def _analyse(self, stream: Request) -> Iterator[None]:
         """Go on with one stream's completion."""
         self._to_the_back([stream])
         began = time.perf_counter()
@@ -198,7 +198,7 @@ class Scheduler:
         _charge([stream], "attribution", began)
         yield
 
-    def _evaluate(self, stream: Stream, *, alone: bool) -> Iterator[None]:
+    def _evaluate(self, stream: Request, *, alone: bool) -> Iterator[None]:
         """A batch of an evaluation, or a pass of a method that it evaluates."""
         allowance = stream.allowance
         if allowance is None:
@@ -213,12 +213,12 @@ class Scheduler:
             a_token = (time.perf_counter() - began) / num_tokens
             self.measured = replace(self.measured, evaluated=_lately(self.measured.evaluated, a_token))
 
-    def _prefill(self, streams: Sequence[Stream], *, alone: bool) -> Iterator[None]:
+    def _prefill(self, streams: Sequence[Request], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
         room, least = (limits[self._decoder.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
         if not alone and self._pace.read:
             room = max(least, min(room, int(self._pace.step / self._pace.read)))
-        work: list[tuple[Stream, Part]] = []
+        work: list[tuple[Request, SequenceChunk]] = []
         for stream in self._that_fit(streams):
             if room:
                 work.append((stream, stream.prefill_part(room)))
@@ -237,7 +237,7 @@ class Scheduler:
         self.measured = replace(self.measured, read=_lately(self.measured.read, a_token))
         yield
 
-    def _logits_pass(self, work: Sequence[tuple[Stream, Part]]) -> Iterator[None]:
+    def _logits_pass(self, work: Sequence[tuple[Request, SequenceChunk]]) -> Iterator[None]:
         """Read the streams' parts and find the tokens after them, with their scores where a part is explained."""
         streams, parts = [stream for stream, _ in work], [part for _, part in work]
         began = time.perf_counter()
@@ -261,7 +261,7 @@ class Scheduler:
                 _charge(explaining, "attribution", began)
         yield
 
-    def _replay(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _replay(self, streams: Sequence[Request]) -> Iterator[None]:
         """Read tokens once more that wait for their scores."""
         began = time.perf_counter()
         with self._passing(streams):
@@ -272,7 +272,7 @@ class Scheduler:
             _charge(streams, "attribution", began)
         yield
 
-    def _that_fit(self, streams: Sequence[Stream]) -> Sequence[Stream]:
+    def _that_fit(self, streams: Sequence[Request]) -> Sequence[Request]:
         """As many as fit a pass, where memory has run out before; the others have the next turn."""
         if self._together is None or len(streams) <= self._together:
             return streams
@@ -281,7 +281,7 @@ class Scheduler:
         return chosen
 
     @contextmanager
-    def _passing(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _passing(self, streams: Sequence[Request]) -> Iterator[None]:
         """A pass: what goes wrong in it ends its own streams and nothing else.
 
         Where memory runs out in a pass of several, none of them ends: they are tried again in smaller passes. Only one
@@ -308,7 +308,7 @@ class Scheduler:
             if any(isinstance(stream.error, OutOfMemoryError) for stream in streams):
                 free_caches()
 
-    def _begin(self, streams: Sequence[Stream]) -> None:
+    def _begin(self, streams: Sequence[Request]) -> None:
         if self.before_pass is not None:
             self.before_pass(streams)
 
@@ -321,17 +321,17 @@ class Scheduler:
                 if self._together >= self.max_running:
                     self._together = None
 
-    def seconds_left(self, stream: Stream) -> float:
+    def seconds_left(self, stream: Request) -> float:
         """About how long a stream will still run at the speed of lately, if its completion is as long as it may be."""
         reading = stream.num_unread * self.measured.read
         return reading + (stream.num_places - stream.num_tokens) * self.measured.step + stream.analysis_seconds_left
 
-    def _to_the_back(self, served: Sequence[Stream]) -> None:
+    def _to_the_back(self, served: Sequence[Request]) -> None:
         """Others come first the next time."""
         self.running = [stream for stream in self.running if stream not in served] + list(served)
 
 
-def _take_logits(work: Sequence[tuple[Stream, Part]], logits: Tensor) -> list[Target | None]:
+def _take_logits(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -> list[Target | None]:
     """Hand each stream what its rows of logits say; what is explained of each row."""
     targets: list[Target | None] = []
     distributions = iter(Distribution.of(logits))
@@ -343,7 +343,7 @@ def _take_logits(work: Sequence[tuple[Stream, Part]], logits: Tensor) -> list[Ta
     return targets
 
 
-def _tell(streams: Sequence[Stream]) -> None:
+def _tell(streams: Sequence[Request]) -> None:
     """Have streams tell the tokens that they took."""
     for stream in streams:
         if not stream.is_closed:
@@ -351,7 +351,7 @@ def _tell(streams: Sequence[Stream]) -> None:
                 stream.tell()
 
 
-def _take_heat_maps(streams: Sequence[Stream], heat_maps: Sequence[Tensor]) -> None:
+def _take_heat_maps(streams: Sequence[Request], heat_maps: Sequence[Tensor]) -> None:
     for stream, heat_map in zip(streams, heat_maps, strict=True):
         if not stream.is_closed:  # as one is that failed, or was cancelled in the middle of the pass
             with _failing([stream]):
@@ -359,7 +359,7 @@ def _take_heat_maps(streams: Sequence[Stream], heat_maps: Sequence[Tensor]) -> N
 
 
 @contextmanager
-def _failing(streams: Sequence[Stream]) -> Iterator[None]:
+def _failing(streams: Sequence[Request]) -> Iterator[None]:
     """What goes wrong in a pass ends its own streams and nothing else."""
     try:
         yield
@@ -371,7 +371,7 @@ def _failing(streams: Sequence[Stream]) -> Iterator[None]:
             stream.fail(error)
 
 
-def _charge(streams: Sequence[Stream], account: Account, began: float) -> None:
+def _charge(streams: Sequence[Request], account: TimingBucket, began: float) -> None:
     """A pass is over."""
     for stream in streams:
         stream.charge(account, time.perf_counter() - began)

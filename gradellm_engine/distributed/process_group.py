@@ -31,7 +31,7 @@ A_PASS = timedelta(minutes=5)  # that a rank may wait for another one in a pass
 _FRAME = 4096  # bytes of an order that needs no second message; those of most ticks do not
 
 
-class Ranks:
+class ProcessGroup:
     """A process among those that share a model with it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Ranks:
         self._sums = dist.group.WORLD
 
     @classmethod
-    def join(cls, environment: Mapping[str, str] = os.environ) -> Ranks | None:
+    def join(cls, environment: Mapping[str, str] = os.environ) -> ProcessGroup | None:
         """Meet the others; None where this process is the only one.
 
         Raises:

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 
 _COLUMNS, _ROWS = frozenset({"colwise", "packed_colwise"}), frozenset({"rowwise"})
 
 
-def own_shares(model: PreTrainedModel, ranks: Ranks) -> FannedOut:
+def own_shares(model: PreTrainedModel, ranks: ProcessGroup) -> CopyToParallel:
     """Turn the layers of `model` that are shared by columns or rows into plain ones of this rank's share.
 
     What is shared in another way (experts, the head, the embedding) stays as Transformers has it.
     """
     from torch.distributed.tensor import DTensor
 
-    fanned_out = FannedOut(ranks)
+    fanned_out = CopyToParallel(ranks)
     for name, module in model.named_modules():
         style = model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
         if type(module) is not nn.Linear or not isinstance(module.weight, DTensor) or style not in _COLUMNS | _ROWS:
@@ -55,10 +55,10 @@ def _own(shared: Tensor) -> nn.Parameter:
     return nn.Parameter(local.detach(), requires_grad=False)
 
 
-class FannedOut:
+class CopyToParallel:
     """What goes to layers that are shared by columns: itself, with the sum over ranks of what comes back."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: ProcessGroup) -> None:
         self._ranks = ranks
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -77,7 +77,7 @@ class FannedOut:
 
 class _FanOut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, ranks: ProcessGroup) -> Tensor:  # noqa: ANN401
         ctx.ranks = ranks
         return x.view_as(x)
 
@@ -89,7 +89,7 @@ class _FanOut(torch.autograd.Function):
 class _Summing:
     """A hook behind a layer that is shared by rows."""
 
-    def __init__(self, ranks: Ranks, bias: Tensor | None) -> None:
+    def __init__(self, ranks: ProcessGroup, bias: Tensor | None) -> None:
         self._ranks, self._bias = ranks, bias
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class _Summing:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: Tensor, ranks: Ranks) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, share: Tensor, ranks: ProcessGroup) -> Tensor:  # noqa: ANN401
         return ranks.sum(share.clone())  # products may be kept, and used again
 
     @staticmethod

@@ -30,13 +30,13 @@ from gradellm_engine.faithfulness.hellinger import MIN_BASELINE, hellinger, pi_s
 from gradellm_engine.faithfulness.insertion_deletion import flip_auc, top_sets
 from gradellm_engine.faithfulness.keep_probabilities import Retention, retentions, soft_retention
 from gradellm_engine.faithfulness.masks import drawn, kept
-from gradellm_engine.faithfulness.perturbation_runner import Allowance, Changed, ChangedTexts
+from gradellm_engine.faithfulness.perturbation_runner import PassBudget, PerturbationRunner, PerturbedText
 from gradellm_engine.faithfulness.rationale_agreement import average_precision, token_f1
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary, Point
-from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged, Metric, Perturb, Removal
+from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings, Metric, Perturb, Removal
 from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_intervals
-from gradellm_engine.methods.post_hoc import Given
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.methods.post_hoc import CompletionContext
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.ragged import Target
 from gradellm_engine.tokenization.prompts import Prompt, Role
 
@@ -47,9 +47,9 @@ SHORT_BISECTION = 1 << 13  # probabilities of being kept whose exponents take ab
 DRAWN = 1 << 16  # uniforms, and probabilities of being kept, that are computed at a time
 
 Scores = NDArray[np.float64]
-Told = float | EvaluationItem | EvaluationSummary
+EvaluationEvent = float | EvaluationItem | EvaluationSummary
 """A share of the work that is done, or a result."""
-Explain = Callable[[Judged, Given, Sequence[int]], Iterator[float | tuple[int, Tensor]]]
+Explain = Callable[[EvaluatedMethod, CompletionContext, Sequence[int]], Iterator[float | tuple[int, Tensor]]]
 """A method's scores of the whole prefix, at some steps: each with its step; and shares of that work."""
 
 
@@ -69,13 +69,13 @@ class Text:
     places: NDArray[np.intp]
     positions: NDArray[np.intp]
 
-    def zeroed(self, gone: NDArray[np.bool_]) -> Changed:
+    def zeroed(self, gone: NDArray[np.bool_]) -> PerturbedText:
         """With the embeddings of some of U zeroed. [U], bool"""
         zeros = np.zeros(len(self.ids), dtype=np.uint8)
         zeros[self.places[gone]] = 1
-        return Changed(self.ids, zeros.tobytes())
+        return PerturbedText(self.ids, zeros.tobytes())
 
-    def without(self, gone: NDArray[np.bool_], removal: Removal, pad_id: int) -> Changed:
+    def without(self, gone: NDArray[np.bool_], removal: Removal, pad_id: int) -> PerturbedText:
         """With some of U taken away. [U], bool
 
         Where nothing would be left, the last token stays, its embedding zeroed: a model says nothing after no text.
@@ -87,11 +87,11 @@ class Text:
             ids = tuple(pad_id if place in places else token_id for place, token_id in enumerate(self.ids))
         else:
             ids = tuple(token_id for place, token_id in enumerate(self.ids) if place not in places)
-        return Changed(ids, bytes(len(ids))) if ids else Changed(self.ids[-1:], b"\1")
+        return PerturbedText(ids, bytes(len(ids))) if ids else PerturbedText(self.ids[-1:], b"\1")
 
 
 @dataclass(frozen=True)
-class Whole:
+class UnperturbedStep:
     """What the model says next at a step, before anything is changed.
 
     Attributes:
@@ -116,7 +116,7 @@ class Outcome:
 
     Attributes:
         distance: from the whole text's distribution.
-        answer: see `Whole`.
+        answer: see `UnperturbedStep`.
     """
 
     distance: float
@@ -127,7 +127,7 @@ class Outcome:
 class Measurement:
     """One metric of one attribution at one step: the texts that it needs, and what it makes of their outcomes."""
 
-    judged: Judged
+    judged: EvaluatedMethod
     metric: Metric
     scores: Scores  # [U]
     retained: list[Retention] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Group:
         done: steps whose texts all are in this group or in one before, with their measurements.
     """
 
-    wanted: list[tuple[int, Measurement, Changed]] = field(default_factory=list)
+    wanted: list[tuple[int, Measurement, PerturbedText]] = field(default_factory=list)
     done: list[tuple[int, list[Measurement]]] = field(default_factory=list)
 
 
@@ -156,15 +156,15 @@ class Evaluation:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: ModelRunner,
         prompt: Prompt,
         settings: EvaluationSettings,
         *,
         label_ids: Sequence[int],
         pad_id: int | None,
         explain: Explain,
-        explain_tokens: Callable[[Judged, int, int], float],
-        allowance: Allowance,
+        explain_tokens: Callable[[EvaluatedMethod, int, int], float],
+        allowance: PassBudget,
     ) -> None:
         """Check what depends on the prompt.
 
@@ -220,15 +220,15 @@ class Evaluation:
                         f"{' or '.join(str(length) for length in sorted(lengths))}",
                     )
 
-    def work(self, given: Given) -> Iterator[Told]:
+    def work(self, given: CompletionContext) -> Iterator[EvaluationEvent]:
         """Evaluate a completion whose tokens are there."""
         if given.slot is None:
             raise ValueError("an evaluation goes on from what the completion's stream holds")
         self.check_completion(given.num_steps)
         steps = self._settings.steps(given.num_steps)
         done = _Done(self._expected_tokens(given, steps))
-        runner = ChangedTexts(self._decoder, given.slot, self._first, self.allowance)
-        wholes: dict[int, Whole] = {}
+        runner = PerturbationRunner(self._decoder, given.slot, self._first, self.allowance)
+        wholes: dict[int, UnperturbedStep] = {}
         yield from self._wholes(runner, given, steps, wholes, done)
         if self._label_ids:
             answer = self._label_ids[wholes[0].answer]
@@ -236,7 +236,7 @@ class Evaluation:
         scores: dict[tuple[str, int], Scores] = {}
         yield from self._scores(given, steps, scores, done)
         items: list[EvaluationItem] = []
-        outcomes: dict[tuple[int, Changed], Outcome] = {}
+        outcomes: dict[tuple[int, PerturbedText], Outcome] = {}
         num_asked = 0
         for group in self._groups(given, steps, wholes, scores):
             if group is None:
@@ -291,7 +291,7 @@ class Evaluation:
         """Where changed texts begin: a token before the first that may change, so that some text is always left."""
         return max(0, self._own[0] - 1)
 
-    def _text(self, given: Given, step: int) -> Text:
+    def _text(self, given: CompletionContext, step: int) -> Text:
         end = given.prefix(step)
         at = self._own_positions
         if self._settings.perturb is Perturb.PREFIX:
@@ -301,7 +301,12 @@ class Evaluation:
     # The model -----------------------------------------------------------------------------------------------------
 
     def _wholes(
-        self, runner: ChangedTexts, given: Given, steps: Sequence[int], wholes: dict[int, Whole], done: _Done
+        self,
+        runner: PerturbationRunner,
+        given: CompletionContext,
+        steps: Sequence[int],
+        wholes: dict[int, UnperturbedStep],
+        done: _Done,
     ) -> Iterator[float]:
         """P and P_0 of all steps, so many at a time that batches are full."""
         texts: list[Text] = []
@@ -319,7 +324,7 @@ class Evaluation:
                     if 2 * i in found and 2 * i + 1 in found:
                         # Copied, for a row of the batch would hold all of it.
                         P, P_0 = found.pop(2 * i).clone(), found.pop(2 * i + 1)
-                        wholes[texts[i].step] = Whole(P, float(hellinger(P, P_0)), self._answers(P[None])[0])
+                        wholes[texts[i].step] = UnperturbedStep(P, float(hellinger(P, P_0)), self._answers(P[None])[0])
                 yield done.now(self.allowance)
             texts = []
 
@@ -329,7 +334,7 @@ class Evaluation:
         return answers
 
     def _scores(
-        self, given: Given, steps: Sequence[int], scores: dict[tuple[str, int], Scores], done: _Done
+        self, given: CompletionContext, steps: Sequence[int], scores: dict[tuple[str, int], Scores], done: _Done
     ) -> Iterator[float]:
         """Every attribution's scores of U at every step, by name and step."""
         positions = {step: self._text(given, step).positions for step in steps}
@@ -355,9 +360,9 @@ class Evaluation:
 
     def _groups(
         self,
-        given: Given,
+        given: CompletionContext,
         steps: Sequence[int],
-        wholes: Mapping[int, Whole],
+        wholes: Mapping[int, UnperturbedStep],
         scores: Mapping[tuple[str, int], Scores],
     ) -> Iterator[Group | None]:
         """What is run, so many texts at a time that batches are full; None where others should have a turn before.
@@ -385,7 +390,9 @@ class Evaluation:
             group.done.append((step, measurements))
         yield group
 
-    def _measurements(self, text: Text, whole: Whole, scores: Mapping[tuple[str, int], Scores]) -> list[Measurement]:
+    def _measurements(
+        self, text: Text, whole: UnperturbedStep, scores: Mapping[tuple[str, int], Scores]
+    ) -> list[Measurement]:
         """A step's."""
         return [
             Measurement(judged, metric, scores[judged.name, text.step])
@@ -394,7 +401,9 @@ class Evaluation:
             if not (metric.is_soft and whole.is_skipped)
         ]
 
-    def _texts(self, text: Text, measurements: Sequence[Measurement]) -> Iterator[tuple[Measurement, Changed] | None]:
+    def _texts(
+        self, text: Text, measurements: Sequence[Measurement]
+    ) -> Iterator[tuple[Measurement, PerturbedText] | None]:
         """The texts that a step's measurements need, one by one; None where others should have a turn before."""
         settings = self._settings
         for measurement in measurements:
@@ -408,7 +417,7 @@ class Evaluation:
 
     def _soft_texts(
         self, text: Text, measurements: Sequence[Measurement], pis: Sequence[float | None]
-    ) -> Iterator[tuple[Measurement, Changed] | None]:
+    ) -> Iterator[tuple[Measurement, PerturbedText] | None]:
         """Texts of masks: draws are one for all measurements, exponents one for NS and NC."""
         settings, size = self._settings, len(text.places)
         by_name: dict[str, list[Measurement]] = {}
@@ -437,7 +446,7 @@ class Evaluation:
                         for mask in ~masks if measurement.metric.keeps else masks:
                             yield measurement, text.zeroed(mask)
 
-    def _without(self, text: Text, chosen: NDArray[np.intp], metric: Metric) -> Changed:
+    def _without(self, text: Text, chosen: NDArray[np.intp], metric: Metric) -> PerturbedText:
         """What deletion leaves of a text where some of U are chosen, or insertion has put there."""
         gone = np.full(len(text.places), metric is Metric.INSERTION)
         gone[chosen] = metric is Metric.DELETION
@@ -445,10 +454,10 @@ class Evaluation:
 
     def _outcomes(
         self,
-        runner: ChangedTexts,
+        runner: PerturbationRunner,
         group: Group,
-        wholes: Mapping[int, Whole],
-        outcomes: dict[tuple[int, Changed], Outcome],
+        wholes: Mapping[int, UnperturbedStep],
+        outcomes: dict[tuple[int, PerturbedText], Outcome],
         done: _Done,
     ) -> Iterator[float]:
         """Run a group's texts, each once."""
@@ -463,7 +472,7 @@ class Evaluation:
 
     # What comes of it ----------------------------------------------------------------------------------------------
 
-    def _item(self, step: int, measurement: Measurement, whole: Whole) -> EvaluationItem:
+    def _item(self, step: int, measurement: Measurement, whole: UnperturbedStep) -> EvaluationItem:
         metric, name, found = measurement.metric, measurement.judged.name, measurement.found
         if metric.is_soft:
             distances = np.array([outcome.distance for outcome in found]).reshape(len(measurement.retained), -1)
@@ -495,9 +504,9 @@ class Evaluation:
 
     def _summary(
         self,
-        given: Given,
+        given: CompletionContext,
         steps: Sequence[int],
-        wholes: Mapping[int, Whole],
+        wholes: Mapping[int, UnperturbedStep],
         items: Sequence[EvaluationItem],
         num_run: int,
         num_asked: int,
@@ -570,7 +579,7 @@ class Evaluation:
                 steps=len(its),
             )
 
-    def _expected_tokens(self, given: Given, steps: Sequence[int]) -> float:
+    def _expected_tokens(self, given: CompletionContext, steps: Sequence[int]) -> float:
         """About how many tokens are read in all."""
         own = sum(given.prefix(step) - self._first for step in steps) * (2 + self._settings.sequences_a_step)
         methods = (
@@ -594,7 +603,7 @@ class _Done:
     explained: float = 0.0
     _read: int = 0
 
-    def now(self, allowance: Allowance) -> float:
+    def now(self, allowance: PassBudget) -> float:
         """The share."""
         self._read = allowance.used
         return self.with_part(0.0)

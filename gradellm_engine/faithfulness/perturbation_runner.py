@@ -23,13 +23,13 @@ from torch import Tensor
 
 from gradellm_engine.faithfulness.hellinger import probabilities
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.first_layer_reuse import Changes
-from gradellm_engine.passes.full_sequence import ContinuedPass
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.first_layer_reuse import TokenSubstitutions
+from gradellm_engine.passes.full_sequence import SharedPrefixAttention
 
 
 @dataclass(frozen=True)
-class Changed:
+class PerturbedText:
     """A changed text, behind the common beginning. Equal ones are equal.
 
     Attributes:
@@ -49,7 +49,7 @@ FIRST_TOKENS = 512  # of a first pass, whose time is not known yet
 
 
 @dataclass
-class Allowance:
+class PassBudget:
     """How much one pass may take; whoever runs it may change that between two passes.
 
     Attributes:
@@ -76,7 +76,7 @@ class Allowance:
         return self.most if self.is_steady else self.tokens
 
 
-class ChangedTexts:
+class PerturbationRunner:
     """Runs changed texts of one sequence.
 
     Attributes:
@@ -84,13 +84,13 @@ class ChangedTexts:
         num_run: texts that were run.
     """
 
-    def __init__(self, decoder: Decoder, slot: KVSlot, first: int, allowance: Allowance) -> None:
+    def __init__(self, decoder: ModelRunner, slot: KVSlot, first: int, allowance: PassBudget) -> None:
         self._decoder, self._slot, self._allowance = decoder, slot, allowance
         self.first = first
         self.num_run = 0
         _keep_memory()
 
-    def run(self, texts: Sequence[Changed]) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def run(self, texts: Sequence[PerturbedText]) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Next-token distributions after each: places in `texts`, and the probabilities of those, [B, V].
 
         One batch between two results; the longest texts first. Batches are about equally full, for one of a few texts
@@ -101,7 +101,9 @@ class ChangedTexts:
             goes_on = not self.first or self._slot.is_long == is_long
             yield from self._run(texts, list(alike), self.first if goes_on else 0)
 
-    def _run(self, texts: Sequence[Changed], waiting: Sequence[int], first: int) -> Iterator[tuple[list[int], Tensor]]:
+    def _run(
+        self, texts: Sequence[PerturbedText], waiting: Sequence[int], first: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """Those at `waiting`, with `first` tokens of the common beginning as the slot holds them, the others read."""
         before = tuple(self._slot.ids[first : self.first])
         done = 0
@@ -112,10 +114,10 @@ class ChangedTexts:
             done += len(places)
             chosen = [texts[place] for place in places]
             if before:
-                chosen = [Changed(before + text.ids, bytes(len(before)) + text.zeroed) for text in chosen]
+                chosen = [PerturbedText(before + text.ids, bytes(len(before)) + text.zeroed) for text in chosen]
             yield places, self._probabilities(chosen, first)
 
-    def _probabilities(self, texts: Sequence[Changed], first: int) -> Tensor:
+    def _probabilities(self, texts: Sequence[PerturbedText], first: int) -> Tensor:
         """[B, V]"""
         longest, device = max(len(text) for text in texts), self._decoder.device
         flat = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
@@ -125,8 +127,8 @@ class ChangedTexts:
         embeddings = self._decoder.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
         lengths = [len(text) for text in texts]
         # A token whose embedding is zero is none of those that are there.
-        changes = Changes.of(ids.masked_fill(gone, -1), lengths)
-        run = ContinuedPass(self._slot, first)
+        changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths)
+        run = SharedPrefixAttention(self._slot, first)
         self.num_run += len(texts)
         self._allowance.used += ids.numel()
         return probabilities(self._decoder.last_logits(embeddings, lengths, run, changes))

@@ -78,7 +78,7 @@ class Removal(StrEnum):
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedMethod:
     """Attributions that are evaluated: a method's, or the caller's own.
 
     Attributes:
@@ -123,7 +123,7 @@ class EvaluationSettings:
         rationale: names of the input's segments that people gave as the reason.
     """
 
-    judged: tuple[Judged, ...]
+    judged: tuple[EvaluatedMethod, ...]
     metrics: tuple[Metric, ...] = (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC)
     pis: tuple[float, ...] = PIS
     samples: int = 3

@@ -8,12 +8,12 @@ operation:
 - Products with weights (`gradellm_engine.layers.invariant_gemm`). Libraries sum in a few orders, each for some numbers
   of rows. Rows are padded to numbers for which the order is one and the same; which these are is tried for each shape
   of weight, with all numbers of rows up to a block's, when a model is loaded.
-- Attention (`AlonePass`). Each query attends by itself, to its own prefix: the same calls with the same shapes as in a
-  decode step alone. Slots begin where addresses are aligned alike (`ALIGNED_PLACES`).
-- All else (`by_rows`). PyTorch takes vectors of elements and the last few one by one, by other functions for what is
-  not a sum or a product, and shares more than some elements out among threads. So norms, activations and rotary
-  embeddings are computed for as many tokens at a time as are whole vectors in one thread; where a token is not whole
-  vectors, for one at a time.
+- Attention (`PerTokenPass`). Each query attends by itself, to its own prefix: the same calls with the same shapes as
+  in a decode step alone. Slots begin where addresses are aligned alike (`ALIGNED_PLACES`).
+- All else (`patch_elementwise_modules`). PyTorch takes vectors of elements and the last few one by one, by other
+  functions for what is not a sum or a product, and shares more than some elements out among threads. So norms,
+  activations and rotary embeddings are computed for as many tokens at a time as are whole vectors in one thread; where
+  a token is not whole vectors, for one at a time.
 
 What comes of it is one order for each token, whatever comes beside it; on other processors, with another number of
 threads or another release of PyTorch it may be another one.
@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradellm_engine.layers.rms_norm import FrozenNorm
-from gradellm_engine.passes.ragged import Part, PartsPass, PartsSite, Target
+from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass, SequenceChunk, Target
 
 if TYPE_CHECKING:
     from gradellm_engine.attention.ops import AttentionForm
-    from gradellm_engine.model.runner import Decoder
+    from gradellm_engine.model.runner import ModelRunner
 
 NAME = "batch-invariant"
 ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
@@ -100,7 +100,7 @@ def _become(module: nn.Module, other: type[nn.Module]) -> None:
     module.__class__ = _classes[kind, other]
 
 
-def by_rows(model: nn.Module) -> None:
+def patch_elementwise_modules(model: nn.Module) -> None:
     """Have norms, activations and rotary embeddings compute tokens whose number does not show."""
     for module in model.modules():
         kind = type(module)
@@ -116,16 +116,16 @@ def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
 
 
-class _EachAlone(PartsPass):
+class _EachAlone(RaggedPass):
     """Parts of one token each."""
 
     def shares(self, x: Tensor) -> list[Tensor]:
-        """See `PartsPass`; in memory of their own, so that neither addresses nor strides tell of others."""
+        """See `RaggedPass`; in memory of their own, so that neither addresses nor strides tell of others."""
         return [x[:, place].clone(memory_format=torch.contiguous_format) for place in self.places]
 
 
 @dataclass
-class AlonePass(PartsPass):
+class PerTokenPass(RaggedPass):
     """Parts of any length, each of whose tokens attends by itself."""
 
     _each: _EachAlone = field(init=False)
@@ -136,7 +136,7 @@ class AlonePass(PartsPass):
             [token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor
         )
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> PartsSite:
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `Pass`."""
         self._each.needs_outputs = self.needs_outputs
         return self._each.site(module, index, form)
@@ -151,13 +151,13 @@ class AlonePass(PartsPass):
         ]
 
 
-def _tokens(part: Part) -> Iterator[Part]:
+def _tokens(part: SequenceChunk) -> Iterator[SequenceChunk]:
     """Its tokens, each a part."""
     for place, token_id in enumerate(part.ids):
         yield replace(part, ids=[token_id], start=part.start + place)
 
 
-def shows_others(decoder: Decoder, vocab_size: int) -> bool:
+def is_batch_variant(decoder: ModelRunner, vocab_size: int) -> bool:
     """Whether a token's logits or scores are others where it was read in pieces or stands beside others: it is tried.
 
     Gives the decoder a new pool.
@@ -168,14 +168,14 @@ def shows_others(decoder: Decoder, vocab_size: int) -> bool:
     explain = decoder.every_layer
     alone, *others = (decoder.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
     for token_id in ids:
-        result = decoder.explained_pass([Part.new(alone, [token_id], explain)])
+        result = decoder.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
     for place, slot in enumerate(others):  # pieces of other lengths, which stand beside one another
-        decoder.read([Part.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
-    decoder.read([Part.new(slot, ids[slot.length : -1]) for slot in others])
-    together = decoder.explained_pass([Part.new(slot, ids[-1:], explain) for slot in others])
+        decoder.read([SequenceChunk.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
+    decoder.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
+    together = decoder.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
     results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = decoder.explained_pass([Part.again(others[0], 0, _TRIED_TOKENS, explain)])
+    again = decoder.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
     replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
     return not all(
         torch.equal(its, logits[0]) and torch.equal(its_scores, scores)

@@ -43,7 +43,7 @@ class Kernel(Enum):
     INVARIANT = auto()  # whichever makes the same of a row beside any others
 
 
-class FrozenWeight:
+class GemmWeight:
     """A linear layer's numbers.
 
     Attributes:

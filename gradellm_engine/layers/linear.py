@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gradellm_engine.layers.gemm import FrozenWeight, Kernel, stored_for_gradients
+from gradellm_engine.layers.gemm import GemmWeight, Kernel, stored_for_gradients
 
 
-class Outputs(Protocol):
+class LinearOutputCache(Protocol):
     """What layers give in a pass."""
 
     def known(self, layer: nn.Module) -> Tensor | None:
@@ -34,10 +34,10 @@ class Outputs(Protocol):
         """All of them have given these, once, and nobody has written to them since. [1, T, out] each"""
 
 
-current_outputs: ContextVar[Outputs | None] = ContextVar("gradellm_outputs", default=None)
+current_output_cache: ContextVar[LinearOutputCache | None] = ContextVar("gradellm_outputs", default=None)
 
 
-def freeze_linears(model: nn.Module) -> None:
+def replace_linears(model: nn.Module) -> None:
     """Make every plain linear layer of `model` a `FrozenLinear`.
 
     Not those with a product of their own: subclasses of layers and of tensors, such as quantised ones, and what was
@@ -47,11 +47,11 @@ def freeze_linears(model: nn.Module) -> None:
         if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module):
             module.__class__ = FrozenLinear
             # Attributes of modules that are no parameters are found at once.
-            module.frozen = FrozenWeight(module.weight, module.bias)  # type: ignore[assignment]
+            module.frozen = GemmWeight(module.weight, module.bias)  # type: ignore[assignment]
             module.joint = None  # type: ignore[assignment]
 
 
-def join_linears(model: nn.Module, run: Callable[[], object]) -> None:
+def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> None:
     """Join the layers of `model` that get the same input one after the other, as `run` shows, which runs it once."""
     calls: list[tuple[FrozenLinear, Tensor]] = []  # which holds the inputs, so that none can take another's place
     hooks = [
@@ -91,7 +91,7 @@ def become_invariant(model: nn.Module) -> None:
 
 def _join(group: Sequence[FrozenLinear]) -> None:
     if len(group) > 1 and any(_is_fast(layer) for layer in group):
-        Joint(group)
+        FusedLinearGroup(group)
 
 
 def _go_together(one: FrozenLinear, other: FrozenLinear) -> bool:
@@ -112,12 +112,12 @@ class FrozenLinear(nn.Linear):
         joint: with which layers it is computed; None for alone.
     """
 
-    frozen: FrozenWeight
-    joint: Joint | None
+    frozen: GemmWeight
+    joint: FusedLinearGroup | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
-        outputs = current_outputs.get()
+        outputs = current_output_cache.get()
         output = _output(self, input, outputs) if self.joint is None else self.joint.output(self, input, outputs)
         if outputs is not None:
             outputs.note(self, output)
@@ -127,11 +127,11 @@ class FrozenLinear(nn.Linear):
 class _InvariantConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's linear layers, by the same products."""
 
-    frozen: FrozenWeight
+    frozen: GemmWeight
 
     def take_over(self) -> None:
         """Take the numbers that are there."""
-        self.frozen = FrozenWeight(self.weight.t(), self.bias)
+        self.frozen = GemmWeight(self.weight.t(), self.bias)
         self.frozen.become_invariant()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _InvariantConv1D(Conv1D):  # type: ignore[misc]
         return self.frozen.product(x)
 
 
-def _output(layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
+def _output(layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
     known = _known((layer,), x, outputs)
     if known is None and layer.frozen.kernel(x) is Kernel.DEFAULT:
         return layer.frozen.product(x)  # torch's own node costs less than ours
@@ -152,7 +152,7 @@ def _output(layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
     return layer.frozen.product(x) if known is None else known[0]
 
 
-def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: Outputs | None) -> tuple[Tensor, ...] | None:
+def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: LinearOutputCache | None) -> tuple[Tensor, ...] | None:
     """What layers give for x, where it is known of all of them."""
     if outputs is None:
         return None
@@ -162,7 +162,7 @@ def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: Outputs | None) -
     return known  # type: ignore[return-value]
 
 
-class Joint:
+class FusedLinearGroup:
     """Layers that get the same input: whichever is called first computes all.
 
     Making one moves their weights to where they lie together.
@@ -173,20 +173,20 @@ class Joint:
         self._sizes = [layer.out_features for layer in layers]
         weight = stored_for_gradients(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self._frozen = FrozenWeight(weight, bias)
+        self._frozen = GemmWeight(weight, bias)
         for layer, its_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
             layer.weight.data = its_weight
-            layer.frozen = FrozenWeight(its_weight, layer.bias)
+            layer.frozen = GemmWeight(its_weight, layer.bias)
             layer.joint = self
         self._input: Tensor | None = None
         self._version = 0
         self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
 
     def become_invariant(self) -> None:
-        """See `FrozenWeight.become_invariant`."""
+        """See `GemmWeight.become_invariant`."""
         self._frozen.become_invariant()
 
-    def output(self, layer: FrozenLinear, x: Tensor, outputs: Outputs | None) -> Tensor:
+    def output(self, layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
         """What one of them gives. [.., in] -> [.., out]"""
         if self._input is not x or self._version != x._version or layer not in self._left:
             if self._frozen.kernel(x) is Kernel.DEFAULT:
@@ -212,7 +212,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
-        frozen: FrozenWeight,
+        frozen: GemmWeight,
         sizes: list[int],
         known: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, ...]:
@@ -223,6 +223,6 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        frozen: FrozenWeight = ctx.frozen
+        frozen: GemmWeight = ctx.frozen
         together = gradients[0] if len(gradients) == 1 else torch.cat(gradients, -1)
         return frozen.gradient(together), None, None, None

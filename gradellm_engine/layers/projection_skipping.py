@@ -18,7 +18,7 @@ Asked = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 Ask = Callable[[tuple[Any, ...], Mapping[str, Any]], Asked | None]  # what a layer asks for attention with
 
 
-class Projections:
+class ProjectionStubs:
     """What an attention module calls before it asks for attention: its leaves, by what they gave for some texts."""
 
     def __init__(self, attention: nn.Module) -> None:
@@ -75,7 +75,7 @@ def _giving_nan(num_texts: int, shape: torch.Size, dtype: torch.dtype, device: t
 
 
 @dataclass
-class LastQueries:
+class LastTokenOnly:
     """A decoder's last layer, of which keys and values of all rows are wanted, and queries of one.
 
     Attributes:
@@ -83,12 +83,12 @@ class LastQueries:
     """
 
     attention: nn.Module
-    _projections: Projections = field(init=False)
+    _projections: ProjectionStubs = field(init=False)
     _leaves: list[nn.Module] | None = None  # that queries alone are made of; None before it was tried
     _length: int = 0  # of the texts that shapes are known of
 
     def __post_init__(self) -> None:
-        self._projections = Projections(self.attention)
+        self._projections = ProjectionStubs(self.attention)
 
     def keys_and_values(
         self, ask: Ask, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -56,7 +56,7 @@ def _single(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float32 else x.to(torch.float32)
 
 
-def freeze_norms(model: nn.Module) -> None:
+def replace_norms(model: nn.Module) -> None:
     """Make every RMS norm of `model` a `FrozenNorm`: whatever computes what one computes, to the last bit.
 
     Not what was given a forward of its own, as by accelerate's placement.

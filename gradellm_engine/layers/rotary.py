@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.rotary_rows import are_rows, rotated, rotates_halves
+from gradellm_engine.layers.rotary_rows import rotated, rotates_halves, supports_row_layout
 
 NAME = "apply_rotary_pos_emb"
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 
 
-def freeze_rotary(model: nn.Module) -> None:
+def replace_rotary(model: nn.Module) -> None:
     """Make the rotary embedding of `model` one node."""
     for place in {type(module).__module__ for module in model.modules()}:
         names = vars(sys.modules[place])
         rotate = names.get(NAME)
         if rotate is not None and not hasattr(rotate, "is_one_node"):
-            names[NAME] = as_one_node(rotate)
+            names[NAME] = fused_autograd_node(rotate)
 
 
-def as_one_node(rotate: Rotate) -> Rotate:
+def fused_autograd_node(rotate: Rotate) -> Rotate:
     """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
     has_rows = rotates_halves(rotate)
 
@@ -41,7 +41,7 @@ def as_one_node(rotate: Rotate) -> Rotate:
         if args or kwargs or not _is_plain(q, k, cos, sin):
             if not torch.is_grad_enabled() and not any(q.stride()):  # one number, that nobody looks at: left_out
                 return q, k if not any(k.stride()) else rotates(k, k, cos, sin, *args, **kwargs)[1]
-            if has_rows and not (args or kwargs) and _is_inference() and are_rows(q, k, cos, sin):
+            if has_rows and not (args or kwargs) and _is_inference() and supports_row_layout(q, k, cos, sin):
                 return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)
         both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]

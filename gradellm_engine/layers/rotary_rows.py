@@ -29,7 +29,7 @@ def rotates_halves(rotate: Callable[..., tuple[Tensor, Tensor]]) -> bool:
     return all(torch.equal(ours, rotated(x, cos, sin)) for ours, x in zip(found, (q, k), strict=True))
 
 
-def are_rows(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def supports_row_layout(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether it pays, and queries and keys lie in memory as projections leave them. [B, H, T, D], [1, T, D]"""
     is_one_table = cos.dim() == 3 and cos.shape == sin.shape and cos.shape[0] == 1 and cos.shape[-1] == q.shape[-1]
     if not is_one_table or q.dim() != 4 or q.numel() < MIN_NUMBERS or cos.shape[1] != q.shape[2]:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended
-from gradellm_engine.methods.post_hoc import Objective, Row, WholeModel, Work
+from gradellm_engine.attention.ops import AttentionState
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream, StepScores
 from gradellm_engine.params import Switches
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class AttentionRollout(Switches):
     name: ClassVar[str] = "attention_rollout"
 
 
-def explain(model: WholeModel, switches: AttentionRollout) -> Work:
+def explain(model: CompletionModel, switches: AttentionRollout) -> ScoreStream:
     """The explained position's row of the product of (A + I) / 2 over the layers, A the mean over heads."""
     mixed: dict[int, Tensor] = {}
 
-    def watch(index: int, attended: Attended) -> None:
+    def watch(index: int, attended: AttentionState) -> None:
         A = model.decoder.mean_of_heads(attended.A[0].mean((0, 1)))  # [T, T]
         A = A / A.sum(-1, keepdim=True)  # a sink takes some of it
         mixed[index] = (A + torch.eye(len(A), dtype=A.dtype, device=A.device)) / 2
 
     with torch.no_grad():
-        model.values(model.embeddings[None], Objective.LOGIT, WholePass(watch=watch))
+        model.values(model.embeddings[None], Objective.LOGIT, FullSequenceAttention(watch=watch))
     yield 0.5
     given = model.given
     explained = torch.arange(given.num_prompt_tokens - 1, given.num_tokens, device=mixed[0].device)
@@ -39,4 +39,4 @@ def explain(model: WholeModel, switches: AttentionRollout) -> Work:
     for index in sorted(mixed, reverse=True):
         rows = rows.to(mixed[index].device) @ mixed[index]
     for step, row in enumerate(rows):
-        yield Row(step, row[: given.prefix(step)])
+        yield StepScores(step, row[: given.prefix(step)])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gradellm_engine.methods.post_hoc import WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 from gradellm_engine.params import Switches
 
 Unit = Literal["", "m", "n"]
@@ -82,7 +82,7 @@ class Method:
     switches: type[Switches]
     description: str
     cost: Cost
-    explain: Callable[[WholeModel, Any], Work] | None = None
+    explain: Callable[[CompletionModel, Any], ScoreStream] | None = None
     scores: Callable[[Any, int, int], Tensor] | None = None
     has_target: bool = True
     error: str = ""

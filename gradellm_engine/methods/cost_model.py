@@ -17,15 +17,15 @@ from torch import Tensor
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.post_hoc import PASS_TOKENS
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Switches
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
 _LENGTHS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ModelCost:
     """Of one model.
 
     Attributes:
@@ -71,13 +71,13 @@ class Estimate:
     bytes: int
 
 
-def footprint(decoder: Decoder) -> Footprint:
+def footprint(decoder: ModelRunner) -> ModelCost:
     """Try it."""
     sizes = [_graph_bytes(decoder, length) for length in _LENGTHS]
     powers = torch.tensor([[1.0, length, length**2] for length in _LENGTHS], dtype=torch.float64)
     constant, linear, square = torch.linalg.solve(powers, torch.tensor(sizes, dtype=torch.float64)).tolist()
     forward, backward, logits = _timed(decoder)
-    return Footprint(
+    return ModelCost(
         graph_bytes=(constant, linear, square),
         logit_bytes=logits.shape[-1] * max(4, logits.itemsize),
         num_layers=decoder.num_layers,
@@ -86,7 +86,7 @@ def footprint(decoder: Decoder) -> Footprint:
     )
 
 
-def estimate(method: Method, switches: Switches, of: Footprint, m: int, n: int) -> Estimate:
+def estimate(method: Method, switches: Switches, of: ModelCost, m: int, n: int) -> Estimate:
     """Of a method, for m tokens of a prompt and n of a completion."""
     forward, backward = method.cost.forward.count(switches, m, n), method.cost.backward.count(switches, m, n)
     tokens = n if method.cost.of_completion_alone else m + n
@@ -96,7 +96,7 @@ def estimate(method: Method, switches: Switches, of: Footprint, m: int, n: int) 
     return Estimate(forward, backward, seconds, needed)
 
 
-def check_memory(method: Method, switches: Switches, of: Footprint, m: int, n: int, memory: int) -> None:
+def check_memory(method: Method, switches: Switches, of: ModelCost, m: int, n: int, memory: int) -> None:
     """Refuse what would not fit.
 
     Raises:
@@ -123,15 +123,15 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _pass(decoder: Decoder, num_tokens: int) -> tuple[Tensor, Tensor]:
+def _pass(decoder: ModelRunner, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Embeddings that require a gradient, and the logits after the last of them."""
     x = decoder.embed([0] * num_tokens)[None].clone().requires_grad_()
     positions = torch.arange(num_tokens, device=decoder.device)
     with torch.enable_grad():
-        return x, decoder.whole_pass(x, positions, positions[-1:], WholePass())
+        return x, decoder.whole_pass(x, positions, positions[-1:], FullSequenceAttention())
 
 
-def _graph_bytes(decoder: Decoder, num_tokens: int) -> int:
+def _graph_bytes(decoder: ModelRunner, num_tokens: int) -> int:
     """What autograd keeps, parameters not counted."""
     parameters = {_address(parameter) for _, parameter in decoder.named_parameters()}
     kept: dict[int | None, Tensor] = {}
@@ -157,7 +157,7 @@ def _address(tensor: Tensor) -> int | None:
         return None
 
 
-def _timed(decoder: Decoder) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
+def _timed(decoder: ModelRunner) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
     """Seconds of forward and backward passes, a pass and a token, and some logits."""
     short, long = _LENGTHS[0], _LENGTHS[-1]
     # The shorter time of two: the first one finds memory and kernels.
@@ -168,7 +168,7 @@ def _timed(decoder: Decoder) -> tuple[tuple[float, float], tuple[float, float], 
     return forward, backward, _pass(decoder, 1)[1].detach()
 
 
-def _seconds(decoder: Decoder, num_tokens: int) -> tuple[float, float]:
+def _seconds(decoder: ModelRunner, num_tokens: int) -> tuple[float, float]:
     """Of a forward and of a backward pass."""
     began = time.perf_counter()
     x, logits = _pass(decoder, num_tokens)
@@ -185,6 +185,6 @@ def _line(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
     return max(0.0, y1 - slope * x1), slope
 
 
-def _wait(decoder: Decoder) -> None:
+def _wait(decoder: ModelRunner) -> None:
     if decoder.device.type == "cuda":
         torch.cuda.synchronize(decoder.device)

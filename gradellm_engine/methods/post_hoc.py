@@ -1,7 +1,7 @@
 """Methods that look at a completion after the fact, over whole sequences: what they are given and what they have.
 
-A method is a generator. It yields `Row`s, a step each, and fractions of its work that are done; between two of them
-lies at most a pass or two of bounded size, so that others can run and whoever gave up is noticed.
+A method is a generator. It yields `StepScores`s, a step each, and fractions of its work that are done; between two of
+them lies at most a pass or two of bounded size, so that others can run and whoever gave up is noticed.
 
 Shapes: m prompt tokens, n steps, T = m + n - 1 tokens that are read, V vocabulary, h the embeddings' width. Step t
 predicts completion token t from the first m + t tokens, at position m + t - 1.
@@ -20,9 +20,9 @@ from torch import Tensor
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.families import Family
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Switches, check_choice
-from gradellm_engine.passes.full_sequence import Attending, WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention, SequenceAttention
 from gradellm_engine.passes.lm_head import signs, token_ids
 from gradellm_engine.passes.ragged import Target
 from gradellm_engine.utils.memory import is_out_of_memory
@@ -55,7 +55,7 @@ class ObjectiveSwitches(Switches):
 
 
 @dataclass(frozen=True)
-class Given:
+class CompletionContext:
     """A completion to explain.
 
     Attributes:
@@ -86,7 +86,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepScores:
     """What explains a step.
 
     Attributes:
@@ -100,10 +100,10 @@ class Row:
     error: float | None = None
 
 
-Work = Iterator[Row | float]
+ScoreStream = Iterator[StepScores | float]
 
 
-class WholeModel:
+class CompletionModel:
     """The model as a function of embeddings, for one completion.
 
     Attributes:
@@ -114,18 +114,23 @@ class WholeModel:
     """
 
     def __init__(
-        self, decoder: Decoder, family: Family, given: Given, memory: int, bytes_of: Callable[[int, int, bool], int]
+        self,
+        decoder: ModelRunner,
+        family: Family,
+        given: CompletionContext,
+        memory: int,
+        bytes_of: Callable[[int, int, bool], int],
     ) -> None:
         """`bytes_of` says what a pass over a sequence of T tokens with n steps takes, with a graph or without."""
         self.decoder, self.family, self.given, self.memory = decoder, family, given, memory
         self._bytes_of = bytes_of
 
-    def of_first(self, num_steps: int) -> WholeModel:
+    def of_first(self, num_steps: int) -> CompletionModel:
         """The same, of a completion that ends after so many steps."""
         given = self.given
         ids = given.ids[: given.num_prompt_tokens + num_steps]
         first = replace(given, ids=ids, targets=given.targets[:num_steps])
-        return WholeModel(self.decoder, self.family, first, self.memory, self._bytes_of)
+        return CompletionModel(self.decoder, self.family, first, self.memory, self._bytes_of)
 
     @property
     def device(self) -> torch.device:
@@ -144,12 +149,12 @@ class WholeModel:
         fitting = self.memory // max(1, self._bytes_of(T, self.given.num_steps, graph))
         return max(1, min(fitting, PASS_TOKENS // T))
 
-    def values(self, embeddings: Tensor, objective: Objective, run: Attending | None = None) -> Tensor:
+    def values(self, embeddings: Tensor, objective: Objective, run: SequenceAttention | None = None) -> Tensor:
         """The objective at each step, of sequences of embeddings. [B, T, h] -> [B, n]"""
         given = self.given
         positions = torch.arange(given.num_tokens, device=self.device)
         logits = self.decoder.whole_pass(
-            embeddings, positions, positions[given.num_prompt_tokens - 1 :], run or WholePass()
+            embeddings, positions, positions[given.num_prompt_tokens - 1 :], run or FullSequenceAttention()
         )
         compute = torch.promote_types(logits.dtype, torch.float32)
         return objective_values(logits.to(compute), given.targets, objective)
@@ -203,7 +208,7 @@ def objective_values(logits: Tensor, targets: Sequence[Target], objective: Objec
     return (both * signs(targets).to(both)).sum(-1)
 
 
-def baseline_embeddings(model: WholeModel, baseline_ids: Sequence[int]) -> Tensor:
+def baseline_embeddings(model: CompletionModel, baseline_ids: Sequence[int]) -> Tensor:
     """What stands in for the prompt's embeddings where they are taken away: zero, or those of as many tokens. [m, h]"""
     if baseline_ids:
         return model.decoder.embed(baseline_ids)
@@ -219,6 +224,6 @@ def check_baseline(baseline_ids: Sequence[int], num_prompt_tokens: int) -> None:
         )
 
 
-def prefix_scores(scores: Tensor, given: Given, step: int) -> Tensor:
+def prefix_scores(scores: Tensor, given: CompletionContext, step: int) -> Tensor:
     """Scores of the prompt alone, 0 for the tokens generated before the step. [m] -> [m + t]"""
     return torch.nn.functional.pad(scores, (0, given.prefix(step) - len(scores)))

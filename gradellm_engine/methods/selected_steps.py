@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.base import Method
-from gradellm_engine.methods.post_hoc import Row, WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches, Switches
-from gradellm_engine.passes.ragged import Explain, Part
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
 
 TOKENS_A_PASS = 64  # that are explained within one
 
 
-def rows_of(model: WholeModel, method: Method, switches: Switches) -> Work:
+def rows_of(model: CompletionModel, method: Method, switches: Switches) -> ScoreStream:
     """A method's work on a completion after the fact, whose passes go over the whole completion.
 
     One that becomes so long that its rotary factors are others is explained twice, as far as it is short and as a
@@ -34,14 +34,14 @@ def rows_of(model: WholeModel, method: Method, switches: Switches) -> Work:
         return
     for done, of, first in ((0.0, model.of_first(num_short), 0), (0.5, model, num_short)):
         for result in method.explain(of, switches):
-            if not isinstance(result, Row):
+            if not isinstance(result, StepScores):
                 yield done + result / 2
             elif result.step >= first:
                 yield result
 
 
 def scores_at(
-    model: WholeModel, method: Method, switches: Switches, domain: Tensor | None, steps: Sequence[int]
+    model: CompletionModel, method: Method, switches: Switches, domain: Tensor | None, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
     """Yields steps with scores of their whole prefix, and shares of the work; a pass or two between two of them.
 
@@ -51,7 +51,7 @@ def scores_at(
         model: the model, with the completion and the slot that holds it.
         method: the method.
         switches: its switches, resolved.
-        domain: see `Explain`.
+        domain: see `ExplainSpec`.
         steps: which.
     """
     given = model.given
@@ -60,15 +60,15 @@ def scores_at(
             yield step, method.scores(switches, step, given.prefix(step))
     elif method.explain is not None:
         for result in rows_of(model, method, switches):
-            yield (result.step, result.scores) if isinstance(result, Row) else result
+            yield (result.step, result.scores) if isinstance(result, StepScores) else result
     elif given.slot is not None and isinstance(switches, LayerSwitches):
-        yield from _within(model, given.slot, Explain(switches, domain), steps)
+        yield from _within(model, given.slot, ExplainSpec(switches, domain), steps)
     else:
         raise ValueError("a method within a pass needs the slot that holds the completion")
 
 
 def _within(
-    model: WholeModel, slot: KVSlot, explain: Explain, steps: Sequence[int]
+    model: CompletionModel, slot: KVSlot, explain: ExplainSpec, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
     """Of a method within a pass. Where steps need other rotary factors than the slot's keys have, it is read anew."""
     given, decoder, done = model.given, model.decoder, 0
@@ -79,7 +79,7 @@ def _within(
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_A_PASS):
             chosen = alike[begin : begin + TOKENS_A_PASS]
-            parts = [Part.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
+            parts = [SequenceChunk.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
             rows = decoder.replay(parts, [given.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)

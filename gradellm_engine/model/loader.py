@@ -33,9 +33,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, shows_others
+from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant
 from gradellm_engine.layers.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.layers.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.layers.rotary_switch import context_limit, switch_tokens
@@ -53,8 +53,8 @@ from gradellm_engine.model.checkpoint_check import (
 )
 from gradellm_engine.model.families import Family, family_of
 from gradellm_engine.model.quantization import Quantization, check_gradients, quantization_config
-from gradellm_engine.model.runner import ATTENTION_KERNEL, Decoder
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.model.runner import ATTENTION_KERNEL, ModelRunner
+from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.tokenizer_check import difference_from, made_from
 from gradellm_engine.utils.memory import is_out_of_memory
@@ -123,7 +123,7 @@ class LoadedModel:
 
     info: ModelInfo
     family: Family
-    decoder: Decoder
+    decoder: ModelRunner
     tokenizer: PreTrainedTokenizerBase
     encoder: TextEncoder
     end_ids: frozenset[int]
@@ -137,7 +137,7 @@ def load_model(
     quantization: Quantization = Quantization.NONE,
     device: str = "auto",
     device_map: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
     context_tokens: int | None = None,
     batch_invariant: bool = False,
     progress: Progress = lambda stage: None,
@@ -249,7 +249,11 @@ def _check_ranks(device: str, device_map: str | None, quantization: Quantization
 
 
 def _check_batch_invariant(
-    device: torch.device, dtype: torch.dtype | str, quantization: str, device_map: str | None, ranks: Ranks | None
+    device: torch.device,
+    dtype: torch.dtype | str,
+    quantization: str,
+    device_map: str | None,
+    ranks: ProcessGroup | None,
 ) -> None:
     """Refuse what is not made sure to be the same beside any others.
 
@@ -316,7 +320,7 @@ def assemble(
     config_sha256: str = "",
     quantization: str = str(Quantization.NONE),
     context_tokens: int | None = None,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
     batch_invariant: bool = False,
 ) -> LoadedModel:
     """Take over a model that is in memory, once its attention is found to be that of Transformers.
@@ -353,7 +357,7 @@ def assemble(
     return LoadedModel(info, family, decoder, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
 
 
-def _devices(model: PreTrainedModel, ranks: Ranks | None) -> str:
+def _devices(model: PreTrainedModel, ranks: ProcessGroup | None) -> str:
     """Where its weights lie."""
     own = ",".join(sorted({str(parameter.device) for parameter in model.parameters()}))
     return own if ranks is None else f"{own.partition(':')[0]} of {ranks.size} ranks"
@@ -558,7 +562,7 @@ def _load_weights(
     dtype: torch.dtype | str,
     quantization: Any,  # noqa: ANN401 (Transformers' configuration of it)
     placement: str | dict[str, torch.device],
-    ranks: Ranks | None,
+    ranks: ProcessGroup | None,
 ) -> PreTrainedModel:
     where: dict[str, Any] = {"device_map": placement}
     if ranks is not None:
@@ -635,7 +639,7 @@ CHECK_TOKENS = 6
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invariant: bool) -> Decoder:
+def _checked_decoder(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch_invariant: bool) -> ModelRunner:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
     A family's table row rests on tests with tiny models; this looks at the model itself. Where rotary factors depend on
@@ -652,13 +656,13 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
     with _of_a_dtype(model) if ranks is None else nullcontext():  # errors of a group of ranks are of many kinds
         with torch.no_grad():
             expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
-        decoder = Decoder(model, ranks, batch_invariant=batch_invariant)
+        decoder = ModelRunner(model, ranks, batch_invariant=batch_invariant)
         decoder.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
         slots = [decoder.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
         *first, last = ids.tolist()
         for piece in (first[:2], first[2:]):
-            decoder.read([Part.new(slot, piece) for slot in slots])
-        actual = decoder.step([Part.new(slot, [last]) for slot in slots]).float()
+            decoder.read([SequenceChunk.new(slot, piece) for slot in slots])
+        actual = decoder.step([SequenceChunk.new(slot, [last]) for slot in slots]).float()
     if not expected.isfinite().all():
         raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
     error = ((actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)).max().item()
@@ -666,7 +670,7 @@ def _checked_decoder(model: PreTrainedModel, ranks: Ranks | None, *, batch_invar
         raise UnsupportedModelError(
             f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
         )
-    if batch_invariant and shows_others(decoder, model.config.get_text_config(decoder=True).vocab_size):
+    if batch_invariant and is_batch_variant(decoder, model.config.get_text_config(decoder=True).vocab_size):
         raise UnsupportedModelError(
             f"{type(model).__name__}: on this processor a token's numbers are others beside other tokens, whatever was "
             "tried; leave batch-invariant results off"

@@ -22,26 +22,31 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from gradellm_engine.attention.ops import AttentionForm
-from gradellm_engine.compilation.cpu_trace import USES_BEFORE, Kind, Running, StraightLine, StraightLines
-from gradellm_engine.compilation.cuda_graphs import CudaRecorder, Recorder, Recordings
+from gradellm_engine.compilation.cpu_trace import USES_BEFORE, CpuTrace, CpuTraceCache, TraceContext, TraceKey
+from gradellm_engine.compilation.cuda_graphs import CudaGraphCache, CudaRecorder, GraphCapturer
 from gradellm_engine.compilation.torch_compile import Backend, CompiledLayers
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.distributed.tensor_parallel import own_shares
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, AlonePass, by_rows
-from gradellm_engine.layers.linear import become_invariant, current_outputs, freeze_linears, join_linears
-from gradellm_engine.layers.projection_skipping import LastQueries
-from gradellm_engine.layers.rms_norm import freeze_norms
-from gradellm_engine.layers.rotary import freeze_rotary
+from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, PerTokenPass, patch_elementwise_modules
+from gradellm_engine.layers.linear import (
+    become_invariant,
+    current_output_cache,
+    fuse_shared_input_linears,
+    replace_linears,
+)
+from gradellm_engine.layers.projection_skipping import LastTokenOnly
+from gradellm_engine.layers.rms_norm import replace_norms
+from gradellm_engine.layers.rotary import replace_rotary
 from gradellm_engine.layers.rotary_switch import switch_tokens, use_rotary_sets
 from gradellm_engine.params import GradEllm
-from gradellm_engine.passes.activation_cache import Products
-from gradellm_engine.passes.batched import StepPass, StepShape, is_step
-from gradellm_engine.passes.first_layer_reuse import Changes, FirstLayer
-from gradellm_engine.passes.full_sequence import Attending, ContinuedPass
+from gradellm_engine.passes.activation_cache import ActivationCache
+from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
+from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
+from gradellm_engine.passes.full_sequence import SequenceAttention, SharedPrefixAttention
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import Explain, Part, PartsPass, Pass, Target, attended
+from gradellm_engine.passes.ragged import AttentionPass, ExplainSpec, RaggedPass, SequenceChunk, Target, attended
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention.fused import FusedAttention
@@ -68,7 +73,7 @@ class _Meeting:
     rotaries: dict[int, Tensor] = field(default_factory=dict)  # the cosines; layers that share them share the tensor
 
 
-_current_pass: ContextVar[Pass | _Meeting | Attending] = ContextVar("gradellm_pass")
+_current_pass: ContextVar[AttentionPass | _Meeting | SequenceAttention] = ContextVar("gradellm_pass")
 
 
 def _attention(
@@ -100,7 +105,7 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
-    if isinstance(current, Attending):
+    if isinstance(current, SequenceAttention):
         return current.output(index, query, key, value, form), None
     current.store(index, key.detach()[0], value.detach()[0])
     return attended(current, current.site(module, index, form), index, query, key, value), None
@@ -116,7 +121,7 @@ class ExplainedPass:
         logits: of the token after each token that was read, parts behind one another. [T, V]
     """
 
-    def __init__(self, logits: Tensor, run: Pass, differentiate: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(self, logits: Tensor, run: AttentionPass, differentiate: Callable[[Tensor, Tensor], None]) -> None:
         """`differentiate` takes targets and signs, as `LogitHead.backward` does."""
         self.logits = logits
         self._run = run
@@ -145,7 +150,7 @@ class ExplainedPass:
             self._differentiate = None
 
 
-class Decoder:
+class ModelRunner:
     """A frozen Transformers decoder that runs parts of sequences over the slots of its pool.
 
     Attributes:
@@ -162,10 +167,12 @@ class Decoder:
     """
 
     pool: KVPool
-    recordings: Recordings | None = None
-    lines: StraightLines | None = None
+    recordings: CudaGraphCache | None = None
+    lines: CpuTraceCache | None = None
 
-    def __init__(self, model: PreTrainedModel, ranks: Ranks | None = None, *, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, ranks: ProcessGroup | None = None, *, batch_invariant: bool = False
+    ) -> None:
         """Take over `model`: it is frozen, put in evaluation mode and given our attention.
 
         `ranks` are those that share its weights out, where it is loaded so. With `batch_invariant` no token's numbers
@@ -185,9 +192,9 @@ class Decoder:
         if _compiles_on(self.device):
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
         else:  # where torch's own layers are compiled, they are as fast
-            freeze_linears(model)
-            freeze_norms(model)
-            freeze_rotary(model)
+            replace_linears(model)
+            replace_norms(model)
+            replace_rotary(model)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
@@ -201,8 +208,8 @@ class Decoder:
         self.batch_invariant = batch_invariant
         if batch_invariant:
             become_invariant(model)
-            by_rows(model)
-        self.products = Products(model.base_model)
+            patch_elementwise_modules(model)
+        self.products = ActivationCache(model.base_model)
         self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
         self._fused: FusedAttention | None = _fused_attention(self.device) if self._is_on_one_device else None
@@ -211,7 +218,7 @@ class Decoder:
         """Run one token, to learn what each layer stores and which rotary embedding it takes."""
         meeting = _Meeting()
         one_token = torch.zeros((2, 1), dtype=torch.long)
-        join_linears(self._model, lambda: self._run(one_token, meeting, self._model))
+        fuse_shared_input_linears(self._model, lambda: self._run(one_token, meeting, self._model))
         expected = self._config.num_hidden_layers
         if expected < 1 or sorted(meeting.modules) != list(range(expected)):
             raise UnsupportedModelError(
@@ -222,7 +229,7 @@ class Decoder:
             self._sharing = None  # a plan that leaves attention whole on every rank
         self.blocks = _blocks(self._model, [meeting.modules[index] for index in range(expected)])
         self._first_layer = FirstLayer(self.blocks[0], meeting.modules[0]) if expected > 1 else None
-        self._last_queries = LastQueries(meeting.modules[expected - 1])
+        self._last_queries = LastTokenOnly(meeting.modules[expected - 1])
         notes = {index: _noting_rotary(index) for index in meeting.modules}
         if _compiles_on(self.device):
             notes = {index: _untraced(note) for index, note in notes.items()}
@@ -256,9 +263,9 @@ class Decoder:
         return len(self.layer_shapes)
 
     @property
-    def every_layer(self) -> Explain:
+    def every_layer(self) -> ExplainSpec:
         """Grad-ELLM's defaults, of all its layers."""
-        return Explain(GradEllm(layers=tuple(range(self.num_layers))))
+        return ExplainSpec(GradEllm(layers=tuple(range(self.num_layers))))
 
     @property
     def bytes_per_token(self) -> int:
@@ -270,7 +277,7 @@ class Decoder:
         """Explain a token; whether that works. What is compiled for it is not compiled on every machine."""
         slot = self.pool.allocate_first(2)
         try:
-            run = self._step_pass([Part.new(slot, [0], self.every_layer)])
+            run = self._step_pass([SequenceChunk.new(slot, [0], self.every_layer)])
             head = LogitHead(self._head)
             logits = head.read(lambda: self._recorded_run(run))
             ExplainedPass(logits, run, head.backward).heat_maps([Target(0)])
@@ -298,8 +305,8 @@ class Decoder:
         try:
             self._leaves_out = True
             for token_id in range(_TRIED_TOKENS):
-                self.step([Part.new(slot, [token_id], read_again=_TRIED_TOKENS)])
-            part = Part.again(slot, 0, _TRIED_TOKENS, self.every_layer)
+                self.step([SequenceChunk.new(slot, [token_id], read_again=_TRIED_TOKENS)])
+            part = SequenceChunk.again(slot, 0, _TRIED_TOKENS, self.every_layer)
             if not self.products.know([part]):
                 return False
             (scores,) = self.replay([part], [Target(0)] * _TRIED_TOKENS)
@@ -307,7 +314,7 @@ class Decoder:
         finally:
             slot.close()
 
-    def record_steps(self, recorder: Recorder | None = None) -> None:
+    def record_steps(self, recorder: GraphCapturer | None = None) -> None:
         """From now on, record decode steps and replay them: by CUDA graphs or, on a processor, as straight lines.
 
         Not where several devices share the model out, nor what cannot be recorded.
@@ -319,7 +326,7 @@ class Decoder:
             elif self.lines is None and not _is_placed(self._model):
                 self.lines = self._tried_lines()
         if recorder is not None:
-            self.recordings = Recordings(recorder, self._new_step_pass, self._recorded_run, self._head)
+            self.recordings = CudaGraphCache(recorder, self._new_step_pass, self._recorded_run, self._head)
 
     def compile(self, backend: Backend = "inductor") -> None:
         """Have recorded steps use kernels that are compiled for them, as far as they can be here."""
@@ -330,14 +337,14 @@ class Decoder:
             if not self._try("layers cannot be compiled and run as they are"):
                 self._compiled = None
 
-    def _tried_lines(self) -> StraightLines:
+    def _tried_lines(self) -> CpuTraceCache:
         """Straight lines, if one gives of another token, at another place, what the model gives, to the last bit."""
         slot = self.pool.allocate_first(_TRIED_TOKENS)
         explain = self.every_layer
-        lines = StraightLines(lambda row, run: self._run(row, run, self._model)[0], self._head, uses_before=1)
+        lines = CpuTraceCache(lambda row, run: self._run(row, run, self._model)[0], self._head, uses_before=1)
 
         def explained(token_id: int) -> list[Tensor]:
-            run = self.explained_pass([Part.new(slot, [token_id], explain)])
+            run = self.explained_pass([SequenceChunk.new(slot, [token_id], explain)])
             return [run.logits, *run.heat_maps([Target(token_id)])]
 
         try:
@@ -363,19 +370,19 @@ class Decoder:
         attention = "torch's attention" if self._fused is None else "attention in kernels of its own"
         return f"{attention}, {'layers as they are' if self._compiled is None else 'compiled layers'}"
 
-    def _recorded_run(self, run: StepPass) -> Tensor:
+    def _recorded_run(self, run: BatchedPass) -> Tensor:
         """A step as it is recorded: the logits. [B T, V], or [B T, 2]"""
         with nullcontext() if self._compiled is None else self._compiled.used():
             return self._run(run.row, run, self._model)[0]
 
-    def read(self, parts: Sequence[Part]) -> None:
+    def read(self, parts: Sequence[SequenceChunk]) -> None:
         """Read the parts' tokens into their slots; nothing else is wanted of them. Returns once they are read."""
         with torch.no_grad():
             last = self._forward(self._parts_pass(parts), parts, self._model.base_model)
         if last.is_cuda:  # a GPU works behind; who takes the time would charge it to the pass that waits for a result
             torch.cuda.synchronize(last.device)
 
-    def step(self, parts: Sequence[Part]) -> Tensor:
+    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Read the parts' tokens; the logits of the token after each part's last. [B, V]"""
         with torch.no_grad():
             if self._takes_at_once(parts):
@@ -391,12 +398,12 @@ class Decoder:
                 return self._forward(run, parts, self._model, logits_to_keep=rows)[0]
             return self._forward(run, parts, self._model)[0, rows]
 
-    def logits(self, parts: Sequence[Part]) -> Tensor:
+    def logits(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Read the parts' tokens; the logits of the token after each of them. [T, V]"""
         with torch.no_grad():
             return self._forward(self._parts_pass(parts), parts, self._model)[0]
 
-    def explained_pass(self, parts: Sequence[Part], known: Sequence[Target] | None = None) -> ExplainedPass:
+    def explained_pass(self, parts: Sequence[SequenceChunk], known: Sequence[Target] | None = None) -> ExplainedPass:
         """Read the parts' tokens with a graph that explains what comes after each of them, where a part says how.
 
         `known` are the targets of all tokens where they are known already; only their logits are then computed.
@@ -405,7 +412,7 @@ class Decoder:
         if is_at_once and (recorded := self._recorded(parts)) is not None:
             return recorded
 
-        def new_pass() -> Pass:
+        def new_pass() -> AttentionPass:
             if is_at_once:
                 return self._step_pass(parts)
             return self._parts_pass(parts, anchor=torch.zeros((), device=self.device, requires_grad=True))
@@ -414,7 +421,7 @@ class Decoder:
         logits, run = self._logits(new_pass, parts, head)
         return ExplainedPass(logits, run, head.backward)
 
-    def replay(self, parts: Sequence[Part], targets: Sequence[Target]) -> list[Tensor]:
+    def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
         if self.recordings is not None and (recorded := self.recordings.step(parts)) is not None:
             return _on_host(recorded.replay(parts, targets))
@@ -429,7 +436,7 @@ class Decoder:
         slot.ids.clear()
         slot.is_long = is_long
         while unread := ids[slot.length : slot.length + _READ_TOKENS]:
-            self.read([Part.new(slot, unread)])
+            self.read([SequenceChunk.new(slot, unread)])
             yield
 
     def mean_of_heads(self, own: Tensor) -> Tensor:
@@ -452,7 +459,7 @@ class Decoder:
             embedded: Tensor = self._model.get_input_embeddings()(torch.as_tensor(ids, device=self.device))
         return embedded
 
-    def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: Attending) -> Tensor:
+    def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: SequenceAttention) -> Tensor:
         """Run sequences of embeddings [B, T, hidden] at `positions` [T]; logits of the tokens after `rows`. [B, n, V]
 
         Rotary factors are those of sequences of T tokens.
@@ -464,7 +471,11 @@ class Decoder:
         return logits if self._chooses_logits else logits[:, rows]
 
     def last_logits(
-        self, embeddings: Tensor, lengths: Sequence[int], run: ContinuedPass, changes: Changes | None = None
+        self,
+        embeddings: Tensor,
+        lengths: Sequence[int],
+        run: SharedPrefixAttention,
+        changes: TokenSubstitutions | None = None,
     ) -> Tensor:
         """Logits of the token after each of B sequences that go on from what `run` says. [B, V]
 
@@ -499,7 +510,9 @@ class Decoder:
         """Positions in sequences of so many tokens, as the model takes them; see `rotary_switch.coded`."""
         return ~positions if self.is_long(num_tokens) else positions
 
-    def _first_shared(self, run: ContinuedPass, changes: Changes | None) -> AbstractContextManager[None]:
+    def _first_shared(
+        self, run: SharedPrefixAttention, changes: TokenSubstitutions | None
+    ) -> AbstractContextManager[None]:
         """While the model runs for texts that are changed so."""
         its = self._first_layer
         if changes is None or its is None or its.is_shared is False or not self._leaves_rows_out:
@@ -511,28 +524,28 @@ class Decoder:
         """Whether layers may compute some rows alone, by tricks with their modules: a GPU gains nothing by it."""
         return self.device.type == "cpu" and self._is_on_one_device and self.ranks is None
 
-    def _takes_at_once(self, parts: Sequence[Part]) -> bool:
-        """Whether a `StepPass` is the faster way, and possible."""
+    def _takes_at_once(self, parts: Sequence[SequenceChunk]) -> bool:
+        """Whether a `BatchedPass` is the faster way, and possible."""
         if not self._is_on_one_device or self.batch_invariant or not is_step(parts):
             return False
         if self.recordings is not None or self.device.type == "cuda":
             return True
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
-    def _parts_pass(self, parts: Sequence[Part], anchor: Tensor | None = None) -> PartsPass:
-        kind = AlonePass if self.batch_invariant else PartsPass
+    def _parts_pass(self, parts: Sequence[SequenceChunk], anchor: Tensor | None = None) -> RaggedPass:
+        kind = PerTokenPass if self.batch_invariant else RaggedPass
         return kind(parts, self._rotary_of, self._sharing, anchor)
 
-    def _new_step_pass(self, shape: StepShape) -> StepPass:
-        return StepPass(self.pool, self._rotary_of, shape, self.device, self._fused, self._sharing)
+    def _new_step_pass(self, shape: StepShape) -> BatchedPass:
+        return BatchedPass(self.pool, self._rotary_of, shape, self.device, self._fused, self._sharing)
 
-    def _step_pass(self, parts: Sequence[Part]) -> StepPass:
+    def _step_pass(self, parts: Sequence[SequenceChunk]) -> BatchedPass:
         run = self._new_step_pass(StepShape.of(parts))
         run.fill(parts)
         run.begin()
         return run
 
-    def _recorded(self, parts: Sequence[Part]) -> ExplainedPass | None:
+    def _recorded(self, parts: Sequence[SequenceChunk]) -> ExplainedPass | None:
         """A step by a recording, if there is one."""
         recorded = None if self.recordings is None else self.recordings.step(parts)
         if recorded is None:
@@ -541,22 +554,22 @@ class Decoder:
         _hold(parts)
         return ExplainedPass(logits, recorded.run, recorded.explain)
 
-    def _forward(self, run: Pass, parts: Sequence[Part], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    def _forward(self, run: AttentionPass, parts: Sequence[SequenceChunk], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
         run.needs_outputs = not (self._leaves_out and self.products.know(parts))
         with self._carried_out(parts):
             return self._run(run.row, run, model, **kwargs)
 
     @contextmanager
-    def _carried_out(self, parts: Sequence[Part]) -> Iterator[None]:
+    def _carried_out(self, parts: Sequence[SequenceChunk]) -> Iterator[None]:
         """Around a pass: what linear layers give is kept or known, and afterwards slots hold what was new."""
         with self.products.during(parts):
             yield
         _hold(parts)
 
     def _logits(
-        self, new_pass: Callable[[], Pass], parts: Sequence[Part], head: LogitHead | None = None
-    ) -> tuple[Tensor, Pass]:
+        self, new_pass: Callable[[], AttentionPass], parts: Sequence[SequenceChunk], head: LogitHead | None = None
+    ) -> tuple[Tensor, AttentionPass]:
         """One pass through the model and its head, and the pass; by a straight line, if there is one. [T, V] or [T, 2]
 
         Args:
@@ -566,7 +579,7 @@ class Decoder:
         """
         knows = self.products.know(parts)
 
-        def due() -> Pass:
+        def due() -> AttentionPass:
             run = new_pass()
             run.needs_outputs = not (self._leaves_out and knows)
             return run
@@ -575,7 +588,7 @@ class Decoder:
         with self._carried_out(parts):
             line = self._line(run, due, parts, knows=knows, has_columns=head is not None and head.has_columns)
             if line is not None:
-                running = Running(run, current_outputs.get())
+                running = TraceContext(run, current_output_cache.get())
                 logits = line.logits(running, self._head) if head is None else line.explained_logits(running, head)
             elif head is not None:
                 logits = head.read(lambda: self._run(run.row, run, self._model)[0])
@@ -584,22 +597,28 @@ class Decoder:
         return logits, run
 
     def _line(
-        self, run: Pass, due: Callable[[], Pass], parts: Sequence[Part], *, knows: bool, has_columns: bool
-    ) -> StraightLine | None:
+        self,
+        run: AttentionPass,
+        due: Callable[[], AttentionPass],
+        parts: Sequence[SequenceChunk],
+        *,
+        knows: bool,
+        has_columns: bool,
+    ) -> CpuTrace | None:
         """What runs a pass, where that is written down or can be now."""
-        outputs = current_outputs.get()
+        outputs = current_output_cache.get()
         notes = outputs is not None and any(part.is_new for part in parts)
         if self.lines is None or (outputs is not None and not (notes or knows)):
             return None
         num_rows = sum(len(part.ids) for part in parts)
-        kind = Kind(num_rows, None if run.anchor is None else run.lowest, notes, knows, has_columns)
+        kind = TraceKey(num_rows, None if run.anchor is None else run.lowest, notes, knows, has_columns)
         return self.lines.line(kind, due)
 
-    def _run(self, ids_and_positions: Tensor, run: Pass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
+    def _run(self, ids_and_positions: Tensor, run: AttentionPass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         row = ids_and_positions.to(self.device)
         return self._call(model, run, input_ids=row[:1], position_ids=row[1:], **kwargs)
 
-    def _call(self, model: nn.Module, run: Pass | _Meeting | Attending, **inputs: Any) -> Tensor:  # noqa: ANN401 (passed on)
+    def _call(self, model: nn.Module, run: AttentionPass | _Meeting | SequenceAttention, **inputs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         """What the model gives first, with `run` for its attention layers."""
         token = _current_pass.set(run)
         try:
@@ -656,13 +675,13 @@ def _noting_rotary(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str
             return
         if isinstance(current, _Meeting):
             current.rotaries[index] = embeddings[0]
-        elif not isinstance(current, Attending):
+        elif not isinstance(current, SequenceAttention):
             current.store_rotary(index, embeddings[0][0], embeddings[1][0])
 
     return note
 
 
-def _hold(parts: Sequence[Part]) -> None:
+def _hold(parts: Sequence[SequenceChunk]) -> None:
     """Their slots hold what was new."""
     for part in parts:
         if part.is_new:

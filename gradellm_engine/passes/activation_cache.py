@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.layers.linear import FrozenLinear, current_outputs
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.layers.linear import FrozenLinear, current_output_cache
+from gradellm_engine.passes.ragged import SequenceChunk
 
 SHARE_OF_WEIGHTS = 4  # what is kept takes at most a fourth of what the model takes
 
@@ -40,7 +40,7 @@ class _Noted:
     """
 
     layers: frozenset[nn.Module]
-    parts: Sequence[Part]
+    parts: Sequence[SequenceChunk]
     rows: list[int] | None
     num_tokens: int
     of: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class _Known:
         pass
 
 
-class Products:
+class ActivationCache:
     """What is kept, of all sequences.
 
     Attributes:
@@ -137,25 +137,25 @@ class Products:
         return sum(chunk.room for chunk in self._chunks.values())
 
     @contextmanager
-    def during(self, parts: Sequence[Part]) -> Iterator[None]:
+    def during(self, parts: Sequence[SequenceChunk]) -> Iterator[None]:
         """Around a pass: keep what layers give its tokens that will be read again, or reuse it where they are."""
         noted, known = self._to_note(parts), self._recalled(parts)
-        token = current_outputs.set(noted or known)
+        token = current_output_cache.set(noted or known)
         try:
             yield
         finally:
-            current_outputs.reset(token)
+            current_output_cache.reset(token)
         if noted is not None:
             settled = noted.settled()
             for row, part in enumerate(noted.parts):
                 self._chunks[part.slot].rows[part.start] = _Row(settled, row if len(noted.parts) > 1 else None)
 
-    def know(self, parts: Sequence[Part]) -> bool:
+    def know(self, parts: Sequence[SequenceChunk]) -> bool:
         """Whether all is known of all tokens of a pass: what every layer will give."""
         known = self._known(parts)
         return known is not None and all(len(row.of) == len(self._layers) for row in known.rows)
 
-    def _to_note(self, parts: Sequence[Part]) -> _Noted | None:
+    def _to_note(self, parts: Sequence[SequenceChunk]) -> _Noted | None:
         wanted = [part.read_again > 0 and self._has_room(part) for part in parts]
         if not any(wanted):
             return None
@@ -164,7 +164,7 @@ class Products:
         chosen = [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
         return _Noted(self._layers, chosen, None if len(rows) == ends[-1] else rows, ends[-1])
 
-    def _has_room(self, part: Part) -> bool:
+    def _has_room(self, part: SequenceChunk) -> bool:
         """Whether the chunk that a token belongs to is kept; decided at its first token."""
         chunk = self._chunks.get(part.slot)
         if chunk is None:
@@ -174,7 +174,7 @@ class Products:
             self._chunks[part.slot] = chunk = _Chunk(0)
         return chunk.room > 0
 
-    def _recalled(self, parts: Sequence[Part]) -> _Known | None:
+    def _recalled(self, parts: Sequence[SequenceChunk]) -> _Known | None:
         """What is known of all tokens of the pass; it is forgotten with this."""
         known = self._known(parts)
         for part in parts:
@@ -182,7 +182,7 @@ class Products:
                 self._chunks.pop(part.slot, None)
         return known
 
-    def _known(self, parts: Sequence[Part]) -> _Known | None:
+    def _known(self, parts: Sequence[SequenceChunk]) -> _Known | None:
         """What is known of all tokens of the pass; None where it is not of some."""
         rows: list[_Row | None] = []
         for part in parts:

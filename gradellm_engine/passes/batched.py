@@ -3,7 +3,7 @@
 The columns of a sequence's attention are its last L tokens, the last column its last token; what shorter sequences lack
 on the left is hidden. So every shape depends on B, T and L alone, and every place where something is read or written is
 a tensor: a GPU can record the step once and replay it (`gradellm_engine.compilation.cuda_graphs`). Against one part
-after the other (`gradellm_engine.passes.ragged.PartsPass`) it saves calls, B times as many.
+after the other (`gradellm_engine.passes.ragged.RaggedPass`) it saves calls, B times as many.
 
 Kernels written for it read keys and values where they lie (`gradellm_engine.attention.fused`). Where there are none,
 they are gathered from the pool into one tensor [B, G, L, .], shorter sequences with their first token again on the
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import (
-    Attended,
     AttentionForm,
+    AttentionState,
     attend,
     attention_backward,
     attention_output,
@@ -29,27 +29,27 @@ from gradellm_engine.attention.ops import (
     value_gradients,
 )
 from gradellm_engine.attribution.in_pass import Maps, arithmetic_of, summed
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVPool, Sequences
 from gradellm_engine.params import LayerSwitches
-from gradellm_engine.passes.ragged import KEPT_PRODUCTS, Back, Explain, Part, keeps_products, unrotated
+from gradellm_engine.passes.ragged import KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products, unrotated
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention import fused
     from gradellm_engine.attention.fused import FusedAttention, MapKind
 
 
-def is_step(parts: Sequence[Part]) -> bool:
-    """Whether a `StepPass` can run these parts: one new token of each, explained in one way where they are."""
+def is_step(parts: Sequence[SequenceChunk]) -> bool:
+    """Whether a `BatchedPass` can run these parts: one new token of each, explained in one way where they are."""
     return _is_one_way(parts) and all(part.is_new and len(part.ids) == 1 for part in parts)
 
 
-def is_replay(parts: Sequence[Part], num_tokens: int) -> bool:
+def is_replay(parts: Sequence[SequenceChunk], num_tokens: int) -> bool:
     """Whether it can run these, with so many tokens of each: at most so many once more, and no fewer to read."""
     return _is_one_way(parts) and all(not part.is_new and len(part.ids) <= num_tokens <= part.end for part in parts)
 
 
-def _is_one_way(parts: Sequence[Part]) -> bool:
+def _is_one_way(parts: Sequence[SequenceChunk]) -> bool:
     return len({part.explain.switches for part in parts if part.explain is not None}) <= 1
 
 
@@ -74,7 +74,7 @@ class StepShape:
     has_domains: bool
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> StepShape:
+    def of(cls, parts: Sequence[SequenceChunk]) -> StepShape:
         """That of some parts as they are."""
         explains = [part.explain for part in parts if part.explain is not None]
         return cls(
@@ -87,8 +87,8 @@ class StepShape:
         )
 
 
-class StepPass:
-    """T tokens of each of B sequences of at most L tokens; see `gradellm_engine.passes.ragged.Pass`.
+class BatchedPass:
+    """T tokens of each of B sequences of at most L tokens; see `gradellm_engine.passes.ragged.AttentionPass`.
 
     Attributes:
         shape: B, T and L, and how they are explained.
@@ -108,7 +108,7 @@ class StepPass:
         shape: StepShape,
         device: torch.device,
         fused: FusedAttention | None = None,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         self.shape, self.fused, self.ranks = shape, fused, ranks
         self._pool, self._rotary_of = pool, rotary_of
@@ -123,10 +123,10 @@ class StepPass:
         self.needs_outputs = True
         if shape.switches is not None:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
-            self.lowest = Explain(shape.switches).selected[0]
+            self.lowest = ExplainSpec(shape.switches).selected[0]
         self._explained: list[tuple[int, int, int]] = []  # rows, tokens, and how long their sequences are
 
-    def fill(self, parts: Sequence[Part]) -> None:
+    def fill(self, parts: Sequence[SequenceChunk]) -> None:
         """Take B parts, or fewer: the last one then stands in the rows that are left, and computes the same again."""
         T = self.shape.num_tokens
         explained = [(row, part) for row, part in enumerate(parts) if part.explain is not None]
@@ -139,7 +139,7 @@ class StepPass:
         if self._domains is not None:
             _upload(torch.stack([self._domain(part) for part in padded]), self._domains)
 
-    def own_rows(self, parts: Sequence[Part]) -> list[int]:
+    def own_rows(self, parts: Sequence[SequenceChunk]) -> list[int]:
         """Where the parts' own tokens stand in the row of all."""
         ends = [(row + 1) * self.shape.num_tokens for row in range(len(parts))]
         return [place for part, end in zip(parts, ends, strict=True) for place in range(end - len(part.ids), end)]
@@ -168,9 +168,9 @@ class StepPass:
             self._pool.cosines[table].index_copy_(0, own, cosines)
             self._pool.sines[table].index_copy_(0, own, sines)
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> StepSite:
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> BatchedLayer:
         """See `Pass`."""
-        return StepSite(self, module, index, form)
+        return BatchedLayer(self, module, index, form)
 
     def keep(self, width: int, window: int | None, maps: Maps) -> None:
         """Keep a layer's maps of the last `width` columns. [B, T, width] each"""
@@ -233,7 +233,7 @@ class StepPass:
         seen = self.visible(width, window)
         return seen if self._domains is None else seen & self._domains[:, None, -width:]
 
-    def _domain(self, part: Part) -> Tensor:
+    def _domain(self, part: SequenceChunk) -> Tensor:
         """A part's chosen tokens, by column; all where it chose none. [L], bool"""
         chosen = part.explain.domain if part.explain is not None else None
         if chosen is None:
@@ -243,15 +243,15 @@ class StepPass:
 
 
 @dataclass
-class StepSite:
-    """One layer's attention in a step; see `gradellm_engine.passes.ragged.Site`."""
+class BatchedLayer:
+    """One layer's attention in a step; see `gradellm_engine.passes.ragged.LayerAttention`."""
 
-    run: StepPass
+    run: BatchedPass
     module: nn.Module
     index: int
     form: AttentionForm
-    kept: Attended | None = None
-    kept_by_fused: fused.Attended | None = None
+    kept: AttentionState | None = None
+    kept_by_fused: fused.FusedState | None = None
 
     @property
     def width(self) -> int:
@@ -268,7 +268,7 @@ class StepSite:
     def is_selected(self) -> bool:
         """Whether its maps are wanted."""
         switches = self.run.shape.switches
-        return switches is not None and self.index in Explain(switches).selected
+        return switches is not None and self.index in ExplainSpec(switches).selected
 
     def output(self, query: Tensor) -> Tensor:
         """See `Site`."""
@@ -288,7 +288,7 @@ class StepSite:
             self.kept = products
         return o.flatten(1, 2).transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1)
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
         """See `Site`."""
         fused, kept_by_fused = self.run.fused, self.kept_by_fused
         if fused is not None and kept_by_fused is not None:
@@ -301,7 +301,7 @@ class StepSite:
         U = value_gradients(forward, w)
         switches = self.run.shape.switches
         if switches is not None and self.is_selected:
-            before = self._unrotated(forward) if Explain(switches).needs_unrotated else None
+            before = self._unrotated(forward) if ExplainSpec(switches).needs_unrotated else None
             maps = arithmetic_of(switches).layer_maps(forward, w, U, switches, before)
             self.run.keep(self.width, self.form.window, maps)
         if not goes_on:
@@ -313,8 +313,8 @@ class StepSite:
         return dq, dk, dv
 
     def _fused_backward(
-        self, fused: FusedAttention, kept: fused.Attended, gradient: Tensor, *, goes_on: bool
-    ) -> Back | None:
+        self, fused: FusedAttention, kept: fused.FusedState, gradient: Tensor, *, goes_on: bool
+    ) -> QKVGrads | None:
         kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
         if kind is None:
             raise RuntimeError("the kernels were not to keep this layer")
@@ -336,13 +336,13 @@ class StepSite:
         B, T = self.run.shape.num_rows, self.run.shape.num_tokens
         return grouped(heads.reshape(len(heads), B, T, -1).transpose(0, 1), num_groups)
 
-    def _again(self, query: Tensor) -> Attended:
+    def _again(self, query: Tensor) -> AttentionState:
         """The forward pass once more, every product kept. query: [H, B T, D]"""
         K, V = (x.to(query.dtype) for x in self.run.keys_and_values(self.index, self.width))
         seen = self.run.visible(self.width, self.form.window)
         return attend(self._by_sequence(query, K.shape[1]), K, V, seen, self.form)
 
-    def _unrotated(self, forward: Attended) -> tuple[Tensor, Tensor]:
+    def _unrotated(self, forward: AttentionState) -> tuple[Tensor, Tensor]:
         """Queries [B, G, r, T, D] and keys [B, G, L, D] before the rotary embedding."""
         cosines, sines = self.run.rotary(self.index, self.width)
         T = self.run.shape.num_tokens
@@ -350,7 +350,7 @@ class StepSite:
         return q.view(forward.q.shape), unrotated(self.module, forward.K, cosines, sines)
 
 
-def _last_ids(part: Part, count: int) -> list[int]:
+def _last_ids(part: SequenceChunk, count: int) -> list[int]:
     """The part's tokens, and those before it in its slot."""
     return part.slot.ids[part.end - count : part.end]
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.projection_skipping import Projections
-from gradellm_engine.passes.full_sequence import ContinuedPass
+from gradellm_engine.layers.projection_skipping import ProjectionStubs
+from gradellm_engine.passes.full_sequence import SharedPrefixAttention
 
 MIN_TEXTS = 4  # of a pass; of fewer, two rows a position are about as many
 
 
 @dataclass(frozen=True)
-class Changes:
+class TokenSubstitutions:
     """Which of two rows each text has at each position.
 
     Attributes:
@@ -41,7 +41,7 @@ class Changes:
     is_behind: Tensor
 
     @staticmethod
-    def of(codes: Tensor, lengths: Sequence[int]) -> Changes | None:
+    def of(codes: Tensor, lengths: Sequence[int]) -> TokenSubstitutions | None:
         """From what distinguishes rows at a position; None where there are more than two, or too few texts.
 
         Args:
@@ -55,7 +55,7 @@ class Changes:
         is_second = (codes != codes[:1]) & ~behind
         second = is_second.int().argmax(0)
         expected = torch.where(is_second, codes[second, torch.arange(T)], codes[0])
-        return Changes(is_second, second, behind) if bool(((codes == expected) | behind).all()) else None
+        return TokenSubstitutions(is_second, second, behind) if bool(((codes == expected) | behind).all()) else None
 
     def pairs(self, rows: Tensor) -> Tensor:
         """Both rows of each position. [B, T, hidden] -> [2, T, hidden]"""
@@ -92,13 +92,13 @@ class FirstLayer:
     block: nn.Module
     attention: nn.Module
     is_shared: bool | None = None
-    _projections: Projections = field(init=False)
+    _projections: ProjectionStubs = field(init=False)
 
     def __post_init__(self) -> None:
-        self._projections = Projections(self.attention)
+        self._projections = ProjectionStubs(self.attention)
 
     @contextmanager
-    def shared(self, run: ContinuedPass, changes: Changes) -> Iterator[None]:
+    def shared(self, run: SharedPrefixAttention, changes: TokenSubstitutions) -> Iterator[None]:
         """While the model runs for texts that are changed so."""
         left_out = ExitStack()
 
@@ -142,7 +142,7 @@ class FirstLayer:
 class _Few:
     """What a layer is given, of two rows a position."""
 
-    changes: Changes
+    changes: TokenSubstitutions
 
     def of(self, its: Any) -> Any:  # noqa: ANN401 (whatever a layer is given)
         if isinstance(its, tuple):
@@ -162,7 +162,7 @@ def _rows(its: Sequence[Any], shape: tuple[int, int]) -> list[Tensor]:
     return found
 
 
-def _are_pairs(rows: Tensor, changes: Changes) -> bool:
+def _are_pairs(rows: Tensor, changes: TokenSubstitutions) -> bool:
     """Whether each text's rows are of the two that each position has, to its end. [B, T, ..]"""
     if rows.dim() != 3:
         return False

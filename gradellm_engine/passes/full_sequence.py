@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import (
-    Attended,
     AttentionForm,
+    AttentionState,
     attend,
     attention_output,
     by_group,
@@ -28,14 +28,14 @@ from gradellm_engine.attention.ops import (
     visibility,
 )
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.layers.projection_skipping import Asked, LastQueries
+from gradellm_engine.layers.projection_skipping import Asked, LastTokenOnly
 
-Watch = Callable[[int, Attended], None]
+Watch = Callable[[int, AttentionState], None]
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 
 
-class Attending(ABC):
+class SequenceAttention(ABC):
     """What attention layers ask for their outputs."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class Attending(ABC):
 
 
 @dataclass
-class WholePass(Attending):
+class FullSequenceAttention(SequenceAttention):
     """The model's own attention, by a stock kernel where nobody looks at its weights or differentiates.
 
     Attributes:
@@ -57,7 +57,7 @@ class WholePass(Attending):
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
-        """See `Attending`."""
+        """See `SequenceAttention`."""
         q, visible = grouped(query, key.shape[1]), self._visibility(query, form.window)
         if torch.is_grad_enabled() or self.watch is not None:
             compute = torch.promote_types(q.dtype, torch.float32)
@@ -85,7 +85,7 @@ NARROW = 16  # values narrower than that are multiplied faster as columns
 
 
 @dataclass
-class Pieces:
+class TiledAttention:
     """Plain attention of many short sequences, a stretch of queries and some sequences' heads at a time.
 
     A stock kernel takes them one by one, and half of its time is not arithmetic where heads are narrow.
@@ -142,7 +142,7 @@ class Pieces:
 
 
 @dataclass
-class ContinuedPass(Attending):
+class SharedPrefixAttention(SequenceAttention):
     """Sequences that go on, each by itself, from the same beginning, which a slot holds.
 
     Attributes:
@@ -159,10 +159,10 @@ class ContinuedPass(Attending):
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
     _lasts: Tensor | None = None  # whose rows alone the last layer goes on with
     _made: tuple[Tensor, Tensor] | None = None  # its keys and values, of all rows
-    _pieces: Pieces = field(default_factory=Pieces)
+    _pieces: TiledAttention = field(default_factory=TiledAttention)
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
-        """See `Attending`."""
+        """See `SequenceAttention`."""
         if self._asks:
             self._asked = query, key, value
             raise _Made
@@ -176,7 +176,7 @@ class ContinuedPass(Attending):
             for before, its in zip(kept, own, strict=True)
         )
         visible = self._visibility(query.shape[2], first, form.window, K)
-        if self._lasts is None and visible is not None and Pieces.are_fast(query, V, form):
+        if self._lasts is None and visible is not None and TiledAttention.are_fast(query, V, form):
             return self._pieces.output(query, K, V, visible, form)
         o, _ = attention_output(grouped(query, K.shape[1]), K, V, visible, form)
         return ungrouped(o)
@@ -192,7 +192,7 @@ class ContinuedPass(Attending):
         return self._asked
 
     def only_lasts(
-        self, lasts: Tensor, queries: LastQueries | None = None
+        self, lasts: Tensor, queries: LastTokenOnly | None = None
     ) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
         """A hook before the last layer, which then computes only what becomes of one row of each sequence. [B]
 

@@ -9,7 +9,7 @@ their sequences' are kept, and each query meets what its own sequence holds. In 
     2. every attention output above is a node of `attended`, whose backward pass meets w = dl/do, computes U and adds
        the layer's scores to the heat maps.
 
-Two kinds of pass do this: `PartsPass` here, for parts of any length, one after the other, and `StepPass`
+Two kinds of pass do this: `RaggedPass` here, for parts of any length, one after the other, and `BatchedPass`
 (`gradellm_engine.passes.batched`), for one token of each sequence, all at once.
 """
 
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import (
-    Attended,
     AttentionForm,
+    AttentionState,
     attend,
     attention_backward,
     attention_output,
@@ -34,7 +34,7 @@ from gradellm_engine.attention.ops import (
     visibility,
 )
 from gradellm_engine.attribution.in_pass import Maps, arithmetic_of, summed
-from gradellm_engine.distributed.process_group import Ranks
+from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.rotary_switch import coded
 from gradellm_engine.params import GradEllm, LayerSwitches, Rotary
@@ -43,7 +43,7 @@ KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more
 
 
 @dataclass(frozen=True)
-class Explain:
+class ExplainSpec:
     """How a part's tokens are explained.
 
     Attributes:
@@ -66,7 +66,7 @@ class Explain:
 
 
 @dataclass(frozen=True)
-class Part:
+class SequenceChunk:
     """A sequence's share of a pass.
 
     Attributes:
@@ -80,18 +80,20 @@ class Part:
 
     slot: KVSlot
     ids: Sequence[int]
-    explain: Explain | None
+    explain: ExplainSpec | None
     start: int
     is_new: bool
     read_again: int = 0
 
     @classmethod
-    def new(cls, slot: KVSlot, ids: Sequence[int], explain: Explain | None = None, *, read_again: int = 0) -> Part:
+    def new(
+        cls, slot: KVSlot, ids: Sequence[int], explain: ExplainSpec | None = None, *, read_again: int = 0
+    ) -> SequenceChunk:
         """Tokens that follow on those that the slot holds."""
         return cls(slot, ids, explain, slot.length, is_new=True, read_again=read_again)
 
     @classmethod
-    def again(cls, slot: KVSlot, start: int, end: int, explain: Explain) -> Part:
+    def again(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
         """The tokens at positions start..end, which the slot holds."""
         return cls(slot, slot.ids[start:end], explain, start, is_new=False)
 
@@ -113,10 +115,10 @@ class Target:
     contrast_id: int | None = None
 
 
-Back = tuple[Tensor, Tensor, Tensor]
+QKVGrads = tuple[Tensor, Tensor, Tensor]
 
 
-class Site(Protocol):
+class LayerAttention(Protocol):
     """One layer's attention in one pass."""
 
     def output(self, query: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class Site(Protocol):
         [1, H, T, D] -> [1, T, H, Dv]
         """
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
         """Add the layer's scores to the heat maps; the gradients, where the graph goes on. In float32 or better.
 
         Args:
@@ -138,7 +140,7 @@ class Site(Protocol):
         """
 
 
-class Pass(Protocol):
+class AttentionPass(Protocol):
     """One pass through the model."""
 
     anchor: Tensor | None
@@ -158,15 +160,15 @@ class Pass(Protocol):
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
         """Keep the rotary embedding that a layer takes, of the tokens that are new. [T, width] each"""
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> Site:
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
         """A layer's attention."""
 
     def heat_maps(self) -> list[Tensor]:
         """After the backward pass: scores of each explained part's tokens, in the parts' order. [T, S] each"""
 
 
-def attended(run: Pass, site: Site, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """A layer's attention, as a node of the graph where it is explained. Shapes as for `Site`."""
+def attended(run: AttentionPass, site: LayerAttention, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A layer's attention, as a node of the graph where it is explained. Shapes as for `LayerAttention`."""
     if run.anchor is None or index < run.lowest:
         return site.output(query)
     output: Tensor = _Attention.apply(run.anchor, query, key, value, site)  # type: ignore[no-untyped-call]
@@ -177,20 +179,20 @@ class _Attention(torch.autograd.Function):
     """Keys and values that are kept are constants that autograd never records."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: Site) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: LayerAttention) -> Tensor:  # noqa: ANN401
         ctx.site, ctx.query = site, query.detach()
         return site.output(ctx.query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        site: Site = ctx.site
+        site: LayerAttention = ctx.site
         # The lowest layer of the graph: nothing below needs a gradient.
         back = site.backward(ctx.query, gradients[0], goes_on=ctx.needs_input_grad[1]) or (None, None, None)
         return None, *back, None
 
 
 @dataclass
-class LikeLayers:
+class LayerGroup:
     """Layers of one device that see the same.
 
     Attributes:
@@ -205,26 +207,26 @@ class LikeLayers:
 
 
 @dataclass
-class PartsPass:
+class RaggedPass:
     """Parts of any length, of sequences of any length, one after the other.
 
     Attributes:
         parts: the sequences.
         rotary_of: which of the model's rotary embeddings each layer takes.
         ranks: those that share the model's heads out; None where all are here.
-        anchor: see `Pass`.
-        needs_outputs: see `Pass`.
+        anchor: see `AttentionPass`.
+        needs_outputs: see `AttentionPass`.
         places: where each part's tokens stand in the row of all.
         kept: of each explained part, what layers keep of their attention, by what they see.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[SequenceChunk]
     rotary_of: Mapping[int, int]
-    ranks: Ranks | None = None
+    ranks: ProcessGroup | None = None
     anchor: Tensor | None = None
     needs_outputs: bool = True
     places: list[slice] = field(default_factory=list)
-    kept: dict[int, dict[tuple[int | None, torch.device], LikeLayers]] = field(default_factory=dict)
+    kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -238,38 +240,38 @@ class PartsPass:
 
     @property
     def row(self) -> Tensor:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         ids = [token_id for part in self.parts for token_id in part.ids]
         positions = [position for part in self.parts for position in part.last_positions(len(part.ids))]
         return torch.tensor([ids, positions])
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         for part, place in zip(self.parts, self.places, strict=True):
             if part.is_new:
                 part.slot.store(index, part.start, keys[:, place], values[:, place])
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         for part, place in zip(self.parts, self.places, strict=True):
             if part.is_new:
                 its_cosines, its_sines = part.slot.rotary(self.rotary_of[index], part.start, part.end)
                 its_cosines.copy_(cosines[place])
                 its_sines.copy_(sines[place])
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> PartsSite:
-        """See `Pass`."""
-        return PartsSite(self, module, index, form)
+    def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
+        """See `AttentionPass`."""
+        return RaggedLayer(self, module, index, form)
 
     def shares(self, x: Tensor) -> list[Tensor]:
         """What is each part's of the row's tokens. [H, T, .] -> [H, its T, .] each"""
         return [x] if len(self.places) == 1 else [x[:, place] for place in self.places]
 
     def heat_maps(self) -> list[Tensor]:
-        """See `Pass`. Row t of a part has zeros behind its own position."""
+        """See `AttentionPass`. Row t of a part has zeros behind its own position."""
         return [self._heat_map(i, part, part.explain) for i, part in enumerate(self.parts) if part.explain is not None]
 
-    def _heat_map(self, i: int, part: Part, explain: Explain) -> Tensor:
+    def _heat_map(self, i: int, part: SequenceChunk, explain: ExplainSpec) -> Tensor:
         total: Tensor | None = None
         for layers in self.kept[i].values():
             scores = summed(layers.maps, explain.switches, layers.domain, self.ranks)
@@ -293,12 +295,12 @@ class PartsPass:
         layers = self.kept.setdefault(i, {})
         if (window, device) not in layers:
             domain = _domain(part, first, self.visible(i, first, window, device), device)
-            layers[window, device] = LikeLayers(first, domain)
+            layers[window, device] = LayerGroup(first, domain)
         layers[window, device].maps.append(maps)
 
 
 @dataclass
-class PartsSite:
+class RaggedLayer:
     """One layer's attention in a pass of parts.
 
     Attributes:
@@ -309,11 +311,11 @@ class PartsSite:
         kept: what the forward pass computed of parts, where the backward pass goes on from it.
     """
 
-    run: PartsPass
+    run: RaggedPass
     module: nn.Module
     index: int
     form: AttentionForm
-    kept: dict[int, Attended] = field(default_factory=dict)
+    kept: dict[int, AttentionState] = field(default_factory=dict)
 
     def seen(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
         """What part i's queries see: the first position, keys and values from there, and which query sees which."""
@@ -324,7 +326,7 @@ class PartsSite:
         return first, K, V, self.run.visible(i, first, self.form.window, K.device)
 
     def output(self, query: Tensor) -> Tensor:
-        """See `Site`."""
+        """See `LayerAttention`."""
         if not self.run.needs_outputs:  # who looks all the same shall not take it for numbers
             (_, H, T, _), Dv = query.shape, self.run.parts[0].slot.values(self.index, 0, 0).shape[-1]
             return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
@@ -339,8 +341,8 @@ class PartsSite:
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return _joined(outputs)[None].contiguous()
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> Back | None:
-        """See `Site`."""
+    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
+        """See `LayerAttention`."""
         backs = []
         rows = zip(self.run.parts, self.run.shares(query[0]), self.run.shares(gradient[0].transpose(0, 1)), strict=True)
         for i, (part, q, w) in enumerate(rows):
@@ -352,13 +354,15 @@ class PartsSite:
         dq, dk, dv = (_joined(shares, dim=1) for shares in zip(*backs, strict=True))
         return dq[None], dk[None], dv[None]
 
-    def _nothing(self, part: Part, query: Tensor) -> Back:
+    def _nothing(self, part: SequenceChunk, query: Tensor) -> QKVGrads:
         """The gradients of a part that is only read."""
         K = part.slot.keys(self.index, part.start, part.end)
         V = part.slot.values(self.index, part.start, part.end)
         return torch.zeros_like(query), torch.zeros_like(K), torch.zeros_like(V)
 
-    def _explain(self, i: int, part: Part, explain: Explain, query: Tensor, w: Tensor, *, goes_on: bool) -> Back | None:
+    def _explain(
+        self, i: int, part: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, goes_on: bool
+    ) -> QKVGrads | None:
         """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
         forward = self.kept.pop(i, None) or self._again(i, query)
         first = self.form.first_visible(part.start)
@@ -373,14 +377,14 @@ class PartsSite:
         gradients = attention_backward(forward, w, U, part.start - first)
         return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)
 
-    def _again(self, i: int, query: Tensor) -> Attended:
+    def _again(self, i: int, query: Tensor) -> AttentionState:
         """The forward pass once more, every product kept. query: [H, T, D]"""
         compute = torch.promote_types(query.dtype, torch.float32)
         _, K, V, visible = self.seen(i)
         q = grouped(query, K.shape[0]).to(compute)
         return attend(q, K.to(compute), V.to(compute), visible, self.form)
 
-    def _unrotated(self, part: Part, first: int, forward: Attended) -> tuple[Tensor, Tensor]:
+    def _unrotated(self, part: SequenceChunk, first: int, forward: AttentionState) -> tuple[Tensor, Tensor]:
         """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding."""
         table, q = self.run.rotary_of[self.index], forward.q
         its_q = unrotated(self.module, q.flatten(0, 1)[None], *part.slot.rotary(table, part.start, part.end))
@@ -423,7 +427,7 @@ def unrotated(module: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> T
     return torch.cat((result, x[..., width:]), -1)
 
 
-def _domain(part: Part, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
+def _domain(part: SequenceChunk, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
     """Where a part's similarities are normalised in one layer; None for everywhere. [T, N] or [1, N], bool"""
     chosen = part.explain.domain if part.explain is not None else None
     if chosen is None:

@@ -16,7 +16,7 @@ import torch
 from gradellm_bench.backends import WAYS, Way
 from gradellm_bench.bandwidth import read_bandwidth
 from gradellm_bench.latency import latencies
-from gradellm_bench.models import SHAPES, Subject, checkpoint_subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
 from gradellm_bench.report import (
     Report,
     admission_fact,
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(report: Report, subject: Subject, ways: Sequence[Way], options: argparse.Namespace) -> Iterator[str]:
+def _measure(report: Report, subject: BenchModel, ways: Sequence[Way], options: argparse.Namespace) -> Iterator[str]:
     """Fill the report, part after part; yields what there is to print of each."""
     parts, new_tokens, rounds = options.parts, options.new_tokens, options.rounds
     if "latency" in parts:
@@ -164,7 +164,7 @@ def _context_of(part: str, options: argparse.Namespace) -> int:
     return needed[part]
 
 
-def _subject(options: argparse.Namespace) -> Subject:
+def _subject(options: argparse.Namespace) -> BenchModel:
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if options.model:
@@ -174,7 +174,7 @@ def _subject(options: argparse.Namespace) -> Subject:
     return random_subject(options.shape, dtype=dtype, device=device)
 
 
-def _machine(subject: Subject) -> dict[str, str]:
+def _machine(subject: BenchModel) -> dict[str, str]:
     info, device = subject.loaded.info, subject.device
     is_gpu = device.type == "cuda"
     return {
@@ -186,7 +186,7 @@ def _machine(subject: Subject) -> dict[str, str]:
     }
 
 
-def _steps(subject: Subject) -> str:
+def _steps(subject: BenchModel) -> str:
     """How decode steps ran."""
     decoder = subject.loaded.decoder
     if decoder.lines is not None and decoder.lines.is_possible:

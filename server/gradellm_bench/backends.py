@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradellm_bench.full_prefix_baseline import recomputed_step
-from gradellm_bench.models import Subject
+from gradellm_bench.models import BenchModel
 from gradellm_bench.streams import STREAM_KINDS, run_in_turns, run_streams, streams_of
 from gradellm_bench.timeline import Stopwatch, Timeline
 
 Ids = Sequence[int]
-Run = Callable[[Subject, Sequence[Ids], int], list[Timeline]]
+Run = Callable[[BenchModel, Sequence[Ids], int], list[Timeline]]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Way:
     families_without: frozenset[str] = frozenset()
     needs: str | None = None
 
-    def decode(self, subject: Subject, ids: Ids, count: int) -> Timeline:
+    def decode(self, subject: BenchModel, ids: Ids, count: int) -> Timeline:
         """One prompt."""
         return self.run(subject, [ids], count)[0]
 
-    def floor(self, subject: Subject, context: int, streams: int, bandwidth: float) -> float | None:
+    def floor(self, subject: BenchModel, context: int, streams: int, bandwidth: float) -> float | None:
         """Seconds of a step of so many streams, if weights, keys and values were read as often as must be.
 
         None where the work grows with the prompt.
@@ -73,7 +73,7 @@ class Way:
 TOKENS_A_TURN = 8
 
 
-def decode_in_turns(subject: Subject, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
+def decode_in_turns(subject: BenchModel, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
     """One prompt by several of this engine's ways, some tokens at a time; what came of each, by name."""
     engine = subject.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
     subject.loaded.decoder.pool.reuses_prefixes = False
@@ -86,7 +86,7 @@ def decode_in_turns(subject: Subject, ways: Sequence[Way], ids: Ids, count: int)
 
 
 def _by_engine(kind: str) -> Run:
-    def run(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    def run(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
         num_tokens = sum(len(prompt) + count for prompt in prompts)
         engine = subject.engine(max_running=len(prompts), num_tokens=num_tokens)
         streams = streams_of(engine, prompts, count, STREAM_KINDS[kind])
@@ -114,13 +114,13 @@ class _Streamer:
         pass
 
 
-def _generate(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _generate(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     timelines = [Timeline() for _ in prompts]
     _generated(subject, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
     return timelines
 
 
-def _generated(subject: Subject, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
+def _generated(subject: BenchModel, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
     """Tokens of the first; prompts are of one length."""
     given = torch.tensor([list(ids) for ids in prompts], device=subject.device)
     output = subject.reference.generate(
@@ -137,7 +137,7 @@ def _generated(subject: Subject, prompts: Sequence[Ids], count: int, **kwargs: A
     return new_ids
 
 
-def _recompute(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _recompute(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     watch, timeline, known = Stopwatch(), Timeline(read=0.0), list(prompts[0])
     for _ in range(count):
         chosen, _ = recomputed_step(subject.reference, known)
@@ -148,7 +148,7 @@ def _recompute(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Tim
     return [timeline]
 
 
-def _inseq(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _inseq(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Inseq explains a completion that exists; generating it is not counted."""
     import inseq
 
@@ -162,7 +162,7 @@ def _inseq(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timelin
     return [_after(watch(), new_ids)]
 
 
-def _captum(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _captum(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Captum explains a completion that exists; generating it is not counted."""
     from captum.attr import LayerGradientXActivation, LLMGradientAttribution, TextTokenInput
 
@@ -175,7 +175,7 @@ def _captum(subject: Subject, prompts: Sequence[Ids], count: int) -> list[Timeli
     return [_after(watch(), new_ids)]
 
 
-def _texts(subject: Subject, ids: Ids, count: int) -> tuple[str, str, list[int]]:
+def _texts(subject: BenchModel, ids: Ids, count: int) -> tuple[str, str, list[int]]:
     """Prompt and completion as text, for libraries that tokenise themselves; and the completion's tokens."""
     new_ids = _generated(subject, [ids], count)
     tokenizer: Any = subject.loaded.tokenizer

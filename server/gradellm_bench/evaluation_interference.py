@@ -30,7 +30,7 @@ from gradellm_engine.engine import EVALUATED_TOKENS, Engine
 from gradellm_engine.faithfulness.keep_probabilities import retentions
 from gradellm_engine.faithfulness.masks import kept, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
-from gradellm_engine.faithfulness.settings import EvaluationSettings, Judged
+from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings
 from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.prompts import PromptInput, Role
@@ -88,7 +88,7 @@ def speed(engine: Engine, model: PreTrainedModel, given: PromptInput, rounds: in
     step = next(iter(engine.generate(given, Sampling(max_new_tokens=1), _PAPER)))
     assert step.attribution is not None  # noqa: S101 (it was asked for)
     scores = step.attribution.scores.double().numpy()
-    settings = EvaluationSettings((Judged("given", rows={0: scores.tolist()}),))
+    settings = EvaluationSettings((EvaluatedMethod("given", rows={0: scores.tolist()}),))
     tokens = engine.tokenize(given).tokens
     own = np.array([token.role is Role.USER and not token.special for token in tokens])
     texts = _texts(settings, scores, own)
@@ -151,7 +151,7 @@ def latency(engine: Engine, rounds: int) -> None:
     alone: list[float] = []
     beside: list[float] = []
     read = 0
-    settings = EvaluationSettings((Judged("paper", GradEllm()),), samples=50, stride=1)
+    settings = EvaluationSettings((EvaluatedMethod("paper", GradEllm()),), samples=50, stride=1)
     for _ in range(rounds):
         alone += _gaps(engine, given)
         evaluation = engine.evaluation_stream(given, settings, list(range(5, 37)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from gradellm_bench.backends import Way, decode_in_turns
-from gradellm_bench.models import Subject
+from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Timeline
 
 SLOW_ROUNDS, SLOW_TOKENS = 3, 2
@@ -52,7 +52,7 @@ class Latency:
 
 
 def latencies(
-    subject: Subject,
+    subject: BenchModel,
     ways: Sequence[Way],
     *,
     prompt_lengths: Sequence[int],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradellm_bench.bandwidth import read_bandwidth
-from gradellm_engine.layers.gemm import FrozenWeight, Kernel
+from gradellm_engine.layers.gemm import GemmWeight, Kernel
 from gradellm_engine.utils.quiet import run_and_leave
 from gradellm_engine.utils.threads import use_threads
 
@@ -39,16 +39,16 @@ def main() -> None:
     with torch.no_grad():
         for shape in SHAPES:
             count = max(2, BYTES // (4 * shape[0] * shape[1]))
-            weights = [FrozenWeight(torch.randn(shape) / 32, None) for _ in range(count)]
+            weights = [GemmWeight(torch.randn(shape) / 32, None) for _ in range(count)]
             for rows in ROWS:
                 x, g = torch.randn(1, rows, shape[1]), torch.randn(1, rows, shape[0])
-                figures = [_speed(weights, kernel, FrozenWeight.product, x) for kernel in kernels]
-                figures += [_speed(weights, kernel, FrozenWeight.gradient, g) for kernel in kernels]
+                figures = [_speed(weights, kernel, GemmWeight.product, x) for kernel in kernels]
+                figures += [_speed(weights, kernel, GemmWeight.gradient, g) for kernel in kernels]
                 print(f"| {shape[0]} x {shape[1]} | {rows} | {' | '.join(f'{f:.1f}' for f in figures)} |", flush=True)
 
 
 def _speed(
-    weights: list[FrozenWeight], kernel: Kernel, use: Callable[[FrozenWeight, Tensor], Tensor], rows: Tensor
+    weights: list[GemmWeight], kernel: Kernel, use: Callable[[GemmWeight, Tensor], Tensor], rows: Tensor
 ) -> float:
     """Gigabytes a second of using each weight once by a kernel, whatever would be chosen."""
     seconds = []

@@ -59,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchModel:
     """What is measured.
 
     Attributes:
@@ -109,7 +109,7 @@ class Subject:
         return tuple(rng.choices(allowed, k=num_tokens))
 
 
-def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> Subject:
+def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
     """A Llama of a named shape whose weights are random, made where it computes."""
     return _subject(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
 
@@ -130,7 +130,7 @@ def random_llama(
     return model, _word_tokenizer(SHAPES[shape]["vocab_size"])
 
 
-def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> Subject:
+def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
     """A checkpoint by path or hub id."""
     check_checkpoint(name)
     with quiet_transformers():
@@ -139,14 +139,14 @@ def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -
     return _subject(model.to(device), tokenizer, name)
 
 
-def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Subject:
+def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
     model.eval().requires_grad_(False)
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     loaded = replace(assemble(model, tokenizer, name=name), end_ids=frozenset())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(weight): weight.nbytes for weight in (embedding, head)}  # they may be one
     body_bytes = sum(parameter.nbytes for parameter in model.parameters()) - sum(outside.values())
-    return Subject(loaded, reference, body_bytes, head.nbytes)
+    return BenchModel(loaded, reference, body_bytes, head.nbytes)
 
 
 def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ from random import Random
 
 import torch
 
-from gradellm_bench.models import SHAPES, Subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, random_subject
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.params import AttributionSettings
 from gradellm_engine.tokenization.prompts import PromptInput
@@ -45,12 +45,12 @@ def main() -> None:
     print(f"saliency of {NEW_TOKENS} tokens after {PROMPT_TOKENS}: {ratio:.2f} of separate passes (median)")
 
 
-def _shared(subject: Subject, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
+def _shared(subject: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
     engine = subject.engine(max_running=1, num_tokens=PROMPT_TOKENS + NEW_TOKENS)
     list(engine.attribute(PromptInput(prompt_ids=prompt), list(completion), AttributionSettings(method=Saliency())))
 
 
-def _separate(subject: Subject, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
+def _separate(subject: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
     model = subject.reference
     for step, token_id in enumerate(completion):
         ids = torch.tensor([[*prompt, *completion[:step]]])

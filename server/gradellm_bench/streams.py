@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.core.outputs import Attribution, Finished, Step
-from gradellm_engine.core.request import Phase, Stream
+from gradellm_engine.core.request import Request, RequestPhase
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
 from gradellm_engine.tokenization.prompts import PromptInput
@@ -30,7 +30,7 @@ def sampling(count: int) -> Sampling:
     return Sampling(max_new_tokens=count, temperature=0.0)
 
 
-def note(timeline: Timeline, stream: Stream, now: float) -> None:
+def note(timeline: Timeline, stream: Request, now: float) -> None:
     """Take what a stream has to tell.
 
     Raises:
@@ -38,7 +38,7 @@ def note(timeline: Timeline, stream: Stream, now: float) -> None:
     """
     if stream.error is not None:
         raise stream.error
-    if timeline.read is None and stream.phase in (Phase.DECODE, Phase.EXPLAIN):
+    if timeline.read is None and stream.phase in (RequestPhase.DECODE, RequestPhase.EXPLAIN):
         timeline.read = now
     for event in stream.take_events():
         if isinstance(event, Step):
@@ -52,7 +52,7 @@ def note(timeline: Timeline, stream: Stream, now: float) -> None:
 
 def streams_of(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, attribution: AttributionSettings | None
-) -> list[Stream]:
+) -> list[Request]:
     """A request for each prompt."""
     return [
         engine.stream(PromptInput(prompt_ids=tuple(prompt)), sampling(new_tokens), attribution) for prompt in prompts
@@ -61,7 +61,7 @@ def streams_of(
 
 def run_streams(
     engine: Engine,
-    streams: Sequence[Stream],
+    streams: Sequence[Request],
     between: Callable[[Stopwatch, Sequence[Timeline]], None] = lambda watch, timelines: None,
     *,
     submitted: int | None = None,
@@ -81,7 +81,9 @@ def run_streams(
         engine.scheduler.submit(stream)
     watch = Stopwatch()
     while not all(stream.is_closed for stream in streams):
-        is_reading = decode_together and any(stream.phase in (Phase.WAITING, Phase.PREFILL) for stream in streams)
+        is_reading = decode_together and any(
+            stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams
+        )
         for _ in engine.scheduler.tick(_is_reading if is_reading else _is_any):
             now = watch()
             for timeline, stream in zip(timelines, streams, strict=True):
@@ -92,7 +94,7 @@ def run_streams(
     return timelines
 
 
-def run_in_turns(engine: Engine, streams: Sequence[Stream], *, tokens_a_turn: int) -> list[Timeline]:
+def run_in_turns(engine: Engine, streams: Sequence[Request], *, tokens_a_turn: int) -> list[Timeline]:
     """Run streams to their end, each for some tokens at a time, each by a watch of its own.
 
     What slows the machine for a moment slows them alike. The pool must not reuse prefixes, or those of one prompt would
@@ -110,7 +112,7 @@ def run_in_turns(engine: Engine, streams: Sequence[Stream], *, tokens_a_turn: in
     return timelines
 
 
-def _take_turn(engine: Engine, stream: Stream, timeline: Timeline, watch: Stopwatch, num_tokens: int) -> None:
+def _take_turn(engine: Engine, stream: Request, timeline: Timeline, watch: Stopwatch, num_tokens: int) -> None:
     enough = len(timeline.tokens) + num_tokens
     while not stream.is_closed and len(timeline.tokens) < enough:
         for _ in engine.scheduler.tick(lambda other: other is stream):
@@ -118,9 +120,9 @@ def _take_turn(engine: Engine, stream: Stream, timeline: Timeline, watch: Stopwa
     note(timeline, stream, watch())
 
 
-def _is_reading(stream: Stream) -> bool:
-    return stream.phase is Phase.PREFILL
+def _is_reading(stream: Request) -> bool:
+    return stream.phase is RequestPhase.PREFILL
 
 
-def _is_any(stream: Stream) -> bool:
+def _is_any(stream: Request) -> bool:
     return True

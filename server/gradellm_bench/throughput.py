@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from gradellm_bench.backends import Way
-from gradellm_bench.models import Subject
+from gradellm_bench.models import BenchModel
 from gradellm_bench.streams import STREAM_KINDS, run_streams, streams_of
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.params import AttributionSettings
@@ -50,7 +50,7 @@ class Throughput:
 
 
 def throughputs(
-    subject: Subject,
+    subject: BenchModel,
     ways: Sequence[Way],
     *,
     prompt_lengths: Sequence[int],
@@ -112,7 +112,7 @@ class Admission:
         return self.largest_gap / self.median_gap
 
 
-def admission(subject: Subject, *, streams: int, new_tokens: int, rounds: int) -> Admission:
+def admission(subject: BenchModel, *, streams: int, new_tokens: int, rounds: int) -> Admission:
     """Explained streams run; once they are under way, a long prompt comes in. The middle one of the rounds.
 
     Raises:
@@ -122,7 +122,7 @@ def admission(subject: Subject, *, streams: int, new_tokens: int, rounds: int) -
     return _middle([_admission(subject, rng, streams, new_tokens) for _ in range(rounds)], lambda its: its.stretch)
 
 
-def _admission(subject: Subject, rng: Random, streams: int, new_tokens: int) -> Admission:
+def _admission(subject: BenchModel, rng: Random, streams: int, new_tokens: int) -> Admission:
     settings = AttributionSettings()
     places = streams * (SHORT_PROMPT + new_tokens) + LONG_PROMPT + 1
     engine = subject.engine(max_running=streams + 1, num_tokens=places)
@@ -164,14 +164,14 @@ class Reuse:
     second: float
 
 
-def reuse(subject: Subject, *, new_tokens: int, rounds: int) -> Reuse:
+def reuse(subject: BenchModel, *, new_tokens: int, rounds: int) -> Reuse:
     """A conversation of two explained turns; the middle one of the rounds, after one that only warms up."""
     rng = Random(3)  # noqa: S311 (prompts are no secrets)
     turns = [_reuse(subject, rng, new_tokens) for _ in range(rounds + 1)][1:]
     return _middle(turns, lambda its: its.second / its.first)
 
 
-def _reuse(subject: Subject, rng: Random, new_tokens: int) -> Reuse:
+def _reuse(subject: BenchModel, rng: Random, new_tokens: int) -> Reuse:
     engine = subject.engine(max_running=1, num_tokens=2 * (FIRST_TURN + SECOND_TURN + 2 * new_tokens))
     prompt = subject.prompt(rng, FIRST_TURN)
     (first,) = run_streams(engine, streams_of(engine, [prompt], new_tokens, AttributionSettings()))
@@ -201,7 +201,7 @@ class Memory:
     after: int
 
 
-def memory(subject: Subject, *, prompt_tokens: int, new_tokens: int, requests: int, progress: Progress) -> Memory:
+def memory(subject: BenchModel, *, prompt_tokens: int, new_tokens: int, requests: int, progress: Progress) -> Memory:
     """Peaks of one stream, and what many requests leave behind."""
     rng = Random(4)  # noqa: S311 (prompts are no secrets)
     engine = subject.engine(max_running=16, num_tokens=max(prompt_tokens + new_tokens, 4096))

@@ -27,7 +27,7 @@ from gradellm.transport import calls
 from gradellm.wire import responses
 from gradellm_engine import ComputationError, Engine, OutOfMemoryError
 from gradellm_engine import InvalidRequestError as RefusedError
-from gradellm_engine.core.request import Stream
+from gradellm_engine.core.request import Request
 from gradellm_engine.model.quantization import Quantization
 from gradellm_server.rpc import conversion
 
@@ -130,7 +130,7 @@ class Evaluator:
 
     def _record(self, plan: Plan, example: Example, without: Sequence[Metric]) -> dict[str, Any]:
         prompt, keywords = plan.request(example, without=without)
-        start: Callable[..., Stream]
+        start: Callable[..., Request]
         kind: Any
         _, start, kind = conversion.STREAMS["Evaluate"]
         stream = start(calls.evaluate(prompt, keywords).request, self._engine, owner=example.id)

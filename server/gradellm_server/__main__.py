@@ -22,7 +22,7 @@ from gradellm_server import cli_types, fault_injection, native_stderr, preflight
 from gradellm_server.auth.file_watcher import SecurityFileError
 from gradellm_server.observability import debugging, logging_setup, tracing
 from gradellm_server.observability.access_log import RequestLog
-from gradellm_server.observability.call import Watcher
+from gradellm_server.observability.call import CallObserver
 from gradellm_server.observability.logging_setup import say
 from gradellm_server.settings import ListenError, ServerSettings
 
@@ -286,7 +286,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     from gradellm_server.engine_thread import EngineFailedError
     from gradellm_server.server import Server
 
-    watchers: list[Watcher] = [RequestLog()]
+    watchers: list[CallObserver] = [RequestLog()]
     if spans is not None:
         watchers.insert(0, spans)  # a span may give a call the trace id that the log tells
     server = Server(settings, watchers)  # before the model, so that a taken port is known at once
@@ -342,7 +342,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
 
 def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engine:
     """The engine, of which several processes may each have a share."""
-    from gradellm_engine import Engine, Quantization, Ranks
+    from gradellm_engine import Engine, ProcessGroup, Quantization
 
     return Engine.load(
         options.model,
@@ -351,7 +351,7 @@ def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engin
         quantization=Quantization(options.quantize),
         device=options.device,
         device_map=options.device_map,
-        ranks=Ranks.join() if options.tensor_parallel else None,
+        ranks=ProcessGroup.join() if options.tensor_parallel else None,
         context_tokens=options.max_context_tokens,
         max_new_tokens=options.max_new_tokens,
         max_running=options.max_running,

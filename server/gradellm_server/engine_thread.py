@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
-from gradellm_engine import Engine, Event, GroupLostError, Stream
+from gradellm_engine import Engine, Event, GroupLostError, Request
 from gradellm_server import fault_injection
-from gradellm_server.retry_after import ComeBack, endings, seconds_until_room
+from gradellm_server.retry_after import RetryAfterEstimator, endings, seconds_until_room
 from gradellm_server.rpc.request_reader import NotWantedError, ReadingThreads
 
 Answer = TypeVar("Answer")
-Read = Callable[[Engine], Stream | Answer]  # a request to a stream, or to its only answer
+Read = Callable[[Engine], Request | Answer]  # a request to a stream, or to its only answer
 Tell = Callable[[Event], Sequence[Answer]]  # an event as it goes on the wire
 
 UNREAD_BATCHES = 64  # passes that a stream may be ahead of its reader
@@ -39,7 +39,7 @@ TELL_SECONDS = 0.1  # for the end of a stream to be on its way, before what runs
 logger = logging.getLogger(__name__)
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """A request that is not taken, or not finished, for no fault of its own.
 
     Attributes:
@@ -51,21 +51,21 @@ class RefusedError(Exception):
         self.retry_seconds = retry_seconds
 
 
-class QueueFullError(RefusedError):
+class QueueFullError(RejectedError):
     """No place is free, not even to wait."""
 
     def __init__(self, what: str, retry_seconds: float = 1.0) -> None:
         super().__init__(f"{what}, which is the limit", retry_seconds)
 
 
-class ShuttingDownError(RefusedError):
+class ShuttingDownError(RejectedError):
     """The server is stopping; another one may take the request."""
 
     def __init__(self, retry_seconds: float = RESTART_SECONDS) -> None:
         super().__init__("the server is shutting down; try another one, or again later", retry_seconds)
 
 
-class EngineFailedError(RefusedError):
+class EngineFailedError(RejectedError):
     """The thread that runs the model has ended, or does not come back from a pass."""
 
     def __init__(self, what: str, retry_seconds: float = RESTART_SECONDS) -> None:
@@ -79,7 +79,7 @@ class ReadingFailedError(Exception):
         super().__init__("the request could not be read: the model's tokenizer fails on it")
 
 
-class SlowReaderError(Exception):
+class SlowConsumerError(Exception):
     """A client has not read for too long."""
 
     def __init__(self, seconds: float) -> None:
@@ -107,7 +107,7 @@ class Job(Generic[Answer]):
         self._read_at = self._loop.time()
         self._reader: asyncio.Task[object] | None = None
         self._is_watched = self._is_abandoned = False
-        self.when_abandoned: Callable[[SlowReaderError], None] = lambda error: None
+        self.when_abandoned: Callable[[SlowConsumerError], None] = lambda error: None
         self.submitted_at = time.perf_counter()
         self.is_cancelled = False
 
@@ -115,7 +115,7 @@ class Job(Generic[Answer]):
         self._reader = asyncio.current_task()
         while (item := await self._inbox.get()) is not None:
             self._read_at = self._loop.time()
-            if isinstance(item, RefusedError):
+            if isinstance(item, RejectedError):
                 raise item.with_traceback(None)  # it may be many readers' error, and must not collect their frames
             if isinstance(item, BaseException):
                 raise item
@@ -184,7 +184,7 @@ class Job(Generic[Answer]):
     def _abandon(self) -> None:
         self._is_abandoned = True
         self.cancel()
-        error = SlowReaderError(self._owner.reader_timeout_seconds)
+        error = SlowConsumerError(self._owner.reader_timeout_seconds)
         self._inbox = asyncio.Queue()
         self._inbox.put_nowait(error)
         self.when_abandoned(error)
@@ -215,15 +215,15 @@ class EngineThread:
         self.reader_timeout_seconds = reader_timeout_seconds
         self.restart_seconds = RESTART_SECONDS
         self._changed = threading.Condition()
-        self._arrived: deque[tuple[Job[object], Stream]] = deque()  # read, and not seen by the engine thread yet
-        self._jobs: dict[Stream, Job[object]] = {}  # touched by the engine thread alone
+        self._arrived: deque[tuple[Job[object], Request]] = deque()  # read, and not seen by the engine thread yet
+        self._jobs: dict[Request, Job[object]] = {}  # touched by the engine thread alone
         self._placed: dict[Job[object], None] = {}  # all that have a place, in the order of their coming
         self._has_cancelled = False
         self._is_draining = self._is_stopping = False
         self._failure: EngineFailedError | None = None
         self._has_ended = False
-        self._ended_by: RefusedError = ShuttingDownError()
-        self._come_back = ComeBack()
+        self._ended_by: RejectedError = ShuttingDownError()
+        self._come_back = RetryAfterEstimator()
         self._beat_at = time.monotonic()
         engine.scheduler.before_pass = _meet_pass
         self._reading = ReadingThreads[Job[object]](self._read, lambda job: not job.is_cancelled)
@@ -313,7 +313,7 @@ class EngineThread:
                 self._failure = None
             return self._failure is None
 
-    def end_all(self, error: RefusedError) -> None:
+    def end_all(self, error: RejectedError) -> None:
         """End all that runs or waits, whatever the thread does; from any thread."""
         with self._changed:
             left = list(self._placed)
@@ -348,7 +348,7 @@ class EngineThread:
         if waiting and num_tokens >= self.max_queued_tokens:
             raise self._too_many_tokens(waiting, num_tokens, 1)
 
-    def _too_many_tokens(self, waiting: Sequence[Stream], num_tokens: int, more: int) -> QueueFullError:
+    def _too_many_tokens(self, waiting: Sequence[Request], num_tokens: int, more: int) -> QueueFullError:
         left = self._scheduler.seconds_left
         seconds = seconds_until_room(
             [left(stream) for stream in list(self._scheduler.running)],
@@ -366,7 +366,7 @@ class EngineThread:
         return endings([left(stream) for stream in running], [left(stream) for stream in waiting])
 
     def _run(self) -> None:
-        error: RefusedError = ShuttingDownError(self.restart_seconds)
+        error: RejectedError = ShuttingDownError(self.restart_seconds)
         try:
             self._work()
         except BaseException as failed:  # nobody above would tell it
@@ -423,13 +423,13 @@ class EngineThread:
                 self._changed.wait(IDLE_BEAT_SECONDS)
         return False
 
-    def _has_turn(self, stream: Stream) -> bool:
+    def _has_turn(self, stream: Request) -> bool:
         job = self._jobs.get(stream)  # None for a generation that somebody else runs on the engine
         return job is not None and job.has_turn
 
     def _read(self, job: Job[object]) -> None:
         """On a reading thread: a request to its only answer, or to a stream for the engine thread."""
-        stream: Stream | None = None
+        stream: Request | None = None
         try:
             if not job.is_cancelled:
                 stream = self._read_stream(job)
@@ -452,12 +452,12 @@ class EngineThread:
                 job.end(self._ended_by)
         self._free(job)
 
-    def _read_stream(self, job: Job[object]) -> Stream | None:
+    def _read_stream(self, job: Job[object]) -> Request | None:
         """The request's stream, if it is one, with what it tells first; a single answer is given here."""
         if fault_injection.ARMED:
             fault_injection.hit("tokenizer", job)
         answer = job.read(self._engine)
-        if not isinstance(answer, Stream):
+        if not isinstance(answer, Request):
             job.post([answer])
             job.end()
             return None
@@ -485,7 +485,7 @@ class EngineThread:
             job.first = []
             self._tell(stream, job)
 
-    def _check_tokens(self, stream: Stream) -> None:
+    def _check_tokens(self, stream: Request) -> None:
         """See that there is room in the queue for a stream's tokens."""
         waiting = list(self._scheduler.waiting)
         num_tokens = sum(its.num_places for its in waiting)
@@ -496,7 +496,7 @@ class EngineThread:
         for stream, job in list(self._jobs.items()):
             self._tell(stream, job)
 
-    def _tell(self, stream: Stream, job: Job[object]) -> None:
+    def _tell(self, stream: Request, job: Job[object]) -> None:
         """A stream's news to its reader, the last ones with its end."""
         job.post([answer for event in stream.take_events() for answer in job.tell(event)])
         if stream.is_closed:
@@ -515,7 +515,7 @@ class EngineThread:
         for stream in [stream for stream, job in self._jobs.items() if job.is_cancelled]:
             self._forget(stream)
 
-    def _forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Request) -> None:
         self._scheduler.cancel(stream)
         self._free(self._jobs.pop(stream))
 
@@ -528,7 +528,7 @@ class EngineThread:
         self._placed.pop(job, None)  # type: ignore[arg-type]
 
 
-def _meet_pass(streams: Sequence[Stream]) -> None:
+def _meet_pass(streams: Sequence[Request]) -> None:
     """Before each pass of the model."""
     if fault_injection.ARMED:
         fault_injection.hit("pass", streams)

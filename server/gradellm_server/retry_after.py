@@ -28,7 +28,7 @@ def endings(running: Sequence[float], waiting: Sequence[float]) -> list[float]:
     return ends + sorted(heap)
 
 
-class ComeBack:
+class RetryAfterEstimator:
     """Tells the refused when to come back, each a later moment at which a place is expected to be free.
 
     Were all told the same moment, all but one of them would be refused once more.

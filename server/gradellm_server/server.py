@@ -17,12 +17,12 @@ from gradellm_server.addresses import UNIX, UnixSocket, bind_error, check_free
 from gradellm_server.auth.tls import TlsFiles, server_credentials
 from gradellm_server.engine_thread import EngineThread, ShuttingDownError
 from gradellm_server.health import Health
-from gradellm_server.observability.call import Watcher, Watchers
+from gradellm_server.observability.call import CallObserver, Watchers
 from gradellm_server.observability.debugging import CHANNELZ_NAME, add_channelz
 from gradellm_server.observability.metrics import Metrics
 from gradellm_server.observability.metrics_server import MetricsPort
 from gradellm_server.rpc import conversion
-from gradellm_server.rpc.auth_interceptor import Gate
+from gradellm_server.rpc.auth_interceptor import AuthInterceptor
 from gradellm_server.rpc.receive_deadline import Receiving
 from gradellm_server.rpc.service import ExplainerService
 from gradellm_server.settings import ListenError, ServerSettings
@@ -45,7 +45,7 @@ class Server:
         metrics: what it counts.
     """
 
-    def __init__(self, settings: ServerSettings, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, settings: ServerSettings, watchers: Sequence[CallObserver] = ()) -> None:
         """Bind. `watchers` are told of calls, after the metrics are.
 
         Raises:
@@ -75,7 +75,7 @@ class Server:
                 ("grpc.max_concurrent_streams", MAX_STREAMS + settings.max_queued),
             ],
             interceptors=[
-                *([] if settings.tokens is None else [Gate(settings.tokens, self._watchers)]),
+                *([] if settings.tokens is None else [AuthInterceptor(settings.tokens, self._watchers)]),
                 Receiving(settings.receive_seconds),
             ],
         )

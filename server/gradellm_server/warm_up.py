@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from gradellm_engine import AttributionSettings, Delivery, Engine, Event, PromptInput, Sampling, Stream
+from gradellm_engine import AttributionSettings, Delivery, Engine, Event, PromptInput, Request, Sampling
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_server.engine_thread import EngineThread, Job
 
@@ -28,7 +28,7 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
     wanted = DEFAULT_CHUNK_SIZE if is_recorded else NUM_TOKENS
     num_tokens = min(wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
 
-    def stream(settings: AttributionSettings | None, engine: Engine) -> Stream:
+    def stream(settings: AttributionSettings | None, engine: Engine) -> Request:
         return engine.stream(PromptInput(prompt=PROMPT), Sampling(max_new_tokens=num_tokens), settings)
 
     async def run(settings: AttributionSettings | None) -> None:

@@ -18,7 +18,7 @@ from gradellm_bench.backends import WAYS, Way, decode_in_turns
 from gradellm_bench.bandwidth import read_bandwidth
 from gradellm_bench.full_prefix_baseline import recomputed_step
 from gradellm_bench.latency import Latency, latencies
-from gradellm_bench.models import Subject, checkpoint_subject, random_subject
+from gradellm_bench.models import BenchModel, checkpoint_subject, random_subject
 from gradellm_bench.report import latency_table
 from gradellm_bench.throughput import admission, memory, reuse, throughputs
 from gradellm_bench.timeline import Stopwatch, Timeline
@@ -40,7 +40,7 @@ OWN_WAYS = [name for name, way in WAYS.items() if way.needs is None]
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Subject:
+def tiny() -> BenchModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(subject_module.SHAPES, "tiny", TINY)
         return random_subject("tiny", dtype=torch.float32, device=torch.device("cpu"))
@@ -53,7 +53,7 @@ def shape(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("name", OWN_WAYS)
-def test_ways_tell_every_token_and_its_vector(tiny: Subject, name: str) -> None:
+def test_ways_tell_every_token_and_its_vector(tiny: BenchModel, name: str) -> None:
     prompt = tiny.prompt(Random(0), 20)
     expected = WAYS["generate"].decode(tiny, prompt, 6).ids
     timeline = WAYS[name].decode(tiny, prompt, 6)
@@ -111,7 +111,7 @@ def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
     assert "recompute cannot run a model of the family gemma2" in capsys.readouterr().err
 
 
-def test_both_models_stand_on_the_same_tensors(tiny: Subject) -> None:
+def test_both_models_stand_on_the_same_tensors(tiny: BenchModel) -> None:
     ours = dict(tiny.loaded.decoder._model.named_parameters())
     theirs = dict(tiny.reference.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -143,7 +143,7 @@ def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch)
     assert watch() == 7.0  # 14 since it was made, of which it stood 7
 
 
-def test_ways_in_turns_decode_what_they_decode_alone(tiny: Subject) -> None:
+def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
     """Each by itself: nothing that one has read is used by another."""
     ways = [way for way in WAYS.values() if way.kind is not None]
     prompt = tiny.prompt(Random(3), 40)
@@ -165,7 +165,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert "2.00" in latency_table([Latency("plain", 1, 1, [1.0], [10.0]), Latency("a", 1, 1, [1.0], [20.0])])
 
 
-def test_floors_are_reads_at_the_measured_bandwidth(tiny: Subject) -> None:
+def test_floors_are_reads_at_the_measured_bandwidth(tiny: BenchModel) -> None:
     ways = [WAYS["plain"], WAYS["per_token"], WAYS["chunked(16)"], WAYS["recompute"]]
     (row,) = latencies(
         tiny, ways, prompt_lengths=[16], new_tokens=16, rounds=1, bandwidth=1e6, progress=lambda stage: None
@@ -176,8 +176,8 @@ def test_floors_are_reads_at_the_measured_bandwidth(tiny: Subject) -> None:
     assert floors == pytest.approx([body + head, 2 * body + head, 1.0625 * body + head, None])
 
 
-def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
-    def wrong(subject: Subject, ids: object, count: int) -> list[Timeline]:
+def test_ways_that_decode_other_tokens_are_not_compared(tiny: BenchModel) -> None:
+    def wrong(subject: BenchModel, ids: object, count: int) -> list[Timeline]:
         return [Timeline(ids=[0] * count, tokens=[1.0] * count)]
 
     ways = [WAYS["plain"], Way("wrong", "", wrong, None)]
@@ -188,7 +188,7 @@ def test_ways_that_decode_other_tokens_are_not_compared(tiny: Subject) -> None:
         list(measuring)
 
 
-def test_a_long_prompt_comes_in_while_others_run(tiny: Subject) -> None:
+def test_a_long_prompt_comes_in_while_others_run(tiny: BenchModel) -> None:
     its = admission(tiny, streams=2, new_tokens=64, rounds=1)
     assert its.median_gap > 0
     assert its.first_token >= its.largest_gap / 2 > 0  # it is read while they wait for tokens
@@ -196,7 +196,7 @@ def test_a_long_prompt_comes_in_while_others_run(tiny: Subject) -> None:
         admission(tiny, streams=2, new_tokens=17, rounds=1)
 
 
-def test_throughput_is_that_of_streams_which_all_decode(tiny: Subject) -> None:
+def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> None:
     ways = [WAYS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
     short, long = throughputs(
         tiny,
@@ -223,7 +223,7 @@ def test_throughput_is_that_of_streams_which_all_decode(tiny: Subject) -> None:
             assert result.tokens_per_second == pytest.approx(result.streams * 1e3 / result.gap, rel=0.6)
 
 
-def test_memory_is_counted_from_pools_that_are_in_use(tiny: Subject) -> None:
+def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:
     used = memory(tiny, prompt_tokens=64, new_tokens=32, requests=32, progress=lambda stage: None)
     pool = tiny.loaded.decoder.pool
     assert used.idle > pool.num_tokens * tiny.loaded.decoder.bytes_per_token
@@ -231,7 +231,7 @@ def test_memory_is_counted_from_pools_that_are_in_use(tiny: Subject) -> None:
     assert abs(used.after - used.before) < 2**26
 
 
-def test_a_second_turn_reads_what_is_new(tiny: Subject) -> None:
+def test_a_second_turn_reads_what_is_new(tiny: BenchModel) -> None:
     turns = reuse(tiny, new_tokens=8, rounds=1)
     assert turns.reused_tokens == turns.first_tokens + 8 - 1  # the answer's last token was never read
     assert turns.second_tokens - turns.reused_tokens < 40

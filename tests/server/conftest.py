@@ -14,7 +14,7 @@ import pytest
 
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine import Engine
-from gradellm_server.observability.call import Watcher
+from gradellm_server.observability.call import CallObserver
 from gradellm_server.server import Server
 from gradellm_server.settings import ServerSettings
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class RunningServer:
     """A server and the event loop that it lives on."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, watchers: Sequence[CallObserver] = ()) -> None:
         self.engine = engine
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -34,7 +34,7 @@ class RunningServer:
         self.channel = grpc.insecure_channel(self.address)
         self.stub = explainer_pb2_grpc.ExplainerServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
-    async def _start(self, settings: ServerSettings, watchers: Sequence[Watcher]) -> Server:
+    async def _start(self, settings: ServerSettings, watchers: Sequence[CallObserver]) -> Server:
         server = Server(settings, watchers)
         await server.start(self.engine)
         return server

@@ -13,10 +13,10 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm_engine.core.request import Phase
+from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
-from gradellm_engine.model.runner import Decoder, ExplainedPass
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_server import fault_injection
 from gradellm_server.rpc import conversion
 from server.conftest import RunningServer, Serving
@@ -31,10 +31,10 @@ class Steps:
     def __init__(self) -> None:
         self.count = 0
 
-    def slow(self, decoder: Decoder) -> Callable[[Sequence[Part]], ExplainedPass]:
+    def slow(self, decoder: ModelRunner) -> Callable[[Sequence[SequenceChunk]], ExplainedPass]:
         original = decoder.explained_pass
 
-        def step(parts: Sequence[Part]) -> ExplainedPass:
+        def step(parts: Sequence[SequenceChunk]) -> ExplainedPass:
             self.count += 1
             time.sleep(0.02)
             return original(parts)
@@ -110,7 +110,7 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     decoder = server.engine._model.decoder
     original, chunks, going = decoder.read, [], threading.Event()
 
-    def read(parts: Sequence[Part]) -> None:
+    def read(parts: Sequence[SequenceChunk]) -> None:
         chunks.append(len(parts[0].ids))
         going.set()
         time.sleep(0.1)
@@ -157,25 +157,29 @@ def test_a_reader_that_stops_reading_does_not_hold_up_others(server: RunningServ
 PROMPT = pb.Input(prompt="a" * 100)
 CHUNKED = pb.AttributionOptions(delivery=pb.DELIVERY_CHUNKED, chunk_size=2)
 # What a stream is busy with when its client leaves: the call, and the phase that it must be in.
-BUSY: dict[str, tuple[str, Any, Phase]] = {
-    "prefill": ("Generate", pb.GenerateRequest(input=pb.Input(prompt="b" * 230), max_new_tokens=2), Phase.PREFILL),
-    "decode": ("Generate", pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200), Phase.DECODE),
+BUSY: dict[str, tuple[str, Any, RequestPhase]] = {
+    "prefill": (
+        "Generate",
+        pb.GenerateRequest(input=pb.Input(prompt="b" * 230), max_new_tokens=2),
+        RequestPhase.PREFILL,
+    ),
+    "decode": ("Generate", pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200), RequestPhase.DECODE),
     "chunks": (
         "Generate",
         pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=CHUNKED),
-        Phase.EXPLAIN,
+        RequestPhase.EXPLAIN,
     ),
     "given completion": (
         "Attribute",
         pb.AttributeRequest(input=PROMPT, completion="c" * 100, attribution=pb.AttributionOptions(chunk_size=1)),
-        Phase.EXPLAIN,
+        RequestPhase.EXPLAIN,
     ),
     "after the fact": (
         "Attribute",
         pb.AttributeRequest(
             input=PROMPT, completion="c" * 50, attribution=pb.AttributionOptions(method="lime", samples=10000)
         ),
-        Phase.ANALYSE,
+        RequestPhase.ANALYSE,
     ),
     "evaluation": (
         "Evaluate",
@@ -186,7 +190,7 @@ BUSY: dict[str, tuple[str, Any, Phase]] = {
                 methods=[pb.EvaluatedMethod(attribution=pb.AttributionOptions(method="random"))], samples=100, stride=1
             ),
         ),
-        Phase.ANALYSE,
+        RequestPhase.ANALYSE,
     ),
 }
 
@@ -198,7 +202,7 @@ def test_leaving_takes_effect_within_one_step_in_every_phase(
 ) -> None:
     thread, scheduler = server.server.engine_thread, server.engine.scheduler
     name, request, phase = BUSY[busy]
-    seen: list[Phase] = []  # of the stream, before each of its passes
+    seen: list[RequestPhase] = []  # of the stream, before each of its passes
 
     def note(streams: object) -> None:
         seen.append(streams[0].phase)  # type: ignore[index]
@@ -234,7 +238,7 @@ def test_leaving_takes_effect_within_one_step_in_every_phase(
         until(lambda: bool(noticed) and not scheduler.running)
         time.sleep(0.1)
         assert len(seen) - noticed[0] <= 1
-        assert seen[-1] in (phase, Phase.DECODE)
+        assert seen[-1] in (phase, RequestPhase.DECODE)
     channel.close()
     assert thread.num_placed == 0
     assert server.engine._model.decoder.pool.num_free_tokens == server.engine.kv_tokens

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gradellm_engine import Engine, Event, Finished, PromptInput, Sampling, Step, Stream
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine import Engine, Event, Finished, PromptInput, Request, Sampling, Step
+from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
 Answers = Job[Event]
@@ -28,7 +28,7 @@ class Gate:
         self.num_passes = 0
         self.error: Exception | None = None
 
-    def step(self, parts: Sequence[Part]) -> Tensor:
+    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
         self.open.wait(10)
         self.num_passes += 1
         if self.error is not None:
@@ -64,7 +64,7 @@ def thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
     return start
 
 
-def request(num_tokens: int, prompt: str = "Once") -> Callable[[Engine], Stream]:
+def request(num_tokens: int, prompt: str = "Once") -> Callable[[Engine], Request]:
     return lambda engine: engine.stream(PromptInput(prompt=prompt), Sampling(max_new_tokens=num_tokens))
 
 

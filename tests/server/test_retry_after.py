@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from gradellm_server.retry_after import LATEST_SECONDS, SOONEST_SECONDS, ComeBack, endings, seconds_until_room
+from gradellm_server.retry_after import (
+    LATEST_SECONDS,
+    SOONEST_SECONDS,
+    RetryAfterEstimator,
+    endings,
+    seconds_until_room,
+)
 
 
 def test_endings_of_what_runs_and_of_what_waits_for_it() -> None:
@@ -14,15 +20,15 @@ def test_endings_of_what_runs_and_of_what_waits_for_it() -> None:
 
 
 def test_the_refused_come_back_one_after_the_other() -> None:
-    come_back = ComeBack()
+    come_back = RetryAfterEstimator()
     assert [come_back.seconds([1.0, 2.0, 4.0]) for _ in range(3)] == [1.0, 2.0, 4.0]
     assert come_back.seconds([1.0, 2.0, 4.0]) == pytest.approx(16 / 3)  # a fourth place at the pace of three
 
 
 def test_it_is_never_nothing_and_never_too_long() -> None:
-    assert ComeBack().seconds([]) == SOONEST_SECONDS
-    assert ComeBack().seconds([0.0]) == SOONEST_SECONDS
-    assert ComeBack().seconds([1e9]) == LATEST_SECONDS
+    assert RetryAfterEstimator().seconds([]) == SOONEST_SECONDS
+    assert RetryAfterEstimator().seconds([0.0]) == SOONEST_SECONDS
+    assert RetryAfterEstimator().seconds([1e9]) == LATEST_SECONDS
 
 
 def test_room_is_there_once_enough_of_what_waits_has_started() -> None:

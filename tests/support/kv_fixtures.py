@@ -6,25 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.ragged import Explain, Part
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
 
 MORE_TOKENS = 20  # that a sequence may become longer by
 
 
-def filled(decoder: Decoder, lengths: Sequence[int], explain: Explain | None = None) -> list[Part]:
+def filled(decoder: ModelRunner, lengths: Sequence[int], explain: ExplainSpec | None = None) -> list[SequenceChunk]:
     """A new token for sequences of these lengths, all explained in one way or none."""
     parts = []
     for seed, length in enumerate(lengths):
         slot = decoder.pool.allocate(length + MORE_TOKENS)
         assert slot is not None
         ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-        decoder.read([Part.new(slot, ids[:-1])])
-        parts.append(Part.new(slot, ids[-1:], explain))
+        decoder.read([SequenceChunk.new(slot, ids[:-1])])
+        parts.append(SequenceChunk.new(slot, ids[-1:], explain))
     return parts
 
 
-def forget(parts: Sequence[Part]) -> None:
+def forget(parts: Sequence[SequenceChunk]) -> None:
     """What was read of them is forgotten, so that it can be read again."""
     for part in parts:
         del part.slot.ids[part.start :]

@@ -20,14 +20,14 @@ from gradellm_engine import (
     AttributionSettings,
     Delivery,
     Engine,
+    EvaluatedMethod,
     EvaluationItem,
     EvaluationSettings,
     GradEllm,
-    Judged,
     Loosening,
     Magnitude,
     Metric,
-    Ranks,
+    ProcessGroup,
     Rectify,
     Rotary,
     Sampling,
@@ -87,7 +87,7 @@ def afterwards(engine: Engine) -> list[Rows]:
 def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
     """An evaluation's items."""
     settings = EvaluationSettings(
-        judged=tuple(Judged(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
+        judged=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
         metrics=(Metric.PI_SOFT_NC, Metric.PI_SOFT_NS),
         pis=(0.3, 0.7),
         samples=2,
@@ -151,7 +151,7 @@ PROGRAMS: dict[str, Callable[[Engine], Any]] = {
 }
 
 
-def loaded(path: Path, dtype: str, ranks: Ranks | None = None) -> Engine:
+def loaded(path: Path, dtype: str, ranks: ProcessGroup | None = None) -> Engine:
     """The same engine for one rank or several."""
     return Engine.load(
         str(path),
@@ -215,14 +215,14 @@ def _rows(told: Sequence[Told]) -> Rows:
 
 def _main() -> None:
     path, dtype, results, *names = sys.argv[1:]
-    ranks = Ranks.join()
+    ranks = ProcessGroup.join()
     engine = loaded(Path(path), dtype, ranks)
     if ranks is not None and not ranks.leads:
         engine.follow()
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
         engine.dismiss()
-    Ranks.leave()
+    ProcessGroup.leave()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gradellm_engine import Attribution, Engine, Event, Finished, Step, Stream
+from gradellm_engine import Attribution, Engine, Event, Finished, Request, Step
 from gradellm_engine.core.scheduler import Scheduler
 
 
@@ -45,7 +45,7 @@ def scheduler_of(engine: Engine, *, max_running: int, num_tokens: int) -> Schedu
     return Scheduler(engine._model.decoder, max_running=max_running)
 
 
-def finish(scheduler: Scheduler, streams: Sequence[Stream], told: Sequence[Told] | None = None) -> list[Told]:
+def finish(scheduler: Scheduler, streams: Sequence[Request], told: Sequence[Told] | None = None) -> list[Told]:
     """Run streams that were submitted to their end; `told` goes on with what they told before."""
     told = list(told) if told is not None else [Told() for _ in streams]
     for _ in range(10_000):
@@ -58,21 +58,21 @@ def finish(scheduler: Scheduler, streams: Sequence[Stream], told: Sequence[Told]
     return told
 
 
-def take(streams: Sequence[Stream], told: Sequence[Told]) -> None:
+def take(streams: Sequence[Request], told: Sequence[Told]) -> None:
     """Add what streams have to tell now."""
     for stream, its in zip(streams, told, strict=True):
         its.events += stream.take_events()
         its.error = stream.error
 
 
-def run(scheduler: Scheduler, streams: Sequence[Stream]) -> list[Told]:
+def run(scheduler: Scheduler, streams: Sequence[Request]) -> list[Told]:
     """Run streams together, from their submission to their end."""
     for stream in streams:
         scheduler.submit(stream)
     return finish(scheduler, streams)
 
 
-def run_alone(engine: Engine, stream: Stream) -> Told:
+def run_alone(engine: Engine, stream: Request) -> Told:
     """Run a stream on its own: one pass a token, nothing reused."""
     (told,) = run(scheduler_of(engine, max_running=1, num_tokens=stream.num_places), [stream])
     return told

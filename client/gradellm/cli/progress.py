@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from gradellm.evaluation.runner import Server
     from gradellm.models import Event
 
-__all__ = ["CallProgress", "Progress", "Standing", "bar", "clock"]
+__all__ = ["CallProgress", "Progress", "RunStatus", "bar", "clock"]
 
 _DRAWN_SECONDS, _SAID_SECONDS = 0.2, 10.0
 _WIDE, _NARROW, _ROOMY = 24, 12, 100  # columns of the bar; and of a terminal that has room for the wide one
 
 
-class Standing(Protocol):
+class RunStatus(Protocol):
     """A run, and how far it is."""
 
     total: int
@@ -85,7 +85,7 @@ class Progress:
         self._last = float("-inf") if self._is_terminal else time.monotonic()
         self._line = ""
 
-    def show(self, runner: Standing) -> None:
+    def show(self, runner: RunStatus) -> None:
         """Say where the run stands, if it is time to."""
         now = time.monotonic()
         if now - self._last < (_DRAWN_SECONDS if self._is_terminal else _SAID_SECONDS):
@@ -99,7 +99,7 @@ class Progress:
         self._stream.write(f"{wipe}{visible(text)}\n{self._line}")
         self._stream.flush()
 
-    def close(self, runner: Standing) -> None:
+    def close(self, runner: RunStatus) -> None:
         """Say where the run has come to: whole examples, for nothing else is kept."""
         self._write(runner, whole=True)
         if self._is_terminal:
@@ -107,7 +107,7 @@ class Progress:
         self._stream.flush()
         self._line = ""
 
-    def _write(self, runner: Standing, *, whole: bool = False) -> None:
+    def _write(self, runner: RunStatus, *, whole: bool = False) -> None:
         columns = shutil.get_terminal_size().columns - 1
         line = _line(self._title, runner, _WIDE if columns >= _ROOMY else _NARROW, whole=whole)
         if self._is_terminal:
@@ -118,7 +118,7 @@ class Progress:
         self._stream.flush()
 
 
-def _line(title: str, runner: Standing, width: int, *, whole: bool) -> str:
+def _line(title: str, runner: RunStatus, width: int, *, whole: bool) -> str:
     done = runner.done_before + runner.done_now
     over = done + runner.failed_now
     partly = 0.0 if whole else sum(sum(server.running.values()) for server in runner.servers)

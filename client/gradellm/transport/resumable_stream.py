@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from gradellm.models import Finished, Started
     from gradellm.transport.calls import Call
 
-__all__ = ["UnbrokenStream"]
+__all__ = ["ResumableStream"]
 
 _SAME_MODEL = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization")
 
 
-class UnbrokenStream:
+class ResumableStream:
     """One stream, over as many calls as it takes."""
 
     def __init__(self, call: Call[Event | None]) -> None:

@@ -9,9 +9,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from gradellm_engine.methods.post_hoc import Objective, ObjectiveSwitches, Row, WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ObjectiveSwitches, ScoreStream, StepScores
 from gradellm_engine.params import check_choice
-from gradellm_engine.passes.full_sequence import Attending
+from gradellm_engine.passes.full_sequence import SequenceAttention
 
 
 class Aggregation(StrEnum):
@@ -42,11 +42,11 @@ def aggregate(channels: Tensor, aggregation: Aggregation) -> Tensor:
 
 
 def gradient_rows(
-    model: WholeModel,
+    model: CompletionModel,
     forward: Callable[[], tuple[Tensor, Tensor]],
     channels: Callable[[Tensor], Tensor],
     aggregation: Aggregation,
-) -> Work:
+) -> ScoreStream:
     """The rows of a method that is one gradient a step.
 
     Args:
@@ -61,11 +61,13 @@ def gradient_rows(
     yield 1 / (1 + given.num_steps)
     for steps, gradients in model.gradients(values, inputs):
         for step, gradient in zip(steps, gradients[:, 0], strict=True):
-            yield Row(step, aggregate(channels(gradient), aggregation)[: given.prefix(step)])
+            yield StepScores(step, aggregate(channels(gradient), aggregation)[: given.prefix(step)])
         yield (1 + steps.stop) / (1 + given.num_steps)
 
 
-def by_embeddings(model: WholeModel, objective: Objective, run: Attending | None = None) -> tuple[Tensor, Tensor]:
+def by_embeddings(
+    model: CompletionModel, objective: Objective, run: SequenceAttention | None = None
+) -> tuple[Tensor, Tensor]:
     """The steps' values, and the embeddings to differentiate them by. [n], [1, T, h]"""
     x = model.embeddings.detach()[None].clone().requires_grad_()
     return model.values(x, objective, run)[0], x

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
 from gradellm_engine.methods.hooks import hooked
-from gradellm_engine.methods.post_hoc import WholeModel, Work, baseline_embeddings
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, baseline_embeddings
 
 RESCALED = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
 SMALLEST_DIFFERENCE = 1e-10  # of inputs: below it, the gradient itself
@@ -36,7 +36,7 @@ class DeepLift(GradientSwitches):
     baseline_ids: tuple[int, ...] = ()
 
 
-def explain(model: WholeModel, switches: DeepLift) -> Work:
+def explain(model: CompletionModel, switches: DeepLift) -> ScoreStream:
     """(x_i - x'_i) * multiplier, its norm over channels or their sum; the completion is the same in the baseline."""
     m = model.given.num_prompt_tokens
     before = model.embeddings.clone()
@@ -54,12 +54,12 @@ def explain(model: WholeModel, switches: DeepLift) -> Work:
 Noted = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
-def _modules(model: WholeModel) -> list[nn.Module]:
+def _modules(model: CompletionModel) -> list[nn.Module]:
     return [module for _, module in model.decoder.named_modules() if type(module) in RESCALED]
 
 
 @contextmanager
-def _noting(model: WholeModel) -> Iterator[Noted]:
+def _noting(model: CompletionModel) -> Iterator[Noted]:
     """What goes into non-linearities, and what comes out."""
     noted: Noted = {}
 
@@ -70,7 +70,7 @@ def _noting(model: WholeModel) -> Iterator[Noted]:
         yield noted
 
 
-def _rescaling(model: WholeModel, noted: Noted) -> AbstractContextManager[None]:
+def _rescaling(model: CompletionModel, noted: Noted) -> AbstractContextManager[None]:
     """Gradients go through non-linearities by the slope to what was noted."""
 
     def rescale(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradellm_engine.methods.gradients.base import GradientSwitches
 from gradellm_engine.methods.gradients.path_gradients import Averages, Path, path_rows
-from gradellm_engine.methods.post_hoc import WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 from gradellm_engine.methods.sampling_params import SampleSwitches
 
 
@@ -30,7 +30,7 @@ class GradientShap(SampleSwitches, GradientSwitches):
     baseline_ids: tuple[int, ...] = ()
 
 
-def explain(model: WholeModel, switches: GradientShap) -> Work:
+def explain(model: CompletionModel, switches: GradientShap) -> ScoreStream:
     """(x_i - x'_i) times the mean gradient at uniform random places of the path; error: of sampling."""
     count = switches.samples
     alphas = torch.tensor(switches.draws("gradient_shap").random(count))

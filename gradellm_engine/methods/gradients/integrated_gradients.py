@@ -16,7 +16,7 @@ from torch import Tensor
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.methods.gradients.base import GradientSwitches
 from gradellm_engine.methods.gradients.path_gradients import Averages, Path, path_rows, signed_sum
-from gradellm_engine.methods.post_hoc import WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 MAX_STEPS = 1000
 
@@ -40,7 +40,7 @@ class IntegratedGradients(GradientSwitches):
             raise InvalidRequestError("attribution.steps", f"must lie between 1 and {MAX_STEPS}, was {self.steps}")
 
 
-def explain(model: WholeModel, switches: IntegratedGradients) -> Work:
+def explain(model: CompletionModel, switches: IntegratedGradients) -> ScoreStream:
     """(x_i - x'_i) times the integral of the gradient along the path; error: of completeness."""
     nodes, weights = np.polynomial.legendre.leggauss(switches.steps)  # of the integral from -1 to 1
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
 from gradellm_engine.methods.hooks import hooked
-from gradellm_engine.methods.post_hoc import WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LayerGradientXActivation(GradientSwitches):
         return replace(self, layer=num_layers // 2 if self.layer is None else self.layer)
 
 
-def explain(model: WholeModel, switches: LayerGradientXActivation) -> Work:
+def explain(model: CompletionModel, switches: LayerGradientXActivation) -> ScoreStream:
     """a_i * dl/da_i at the chosen layer's output, its norm over channels or their sum."""
     activations: list[Tensor] = []
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.methods.gradients.base import GradientSwitches, aggregate
-from gradellm_engine.methods.post_hoc import Row, WholeModel, Work, baseline_embeddings, prefix_scores
+from gradellm_engine.methods.post_hoc import (
+    CompletionModel,
+    ScoreStream,
+    StepScores,
+    baseline_embeddings,
+    prefix_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ Errors = Callable[[Averages, Tensor], Tensor]
 
 
 def path_rows(
-    model: WholeModel, switches: GradientSwitches, baseline_ids: Sequence[int], path: Path, errors: Errors
-) -> Work:
+    model: CompletionModel, switches: GradientSwitches, baseline_ids: Sequence[int], path: Path, errors: Errors
+) -> ScoreStream:
     """(x_i - x'_i) times the mean gradient along the path, its norm over channels or their sum; with errors.
 
     Steps whose gradients do not fit the memory together are taken in turns, each along the whole path.
@@ -74,17 +80,17 @@ def path_rows(
             yield min(done, 1.0)
         rows = aggregate(difference * averages.gradients, switches.aggregation)
         for step, row, error in zip(turn, rows, errors(averages, gained[list(turn)]).tolist(), strict=True):
-            yield Row(step, prefix_scores(row, given, step), error)
+            yield StepScores(step, prefix_scores(row, given, step), error)
 
 
-def _gained(model: WholeModel, switches: GradientSwitches, baseline: Tensor) -> Tensor:
+def _gained(model: CompletionModel, switches: GradientSwitches, baseline: Tensor) -> Tensor:
     """The objective of the prompt less that of the baseline. [n]"""
     with torch.no_grad():
         after, before = (model.values(_at(model, baseline, alpha)[None], switches.objective)[0] for alpha in (1.0, 0.0))
     return (after - before).to(model.device)
 
 
-def _at(model: WholeModel, baseline: Tensor, alpha: float) -> Tensor:
+def _at(model: CompletionModel, baseline: Tensor, alpha: float) -> Tensor:
     """Embeddings at one place of the path. [T, h]"""
     embeddings = model.embeddings.clone()
     m = len(baseline)
@@ -93,7 +99,7 @@ def _at(model: WholeModel, baseline: Tensor, alpha: float) -> Tensor:
 
 
 def _along(
-    model: WholeModel,
+    model: CompletionModel,
     switches: GradientSwitches,
     baseline: Tensor,
     difference: Tensor,

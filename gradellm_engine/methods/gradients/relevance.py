@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from gradellm_engine.methods.gradients.base import Aggregation, by_embeddings, gradient_rows
 from gradellm_engine.methods.hooks import Hook, hooked
-from gradellm_engine.methods.post_hoc import Objective, WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream
 from gradellm_engine.params import Switches
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Relevance(Switches):
     name: ClassVar[str] = "relevance"
 
 
-def explain(model: WholeModel, switches: Relevance) -> Work:
+def explain(model: CompletionModel, switches: Relevance) -> ScoreStream:
     """x_i times the propagated gradient, summed over channels. Signed."""
 
     def forward() -> tuple[Tensor, Tensor]:
         with rules(model):
-            return by_embeddings(model, Objective.LOGIT, WholePass(weights_are_constant=True))
+            return by_embeddings(model, Objective.LOGIT, FullSequenceAttention(weights_are_constant=True))
 
     return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, Aggregation.SUM)
 
 
-def rules(model: WholeModel) -> AbstractContextManager[None]:
+def rules(model: CompletionModel) -> AbstractContextManager[None]:
     """While it lasts, gradients through the model's modules follow the rules; its numbers stay what they are."""
     hooks: list[tuple[nn.Module, Hook]] = []
     for name, module in model.decoder.named_modules():

@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
-from gradellm_engine.methods.post_hoc import WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Saliency(GradientSwitches):
     name: ClassVar[str] = "saliency"
 
 
-def explain(model: WholeModel, switches: Saliency) -> Work:
+def explain(model: CompletionModel, switches: Saliency) -> ScoreStream:
     """dl/dx_i, its norm over channels or their sum."""
     forward = partial(by_embeddings, model, switches.objective)
     return gradient_rows(model, forward, lambda gradient: gradient, switches.aggregation)

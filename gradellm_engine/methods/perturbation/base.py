@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gradellm_engine.methods.post_hoc import Objective, WholeModel
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective
 
 
 def changed_values(
-    model: WholeModel, count: int, changed: Callable[[int], Tensor], objective: Objective, values: Tensor
+    model: CompletionModel, count: int, changed: Callable[[int], Tensor], objective: Objective, values: Tensor
 ) -> Iterator[float]:
     """Fill `values` [count, n] with the objective of `count` changed prompts; yields the share that is done.
 
@@ -33,7 +33,7 @@ def changed_values(
         yield chosen.stop / count
 
 
-def own_values(model: WholeModel, objective: Objective) -> Tensor:
+def own_values(model: CompletionModel, objective: Objective) -> Tensor:
     """The objective of the prompt as it is. [n]"""
     with torch.no_grad():
         return model.values(model.embeddings[None], objective)[0]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gradellm_engine.methods.perturbation.base import changed_values
 from gradellm_engine.methods.post_hoc import (
+    CompletionModel,
     ObjectiveSwitches,
-    Row,
-    WholeModel,
-    Work,
+    ScoreStream,
+    StepScores,
     baseline_embeddings,
     prefix_scores,
 )
@@ -40,7 +40,7 @@ class Lime(SampleSwitches, ObjectiveSwitches):
     baseline_ids: tuple[int, ...] = ()
 
 
-def explain(model: WholeModel, switches: Lime) -> Work:
+def explain(model: CompletionModel, switches: Lime) -> ScoreStream:
     """The slopes of the fit."""
     given, m = model.given, model.given.num_prompt_tokens
     baseline = baseline_embeddings(model, switches.baseline_ids)
@@ -53,7 +53,7 @@ def explain(model: WholeModel, switches: Lime) -> Work:
     yield from changed_values(model, len(kept), some, switches.objective, values)
     slopes, errors = fit(kept.double().cpu(), values.double().cpu(), kernel(kept).double().cpu())
     for step in range(given.num_steps):
-        yield Row(step, prefix_scores(slopes[:, step].float(), given, step), float(errors[:, step].max()))
+        yield StepScores(step, prefix_scores(slopes[:, step].float(), given, step), float(errors[:, step].max()))
 
 
 def sample_masks(switches: Lime, num_tokens: int) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradellm_engine.methods.perturbation.base import changed_values, own_values
 from gradellm_engine.methods.post_hoc import (
+    CompletionModel,
     ObjectiveSwitches,
-    Row,
-    WholeModel,
-    Work,
+    ScoreStream,
+    StepScores,
     baseline_embeddings,
     prefix_scores,
 )
@@ -30,7 +30,7 @@ class Occlusion(ObjectiveSwitches):
     baseline_ids: tuple[int, ...] = ()
 
 
-def explain(model: WholeModel, switches: Occlusion) -> Work:
+def explain(model: CompletionModel, switches: Occlusion) -> ScoreStream:
     """l(x) - l(x without token i), for every token of the prompt."""
     given, m = model.given, model.given.num_prompt_tokens
     baseline = baseline_embeddings(model, switches.baseline_ids)
@@ -44,4 +44,4 @@ def explain(model: WholeModel, switches: Occlusion) -> Work:
 
     yield from changed_values(model, m, without, switches.objective, values)
     for step in range(given.num_steps):
-        yield Row(step, prefix_scores(own[step] - values[:, step], given, step))
+        yield StepScores(step, prefix_scores(own[step] - values[:, step], given, step))

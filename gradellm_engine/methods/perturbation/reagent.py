@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.methods.perturbation.base import changed_values, own_values
-from gradellm_engine.methods.post_hoc import Objective, Row, WholeModel, Work, prefix_scores
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream, StepScores, prefix_scores
 from gradellm_engine.methods.sampling_params import SampleSwitches
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
 REPLACED = 0.3  # of the prompt, in a round
 
@@ -32,7 +32,7 @@ class ReAgent(SampleSwitches):
     samples: int = 100
 
 
-def explain(model: WholeModel, switches: ReAgent) -> Work:
+def explain(model: CompletionModel, switches: ReAgent) -> ScoreStream:
     """The softmax of what the rounds add up to."""
     given, m = model.given, model.given.num_prompt_tokens
     draws = switches.draws("reagent")
@@ -58,15 +58,17 @@ def explain(model: WholeModel, switches: ReAgent) -> Work:
     signs = torch.where(replaced, 1.0, -1.0).double()  # [N, m]
     scores = (signs.T @ (torch.log1p(lost) - torch.log1p(-lost))).softmax(0)  # [m, n]
     for step in range(given.num_steps):
-        yield Row(step, prefix_scores(scores[:, step].float(), given, step))
+        yield StepScores(step, prefix_scores(scores[:, step].float(), given, step))
 
 
-def _cumulative(model: WholeModel) -> Tensor:
+def _cumulative(model: CompletionModel) -> Tensor:
     """Distribution functions of the model's prediction of each token of the prompt; the first stays. [m, V]"""
     m = model.given.num_prompt_tokens
     positions = torch.arange(m, device=model.device)
     with torch.no_grad():
-        logits = model.decoder.whole_pass(model.embeddings[None, :m], positions, positions, WholePass())[0].float()
+        logits = model.decoder.whole_pass(model.embeddings[None, :m], positions, positions, FullSequenceAttention())[
+            0
+        ].float()
         probs = logits.softmax(-1).roll(1, 0)
     probs[0] = 0
     probs[0, model.given.ids[0]] = 1

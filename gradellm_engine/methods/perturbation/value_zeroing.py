@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.attention.ops import Attended, AttentionForm, by_group
+from gradellm_engine.attention.ops import AttentionForm, AttentionState, by_group
 from gradellm_engine.methods.hooks import Hook, hooked
-from gradellm_engine.methods.post_hoc import Objective, Row, WholeModel, Work
+from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches
-from gradellm_engine.passes.full_sequence import Attending, WholePass, ungrouped
+from gradellm_engine.passes.full_sequence import FullSequenceAttention, SequenceAttention, ungrouped
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class ValueZeroing(LayerSwitches):
     name: ClassVar[str] = "value_zeroing"
 
 
-def explain(model: WholeModel, switches: ValueZeroing) -> Work:
+def explain(model: CompletionModel, switches: ValueZeroing) -> ScoreStream:
     """1 - cosine of layer outputs, a token of the prefix."""
     given, layers = model.given, switches.explicit_layers
-    attended: dict[int, Attended] = {}
+    attended: dict[int, AttentionState] = {}
     with torch.no_grad(), _outputs(model) as outputs:
-        model.values(model.embeddings[None], Objective.LOGIT, WholePass(watch=attended.__setitem__))
+        model.values(model.embeddings[None], Objective.LOGIT, FullSequenceAttention(watch=attended.__setitem__))
     originals = {index: output[0].clone() for index, output in outputs.items()}  # [T, h]
     total = 1 + given.num_steps
     yield 1 / total
@@ -50,15 +50,15 @@ def explain(model: WholeModel, switches: ValueZeroing) -> Work:
             changes = _changes(model, step, tokens, layers, attended, originals)
             scores[tokens.start : tokens.stop] = changes.mean(0).float().cpu()
             yield (1 + step + tokens.stop / given.prefix(step)) / total
-        yield Row(step, scores)
+        yield StepScores(step, scores)
 
 
 def _changes(
-    model: WholeModel,
+    model: CompletionModel,
     step: int,
     tokens: range,
     layers: tuple[int, ...],
-    attended: dict[int, Attended],
+    attended: dict[int, AttentionState],
     originals: dict[int, Tensor],
 ) -> Tensor:
     """1 - cosine, a layer and a token whose value is zero. -> [layers, tokens]"""
@@ -81,12 +81,12 @@ def _changes(
 
 
 @dataclass
-class Zeroed(Attending):
+class Zeroed(SequenceAttention):
     """Attention at one position, of one sequence for each token whose value is zero; see `whole_pass.Attending`."""
 
     position: int
     tokens: range
-    attended: dict[int, Attended]
+    attended: dict[int, AttentionState]
 
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
         """What is left of o without A_i v_i, for every token i. -> [N, 1, H, Dv]"""
@@ -99,7 +99,7 @@ class Zeroed(Attending):
 
 
 @contextmanager
-def _outputs(model: WholeModel) -> Iterator[dict[int, Tensor]]:
+def _outputs(model: CompletionModel) -> Iterator[dict[int, Tensor]]:
     """What layers put out. [B, T, h] each"""
     noted: dict[int, Tensor] = {}
 
@@ -111,7 +111,7 @@ def _outputs(model: WholeModel) -> Iterator[dict[int, Tensor]]:
         yield noted
 
 
-def _replaced_outputs(model: WholeModel, replace: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
+def _replaced_outputs(model: CompletionModel, replace: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
     """Layers put out what `replace` makes of their index and output."""
 
     def hook_of(index: int) -> Hook:

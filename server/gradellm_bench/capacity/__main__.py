@@ -23,7 +23,7 @@ from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
 from gradellm_bench.capacity.report import limit_table, plan_table, trial_table
 from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
-from gradellm_bench.models import SHAPES, Subject, checkpoint_subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
 from gradellm_engine.errors import EngineError
 from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
 from gradellm_engine.utils.quiet import run_and_leave
@@ -133,7 +133,7 @@ def _document(options: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(options: argparse.Namespace) -> Subject:
+def _subject(options: argparse.Namespace) -> BenchModel:
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     use_threads(options.threads)

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from gradellm_bench.capacity.measuring import Kind, Measured, Pass
-from gradellm_engine.compilation.cuda_graphs import rounded_up
+from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
 from gradellm_engine.passes.batched import StepShape
 
 
@@ -145,7 +145,7 @@ class Costs:
 @cache
 def recorded_rows(size: int) -> int:
     """How many rows a step of so many is recorded with."""
-    return rounded_up(StepShape(size, 1, 1, is_new=True, switches=None, has_domains=False)).num_rows
+    return pad_to_bucket(StepShape(size, 1, 1, is_new=True, switches=None, has_domains=False)).num_rows
 
 
 def read_work(tokens: int, context: int) -> int:

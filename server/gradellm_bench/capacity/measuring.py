@@ -14,14 +14,14 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from gradellm_bench.models import Subject
+from gradellm_bench.models import BenchModel
 from gradellm_bench.streams import chunked, streams_of
 from gradellm_bench.timeline import Stopwatch
-from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Phase, Stream
+from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase
 from gradellm_engine.core.scheduler import EXPLAINED_TOKENS
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.passes.ragged import SequenceChunk
 
 Kind = Literal["step", "explained_step", "scores", "replay", "read"]
 Progress = Callable[[str], None]
@@ -100,7 +100,7 @@ class Measured:
 
 
 def measure(
-    subject: Subject,
+    subject: BenchModel,
     *,
     counts: Sequence[int],
     contexts: Sequence[int],
@@ -130,7 +130,7 @@ def measure(
                 yield from _decoding(engine, subject, rng, context, count, attribution, steps)
 
 
-def _piece(engine: Engine, subject: Subject, rng: Random, context: int, size: int, steps: int) -> Pass:
+def _piece(engine: Engine, subject: BenchModel, rng: Random, context: int, size: int, steps: int) -> Pass:
     """Reading a piece of a prompt behind `context` tokens."""
     decoder, seconds = subject.loaded.decoder, []
     decoder.pool.forget()
@@ -139,8 +139,8 @@ def _piece(engine: Engine, subject: Subject, rng: Random, context: int, size: in
         if slot is None:
             raise RuntimeError("the pool was made with room for this")
         if context:
-            decoder.read([Part.new(slot, subject.prompt(rng, context))])
-        part = Part.new(slot, subject.prompt(rng, size))
+            decoder.read([SequenceChunk.new(slot, subject.prompt(rng, context))])
+        part = SequenceChunk.new(slot, subject.prompt(rng, size))
         watch = Stopwatch()
         decoder.read([part])
         seconds.append(watch())
@@ -150,7 +150,7 @@ def _piece(engine: Engine, subject: Subject, rng: Random, context: int, size: in
 
 def _decoding(
     engine: Engine,
-    subject: Subject,
+    subject: BenchModel,
     rng: Random,
     context: int,
     count: int,
@@ -165,8 +165,8 @@ def _decoding(
     streams = streams_of(engine, prompts, new_tokens, attribution)
     for stream in streams:
         engine.scheduler.submit(stream)
-    while any(stream.phase in (Phase.WAITING, Phase.PREFILL) for stream in streams):
-        for _ in engine.scheduler.tick(lambda stream: stream.phase is Phase.PREFILL):
+    while any(stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams):
+        for _ in engine.scheduler.tick(lambda stream: stream.phase is RequestPhase.PREFILL):
             pass
     timed: dict[Kind, list[float]] = {}
     while not all(stream.is_closed for stream in streams):
@@ -187,7 +187,7 @@ def _kind(attribution: AttributionSettings | None, half: int) -> Kind:
     return "scores" if half else "explained_step"
 
 
-def _timed(engine: Engine, streams: Sequence[Stream]) -> list[float]:
+def _timed(engine: Engine, streams: Sequence[Request]) -> list[float]:
     """Seconds of each pass of a tick, with what is told taken as a server takes it."""
     seconds, watch, before = [], Stopwatch(), 0.0
     for _ in engine.scheduler.tick():

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from gradellm_bench.capacity.costs import Costs, read_work
 from gradellm_bench.capacity.measuring import Kind
 from gradellm_bench.capacity.request_metrics import Served
-from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, Request
-from gradellm_engine.compilation.cuda_graphs import MOST_RECORDINGS, rounded_up
+from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
+from gradellm_engine.compilation.cuda_graphs import MOST_RECORDINGS, pad_to_bucket
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
     EVALUATED_SECONDS,
@@ -57,7 +57,7 @@ class _Stream:
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self.request: Request = served.request
+        self.request: SimulatedRequest = served.request
         self.mode = served.request.mode
         self.unread = max(0, self.request.prompt_tokens - 1)
         self.held = 0
@@ -101,7 +101,7 @@ class Replica:
         self.served: list[Served] = []
         self._coming: deque[Served] = deque()
 
-    def run(self, requests: Sequence[Request]) -> list[Served]:
+    def run(self, requests: Sequence[SimulatedRequest]) -> list[Served]:
         """Run requests, in the order of their coming, to their end."""
         self.served = [Served(request) for request in requests]
         self._coming = deque(self.served)
@@ -266,7 +266,7 @@ class Replica:
             return
         width = max(its.held for its in streams) + 1
         # Streams are explained by the same switches or not at all, which a flag stands for here.
-        shape = rounded_up(StepShape(rows, tokens, width, is_new, switches=None, has_domains=is_explained))
+        shape = pad_to_bucket(StepShape(rows, tokens, width, is_new, switches=None, has_domains=is_explained))
         if shape in self._shapes:
             self._shapes.move_to_end(shape)
             return

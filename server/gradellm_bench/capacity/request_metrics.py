@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradellm_bench.capacity.traffic import Mode, Request
+from gradellm_bench.capacity.traffic import Mode, SimulatedRequest
 
 Percentile = tuple[float, float, float]  # 50th, 95th, 99th
 
@@ -24,7 +24,7 @@ class Served:
         ended: when it was done; None where the run was over before.
     """
 
-    request: Request
+    request: SimulatedRequest
     refused: bool = False
     tokens: list[float] = field(default_factory=list)
     vectors: list[float] = field(default_factory=list)

@@ -21,7 +21,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Request:
+class SimulatedRequest:
     """One request.
 
     Attributes:
@@ -85,11 +85,11 @@ class Traffic:
                 f"{self.context_tokens}"
             )
 
-    def requests(self, count: int, seed: int) -> list[Request]:
+    def requests(self, count: int, seed: int) -> list[SimulatedRequest]:
         """So many requests, the same for equal seeds."""
         return list(self._requests(count, np.random.default_rng(seed)))
 
-    def _requests(self, count: int, rng: np.random.Generator) -> Iterator[Request]:
+    def _requests(self, count: int, rng: np.random.Generator) -> Iterator[SimulatedRequest]:
         arrivals = np.cumsum(rng.exponential(1 / self.rate, count))
         answers = np.minimum(self._lengths(self.answer_tokens, count, rng), self.max_new_tokens)
         prompts = np.minimum(self._lengths(self.prompt_tokens, count, rng), self.context_tokens - answers)
@@ -104,7 +104,9 @@ class Traffic:
             elif is_explained[index]:
                 mode = Mode.CHUNKED if is_chunked[index] else Mode.PER_TOKEN
             longest = answer if mode is Mode.EVALUATE else max(answer, self.max_new_tokens)
-            yield Request(float(arrivals[index]), prompt, answer, min(self.context_tokens, prompt + longest), mode)
+            yield SimulatedRequest(
+                float(arrivals[index]), prompt, answer, min(self.context_tokens, prompt + longest), mode
+            )
 
     def _lengths(self, mean: int, count: int, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Whole numbers from 2 on, log-normal with this mean. [count]"""

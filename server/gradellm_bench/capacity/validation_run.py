@@ -10,11 +10,11 @@ from typing import Any
 
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
 from gradellm_bench.capacity.request_metrics import Served, Summary
-from gradellm_bench.capacity.traffic import Mode, Request, Traffic
-from gradellm_bench.models import Subject
+from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
+from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Stopwatch
 from gradellm_engine.core.outputs import Attribution, Step
-from gradellm_engine.core.request import Stream
+from gradellm_engine.core.request import Request
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
 from gradellm_engine.tokenization.prompts import PromptInput
@@ -46,7 +46,7 @@ class Trial:
     seed: int
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[SimulatedRequest]:
         """Each holds places for exactly its answer, whose length it says: the model ends none."""
         drawn = self.traffic.requests(self.count, self.seed)
         return [replace(its, places=its.prompt_tokens + its.answer_tokens) for its in drawn]
@@ -64,7 +64,7 @@ def simulated(replica: Replica, its: Trial) -> Summary:
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=replica.busy_seconds)
 
 
-def real(subject: Subject, engine: Engine, its: Trial) -> Summary:
+def real(subject: BenchModel, engine: Engine, its: Trial) -> Summary:
     """What comes of it on this machine."""
     served, busy = run(subject, engine, its.requests, max_queued=its.settings.max_queued)
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=busy)
@@ -75,7 +75,7 @@ def _end(served: Sequence[Served]) -> float:
 
 
 def run(
-    subject: Subject, engine: Engine, requests: Sequence[Request], *, max_queued: int
+    subject: BenchModel, engine: Engine, requests: Sequence[SimulatedRequest], *, max_queued: int
 ) -> tuple[list[Served], float]:
     """Run them on this machine, each at its time; what became of each, and seconds spent in passes.
 
@@ -84,7 +84,7 @@ def run(
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
     prompts = [subject.prompt(rng, request.prompt_tokens) for request in requests]
     served = [Served(request) for request in requests]
-    scheduler, placed = engine.scheduler, dict[int, Stream]()
+    scheduler, placed = engine.scheduler, dict[int, Request]()
     coming, busy = 0, 0.0
     watch = Stopwatch()
 

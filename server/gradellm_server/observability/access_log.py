@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from gradellm_server.observability.call import Call, Watcher
+from gradellm_server.observability.call import Call, CallObserver
 from gradellm_server.observability.logging_setup import FIELDS
 
 logger = logging.getLogger(__name__)
 
 
-class RequestLog(Watcher):
+class RequestLog(CallObserver):
     """A watcher of calls."""
 
     def ended(self, call: Call) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
-from gradellm_server.observability.call_stats import Facts
+from gradellm_server.observability.call_stats import CallStats
 from gradellm_server.observability.metadata import Metadata, value_of
 from gradellm_server.observability.trace_context import trace_context
 
@@ -52,7 +52,7 @@ class Call:
     code: str = "CANCELLED"
     reason: str = ""
     num_answers: int = 0
-    facts: Facts = field(default_factory=Facts)
+    facts: CallStats = field(default_factory=CallStats)
 
     @classmethod
     def arriving(cls, method: str, metadata: Metadata | None) -> Call:
@@ -72,7 +72,7 @@ class Call:
         return (time.monotonic() if self.ended is None else self.ended) - self.began
 
 
-class Watcher:
+class CallObserver:
     """Who is told of calls, on the event loop: metrics, the log, traces. What one does not define, it does not hear."""
 
     def began(self, call: Call) -> None:
@@ -91,27 +91,27 @@ class Watcher:
 class Watchers:
     """Tells several watchers, in their order. One that fails harms no call and is logged once."""
 
-    def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, watchers: Sequence[CallObserver] = ()) -> None:
         self._watchers = watchers
         self._failed: set[int] = set()  # that have been logged
 
     def began(self, call: Call) -> None:
-        """See `Watcher`."""
+        """See `CallObserver`."""
         self._tell(lambda watcher: watcher.began(call))
 
     def read(self, call: Call, request: Message) -> None:
-        """See `Watcher`."""
+        """See `CallObserver`."""
         call.facts.read(request)
         self._tell(lambda watcher: watcher.read(call, request))
 
     def answered(self, call: Call, answer: Message) -> None:
-        """See `Watcher`."""
+        """See `CallObserver`."""
         call.num_answers += 1
         call.facts.answered(answer, time.monotonic())
         self._tell(lambda watcher: watcher.answered(call, answer))
 
     def ended(self, call: Call) -> None:
-        """See `Watcher`."""
+        """See `CallObserver`."""
         call.ended = time.monotonic()
         self._tell(lambda watcher: watcher.ended(call))
 
@@ -122,7 +122,7 @@ class Watchers:
         self.began(call)
         self.ended(call)
 
-    def _tell(self, what: Callable[[Watcher], None]) -> None:
+    def _tell(self, what: Callable[[CallObserver], None]) -> None:
         for index, watcher in enumerate(self._watchers):
             try:
                 what(watcher)

@@ -23,7 +23,7 @@ class Timings:
 
 
 @dataclass
-class Facts:
+class CallStats:
     """Of one call, up to its latest message.
 
     Attributes:

@@ -31,8 +31,8 @@ from gradellm_engine import Engine
 from gradellm_engine.model.loader import software_versions
 from gradellm_engine.utils.memory import gpu_memory
 from gradellm_server.engine_thread import EngineThread
-from gradellm_server.observability.call import Call, Watcher
-from gradellm_server.observability.call_stats import EVALUATION_METRICS, FINISH_REASONS, Facts
+from gradellm_server.observability.call import Call, CallObserver
+from gradellm_server.observability.call_stats import EVALUATION_METRICS, FINISH_REASONS, CallStats
 from gradellm_server.rpc.conversion import SINGLES, STREAMS
 
 PREFIX = "gradellm"
@@ -128,7 +128,7 @@ PHASES = {  # what `finished` says a stream took, and where it is told
 }
 
 
-class Metrics(Watcher):
+class Metrics(CallObserver):
     """All metrics, in a registry of their own; a watcher of calls.
 
     Attributes:
@@ -192,7 +192,7 @@ class Metrics(Watcher):
             case "finished" if facts.num_tokens == 0:
                 self._counters["prompt_tokens"].labels(call.method).inc(facts.num_prompt_tokens)
 
-    def _token(self, call: Call, facts: Facts) -> None:
+    def _token(self, call: Call, facts: CallStats) -> None:
         if facts.generates:
             self._counters["generation_tokens"].labels(call.method).inc()
         if facts.gap_seconds is None:  # the first: the prompt has been read
@@ -214,7 +214,7 @@ class Metrics(Watcher):
         if call.code == "OK" and call.facts.timings is not None:
             self._finished(call, call.facts)
 
-    def _finished(self, call: Call, facts: Facts) -> None:
+    def _finished(self, call: Call, facts: CallStats) -> None:
         self._counters["request_success"].labels(call.method, facts.finish_reason).inc()
         self._histograms["e2e_request_latency_seconds"].labels(call.method).observe(call.seconds)
         for phase, name in PHASES.items():

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gradellm_server.observability.call import Call, Watcher
+from gradellm_server.observability.call import Call, CallObserver
 from gradellm_server.settings import is_local
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TracingError(Exception):
     """Spans cannot be made."""
 
 
-class Tracing(Watcher):
+class Tracing(CallObserver):
     """A watcher of calls. Tell others of a call's end after it: it may give the call its trace id."""
 
     def __init__(self, processor: SpanProcessor, version: str) -> None:

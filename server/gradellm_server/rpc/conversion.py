@@ -23,6 +23,7 @@ from gradellm_engine import (
     Contrast,
     Delivery,
     Engine,
+    EvaluatedMethod,
     EvaluationItem,
     EvaluationSettings,
     EvaluationSummary,
@@ -30,7 +31,6 @@ from gradellm_engine import (
     Finished,
     GradEllm,
     InvalidRequestError,
-    Judged,
     Loosening,
     Magnitude,
     Metric,
@@ -42,6 +42,7 @@ from gradellm_engine import (
     PromptProgress,
     Rectify,
     Removal,
+    Request,
     Resolution,
     Role,
     Rotary,
@@ -51,7 +52,6 @@ from gradellm_engine import (
     Sources,
     Started,
     Step,
-    Stream,
     Switches,
 )
 from gradellm_engine import Message as Turn
@@ -89,12 +89,12 @@ ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
 NUMBERS = ("steps", "samples", "seed", "layer")
 ESTIMATED = (256, 32)  # tokens of prompt and completion for which the server's info says what methods take
 
-Request = TypeVar("Request", bound=Message)
+RequestMessage = TypeVar("RequestMessage", bound=Message)
 Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse, pb.EvaluateResponse)
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
-def parse(kind: type[Request], payload: bytes) -> Request:
+def parse(kind: type[RequestMessage], payload: bytes) -> RequestMessage:
     """A request from its bytes.
 
     Raises:
@@ -187,7 +187,7 @@ def _check_count(field: str, count: int, limit: int) -> None:
         raise InvalidRequestError(field, f"{count:,} were given; the limit is {limit}")
 
 
-def _judged(request: pb.EvaluatedMethod, seed: int) -> Judged:
+def _judged(request: pb.EvaluatedMethod, seed: int) -> EvaluatedMethod:
     """A method of the server; the random one draws by the evaluation's seed, unless it is told another."""
     options = request.attribution
     for name in ("target_token_id", "contrast", "top_k_sources", "chunk_size"):
@@ -199,13 +199,13 @@ def _judged(request: pb.EvaluatedMethod, seed: int) -> Judged:
     switches = read_attribution(options).method
     if isinstance(switches, Random) and not options.HasField("seed"):
         switches = Random(seed=max(0, seed))  # a seed below is refused by its own name
-    return Judged(request.name or switches.name, switches)
+    return EvaluatedMethod(request.name or switches.name, switches)
 
 
 _MEANINGLESS = "has no meaning in Evaluate, which asks what each token of the prompt does to what comes next"
 
 
-def _given(request: pb.GivenScores) -> Judged:
+def _given(request: pb.GivenScores) -> EvaluatedMethod:
     """The caller's own scores."""
     rows: dict[int, Sequence[float]] = {}
     for row in request.rows:
@@ -214,7 +214,7 @@ def _given(request: pb.GivenScores) -> Judged:
         rows[row.step] = tuple(row.scores)
     if not rows:
         raise InvalidRequestError("scores", f"{request.name!r} has no rows")
-    return Judged(request.name, None, rows)
+    return EvaluatedMethod(request.name, None, rows)
 
 
 def _switches(request: pb.AttributionOptions) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def _contrast(request: pb.Contrast) -> Contrast:
 # Calls: what each takes, and what the engine thread makes of it ------------------------------------------------------
 
 
-def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Request:
     """The stream of a call of Generate; `owner` is who calls."""
     return engine.stream(
         read_input(request.input, engine.prompt_limits),
@@ -298,7 +298,7 @@ def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None =
     )
 
 
-def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None = None) -> Request:
     """The stream of a call of Attribute; `owner` is who calls."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
@@ -312,7 +312,7 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None
     )
 
 
-def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None = None) -> Stream:
+def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None = None) -> Request:
     """The stream of a call of Evaluate; `owner` is who calls."""
     given = {
         "completion": request.HasField("completion"),
@@ -349,7 +349,7 @@ def num_tokens(answer: pb.TokenizeResponse) -> int:
 
 
 # By name: the request's type, the work, and the type of a stream's answers.
-STREAMS: dict[str, tuple[type[Message], Callable[..., Stream], type[Message]]] = {
+STREAMS: dict[str, tuple[type[Message], Callable[..., Request], type[Message]]] = {
     "Generate": (pb.GenerateRequest, generate, pb.GenerateResponse),
     "Attribute": (pb.AttributeRequest, attribute, pb.AttributeResponse),
     "Evaluate": (pb.EvaluateRequest, evaluate, pb.EvaluateResponse),

@@ -30,7 +30,7 @@ from gradellm_server.engine_thread import (
     QueueFullError,
     ReadingFailedError,
     ShuttingDownError,
-    SlowReaderError,
+    SlowConsumerError,
 )
 
 DOMAIN = "gradellm"
@@ -40,7 +40,7 @@ MAX_TEXT_BYTES = 1000
 logger = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
+class StatusMapping(NamedTuple):
     """How one kind of error is told: its gRPC code, its reason in capitals, and details beside."""
 
     code: int
@@ -66,25 +66,25 @@ def _retry(error: Exception) -> list[Message]:
     return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
-TABLE: dict[type[Exception], Row] = {
-    InvalidRequestError: Row(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", _violations),
-    QueueFullError: Row(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", _retry),
-    BusyError: Row(code_pb2.RESOURCE_EXHAUSTED, "BUSY", _retry),
-    OutOfMemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
-    MemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
-    ShuttingDownError: Row(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", _retry),
-    EngineFailedError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
-    GroupLostError: Row(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
-    ReadingFailedError: Row(code_pb2.INVALID_ARGUMENT, "TOKENIZER_FAILED"),
-    TokenizerError: Row(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on the model's own tokens
-    SlowReaderError: Row(code_pb2.ABORTED, "SLOW_READER"),
-    UnsupportedModelError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
-    ModelLoadError: Row(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
-    UnknownClientError: Row(code_pb2.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED"),
-    MethodNotAllowedError: Row(code_pb2.PERMISSION_DENIED, "METHOD_NOT_ALLOWED"),
-    TooManyStreamsError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry),
-    TooManyTokensError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry),
-    ComputationError: Row(code_pb2.INTERNAL, "NOT_FINITE"),  # the model's own fault, whatever was asked
+TABLE: dict[type[Exception], StatusMapping] = {
+    InvalidRequestError: StatusMapping(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", _violations),
+    QueueFullError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", _retry),
+    BusyError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "BUSY", _retry),
+    OutOfMemoryError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
+    MemoryError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry),
+    ShuttingDownError: StatusMapping(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", _retry),
+    EngineFailedError: StatusMapping(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
+    GroupLostError: StatusMapping(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
+    ReadingFailedError: StatusMapping(code_pb2.INVALID_ARGUMENT, "TOKENIZER_FAILED"),
+    TokenizerError: StatusMapping(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on the model's own tokens
+    SlowConsumerError: StatusMapping(code_pb2.ABORTED, "SLOW_READER"),
+    UnsupportedModelError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
+    ModelLoadError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
+    UnknownClientError: StatusMapping(code_pb2.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED"),
+    MethodNotAllowedError: StatusMapping(code_pb2.PERMISSION_DENIED, "METHOD_NOT_ALLOWED"),
+    TooManyStreamsError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry),
+    TooManyTokensError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry),
+    ComputationError: StatusMapping(code_pb2.INTERNAL, "NOT_FINITE"),  # the model's own fault, whatever was asked
 }
 
 
@@ -95,7 +95,7 @@ def status_of(error: Exception) -> grpc.Status:
     if row is None:
         logger.error("unexpected error", exc_info=error)
         row, message = (
-            Row(code_pb2.INTERNAL, "INTERNAL"),
+            StatusMapping(code_pb2.INTERNAL, "INTERNAL"),
             "the server failed in a way that it did not expect; see its log",
         )
     status = status_pb2.Status(code=row.code, message=shortened(message))

@@ -13,7 +13,7 @@ from gradellm_bench.capacity.costs import Costs, PassModel
 from gradellm_bench.capacity.measuring import Kind
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
 from gradellm_bench.capacity.request_metrics import Served, Summary
-from gradellm_bench.capacity.traffic import Mode, Request, Traffic
+from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
 STEP, SCORES, REPLAY, READ = 0.010, 0.008, 0.020, 0.001  # seconds; of a piece, a token
@@ -34,11 +34,13 @@ COSTS = Costs(MODELS, "cpu", {}, 1000, 10**9, 1e11)
 ROOMY = ReplicaSettings(max_running=8, kv_tokens=10_000)
 
 
-def request(mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, places: int = 100) -> Request:
-    return Request(arrival, prompt, answer, places, mode)
+def request(
+    mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, places: int = 100
+) -> SimulatedRequest:
+    return SimulatedRequest(arrival, prompt, answer, places, mode)
 
 
-def run(*requests: Request, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[Served]:
+def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[Served]:
     return Replica(costs, limits).run(requests)
 
 
@@ -113,7 +115,7 @@ def test_shapes_that_are_new_are_recorded() -> None:
 
 REQUESTS = st.lists(
     st.builds(
-        Request,
+        SimulatedRequest,
         st.floats(0, 1),
         st.integers(2, 40),
         st.integers(2, 40),
@@ -127,7 +129,7 @@ REQUESTS = st.lists(
 
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
-def test_nothing_is_lost_and_time_goes_on(requests: Sequence[Request], running: int, queued: int) -> None:
+def test_nothing_is_lost_and_time_goes_on(requests: Sequence[SimulatedRequest], running: int, queued: int) -> None:
     requests = sorted(requests, key=lambda its: its.arrival)
     replica = Replica(COSTS, ReplicaSettings(max_running=running, kv_tokens=240, max_queued=queued))
     served = replica.run(requests)

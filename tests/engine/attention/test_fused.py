@@ -21,9 +21,9 @@ from gradellm_engine.attention.ops import (
 )
 from gradellm_engine.attribution.grad_ellm import weighted_effect
 from gradellm_engine.kv_cache.pool import Sequences
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Loosening, Magnitude, Rectify
-from gradellm_engine.passes.ragged import Explain, Part, Target
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 pytest.importorskip("triton")
@@ -138,7 +138,7 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     decoder.allocate_pool(400)
     for method in METHODS:
         switches = replace(method, layers=method.selected_layers(decoder.num_layers))
-        parts = filled(decoder, (1, 5, 30), Explain(switches))
+        parts = filled(decoder, (1, 5, 30), ExplainSpec(switches))
         (plain, rows), (logits, fused_rows) = (outcome(decoder, parts, fused=fused) for fused in (False, True))
         assert close(logits, plain.double().cpu(), 1e-5)
         for row, expected in zip(fused_rows, rows, strict=True):
@@ -146,7 +146,7 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
             assert close(row, expected.double(), 1e-5)
 
 
-def outcome(decoder: Decoder, parts: Sequence[Part], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores; what was read is forgotten."""
     decoder._fused = FusedAttention(DEVICE) if fused else None
     run = decoder.explained_pass(parts)

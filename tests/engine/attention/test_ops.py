@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention.ops import (
-    Attended,
     AttentionForm,
+    AttentionState,
     attend,
     attention_backward,
     attention_output,
@@ -69,7 +69,7 @@ def plain_attention(q: Tensor, K: Tensor, V: Tensor, start: int, form: Attention
     return torch.stack(outputs, 1).reshape(G, r, T, -1)
 
 
-def attended(q: Tensor, K: Tensor, V: Tensor, start: int, form: AttentionForm) -> tuple[int, Attended]:
+def attended(q: Tensor, K: Tensor, V: Tensor, start: int, form: AttentionForm) -> tuple[int, AttentionState]:
     """As a layer calls it: keys from the first that any query sees; that one's position, and the forward pass."""
     first = form.first_visible(start)
     visible = visibility(start, q.shape[2], first, K.shape[1] - first, form.window, CPU)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradellm_engine.attention.ops import Attended, AttentionForm, attend, value_gradients, visibility
+from gradellm_engine.attention.ops import AttentionForm, AttentionState, attend, value_gradients, visibility
 from gradellm_engine.attribution.grad_ellm import (
     cosine_similarity,
     layer_maps,
@@ -22,7 +22,7 @@ from gradellm_engine.attribution.grad_ellm import (
 from gradellm_engine.attribution.in_pass import summed
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
-from gradellm_engine.passes.ragged import Explain, Part, PartsPass, PartsSite
+from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, RaggedPass, SequenceChunk
 
 Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ UNLOOSENED = GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE)
 class Drawn:
     """A random layer: attention of T queries over N tokens, and the gradient of its output."""
 
-    forward: Attended
+    forward: AttentionState
     w: Tensor
     U: Tensor
     visible: Tensor | None
@@ -283,9 +283,9 @@ START, T, S = 4, 3, 7
 def heat_map_of(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
     """What a pass makes of layers with different windows, and the layers' own scores over the whole prefix."""
     slot = KVSlot(KVPool([], [], S), 0, S)
-    part = Part(slot, [0] * T, Explain(switches), START, is_new=True)
-    other = Part(slot, [0] * T, None, START, is_new=True)
-    run = PartsPass([other, part], {})
+    part = SequenceChunk(slot, [0] * T, ExplainSpec(switches), START, is_new=True)
+    other = SequenceChunk(slot, [0] * T, None, START, is_new=True)
+    run = RaggedPass([other, part], {})
     layers = []
     for i, first in enumerate(firsts):
         scores = normal(seed + i, T, S - first)
@@ -338,6 +338,6 @@ def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
     meta = torch.device("meta")
     slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
     assert slot is not None
-    part = Part(slot, [1], Explain(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
-    site = PartsSite(PartsPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
+    part = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
+    site = RaggedLayer(RaggedPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
     site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), goes_on=False)

@@ -19,16 +19,16 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.compilation import cpu_trace
-from gradellm_engine.compilation.cpu_trace import Kind, StraightLines
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.ragged import Explain, Part, Target
+from gradellm_engine.compilation.cpu_trace import CpuTraceCache, TraceKey
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 from support.scheduler_harness import Told, finish, scheduler_of
 from support.tiny_models import FAMILIES
 
 # Mixtures of experts look at their numbers, to send tokens to experts.
 LOOKING = {"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
-EXPLAIN = Explain(GradEllm(layers=(0, 1, 2)))
+EXPLAIN = ExplainSpec(GradEllm(layers=(0, 1, 2)))
 SETTINGS = {
     "plain": None,
     "per_token": AttributionSettings(sources=Sources.PREFIX),
@@ -47,12 +47,12 @@ def load(model_path: Callable[[str], Path]) -> Callable[..., Engine]:
 
 
 @pytest.fixture
-def decoder(load: Callable[..., Engine]) -> Decoder:
+def decoder(load: Callable[..., Engine]) -> ModelRunner:
     return load("llama")._model.decoder
 
 
 @pytest.fixture
-def lines(decoder: Decoder) -> StraightLines:
+def lines(decoder: ModelRunner) -> CpuTraceCache:
     assert decoder.lines is not None
     return decoder.lines
 
@@ -103,7 +103,7 @@ def test_in_other_types_too(load: Callable[..., Engine], dtype: str) -> None:
     assert len(lines) > 10
 
 
-def test_a_line_calls_no_module_of_the_layers(decoder: Decoder, lines: StraightLines) -> None:
+def test_a_line_calls_no_module_of_the_layers(decoder: ModelRunner, lines: CpuTraceCache) -> None:
     called: list[nn.Module] = []
     parts = filled(decoder, [5], EXPLAIN)
     decoder.explained_pass(parts).heat_maps([Target(7)])
@@ -118,7 +118,7 @@ def test_a_line_calls_no_module_of_the_layers(decoder: Decoder, lines: StraightL
     assert called == decoder.blocks
 
 
-def test_a_kind_of_pass_is_written_down_when_it_is_due_again(decoder: Decoder, lines: StraightLines) -> None:
+def test_a_kind_of_pass_is_written_down_when_it_is_due_again(decoder: ModelRunner, lines: CpuTraceCache) -> None:
     before = len(lines)  # of one token that is explained, from the start
     assert before == 1
     parts = filled(decoder, [5, 9])
@@ -129,22 +129,22 @@ def test_a_kind_of_pass_is_written_down_when_it_is_due_again(decoder: Decoder, l
 
 
 def test_no_more_lines_are_kept_than_that(
-    decoder: Decoder, lines: StraightLines, monkeypatch: pytest.MonkeyPatch
+    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_trace, "MOST_LINES", 2)
     monkeypatch.setattr(lines, "uses_before", 1)
     for count in (1, 2, 3):
         decoder.step(filled(decoder, [4] * count))
-    assert list(lines._lines) == [Kind(2), Kind(3)]
+    assert list(lines._lines) == [TraceKey(2), TraceKey(3)]
 
 
 def test_passes_of_many_tokens_are_not_written_down(
-    decoder: Decoder, lines: StraightLines, monkeypatch: pytest.MonkeyPatch
+    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_trace, "MOST_ROWS", 2)
     monkeypatch.setattr(lines, "uses_before", 1)
     decoder.step(filled(decoder, [4] * 3))
-    assert Kind(3) not in lines._lines
+    assert TraceKey(3) not in lines._lines
 
 
 def test_what_gives_other_numbers_each_time_runs_as_it_is(
@@ -178,7 +178,7 @@ def test_what_cannot_be_watched_runs_as_it_is(
     assert decoder.step(filled(decoder, [5])).isfinite().all()
 
 
-def test_what_looks_at_its_numbers_later_runs_as_it_is(decoder: Decoder, lines: StraightLines) -> None:
+def test_what_looks_at_its_numbers_later_runs_as_it_is(decoder: ModelRunner, lines: CpuTraceCache) -> None:
     def looks(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * float(output.abs().max())
 
@@ -200,7 +200,7 @@ def test_models_whose_weights_are_brought_to_where_they_are_needed_run_as_they_a
 
 
 def test_an_error_on_the_way_costs_the_pass_alone(
-    decoder: Decoder, lines: StraightLines, monkeypatch: pytest.MonkeyPatch
+    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = filled(decoder, [5], EXPLAIN)
     expected = decoder.explained_pass(parts).heat_maps([Target(7)])
@@ -219,14 +219,14 @@ def test_an_error_on_the_way_costs_the_pass_alone(
 
 
 @pytest.fixture
-def fresh_parts(decoder: Decoder) -> Iterator[list[Part]]:
+def fresh_parts(decoder: ModelRunner) -> Iterator[list[SequenceChunk]]:
     parts = filled(decoder, [5, 8, 3], EXPLAIN)
     yield parts
     for part in parts:
         part.slot.close()
 
 
-def test_a_line_outlives_the_pool(decoder: Decoder, lines: StraightLines, fresh_parts: list[Part]) -> None:
+def test_a_line_outlives_the_pool(decoder: ModelRunner, lines: CpuTraceCache, fresh_parts: list[SequenceChunk]) -> None:
     """A new pool is other memory; lines hold none of it."""
     targets = [Target(7)] * 3
     for _ in range(3):

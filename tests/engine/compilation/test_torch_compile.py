@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from gradellm_engine import Engine, GradEllm
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.ragged import Explain, Part, Target
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 
-def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores of what is recorded; what was read is forgotten."""
     recorder = Once()
     decoder.record_steps(recorder)
@@ -53,7 +53,7 @@ def test_scores_are_the_same(
     decoder = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20)._model.decoder
     decoder.allocate_pool(200)
     switches = replace(GradEllm(), layers=GradEllm().selected_layers(decoder.num_layers))
-    parts = filled(decoder, (1, 5, 30), Explain(switches))
+    parts = filled(decoder, (1, 5, 30), ExplainSpec(switches))
     logits, rows = outcome(decoder, parts)
     decoder.compile(backend="aot_eager")
     assert decoder._compiled is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine.compilation.tracer import Tracer, Unrecordable, function, needed
+from gradellm_engine.compilation.tracer import NotTraceable, Tracer, function, needed
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 HIDDEN = torch.tensor([True, False, True, False])
@@ -93,7 +93,7 @@ def test_gradients_too(name: str) -> None:
     ],
 )
 def test_what_depends_on_numbers_is_not_written_down(its: Callable[[Tensor], Tensor], why: str) -> None:
-    with pytest.raises(Unrecordable, match=why):
+    with pytest.raises(NotTraceable, match=why):
         traced(its, torch.ones(3, 4))
 
 
@@ -105,7 +105,7 @@ def test_what_is_made_out_of_sight_is_not_written_down() -> None:
         y = x + 1
         with tracer.off():
             unseen = y[0]
-        with pytest.raises(Unrecordable, match="out of sight"):
+        with pytest.raises(NotTraceable, match="out of sight"):
             unseen + 1
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_given_is_missed() -> None:
     given, _ = tracer.new(x), tracer.new(y)
     with tracer:
         result = tracer.value(x + y)
-    with pytest.raises(Unrecordable, match="made elsewhere"):
+    with pytest.raises(NotTraceable, match="made elsewhere"):
         function([given], tracer.operations, [result], tracer.constants)
 
 

@@ -24,7 +24,7 @@ from gradellm_engine import (
     Delivery,
     Engine,
     FinishReason,
-    Generation,
+    GenerationIterator,
     GradEllm,
     InvalidRequestError,
     Message,
@@ -39,10 +39,10 @@ from gradellm_engine import (
     Sources,
     Step,
 )
-from gradellm_engine.attention.ops import Attended
+from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
-from gradellm_engine.model.runner import Decoder, ExplainedPass
-from gradellm_engine.passes.ragged import PartsPass
+from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.passes.ragged import RaggedPass
 from gradellm_engine.tokenization.words import WordCounter
 from support.oracle import relative_error
 from support.tiny_models import byte_tokenizer, save_random_model
@@ -88,12 +88,12 @@ def said(steps: Sequence[Step]) -> list[tuple[int | str | None, ...]]:
     return [(s.index, s.id, s.text, s.start, s.end, s.source_index, s.word) for s in steps]
 
 
-def ended(generation: Generation) -> FinishReason:
+def ended(generation: GenerationIterator) -> FinishReason:
     assert generation.finished is not None
     return generation.finished.reason
 
 
-def completion(generation: Generation) -> str:
+def completion(generation: GenerationIterator) -> str:
     list(generation)
     assert generation.finished is not None
     return generation.finished.text
@@ -529,7 +529,7 @@ def test_closing_within_a_loop_ends_the_loop(engine: Engine) -> None:
 
 
 def test_generations_do_not_influence_each_other(engine: Engine) -> None:
-    def requests() -> list[Generation]:
+    def requests() -> list[GenerationIterator]:
         return [
             engine.generate(PROMPT, SAMPLED, PREFIX),
             engine.generate("Another, longer prompt.", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))),
@@ -572,14 +572,14 @@ def test_nothing_of_a_pass_s_graph_outlives_it(
 ) -> None:
     """Without the garbage collector's help: a graph in a cycle would fill a GPU before it comes round."""
     made: list[weakref.ref[ExplainedPass]] = []
-    explained_pass = Decoder.explained_pass
+    explained_pass = ModelRunner.explained_pass
 
-    def watched(self: Decoder, *args: Any) -> ExplainedPass:
+    def watched(self: ModelRunner, *args: Any) -> ExplainedPass:
         explained = explained_pass(self, *args)
         made.append(weakref.ref(explained))
         return explained
 
-    monkeypatch.setattr(Decoder, "explained_pass", watched)
+    monkeypatch.setattr(ModelRunner, "explained_pass", watched)
     settings = delivered(AttributionSettings(GradEllm.preset("grad_eclip")), chunk_size)
     generation = engine.generate(PROMPT, replace(GREEDY, max_new_tokens=4), settings)
     gc.collect()
@@ -588,7 +588,7 @@ def test_nothing_of_a_pass_s_graph_outlives_it(
         for step in generation:
             assert made[-1]() is None
             assert not row(step).requires_grad
-            assert not any(type(o) is Attended for o in gc.get_objects())
+            assert not any(type(o) is AttentionState for o in gc.get_objects())
     finally:
         gc.enable()
     assert made
@@ -650,7 +650,7 @@ def test_tokens_that_the_model_has_no_embedding_for(tmp_path: Path) -> None:
     tokenizer.save_pretrained(path)
     engine = Engine.load(str(path))
     contrast = AttributionSettings(contrast=Contrast(text="fox"))
-    calls: dict[str, Callable[[], Generation]] = {
+    calls: dict[str, Callable[[], GenerationIterator]] = {
         "input": lambda: engine.generate("a fox"),
         "completion": lambda: engine.attribute("a", " fox"),
         "attribution.contrast.text": lambda: engine.generate("a", GREEDY, contrast),
@@ -710,7 +710,7 @@ def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_scores_that_are_not_finite(engine: Engine, monkeypatch: pytest.MonkeyPatch, chunk_size: int | None) -> None:
-    monkeypatch.setattr(PartsPass, "heat_maps", lambda self: [torch.tensor([[1.0, math.inf]])])
+    monkeypatch.setattr(RaggedPass, "heat_maps", lambda self: [torch.tensor([[1.0, math.inf]])])
     with pytest.raises(ComputationError, match="attribution of token 0 is not finite"):
         list(engine.generate("a", GREEDY, delivered(AttributionSettings(), chunk_size)))
 

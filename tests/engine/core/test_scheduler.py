@@ -30,24 +30,24 @@ from gradellm_engine import (
     Message,
     OutOfMemoryError,
     PromptInput,
+    Request,
     Resolution,
     Sampling,
     Sources,
     Step,
-    Stream,
 )
 from gradellm_engine.core import scheduler as scheduling
-from gradellm_engine.core.request import Phase
+from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.sampler import Distribution, choose_token, sampling_probs, uniform_draw
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.model.runner import Decoder, ExplainedPass
+from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.passes.ragged import SequenceChunk
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of, take
 
 ModelPath = Callable[[str], Path]
-MakeStream = Callable[[], Stream]
+MakeStream = Callable[[], Request]
 MODELS = ["llama", "mistral", "gemma2"]
 CHUNK_SIZES = [1, 3, 16]
 TOLERANCE = 1e-5
@@ -86,9 +86,9 @@ class Clock:
 class Passes:
     """What was read: the parts of every pass, by the decoder's method."""
 
-    made: list[tuple[str, list[Part]]] = field(default_factory=list)
+    made: list[tuple[str, list[SequenceChunk]]] = field(default_factory=list)
 
-    def of(self, name: str) -> list[list[Part]]:
+    def of(self, name: str) -> list[list[SequenceChunk]]:
         return [parts for its_name, parts in self.made if its_name == name]
 
     def num_new(self, slot: KVSlot | None = None) -> int:
@@ -111,15 +111,15 @@ def passes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Passes:
     passes = Passes()
 
     def watch(name: str, method: Callable[..., Any]) -> None:
-        def watched(self: Decoder, parts: Sequence[Part], *args: Any) -> Any:
+        def watched(self: ModelRunner, parts: Sequence[SequenceChunk], *args: Any) -> Any:
             passes.made.append((name, list(parts)))
             clock.now += clock.pass_seconds + clock.token_seconds * sum(len(part.ids) for part in parts)
             return method(self, parts, *args)
 
-        monkeypatch.setattr(Decoder, name, watched)
+        monkeypatch.setattr(ModelRunner, name, watched)
 
     for name in ("read", "step", "explained_pass"):
-        watch(name, getattr(Decoder, name))
+        watch(name, getattr(ModelRunner, name))
     return passes
 
 
@@ -214,14 +214,14 @@ class Differences:
 
 
 @dataclass(frozen=True)
-class Request:
+class DrawnRequest:
     """A request that can be made again and again."""
 
     make: MakeStream
     seed: int
 
 
-def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Request]:
+def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[DrawnRequest]:
     """Requests of all kinds. Every third of two speakers' prompts begins like another one."""
     beginnings = [PROMPT[:n] for n in (2, 20, 53)] + ["The long way home " * 7]
     methods = [*SWITCHES, *(GradEllm.preset(name) for name in PRESETS)]
@@ -237,7 +237,7 @@ def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Reque
             chunk_size=rng.choice([None, 1, 2, 3, 5, 16]),
         )
 
-    def request(seed: int) -> Request:
+    def request(seed: int) -> DrawnRequest:
         given = PromptInput(prompt=rng.choice(beginnings) + rng.choice(["", "a", " and then"]))
         kind = rng.choice(
             ["plain", "explained", "explained", "explained", "completion", "resumed", "messages", "broken"]
@@ -254,16 +254,18 @@ def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Reque
         its = settings()
         ids = [rng.randrange(256) for _ in range(rng.randint(1, 12))]
         if kind == "completion":
-            return Request(lambda: engine.completion_stream(given, ids, its), seed)
+            return DrawnRequest(lambda: engine.completion_stream(given, ids, its), seed)
         if kind == "resumed":
             first = rng.randint(0, len(ids))
             longer = replace(sampling, max_new_tokens=12)
-            return Request(lambda: engine.stream(given, longer, its, forced_ids=ids, first_attribution=first), seed)
+            return DrawnRequest(
+                lambda: engine.stream(given, longer, its, forced_ids=ids, first_attribution=first), seed
+            )
         if kind == "messages":
             given = PromptInput(messages=(Message("user", given.prompt or "x"),))
         if kind == "broken":
             given = prompt_ids(256, *ids, BROKEN, *ids[:2])
-        return Request(lambda: engine.stream(given, sampling, None if kind == "plain" else its), seed)
+        return DrawnRequest(lambda: engine.stream(given, sampling, None if kind == "plain" else its), seed)
 
     return [request(seed) for seed in range(count)]
 
@@ -525,13 +527,13 @@ def test_a_pass_that_fails_ends_its_own_streams_alone(
     told = [Told(), Told()]
     for stream in doomed:
         scheduler.submit(stream)
-    while any(stream.phase is not Phase.DECODE for stream in doomed):
+    while any(stream.phase is not RequestPhase.DECODE for stream in doomed):
         for _ in scheduler.tick():
             take(doomed, told)
     reading = engine.stream(PROMPT, SAMPLED, PREFIX)
     scheduler.submit(reading)
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("a kernel failed")))
+        patched.setattr(ModelRunner, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("a kernel failed")))
         for _ in scheduler.tick():
             pass
     assert all(isinstance(stream.error, RuntimeError) for stream in doomed)
@@ -544,22 +546,22 @@ def test_a_pass_that_fails_ends_its_own_streams_alone(
 class Crowded:
     """Passes of more than one part find no memory, in the forward pass or where scores are computed."""
 
-    def __init__(self, decoder: Decoder, limit: int, where: str) -> None:
+    def __init__(self, decoder: ModelRunner, limit: int, where: str) -> None:
         self.num_refused = 0
         self._limit, self._where = limit, where
         self._step, self._explained_pass = decoder.step, decoder.explained_pass
 
-    def _check(self, parts: Sequence[Part]) -> None:
+    def _check(self, parts: Sequence[SequenceChunk]) -> None:
         if len(parts) > self._limit:
             self.num_refused += 1
             raise torch.OutOfMemoryError("no memory")
 
-    def step(self, parts: Sequence[Part]) -> Tensor:
+    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
         logits = self._step(parts)
         self._check(parts)  # the tokens were read: that has to be undone
         return logits
 
-    def explained_pass(self, parts: Sequence[Part], known: Sequence[Any] | None = None) -> ExplainedPass:
+    def explained_pass(self, parts: Sequence[SequenceChunk], known: Sequence[Any] | None = None) -> ExplainedPass:
         explained = self._explained_pass(parts, known)
         if self._where == "forward":
             self._check(parts)
@@ -653,14 +655,14 @@ def test_nothing_of_a_pass_outlives_a_stream_that_failed(
     """Its error is told later: the graph must not hang on the error's traceback until then."""
     engine = load("llama")
     made: list[weakref.ref[ExplainedPass]] = []
-    explained_pass = Decoder.explained_pass
+    explained_pass = ModelRunner.explained_pass
 
-    def watched(self: Decoder, *args: Any) -> ExplainedPass:
+    def watched(self: ModelRunner, *args: Any) -> ExplainedPass:
         explained = explained_pass(self, *args)
         made.append(weakref.ref(explained))
         return explained
 
-    monkeypatch.setattr(Decoder, "explained_pass", watched)
+    monkeypatch.setattr(ModelRunner, "explained_pass", watched)
     monkeypatch.setattr(ExplainedPass, "heat_maps", lambda *args: [torch.full((1, 3), torch.nan)])
     stream = engine.stream("ab", SAMPLED, PREFIX)
     run(scheduler_of(engine, max_running=1, num_tokens=100), [stream])
@@ -794,13 +796,13 @@ def test_places_are_given_in_order(load: Callable[..., Engine]) -> None:
         engine.stream("ab" * n, replace(SAMPLED, max_new_tokens=tokens))
         for n, tokens in ((1, 9), (30, 2), (1, 1), (20, 3), (2, 2))
     ]
-    order: list[Stream] = []
+    order: list[Request] = []
     for stream in streams:
         scheduler.submit(stream)
     while not all(stream.is_closed for stream in streams):
         for _ in scheduler.tick():
             assert len(scheduler.running) <= 2
-            order += [s for s in streams if s.phase is not Phase.WAITING and s not in order]
+            order += [s for s in streams if s.phase is not RequestPhase.WAITING and s not in order]
     assert order == streams
 
 
@@ -814,13 +816,13 @@ def test_memory_is_given_in_order(load: Callable[..., Engine]) -> None:
     for stream in (large, larger, small):
         scheduler.submit(stream)
     list(scheduler.tick())
-    assert [s.phase is Phase.WAITING for s in (large, larger, small)] == [False, True, True]
+    assert [s.phase is RequestPhase.WAITING for s in (large, larger, small)] == [False, True, True]
     while not large.is_closed:
         list(scheduler.tick())
-        assert larger.phase is small.phase is Phase.WAITING or large.is_closed
+        assert larger.phase is small.phase is RequestPhase.WAITING or large.is_closed
     list(scheduler.tick())
-    assert larger.phase is not Phase.WAITING
-    assert small.phase is not Phase.WAITING  # both have room
+    assert larger.phase is not RequestPhase.WAITING
+    assert small.phase is not RequestPhase.WAITING  # both have room
     finish(scheduler, [larger, small])
 
 
@@ -834,7 +836,7 @@ def test_a_cancelled_stream_lets_the_next_one_in(load: Callable[..., Engine]) ->
     scheduler.cancel(second)
     scheduler.cancel(first)
     list(scheduler.tick())
-    assert third.phase is not Phase.WAITING
+    assert third.phase is not RequestPhase.WAITING
     finish(scheduler, [third])
 
 
@@ -867,7 +869,7 @@ def test_a_long_prompt_keeps_no_short_one_waiting(load: Callable[..., Engine], m
         list(scheduler.tick())
         num_ticks += 1
     assert num_ticks <= 4
-    assert long_one.phase is Phase.PREFILL
+    assert long_one.phase is RequestPhase.PREFILL
 
 
 def test_pieces_of_prompt_are_small_while_others_decode(
@@ -886,7 +888,7 @@ def test_pieces_of_prompt_are_small_while_others_decode(
     long_one = engine.stream("a" * 200, replace(SAMPLED, max_new_tokens=1))
     scheduler.submit(long_one)
     alone = clock.pass_seconds + clock.token_seconds
-    while not running.is_closed and long_one.phase in (Phase.WAITING, Phase.PREFILL):
+    while not running.is_closed and long_one.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
         before, known = clock.now, len(running.ids)
         list(scheduler.tick())
         assert len(running.ids) == known + 1
@@ -909,10 +911,12 @@ def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
     scheduler.submit(running)
     while len(running.ids) < 6:
         list(scheduler.tick())
-    scheduler.measured = scheduling.Pace(step=0.001, read=0.001)  # a piece of one token would take as long as a step
+    scheduler.measured = scheduling.PassTimings(
+        step=0.001, read=0.001
+    )  # a piece of one token would take as long as a step
     passes.made.clear()
     scheduler.submit(long_one)
-    while long_one.phase in (Phase.WAITING, Phase.PREFILL):
+    while long_one.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
         list(scheduler.tick())
     assert [len(parts[0].ids) for parts in passes.of("read")] == [64, 64, 64, 8]
     assert not running.is_closed
@@ -927,7 +931,7 @@ def test_all_that_decode_share_a_pass(load: Callable[..., Engine], passes: Passe
     streams = [engine.stream("ab", replace(SAMPLED, max_new_tokens=20), its) for its in settings]
     for stream in streams:
         scheduler.submit(stream)
-    while any(stream.phase is not Phase.DECODE for stream in streams):
+    while any(stream.phase is not RequestPhase.DECODE for stream in streams):
         list(scheduler.tick())
     passes.made.clear()
     list(scheduler.tick())

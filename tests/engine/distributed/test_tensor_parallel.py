@@ -16,11 +16,11 @@ from gradellm_engine import (
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
+    ProcessGroup,
     Quantization,
-    Ranks,
     Sampling,
 )
-from gradellm_engine.core.lockstep import LeadingScheduler, check_in_step, digest
+from gradellm_engine.core.lockstep import RankZeroScheduler, check_in_step, digest
 from gradellm_engine.model.families import FAMILIES, family_of
 from gradellm_engine.model.loader import _check_ranks, _check_shares
 from support.oracle import relative_error
@@ -98,11 +98,11 @@ ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MAST
 )
 def test_who_has_not_been_told_who_he_is(environment: Mapping[str, str], said: str) -> None:
     with pytest.raises(ModelLoadError, match=said):
-        Ranks.join(environment)
+        ProcessGroup.join(environment)
 
 
 def test_a_single_rank_is_none() -> None:
-    assert Ranks.join({**ENVIRONMENT, "WORLD_SIZE": "1"}) is None
+    assert ProcessGroup.join({**ENVIRONMENT, "WORLD_SIZE": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
     told: list[object] = []
-    scheduler = LeadingScheduler(engine._model.decoder, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
+    scheduler = RankZeroScheduler(engine._model.decoder, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
     scheduler.submit(engine.stream("Once", Sampling(max_new_tokens=2)))
     next(scheduler.tick())
     with pytest.raises(GroupLostError, match="left in its middle"):

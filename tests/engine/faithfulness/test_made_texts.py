@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gradellm_engine import Engine, EvaluationSettings, EvaluationSummary, GradEllm, Judged, Metric, Sampling, Stream
+from gradellm_engine import (
+    Engine,
+    EvaluatedMethod,
+    EvaluationSettings,
+    EvaluationSummary,
+    GradEllm,
+    Metric,
+    Request,
+    Sampling,
+)
 from gradellm_engine.faithfulness import evaluation
 from gradellm_engine.faithfulness.evaluation import BATCHES_A_GROUP, DRAWN, MADE_TEXTS, Text
 from gradellm_engine.faithfulness.keep_probabilities import retentions
@@ -30,11 +39,14 @@ def engine(model_path: Callable[[str], Path]) -> Engine:
 def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
     """99 shares of 20 samples: 1,980 draws for one step, of which a prompt of two letters has four different texts."""
     settings = EvaluationSettings(
-        (Judged("it", GradEllm()), Judged("random", Random())), (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC), PIS, 20
+        (EvaluatedMethod("it", GradEllm()), EvaluatedMethod("random", Random())),
+        (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC),
+        PIS,
+        20,
     )
     made, rows = 0, 0
     most = [0, 0]
-    zeroed, analyse = Text.zeroed, Stream.analyse
+    zeroed, analyse = Text.zeroed, Request.analyse
 
     def making(self: Text, gone: NDArray[np.bool_]) -> Any:
         nonlocal made
@@ -46,7 +58,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
         rows += len(keys) * num_tokens
         return drawn(seed, step, keys, num_tokens)
 
-    def turn(self: Stream) -> None:
+    def turn(self: Request) -> None:
         nonlocal made, rows
         made = rows = 0
         analyse(self)
@@ -54,7 +66,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Text, "zeroed", making)
     monkeypatch.setattr(evaluation, "drawn", drawing)
-    monkeypatch.setattr(Stream, "analyse", turn)
+    monkeypatch.setattr(Request, "analyse", turn)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=200)
     stream = engine.evaluation_stream(prompt, settings, sampling=Sampling(max_new_tokens=1))
     scheduler.submit(stream)
@@ -85,7 +97,7 @@ def test_many_exponents_are_found_a_few_at_a_time(engine: Engine, monkeypatch: p
         return retentions(scores, pis)
 
     monkeypatch.setattr(evaluation, "retentions", noting)
-    settings = EvaluationSettings((Judged("it", GradEllm()),), (Metric.PI_SOFT_NS,), PIS, 1)
+    settings = EvaluationSettings((EvaluatedMethod("it", GradEllm()),), (Metric.PI_SOFT_NS,), PIS, 1)
     told = run_alone(engine, engine.evaluation_stream("A red fox ran.", settings, sampling=Sampling(max_new_tokens=1)))
     assert told.error is None
     assert max(sizes) <= 64

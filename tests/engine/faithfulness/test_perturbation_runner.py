@@ -11,33 +11,33 @@ from torch import Tensor
 
 from gradellm_engine import Engine
 from gradellm_engine.attention.ops import AttentionForm, visibility
-from gradellm_engine.faithfulness.perturbation_runner import Allowance, Changed, ChangedTexts
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.full_sequence import ContinuedPass, Pieces
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.faithfulness.perturbation_runner import PassBudget, PerturbationRunner, PerturbedText
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.full_sequence import SharedPrefixAttention, TiledAttention
+from gradellm_engine.passes.ragged import SequenceChunk
 from support.tiny_models import save_random_model
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     path = save_random_model(tmp_path_factory.mktemp("llama"), "llama", seed=1, initializer_range=0.15)
     return Engine.load(str(path), dtype="float32", threads=1)._model.decoder
 
 
-def held(decoder: Decoder, ids: list[int]) -> Any:
+def held(decoder: ModelRunner, ids: list[int]) -> Any:
     """A slot that holds them."""
     slot = decoder.pool.allocate(len(ids))
     assert slot is not None
-    decoder.read([Part.new(slot, ids)])
+    decoder.read([SequenceChunk.new(slot, ids)])
     return slot
 
 
 @pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
-def test_batches_are_about_equally_full(decoder: Decoder, texts: int, sizes: list[int]) -> None:
+def test_batches_are_about_equally_full(decoder: ModelRunner, texts: int, sizes: list[int]) -> None:
     slot = held(decoder, [60, 61, 62])
-    allowance = Allowance(most=20, sequences=100)
-    runner = ChangedTexts(decoder, slot, 1, allowance)
-    changed = [Changed((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
+    allowance = PassBudget(most=20, sequences=100)
+    runner = PerturbationRunner(decoder, slot, 1, allowance)
+    changed = [PerturbedText((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
     batches = list(runner.run(changed))
     assert [len(places) for places, _ in batches] == sizes
     assert sorted(place for places, _ in batches for place in places) == list(range(texts))
@@ -46,7 +46,7 @@ def test_batches_are_about_equally_full(decoder: Decoder, texts: int, sizes: lis
     slot.close()
 
 
-def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: Decoder) -> None:
+def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: ModelRunner) -> None:
     """Whichever that is, and all rows are what its keys and values are made of."""
     slot = held(decoder, [60, 61, 62])
     embeddings = decoder.embed(range(70, 82)).view(3, 4, -1)
@@ -58,22 +58,22 @@ def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: Decoder) -> Non
     names = {"layers.1.mlp.up_proj": 12, "layers.2.mlp.up_proj": 3, "layers.2.self_attn.o_proj": 3, "lm_head": 3}
     modules = {name: its for its_name, its in decoder.named_modules() for name in names if its_name.endswith(name)}
     hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    found = decoder.last_logits(embeddings, [4, 2, 1], ContinuedPass(slot, 3))
+    found = decoder.last_logits(embeddings, [4, 2, 1], SharedPrefixAttention(slot, 3))
     for hook in hooks:
         hook.remove()
     assert rows == {name: [count] for name, count in names.items()}
     alone = [
-        decoder.last_logits(embeddings[i : i + 1, :length], [length], ContinuedPass(slot, 3))[0]
+        decoder.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
         for i, length in enumerate([4, 2, 1])
     ]
-    read = decoder.logits([Part.new(held(decoder, [60, 61, 62]), [70, 71, 72, 73])])[-1]
+    read = decoder.logits([SequenceChunk.new(held(decoder, [60, 61, 62]), [70, 71, 72, 73])])[-1]
     assert torch.allclose(found, torch.stack(alone), atol=1e-5)
     assert torch.allclose(found[0], read, atol=1e-5)
     assert not decoder.blocks[-1]._forward_pre_hooks
     slot.close()
 
 
-def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: Decoder) -> None:
+def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: ModelRunner) -> None:
     slot = held(decoder, [60, 61, 62])
     attention: Any = decoder.blocks[-1].self_attn
     rows: dict[str, list[int]] = {}
@@ -91,10 +91,10 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: Decoder) ->
 
     for length in (4, 4, 3):
         embeddings = decoder.embed(range(70, 70 + 5 * length)).view(5, length, -1)
-        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))  # which may have to learn shapes
+        decoder.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # which may have to learn shapes
         for name in runs:
             vars(runs[name])["forward"] = noting(name)
-        decoder.last_logits(embeddings, [length] * 5, ContinuedPass(slot, 3))
+        decoder.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
         for name in runs:
             del vars(runs[name])["forward"]
         assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}
@@ -115,8 +115,8 @@ def test_pieces_are_what_a_stock_kernel_finds(
     visible = visibility(N - T, T, 0, N, window, query.device)
     assert isinstance(visible, Tensor)
     form = AttentionForm(0.3, window=window)
-    assert Pieces.are_fast(query, V, form)
-    pieces = Pieces()
+    assert TiledAttention.are_fast(query, V, form)
+    pieces = TiledAttention()
     q, k, v = query.double(), K.double(), V.double()
     expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
     for _ in range(2):  # in the same memory again

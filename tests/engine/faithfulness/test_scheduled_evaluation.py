@@ -20,23 +20,23 @@ from gradellm_engine import (
     AttributionSettings,
     ComputationError,
     Engine,
+    EvaluatedMethod,
     EvaluationItem,
     EvaluationSettings,
     EvaluationSummary,
     GradEllm,
-    Judged,
     Metric,
+    Request,
     Sampling,
     Sources,
-    Stream,
 )
 from gradellm_engine.core import scheduler as scheduling
-from gradellm_engine.core.request import Phase
+from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.random import Random
 from gradellm_engine.model.loader import assemble
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.model.runner import ModelRunner
 from support.oracle import relative_error
 from support.scheduler_harness import Told, finish, run_alone, scheduler_of, take
 
@@ -44,7 +44,7 @@ ModelPath = Callable[[str], Path]
 TICKS = 7  # of others, for one batch
 PROMPT = "Once upon a time, a small red fox did not like rain."
 SETTINGS = EvaluationSettings(
-    (Judged("it", GradEllm()), Judged("random", Random())),
+    (EvaluatedMethod("it", GradEllm()), EvaluatedMethod("random", Random())),
     (Metric.PI_SOFT_NS, Metric.SOFT_NC, Metric.DELETION),
     pis=(0.2, 0.5, 0.8),
     stride=2,
@@ -92,46 +92,46 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(autouse=True)
 def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
     """Every batch, which takes a hundredth of a second a token, as reading a prompt does; a step takes a tenth."""
-    batches, tick, last_logits = Batches(), Scheduler.tick, Decoder.last_logits
-    step, read = Decoder.step, Decoder.read
+    batches, tick, last_logits = Batches(), Scheduler.tick, ModelRunner.last_logits
+    step, read = ModelRunner.step, ModelRunner.read
 
     def ticking(self: Scheduler, *args: Any) -> Iterator[None]:
         batches.tick += 1
         yield from tick(self, *args)
 
-    def batch(self: Decoder, embeddings: Tensor, *args: Any) -> Tensor:
+    def batch(self: ModelRunner, embeddings: Tensor, *args: Any) -> Tensor:
         num_tokens = embeddings.shape[0] * embeddings.shape[1]
         batches.ticks.append(batches.tick)
         batches.sizes.append(num_tokens)
         clock.now += 0.01 * num_tokens
         return last_logits(self, embeddings, *args)
 
-    def stepping(self: Decoder, parts: Any) -> Tensor:
+    def stepping(self: ModelRunner, parts: Any) -> Tensor:
         clock.now += 0.1 * len(parts)
         return step(self, parts)
 
-    def reading(self: Decoder, parts: Any) -> None:
+    def reading(self: ModelRunner, parts: Any) -> None:
         clock.now += 0.01 * sum(len(part.ids) for part in parts)
         read(self, parts)
 
     monkeypatch.setattr(Scheduler, "tick", ticking)
-    monkeypatch.setattr(Decoder, "last_logits", batch)
-    monkeypatch.setattr(Decoder, "step", stepping)
-    monkeypatch.setattr(Decoder, "read", reading)
+    monkeypatch.setattr(ModelRunner, "last_logits", batch)
+    monkeypatch.setattr(ModelRunner, "step", stepping)
+    monkeypatch.setattr(ModelRunner, "read", reading)
     return batches
 
 
-def evaluation(engine: Engine, settings: EvaluationSettings = SETTINGS) -> Stream:
+def evaluation(engine: Engine, settings: EvaluationSettings = SETTINGS) -> Request:
     return engine.evaluation_stream(PROMPT, settings, [70, 71, 72, 73])
 
 
-def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSettings | None = None) -> Stream:
+def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSettings | None = None) -> Request:
     return engine.stream("A blue bird sang.", Sampling(max_new_tokens=num_tokens, temperature=1.2, seed=5), attribution)
 
 
-def analysing(scheduler: Scheduler, stream: Stream) -> None:
+def analysing(scheduler: Scheduler, stream: Request) -> None:
     """Run a stream that is submitted until its completion is there."""
-    while stream.phase is not Phase.ANALYSE:
+    while stream.phase is not RequestPhase.ANALYSE:
         for _ in scheduler.tick():
             pass
 
@@ -184,13 +184,13 @@ def test_alone_it_runs_a_batch_a_tick(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
-    turns, analyse = [], Stream.analyse
+    turns, analyse = [], Request.analyse
 
-    def noting(self: Stream) -> None:
+    def noting(self: Request) -> None:
         turns.append(batches.tick)
         analyse(self)
 
-    monkeypatch.setattr(Stream, "analyse", noting)
+    monkeypatch.setattr(Request, "analyse", noting)
     run_alone(engine, evaluation(engine))
     assert turns == list(range(turns[0], batches.tick + 1))
     # Between P and P_0 and the changed texts, methods have passes of their own, and texts are made of each step.
@@ -225,13 +225,13 @@ def test_batches_take_their_time_and_no_more(
 def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
     alone = run_alone(engine, evaluation(engine))
-    order, analyse = [], Stream.analyse
+    order, analyse = [], Request.analyse
 
-    def noting(self: Stream) -> None:
+    def noting(self: Request) -> None:
         order.append(streams.index(self))
         analyse(self)
 
-    monkeypatch.setattr(Stream, "analyse", noting)
+    monkeypatch.setattr(Request, "analyse", noting)
     scheduler = scheduler_of(engine, max_running=3, num_tokens=600)
     streams = [evaluation(engine), evaluation(engine)]
     for stream in streams:
@@ -283,7 +283,7 @@ def test_it_is_cancelled_within_a_batch_and_frees_its_place(
 def test_it_is_cancelled_while_a_method_runs(load: Callable[[str], Engine], batches: Batches) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    stream = evaluation(engine, EvaluationSettings((Judged("it", Saliency()),)))
+    stream = evaluation(engine, EvaluationSettings((EvaluatedMethod("it", Saliency()),)))
     scheduler.submit(stream)
     while not batches.ticks:
         for _ in scheduler.tick():
@@ -302,9 +302,9 @@ def test_one_that_fails_ends_alone(
     engine = load("llama")
     decoder = engine._model.decoder
     weight = dict(decoder.named_parameters())["model.norm.weight"]
-    whole, last_logits = weight.clone(), Decoder.last_logits
+    whole, last_logits = weight.clone(), ModelRunner.last_logits
 
-    def broken(self: Decoder, *args: Any) -> Tensor:
+    def broken(self: ModelRunner, *args: Any) -> Tensor:
         with torch.no_grad():
             if len(batches.ticks) == 4:
                 weight.fill_(torch.nan)
@@ -315,7 +315,7 @@ def test_one_that_fails_ends_alone(
 
     expected = run_alone(engine, ordinary(engine))
     batches.ticks.clear()
-    monkeypatch.setattr(Decoder, "last_logits", broken)
+    monkeypatch.setattr(ModelRunner, "last_logits", broken)
     scheduler = scheduler_of(engine, max_running=2, num_tokens=300)
     streams = [evaluation(engine), ordinary(engine)]
     for stream in streams:

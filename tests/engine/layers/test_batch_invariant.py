@@ -23,17 +23,17 @@ from gradellm_engine import (
     GradEllm,
     ModelLoadError,
     Quantization,
+    Request,
     Sampling,
     Sources,
-    Stream,
     UnsupportedModelError,
 )
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, by_rows, shows_others
-from gradellm_engine.layers.gemm import FrozenWeight, has_onednn
+from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant, patch_elementwise_modules
+from gradellm_engine.layers.gemm import GemmWeight, has_onednn
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
@@ -71,7 +71,7 @@ def load(model_path: ModelPath, tmp_path_factory: pytest.TempPathFactory) -> Loa
 
 def stream(
     engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()
-) -> Stream:
+) -> Request:
     sampling = Sampling(max_new_tokens=24, temperature=float(seed % 3 != 0), seed=seed, num_alternatives=2)
     return engine.stream(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
@@ -98,7 +98,7 @@ def disturbed(engine: Engine, seed: int) -> None:
     alone = [run_alone(engine, stream(engine, *its)) for its in asked]
     engine._model.decoder.allocate_pool(2048)
     scheduler = Scheduler(engine._model.decoder, max_running=rng.randint(2, 6))
-    running: list[tuple[int, int, Stream, Told]] = []  # which, from which token on
+    running: list[tuple[int, int, Request, Told]] = []  # which, from which token on
     due = [(which, 0) for which in range(len(asked))]
     num_broken = 0
     while due or running:
@@ -198,8 +198,8 @@ def test_a_processor_where_it_does_not_come_out_is_refused(
 def test_the_trial_finds_what_shows(load: Load, model_path: ModelPath) -> None:
     """Tried with a decoder whose passes are the ordinary ones."""
     engine = Engine.load(str(model_path("llama")))
-    assert shows_others(engine._model.decoder, engine.info.vocab_size)
-    assert not shows_others(load("llama")._model.decoder, engine.info.vocab_size)
+    assert is_batch_variant(engine._model.decoder, engine.info.vocab_size)
+    assert not is_batch_variant(load("llama")._model.decoder, engine.info.vocab_size)
 
 
 SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (768, 768), (1024, 768), (768, 1024)])
@@ -213,7 +213,7 @@ def test_a_rows_product_is_one(
     """Forward and backward, beside any rows, at any place, wherever it lies in memory."""
     generator = torch.Generator().manual_seed(rng.randrange(2**32))
     weight = torch.randn(shape, generator=generator)
-    frozen = FrozenWeight(
+    frozen = GemmWeight(
         weight.t().contiguous().t() if by_columns else weight,
         torch.randn(shape[0], generator=generator) if has_bias else None,
     )
@@ -262,7 +262,7 @@ def test_a_product_pads_and_cuts() -> None:
 @pytest.mark.parametrize("kind", [nn.SiLU, nn.GELU, nn.Tanh])
 def test_activations_are_those_of_a_token_alone(kind: type[nn.Module], width: int) -> None:
     model = nn.Sequential(kind())
-    by_rows(model)
+    patch_elementwise_modules(model)
     x = torch.randn(1, 101, width, requires_grad=True)
     y = model(x)
     (gradient,) = torch.autograd.grad(y.square().sum(), x)

@@ -16,7 +16,7 @@ from gradellm_engine.layers.gemm import (
     STRETCHED_ROWS,
     SWAPPED_ROWS,
     WIDE,
-    FrozenWeight,
+    GemmWeight,
     Kernel,
     by_stretches,
     has_onednn,
@@ -56,7 +56,7 @@ def test_product_and_gradient_are_those_of_float64(
     if by_columns:
         weight = weight.t().contiguous().t()
     b = normal(3, len(weight)).float() if bias else None
-    frozen = FrozenWeight(weight, b)
+    frozen = GemmWeight(weight, b)
     x, g = normal(1, 1, rows, IN).float(), normal(2, 1, rows, len(weight)).float()
     product, gradient = (
         x.double() @ weight.double().t() + (0 if b is None else b.double()),
@@ -69,7 +69,7 @@ def test_product_and_gradient_are_those_of_float64(
 
 def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
     def chosen(weight: Tensor) -> list[Kernel]:
-        frozen = FrozenWeight(weight, None)
+        frozen = GemmWeight(weight, None)
         return [frozen.kernel(torch.empty(1, rows, IN)) for rows in (STRETCHED_ROWS, ONEDNN_ROWS, ONEDNN_ROWS + 1)]
 
     default = [Kernel.DEFAULT] * 3
@@ -80,7 +80,7 @@ def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
     assert chosen(weight_of(MIN_STRETCHED_WEIGHTS - 2 * IN)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.float64)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.bfloat16)) == default
-    assert FrozenWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_stretches == 1  # an odd number of rows
+    assert GemmWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_stretches == 1  # an odd number of rows
 
 
 def test_wide_weights_are_stored_by_columns() -> None:
@@ -94,12 +94,12 @@ def test_wide_weights_are_stored_by_columns() -> None:
 def test_does_without_libraries_that_pytorch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "has_onednn", lambda: False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    frozen = FrozenWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
+    frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     assert frozen.kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT
 
 
 def test_gradients_are_batched_by_vmap(normal: Normal) -> None:
-    frozen = FrozenWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
+    frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     g = normal(0, 3, 1, 1, len(frozen.weight)).float()
     together = torch.func.vmap(frozen.gradient)(g)
     for its, one in zip(together, g, strict=True):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.gemm import FrozenWeight, Kernel
-from gradellm_engine.layers.linear import FrozenLinear, current_outputs, freeze_linears, join_linears
+from gradellm_engine.layers.gemm import GemmWeight, Kernel
+from gradellm_engine.layers.linear import FrozenLinear, current_output_cache, fuse_shared_input_linears, replace_linears
 
 Normal = Callable[..., Tensor]
 
@@ -35,9 +35,9 @@ class Layers(nn.Module):
 
 def frozen(*layers: nn.Linear, joined: bool = True) -> Layers:
     model = Layers(*layers)
-    freeze_linears(model)
+    replace_linears(model)
     if joined:
-        join_linears(model, lambda: model(torch.zeros(1, 1, IN)))
+        fuse_shared_input_linears(model, lambda: model(torch.zeros(1, 1, IN)))
     return model
 
 
@@ -74,18 +74,18 @@ def joints(model: Layers) -> list[object]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many outputs each product had."""
     sizes: list[int] = []
-    product = FrozenWeight.product
+    product = GemmWeight.product
 
-    def counted(self: FrozenWeight, x: Tensor) -> Tensor:
+    def counted(self: GemmWeight, x: Tensor) -> Tensor:
         sizes.append(len(self.weight))
         return product(self, x)
 
-    monkeypatch.setattr(FrozenWeight, "product", counted)
+    monkeypatch.setattr(GemmWeight, "product", counted)
     return sizes
 
 
 needs_kernels = pytest.mark.skipif(
-    FrozenWeight(torch.empty(LARGE, IN), None).kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT,
+    GemmWeight(torch.empty(LARGE, IN), None).kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT,
     reason="this build of torch has neither MKL nor oneDNN",
 )
 
@@ -128,8 +128,8 @@ def test_joins_only_what_goes_together() -> None:
             return [layer(x.clone()) for layer in self.layers]
 
     chain = Chain(linear(), linear(2 * LARGE))
-    freeze_linears(chain)
-    join_linears(chain, lambda: chain(torch.zeros(1, 1, IN)))
+    replace_linears(chain)
+    fuse_shared_input_linears(chain, lambda: chain(torch.zeros(1, 1, IN)))
     assert joints(chain) == [None, None]
     together = joints(frozen(linear(), linear(2 * LARGE), linear(3 * LARGE)))
     assert together[0] is not None
@@ -155,7 +155,7 @@ def test_known_outputs_are_given_and_have_the_same_gradient(
 ) -> None:
     model, outputs = frozen(*(linear(size, bias=True) for size in sizes)), OutputsOf()
     x, gs = normal(0, 1, 3, IN).float(), [normal(1, 1, 3, size).float() for size in sizes]
-    token = current_outputs.set(outputs)
+    token = current_output_cache.set(outputs)
     try:
         made, gradient = results(model, x, gs)
         for layer in model.layers:
@@ -171,7 +171,7 @@ def test_known_outputs_are_given_and_have_the_same_gradient(
         assert computed
         assert all(output.shape[1] == 2 for output in shorter)
     finally:
-        current_outputs.reset(token)
+        current_output_cache.reset(token)
     assert all(torch.equal(one, other) for one, other in zip(model(x), made, strict=True))
 
 
@@ -182,5 +182,5 @@ def test_takes_over_only_plain_layers() -> None:
     placed = linear()
     placed.forward = placed.forward  # type: ignore[method-assign] # as accelerate's placement does
     model = nn.ModuleList([Quantised(IN, LARGE), placed, nn.Linear(8, 8), linear().bfloat16(), linear()])
-    freeze_linears(model)
+    replace_linears(model)
     assert [type(module) is FrozenLinear for module in model] == [False] * 2 + [True] * 3

@@ -13,7 +13,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from gradellm_engine.layers.rms_norm import FrozenNorm, freeze_norms
+from gradellm_engine.layers.rms_norm import FrozenNorm, replace_norms
 
 Normal = Callable[..., Tensor]
 WIDTH = 48
@@ -27,7 +27,7 @@ def norms(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> tuple[nn
     norm = kind(WIDTH, eps=1e-3).requires_grad_(False)
     nn.init.normal_(norm.get_parameter("weight"))
     frozen = copy.deepcopy(norm.to(dtype))
-    freeze_norms(frozen)
+    replace_norms(frozen)
     return norm, frozen
 
 
@@ -101,7 +101,7 @@ def test_takes_over_only_rms_norms_as_they_are() -> None:
     model = nn.ModuleList([*others, norms(LlamaRMSNorm)[0]])
     kinds = [type(module) for module in others]
     state = torch.random.get_rng_state()
-    freeze_norms(model)
+    replace_norms(model)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [type(module) for module in model][:-1] == kinds
     assert isinstance(model[-1], FrozenNorm)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.rotary import NAME, Rotate, as_one_node, freeze_rotary
+from gradellm_engine.layers.rotary import NAME, Rotate, fused_autograd_node, replace_rotary
 
 Normal = Callable[..., Tensor]
 # Halves rotated, neighbours rotated, a part of the width alone, and cosines of half the width.
@@ -44,7 +44,7 @@ def test_gradients_are_autograds(normal: Normal, family: str) -> None:
         outputs = function(*leaves, cos, sin)
         return outputs, torch.autograd.grad(outputs, leaves, gradients)
 
-    ours, theirs = results(as_one_node(rotate)), results(rotate)
+    ours, theirs = results(fused_autograd_node(rotate)), results(rotate)
     assert ours[0][0].grad_fn is not None
     assert ours[0][0].grad_fn.name() == "_RotatedBackward"
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0)
@@ -53,7 +53,7 @@ def test_gradients_are_autograds(normal: Normal, family: str) -> None:
 
 def test_all_else_is_left_to_autograd(normal: Normal) -> None:
     rotate, cos, sin = rotary("llama")
-    ours = as_one_node(rotate)
+    ours = fused_autograd_node(rotate)
     q, k = normal(0, 1, 4, TOKENS, WIDTH).float(), normal(1, 1, 2, TOKENS, WIDTH).float()
     leaf = q.clone().requires_grad_()
 
@@ -82,8 +82,8 @@ def test_it_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "family_of_a_test", place)
     Layer.__module__ = "family_of_a_test"
     model = nn.ModuleList([Layer(), Layer()])
-    freeze_rotary(model)
+    replace_rotary(model)
     once = getattr(place, NAME)
     assert once.__wrapped__ is rotate
-    freeze_rotary(model)
+    replace_rotary(model)
     assert getattr(place, NAME) is once

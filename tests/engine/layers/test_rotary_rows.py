@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.layers import rotary_rows
-from gradellm_engine.layers.rotary import NAME, Rotate, as_one_node
-from gradellm_engine.layers.rotary_rows import are_rows, rotated, rotates_halves
+from gradellm_engine.layers.rotary import NAME, Rotate, fused_autograd_node
+from gradellm_engine.layers.rotary_rows import rotated, rotates_halves, supports_row_layout
 
 Shape = tuple[int, int, int, int, int]  # texts, tokens, query heads, key heads, width
 
@@ -45,10 +45,10 @@ def test_a_function_that_wants_to_know_more_is_none_of_them() -> None:
 def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", 1)
     q, k, cos, sin = drawn(shape)
-    assert are_rows(q, k, cos, sin)
+    assert supports_row_layout(q, k, cos, sin)
     rotate = own_function("llama")
     with torch.no_grad():
-        ours, theirs = as_one_node(rotate)(q, k, cos, sin), rotate(q, k, cos, sin)
+        ours, theirs = fused_autograd_node(rotate)(q, k, cos, sin), rotate(q, k, cos, sin)
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
     assert torch.equal(rotated(q, cos, sin), theirs[0])
 
@@ -56,9 +56,9 @@ def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> 
 def test_all_else_is_left_to_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", 1)
     q, k, cos, sin = drawn((2, 5, 4, 2, 8))
-    assert not are_rows(q.contiguous(), k, cos, sin)
-    assert not are_rows(q.double(), k.double(), cos.double(), sin.double())
-    assert not are_rows(q, k, cos.repeat(2, 1, 1), sin.repeat(2, 1, 1))
-    assert not are_rows(q, k, cos[..., :4], sin[..., :4])
+    assert not supports_row_layout(q.contiguous(), k, cos, sin)
+    assert not supports_row_layout(q.double(), k.double(), cos.double(), sin.double())
+    assert not supports_row_layout(q, k, cos.repeat(2, 1, 1), sin.repeat(2, 1, 1))
+    assert not supports_row_layout(q, k, cos[..., :4], sin[..., :4])
     monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", q.numel() + 1)
-    assert not are_rows(q, k, cos, sin)
+    assert not supports_row_layout(q, k, cos, sin)

@@ -22,17 +22,17 @@ from gradellm_engine import (
     AttributionSettings,
     Delivery,
     Engine,
+    EvaluatedMethod,
     EvaluationItem,
     EvaluationSettings,
     GradEllm,
-    Judged,
     Metric,
     ModelLoadError,
     PromptInput,
     Removal,
+    Request,
     Sampling,
     Sources,
-    Stream,
     UnsupportedModelError,
 )
 from gradellm_engine.core import scheduler as scheduling
@@ -42,7 +42,7 @@ from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.params import Rotary
-from gradellm_engine.passes.ragged import Part, Target
+from gradellm_engine.passes.ragged import SequenceChunk, Target
 from support.faithfulness_reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
@@ -143,7 +143,7 @@ def prompt(length: int, seed: int = 0) -> PromptInput:
 
 def stream(
     engine: Engine, length: int, attribution: AttributionSettings | None = None, seed: int = 0, num_tokens: int = 12
-) -> Stream:
+) -> Request:
     num_tokens = min(num_tokens, engine.context_tokens - length)
     return engine.stream(
         prompt(length, seed), Sampling(max_new_tokens=num_tokens, temperature=1.0, seed=seed), attribution
@@ -282,8 +282,8 @@ def test_saliency_is_that_of_full_passes(load: Any, path: Any, name: str) -> Non
 
 
 JUDGED = (
-    Judged("within", GradEllm()),
-    Judged("after", Saliency()),
+    EvaluatedMethod("within", GradEllm()),
+    EvaluatedMethod("after", Saliency()),
 )
 
 
@@ -339,7 +339,7 @@ def test_after_an_evaluation_a_prefix_is_reused_with_its_own_factors(load: Any, 
     engine: Engine = load("longrope")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=1000)
     completion = prompt_ids(6, seed=9)
-    settings = EvaluationSettings((Judged("within", GradEllm()),), (Metric.PI_SOFT_NS,), pis=(0.5,), samples=2)
+    settings = EvaluationSettings((EvaluatedMethod("within", GradEllm()),), (Metric.PI_SOFT_NS,), pis=(0.5,), samples=2)
     (told,) = run(scheduler, [engine.evaluation_stream(prompt(SWITCH - 2), settings, completion)])
     assert told.error is None
     ids = (*prompt_ids(SWITCH - 2), *completion)
@@ -368,14 +368,14 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
         for kinds in ((False, True), (True, False), (True, True), (False, False)):
             slots = [decoder.pool.allocate_first(50, is_long=is_long) for is_long in kinds]
             for slot in slots:
-                decoder.read([Part.new(slot, sequences[slot.is_long][:-2])])
+                decoder.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
             results: list[Tensor] = []
             for place in (-2, -1):
                 run = decoder.explained_pass(
-                    [Part.new(slot, [sequences[slot.is_long][place]], explain) for slot in slots]
+                    [SequenceChunk.new(slot, [sequences[slot.is_long][place]], explain) for slot in slots]
                 )
                 results += [run.logits.clone(), *(its.clone() for its in run.heat_maps([target] * 2))]
-            again = [Part.again(slot, slot.length - 2, slot.length, explain) for slot in slots]
+            again = [SequenceChunk.again(slot, slot.length - 2, slot.length, explain) for slot in slots]
             results += [its.clone() for its in decoder.replay(again, [target] * 4)]
             for logits, is_long in zip(results[3], kinds, strict=True):
                 assert torch.allclose(logits, own_logits(name, sequences[is_long]), rtol=0, atol=TOLERANCE)
@@ -393,7 +393,7 @@ def test_batch_invariant(load: Any, own_logits: Any, name: str) -> None:
     engine: Engine = load(name, batch_invariant=True)
     beside = [(SWITCH - 4, 0), (5, 1), (SWITCH + 4, 2), (SWITCH - 9, 3)]
 
-    def new(index: int) -> Stream:
+    def new(index: int) -> Request:
         length, seed = beside[index]
         return stream(engine, length, CHUNKED if index % 2 else SETTINGS, seed=seed)
 
@@ -512,12 +512,12 @@ def test_passes_do_not_mix_factors_in_one_beginning(load: Any) -> None:
     assert (decoder.is_long(SWITCH), decoder.is_long(SWITCH + 1)) == (False, True)
     decoder.allocate_pool(100)
     slot = decoder.pool.allocate_first(50)
-    decoder.read([Part.new(slot, list(range(20)))])
-    from gradellm_engine.passes.full_sequence import ContinuedPass
+    decoder.read([SequenceChunk.new(slot, list(range(20)))])
+    from gradellm_engine.passes.full_sequence import SharedPrefixAttention
 
     embeddings = decoder.embed([[1] * 8])
     with pytest.raises(ValueError, match="different rotary factors"):
-        decoder.last_logits(embeddings, [8], ContinuedPass(slot, 20))
+        decoder.last_logits(embeddings, [8], SharedPrefixAttention(slot, 20))
     slot.close()
 
 

@@ -15,7 +15,7 @@ from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.methods.attention_rollout import AttentionRollout
 from gradellm_engine.methods.perturbation.value_zeroing import ValueZeroing
 from gradellm_engine.methods.random import Random
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 from support.oracle import relative_error
 from support.reference_case import COMPLETION, PROMPT, Case, scores_of
 
@@ -151,6 +151,6 @@ def test_batches_of_whole_sequences_are_those_sequences(case: MakeCase, family: 
         subject.reference.set_experts_implementation("eager")
     for watch in (None, lambda index, attended: None):
         with torch.no_grad():
-            logits = decoder.whole_pass(embeddings, positions, positions[-1:], WholePass(watch=watch))
+            logits = decoder.whole_pass(embeddings, positions, positions[-1:], FullSequenceAttention(watch=watch))
         expected = subject.logits(torch.stack([subject.embed(its) for its in ids])).detach()
         assert relative_error(logits[:, 0], expected) <= TOLERANCE

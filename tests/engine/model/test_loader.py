@@ -20,7 +20,7 @@ from gradellm_engine import (
     Delivery,
     Engine,
     ModelLoadError,
-    Ranks,
+    ProcessGroup,
     Sampling,
     Step,
     UnsupportedModelError,
@@ -428,7 +428,7 @@ def test_ranks_compare_configurations_and_templates(folder: Path) -> None:
     def compared() -> dict[str, str]:
         rank = OtherRank()
         with pytest.raises(ModelLoadError, match="compared"):
-            load_model(str(folder), ranks=cast("Ranks", rank))
+            load_model(str(folder), ranks=cast("ProcessGroup", rank))
         return rank.compared
 
     before = compared()

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling, Sources
-from gradellm_engine.layers.gemm import FrozenWeight
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.layers.gemm import GemmWeight
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm
-from gradellm_engine.passes.activation_cache import Products
-from gradellm_engine.passes.ragged import Explain, Part, PartsSite, Target
+from gradellm_engine.passes.activation_cache import ActivationCache
+from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, SequenceChunk, Target
 from support.oracle import relative_error
 from support.scheduler_harness import run, scheduler_of
 
 PROMPT = [256, *range(65, 90)]
 CHUNK = 4
-EXPLAIN = Explain(GradEllm(layers=(0, 1, 2)))
+EXPLAIN = ExplainSpec(GradEllm(layers=(0, 1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -31,43 +31,43 @@ def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
 
 
 @pytest.fixture
-def decoder(load: Callable[[str], Engine]) -> Iterator[Decoder]:
+def decoder(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
     decoder = load("llama")._model.decoder
     decoder.allocate_pool(400)
     yield decoder
-    decoder.products = Products(decoder._model.base_model)
+    decoder.products = ActivationCache(decoder._model.base_model)
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[FrozenWeight]:
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[GemmWeight]:
     """The weights that made a product, one entry a call."""
-    weights: list[FrozenWeight] = []
-    product = FrozenWeight.product
+    weights: list[GemmWeight] = []
+    product = GemmWeight.product
 
-    def counted(self: FrozenWeight, x: Tensor) -> Tensor:
+    def counted(self: GemmWeight, x: Tensor) -> Tensor:
         weights.append(self)
         return product(self, x)
 
-    monkeypatch.setattr(FrozenWeight, "product", counted)
+    monkeypatch.setattr(GemmWeight, "product", counted)
     return weights
 
 
-def sequence(decoder: Decoder, *, read_again: int = CHUNK, count: int = CHUNK, first: int = 100) -> Part:
+def sequence(decoder: ModelRunner, *, read_again: int = CHUNK, count: int = CHUNK, first: int = 100) -> SequenceChunk:
     """A prompt and then tokens a step each; the part that reads those once more."""
     slot = decoder.pool.allocate(len(PROMPT) + 40)
     assert slot is not None
-    decoder.read([Part.new(slot, PROMPT)])
+    decoder.read([SequenceChunk.new(slot, PROMPT)])
     for token_id in range(first, first + count):
-        decoder.step([Part.new(slot, [token_id], read_again=read_again)])
-    return Part.again(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
+        decoder.step([SequenceChunk.new(slot, [token_id], read_again=read_again)])
+    return SequenceChunk.again(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
 
 
-def targets(*parts: Part) -> list[Target]:
+def targets(*parts: SequenceChunk) -> list[Target]:
     return [Target(token_id + 1) for part in parts for token_id in part.ids]
 
 
 def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
-    decoder: Decoder, computed: list[FrozenWeight]
+    decoder: ModelRunner, computed: list[GemmWeight]
 ) -> None:
     part = sequence(decoder)
     assert decoder.products.num_tokens == CHUNK
@@ -80,16 +80,18 @@ def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
     assert relative_error(known, again) <= 1e-5
 
 
-def test_attention_whose_output_nobody_looks_at_gives_none(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_whose_output_nobody_looks_at_gives_none(
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part = sequence(decoder)
     outputs: list[Tensor] = []
-    output = PartsSite.output
+    output = RaggedLayer.output
 
-    def noted(site: PartsSite, query: Tensor) -> Tensor:
+    def noted(site: RaggedLayer, query: Tensor) -> Tensor:
         outputs.append(output(site, query))
         return outputs[-1]
 
-    monkeypatch.setattr(PartsSite, "output", noted)
+    monkeypatch.setattr(RaggedLayer, "output", noted)
     (known,) = decoder.replay([part], targets(part))
     assert all(o.isnan().all() for o in outputs)
     outputs.clear()
@@ -98,7 +100,7 @@ def test_attention_whose_output_nobody_looks_at_gives_none(decoder: Decoder, mon
     assert relative_error(known, again) <= 1e-5
 
 
-def test_attention_behind_which_something_else_stands_gives_it(decoder: Decoder) -> None:
+def test_attention_behind_which_something_else_stands_gives_it(decoder: ModelRunner) -> None:
     """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
     model: nn.Module = decoder._model
     hooks = [
@@ -121,21 +123,23 @@ def test_attention_behind_which_something_else_stands_gives_it(decoder: Decoder)
         decoder._leaves_out = None
 
 
-def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: list[FrozenWeight]) -> None:
+def test_chunks_of_several_sequences_are_told_apart(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
     """Their steps were passes together, of which one part was a plain stream's."""
     slots = [decoder.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
         assert slot is not None
-        decoder.read([Part.new(slot, PROMPT[: len(PROMPT) - length])])
+        decoder.read([SequenceChunk.new(slot, PROMPT[: len(PROMPT) - length])])
     for t in range(CHUNK):
         decoder.step(
             [
-                Part.new(slot, [100 + 10 * i + t], read_again=CHUNK if i != 1 else 0)
+                SequenceChunk.new(slot, [100 + 10 * i + t], read_again=CHUNK if i != 1 else 0)
                 for i, slot in enumerate(slots)
                 if slot is not None
             ]
         )
-    parts = [Part.again(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot]
+    parts = [
+        SequenceChunk.again(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
+    ]
     computed.clear()
     known = decoder.replay(parts, targets(*parts))
     assert not computed
@@ -144,17 +148,17 @@ def test_chunks_of_several_sequences_are_told_apart(decoder: Decoder, computed: 
         assert relative_error(heat_map, alone) <= 1e-5
 
 
-def test_tokens_of_explained_passes_are_kept_too(decoder: Decoder, computed: list[FrozenWeight]) -> None:
+def test_tokens_of_explained_passes_are_kept_too(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
     """A pass may hold one stream's token that is explained at once beside another's that waits."""
     one, other = (decoder.pool.allocate(60) for _ in range(2))
     assert one is not None
     assert other is not None
-    decoder.read([Part.new(one, PROMPT), Part.new(other, PROMPT)])
+    decoder.read([SequenceChunk.new(one, PROMPT), SequenceChunk.new(other, PROMPT)])
     for token_id in range(100, 100 + CHUNK):
-        parts = [Part.new(one, [token_id], read_again=CHUNK), Part.new(other, [token_id], EXPLAIN)]
+        parts = [SequenceChunk.new(one, [token_id], read_again=CHUNK), SequenceChunk.new(other, [token_id], EXPLAIN)]
         run = decoder.explained_pass(parts)
         run.heat_maps([None, Target(token_id + 1)])
-    part = Part.again(one, len(PROMPT), one.length, EXPLAIN)
+    part = SequenceChunk.again(one, len(PROMPT), one.length, EXPLAIN)
     computed.clear()
     (known,) = decoder.replay([part], targets(part))
     assert not computed
@@ -162,18 +166,18 @@ def test_tokens_of_explained_passes_are_kept_too(decoder: Decoder, computed: lis
 
 
 def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
-    decoder: Decoder, computed: list[FrozenWeight]
+    decoder: ModelRunner, computed: list[GemmWeight]
 ) -> None:
     part = sequence(decoder, count=CHUNK - 1)
-    decoder.step([Part.new(part.slot, [120])])  # say, while attribution was off
-    part = Part.again(part.slot, part.start, part.start + CHUNK, EXPLAIN)
+    decoder.step([SequenceChunk.new(part.slot, [120])])  # say, while attribution was off
+    part = SequenceChunk.again(part.slot, part.start, part.start + CHUNK, EXPLAIN)
     computed.clear()
     decoder.replay([part], targets(part))
     assert computed
     assert decoder.products.num_tokens == 0
 
 
-def test_room_is_taken_for_whole_chunks_and_given_back(decoder: Decoder, computed: list[FrozenWeight]) -> None:
+def test_room_is_taken_for_whole_chunks_and_given_back(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
     decoder.products.max_tokens = 2 * CHUNK + 1
     parts = [sequence(decoder, count=2) for _ in range(3)]
     assert decoder.products.num_tokens == 2 * CHUNK
@@ -188,7 +192,7 @@ def test_room_is_taken_for_whole_chunks_and_given_back(decoder: Decoder, compute
     assert decoder.products.num_tokens == 0
 
 
-def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: Decoder, computed: list[FrozenWeight]) -> None:
+def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
     part = sequence(decoder, read_again=2, count=3)
     assert decoder.products.num_tokens == 0
     computed.clear()
@@ -196,7 +200,7 @@ def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: Decoder, 
     assert computed
 
 
-def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: list[FrozenWeight]) -> None:
+def test_what_the_model_has_written_to_is_not_used(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
     layer = decoder._model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
@@ -212,7 +216,7 @@ def test_what_the_model_has_written_to_is_not_used(decoder: Decoder, computed: l
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "phi"])
 def test_streams_keep_what_their_chunks_need_and_no_more(
-    load: Callable[[str], Engine], computed: list[FrozenWeight], monkeypatch: pytest.MonkeyPatch, family: str
+    load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
     products = engine._model.decoder.products
@@ -239,18 +243,18 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
         assert max(relative_error(a, b) for a, b in zip(one, other, strict=True)) <= 1e-5
 
 
-def test_keeps_a_fourth_of_the_models_size_at_most(decoder: Decoder) -> None:
+def test_keeps_a_fourth_of_the_models_size_at_most(decoder: ModelRunner) -> None:
     body = decoder._model.base_model
-    products = Products(body)
+    products = ActivationCache(body)
     part = sequence(decoder)
     chunk = decoder.products._chunks[part.slot]
     of_a_token = sum(output.nbytes for output in next(iter(chunk.rows.values())).of.values())
     size = sum(parameter.nbytes for parameter in body.parameters())
     assert size / 5 < products.max_tokens * of_a_token <= size / 4
-    assert Products(nn.Identity()).max_tokens == 0
+    assert ActivationCache(nn.Identity()).max_tokens == 0
 
 
-def test_plain_streams_keep_nothing(decoder: Decoder) -> None:
+def test_plain_streams_keep_nothing(decoder: ModelRunner) -> None:
     part = sequence(decoder, read_again=0)
     assert not decoder.products._chunks
     assert torch.isfinite(decoder.replay([part], targets(part))[0]).all()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gradellm_engine import Engine
-from gradellm_engine.compilation.cuda_graphs import rounded_up
-from gradellm_engine.model.runner import Decoder
+from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes.batched import StepShape, is_step
-from gradellm_engine.passes.ragged import Explain, Part, Target
+from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.fake_cuda_graphs import TapeRecorder
 from support.kv_fixtures import filled, forget
 
@@ -32,8 +32,8 @@ SWITCHES = [
 
 
 @pytest.fixture(scope="module")
-def decoder(model_path: Callable[[str], Path]) -> Callable[[str], Decoder]:
-    def load(name: str) -> Decoder:
+def decoder(model_path: Callable[[str], Path]) -> Callable[[str], ModelRunner]:
+    def load(name: str) -> ModelRunner:
         decoder = Engine.load(str(model_path(name)), dtype="float64", kv_bytes=2**20)._model.decoder
         decoder.allocate_pool(500)
         return decoder
@@ -41,14 +41,16 @@ def decoder(model_path: Callable[[str], Path]) -> Callable[[str], Decoder]:
     return cache(load)
 
 
-def explained(parts: Sequence[Part], switches: GradEllm, num_layers: int, *, domains: bool = False) -> list[Part]:
+def explained(
+    parts: Sequence[SequenceChunk], switches: GradEllm, num_layers: int, *, domains: bool = False
+) -> list[SequenceChunk]:
     """All but the second, over every other token of the first half where `domains`."""
     switches = replace(switches, layers=switches.selected_layers(num_layers))
     return [
         part
         if i == 1
         else replace(
-            part, explain=Explain(switches, torch.arange((part.end + 1) // 2) % 2 == 0 if domains and i else None)
+            part, explain=ExplainSpec(switches, torch.arange((part.end + 1) // 2) % 2 == 0 if domains and i else None)
         )
         for i, part in enumerate(parts)
     ]
@@ -57,7 +59,7 @@ def explained(parts: Sequence[Part], switches: GradEllm, num_layers: int, *, dom
 TARGETS = [Target(7), None, Target(9, 3), Target(11)]
 
 
-def outcome(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and heat maps; what was read is forgotten, so that it can be read again."""
     if all(part.explain is None for part in parts):
         logits, maps = decoder.step(parts).clone(), []
@@ -78,12 +80,14 @@ def assert_close(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, li
 
 
 @pytest.fixture
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoder, Sequence[Part]], tuple[Tensor, list[Tensor]]]:
+def one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[ModelRunner, Sequence[SequenceChunk]], tuple[Tensor, list[Tensor]]]:
     """The outcome by parts, one after the other."""
 
-    def run(decoder: Decoder, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+    def run(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
         with monkeypatch.context() as patched:
-            patched.setattr(Decoder, "_takes_at_once", lambda *args: False)
+            patched.setattr(ModelRunner, "_takes_at_once", lambda *args: False)
             return outcome(decoder, parts)
 
     return run
@@ -132,8 +136,8 @@ def test_what_is_a_step(decoder: Any) -> None:
     assert is_step(parts)
     assert is_step(explained(parts, SWITCHES[0], 2))
     assert not is_step([explained(parts, SWITCHES[0], 2)[0], explained(parts, SWITCHES[1], 2)[2]])
-    assert not is_step([*parts[1:], Part.new(parts[0].slot, [1, 2])])
-    assert not is_step([Part.again(parts[3].slot, 4, 5, Explain(SWITCHES[0]))])
+    assert not is_step([*parts[1:], SequenceChunk.new(parts[0].slot, [1, 2])])
+    assert not is_step([SequenceChunk.again(parts[3].slot, 4, 5, ExplainSpec(SWITCHES[0]))])
 
 
 # Recorded -----------------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def test_what_is_a_step(decoder: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: Any, family: str) -> None:
     """Other tokens, lengths, places, numbers of sequences and targets than those that were recorded."""
-    model: Decoder = decoder(family)
+    model: ModelRunner = decoder(family)
     recorder = TapeRecorder()
     model.record_steps(recorder)
     assert model.recordings is not None
@@ -165,16 +169,16 @@ def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: A
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
 def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None:
     """Tokens that are read once more: fewer than were recorded, and of sequences of any length."""
-    model: Decoder = decoder(family)
+    model: ModelRunner = decoder(family)
     recorder = TapeRecorder()
     for switches in SWITCHES if model._rotaries else SWITCHES[2:]:
-        explain = Explain(replace(switches, layers=switches.selected_layers(model.num_layers)))
+        explain = ExplainSpec(replace(switches, layers=switches.selected_layers(model.num_layers)))
         for counts in ((4, 2, 4), (1, 3, 4), (3,)):
             chunks, targets = [], []
             for part, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
                 model.step([part])
                 end = part.slot.length
-                chunks.append(Part.again(part.slot, end - count, end, explain))
+                chunks.append(SequenceChunk.again(part.slot, end - count, end, explain))
                 targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
             expected = model.replay(chunks, targets)
             model.recordings = None
@@ -191,19 +195,19 @@ def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None
 
 
 def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(decoder: Any) -> None:
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     model.record_steps(TapeRecorder())
     (part,) = filled(model, (2,))
     model.step([part])
-    explain = Explain(replace(SWITCHES[0], layers=(0, 1, 2)))
-    (scores,) = model.replay([Part.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
+    explain = ExplainSpec(replace(SWITCHES[0], layers=(0, 1, 2)))
+    (scores,) = model.replay([SequenceChunk.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
     assert scores.shape == (3, 3)
     assert len(model.recordings or ()) == 1  # the step's
     model.recordings = None
 
 
 def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     model.record_steps(TapeRecorder())
     for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
         parts = filled(model, lengths)
@@ -216,7 +220,7 @@ def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
 
 def test_shapes_are_rounded_up() -> None:
     def rounded(rows: int, width: int) -> tuple[int, int]:
-        shape = rounded_up(StepShape(rows, 1, width, is_new=True, switches=None, has_domains=False))
+        shape = pad_to_bucket(StepShape(rows, 1, width, is_new=True, switches=None, has_domains=False))
         return shape.num_rows, shape.width
 
     assert rounded(1, 1) == (1, 128)
@@ -235,7 +239,7 @@ class Refusing(TapeRecorder):
 def test_what_cannot_be_recorded_runs_call_by_call(
     decoder: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     model.record_steps(Refusing())
     parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
     for _ in range(2):
@@ -267,7 +271,7 @@ def test_what_there_is_no_memory_to_record_is_recorded_later(
     decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_NEXT", 1)
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     recorder = Crowded()
     model.record_steps(recorder)
     assert model.recordings is not None
@@ -281,7 +285,7 @@ def test_what_there_is_no_memory_to_record_is_recorded_later(
 
 def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.MOST_RECORDINGS", 2)
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     recorder = TapeRecorder()
     model.record_steps(recorder)
     for count, expected in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
@@ -291,6 +295,6 @@ def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatc
 
 
 def test_without_a_gpu_nothing_is_recorded(decoder: Any) -> None:
-    model: Decoder = decoder("llama")
+    model: ModelRunner = decoder("llama")
     model.record_steps()
     assert model.recordings is None

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradellm_engine import Engine
-from gradellm_engine.model.runner import Decoder
-from gradellm_engine.passes.first_layer_reuse import MIN_TEXTS, Changes
-from gradellm_engine.passes.full_sequence import ContinuedPass
-from gradellm_engine.passes.ragged import Part
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.first_layer_reuse import MIN_TEXTS, TokenSubstitutions
+from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.ragged import SequenceChunk
 from support.tiny_models import FAMILIES
 
 ModelPath = Callable[[str], Path]
@@ -24,26 +24,26 @@ NUM_TEXTS, LENGTH = 6, 12
 
 
 @pytest.fixture
-def load(model_path: ModelPath) -> Callable[[str], Decoder]:
+def load(model_path: ModelPath) -> Callable[[str], ModelRunner]:
     """Each has not tried yet whether it can."""
     return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1)._model.decoder
 
 
-def logits(decoder: Decoder, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
+def logits(decoder: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
     """Of texts that go on from so many tokens, some of theirs zeroed, by random masks: [B, V], and of each alone."""
     generator = torch.Generator().manual_seed(begun)
     slot = decoder.pool.allocate(3)
     assert slot is not None
-    decoder.read([Part.new(slot, [60, 61, 62])])
+    decoder.read([SequenceChunk.new(slot, [60, 61, 62])])
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     gone = torch.rand(ids.shape, generator=generator) < 0.5
     lengths = [LENGTH, LENGTH, LENGTH, 9, 5, 1]
     embeddings = decoder.embed(ids).masked_fill(gone[:, :, None], 0)
-    changes = Changes.of(ids.masked_fill(gone, -1), lengths) if are_told else None
+    changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if are_told else None
     assert (changes is not None) == are_told
-    found = decoder.last_logits(embeddings, lengths, ContinuedPass(slot, begun), changes)
+    found = decoder.last_logits(embeddings, lengths, SharedPrefixAttention(slot, begun), changes)
     alone = [
-        decoder.last_logits(embeddings[i : i + 1, :length], [length], ContinuedPass(slot, begun))[0]
+        decoder.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, begun))[0]
         for i, length in enumerate(lengths)
     ]
     slot.close()
@@ -51,7 +51,7 @@ def logits(decoder: Decoder, begun: int = 3, *, are_told: bool = True) -> tuple[
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_each_text_alone(load: Callable[[str], Decoder], family: str) -> None:
+def test_logits_are_those_of_each_text_alone(load: Callable[[str], ModelRunner], family: str) -> None:
     decoder = load(family)
     for begun in (0, 3, 3):  # the first pass tries
         found, alone = logits(decoder, begun)
@@ -62,7 +62,7 @@ def test_logits_are_those_of_each_text_alone(load: Callable[[str], Decoder], fam
     assert not any("forward" in vars(module) for module in decoder.blocks[0].modules())
 
 
-def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str], Decoder]) -> None:
+def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str], ModelRunner]) -> None:
     decoder = load("llama")
     rows: dict[str, list[int]] = {}
 
@@ -83,14 +83,14 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
     assert slot is not None
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     ids[1:, 3] = 5
-    changes = Changes.of(ids, [LENGTH] * NUM_TEXTS)
-    decoder.last_logits(decoder.embed(ids), [LENGTH] * NUM_TEXTS, ContinuedPass(slot, 0), changes)
+    changes = TokenSubstitutions.of(ids, [LENGTH] * NUM_TEXTS)
+    decoder.last_logits(decoder.embed(ids), [LENGTH] * NUM_TEXTS, SharedPrefixAttention(slot, 0), changes)
     few, all_rows = 2 * LENGTH, NUM_TEXTS * LENGTH
     assert rows == {"q_proj": [few], "k_proj": [few], "o_proj": [all_rows]}
     assert all("forward" in vars(getattr(attention, name)) for name in rows)  # what was there is there again
 
 
-def assert_left_alone(decoder: Decoder) -> None:
+def assert_left_alone(decoder: ModelRunner) -> None:
     """It gives what it gives where nothing is shared, and is known for it from then on."""
     found, alone = logits(decoder)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
@@ -98,7 +98,7 @@ def assert_left_alone(decoder: Decoder) -> None:
     assert decoder._first_layer.is_shared is False
 
 
-def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], Decoder]) -> None:
+def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:
     decoder = load("llama")
     attention: Any = decoder.blocks[0].self_attn
     queries: list[Tensor] = []
@@ -108,13 +108,13 @@ def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: 
         assert_left_alone(decoder)
 
 
-def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable[[str], Decoder]) -> None:
+def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable[[str], ModelRunner]) -> None:
     decoder = load("llama")
     decoder.blocks[0].register_forward_pre_hook(lambda block, args: (args[0].cumsum(1), *args[1:]))
     assert_left_alone(decoder)
 
 
-def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], Decoder]) -> None:
+def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], ModelRunner]) -> None:
     decoder = load("llama")
     attention: Any = decoder.blocks[0].self_attn
 
@@ -138,7 +138,7 @@ def test_two_rows_a_position_are_found(num_texts: int, length: int, random: Any)
     lengths = sorted((random.randint(1, length) for _ in range(num_texts)), reverse=True)
     lengths[0] = length
     rows = codes[:, :, None].float()
-    changes = Changes.of(codes, lengths)
+    changes = TokenSubstitutions.of(codes, lengths)
     assert changes is not None
     found = changes.of_each(changes.pairs(rows))
     assert all(torch.equal(found[i, :n], rows[i, :n]) for i, n in enumerate(lengths))
@@ -148,8 +148,8 @@ def test_two_rows_a_position_are_found(num_texts: int, length: int, random: Any)
 
 def test_three_rows_at_a_position_are_too_many() -> None:
     codes = torch.zeros(MIN_TEXTS, 3, dtype=torch.long)
-    assert Changes.of(codes, [3] * MIN_TEXTS) is not None
+    assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is not None
     codes[1, 1], codes[2, 1] = 1, 2
-    assert Changes.of(codes, [3] * MIN_TEXTS) is None
-    assert Changes.of(codes, [3, 3, 1, 1]) is not None  # behind its end
-    assert Changes.of(codes[: MIN_TEXTS - 1, :1], [1] * (MIN_TEXTS - 1)) is None
+    assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is None
+    assert TokenSubstitutions.of(codes, [3, 3, 1, 1]) is not None  # behind its end
+    assert TokenSubstitutions.of(codes[: MIN_TEXTS - 1, :1], [1] * (MIN_TEXTS - 1)) is None

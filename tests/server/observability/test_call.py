@@ -8,10 +8,10 @@ import pytest
 from google.protobuf.message import Message
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_server.observability.call import Call, Watcher, Watchers, current_client
+from gradellm_server.observability.call import Call, CallObserver, Watchers, current_client
 
 
-class Recorder(Watcher):
+class Recorder(CallObserver):
     """Writes down what it is told."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_server.observability.call_stats import EVALUATION_METRICS, FINISH_REASONS, Facts, Timings
+from gradellm_server.observability.call_stats import EVALUATION_METRICS, FINISH_REASONS, CallStats, Timings
 
 
 def token(index: int) -> pb.GenerateResponse:
@@ -17,7 +17,7 @@ def row(index: int) -> pb.GenerateResponse:
 
 
 def test_lag_counts_the_tokens_after_the_one_that_is_explained() -> None:
-    facts = Facts()
+    facts = CallStats()
     lags = []
     for message in (token(0), row(0), token(1), token(2), token(3), row(1), row(2), row(3)):
         facts.answered(message, 0.0)
@@ -27,13 +27,13 @@ def test_lag_counts_the_tokens_after_the_one_that_is_explained() -> None:
 
 
 def test_rows_of_given_tokens_have_no_lag() -> None:
-    facts = Facts()
+    facts = CallStats()
     facts.answered(row(5), 0.0)
     assert facts.lag_tokens == 0
 
 
 def test_gaps_are_between_tokens_and_not_before_the_first() -> None:
-    facts = Facts()
+    facts = CallStats()
     gaps = []
     for message, now in ((token(0), 1.0), (row(0), 1.5), (token(1), 2.0), (token(2), 2.25)):
         facts.answered(message, now)
@@ -57,13 +57,13 @@ def test_gaps_are_between_tokens_and_not_before_the_first() -> None:
     ],
 )
 def test_who_chooses_the_tokens(request_: pb.GenerateRequest, generates: bool) -> None:
-    facts = Facts()
+    facts = CallStats()
     facts.read(request_)
     assert facts.generates is generates
 
 
 def test_the_end_says_reason_and_timings_and_an_item_its_metric() -> None:
-    facts = Facts()
+    facts = CallStats()
     finished = pb.Finished(
         reason=pb.FINISH_REASON_STOP_TEXT,
         usage=pb.Usage(reused_prompt_tokens=3),

@@ -11,7 +11,7 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine.faithfulness.curves import PIS
-from gradellm_engine.faithfulness.perturbation_runner import ChangedTexts
+from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from server.conftest import RunningServer
 from server.rpc.test_bad_input import refusal
 from server.test_disconnects import until
@@ -213,14 +213,14 @@ def begun(server: RunningServer) -> Iterator[pb.EvaluateResponse]:
 
 def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = 0
-    original = ChangedTexts._probabilities
+    original = PerturbationRunner._probabilities
 
-    def counted(self: ChangedTexts, *args: Any) -> Any:
+    def counted(self: PerturbationRunner, *args: Any) -> Any:
         nonlocal batches
         batches += 1
         return original(self, *args)
 
-    monkeypatch.setattr(ChangedTexts, "_probabilities", counted)
+    monkeypatch.setattr(PerturbationRunner, "_probabilities", counted)
     call = begun(server)
     call.cancel()  # type: ignore[attr-defined]
     until(lambda: not server.engine.scheduler.running)

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.core.request import Stream
+from gradellm_engine.core.request import Request
 from gradellm_engine.methods.registry import METHODS
 from server.conftest import RunningServer, Serving
 from server.rpc.test_bad_input import refusal
@@ -111,14 +111,14 @@ def test_what_does_not_fit_is_refused_with_what_would(server: RunningServer, mon
 
 def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     slices = 0
-    original = Stream.analyse
+    original = Request.analyse
 
-    def counted(self: Stream) -> None:
+    def counted(self: Request) -> None:
         nonlocal slices
         slices += 1
         original(self)
 
-    monkeypatch.setattr(Stream, "analyse", counted)
+    monkeypatch.setattr(Request, "analyse", counted)
     call = long_work(server)
     call.cancel()
     until(lambda: server.server.engine_thread.num_running == 0)

@@ -13,7 +13,7 @@ import pytest
 
 from gradellm import AsyncClient, Client, ClientClosedError, Event, Retry, StreamBrokenError, UnavailableError
 from gradellm.transport import calls as client_calls
-from gradellm.transport.resumable_stream import UnbrokenStream
+from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.v1 import explainer_pb2 as pb
 from server.conftest import RunningServer
 from support.flaky_proxy import cutting
@@ -136,7 +136,7 @@ def test_many_asynchronous_streams_over_two_targets(server: RunningServer) -> No
 
 
 def test_a_server_with_another_model_cannot_go_on(server: RunningServer) -> None:
-    stream = UnbrokenStream(client_calls.generate(PROMPT, {"max_new_tokens": 4}))
+    stream = ResumableStream(client_calls.generate(PROMPT, {"max_new_tokens": 4}))
     started = server.stub.Generate(stream.request).next()
     assert stream.take(started, "a") is not None
     assert stream.take(started, "a") is None
@@ -167,7 +167,7 @@ def test_without_retry_a_cut_is_an_error(server: RunningServer) -> None:
 
 
 def test_a_stream_that_is_over_is_not_taken_up_again() -> None:
-    stream = UnbrokenStream(client_calls.generate(PROMPT, {}))
+    stream = ResumableStream(client_calls.generate(PROMPT, {}))
     for event in ({"started": pb.Started()}, {"finished": pb.Finished()}):
         assert not stream.is_over
         stream.take(pb.GenerateResponse(**event), "a")
@@ -176,7 +176,7 @@ def test_a_stream_that_is_over_is_not_taken_up_again() -> None:
 
 
 def test_progress_never_goes_back() -> None:
-    stream = UnbrokenStream(client_calls.attribute(PROMPT, {"completion": "x"}))
+    stream = ResumableStream(client_calls.attribute(PROMPT, {"completion": "x"}))
     seen = [
         stream.take(pb.AttributeResponse(progress=pb.Progress(done=done)), "a") for done in (0.2, 0.5, 0.2, 0.5, 0.7)
     ]
@@ -184,7 +184,7 @@ def test_progress_never_goes_back() -> None:
 
 
 def test_progress_of_a_prompt_that_is_read_again_is_not_told_again() -> None:
-    stream = UnbrokenStream(client_calls.generate(PROMPT, {}))
+    stream = ResumableStream(client_calls.generate(PROMPT, {}))
     told = [stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)]
     assert [event.prompt_progress.done for event in told if event and event.prompt_progress] == [0.5, 0.75]
     stream.take(pb.GenerateResponse(token=pb.Token(index=0, id=3)), "a")

@@ -15,7 +15,7 @@ import gradellm_engine.errors
 import gradellm_server.engine_thread
 from gradellm import errors as client_errors
 from gradellm_engine import EngineError, InvalidRequestError, OutOfMemoryError
-from gradellm_server.engine_thread import EngineFailedError, QueueFullError, RefusedError, ShuttingDownError
+from gradellm_server.engine_thread import EngineFailedError, QueueFullError, RejectedError, ShuttingDownError
 from gradellm_server.rpc import status
 
 
@@ -40,7 +40,7 @@ def retry_seconds(details: status_pb2.Status) -> float | None:
 
 
 def test_every_error_of_the_engine_and_of_its_thread_has_a_row() -> None:
-    bases = {EngineError, RefusedError}
+    bases = {EngineError, RejectedError}
     kinds = {*error_types(gradellm_engine.errors), *error_types(gradellm_server.engine_thread)} - bases
     assert {EngineFailedError, OutOfMemoryError} < kinds
     assert kinds <= set(status.TABLE)

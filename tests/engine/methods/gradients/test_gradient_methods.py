@@ -228,13 +228,15 @@ def test_paths_in_turns_are_the_same(case: MakeCase, monkeypatch: pytest.MonkeyP
     """Where memory is short, sequences and steps are taken in turns."""
     subject = case("llama")
     expected = subject.rows(IntegratedGradients(steps=5))
-    monkeypatch.setattr(post_hoc.WholeModel, "sequences_a_pass", lambda self, *, graph=False: 1 if memory == 1 else 7)
-    original = post_hoc.WholeModel.__init__
+    monkeypatch.setattr(
+        post_hoc.CompletionModel, "sequences_a_pass", lambda self, *, graph=False: 1 if memory == 1 else 7
+    )
+    original = post_hoc.CompletionModel.__init__
 
     def short(self: Any, *args: Any) -> None:
         original(self, *args)
         self.memory = memory
 
-    monkeypatch.setattr(post_hoc.WholeModel, "__init__", short)
+    monkeypatch.setattr(post_hoc.CompletionModel, "__init__", short)
     for row, other in zip(subject.rows(IntegratedGradients(steps=5)), expected, strict=True):
         assert relative_error(row, other) <= 1e-6

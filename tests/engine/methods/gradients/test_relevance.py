@@ -13,8 +13,8 @@ from transformers.activations import ACT2FN
 
 from gradellm_engine import AttributionSettings, InvalidRequestError
 from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, rules
-from gradellm_engine.methods.post_hoc import Given, WholeModel
-from gradellm_engine.passes.full_sequence import WholePass
+from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel
+from gradellm_engine.passes.full_sequence import FullSequenceAttention
 from support.reference_case import COMPLETION, PROMPT, Case
 
 MakeCase = Callable[..., Case]
@@ -49,7 +49,7 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
 
 def _ruled(subject: Case) -> AbstractContextManager[None]:
     model = subject.engine._model
-    return rules(WholeModel(model.decoder, model.family, Given([1], 1, []), 1, lambda *args: 1))
+    return rules(CompletionModel(model.decoder, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1))
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "cohere", "gemma"])
@@ -61,7 +61,7 @@ def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family:
 
     def logits() -> Tensor:
         with torch.no_grad():
-            return decoder.whole_pass(x, positions, positions, WholePass())
+            return decoder.whole_pass(x, positions, positions, FullSequenceAttention())
 
     before = logits()
     with _ruled(subject):

@@ -63,7 +63,7 @@ def test_occlusion_by_a_contrast_is_the_difference(case: MakeCase) -> None:
 def test_batches_change_nothing(case: MakeCase, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     subject = case("llama", "float32")
     expected = subject.rows(Occlusion()), subject.rows(Lime(samples=20))
-    monkeypatch.setattr(post_hoc.WholeModel, "sequences_a_pass", lambda self, *, graph=False: at_once)
+    monkeypatch.setattr(post_hoc.CompletionModel, "sequences_a_pass", lambda self, *, graph=False: at_once)
     for ours, theirs in zip((subject.rows(Occlusion()), subject.rows(Lime(samples=20))), expected, strict=True):
         for row, other in zip(ours, theirs, strict=True):
             assert relative_error(row, other.double()) <= 1e-5
