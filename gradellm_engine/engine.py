@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.core.generation import GenerationIterator
-from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler, can_be_asked_again
-from gradellm_engine.core.request import ContrastText, Request, RequestSpec, domain_of
-from gradellm_engine.core.sampler import choose_seed
+from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler, records_call
+from gradellm_engine.core.request import ContrastText, Request, RequestSpec, normalisation_mask
+from gradellm_engine.core.sampler import random_seed
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
@@ -29,7 +29,7 @@ from gradellm_engine.faithfulness.perturbation_runner import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluatedMethod, EvaluationSettings
 from gradellm_engine.methods.base import Method
-from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, footprint
+from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, model_cost
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.methods.selected_steps import rows_of, scores_at
@@ -84,20 +84,20 @@ class Engine:
         max_running: int = DEFAULT_MAX_RUNNING,
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
-        record_steps: bool = True,
+        use_graphs: bool = True,
     ) -> None:
-        self._model = model
+        self.model = model
         self.info: ModelInfo = model.info
-        ranks = model.decoder.ranks
-        free = free_bytes(model.decoder.device)
+        ranks = model.runner.ranks
+        free = free_bytes(model.runner.device)
         num_places = _num_places(model, max_running, kv_bytes)
         if ranks is not None:
-            free, num_places = ranks.least([free, num_places])
-        model.decoder.allocate_pool(num_places)
-        if record_steps:
-            model.decoder.record_steps()
+            free, num_places = ranks.all_reduce_min([free, num_places])
+        model.runner.allocate_pool(num_places)
+        if use_graphs:
+            model.runner.use_graphs()
         self.kv_tokens = num_places
-        self.kv_bytes = num_places * model.decoder.bytes_per_token
+        self.kv_bytes = num_places * model.runner.bytes_per_token
         self.context_tokens = min(model.info.context_tokens, num_places)
         self.max_prompt_tokens = self.context_tokens - 1
         self.max_new_tokens = min(max_new_tokens, self.max_prompt_tokens)
@@ -111,33 +111,33 @@ class Engine:
         self.method_bytes = method_bytes
         if ranks is not None:
             limits = f"--max-running {max_running}, --max-new-tokens {self.max_new_tokens}, method bytes {method_bytes}"
-            ranks.check_same({"limits": f"{limits}, a context of {self.context_tokens}"})
-            self.footprint = ranks.from_first(self.footprint)  # now, while all are here
+            ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
+            self.model_cost = ranks.broadcast_object(self.model_cost)  # now, while all are here
             ranks.begin()
 
     @property
     def devices(self) -> list[str]:
         """Where this process has its part of the model."""
-        return sorted({str(shape.device) for shape in self._model.decoder.layer_shapes})
+        return sorted({str(shape.device) for shape in self.model.runner.layer_shapes})
 
     @property
-    def records_steps(self) -> bool:
+    def uses_graphs(self) -> bool:
         """Whether decode steps are recorded at first use, and replayed."""
-        return self._model.decoder.recordings is not None
+        return self.model.runner.cuda_graphs is not None
 
     @cached_property
-    def footprint(self) -> ModelCost:
+    def model_cost(self) -> ModelCost:
         """What passes over whole sequences take of this model; found by trying, once."""
-        return footprint(self._model.decoder)
+        return model_cost(self.model.runner)
 
     def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
         """What explaining a completion would take."""
         method = method_named(switches.name)
-        return estimate(method, switches, self.footprint, num_prompt_tokens, num_new_tokens)
+        return estimate(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens)
 
     def refusal(self, method: Method) -> str:
         """Why this model cannot be explained by a method; empty where it can."""
-        if method.needs_gates and self._model.family.gates is None:
+        if method.needs_gates and self.model.family.gates is None:
             its = f"{method.name} is not defined for the family {self.info.family}"
             return f"{its}: its experts' gates cannot be told apart from outside"
         return ""
@@ -150,8 +150,8 @@ class Engine:
         Raises:
             GroupLostError: where it cannot be in step any more.
         """
-        ranks = self._model.decoder.ranks
-        if ranks is None or ranks.leads:
+        ranks = self.model.runner.ranks
+        if ranks is None or ranks.is_rank0:
             raise RuntimeError("only a rank that does not lead can follow")
         FollowerLoop(self, ranks).follow()
 
@@ -177,7 +177,7 @@ class Engine:
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         threads: int | None = None,
-        record_steps: bool = True,
+        use_graphs: bool = True,
         batch_invariant: bool = False,
         progress: Progress = lambda stage: None,
     ) -> Engine:
@@ -217,7 +217,7 @@ class Engine:
             max_running=max_running,
             kv_bytes=kv_bytes,
             method_bytes=method_bytes,
-            record_steps=record_steps,
+            use_graphs=use_graphs,
         )
 
     def tokenize(self, given: PromptInput | str | Prompt) -> Prompt:
@@ -230,7 +230,7 @@ class Engine:
             return given
         if isinstance(given, str):
             given = PromptInput(prompt=given)
-        return read_prompt(given, self._model.encoder, self.info.vocab_size, self.prompt_limits)
+        return read_prompt(given, self.model.encoder, self.info.vocab_size, self.prompt_limits)
 
     def generate(
         self,
@@ -253,7 +253,9 @@ class Engine:
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
-        stream = self.stream(given, sampling, attribution, forced_ids=forced_ids, first_attribution=first_attribution)
+        stream = self.generation_request(
+            given, sampling, attribution, forced_ids=forced_ids, first_attribution=first_attribution
+        )
         return GenerationIterator(self.scheduler, stream)
 
     def attribute(
@@ -269,11 +271,11 @@ class Engine:
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
-        stream = self.completion_stream(given, completion, attribution, num_alternatives=num_alternatives)
+        stream = self.attribution_request(given, completion, attribution, num_alternatives=num_alternatives)
         return GenerationIterator(self.scheduler, stream)
 
-    @can_be_asked_again
-    def stream(
+    @records_call
+    def generation_request(
         self,
         given: PromptInput | str | Prompt,
         sampling: Sampling = Sampling(),
@@ -305,8 +307,8 @@ class Engine:
             first_step = len(forced_ids) if attribution is None else first_attribution
         return self._start(prompt, sampling, attribution, forced_ids, first_step, owner, is_completion=False)
 
-    @can_be_asked_again
-    def completion_stream(
+    @records_call
+    def attribution_request(
         self,
         given: PromptInput | str | Prompt,
         completion: str | Sequence[int],
@@ -315,7 +317,7 @@ class Engine:
         num_alternatives: int = 0,
         owner: str | None = None,
     ) -> Request:
-        """A request to explain a given completion, for the scheduler: see `attribute`, and `stream` for `owner`."""
+        """Make a request to explain a given completion, for the scheduler: see `attribute`; `owner` as above."""
         self._check_completion_size(completion)
         prompt = self.tokenize(given)
         ids = self._read_completion(prompt, completion)
@@ -343,11 +345,11 @@ class Engine:
             BusyError: where other generations hold the memory that this needs.
         """
         return GenerationIterator(
-            self.scheduler, self.evaluation_stream(given, settings, completion, sampling)
+            self.scheduler, self.evaluation_request(given, settings, completion, sampling)
         ).evaluation()
 
-    @can_be_asked_again
-    def evaluation_stream(
+    @records_call
+    def evaluation_request(
         self,
         given: PromptInput | str | Prompt,
         settings: EvaluationSettings,
@@ -356,7 +358,7 @@ class Engine:
         *,
         owner: str | None = None,
     ) -> Request:
-        """A request to evaluate explanations, for the scheduler: see `evaluate`, and `stream` for `owner`."""
+        """Make a request to evaluate explanations, for the scheduler: see `evaluate`; `owner` as above."""
         if completion is not None and settings.labels:
             raise InvalidRequestError(
                 "labels", "give either labels, of which the likeliest is explained, or a completion"
@@ -381,18 +383,18 @@ class Engine:
         )
         allowance = self._allowance(len(prompt.tokens) + num_tokens)
         evaluation = Evaluation(
-            self._model.decoder,
+            self.model.runner,
             prompt,
             settings,
             label_ids=self._label_ids(prompt, settings.labels),
-            pad_id=getattr(self._model.tokenizer, "pad_token_id", None),
+            pad_id=getattr(self.model.tokenizer, "pad_token_id", None),
             explain=partial(self._scores_of, prompt),
             explain_tokens=self._tokens_of,
             allowance=allowance,
         )
         evaluation.check_completion(num_tokens)
         return Request(
-            self._model,
+            self.model,
             RequestSpec(
                 prompt,
                 sampling,
@@ -410,12 +412,12 @@ class Engine:
 
     def _allowance(self, num_tokens: int) -> PassBudget:
         """What a pass over changed texts of at most so many tokens may take."""
-        decoder = self._model.decoder
-        fitting = self.method_bytes // max(1, self.footprint.bytes_of(num_tokens, 1, False))
-        most = min(EVALUATED_TOKENS[decoder.processor], fitting * num_tokens)
+        runner = self.model.runner
+        fitting = self.method_bytes // max(1, self.model_cost.bytes_of(num_tokens, 1, False))
+        most = min(EVALUATED_TOKENS[runner.processor], fitting * num_tokens)
         # One layer's keys and values, copied for every sequence; logits, and what becomes of them on the way.
-        a_layer = max(shape.bytes_per_token for shape in decoder.layer_shapes)
-        a_sequence = 2 * num_tokens * a_layer + 8 * self.footprint.logit_bytes
+        a_layer = max(shape.bytes_per_token for shape in runner.layer_shapes)
+        a_sequence = 2 * num_tokens * a_layer + 8 * self.model_cost.logit_bytes
         return PassBudget(max(1, most), max(1, self.method_bytes // a_sequence))
 
     @staticmethod
@@ -454,7 +456,9 @@ class Engine:
         if judged.method is None:
             raise ValueError("scores of the caller's own are there already")
         method = method_named(judged.method.name)
-        return scores_at(self._whole_model(given), method, judged.method, domain_of(prompt, judged.method), steps)
+        return scores_at(
+            self._whole_model(given), method, judged.method, normalisation_mask(prompt, judged.method), steps
+        )
 
     @staticmethod
     def _tokens_of(judged: EvaluatedMethod, num_prompt_tokens: int, num_new_tokens: int) -> float:
@@ -511,7 +515,7 @@ class Engine:
             if method.scores is not None:
                 scores = partial(method.scores, switches)
         return Request(
-            self._model,
+            self.model,
             RequestSpec(
                 prompt,
                 sampling,
@@ -531,8 +535,8 @@ class Engine:
         return rows_of(self._whole_model(given), method, switches)
 
     def _whole_model(self, given: CompletionContext) -> CompletionModel:
-        model = self._model
-        return CompletionModel(model.decoder, model.family, given, self.method_bytes, self.footprint.bytes_of)
+        model = self.model
+        return CompletionModel(model.runner, model.family, given, self.method_bytes, self.model_cost.bytes_of)
 
     def _check_method(self, method: Method, attribution: AttributionSettings, *, is_completion: bool) -> None:
         if not (is_completion or method.streams):
@@ -554,13 +558,13 @@ class Engine:
         baseline_ids = getattr(switches, "baseline_ids", ())
         check_token_ids("attribution.baseline_ids", baseline_ids, self.info.vocab_size)
         check_baseline(baseline_ids, num_prompt_tokens)
-        check_memory(method, switches, self.footprint, num_prompt_tokens, num_new_tokens, self.method_bytes)
+        check_memory(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens, self.method_bytes)
 
     def _checked(self, switches: Switches, prompt: Prompt) -> Switches:
         """The switches, where model and prompt have what they speak of; layers as explicit indexes."""
         if isinstance(switches, GradEllm) and switches.normalise_over is NormaliseOver.USER:
             prompt.check_user_text("attribution.normalise_over")
-        if isinstance(switches, GradEllm) and switches.rotary is Rotary.UNROTATED and not self._model.family.rotary:
+        if isinstance(switches, GradEllm) and switches.rotary is Rotary.UNROTATED and not self.model.family.rotary:
             raise InvalidRequestError(
                 "attribution.rotary",
                 f"unrotated is not defined for the family {self.info.family}: "
@@ -584,7 +588,7 @@ class Engine:
             InvalidRequestError: where it is no single token, naming those that it is.
         """
         field = "attribution.contrast.text"
-        longest = self._model.encoder.longest_token
+        longest = self.model.encoder.longest_token
         if len(text) > longest:
             raise InvalidRequestError(
                 field,
@@ -603,7 +607,7 @@ class Engine:
         single = [ids[0] if ids and len(ids) == 1 else None for ids in read]
         if all(token_id is None for token_id in single):
             ids = next((ids for ids in read if ids), [])
-            pieces = ", ".join(f"{token_id} {self._model.encoder.decode_alone(token_id)!r}" for token_id in ids[:8])
+            pieces = ", ".join(f"{token_id} {self.model.encoder.decode_alone(token_id)!r}" for token_id in ids[:8])
             raise InvalidRequestError(
                 field,
                 f"{text[:60]!r} is {len(ids)} tokens ({pieces}), and a contrast is one: give one of them as token_id",
@@ -630,7 +634,7 @@ class Engine:
         return replace(
             sampling,
             max_new_tokens=length,
-            seed=choose_seed() if sampling.seed is None else sampling.seed,
+            seed=random_seed() if sampling.seed is None else sampling.seed,
         )
 
     def _check_length(self, field: str, prompt: Prompt, length: int) -> None:
@@ -651,7 +655,7 @@ class Engine:
 
     def _check_completion_length(self, field: str, num_characters: int) -> None:
         """Refuse text that is longer than any completion, before it is tokenised."""
-        limit = self.max_new_tokens * self._model.encoder.longest_token
+        limit = self.max_new_tokens * self.model.encoder.longest_token
         if num_characters > limit:
             raise InvalidRequestError(
                 field,
@@ -688,7 +692,7 @@ class Engine:
         check_text(field, completion)
         if not completion:
             raise InvalidRequestError(field, "must not be empty")
-        encoder = self._model.encoder
+        encoder = self.model.encoder
         limit = self.max_new_tokens
         alone = encode(field, encoder, completion, add_special_tokens=False, max_tokens=limit).ids.tolist()
         candidates: list[list[int]] = [alone]
@@ -714,10 +718,10 @@ class Engine:
 
 
 def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:
-    ranks = model.decoder.ranks
-    if ranks is not None and ranks.leads:
-        return RankZeroScheduler(model.decoder, ranks, max_running=max_running)
-    return Scheduler(model.decoder, max_running=max_running)
+    ranks = model.runner.ranks
+    if ranks is not None and ranks.is_rank0:
+        return RankZeroScheduler(model.runner, ranks, max_running=max_running)
+    return Scheduler(model.runner, max_running=max_running)
 
 
 def _num_places(model: LoadedModel, max_running: int, kv_bytes: int | None) -> int:
@@ -728,9 +732,9 @@ def _num_places(model: LoadedModel, max_running: int, kv_bytes: int | None) -> i
     """
     if max_running < 1:
         raise ModelLoadError(f"at least 1 request must be able to run, {max_running} were asked for")
-    per_token = model.decoder.bytes_per_token
+    per_token = model.runner.bytes_per_token
     if kv_bytes is None:
-        kv_bytes = int(KV_SHARE * free_bytes(model.decoder.device))
+        kv_bytes = int(KV_SHARE * free_bytes(model.runner.device))
         # More than this has no use: every running request at its longest, and as much again of kept prefixes.
         kv_bytes = min(kv_bytes, 2 * max_running * model.info.context_tokens * per_token)
     if kv_bytes < MIN_PLACES * per_token:

@@ -190,7 +190,7 @@ class _WatchedPass:
     def __init__(self, watched: _Watched, *, has_new: bool) -> None:
         """`has_new` tells whether any of its tokens is new: of others there is nothing to store."""
         run = watched.running.run
-        self.anchor, self.lowest, self.needs_outputs, self.row = run.anchor, run.lowest, run.needs_outputs, run.row
+        self.anchor, self.lowest, self.output_is_used, self.row = run.anchor, run.lowest, run.output_is_used, run.row
         self._watched, self._has_new = watched, has_new
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:

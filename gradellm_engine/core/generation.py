@@ -52,7 +52,7 @@ class GenerationIterator:
         """
         if self._stream.is_closed:
             return []
-        for _ in self._scheduler.tick(lambda stream: stream is self._stream):
+        for _ in self._scheduler.step(lambda stream: stream is self._stream):
             pass
         if self._stream.error is not None:
             raise self._stream.error

@@ -55,7 +55,7 @@ class RequestCall:
         return made
 
 
-def can_be_asked_again(method: MakeStream) -> MakeStream:
+def records_call(method: MakeStream) -> MakeStream:
     """An engine's method whose streams know how they came about."""
     its_signature = signature(method)
 
@@ -124,7 +124,7 @@ class Command:
     """
 
     acts: tuple[CallCommand, ...] = ()
-    tick: StepCommand | None = None
+    step: StepCommand | None = None
     is_last: bool = False
     digest: int = 0
 
@@ -134,8 +134,8 @@ class RankZeroScheduler(Scheduler):
 
     needs_ticks = True  # so that a lost rank is noticed, and the others know that rank 0 is there
 
-    def __init__(self, decoder: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
-        super().__init__(decoder, max_running=max_running)
+    def __init__(self, runner: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
+        super().__init__(runner, max_running=max_running)
         self._ranks = ranks
         self._acts: list[CallCommand] = []
         self._numbers: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
@@ -164,7 +164,7 @@ class RankZeroScheduler(Scheduler):
             self._acts.append(Admit())  # as this look lets them in, and not only the next tick
         return super().has_work(ready)
 
-    def tick(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
+    def step(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
         """See `Scheduler`.
 
         Raises:
@@ -176,7 +176,7 @@ class RankZeroScheduler(Scheduler):
         try:
             held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
             self._tell(StepCommand(self.measured, held))
-            for _ in super().tick(lambda stream: self._numbers.get(stream) not in held):
+            for _ in super().step(lambda stream: self._numbers.get(stream) not in held):
                 check_in_step(self._numbers)
                 yield
                 self._tell(None)
@@ -195,10 +195,10 @@ class RankZeroScheduler(Scheduler):
         """
         self._ranks.tell(Command(is_last=True))
 
-    def _tell(self, tick: StepCommand | None) -> None:
+    def _tell(self, step: StepCommand | None) -> None:
         acts, self._acts = tuple(self._acts), []
         open_streams = {number: stream for stream, number in self._numbers.items()}
-        self._ranks.tell(Command(acts, tick, digest=digest(open_streams)))
+        self._ranks.tell(Command(acts, step, digest=digest(open_streams)))
 
 
 @dataclass
@@ -222,9 +222,9 @@ class FollowerLoop:
             GroupLostError: where it cannot be in step any more.
         """
         while not (order := self._heard()).is_last:
-            if order.tick is None:
+            if order.step is None:
                 raise GroupLostError("rank 0 is in a tick that did not begin here")
-            self._tick(order.tick)
+            self._tick(order.step)
 
     def _heard(self) -> Command:
         """Rank 0's next word, with all done that happened."""
@@ -246,15 +246,15 @@ class FollowerLoop:
             case Admit():
                 self.engine.scheduler.admit()
 
-    def _tick(self, tick: StepCommand) -> None:
+    def _tick(self, step: StepCommand) -> None:
         scheduler = self.engine.scheduler
-        scheduler.measured = tick.pace
-        held = {id(self.streams[number]) for number in tick.held if number in self.streams}
-        for _ in scheduler.tick(lambda stream: id(stream) not in held):
+        scheduler.measured = step.pace
+        held = {id(self.streams[number]) for number in step.held if number in self.streams}
+        for _ in scheduler.step(lambda stream: id(stream) not in held):
             check_in_step(self.streams.values())
             self._drop_events()
             order = self._heard()
-            if order.tick is not None or order.is_last:
+            if order.step is not None or order.is_last:
                 raise GroupLostError("rank 0 has left a tick in its middle")
         check_in_step(self.streams.values())
         self._drop_events()

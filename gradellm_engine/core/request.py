@@ -179,7 +179,7 @@ class Request:
         self._explain: ExplainSpec | None = None
         if attribution is not None and plan.is_within_pass:
             self._explain = ExplainSpec(
-                cast("LayerSwitches", attribution.method), domain_of(prompt, attribution.method)
+                cast("LayerSwitches", attribution.method), normalisation_mask(prompt, attribution.method)
             )
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
         self._targets: list[Target] = []  # of an analysis
@@ -264,7 +264,7 @@ class Request:
     @property
     def is_long(self) -> bool:
         """Whether its next token is read with the long rotary factors."""
-        return self._model.decoder.is_long(len(self.ids))
+        return self._model.runner.is_long(len(self.ids))
 
     @property
     def _outgrows_slot(self) -> bool:
@@ -328,7 +328,7 @@ class Request:
         """The last token, to find the next one."""
         slot, last = self._open_slot(), self.ids[-1:]
         if self._is_chunked:
-            return SequenceChunk.new(slot, last, read_again=self.chunk_size)
+            return SequenceChunk.new(slot, last, replay_length=self.chunk_size)
         return SequenceChunk.new(slot, last, self._explain)
 
     def replay_part(self) -> tuple[SequenceChunk, list[Target]]:
@@ -341,7 +341,7 @@ class Request:
     def given_part(self) -> SequenceChunk:
         """The last token, and tokens of the given completion after it, to be explained together."""
         done, count = self._num_completion_tokens, self.chunk_size
-        switch = self._model.decoder.switch_tokens
+        switch = self._model.runner.switch_tokens
         if switch is not None and not self.is_long:
             count = min(count, switch + 1 - len(self.ids))  # those after it have other rotary factors
         given = self._plan.given_ids[done : done + count]
@@ -605,7 +605,7 @@ def _check_finite(rows: Tensor, indexes: Sequence[int]) -> None:
         raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
 
 
-def domain_of(prompt: Prompt, method: Switches) -> Tensor | None:
+def normalisation_mask(prompt: Prompt, method: Switches) -> Tensor | None:
     """The prompt tokens over which a method normalises similarities; None for all that a layer sees. [m], bool"""
     match method.normalise_over if isinstance(method, GradEllm) else NormaliseOver.VISIBLE:
         case NormaliseOver.VISIBLE:

@@ -82,7 +82,7 @@ def _log_totals(logits: Tensor) -> Tensor:
     return torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
 
 
-def choose_seed() -> int:
+def random_seed() -> int:
     """A seed nobody chose."""
     return secrets.randbelow(MAX_SEED + 1)
 

@@ -84,10 +84,10 @@ class Scheduler:
 
     needs_ticks = False
 
-    def __init__(self, decoder: ModelRunner, *, max_running: int) -> None:
-        self._decoder = decoder
+    def __init__(self, runner: ModelRunner, *, max_running: int) -> None:
+        self._runner = runner
         self.max_running = max_running
-        self._retries_smaller = decoder.ranks is None  # a pass for which memory ran out; other ranks may have had it
+        self._retries_smaller = runner.ranks is None  # a pass for which memory ran out; other ranks may have had it
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.measured = self._pace = PassTimings()
@@ -110,7 +110,7 @@ class Scheduler:
         if stream in self.running:
             self.running.remove(stream)
 
-    def tick(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
+    def step(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
         """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
         self._pace = self.measured
         self.admit()
@@ -148,20 +148,20 @@ class Scheduler:
     @property
     def prefix_tokens(self) -> tuple[int, int]:
         """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
-        return self._decoder.pool.num_asked_tokens, self._decoder.pool.num_found_tokens
+        return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
 
     @property
     def _chunk_size(self) -> int:
         """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
         if not self.waiting:
             return DEFAULT_CHUNK_SIZE
-        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._decoder.processor] // max(1, len(self.running)))
+        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
 
     def admit(self) -> None:
         """Let in who waits, as far as there is room."""
         while self.waiting and len(self.running) < self.max_running:
             stream = self.waiting[0]
-            slot = self._decoder.pool.allocate(stream.num_places, stream.ids, stream.owner, is_long=stream.is_long)
+            slot = self._runner.pool.allocate(stream.num_places, stream.ids, stream.owner, is_long=stream.is_long)
             if slot is None:
                 return
             self.waiting.popleft()
@@ -178,7 +178,7 @@ class Scheduler:
     def _explain(self, streams: Sequence[Request]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
         lengths = accumulate(stream.chunk_length for stream in streams)
-        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._decoder.processor] for length in lengths))]
+        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
         chosen = self._that_fit(chosen)
         self._to_the_back(chosen)
         again = [stream for stream in chosen if stream.num_unexplained]
@@ -215,7 +215,7 @@ class Scheduler:
 
     def _prefill(self, streams: Sequence[Request], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
-        room, least = (limits[self._decoder.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
+        room, least = (limits[self._runner.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
         if not alone and self._pace.read:
             room = max(least, min(room, int(self._pace.step / self._pace.read)))
         work: list[tuple[Request, SequenceChunk]] = []
@@ -228,7 +228,7 @@ class Scheduler:
         began = time.perf_counter()
         with self._passing(chosen):
             self._begin(chosen)
-            self._decoder.read([part for _, part in work])
+            self._runner.read([part for _, part in work])
             for stream in chosen:
                 stream.tell_read()
         _charge(chosen, "prefill", began)
@@ -245,11 +245,11 @@ class Scheduler:
             self._begin(streams)
             if all(part.explain is None for part in parts):
                 is_step = all(len(part.ids) == 1 for part in parts)
-                _take_logits(work, self._decoder.step(parts) if is_step else self._decoder.logits(parts))
+                _take_logits(work, self._runner.step(parts) if is_step else self._runner.logits(parts))
                 _tell(streams)
                 _charge(streams, "decode", began)
             else:
-                explained = self._decoder.explained_pass(parts)
+                explained = self._runner.explained_pass(parts)
                 targets = _take_logits(work, explained.logits)
                 explained.start(targets)
                 _tell(streams)
@@ -268,7 +268,7 @@ class Scheduler:
             self._begin(streams)
             chunks = [stream.replay_part() for stream in streams]
             targets = [target for _, known in chunks for target in known]
-            _take_heat_maps(streams, self._decoder.replay([part for part, _ in chunks], targets))
+            _take_heat_maps(streams, self._runner.replay([part for part, _ in chunks], targets))
             _charge(streams, "attribution", began)
         yield
 

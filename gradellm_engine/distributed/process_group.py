@@ -85,7 +85,7 @@ class ProcessGroup:
         return cls(rank, size)
 
     @property
-    def leads(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether it is the one that is asked, and tells the others."""
         return self.rank == 0
 
@@ -95,14 +95,14 @@ class ProcessGroup:
 
     # While a model is loaded --------------------------------------------------------------------------------------
 
-    def least(self, numbers: Sequence[int]) -> list[int]:
+    def all_reduce_min(self, numbers: Sequence[int]) -> list[int]:
         """The smallest of all ranks', one by one: memory, of which all must take the same."""
         least = torch.tensor(list(numbers), dtype=torch.int64)
         with self._all_here():
             dist.all_reduce(least, dist.ReduceOp.MIN, group=self._sums)
         return [int(number) for number in least]
 
-    def check_same(self, what: Mapping[str, str]) -> None:
+    def assert_equal(self, what: Mapping[str, str]) -> None:
         """See that all ranks have the same of everything.
 
         Raises:
@@ -117,7 +117,7 @@ class ProcessGroup:
                 listed = ", ".join(f"{value or 'none'} on rank {rank}" for rank, value in enumerate(others))
                 raise ModelLoadError(f"the ranks have different {name}: {listed}")
 
-    def from_first(self, value: Any) -> Any:  # noqa: ANN401 (whatever is given)
+    def broadcast_object(self, value: Any) -> Any:  # noqa: ANN401 (whatever is given)
         """Rank 0's."""
         box = [value]
         with self._all_here():
@@ -166,15 +166,15 @@ class ProcessGroup:
         """From rank 0 to all. A frame is the length and the message's beginning; what is left follows."""
         frame = torch.zeros(_FRAME, dtype=torch.uint8)
         content = frame[8:]
-        if self.leads:
+        if self.is_rank0:
             frame[:8] = torch.tensor([len(message)], dtype=torch.int64).view(torch.uint8)
             content[: len(message)] = _bytes(message[: len(content)])
-        with self._all_here("another rank" if self.leads else "rank 0"):
+        with self._all_here("another rank" if self.is_rank0 else "rank 0"):
             dist.broadcast(frame, 0, group=self._orders)
             length = int(frame[:8].view(torch.int64)[0])
             rest = torch.zeros(max(0, length - len(content)), dtype=torch.uint8)
             if len(rest):
-                if self.leads:
+                if self.is_rank0:
                     rest[:] = _bytes(message[len(content) :])
                 dist.broadcast(rest, 0, group=self._orders)
         return bytes(content[:length].numpy()) + bytes(rest.numpy())

@@ -156,7 +156,7 @@ class Evaluation:
 
     def __init__(
         self,
-        decoder: ModelRunner,
+        runner: ModelRunner,
         prompt: Prompt,
         settings: EvaluationSettings,
         *,
@@ -169,7 +169,7 @@ class Evaluation:
         """Check what depends on the prompt.
 
         Args:
-            decoder: the model.
+            runner: the model.
             prompt: its tokens.
             settings: what is asked for.
             label_ids: the labels' first tokens.
@@ -181,7 +181,7 @@ class Evaluation:
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
-        self._decoder, self._prompt, self._settings = decoder, prompt, settings
+        self._runner, self._prompt, self._settings = runner, prompt, settings
         self._label_ids, self._pad_id = list(label_ids), pad_id
         self._explain, self._explain_tokens = explain, explain_tokens
         self.allowance = allowance
@@ -227,7 +227,7 @@ class Evaluation:
         self.check_completion(given.num_steps)
         steps = self._settings.steps(given.num_steps)
         done = _Done(self._expected_tokens(given, steps))
-        runner = PerturbationRunner(self._decoder, given.slot, self._first, self.allowance)
+        runner = PerturbationRunner(self._runner, given.slot, self._first, self.allowance)
         wholes: dict[int, UnperturbedStep] = {}
         yield from self._wholes(runner, given, steps, wholes, done)
         if self._label_ids:

@@ -84,8 +84,8 @@ class PerturbationRunner:
         num_run: texts that were run.
     """
 
-    def __init__(self, decoder: ModelRunner, slot: KVSlot, first: int, allowance: PassBudget) -> None:
-        self._decoder, self._slot, self._allowance = decoder, slot, allowance
+    def __init__(self, runner: ModelRunner, slot: KVSlot, first: int, allowance: PassBudget) -> None:
+        self._runner, self._slot, self._allowance = runner, slot, allowance
         self.first = first
         self.num_run = 0
         _keep_memory()
@@ -97,7 +97,7 @@ class PerturbationRunner:
         takes longer than its share.
         """
         waiting = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for is_long, alike in groupby(waiting, lambda place: self._decoder.is_long(self.first + len(texts[place]))):
+        for is_long, alike in groupby(waiting, lambda place: self._runner.is_long(self.first + len(texts[place]))):
             goes_on = not self.first or self._slot.is_long == is_long
             yield from self._run(texts, list(alike), self.first if goes_on else 0)
 
@@ -119,19 +119,19 @@ class PerturbationRunner:
 
     def _probabilities(self, texts: Sequence[PerturbedText], first: int) -> Tensor:
         """[B, V]"""
-        longest, device = max(len(text) for text in texts), self._decoder.device
+        longest, device = max(len(text) for text in texts), self._runner.device
         flat = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
         ids = torch.from_numpy(np.fromiter(flat, np.int64, len(texts) * longest)).view(len(texts), longest)
         zeroed = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
         gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest)
-        embeddings = self._decoder.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
+        embeddings = self._runner.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
         lengths = [len(text) for text in texts]
         # A token whose embedding is zero is none of those that are there.
         changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths)
         run = SharedPrefixAttention(self._slot, first)
         self.num_run += len(texts)
         self._allowance.used += ids.numel()
-        return probabilities(self._decoder.last_logits(embeddings, lengths, run, changes))
+        return probabilities(self._runner.last_logits(embeddings, lengths, run, changes))
 
 
 def _keep_memory() -> None:

@@ -138,7 +138,7 @@ class PerTokenPass(RaggedPass):
 
     def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `Pass`."""
-        self._each.needs_outputs = self.needs_outputs
+        self._each.output_is_used = self.output_is_used
         return self._each.site(module, index, form)
 
     def heat_maps(self) -> list[Tensor]:
@@ -157,25 +157,25 @@ def _tokens(part: SequenceChunk) -> Iterator[SequenceChunk]:
         yield replace(part, ids=[token_id], start=part.start + place)
 
 
-def is_batch_variant(decoder: ModelRunner, vocab_size: int) -> bool:
+def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
     """Whether a token's logits or scores are others where it was read in pieces or stands beside others: it is tried.
 
     Gives the decoder a new pool.
     """
-    decoder.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
-    decoder.pool.reuses_prefixes = False
+    runner.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
+    runner.pool.reuses_prefixes = False
     ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
-    explain = decoder.every_layer
-    alone, *others = (decoder.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
+    explain = runner.every_layer
+    alone, *others = (runner.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
     for token_id in ids:
-        result = decoder.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
+        result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
     for place, slot in enumerate(others):  # pieces of other lengths, which stand beside one another
-        decoder.read([SequenceChunk.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
-    decoder.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
-    together = decoder.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
+        runner.read([SequenceChunk.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
+    runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
+    together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
     results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = decoder.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
+    again = runner.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
     replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
     return not all(
         torch.equal(its, logits[0]) and torch.equal(its_scores, scores)

@@ -62,7 +62,7 @@ class GemmWeight:
         self.uses_onednn = _uses_onednn(self._stored)
         self._invariant: tuple[Product, Product] | None = None  # the layer, and by its input
 
-    def become_invariant(self) -> None:
+    def enable_batch_invariance(self) -> None:
         """From now on, give every row the same product whatever rows are beside it."""
         self._invariant = (
             invariant_product(self.weight, self.bias, self._kernels(self.weight, self.bias)),

@@ -77,16 +77,16 @@ def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> No
     _join(group)
 
 
-def become_invariant(model: nn.Module) -> None:
+def enable_batch_invariance(model: nn.Module) -> None:
     """Have every linear layer of `model` give a token the same whatever tokens are beside it."""
     for module in model.modules():
         if type(module) is Conv1D:  # of GPT-2: a linear layer, its weight stored the other way
             module.__class__ = _InvariantConv1D
             module.take_over()  # type: ignore[operator]
         elif type(module) is FrozenLinear:
-            module.frozen.become_invariant()
+            module.frozen.enable_batch_invariance()
             if module.joint is not None:
-                module.joint.become_invariant()
+                module.joint.enable_batch_invariance()
 
 
 def _join(group: Sequence[FrozenLinear]) -> None:
@@ -132,7 +132,7 @@ class _InvariantConv1D(Conv1D):  # type: ignore[misc]
     def take_over(self) -> None:
         """Take the numbers that are there."""
         self.frozen = GemmWeight(self.weight.t(), self.bias)
-        self.frozen.become_invariant()
+        self.frozen.enable_batch_invariance()
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out]"""
@@ -182,9 +182,9 @@ class FusedLinearGroup:
         self._version = 0
         self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
 
-    def become_invariant(self) -> None:
+    def enable_batch_invariance(self) -> None:
         """See `GemmWeight.become_invariant`."""
-        self._frozen.become_invariant()
+        self._frozen.enable_batch_invariance()
 
     def output(self, layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
         """What one of them gives. [.., in] -> [.., out]"""

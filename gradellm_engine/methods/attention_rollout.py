@@ -26,7 +26,7 @@ def explain(model: CompletionModel, switches: AttentionRollout) -> ScoreStream:
     mixed: dict[int, Tensor] = {}
 
     def watch(index: int, attended: AttentionState) -> None:
-        A = model.decoder.mean_of_heads(attended.A[0].mean((0, 1)))  # [T, T]
+        A = model.runner.mean_of_heads(attended.A[0].mean((0, 1)))  # [T, T]
         A = A / A.sum(-1, keepdim=True)  # a sink takes some of it
         mixed[index] = (A + torch.eye(len(A), dtype=A.dtype, device=A.device)) / 2
 

@@ -71,16 +71,16 @@ class Estimate:
     bytes: int
 
 
-def footprint(decoder: ModelRunner) -> ModelCost:
+def model_cost(runner: ModelRunner) -> ModelCost:
     """Try it."""
-    sizes = [_graph_bytes(decoder, length) for length in _LENGTHS]
+    sizes = [_graph_bytes(runner, length) for length in _LENGTHS]
     powers = torch.tensor([[1.0, length, length**2] for length in _LENGTHS], dtype=torch.float64)
     constant, linear, square = torch.linalg.solve(powers, torch.tensor(sizes, dtype=torch.float64)).tolist()
-    forward, backward, logits = _timed(decoder)
+    forward, backward, logits = _timed(runner)
     return ModelCost(
         graph_bytes=(constant, linear, square),
         logit_bytes=logits.shape[-1] * max(4, logits.itemsize),
-        num_layers=decoder.num_layers,
+        num_layers=runner.num_layers,
         forward_seconds=forward,
         backward_seconds=backward,
     )
@@ -123,17 +123,17 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _pass(decoder: ModelRunner, num_tokens: int) -> tuple[Tensor, Tensor]:
+def _pass(runner: ModelRunner, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Embeddings that require a gradient, and the logits after the last of them."""
-    x = decoder.embed([0] * num_tokens)[None].clone().requires_grad_()
-    positions = torch.arange(num_tokens, device=decoder.device)
+    x = runner.embed([0] * num_tokens)[None].clone().requires_grad_()
+    positions = torch.arange(num_tokens, device=runner.device)
     with torch.enable_grad():
-        return x, decoder.whole_pass(x, positions, positions[-1:], FullSequenceAttention())
+        return x, runner.full_sequence_logits(x, positions, positions[-1:], FullSequenceAttention())
 
 
-def _graph_bytes(decoder: ModelRunner, num_tokens: int) -> int:
+def _graph_bytes(runner: ModelRunner, num_tokens: int) -> int:
     """What autograd keeps, parameters not counted."""
-    parameters = {_address(parameter) for _, parameter in decoder.named_parameters()}
+    parameters = {_address(parameter) for _, parameter in runner.named_parameters()}
     kept: dict[int | None, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def _graph_bytes(decoder: ModelRunner, num_tokens: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _pass(decoder, num_tokens)
+        _pass(runner, num_tokens)
     return sum(
         tensor.untyped_storage().nbytes()
         for address, tensor in kept.items()
@@ -157,25 +157,25 @@ def _address(tensor: Tensor) -> int | None:
         return None
 
 
-def _timed(decoder: ModelRunner) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
+def _timed(runner: ModelRunner) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
     """Seconds of forward and backward passes, a pass and a token, and some logits."""
     short, long = _LENGTHS[0], _LENGTHS[-1]
     # The shorter time of two: the first one finds memory and kernels.
-    runs = {length: [_seconds(decoder, length) for _ in range(2)] for length in (short, long)}
+    runs = {length: [_seconds(runner, length) for _ in range(2)] for length in (short, long)}
     forward, backward = (
         _line(short, min(run[i] for run in runs[short]), long, min(run[i] for run in runs[long])) for i in (0, 1)
     )
-    return forward, backward, _pass(decoder, 1)[1].detach()
+    return forward, backward, _pass(runner, 1)[1].detach()
 
 
-def _seconds(decoder: ModelRunner, num_tokens: int) -> tuple[float, float]:
+def _seconds(runner: ModelRunner, num_tokens: int) -> tuple[float, float]:
     """Of a forward and of a backward pass."""
     began = time.perf_counter()
-    x, logits = _pass(decoder, num_tokens)
-    _wait(decoder)
+    x, logits = _pass(runner, num_tokens)
+    _wait(runner)
     middle = time.perf_counter()
     torch.autograd.grad(logits.float().amax(), x)
-    _wait(decoder)
+    _wait(runner)
     return middle - began, time.perf_counter() - middle
 
 
@@ -185,6 +185,6 @@ def _line(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
     return max(0.0, y1 - slope * x1), slope
 
 
-def _wait(decoder: ModelRunner) -> None:
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
+def _wait(runner: ModelRunner) -> None:
+    if runner.device.type == "cuda":
+        torch.cuda.synchronize(runner.device)

@@ -115,14 +115,14 @@ class CompletionModel:
 
     def __init__(
         self,
-        decoder: ModelRunner,
+        runner: ModelRunner,
         family: Family,
         given: CompletionContext,
         memory: int,
         bytes_of: Callable[[int, int, bool], int],
     ) -> None:
         """`bytes_of` says what a pass over a sequence of T tokens with n steps takes, with a graph or without."""
-        self.decoder, self.family, self.given, self.memory = decoder, family, given, memory
+        self.runner, self.family, self.given, self.memory = runner, family, given, memory
         self._bytes_of = bytes_of
 
     def of_first(self, num_steps: int) -> CompletionModel:
@@ -130,18 +130,18 @@ class CompletionModel:
         given = self.given
         ids = given.ids[: given.num_prompt_tokens + num_steps]
         first = replace(given, ids=ids, targets=given.targets[:num_steps])
-        return CompletionModel(self.decoder, self.family, first, self.memory, self._bytes_of)
+        return CompletionModel(self.runner, self.family, first, self.memory, self._bytes_of)
 
     @property
     def device(self) -> torch.device:
         """Where embeddings go in."""
-        device: torch.device = self.decoder.device
+        device: torch.device = self.runner.device
         return device
 
     @cached_property
     def embeddings(self) -> Tensor:
         """Those of the tokens as they are. [T, h]"""
-        return self.decoder.embed(self.given.ids[: self.given.num_tokens])
+        return self.runner.embed(self.given.ids[: self.given.num_tokens])
 
     def sequences_a_pass(self, *, graph: bool = False) -> int:
         """How many sequences go into one pass: as many as fit the memory, within the size of a pass; 1 at least."""
@@ -153,7 +153,7 @@ class CompletionModel:
         """The objective at each step, of sequences of embeddings. [B, T, h] -> [B, n]"""
         given = self.given
         positions = torch.arange(given.num_tokens, device=self.device)
-        logits = self.decoder.whole_pass(
+        logits = self.runner.full_sequence_logits(
             embeddings, positions, positions[given.num_prompt_tokens - 1 :], run or FullSequenceAttention()
         )
         compute = torch.promote_types(logits.dtype, torch.float32)
@@ -211,7 +211,7 @@ def objective_values(logits: Tensor, targets: Sequence[Target], objective: Objec
 def baseline_embeddings(model: CompletionModel, baseline_ids: Sequence[int]) -> Tensor:
     """What stands in for the prompt's embeddings where they are taken away: zero, or those of as many tokens. [m, h]"""
     if baseline_ids:
-        return model.decoder.embed(baseline_ids)
+        return model.runner.embed(baseline_ids)
     return torch.zeros_like(model.embeddings[: model.given.num_prompt_tokens])
 
 

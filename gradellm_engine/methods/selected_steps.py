@@ -27,7 +27,7 @@ def rows_of(model: CompletionModel, method: Method, switches: Switches) -> Score
     """
     if method.explain is None:
         raise ValueError(f"{method.name} explains tokens within their own passes")
-    given, switch = model.given, model.decoder.switch_tokens
+    given, switch = model.given, model.runner.switch_tokens
     num_short = 0 if switch is None else max(0, switch + 1 - given.num_prompt_tokens)
     if not 0 < num_short < given.num_steps:
         yield from method.explain(model, switches)
@@ -71,16 +71,16 @@ def _within(
     model: CompletionModel, slot: KVSlot, explain: ExplainSpec, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
     """Of a method within a pass. Where steps need other rotary factors than the slot's keys have, it is read anew."""
-    given, decoder, done = model.given, model.decoder, 0
+    given, runner, done = model.given, model.runner, 0
     for is_long in (False, True):  # the slot, which holds the longest, is left so
-        alike = [step for step in steps if decoder.is_long(given.prefix(step)) == is_long]
+        alike = [step for step in steps if runner.is_long(given.prefix(step)) == is_long]
         if alike and slot.is_long != is_long:
-            for _ in decoder.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
+            for _ in runner.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_A_PASS):
             chosen = alike[begin : begin + TOKENS_A_PASS]
             parts = [SequenceChunk.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
-            rows = decoder.replay(parts, [given.targets[step] for step in chosen])
+            rows = runner.replay(parts, [given.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)
             for step, row in zip(chosen, rows, strict=True):

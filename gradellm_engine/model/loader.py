@@ -123,7 +123,7 @@ class LoadedModel:
 
     info: ModelInfo
     family: Family
-    decoder: ModelRunner
+    runner: ModelRunner
     tokenizer: PreTrainedTokenizerBase
     encoder: TextEncoder
     end_ids: frozenset[int]
@@ -207,7 +207,7 @@ def load_model(
             "chat templates": _sha256_of_text(tokenizer.chat_template),
             "dtypes": str(torch_dtype),
         }
-        ranks.check_same(same | {f"versions of {name}": its for name, its in software_versions().items()})
+        ranks.assert_equal(same | {f"versions of {name}": its for name, its in software_versions().items()})
     progress(f"loading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB of weights")
     model = _load_weights(
         name,
@@ -332,7 +332,7 @@ def assemble(
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
     num_parameters = int(model.num_parameters())  # of all ranks together, as long as Transformers counts their shares
-    decoder = _checked_decoder(model, ranks, batch_invariant=batch_invariant)
+    runner = _checked_runner(model, ranks, batch_invariant=batch_invariant)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -345,7 +345,7 @@ def assemble(
         quantization=quantization,
         device=_devices(model, ranks),
         attention_kernel=f"{ATTENTION_KERNEL}, {BATCH_INVARIANT}" if batch_invariant else ATTENTION_KERNEL,
-        num_layers=decoder.num_layers,
+        num_layers=runner.num_layers,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
         num_parameters=num_parameters,
@@ -354,7 +354,7 @@ def assemble(
         has_chat_template=bool(tokenizer.chat_template),
         config_sha256=config_sha256,
     )
-    return LoadedModel(info, family, decoder, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
+    return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
 
 
 def _devices(model: PreTrainedModel, ranks: ProcessGroup | None) -> str:
@@ -639,7 +639,7 @@ CHECK_TOKENS = 6
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _checked_decoder(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch_invariant: bool) -> ModelRunner:
+def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch_invariant: bool) -> ModelRunner:
     """Our decoder over the model, if its logits for a few tokens are those of Transformers' eager attention.
 
     A family's table row rests on tests with tiny models; this looks at the model itself. Where rotary factors depend on
@@ -656,13 +656,13 @@ def _checked_decoder(model: PreTrainedModel, ranks: ProcessGroup | None, *, batc
     with _of_a_dtype(model) if ranks is None else nullcontext():  # errors of a group of ranks are of many kinds
         with torch.no_grad():
             expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
-        decoder = ModelRunner(model, ranks, batch_invariant=batch_invariant)
-        decoder.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
-        slots = [decoder.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
+        runner = ModelRunner(model, ranks, batch_invariant=batch_invariant)
+        runner.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
+        slots = [runner.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
         *first, last = ids.tolist()
         for piece in (first[:2], first[2:]):
-            decoder.read([SequenceChunk.new(slot, piece) for slot in slots])
-        actual = decoder.step([SequenceChunk.new(slot, [last]) for slot in slots]).float()
+            runner.read([SequenceChunk.new(slot, piece) for slot in slots])
+        actual = runner.step([SequenceChunk.new(slot, [last]) for slot in slots]).float()
     if not expected.isfinite().all():
         raise ModelLoadError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
     error = ((actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)).max().item()
@@ -670,12 +670,12 @@ def _checked_decoder(model: PreTrainedModel, ranks: ProcessGroup | None, *, batc
         raise UnsupportedModelError(
             f"{type(model).__name__}: logits differ from Transformers' own attention by {error:.2g} (relative)"
         )
-    if batch_invariant and is_batch_variant(decoder, model.config.get_text_config(decoder=True).vocab_size):
+    if batch_invariant and is_batch_variant(runner, model.config.get_text_config(decoder=True).vocab_size):
         raise UnsupportedModelError(
             f"{type(model).__name__}: on this processor a token's numbers are others beside other tokens, whatever was "
             "tried; leave batch-invariant results off"
         )
-    return decoder
+    return runner
 
 
 @contextmanager

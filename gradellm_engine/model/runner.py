@@ -31,8 +31,8 @@ from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
 from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, PerTokenPass, patch_elementwise_modules
 from gradellm_engine.layers.linear import (
-    become_invariant,
     current_output_cache,
+    enable_batch_invariance,
     fuse_shared_input_linears,
     replace_linears,
 )
@@ -158,17 +158,17 @@ class ModelRunner:
         ranks: those that share its weights out; None where it is whole.
         layer_shapes: what each attention layer stores.
         pool: the memory of all sequences.
-        recordings: decode steps that a GPU replays; None where they are run call by call.
-        lines: decode steps that a processor runs in a row; likewise.
-        products: what linear layers gave tokens that wait for their explanation.
+        cuda_graphs: decode steps that a GPU replays; None where they are run call by call.
+        cpu_traces: decode steps that a processor runs in a row; likewise.
+        activation_cache: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
         batch_invariant: whether a token's numbers are the same beside any others.
         switch_tokens: up to so many tokens a sequence has the short rotary factors; None where no sequence has others.
     """
 
     pool: KVPool
-    recordings: CudaGraphCache | None = None
-    lines: CpuTraceCache | None = None
+    cuda_graphs: CudaGraphCache | None = None
+    cpu_traces: CpuTraceCache | None = None
 
     def __init__(
         self, model: PreTrainedModel, ranks: ProcessGroup | None = None, *, batch_invariant: bool = False
@@ -207,9 +207,9 @@ class ModelRunner:
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.batch_invariant = batch_invariant
         if batch_invariant:
-            become_invariant(model)
+            enable_batch_invariance(model)
             patch_elementwise_modules(model)
-        self.products = ActivationCache(model.base_model)
+        self.activation_cache = ActivationCache(model.base_model)
         self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
         self._fused: FusedAttention | None = _fused_attention(self.device) if self._is_on_one_device else None
@@ -292,9 +292,9 @@ class ModelRunner:
         """Make room for so many tokens of all sequences together."""
         aligned = ALIGNED_PLACES if self.batch_invariant else 1
         self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens, aligned)
-        self.recordings = None
+        self.cuda_graphs = None
         if self._leaves_out is None:
-            self._leaves_out = self.products.max_tokens > 0 and self._can_leave_out()
+            self._leaves_out = self.activation_cache.max_tokens > 0 and self._can_leave_out()
 
     def _can_leave_out(self) -> bool:
         """Whether nothing looks at attention's outputs in a pass of which all linear layers' are known.
@@ -305,16 +305,16 @@ class ModelRunner:
         try:
             self._leaves_out = True
             for token_id in range(_TRIED_TOKENS):
-                self.step([SequenceChunk.new(slot, [token_id], read_again=_TRIED_TOKENS)])
+                self.step([SequenceChunk.new(slot, [token_id], replay_length=_TRIED_TOKENS)])
             part = SequenceChunk.again(slot, 0, _TRIED_TOKENS, self.every_layer)
-            if not self.products.know([part]):
+            if not self.activation_cache.know([part]):
                 return False
             (scores,) = self.replay([part], [Target(0)] * _TRIED_TOKENS)
             return bool(scores.isfinite().all())
         finally:
             slot.close()
 
-    def record_steps(self, recorder: GraphCapturer | None = None) -> None:
+    def use_graphs(self, recorder: GraphCapturer | None = None) -> None:
         """From now on, record decode steps and replay them: by CUDA graphs or, on a processor, as straight lines.
 
         Not where several devices share the model out, nor what cannot be recorded.
@@ -323,10 +323,10 @@ class ModelRunner:
             if self.device.type == "cuda":
                 recorder = CudaRecorder(self.device)
                 self.compile()
-            elif self.lines is None and not _is_placed(self._model):
-                self.lines = self._tried_lines()
+            elif self.cpu_traces is None and not _is_placed(self._model):
+                self.cpu_traces = self._tried_lines()
         if recorder is not None:
-            self.recordings = CudaGraphCache(recorder, self._new_step_pass, self._recorded_run, self._head)
+            self.cuda_graphs = CudaGraphCache(recorder, self._new_step_pass, self._recorded_run, self._head)
 
     def compile(self, backend: Backend = "inductor") -> None:
         """Have recorded steps use kernels that are compiled for them, as far as they can be here."""
@@ -348,10 +348,10 @@ class ModelRunner:
             return [run.logits, *run.heat_maps([Target(token_id)])]
 
         try:
-            self.lines = lines
+            self.cpu_traces = lines
             explained(0)
             by_line = explained(1)
-            self.lines = None
+            self.cpu_traces = None
             slot.ids.pop()
             if not all(map(torch.equal, by_line, explained(1))):
                 lines.give_up("what was written down gives other numbers")
@@ -359,7 +359,7 @@ class ModelRunner:
             logger.warning("decode steps cannot be written down: %s: %s", type(error).__name__, _in_short(error))
             lines.give_up("see above")
         finally:
-            self.lines = None
+            self.cpu_traces = None
             slot.close()
         lines.uses_before = USES_BEFORE
         return lines
@@ -423,7 +423,7 @@ class ModelRunner:
 
     def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
         """Explain tokens whose targets are known: as `explained_pass`, at a lower price."""
-        if self.recordings is not None and (recorded := self.recordings.step(parts)) is not None:
+        if self.cuda_graphs is not None and (recorded := self.cuda_graphs.step(parts)) is not None:
             return _on_host(recorded.replay(parts, targets))
         return self.explained_pass(parts, targets).heat_maps(targets)
 
@@ -459,7 +459,9 @@ class ModelRunner:
             embedded: Tensor = self._model.get_input_embeddings()(torch.as_tensor(ids, device=self.device))
         return embedded
 
-    def whole_pass(self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: SequenceAttention) -> Tensor:
+    def full_sequence_logits(
+        self, embeddings: Tensor, positions: Tensor, rows: Tensor, run: SequenceAttention
+    ) -> Tensor:
         """Run sequences of embeddings [B, T, hidden] at `positions` [T]; logits of the tokens after `rows`. [B, n, V]
 
         Rotary factors are those of sequences of T tokens.
@@ -528,7 +530,7 @@ class ModelRunner:
         """Whether a `BatchedPass` is the faster way, and possible."""
         if not self._is_on_one_device or self.batch_invariant or not is_step(parts):
             return False
-        if self.recordings is not None or self.device.type == "cuda":
+        if self.cuda_graphs is not None or self.device.type == "cuda":
             return True
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
@@ -547,7 +549,7 @@ class ModelRunner:
 
     def _recorded(self, parts: Sequence[SequenceChunk]) -> ExplainedPass | None:
         """A step by a recording, if there is one."""
-        recorded = None if self.recordings is None else self.recordings.step(parts)
+        recorded = None if self.cuda_graphs is None else self.cuda_graphs.step(parts)
         if recorded is None:
             return None
         logits = recorded.read(parts)
@@ -556,14 +558,14 @@ class ModelRunner:
 
     def _forward(self, run: AttentionPass, parts: Sequence[SequenceChunk], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
-        run.needs_outputs = not (self._leaves_out and self.products.know(parts))
+        run.output_is_used = not (self._leaves_out and self.activation_cache.know(parts))
         with self._carried_out(parts):
             return self._run(run.row, run, model, **kwargs)
 
     @contextmanager
     def _carried_out(self, parts: Sequence[SequenceChunk]) -> Iterator[None]:
         """Around a pass: what linear layers give is kept or known, and afterwards slots hold what was new."""
-        with self.products.during(parts):
+        with self.activation_cache.during(parts):
             yield
         _hold(parts)
 
@@ -577,11 +579,11 @@ class ModelRunner:
             parts: what it reads.
             head: the language-model head of an explained pass.
         """
-        knows = self.products.know(parts)
+        knows = self.activation_cache.know(parts)
 
         def due() -> AttentionPass:
             run = new_pass()
-            run.needs_outputs = not (self._leaves_out and knows)
+            run.output_is_used = not (self._leaves_out and knows)
             return run
 
         run = due()
@@ -608,11 +610,11 @@ class ModelRunner:
         """What runs a pass, where that is written down or can be now."""
         outputs = current_output_cache.get()
         notes = outputs is not None and any(part.is_new for part in parts)
-        if self.lines is None or (outputs is not None and not (notes or knows)):
+        if self.cpu_traces is None or (outputs is not None and not (notes or knows)):
             return None
         num_rows = sum(len(part.ids) for part in parts)
         kind = TraceKey(num_rows, None if run.anchor is None else run.lowest, notes, knows, has_columns)
-        return self.lines.line(kind, due)
+        return self.cpu_traces.line(kind, due)
 
     def _run(self, ids_and_positions: Tensor, run: AttentionPass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
         row = ids_and_positions.to(self.device)

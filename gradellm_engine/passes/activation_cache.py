@@ -156,7 +156,7 @@ class ActivationCache:
         return known is not None and all(len(row.of) == len(self._layers) for row in known.rows)
 
     def _to_note(self, parts: Sequence[SequenceChunk]) -> _Noted | None:
-        wanted = [part.read_again > 0 and self._has_room(part) for part in parts]
+        wanted = [part.replay_length > 0 and self._has_room(part) for part in parts]
         if not any(wanted):
             return None
         ends = list(accumulate(len(part.ids) for part in parts))
@@ -168,8 +168,8 @@ class ActivationCache:
         """Whether the chunk that a token belongs to is kept; decided at its first token."""
         chunk = self._chunks.get(part.slot)
         if chunk is None:
-            is_possible = self.num_tokens + part.read_again <= self.max_tokens
-            self._chunks[part.slot] = chunk = _Chunk(part.read_again if is_possible else 0)
+            is_possible = self.num_tokens + part.replay_length <= self.max_tokens
+            self._chunks[part.slot] = chunk = _Chunk(part.replay_length if is_possible else 0)
         elif len(chunk.rows) == chunk.room:  # it has grown since
             self._chunks[part.slot] = chunk = _Chunk(0)
         return chunk.room > 0

@@ -120,7 +120,7 @@ class BatchedPass:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
         self.anchor: Tensor | None = None
         self.lowest = 0
-        self.needs_outputs = True
+        self.output_is_used = True
         if shape.switches is not None:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]

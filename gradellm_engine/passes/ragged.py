@@ -83,14 +83,14 @@ class SequenceChunk:
     explain: ExplainSpec | None
     start: int
     is_new: bool
-    read_again: int = 0
+    replay_length: int = 0
 
     @classmethod
     def new(
-        cls, slot: KVSlot, ids: Sequence[int], explain: ExplainSpec | None = None, *, read_again: int = 0
+        cls, slot: KVSlot, ids: Sequence[int], explain: ExplainSpec | None = None, *, replay_length: int = 0
     ) -> SequenceChunk:
         """Tokens that follow on those that the slot holds."""
-        return cls(slot, ids, explain, slot.length, is_new=True, read_again=read_again)
+        return cls(slot, ids, explain, slot.length, is_new=True, replay_length=replay_length)
 
     @classmethod
     def again(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
@@ -147,7 +147,7 @@ class AttentionPass(Protocol):
     """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
     lowest: int
     """The lowest layer that is explained."""
-    needs_outputs: bool
+    output_is_used: bool
     """Whether the model looks at what attention gives; not where all that it would make of that is known."""
 
     @property
@@ -224,7 +224,7 @@ class RaggedPass:
     rotary_of: Mapping[int, int]
     ranks: ProcessGroup | None = None
     anchor: Tensor | None = None
-    needs_outputs: bool = True
+    output_is_used: bool = True
     places: list[slice] = field(default_factory=list)
     kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
@@ -327,7 +327,7 @@ class RaggedLayer:
 
     def output(self, query: Tensor) -> Tensor:
         """See `LayerAttention`."""
-        if not self.run.needs_outputs:  # who looks all the same shall not take it for numbers
+        if not self.run.output_is_used:  # who looks all the same shall not take it for numbers
             (_, H, T, _), Dv = query.shape, self.run.parts[0].slot.values(self.index, 0, 0).shape[-1]
             return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
         outputs = []

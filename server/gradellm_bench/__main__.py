@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     use_threads(options.threads)
     try:
-        subject = replace(_subject(options), record_steps=not options.eager)
+        subject = replace(_subject(options), use_graphs=not options.eager)
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
@@ -188,12 +188,12 @@ def _machine(subject: BenchModel) -> dict[str, str]:
 
 def _steps(subject: BenchModel) -> str:
     """How decode steps ran."""
-    decoder = subject.loaded.decoder
-    if decoder.lines is not None and decoder.lines.is_possible:
+    runner = subject.loaded.runner
+    if runner.cpu_traces is not None and runner.cpu_traces.is_possible:
         return "written down as straight lines of operations"
-    if decoder.recordings is None or not decoder.recordings.is_possible:
+    if runner.cuda_graphs is None or not runner.cuda_graphs.is_possible:
         return "call by call"
-    return f"as CUDA graphs, {decoder.kernels}"
+    return f"as CUDA graphs, {runner.kernels}"
 
 
 def _ways(names: Sequence[str] | None) -> list[Way]:

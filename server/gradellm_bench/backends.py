@@ -59,9 +59,7 @@ class Way:
         if self.reads is None:
             return None
         body, head = self.reads
-        keys_and_values = (
-            streams * context * sum(shape.bytes_per_token for shape in subject.loaded.decoder.layer_shapes)
-        )
+        keys_and_values = streams * context * sum(shape.bytes_per_token for shape in subject.loaded.runner.layer_shapes)
         return (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth
 
     @property
@@ -76,12 +74,12 @@ TOKENS_A_TURN = 8
 def decode_in_turns(subject: BenchModel, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
     """One prompt by several of this engine's ways, some tokens at a time; what came of each, by name."""
     engine = subject.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
-    subject.loaded.decoder.pool.reuses_prefixes = False
+    subject.loaded.runner.pool.reuses_prefixes = False
     streams = [streams_of(engine, [ids], count, STREAM_KINDS[way.kind])[0] for way in ways if way.kind is not None]
     try:
         timelines = run_in_turns(engine, streams, tokens_a_turn=TOKENS_A_TURN)
     finally:
-        subject.loaded.decoder.pool.reuses_prefixes = True
+        subject.loaded.runner.pool.reuses_prefixes = True
     return {way.name: timeline for way, timeline in zip(ways, timelines, strict=True)}
 
 

@@ -134,7 +134,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
 def _ours(engine: Engine, given: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
     results = list(engine.evaluate(given, settings, [token_id]))
     assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (else there is nothing to time)
-    engine._model.decoder.pool.forget()  # the next round reads the prompt again
+    engine.model.runner.pool.forget()  # the next round reads the prompt again
 
 
 @torch.no_grad()
@@ -154,12 +154,12 @@ def latency(engine: Engine, rounds: int) -> None:
     settings = EvaluationSettings((EvaluatedMethod("paper", GradEllm()),), samples=50, stride=1)
     for _ in range(rounds):
         alone += _gaps(engine, given)
-        evaluation = engine.evaluation_stream(given, settings, list(range(5, 37)))
+        evaluation = engine.evaluation_request(given, settings, list(range(5, 37)))
         allowance = evaluation.allowance
         assert allowance is not None  # noqa: S101 (it is an evaluation)
         engine.scheduler.submit(evaluation)
         while allowance.used < UNDER_WAY:
-            for _ in engine.scheduler.tick():
+            for _ in engine.scheduler.step():
                 pass
         before = allowance.used
         beside += _gaps(engine, given)
@@ -181,11 +181,11 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
     """Seconds between the tokens of explained streams, one after the other."""
     gaps = []
     for _ in range(STREAMS):
-        stream = engine.stream(given, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
+        stream = engine.generation_request(given, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
         engine.scheduler.submit(stream)
         times = []
         while not stream.is_closed:
-            for _ in engine.scheduler.tick():
+            for _ in engine.scheduler.step():
                 times += [time.perf_counter() for event in stream.take_events() if isinstance(event, Step)]
         gaps += np.diff(times).tolist()
     return gaps

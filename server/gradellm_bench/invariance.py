@@ -56,7 +56,7 @@ def _engine(options: argparse.Namespace, *, batch_invariant: bool) -> Engine:
     loaded = _loaded(options, batch_invariant=batch_invariant)
     loaded = replace(loaded, end_ids=frozenset())
     num_places = max(PLACES, *PROMPTS) + 64
-    return Engine(loaded, max_running=8, kv_bytes=num_places * loaded.decoder.bytes_per_token)
+    return Engine(loaded, max_running=8, kv_bytes=num_places * loaded.runner.bytes_per_token)
 
 
 def _loaded(options: argparse.Namespace, *, batch_invariant: bool) -> LoadedModel:
@@ -86,11 +86,14 @@ def _prompt(engine: Engine, seed: int, length: int) -> PromptInput:
 def _generate(count: int, attribution: AttributionSettings | None, engine: Engine, turn: int) -> None:
     """Tokens of so many streams, whose prompts' reading is not timed: see `_seconds`."""
     sampling = Sampling(max_new_tokens=NEW_TOKENS)
-    streams = [engine.stream(_prompt(engine, turn * 8 + i, PROMPT_TOKENS), sampling, attribution) for i in range(count)]
+    streams = [
+        engine.generation_request(_prompt(engine, turn * 8 + i, PROMPT_TOKENS), sampling, attribution)
+        for i in range(count)
+    ]
     for stream in streams:
         engine.scheduler.submit(stream)
     while engine.scheduler.has_work():
-        for _ in engine.scheduler.tick():
+        for _ in engine.scheduler.step():
             pass
 
 
@@ -106,7 +109,7 @@ def _seconds(work: Callable[[Engine, int], None], engine: Engine, turn: int) -> 
     began = time.perf_counter()
     work(engine, turn)
     took = time.perf_counter() - began
-    engine._model.decoder.pool.forget()
+    engine.model.runner.pool.forget()
     return took
 
 

@@ -74,13 +74,13 @@ class BenchModel:
     reference: PreTrainedModel
     body_bytes: int
     head_bytes: int
-    record_steps: bool = True
+    use_graphs: bool = True
     _last_engine: dict[tuple[int, int], Engine] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        device: torch.device = self.loaded.decoder.device
+        device: torch.device = self.loaded.runner.device
         return device
 
     def engine(self, *, max_running: int, num_tokens: int) -> Engine:
@@ -90,15 +90,15 @@ class BenchModel:
         """
         size = (max_running, num_tokens)
         if size in self._last_engine:
-            self.loaded.decoder.pool.forget()
+            self.loaded.runner.pool.forget()
         else:
             self._last_engine.clear()
             self._last_engine[size] = Engine(
                 self.loaded,
                 max_running=max_running,
                 max_new_tokens=num_tokens,
-                kv_bytes=num_tokens * self.loaded.decoder.bytes_per_token,
-                record_steps=self.record_steps,
+                kv_bytes=num_tokens * self.loaded.runner.bytes_per_token,
+                use_graphs=self.use_graphs,
             )
         return self._last_engine[size]
 

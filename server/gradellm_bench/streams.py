@@ -55,7 +55,8 @@ def streams_of(
 ) -> list[Request]:
     """A request for each prompt."""
     return [
-        engine.stream(PromptInput(prompt_ids=tuple(prompt)), sampling(new_tokens), attribution) for prompt in prompts
+        engine.generation_request(PromptInput(prompt_ids=tuple(prompt)), sampling(new_tokens), attribution)
+        for prompt in prompts
     ]
 
 
@@ -84,7 +85,7 @@ def run_streams(
         is_reading = decode_together and any(
             stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams
         )
-        for _ in engine.scheduler.tick(_is_reading if is_reading else _is_any):
+        for _ in engine.scheduler.step(_is_reading if is_reading else _is_any):
             now = watch()
             for timeline, stream in zip(timelines, streams, strict=True):
                 note(timeline, stream, now)
@@ -115,7 +116,7 @@ def run_in_turns(engine: Engine, streams: Sequence[Request], *, tokens_a_turn: i
 def _take_turn(engine: Engine, stream: Request, timeline: Timeline, watch: Stopwatch, num_tokens: int) -> None:
     enough = len(timeline.tokens) + num_tokens
     while not stream.is_closed and len(timeline.tokens) < enough:
-        for _ in engine.scheduler.tick(lambda other: other is stream):
+        for _ in engine.scheduler.step(lambda other: other is stream):
             note(timeline, stream, watch())
     note(timeline, stream, watch())
 

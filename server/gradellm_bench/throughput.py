@@ -205,7 +205,7 @@ def memory(subject: BenchModel, *, prompt_tokens: int, new_tokens: int, requests
     """Peaks of one stream, and what many requests leave behind."""
     rng = Random(4)  # noqa: S311 (prompts are no secrets)
     engine = subject.engine(max_running=16, num_tokens=max(prompt_tokens + new_tokens, 4096))
-    subject.loaded.decoder.pool.touch()  # else a place counts from when it is first used
+    subject.loaded.runner.pool.touch()  # else a place counts from when it is first used
     idle, peak = _in_use(subject.device), {}
     for kind, attribution in STREAM_KINDS.items() if _tells_peak(subject.device) else ():
         progress(f"peak memory: {kind}")

@@ -95,7 +95,7 @@ class Evaluator:
             max_running=1,
             method_bytes=options.method_bytes,
             threads=options.threads,
-            record_steps=False,  # recordings pay over long completions, and take a while in every actor
+            use_graphs=False,  # recordings pay over long completions, and take a while in every actor
             progress=tell,
         )
 
@@ -141,7 +141,7 @@ class Evaluator:
         scheduler.submit(stream)
         try:
             while not stream.is_closed:
-                for _ in scheduler.tick():
+                for _ in scheduler.step():
                     pass
                 told = (
                     answer for event in stream.take_events() for answer in conversion.answers(kind, self._engine, event)

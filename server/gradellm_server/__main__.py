@@ -358,7 +358,7 @@ def _load(options: argparse.Namespace, progress: Callable[[str], None]) -> Engin
         kv_bytes=options.kv_memory,
         method_bytes=options.method_memory,
         threads=options.threads,
-        record_steps=not options.eager,
+        use_graphs=not options.eager,
         batch_invariant=options.batch_invariant,
         progress=progress,
     )

@@ -392,7 +392,7 @@ class EngineThread:
             try:
                 if fault_injection.ARMED:
                     fault_injection.hit("engine")
-                for _ in self._scheduler.tick(self._has_turn):
+                for _ in self._scheduler.step(self._has_turn):
                     self._between_passes()
             except GroupLostError:
                 raise

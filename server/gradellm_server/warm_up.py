@@ -24,12 +24,12 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
         EngineError: where the model fails already here.
     """
     # A prompt that fills the whole context of a very small one leaves room for no more than a token.
-    is_recorded = engine.records_steps
+    is_recorded = engine.uses_graphs
     wanted = DEFAULT_CHUNK_SIZE if is_recorded else NUM_TOKENS
     num_tokens = min(wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
 
     def stream(settings: AttributionSettings | None, engine: Engine) -> Request:
-        return engine.stream(PromptInput(prompt=PROMPT), Sampling(max_new_tokens=num_tokens), settings)
+        return engine.generation_request(PromptInput(prompt=PROMPT), Sampling(max_new_tokens=num_tokens), settings)
 
     async def run(settings: AttributionSettings | None) -> None:
         job: Job[Event] = thread.submit(lambda engine: stream(settings, engine), _tells_nothing)

@@ -112,7 +112,7 @@ def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
 
 
 def test_both_models_stand_on_the_same_tensors(tiny: BenchModel) -> None:
-    ours = dict(tiny.loaded.decoder._model.named_parameters())
+    ours = dict(tiny.loaded.runner._model.named_parameters())
     theirs = dict(tiny.reference.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
@@ -156,7 +156,7 @@ def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
         assert timeline.tokens == sorted(timeline.tokens)
         assert timeline.finished is not None
         assert timeline.finished.num_reused_tokens == 0
-    assert tiny.loaded.decoder.pool.reuses_prefixes
+    assert tiny.loaded.runner.pool.reuses_prefixes
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -225,8 +225,8 @@ def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> Non
 
 def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:
     used = memory(tiny, prompt_tokens=64, new_tokens=32, requests=32, progress=lambda stage: None)
-    pool = tiny.loaded.decoder.pool
-    assert used.idle > pool.num_tokens * tiny.loaded.decoder.bytes_per_token
+    pool = tiny.loaded.runner.pool
+    assert used.idle > pool.num_tokens * tiny.loaded.runner.bytes_per_token
     assert all(peak >= 0.9 * used.idle for peak in used.peak.values())
     assert abs(used.after - used.before) < 2**26
 

@@ -57,13 +57,13 @@ class How(Enum):
 def told(engine: Engine, settings: AttributionSettings | None, how: How = How.CALL_BY_CALL) -> list[Told]:
     """All prompts together."""
     sampling = Sampling(max_new_tokens=STEPS, temperature=0.0)
-    streams = [engine.stream(prompt, sampling, settings) for prompt in PROMPTS]
+    streams = [engine.generation_request(prompt, sampling, settings) for prompt in PROMPTS]
     scheduler = scheduler_of(engine, max_running=len(streams), num_tokens=1024)
-    decoder = engine._model.decoder
+    runner = engine.model.runner
     if how is How.RECORDED:
-        decoder.record_steps(CudaRecorder(decoder.device))
+        runner.use_graphs(CudaRecorder(runner.device))
     if how is How.COMPILED:
-        decoder.record_steps()
+        runner.use_graphs()
     return run(scheduler, streams)
 
 
@@ -74,7 +74,7 @@ def ways(engine: Engine) -> list[AttributionSettings | None]:
         GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
         GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
     ]
-    if engine._model.family.rotary:
+    if engine.model.family.rotary:
         methods.append(GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED))
     at_once = [AttributionSettings(method=method) for method in methods]
     in_chunks = [AttributionSettings(method=method, delivery=Delivery.CHUNKED, chunk_size=4) for method in methods]
@@ -103,10 +103,10 @@ DATA_DEPENDENT = frozenset({"gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "dee
 
 def test_dense_models_steps_are_recorded(on_gpu: Engine) -> None:
     (its, *_) = told(on_gpu, AttributionSettings(), How.RECORDED)
-    recordings = on_gpu._model.decoder.recordings
+    cuda_graphs = on_gpu.model.runner.cuda_graphs
     assert its.error is None
-    assert recordings is not None
-    assert recordings.is_possible or on_gpu.info.family in DATA_DEPENDENT
+    assert cuda_graphs is not None
+    assert cuda_graphs.is_possible or on_gpu.info.family in DATA_DEPENDENT
 
 
 COMPILED = ("llama", pytest.param("gemma2", marks=pytest.mark.slow))  # it takes long
@@ -121,4 +121,4 @@ def test_compiled_layers(model_path: Callable[[str], Path], family: str) -> None
     for delivery in (None, Delivery.PER_TOKEN, Delivery.CHUNKED):
         settings = None if delivery is None else AttributionSettings(delivery=delivery)
         check(told(on_gpu, settings, How.COMPILED), told(on_cpu, settings))
-    assert on_gpu._model.decoder.kernels == "attention in kernels of its own, compiled layers"
+    assert on_gpu.model.runner.kernels == "attention in kernels of its own, compiled layers"

@@ -96,7 +96,7 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
     scheduler = scheduler_of(subject.engine, max_running=25, num_tokens=25 * (len(subject.prompt.tokens) + STEPS))
     sizes = itertools.cycle([1, 3, 16])
     streams = [
-        subject.engine.stream(
+        subject.engine.generation_request(
             PROMPT,
             COMPLETION,
             AttributionSettings(switches, sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=next(sizes)),

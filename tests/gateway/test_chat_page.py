@@ -242,14 +242,14 @@ def test_an_answer_is_copied_and_downloaded(tab: Any, tmp_path: Path) -> None:
 def test_an_answer_is_stopped_and_the_server_told(
     show: Callable[..., Any], url: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = server.engine._model.decoder
-    explained_pass = decoder.explained_pass
+    runner = server.engine.model.runner
+    explained_pass = runner.explained_pass
 
     def slowly(parts: Any) -> Any:  # or the tiny model has answered before the browser clicks
         time.sleep(0.05)
         return explained_pass(parts)
 
-    monkeypatch.setattr(decoder, "explained_pass", slowly)
+    monkeypatch.setattr(runner, "explained_pass", slowly)
     tab = show(url)
     ask(tab, STORY, wait=False)
     tab.wait_for_selector(".turn.assistant .word", state="attached")

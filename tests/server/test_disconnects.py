@@ -31,8 +31,8 @@ class Steps:
     def __init__(self) -> None:
         self.count = 0
 
-    def slow(self, decoder: ModelRunner) -> Callable[[Sequence[SequenceChunk]], ExplainedPass]:
-        original = decoder.explained_pass
+    def slow(self, runner: ModelRunner) -> Callable[[Sequence[SequenceChunk]], ExplainedPass]:
+        original = runner.explained_pass
 
         def step(parts: Sequence[SequenceChunk]) -> ExplainedPass:
             self.count += 1
@@ -45,8 +45,8 @@ class Steps:
 @pytest.fixture
 def steps(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     counter = Steps()
-    decoder = server.engine._model.decoder
-    monkeypatch.setattr(decoder, "explained_pass", counter.slow(decoder))
+    runner = server.engine.model.runner
+    monkeypatch.setattr(runner, "explained_pass", counter.slow(runner))
     return counter  # type: ignore[return-value]
 
 
@@ -107,8 +107,8 @@ def test_a_connection_that_breaks_ends_its_streams(server: RunningServer, steps:
 def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = server.engine._model.decoder
-    original, chunks, going = decoder.read, [], threading.Event()
+    runner = server.engine.model.runner
+    original, chunks, going = runner.read, [], threading.Event()
 
     def read(parts: Sequence[SequenceChunk]) -> None:
         chunks.append(len(parts[0].ids))
@@ -116,7 +116,7 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
         time.sleep(0.1)
         original(parts)
 
-    monkeypatch.setattr(decoder, "read", read)
+    monkeypatch.setattr(runner, "read", read)
     monkeypatch.setitem(MAX_PIECE_TOKENS, "cpu", 20)
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a" * 200), max_new_tokens=2))
     going.wait(10)
@@ -127,8 +127,8 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
 
 def test_leaving_the_queue_frees_the_place_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(max_running=1, max_queued=1) as small:
-        decoder = small.engine._model.decoder
-        monkeypatch.setattr(decoder, "explained_pass", Steps().slow(decoder))
+        runner = small.engine.model.runner
+        monkeypatch.setattr(runner, "explained_pass", Steps().slow(runner))
         thread = small.server.engine_thread
         running = small.stub.Generate(LONG)
         next(running)
@@ -241,7 +241,7 @@ def test_leaving_takes_effect_within_one_step_in_every_phase(
         assert seen[-1] in (phase, RequestPhase.DECODE)
     channel.close()
     assert thread.num_placed == 0
-    assert server.engine._model.decoder.pool.num_free_tokens == server.engine.kv_tokens
+    assert server.engine.model.runner.pool.num_free_tokens == server.engine.kv_tokens
 
 
 @pytest.mark.parametrize("how", ["deadline", "disconnect"])
@@ -289,7 +289,7 @@ def test_a_stream_that_nobody_reads_is_aborted_and_its_slot_is_free(serving: Ser
         until(lambda: thread.num_placed == 1)
         until(lambda: thread.num_placed == 0)
         # The place is free at once, the memory as soon as the thread is between two passes.
-        until(lambda: running.engine._model.decoder.pool.num_free_tokens == running.engine.kv_tokens)
+        until(lambda: running.engine.model.runner.pool.num_free_tokens == running.engine.kv_tokens)
         time.sleep(0.5)
         got: list[Any] = []
         with pytest.raises(grpc.RpcError) as raised:  # who reads after all is told

@@ -22,7 +22,7 @@ class Gate:
     """Passes of the decoder wait here while it is closed, and are counted; one of them may fail."""
 
     def __init__(self, engine: Engine) -> None:
-        self._step = engine._model.decoder.step
+        self._step = engine.model.runner.step
         self.open = threading.Event()
         self.open.set()
         self.num_passes = 0
@@ -40,7 +40,7 @@ class Gate:
 @pytest.fixture
 def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate(engine)
-    monkeypatch.setattr(engine._model.decoder, "step", made.step)
+    monkeypatch.setattr(engine.model.runner, "step", made.step)
     yield made
     made.open.set()
 
@@ -59,13 +59,13 @@ def thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
             await asyncio.to_thread(made.stop)
             assert not engine.scheduler.running
             assert not engine.scheduler.waiting
-            assert engine._model.decoder.pool.num_free_tokens == engine.kv_tokens
+            assert engine.model.runner.pool.num_free_tokens == engine.kv_tokens
 
     return start
 
 
 def request(num_tokens: int, prompt: str = "Once") -> Callable[[Engine], Request]:
-    return lambda engine: engine.stream(PromptInput(prompt=prompt), Sampling(max_new_tokens=num_tokens))
+    return lambda engine: engine.generation_request(PromptInput(prompt=prompt), Sampling(max_new_tokens=num_tokens))
 
 
 def as_it_is(event: Event) -> list[Event]:

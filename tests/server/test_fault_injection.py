@@ -58,7 +58,7 @@ def test_an_allocation_that_fails_ends_one_request_and_the_others_finish(
     for call in others:
         assert len(list(call)) == 401
     assert serves(server)
-    pool = server.engine._model.decoder.pool
+    pool = server.engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
 
 

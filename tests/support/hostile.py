@@ -54,7 +54,7 @@ class Material:
     @classmethod
     def of(cls, engine: Engine) -> Material:
         """A model's."""
-        encoder = engine._model.encoder
+        encoder = engine.model.encoder
         special = [encoder.decode_alone(token_id) for token_id in sorted(encoder.special_ids)][:24]
         separators = [
             "\n",

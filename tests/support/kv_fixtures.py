@@ -12,14 +12,14 @@ from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
 MORE_TOKENS = 20  # that a sequence may become longer by
 
 
-def filled(decoder: ModelRunner, lengths: Sequence[int], explain: ExplainSpec | None = None) -> list[SequenceChunk]:
+def filled(runner: ModelRunner, lengths: Sequence[int], explain: ExplainSpec | None = None) -> list[SequenceChunk]:
     """A new token for sequences of these lengths, all explained in one way or none."""
     parts = []
     for seed, length in enumerate(lengths):
-        slot = decoder.pool.allocate(length + MORE_TOKENS)
+        slot = runner.pool.allocate(length + MORE_TOKENS)
         assert slot is not None
         ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-        decoder.read([SequenceChunk.new(slot, ids[:-1])])
+        runner.read([SequenceChunk.new(slot, ids[:-1])])
         parts.append(SequenceChunk.new(slot, ids[-1:], explain))
     return parts
 

@@ -63,12 +63,12 @@ class Oracle:
         self.model.eval()
 
     def layers(self, ids: list[int], target: int, contrast: int | None = None) -> list[Layer]:
-        config, decoder = self.model.config, self.model.model
+        config, runner = self.model.config, self.model.model
         S, H, G, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         window = getattr(config, "sliding_window", None) or S
-        taken: list[Taken] = [{} for _ in decoder.layers]
+        taken: list[Taken] = [{} for _ in runner.layers]
         with ExitStack() as hooks:
-            for store, layer in zip(taken, decoder.layers, strict=True):
+            for store, layer in zip(taken, runner.layers, strict=True):
                 for name in ("q_proj", "k_proj", "v_proj"):
 
                     def keep(_m: Any, _args: Any, output: Tensor, store: Taken = store, name: str = name) -> None:
@@ -83,7 +83,7 @@ class Oracle:
                 hooks.callback(layer.self_attn.o_proj.register_forward_pre_hook(keep_output).remove)
             logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         (logits[target] - (0 if contrast is None else logits[contrast])).backward()
-        cos, sin = decoder.rotary_emb(logits[None], torch.arange(S)[None])
+        cos, sin = runner.rotary_emb(logits[None], torch.arange(S)[None])
         visible = torch.arange(S) > S - 1 - window
         layers = []
         for store in taken:

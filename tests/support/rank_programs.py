@@ -57,7 +57,7 @@ def within(engine: Engine) -> list[Rows]:
         GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
         *(METHODS[name].switches() for name in ("attention", "grad_sam")),
     ]
-    if engine._model.family.rotary:
+    if engine.model.family.rotary:
         methods.append(GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED))
     return _of_methods(engine, methods)
 
@@ -68,7 +68,9 @@ def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
     for method in methods:
         for delivery in Delivery:
             settings = AttributionSettings(method=method, delivery=delivery, chunk_size=4)
-            streams = [engine.stream(prompt, sampling, settings) for prompt in PROMPTS for sampling in samplings]
+            streams = [
+                engine.generation_request(prompt, sampling, settings) for prompt in PROMPTS for sampling in samplings
+            ]
             made.append(_rows(run(engine.scheduler, streams)))
     return made
 
@@ -80,7 +82,7 @@ def afterwards(engine: Engine) -> list[Rows]:
         if method.explain is None or engine.refusal(method):
             continue
         settings = AttributionSettings(method=method.switches())
-        made.append(_rows(run(engine.scheduler, [engine.completion_stream(PROMPTS[0], COMPLETION, settings)])))
+        made.append(_rows(run(engine.scheduler, [engine.attribution_request(PROMPTS[0], COMPLETION, settings)])))
     return made
 
 
@@ -93,7 +95,7 @@ def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
         samples=2,
         seed=1,
     )
-    (its,) = run(engine.scheduler, [engine.evaluation_stream(PROMPTS[0], settings, COMPLETION)])
+    (its,) = run(engine.scheduler, [engine.evaluation_request(PROMPTS[0], settings, COMPLETION)])
     assert its.error is None
     items = [event for event in its.events if isinstance(event, EvaluationItem)]
     return [(item.name, str(item.metric), item.step, item.value) for item in items]
@@ -103,11 +105,11 @@ def leaving(engine: Engine) -> list[Rows]:
     """Streams that come and go while others run; more than have a place."""
     settings = AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=3)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=11)
-    streams = [engine.stream(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
+    streams = [engine.generation_request(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
     scheduler, told = engine.scheduler, [Told() for _ in streams]
     for stream in streams[:5]:
         scheduler.submit(stream)
-    for index, _ in enumerate(scheduler.tick()):
+    for index, _ in enumerate(scheduler.step()):
         if index == 0:
             scheduler.cancel(streams[1])  # between two passes of a tick
     scheduler.has_work()
@@ -115,7 +117,7 @@ def leaving(engine: Engine) -> list[Rows]:
     for stream in streams[5:]:
         scheduler.submit(stream)
     for _ in range(3):
-        for _ in scheduler.tick(lambda stream: stream is not streams[2]):
+        for _ in scheduler.step(lambda stream: stream is not streams[2]):
             pass
     left = [index for index in range(len(streams)) if index not in (1, 4)]
     return [_rows(finish(scheduler, [streams[index] for index in left], [told[index] for index in left]))]
@@ -127,7 +129,7 @@ def sharing(engine: Engine) -> list[Rows]:
     made: list[Rows] = []
     for i in range(40):
         prompt = f"{PROMPTS[2][:30]}{'abc'[i % 3] * (5 * (i % 7))} and {i % 5}"
-        made.append(_rows(run(engine.scheduler, [engine.stream(prompt, sampling)])))
+        made.append(_rows(run(engine.scheduler, [engine.generation_request(prompt, sampling)])))
     return made
 
 
@@ -140,7 +142,7 @@ def facts(engine: Engine) -> list[int]:
 def wrong(engine: Engine) -> str:
     """A request that fails for all ranks alike leaves them in step."""
     try:
-        engine.stream("", Sampling(max_new_tokens=10**9))
+        engine.generation_request("", Sampling(max_new_tokens=10**9))
     except ValueError as error:
         return str(error)
     return "not refused"
@@ -217,7 +219,7 @@ def _main() -> None:
     path, dtype, results, *names = sys.argv[1:]
     ranks = ProcessGroup.join()
     engine = loaded(Path(path), dtype, ranks)
-    if ranks is not None and not ranks.leads:
+    if ranks is not None and not ranks.is_rank0:
         engine.follow()
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))

@@ -41,8 +41,8 @@ class Told:
 
 def scheduler_of(engine: Engine, *, max_running: int, num_tokens: int) -> Scheduler:
     """Another scheduler of a loaded model, with memory that holds nothing yet."""
-    engine._model.decoder.allocate_pool(num_tokens)
-    return Scheduler(engine._model.decoder, max_running=max_running)
+    engine.model.runner.allocate_pool(num_tokens)
+    return Scheduler(engine.model.runner, max_running=max_running)
 
 
 def finish(scheduler: Scheduler, streams: Sequence[Request], told: Sequence[Told] | None = None) -> list[Told]:
@@ -51,7 +51,7 @@ def finish(scheduler: Scheduler, streams: Sequence[Request], told: Sequence[Told
     for _ in range(10_000):
         if all(stream.is_closed for stream in streams):
             break
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take(streams, told)
     take(streams, told)  # of those that were over before they ran
     assert all(stream.is_closed for stream in streams)

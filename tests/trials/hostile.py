@@ -45,7 +45,7 @@ def reading(scale: float) -> list[Finding]:
     findings: list[Finding] = []
     for name, arguments in models().items():
         engine = Engine.load(arguments[1] if arguments else None, threads=1)
-        assert engine.footprint  # found once, as a server does when it starts
+        assert engine.model_cost  # found once, as a server does when it starts
         gc.collect()
         gc.freeze()
         material = requests.Material.of(engine)

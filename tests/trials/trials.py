@@ -135,7 +135,7 @@ def cancel(scale: float) -> list[Finding]:
             time.sleep(0.01)
         time.sleep(1)
         after = own.num_threads(), own.num_fds()
-        kv = server.engine._model.decoder.pool
+        kv = server.engine.model.runner.pool
         free, total, placed = kv.num_free_tokens, kv.num_tokens, thread.num_placed
     return [
         Finding("streams", f"{count:,}, of which {len(survivors)} were not cancelled"),

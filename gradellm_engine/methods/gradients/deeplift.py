@@ -55,7 +55,7 @@ Noted = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 def _modules(model: CompletionModel) -> list[nn.Module]:
-    return [module for _, module in model.decoder.named_modules() if type(module) in RESCALED]
+    return [module for _, module in model.runner.named_modules() if type(module) in RESCALED]
 
 
 @contextmanager

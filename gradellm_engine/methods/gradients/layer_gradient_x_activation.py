@@ -50,7 +50,7 @@ def explain(model: CompletionModel, switches: LayerGradientXActivation) -> Score
             values, x = by_embeddings(model, switches.objective)
             activations.append(x)
         else:
-            with hooked([(model.decoder.blocks[switches.layer], keep)]):
+            with hooked([(model.runner.blocks[switches.layer], keep)]):
                 values, _ = by_embeddings(model, switches.objective)
         return values, activations[0]
 

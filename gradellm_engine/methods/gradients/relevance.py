@@ -46,7 +46,7 @@ def explain(model: CompletionModel, switches: Relevance) -> ScoreStream:
 def rules(model: CompletionModel) -> AbstractContextManager[None]:
     """While it lasts, gradients through the model's modules follow the rules; its numbers stay what they are."""
     hooks: list[tuple[nn.Module, Hook]] = []
-    for name, module in model.decoder.named_modules():
+    for name, module in model.runner.named_modules():
         if type(module).__name__.endswith("Norm") or is_activation(module):
             hooks.append((module, _proportional))
         elif name.rpartition(".")[2] in (model.family.gates or ()):

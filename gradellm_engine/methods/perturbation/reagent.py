@@ -50,7 +50,7 @@ def explain(model: CompletionModel, switches: ReAgent) -> ScoreStream:
         )
         embeddings = model.embeddings[:m].clone()
         chosen = replaced[sample].nonzero()[:, 0]
-        embeddings[chosen.to(model.device)] = model.decoder.embed(drawn[chosen.to(drawn.device), 0].tolist())
+        embeddings[chosen.to(model.device)] = model.runner.embed(drawn[chosen.to(drawn.device), 0].tolist())
         return embeddings
 
     yield from changed_values(model, switches.samples, changed, Objective.PROB, values)
@@ -66,9 +66,9 @@ def _cumulative(model: CompletionModel) -> Tensor:
     m = model.given.num_prompt_tokens
     positions = torch.arange(m, device=model.device)
     with torch.no_grad():
-        logits = model.decoder.whole_pass(model.embeddings[None, :m], positions, positions, FullSequenceAttention())[
-            0
-        ].float()
+        logits = model.runner.full_sequence_logits(
+            model.embeddings[None, :m], positions, positions, FullSequenceAttention()
+        )[0].float()
         probs = logits.softmax(-1).roll(1, 0)
     probs[0] = 0
     probs[0, model.given.ids[0]] = 1

@@ -76,7 +76,7 @@ def _changes(
         return original.expand_as(output)
 
     with torch.no_grad(), _replaced_outputs(model, compare):
-        model.decoder.whole_pass(x, places, torch.zeros_like(places), run)
+        model.runner.full_sequence_logits(x, places, torch.zeros_like(places), run)
     return torch.stack([change.to(model.device) for change in changes])
 
 
@@ -122,4 +122,4 @@ def _replaced_outputs(model: CompletionModel, replace: Callable[[int, Tensor], T
 
         return hook
 
-    return hooked((block, hook_of(index)) for index, block in enumerate(model.decoder.blocks))
+    return hooked((block, hook_of(index)) for index, block in enumerate(model.runner.blocks))

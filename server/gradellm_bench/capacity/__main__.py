@@ -84,15 +84,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     subject = _subject(options)
-    decoder, info = subject.loaded.decoder, subject.loaded.info
-    device = torch.cuda.get_device_name(decoder.device) if decoder.processor == "cuda" else "CPU"
+    runner, info = subject.loaded.runner, subject.loaded.info
+    device = torch.cuda.get_device_name(runner.device) if runner.processor == "cuda" else "CPU"
     machine = {
         "model": info.name, "dtype": info.dtype, "device": device,
         **{name: f"{name} {version}" for name, version in software_versions().items()},
     }  # fmt: skip
     measured = Measured(
-        machine, decoder.processor, decoder.bytes_per_token, subject.body_bytes + subject.head_bytes,
-        read_bandwidth(decoder.device), info.context_tokens,
+        machine, runner.processor, runner.bytes_per_token, subject.body_bytes + subject.head_bytes,
+        read_bandwidth(runner.device), info.context_tokens,
     )  # fmt: skip
     for its in measure(
         subject, counts=options.counts, contexts=options.contexts, pieces=options.pieces, steps=options.steps,
@@ -117,7 +117,7 @@ def _trial(options: argparse.Namespace) -> int:
         run = validation_run.Trial(
             f"{rate:g} requests a second", traffic, settings, int(rate * options.seconds) + 1, options.seed
         )
-        subject.loaded.decoder.pool.forget()
+        subject.loaded.runner.pool.forget()
         found.append(
             {**asdict(run), "real": asdict(validation_run.real(subject, engine, run)), "machine": measured.machine}
         )

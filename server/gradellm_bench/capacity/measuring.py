@@ -115,7 +115,7 @@ def measure(
         num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    most_explained = EXPLAINED_TOKENS[subject.loaded.decoder.processor]
+    most_explained = EXPLAINED_TOKENS[subject.loaded.runner.processor]
     for context in contexts:
         for size in pieces:
             progress(f"pieces of {size} tokens after {context}")
@@ -132,17 +132,17 @@ def measure(
 
 def _piece(engine: Engine, subject: BenchModel, rng: Random, context: int, size: int, steps: int) -> Pass:
     """Reading a piece of a prompt behind `context` tokens."""
-    decoder, seconds = subject.loaded.decoder, []
-    decoder.pool.forget()
+    runner, seconds = subject.loaded.runner, []
+    runner.pool.forget()
     for _ in range(1 + steps):
-        slot = decoder.pool.allocate(context + size, is_long=decoder.is_long(context + size))
+        slot = runner.pool.allocate(context + size, is_long=runner.is_long(context + size))
         if slot is None:
             raise RuntimeError("the pool was made with room for this")
         if context:
-            decoder.read([SequenceChunk.new(slot, subject.prompt(rng, context))])
+            runner.read([SequenceChunk.new(slot, subject.prompt(rng, context))])
         part = SequenceChunk.new(slot, subject.prompt(rng, size))
         watch = Stopwatch()
-        decoder.read([part])
+        runner.read([part])
         seconds.append(watch())
         slot.close()
     return Pass("read", 1, size, context, tuple(seconds[1:]))
@@ -158,7 +158,7 @@ def _decoding(
     steps: int,
 ) -> list[Pass]:
     """Steps of so many streams; with delivery chunked, their replays alone: their steps are plain ones."""
-    subject.loaded.decoder.pool.forget()
+    subject.loaded.runner.pool.forget()
     is_chunked = attribution is not None and attribution.chunk_size is not None
     new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
     prompts = [subject.prompt(rng, context) for _ in range(count)]
@@ -166,7 +166,7 @@ def _decoding(
     for stream in streams:
         engine.scheduler.submit(stream)
     while any(stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams):
-        for _ in engine.scheduler.tick(lambda stream: stream.phase is RequestPhase.PREFILL):
+        for _ in engine.scheduler.step(lambda stream: stream.phase is RequestPhase.PREFILL):
             pass
     timed: dict[Kind, list[float]] = {}
     while not all(stream.is_closed for stream in streams):
@@ -190,7 +190,7 @@ def _kind(attribution: AttributionSettings | None, half: int) -> Kind:
 def _timed(engine: Engine, streams: Sequence[Request]) -> list[float]:
     """Seconds of each pass of a tick, with what is told taken as a server takes it."""
     seconds, watch, before = [], Stopwatch(), 0.0
-    for _ in engine.scheduler.tick():
+    for _ in engine.scheduler.step():
         for stream in streams:
             if stream.error is not None:
                 raise stream.error

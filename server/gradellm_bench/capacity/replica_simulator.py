@@ -97,7 +97,7 @@ class Replica:
         self._shapes: OrderedDict[StepShape, None] = OrderedDict()
         self.busy_seconds = 0.0
         self._busy: list[tuple[float, float]] = []  # stretches of time
-        self.recordings = 0
+        self.cuda_graphs = 0
         self.served: list[Served] = []
         self._coming: deque[Served] = deque()
 
@@ -271,7 +271,7 @@ class Replica:
             self._shapes.move_to_end(shape)
             return
         self._shapes[shape] = None
-        self.recordings += 1
+        self.cuda_graphs += 1
         if len(self._shapes) > MOST_RECORDINGS:
             self._shapes.popitem(last=False)
         self._pass(seconds)

@@ -95,7 +95,7 @@ def run(
             if len(placed) >= scheduler.max_running + max_queued:
                 its.refused = True
             else:
-                placed[coming] = engine.stream(
+                placed[coming] = engine.generation_request(
                     PromptInput(prompt_ids=prompts[coming]),
                     Sampling(max_new_tokens=its.request.answer_tokens),
                     ATTRIBUTION[its.request.mode],
@@ -123,7 +123,7 @@ def run(
             time.sleep(IDLE_SECONDS)
             continue
         began = watch()
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             note()
             take_in()
         note()

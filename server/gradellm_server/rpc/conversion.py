@@ -288,7 +288,7 @@ def _contrast(request: pb.Contrast) -> Contrast:
 
 def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Request:
     """The stream of a call of Generate; `owner` is who calls."""
-    return engine.stream(
+    return engine.generation_request(
         read_input(request.input, engine.prompt_limits),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
@@ -303,7 +303,7 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
     completion = request.completion if request.HasField("completion") else request.completion_ids
-    return engine.completion_stream(
+    return engine.attribution_request(
         read_input(request.input, engine.prompt_limits),
         completion,
         read_attribution(request.attribution),
@@ -326,7 +326,7 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
             f"give one of {', '.join(given)} at most; given: {', '.join(n for n, is_ in given.items() if is_)}",
         )
     completion = request.completion if given["completion"] else request.completion_ids or None
-    return engine.evaluation_stream(
+    return engine.evaluation_request(
         read_input(request.input, engine.prompt_limits),
         read_evaluation(request.evaluation, request.labels),
         completion,

@@ -108,7 +108,7 @@ def test_shapes_that_are_new_are_recorded() -> None:
     costs = replace(COSTS, recording_seconds={"step": 0.5})
     replica = Replica(costs, ROOMY)
     (its,) = replica.run([request(Mode.PLAIN)])
-    assert replica.recordings == 1
+    assert replica.cuda_graphs == 1
     assert its.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
     assert its.tokens[1] == pytest.approx(its.tokens[0] + STEP)
 

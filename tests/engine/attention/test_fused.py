@@ -134,23 +134,23 @@ METHODS = [
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     """With the kernels and without."""
-    decoder = Engine.load(str(model_path(family)), dtype="float32", device=str(DEVICE), kv_bytes=2**20)._model.decoder
-    decoder.allocate_pool(400)
+    runner = Engine.load(str(model_path(family)), dtype="float32", device=str(DEVICE), kv_bytes=2**20).model.runner
+    runner.allocate_pool(400)
     for method in METHODS:
-        switches = replace(method, layers=method.selected_layers(decoder.num_layers))
-        parts = filled(decoder, (1, 5, 30), ExplainSpec(switches))
-        (plain, rows), (logits, fused_rows) = (outcome(decoder, parts, fused=fused) for fused in (False, True))
+        switches = replace(method, layers=method.selected_layers(runner.num_layers))
+        parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
+        (plain, rows), (logits, fused_rows) = (outcome(runner, parts, fused=fused) for fused in (False, True))
         assert close(logits, plain.double().cpu(), 1e-5)
         for row, expected in zip(fused_rows, rows, strict=True):
             assert expected.any()
             assert close(row, expected.double(), 1e-5)
 
 
-def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores; what was read is forgotten."""
-    decoder._fused = FusedAttention(DEVICE) if fused else None
-    run = decoder.explained_pass(parts)
-    assert decoder._takes_at_once(parts)
+    runner._fused = FusedAttention(DEVICE) if fused else None
+    run = runner.explained_pass(parts)
+    assert runner._takes_at_once(parts)
     scores = run.heat_maps([Target(7), Target(9, 3), Target(11)])
     forget(parts)
     return run.logits, scores

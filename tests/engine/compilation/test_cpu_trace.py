@@ -47,14 +47,14 @@ def load(model_path: Callable[[str], Path]) -> Callable[..., Engine]:
 
 
 @pytest.fixture
-def decoder(load: Callable[..., Engine]) -> ModelRunner:
-    return load("llama")._model.decoder
+def runner(load: Callable[..., Engine]) -> ModelRunner:
+    return load("llama").model.runner
 
 
 @pytest.fixture
-def lines(decoder: ModelRunner) -> CpuTraceCache:
-    assert decoder.lines is not None
-    return decoder.lines
+def lines(runner: ModelRunner) -> CpuTraceCache:
+    assert runner.cpu_traces is not None
+    return runner.cpu_traces
 
 
 def told_by(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
@@ -65,7 +65,7 @@ def told_by(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
         streams = []
         for i in range(num_streams):
             sampling = Sampling(max_new_tokens=14 - 3 * i, temperature=0.9 * (i % 2), seed=i)
-            streams.append(engine.stream("a small fox "[i:], sampling, settings))
+            streams.append(engine.generation_request("a small fox "[i:], sampling, settings))
             scheduler.submit(streams[-1])
         told[name] = finish(scheduler, streams)
     return told
@@ -85,65 +85,65 @@ def assert_same(one: Engine, other: Engine) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streams_are_the_same_to_the_last_bit(load: Callable[..., Engine], family: str) -> None:
-    by_line, by_call = load(family), load(family, record_steps=False)
-    lines = by_line._model.decoder.lines
+    by_line, by_call = load(family), load(family, use_graphs=False)
+    lines = by_line.model.runner.cpu_traces
     assert lines is not None
     assert lines.is_possible == (family not in LOOKING)
-    assert by_call._model.decoder.lines is None
+    assert by_call.model.runner.cpu_traces is None
     assert_same(by_line, by_call)
     assert (len(lines) > 10) == lines.is_possible
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_in_other_types_too(load: Callable[..., Engine], dtype: str) -> None:
-    by_line, by_call = load("llama", dtype=dtype), load("llama", dtype=dtype, record_steps=False)
+    by_line, by_call = load("llama", dtype=dtype), load("llama", dtype=dtype, use_graphs=False)
     assert_same(by_line, by_call)
-    lines = by_line._model.decoder.lines
+    lines = by_line.model.runner.cpu_traces
     assert lines is not None
     assert len(lines) > 10
 
 
-def test_a_line_calls_no_module_of_the_layers(decoder: ModelRunner, lines: CpuTraceCache) -> None:
+def test_a_line_calls_no_module_of_the_layers(runner: ModelRunner, lines: CpuTraceCache) -> None:
     called: list[nn.Module] = []
-    parts = filled(decoder, [5], EXPLAIN)
-    decoder.explained_pass(parts).heat_maps([Target(7)])
+    parts = filled(runner, [5], EXPLAIN)
+    runner.explained_pass(parts).heat_maps([Target(7)])
     forget(parts)
-    for block in decoder.blocks:
+    for block in runner.blocks:
         block.register_forward_hook(lambda module, args, output: called.append(module))
-    decoder.explained_pass(parts).heat_maps([Target(7)])
+    runner.explained_pass(parts).heat_maps([Target(7)])
     assert not called
-    decoder.lines = None
+    runner.cpu_traces = None
     forget(parts)
-    decoder.explained_pass(parts).heat_maps([Target(7)])
-    assert called == decoder.blocks
+    runner.explained_pass(parts).heat_maps([Target(7)])
+    assert called == runner.blocks
 
 
-def test_a_kind_of_pass_is_written_down_when_it_is_due_again(decoder: ModelRunner, lines: CpuTraceCache) -> None:
+def test_a_kind_of_pass_is_written_down_when_it_is_due_again(runner: ModelRunner, lines: CpuTraceCache) -> None:
     before = len(lines)  # of one token that is explained, from the start
     assert before == 1
-    parts = filled(decoder, [5, 9])
+    parts = filled(runner, [5, 9])
     for count in (before, before + 1, before + 1):
-        decoder.step(parts)
+        runner.step(parts)
         forget(parts)
         assert len(lines) == count
 
 
 def test_no_more_lines_are_kept_than_that(
-    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_trace, "MOST_LINES", 2)
     monkeypatch.setattr(lines, "uses_before", 1)
     for count in (1, 2, 3):
-        decoder.step(filled(decoder, [4] * count))
+        runner.step(filled(runner, [4] * count))
     assert list(lines._lines) == [TraceKey(2), TraceKey(3)]
 
 
 def test_passes_of_many_tokens_are_not_written_down(
-    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_trace, "MOST_ROWS", 2)
     monkeypatch.setattr(lines, "uses_before", 1)
-    decoder.step(filled(decoder, [4] * 3))
+    runner.step(filled(runner, [4] * 3))
     assert TraceKey(3) not in lines._lines
 
 
@@ -151,15 +151,15 @@ def test_what_gives_other_numbers_each_time_runs_as_it_is(
     load: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A number that Python counts is written down as it was."""
-    decoder = load("llama", record_steps=False)._model.decoder
+    runner = load("llama", use_graphs=False).model.runner
     count = iter(range(1, 100))
-    decoder.blocks[1].get_submodule("mlp").register_forward_hook(lambda module, args, output: output * next(count))
+    runner.blocks[1].get_submodule("mlp").register_forward_hook(lambda module, args, output: output * next(count))
     with caplog.at_level("INFO", "gradellm_engine"):
-        decoder.record_steps()
-    assert decoder.lines is not None
-    assert not decoder.lines.is_possible
+        runner.use_graphs()
+    assert runner.cpu_traces is not None
+    assert not runner.cpu_traces.is_possible
     assert "run call by call" in caplog.text
-    assert decoder.step(filled(decoder, [5])).isfinite().all()
+    assert runner.step(filled(runner, [5])).isfinite().all()
 
 
 def test_what_cannot_be_watched_runs_as_it_is(
@@ -169,41 +169,41 @@ def test_what_cannot_be_watched_runs_as_it_is(
         raise NotImplementedError("an operation of another world")
 
     monkeypatch.setattr(cpu_trace, "written_down", fails)
-    decoder = load("llama", record_steps=False)._model.decoder
+    runner = load("llama", use_graphs=False).model.runner
     with caplog.at_level("WARNING", "gradellm_engine"):
-        decoder.record_steps()
+        runner.use_graphs()
     assert "another world" in caplog.text
-    assert decoder.lines is not None
-    assert not decoder.lines.is_possible
-    assert decoder.step(filled(decoder, [5])).isfinite().all()
+    assert runner.cpu_traces is not None
+    assert not runner.cpu_traces.is_possible
+    assert runner.step(filled(runner, [5])).isfinite().all()
 
 
-def test_what_looks_at_its_numbers_later_runs_as_it_is(decoder: ModelRunner, lines: CpuTraceCache) -> None:
+def test_what_looks_at_its_numbers_later_runs_as_it_is(runner: ModelRunner, lines: CpuTraceCache) -> None:
     def looks(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * float(output.abs().max())
 
-    decoder.blocks[1].get_submodule("mlp").register_forward_hook(looks)
-    parts = filled(decoder, [5, 6])
-    expected = decoder.step(parts)
+    runner.blocks[1].get_submodule("mlp").register_forward_hook(looks)
+    parts = filled(runner, [5, 6])
+    expected = runner.step(parts)
     for _ in range(3):
         forget(parts)
-        assert torch.equal(decoder.step(parts), expected)
+        assert torch.equal(runner.step(parts), expected)
     assert not lines.is_possible
     assert not len(lines)
 
 
 def test_models_whose_weights_are_brought_to_where_they_are_needed_run_as_they_are(load: Callable[..., Engine]) -> None:
-    decoder = load("llama", record_steps=False)._model.decoder
-    decoder.blocks[0]._hf_hook = object()  # type: ignore[assignment] # accelerate's
-    decoder.record_steps()
-    assert decoder.lines is None
+    runner = load("llama", use_graphs=False).model.runner
+    runner.blocks[0]._hf_hook = object()  # type: ignore[assignment] # accelerate's
+    runner.use_graphs()
+    assert runner.cpu_traces is None
 
 
 def test_an_error_on_the_way_costs_the_pass_alone(
-    decoder: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, lines: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = filled(decoder, [5], EXPLAIN)
-    expected = decoder.explained_pass(parts).heat_maps([Target(7)])
+    parts = filled(runner, [5], EXPLAIN)
+    expected = runner.explained_pass(parts).heat_maps([Target(7)])
     forget(parts)
     store = type(parts[0].slot).store
 
@@ -212,28 +212,28 @@ def test_an_error_on_the_way_costs_the_pass_alone(
 
     monkeypatch.setattr(type(parts[0].slot), "store", fails)
     with pytest.raises(RuntimeError, match="no memory"):
-        decoder.explained_pass(parts)
+        runner.explained_pass(parts)
     monkeypatch.setattr(type(parts[0].slot), "store", store)
-    again = decoder.explained_pass(parts).heat_maps([Target(7)])
+    again = runner.explained_pass(parts).heat_maps([Target(7)])
     assert all(map(torch.equal, again, expected))
 
 
 @pytest.fixture
-def fresh_parts(decoder: ModelRunner) -> Iterator[list[SequenceChunk]]:
-    parts = filled(decoder, [5, 8, 3], EXPLAIN)
+def fresh_parts(runner: ModelRunner) -> Iterator[list[SequenceChunk]]:
+    parts = filled(runner, [5, 8, 3], EXPLAIN)
     yield parts
     for part in parts:
         part.slot.close()
 
 
-def test_a_line_outlives_the_pool(decoder: ModelRunner, lines: CpuTraceCache, fresh_parts: list[SequenceChunk]) -> None:
+def test_a_line_outlives_the_pool(runner: ModelRunner, lines: CpuTraceCache, fresh_parts: list[SequenceChunk]) -> None:
     """A new pool is other memory; lines hold none of it."""
     targets = [Target(7)] * 3
     for _ in range(3):
         forget(fresh_parts)
-        expected = decoder.explained_pass(fresh_parts).heat_maps(targets)
+        expected = runner.explained_pass(fresh_parts).heat_maps(targets)
     count = len(lines)
-    decoder.allocate_pool(200)
-    again = decoder.explained_pass(filled(decoder, [5, 8, 3], EXPLAIN)).heat_maps(targets)
+    runner.allocate_pool(200)
+    again = runner.explained_pass(filled(runner, [5, 8, 3], EXPLAIN)).heat_maps(targets)
     assert all(map(torch.equal, again, expected))
     assert len(lines) == count

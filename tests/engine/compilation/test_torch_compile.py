@@ -16,13 +16,13 @@ from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 
-def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores of what is recorded; what was read is forgotten."""
     recorder = Once()
-    decoder.record_steps(recorder)
-    run = decoder.explained_pass(parts)
+    runner.use_graphs(recorder)
+    run = runner.explained_pass(parts)
     scores = [row.clone() for row in run.heat_maps([Target(7), Target(9, 3), Target(11)])]
-    decoder.recordings = None
+    runner.cuda_graphs = None
     forget(parts)
     return run.logits.clone(), scores
 
@@ -50,16 +50,16 @@ def test_scores_are_the_same(
 ) -> None:
     monkeypatch.setattr("gradellm_engine.model.runner._compiles_on", lambda device: True)  # as on a GPU
     torch._dynamo.reset()
-    decoder = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20)._model.decoder
-    decoder.allocate_pool(200)
-    switches = replace(GradEllm(), layers=GradEllm().selected_layers(decoder.num_layers))
-    parts = filled(decoder, (1, 5, 30), ExplainSpec(switches))
-    logits, rows = outcome(decoder, parts)
-    decoder.compile(backend="aot_eager")
-    assert decoder._compiled is not None
+    runner = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20).model.runner
+    runner.allocate_pool(200)
+    switches = replace(GradEllm(), layers=GradEllm().selected_layers(runner.num_layers))
+    parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
+    logits, rows = outcome(runner, parts)
+    runner.compile(backend="aot_eager")
+    assert runner._compiled is not None
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames
-    compiled_logits, compiled_rows = outcome(decoder, parts)
+    compiled_logits, compiled_rows = outcome(runner, parts)
     assert not said(caplog)
     assert torch.allclose(compiled_logits, logits, rtol=1e-9, atol=1e-12)
     for row, expected in zip(compiled_rows, rows, strict=True):
@@ -69,15 +69,15 @@ def test_scores_are_the_same(
 def test_what_cannot_be_compiled_runs_as_it_is(
     model_path: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    decoder = Engine.load(str(model_path("llama")), dtype="float64", kv_bytes=2**20)._model.decoder
-    decoder.allocate_pool(200)
+    runner = Engine.load(str(model_path("llama")), dtype="float64", kv_bytes=2**20).model.runner
+    runner.allocate_pool(200)
 
     def broken(*args: object) -> None:
         raise RuntimeError("no compiler is installed\nhere")
 
     torch._dynamo.reset()
-    decoder.compile(backend=broken)
-    assert decoder._compiled is None
+    runner.compile(backend=broken)
+    assert runner._compiled is None
     (message,) = said(caplog)
     assert message.startswith("layers cannot be compiled and run as they are: ")
     assert "no compiler is installed" in message

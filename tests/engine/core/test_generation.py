@@ -70,7 +70,7 @@ def same(a: Tensor, b: Tensor, chunk_size: int | None = None) -> bool:
 
 def forget_prefixes(engine: Engine) -> None:
     """Memory that holds nothing yet."""
-    engine._model.decoder.allocate_pool(engine.kv_tokens)
+    engine.model.runner.allocate_pool(engine.kv_tokens)
 
 
 def row(step: Step) -> Tensor:
@@ -285,7 +285,7 @@ def test_a_completion_after_messages_and_ids(engine: Engine) -> None:
 def test_ends_of_text(engine: Engine, chunk_size: int | None) -> None:
     ids = [step.id for step in engine.generate(PROMPT, SAMPLED)]
     end = next(i for i, token_id in enumerate(ids) if i >= 3 and ids.count(token_id) == 1)
-    ending = Engine(replace(engine._model, end_ids=frozenset({ids[end]})))
+    ending = Engine(replace(engine.model, end_ids=frozenset({ids[end]})))
     generation = ending.generate(PROMPT, SAMPLED, delivered(PREFIX, chunk_size))
     assert [step.id for step in generation] == ids[: end + 1]
     assert ended(generation) is FinishReason.END_OF_TEXT
@@ -483,7 +483,7 @@ def test_normalising_over_the_user_s_text_leaves_the_rest_at_zero(engine: Engine
 @pytest.mark.parametrize("when", [0, 1, 4])
 @deliveries
 def test_closing_early_ends_it(engine: Engine, when: int, chunk_size: int | None) -> None:
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     generation = engine.generate(PROMPT, GREEDY, delivered(PREFIX, chunk_size))
     for _ in range(when):
         generation.advance()
@@ -497,7 +497,7 @@ def test_closing_early_ends_it(engine: Engine, when: int, chunk_size: int | None
 
 
 def test_a_generation_that_nobody_holds_is_closed(engine: Engine) -> None:
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     generation = engine.generate(PROMPT, GREEDY, PREFIX)
     generation.advance()
     assert pool.num_free_tokens < pool.num_tokens
@@ -592,7 +592,7 @@ def test_nothing_of_a_pass_s_graph_outlives_it(
     finally:
         gc.enable()
     assert made
-    parameters = list(engine._model.decoder._model.parameters())
+    parameters = list(engine.model.runner._model.parameters())
     assert all(p.grad is None and not p.requires_grad for p in parameters)
 
 
@@ -688,7 +688,7 @@ def test_unrotated_is_refused_where_a_family_has_layers_without_a_rotary_embeddi
 
 def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
-    weight: Tensor = engine._model.decoder._model.model.layers[1].mlp.down_proj.weight
+    weight: Tensor = engine.model.runner._model.model.layers[1].mlp.down_proj.weight
     whole = weight.clone()
     expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
     generation = engine.generate(PROMPT, GREEDY, PREFIX)
@@ -729,7 +729,7 @@ def test_half_precision_is_explained_like_single(model_path: ModelPath) -> None:
 
 def test_a_completion_must_read_as_it_was_given(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
-    engine._model.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    engine.model.tokenizer.backend_tokenizer.normalizer = Lowercase()
     assert [step.text for step in engine.attribute("a", "bc")] == ["b", "c"]
     with pytest.raises(InvalidRequestError, match=r"completion: its tokens read 'bc', which is not what was given"):
         engine.attribute("a", "Bc")
@@ -740,7 +740,7 @@ def test_a_completion_must_read_as_it_was_given(model_path: ModelPath) -> None:
 
 def test_a_contrast_is_the_token_that_could_stand_in_the_target_s_place(demo: Engine) -> None:
     """Words that begin with a space are set against one that does, others against one that does not."""
-    plain, spaced = demo._model.tokenizer.convert_tokens_to_ids(["a", "Ġa"])
+    plain, spaced = demo.model.tokenizer.convert_tokens_to_ids(["a", "Ġa"])
     assert None not in (plain, spaced)
     explained = AttributionSettings(contrast=Contrast(text="a"))
     found = set()

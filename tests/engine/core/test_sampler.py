@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine import ComputationError, Sampling
-from gradellm_engine.core.sampler import Distribution, choose_seed, choose_token, sampling_probs, uniform_draw
+from gradellm_engine.core.sampler import Distribution, choose_token, random_seed, sampling_probs, uniform_draw
 from gradellm_engine.params import MAX_SEED
 
 Normal = Callable[..., Tensor]
@@ -54,7 +54,7 @@ def test_draws_are_uniform() -> None:
 
 
 def test_chosen_seeds_are_valid_and_differ() -> None:
-    seeds = {choose_seed() for _ in range(20)}
+    seeds = {random_seed() for _ in range(20)}
     assert len(seeds) == 20
     assert all(Sampling(seed=seed).seed == seed for seed in seeds)
 

@@ -132,7 +132,7 @@ def breaking() -> Iterator[Callable[[Engine], None]]:
         return output.masked_fill((args[0] == BROKEN)[..., None], torch.nan)
 
     def break_(engine: Engine) -> None:
-        hooks.append(engine._model.decoder._model.get_input_embeddings().register_forward_hook(poison))
+        hooks.append(engine.model.runner._model.get_input_embeddings().register_forward_hook(poison))
 
     yield break_
     for hook in hooks:
@@ -254,18 +254,18 @@ def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Drawn
         its = settings()
         ids = [rng.randrange(256) for _ in range(rng.randint(1, 12))]
         if kind == "completion":
-            return DrawnRequest(lambda: engine.completion_stream(given, ids, its), seed)
+            return DrawnRequest(lambda: engine.attribution_request(given, ids, its), seed)
         if kind == "resumed":
             first = rng.randint(0, len(ids))
             longer = replace(sampling, max_new_tokens=12)
             return DrawnRequest(
-                lambda: engine.stream(given, longer, its, forced_ids=ids, first_attribution=first), seed
+                lambda: engine.generation_request(given, longer, its, forced_ids=ids, first_attribution=first), seed
             )
         if kind == "messages":
             given = PromptInput(messages=(Message("user", given.prompt or "x"),))
         if kind == "broken":
             given = prompt_ids(256, *ids, BROKEN, *ids[:2])
-        return DrawnRequest(lambda: engine.stream(given, sampling, None if kind == "plain" else its), seed)
+        return DrawnRequest(lambda: engine.generation_request(given, sampling, None if kind == "plain" else its), seed)
 
     return [request(seed) for seed in range(count)]
 
@@ -301,7 +301,7 @@ def test_streams_together_tell_what_each_tells_alone(
         for index in todo[: rng.choice([0, 0, 1, 3])]:
             todo.remove(index)
             scheduler.submit(streams[index])
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take(streams, told)
             most = max(most, len(scheduler.running))
             for index in cut:
@@ -322,7 +322,7 @@ def test_streams_together_tell_what_each_tells_alone(
     for index, request in enumerate(requests):
         is_cut = index in cut and told[index].finished is None
         result.add(alone[index], told[index], request.seed, margins, is_cut=is_cut)
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
     worst, above = max(result.errors), sum(error > TOLERANCE for error in result.errors)
     print(f"{model} {dtype}: {result.num_vectors} vectors, worst {worst:.2g}, {result.num_near_ties} near ties")
@@ -340,8 +340,12 @@ def test_chunked_equals_per_token_for_every_switch(load: Callable[..., Engine], 
 
     def told(settings: AttributionSettings) -> list[Told]:
         scheduler = scheduler_of(engine, max_running=len(SWITCHES), num_tokens=4000)
-        run(scheduler, [engine.stream(PROMPT, replace(SAMPLED, max_new_tokens=1))])  # the others copy its prefix
-        return run(scheduler, [engine.stream(PROMPT, sampling, replace(settings, method=m)) for m in SWITCHES])
+        run(
+            scheduler, [engine.generation_request(PROMPT, replace(SAMPLED, max_new_tokens=1))]
+        )  # the others copy its prefix
+        return run(
+            scheduler, [engine.generation_request(PROMPT, sampling, replace(settings, method=m)) for m in SWITCHES]
+        )
 
     at_once = told(PREFIX)
     errors = {}
@@ -360,13 +364,15 @@ def test_chunked_equals_per_token_for_every_switch(load: Callable[..., Engine], 
 @pytest.mark.parametrize("model", MODELS)
 def test_long_chunks_equal_per_token(load: Callable[..., Engine], model: str) -> None:
     """Chunks that are longer than the window, and as long as a pass takes, in float64: to the last digits."""
-    engine = Engine(replace(load(model, "float64")._model, end_ids=frozenset()))  # it does not end by chance
+    engine = Engine(replace(load(model, "float64").model, end_ids=frozenset()))  # it does not end by chance
     sampling = Sampling(max_new_tokens=36, temperature=1.3, seed=11)
     methods = [GradEllm.preset(name) for name in PRESETS]
 
     def told(settings: AttributionSettings) -> list[Told]:
         scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
-        return run(scheduler, [engine.stream(PROMPT, sampling, replace(settings, method=m)) for m in methods])
+        return run(
+            scheduler, [engine.generation_request(PROMPT, sampling, replace(settings, method=m)) for m in methods]
+        )
 
     at_once = told(PREFIX)
     for size in (16, 100):
@@ -380,7 +386,7 @@ def test_tokens_that_are_all_alike_score_nothing(load: Callable[..., Engine]) ->
     """In the lowest layer, before the rotary embedding, their keys are one: maximum and minimum are equal."""
     engine = load("llama", "float64")
     settings = AttributionSettings(GradEllm.preset("grad_eclip", layers=(0,)))
-    told = run_alone(engine, engine.stream(prompt_ids(*[70] * 10), Sampling(max_new_tokens=1), settings))
+    told = run_alone(engine, engine.generation_request(prompt_ids(*[70] * 10), Sampling(max_new_tokens=1), settings))
     assert not told.rows[0].any()
 
 
@@ -395,7 +401,7 @@ def test_scores_come_at_most_a_chunk_late_and_before_the_end(
     engine = load("mistral")
     settings = replace(PREFIX, delivery=Delivery.CHUNKED, chunk_size=size)
     sampling = replace(SAMPLED, max_new_tokens=40, stop=stop)
-    streams = [engine.stream(PROMPT, replace(sampling, seed=seed), settings) for seed in range(3)]
+    streams = [engine.generation_request(PROMPT, replace(sampling, seed=seed), settings) for seed in range(3)]
     num_held = max(map(len, stop), default=0)  # text that may begin a stop text is told with what follows
     for told in run(scheduler_of(engine, max_running=3, num_tokens=400), streams):
         assert_in_time(told, (size or 16) + num_held)
@@ -421,7 +427,7 @@ def assert_in_time(told: Told, size: int) -> None:
 
 def test_per_token_scores_come_before_the_next_token(load: Callable[..., Engine]) -> None:
     engine = load("llama")
-    streams = [engine.stream(PROMPT, replace(SAMPLED, seed=seed), PREFIX) for seed in range(3)]
+    streams = [engine.generation_request(PROMPT, replace(SAMPLED, seed=seed), PREFIX) for seed in range(3)]
     for told in run(scheduler_of(engine, max_running=3, num_tokens=300), streams):
         assert_in_time(told, 1)
 
@@ -429,11 +435,11 @@ def test_per_token_scores_come_before_the_next_token(load: Callable[..., Engine]
 def test_tokens_leave_before_their_scores_are_computed(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    stream = engine.stream("a", SAMPLED, PREFIX)
+    stream = engine.generation_request("a", SAMPLED, PREFIX)
     scheduler.submit(stream)
     seen: list[list[type]] = []
     while not stream.is_closed:
-        seen += [[type(event) for event in stream.take_events()] for _ in scheduler.tick()]
+        seen += [[type(event) for event in stream.take_events()] for _ in scheduler.step()]
     told = [kinds for kinds in seen if Step in kinds or Attribution in kinds]
     assert [kinds[0] for kinds in told] == [Step, Attribution] * 10
     assert [len(kinds) for kinds in told] == [1] * 19 + [2]
@@ -446,7 +452,9 @@ def test_generated_tokens_are_explained_in_chunks_and_decoded_plainly(
 ) -> None:
     engine = load("mistral")
     sampling = Sampling(max_new_tokens=33)
-    (told,) = run(scheduler_of(engine, max_running=1, num_tokens=100), [engine.stream("ab", sampling, chunked(size))])
+    (told,) = run(
+        scheduler_of(engine, max_running=1, num_tokens=100), [engine.generation_request("ab", sampling, chunked(size))]
+    )
     num_tokens = len(told.ids)
     assert num_tokens > 16
     assert len(passes.of("step")) == num_tokens
@@ -461,7 +469,7 @@ def test_given_completions_are_explained_in_chunks(load: Callable[..., Engine], 
     for size, expected in ((1, [1] * 20), (3, [3] * 6 + [2]), (16, [16, 4]), (None, [16, 4])):
         scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
         passes.made.clear()
-        (told,) = run(scheduler, [engine.completion_stream(PROMPT, ids, replace(PREFIX, chunk_size=size))])
+        (told,) = run(scheduler, [engine.attribution_request(PROMPT, ids, replace(PREFIX, chunk_size=size))])
         assert [len(parts[0].ids) for parts in passes.of("explained_pass")] == expected
         assert passes.of("step") == []
         assert told.ids == ids
@@ -471,7 +479,9 @@ def test_a_pass_of_chunks_is_bounded_and_nobody_starves(load: Callable[..., Engi
     """Where more is due than a pass takes, turns are taken; a chunk that is larger than a pass has one of its own."""
     engine = load("llama")
     sizes = [100, 30, 30, 30, 16, 16]
-    streams = [engine.completion_stream("ab", list(range(60, 160)), replace(PREFIX, chunk_size=size)) for size in sizes]
+    streams = [
+        engine.attribution_request("ab", list(range(60, 160)), replace(PREFIX, chunk_size=size)) for size in sizes
+    ]
     run(scheduler_of(engine, max_running=6, num_tokens=700), streams)
     num_tokens = []
     for parts in passes.of("explained_pass"):
@@ -496,11 +506,11 @@ def test_a_failing_stream_ends_alone(
     engine = load("gemma2")
     settings = replace(PREFIX, delivery=delivery, chunk_size=3)
     given = [PromptInput(prompt=PROMPT), prompt_ids(256, 70, BROKEN), PromptInput(prompt="Another")]
-    sound = [run_alone(engine, engine.stream(prompt, SAMPLED, settings)) for prompt in (given[0], given[2])]
+    sound = [run_alone(engine, engine.generation_request(prompt, SAMPLED, settings)) for prompt in (given[0], given[2])]
     breaking(engine)
-    streams = [engine.stream(prompt, SAMPLED, settings) for prompt in given]
+    streams = [engine.generation_request(prompt, SAMPLED, settings) for prompt in given]
     # One that breaks on its way, with tokens whose scores are still to come.
-    streams.append(engine.completion_stream("abc", [70, 71, 72, 73, BROKEN, 74, 75], replace(PREFIX, chunk_size=2)))
+    streams.append(engine.attribution_request("abc", [70, 71, 72, 73, BROKEN, 74, 75], replace(PREFIX, chunk_size=2)))
     told = run(scheduler_of(engine, max_running=4, num_tokens=400), streams)
     for mine, expected in zip((told[0], told[2]), sound, strict=True):
         result = Differences()
@@ -514,7 +524,7 @@ def test_a_failing_stream_ends_alone(
     assert told[3].ids == [70, 71, 72, 73]
     assert list(told[3].attributions) == [0, 1, 2, 3]
     assert told[3].finished is None
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
 
 
@@ -523,33 +533,33 @@ def test_a_pass_that_fails_ends_its_own_streams_alone(
 ) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=400)
-    doomed = [engine.stream("ab", SAMPLED), engine.stream("cd", SAMPLED, chunked(3))]
+    doomed = [engine.generation_request("ab", SAMPLED), engine.generation_request("cd", SAMPLED, chunked(3))]
     told = [Told(), Told()]
     for stream in doomed:
         scheduler.submit(stream)
     while any(stream.phase is not RequestPhase.DECODE for stream in doomed):
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take(doomed, told)
-    reading = engine.stream(PROMPT, SAMPLED, PREFIX)
+    reading = engine.generation_request(PROMPT, SAMPLED, PREFIX)
     scheduler.submit(reading)
     with monkeypatch.context() as patched:
         patched.setattr(ModelRunner, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("a kernel failed")))
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
     assert all(isinstance(stream.error, RuntimeError) for stream in doomed)
     assert reading.error is None
     (after,) = finish(scheduler, [reading])
-    assert after.ids == run_alone(engine, engine.stream(PROMPT, SAMPLED)).ids
+    assert after.ids == run_alone(engine, engine.generation_request(PROMPT, SAMPLED)).ids
     assert scheduler.running == []
 
 
 class Crowded:
     """Passes of more than one part find no memory, in the forward pass or where scores are computed."""
 
-    def __init__(self, decoder: ModelRunner, limit: int, where: str) -> None:
+    def __init__(self, runner: ModelRunner, limit: int, where: str) -> None:
         self.num_refused = 0
         self._limit, self._where = limit, where
-        self._step, self._explained_pass = decoder.step, decoder.explained_pass
+        self._step, self._explained_pass = runner.step, runner.explained_pass
 
     def _check(self, parts: Sequence[SequenceChunk]) -> None:
         if len(parts) > self._limit:
@@ -583,18 +593,19 @@ def test_memory_that_runs_out_makes_passes_smaller_and_ends_only_what_does_not_f
 ) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
-    decoder = engine._model.decoder
-    crowded = Crowded(decoder, limit, where)
+    runner = engine.model.runner
+    crowded = Crowded(runner, limit, where)
     ways: list[AttributionSettings | None] = [None, PREFIX, PREFIX, chunked(3)]
     prompts = ["ab", "cd", PROMPT, "ef"]
     expected = [
-        run_alone(engine, engine.stream(prompt, SAMPLED, way)) for prompt, way in zip(prompts, ways, strict=True)
+        run_alone(engine, engine.generation_request(prompt, SAMPLED, way))
+        for prompt, way in zip(prompts, ways, strict=True)
     ]
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
     with monkeypatch.context() as patched:
-        patched.setattr(decoder, "step", crowded.step)
-        patched.setattr(decoder, "explained_pass", crowded.explained_pass)
-        made = [engine.stream(prompt, SAMPLED, way) for prompt, way in zip(prompts, ways, strict=True)]
+        patched.setattr(runner, "step", crowded.step)
+        patched.setattr(runner, "explained_pass", crowded.explained_pass)
+        made = [engine.generation_request(prompt, SAMPLED, way) for prompt, way in zip(prompts, ways, strict=True)]
         told = run(scheduler, made)
     assert crowded.num_refused
     if limit == 0:
@@ -608,22 +619,22 @@ def test_memory_that_runs_out_makes_passes_smaller_and_ends_only_what_does_not_f
             assert list(its.attributions) == list(alone.attributions)
             for index, attribution in its.attributions.items():
                 assert relative_error(attribution.scores, alone.attributions[index].scores) <= TOLERANCE
-    pool = decoder.pool
+    pool = runner.pool
     assert pool.num_free_tokens == pool.num_tokens
-    (after,) = run(scheduler, [engine.stream(PROMPT, SAMPLED)])
-    assert after.ids == run_alone(engine, engine.stream(PROMPT, SAMPLED)).ids
+    (after,) = run(scheduler, [engine.generation_request(PROMPT, SAMPLED)])
+    assert after.ids == run_alone(engine, engine.generation_request(PROMPT, SAMPLED)).ids
 
 
 def test_a_stream_cancelled_between_token_and_scores(load: Callable[..., Engine]) -> None:
     engine = load("llama")
-    expected = run_alone(engine, engine.stream(PROMPT, SAMPLED, PREFIX))
+    expected = run_alone(engine, engine.generation_request(PROMPT, SAMPLED, PREFIX))
     scheduler = scheduler_of(engine, max_running=2, num_tokens=200)
-    streams = [engine.stream(PROMPT, SAMPLED, PREFIX), engine.stream("b" * 30, SAMPLED, PREFIX)]
+    streams = [engine.generation_request(PROMPT, SAMPLED, PREFIX), engine.generation_request("b" * 30, SAMPLED, PREFIX)]
     told = [Told(), Told()]
     for stream in streams:
         scheduler.submit(stream)
     while not streams[1].is_closed:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take(streams, told)
             if len(told[1].steps) == 3 and not streams[1].is_closed:
                 scheduler.cancel(streams[1])
@@ -635,18 +646,18 @@ def test_a_stream_cancelled_between_token_and_scores(load: Callable[..., Engine]
     result = Differences()
     result.add(expected, told[0], 0, None)
     assert max(result.errors) <= TOLERANCE
-    assert engine._model.decoder.pool.num_free_tokens == 200
+    assert engine.model.runner.pool.num_free_tokens == 200
 
 
 def test_cancelling_twice_and_after_the_end(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    stream = engine.stream("ab", SAMPLED)
+    stream = engine.generation_request("ab", SAMPLED)
     (told,) = run(scheduler, [stream])
     for _ in range(2):
         scheduler.cancel(stream)
     assert told.finished is not None
-    assert engine._model.decoder.pool.num_kept_tokens > 0  # what it left is still there
+    assert engine.model.runner.pool.num_kept_tokens > 0  # what it left is still there
 
 
 def test_nothing_of_a_pass_outlives_a_stream_that_failed(
@@ -664,7 +675,7 @@ def test_nothing_of_a_pass_outlives_a_stream_that_failed(
 
     monkeypatch.setattr(ModelRunner, "explained_pass", watched)
     monkeypatch.setattr(ExplainedPass, "heat_maps", lambda *args: [torch.full((1, 3), torch.nan)])
-    stream = engine.stream("ab", SAMPLED, PREFIX)
+    stream = engine.generation_request("ab", SAMPLED, PREFIX)
     run(scheduler_of(engine, max_running=1, num_tokens=100), [stream])
     assert isinstance(stream.error, ComputationError)
     gc.collect()
@@ -681,7 +692,7 @@ def test_a_prefix_is_read_once(load: Callable[..., Engine], passes: Passes, mode
     engine = load(model)
     sampling = replace(SAMPLED, max_new_tokens=3)
     ids = tuple(engine.tokenize(PROMPT).ids)
-    answer = run_alone(engine, engine.stream(prompt_ids(*ids), sampling)).ids
+    answer = run_alone(engine, engine.generation_request(prompt_ids(*ids), sampling)).ids
     cases: list[tuple[tuple[int, ...], int]] = [
         (ids, 1),  # the last token alone
         ((*ids, *answer, 70, 71, 72), 4),  # the answer's last token was never read
@@ -689,15 +700,15 @@ def test_a_prefix_is_read_once(load: Callable[..., Engine], passes: Passes, mode
         ((99, *ids[1:]), len(ids)),
     ]
     scheduler = scheduler_of(engine, max_running=2, num_tokens=400)
-    run(scheduler, [engine.stream(prompt_ids(*ids), sampling)])
+    run(scheduler, [engine.generation_request(prompt_ids(*ids), sampling)])
     for (given, num_unread), delivery in zip(cases, [*Delivery, *Delivery], strict=True):
         settings = replace(PREFIX, method=GradEllm.preset(preset), delivery=delivery, chunk_size=2)
         passes.made.clear()
-        (told,) = run(scheduler, [engine.stream(prompt_ids(*given), sampling, settings)])
+        (told,) = run(scheduler, [engine.generation_request(prompt_ids(*given), sampling, settings)])
         assert passes.num_new() == num_unread + 3 - 1
-        pool = engine._model.decoder.pool
-        alone = run_alone(engine, engine.stream(prompt_ids(*given), sampling, settings))
-        engine._model.decoder.pool = pool  # the pool with the prefixes again
+        pool = engine.model.runner.pool
+        alone = run_alone(engine, engine.generation_request(prompt_ids(*given), sampling, settings))
+        engine.model.runner.pool = pool  # the pool with the prefixes again
         result = Differences()
         result.add(alone, told, 0, None)
         assert result.num_vectors == 3
@@ -710,17 +721,20 @@ def test_a_prefix_is_read_once_while_its_first_reader_goes_on(
 ) -> None:
     engine = load("mistral")
     settings = replace(PREFIX, method=GradEllm.preset(preset))
-    alone = run_alone(engine, engine.stream(PROMPT, SAMPLED, settings))
+    alone = run_alone(engine, engine.generation_request(PROMPT, SAMPLED, settings))
     scheduler = scheduler_of(engine, max_running=2, num_tokens=400)
-    streams = [engine.stream(PROMPT, SAMPLED, settings), engine.stream(PROMPT, SAMPLED, settings)]
+    streams = [
+        engine.generation_request(PROMPT, SAMPLED, settings),
+        engine.generation_request(PROMPT, SAMPLED, settings),
+    ]
     told = [Told(), Told()]
     scheduler.submit(streams[0])
     while len(told[0].steps) < 4:
-        list(scheduler.tick())
+        list(scheduler.step())
         take(streams, told)
     scheduler.submit(streams[1])
     passes.made.clear()
-    list(scheduler.tick())
+    list(scheduler.step())
     slot = streams[1].slot
     finish(scheduler, streams, told)
     assert passes.num_new(slot) == 1 + 10 - 1
@@ -736,12 +750,12 @@ def test_a_prefix_from_a_stream_that_failed_or_was_cancelled_is_forgotten(
 ) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=300)
-    stream = engine.stream(PROMPT, SAMPLED)
+    stream = engine.generation_request(PROMPT, SAMPLED)
     scheduler.submit(stream)
-    list(scheduler.tick())
+    list(scheduler.step())
     scheduler.cancel(stream)
     passes.made.clear()
-    run(scheduler, [engine.stream(PROMPT, SAMPLED)])
+    run(scheduler, [engine.generation_request(PROMPT, SAMPLED)])
     assert passes.num_new() == len(engine.tokenize(PROMPT).ids) + 9
 
 
@@ -751,17 +765,19 @@ def test_a_prefix_from_a_stream_that_failed_or_was_cancelled_is_forgotten(
 def test_after_many_requests_all_memory_is_free_and_in_one_piece(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=8, num_tokens=400)
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     rng = random.Random(5)
     for batch in range(20):
         streams = []
         for n in range(10):
             prompt = "".join(rng.choice("abc") for _ in range(rng.randint(1, 40)))
             settings = rng.choice([None, None, None, PREFIX, chunked(2)])
-            streams.append(engine.stream(prompt, Sampling(max_new_tokens=rng.randint(1, 3), seed=n), settings))
+            streams.append(
+                engine.generation_request(prompt, Sampling(max_new_tokens=rng.randint(1, 3), seed=n), settings)
+            )
             scheduler.submit(streams[-1])
         for stream in streams[: batch % 3]:
-            list(scheduler.tick())
+            list(scheduler.step())
             scheduler.cancel(stream)
         finish(scheduler, streams)
         assert pool.num_free_tokens == pool.num_tokens
@@ -775,11 +791,11 @@ def test_after_many_requests_all_memory_is_free_and_in_one_piece(load: Callable[
 def test_streams_that_are_dropped_free_their_memory(load: Callable[..., Engine], passes: Passes) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=200)
-    for stream in [engine.stream(PROMPT, SAMPLED, PREFIX), engine.stream("ab", SAMPLED)]:
+    for stream in [engine.generation_request(PROMPT, SAMPLED, PREFIX), engine.generation_request("ab", SAMPLED)]:
         scheduler.submit(stream)
     for _ in range(4):
-        list(scheduler.tick())
-    pool = engine._model.decoder.pool
+        list(scheduler.step())
+    pool = engine.model.runner.pool
     assert pool.num_free_tokens < 200
     scheduler.running.clear()
     del stream
@@ -793,14 +809,14 @@ def test_places_are_given_in_order(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=1000)
     streams = [
-        engine.stream("ab" * n, replace(SAMPLED, max_new_tokens=tokens))
+        engine.generation_request("ab" * n, replace(SAMPLED, max_new_tokens=tokens))
         for n, tokens in ((1, 9), (30, 2), (1, 1), (20, 3), (2, 2))
     ]
     order: list[Request] = []
     for stream in streams:
         scheduler.submit(stream)
     while not all(stream.is_closed for stream in streams):
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             assert len(scheduler.running) <= 2
             order += [s for s in streams if s.phase is not RequestPhase.WAITING and s not in order]
     assert order == streams
@@ -811,16 +827,16 @@ def test_memory_is_given_in_order(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=8, num_tokens=100)
     large, larger, small = (
-        engine.stream(prompt_ids(*[70] * n), replace(SAMPLED, max_new_tokens=4)) for n in (56, 76, 6)
+        engine.generation_request(prompt_ids(*[70] * n), replace(SAMPLED, max_new_tokens=4)) for n in (56, 76, 6)
     )
     for stream in (large, larger, small):
         scheduler.submit(stream)
-    list(scheduler.tick())
+    list(scheduler.step())
     assert [s.phase is RequestPhase.WAITING for s in (large, larger, small)] == [False, True, True]
     while not large.is_closed:
-        list(scheduler.tick())
+        list(scheduler.step())
         assert larger.phase is small.phase is RequestPhase.WAITING or large.is_closed
-    list(scheduler.tick())
+    list(scheduler.step())
     assert larger.phase is not RequestPhase.WAITING
     assert small.phase is not RequestPhase.WAITING  # both have room
     finish(scheduler, [larger, small])
@@ -829,13 +845,13 @@ def test_memory_is_given_in_order(load: Callable[..., Engine]) -> None:
 def test_a_cancelled_stream_lets_the_next_one_in(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    first, second, third = (engine.stream("ab", SAMPLED) for _ in range(3))
+    first, second, third = (engine.generation_request("ab", SAMPLED) for _ in range(3))
     for stream in (first, second, third):
         scheduler.submit(stream)
-    list(scheduler.tick())
+    list(scheduler.step())
     scheduler.cancel(second)
     scheduler.cancel(first)
-    list(scheduler.tick())
+    list(scheduler.step())
     assert third.phase is not RequestPhase.WAITING
     finish(scheduler, [third])
 
@@ -844,7 +860,7 @@ def test_a_stream_that_is_over_before_it_runs(load: Callable[..., Engine]) -> No
     """Given tokens can be all there are."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    stream = engine.stream("ab", replace(SAMPLED, max_new_tokens=2), PREFIX, forced_ids=[70, 71])
+    stream = engine.generation_request("ab", replace(SAMPLED, max_new_tokens=2), PREFIX, forced_ids=[70, 71])
     (told,) = run(scheduler, [stream])
     assert told.finished is not None
     assert told.finished.reason is FinishReason.MAX_NEW_TOKENS
@@ -859,14 +875,14 @@ def test_a_long_prompt_keeps_no_short_one_waiting(load: Callable[..., Engine], m
     monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", 24)
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
-    long_one = engine.stream("a" * 240, replace(SAMPLED, max_new_tokens=2))
-    short = engine.stream("bc", replace(SAMPLED, max_new_tokens=2))
+    long_one = engine.generation_request("a" * 240, replace(SAMPLED, max_new_tokens=2))
+    short = engine.generation_request("bc", replace(SAMPLED, max_new_tokens=2))
     scheduler.submit(long_one)
-    list(scheduler.tick())
+    list(scheduler.step())
     scheduler.submit(short)
     num_ticks = 0
     while not short.is_closed:
-        list(scheduler.tick())
+        list(scheduler.step())
         num_ticks += 1
     assert num_ticks <= 4
     assert long_one.phase is RequestPhase.PREFILL
@@ -878,19 +894,19 @@ def test_pieces_of_prompt_are_small_while_others_decode(
     """Running streams go on a token a tick, and a tick takes about twice what it takes without the prompt."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=800)
-    running = engine.stream("bc", replace(SAMPLED, max_new_tokens=30))
-    run(scheduler, [engine.stream("d" * 100, replace(SAMPLED, max_new_tokens=1))])
+    running = engine.generation_request("bc", replace(SAMPLED, max_new_tokens=30))
+    run(scheduler, [engine.generation_request("d" * 100, replace(SAMPLED, max_new_tokens=1))])
     assert [len(parts[0].ids) for parts in passes.of("read")] == [100]  # at once, where nobody waits
     scheduler.submit(running)
     while len(running.ids) < 6:
-        list(scheduler.tick())
+        list(scheduler.step())
     passes.made.clear()
-    long_one = engine.stream("a" * 200, replace(SAMPLED, max_new_tokens=1))
+    long_one = engine.generation_request("a" * 200, replace(SAMPLED, max_new_tokens=1))
     scheduler.submit(long_one)
     alone = clock.pass_seconds + clock.token_seconds
     while not running.is_closed and long_one.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
         before, known = clock.now, len(running.ids)
-        list(scheduler.tick())
+        list(scheduler.step())
         assert len(running.ids) == known + 1
         assert clock.now - before <= 3 * alone
     assert not running.is_closed
@@ -907,17 +923,19 @@ def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
     monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 64)  # as on a GPU
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=800)
-    running, long_one = (engine.stream(prompt, replace(SAMPLED, max_new_tokens=30)) for prompt in ("bc", "a" * 200))
+    running, long_one = (
+        engine.generation_request(prompt, replace(SAMPLED, max_new_tokens=30)) for prompt in ("bc", "a" * 200)
+    )
     scheduler.submit(running)
     while len(running.ids) < 6:
-        list(scheduler.tick())
+        list(scheduler.step())
     scheduler.measured = scheduling.PassTimings(
         step=0.001, read=0.001
     )  # a piece of one token would take as long as a step
     passes.made.clear()
     scheduler.submit(long_one)
     while long_one.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
-        list(scheduler.tick())
+        list(scheduler.step())
     assert [len(parts[0].ids) for parts in passes.of("read")] == [64, 64, 64, 8]
     assert not running.is_closed
     finish(scheduler, [running, long_one])
@@ -928,13 +946,13 @@ def test_all_that_decode_share_a_pass(load: Callable[..., Engine], passes: Passe
     engine = load("mistral")
     scheduler = scheduler_of(engine, max_running=5, num_tokens=500)
     settings = [None, PREFIX, chunked(4), AttributionSettings(GradEllm.preset("grad_eclip")), None]
-    streams = [engine.stream("ab", replace(SAMPLED, max_new_tokens=20), its) for its in settings]
+    streams = [engine.generation_request("ab", replace(SAMPLED, max_new_tokens=20), its) for its in settings]
     for stream in streams:
         scheduler.submit(stream)
     while any(stream.phase is not RequestPhase.DECODE for stream in streams):
-        list(scheduler.tick())
+        list(scheduler.step())
     passes.made.clear()
-    list(scheduler.tick())
+    list(scheduler.step())
     ((name, parts), *_) = passes.made
     assert name == "explained_pass"
     assert len(parts) == 5

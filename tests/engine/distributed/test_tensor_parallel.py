@@ -130,23 +130,26 @@ def test_what_does_not_go_with_ranks(
 )
 def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
     text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
-    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
+    config = SimpleNamespace(model_type=family, get_text_config=lambda runner: text)
     with pytest.raises(ModelLoadError, match=said):
         _check_shares(config, family_of(family), size)
 
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
     told: list[object] = []
-    scheduler = RankZeroScheduler(engine._model.decoder, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
-    scheduler.submit(engine.stream("Once", Sampling(max_new_tokens=2)))
-    next(scheduler.tick())
+    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
+    scheduler.submit(engine.generation_request("Once", Sampling(max_new_tokens=2)))
+    next(scheduler.step())
     with pytest.raises(GroupLostError, match="left in its middle"):
-        next(scheduler.tick())
+        next(scheduler.step())
     assert len(told) == 1
 
 
 def test_other_tokens_have_another_digest(engine: Engine) -> None:
-    streams = {1: engine.stream("Once", Sampling(max_new_tokens=2)), 2: engine.stream("Twice", Sampling())}
+    streams = {
+        1: engine.generation_request("Once", Sampling(max_new_tokens=2)),
+        2: engine.generation_request("Twice", Sampling()),
+    }
     before = digest(streams)
     streams[1].ids.append(7)
     assert digest(streams) != before

@@ -290,11 +290,11 @@ def test_it_is_what_the_plain_one_finds(
         rows = own_scores(3, *(m + step for step in range(len(case.completion or (0,)))))
         asked = replace(asked, judged=(EvaluatedMethod("own", rows=rows), *asked.judged))
     sampling = Sampling(max_new_tokens=8, temperature=0.9, seed=4)
-    found = outcome(engine, engine.evaluation_stream(case.given, asked, case.completion, sampling))
+    found = outcome(engine, engine.evaluation_request(case.given, asked, case.completion, sampling))
     completion = found.told.ids
     assert case.completion is None or tuple(completion) == case.completion
 
-    tokenizer = engine._model.tokenizer
+    tokenizer = engine.model.tokenizer
     label_ids = [tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in case.labels]
     scores: Rows = {}
     for judged in asked.judged:
@@ -392,7 +392,7 @@ def test_every_family_reads_changed_texts_as_transformers_does(
     engine, plain, given = load(family), reference(family), PromptInput(prompt=RAW[:14])
     prompt = engine.tokenize(given)
     asked = replace(FAMILY_SETTINGS, judged=(EvaluatedMethod("own", rows=own_scores(1, 15)),))
-    found = outcome(engine, engine.evaluation_stream(given, asked, [70]))
+    found = outcome(engine, engine.evaluation_request(given, asked, [70]))
     expected = plain.evaluate(prompt, [70], asked, {("own", 0): asked.judged[0].rows[0]})
     difference, unsure = compare(found.items, expected)
     print(f"{family}: largest difference {difference:.2g}, {unsure} flips by a hair")
@@ -424,7 +424,7 @@ def test_texts_one_by_one_down_to_a_single_token(
         samples=2,
         positions=(21, 22, 23),
     )
-    found = outcome(engine, engine.evaluation_stream(given_, asked, [70]))
+    found = outcome(engine, engine.evaluation_request(given_, asked, [70]))
     expected = reference(model).evaluate(engine.tokenize(given_), [70], asked, {("own", 0): row[0]})
     assert {count for count, _ in lengths_} == {1}
     assert {length for _, length in lengths_} == {1, 2, 3, 4}
@@ -442,13 +442,13 @@ def test_texts_one_by_one_down_to_a_single_token(
 def test_models_that_choose_no_logits(load: Engines, monkeypatch: pytest.MonkeyPatch, chooses: bool) -> None:
     """The head reads the last row of each text in both."""
     engine = load("gemma2")
-    decoder, widths = engine._model.decoder, []
-    hook = decoder._head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
+    runner, widths = engine.model.runner, []
+    hook = runner._head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
     asked = replace(FAMILY_SETTINGS, judged=(EvaluatedMethod("own", rows=own_scores(1, 10)),), removal=Removal.REMOVE)
-    expected = outcome(engine, engine.evaluation_stream(RAW[:9], asked, [70]))
-    monkeypatch.setattr(decoder, "_chooses_logits", chooses)
+    expected = outcome(engine, engine.evaluation_request(RAW[:9], asked, [70]))
+    monkeypatch.setattr(runner, "_chooses_logits", chooses)
     widths.clear()
-    found = outcome(engine, engine.evaluation_stream(RAW[:9], asked, [70]))
+    found = outcome(engine, engine.evaluation_request(RAW[:9], asked, [70]))
     hook.remove()
     assert largest_difference(found, expected) <= (0 if chooses else 1e-6)
     assert {length for _, length in widths[1:]} == {1}  # the first is the completion's own step
@@ -461,7 +461,7 @@ def test_in_bfloat16_it_is_nearly_so(load: Engines, reference: Callable[[str], R
     prompt = engine.tokenize(CHAT)
     row = own_scores(1, len(prompt.tokens))
     asked = EvaluationSettings((EvaluatedMethod("own", rows=row),), PI_SOFT, COARSE, 4)
-    found = outcome(engine, engine.evaluation_stream(CHAT, asked, [70]))
+    found = outcome(engine, engine.evaluation_request(CHAT, asked, [70]))
     expected = reference(model).evaluate(prompt, [70], asked, {("own", 0): row[0]})
     differences = [
         abs(a - b)
@@ -487,10 +487,10 @@ def test_methods_score_as_when_they_are_asked_alone(
     asked = EvaluationSettings(
         (EvaluatedMethod("it", switches),), (Metric.TOKEN_F1,), stride=2, offset=1, rationale=("who",), labels=labels
     )
-    found = outcome(engine, engine.evaluation_stream(CHAT, asked, None if labels else completion))
+    found = outcome(engine, engine.evaluation_request(CHAT, asked, None if labels else completion))
     if labels:
         assert found.summary.label is not None
-        completion = engine._model.tokenizer(labels[found.summary.label], add_special_tokens=False)["input_ids"][:1]
+        completion = engine.model.tokenizer(labels[found.summary.label], add_special_tokens=False)["input_ids"][:1]
     settings = AttributionSettings(switches, sources=Sources.PREFIX)
     rows = [scores_of(step) for step in engine.attribute(CHAT, completion, settings)]
     steps = [0] if labels else [1, 3, 5]
@@ -551,7 +551,7 @@ def largest_difference(a: Outcome, b: Outcome, names: Sequence[str] = ("own",)) 
 def test_nothing_kept_is_nothing_and_all_kept_is_all(load: Engines, kind: str, seed: int, length: int) -> None:
     engine = load("llama")
     asked = EvaluationSettings((judged("own", kind, seed, length),), PI_SOFT, (1e-6, 1 - 1e-6), seed=seed)
-    found = outcome(engine, engine.evaluation_stream(RAW[:length], asked, [70]))
+    found = outcome(engine, engine.evaluation_request(RAW[:length], asked, [70]))
     for metric in PI_SOFT:
         nothing, everything = found.samples("own", metric)[0]
         assert nothing == pytest.approx(np.zeros(3), abs=ROUNDING)
@@ -568,7 +568,7 @@ def test_single_masks_are_shared_by_all_that_draw_alike(load: Engines, kind: str
     engine = load("llama")
     one = EvaluationSettings((judged("own", kind, seed, length),), PI_SOFT, COARSE, seed=seed)
     both = replace(one, judged=(*one.judged, replace(one.judged[0], name="other")))
-    alone, together = (outcome(engine, engine.evaluation_stream(RAW[:length], its, [70])) for its in (one, both))
+    alone, together = (outcome(engine, engine.evaluation_request(RAW[:length], its, [70])) for its in (one, both))
     assert together.summary.num_sequences == alone.summary.num_sequences
     assert together.summary.num_asked == 2 * alone.summary.num_asked - 2
     assert alone.summary.num_sequences <= alone.summary.num_asked
@@ -586,11 +586,11 @@ def test_the_size_of_batches_changes_nothing(
 ) -> None:
     engine = load("mistral")
     asked = EvaluationSettings((judged("own", kind, seed, length),), PLAIN, COARSE, seed=seed)
-    expected = outcome(engine, engine.evaluation_stream(RAW[:length], asked, [70]))
+    expected = outcome(engine, engine.evaluation_request(RAW[:length], asked, [70]))
     with monkeypatch.context() as patched:
         patched.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": sizes[0]})
         patched.setattr(perturbation_runner, "FIRST_TOKENS", sizes[1])
-        found = outcome(engine, engine.evaluation_stream(RAW[:length], asked, [70]))
+        found = outcome(engine, engine.evaluation_request(RAW[:length], asked, [70]))
     assert largest_difference(found, expected) <= ROUNDING
     assert found.summary.num_sequences == expected.summary.num_sequences
 
@@ -610,7 +610,7 @@ def test_others_beside_it_and_their_order_change_nothing(
     metrics = (*PI_SOFT, Metric.SOFT_NS, Metric.DELETION)
     alone, first, last = (
         outcome(
-            engine, engine.evaluation_stream(RAW[:length], EvaluationSettings(all_, metrics, COARSE, seed=seed), [70])
+            engine, engine.evaluation_request(RAW[:length], EvaluationSettings(all_, metrics, COARSE, seed=seed), [70])
         )
         for all_ in ((its,), (its, *others), (*reversed(others), its))
     )
@@ -624,7 +624,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not(load: Engines) -> None
 
     def found(**changes: Any) -> Outcome:
         asked = EvaluationSettings((judged("own", "random", 1, 12),), PI_SOFT, COARSE)
-        return outcome(engine, engine.evaluation_stream(RAW[:12], replace(asked, **changes), [70]))
+        return outcome(engine, engine.evaluation_request(RAW[:12], replace(asked, **changes), [70]))
 
     one, again, other = found(), found(), found(seed=1)
     assert largest_difference(one, again) <= ROUNDING
@@ -641,12 +641,12 @@ def test_other_streams_change_nothing(load: Engines, monkeypatch: pytest.MonkeyP
     asked = EvaluationSettings(methods(GradEllm(), Saliency(), Random()), PLAIN, COARSE, stride=1)
 
     def stream() -> Request:
-        return engine.evaluation_stream(CHAT, asked, [70, 71, 72])
+        return engine.evaluation_request(CHAT, asked, [70, 71, 72])
 
     expected = outcome(engine, stream())
     streams = [
         stream(),
-        *(engine.stream(RAW[seed:], Sampling(max_new_tokens=40, seed=seed)) for seed in range(2)),
+        *(engine.generation_request(RAW[seed:], Sampling(max_new_tokens=40, seed=seed)) for seed in range(2)),
         stream(),
     ]
     told = run(scheduler_of(engine, max_running=4, num_tokens=500), streams)
@@ -657,10 +657,10 @@ def test_other_streams_change_nothing(load: Engines, monkeypatch: pytest.MonkeyP
 
 def test_a_step_that_nothing_moves_is_skipped_and_counted(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
-    decoder = engine._model.decoder
-    monkeypatch.setattr(decoder, "embed", lambda ids: torch.zeros(len(ids), 64))
+    runner = engine.model.runner
+    monkeypatch.setattr(runner, "embed", lambda ids: torch.zeros(len(ids), 64))
     asked = EvaluationSettings((judged("own", "random", 1, 5),), (*PI_SOFT, Metric.DELETION), removal=Removal.ZERO)
-    found = outcome(engine, engine.evaluation_stream(RAW[:5], asked, [70]))
+    found = outcome(engine, engine.evaluation_request(RAW[:5], asked, [70]))
     assert found.summary.skipped == found.summary.steps == (0,)
     assert [item.metric for item in found.items] == [Metric.DELETION]
     assert [its.metric for its in found.summary.metrics] == [Metric.DELETION]
@@ -674,7 +674,7 @@ def test_all_of_a_prompt_may_go(load: Engines, reference: Callable[[str], Refere
     asked = EvaluationSettings(
         (EvaluatedMethod("own", rows=row),), (Metric.INSERTION, Metric.DELETION, Metric.PI_SOFT_NS), COARSE
     )
-    found = outcome(engine, engine.evaluation_stream(given_, asked, [73]))
+    found = outcome(engine, engine.evaluation_request(given_, asked, [73]))
     expected = reference("gpt2").evaluate(engine.tokenize(given_), [73], asked, {("own", 0): row[0]})
     assert found.summary.num_perturbable == 3
     assert compare(found.items, expected)[0] <= TOLERANCE
@@ -694,7 +694,7 @@ def test_evaluate_tells_items_and_a_summary(load: Engines, monkeypatch: pytest.M
     assert kinds_ == [
         (step, name, metric) for step in (0, 2) for name in ("grad_ellm 0", "random") for metric in PI_SOFT
     ]
-    pool = engine._model.decoder.pool
+    pool = engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
     left = engine.evaluate(RAW, asked, [70, 71, 72])
     next(left)
@@ -707,7 +707,7 @@ def test_evaluate_tells_items_and_a_summary(load: Engines, monkeypatch: pytest.M
 def test_progress_rises_and_settings_are_told_resolved(load: Engines) -> None:
     engine = load("llama")
     asked = EvaluationSettings(methods(GradEllm(), Saliency()), PLAIN, COARSE, stride=1)
-    found = outcome(engine, engine.evaluation_stream(RAW, asked, [70, 71, 72]))
+    found = outcome(engine, engine.evaluation_request(RAW, asked, [70, 71, 72]))
     done = [event.done for event in found.told.events if isinstance(event, Progress)]
     assert done == sorted(done)
     assert 0 < done[0] <= done[-1] <= 1
@@ -730,10 +730,8 @@ def test_what_may_be_perturbed(load: Engines, perturb: Perturb, expected: str) -
     engine = load("llama")
     rows = own_scores(1, len(engine.tokenize(CHAT).tokens))
     asked = EvaluationSettings((EvaluatedMethod("own", rows=rows),), (Metric.SOFT_NS,), perturb=perturb)
-    found = outcome(engine, engine.evaluation_stream(CHAT, asked, [70]))
-    assert found.summary.num_perturbable == len(
-        engine._model.tokenizer(expected, add_special_tokens=False)["input_ids"]
-    )
+    found = outcome(engine, engine.evaluation_request(CHAT, asked, [70]))
+    assert found.summary.num_perturbable == len(engine.model.tokenizer(expected, add_special_tokens=False)["input_ids"])
 
 
 # In memory and in time ----------------------------------------------------------------------------------------------
@@ -742,7 +740,7 @@ def test_what_may_be_perturbed(load: Engines, perturb: Perturb, expected: str) -
 def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sequence of a batch has a copy of the beginning's keys and values, a layer at a time."""
     engine = Engine.load(str(path_of("llama")), threads=1, method_bytes=2**23)
-    a_token = engine._model.decoder.layer_shapes[0].bytes_per_token
+    a_token = engine.model.runner.layer_shapes[0].bytes_per_token
     counts, longest, last_logits = [], [], ModelRunner.last_logits
 
     def noting(self: ModelRunner, embeddings: Tensor, lengths_: Sequence[int], run_: Any, *args: Any) -> Tensor:
@@ -757,7 +755,7 @@ def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, m
     monkeypatch.setattr(ModelCost, "bytes_of", lambda *args: 1)  # what else they take is no limit here
     messages = (Message("system", "Be kind. " * 22), Message("user", "Who i"))
     asked = EvaluationSettings(methods(GradEllm()), samples=40, stride=1)
-    stream = engine.evaluation_stream(PromptInput(messages=messages), asked, [70, 71, 72])
+    stream = engine.evaluation_request(PromptInput(messages=messages), asked, [70, 71, 72])
     assert stream.allowance is not None
     outcome(engine, stream)
     assert stream.allowance.sequences / 2 < max(counts) <= stream.allowance.sequences
@@ -776,14 +774,14 @@ def test_of_the_texts_as_they_are_one_distribution_a_step_is_kept(
     monkeypatch.setattr(evaluation, "Whole", noting)
     engine = load("llama")
     asked = EvaluationSettings(methods(Random()), PI_SOFT, COARSE, stride=1)
-    outcome(engine, engine.evaluation_stream(RAW, asked, [70, 71, 72]))
+    outcome(engine, engine.evaluation_request(RAW, asked, [70, 71, 72]))
     assert kept == [engine.info.vocab_size * 4] * 3
 
 
 def test_others_have_their_turns_while_intervals_are_found(load: Engines) -> None:
     engine = load("llama")
     asked = EvaluationSettings(methods(GradEllm(), Attention(), Random()), stride=1)
-    found = outcome(engine, engine.evaluation_stream(RAW, asked, [70, 71]))
+    found = outcome(engine, engine.evaluation_request(RAW, asked, [70, 71]))
     kinds_ = [type(event) for event in found.told.events]
     after = kinds_[len(kinds_) - kinds_[::-1].index(EvaluationItem) :]
     assert after == [Progress, Progress, EvaluationSummary, Finished]  # a metric a turn
@@ -939,8 +937,8 @@ def test_an_evaluation_is_refused_before_any_work(
     said: str,
 ) -> None:
     engine = load("llama")
-    assert engine.footprint.num_layers == 3  # it is found once
-    for name in ("read", "step", "logits", "explained_pass", "whole_pass", "last_logits"):
+    assert engine.model_cost.num_layers == 3  # it is found once
+    for name in ("read", "step", "logits", "explained_pass", "full_sequence_logits", "last_logits"):
         monkeypatch.setattr(ModelRunner, name, lambda *args: pytest.fail("it worked"))
     if asked.judged is OWN and completion is None and field != "scores" and not asked.labels:
         completion = [70]
@@ -954,11 +952,11 @@ def test_an_evaluation_is_refused_before_any_work(
 def test_a_method_that_does_not_fit_is_refused(path_of: ModelPath) -> None:
     engine = Engine.load(str(path_of("llama")), threads=1, method_bytes=2**16)
     with pytest.raises(InvalidRequestError) as caught:
-        engine.evaluation_stream(RAW, replace(METHOD, judged=methods(Saliency())))
+        engine.evaluation_request(RAW, replace(METHOD, judged=methods(Saliency())))
     assert caught.value.field == "attribution.method"
     assert "bytes" in caught.value.description
     # Changed texts go one after the other then.
-    found = outcome(engine, engine.evaluation_stream(RAW, METHOD, [70]))
+    found = outcome(engine, engine.evaluation_request(RAW, METHOD, [70]))
     assert found.summary.num_sequences > 2
 
 
@@ -967,7 +965,7 @@ def test_labels_that_the_model_does_not_know(tmp_path: Path) -> None:
     engine = Engine.load(str(save_random_model(tmp_path, vocab_size=200)), threads=1)
     asked = replace(METHOD, labels=("yes", " no"))
     with pytest.raises(InvalidRequestError) as caught:
-        engine.evaluation_stream(PromptInput(prompt_ids=(70, 71)), asked)
+        engine.evaluation_request(PromptInput(prompt_ids=(70, 71)), asked)
     assert caught.value.field == "labels[1]"
     assert "vocabulary ends at 199" in caught.value.description
 
@@ -975,8 +973,10 @@ def test_labels_that_the_model_does_not_know(tmp_path: Path) -> None:
 def test_a_completion_that_ends_before_the_first_step(load: Engines) -> None:
     engine = load("llama")
     every = frozenset(range(engine.info.vocab_size))
-    ending = Engine(replace(engine._model, end_ids=every))
-    told = run_alone(ending, ending.evaluation_stream(RAW, replace(METHOD, offset=2), None, Sampling(max_new_tokens=8)))
+    ending = Engine(replace(engine.model, end_ids=every))
+    told = run_alone(
+        ending, ending.evaluation_request(RAW, replace(METHOD, offset=2), None, Sampling(max_new_tokens=8))
+    )
     assert isinstance(told.error, InvalidRequestError)
     assert told.error.field == "offset"
     assert "1 tokens has steps 0 to 0" in str(told.error)
@@ -991,6 +991,6 @@ def test_scores_that_are_not_finite_end_it(load: Engines, monkeypatch: pytest.Mo
         yield 0, torch.full((29,), torch.nan)
 
     monkeypatch.setattr(engine_module, "scores_at", broken)
-    told = run_alone(engine, engine.evaluation_stream(RAW, METHOD, [70]))
+    told = run_alone(engine, engine.evaluation_request(RAW, METHOD, [70]))
     assert isinstance(told.error, ComputationError)
     assert "grad_ellm 0" in str(told.error)

@@ -68,11 +68,11 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluation, "drawn", drawing)
     monkeypatch.setattr(Request, "analyse", turn)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=200)
-    stream = engine.evaluation_stream(prompt, settings, sampling=Sampling(max_new_tokens=1))
+    stream = engine.evaluation_request(prompt, settings, sampling=Sampling(max_new_tokens=1))
     scheduler.submit(stream)
     summary = None
     while not stream.is_closed:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             for event in stream.take_events():
                 summary = event if isinstance(event, EvaluationSummary) else summary
     assert stream.error is None
@@ -98,7 +98,7 @@ def test_many_exponents_are_found_a_few_at_a_time(engine: Engine, monkeypatch: p
 
     monkeypatch.setattr(evaluation, "retentions", noting)
     settings = EvaluationSettings((EvaluatedMethod("it", GradEllm()),), (Metric.PI_SOFT_NS,), PIS, 1)
-    told = run_alone(engine, engine.evaluation_stream("A red fox ran.", settings, sampling=Sampling(max_new_tokens=1)))
+    told = run_alone(engine, engine.evaluation_request("A red fox ran.", settings, sampling=Sampling(max_new_tokens=1)))
     assert told.error is None
     assert max(sizes) <= 64
     assert sum(sizes) == 99 * 14

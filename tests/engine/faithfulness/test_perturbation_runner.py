@@ -19,63 +19,63 @@ from support.tiny_models import save_random_model
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     path = save_random_model(tmp_path_factory.mktemp("llama"), "llama", seed=1, initializer_range=0.15)
-    return Engine.load(str(path), dtype="float32", threads=1)._model.decoder
+    return Engine.load(str(path), dtype="float32", threads=1).model.runner
 
 
-def held(decoder: ModelRunner, ids: list[int]) -> Any:
+def held(runner: ModelRunner, ids: list[int]) -> Any:
     """A slot that holds them."""
-    slot = decoder.pool.allocate(len(ids))
+    slot = runner.pool.allocate(len(ids))
     assert slot is not None
-    decoder.read([SequenceChunk.new(slot, ids)])
+    runner.read([SequenceChunk.new(slot, ids)])
     return slot
 
 
 @pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
-def test_batches_are_about_equally_full(decoder: ModelRunner, texts: int, sizes: list[int]) -> None:
-    slot = held(decoder, [60, 61, 62])
+def test_batches_are_about_equally_full(runner: ModelRunner, texts: int, sizes: list[int]) -> None:
+    slot = held(runner, [60, 61, 62])
     allowance = PassBudget(most=20, sequences=100)
-    runner = PerturbationRunner(decoder, slot, 1, allowance)
+    texts_runner = PerturbationRunner(runner, slot, 1, allowance)
     changed = [PerturbedText((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
-    batches = list(runner.run(changed))
+    batches = list(texts_runner.run(changed))
     assert [len(places) for places, _ in batches] == sizes
     assert sorted(place for places, _ in batches for place in places) == list(range(texts))
-    assert runner.num_run == texts
+    assert texts_runner.num_run == texts
     assert allowance.used == 5 * texts
     slot.close()
 
 
-def test_the_last_layer_goes_on_with_one_row_a_sequence(decoder: ModelRunner) -> None:
+def test_the_last_layer_goes_on_with_one_row_a_sequence(runner: ModelRunner) -> None:
     """Whichever that is, and all rows are what its keys and values are made of."""
-    slot = held(decoder, [60, 61, 62])
-    embeddings = decoder.embed(range(70, 82)).view(3, 4, -1)
+    slot = held(runner, [60, 61, 62])
+    embeddings = runner.embed(range(70, 82)).view(3, 4, -1)
     rows: dict[str, list[int]] = {}
 
     def note(name: str) -> Any:
         return lambda module, args, output: rows.setdefault(name, []).append(output.shape[:-1].numel())
 
     names = {"layers.1.mlp.up_proj": 12, "layers.2.mlp.up_proj": 3, "layers.2.self_attn.o_proj": 3, "lm_head": 3}
-    modules = {name: its for its_name, its in decoder.named_modules() for name in names if its_name.endswith(name)}
+    modules = {name: its for its_name, its in runner.named_modules() for name in names if its_name.endswith(name)}
     hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    found = decoder.last_logits(embeddings, [4, 2, 1], SharedPrefixAttention(slot, 3))
+    found = runner.last_logits(embeddings, [4, 2, 1], SharedPrefixAttention(slot, 3))
     for hook in hooks:
         hook.remove()
     assert rows == {name: [count] for name, count in names.items()}
     alone = [
-        decoder.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
+        runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
         for i, length in enumerate([4, 2, 1])
     ]
-    read = decoder.logits([SequenceChunk.new(held(decoder, [60, 61, 62]), [70, 71, 72, 73])])[-1]
+    read = runner.logits([SequenceChunk.new(held(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
     assert torch.allclose(found, torch.stack(alone), atol=1e-5)
     assert torch.allclose(found[0], read, atol=1e-5)
-    assert not decoder.blocks[-1]._forward_pre_hooks
+    assert not runner.blocks[-1]._forward_pre_hooks
     slot.close()
 
 
-def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: ModelRunner) -> None:
-    slot = held(decoder, [60, 61, 62])
-    attention: Any = decoder.blocks[-1].self_attn
+def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner) -> None:
+    slot = held(runner, [60, 61, 62])
+    attention: Any = runner.blocks[-1].self_attn
     rows: dict[str, list[int]] = {}
     runs = {name: getattr(attention, name) for name in ("q_proj", "k_proj")}
 
@@ -90,11 +90,11 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(decoder: ModelRunner
         return note
 
     for length in (4, 4, 3):
-        embeddings = decoder.embed(range(70, 70 + 5 * length)).view(5, length, -1)
-        decoder.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # which may have to learn shapes
+        embeddings = runner.embed(range(70, 70 + 5 * length)).view(5, length, -1)
+        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # which may have to learn shapes
         for name in runs:
             vars(runs[name])["forward"] = noting(name)
-        decoder.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
+        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
         for name in runs:
             del vars(runs[name])["forward"]
         assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}

@@ -92,7 +92,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(autouse=True)
 def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
     """Every batch, which takes a hundredth of a second a token, as reading a prompt does; a step takes a tenth."""
-    batches, tick, last_logits = Batches(), Scheduler.tick, ModelRunner.last_logits
+    batches, tick, last_logits = Batches(), Scheduler.step, ModelRunner.last_logits
     step, read = ModelRunner.step, ModelRunner.read
 
     def ticking(self: Scheduler, *args: Any) -> Iterator[None]:
@@ -114,7 +114,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
         clock.now += 0.01 * sum(len(part.ids) for part in parts)
         read(self, parts)
 
-    monkeypatch.setattr(Scheduler, "tick", ticking)
+    monkeypatch.setattr(Scheduler, "step", ticking)
     monkeypatch.setattr(ModelRunner, "last_logits", batch)
     monkeypatch.setattr(ModelRunner, "step", stepping)
     monkeypatch.setattr(ModelRunner, "read", reading)
@@ -122,17 +122,19 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
 
 
 def evaluation(engine: Engine, settings: EvaluationSettings = SETTINGS) -> Request:
-    return engine.evaluation_stream(PROMPT, settings, [70, 71, 72, 73])
+    return engine.evaluation_request(PROMPT, settings, [70, 71, 72, 73])
 
 
 def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSettings | None = None) -> Request:
-    return engine.stream("A blue bird sang.", Sampling(max_new_tokens=num_tokens, temperature=1.2, seed=5), attribution)
+    return engine.generation_request(
+        "A blue bird sang.", Sampling(max_new_tokens=num_tokens, temperature=1.2, seed=5), attribution
+    )
 
 
 def analysing(scheduler: Scheduler, stream: Request) -> None:
     """Run a stream that is submitted until its completion is there."""
     while stream.phase is not RequestPhase.ANALYSE:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
 
 
@@ -163,7 +165,7 @@ def test_while_others_run_it_gets_few_batches_and_changes_nothing(
         scheduler.submit(stream)
     told, begun = [Told(), Told()], len(batches.ticks)
     while not streams[1].is_closed:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take(streams, told)
     ticks = batches.ticks[begun:]
     assert len(ticks) > 5
@@ -212,7 +214,7 @@ def test_batches_take_their_time_and_no_more(
     if not is_alone:
         scheduler.submit(ordinary(engine, 180))
     for _ in range(150):
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
     assert len(batches.sizes) >= 5
     # Sequences are whole, and one runs at least.
@@ -258,19 +260,19 @@ def test_it_is_cancelled_within_a_batch_and_frees_its_place(
     if not is_alone:
         scheduler.submit(other)
     while len(batches.ticks) < 3:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
     slot = stream.slot
     assert slot is not None
-    free = engine._model.decoder.pool.num_free_tokens
+    free = engine.model.runner.pool.num_free_tokens
     scheduler.cancel(stream)
     assert stream.is_closed
     assert stream.slot is None
     assert stream not in scheduler.running
-    assert engine._model.decoder.pool.num_free_tokens == free + slot.capacity
+    assert engine.model.runner.pool.num_free_tokens == free + slot.capacity
     count = len(batches.ticks)
     for _ in range(2 * TICKS):
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
     assert len(batches.ticks) == count
     assert stream.error is None
@@ -286,12 +288,12 @@ def test_it_is_cancelled_while_a_method_runs(load: Callable[[str], Engine], batc
     stream = evaluation(engine, EvaluationSettings((EvaluatedMethod("it", Saliency()),)))
     scheduler.submit(stream)
     while not batches.ticks:
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
-    for _ in scheduler.tick():  # a pass of the method
+    for _ in scheduler.step():  # a pass of the method
         pass
     scheduler.cancel(stream)
-    assert engine._model.decoder.pool.num_free_tokens == 100
+    assert engine.model.runner.pool.num_free_tokens == 100
     assert not scheduler.has_work()
 
 
@@ -300,8 +302,8 @@ def test_one_that_fails_ends_alone(
 ) -> None:
     """Its changed texts meet weights that are not numbers; the other stream does not."""
     engine = load("llama")
-    decoder = engine._model.decoder
-    weight = dict(decoder.named_parameters())["model.norm.weight"]
+    runner = engine.model.runner
+    weight = dict(runner.named_parameters())["model.norm.weight"]
     whole, last_logits = weight.clone(), ModelRunner.last_logits
 
     def broken(self: ModelRunner, *args: Any) -> Tensor:
@@ -327,7 +329,7 @@ def test_one_that_fails_ends_alone(
     assert len(batches.ticks) == 5
     assert told[1].ids == expected.ids
     assert told[1].finished is not None
-    pool = decoder.pool
+    pool = runner.pool
     assert pool.num_free_tokens == pool.num_tokens
     assert not scheduler.running
 

@@ -73,7 +73,7 @@ def stream(
     engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()
 ) -> Request:
     sampling = Sampling(max_new_tokens=24, temperature=float(seed % 3 != 0), seed=seed, num_alternatives=2)
-    return engine.stream(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
+    return engine.generation_request(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
 
 def assert_same(told: Told, alone: Told, first: int = 0) -> None:
@@ -96,8 +96,8 @@ def disturbed(engine: Engine, seed: int) -> None:
     rng = random.Random(seed)
     asked = [(rng.randrange(100), rng.choice(EXPLAINED)) for _ in range(6)]
     alone = [run_alone(engine, stream(engine, *its)) for its in asked]
-    engine._model.decoder.allocate_pool(2048)
-    scheduler = Scheduler(engine._model.decoder, max_running=rng.randint(2, 6))
+    engine.model.runner.allocate_pool(2048)
+    scheduler = Scheduler(engine.model.runner, max_running=rng.randint(2, 6))
     running: list[tuple[int, int, Request, Told]] = []  # which, from which token on
     due = [(which, 0) for which in range(len(asked))]
     num_broken = 0
@@ -107,7 +107,7 @@ def disturbed(engine: Engine, seed: int) -> None:
             forced = alone[which].ids[:first]
             running.append((which, first, stream(engine, *asked[which], forced_ids=forced), Told()))
             scheduler.submit(running[-1][2])
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             take([its for *_, its, _ in running], [told for *_, told in running])
         for entry in list(running):
             which, first, its, told = entry
@@ -157,7 +157,7 @@ def test_a_completion_explained_after_the_fact(load: Load, name: str) -> None:
     """As `gradellm verify` asks."""
     engine = load(name)
     alone = run_alone(engine, stream(engine, 5, EXPLAINED[0]))
-    again = run_alone(engine, engine.completion_stream(PROMPTS[5 % 4], alone.ids, EXPLAINED[0]))
+    again = run_alone(engine, engine.attribution_request(PROMPTS[5 % 4], alone.ids, EXPLAINED[0]))
     assert [s.logprob for s in again.steps] == [s.logprob for s in alone.steps]
     for row, expected in zip(again.rows, alone.rows, strict=True):
         assert torch.equal(row, expected)
@@ -190,7 +190,7 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
 def test_a_processor_where_it_does_not_come_out_is_refused(
     model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "shows_others", lambda decoder, vocab_size: True)
+    monkeypatch.setattr(loader, "shows_others", lambda runner, vocab_size: True)
     with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
@@ -198,8 +198,8 @@ def test_a_processor_where_it_does_not_come_out_is_refused(
 def test_the_trial_finds_what_shows(load: Load, model_path: ModelPath) -> None:
     """Tried with a decoder whose passes are the ordinary ones."""
     engine = Engine.load(str(model_path("llama")))
-    assert is_batch_variant(engine._model.decoder, engine.info.vocab_size)
-    assert not is_batch_variant(load("llama")._model.decoder, engine.info.vocab_size)
+    assert is_batch_variant(engine.model.runner, engine.info.vocab_size)
+    assert not is_batch_variant(load("llama").model.runner, engine.info.vocab_size)
 
 
 SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (768, 768), (1024, 768), (768, 1024)])
@@ -217,7 +217,7 @@ def test_a_rows_product_is_one(
         weight.t().contiguous().t() if by_columns else weight,
         torch.randn(shape[0], generator=generator) if has_bias else None,
     )
-    frozen.become_invariant()
+    frozen.enable_batch_invariance()
     for width, product, expected in (
         (shape[1], frozen.product, lambda x: torch.nn.functional.linear(x, frozen.weight, frozen.bias)),
         (shape[0], frozen.gradient, lambda g: g @ frozen.weight),
@@ -275,7 +275,7 @@ def test_activations_are_those_of_a_token_alone(kind: type[nn.Module], width: in
 
 
 def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
-    pool = load("llama")._model.decoder
+    pool = load("llama").model.runner
     pool.allocate_pool(1000)
     slots = [pool.pool.allocate(capacity) for capacity in (5, 16, 17, 100)]
     assert [slot.start for slot in slots if slot] == [0, 16, 32, 64]

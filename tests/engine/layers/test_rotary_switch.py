@@ -145,7 +145,7 @@ def stream(
     engine: Engine, length: int, attribution: AttributionSettings | None = None, seed: int = 0, num_tokens: int = 12
 ) -> Request:
     num_tokens = min(num_tokens, engine.context_tokens - length)
-    return engine.stream(
+    return engine.generation_request(
         prompt(length, seed), Sampling(max_new_tokens=num_tokens, temperature=1.0, seed=seed), attribution
     )
 
@@ -196,7 +196,7 @@ def test_attributions_are_those_of_full_passes(load: Any, path: Any, name: str, 
     generated, other = run(
         scheduler, [stream(engine, length, attribution, num_tokens=num_tokens), stream(engine, 5, attribution, seed=1)]
     )
-    given = run(scheduler, [engine.completion_stream(prompt(length), generated.ids, attribution)])[0]
+    given = run(scheduler, [engine.attribution_request(prompt(length), generated.ids, attribution)])[0]
     for told, ids in ((generated, prompt_ids(length)), (given, prompt_ids(length)), (other, prompt_ids(5, 1))):
         assert told.error is None
         assert len(told.rows) == len(told.ids)
@@ -229,9 +229,9 @@ def test_a_resumed_stream_goes_on_as_it_would_have(load: Any, name: str) -> None
     sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
     length = SWITCH - 5
     for attribution in (SETTINGS, CHUNKED):
-        whole = run_alone(engine, engine.stream(prompt(length), sampling, attribution))
+        whole = run_alone(engine, engine.generation_request(prompt(length), sampling, attribution))
         for num_forced, first in ((3, 3), (5, 5), (6, 6), (9, 9), (9, 2)):
-            again = engine.stream(
+            again = engine.generation_request(
                 prompt(length), sampling, attribution, forced_ids=whole.ids[:num_forced], first_attribution=first
             )
             told = run_alone(engine, again)
@@ -252,11 +252,11 @@ def test_methods_after_the_fact_explain_each_step_as_the_last(load: Any, name: s
     attribution = replace(SETTINGS, method=switches)
     length = SWITCH - 2
     completion = prompt_ids(6, seed=9)
-    told = run_alone(engine, engine.completion_stream(prompt(length), completion, attribution))
+    told = run_alone(engine, engine.attribution_request(prompt(length), completion, attribution))
     assert told.error is None
     assert list(told.attributions) == list(range(6))
     for count in (2, 3, 5):  # T is below the switch, at it, and beyond
-        shorter = run_alone(engine, engine.completion_stream(prompt(length), completion[:count], attribution))
+        shorter = run_alone(engine, engine.attribution_request(prompt(length), completion[:count], attribution))
         its, expected = told.rows[count - 1], shorter.rows[-1]
         assert expected.any()
         assert relative_error(its, expected.double()) <= 1e-6, count
@@ -269,7 +269,7 @@ def test_saliency_is_that_of_full_passes(load: Any, path: Any, name: str) -> Non
     completion = prompt_ids(6, seed=9)
     told = run_alone(
         engine,
-        engine.completion_stream(prompt(SWITCH - 2), completion, replace(SETTINGS, method=Saliency())),
+        engine.attribution_request(prompt(SWITCH - 2), completion, replace(SETTINGS, method=Saliency())),
     )
     for index, token_id in enumerate(completion):
         ids = [*prompt_ids(SWITCH - 2), *completion[:index]]
@@ -315,11 +315,11 @@ def test_evaluations_are_those_of_full_passes(load: Any, path: Any, name: str, r
             # In an explanation of its own, of which the other tests tell that it is right.
             told = run_alone(
                 engine,
-                engine.completion_stream(given, completion[: step + 1], replace(SETTINGS, method=judged.method)),
+                engine.attribution_request(given, completion[: step + 1], replace(SETTINGS, method=judged.method)),
             )
             rows[judged.name, step] = told.rows[-1].tolist()
     evaluated = Reference(path(name)).evaluate(engine.tokenize(given), completion, settings, rows)
-    told = run_alone(engine, engine.evaluation_stream(given, settings, completion))
+    told = run_alone(engine, engine.evaluation_request(given, settings, completion))
     assert told.error is None
     items = [event for event in told.events if isinstance(event, EvaluationItem)]
     assert len(items) == len(evaluated.measured) == 3 * len(JUDGED) * 3
@@ -340,10 +340,12 @@ def test_after_an_evaluation_a_prefix_is_reused_with_its_own_factors(load: Any, 
     scheduler = scheduler_of(engine, max_running=4, num_tokens=1000)
     completion = prompt_ids(6, seed=9)
     settings = EvaluationSettings((EvaluatedMethod("within", GradEllm()),), (Metric.PI_SOFT_NS,), pis=(0.5,), samples=2)
-    (told,) = run(scheduler, [engine.evaluation_stream(prompt(SWITCH - 2), settings, completion)])
+    (told,) = run(scheduler, [engine.evaluation_request(prompt(SWITCH - 2), settings, completion)])
     assert told.error is None
     ids = (*prompt_ids(SWITCH - 2), *completion)
-    (more,) = run(scheduler, [engine.stream(PromptInput(prompt_ids=ids), Sampling(max_new_tokens=3, seed=0))])
+    (more,) = run(
+        scheduler, [engine.generation_request(PromptInput(prompt_ids=ids), Sampling(max_new_tokens=3, seed=0))]
+    )
     assert more.finished is not None
     assert more.finished.num_reused_tokens == len(ids) - 1
     assert_own(more, ids, lambda its: own_logits("longrope", its))
@@ -354,29 +356,29 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
     load: Any, own_logits: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As straight lines, and as on a GPU; there one recording takes sequences of either kind in any of its rows."""
-    decoder = load(name)._model.decoder
-    assert decoder.lines is not None
-    assert decoder.lines.is_possible
-    explain = decoder.every_layer
+    runner = load(name).model.runner
+    assert runner.cpu_traces is not None
+    assert runner.cpu_traces.is_possible
+    explain = runner.every_layer
     sequences = {False: prompt_ids(SWITCH - 4), True: prompt_ids(SWITCH + 8, 1)}
     target = Target(7)
     found: dict[tuple[bool, ...], list[Tensor]] = {}
     for recorder in (None, TapeRecorder()):
-        decoder.allocate_pool(500)
+        runner.allocate_pool(500)
         if recorder is not None:
-            decoder.record_steps(recorder)
+            runner.use_graphs(recorder)
         for kinds in ((False, True), (True, False), (True, True), (False, False)):
-            slots = [decoder.pool.allocate_first(50, is_long=is_long) for is_long in kinds]
+            slots = [runner.pool.allocate_first(50, is_long=is_long) for is_long in kinds]
             for slot in slots:
-                decoder.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
+                runner.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
             results: list[Tensor] = []
             for place in (-2, -1):
-                run = decoder.explained_pass(
+                run = runner.explained_pass(
                     [SequenceChunk.new(slot, [sequences[slot.is_long][place]], explain) for slot in slots]
                 )
                 results += [run.logits.clone(), *(its.clone() for its in run.heat_maps([target] * 2))]
             again = [SequenceChunk.again(slot, slot.length - 2, slot.length, explain) for slot in slots]
-            results += [its.clone() for its in decoder.replay(again, [target] * 4)]
+            results += [its.clone() for its in runner.replay(again, [target] * 4)]
             for logits, is_long in zip(results[3], kinds, strict=True):
                 assert torch.allclose(logits, own_logits(name, sequences[is_long]), rtol=0, atol=TOLERANCE)
             for ours, theirs in zip(results, found.setdefault(kinds, results), strict=True):
@@ -385,7 +387,7 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
                 slot.close()
     assert recorder is not None
     assert recorder.num_recorded == 3  # a step forward and backward, and a chunk
-    decoder.allocate_pool(500)
+    runner.allocate_pool(500)
 
 
 @pytest.mark.parametrize("name", ["longrope", "longrope of phi3"])
@@ -430,7 +432,7 @@ def test_other_streams_go_on_while_keys_are_made_anew(load: Any) -> None:
     was_long, num_between = False, 0
     while not crossing.is_closed:
         before = other.num_tokens
-        for _ in scheduler.tick():
+        for _ in scheduler.step():
             pass
         if crossing.slot is not None and crossing.slot.is_long and crossing.num_unread:
             was_long = True
@@ -451,8 +453,8 @@ def test_a_sequence_that_becomes_long_goes_on_from_a_long_one(load: Any, own_log
 
 def test_prefixes_are_found_by_their_factors(load: Any) -> None:
     engine: Engine = load("longrope")
-    engine._model.decoder.allocate_pool(200)
-    pool = engine._model.decoder.pool
+    engine.model.runner.allocate_pool(200)
+    pool = engine.model.runner.pool
     ids = list(range(30))
     for is_long in (False, True):
         slot = pool.allocate(40, is_long=is_long)
@@ -508,16 +510,16 @@ def test_the_check_at_load_sees_wrong_factors(path: Any, name: str, monkeypatch:
 
 
 def test_passes_do_not_mix_factors_in_one_beginning(load: Any) -> None:
-    decoder = load("longrope")._model.decoder
-    assert (decoder.is_long(SWITCH), decoder.is_long(SWITCH + 1)) == (False, True)
-    decoder.allocate_pool(100)
-    slot = decoder.pool.allocate_first(50)
-    decoder.read([SequenceChunk.new(slot, list(range(20)))])
+    runner = load("longrope").model.runner
+    assert (runner.is_long(SWITCH), runner.is_long(SWITCH + 1)) == (False, True)
+    runner.allocate_pool(100)
+    slot = runner.pool.allocate_first(50)
+    runner.read([SequenceChunk.new(slot, list(range(20)))])
     from gradellm_engine.passes.full_sequence import SharedPrefixAttention
 
-    embeddings = decoder.embed([[1] * 8])
+    embeddings = runner.embed([[1] * 8])
     with pytest.raises(ValueError, match="different rotary factors"):
-        decoder.last_logits(embeddings, [8], SharedPrefixAttention(slot, 20))
+        runner.last_logits(embeddings, [8], SharedPrefixAttention(slot, 20))
     slot.close()
 
 
@@ -538,7 +540,7 @@ def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_
     stages: list[str] = []
     engine = Engine.load(str(folder), progress=stages.append)
     assert engine.info.context_tokens == SWITCH
-    assert engine._model.decoder.switch_tokens is None
+    assert engine.model.runner.switch_tokens is None
     assert (
         "limiting the context to 24 tokens: its layers change from short to long rotary factors at 24 and 30"
         in (stages[0])
@@ -549,7 +551,7 @@ def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_
 
 @pytest.mark.parametrize("name", CASES)
 def test_contexts(path: Any, name: str, load: Any) -> None:
-    config = load(name)._model.decoder._config
+    config = load(name).model.runner._config
     assert context_limit(config).num_tokens == load(name).info.context_tokens
     assert load(name).info.context_tokens == (SWITCH if name == "dynamic" else CONTEXT)
     assert switch_tokens(config) == (SWITCH if name in LONGROPES else None)

@@ -76,7 +76,7 @@ def test_value_zeroing_equals_zeroing_by_hand(
     case: MakeCase, family: str, layers: int | tuple[int, ...] | None
 ) -> None:
     subject = case(family, "float32")
-    decoder = subject.reference.model.decoder if family == "opt" else subject.reference.model
+    runner = subject.reference.model.runner if family == "opt" else subject.reference.model
     chosen = (0, 1, 2) if layers is None else (2,) if layers == 1 else (0, 2)
 
     def outputs(ids: list[int], zeroed: tuple[int, int] | None = None) -> list[Tensor]:
@@ -86,7 +86,7 @@ def test_value_zeroing_equals_zeroing_by_hand(
             block.register_forward_hook(
                 lambda _m, _a, output: noted.append((output if isinstance(output, Tensor) else output[0])[0, -1])
             )
-            for block in decoder.layers
+            for block in runner.layers
         ]
         if zeroed is not None:
 
@@ -95,7 +95,7 @@ def test_value_zeroing_equals_zeroing_by_hand(
                 values[0, zeroed[1]] = 0
                 return values
 
-            hooks.append(decoder.layers[zeroed[0]].self_attn.v_proj.register_forward_hook(zero))
+            hooks.append(runner.layers[zeroed[0]].self_attn.v_proj.register_forward_hook(zero))
         with torch.no_grad():
             subject.reference(torch.tensor([ids]), use_cache=False)
         for hook in hooks:
@@ -143,14 +143,16 @@ def test_methods_within_a_pass_explain_while_text_is_generated(
 def test_batches_of_whole_sequences_are_those_sequences(case: MakeCase, family: str) -> None:
     """By a stock kernel and by hand."""
     subject = case(family, "float32")
-    decoder = subject.engine._model.decoder
+    runner = subject.engine.model.runner
     ids = [[*subject.ids, last] for last in (70, 71, 72)]
-    embeddings = torch.stack([decoder.embed(its) for its in ids])
+    embeddings = torch.stack([runner.embed(its) for its in ids])
     positions = torch.arange(embeddings.shape[1])
     if hasattr(subject.reference, "set_experts_implementation"):
         subject.reference.set_experts_implementation("eager")
     for watch in (None, lambda index, attended: None):
         with torch.no_grad():
-            logits = decoder.whole_pass(embeddings, positions, positions[-1:], FullSequenceAttention(watch=watch))
+            logits = runner.full_sequence_logits(
+                embeddings, positions, positions[-1:], FullSequenceAttention(watch=watch)
+            )
         expected = subject.logits(torch.stack([subject.embed(its) for its in ids])).detach()
         assert relative_error(logits[:, 0], expected) <= TOLERANCE

@@ -30,9 +30,9 @@ def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
 def test_a_graphs_size_is_foretold_from_short_ones(load: Callable[[str], Engine], family: str) -> None:
     engine = load(family)
     for length in (50, 120):
-        constant, linear, square = engine.footprint.graph_bytes
+        constant, linear, square = engine.model_cost.graph_bytes
         foretold = constant + linear * length + square * length**2
-        assert foretold == pytest.approx(_graph_bytes(engine._model.decoder, length), rel=0.05)
+        assert foretold == pytest.approx(_graph_bytes(engine.model.runner, length), rel=0.05)
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,9 +69,9 @@ def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
     """Of explaining n tokens after a prompt of m."""
     given = PromptInput(prompt_ids=tuple(65 + i % 26 for i in range(m)))
     work = engine.attribute(given, [70 + i % 26 for i in range(n)], AttributionSettings(method=switches))
-    decoder = engine._model.decoder
-    pool = decoder.pool
-    parameters = [parameter for _, parameter in decoder.named_parameters()]
+    runner = engine.model.runner
+    pool = runner.pool
+    parameters = [parameter for _, parameter in runner.named_parameters()]
     watching = Peak(*parameters, *pool.keys, *pool.values, *pool.cosines, *pool.sines)
     with watching:
         for _ in work:
@@ -110,12 +110,12 @@ def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engi
 
 def test_refusal_says_the_longest_prompt_that_fits(load: Callable[[str], Engine]) -> None:
     engine, method, switches = load("llama"), METHODS["saliency"], METHODS["saliency"].switches()
-    memory = estimate(method, switches, engine.footprint, 77, 5).bytes
-    check_memory(method, switches, engine.footprint, 77, 5, memory)
+    memory = estimate(method, switches, engine.model_cost, 77, 5).bytes
+    check_memory(method, switches, engine.model_cost, 77, 5, memory)
     with pytest.raises(InvalidRequestError, match="a prompt of up to 77 tokens fits"):
-        check_memory(method, switches, engine.footprint, 200, 5, memory)
+        check_memory(method, switches, engine.model_cost, 200, 5, memory)
     with pytest.raises(InvalidRequestError, match="give a shorter completion"):
-        check_memory(method, switches, engine.footprint, 200, 5, 1)
+        check_memory(method, switches, engine.model_cost, 200, 5, 1)
 
 
 def test_passes_are_sums_of_products() -> None:
@@ -127,7 +127,7 @@ def test_passes_are_sums_of_products() -> None:
 
 
 def test_seconds_go_with_passes_and_tokens(load: Callable[[str], Engine]) -> None:
-    engine, of = load("llama"), load("llama").footprint
+    engine, of = load("llama"), load("llama").model_cost
     told = engine.estimate(METHODS["saliency"].switches(), 100, 10)
     assert (told.forward_passes, told.backward_passes) == (1, 10)
     (a, b), (c, d) = of.forward_seconds, of.backward_seconds

@@ -112,10 +112,10 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
     if not FAMILIES[engine.info.family].rotary:
         pytest.skip("this family's layers do not all have one that is undone")
-    engine._model.decoder.pool.forget()  # what another test has read of the prompt would not be read again
-    monkeypatch.setattr(engine._model.decoder, "lines", None)  # which never call what is watched here
+    engine.model.runner.pool.forget()  # what another test has read of the prompt would not be read again
+    monkeypatch.setattr(engine.model.runner, "lines", None)  # which never call what is watched here
     num_layers = engine.info.num_layers
-    module = sys.modules[type(engine._model.decoder._model).__module__]
+    module = sys.modules[type(engine.model.runner._model).__module__]
     rotate, undo = vars(module)["apply_rotary_pos_emb"], ragged.unrotated
     given: list[Tensor] = []  # keys of a layer each, pass by pass
     undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on

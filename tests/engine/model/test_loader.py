@@ -311,7 +311,7 @@ def test_an_end_of_text_that_is_no_id(folder: Path) -> None:
 
 def test_ends_of_text_are_the_model_s_and_the_tokenizer_s(folder: Path) -> None:
     configure(folder, "generation_config.json", eos_token_id=[3, 5])
-    assert Engine.load(str(folder))._model.end_ids == {3, 5, 257}
+    assert Engine.load(str(folder)).model.end_ids == {3, 5, 257}
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ class OtherRank:
     def __init__(self) -> None:
         self.compared: dict[str, str] = {}
 
-    def check_same(self, what: dict[str, str]) -> None:
+    def assert_equal(self, what: dict[str, str]) -> None:
         self.compared = what
         raise ModelLoadError("compared")
 
@@ -449,8 +449,8 @@ def num_hooks(model: nn.Module) -> int:
 def test_no_pass_leaves_a_hook(model_path: ModelPath, family: str, delivery: Delivery) -> None:
     """One for each rotary embedding stays, to note it; what a pass adds is gone after it, also where it fails."""
     engine = Engine.load(str(model_path(family)))
-    model = engine._model.decoder._model
-    num_rotaries = len(engine._model.decoder.pool.cosines)
+    model = engine.model.runner._model
+    num_rotaries = len(engine.model.runner.pool.cosines)
     assert num_rotaries == (0 if family == "gpt2" else 1)
     assert num_hooks(model) == num_rotaries
     generation = engine.generate("abc", GREEDY, AttributionSettings(delivery=delivery, chunk_size=2))
@@ -487,7 +487,7 @@ def test_other_models_in_the_process_are_left_alone(model_path: ModelPath) -> No
         assert all(torch.equal(a, b) for a, b in zip(run(model), expected, strict=True))
     assert len(list(generation)) > 0
     with pytest.raises(RuntimeError, match="belongs to a gradellm Decoder"):
-        engine._model.decoder._model(tokens)
+        engine.model.runner._model(tokens)
 
 
 def test_the_demo_model_s_name_is_no_path() -> None:

@@ -27,15 +27,15 @@ EXPLAIN = ExplainSpec(GradEllm(layers=(0, 1, 2)))
 @pytest.fixture(scope="module")
 def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
     """Engines that run call by call, so that calls can be watched."""
-    return cache(lambda name: Engine.load(str(model_path(name)), record_steps=False))
+    return cache(lambda name: Engine.load(str(model_path(name)), use_graphs=False))
 
 
 @pytest.fixture
-def decoder(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
-    decoder = load("llama")._model.decoder
-    decoder.allocate_pool(400)
-    yield decoder
-    decoder.products = ActivationCache(decoder._model.base_model)
+def runner(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
+    runner = load("llama").model.runner
+    runner.allocate_pool(400)
+    yield runner
+    runner.activation_cache = ActivationCache(runner._model.base_model)
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[GemmWeight]:
     return weights
 
 
-def sequence(decoder: ModelRunner, *, read_again: int = CHUNK, count: int = CHUNK, first: int = 100) -> SequenceChunk:
+def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CHUNK, first: int = 100) -> SequenceChunk:
     """A prompt and then tokens a step each; the part that reads those once more."""
-    slot = decoder.pool.allocate(len(PROMPT) + 40)
+    slot = runner.pool.allocate(len(PROMPT) + 40)
     assert slot is not None
-    decoder.read([SequenceChunk.new(slot, PROMPT)])
+    runner.read([SequenceChunk.new(slot, PROMPT)])
     for token_id in range(first, first + count):
-        decoder.step([SequenceChunk.new(slot, [token_id], read_again=read_again)])
+        runner.step([SequenceChunk.new(slot, [token_id], replay_length=replay_length)])
     return SequenceChunk.again(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
 
 
@@ -67,23 +67,23 @@ def targets(*parts: SequenceChunk) -> list[Target]:
 
 
 def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
-    decoder: ModelRunner, computed: list[GemmWeight]
+    runner: ModelRunner, computed: list[GemmWeight]
 ) -> None:
-    part = sequence(decoder)
-    assert decoder.products.num_tokens == CHUNK
+    part = sequence(runner)
+    assert runner.activation_cache.num_tokens == CHUNK
     computed.clear()
-    (known,) = decoder.replay([part], targets(part))
+    (known,) = runner.replay([part], targets(part))
     assert not computed
-    assert decoder.products.num_tokens == 0
-    (again,) = decoder.replay([part], targets(part))  # forgotten by now
-    assert len(computed) == len(decoder.products._layers)
+    assert runner.activation_cache.num_tokens == 0
+    (again,) = runner.replay([part], targets(part))  # forgotten by now
+    assert len(computed) == len(runner.activation_cache._layers)
     assert relative_error(known, again) <= 1e-5
 
 
 def test_attention_whose_output_nobody_looks_at_gives_none(
-    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = sequence(decoder)
+    part = sequence(runner)
     outputs: list[Tensor] = []
     output = RaggedLayer.output
 
@@ -92,17 +92,17 @@ def test_attention_whose_output_nobody_looks_at_gives_none(
         return outputs[-1]
 
     monkeypatch.setattr(RaggedLayer, "output", noted)
-    (known,) = decoder.replay([part], targets(part))
+    (known,) = runner.replay([part], targets(part))
     assert all(o.isnan().all() for o in outputs)
     outputs.clear()
-    (again,) = decoder.replay([part], targets(part))
+    (again,) = runner.replay([part], targets(part))
     assert all(o.isfinite().all() for o in outputs)
     assert relative_error(known, again) <= 1e-5
 
 
-def test_attention_behind_which_something_else_stands_gives_it(decoder: ModelRunner) -> None:
+def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunner) -> None:
     """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
-    model: nn.Module = decoder._model
+    model: nn.Module = runner._model
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: (args[0] * args[0],))
         for name, layer in model.named_modules()
@@ -110,29 +110,29 @@ def test_attention_behind_which_something_else_stands_gives_it(decoder: ModelRun
     ]
     assert len(hooks) == 3
     try:
-        decoder._leaves_out = None
-        decoder.allocate_pool(400)
-        assert decoder._leaves_out is False
-        part = sequence(decoder)
-        (known,) = decoder.replay([part], targets(part))
-        (again,) = decoder.replay([part], targets(part))
+        runner._leaves_out = None
+        runner.allocate_pool(400)
+        assert runner._leaves_out is False
+        part = sequence(runner)
+        (known,) = runner.replay([part], targets(part))
+        (again,) = runner.replay([part], targets(part))
         assert relative_error(known, again) <= 1e-5
     finally:
         for hook in hooks:
             hook.remove()
-        decoder._leaves_out = None
+        runner._leaves_out = None
 
 
-def test_chunks_of_several_sequences_are_told_apart(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """Their steps were passes together, of which one part was a plain stream's."""
-    slots = [decoder.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
+    slots = [runner.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
         assert slot is not None
-        decoder.read([SequenceChunk.new(slot, PROMPT[: len(PROMPT) - length])])
+        runner.read([SequenceChunk.new(slot, PROMPT[: len(PROMPT) - length])])
     for t in range(CHUNK):
-        decoder.step(
+        runner.step(
             [
-                SequenceChunk.new(slot, [100 + 10 * i + t], read_again=CHUNK if i != 1 else 0)
+                SequenceChunk.new(slot, [100 + 10 * i + t], replay_length=CHUNK if i != 1 else 0)
                 for i, slot in enumerate(slots)
                 if slot is not None
             ]
@@ -141,75 +141,75 @@ def test_chunks_of_several_sequences_are_told_apart(decoder: ModelRunner, comput
         SequenceChunk.again(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
     ]
     computed.clear()
-    known = decoder.replay(parts, targets(*parts))
+    known = runner.replay(parts, targets(*parts))
     assert not computed
     for part, heat_map in zip(parts, known, strict=True):
-        (alone,) = decoder.replay([part], targets(part))
+        (alone,) = runner.replay([part], targets(part))
         assert relative_error(heat_map, alone) <= 1e-5
 
 
-def test_tokens_of_explained_passes_are_kept_too(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A pass may hold one stream's token that is explained at once beside another's that waits."""
-    one, other = (decoder.pool.allocate(60) for _ in range(2))
+    one, other = (runner.pool.allocate(60) for _ in range(2))
     assert one is not None
     assert other is not None
-    decoder.read([SequenceChunk.new(one, PROMPT), SequenceChunk.new(other, PROMPT)])
+    runner.read([SequenceChunk.new(one, PROMPT), SequenceChunk.new(other, PROMPT)])
     for token_id in range(100, 100 + CHUNK):
-        parts = [SequenceChunk.new(one, [token_id], read_again=CHUNK), SequenceChunk.new(other, [token_id], EXPLAIN)]
-        run = decoder.explained_pass(parts)
+        parts = [SequenceChunk.new(one, [token_id], replay_length=CHUNK), SequenceChunk.new(other, [token_id], EXPLAIN)]
+        run = runner.explained_pass(parts)
         run.heat_maps([None, Target(token_id + 1)])
     part = SequenceChunk.again(one, len(PROMPT), one.length, EXPLAIN)
     computed.clear()
-    (known,) = decoder.replay([part], targets(part))
+    (known,) = runner.replay([part], targets(part))
     assert not computed
-    assert relative_error(known, decoder.replay([part], targets(part))[0]) <= 1e-5
+    assert relative_error(known, runner.replay([part], targets(part))[0]) <= 1e-5
 
 
 def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
-    decoder: ModelRunner, computed: list[GemmWeight]
+    runner: ModelRunner, computed: list[GemmWeight]
 ) -> None:
-    part = sequence(decoder, count=CHUNK - 1)
-    decoder.step([SequenceChunk.new(part.slot, [120])])  # say, while attribution was off
+    part = sequence(runner, count=CHUNK - 1)
+    runner.step([SequenceChunk.new(part.slot, [120])])  # say, while attribution was off
     part = SequenceChunk.again(part.slot, part.start, part.start + CHUNK, EXPLAIN)
     computed.clear()
-    decoder.replay([part], targets(part))
+    runner.replay([part], targets(part))
     assert computed
-    assert decoder.products.num_tokens == 0
+    assert runner.activation_cache.num_tokens == 0
 
 
-def test_room_is_taken_for_whole_chunks_and_given_back(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
-    decoder.products.max_tokens = 2 * CHUNK + 1
-    parts = [sequence(decoder, count=2) for _ in range(3)]
-    assert decoder.products.num_tokens == 2 * CHUNK
+def test_room_is_taken_for_whole_chunks_and_given_back(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    runner.activation_cache.max_tokens = 2 * CHUNK + 1
+    parts = [sequence(runner, count=2) for _ in range(3)]
+    assert runner.activation_cache.num_tokens == 2 * CHUNK
     computed.clear()
-    decoder.replay([parts[2]], targets(parts[2]))
+    runner.replay([parts[2]], targets(parts[2]))
     assert computed  # there was no room for the third
     computed.clear()
-    decoder.replay([parts[0]], targets(parts[0]))
+    runner.replay([parts[0]], targets(parts[0]))
     assert not computed
     parts[1].slot.close()
     del parts
-    assert decoder.products.num_tokens == 0
+    assert runner.activation_cache.num_tokens == 0
 
 
-def test_a_chunk_that_grows_beyond_its_room_is_computed_again(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
-    part = sequence(decoder, read_again=2, count=3)
-    assert decoder.products.num_tokens == 0
+def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    part = sequence(runner, replay_length=2, count=3)
+    assert runner.activation_cache.num_tokens == 0
     computed.clear()
-    decoder.replay([part], targets(part))
+    runner.replay([part], targets(part))
     assert computed
 
 
-def test_what_the_model_has_written_to_is_not_used(decoder: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
-    layer = decoder._model.base_model.layers[1].mlp.down_proj
+    layer = runner._model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
     try:
-        part = sequence(decoder)
+        part = sequence(runner)
         computed.clear()
-        (known,) = decoder.replay([part], targets(part))
+        (known,) = runner.replay([part], targets(part))
         assert computed == [layer.frozen]
-        assert relative_error(known, decoder.replay([part], targets(part))[0]) <= 1e-5
+        assert relative_error(known, runner.replay([part], targets(part))[0]) <= 1e-5
     finally:
         hook.remove()
 
@@ -219,7 +219,7 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
     load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
-    products = engine._model.decoder.products
+    products = engine.model.runner.activation_cache
     scheduler = scheduler_of(engine, max_running=2, num_tokens=200)
     monkeypatch.setattr(products, "max_tokens", 100)
 
@@ -227,7 +227,9 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
         return AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=size)
 
     def tell() -> list[list[Tensor]]:
-        streams = [engine.stream("a small fox", Sampling(max_new_tokens=9), settings(size)) for size in (3, 4)]
+        streams = [
+            engine.generation_request("a small fox", Sampling(max_new_tokens=9), settings(size)) for size in (3, 4)
+        ]
         return [told.rows for told in run(scheduler, streams)]
 
     computed.clear()  # loading a model runs it
@@ -243,18 +245,18 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
         assert max(relative_error(a, b) for a, b in zip(one, other, strict=True)) <= 1e-5
 
 
-def test_keeps_a_fourth_of_the_models_size_at_most(decoder: ModelRunner) -> None:
-    body = decoder._model.base_model
+def test_keeps_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
+    body = runner._model.base_model
     products = ActivationCache(body)
-    part = sequence(decoder)
-    chunk = decoder.products._chunks[part.slot]
+    part = sequence(runner)
+    chunk = runner.activation_cache._chunks[part.slot]
     of_a_token = sum(output.nbytes for output in next(iter(chunk.rows.values())).of.values())
     size = sum(parameter.nbytes for parameter in body.parameters())
     assert size / 5 < products.max_tokens * of_a_token <= size / 4
     assert ActivationCache(nn.Identity()).max_tokens == 0
 
 
-def test_plain_streams_keep_nothing(decoder: ModelRunner) -> None:
-    part = sequence(decoder, read_again=0)
-    assert not decoder.products._chunks
-    assert torch.isfinite(decoder.replay([part], targets(part))[0]).all()
+def test_plain_streams_keep_nothing(runner: ModelRunner) -> None:
+    part = sequence(runner, replay_length=0)
+    assert not runner.activation_cache._chunks
+    assert torch.isfinite(runner.replay([part], targets(part))[0]).all()

@@ -32,11 +32,11 @@ SWITCHES = [
 
 
 @pytest.fixture(scope="module")
-def decoder(model_path: Callable[[str], Path]) -> Callable[[str], ModelRunner]:
+def runner(model_path: Callable[[str], Path]) -> Callable[[str], ModelRunner]:
     def load(name: str) -> ModelRunner:
-        decoder = Engine.load(str(model_path(name)), dtype="float64", kv_bytes=2**20)._model.decoder
-        decoder.allocate_pool(500)
-        return decoder
+        runner = Engine.load(str(model_path(name)), dtype="float64", kv_bytes=2**20).model.runner
+        runner.allocate_pool(500)
+        return runner
 
     return cache(load)
 
@@ -59,12 +59,12 @@ def explained(
 TARGETS = [Target(7), None, Target(9, 3), Target(11)]
 
 
-def outcome(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and heat maps; what was read is forgotten, so that it can be read again."""
     if all(part.explain is None for part in parts):
-        logits, maps = decoder.step(parts).clone(), []
+        logits, maps = runner.step(parts).clone(), []
     else:
-        run = decoder.explained_pass(parts)
+        run = runner.explained_pass(parts)
         logits = run.logits.clone()
         maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(parts)][: len(parts)])]
     forget(parts)
@@ -85,10 +85,10 @@ def one_by_one(
 ) -> Callable[[ModelRunner, Sequence[SequenceChunk]], tuple[Tensor, list[Tensor]]]:
     """The outcome by parts, one after the other."""
 
-    def run(decoder: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+    def run(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
         with monkeypatch.context() as patched:
             patched.setattr(ModelRunner, "_takes_at_once", lambda *args: False)
-            return outcome(decoder, parts)
+            return outcome(runner, parts)
 
     return run
 
@@ -96,11 +96,11 @@ def one_by_one(
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed twice"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_at_once_equals_one_by_one(
-    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
+    runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
 ) -> None:
     if not kept:
         monkeypatch.setattr("gradellm_engine.passes.batched.KEPT_PRODUCTS", 0)
-    model = decoder(family)
+    model = runner(family)
     parts = filled(model, LENGTHS)
     assert model._takes_at_once(parts)
     assert_close(outcome(model, parts), one_by_one(model, parts))
@@ -115,8 +115,8 @@ def test_at_once_equals_one_by_one(
             assert_close(actual, expected)
 
 
-def test_keys_and_values_are_stored_alike(decoder: Any, one_by_one: Any) -> None:
-    model = decoder("llama")
+def test_keys_and_values_are_stored_alike(runner: Any, one_by_one: Any) -> None:
+    model = runner("llama")
     stored = []
     for run in (outcome, one_by_one):
         parts = filled(model, LENGTHS)
@@ -130,8 +130,8 @@ def test_keys_and_values_are_stored_alike(decoder: Any, one_by_one: Any) -> None
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*stored, strict=True))
 
 
-def test_what_is_a_step(decoder: Any) -> None:
-    model = decoder("llama")
+def test_what_is_a_step(runner: Any) -> None:
+    model = runner("llama")
     parts = filled(model, LENGTHS)
     assert is_step(parts)
     assert is_step(explained(parts, SWITCHES[0], 2))
@@ -144,12 +144,12 @@ def test_what_is_a_step(decoder: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: Any, family: str) -> None:
+def test_replayed_steps_equal_those_run_call_by_call(runner: Any, one_by_one: Any, family: str) -> None:
     """Other tokens, lengths, places, numbers of sequences and targets than those that were recorded."""
-    model: ModelRunner = decoder(family)
+    model: ModelRunner = runner(family)
     recorder = TapeRecorder()
-    model.record_steps(recorder)
-    assert model.recordings is not None
+    model.use_graphs(recorder)
+    assert model.cuda_graphs is not None
     for switches in (None, *SWITCHES[:4]):
         for domains in (False, True):
             if domains and (switches is None or switches.loosening is Loosening.NONE):
@@ -163,13 +163,13 @@ def test_replayed_steps_equal_those_run_call_by_call(decoder: Any, one_by_one: A
                 if switches is not None:  # the graph of the step before is not in the way
                     assert_close(outcome(model, parts), one_by_one(model, parts))
             assert recorder.num_recorded == expected_number  # one shape took them all
-    model.recordings = None
+    model.cuda_graphs = None
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
-def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None:
+def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
     """Tokens that are read once more: fewer than were recorded, and of sequences of any length."""
-    model: ModelRunner = decoder(family)
+    model: ModelRunner = runner(family)
     recorder = TapeRecorder()
     for switches in SWITCHES if model._rotaries else SWITCHES[2:]:
         explain = ExplainSpec(replace(switches, layers=switches.selected_layers(model.num_layers)))
@@ -181,8 +181,8 @@ def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None
                 chunks.append(SequenceChunk.again(part.slot, end - count, end, explain))
                 targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
             expected = model.replay(chunks, targets)
-            model.recordings = None
-            model.record_steps(recorder)
+            model.cuda_graphs = None
+            model.use_graphs(recorder)
             before = recorder.num_recorded
             for _ in range(2):
                 actual = model.replay(chunks, targets)
@@ -191,31 +191,31 @@ def test_replayed_chunks_equal_those_of_parts(decoder: Any, family: str) -> None
                     assert its.shape == other.shape
                     assert other.any()
                     assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
-            model.recordings = None
+            model.cuda_graphs = None
 
 
-def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(decoder: Any) -> None:
-    model: ModelRunner = decoder("llama")
-    model.record_steps(TapeRecorder())
+def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> None:
+    model: ModelRunner = runner("llama")
+    model.use_graphs(TapeRecorder())
     (part,) = filled(model, (2,))
     model.step([part])
     explain = ExplainSpec(replace(SWITCHES[0], layers=(0, 1, 2)))
     (scores,) = model.replay([SequenceChunk.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
     assert scores.shape == (3, 3)
-    assert len(model.recordings or ()) == 1  # the step's
-    model.recordings = None
+    assert len(model.cuda_graphs or ()) == 1  # the step's
+    model.cuda_graphs = None
 
 
-def test_fewer_sequences_than_rows(decoder: Any, one_by_one: Any) -> None:
-    model: ModelRunner = decoder("llama")
-    model.record_steps(TapeRecorder())
+def test_fewer_sequences_than_rows(runner: Any, one_by_one: Any) -> None:
+    model: ModelRunner = runner("llama")
+    model.use_graphs(TapeRecorder())
     for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
         parts = filled(model, lengths)
         assert_close(outcome(model, parts), one_by_one(model, parts))
         targets = explained(parts[:4], SWITCHES[0], model.num_layers) + parts[4:]
         assert_close(outcome(model, targets), one_by_one(model, targets))
-    assert len(model.recordings or ()) == 2
-    model.recordings = None
+    assert len(model.cuda_graphs or ()) == 2
+    model.cuda_graphs = None
 
 
 def test_shapes_are_rounded_up() -> None:
@@ -237,10 +237,10 @@ class Refusing(TapeRecorder):
 
 
 def test_what_cannot_be_recorded_runs_call_by_call(
-    decoder: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
+    runner: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model: ModelRunner = decoder("llama")
-    model.record_steps(Refusing())
+    model: ModelRunner = runner("llama")
+    model.use_graphs(Refusing())
     parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
     for _ in range(2):
         assert_close(outcome(model, parts), one_by_one(model, parts))
@@ -248,7 +248,7 @@ def test_what_cannot_be_recorded_runs_call_by_call(
         "decode steps cannot be recorded and run call by call: "
         "CUDA error: operation not permitted when stream is capturing"
     ]
-    model.recordings = None
+    model.cuda_graphs = None
 
 
 class Crowded(TapeRecorder):
@@ -268,33 +268,33 @@ class Crowded(TapeRecorder):
 
 
 def test_what_there_is_no_memory_to_record_is_recorded_later(
-    decoder: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
+    runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_NEXT", 1)
-    model: ModelRunner = decoder("llama")
+    model: ModelRunner = runner("llama")
     recorder = Crowded()
-    model.record_steps(recorder)
-    assert model.recordings is not None
+    model.use_graphs(recorder)
+    assert model.cuda_graphs is not None
     parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
     for refused, recorded in ((1, 0), (1, 0), (2, 0), (2, 0), (2, 1), (2, 1)):
         assert_close(outcome(model, parts), one_by_one(model, parts))
-        assert (recorder.num_refused, len(model.recordings)) == (refused, recorded)
-    assert model.recordings.is_possible
-    model.recordings = None
+        assert (recorder.num_refused, len(model.cuda_graphs)) == (refused, recorded)
+    assert model.cuda_graphs.is_possible
+    model.cuda_graphs = None
 
 
-def test_the_recording_not_used_for_longest_is_given_up(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recording_not_used_for_longest_is_given_up(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.MOST_RECORDINGS", 2)
-    model: ModelRunner = decoder("llama")
+    model: ModelRunner = runner("llama")
     recorder = TapeRecorder()
-    model.record_steps(recorder)
+    model.use_graphs(recorder)
     for count, expected in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
         outcome(model, filled(model, (4,) * count))
         assert recorder.num_recorded == expected
-    model.recordings = None
+    model.cuda_graphs = None
 
 
-def test_without_a_gpu_nothing_is_recorded(decoder: Any) -> None:
-    model: ModelRunner = decoder("llama")
-    model.record_steps()
-    assert model.recordings is None
+def test_without_a_gpu_nothing_is_recorded(runner: Any) -> None:
+    model: ModelRunner = runner("llama")
+    model.use_graphs()
+    assert model.cuda_graphs is None

@@ -26,24 +26,24 @@ NUM_TEXTS, LENGTH = 6, 12
 @pytest.fixture
 def load(model_path: ModelPath) -> Callable[[str], ModelRunner]:
     """Each has not tried yet whether it can."""
-    return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1)._model.decoder
+    return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1).model.runner
 
 
-def logits(decoder: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
+def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
     """Of texts that go on from so many tokens, some of theirs zeroed, by random masks: [B, V], and of each alone."""
     generator = torch.Generator().manual_seed(begun)
-    slot = decoder.pool.allocate(3)
+    slot = runner.pool.allocate(3)
     assert slot is not None
-    decoder.read([SequenceChunk.new(slot, [60, 61, 62])])
+    runner.read([SequenceChunk.new(slot, [60, 61, 62])])
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     gone = torch.rand(ids.shape, generator=generator) < 0.5
     lengths = [LENGTH, LENGTH, LENGTH, 9, 5, 1]
-    embeddings = decoder.embed(ids).masked_fill(gone[:, :, None], 0)
+    embeddings = runner.embed(ids).masked_fill(gone[:, :, None], 0)
     changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if are_told else None
     assert (changes is not None) == are_told
-    found = decoder.last_logits(embeddings, lengths, SharedPrefixAttention(slot, begun), changes)
+    found = runner.last_logits(embeddings, lengths, SharedPrefixAttention(slot, begun), changes)
     alone = [
-        decoder.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, begun))[0]
+        runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, begun))[0]
         for i, length in enumerate(lengths)
     ]
     slot.close()
@@ -52,18 +52,18 @@ def logits(decoder: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tu
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_each_text_alone(load: Callable[[str], ModelRunner], family: str) -> None:
-    decoder = load(family)
+    runner = load(family)
     for begun in (0, 3, 3):  # the first pass tries
-        found, alone = logits(decoder, begun)
+        found, alone = logits(runner, begun)
         torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-    assert decoder._first_layer is not None
-    assert decoder._first_layer.is_shared
-    assert not decoder.blocks[0]._forward_pre_hooks
-    assert not any("forward" in vars(module) for module in decoder.blocks[0].modules())
+    assert runner._first_layer is not None
+    assert runner._first_layer.is_shared
+    assert not runner.blocks[0]._forward_pre_hooks
+    assert not any("forward" in vars(module) for module in runner.blocks[0].modules())
 
 
 def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str], ModelRunner]) -> None:
-    decoder = load("llama")
+    runner = load("llama")
     rows: dict[str, list[int]] = {}
 
     def noting(name: str, module: nn.Module) -> Callable[..., Any]:
@@ -75,58 +75,58 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
 
         return note
 
-    attention: Any = decoder.blocks[0].self_attn
+    attention: Any = runner.blocks[0].self_attn
     for name in ("q_proj", "k_proj", "o_proj"):
         module = getattr(attention, name)
         vars(module)["forward"] = noting(name, module)
-    slot = decoder.pool.allocate(1)
+    slot = runner.pool.allocate(1)
     assert slot is not None
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     ids[1:, 3] = 5
     changes = TokenSubstitutions.of(ids, [LENGTH] * NUM_TEXTS)
-    decoder.last_logits(decoder.embed(ids), [LENGTH] * NUM_TEXTS, SharedPrefixAttention(slot, 0), changes)
+    runner.last_logits(runner.embed(ids), [LENGTH] * NUM_TEXTS, SharedPrefixAttention(slot, 0), changes)
     few, all_rows = 2 * LENGTH, NUM_TEXTS * LENGTH
     assert rows == {"q_proj": [few], "k_proj": [few], "o_proj": [all_rows]}
     assert all("forward" in vars(getattr(attention, name)) for name in rows)  # what was there is there again
 
 
-def assert_left_alone(decoder: ModelRunner) -> None:
+def assert_left_alone(runner: ModelRunner) -> None:
     """It gives what it gives where nothing is shared, and is known for it from then on."""
-    found, alone = logits(decoder)
+    found, alone = logits(runner)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-    assert decoder._first_layer is not None
-    assert decoder._first_layer.is_shared is False
+    assert runner._first_layer is not None
+    assert runner._first_layer.is_shared is False
 
 
 def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:
-    decoder = load("llama")
-    attention: Any = decoder.blocks[0].self_attn
+    runner = load("llama")
+    attention: Any = runner.blocks[0].self_attn
     queries: list[Tensor] = []
     attention.q_proj.register_forward_hook(lambda layer, args, output: queries.append(output))
     attention.o_proj.register_forward_pre_hook(lambda layer, args: (args[0] * queries[-1].sigmoid(),))
     for _ in range(2):
-        assert_left_alone(decoder)
+        assert_left_alone(runner)
 
 
 def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable[[str], ModelRunner]) -> None:
-    decoder = load("llama")
-    decoder.blocks[0].register_forward_pre_hook(lambda block, args: (args[0].cumsum(1), *args[1:]))
-    assert_left_alone(decoder)
+    runner = load("llama")
+    runner.blocks[0].register_forward_pre_hook(lambda block, args: (args[0].cumsum(1), *args[1:]))
+    assert_left_alone(runner)
 
 
 def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], ModelRunner]) -> None:
-    decoder = load("llama")
-    attention: Any = decoder.blocks[0].self_attn
+    runner = load("llama")
+    attention: Any = runner.blocks[0].self_attn
 
     def fail(layer: nn.Module, args: Any) -> None:
         raise MemoryError
 
     hook = attention.o_proj.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
-        logits(decoder)
+        logits(runner)
     hook.remove()
-    assert not any("forward" in vars(module) for module in decoder.blocks[0].modules())
-    found, alone = logits(decoder)
+    assert not any("forward" in vars(module) for module in runner.blocks[0].modules())
+    found, alone = logits(runner)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
 
 

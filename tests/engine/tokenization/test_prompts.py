@@ -367,7 +367,7 @@ def test_all_of_a_long_context_is_read(long_context: Engine) -> None:
 def test_four_megabytes_are_refused_before_they_are_all_read(
     long_context: Engine, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
-    encoder = long_context._model.encoder
+    encoder = long_context.model.encoder
     encode, read = encoder._raw, 0
 
     def counting(text: str, add_special_tokens: bool) -> Any:

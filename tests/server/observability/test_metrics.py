@@ -165,7 +165,7 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
     def fail(*arguments: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(server.engine._model.decoder, "step", fail)
+    monkeypatch.setattr(server.engine.model.runner, "step", fail)
     with pytest.raises(grpc.RpcError):
         list(server.stub.Generate(generate(2)))
     assert value(server, "rpc_requests_total", rpc="Generate", code="INTERNAL", client="") == 1
@@ -202,14 +202,14 @@ def test_prefixes_that_are_found_again(server: RunningServer) -> None:
 
 def test_a_scrape_waits_for_no_pass(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    decoder = server.engine._model.decoder
-    step = decoder.step
+    runner = server.engine.model.runner
+    step = runner.step
 
     def wait(*arguments: Any) -> Any:
         go_on.wait(30)
         return step(*arguments)
 
-    monkeypatch.setattr(decoder, "step", wait)
+    monkeypatch.setattr(runner, "step", wait)
     call = server.stub.Generate(generate(1))
     try:
         next(call)

@@ -240,6 +240,6 @@ def test_a_message_over_the_limit_is_refused_before_it_is_read(serving: Serving)
 
 
 def test_messages_need_a_chat_template(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.engine._model.tokenizer, "chat_template", None)
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", None)
     _, _, violations, _ = refusal(lambda: list(server.stub.Generate(generate(pb.Input(messages=[HELLO])))))
     assert "no chat template" in violations["input.messages"]

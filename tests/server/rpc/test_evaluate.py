@@ -225,7 +225,7 @@ def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: p
     call.cancel()  # type: ignore[attr-defined]
     until(lambda: not server.engine.scheduler.running)
     after = batches
-    until(lambda: server.engine.scheduler._decoder.pool.num_free_tokens == server.engine.kv_tokens)
+    until(lambda: server.engine.scheduler._runner.pool.num_free_tokens == server.engine.kv_tokens)
     assert batches <= after + 1
 
 

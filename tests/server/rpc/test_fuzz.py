@@ -21,7 +21,7 @@ def test_a_few_hundred_requests_of_any_kind(server: RunningServer) -> None:
     thread = server.server.engine_thread
     assert thread.is_alive
     assert thread.num_placed == 0
-    pool = server.engine._model.decoder.pool
+    pool = server.engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
 
 

@@ -93,11 +93,11 @@ def test_info_says_what_each_costs(server: RunningServer) -> None:
 
 def test_what_does_not_fit_is_refused_with_what_would(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = server.engine
-    footprint = engine.footprint
+    model_cost = engine.model_cost
     long = pb.AttributeRequest(
         input=pb.Input(prompt="a" * 150), completion="abc", attribution=pb.AttributionOptions(method="saliency")
     )
-    monkeypatch.setattr(engine, "method_bytes", footprint.bytes_of(100 + 3, 3, True))
+    monkeypatch.setattr(engine, "method_bytes", model_cost.bytes_of(100 + 3, 3, True))
     code, _, violations, _ = refusal(lambda: list(server.stub.Attribute(long)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "saliency of 3 tokens after a prompt of 151 needs about" in violations["attribution.method"]
@@ -125,7 +125,7 @@ def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monke
     after = slices
     assert len(list(server.stub.Attribute(request("random")))) > 3
     assert slices == after
-    assert not any(module._forward_hooks for _, module in server.engine._model.decoder.named_modules())
+    assert not any(module._forward_hooks for _, module in server.engine.model.runner.named_modules())
 
 
 def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
@@ -138,7 +138,7 @@ def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
 
 
 def test_not_a_number_in_a_method_ends_its_stream_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = server.engine._model.decoder._model
+    model = server.engine.model.runner._model
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, output: output * float("nan"))
     try:

@@ -57,7 +57,7 @@ def test_what_is_read_neither_waits_for_a_pass_nor_runs_on_the_engine_thread(eng
                 blocked.wait(10)
 
             engine.scheduler.before_pass = block
-            stream = thread.submit(lambda engine: engine.stream("Once"), lambda event: [event])
+            stream = thread.submit(lambda engine: engine.generation_request("Once"), lambda event: [event])
             await asyncio.to_thread(entered.wait, 10)
             name = await answer_of(thread.submit(lambda engine: threading.current_thread().name, nothing_told))
             assert name.startswith("gradellm-read")
@@ -212,7 +212,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 @pytest.fixture
 def no_tokens(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be decoded or tokenised, but for what is short."""
-    encoder = server.engine._model.encoder
+    encoder = server.engine.model.encoder
     encode, decode = encoder._raw, encoder.decode
 
     def short(text: str, add_special_tokens: bool) -> Any:
@@ -258,7 +258,7 @@ def test_roles_and_contents_of_every_kind_have_an_answer_at_once(
     server: RunningServer, messages: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    monkeypatch.setattr(server.engine._model.tokenizer, "chat_template", template)
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", template)
     given = pb.Input(messages=[pb.Message(role=role, content=content) for role, content in messages])
     answer = server.stub.Tokenize(pb.TokenizeRequest(input=given), timeout=5)
     assert {token.message for token in answer.tokens if token.HasField("message")} == set(range(len(messages)))
@@ -267,7 +267,7 @@ def test_roles_and_contents_of_every_kind_have_an_answer_at_once(
 
 def test_what_cannot_be_placed_is_said(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     upside_down = "{% for m in messages %}{{ m['content'] | reverse }}{% endfor %}"
-    monkeypatch.setattr(server.engine._model.tokenizer, "chat_template", upside_down)
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", upside_down)
     given = pb.Input(messages=[pb.Message(role="user", content="abc")])
     assert server.stub.Tokenize(pb.TokenizeRequest(input=given)).unplaced_messages == [0]
     started = next(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=1))).started

@@ -201,13 +201,13 @@ def test_one_forward_pass_serves_all_steps(case: MakeCase, monkeypatch: pytest.M
     completion = list(range(70, 82))
     together = subject.rows(Saliency(), completion)
     passes: list[Tensor] = []
-    whole_pass = type(subject.engine._model.decoder).whole_pass
+    full_sequence_logits = type(subject.engine.model.runner).full_sequence_logits
 
     def counted(self: Any, embeddings: Tensor, *args: Any) -> Tensor:
         passes.append(embeddings)
-        return whole_pass(self, embeddings, *args)
+        return full_sequence_logits(self, embeddings, *args)
 
-    monkeypatch.setattr(type(subject.engine._model.decoder), "whole_pass", counted)
+    monkeypatch.setattr(type(subject.engine.model.runner), "full_sequence_logits", counted)
     for tokens in (1, 50, 100):
         monkeypatch.setattr(post_hoc, "PASS_TOKENS", tokens)
         passes.clear()

@@ -33,7 +33,7 @@ def test_relevance_is_conserved_where_nothing_is_added(case: MakeCase, family: s
 def test_rules_of_a_gated_block(case: MakeCase) -> None:
     """By hand: half of the relevance through either factor, the activation proportional to its input."""
     subject = case("llama")
-    mlp: Any = subject.engine._model.decoder.blocks[0].mlp
+    mlp: Any = subject.engine.model.runner.blocks[0].mlp
     x = torch.randn(1, 3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with torch.enable_grad(), _ruled(subject):
         y = mlp(x)
@@ -48,25 +48,25 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
 
 
 def _ruled(subject: Case) -> AbstractContextManager[None]:
-    model = subject.engine._model
-    return rules(CompletionModel(model.decoder, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1))
+    model = subject.engine.model
+    return rules(CompletionModel(model.runner, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1))
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "cohere", "gemma"])
 def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family: str) -> None:
     subject = case(family)
-    decoder = subject.engine._model.decoder
-    x = subject.engine._model.decoder.embed(subject.ids)[None]
+    runner = subject.engine.model.runner
+    x = subject.engine.model.runner.embed(subject.ids)[None]
     positions = torch.arange(x.shape[1])
 
     def logits() -> Tensor:
         with torch.no_grad():
-            return decoder.whole_pass(x, positions, positions, FullSequenceAttention())
+            return runner.full_sequence_logits(x, positions, positions, FullSequenceAttention())
 
     before = logits()
     with _ruled(subject):
         assert torch.allclose(logits(), before, rtol=1e-6, atol=1e-6)
-    assert not any(module._forward_hooks for _, module in decoder.named_modules())
+    assert not any(module._forward_hooks for _, module in runner.named_modules())
 
 
 def test_knows_activations() -> None:
