@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     )
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
-    from gradellm_engine.tokenization.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
+    from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
+    from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
+    from gradellm_engine.tokenization.prompt_limits import PromptLimits
 
 __all__ = [
     "Attribution",
@@ -119,7 +121,9 @@ _MODULES = (
     "params",
     "tokenization.encoder",
     "tokenization.chat_template",
-    "tokenization.prompts",
+    "tokenization.prompt",
+    "tokenization.prompt_input",
+    "tokenization.prompt_limits",
     "model.quantization",
     "distributed.process_group",
     "faithfulness.settings",

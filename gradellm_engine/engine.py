@@ -25,29 +25,22 @@ from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.faithfulness.evaluation import Evaluation
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluatedMethod, EvaluationSettings
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, model_cost
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
 from gradellm_engine.methods.registry import METHODS, method_named
-from gradellm_engine.methods.selected_steps import rows_of, scores_at
+from gradellm_engine.methods.selected_steps import post_hoc_scores, scores_at
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
 from gradellm_engine.tokenization.detokenizer import CONTEXT_TOKENS
-from gradellm_engine.tokenization.prompts import (
-    Prompt,
-    PromptInput,
-    PromptLimits,
-    check_embedded,
-    check_text,
-    check_token_ids,
-    encode,
-    prompt_tails,
-    read_prompt,
-)
+from gradellm_engine.tokenization.prompt import Prompt, prompt_tails
+from gradellm_engine.tokenization.prompt_input import PromptInput, check_text
+from gradellm_engine.tokenization.prompt_limits import PromptLimits
+from gradellm_engine.tokenization.prompt_reader import check_embedded, check_token_ids, encode, read_prompt
 from gradellm_engine.utils.memory import available_bytes
 from gradellm_engine.utils.threads import available_cpus, use_threads
 
@@ -373,13 +366,13 @@ class Engine:
         if completion is not None:
             ids = self._read_completion(prompt, completion)
             sampling = Sampling(max_new_tokens=len(ids), seed=0)
-        elif any(judged.method is None for judged in settings.judged) and not settings.labels:
+        elif any(judged.method is None for judged in settings.methods) and not settings.labels:
             raise InvalidRequestError("scores", "scores of your own need the completion whose tokens they explain")
         sampling = self._resolved(sampling, prompt)
         num_tokens = sampling.max_new_tokens or 0
         self._check_size(settings, prompt, num_tokens)
         settings = replace(
-            settings, judged=tuple(self._checked_judged(judged, prompt, num_tokens) for judged in settings.judged)
+            settings, methods=tuple(self._checked_judged(judged, prompt, num_tokens) for judged in settings.methods)
         )
         allowance = self._allowance(len(prompt.tokens) + num_tokens)
         evaluation = Evaluation(
@@ -390,7 +383,7 @@ class Engine:
             pad_id=getattr(self.model.tokenizer, "pad_token_id", None),
             explain=partial(self._scores_of, prompt),
             explain_tokens=self._tokens_of,
-            allowance=allowance,
+            budget=allowance,
         )
         evaluation.check_completion(num_tokens)
         return Request(
@@ -403,7 +396,7 @@ class Engine:
                 tuple(ids),
                 0,
                 is_completion=completion is not None,
-                analyse=evaluation.work,
+                analyse=evaluation.run,
                 evaluation=settings,
                 allowance=allowance,
                 owner=owner,
@@ -422,14 +415,14 @@ class Engine:
 
     @staticmethod
     def _check_size(settings: EvaluationSettings, prompt: Prompt, num_tokens: int) -> None:
-        count = settings.sequences_a_step * len(settings.steps(num_tokens))
+        count = settings.texts_per_step * len(settings.steps(num_tokens))
         if count > MAX_SEQUENCES:
             raise InvalidRequestError(
                 "samples",
                 f"up to {count:,} changed texts would be run; the limit is {MAX_SEQUENCES:,}: ask for fewer methods, "
                 "pis or samples, or for a larger stride",
             )
-        tokens = settings.sequences_a_step * (len(prompt.tokens) + num_tokens)
+        tokens = settings.texts_per_step * (len(prompt.tokens) + num_tokens)
         if tokens > MAX_STEP_TOKENS:
             raise InvalidRequestError(
                 "samples",
@@ -469,7 +462,7 @@ class Engine:
         forward, backward = (
             passes.count(judged.method, num_prompt_tokens, num_new_tokens) for passes in (cost.forward, cost.backward)
         )
-        length = num_new_tokens if cost.of_completion_alone else num_prompt_tokens + num_new_tokens
+        length = num_new_tokens if cost.completion_only else num_prompt_tokens + num_new_tokens
         return (forward + 2 * backward) * length
 
     def _label_ids(self, prompt: Prompt, labels: Sequence[str]) -> list[int]:
@@ -532,7 +525,7 @@ class Engine:
 
     def _analyse(self, method: Method, switches: Switches, given: CompletionContext) -> ScoreStream:
         """A method's work on a completion."""
-        return rows_of(self._whole_model(given), method, switches)
+        return post_hoc_scores(self._whole_model(given), method, switches)
 
     def _whole_model(self, given: CompletionContext) -> CompletionModel:
         model = self.model

@@ -36,8 +36,8 @@ from gradellm_engine.core.outputs import (
 )
 from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.faithfulness.evaluation import EvaluationEvent
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.pass_budget import PassBudget
+from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
@@ -53,7 +53,7 @@ from gradellm_engine.params import (
 )
 from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
-from gradellm_engine.tokenization.prompts import Prompt, Role
+from gradellm_engine.tokenization.prompt import Prompt, Role
 from gradellm_engine.tokenization.sources import SourceMap
 from gradellm_engine.tokenization.words import WordCounter
 

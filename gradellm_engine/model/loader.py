@@ -56,7 +56,7 @@ from gradellm_engine.model.quantization import Quantization, check_gradients, qu
 from gradellm_engine.model.runner import ATTENTION_KERNEL, ModelRunner
 from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.tokenizer_check import difference_from, made_from
+from gradellm_engine.tokenization.tokenizer_check import difference_from, tokenizer_from_file
 from gradellm_engine.utils.memory import is_out_of_memory
 from gradellm_engine.utils.quiet import quiet_transformers
 from gradellm_engine.utils.threads import available_cpus
@@ -461,7 +461,7 @@ def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
             stored = Tokenizer.from_file(str(file))
             if not tokenizer.is_fast or difference_from(stored, tokenizer) is not None:
                 own: Any = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, trust_remote_code=False)
-                tokenizer = made_from(stored, own, tokenizer)
+                tokenizer = tokenizer_from_file(stored, own, tokenizer)
     if not tokenizer.is_fast:
         raise ModelLoadError(f"{name} has no tokenizer.json; without it, tokens cannot be placed in the text")
     if file is not None and (difference := difference_from(stored, tokenizer)) is not None:

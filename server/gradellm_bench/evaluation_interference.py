@@ -27,13 +27,14 @@ from gradellm_engine.core.outputs import Step
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
 from gradellm_engine.engine import EVALUATED_TOKENS, Engine
-from gradellm_engine.faithfulness.keep_probabilities import retentions
-from gradellm_engine.faithfulness.masks import kept, uniforms
+from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
+from gradellm_engine.faithfulness.metrics.masks import keep_mask, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings
 from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.tokenization.chat_template import Message
-from gradellm_engine.tokenization.prompts import PromptInput, Role
+from gradellm_engine.tokenization.prompt import Role
+from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_leave
 from gradellm_engine.utils.threads import use_threads
 
@@ -122,7 +123,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
     size = int(own.sum())
     retained = retentions(scores[own], settings.pis)
     draws = uniforms(0, 0, settings.pis, settings.samples, size)
-    masks = kept(draws, np.stack([each.probs for each in retained])).reshape(-1, size)
+    masks = keep_mask(draws, np.stack([each.probs for each in retained])).reshape(-1, size)
     texts = []
     for mask in (np.ones(size, np.bool_), np.zeros(size, np.bool_), *masks, *~masks):
         text = np.ones(len(own), np.bool_)

@@ -20,7 +20,7 @@ from gradellm_bench.models import SHAPES, random_llama
 from gradellm_engine.engine import Engine
 from gradellm_engine.model.loader import LoadedModel, assemble, load_model
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
-from gradellm_engine.tokenization.prompts import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_leave
 from gradellm_engine.utils.threads import use_threads
 

@@ -18,7 +18,7 @@ import torch
 from gradellm_bench.models import SHAPES, BenchModel, random_subject
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.params import AttributionSettings
-from gradellm_engine.tokenization.prompts import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_leave
 from gradellm_engine.utils.threads import use_threads
 

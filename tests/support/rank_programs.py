@@ -89,7 +89,7 @@ def afterwards(engine: Engine) -> list[Rows]:
 def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
     """An evaluation's items."""
     settings = EvaluationSettings(
-        judged=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
+        methods=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
         metrics=(Metric.PI_SOFT_NC, Metric.PI_SOFT_NS),
         pis=(0.3, 0.7),
         samples=2,

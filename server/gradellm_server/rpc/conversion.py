@@ -55,9 +55,9 @@ from gradellm_engine import (
     Switches,
 )
 from gradellm_engine import Message as Turn
+from gradellm_engine.faithfulness.metrics.statistics import Interval
 from gradellm_engine.faithfulness.results import MetricSummary
-from gradellm_engine.faithfulness.settings import MAX_JUDGED, MAX_LABELS, MAX_PIS, MAX_SEQUENCES, MAX_STEP_TOKENS
-from gradellm_engine.faithfulness.statistics import Interval
+from gradellm_engine.faithfulness.settings import MAX_LABELS, MAX_METHODS, MAX_PIS, MAX_SEQUENCES, MAX_STEP_TOKENS
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.post_hoc import Objective
@@ -65,7 +65,7 @@ from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.model.loader import software_versions
 from gradellm_engine.params import MAX_STOP_TEXTS
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 PRESETS: dict[int, str] = {
@@ -158,7 +158,7 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:
     """What is evaluated, and how; the default for all that is not said."""
-    _check_count("methods", len(request.methods) + len(request.scores), MAX_JUDGED)
+    _check_count("methods", len(request.methods) + len(request.scores), MAX_METHODS)
     _check_count("metrics", len(request.metrics), len(Metric))
     _check_count("pis", len(request.pis), MAX_PIS)
     _check_count("labels", len(labels), MAX_LABELS)
@@ -169,7 +169,7 @@ def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> Eva
     if request.pis:
         said["pis"] = tuple(request.pis)
     return EvaluationSettings(
-        judged=(*(_judged(method, seed) for method in request.methods), *(_given(its) for its in request.scores)),
+        methods=(*(_judged(method, seed) for method in request.methods), *(_given(its) for its in request.scores)),
         seed=seed,
         perturb=_choice(Perturb, pb.Perturb, request, "perturb", "evaluation") or Perturb.USER,
         positions=tuple(request.perturb_positions),
@@ -399,7 +399,7 @@ def _method(method: Method, engine: Engine) -> pb.MethodInfo:
         switches=method.switch_names,
         forward_passes=str(method.cost.forward),
         backward_passes=str(method.cost.backward),
-        reads_completion_alone=method.cost.of_completion_alone,
+        reads_completion_alone=method.cost.completion_only,
         has_target=method.has_target,
         error=method.error,
         refusal=engine.refusal(method),
@@ -483,10 +483,10 @@ def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
     return pb.EvaluationOptions(
         methods=[
             pb.EvaluatedMethod(name=judged.name, attribution=pb.AttributionOptions(**_said_switches(judged.method)))
-            for judged in settings.judged
+            for judged in settings.methods
             if judged.method is not None
         ],
-        scores=[pb.GivenScores(name=judged.name) for judged in settings.judged if judged.method is None],
+        scores=[pb.GivenScores(name=judged.name) for judged in settings.methods if judged.method is None],
         metrics=[_number(pb.Metric, metric) for metric in settings.metrics],  # type: ignore[misc]
         pis=settings.pis,
         samples=settings.samples,
@@ -597,7 +597,7 @@ def _summary(summary: EvaluationSummary) -> pb.EvaluationSummary:
         answer_outside_labels=summary.is_outside,
         perturbable_tokens=summary.num_perturbable,
         sequences_run=summary.num_sequences,
-        sequences_asked=summary.num_asked,
+        sequences_asked=summary.num_requested,
     )
 
 

@@ -43,7 +43,7 @@ from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.params import Rotary
 from gradellm_engine.passes.ragged import SequenceChunk, Target
-from support.faithfulness_reference import Reference, Rows
+from support.faithfulness.reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, Role, Segment
 from gradellm_engine.tokenization import chat_template
-from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, place, render
+from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, place_messages, render
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
+from gradellm_engine.tokenization.prompt_reader import read_prompt
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 CHAT = (
@@ -61,11 +61,11 @@ def turns(*said: tuple[str, str]) -> list[Message]:
 
 def placed(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, Placement]:
     text = render(messages, tokenizer)
-    return text, place(messages, text, tokenizer)
+    return text, place_messages(messages, text, tokenizer)
 
 
 def words(text: str, placement: Placement, message: int) -> str:
-    return "".join(text[s.start : s.end] for s in placement.stretches if s.message == message)
+    return "".join(text[s.start : s.end] for s in placement.spans if s.message == message)
 
 
 def read(tokenizer: PreTrainedTokenizerBase, *said: tuple[str, str], segments: tuple[Segment, ...] = ()) -> Prompt:
@@ -81,7 +81,7 @@ def test_thoughts_that_are_taken_out_leave_the_rest_where_it_is(with_template: W
     text, placement = placed(with_template(THINKING), messages)
     assert text == "[no thoughts]Be nice.<user>why?</user><assistant>yes</assistant><user>ok</user>"
     assert [words(text, placement, index) for index in (1, 2, 3)] == ["why?", "yes", "ok"]
-    assert [s.offset for s in placement.stretches] == [0, 20, 0]
+    assert [s.offset for s in placement.spans] == [0, 20, 0]
     assert placement.unplaced == (0,)  # of whose end a part is gone, white space and all: where it ends is not known
 
 
@@ -167,12 +167,12 @@ def test_what_is_placed_stands_there(with_template: WithTemplate, template: str,
     messages = turns(*said)
     text, placement = placed(with_template(template), messages)
     end = 0
-    for stretch in placement.stretches:
-        assert end <= stretch.start < stretch.end <= len(text)
-        end = stretch.end
-        if stretch.offset is not None:
-            content = messages[stretch.message].content
-            assert text[stretch.start : stretch.end] == content[stretch.offset :][: stretch.end - stretch.start]
+    for span in placement.spans:
+        assert end <= span.start < span.end <= len(text)
+        end = span.end
+        if span.offset is not None:
+            content = messages[span.message].content
+            assert text[span.start : span.end] == content[span.offset :][: span.end - span.start]
     assert set(placement.unplaced) <= set(range(len(messages)))
     if template == CHAT:  # all of it, white space too
         for index, message in enumerate(messages):
@@ -196,7 +196,7 @@ def test_the_template_runs_a_bounded_number_of_times(
     )
     tokenizer = with_template(upside_down)
     messages = turns(*[("user", f"word {index} <b>x</b>") for index in range(200)])
-    place(messages, render(messages, tokenizer), tokenizer)
+    place_messages(messages, render(messages, tokenizer), tokenizer)
     assert len(runs) <= MAX_RUNS
     tags = turns(("user", "<b>" * 10_000))
     runs.clear()

@@ -123,8 +123,8 @@ class CountingCore:
 def test_far_too_many_tokens_are_not_all_made(tokenizers: Tokenizers, text: str) -> None:
     encoder = TextEncoder(tokenizers("demo"))
     assert encoder.can_split
-    core = CountingCore(encoder._core)
-    encoder._core = core
+    core = CountingCore(encoder.core)
+    encoder.core = core
     with pytest.raises(TooManyTokensError) as caught:
         encoder.encode(text * (1_000_000 // len(text)), add_special_tokens=True, max_tokens=500)
     assert not caught.value.is_all
@@ -160,6 +160,21 @@ def test_a_failing_decoder_is_an_error_too(tokenizers: Tokenizers) -> None:
     encoder = TextEncoder(tokenizers("demo"))
     with pytest.raises(TokenizerError):
         encoder.decode([-1], skip_special_tokens=False)
+
+
+class PanickingCore(CountingCore):
+    """A tokenizer's core that panics when it decodes the vocabulary: no `Exception`, as a panic in Rust."""
+
+    def decode_batch(self, sequences: list[list[int]], **options: Any) -> Any:
+        raise BaseException("panicked")
+
+
+def test_a_vocabulary_that_cannot_be_decoded_is_encoded_whole(tokenizers: Tokenizers) -> None:
+    encoder = TextEncoder(tokenizers("demo"))
+    encoder.core = PanickingCore(encoder.core)
+    encoder.prepare()
+    assert not encoder.can_split
+    assert len(encoder.encode("aab", add_special_tokens=False).ids)
 
 
 def test_settings_of_truncation_and_padding_are_not_kept(tokenizers: Tokenizers) -> None:

@@ -24,7 +24,7 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
+from gradellm_engine.tokenization.prompt_reader import read_prompt
 from gradellm_engine.tokenization.sources import GENERATED, SourceMap, word_groups
 from gradellm_engine.tokenization.words import WordCounter
 

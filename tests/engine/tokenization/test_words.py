@@ -11,9 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from gradellm_engine import Message, PromptInput
-from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
 from gradellm_engine.tokenization.words import MAX_PARTS, WordCounter
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
@@ -213,28 +210,3 @@ def test_the_pattern_never_reads_far_back(unit: str, monkeypatch: pytest.MonkeyP
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-@given(text=st.text(st.sampled_from("ab \n😀é.日本"), min_size=1, max_size=20))
-@pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
-def test_tokens_of_one_character_are_in_one_word(tokenizers: Tokenizers, model: str, text: str) -> None:
-    tokenizer = tokenizers(model)
-    prompt = read_prompt(PromptInput(prompt=text), TextEncoder(tokenizer), len(tokenizer))
-    again = read_prompt(PromptInput(prompt_ids=tuple(prompt.ids)), TextEncoder(tokenizer), len(tokenizer))
-    for one in (prompt, again):
-        assert all(b - a in (0, 1) for a, b in pairwise(one.words))
-    written = [(token, word) for token, word in zip(prompt.tokens, prompt.words, strict=True) if not token.special]
-    for (left, word), (right, following) in pairwise(written):
-        if right.start < left.end:
-            assert word == following
-    if not prompt.text[0].isspace():  # which decoding loses with some tokenizers
-        assert prompt.words == again.words
-
-
-def test_words_end_with_their_message(tokenizers: Tokenizers) -> None:
-    tokenizer = tokenizers("llama")
-    turns = (Message("system", "Be nice"), Message("user", "fox eats"))
-    prompt = read_prompt(PromptInput(messages=turns), TextEncoder(tokenizer), len(tokenizer))
-    pairs = [(word, token.text) for word, token in zip(prompt.words, prompt.tokens, strict=True)]
-    words = ["".join(text for _, text in group) for _, group in groupby(pairs, key=lambda pair: pair[0])]
-    assert words == ["<s>", "<|system|>", "Be", " nice", "</s>", "<|user|>", "fox", " eats", "</s>", "<|assistant|>"]

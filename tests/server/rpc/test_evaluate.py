@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.faithfulness.curves import PIS
+from gradellm_engine.faithfulness.metrics.curves import PIS
 from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from server.conftest import RunningServer
 from server.rpc.test_bad_input import refusal

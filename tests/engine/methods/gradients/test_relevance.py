@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from gradellm_engine import AttributionSettings, InvalidRequestError
-from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, rules
+from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, relevance_rules
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
 from support.reference_case import COMPLETION, PROMPT, Case
@@ -49,7 +49,9 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
 
 def _ruled(subject: Case) -> AbstractContextManager[None]:
     model = subject.engine.model
-    return rules(CompletionModel(model.runner, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1))
+    return relevance_rules(
+        CompletionModel(model.runner, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1)
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "cohere", "gemma"])
