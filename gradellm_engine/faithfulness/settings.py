@@ -15,9 +15,10 @@ from gradellm_engine.params import MAX_SEED, Switches, check_choice
 MAX_PIS = 99
 MAX_SAMPLES = 1000
 MAX_LABELS = 64
-MAX_METHODS = 64
-MAX_SEQUENCES = 1_000_000  # perturbed texts of an evaluation
-MAX_STEP_TOKENS = 50_000_000  # of a step's perturbed texts: their outcomes stay in memory until the step's end
+MAX_EVALUATED_METHODS = 64
+MAX_EVALUATION_SEQUENCES = 1_000_000  # perturbed texts of an evaluation
+# Of the perturbed texts of one step, whose outcomes stay in memory until the step is complete.
+MAX_EVALUATION_STEP_TOKENS = 50_000_000
 
 
 class Metric(StrEnum):
@@ -141,10 +142,10 @@ class EvaluationSettings:
         check_choice("perturb", self.perturb, Perturb)
         check_choice("removal", self.removal, Removal)
         names = [evaluated.name for evaluated in self.methods]
-        if not 1 <= len(names) <= MAX_METHODS:
+        if not 1 <= len(names) <= MAX_EVALUATED_METHODS:
             raise InvalidRequestError(
                 "methods",
-                f"give between 1 and {MAX_METHODS} methods and sets of scores; there were {len(names)}",
+                f"give between 1 and {MAX_EVALUATED_METHODS} methods and sets of scores; there were {len(names)}",
             )
         if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
             raise InvalidRequestError("methods", f"the name {doubled[0]!r} is given twice; names must be unique")

@@ -19,7 +19,7 @@ MAX_PENDING_TOKENS = 4 * MAX_CHARACTER_TOKENS  # without a complete character at
 Decode = Callable[[Sequence[int]], str]
 
 
-class IncrementalText:
+class IncrementalDetokenizer:
     """The text of a growing sequence of token ids.
 
     The window starts with the last complete piece of text: far enough back for its tokens to decode as in the whole
@@ -127,11 +127,11 @@ class CompletionText:
         decode: Decode,
         context: Sequence[int],
         stop: Sequence[str] = (),
-        written_out: Callable[[int], str] = lambda token_id: "",
+        special_text: Callable[[int], str] = lambda token_id: "",
     ) -> None:
-        """Start after `context`; `written_out` is a special token's text in stop texts, empty for other tokens."""
-        self._incremental = IncrementalText(decode, context)
-        self._written_out = written_out
+        """Start after `context`; `special_text` is a special token's text in stop texts, empty for other tokens."""
+        self._detokenizer = IncrementalDetokenizer(decode, context)
+        self._special_text = special_text
         self._matcher = StopMatcher(stop) if stop else None
         # Position in `text` of each character that stop texts are searched in; a special token's characters share one.
         self._positions: list[int] = []
@@ -142,14 +142,14 @@ class CompletionText:
 
     def push(self, token_id: int) -> None:
         """Add the next token."""
-        self._add(self._incremental.push(token_id), self._written_out(token_id) if self._matcher else "")
+        self._add(self._detokenizer.push(token_id), self._special_text(token_id) if self._matcher else "")
 
     def finish(self) -> None:
         """End the text: an incomplete character belongs to the last token, and nothing is held back."""
         self._finished = True
         if self.stop is None and self.spans:
             start, _ = self.spans[-1]
-            self._append(self._incremental.flush())
+            self._append(self._detokenizer.flush())
             self.spans[-1] = (min(start, len(self.text)), len(self.text))
 
     @property

@@ -85,8 +85,8 @@ class Prompt:
             counter.push(
                 self.text[end : token.end],
                 special=token.special,
-                speaker=(token.role, token.message),
-                shares=token.start < end,
+                message=(token.role, token.message),
+                shares_character=token.start < end,
             )
             end = max(end, token.end)
         counter.finish()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gradellm_engine.errors import InvalidRequestError, TokenizerError
 from gradellm_engine.tokenization import chat_template
 from gradellm_engine.tokenization.chat_template import ContentSpan, Message, Placement
-from gradellm_engine.tokenization.detokenizer import IncrementalText
+from gradellm_engine.tokenization.detokenizer import IncrementalDetokenizer
 from gradellm_engine.tokenization.encoder import Array, Encoding, TextEncoder, TooManyTokensError, interruption_point
 from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
 from gradellm_engine.tokenization.prompt_input import PromptInput
@@ -177,15 +177,15 @@ def _check_embedded(field: str, ids: Array, vocab_size: int) -> None:
 def _prompt_of_ids(ids: Sequence[int], encoder: TextEncoder, vocab_size: int) -> Prompt:
     """The prompt of token ids; special tokens have the role TEMPLATE, all others USER."""
     check_token_ids("input.prompt_ids", ids, vocab_size)
-    incremental = IncrementalText(lambda window: encoder.decode(window, skip_special_tokens=False))
+    detokenizer = IncrementalDetokenizer(lambda window: encoder.decode(window, skip_special_tokens=False))
     special = encoder.special_ids
     pieces = []
     try:
         for index, token_id in enumerate(ids):
             if index % IDS_PER_CHECK == 0:
                 interruption_point.get()()
-            pieces.append(incremental.push(token_id))
-        pieces[-1] += incremental.flush()
+            pieces.append(detokenizer.push(token_id))
+        pieces[-1] += detokenizer.flush()
     except TokenizerError as error:
         raise InvalidRequestError("input.prompt_ids", str(error)) from None
     tokens, start = [], 0

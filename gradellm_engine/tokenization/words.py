@@ -90,24 +90,26 @@ class WordCounter:
     def __init__(self) -> None:
         self.words: list[int] = []
         self._num_waiting = 0  # undecided tokens: parts of a character that is incomplete
-        self._speaker: Hashable = None
+        self._message: Hashable = None
         self._state = _START
         self._must_start = True  # the next token begins a word
         self._read: dict[tuple[_State, str], tuple[bool, _State]] = {}  # cache: most tokens occur again
 
-    def push(self, text: str, *, special: bool = False, speaker: Hashable = None, shares: bool = False) -> None:
+    def push(
+        self, text: str, *, special: bool = False, message: Hashable = None, shares_character: bool = False
+    ) -> None:
         """Add the next token.
 
         Args:
             text: the text that it adds. Empty for a token without text, and for a part of a character that a later
                 token completes: it is decided with the next text, or after `MAX_PARTS` such tokens.
             special: whether it is a special token.
-            speaker: identifies the message; no word spans two of them.
-            shares: whether its text begins with a character that an earlier token is a part of.
+            message: identifies its message; no word spans two messages.
+            shares_character: whether its text begins with a character that an earlier token is a part of.
         """
-        if special or speaker != self._speaker:
+        if special or message != self._message:
             self.finish()
-            self._speaker = speaker
+            self._message = message
             self._state, self._must_start = _START, True
         if special:
             self._count(starts=True)
@@ -118,12 +120,12 @@ class WordCounter:
             if read is None:
                 read = self._read[state, text] = _read(state, text)
             starts, self._state = read
-            starts = (starts and not shares) or self._must_start
+            starts = (starts and not shares_character) or self._must_start
             for _ in range(self._num_waiting + 1):
                 self._count(starts=starts)
                 starts = False
             self._num_waiting = 0
-        elif shares:
+        elif shares_character:
             self._count(starts=self._must_start)
         else:
             self._num_waiting += 1

@@ -83,7 +83,7 @@ class Case:
 
 
 CASES = {
-    # Everything at once, over the whole grid, at two steps.
+    # All metrics over the whole grid of pis, at two steps.
     "llama": Case(
         "llama",
         PromptInput(prompt=RAW, segments=(Segment("reason", 2, 9),)),
@@ -92,7 +92,7 @@ CASES = {
         ),
         completion=(70, 71, 72, 73, 74, 75, 76),
     ),
-    # A window that is shorter than what stands before the user's text, and methods of all three kinds.
+    # An attention window shorter than the shared prefix; in-pass, post-hoc and random methods.
     "mistral": Case(
         "mistral",
         CHAT,
@@ -114,7 +114,7 @@ CASES = {
         EvaluationSettings(methods(Occlusion()), PERTURBING, COARSE, 1, perturb=Perturb.PROMPT, raw_scores=True),
         completion=(70,),
     ),
-    # Soft caps and windows; what was generated is perturbed, too, and so is the first token.
+    # Soft caps and windows; generated tokens and the first token are perturbed too.
     "gemma2": Case(
         "gemma2",
         PromptInput(prompt=RAW),
@@ -183,7 +183,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_equals_the_reference(
+def test_an_evaluation_equals_the_reference(
     load: Engines, reference: Callable[[str], Reference], explained: dict[tuple[str, int], Tensor], name: str
 ) -> None:
     case = CASES[name]
@@ -295,7 +295,7 @@ def test_models_with_and_without_logits_to_keep(load: Engines, monkeypatch: pyte
     found = run_evaluation(engine, engine.evaluation_request(RAW[:9], settings, [70]))
     hook.remove()
     assert largest_difference(found, expected) <= (0 if chooses else 1e-6)
-    assert {length for _, length in widths[1:]} == {1}  # the first is the completion's own step
+    assert {length for _, length in widths[1:]} == {1}  # the first is the completion's decode step
     assert max(count for count, _ in widths) > 20
 
 

@@ -93,7 +93,7 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
 
     for length in (4, 4, 3):
         embeddings = runner.embed(range(70, 70 + 5 * length)).view(5, length, -1)
-        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # which may have to learn shapes
+        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # first use: shapes may be traced
         for name in runs:
             vars(runs[name])["forward"] = noting(name)
         runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
@@ -121,5 +121,5 @@ def test_pieces_are_what_a_stock_kernel_finds(
     pieces = TiledAttention()
     q, k, v = query.double(), K.double(), V.double()
     expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
-    for _ in range(2):  # in the same memory again
+    for _ in range(2):  # twice: buffers are reused
         assert torch.allclose(pieces.output(query, K, V, visible, form).double(), expected, atol=1e-6)

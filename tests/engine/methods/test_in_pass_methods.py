@@ -28,7 +28,7 @@ def attentions(case: Case, ids: list[int]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
-def test_attention_is_what_transformers_puts_out(case: MakeCase, family: str) -> None:
+def test_attention_equals_transformers_weights(case: MakeCase, family: str) -> None:
     subject = case(family, "float32")
     every = subject.rows(Attention(layers=None))
     for row, mean, (ids, _) in zip(subject.rows(Attention()), every, subject.prefixes(), strict=True):
@@ -39,7 +39,7 @@ def test_attention_is_what_transformers_puts_out(case: MakeCase, family: str) ->
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt_oss"])
 def test_grad_sam_weighs_attention_with_its_gradient(case: MakeCase, family: str) -> None:
-    """The gradient by a weight of the last row, all else held, is what a nudge to it does."""
+    """The gradient by the attention weights of the last row."""
     subject = case(family, "float32")
     if hasattr(subject.reference, "set_experts_implementation"):
         subject.reference.set_experts_implementation("eager")
@@ -55,7 +55,7 @@ def test_grad_sam_weighs_attention_with_its_gradient(case: MakeCase, family: str
 
 @pytest.mark.parametrize("delivery", Delivery)
 @pytest.mark.parametrize("switches", [Attention(), GradSam(), Random()])
-def test_methods_within_a_pass_explain_while_text_is_generated(
+def test_scores_during_generation_equal_those_of_the_completion(
     case: MakeCase, switches: Any, delivery: Delivery
 ) -> None:
     subject = case("llama", "float32")

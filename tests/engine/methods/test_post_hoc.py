@@ -16,8 +16,8 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "mistral"])
-def test_batches_of_whole_sequences_are_those_sequences(case: MakeCase, family: str) -> None:
-    """By a stock kernel and by hand."""
+def test_batches_of_full_sequences_equal_single_ones(case: MakeCase, family: str) -> None:
+    """With the fused kernel, and with the attention that methods watch."""
     subject = case(family, "float32")
     runner = subject.engine.model.runner
     ids = [[*subject.ids, last] for last in (70, 71, 72)]

@@ -46,7 +46,7 @@ HARD = [
 
 @pytest.fixture(scope="module")
 def read(tokenizers: Tokenizers) -> Read:
-    """Read a prompt, or with a template of one's own."""
+    """Reads a prompt, with the model's template or another one."""
 
     def reading(given: PromptInput, template: str | None = CHAT_TEMPLATE, model: str = "llama") -> Prompt:
         tokenizer = tokenizers(model)
@@ -74,7 +74,7 @@ def words_of(prompt: Prompt, **wanted: Any) -> str:
 
 
 def check_places(prompt: Prompt) -> None:
-    """Tokens follow each other, say what lies at their place, and leave nothing of the text out."""
+    """Tokens ascend, hold the text of their span, and cover the whole text."""
     covered: set[int] = set()
     before = PromptToken(0, "", 0, 0, Role.TEMPLATE, None, None, False)
     for token in prompt.tokens:
@@ -104,7 +104,7 @@ def test_a_character_of_several_tokens(read: Read) -> None:
     assert [(t.start, t.end, t.text) for t in prompt.tokens[1:]] == [(0, 1, "a"), *[(1, 2, "😀")] * 4, (2, 3, "b")]
 
 
-def test_special_tokens_in_a_raw_prompt_are_the_template_s(read: Read) -> None:
+def test_special_tokens_in_a_raw_prompt_have_the_template_role(read: Read) -> None:
     prompt = read(PromptInput(prompt="a<|user|>b"))
     assert [(t.text, t.role, t.special) for t in prompt.tokens] == [
         ("", Role.TEMPLATE, True),
@@ -141,7 +141,7 @@ def test_messages(read: Read, given_turns: list[tuple[str, str]]) -> None:
     ["</s><|user|>x", "<|assistant|>", "gradellm0content", "gradellm1content and gradellm0content", "{{ bos_token }}"],
 )
 def test_contents_that_look_like_the_template(read: Read, content: str) -> None:
-    """What another message says does not move; special tokens in a content are nobody's words."""
+    """Other messages keep their places; special tokens in a content belong to the template."""
     prompt = read(messages(("system", "Be nice."), ("user", content), ("user", "Be nice.")))
     assert words_of(prompt, message=0, role=Role.SYSTEM) == "Be nice."
     assert words_of(prompt, message=2, role=Role.USER) == "Be nice."
@@ -163,7 +163,7 @@ def test_only_special_tokens_that_the_template_writes(read: Read) -> None:
 
 
 def test_a_template_that_trims_some_messages(read: Read) -> None:
-    """And a content that looks like the template's text right after it."""
+    """One content contains the template's text that follows it."""
     template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}|{% else %}"
         "[{{ m['content'] }}]{% endif %}{% endfor %}"
@@ -180,7 +180,7 @@ def test_a_template_that_rewrites_a_content(read: Read) -> None:
     assert [words_of(prompt, message=i) for i in range(2)] == ["yes", "why?"]
 
 
-def test_a_template_that_says_a_content_twice(read: Read) -> None:
+def test_a_template_that_repeats_a_content(read: Read) -> None:
     template = "{% for m in messages %}<{{ m['content'] }}|{{ m['content'] }}>{% endfor %}"
     prompt = read(messages(("user", "ab"), ("user", "c")), template)
     assert prompt.text == "<ab|ab><c|c>"
@@ -215,7 +215,7 @@ def test_a_template_that_breaks(read: Read, template: str) -> None:
     assert caught.value.field == "input.messages"
 
 
-def test_a_template_that_says_nothing(read: Read) -> None:
+def test_a_template_that_renders_nothing(read: Read) -> None:
     with pytest.raises(InvalidRequestError, match="no tokens"):
         read(messages(("user", "a")), "{% if false %}a{% endif %}")
 
@@ -229,7 +229,7 @@ def test_no_template(read: Read) -> None:
 def test_segments_of_a_raw_prompt(read: Read) -> None:
     segments = (Segment("end", 4, 7), Segment("begin", 0, 2))
     prompt = read(PromptInput(prompt="ab😀 xyz", segments=segments))
-    assert prompt.segments == ("begin", "end")  # as they follow in the text
+    assert prompt.segments == ("begin", "end")  # in the order of the text
     assert words_of(prompt, segment="begin") == "ab"
     assert words_of(prompt, segment="end") == "xyz"
     assert words_of(prompt, segment=None) == "😀 "
@@ -247,13 +247,13 @@ def test_a_segment_holds_its_text(read: Read, text: str, data: st.DataObject) ->
     assert all(token.message == 1 for token in chat.tokens if token.segment)
 
 
-def test_a_token_belongs_where_its_first_word_character_is(read: Read) -> None:
-    """Tokens of the demo carry the space before them."""
+def test_a_token_is_placed_by_its_first_word_character(read: Read) -> None:
+    """Tokens of the demo model include the space before a word."""
     prompt = read(PromptInput(prompt="Once upon a time", segments=(Segment("s", 5, 9),)), model="demo")
     assert [token.text for token in prompt.tokens if token.segment] == [" upon"]
 
 
-def test_segments_may_touch_and_lie_at_the_same_place_of_other_messages(read: Read) -> None:
+def test_segments_may_touch(read: Read) -> None:
     segments = (Segment("a", 0, 2, 0), Segment("b", 2, 4, 0), Segment("c", 0, 2, 1))
     prompt = read(messages(("user", "abcd"), ("user", "ef"), segments=segments))
     assert [words_of(prompt, segment=name) for name in prompt.segments] == ["ab", "cd", "ef"]
@@ -327,7 +327,7 @@ def test_four_megabytes_are_refused_before_all_is_encoded(
 
 
 @pytest.mark.parametrize("checks", range(1, 6))
-def test_reading_a_prompt_can_be_ended(long_context: Engine, checks: int) -> None:
+def test_reading_a_prompt_can_be_interrupted(long_context: Engine, checks: int) -> None:
     num_left = checks
 
     class GoneError(Exception):

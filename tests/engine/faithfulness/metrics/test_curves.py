@@ -1,4 +1,4 @@
-"""Areas under curves in closed form, and curves that tell a good attribution from a bad one."""
+"""Areas under curves in closed form, and areas that separate good attributions from bad ones."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def test_the_metric_is_taken_before_the_mean() -> None:
 
 
 @pytest.mark.parametrize("pis", [[], [0.5], [0.5, 0.5], [0.5, 0.4], [0.1, math.nan]])
-def test_what_is_no_grid(pis: list[float]) -> None:
+def test_bad_grids_are_refused(pis: list[float]) -> None:
     with pytest.raises(ValueError, match="two or more pis"):
         auc(pis, np.zeros(len(pis)))
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [1.0, 2.0, 3.0]])
-def test_what_is_no_curve(values: list[float]) -> None:
+def test_bad_curves_are_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="one finite value for each of 2"):
         auc([0.1, 0.9], np.array(values))
 
 
-def test_areas_tell_good_attributions_from_bad_ones() -> None:
-    """Of 30 tokens 3 move the output. Scores that know it beat scores that know nothing, which beat the contrary."""
+def test_areas_separate_good_attributions_from_bad_ones() -> None:
+    """3 of 30 tokens move the output: scores that rank them first beat constant ones, which beat reversed ones."""
     U, important = 30, [4, 11, 20]
     truth = np.zeros(U)
     truth[important] = 1
@@ -83,11 +83,11 @@ def test_areas_tell_good_attributions_from_bad_ones() -> None:
 
     def areas(attribution: Numbers) -> tuple[float, float]:
         mask = keep_mask(r, np.stack([retention.probs for retention in retentions(attribution, PIS)]))
-        missing = 1 - mask[..., important].mean(-1)  # of the important ones: the distance of this model, [P, N]
+        missing = 1 - mask[..., important].mean(-1)  # share of the important tokens, the distance in this model. [P, N]
         return auc(PIS, curve(pi_soft_ns(missing, 1.0))), auc(PIS, curve(pi_soft_nc(1 - missing, 1.0)))
 
     nothing = areas(np.zeros(U))
-    assert nothing == pytest.approx((0.45, 0.45), abs=0.02)  # kept with probability pi: the area under pi itself
+    assert nothing == pytest.approx((0.45, 0.45), abs=0.02)  # constant scores: the area under pi itself
     good, bad = areas(truth), areas(1 - truth)
     assert good == pytest.approx((0.9, 0.9), abs=0.05)
     assert all(b < n - 0.2 for b, n in zip(bad, nothing, strict=True))

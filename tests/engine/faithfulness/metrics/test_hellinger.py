@@ -77,7 +77,7 @@ def test_known_distances() -> None:
 
 
 def test_never_exceeds_1() -> None:
-    """Disjoint distributions whose sum is above one by rounding."""
+    """Disjoint distributions whose sums exceed 1 by rounding."""
     thirds = torch.full((2, 6), 0.0)
     thirds[0, :3] = thirds[1, 3:] = math.nextafter(1 / 3, 1) + 1e-7
     assert thirds[0].sum() > 1
@@ -85,7 +85,7 @@ def test_never_exceeds_1() -> None:
 
 
 def test_close_distributions_keep_their_digits_in_float32() -> None:
-    """By 1 - sum sqrt(p q), a distance of 1e-5 would be 1e-10 below the spacing of floats at 1: zero, or 3e-4."""
+    """As sqrt(1 - sum sqrt(p q)), a distance of 1e-5 would round to 0 or 3e-4 in float32."""
     V = 32_000
     p = torch.full((V,), 1 / V, dtype=torch.float64)
     q = p * (1 + 2e-5 * torch.where(torch.arange(V) % 2 == 0, 1, -1))
@@ -124,7 +124,7 @@ def test_at_least_float32() -> None:
         assert probabilities(logits.to(dtype)).dtype == computed
         assert hellinger_of_logits(*logits.to(dtype)).dtype == computed
         assert hellinger(*logits.softmax(-1).to(dtype)).dtype == computed
-    # These logits are exact in bfloat16, so the distance must not know of it.
+    # These logits are exact in bfloat16, so the distance must be the same.
     assert hellinger_of_logits(*logits.bfloat16()).item() == hellinger_of_logits(*logits).item()
 
 
@@ -148,18 +148,18 @@ def test_metrics_equal_their_equations(distances: list[float], baseline: float) 
 def test_metrics_at_their_limits() -> None:
     distances = np.array([0.0, 0.2, 0.4, 0.8])
     assert pi_soft_ns(distances, 0.4).tolist() == [1, 0.5, 0, 0]
-    assert pi_soft_nc(distances, 0.4).tolist() == [0, 0.5, 1, 2]  # not cut off at 1
+    assert pi_soft_nc(distances, 0.4).tolist() == [0, 0.5, 1, 2]  # not clamped to 1
 
 
 @pytest.mark.parametrize("baseline", [0.0, MIN_BASELINE / 2, math.nan])
-def test_no_way_to_go(baseline: float) -> None:
+def test_a_small_baseline_is_refused(baseline: float) -> None:
     for metric in (pi_soft_ns, pi_soft_nc):
         with pytest.raises(ValueError, match="skip"):
             metric(np.array([0.1]), baseline)
 
 
 @given(seeds, st.integers(1, 12))
-def test_nothing_and_everything_through_a_model(normal: Normal, seed: int, U: int) -> None:
+def test_limits_at_pi_0_and_1_through_a_model(normal: Normal, seed: int, U: int) -> None:
     """pi -> 0 gives NS = NC = 0, and pi -> 1 gives NS = NC = 1, exactly (METHOD, section 4)."""
     embeddings, W = normal(seed, U, 4), normal(seed + 1, 4, 10)
     attribution = normal(seed + 2, U).numpy()

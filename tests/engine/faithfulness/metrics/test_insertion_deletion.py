@@ -1,4 +1,4 @@
-"""Insertion and deletion: nested sets of the right size, and ties that favour nobody."""
+"""Insertion and deletion: nested sets of the right size, and ties without a bias."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_counts_are_exact(n: int) -> None:
     assert top_counts(n)[-1] == n
 
 
-def test_floats_would_count_wrong() -> None:
-    """Why integers: 0.05 * 3 is above 0.15, and so of 20 tokens one more would go."""
+def test_counts_are_computed_in_integers() -> None:
+    """In floats 0.05 * 3 > 0.15, and the ceiling would be one token too many of 20."""
     assert ceil(0.05 * 3 * 20) == 4
     assert top_counts(20) == tuple(range(1, 21))
 
 
 @given(vectors, seeds, steps)
-def test_sets_are_nested_and_of_the_best(attribution: Scores, seed: int, step: int) -> None:
+def test_sets_are_nested_and_hold_the_top_scores(attribution: Scores, seed: int, step: int) -> None:
     sets = top_sets(attribution, seed, step)
     assert len(sets) == STEPS == 20
     assert tuple(map(len, sets)) == top_counts(len(attribution))
@@ -48,9 +48,7 @@ def test_sets_are_nested_and_of_the_best(attribution: Scores, seed: int, step: i
 
 
 @given(vectors, seeds, steps)
-def test_ranks_are_by_score_and_then_by_a_permutation_that_knows_no_scores(
-    attribution: Scores, seed: int, step: int
-) -> None:
+def test_ties_are_ranked_by_a_permutation_independent_of_scores(attribution: Scores, seed: int, step: int) -> None:
     order = ranking(attribution, seed, step).tolist()
     place = {token: rank for rank, token in enumerate(ranking(np.zeros(len(attribution)), seed, step).tolist())}
     assert sorted(place) == list(range(len(attribution)))
@@ -66,7 +64,7 @@ def test_ties_differ_by_seed_and_step_and_not_by_method() -> None:
     assert first != ranking(equal, 0, 1).tolist()
 
 
-def test_ties_favour_no_place() -> None:
+def test_ties_favour_no_position() -> None:
     firsts = np.bincount([ranking(np.zeros(10), seed, 0)[0] for seed in range(2000)], minlength=10)
     assert ((firsts - 200) ** 2 / 200).sum() < 27.9  # chi-squared, 9 degrees of freedom, probability 0.001
 
@@ -77,7 +75,7 @@ def test_minus_zero_is_zero() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([np.nan, 1.0])])
-def test_what_are_no_scores(bad: Scores) -> None:
+def test_bad_scores_are_refused(bad: Scores) -> None:
     with pytest.raises(ValueError, match="scores must be"):
         top_sets(bad, 0, 0)
 

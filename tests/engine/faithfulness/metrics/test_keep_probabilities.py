@@ -1,4 +1,4 @@
-"""Probabilities of being kept: the mean that was asked for comes out, whatever the scores."""
+"""Retaining probabilities: the requested mean is achieved for any scores."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_mean_is_what_was_asked_at_every_pi(name: str) -> None:
+def test_the_mean_is_pi_at_every_pi(name: str) -> None:
     for retention, pi in zip(retentions(SHAPES[name], EXTREMES), EXTREMES, strict=True):
         assert retention.pi == pi
         assert abs(retention.achieved - pi) < 1e-12
@@ -62,7 +62,7 @@ def test_the_mean_is_what_was_asked_at_every_pi(name: str) -> None:
 
 
 @given(vectors, shares)
-def test_the_mean_is_what_was_asked_of_any_scores(attribution: Scores, pi: float) -> None:
+def test_the_mean_is_pi_for_any_scores(attribution: Scores, pi: float) -> None:
     (retention,) = retentions(attribution, [pi])
     assert abs(retention.achieved - pi) < 1e-12
     assert ((retention.probs >= 0) & (retention.probs <= 1)).all()
@@ -70,7 +70,7 @@ def test_the_mean_is_what_was_asked_of_any_scores(attribution: Scores, pi: float
 
 @given(vectors, st.floats(0.01, 0.99))
 def test_probabilities_are_powers_of_the_scores(attribution: Scores, pi: float) -> None:
-    """By Python's own arithmetic; one more check that alpha and not something else makes the mean."""
+    """In Python's own arithmetic."""
     (retention,) = retentions(attribution, [pi])
     for prob, s in zip(retention.probs.tolist(), naive_unit(attribution.tolist()), strict=True):
         assert prob == pytest.approx(s**retention.alpha, rel=1e-8, abs=1e-12)
@@ -113,15 +113,15 @@ def test_more_is_kept_at_a_larger_pi(attribution: Scores, pis: list[float]) -> N
 
 
 def test_alpha_in_closed_form() -> None:
-    # Half zero: at 1/4 only the upper half is kept, half of the time; at 3/4 all of it, and half of the others.
+    # Half zero: at 1/4 the upper half is kept with 1/2; at 3/4 the upper half always, the lower with 1/2.
     unit = unit_scores(half_zero(2000))
     assert exponents(unit, [0.25])[0] == pytest.approx(math.log(0.5) / math.log(1 - 1e-6), rel=1e-9)
     assert exponents(unit, [0.75])[0] == pytest.approx(math.log(0.5) / math.log(1e-6), rel=1e-5)
-    # One-hot: the hot one always, the 1999 others as often as makes 100 and 1900 of 2000.
+    # One-hot of 2000: the hot token is always kept, the other 1999 as often as makes 100 and 1900.
     unit = unit_scores(one_hot(2000))
     assert exponents(unit, [0.05])[0] == pytest.approx(math.log(99 / 1999) / math.log(1e-6), rel=1e-5)
     assert exponents(unit, [0.95])[0] == pytest.approx(math.log(1899 / 1999) / math.log(1e-6), rel=1e-5)
-    # A quarter of a token in the mean: the hot one alone, at (1 - 1e-6)^alpha = 1/4.
+    # pi of a quarter of a token: only the hot one is kept, with (1 - 1e-6)^alpha = 1/4.
     assert exponents(unit, [0.25 / 2000])[0] == pytest.approx(math.log(0.25) / math.log(1 - 1e-6), rel=1e-9)
     assert exponents(np.array([0.25, 0.25]), [0.5])[0] == pytest.approx(0.5, rel=1e-12)
     # s and s^2 at alpha: x + x^2 = 2 pi.
@@ -172,7 +172,7 @@ def test_the_original_metric_takes_scores_as_they_are() -> None:
         (np.array([-np.inf, 0.0]), "token 0 was -inf"),
     ],
 )
-def test_what_are_no_scores(attribution: Scores, message: str) -> None:
+def test_bad_scores_are_refused(attribution: Scores, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         finite_scores(attribution)
     with pytest.raises(ValueError, match=message):
@@ -183,12 +183,12 @@ def test_what_are_no_scores(attribution: Scores, message: str) -> None:
 
 
 @pytest.mark.parametrize("pi", [-0.1, 1.1, math.nan])
-def test_what_is_no_pi(pi: float) -> None:
+def test_bad_pis_are_refused(pi: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         retentions(np.array([1.0, 2.0]), [pi])
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0, math.nan])
-def test_a_power_needs_scores_within_0_1(score: float) -> None:
+def test_alpha_needs_scores_between_0_and_1(score: float) -> None:
     with pytest.raises(ValueError, match="unit_scores"):
         exponents(np.array([0.5, score]), [0.5])

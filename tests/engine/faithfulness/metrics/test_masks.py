@@ -1,4 +1,4 @@
-"""Draws that do not move, and masks that keep what they should, as often as they should."""
+"""Uniforms that do not change, and masks that keep tokens with their probabilities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN_DRAWS = [0.23835337623227426, 0.6561471861910488, 0.10719810735481416, 0.5
 
 
 @given(seeds, steps)
-def test_the_stream_is_that_of_the_methods(seed: int, step: int) -> None:
+def test_generators_are_those_of_the_methods(seed: int, step: int) -> None:
     ours, theirs = stream(seed, "random", step), SeedSwitches(seed).generator("random", step)
     assert ours.random(3).tolist() == theirs.random(3).tolist()
 
@@ -34,7 +34,7 @@ def test_the_stream_is_that_of_the_methods(seed: int, step: int) -> None:
     st.integers(1, 3),
     st.integers(1, 9),
 )
-def test_a_draw_depends_on_nothing_but_its_own_key(
+def test_a_uniform_depends_only_on_its_key(
     seed: int, step: int, pis: list[float], num_samples: int, num_tokens: int
 ) -> None:
     full = uniforms(seed, step, PIS, 3, 9)
@@ -45,15 +45,15 @@ def test_a_draw_depends_on_nothing_but_its_own_key(
         assert row.tolist() == full[PIS.index(pi), :num_samples, :num_tokens].tolist()
 
 
-def test_other_keys_have_other_draws() -> None:
+def test_other_keys_have_other_uniforms() -> None:
     draws = [uniforms(seed, step, PIS, 3, 4) for seed in (0, 1, 2**32, MAX_SEED) for step in (0, 1, 50_000)]
     draws += [soft_uniforms(seed, step, 3, 4)[None] for seed in (0, 1) for step in (0, 1)]
     rows = np.concatenate([draw.reshape(-1, 4) for draw in draws])
     assert len(np.unique(rows)) == rows.size == (12 * 19 + 4) * 3 * 4
 
 
-def test_draws_of_known_arguments() -> None:
-    """Recorded on 2026-11-26: another number here would change every metric that was ever reported."""
+def test_recorded_uniforms() -> None:
+    """Recorded on 2026-11-26: a change here would change every reported metric."""
     draws = [
         uniforms(0, 0, [0.05], 1, 1),
         uniforms(MAX_SEED, 7, [0.5, 0.95], 3, 2)[1:, 2:, 1:],
@@ -69,17 +69,17 @@ def test_a_pi_is_its_decimal() -> None:
     assert uniforms(1, 2, [0.150001], 2, 5).tolist() != uniforms(1, 2, [0.15], 2, 5).tolist()
 
 
-def test_original_draws_do_not_depend_on_how_many_there_are() -> None:
+def test_soft_uniforms_do_not_depend_on_their_number() -> None:
     full = soft_uniforms(5, 3, 4, 6)
     assert full.shape == (4, 6)
     assert soft_uniforms(5, 3, 2, 3).tolist() == full[:2, :3].tolist()
 
 
-def test_draws_are_uniform() -> None:
+def test_uniforms_are_uniform() -> None:
     r = uniforms(11, 4, PIS, 20, 50).ravel()  # 19,000
     tenths = np.bincount((r * 10).astype(int), minlength=10)
     assert ((tenths - 1900) ** 2 / 1900).sum() < 27.9  # chi-squared, 9 degrees of freedom, probability 0.001
-    # First tokens of all rows come from streams that are seeded next to one another.
+    # The first uniforms of all rows come from generators with neighbouring seeds.
     firsts = uniforms(11, 4, PIS, 200, 1).ravel()
     assert abs(firsts.mean() - 0.5) < 4 / math.sqrt(12 * firsts.size)
     assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) < 4 / math.sqrt(firsts.size)
@@ -96,7 +96,7 @@ def test_tokens_are_kept_as_often_as_their_probability() -> None:
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 7))
-def test_what_is_kept_token_by_token(seed: int, P: int, U: int) -> None:
+def test_the_mask_token_by_token(seed: int, P: int, U: int) -> None:
     r = uniforms(seed, 0, PIS[:P], 3, U)
     probs = uniforms(seed, 1, PIS[:P], 1, U)[:, 0]  # any numbers in [0, 1)
     mask = keep_mask(r, probs)
@@ -106,15 +106,15 @@ def test_what_is_kept_token_by_token(seed: int, P: int, U: int) -> None:
             assert mask[p, n].tolist() == [bool(r[p, n, i] < probs[p, i]) for i in range(U)]
 
 
-def test_a_token_with_a_larger_probability_is_kept_wherever_it_was() -> None:
-    """Draws are shared: raising a method's probabilities adds tokens and takes none away."""
+def test_a_higher_probability_keeps_the_same_tokens() -> None:
+    """Uniforms are shared: higher probabilities keep the same tokens and more."""
     r = uniforms(2, 0, PIS, 3, 30)
     low = np.tile(np.linspace(0, 0.8, 30), (len(PIS), 1))
     assert (keep_mask(r, low) <= keep_mask(r, low + 0.2)).all()
 
 
-def test_a_draw_that_is_the_probability_does_not_keep() -> None:
-    """Draws are in [0, 1), so r < p has probability p; at p = 0 the draw 0 must not keep."""
+def test_a_uniform_equal_to_the_probability_does_not_keep() -> None:
+    """Uniforms are in [0, 1), so r < p has probability p; at p = 0 the uniform 0 must not keep."""
     assert keep_mask(np.array([[0.0, 0.5, 0.5]]), np.array([0.0, 0.5, 0.75])).tolist() == [[False, False, True]]
 
 
@@ -127,6 +127,6 @@ def test_the_limits_keep_nothing_and_everything() -> None:
 
 
 @pytest.mark.parametrize("pi", [-0.1, 1.5, math.nan])
-def test_what_is_no_pi(pi: float) -> None:
+def test_bad_pis_are_refused(pi: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         uniforms(0, 0, [0.5, pi], 1, 1)

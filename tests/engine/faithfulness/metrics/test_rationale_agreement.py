@@ -1,4 +1,4 @@
-"""Agreement with rationales: against the definitions, threshold by threshold."""
+"""Agreement with rationales, against the definitions threshold by threshold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ cases = (
 
 
 def naive_average_precision(scores: list[float], rationale: list[bool]) -> float:
-    """Everything at or above a threshold is chosen; thresholds fall from score to score."""
+    """All scores at or above a threshold are chosen; the thresholds are the scores, descending."""
     total, before = 0.0, 0.0
     for threshold in sorted(set(scores), reverse=True):
         chosen = [inside for score, inside in zip(scores, rationale, strict=True) if score >= threshold]
@@ -49,7 +49,7 @@ def test_average_precision_equals_its_definition(case: Case) -> None:
 
 
 @given(cases, st.randoms(use_true_random=False))
-def test_average_precision_knows_neither_places_nor_scale(case: Case, random: Random) -> None:
+def test_average_precision_depends_on_neither_positions_nor_scale(case: Case, random: Random) -> None:
     scores, rationale = case
     order = np.array(sorted(range(len(scores)), key=lambda _: random.random()))
     expected = average_precision(scores, rationale)
@@ -62,7 +62,7 @@ def test_average_precision_of_known_rankings() -> None:
     assert average_precision(np.array([4.0, 2.0, 3.0, 1.0]), rationale) == 1
     assert average_precision(np.array([4.0, 3.0, 2.0, 1.0]), rationale) == pytest.approx((1 + 2 / 3) / 2)
     assert average_precision(np.array([1.0, 3.0, 2.0, 4.0]), rationale) == pytest.approx((1 / 3 + 2 / 4) / 2)
-    assert average_precision(np.zeros(4), rationale) == 0.5  # all tie: the rationale's share
+    assert average_precision(np.zeros(4), rationale) == 0.5  # all tie: the share of rationale tokens
     assert average_precision(np.array([1.7e308, -1.7e308, 1.7e308, 0.0]), rationale) == 1
 
 
@@ -104,7 +104,7 @@ def test_ties_are_broken_by_the_seed_and_fairly() -> None:
         (np.array([0.0, np.nan]), np.array([True, False]), "token 1 was nan"),
     ],
 )
-def test_what_cannot_agree(scores: Scores, rationale: Mask, message: str) -> None:
+def test_bad_rationales_are_refused(scores: Scores, rationale: Mask, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         average_precision(scores, rationale)
     with pytest.raises(ValueError, match=message):
@@ -112,12 +112,12 @@ def test_what_cannot_agree(scores: Scores, rationale: Mask, message: str) -> Non
 
 
 def test_every_order_of_four() -> None:
-    """All rankings of four tokens, so that the mean is known: of random orders, by counting."""
+    """All rankings of four tokens; the mean is known by counting."""
     rationale = np.array([True, True, False, False])
     orders = [np.array(order, dtype=np.float64) for order in itertools.permutations(range(4))]
     assert np.mean([token_f1(order, rationale, 0, 0) for order in orders]) == pytest.approx(0.5)
     areas = [average_precision(order, rationale) for order in orders]
-    # By the ranks of the two: 12, 13, 14, 23, 24, 34, all alike probable.
+    # The ranks of the two rationale tokens are 12, 13, 14, 23, 24 or 34, equally often.
     expected = np.mean(
         [1, (1 + 2 / 3) / 2, (1 + 2 / 4) / 2, (1 / 2 + 2 / 3) / 2, (1 / 2 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2]
     )

@@ -1,4 +1,4 @@
-"""Means and intervals: against naive loops, and as often right as they say."""
+"""Means and intervals: against naive loops, and with the stated coverage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ values = st.lists(st.floats(-10, 10), min_size=2, max_size=8).map(np.array)
 
 
 def naive_percentile(ordered: list[float], percent: float) -> float:
-    """Between the two neighbours, linearly."""
+    """Linear interpolation between the two neighbours."""
     place = percent / 100 * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
@@ -72,7 +72,7 @@ def test_ten_thousand_resamples_at_95_percent() -> None:
     assert (interval.high - interval.mean) / error == pytest.approx(1.96, abs=0.08)
 
 
-def test_equal_numbers_and_seeds_give_equal_intervals() -> None:
+def test_equal_values_and_seeds_give_equal_intervals() -> None:
     numbers, samples = np.random.default_rng(1).random(30), np.random.default_rng(2).random((19, 3))
     weights = trapezoid_weights(PIS)
     assert bootstrap_interval(numbers, 4, 500) == bootstrap_interval(numbers.copy(), 4, 500)
@@ -112,7 +112,7 @@ def test_bootstrap_intervals_hold_the_mean_of_a_known_distribution() -> None:
 
 
 def test_monte_carlo_intervals_hold_the_area_with_three_draws_a_pi() -> None:
-    """Resamples of three of three would hold it in 87 % of cases."""
+    """Resamples of three of three masks would cover the area in only 87 % of cases."""
     draws, weights = np.random.default_rng(6), trapezoid_weights(PIS)
     intervals = [monte_carlo_interval(draws.random((19, 3)), weights, seed, 300) for seed in range(1000)]
     assert 0.915 < coverage(intervals, 0.45) < 0.98
@@ -131,22 +131,22 @@ def test_a_monte_carlo_mean_is_the_area() -> None:
     samples = np.random.default_rng(8).random((19, 3))
     interval = monte_carlo_interval(samples, trapezoid_weights(PIS), 0, 100)
     assert interval.mean == pytest.approx(auc(PIS, curve(samples)), abs=1e-14)
-    # Several steps: rows one after the other, and weights that average them.
+    # Several steps: their rows follow each other, with weights that average them.
     steps = np.random.default_rng(9).random((4, 19, 3))
     interval = monte_carlo_interval(steps.reshape(76, 3), np.tile(trapezoid_weights(PIS) / 4, 4), 0, 100)
     assert interval.mean == pytest.approx(np.mean([auc(PIS, curve(step)) for step in steps]), abs=1e-14)
 
 
-def test_one_of_a_kind_has_no_interval() -> None:
+def test_a_single_value_has_no_interval() -> None:
     one = bootstrap_interval(np.array([0.25]), 0)
     assert one == Interval(0.25, None, None, "bootstrap", 1)
     single = monte_carlo_interval(np.array([[0.5], [1.0]]), np.array([1.0, 2.0]), 0)
     assert single == Interval(2.5, None, None, "monte_carlo", 1)
-    assert one.has_zero  # for nothing rules it out
+    assert one.has_zero  # there is no interval that excludes zero
     assert single.has_zero
 
 
-def test_equal_values_have_an_interval_without_width() -> None:
+def test_equal_values_have_an_interval_of_width_zero() -> None:
     assert bootstrap_interval(np.full(8, 0.5), 0) == Interval(0.5, 0.5, 0.5, "bootstrap", 8)
     assert monte_carlo_interval(np.full((2, 4), 0.5), np.ones(2), 0) == Interval(1.0, 1.0, 1.0, "monte_carlo", 4)
 
@@ -159,7 +159,7 @@ def test_whether_zero_is_ruled_out(low: float, high: float, has_zero: bool) -> N
 
 
 def test_differences_are_paired() -> None:
-    """Prompts differ much, methods little: only pairs show it."""
+    """Prompts differ much, methods little: only paired differences show it."""
     random = np.random.default_rng(3).normal(size=50) * 100
     ours = random + 0.5 + np.random.default_rng(4).normal(size=50) * 0.1
     difference = paired_difference(ours, random, 0, 1000)
@@ -179,7 +179,7 @@ def test_median_is_the_middle(numbers: list[float]) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, np.nan]), np.array([np.inf]), np.array(1.0)])
-def test_what_has_no_mean(bad: Numbers) -> None:
+def test_bad_values_are_refused(bad: Numbers) -> None:
     with pytest.raises(ValueError, match="finite values in 1 dimensions"):
         bootstrap_interval(bad, 0)
     with pytest.raises(ValueError, match="finite values in 1 dimensions"):

@@ -19,7 +19,7 @@ MakeCase = Callable[..., Case]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_gradients_of_every_family_are_those_of_its_own_attention(case: MakeCase, family: str) -> None:
+def test_gradients_of_every_family_equal_transformers(case: MakeCase, family: str) -> None:
     subject = case(family, "float32")
     if hasattr(subject.reference, "set_experts_implementation"):
         subject.reference.set_experts_implementation("eager")  # the default refuses float64
@@ -30,7 +30,7 @@ def test_gradients_of_every_family_are_those_of_its_own_attention(case: MakeCase
 
 
 def test_one_forward_pass_serves_all_steps(case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In however many batches they go back; where a model's operations take no batches, one by one."""
+    """For any batching of backward passes, also without batching rules."""
     subject = case("llama")
     completion = list(range(70, 82))
     together = subject.rows(Saliency(), completion)

@@ -13,7 +13,7 @@ MakeCase = Callable[..., Case]
 
 
 def test_gradient_shap_is_within_its_error_of_its_expectation(case: MakeCase) -> None:
-    """With one baseline, that is integrated gradients."""
+    """With one baseline, the expectation is integrated gradients."""
     subject = case("gpt2")
     exact = subject.rows(IntegratedGradients(aggregation=Aggregation.SUM, steps=300))
     misses = 0

@@ -34,7 +34,7 @@ def test_layer_gradient_x_activation_equals_captum(case: MakeCase, layer: int | 
         return activations
 
     compare_with_captum(subject, LayerGradientXActivation(layer=layer), captum, DTYPES[dtype])
-    if layer == 2:  # the last one reaches the target at the last position alone
+    if layer == 2:  # the last layer reaches the target only at the last position
         for row in subject.rows(LayerGradientXActivation(layer=layer)):
             assert row[-1] > 0
             assert not row[:-1].any()

@@ -16,8 +16,8 @@ MakeCase = Callable[..., Case]
 
 
 @pytest.mark.parametrize("memory", [1, 10**9])
-def test_paths_in_turns_are_the_same(case: MakeCase, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    """Where memory is short, sequences and steps are taken in turns."""
+def test_turns_do_not_change_the_scores(case: MakeCase, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    """Where memory is short, sequences and steps run in turns."""
     subject = case("llama")
     expected = subject.rows(IntegratedGradients(steps=5))
     monkeypatch.setattr(

@@ -18,9 +18,9 @@ SHORT = "A fox."  # seven tokens with BOS: all subsets can be enumerated
 
 
 def exact_lime(case: Case, ids: list[int], m: int, token_id: int) -> Tensor:
-    """The fit over all subsets, each counted as often as it is drawn. [m]"""
+    """The fit over all subsets, weighted by their probability. [m]"""
     kept = torch.tensor(list(itertools.product([False, True], repeat=m)))
-    kept = kept[kept.sum(-1) < m]  # the prompt itself is one sample of many
+    kept = kept[kept.sum(-1) < m]  # without the prompt itself, a single sample of many
     removed = m - kept.sum(-1)
     drawn = torch.tensor([1 / m / math.comb(m, int(count)) for count in removed], dtype=torch.float64)
     distance = 1 - (kept.sum(-1) / m).sqrt().double()
@@ -48,14 +48,14 @@ def test_lime_is_within_its_error_of_the_exact_fit(case: MakeCase) -> None:
         assert difference <= 6 * error_of(step)
     assert misses <= 1
     (step,) = subject.engine.attribute(SHORT, [70], settings(Lime(samples=200)))
-    assert error_of(step) > 2 * max(errors)  # it falls as 1 / sqrt(samples)
+    assert error_of(step) > 2 * max(errors)  # the error falls as 1 / sqrt(samples)
 
 
 def settings(switches: Lime) -> AttributionSettings:
     return AttributionSettings(method=switches)
 
 
-def test_lime_finds_a_linear_model_again() -> None:
+def test_lime_recovers_a_linear_model() -> None:
     kept = sample_masks(Lime(samples=100), 6).double()
     slopes = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None]
     found, errors = fit(kept, 3 + kept @ slopes, torch.rand(100, dtype=torch.float64) + 0.1)
@@ -63,7 +63,7 @@ def test_lime_finds_a_linear_model_again() -> None:
     assert errors.max() <= 1e-9
 
 
-def test_lime_draws_how_many_and_which(case: MakeCase) -> None:
+def test_lime_draws_the_number_of_tokens_uniformly(case: MakeCase) -> None:
     kept = sample_masks(Lime(samples=6001), 5)
     assert kept[0].all()
     removed = (~kept[1:]).sum(-1)

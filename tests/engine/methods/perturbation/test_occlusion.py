@@ -29,7 +29,7 @@ def objective(logits: Tensor, token_id: int, kind: Objective) -> Tensor:
 
 @pytest.mark.parametrize("baseline_ids", [(), tuple(range(65, 65 + len(PROMPT) + 1))])
 @pytest.mark.parametrize("kind", Objective)
-def test_occlusion_is_what_the_target_loses(case: MakeCase, kind: Objective, baseline_ids: tuple[int, ...]) -> None:
+def test_occlusion_is_the_drop_of_the_target(case: MakeCase, kind: Objective, baseline_ids: tuple[int, ...]) -> None:
     subject = case("llama", "float32")
     rows = subject.rows(Occlusion(kind, baseline_ids=baseline_ids))
     m = len(subject.ids)

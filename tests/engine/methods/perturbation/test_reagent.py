@@ -14,7 +14,7 @@ from support.reference_case import Case
 MakeCase = Callable[..., Case]
 
 
-def test_reagent_adds_up_log_odds_of_what_replacing_costs(case: MakeCase) -> None:
+def test_reagent_adds_log_odds_of_the_drops(case: MakeCase) -> None:
     subject = case("llama")
     switches = ReAgent(samples=12, seed=4)
     m = len(subject.ids)
@@ -28,7 +28,7 @@ def test_reagent_adds_up_log_odds_of_what_replacing_costs(case: MakeCase) -> Non
         for chosen, numbers in zip(replaced, uniforms, strict=True):
             changed = list(ids)
             for place in chosen:
-                if place:  # nothing predicts the first
+                if place:  # the first token has no prediction
                     cumulative = predicted[place - 1].cumsum(-1)
                     changed[place] = int((cumulative < numbers[place]).sum())
             with torch.no_grad():

@@ -26,7 +26,7 @@ def test_value_zeroing_equals_zeroing_by_hand(
     chosen = (0, 1, 2) if layers is None else (2,) if layers == 1 else (0, 2)
 
     def outputs(ids: list[int], zeroed: tuple[int, int] | None = None) -> list[Tensor]:
-        """What every layer puts out at the last position, with one layer's value of one token zero."""
+        """Each layer's output at the last position, with one token's value zeroed in one layer."""
         noted: list[Tensor] = []
         hooks = [
             block.register_forward_hook(
@@ -55,5 +55,5 @@ def test_value_zeroing_equals_zeroing_by_hand(
             for token in range(len(ids)):
                 changed = outputs(ids, (index, token))[index]
                 expected[token] += 1 - torch.cosine_similarity(changed, own[index], dim=0)
-        # A cosine near 1 has no digits beyond float32's behind the comma.
+        # Absolute: a cosine near 1 has float32's resolution.
         assert (row.double() - expected / len(chosen)).abs().max() <= 1e-6
