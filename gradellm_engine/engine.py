@@ -388,7 +388,7 @@ class Engine:
             pad_id=getattr(self.model.tokenizer, "pad_token_id", None),
             explain=partial(self._scores_of, prompt),
             explain_tokens=self._tokens_of,
-            budget=allowance,
+            pass_budget=allowance,
         )
         evaluation.check_completion(num_tokens)
         return Request(

@@ -46,11 +46,7 @@ Explain = Callable[[EvaluatedMethod, CompletionContext, Sequence[int]], Iterator
 
 
 class Evaluation:
-    """An evaluation request.
-
-    Attributes:
-        budget: limits of one pass.
-    """
+    """An evaluation request."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class Evaluation:
         pad_id: int | None,
         explain: Explain,
         explain_tokens: Callable[[EvaluatedMethod, int, int], float],
-        budget: PassBudget,
+        pass_budget: PassBudget,
     ) -> None:
         """Check the settings that depend on the prompt.
 
@@ -74,7 +70,7 @@ class Evaluation:
             pad_id: the tokenizer's padding token; None where it has none.
             explain: computes a method's scores.
             explain_tokens: estimates how many tokens that reads, from m prompt tokens and n completion tokens.
-            budget: limits of one pass.
+            pass_budget: limits of one pass.
 
         Raises:
             InvalidRequestError: naming the field.
@@ -82,7 +78,7 @@ class Evaluation:
         self._runner, self._prompt, self._settings = runner, prompt, settings
         self._label_ids, self._pad_id = list(label_ids), pad_id
         self._explain, self._explain_tokens = explain, explain_tokens
-        self.budget = budget
+        self._pass_budget = pass_budget
         self._perturbable = PerturbableTokens(prompt, settings)
         if settings.removal is Removal.PAD and pad_id is None and any(m.is_ranked for m in settings.metrics):
             raise InvalidRequestError("removal", "pad: this model's tokenizer has no padding token; use remove or zero")
@@ -125,8 +121,8 @@ class Evaluation:
             raise ValueError("an evaluation needs the KV slot of its completion")
         self.check_completion(completion.num_steps)
         steps = self._settings.steps(completion.num_steps)
-        progress = ProgressTracker(self.budget, self._expected_tokens(completion, steps))
-        runner = PerturbationRunner(self._runner, completion.slot, self._perturbable.prefix_length, self.budget)
+        progress = ProgressTracker(self._pass_budget, self._expected_tokens(completion, steps))
+        runner = PerturbationRunner(self._runner, completion.slot, self._perturbable.prefix_length, self._pass_budget)
         unperturbed = yield from self._run_unperturbed(runner, completion, steps, progress)
         if self._label_ids:
             completion = replace(completion, targets=[Target(self._label_ids[unperturbed[0].answer])])
@@ -135,7 +131,7 @@ class Evaluation:
         outcomes: dict[tuple[int, PerturbedText], Outcome] = {}
         num_requested = 2 * len(steps)
         measurements = self._measurements(completion, steps, unperturbed, scores)
-        for batch in text_batches(measurements, self._settings, self._pad_id or 0, self.budget):
+        for batch in text_batches(measurements, self._settings, self._pad_id or 0, self._pass_budget):
             if batch is None:
                 yield progress.share()
                 continue
@@ -181,7 +177,7 @@ class Evaluation:
         for step in steps:
             texts.append(self._perturbable.step_text(completion, step))
             num_tokens = 2 * sum(len(text.ids) for text in texts)
-            if num_tokens < self.budget.batch_tokens and step != steps[-1]:
+            if num_tokens < self._pass_budget.batch_tokens and step != steps[-1]:
                 continue
             pairs = [text.zeroed(np.full(len(text.indexes), is_empty)) for text in texts for is_empty in (False, True)]
             waiting: dict[int, Tensor] = {}  # distributions whose pair is not complete: a pair may lie in two passes
