@@ -27,7 +27,12 @@ from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.faithfulness.evaluation import Evaluation
 from gradellm_engine.faithfulness.perturbation_runner import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS, EvaluatedMethod, EvaluationSettings
+from gradellm_engine.faithfulness.settings import (
+    MAX_EVALUATION_SEQUENCES,
+    MAX_EVALUATION_STEP_TOKENS,
+    EvaluatedMethod,
+    EvaluationSettings,
+)
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, model_cost
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
@@ -423,18 +428,18 @@ class Engine:
     @staticmethod
     def _check_size(settings: EvaluationSettings, prompt: Prompt, num_tokens: int) -> None:
         count = settings.sequences_a_step * len(settings.steps(num_tokens))
-        if count > MAX_SEQUENCES:
+        if count > MAX_EVALUATION_SEQUENCES:
             raise InvalidRequestError(
                 "samples",
-                f"up to {count:,} changed texts would be run; the limit is {MAX_SEQUENCES:,}: ask for fewer methods, "
-                "pis or samples, or for a larger stride",
+                f"up to {count:,} changed texts would be run; the limit is {MAX_EVALUATION_SEQUENCES:,}: ask for fewer "
+                "methods, pis or samples, or for a larger stride",
             )
         tokens = settings.sequences_a_step * (len(prompt.tokens) + num_tokens)
-        if tokens > MAX_STEP_TOKENS:
+        if tokens > MAX_EVALUATION_STEP_TOKENS:
             raise InvalidRequestError(
                 "samples",
-                f"a step's changed texts would have {tokens:,} tokens; the limit is {MAX_STEP_TOKENS:,}: ask for fewer "
-                "methods, pis or samples",
+                f"a step's changed texts would have {tokens:,} tokens; the limit is {MAX_EVALUATION_STEP_TOKENS:,}: "
+                "ask for fewer methods, pis or samples",
             )
 
     def _checked_judged(self, judged: EvaluatedMethod, prompt: Prompt, num_new_tokens: int) -> EvaluatedMethod:

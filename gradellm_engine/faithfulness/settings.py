@@ -15,9 +15,10 @@ from gradellm_engine.params import MAX_SEED, Switches, check_choice
 MAX_PIS = 99
 MAX_SAMPLES = 1000
 MAX_LABELS = 64
-MAX_JUDGED = 64
-MAX_SEQUENCES = 1_000_000  # that an evaluation may run
-MAX_STEP_TOKENS = 50_000_000  # of a step's changed texts together: what came of them is kept until the step's end
+MAX_EVALUATED_METHODS = 64
+MAX_EVALUATION_SEQUENCES = 1_000_000  # that an evaluation may run
+# Of a step's changed texts together: what came of them is kept until the step's end.
+MAX_EVALUATION_STEP_TOKENS = 50_000_000
 
 
 class Metric(StrEnum):
@@ -141,10 +142,11 @@ class EvaluationSettings:
         check_choice("perturb", self.perturb, Perturb)
         check_choice("removal", self.removal, Removal)
         names = [judged.name for judged in self.judged]
-        if not 1 <= len(names) <= MAX_JUDGED:
+        if not 1 <= len(names) <= MAX_EVALUATED_METHODS:
             raise InvalidRequestError(
                 "methods",
-                f"between 1 and {MAX_JUDGED} methods and scores of your own can be evaluated, were {len(names)}",
+                f"between 1 and {MAX_EVALUATED_METHODS} methods and scores of your own can be evaluated, "
+                f"were {len(names)}",
             )
         if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
             raise InvalidRequestError("methods", f"{doubled[0]!r} is there twice; names must be unique")

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from gradellm import Client, DeadlineExceededError, OverloadedError, UnavailableError
 from gradellm.errors import InvalidRequestError
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.faithfulness.settings import MAX_SEQUENCES, MAX_STEP_TOKENS
+from gradellm_engine.faithfulness.settings import MAX_EVALUATION_SEQUENCES, MAX_EVALUATION_STEP_TOKENS
 from gradellm_server import fault_injection
 from server.conftest import RunningServer, Serving
 from server.test_disconnects import until
@@ -52,7 +52,10 @@ def test_every_limit_is_told(serving: Serving) -> None:
         limits = client.server_info().limits
         assert (limits.max_running_requests, limits.max_queued_requests, limits.max_queued_tokens) == (3, 5, 700)
         assert (limits.max_message_bytes, limits.reader_timeout_seconds) == (9000, 7)
-        assert (limits.max_evaluation_sequences, limits.max_evaluation_step_tokens) == (MAX_SEQUENCES, MAX_STEP_TOKENS)
+        assert (limits.max_evaluation_sequences, limits.max_evaluation_step_tokens) == (
+            MAX_EVALUATION_SEQUENCES,
+            MAX_EVALUATION_STEP_TOKENS,
+        )
         assert limits.max_prompt_tokens == running.engine.max_prompt_tokens
         assert limits.max_new_tokens == running.engine.max_new_tokens
 
@@ -69,7 +72,7 @@ def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None
             client.explain("a", max_new_tokens=limits.max_new_tokens + 1)
         with pytest.raises(InvalidRequestError, match="3000"):  # gRPC's own words; a later try fails as well
             client.explain("a" * 4000, max_new_tokens=1)
-        with pytest.raises(InvalidRequestError, match=f"{MAX_SEQUENCES:,}"):
+        with pytest.raises(InvalidRequestError, match=f"{MAX_EVALUATION_SEQUENCES:,}"):
             client.evaluate("a" * 90, completion="b" * 100, methods=["random"], samples=1000, stride=1)
         call = small.stub.Generate(LONG)
         next(call)

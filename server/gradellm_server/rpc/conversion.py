@@ -56,7 +56,13 @@ from gradellm_engine import (
 )
 from gradellm_engine import Message as Turn
 from gradellm_engine.faithfulness.results import MetricSummary
-from gradellm_engine.faithfulness.settings import MAX_JUDGED, MAX_LABELS, MAX_PIS, MAX_SEQUENCES, MAX_STEP_TOKENS
+from gradellm_engine.faithfulness.settings import (
+    MAX_EVALUATED_METHODS,
+    MAX_EVALUATION_SEQUENCES,
+    MAX_EVALUATION_STEP_TOKENS,
+    MAX_LABELS,
+    MAX_PIS,
+)
 from gradellm_engine.faithfulness.statistics import Interval
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.gradients.base import Aggregation
@@ -158,7 +164,7 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:
     """What is evaluated, and how; the default for all that is not said."""
-    _check_count("methods", len(request.methods) + len(request.scores), MAX_JUDGED)
+    _check_count("methods", len(request.methods) + len(request.scores), MAX_EVALUATED_METHODS)
     _check_count("metrics", len(request.metrics), len(Metric))
     _check_count("pis", len(request.pis), MAX_PIS)
     _check_count("labels", len(labels), MAX_LABELS)
@@ -381,8 +387,8 @@ def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoRe
             kv_bytes=engine.kv_bytes,
             kv_tokens=engine.kv_tokens,
             method_bytes=engine.method_bytes,
-            max_evaluation_sequences=MAX_SEQUENCES,
-            max_evaluation_step_tokens=MAX_STEP_TOKENS,
+            max_evaluation_sequences=MAX_EVALUATION_SEQUENCES,
+            max_evaluation_step_tokens=MAX_EVALUATION_STEP_TOKENS,
             **limits,
         ),
         versions=_versions(),
