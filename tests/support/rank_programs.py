@@ -220,10 +220,10 @@ def _main() -> None:
     ranks = ProcessGroup.join()
     engine = loaded(Path(path), dtype, ranks)
     if ranks is not None and not ranks.is_rank0:
-        engine.follow()
+        engine.run_follower()
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
-        engine.dismiss()
+        engine.stop_followers()
     ProcessGroup.leave()
 
 

@@ -78,7 +78,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     assert stream.error is None
     assert summary is not None
     assert summary.num_asked == 2 * 2 * 99 * 20 + 2
-    allowance = stream.allowance
+    allowance = stream.pass_budget
     assert allowance is not None
     group = BATCHES_A_GROUP * allowance.most // len(prompt)
     assert most[0] <= max(group, MADE_TEXTS) + 2

@@ -127,8 +127,8 @@ def disturbed(engine: Engine, seed: int) -> None:
 def test_streams_that_come_leave_and_are_resumed(
     load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
-    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 3)
+    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
+    monkeypatch.setitem(scheduling.MIN_PREFILL_CHUNK_TOKENS, "cpu", 3)
     disturbed(load(name), seed)
 
 

@@ -129,7 +129,7 @@ def own_logits(path: Callable[[str], Path]) -> Callable[[str, Sequence[int]], Te
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read in pieces that end neither at the switch nor together."""
-    for name in ("MAX_PIECE_TOKENS", "MIN_PIECE_TOKENS"):
+    for name in ("MAX_PREFILL_CHUNK_TOKENS", "MIN_PREFILL_CHUNK_TOKENS"):
         monkeypatch.setattr(scheduling, name, {"cpu": 7, "cuda": 7})
 
 
@@ -434,7 +434,7 @@ def test_other_streams_go_on_while_keys_are_made_anew(load: Any) -> None:
         before = other.num_tokens
         for _ in scheduler.step():
             pass
-        if crossing.slot is not None and crossing.slot.is_long and crossing.num_unread:
+        if crossing.slot is not None and crossing.slot.is_long and crossing.num_prefill_left:
             was_long = True
             num_between += other.num_tokens > before
     assert was_long
