@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.compilation.tracer import NotTraceable, Tracer, Value, function, needed, taken
 from gradellm_engine.layers.linear import LinearOutputCache, current_output_cache
+from gradellm_engine.passes.base import AttentionPass, LayerAttention, QKVGrads
 from gradellm_engine.passes.lm_head import LogitHead
-from gradellm_engine.passes.ragged import AttentionPass, LayerAttention, QKVGrads
 
 MOST_ROWS = 64  # of a pass: beyond it, arithmetic takes so long that calls do not count
 MOST_LINES = 64  # the one not used for longest is given up
@@ -167,7 +167,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _WatchedSite:
-    """See `gradellm_engine.passes.ragged.LayerAttention`."""
+    """See `gradellm_engine.passes.base.LayerAttention`."""
 
     watched: _Watched
     attention: _Attention
@@ -185,7 +185,7 @@ class _WatchedSite:
 
 
 class _WatchedPass:
-    """See `gradellm_engine.passes.ragged.AttentionPass`."""
+    """See `gradellm_engine.passes.base.AttentionPass`."""
 
     def __init__(self, watched: _Watched, *, has_new: bool) -> None:
         """`has_new` tells whether any of its tokens is new: of others there is nothing to store."""

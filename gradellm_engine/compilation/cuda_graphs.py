@@ -22,9 +22,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 MOST_RECORDINGS = 64  # the one not used for longest is given up

@@ -51,7 +51,7 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
 from gradellm_engine.tokenization.prompts import Prompt, Role
 from gradellm_engine.tokenization.sources import SourceMap

@@ -14,7 +14,7 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches, Switches
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
 TOKENS_A_PASS = 64  # that are explained within one
 

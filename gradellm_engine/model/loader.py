@@ -35,9 +35,9 @@ from transformers.utils import cached_file
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant
 from gradellm_engine.layers.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.layers.batch_invariant import NAME as BATCH_INVARIANT
+from gradellm_engine.layers.batch_invariant import is_batch_variant
 from gradellm_engine.layers.rotary_switch import context_limit, switch_tokens
 from gradellm_engine.model.checkpoint_check import (
     ADAPTER_FILES,
@@ -54,7 +54,8 @@ from gradellm_engine.model.checkpoint_check import (
 from gradellm_engine.model.families import Family, family_of
 from gradellm_engine.model.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.model.runner import ATTENTION_KERNEL, ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.invariant import ALIGNED_PLACES
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.tokenizer_check import difference_from, made_from
 from gradellm_engine.utils.memory import is_out_of_memory

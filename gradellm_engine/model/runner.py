@@ -29,7 +29,7 @@ from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.distributed.tensor_parallel import own_shares
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, PerTokenPass, patch_elementwise_modules
+from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
 from gradellm_engine.layers.linear import (
     current_output_cache,
     enable_batch_invariance,
@@ -42,11 +42,14 @@ from gradellm_engine.layers.rotary import replace_rotary
 from gradellm_engine.layers.rotary_switch import switch_tokens, use_rotary_sets
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
+from gradellm_engine.passes.base import AttentionPass, ExplainSpec, SequenceChunk, Target, attended
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
 from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SequenceAttention, SharedPrefixAttention
+from gradellm_engine.passes.full_sequence import SequenceAttention
+from gradellm_engine.passes.invariant import ALIGNED_PLACES, PerTokenPass
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import AttentionPass, ExplainSpec, RaggedPass, SequenceChunk, Target, attended
+from gradellm_engine.passes.ragged import RaggedPass
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention.fused import FusedAttention

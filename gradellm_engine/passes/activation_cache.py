@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.linear import FrozenLinear, current_output_cache
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 
 SHARE_OF_WEIGHTS = 4  # what is kept takes at most a fourth of what the model takes
 

@@ -31,8 +31,9 @@ from gradellm_engine.attention.ops import (
 from gradellm_engine.attribution.in_pass import Maps, arithmetic_of, summed
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVPool, Sequences
+from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.params import LayerSwitches
-from gradellm_engine.passes.ragged import KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products, unrotated
+from gradellm_engine.passes.base import KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention import fused

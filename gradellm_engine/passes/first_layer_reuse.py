@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.layers.projection_skipping import ProjectionStubs
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 MIN_TEXTS = 4  # of a pass; of fewer, two rows a position are about as many
 

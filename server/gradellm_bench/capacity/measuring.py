@@ -21,7 +21,7 @@ from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPha
 from gradellm_engine.core.scheduler import EXPLAINED_TOKENS
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 
 Kind = Literal["step", "explained_step", "scores", "replay", "read"]
 Progress = Callable[[str], None]

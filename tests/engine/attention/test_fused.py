@@ -23,7 +23,7 @@ from gradellm_engine.attribution.grad_ellm import weighted_effect
 from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Loosening, Magnitude, Rectify
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 pytest.importorskip("triton")

@@ -22,7 +22,8 @@ from gradellm_engine.attribution.grad_ellm import (
 from gradellm_engine.attribution.in_pass import summed
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
-from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, RaggedPass, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass
 
 Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")

@@ -42,7 +42,7 @@ from gradellm_engine.core.sampler import Distribution, choose_token, sampling_pr
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of, take
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradellm_engine import Engine
+from gradellm_engine.attention.cpu_tiled import TiledAttention
 from gradellm_engine.attention.ops import AttentionForm, visibility
 from gradellm_engine.faithfulness.perturbation_runner import PassBudget, PerturbationRunner, PerturbedText
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention, TiledAttention
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import save_random_model
 
 

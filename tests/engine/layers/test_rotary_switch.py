@@ -42,7 +42,7 @@ from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.params import Rotary
-from gradellm_engine.passes.ragged import SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
 from support.faithfulness_reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
@@ -515,7 +515,7 @@ def test_passes_do_not_mix_factors_in_one_beginning(load: Any) -> None:
     runner.allocate_pool(100)
     slot = runner.pool.allocate_first(50)
     runner.read([SequenceChunk.new(slot, list(range(20)))])
-    from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+    from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
     embeddings = runner.embed([[1] * 8])
     with pytest.raises(ValueError, match="different rotary factors"):

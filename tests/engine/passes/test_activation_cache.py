@@ -15,7 +15,8 @@ from gradellm_engine.layers.gemm import GemmWeight
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
-from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.ragged import RaggedLayer
 from support.oracle import relative_error
 from support.scheduler_harness import run, scheduler_of
 

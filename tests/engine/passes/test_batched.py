@@ -16,8 +16,8 @@ from gradellm_engine import Engine
 from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.passes.batched import StepShape, is_step
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.fake_cuda_graphs import TapeRecorder
 from support.kv_fixtures import filled, forget
 

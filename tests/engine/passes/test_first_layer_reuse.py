@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gradellm_engine import Engine
 from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.first_layer_reuse import MIN_TEXTS, TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import FAMILIES
 
 ModelPath = Callable[[str], Path]
