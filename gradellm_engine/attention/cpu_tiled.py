@@ -12,13 +12,13 @@ from torch import Tensor
 from gradellm_engine.attention.ops import AttentionForm
 
 # Measured on a CPU with 1 MB of second-level cache a core.
-PIECE = 2**18  # attention weights that are computed at once, so that they stay there until they are multiplied
+TILE_WEIGHTS = 2**18  # attention weights that are computed at once, so that they stay there until they are multiplied
 
-STRETCH = 40  # queries of a piece, about: fewer see fewer keys that are hidden from them, more are fewer calls
+TILE_QUERIES = 40  # queries of a piece, about: fewer see fewer keys that are hidden from them, more are fewer calls
 
-WIDEST = 32  # heads for which all that is faster than a stock kernel
+MAX_HEAD_WIDTH = 32  # heads for which all that is faster than a stock kernel
 
-NARROW = 16  # values narrower than that are multiplied faster as columns
+NARROW_VALUE_WIDTH = 16  # values narrower than that are multiplied faster as columns
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TiledAttention:
         """
         B, H, T, D = query.shape
         G, N, Dv = K.shape[1], K.shape[2], V.shape[3]
-        r, count = H // G, -(-T // STRETCH)
+        r, count = H // G, -(-T // TILE_QUERIES)
         K, V = K.contiguous(), V.contiguous()
         hidden = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
         output = query.new_empty(B, T, G, r, Dv)
@@ -51,12 +51,12 @@ class TiledAttention:
             q = query[:, :, begin:end].reshape(B * G, rows, D)
             k, v = K[:, :, :seen].flatten(0, 1), V[:, :, :seen].flatten(0, 1)  # [B G, seen, .]
             bias = hidden[begin:end, :seen].repeat(r, 1)
-            o = query.new_empty(B * G, Dv, rows).mT if Dv < NARROW else query.new_empty(B * G, rows, Dv)
-            size = max(1, PIECE // (rows * seen))
+            o = query.new_empty(B * G, Dv, rows).mT if Dv < NARROW_VALUE_WIDTH else query.new_empty(B * G, rows, Dv)
+            size = max(1, TILE_WEIGHTS // (rows * seen))
             for its in (slice(start, start + size) for start in range(0, B * G, size)):
                 Z, A = self._room(len(q[its]), rows, seen, like=q)
                 torch.softmax(torch.baddbmm(bias, q[its], k[its].mT, alpha=form.scaling, out=Z), -1, out=A)
-                if Dv < NARROW:
+                if Dv < NARROW_VALUE_WIDTH:
                     torch.bmm(v[its].mT, A.mT, out=o[its].mT)
                 else:
                     torch.bmm(A, v[its], out=o[its])
@@ -64,15 +64,15 @@ class TiledAttention:
         return output.flatten(2, 3)
 
     @staticmethod
-    def are_fast(query: Tensor, V: Tensor, form: AttentionForm) -> bool:
+    def is_faster(query: Tensor, V: Tensor, form: AttentionForm) -> bool:
         """Whether they are faster than a stock kernel."""
         is_float = query.device.type == "cpu" and query.dtype == V.dtype == torch.float32
-        return is_float and form.is_plain and max(query.shape[-1], V.shape[-1]) <= WIDEST
+        return is_float and form.is_plain and max(query.shape[-1], V.shape[-1]) <= MAX_HEAD_WIDTH
 
     def _room(self, *shape: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """For products, and for weights."""
         numel = math.prod(shape)
         if self._memory is None or self._memory.shape[1] < numel:
-            self._memory = like.new_empty(2, max(numel, PIECE))
+            self._memory = like.new_empty(2, max(numel, TILE_WEIGHTS))
         products, weights = self._memory[:, :numel]
         return products.view(shape), weights.view(shape)

@@ -83,7 +83,7 @@ class CapturedStep:
         """`run` is filled with a step that is due: recording carries it out, again and again."""
         self.run = run
         self._model, self._head_module = model, head
-        num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.row.device
+        num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.ids_and_positions.device
         self._ids = torch.zeros((num_tokens, 2), dtype=torch.long, device=device)
         self._signs = torch.zeros((num_tokens, 2), device=device)
         stages: list[Callable[[], None]] = [self._read]

@@ -148,7 +148,7 @@ class Scheduler:
     @property
     def prefix_tokens(self) -> tuple[int, int]:
         """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
-        return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
+        return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     @property
     def _chunk_size(self) -> int:

@@ -88,7 +88,7 @@ class _ByPositions(nn.Module):
 _classes: dict[tuple[type, type], type] = {}
 
 
-def _become(module: nn.Module, other: type[nn.Module]) -> None:
+def _mix_in_class(module: nn.Module, other: type[nn.Module]) -> None:
     """Make it one of its class and another before that; the class's name ends as its own did."""
     kind = type(module)
     if (kind, other) not in _classes:
@@ -101,11 +101,11 @@ def patch_elementwise_modules(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module)
         if kind.__name__.endswith("RotaryEmbedding"):
-            _become(module, _ByPositions)
+            _mix_in_class(module, _ByPositions)
         elif isinstance(module, (FrozenNorm, nn.LayerNorm)) or _is_activation(module):
-            _become(module, _ByTokens)
+            _mix_in_class(module, _ByTokens)
         elif kind.__name__.endswith("Norm"):
-            _become(module, _OneByOne)
+            _mix_in_class(module, _OneByOne)
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -121,7 +121,7 @@ def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
     runner.pool.reuses_prefixes = False
     ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
     explain = runner.every_layer
-    alone, *others = (runner.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
+    alone, *others = (runner.pool.allocate_probe(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
     for token_id in ids:
         result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
@@ -130,7 +130,7 @@ def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
     runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
     together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
     results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = runner.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
+    again = runner.explained_pass([SequenceChunk.replay(others[0], 0, _TRIED_TOKENS, explain)])
     replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
     return not all(
         torch.equal(its, logits[0]) and torch.equal(its_scores, scores)

@@ -40,7 +40,7 @@ def fused_autograd_node(rotate: Rotate) -> Rotate:
 
     @functools.wraps(rotate)
     def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        if args or kwargs or not _is_plain(q, k, cos, sin):
+        if args or kwargs or not _takes_fused_node(q, k, cos, sin):
             if not torch.is_grad_enabled() and not any(q.stride()):  # one number, that nobody looks at: left_out
                 return q, k if not any(k.stride()) else rotates(k, k, cos, sin, *args, **kwargs)[1]
             if has_rows and not (args or kwargs) and _is_inference() and supports_row_layout(q, k, cos, sin):
@@ -53,22 +53,22 @@ def fused_autograd_node(rotate: Rotate) -> Rotate:
     return rotates
 
 
-def _is_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def _takes_fused_node(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether gradients are wanted of queries and keys alone, by an ordinary backward pass.
 
     In float64 autograd is left to it, and rounds as it does: some families rotate in float32 there, too.
     """
     if not (q.requires_grad and k.requires_grad and torch.is_grad_enabled()) or q.dtype is torch.float64:
         return False
-    return _is_ordinary() and not (cos.requires_grad or sin.requires_grad)
+    return _no_functorch_or_compile() and not (cos.requires_grad or sin.requires_grad)
 
 
 def _is_inference() -> bool:
     """Whether nobody differentiates, traces or maps it."""
-    return not torch.is_grad_enabled() and _is_ordinary()
+    return not torch.is_grad_enabled() and _no_functorch_or_compile()
 
 
-def _is_ordinary() -> bool:
+def _no_functorch_or_compile() -> bool:
     """Whether nobody traces or maps it."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 

@@ -79,7 +79,7 @@ def _within(
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_A_PASS):
             chosen = alike[begin : begin + TOKENS_A_PASS]
-            parts = [SequenceChunk.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
+            parts = [SequenceChunk.replay(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
             rows = runner.replay(parts, [given.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)

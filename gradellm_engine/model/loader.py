@@ -659,7 +659,7 @@ def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch
             expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
         runner = ModelRunner(model, ranks, batch_invariant=batch_invariant)
         runner.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
-        slots = [runner.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
+        slots = [runner.pool.allocate_probe(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
         *first, last = ids.tolist()
         for piece in (first[:2], first[2:]):
             runner.read([SequenceChunk.new(slot, piece) for slot in slots])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.layers.rotary_switch import coded
+from gradellm_engine.layers.rotary_switch import encode_positions
 from gradellm_engine.params import GradEllm, LayerSwitches, Rotary
 
-KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
+MAX_KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SequenceChunk:
         return cls(slot, ids, explain, slot.length, is_new=True, replay_length=replay_length)
 
     @classmethod
-    def again(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
+    def replay(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
         """The tokens at positions start..end, which the slot holds."""
         return cls(slot, slot.ids[start:end], explain, start, is_new=False)
 
@@ -79,7 +79,7 @@ class SequenceChunk:
 
     def last_positions(self, count: int) -> list[int]:
         """Those of so many tokens that end with its last, as the model takes them."""
-        return coded(range(self.end - count, self.end), is_long=self.slot.is_long)
+        return encode_positions(range(self.end - count, self.end), is_long=self.slot.is_long)
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ class LayerAttention(Protocol):
         [1, H, T, D] -> [1, T, H, Dv]
         """
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """Add the layer's scores to the heat maps; the gradients, where the graph goes on. In float32 or better.
 
         Args:
             query: [1, H, T, D]
             gradient: dl/do. [1, T, H, Dv]
-            goes_on: whether anything below needs a gradient.
+            needs_input_grad: whether anything below needs a gradient.
 
         Returns:
             dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are only read: they have no target.
@@ -118,7 +118,7 @@ class LayerAttention(Protocol):
 class AttentionPass(Protocol):
     """One pass through the model."""
 
-    anchor: Tensor | None
+    graph_anchor: Tensor | None
     """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
     lowest: int
     """The lowest layer that is explained."""
@@ -126,8 +126,8 @@ class AttentionPass(Protocol):
     """Whether the model looks at what attention gives; not where all that it would make of that is known."""
 
     @property
-    def row(self) -> Tensor:
-        """The tokens and their positions, as the model takes them: see `rotary_switch.coded`. [2, T]"""
+    def ids_and_positions(self) -> Tensor:
+        """The tokens and their positions, as the model takes them: see `rotary_switch.encode_positions`. [2, T]"""
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Keep a layer's keys [G, T, D] and values [G, T, Dv] of the tokens that are new."""
@@ -135,18 +135,20 @@ class AttentionPass(Protocol):
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
         """Keep the rotary embedding that a layer takes, of the tokens that are new. [T, width] each"""
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
+    def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
         """A layer's attention."""
 
     def heat_maps(self) -> list[Tensor]:
         """After the backward pass: scores of each explained part's tokens, in the parts' order. [T, S] each"""
 
 
-def attended(run: AttentionPass, site: LayerAttention, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def layer_attention_output(
+    run: AttentionPass, layer: LayerAttention, index: int, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
     """A layer's attention, as a node of the graph where it is explained. Shapes as for `LayerAttention`."""
-    if run.anchor is None or index < run.lowest:
-        return site.output(query)
-    output: Tensor = _Attention.apply(run.anchor, query, key, value, site)  # type: ignore[no-untyped-call]
+    if run.graph_anchor is None or index < run.lowest:
+        return layer.output(query)
+    output: Tensor = _Attention.apply(run.graph_anchor, query, key, value, layer)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -154,15 +156,22 @@ class _Attention(torch.autograd.Function):
     """Keys and values that are kept are constants that autograd never records."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, query: Tensor, key: Tensor, value: Tensor, site: LayerAttention) -> Tensor:  # noqa: ANN401
-        ctx.site, ctx.query = site, query.detach()
-        return site.output(ctx.query)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        graph_anchor: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: LayerAttention,
+    ) -> Tensor:
+        ctx.layer, ctx.query = layer, query.detach()
+        return layer.output(ctx.query)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        site: LayerAttention = ctx.site
+        layer: LayerAttention = ctx.layer
         # The lowest layer of the graph: nothing below needs a gradient.
-        back = site.backward(ctx.query, gradients[0], goes_on=ctx.needs_input_grad[1]) or (None, None, None)
+        back = layer.backward(ctx.query, gradients[0], needs_input_grad=ctx.needs_input_grad[1]) or (None, None, None)
         return None, *back, None
 
 

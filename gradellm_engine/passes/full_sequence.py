@@ -20,8 +20,8 @@ from gradellm_engine.attention.ops import (
     AttentionState,
     attend,
     attention_output,
-    by_group,
     grouped,
+    grouped_matmul,
     visibility,
 )
 
@@ -59,7 +59,7 @@ class FullSequenceAttention(SequenceAttention):
             attended = attend(q.to(compute), key.to(compute), value.to(compute), visible, form)
             if self.watch is not None:
                 self.watch(index, attended)
-            o = by_group(attended.A.detach(), attended.V) if self.weights_are_constant else attended.output()
+            o = grouped_matmul(attended.A.detach(), attended.V) if self.weights_are_constant else attended.output()
             o = o.to(query.dtype)
         else:
             o, _ = attention_output(q, key, value, visible, form)

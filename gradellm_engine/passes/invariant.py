@@ -33,13 +33,13 @@ class PerTokenPass(RaggedPass):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._each = _EachAlone(
-            [token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor
+            [token for part in self.parts for token in _tokens(part)], self.rotary_of, graph_anchor=self.graph_anchor
         )
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
+    def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `Pass`."""
         self._each.output_is_used = self.output_is_used
-        return self._each.site(module, index, form)
+        return self._each.layer_attention(module, index, form)
 
     def heat_maps(self) -> list[Tensor]:
         """See `Pass`."""

@@ -4,8 +4,8 @@ A pass reads tokens of several sequences that stand behind one another in one ro
 tokens like any others, and weights are read once for all of them. In each attention layer, keys and values go to where
 their sequences' are kept, and each query meets what its own sequence holds. In an explained pass
 
-    1. the graph starts at the attention output of the lowest selected layer (`anchor`): parameters are frozen, and
-       everything below is a constant of the gradients that are read;
+    1. the graph starts at the attention output of the lowest selected layer (`graph_anchor`): parameters are frozen,
+       and everything below is a constant of the gradients that are read;
     2. every attention output above is a node of `attended`, whose backward pass meets w = dl/do, computes U and adds
        the layer's scores to the heat maps.
 
@@ -31,11 +31,11 @@ from gradellm_engine.attention.ops import (
     value_gradients,
     visibility,
 )
-from gradellm_engine.attribution.in_pass import Maps, arithmetic_of, summed
+from gradellm_engine.attribution.in_pass import Maps, in_pass_method, sum_layer_scores
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.passes.base import (
-    KEPT_PRODUCTS,
+    MAX_KEPT_PRODUCTS,
     ExplainSpec,
     QKVGrads,
     SequenceChunk,
@@ -66,7 +66,7 @@ class RaggedPass:
         parts: the sequences.
         rotary_of: which of the model's rotary embeddings each layer takes.
         ranks: those that share the model's heads out; None where all are here.
-        anchor: see `AttentionPass`.
+        graph_anchor: see `AttentionPass`.
         needs_outputs: see `AttentionPass`.
         places: where each part's tokens stand in the row of all.
         kept: of each explained part, what layers keep of their attention, by what they see.
@@ -75,7 +75,7 @@ class RaggedPass:
     parts: Sequence[SequenceChunk]
     rotary_of: Mapping[int, int]
     ranks: ProcessGroup | None = None
-    anchor: Tensor | None = None
+    graph_anchor: Tensor | None = None
     output_is_used: bool = True
     places: list[slice] = field(default_factory=list)
     kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
@@ -87,11 +87,11 @@ class RaggedPass:
             self.places.append(slice(end, end + len(part.ids)))
             end += len(part.ids)
         self.lowest = 0
-        if self.anchor is not None:
+        if self.graph_anchor is not None:
             self.lowest = min(part.explain.selected[0] for part in self.parts if part.explain is not None)
 
     @property
-    def row(self) -> Tensor:
+    def ids_and_positions(self) -> Tensor:
         """See `AttentionPass`."""
         ids = [token_id for part in self.parts for token_id in part.ids]
         positions = [position for part in self.parts for position in part.last_positions(len(part.ids))]
@@ -111,7 +111,7 @@ class RaggedPass:
                 its_cosines.copy_(cosines[place])
                 its_sines.copy_(sines[place])
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
+    def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `AttentionPass`."""
         return RaggedLayer(self, module, index, form)
 
@@ -126,13 +126,13 @@ class RaggedPass:
     def _heat_map(self, i: int, part: SequenceChunk, explain: ExplainSpec) -> Tensor:
         total: Tensor | None = None
         for layers in self.kept[i].values():
-            scores = summed(layers.maps, explain.switches, layers.domain, self.ranks)
+            scores = sum_layer_scores(layers.maps, explain.switches, layers.domain, self.ranks)
             if total is None:
                 total = scores.new_zeros((len(part.ids), part.end))
             total[:, layers.first :] += scores.to(total.device)
         if total is None:
             raise RuntimeError("no layer was explained")
-        return arithmetic_of(explain.switches).heat_map(total, explain.switches)
+        return in_pass_method(explain.switches).heat_map(total, explain.switches)
 
     def visible(self, i: int, first: int, window: int | None, device: torch.device) -> Tensor | None:
         """Which keys from `first` on each of part i's queries sees; computed once for all layers that are alike."""
@@ -186,22 +186,26 @@ class RaggedLayer:
         for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
             _, K, V, visible = self.seen(i)
             q = grouped(query[0, :, place], K.shape[0])
-            keeps = part.explain is not None and keeps_products(q, K, KEPT_PRODUCTS)
-            o, products = attention_output(q, K, V, visible, self.form, by_hand=keeps)
+            keeps = part.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
+            o, products = attention_output(q, K, V, visible, self.form, keep_products=keeps)
             if keeps and products is not None:
                 self.kept[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return _joined(outputs)[None].contiguous()
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """See `LayerAttention`."""
         backs = []
         rows = zip(self.run.parts, self.run.shares(query[0]), self.run.shares(gradient[0].transpose(0, 1)), strict=True)
         for i, (part, q, w) in enumerate(rows):
-            back = None if part.explain is None else self._explain(i, part, part.explain, q, w, goes_on=goes_on)
-            if goes_on:
+            back = (
+                None
+                if part.explain is None
+                else self._explain(i, part, part.explain, q, w, needs_input_grad=needs_input_grad)
+            )
+            if needs_input_grad:
                 backs.append(back or self._nothing(part, q))
-        if not goes_on:
+        if not needs_input_grad:
             return None
         dq, dk, dv = (_joined(shares, dim=1) for shares in zip(*backs, strict=True))
         return dq[None], dk[None], dv[None]
@@ -213,7 +217,7 @@ class RaggedLayer:
         return torch.zeros_like(query), torch.zeros_like(K), torch.zeros_like(V)
 
     def _explain(
-        self, i: int, part: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, goes_on: bool
+        self, i: int, part: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
         """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
         forward = self.kept.pop(i, None) or self._again(i, query)
@@ -222,9 +226,9 @@ class RaggedLayer:
         U = value_gradients(forward, w)
         if self.index in explain.selected:
             unrotated = self._unrotated(part, first, forward) if explain.needs_unrotated else None
-            maps = arithmetic_of(explain.switches).layer_maps(forward, w, U, explain.switches, unrotated)
+            maps = in_pass_method(explain.switches).layer_maps(forward, w, U, explain.switches, unrotated)
             self.run.keep(i, first, self.form.window, maps)
-        if not goes_on:
+        if not needs_input_grad:
             return None
         gradients = attention_backward(forward, w, U, part.start - first)
         return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)

@@ -55,7 +55,7 @@ class SharedPrefixAttention(SequenceAttention):
             for before, its in zip(kept, own, strict=True)
         )
         visible = self._visibility(query.shape[2], first, form.window, K)
-        if self._lasts is None and visible is not None and TiledAttention.are_fast(query, V, form):
+        if self._lasts is None and visible is not None and TiledAttention.is_faster(query, V, form):
             return self._pieces.output(query, K, V, visible, form)
         o, _ = attention_output(grouped(query, K.shape[1]), K, V, visible, form)
         return ungrouped(o)
@@ -70,7 +70,7 @@ class SharedPrefixAttention(SequenceAttention):
             self._asks = False
         return self._asked
 
-    def only_lasts(
+    def last_row_hook(
         self, lasts: Tensor, queries: LastTokenOnly | None = None
     ) -> Callable[[nn.Module, _Args, _Kwargs], tuple[_Args, _Kwargs]]:
         """A hook before the last layer, which then computes only what becomes of one row of each sequence. [B]

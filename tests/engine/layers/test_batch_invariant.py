@@ -283,9 +283,9 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
     for slot in slots:
         assert slot is not None
         slot.ids += [1, 2, 3, slot.start]
-        slot.keep()
-    assert pool.pool.num_kept_tokens == 4 * ALIGNED_PLACES
-    pool.pool.forget()
+        slot.retain()
+    assert pool.pool.num_retained_tokens == 4 * ALIGNED_PLACES
+    pool.pool.evict_all()
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 

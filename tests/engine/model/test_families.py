@@ -113,7 +113,7 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
     if not FAMILIES[engine.info.family].rotary:
         pytest.skip("this family's layers do not all have one that is undone")
-    engine.model.runner.pool.forget()  # what another test has read of the prompt would not be read again
+    engine.model.runner.pool.evict_all()  # what another test has read of the prompt would not be read again
     monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # which never call what is watched here
     num_layers = engine.info.num_layers
     module = sys.modules[type(engine.model.runner._model).__module__]
