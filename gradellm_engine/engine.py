@@ -118,7 +118,7 @@ class Engine:
             limits = f"--max-running {max_running}, --max-new-tokens {self.max_new_tokens}, method bytes {method_bytes}"
             ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
             self.model_cost = ranks.broadcast_object(self.model_cost)  # now, while all are here
-            ranks.begin()
+            ranks.use_pass_timeout()
 
     @property
     def devices(self) -> list[str]:

@@ -193,12 +193,12 @@ class RankZeroScheduler(Scheduler):
         Raises:
             GroupLostError: where one is gone already.
         """
-        self._ranks.tell(Command(is_last=True))
+        self._ranks.broadcast(Command(is_last=True))
 
     def _tell(self, step: StepCommand | None) -> None:
         acts, self._acts = tuple(self._acts), []
         open_streams = {number: stream for stream, number in self._numbers.items()}
-        self._ranks.tell(Command(acts, step, digest=digest(open_streams)))
+        self._ranks.broadcast(Command(acts, step, digest=digest(open_streams)))
 
 
 @dataclass
@@ -228,7 +228,7 @@ class FollowerLoop:
 
     def _heard(self) -> Command:
         """Rank 0's next word, with all done that happened."""
-        order: Command = self.ranks.hear()
+        order: Command = self.ranks.recv()
         for act in order.acts:
             self._do(act)
         if not order.is_last and order.digest != digest(self.streams):

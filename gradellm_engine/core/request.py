@@ -51,7 +51,7 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
 from gradellm_engine.tokenization.prompts import Prompt, Role
 from gradellm_engine.tokenization.sources import SourceMap
@@ -321,7 +321,7 @@ class Request:
         """The next tokens of the prompt, or of all that there is where keys are made anew."""
         slot = self._open_slot()
         if self._outgrows_slot:
-            self.slot = slot = slot.made_long(self.ids[:-1])
+            self.slot = slot = slot.reallocate_long(self.ids[:-1])
         return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
     def decode_chunk(self) -> SequenceChunk:
@@ -335,7 +335,7 @@ class Request:
         """Tokens to be read once more, and what is explained of each."""
         chunk = self._unexplained[: self.chunk_size]
         start = len(self._plan.prompt.tokens) + chunk[0][0] - 1  # of the token that the first one was read off
-        part = SequenceChunk.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
+        part = SequenceChunk.replay(self._open_slot(), start, start + len(chunk), self._chosen_explain())
         return part, [target for _, target in chunk]
 
     def forced_chunk(self) -> SequenceChunk:
@@ -500,7 +500,7 @@ class Request:
             )
         )
         if self.slot is not None:
-            self.slot.keep()
+            self.slot.retain()
             self.slot = None
         self.is_closed = True
 

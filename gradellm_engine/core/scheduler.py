@@ -35,7 +35,7 @@ from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPha
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 # By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
@@ -150,7 +150,7 @@ class Scheduler:
     @property
     def prefix_cache_stats(self) -> tuple[int, int]:
         """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
-        return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
+        return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     @property
     def _chunk_size(self) -> int:

@@ -37,7 +37,7 @@ from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSet
 from gradellm_engine.faithfulness.statistics import Interval, median, monte_carlo_intervals
 from gradellm_engine.methods.post_hoc import CompletionContext
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import Target
+from gradellm_engine.passes.base import Target
 from gradellm_engine.tokenization.prompts import Prompt, Role
 
 RANDOM = "random"  # whose name differences are taken from

@@ -25,7 +25,7 @@ from gradellm_engine.faithfulness.hellinger import probabilities
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.first_layer_reuse import TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 
 @dataclass(frozen=True)

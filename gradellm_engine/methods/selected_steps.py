@@ -14,7 +14,7 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches, Switches
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
 TOKENS_A_PASS = 64  # that are explained within one
 
@@ -79,7 +79,7 @@ def _within(
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_A_PASS):
             chosen = alike[begin : begin + TOKENS_A_PASS]
-            parts = [SequenceChunk.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
+            parts = [SequenceChunk.replay(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
             rows = runner.replay(parts, [given.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)

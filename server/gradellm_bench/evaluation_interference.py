@@ -34,7 +34,7 @@ from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSet
 from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.prompts import PromptInput, Role
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 NEW_TOKENS = 96  # of an interactive stream
@@ -136,7 +136,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
 def _ours(engine: Engine, given: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
     results = list(engine.evaluate(given, settings, [token_id]))
     assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (else there is nothing to time)
-    engine.model.runner.pool.forget()  # the next round reads the prompt again
+    engine.model.runner.pool.evict_all()  # the next round reads the prompt again
 
 
 @torch.no_grad()
@@ -194,4 +194,4 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

@@ -224,7 +224,7 @@ def _main() -> None:
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
         engine.stop_followers()
-    ProcessGroup.leave()
+    ProcessGroup.destroy()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from gradellm_engine.core.sampler import Distribution, choose_token, sampling_pr
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of, take
 
@@ -657,7 +657,7 @@ def test_cancelling_twice_and_after_the_end(load: Callable[..., Engine]) -> None
     for _ in range(2):
         scheduler.cancel(stream)
     assert told.finished is not None
-    assert engine.model.runner.pool.num_kept_tokens > 0  # what it left is still there
+    assert engine.model.runner.pool.num_retained_tokens > 0  # what it left is still there
 
 
 def test_nothing_of_a_pass_outlives_a_stream_that_failed(
@@ -781,7 +781,7 @@ def test_after_many_requests_all_memory_is_free_and_in_one_piece(load: Callable[
             scheduler.cancel(stream)
         finish(scheduler, streams)
         assert pool.num_free_tokens == pool.num_tokens
-    assert pool.num_kept_tokens > 0
+    assert pool.num_retained_tokens > 0
     whole = pool.allocate(pool.num_tokens)  # nothing of the 200 stands in the way
     assert whole is not None
     whole.close()
