@@ -121,7 +121,7 @@ export class Explanation {
   /** As Explanation.from_json of the Python client reads it. */
   document(method) {
     const rows = this.rawRows?.get(method) ?? [];
-    return { format: "gradellm.explanation.explanation", version: 1, started: this.started, tokens: this.tokens, attributions: rows, finished: this.finished };
+    return { format: "gradellm.explanation", version: 1, started: this.started, tokens: this.tokens, attributions: rows, finished: this.finished };
   }
 
   keepRaw(method, attribution) {
