@@ -26,7 +26,9 @@ class FakeServicer(explainer_pb2_grpc.ExplainerServiceServicer):
             pb.PromptToken(id=i, text=" a", start=2 * i, end=2 * i + 2, role=pb.ROLE_USER) for i in range(num_scores)
         ]
         provenance = pb.Provenance(model=pb.ModelInfo(name="none"), sampling=pb.Sampling(max_new_tokens=count))
-        self._first = pb.GenerateResponse(started=pb.Started(prompt_tokens=prompt, provenance=provenance))
+        self._first = pb.GenerateResponse(
+            started=pb.Started(prompt_text=" a" * num_scores, prompt_tokens=prompt, provenance=provenance)
+        )
         self._events = [
             (
                 pb.GenerateResponse(token=pb.Token(index=i, id=5, text=" a", start=2 * i, end=2 * i + 2, logprob=-1)),
