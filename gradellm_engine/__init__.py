@@ -1,7 +1,7 @@
-"""The engine: one decoder-only model that explains every token it generates. No gRPC, usable alone.
+"""The inference engine: one decoder-only model that attributes every token it generates. No gRPC; usable by itself.
 
-See `gradellm_engine.engine.Engine`. Names are loaded when they are first used:
-`gradellm_engine.model.checkpoint_check` is of use without the seconds that torch takes to import.
+Start with `Engine`. The names in `__all__` are the public interface; the server and the Ray job import nothing else.
+Each is imported on first use, so that `check_checkpoint` and the errors come without the seconds that torch takes.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Started,
         Step,
     )
-    from gradellm_engine.core.request import Request
+    from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request
     from gradellm_engine.distributed.process_group import ProcessGroup
     from gradellm_engine.engine import Engine
     from gradellm_engine.errors import (
@@ -35,10 +35,30 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
-    from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
-    from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings, Metric, Perturb, Removal
+    from gradellm_engine.faithfulness.metrics.statistics import Interval
+    from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary
+    from gradellm_engine.faithfulness.settings import (
+        MAX_EVALUATED_METHODS,
+        MAX_EVALUATION_SEQUENCES,
+        MAX_EVALUATION_STEP_TOKENS,
+        MAX_LABELS,
+        MAX_PIS,
+        EvaluatedMethod,
+        EvaluationSettings,
+        Metric,
+        Perturb,
+        Removal,
+    )
+    from gradellm_engine.methods.base import Method
+    from gradellm_engine.methods.gradients.base import Aggregation
+    from gradellm_engine.methods.post_hoc import Objective
+    from gradellm_engine.methods.random import Random
+    from gradellm_engine.methods.registry import METHODS, method_named
+    from gradellm_engine.model.checkpoint_check import check_checkpoint, check_context
+    from gradellm_engine.model.loader import software_versions
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
+        MAX_STOP_TEXTS,
         AttributionSettings,
         Contrast,
         Delivery,
@@ -59,8 +79,18 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
     from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
+    from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
+    "DEFAULT_CHUNK_SIZE",
+    "MAX_EVALUATED_METHODS",
+    "MAX_EVALUATION_SEQUENCES",
+    "MAX_EVALUATION_STEP_TOKENS",
+    "MAX_LABELS",
+    "MAX_PIS",
+    "MAX_STOP_TEXTS",
+    "METHODS",
+    "Aggregation",
     "Attribution",
     "AttributionSettings",
     "BusyError",
@@ -79,13 +109,17 @@ __all__ = [
     "GenerationIterator",
     "GradEllm",
     "GroupLostError",
+    "Interval",
     "InvalidRequestError",
     "Loosening",
     "Magnitude",
     "Message",
+    "Method",
     "Metric",
+    "MetricSummary",
     "ModelLoadError",
     "NormaliseOver",
+    "Objective",
     "OutOfMemoryError",
     "Perturb",
     "ProcessGroup",
@@ -96,6 +130,7 @@ __all__ = [
     "PromptProgress",
     "PromptToken",
     "Quantization",
+    "Random",
     "Rectify",
     "Removal",
     "Request",
@@ -111,30 +146,44 @@ __all__ = [
     "Switches",
     "TokenizerError",
     "UnsupportedModelError",
+    "check_checkpoint",
+    "check_context",
+    "gpu_memory",
     "interruption_point",
+    "method_named",
+    "software_versions",
 ]
 
-# Where the names above are, those first that are loaded fastest.
+# The modules that define the names above, searched in order: those that import torch come last.
 _MODULES = (
     "errors",
-    "core.outputs",
     "params",
+    "model.checkpoint_check",
+    "model.quantization",
+    "faithfulness.settings",
+    "faithfulness.metrics.statistics",
+    "faithfulness.results",
+    "utils.memory",
+    "core.outputs",
     "tokenization.encoder",
     "tokenization.chat_template",
     "tokenization.prompt",
     "tokenization.prompt_input",
     "tokenization.prompt_limits",
-    "model.quantization",
     "distributed.process_group",
-    "faithfulness.settings",
-    "faithfulness.results",
+    "methods.random",
+    "methods.registry",
+    "methods.base",
+    "methods.gradients.base",
+    "methods.post_hoc",
+    "model.loader",
     "core.generation",
     "core.request",
     "engine",
 )
 
 
-if not TYPE_CHECKING:  # a type checker is to find the names above, and no others
+if not TYPE_CHECKING:  # with a module-level __getattr__, mypy would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

@@ -56,7 +56,7 @@ KV_SHARE = 0.5  # of the memory that is free once the model is loaded
 METHOD_SHARE = 0.5  # of what is free then
 MIN_PLACES = 16
 # Tokens that one pass of an evaluation reads at most: enough for speed, and soon over.
-EVALUATED_TOKENS = {"cpu": 4096, "cuda": 16384}
+MAX_EVALUATION_PASS_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class Engine:
@@ -111,7 +111,7 @@ class Engine:
             limits = f"--max-running {max_running}, --max-new-tokens {self.max_new_tokens}, method bytes {method_bytes}"
             ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
             self.model_cost = ranks.broadcast_object(self.model_cost)  # now, while all are here
-            ranks.begin()
+            ranks.use_pass_timeout()
 
     @property
     def devices(self) -> list[str]:
@@ -140,7 +140,7 @@ class Engine:
             return f"{its}: its experts' gates cannot be told apart from outside"
         return ""
 
-    def follow(self) -> None:
+    def run_follower(self) -> None:
         """On any rank but the first: run what rank 0 runs, until it says that it is over.
 
         Rank 0 must not pause for a minute, or it is taken for lost: a server never does.
@@ -153,7 +153,7 @@ class Engine:
             raise RuntimeError("only a rank that does not lead can follow")
         FollowerLoop(self, ranks).follow()
 
-    def dismiss(self) -> None:
+    def stop_followers(self) -> None:
         """Let ranks that follow go, where there are any."""
         if isinstance(self.scheduler, RankZeroScheduler):
             self.scheduler.end()
@@ -281,11 +281,11 @@ class Engine:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
-        owner: str | None = None,
+        tenant: str | None = None,
     ) -> Request:
         """A request to generate, for the scheduler: see `generate`.
 
-        Prompts that begin alike are read once for all requests of one `owner`, never for those of two.
+        Prompts that begin alike are read once for all requests of one `tenant`, never for those of two.
         """
         self._check_completion_count("forced_ids", len(forced_ids))
         prompt = self.tokenize(given)
@@ -303,7 +303,7 @@ class Engine:
                     f"must lie between 0 and the number of forced tokens, {len(forced_ids)}; was {first_attribution}",
                 )
             first_step = len(forced_ids) if attribution is None else first_attribution
-        return self._start(prompt, sampling, attribution, forced_ids, first_step, owner, is_completion=False)
+        return self._start(prompt, sampling, attribution, forced_ids, first_step, tenant, is_completion=False)
 
     @records_call
     def attribution_request(
@@ -313,14 +313,14 @@ class Engine:
         attribution: AttributionSettings | None = None,
         *,
         num_alternatives: int = 0,
-        owner: str | None = None,
+        tenant: str | None = None,
     ) -> Request:
-        """Make a request to explain a given completion, for the scheduler: see `attribute`; `owner` as above."""
+        """Make a request to explain a given completion, for the scheduler: see `attribute`; `tenant` as above."""
         self._check_completion_size(completion)
         prompt = self.tokenize(given)
         ids = self._read_completion(prompt, completion)
         sampling = Sampling(max_new_tokens=len(ids), seed=0, num_alternatives=num_alternatives)
-        return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, owner, is_completion=True)
+        return self._start(prompt, sampling, attribution or AttributionSettings(), ids, 0, tenant, is_completion=True)
 
     def evaluate(
         self,
@@ -354,9 +354,9 @@ class Engine:
         completion: str | Sequence[int] | None = None,
         sampling: Sampling = Sampling(),
         *,
-        owner: str | None = None,
+        tenant: str | None = None,
     ) -> Request:
-        """Make a request to evaluate explanations, for the scheduler: see `evaluate`; `owner` as above."""
+        """Make a request to evaluate explanations, for the scheduler: see `evaluate`; `tenant` as above."""
         if completion is not None and settings.labels:
             raise InvalidRequestError(
                 "labels", "give either labels, of which the likeliest is explained, or a completion"
@@ -403,8 +403,8 @@ class Engine:
                 is_completion=completion is not None,
                 analyse=evaluation.run,
                 evaluation=settings,
-                allowance=allowance,
-                owner=owner,
+                pass_budget=allowance,
+                tenant=tenant,
             ),
         )
 
@@ -412,7 +412,7 @@ class Engine:
         """What a pass over changed texts of at most so many tokens may take."""
         runner = self.model.runner
         fitting = self.method_bytes // max(1, self.model_cost.bytes_of(num_tokens, 1, False))
-        most = min(EVALUATED_TOKENS[runner.processor], fitting * num_tokens)
+        most = min(MAX_EVALUATION_PASS_TOKENS[runner.processor], fitting * num_tokens)
         # One layer's keys and values, copied for every sequence; logits, and what becomes of them on the way.
         a_layer = max(shape.bytes_per_token for shape in runner.layer_shapes)
         a_sequence = 2 * num_tokens * a_layer + 8 * self.model_cost.logit_bytes
@@ -494,7 +494,7 @@ class Engine:
         attribution: AttributionSettings | None,
         given_ids: Sequence[int],
         first_step: int,
-        owner: str | None,
+        tenant: str | None,
         *,
         is_completion: bool,
     ) -> Request:
@@ -524,7 +524,7 @@ class Engine:
                 is_completion,
                 analyse,
                 scores,
-                owner=owner,
+                tenant=tenant,
             ),
         )
 

@@ -67,7 +67,7 @@ def records_call(method: MakeStream) -> MakeStream:
         arguments["given"] = stream.prompt  # as it was read: no rank need do it again
         for name in ("completion", "forced_ids"):
             if arguments.get(name) is not None:
-                arguments[name] = stream.given_ids
+                arguments[name] = stream.forced_ids
         if "sampling" in its_signature.parameters:
             arguments["sampling"] = stream.sampling  # with its seed
         stream.asked = RequestCall(method.__name__, arguments)
@@ -132,7 +132,7 @@ class Command:
 class RankZeroScheduler(Scheduler):
     """Rank 0's: what happens to it, the others are told."""
 
-    needs_ticks = True  # so that a lost rank is noticed, and the others know that rank 0 is there
+    needs_heartbeat = True  # so that a lost rank is noticed, and the others know that rank 0 is there
 
     def __init__(self, runner: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
         super().__init__(runner, max_running=max_running)
@@ -175,7 +175,7 @@ class RankZeroScheduler(Scheduler):
         self._in_tick = True
         try:
             held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
-            self._tell(StepCommand(self.measured, held))
+            self._tell(StepCommand(self.timings, held))
             for _ in super().step(lambda stream: self._numbers.get(stream) not in held):
                 check_in_step(self._numbers)
                 yield
@@ -193,12 +193,12 @@ class RankZeroScheduler(Scheduler):
         Raises:
             GroupLostError: where one is gone already.
         """
-        self._ranks.tell(Command(is_last=True))
+        self._ranks.broadcast(Command(is_last=True))
 
     def _tell(self, step: StepCommand | None) -> None:
         acts, self._acts = tuple(self._acts), []
         open_streams = {number: stream for stream, number in self._numbers.items()}
-        self._ranks.tell(Command(acts, step, digest=digest(open_streams)))
+        self._ranks.broadcast(Command(acts, step, digest=digest(open_streams)))
 
 
 @dataclass
@@ -228,7 +228,7 @@ class FollowerLoop:
 
     def _heard(self) -> Command:
         """Rank 0's next word, with all done that happened."""
-        order: Command = self.ranks.hear()
+        order: Command = self.ranks.recv()
         for act in order.acts:
             self._do(act)
         if not order.is_last and order.digest != digest(self.streams):
@@ -248,7 +248,7 @@ class FollowerLoop:
 
     def _tick(self, step: StepCommand) -> None:
         scheduler = self.engine.scheduler
-        scheduler.measured = step.pace
+        scheduler.timings = step.pace
         held = {id(self.streams[number]) for number in step.held if number in self.streams}
         for _ in scheduler.step(lambda stream: id(stream) not in held):
             check_in_step(self.streams.values())

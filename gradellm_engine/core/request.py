@@ -51,7 +51,7 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
 from gradellm_engine.tokenization.prompt import Prompt, Role
 from gradellm_engine.tokenization.sources import SourceMap
@@ -87,29 +87,29 @@ class RequestSpec:
         sampling: `seed` and `max_new_tokens` are set.
         attribution: None for tokens alone.
         contrast_id: the contrast, where it is a token that was given, or a text.
-        given_ids: tokens that the completion begins with.
+        forced_ids: tokens that the completion begins with.
         first_step: the first token of the completion that is computed; those before are only read.
         is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
         analyse: explains or evaluates the whole completion once all its tokens are there; None for methods within a
             pass.
         scores: scores of a step's prefix, of a method that needs no model: step, tokens -> scores.
         evaluation: what `analyse` evaluates; None where it explains.
-        allowance: how much one pass of an evaluation may take.
-        owner: whose request it is; only its own requests reuse what it read.
+        pass_budget: how much one pass of an evaluation may take.
+        tenant: whose request it is; only its own requests reuse what it read.
     """
 
     prompt: Prompt
     sampling: Sampling
     attribution: AttributionSettings | None
     contrast_id: int | ContrastText | None
-    given_ids: tuple[int, ...]
+    forced_ids: tuple[int, ...]
     first_step: int
     is_completion: bool
     analyse: Callable[[CompletionContext], Iterator[StepScores | EvaluationEvent]] | None = None
     scores: Callable[[int, int], Tensor] | None = None
     evaluation: EvaluationSettings | None = None
-    allowance: PassBudget | None = None
-    owner: str | None = None
+    pass_budget: PassBudget | None = None
+    tenant: str | None = None
 
     @property
     def is_within_pass(self) -> bool:
@@ -145,16 +145,16 @@ class RequestPhase(Enum):
     PREFILL = auto()  # its prompt to be read
     DECODE = auto()  # its next token
     EXPLAIN = auto()  # a chunk of tokens to be explained before it may go on
-    ANALYSE = auto()  # its whole completion to be explained after the fact
-    ENDED = auto()  # nothing
+    POST_HOC = auto()  # its whole completion to be explained after the fact
+    FINISHED = auto()  # nothing
 
 
 class Request:
     """One request's state.
 
     Attributes:
-        num_places: tokens that its slot must hold at most.
-        owner: whose request it is.
+        max_num_tokens: tokens that its slot must hold at most.
+        tenant: whose request it is.
         slot: where its keys and values are, while it runs.
         has_run: whether it ever had a slot.
         chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
@@ -169,9 +169,9 @@ class Request:
             raise ValueError("a plan says its seed and its length")
         self._model, self._plan = model, plan
         self._seed, self._num_tokens = sampling.seed, sampling.max_new_tokens
-        self.ids = prompt.ids + list(plan.given_ids[: plan.first_step])  # every token known so far
-        self.num_places = len(prompt.tokens) + self._num_tokens
-        self.owner = plan.owner
+        self.ids = prompt.ids + list(plan.forced_ids[: plan.first_step])  # every token known so far
+        self.max_num_tokens = len(prompt.tokens) + self._num_tokens
+        self.tenant = plan.tenant
         self.slot: KVSlot | None = None
         self.has_run = False
         self._num_reused = 0
@@ -205,10 +205,10 @@ class Request:
         self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution, plan.evaluation)]
         self.error: Exception | None = None
         self.is_closed = False
-        for token_id in plan.given_ids[: plan.first_step]:
+        for token_id in plan.forced_ids[: plan.first_step]:
             self._text.push(token_id)
         if plan.first_step:
-            self._end_if_due(plan.given_ids[plan.first_step - 1])
+            self._end_if_due(plan.forced_ids[plan.first_step - 1])
             self.finish_if_done()
 
     def adapt_chunk_size(self, chunk_size: int) -> None:
@@ -228,9 +228,9 @@ class Request:
         return self._plan.prompt
 
     @property
-    def given_ids(self) -> tuple[int, ...]:
+    def forced_ids(self) -> tuple[int, ...]:
         """Tokens that its completion begins with."""
-        return self._plan.given_ids
+        return self._plan.forced_ids
 
     @property
     def sampling(self) -> Sampling:
@@ -238,21 +238,21 @@ class Request:
         return self._plan.sampling
 
     @property
-    def allowance(self) -> PassBudget | None:
+    def pass_budget(self) -> PassBudget | None:
         """How much one of its passes may take, where it is an evaluation: that gives way to all others."""
-        return self._plan.allowance
+        return self._plan.pass_budget
 
     @property
     def phase(self) -> RequestPhase:
         """What it needs next."""
         if self.is_closed:
-            return RequestPhase.ENDED
+            return RequestPhase.FINISHED
         if self.slot is None:
             return RequestPhase.WAITING
         if self.slot.length < len(self.ids) - 1:
             return RequestPhase.PREFILL
         if self._reason is not None and not self._is_analysed:
-            return RequestPhase.ANALYSE
+            return RequestPhase.POST_HOC
         if self._outgrows_slot:
             return RequestPhase.EXPLAIN if self._unexplained else RequestPhase.PREFILL
         if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
@@ -277,25 +277,25 @@ class Request:
         return len(self.ids)
 
     @property
-    def num_held(self) -> int:
+    def num_computed_tokens(self) -> int:
         """Tokens that its slot holds."""
         return 0 if self.slot is None else self.slot.length
 
     @property
-    def num_unread(self) -> int:
+    def num_prefill_left(self) -> int:
         """Tokens of the prompt that are still to be read."""
-        return max(0, len(self.ids) - 1 - self.num_held)
+        return max(0, len(self.ids) - 1 - self.num_computed_tokens)
 
     @property
-    def analysis_seconds_left(self) -> float:
+    def post_hoc_seconds_left(self) -> float:
         """About how long the rest of an analysis takes, by how long its beginning took; 0 before it has begun."""
         done = self._progress
         return self._seconds["attribution"] * (1 - done) / done if 0 < done < 1 else 0.0
 
-    def undo_read(self, num_tokens: int, num_held: int) -> None:
+    def roll_back(self, num_tokens: int, num_computed_tokens: int) -> None:
         """A pass failed: the slot holds what it held before, unless the stream has gone on by what the pass gave."""
         if self.slot is not None and len(self.ids) == num_tokens:
-            del self.slot.ids[num_held:]
+            del self.slot.ids[num_computed_tokens:]
 
     @property
     def num_unexplained(self) -> int:
@@ -313,38 +313,38 @@ class Request:
 
     @property
     def _num_given_left(self) -> int:
-        return max(0, len(self._plan.given_ids) - self._num_completion_tokens)
+        return max(0, len(self._plan.forced_ids) - self._num_completion_tokens)
 
     # What it wants read --------------------------------------------------------------------------------------------
 
-    def prefill_part(self, max_tokens: int) -> SequenceChunk:
+    def prefill_chunk(self, max_tokens: int) -> SequenceChunk:
         """The next tokens of the prompt, or of all that there is where keys are made anew."""
         slot = self._open_slot()
         if self._outgrows_slot:
-            self.slot = slot = slot.made_long(self.ids[:-1])
+            self.slot = slot = slot.reallocate_long(self.ids[:-1])
         return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
-    def step_part(self) -> SequenceChunk:
+    def decode_chunk(self) -> SequenceChunk:
         """The last token, to find the next one."""
         slot, last = self._open_slot(), self.ids[-1:]
         if self._is_chunked:
             return SequenceChunk.new(slot, last, replay_length=self.chunk_size)
         return SequenceChunk.new(slot, last, self._explain)
 
-    def replay_part(self) -> tuple[SequenceChunk, list[Target]]:
+    def replay_chunk(self) -> tuple[SequenceChunk, list[Target]]:
         """Tokens to be read once more, and what is explained of each."""
         chunk = self._unexplained[: self.chunk_size]
         start = len(self._plan.prompt.tokens) + chunk[0][0] - 1  # of the token that the first one was read off
-        part = SequenceChunk.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
+        part = SequenceChunk.replay(self._open_slot(), start, start + len(chunk), self._chosen_explain())
         return part, [target for _, target in chunk]
 
-    def given_part(self) -> SequenceChunk:
+    def forced_chunk(self) -> SequenceChunk:
         """The last token, and tokens of the given completion after it, to be explained together."""
         done, count = self._num_completion_tokens, self.chunk_size
         switch = self._model.runner.switch_tokens
         if switch is not None and not self.is_long:
             count = min(count, switch + 1 - len(self.ids))  # those after it have other rotary factors
-        given = self._plan.given_ids[done : done + count]
+        given = self._plan.forced_ids[done : done + count]
         return SequenceChunk.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
 
     def _chosen_explain(self) -> ExplainSpec:
@@ -359,14 +359,14 @@ class Request:
 
     # What came of it -----------------------------------------------------------------------------------------------
 
-    def tell_read(self) -> None:
+    def emit_prompt_progress(self) -> None:
         """A piece of the prompt has been read: tell how far it is, unless that was the last piece."""
-        done = self.num_held / (len(self.ids) - 1)
+        done = self.num_computed_tokens / (len(self.ids) - 1)
         if self.phase is RequestPhase.PREFILL and done >= self._told_read + TOLD_SHARE:
             self._told_read = done
             self.events.append(PromptProgress(done))
 
-    def take_distributions(self, distributions: Sequence[Distribution]) -> list[Target]:
+    def add_tokens(self, distributions: Sequence[Distribution]) -> list[Target]:
         """Go on by a token for each; what is to be explained of each. `tell` tells them.
 
         Raises:
@@ -376,9 +376,9 @@ class Request:
         for distribution in distributions:
             index = self._num_completion_tokens
             distribution.check(index)
-            given = index < len(self._plan.given_ids)
+            given = index < len(self._plan.forced_ids)
             token_id = (
-                self._plan.given_ids[index]
+                self._plan.forced_ids[index]
                 if given
                 else choose_token(distribution, self._plan.sampling, self._seed, index)
             )
@@ -394,7 +394,7 @@ class Request:
             self._end_if_due(token_id)
         return targets
 
-    def tell(self) -> None:
+    def emit_tokens(self) -> None:
         """Tell the tokens whose text is sure, and the scores of tokens that have been told.
 
         Where words are columns, a part of a character waits for the rest: its column is the character's.
@@ -433,7 +433,7 @@ class Request:
         for index in range(len(self._columns), num_known):
             self._columns.append(self._source_map.add_generated(words[index] if index < len(words) else None))
 
-    def take_heat_map(self, heat_map: Tensor) -> None:
+    def add_attributions(self, heat_map: Tensor) -> None:
         """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
 
         Raises:
@@ -445,7 +445,7 @@ class Request:
         num_prompt_tokens = len(self._plan.prompt.tokens)
         for (index, target), row in zip(explained, heat_map, strict=True):
             self._take_row(index, target, row[: num_prompt_tokens + index])
-        self.tell()
+        self.emit_tokens()
 
     def analyse(self) -> None:
         """Go on with explaining or evaluating the whole completion, by a pass or two.
@@ -468,7 +468,7 @@ class Request:
                 continue
             _check_finite(result.scores[None], [result.step])
             self._take_row(result.step, self._targets[result.step], result.scores, result.error)
-            self.tell()
+            self.emit_tokens()
         self._work, self._is_analysed = None, True
 
     def _take_row(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
@@ -476,9 +476,9 @@ class Request:
         self._rows[index] = _Row(scores.cpu(), target, error)
         self._num_attributed += 1
 
-    def charge(self, account: TimingBucket, seconds: float) -> None:
+    def add_time(self, bucket: TimingBucket, seconds: float) -> None:
         """Note time that it spent, in the whole of a pass that it took part in."""
-        self._seconds[account] += seconds
+        self._seconds[bucket] += seconds
 
     def finish_if_done(self) -> None:
         """End it where its last token is chosen and explained; told once the pass that did it has been charged."""
@@ -500,7 +500,7 @@ class Request:
             )
         )
         if self.slot is not None:
-            self.slot.keep()
+            self.slot.retain()
             self.slot = None
         self.is_closed = True
 
@@ -568,7 +568,7 @@ class Request:
         return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, row.error)
 
     def _end_if_due(self, token_id: int) -> None:
-        done, num_given = self._num_completion_tokens, len(self._plan.given_ids)
+        done, num_given = self._num_completion_tokens, len(self._plan.forced_ids)
         if self._plan.is_completion:
             if done == num_given:
                 self._reason = FinishReason.END_OF_COMPLETION

@@ -14,9 +14,9 @@ streams wait about twice as long for a token, whatever its length, and where nob
 a GPU, a pass over a piece takes longer than a step, however small the piece is: there it has some hundred tokens. A
 stream whose chunk is due does not decode before it is explained, so that its scores are never later than was promised.
 
-An evaluation gives way: while others have anything to do, it gets one batch in EVALUATED_TICKS ticks, which is fewer
-than one gap between tokens in a hundred, and one that takes no longer than some of their steps. Alone, it runs batches
-that are soon enough over for whoever comes.
+An evaluation runs at low priority: while other requests have work, it gets one batch every STEPS_PER_EVALUATION_BATCH
+steps, which delays fewer than one token in a hundred, and such a batch takes no longer than EVALUATION_BATCH_STEPS
+decode steps. With no other work, its batches take about IDLE_EVALUATION_SECONDS, so that a new request waits no longer.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPha
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 # By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
-MAX_PIECE_TOKENS = {"cpu": 512, "cuda": 2048}
+MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 # Where others wait for a token. On a GPU a pass takes as long for so many as for one: by smaller pieces a prompt would
 # be read many times slower, and nobody would wait less.
-MIN_PIECE_TOKENS = {"cpu": 16, "cuda": 512}
+MIN_PREFILL_CHUNK_TOKENS = {"cpu": 16, "cuda": 512}
 # In one pass of chunks: beyond it a pass takes longer and gains nothing.
-EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
-PASSES_BEFORE_MORE = 256  # that fit, before twice as many streams are tried after memory had run out
-EVALUATED_TICKS = 400  # of others, for one batch of an evaluation
-EVALUATED_STEPS = 24.0  # that such a batch may take as long as
-EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
+MAX_EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
+PASSES_BEFORE_GROWTH = 256  # that fit, before twice as many streams are tried after memory had run out
+STEPS_PER_EVALUATION_BATCH = 400  # of others, for one batch of an evaluation
+EVALUATION_BATCH_STEPS = 24.0  # that such a batch may take as long as
+IDLE_EVALUATION_SECONDS = 0.5  # that a batch may take where nobody waits
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,10 @@ class Scheduler:
         running: streams with one.
         before_pass: called before each pass with its streams; what it raises is what the pass raises. None for nothing.
         measured: the pace of late; a tick goes by what it was at its beginning.
-        needs_ticks: whether it is to be ticked from time to time, even where it has no work.
+        needs_heartbeat: whether it is to be ticked from time to time, even where it has no work.
     """
 
-    needs_ticks = False
+    needs_heartbeat = False
 
     def __init__(self, runner: ModelRunner, *, max_running: int) -> None:
         self._runner = runner
@@ -90,7 +90,7 @@ class Scheduler:
         self._retries_smaller = runner.ranks is None  # a pass for which memory ran out; other ranks may have had it
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.measured = self._pace = PassTimings()
+        self.timings = self._step_timings = PassTimings()
         self._ticks_alone = 0  # of others, since an evaluation has had its turn
         self._together: int | None = None  # streams that fit a pass, once memory has run out
         self._num_fitting = 0  # passes since it ran out, or since more were tried
@@ -99,7 +99,7 @@ class Scheduler:
     def submit(self, stream: Request) -> None:
         """Queue a stream."""
         if not stream.is_closed:
-            stream.charge("queue", -time.perf_counter())
+            stream.add_time("queue", -time.perf_counter())
             self.waiting.append(stream)
 
     def cancel(self, stream: Request) -> None:
@@ -112,24 +112,26 @@ class Scheduler:
 
     def step(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
         """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
-        self._pace = self.measured
+        self._step_timings = self.timings
         self.admit()
         streams = [stream for stream in self.running if ready(stream)]
         for stream in streams:
             stream.adapt_chunk_size(self._chunk_size)
         if decoding := [stream for stream in streams if stream.phase is RequestPhase.DECODE]:
-            yield from self._decode(self._that_fit(decoding))
+            yield from self._decode(self._limit_batch(decoding))
         if explaining := [stream for stream in streams if stream.phase is RequestPhase.EXPLAIN]:
             yield from self._explain(explaining)
-        analysing = [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance is None]
+        analysing = [
+            stream for stream in streams if stream.phase is RequestPhase.POST_HOC and stream.pass_budget is None
+        ]
         if analysing:
             yield from self._analyse(analysing[0])
         if reading := [stream for stream in streams if stream.phase is RequestPhase.PREFILL]:
             yield from self._prefill(reading, alone=not decoding and not explaining and not analysing)
-        if evaluating := [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance]:
+        if evaluating := [stream for stream in streams if stream.phase is RequestPhase.POST_HOC and stream.pass_budget]:
             alone = not (decoding or explaining or analysing or reading)
             self._ticks_alone += 1
-            if alone or self._ticks_alone >= EVALUATED_TICKS:
+            if alone or self._ticks_alone >= STEPS_PER_EVALUATION_BATCH:
                 self._ticks_alone = 0
                 yield from self._evaluate(evaluating[0], alone=alone)
         self.running = [stream for stream in self.running if not stream.is_closed]
@@ -140,57 +142,57 @@ class Scheduler:
         return any(ready(stream) for stream in self.running)
 
     @property
-    def num_held_tokens(self) -> int:
+    def num_reserved_tokens(self) -> int:
         """Places for keys and values that running streams have; may be read from any thread."""
         slots = [stream.slot for stream in tuple(self.running)]
         return sum(slot.capacity for slot in slots if slot is not None)
 
     @property
-    def prefix_tokens(self) -> tuple[int, int]:
+    def prefix_cache_stats(self) -> tuple[int, int]:
         """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
-        return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
+        return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     @property
     def _chunk_size(self) -> int:
         """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
         if not self.waiting:
             return DEFAULT_CHUNK_SIZE
-        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
+        return max(DEFAULT_CHUNK_SIZE, MAX_EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
 
     def admit(self) -> None:
         """Let in who waits, as far as there is room."""
         while self.waiting and len(self.running) < self.max_running:
             stream = self.waiting[0]
-            slot = self._runner.pool.allocate(stream.num_places, stream.ids, stream.owner, is_long=stream.is_long)
+            slot = self._runner.pool.allocate(stream.max_num_tokens, stream.ids, stream.tenant, is_long=stream.is_long)
             if slot is None:
                 return
             self.waiting.popleft()
             stream.start(slot)
-            stream.charge("queue", time.perf_counter())
+            stream.add_time("queue", time.perf_counter())
             self.running.append(stream)
 
     def _decode(self, streams: Sequence[Request]) -> Iterator[None]:
         """The next token of each."""
         began = time.perf_counter()
-        yield from self._logits_pass([(stream, stream.step_part()) for stream in streams])
-        self.measured = replace(self.measured, step=_lately(self.measured.step, time.perf_counter() - began))
+        yield from self._logits_pass([(stream, stream.decode_chunk()) for stream in streams])
+        self.timings = replace(self.timings, step=_ema(self.timings.step, time.perf_counter() - began))
 
     def _explain(self, streams: Sequence[Request]) -> Iterator[None]:
         """A chunk of tokens of each, for as many as fit a pass."""
         lengths = accumulate(stream.chunk_length for stream in streams)
-        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
-        chosen = self._that_fit(chosen)
-        self._to_the_back(chosen)
+        chosen = streams[: max(1, sum(length <= MAX_EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
+        chosen = self._limit_batch(chosen)
+        self._round_robin(chosen)
         again = [stream for stream in chosen if stream.num_unexplained]
         new = [stream for stream in chosen if not stream.num_unexplained]
         if again:
             yield from self._replay(again)
         if new := [stream for stream in new if not stream.is_closed]:
-            yield from self._logits_pass([(stream, stream.given_part()) for stream in new])
+            yield from self._logits_pass([(stream, stream.forced_chunk()) for stream in new])
 
     def _analyse(self, stream: Request) -> Iterator[None]:
         """Go on with one stream's completion."""
-        self._to_the_back([stream])
+        self._round_robin([stream])
         began = time.perf_counter()
         with self._passing([stream]):
             self._begin([stream])
@@ -200,41 +202,43 @@ class Scheduler:
 
     def _evaluate(self, stream: Request, *, alone: bool) -> Iterator[None]:
         """A batch of an evaluation, or a pass of a method that it evaluates."""
-        allowance = stream.allowance
-        if allowance is None:
-            raise ValueError("an evaluation has an allowance")
-        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._pace.step
+        pass_budget = stream.pass_budget
+        if pass_budget is None:
+            raise ValueError("an evaluation has an pass_budget")
+        seconds = IDLE_EVALUATION_SECONDS if alone else EVALUATION_BATCH_STEPS * self._step_timings.step
         # Before the first batch, a token is taken to need as long as a prompt's.
-        if a_token := self._pace.evaluated or self._pace.read:
-            allowance.tokens = max(1, min(allowance.most, int(seconds / a_token)))
-        used, began = allowance.used, time.perf_counter()
+        if a_token := self._step_timings.evaluated or self._step_timings.read:
+            pass_budget.tokens = max(1, min(pass_budget.most, int(seconds / a_token)))
+        used, began = pass_budget.used, time.perf_counter()
         yield from self._analyse(stream)
-        if num_tokens := allowance.used - used:
+        if num_tokens := pass_budget.used - used:
             a_token = (time.perf_counter() - began) / num_tokens
-            self.measured = replace(self.measured, evaluated=_lately(self.measured.evaluated, a_token))
+            self.timings = replace(self.timings, evaluated=_ema(self.timings.evaluated, a_token))
 
     def _prefill(self, streams: Sequence[Request], *, alone: bool) -> Iterator[None]:
         """Pieces of prompts, until the pass is full."""
-        room, least = (limits[self._runner.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
-        if not alone and self._pace.read:
-            room = max(least, min(room, int(self._pace.step / self._pace.read)))
+        room, least = (
+            limits[self._runner.processor] for limits in (MAX_PREFILL_CHUNK_TOKENS, MIN_PREFILL_CHUNK_TOKENS)
+        )
+        if not alone and self._step_timings.read:
+            room = max(least, min(room, int(self._step_timings.step / self._step_timings.read)))
         work: list[tuple[Request, SequenceChunk]] = []
-        for stream in self._that_fit(streams):
+        for stream in self._limit_batch(streams):
             if room:
-                work.append((stream, stream.prefill_part(room)))
+                work.append((stream, stream.prefill_chunk(room)))
                 room -= len(work[-1][1].ids)
         chosen = [stream for stream, _ in work]
-        self._to_the_back(chosen)
+        self._round_robin(chosen)
         began = time.perf_counter()
         with self._passing(chosen):
             self._begin(chosen)
             self._runner.read([part for _, part in work])
             for stream in chosen:
-                stream.tell_read()
+                stream.emit_prompt_progress()
         _charge(chosen, "prefill", began)
         num_tokens = sum(len(part.ids) for _, part in work)
         a_token = (time.perf_counter() - began) / num_tokens
-        self.measured = replace(self.measured, read=_lately(self.measured.read, a_token))
+        self.timings = replace(self.timings, read=_ema(self.timings.read, a_token))
         yield
 
     def _logits_pass(self, work: Sequence[tuple[Request, SequenceChunk]]) -> Iterator[None]:
@@ -266,18 +270,18 @@ class Scheduler:
         began = time.perf_counter()
         with self._passing(streams):
             self._begin(streams)
-            chunks = [stream.replay_part() for stream in streams]
+            chunks = [stream.replay_chunk() for stream in streams]
             targets = [target for _, known in chunks for target in known]
             _take_heat_maps(streams, self._runner.replay([part for part, _ in chunks], targets))
             _charge(streams, "attribution", began)
         yield
 
-    def _that_fit(self, streams: Sequence[Request]) -> Sequence[Request]:
+    def _limit_batch(self, streams: Sequence[Request]) -> Sequence[Request]:
         """As many as fit a pass, where memory has run out before; the others have the next turn."""
         if self._together is None or len(streams) <= self._together:
             return streams
         chosen = streams[: self._together]
-        self._to_the_back(chosen)
+        self._round_robin(chosen)
         return chosen
 
     @contextmanager
@@ -287,12 +291,12 @@ class Scheduler:
         Where memory runs out in a pass of several, none of them ends: they are tried again in smaller passes. Only one
         that does not fit alone fails.
         """
-        before = [(stream, stream.num_tokens, stream.num_held) for stream in streams]
+        before = [(stream, stream.num_tokens, stream.num_computed_tokens) for stream in streams]
         try:
             with _failing(streams):
                 try:
                     yield
-                    self._try_more(len(streams))
+                    self._grow_batch_after_oom(len(streams))
                 except Exception as error:
                     if not (self._retries_smaller and is_out_of_memory(error)):
                         raise
@@ -301,8 +305,8 @@ class Scheduler:
                     logger.warning("memory ran out in a pass of %d streams; fewer are tried", len(streams))
                     self._together, self._num_fitting = max(1, len(streams) // 2), 0
                     error.with_traceback(None)
-                    for stream, num_tokens, num_held in before:
-                        stream.undo_read(num_tokens, num_held)
+                    for stream, num_tokens, num_computed_tokens in before:
+                        stream.roll_back(num_tokens, num_computed_tokens)
                     free_caches()
         finally:
             if any(isinstance(stream.error, OutOfMemoryError) for stream in streams):
@@ -312,21 +316,21 @@ class Scheduler:
         if self.before_pass is not None:
             self.before_pass(streams)
 
-    def _try_more(self, count: int) -> None:
+    def _grow_batch_after_oom(self, count: int) -> None:
         """A pass of so many fitted: after a while, larger ones are tried again."""
         if self._together is not None and count >= self._together:
             self._num_fitting += 1
-            if self._num_fitting >= PASSES_BEFORE_MORE:
+            if self._num_fitting >= PASSES_BEFORE_GROWTH:
                 self._together, self._num_fitting = 2 * self._together, 0
                 if self._together >= self.max_running:
                     self._together = None
 
     def seconds_left(self, stream: Request) -> float:
         """About how long a stream will still run at the speed of lately, if its completion is as long as it may be."""
-        reading = stream.num_unread * self.measured.read
-        return reading + (stream.num_places - stream.num_tokens) * self.measured.step + stream.analysis_seconds_left
+        reading = stream.num_prefill_left * self.timings.read
+        return reading + (stream.max_num_tokens - stream.num_tokens) * self.timings.step + stream.post_hoc_seconds_left
 
-    def _to_the_back(self, served: Sequence[Request]) -> None:
+    def _round_robin(self, served: Sequence[Request]) -> None:
         """Others come first the next time."""
         self.running = [stream for stream in self.running if stream not in served] + list(served)
 
@@ -338,7 +342,7 @@ def _take_logits(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) 
     for stream, part in work:
         chosen: Sequence[Target | None] = [None] * len(part.ids)  # a stream that fails has none
         with _failing([stream]):
-            chosen = stream.take_distributions(list(islice(distributions, len(part.ids))))
+            chosen = stream.add_tokens(list(islice(distributions, len(part.ids))))
         targets += chosen
     return targets
 
@@ -348,14 +352,14 @@ def _tell(streams: Sequence[Request]) -> None:
     for stream in streams:
         if not stream.is_closed:
             with _failing([stream]):
-                stream.tell()
+                stream.emit_tokens()
 
 
 def _take_heat_maps(streams: Sequence[Request], heat_maps: Sequence[Tensor]) -> None:
     for stream, heat_map in zip(streams, heat_maps, strict=True):
         if not stream.is_closed:  # as one is that failed, or was cancelled in the middle of the pass
             with _failing([stream]):
-                stream.take_heat_map(heat_map)
+                stream.add_attributions(heat_map)
 
 
 @contextmanager
@@ -371,13 +375,13 @@ def _failing(streams: Sequence[Request]) -> Iterator[None]:
             stream.fail(error)
 
 
-def _charge(streams: Sequence[Request], account: TimingBucket, began: float) -> None:
+def _charge(streams: Sequence[Request], bucket: TimingBucket, began: float) -> None:
     """A pass is over."""
     for stream in streams:
-        stream.charge(account, time.perf_counter() - began)
+        stream.add_time(bucket, time.perf_counter() - began)
         stream.finish_if_done()
 
 
-def _lately(before: float, now: float) -> float:
+def _ema(before: float, now: float) -> float:
     """A running mean that forgets."""
     return now if before == 0 else 0.8 * before + 0.2 * now

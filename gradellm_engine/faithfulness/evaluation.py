@@ -38,7 +38,7 @@ from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSet
 from gradellm_engine.faithfulness.summary import items_by_metric, metric_summaries, soft_intervals
 from gradellm_engine.methods.post_hoc import CompletionContext
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import Target
+from gradellm_engine.passes.base import Target
 from gradellm_engine.tokenization.prompt import Prompt
 
 Explain = Callable[[EvaluatedMethod, CompletionContext, Sequence[int]], Iterator[float | tuple[int, Tensor]]]

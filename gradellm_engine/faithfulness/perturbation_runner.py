@@ -24,7 +24,7 @@ from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.first_layer_reuse import TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 FREED_BLOCK_BYTES = 2**25 - 2**16  # glibc raises its mmap threshold to freed blocks of up to 32 MiB
 

@@ -21,23 +21,19 @@ threads or another release of PyTorch it may be another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradellm_engine.layers.rms_norm import FrozenNorm
-from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass, SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
+from gradellm_engine.passes.invariant import ALIGNED_PLACES
 
 if TYPE_CHECKING:
-    from gradellm_engine.attention.ops import AttentionForm
     from gradellm_engine.model.runner import ModelRunner
 
 NAME = "batch-invariant"
-ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
 DTYPES = (torch.float32, torch.float64)
 
 _WHOLE_VECTORS = 32  # float32 numbers: two vectors of the widest kind, as loops are unrolled
@@ -92,7 +88,7 @@ class _ByPositions(nn.Module):
 _classes: dict[tuple[type, type], type] = {}
 
 
-def _become(module: nn.Module, other: type[nn.Module]) -> None:
+def _mix_in_class(module: nn.Module, other: type[nn.Module]) -> None:
     """Make it one of its class and another before that; the class's name ends as its own did."""
     kind = type(module)
     if (kind, other) not in _classes:
@@ -105,56 +101,15 @@ def patch_elementwise_modules(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module)
         if kind.__name__.endswith("RotaryEmbedding"):
-            _become(module, _ByPositions)
+            _mix_in_class(module, _ByPositions)
         elif isinstance(module, (FrozenNorm, nn.LayerNorm)) or _is_activation(module):
-            _become(module, _ByTokens)
+            _mix_in_class(module, _ByTokens)
         elif kind.__name__.endswith("Norm"):
-            _become(module, _OneByOne)
+            _mix_in_class(module, _OneByOne)
 
 
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
-
-
-class _EachAlone(RaggedPass):
-    """Parts of one token each."""
-
-    def shares(self, x: Tensor) -> list[Tensor]:
-        """See `RaggedPass`; in memory of their own, so that neither addresses nor strides tell of others."""
-        return [x[:, place].clone(memory_format=torch.contiguous_format) for place in self.places]
-
-
-@dataclass
-class PerTokenPass(RaggedPass):
-    """Parts of any length, each of whose tokens attends by itself."""
-
-    _each: _EachAlone = field(init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._each = _EachAlone(
-            [token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor
-        )
-
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
-        """See `Pass`."""
-        self._each.output_is_used = self.output_is_used
-        return self._each.site(module, index, form)
-
-    def heat_maps(self) -> list[Tensor]:
-        """See `Pass`."""
-        rows = iter(self._each.heat_maps())
-        return [
-            torch.cat([F.pad(next(rows), (0, part.end - end)) for end in range(part.start + 1, part.end + 1)])
-            for part in self.parts
-            if part.explain is not None
-        ]
-
-
-def _tokens(part: SequenceChunk) -> Iterator[SequenceChunk]:
-    """Its tokens, each a part."""
-    for place, token_id in enumerate(part.ids):
-        yield replace(part, ids=[token_id], start=part.start + place)
 
 
 def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
@@ -166,7 +121,7 @@ def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
     runner.pool.reuses_prefixes = False
     ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
     explain = runner.every_layer
-    alone, *others = (runner.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
+    alone, *others = (runner.pool.allocate_probe(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
     for token_id in ids:
         result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
@@ -175,7 +130,7 @@ def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
     runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
     together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
     results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = runner.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
+    again = runner.explained_pass([SequenceChunk.replay(others[0], 0, _TRIED_TOKENS, explain)])
     replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
     return not all(
         torch.equal(its, logits[0]) and torch.equal(its_scores, scores)

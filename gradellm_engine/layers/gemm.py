@@ -26,19 +26,19 @@ from torch import Tensor
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 
 # Measured with `python -m gradellm_bench.linear`.
-STRETCHED_ROWS = 2  # at most; oneDNN is as fast or faster for more
-MIN_STRETCHED_WEIGHTS = 2**17  # smaller ones are faster as one product
-ONEDNN_ROWS = 64  # at most; beyond it torch's default is as fast
+MAX_TILED_ROWS = 2  # at most; oneDNN is as fast or faster for more
+MIN_TILED_WEIGHTS = 2**17  # smaller ones are faster as one product
+MAX_ONEDNN_ROWS = 64  # at most; beyond it torch's default is as fast
 MIN_ONEDNN_WEIGHTS = 2**19
-SWAPPED_ROWS = 16  # of so many, and of multiples, the given rows stand in the weight's place
-WIDE = 2  # outputs an input, from which on it pays to store a joined weight by columns
+TRANSPOSED_OPERANDS_MULTIPLE = 16  # of so many, and of multiples, the given rows stand in the weight's place
+WIDE_OUTPUT_RATIO = 2  # outputs an input, from which on it pays to store a joined weight by columns
 
 
 class Kernel(Enum):
     """What computes a product."""
 
     DEFAULT = auto()
-    STRETCHES = auto()
+    ROW_TILES = auto()
     ONEDNN = auto()
     INVARIANT = auto()  # whichever makes the same of a row beside any others
 
@@ -49,7 +49,7 @@ class GemmWeight:
     Attributes:
         weight: [out, in], stored by rows or by columns.
         bias: [out]; None for none.
-        num_stretches: in how many the stored rows are cut for a product with few rows; 1 for never.
+        num_row_tiles: in how many the stored rows are cut for a product with few rows; 1 for never.
         uses_onednn: whether oneDNN computes products with several rows.
     """
 
@@ -58,7 +58,7 @@ class GemmWeight:
         self._transposed = self.weight.t()
         self._is_by_columns = self._transposed.is_contiguous() and not self.weight.is_contiguous()
         self._stored = self._transposed if self._is_by_columns else self.weight
-        self.num_stretches = _num_stretches(self._stored)
+        self.num_row_tiles = _num_row_tiles(self._stored)
         self.uses_onednn = _uses_onednn(self._stored)
         self._invariant: tuple[Product, Product] | None = None  # the layer, and by its input
 
@@ -74,7 +74,7 @@ class GemmWeight:
         default = partial(torch.nn.functional.linear, weight=weight, bias=bias)
         if self.uses_onednn:
             return [partial(_onednn, weight=weight, bias=bias), default]
-        is_small = weight.numel() < MIN_STRETCHED_WEIGHTS  # one row by itself takes half as long as four
+        is_small = weight.numel() < MIN_TILED_WEIGHTS  # one row by itself takes half as long as four
         return [partial(_row_by_row, weight=weight, bias=bias), default] if is_small else [default]
 
     def kernel(self, x: Tensor) -> Kernel:
@@ -82,19 +82,19 @@ class GemmWeight:
         if self._invariant is not None:
             return Kernel.INVARIANT
         rows = _num_rows(x)
-        if self.num_stretches > 1 and rows <= STRETCHED_ROWS:
-            return Kernel.STRETCHES
-        return Kernel.ONEDNN if self.uses_onednn and rows <= ONEDNN_ROWS else Kernel.DEFAULT
+        if self.num_row_tiles > 1 and rows <= MAX_TILED_ROWS:
+            return Kernel.ROW_TILES
+        return Kernel.ONEDNN if self.uses_onednn and rows <= MAX_ONEDNN_ROWS else Kernel.DEFAULT
 
     def product(self, x: Tensor) -> Tensor:
         """The layer: x W^T + b. [.., in] -> [.., out]"""
         match self.kernel(x):
-            case Kernel.STRETCHES:
-                by_rows = transposed_by_stretches if self._is_by_columns else by_stretches
-                y = by_rows(x, self._stored, self.num_stretches)
+            case Kernel.ROW_TILES:
+                by_rows = row_tiled_matmul_transposed if self._is_by_columns else row_tiled_matmul
+                y = by_rows(x, self._stored, self.num_row_tiles)
                 return y if self.bias is None else y + self.bias
-            case Kernel.ONEDNN if _is_swapped(x) and not self._is_by_columns:
-                y = _onednn_swapped(x, self._stored)
+            case Kernel.ONEDNN if _transposes_operands(x) and not self._is_by_columns:
+                y = _onednn_transposed(x, self._stored)
                 return y if self.bias is None else y + self.bias
             case Kernel.ONEDNN:
                 return _onednn(x, self.weight, self.bias)
@@ -107,11 +107,11 @@ class GemmWeight:
         """By its input: g W. [.., out] -> [.., in]"""
         is_batch = torch._C._functorch.is_batchedtensor(g)  # of torch.func.vmap, which the others know nothing of
         match Kernel.DEFAULT if is_batch else self.kernel(g):
-            case Kernel.STRETCHES:
-                by_columns = by_stretches if self._is_by_columns else transposed_by_stretches
-                return by_columns(g, self._stored, self.num_stretches)
-            case Kernel.ONEDNN if _is_swapped(g) and self._is_by_columns:
-                return _onednn_swapped(g, self._stored)
+            case Kernel.ROW_TILES:
+                by_columns = row_tiled_matmul if self._is_by_columns else row_tiled_matmul_transposed
+                return by_columns(g, self._stored, self.num_row_tiles)
+            case Kernel.ONEDNN if _transposes_operands(g) and self._is_by_columns:
+                return _onednn_transposed(g, self._stored)
             case Kernel.ONEDNN:
                 return _onednn(g, self._transposed, None)
             case Kernel.INVARIANT if self._invariant is not None:
@@ -120,7 +120,7 @@ class GemmWeight:
                 return g @ self.weight
 
 
-def by_stretches(x: Tensor, weight: Tensor, count: int) -> Tensor:
+def row_tiled_matmul(x: Tensor, weight: Tensor, count: int) -> Tensor:
     """The product x W^T, each stretch of W's rows by itself: y_s = W_s x^T. [.., in], [out, in] -> [.., out]"""
     rows = x.reshape(-1, x.shape[-1])
     products = torch.bmm(weight.view(count, -1, weight.shape[1]), rows.t().expand(count, -1, -1))  # [count, ., rows]
@@ -129,17 +129,17 @@ def by_stretches(x: Tensor, weight: Tensor, count: int) -> Tensor:
     return products.view(-1, len(rows)).t().reshape(*x.shape[:-1], -1)
 
 
-def transposed_by_stretches(g: Tensor, weight: Tensor, count: int) -> Tensor:
+def row_tiled_matmul_transposed(g: Tensor, weight: Tensor, count: int) -> Tensor:
     """The product g W as the sum of its stretches': sum_s g_s W_s. [.., out], [out, in] -> [.., in]"""
     stretches = g.reshape(-1, count, g.shape[-1] // count).transpose(0, 1)  # [count, rows, .]
     return torch.bmm(stretches, weight.view(count, -1, weight.shape[1])).sum(0).view(*g.shape[:-1], -1)
 
 
-def stored_for_gradients(weight: Tensor) -> Tensor:
+def layout_for_backward(weight: Tensor) -> Tensor:
     """The same weight, stored by columns where its outputs are so many that the backward pass gains. [out, in]"""
     num_outputs, num_inputs = weight.shape
-    is_wide = num_outputs >= WIDE * num_inputs
-    return weight.t().contiguous().t() if is_wide and _num_stretches(weight) > 1 else weight
+    is_wide = num_outputs >= WIDE_OUTPUT_RATIO * num_inputs
+    return weight.t().contiguous().t() if is_wide and _num_row_tiles(weight) > 1 else weight
 
 
 def has_onednn() -> bool:
@@ -152,10 +152,10 @@ def _is_float_on_cpu(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
 
 
-def _num_stretches(weight: Tensor) -> int:
+def _num_row_tiles(weight: Tensor) -> int:
     """As many as share them among all threads."""
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if not has_mkl or not _is_float_on_cpu(weight) or weight.numel() < MIN_STRETCHED_WEIGHTS:
+    if not has_mkl or not _is_float_on_cpu(weight) or weight.numel() < MIN_TILED_WEIGHTS:
         return 1
     wanted = 2
     while wanted < torch.get_num_threads():
@@ -179,11 +179,11 @@ def _num_rows(x: Tensor) -> int:
     return x.numel() // x.shape[-1]
 
 
-def _is_swapped(x: Tensor) -> bool:
-    return _num_rows(x) % SWAPPED_ROWS == 0
+def _transposes_operands(x: Tensor) -> bool:
+    return _num_rows(x) % TRANSPOSED_OPERANDS_MULTIPLE == 0
 
 
-def _onednn_swapped(x: Tensor, stored: Tensor) -> Tensor:
+def _onednn_transposed(x: Tensor, stored: Tensor) -> Tensor:
     """The product x W^T as (W x^T)^T. [.., in], [out, in] -> [.., out]"""
     rows = x.reshape(-1, x.shape[-1])
     return _onednn(stored, rows, None).t().reshape(*x.shape[:-1], -1)

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gradellm_engine.layers.gemm import GemmWeight, Kernel, stored_for_gradients
+from gradellm_engine.layers.gemm import GemmWeight, Kernel, layout_for_backward
 
 
 class LinearOutputCache(Protocol):
     """What layers give in a pass."""
 
-    def known(self, layer: nn.Module) -> Tensor | None:
+    def get(self, layer: nn.Module) -> Tensor | None:
         """What this one gives, where that is known. [1, T, out]"""
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
+    def put(self, layer: nn.Module, output: Tensor) -> None:
         """It has given this. [1, T, out]"""
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         """All of them have given these, once, and nobody has written to them since. [1, T, out] each"""
 
 
@@ -47,8 +47,8 @@ def replace_linears(model: nn.Module) -> None:
         if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module):
             module.__class__ = FrozenLinear
             # Attributes of modules that are no parameters are found at once.
-            module.frozen = GemmWeight(module.weight, module.bias)  # type: ignore[assignment]
-            module.joint = None  # type: ignore[assignment]
+            module.gemm_weight = GemmWeight(module.weight, module.bias)  # type: ignore[assignment]
+            module.fused_group = None  # type: ignore[assignment]
 
 
 def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> None:
@@ -84,9 +84,9 @@ def enable_batch_invariance(model: nn.Module) -> None:
             module.__class__ = _InvariantConv1D
             module.take_over()  # type: ignore[operator]
         elif type(module) is FrozenLinear:
-            module.frozen.enable_batch_invariance()
-            if module.joint is not None:
-                module.joint.enable_batch_invariance()
+            module.gemm_weight.enable_batch_invariance()
+            if module.fused_group is not None:
+                module.fused_group.enable_batch_invariance()
 
 
 def _join(group: Sequence[FrozenLinear]) -> None:
@@ -101,7 +101,7 @@ def _go_together(one: FrozenLinear, other: FrozenLinear) -> bool:
 
 def _is_fast(layer: FrozenLinear) -> bool:
     """Whether a decode step computes it by a kernel that gains from more weights."""
-    return layer.frozen.kernel(layer.weight[:1]) is not Kernel.DEFAULT
+    return layer.gemm_weight.kernel(layer.weight[:1]) is not Kernel.DEFAULT
 
 
 class FrozenLinear(nn.Linear):
@@ -112,51 +112,53 @@ class FrozenLinear(nn.Linear):
         joint: with which layers it is computed; None for alone.
     """
 
-    frozen: GemmWeight
-    joint: FusedLinearGroup | None
+    gemm_weight: GemmWeight
+    fused_group: FusedLinearGroup | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
         outputs = current_output_cache.get()
-        output = _output(self, input, outputs) if self.joint is None else self.joint.output(self, input, outputs)
+        output = (
+            _output(self, input, outputs) if self.fused_group is None else self.fused_group.output(self, input, outputs)
+        )
         if outputs is not None:
-            outputs.note(self, output)
+            outputs.put(self, output)
         return output
 
 
 class _InvariantConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's linear layers, by the same products."""
 
-    frozen: GemmWeight
+    gemm_weight: GemmWeight
 
     def take_over(self) -> None:
         """Take the numbers that are there."""
-        self.frozen = GemmWeight(self.weight.t(), self.bias)
-        self.frozen.enable_batch_invariance()
+        self.gemm_weight = GemmWeight(self.weight.t(), self.bias)
+        self.gemm_weight.enable_batch_invariance()
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out]"""
         if x.requires_grad and torch.is_grad_enabled():
-            output: Tensor = _Product.apply(x, self.frozen, [self.nf], None)[0]  # type: ignore[no-untyped-call]
+            output: Tensor = _Product.apply(x, self.gemm_weight, [self.nf], None)[0]  # type: ignore[no-untyped-call]
             return output
-        return self.frozen.product(x)
+        return self.gemm_weight.product(x)
 
 
 def _output(layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
     known = _known((layer,), x, outputs)
-    if known is None and layer.frozen.kernel(x) is Kernel.DEFAULT:
-        return layer.frozen.product(x)  # torch's own node costs less than ours
+    if known is None and layer.gemm_weight.kernel(x) is Kernel.DEFAULT:
+        return layer.gemm_weight.product(x)  # torch's own node costs less than ours
     if x.requires_grad and torch.is_grad_enabled():
-        output: Tensor = _Product.apply(x, layer.frozen, [layer.out_features], known)[0]  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(x, layer.gemm_weight, [layer.out_features], known)[0]  # type: ignore[no-untyped-call]
         return output
-    return layer.frozen.product(x) if known is None else known[0]
+    return layer.gemm_weight.product(x) if known is None else known[0]
 
 
 def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: LinearOutputCache | None) -> tuple[Tensor, ...] | None:
     """What layers give for x, where it is known of all of them."""
     if outputs is None:
         return None
-    known = tuple(outputs.known(layer) for layer in layers)
+    known = tuple(outputs.get(layer) for layer in layers)
     if any(output is None or output.shape[:-1] != x.shape[:-1] for output in known):
         return None
     return known  # type: ignore[return-value]
@@ -171,25 +173,25 @@ class FusedLinearGroup:
     def __init__(self, layers: Sequence[FrozenLinear]) -> None:
         self._layers = tuple(layers)
         self._sizes = [layer.out_features for layer in layers]
-        weight = stored_for_gradients(torch.cat([layer.weight.detach() for layer in layers]))
+        weight = layout_for_backward(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self._frozen = GemmWeight(weight, bias)
+        self._gemm_weight = GemmWeight(weight, bias)
         for layer, its_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
             layer.weight.data = its_weight
-            layer.frozen = GemmWeight(its_weight, layer.bias)
-            layer.joint = self
+            layer.gemm_weight = GemmWeight(its_weight, layer.bias)
+            layer.fused_group = self
         self._input: Tensor | None = None
         self._version = 0
         self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
 
     def enable_batch_invariance(self) -> None:
         """See `GemmWeight.become_invariant`."""
-        self._frozen.enable_batch_invariance()
+        self._gemm_weight.enable_batch_invariance()
 
     def output(self, layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
         """What one of them gives. [.., in] -> [.., out]"""
         if self._input is not x or self._version != x._version or layer not in self._left:
-            if self._frozen.kernel(x) is Kernel.DEFAULT:
+            if self._gemm_weight.kernel(x) is Kernel.DEFAULT:
                 return _output(layer, x, outputs)
             self._input, self._version = x, x._version
             self._left = dict(zip(self._layers, self._outputs(x, _known(self._layers, x, outputs)), strict=True))
@@ -200,9 +202,9 @@ class FusedLinearGroup:
 
     def _outputs(self, x: Tensor, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         if x.requires_grad and torch.is_grad_enabled():
-            made: tuple[Tensor, ...] = _Product.apply(x, self._frozen, self._sizes, known)  # type: ignore[no-untyped-call]
+            made: tuple[Tensor, ...] = _Product.apply(x, self._gemm_weight, self._sizes, known)  # type: ignore[no-untyped-call]
             return made
-        return torch.split(self._frozen.product(x), self._sizes, -1) if known is None else known
+        return torch.split(self._gemm_weight.product(x), self._sizes, -1) if known is None else known
 
 
 class _Product(torch.autograd.Function):

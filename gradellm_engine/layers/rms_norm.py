@@ -26,32 +26,32 @@ class RMSForm:
     Attributes:
         scale: what the normed input is multiplied with. [hidden]
         eps: what is added to its mean square.
-        is_narrow: whether it is multiplied in the input's own type, not before it is brought back to it.
+        multiplies_in_input_dtype: whether the scale is applied after the cast back to the input's dtype.
     """
 
     scale: Tensor
     eps: float
-    is_narrow: bool
+    multiplies_in_input_dtype: bool
 
     def inverse(self, x: Tensor) -> Tensor:
         """Of each row, r. [.., hidden] -> [.., 1]"""
-        return torch.rsqrt(_single(x).pow(2).mean(-1, keepdim=True) + self.eps)
+        return torch.rsqrt(_to_float32(x).pow(2).mean(-1, keepdim=True) + self.eps)
 
     def output(self, normed: Tensor, dtype: torch.dtype) -> Tensor:
         """Of each row, y from n, in the input's type. [.., hidden] -> [.., hidden]"""
         if normed.dtype is dtype:
             return normed * self.scale
-        return normed.to(dtype) * self.scale if self.is_narrow else (normed * self.scale).to(dtype)
+        return normed.to(dtype) * self.scale if self.multiplies_in_input_dtype else (normed * self.scale).to(dtype)
 
     def gradient(self, normed: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
         """By the input, from n, r and dl/dy, in its type. [.., hidden], [.., 1], [.., hidden] -> [.., hidden]"""
-        g = _single(gradient * self.scale) if self.is_narrow else _single(gradient) * self.scale
+        g = _to_float32(gradient * self.scale) if self.multiplies_in_input_dtype else _to_float32(gradient) * self.scale
         along = (g * normed).sum(-1, keepdim=True)
         by_input = torch.addcmul(g, normed, along, value=-1 / normed.shape[-1]) * inverse
         return by_input if by_input.dtype is gradient.dtype else by_input.to(gradient.dtype)
 
 
-def _single(x: Tensor) -> Tensor:
+def _to_float32(x: Tensor) -> Tensor:
     """In float32; to ask that of what is so already takes as long as a small product."""
     return x if x.dtype is torch.float32 else x.to(torch.float32)
 
@@ -82,7 +82,7 @@ def _form_of(module: nn.Module) -> RMSForm | None:
     drawn[0] *= eps**0.5  # where it counts
     x, w = drawn.to(weight), weight.detach()
     for form in (RMSForm(w, eps, True), RMSForm(w, eps, False), RMSForm(1 + w.float(), eps, False)):
-        if torch.equal(form.output(_single(x) * form.inverse(x), x.dtype), module(x)):
+        if torch.equal(form.output(_to_float32(x) * form.inverse(x), x.dtype), module(x)):
             return form
     return None
 
@@ -117,7 +117,7 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, form: RMSForm) -> Tensor:  # noqa: ANN401
         inverse = form.inverse(x)
-        normed = _single(x) * inverse
+        normed = _to_float32(x) * inverse
         ctx.form = form
         ctx.save_for_backward(x, normed, inverse)
         return form.output(normed, x.dtype)
@@ -127,5 +127,5 @@ class _Normed(torch.autograd.Function):
         x, normed, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
             inverse = ctx.form.inverse(x)
-            normed = _single(x) * inverse
+            normed = _to_float32(x) * inverse
         return ctx.form.gradient(normed, inverse, gradients[0]), None

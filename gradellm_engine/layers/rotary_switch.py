@@ -58,7 +58,7 @@ def switch_tokens(config: Any) -> int | None:  # noqa: ANN401 (Transformers' Pre
     return switches[0] if switches else None
 
 
-def coded(positions: Iterable[int], *, is_long: bool) -> list[int]:
+def encode_positions(positions: Iterable[int], *, is_long: bool) -> list[int]:
     """Positions as the model takes them: p, or ~p (which is -1 - p) in a sequence that has the long rotary factors.
 
     So every way that tokens go to the model tells their factors, too: passes, recorded steps and straight lines.

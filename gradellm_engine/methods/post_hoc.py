@@ -22,9 +22,9 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.families import Family
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Switches, check_choice
+from gradellm_engine.passes.base import Target
 from gradellm_engine.passes.full_sequence import FullSequenceAttention, SequenceAttention
 from gradellm_engine.passes.lm_head import signs, token_ids
-from gradellm_engine.passes.ragged import Target
 from gradellm_engine.utils.memory import is_out_of_memory
 
 PASS_TOKENS = 2048  # of all sequences of a forward pass, and of the gradients that run as one backward pass

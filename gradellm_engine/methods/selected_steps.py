@@ -14,7 +14,7 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches, Switches
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
 TOKENS_PER_PASS = 64  # explained in one pass of an in-pass method
 
@@ -80,7 +80,7 @@ def _in_pass_scores(
         for begin in range(0, len(alike), TOKENS_PER_PASS):
             chosen = alike[begin : begin + TOKENS_PER_PASS]
             chunks = [
-                SequenceChunk.again(slot, completion.prefix(step) - 1, completion.prefix(step), explain)
+                SequenceChunk.replay(slot, completion.prefix(step) - 1, completion.prefix(step), explain)
                 for step in chosen
             ]
             rows = runner.replay(chunks, [completion.targets[step] for step in chosen])

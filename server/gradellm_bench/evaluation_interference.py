@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gradellm_engine.core.outputs import Step
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
-from gradellm_engine.engine import EVALUATED_TOKENS, Engine
+from gradellm_engine.engine import MAX_EVALUATION_PASS_TOKENS, Engine
 from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 from gradellm_engine.faithfulness.metrics.masks import keep_mask, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
@@ -35,7 +35,7 @@ from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.prompt import Role
 from gradellm_engine.tokenization.prompt_input import PromptInput
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 NEW_TOKENS = 96  # of an interactive stream
@@ -97,7 +97,9 @@ def speed(engine: Engine, model: PreTrainedModel, given: PromptInput, rounds: in
     ways: dict[str, Callable[[], object]] = {
         "this engine": lambda: _ours(engine, given, step.id, settings),
         "one forward a text": lambda: _forwards(model, ids, texts, 1),
-        "bare batches": lambda: _forwards(model, ids, texts, EVALUATED_TOKENS["cpu"] // len(ids), logits_to_keep=1),
+        "bare batches": lambda: _forwards(
+            model, ids, texts, MAX_EVALUATION_PASS_TOKENS["cpu"] // len(ids), logits_to_keep=1
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -135,7 +137,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
 def _ours(engine: Engine, given: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
     results = list(engine.evaluate(given, settings, [token_id]))
     assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (else there is nothing to time)
-    engine.model.runner.pool.forget()  # the next round reads the prompt again
+    engine.model.runner.pool.evict_all()  # the next round reads the prompt again
 
 
 @torch.no_grad()
@@ -156,7 +158,7 @@ def latency(engine: Engine, rounds: int) -> None:
     for _ in range(rounds):
         alone += _gaps(engine, given)
         evaluation = engine.evaluation_request(given, settings, list(range(5, 37)))
-        allowance = evaluation.allowance
+        allowance = evaluation.pass_budget
         assert allowance is not None  # noqa: S101 (it is an evaluation)
         engine.scheduler.submit(evaluation)
         while allowance.used < UNDER_WAY:
@@ -193,4 +195,4 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

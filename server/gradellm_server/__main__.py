@@ -323,7 +323,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, stopping)
-    is_lost = engine.scheduler.needs_ticks and await _lost(server, stopping)
+    is_lost = engine.scheduler.needs_heartbeat and await _lost(server, stopping)
     await stopping.wait()
     if is_lost:
         say("a rank is lost: the group has to be started again")
@@ -336,7 +336,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     if not ended or is_lost:  # a pass that goes on would hold up the interpreter's own end
         os._exit(EXIT_LOST if is_lost else 0)
     with contextlib.suppress(GroupLostError):
-        engine.dismiss()
+        engine.stop_followers()
     return 0
 
 
@@ -374,7 +374,7 @@ def _follow(options: argparse.Namespace) -> int:
         gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):  # a launcher sends them to all: rank 0 knows when it is over
             signal.signal(number, signal.SIG_IGN)
-        engine.follow()
+        engine.run_follower()
     except GroupLostError as error:
         logging.getLogger("gradellm").critical("%s", error)
         return EXIT_LOST

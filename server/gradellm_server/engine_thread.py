@@ -344,7 +344,7 @@ class EngineThread:
                 f"{self.num_running} requests run and {self.num_waiting} wait", self._come_back.seconds(self._endings())
             )
         waiting = list(self._scheduler.waiting)
-        num_tokens = sum(stream.num_places for stream in waiting)
+        num_tokens = sum(stream.max_num_tokens for stream in waiting)
         if waiting and num_tokens >= self.max_queued_tokens:
             raise self._too_many_tokens(waiting, num_tokens, 1)
 
@@ -352,7 +352,7 @@ class EngineThread:
         left = self._scheduler.seconds_left
         seconds = seconds_until_room(
             [left(stream) for stream in list(self._scheduler.running)],
-            [(left(stream), stream.num_places) for stream in waiting],
+            [(left(stream), stream.max_num_tokens) for stream in waiting],
             num_tokens + more - self.max_queued_tokens,
         )
         return QueueFullError(
@@ -418,7 +418,7 @@ class EngineThread:
                 self._beat_at = time.monotonic()
                 if self._arrived or self._has_cancelled or self._scheduler.has_work(self._has_turn):
                     return True
-                if self._scheduler.needs_ticks and time.monotonic() >= until:
+                if self._scheduler.needs_heartbeat and time.monotonic() >= until:
                     return True
                 self._changed.wait(IDLE_BEAT_SECONDS)
         return False
@@ -480,7 +480,7 @@ class EngineThread:
                 self._free(job)
                 continue
             self._jobs[stream] = job
-            stream.charge("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was taken in
+            stream.add_time("queue", time.perf_counter() - job.submitted_at)  # for the pass before it was taken in
             job.post(job.first)
             job.first = []
             self._tell(stream, job)
@@ -488,9 +488,9 @@ class EngineThread:
     def _check_tokens(self, stream: Request) -> None:
         """See that there is room in the queue for a stream's tokens."""
         waiting = list(self._scheduler.waiting)
-        num_tokens = sum(its.num_places for its in waiting)
-        if waiting and num_tokens + stream.num_places > self.max_queued_tokens:
-            raise self._too_many_tokens(waiting, num_tokens, stream.num_places)
+        num_tokens = sum(its.max_num_tokens for its in waiting)
+        if waiting and num_tokens + stream.max_num_tokens > self.max_queued_tokens:
+            raise self._too_many_tokens(waiting, num_tokens, stream.max_num_tokens)
 
     def _hand_out(self) -> None:
         for stream, job in list(self._jobs.items()):

@@ -220,11 +220,11 @@ def _main() -> None:
     ranks = ProcessGroup.join()
     engine = loaded(Path(path), dtype, ranks)
     if ranks is not None and not ranks.is_rank0:
-        engine.follow()
+        engine.run_follower()
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
-        engine.dismiss()
-    ProcessGroup.leave()
+        engine.stop_followers()
+    ProcessGroup.destroy()
 
 
 if __name__ == "__main__":

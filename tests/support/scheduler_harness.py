@@ -74,5 +74,5 @@ def run(scheduler: Scheduler, streams: Sequence[Request]) -> list[Told]:
 
 def run_alone(engine: Engine, stream: Request) -> Told:
     """Run a stream on its own: one pass a token, nothing reused."""
-    (told,) = run(scheduler_of(engine, max_running=1, num_tokens=stream.num_places), [stream])
+    (told,) = run(scheduler_of(engine, max_running=1, num_tokens=stream.max_num_tokens), [stream])
     return told

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.attention.ops import AttentionForm, AttentionState, by_group
+from gradellm_engine.attention.ops import AttentionForm, AttentionState, grouped_matmul
 from gradellm_engine.methods.hooks import Hook, hooked
 from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches
@@ -99,7 +99,7 @@ class ValueZeroingAttention(SequenceAttention):
         A = forward.A[0, :, :, self.position, tokens]  # [G, r, N]
         V = forward.V[0, :, tokens]  # [G, N, Dv]
         zeroed = torch.einsum("grn,gnd->ngrd", A, V)
-        o = by_group(forward.A[0, :, :, self.position, None], forward.V[0])[:, :, 0] - zeroed  # [N, G, r, Dv]
+        o = grouped_matmul(forward.A[0, :, :, self.position, None], forward.V[0])[:, :, 0] - zeroed  # [N, G, r, Dv]
         return ungrouped(o[..., None, :].to(query.dtype))
 
 

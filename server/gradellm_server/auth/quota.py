@@ -154,7 +154,7 @@ class Quota:
 class Metered(Protocol):
     """A request's stream, as the engine knows it: tokens that it may take, those that it has, whether it ever ran."""
 
-    num_places: int
+    max_num_tokens: int
     ids: list[int]
     has_run: bool
 
@@ -219,7 +219,7 @@ class Meter:
     def _take(self, stream: Metered) -> None:
         with self._lock:  # against the end of a call that is cancelled while it is read
             if self._quota is not None and not self._is_settled:
-                self._charge, self._stream = self._quota.charge(stream.num_places), stream
+                self._charge, self._stream = self._quota.charge(stream.max_num_tokens), stream
 
     def settle(self) -> None:
         """The request is over: give back what it did not use, and all where it never ran."""

@@ -292,20 +292,20 @@ def _contrast(request: pb.Contrast) -> Contrast:
 # Calls: what each takes, and what the engine thread makes of it ------------------------------------------------------
 
 
-def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The stream of a call of Generate; `owner` is who calls."""
+def generate(request: pb.GenerateRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The stream of a call of Generate; `tenant` is who calls."""
     return engine.generation_request(
         read_input(request.input, engine.prompt_limits),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=request.forced_ids,
         **_said(request, "first_attribution"),
-        owner=owner,
+        tenant=tenant,
     )
 
 
-def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The stream of a call of Attribute; `owner` is who calls."""
+def attribute(request: pb.AttributeRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The stream of a call of Attribute; `tenant` is who calls."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
     completion = request.completion if request.HasField("completion") else request.completion_ids
@@ -314,12 +314,12 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
-        owner=owner,
+        tenant=tenant,
     )
 
 
-def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The stream of a call of Evaluate; `owner` is who calls."""
+def evaluate(request: pb.EvaluateRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The stream of a call of Evaluate; `tenant` is who calls."""
     given = {
         "completion": request.HasField("completion"),
         "completion_ids": bool(request.completion_ids),
@@ -337,7 +337,7 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
         read_evaluation(request.evaluation, request.labels),
         completion,
         read_sampling(request.generation),
-        owner=owner,
+        tenant=tenant,
     )
 
 

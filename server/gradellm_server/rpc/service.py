@@ -74,7 +74,7 @@ class ExplainerService:
 
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._watched(name, context) as watched:
-                metered = watched.meter.metered(partial(work, owner=watched.call.client))
+                metered = watched.meter.metered(partial(work, tenant=watched.call.client))
                 job = self._submit(watched, kind, payload, metered, tell)
                 job.when_abandoned = partial(_tell_abandoned, context, watched)
                 async for event in job:

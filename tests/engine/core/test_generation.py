@@ -40,7 +40,7 @@ from gradellm_engine import (
     Step,
 )
 from gradellm_engine.attention.ops import AttentionState
-from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
+from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.passes.ragged import RaggedPass
 from gradellm_engine.tokenization.words import WordCounter
@@ -553,7 +553,7 @@ def test_generations_do_not_influence_each_other(engine: Engine) -> None:
 def test_the_length_of_prefill_pieces_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))))
     for chunk in (1, 7):
-        monkeypatch.setitem(MAX_PIECE_TOKENS, "cpu", chunk)
+        monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", chunk)
         forget_prefixes(engine)
         generation = engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
         silent = 0

@@ -42,7 +42,7 @@ from gradellm_engine.core.sampler import Distribution, choose_token, sampling_pr
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of, take
 
@@ -283,7 +283,7 @@ def test_streams_together_tell_what_each_tells_alone(
     """They join at any tick, are cancelled at any pass, fail, wait for places and for memory, and share prefixes."""
     engine = load(model, dtype)
     breaking(engine)
-    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", 40)
+    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", 40)
     rng = random.Random(f"{model} {dtype}")
     requests = drawn_requests(engine, rng, 26)
     margins = Margins(monkeypatch)
@@ -486,7 +486,7 @@ def test_a_pass_of_chunks_is_bounded_and_nobody_starves(load: Callable[..., Engi
     num_tokens = []
     for parts in passes.of("explained_pass"):
         lengths = [len(part.ids) for part in parts]
-        assert sum(lengths) <= scheduling.EXPLAINED_TOKENS["cpu"] or len(lengths) == 1
+        assert sum(lengths) <= scheduling.MAX_EXPLAINED_TOKENS["cpu"] or len(lengths) == 1
         num_tokens.append(sum(lengths))
     assert sum(num_tokens) == 600
     assert 100 in num_tokens
@@ -657,7 +657,7 @@ def test_cancelling_twice_and_after_the_end(load: Callable[..., Engine]) -> None
     for _ in range(2):
         scheduler.cancel(stream)
     assert told.finished is not None
-    assert engine.model.runner.pool.num_kept_tokens > 0  # what it left is still there
+    assert engine.model.runner.pool.num_retained_tokens > 0  # what it left is still there
 
 
 def test_nothing_of_a_pass_outlives_a_stream_that_failed(
@@ -781,7 +781,7 @@ def test_after_many_requests_all_memory_is_free_and_in_one_piece(load: Callable[
             scheduler.cancel(stream)
         finish(scheduler, streams)
         assert pool.num_free_tokens == pool.num_tokens
-    assert pool.num_kept_tokens > 0
+    assert pool.num_retained_tokens > 0
     whole = pool.allocate(pool.num_tokens)  # nothing of the 200 stands in the way
     assert whole is not None
     whole.close()
@@ -872,7 +872,7 @@ def test_a_stream_that_is_over_before_it_runs(load: Callable[..., Engine]) -> No
 
 
 def test_a_long_prompt_keeps_no_short_one_waiting(load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", 24)
+    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", 24)
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
     long_one = engine.generation_request("a" * 240, replace(SAMPLED, max_new_tokens=2))
@@ -913,14 +913,14 @@ def test_pieces_of_prompt_are_small_while_others_decode(
     pieces = [len(parts[0].ids) for parts in passes.of("read")]
     assert sum(pieces) == 200
     assert len(pieces) > 5
-    assert max(pieces) <= 2 * scheduling.MIN_PIECE_TOKENS["cpu"]
+    assert max(pieces) <= 2 * scheduling.MIN_PREFILL_CHUNK_TOKENS["cpu"]
     finish(scheduler, [running, long_one])
 
 
 def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
     load: Callable[..., Engine], passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 64)  # as on a GPU
+    monkeypatch.setitem(scheduling.MIN_PREFILL_CHUNK_TOKENS, "cpu", 64)  # as on a GPU
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=800)
     running, long_one = (
@@ -929,7 +929,7 @@ def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
     scheduler.submit(running)
     while len(running.ids) < 6:
         list(scheduler.step())
-    scheduler.measured = scheduling.PassTimings(
+    scheduler.timings = scheduling.PassTimings(
         step=0.001, read=0.001
     )  # a piece of one token would take as long as a step
     passes.made.clear()

@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_the_size_of_passes(
     settings = EvaluationSettings((caller_scores("own", kind, seed, length),), PERTURBING, COARSE, seed=seed)
     expected = run_evaluation(engine, engine.evaluation_request(RAW[:length], settings, [70]))
     with monkeypatch.context() as patched:
-        patched.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": sizes[0]})
+        patched.setattr(engine_module, "MAX_EVALUATION_PASS_TOKENS", {"cpu": sizes[0]})
         patched.setattr(pass_budget, "FIRST_TOKENS", sizes[1])
         found = run_evaluation(engine, engine.evaluation_request(RAW[:length], settings, [70]))
     assert largest_difference(found, expected) <= ROUNDING
@@ -163,7 +163,7 @@ def test_equal_seeds_give_equal_results_and_others_do_not(load: Engines) -> None
 
 def test_results_do_not_depend_on_other_requests(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("mistral")
-    monkeypatch.setattr(scheduling, "EVALUATED_TICKS", 2)
+    monkeypatch.setattr(scheduling, "STEPS_PER_EVALUATION_BATCH", 2)
     settings = EvaluationSettings(methods(GradEllm(), Saliency(), Random()), PERTURBING, COARSE, stride=1)
 
     def request() -> Request:

@@ -49,14 +49,14 @@ def test_short_texts_after_a_long_prefix_fit_the_memory(
     monkeypatch.setattr(ModelRunner, "last_logits", noting)
     monkeypatch.setattr(pass_budget, "FIRST_TOKENS", 10**6)
     monkeypatch.setattr(pass_budget, "PASSES_PER_BATCH", 10**6)
-    monkeypatch.setattr(scheduling, "EVALUATED_SECONDS", 1e9)
+    monkeypatch.setattr(scheduling, "IDLE_EVALUATION_SECONDS", 1e9)
     monkeypatch.setattr(ModelCost, "bytes_of", lambda *args: 1)  # no other memory is limited here
     messages = (Message("system", "Be kind. " * 22), Message("user", "Who i"))
     settings = EvaluationSettings(methods(GradEllm()), samples=40, stride=1)
     request = engine.evaluation_request(PromptInput(messages=messages), settings, [70, 71, 72])
-    assert request.allowance is not None
+    assert request.pass_budget is not None
     run_evaluation(engine, request)
-    assert request.allowance.sequences / 2 < max(counts) <= request.allowance.sequences
+    assert request.pass_budget.sequences / 2 < max(counts) <= request.pass_budget.sequences
     assert 2 * max(counts) * max(longest) * a_token <= engine.method_bytes
 
 

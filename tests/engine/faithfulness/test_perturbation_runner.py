@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradellm_engine import Engine
+from gradellm_engine.attention.cpu_tiled import TiledAttention
 from gradellm_engine.attention.ops import AttentionForm, visibility
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention, TiledAttention
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import save_random_model
 
 
@@ -110,14 +111,14 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
 def test_pieces_are_what_a_stock_kernel_finds(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, piece: int
 ) -> None:
-    monkeypatch.setattr("gradellm_engine.passes.full_sequence.PIECE", piece)
+    monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", piece)
     B, H, G, T, N, D, Dv = shape
     torch.manual_seed(0)
     query, K, V = torch.randn(B, H, T, D), torch.randn(B, G, N, D), torch.randn(B, N, G, Dv).transpose(1, 2)
     visible = visibility(N - T, T, 0, N, window, query.device)
     assert isinstance(visible, Tensor)
     form = AttentionForm(0.3, window=window)
-    assert TiledAttention.are_fast(query, V, form)
+    assert TiledAttention.is_faster(query, V, form)
     pieces = TiledAttention()
     q, k, v = query.double(), K.double(), V.double()
     expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)

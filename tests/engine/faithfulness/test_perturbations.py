@@ -79,7 +79,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     assert stream.error is None
     assert summary is not None
     assert summary.num_requested == 2 * 2 * 99 * 20 + 2
-    budget = stream.allowance
+    budget = stream.pass_budget
     assert budget is not None
     assert most[0] <= max(budget.batch_tokens // len(prompt), MAX_TEXTS) + 2
     assert most[1] <= 2 * MAX_UNIFORMS

@@ -84,8 +84,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(scheduling, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
-    monkeypatch.setattr(scheduling, "EVALUATED_TICKS", TICKS)
-    monkeypatch.setattr(scheduling, "EVALUATED_STEPS", 16.0)
+    monkeypatch.setattr(scheduling, "STEPS_PER_EVALUATION_BATCH", TICKS)
+    monkeypatch.setattr(scheduling, "EVALUATION_BATCH_STEPS", 16.0)
     return clock
 
 
@@ -133,7 +133,7 @@ def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSett
 
 def analysing(scheduler: Scheduler, stream: Request) -> None:
     """Run a submitted evaluation until its completion is complete."""
-    while stream.phase is not RequestPhase.ANALYSE:
+    while stream.phase is not RequestPhase.POST_HOC:
         for _ in scheduler.step():
             pass
 

@@ -32,12 +32,13 @@ from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant, patch_elementwise_modules
+from gradellm_engine.layers.batch_invariant import is_batch_variant, patch_elementwise_modules
 from gradellm_engine.layers.gemm import GemmWeight, has_onednn
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import PRESETS
+from gradellm_engine.passes.invariant import ALIGNED_PLACES
 from support.scheduler_harness import Told, run_alone, take
 from support.tiny_models import save_random_model
 
@@ -127,8 +128,8 @@ def disturbed(engine: Engine, seed: int) -> None:
 def test_streams_that_come_leave_and_are_resumed(
     load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
-    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 3)
+    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
+    monkeypatch.setitem(scheduling.MIN_PREFILL_CHUNK_TOKENS, "cpu", 3)
     disturbed(load(name), seed)
 
 
@@ -190,7 +191,7 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
 def test_a_processor_where_it_does_not_come_out_is_refused(
     model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "shows_others", lambda runner, vocab_size: True)
+    monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
     with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
@@ -282,9 +283,9 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
     for slot in slots:
         assert slot is not None
         slot.ids += [1, 2, 3, slot.start]
-        slot.keep()
-    assert pool.pool.num_kept_tokens == 4 * ALIGNED_PLACES
-    pool.pool.forget()
+        slot.retain()
+    assert pool.pool.num_retained_tokens == 4 * ALIGNED_PLACES
+    pool.pool.evict_all()
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 

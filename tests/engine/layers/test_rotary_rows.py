@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine.layers import rotary_rows
-from gradellm_engine.layers.rotary import NAME, Rotate, fused_autograd_node
-from gradellm_engine.layers.rotary_rows import rotated, rotates_halves, supports_row_layout
+from gradellm_engine.layers import rotary
+from gradellm_engine.layers.rotary import (
+    NAME,
+    Rotate,
+    fused_autograd_node,
+    rotated,
+    rotates_halves,
+    supports_row_layout,
+)
 
 Shape = tuple[int, int, int, int, int]  # texts, tokens, query heads, key heads, width
 
@@ -43,7 +49,7 @@ def test_a_function_that_wants_to_know_more_is_none_of_them() -> None:
     "shape", [(2, 5, 4, 2, 8), (3, 7, 2, 2, 4), (1, 50, 8, 4, 32), (2, 3, 3, 1, 6), (4, 1, 2, 1, 64)]
 )
 def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
-    monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", 1)
+    monkeypatch.setattr(rotary, "MIN_NUMBERS", 1)
     q, k, cos, sin = drawn(shape)
     assert supports_row_layout(q, k, cos, sin)
     rotate = own_function("llama")
@@ -54,11 +60,11 @@ def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> 
 
 
 def test_all_else_is_left_to_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", 1)
+    monkeypatch.setattr(rotary, "MIN_NUMBERS", 1)
     q, k, cos, sin = drawn((2, 5, 4, 2, 8))
     assert not supports_row_layout(q.contiguous(), k, cos, sin)
     assert not supports_row_layout(q.double(), k.double(), cos.double(), sin.double())
     assert not supports_row_layout(q, k, cos.repeat(2, 1, 1), sin.repeat(2, 1, 1))
     assert not supports_row_layout(q, k, cos[..., :4], sin[..., :4])
-    monkeypatch.setattr(rotary_rows, "MIN_NUMBERS", q.numel() + 1)
+    monkeypatch.setattr(rotary, "MIN_NUMBERS", q.numel() + 1)
     assert not supports_row_layout(q, k, cos, sin)

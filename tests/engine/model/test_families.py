@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling, Sources
+from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes import ragged
@@ -112,11 +113,11 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
     if not FAMILIES[engine.info.family].rotary:
         pytest.skip("this family's layers do not all have one that is undone")
-    engine.model.runner.pool.forget()  # what another test has read of the prompt would not be read again
-    monkeypatch.setattr(engine.model.runner, "lines", None)  # which never call what is watched here
+    engine.model.runner.pool.evict_all()  # what another test has read of the prompt would not be read again
+    monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # which never call what is watched here
     num_layers = engine.info.num_layers
     module = sys.modules[type(engine.model.runner._model).__module__]
-    rotate, undo = vars(module)["apply_rotary_pos_emb"], ragged.unrotated
+    rotate, undo = vars(module)["apply_rotary_pos_emb"], unrotated
     given: list[Tensor] = []  # keys of a layer each, pass by pass
     undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on
 

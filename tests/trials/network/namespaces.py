@@ -1,7 +1,7 @@
-"""Hosts on a network of their own: namespaces of this machine, a switch between them, and a name server.
+"""A virtual network: hosts are network namespaces, joined by a bridge, with a DNS server.
 
-Nothing of the machine's own network is touched: the switch is a bridge in a namespace, and no link leads out. Needs
-Linux, root, iproute2's `ip` and, for names, `dnsmasq` (Debian: dnsmasq-base).
+The machine's own network is not touched: the bridge is in a namespace, and no link leads out of it. Needs Linux, root,
+iproute2's `ip` and, for DNS, `dnsmasq` (Debian: dnsmasq-base).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from support.dns_server import NameServer
+from support.dns_server import DnsServer
 
 Result = TypeVar("Result")
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # of processes that import this package
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # of subprocesses: they import `trials`
 
-NETNS = Path("/etc/netns")  # what `ip netns exec` lays over /etc, a folder a namespace
+NETNS = Path("/etc/netns")  # `ip netns exec` mounts a namespace's folder here over /etc
 
 
-def why_not() -> str | None:
-    """Why there can be no such network here; None where there can."""
+def unavailable_reason() -> str | None:
+    """Why no virtual network can be made on this machine; None where one can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need Linux and root"
     if missing := [name for name in ("ip", "dnsmasq") if shutil.which(name) is None]:
         return f"{' and '.join(missing)} not found (Debian: iproute2, dnsmasq-base)"
-    if subprocess.run(["ip", "netns", "add", _own("try")], stderr=subprocess.DEVNULL).returncode:
-        return "network namespaces may not be made here"
-    _ip("netns", "del", _own("try"))
+    if subprocess.run(["ip", "netns", "add", _namespace_name("try")], stderr=subprocess.DEVNULL).returncode:
+        return "this process may not make network namespaces"
+    _ip("netns", "del", _namespace_name("try"))
     return None
 
 
-def _own(name: str) -> str:
+def _namespace_name(name: str) -> str:
     return f"gradellm-{os.getpid()}-{name}"
 
 
@@ -53,14 +53,15 @@ def _ip(*arguments: str) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """One machine of the network.
+    """A host of the virtual network.
 
     Attributes:
-        name: what it is called.
-        namespace: where its processes run.
+        name: its name.
+        namespace: the network namespace of its processes.
         address: its IPv4 address.
-        port: the switch's end of its link.
-        switch: the switch's namespace.
+        mac: its link-layer address.
+        port: the bridge's end of its link.
+        switch: the bridge's namespace.
     """
 
     name: str
@@ -69,43 +70,43 @@ class Host:
     mac: str
     port: str
     switch: str
-    _inside: ThreadPoolExecutor
+    _executor: ThreadPoolExecutor
 
     def command(self, *command: str) -> list[str]:
-        """A command to be run there, by the process that is started: its id is the program's own."""
+        """The command line that runs a command on this host; the process id is the command's own."""
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function that opens sockets there, in a thread that lives there."""
-        return self._inside.submit(function, *arguments).result()
+        """Call a function in a thread of this host's namespace, in which it may open sockets."""
+        return self._executor.submit(function, *arguments).result()
 
     def cut(self) -> None:
-        """Pull its cable: what is sent to it is lost, and nobody is told."""
+        """Cut its link: packets are dropped without any notice to the sender."""
         _ip("-n", self.switch, "link", "set", self.port, "down")
 
-    def mend(self) -> None:
-        """Put its cable back."""
+    def restore(self) -> None:
+        """Restore its link."""
         _ip("-n", self.switch, "link", "set", self.port, "up")
 
 
 class Network:
-    """A switch and its hosts, while it is entered.
+    """A context manager that makes a bridge, and removes it and its hosts when it is left.
 
-    Nothing of it is left after a failure or SIGTERM, either; what SIGKILL leaves, the next one takes away.
+    It cleans up after failures and SIGTERM, too; the next network removes what SIGKILL left behind.
     """
 
     def __init__(self, prefix: str = "10.99.0") -> None:
-        """Addresses are `prefix`.N; they exist inside these namespaces alone."""
+        """Hosts have the addresses `prefix`.N, visible only inside the namespaces."""
         self._prefix = prefix
         self._stack = ExitStack()
         self._hosts: list[Host] = []
-        self._switch = _own("switch")
+        self._switch = _namespace_name("switch")
 
     def __enter__(self) -> Network:
         _remove_leftovers()
         with self._stack:
             if threading.current_thread() is threading.main_thread():
-                self._stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _leave))
+                self._stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit))
             self._add_namespace(self._switch)
             _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
             _ip("-n", self._switch, "link", "set", "switch", "up")
@@ -116,12 +117,12 @@ class Network:
         self._stack.close()
 
     def host(self, name: str, number: int, *, delay_seconds: float = 0.0, loss: float = 0.0) -> Host:
-        """Add a host at address `number`; a slow link delays and loses each packet, in both directions."""
-        namespace, port = _own(name), f"port{number}"
+        """Add a host at address `number`; its link delays packets and drops a share `loss` of them, each way."""
+        namespace, port = _namespace_name(name), f"port{number}"
         mac, address = f"02:00:00:00:00:{number:02x}", f"{self._prefix}.{number}"
         self._add_namespace(namespace)
         if delay_seconds or loss:
-            self._add_wire(namespace, port, delay_seconds, loss)
+            self._add_lossy_link(namespace, port, delay_seconds, loss)
         else:
             peer = ("type", "veth", "peer", "name", "eth0", "netns", namespace)
             _ip("-n", self._switch, "link", "add", port, *peer)
@@ -129,31 +130,31 @@ class Network:
         _ip("-n", namespace, "link", "set", "eth0", "address", mac, "up")
         _ip("-n", namespace, "link", "set", "lo", "up")
         _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        inside = ThreadPoolExecutor(1, initializer=_enter, initargs=(namespace,))
-        self._stack.callback(inside.shutdown)
-        host = Host(name, namespace, address, mac, port, self._switch, inside)
+        executor = ThreadPoolExecutor(1, initializer=_enter, initargs=(namespace,))
+        self._stack.callback(executor.shutdown)
+        host = Host(name, namespace, address, mac, port, self._switch, executor)
         for other in self._hosts:
-            # Known for good, as behind a router: else the kernel would soon tell a sender that a host is gone.
-            for ours, theirs in ((host, other), (other, host)):
-                place = ("lladdr", theirs.mac, "dev", "eth0", "nud", "permanent")
-                _ip("-n", ours.namespace, "neighbour", "replace", theirs.address, *place)
+            # Permanent neighbour entries, as behind a router: else ARP would soon report a cut host as unreachable.
+            for source, target in ((host, other), (other, host)):
+                entry = ("lladdr", target.mac, "dev", "eth0", "nud", "permanent")
+                _ip("-n", source.namespace, "neighbour", "replace", target.address, *entry)
         self._hosts.append(host)
         return host
 
-    def names(self, host: Host, folder: Path) -> NameServer:
-        """Start a name server on a host, which keeps its records in a folder."""
-        return self._stack.enter_context(NameServer(folder, host.address, within=host.command()))
+    def dns_server(self, host: Host, folder: Path) -> DnsServer:
+        """Start a DNS server on a host; its records are files in a folder."""
+        return self._stack.enter_context(DnsServer(folder, host.address, command_prefix=host.command()))
 
-    def asks(self, host: Host, names: NameServer) -> None:
-        """Let a host's programs ask that name server, by an /etc/resolv.conf of their own."""
-        own = NETNS / host.namespace
-        own.mkdir(parents=True)
+    def set_resolver(self, host: Host, dns: DnsServer) -> None:
+        """Make a host's programs use a DNS server, by an /etc/resolv.conf of their own."""
+        folder = NETNS / host.namespace
+        folder.mkdir(parents=True)
         self._stack.callback(_remove_if_empty, NETNS)
-        self._stack.callback(shutil.rmtree, own)
-        (own / "resolv.conf").write_text(f"nameserver {names.address}\noptions timeout:1 attempts:2\n")
+        self._stack.callback(shutil.rmtree, folder)
+        (folder / "resolv.conf").write_text(f"nameserver {dns.address}\noptions timeout:1 attempts:2\n")
 
     def start(self, host: Host, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a program on a host; it is killed at the end at the latest. Its words go to `log`."""
+        """Start a program on a host, with its output in `log`; it is killed when the network is left."""
         with log.open("wb") as file:
             process = subprocess.Popen(host.command(*command), stdout=file, stderr=file, stdin=subprocess.DEVNULL)
         self._stack.callback(_end, process)
@@ -163,9 +164,9 @@ class Network:
         _ip("netns", "add", name)
         self._stack.callback(_ip, "netns", "del", name)
 
-    def _add_wire(self, namespace: str, port: str, delay_seconds: float, loss: float) -> None:
-        """A link whose two ends a process of ours joins."""
-        command = [sys.executable, "-m", "trials.wire", port, "eth0", str(delay_seconds), str(loss)]
+    def _add_lossy_link(self, namespace: str, port: str, delay_seconds: float, loss: float) -> None:
+        """Add a link whose two ends a `trials.network.lossy_link` process joins."""
+        command = [sys.executable, "-m", "trials.network.lossy_link", port, "eth0", str(delay_seconds), str(loss)]
         process = subprocess.Popen(
             ["ip", "netns", "exec", self._switch, *command],
             stdin=subprocess.DEVNULL,
@@ -176,7 +177,7 @@ class Network:
         self._stack.callback(_end, process)
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise RuntimeError("the slow link could not be made: is there a /dev/net/tun?")
+            raise RuntimeError("the lossy link could not be made: is there a /dev/net/tun?")
         _ip("-n", self._switch, "link", "set", "eth0", "netns", namespace)
 
 
@@ -187,17 +188,17 @@ def _enter(namespace: str) -> None:
             raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def _exit(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 def _remove_leftovers() -> None:
-    """End the processes and delete the namespaces of networks whose own process is gone."""
+    """Kill the processes and delete the namespaces of networks whose process has ended."""
     for namespace in Path("/run/netns").glob("gradellm-*-*"):
         if Path("/proc", namespace.name.split("-")[1]).exists():
             continue
-        inside = subprocess.run(["ip", "netns", "pids", namespace.name], capture_output=True, text=True).stdout
-        for pid in map(int, inside.split()):
+        pids = subprocess.run(["ip", "netns", "pids", namespace.name], capture_output=True, text=True).stdout
+        for pid in map(int, pids.split()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _ip("netns", "del", namespace.name)
@@ -206,7 +207,7 @@ def _remove_leftovers() -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # others' are in it
+    with suppress(OSError):  # not empty
         folder.rmdir()
 
 

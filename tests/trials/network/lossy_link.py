@@ -1,7 +1,7 @@
-"""`python -m trials.wire ONE OTHER SECONDS LOSS`: two network interfaces, and a slow, lossy wire between them.
+"""A slow, lossy link: `python -m trials.network.lossy_link INTERFACE OTHER_INTERFACE SECONDS LOSS`.
 
-What netem does where the kernel has it, from outside the kernel: two TAP devices whose frames are passed on later, or
-not at all, in both directions. Writes a line once they are there, and runs until it is killed.
+Does in user space what netem does in kernels that have it: makes two TAP devices and forwards frames between them, in
+both directions, after SECONDS, dropping a share LOSS of them. Writes a line once the devices exist; runs until killed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FRAME_BYTES = 65536
 
 
 def tap(name: str) -> int:
-    """Make a TAP device in this process's namespace; what reads and writes its frames."""
+    """The file descriptor of a new TAP device in this process's namespace: reads and writes are frames."""
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
     return file
 
 
-def main(one: str, other: str, seconds: float, loss: float) -> None:
-    """Pass frames on, each `seconds` after it came, in the order of their coming."""
-    ends = [tap(one), tap(other)]
-    draw = random.Random(0)
-    due: list[tuple[float, int, int, bytes]] = []  # when, its number, where to, the frame
+def main(interface: str, other_interface: str, seconds: float, loss: float) -> None:
+    """Forward frames in order of arrival, each `seconds` after it arrived."""
+    ends = [tap(interface), tap(other_interface)]
+    rng = random.Random(0)
+    due: list[tuple[float, int, int, bytes]] = []  # time, number (for order), device, frame
     count = 0
     selector = selectors.DefaultSelector()
     for end, other_end in zip(ends, reversed(ends), strict=True):
@@ -43,14 +43,14 @@ def main(one: str, other: str, seconds: float, loss: float) -> None:
                 frame = os.read(key.fd, FRAME_BYTES)
             except OSError:  # the interface is down
                 continue
-            if draw.random() >= loss:
+            if rng.random() >= loss:
                 count += 1
                 heapq.heappush(due, (time.monotonic() + seconds, count, key.data, frame))
         while due and due[0][0] <= time.monotonic():
             _, _, end, frame = heapq.heappop(due)
             try:
                 os.write(end, frame)
-            except OSError:  # the interface is down, or full: lost
+            except OSError:  # the interface is down, or its queue is full: the frame is lost
                 continue
 
 

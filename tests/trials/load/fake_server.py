@@ -1,6 +1,6 @@
-"""A server without a model, as a process of its own: `python -m trials.fake_server ADDRESS EVENTS SCORES PAUSE`.
+"""A server without a model: `python -m trials.load.fake_server ADDRESS TOKENS SCORES PAUSE`.
 
-Every Generate gets so many tokens, each with so many scores, so many seconds apart.
+Every Generate call gets the same TOKENS tokens, each with SCORES scores, PAUSE seconds apart.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 
 
-class Player(explainer_pb2_grpc.ExplainerServiceServicer):
-    """Plays the same stream to all."""
+class FakeServicer(explainer_pb2_grpc.ExplainerServiceServicer):
+    """Sends every caller the same stream."""
 
     def __init__(self, count: int, num_scores: int, pause: float) -> None:
         scores = [i / num_scores for i in range(num_scores)]
@@ -26,7 +26,9 @@ class Player(explainer_pb2_grpc.ExplainerServiceServicer):
             pb.PromptToken(id=i, text=" a", start=2 * i, end=2 * i + 2, role=pb.ROLE_USER) for i in range(num_scores)
         ]
         provenance = pb.Provenance(model=pb.ModelInfo(name="none"), sampling=pb.Sampling(max_new_tokens=count))
-        self._first = pb.GenerateResponse(started=pb.Started(prompt_tokens=prompt, provenance=provenance))
+        self._first = pb.GenerateResponse(
+            started=pb.Started(prompt_text=" a" * num_scores, prompt_tokens=prompt, provenance=provenance)
+        )
         self._events = [
             (
                 pb.GenerateResponse(token=pb.Token(index=i, id=5, text=" a", start=2 * i, end=2 * i + 2, logprob=-1)),
@@ -48,7 +50,7 @@ class Player(explainer_pb2_grpc.ExplainerServiceServicer):
 
 async def main(address: str, count: int, num_scores: int, pause: float) -> None:
     server = grpc.aio.server()
-    explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(Player(count, num_scores, pause), server)  # type: ignore[no-untyped-call]
+    explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(FakeServicer(count, num_scores, pause), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
