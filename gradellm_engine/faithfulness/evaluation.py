@@ -160,7 +160,7 @@ class Evaluation:
     def _expected_tokens(self, completion: CompletionContext, steps: Sequence[int]) -> float:
         """Estimate of the tokens that all passes of the evaluation read."""
         shared = self._perturbable.prefix_length
-        lengths = sum(completion.prefix(step) - shared for step in steps)
+        lengths = sum(completion.prefix_length(step) - shared for step in steps)
         methods = (
             self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps)
             for evaluated in self._settings.methods
