@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradellm_engine.utils.torch_compat import softmax_backward
+
 
 @dataclass(frozen=True)
 class AttentionForm:
@@ -201,7 +203,7 @@ def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
 def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
     # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
-    dS, c = torch._softmax_backward_data(U, forward.A, -1, U.dtype), forward.form.scaling
+    dS, c = softmax_backward(U, forward.A, -1, U.dtype), forward.form.scaling
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
     return Gradients(

@@ -27,6 +27,7 @@ from gradellm_engine.compilation.tracer import NotTraceable, Tracer, Value, func
 from gradellm_engine.layers.linear import LinearOutputCache, current_output_cache
 from gradellm_engine.passes.base import AttentionPass, LayerAttention, QKVGrads
 from gradellm_engine.passes.lm_head import LogitHead
+from gradellm_engine.utils.torch_compat import below_autograd
 
 MOST_ROWS = 64  # of a pass: beyond it, arithmetic takes so long that calls do not count
 MOST_LINES = 64  # the one not used for longest is given up
@@ -97,22 +98,17 @@ class CpuTrace:
         hidden, saved = self._hidden(running)
 
         def go_on(gradient: Tensor) -> None:
-            with torch.no_grad(), _below_autograd():
+            with torch.no_grad(), below_autograd():
                 self.back(running, gradient, *saved)
 
         return head.take(hidden, lambda given: self.behind(given)[0], go_on)
 
     def _hidden(self, running: TraceContext) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.no_grad(), _below_autograd():
+        with torch.no_grad(), below_autograd():
             hidden, *rest = self.body(running, running.run.ids_and_positions)
         if running.outputs is not None and self.layers:
             running.outputs.put_all(dict(zip(self.layers, rest, strict=False)))
         return hidden, tuple(rest[len(self.layers) :])
-
-
-def _below_autograd() -> Any:  # noqa: ANN401 (torch has no name for it)
-    """Meanwhile operations do not ask whether autograd has to note them: a fortieth of a step."""
-    return torch._C._AutoDispatchBelowAutograd()
 
 
 @dataclass(frozen=True)

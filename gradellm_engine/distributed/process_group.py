@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gradellm_engine.errors import GroupLostError, ModelLoadError, one_line
+from gradellm_engine.utils.torch_compat import apply_to_physical, is_batched_tensor, set_default_group_timeout
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOAD_TIMEOUT = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
@@ -129,19 +130,14 @@ class ProcessGroup:
     @staticmethod
     def use_pass_timeout() -> None:
         """All have loaded: from now on, nobody waits for another one as long as for weights to be read."""
-        dist.distributed_c10d._set_pg_timeout(PASS_TIMEOUT, dist.group.WORLD)
+        set_default_group_timeout(PASS_TIMEOUT)
 
     # In a pass ----------------------------------------------------------------------------------------------------
 
     def all_reduce_sum(self, share: Tensor) -> Tensor:
         """The ranks' sum, on every rank the same bits."""
-        functorch = torch._C._functorch
-        if functorch.is_batchedtensor(share):  # of torch.func.vmap, which sums over ranks know nothing of
-            total = self.all_reduce_sum(functorch.get_unwrapped(share))
-            added: Tensor = functorch._add_batch_dim(
-                total, functorch.maybe_get_bdim(share), functorch.maybe_get_level(share)
-            )
-            return added
+        if is_batched_tensor(share):  # of torch.func.vmap, for which collectives have no batching rule
+            return apply_to_physical(self.all_reduce_sum, share)
         total = share.contiguous()
         dist.all_reduce(total, group=self._sums)
         return total

@@ -29,17 +29,10 @@ from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.distributed.tensor_parallel import shard_to_local_linear
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
-from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
-from gradellm_engine.layers.linear import (
-    current_output_cache,
-    enable_batch_invariance,
-    fuse_shared_input_linears,
-    replace_linears,
-)
+from gradellm_engine.layers.linear import current_output_cache, fuse_shared_input_linears
+from gradellm_engine.layers.patches import apply_patches
 from gradellm_engine.layers.projection_skipping import LastTokenOnly
-from gradellm_engine.layers.rms_norm import replace_norms
-from gradellm_engine.layers.rotary import replace_rotary
-from gradellm_engine.layers.rotary_switch import switch_tokens, use_rotary_sets
+from gradellm_engine.layers.rotary_switch import switch_tokens
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
 from gradellm_engine.passes.base import AttentionPass, ExplainSpec, SequenceChunk, Target, layer_attention_output
@@ -165,6 +158,7 @@ class ModelRunner:
         cpu_traces: decode steps that a processor runs in a row; likewise.
         activation_cache: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
+        patches: what was replaced in the model.
         batch_invariant: whether a token's numbers are the same beside any others.
         switch_tokens: up to so many tokens a sequence has the short rotary factors; None where no sequence has others.
     """
@@ -190,14 +184,10 @@ class ModelRunner:
         self.ranks = self._sharing = ranks  # the latter share heads out, too
         self._fanned_out = None if ranks is None else shard_to_local_linear(model, ranks)
         self.switch_tokens = switch_tokens(model.config)
-        if self.switch_tokens is not None:
-            use_rotary_sets(model, self.switch_tokens)
-        if _compiles_on(self.device):
+        is_compiled = _compiles_on(self.device)  # where torch's own layers are compiled, they are as fast
+        if is_compiled:
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
-        else:  # where torch's own layers are compiled, they are as fast
-            replace_linears(model)
-            replace_norms(model)
-            replace_rotary(model)
+        self.patches = apply_patches(model, rotary_switch=self.switch_tokens, replaces_layers=not is_compiled)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
@@ -210,8 +200,7 @@ class ModelRunner:
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.batch_invariant = batch_invariant
         if batch_invariant:
-            enable_batch_invariance(model)
-            patch_elementwise_modules(model)
+            self.patches += apply_patches(model, batch_invariant=True)
         self.activation_cache = ActivationCache(model.base_model)
         self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}

@@ -33,7 +33,7 @@ from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
 from gradellm_engine.layers.batch_invariant import is_batch_variant, patch_elementwise_modules
-from gradellm_engine.layers.gemm import GemmWeight, has_onednn
+from gradellm_engine.layers.gemm import GemmWeight
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
@@ -292,4 +292,3 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
 def test_constants_say_what_they_are() -> None:
     assert ALIGNED_PLACES * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0
-    assert has_onednn() in (True, False)

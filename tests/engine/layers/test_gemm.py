@@ -18,11 +18,11 @@ from gradellm_engine.layers.gemm import (
     WIDE_OUTPUT_RATIO,
     GemmWeight,
     Kernel,
-    has_onednn,
     layout_for_backward,
     row_tiled_matmul,
     row_tiled_matmul_transposed,
 )
+from gradellm_engine.utils.torch_compat import has_onednn_linear
 
 Normal = Callable[..., Tensor]
 
@@ -37,7 +37,7 @@ def weight_of(num_weights: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (4,)])
-def test_stretches_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
+def test_row_tiles_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
     weight, x, g = normal(0, 12, 5).double(), normal(1, *shape, 5).double(), normal(2, *shape, 12).double()
     torch.testing.assert_close(row_tiled_matmul(x, weight, count), x @ weight.t())
     torch.testing.assert_close(row_tiled_matmul_transposed(g, weight, count), g @ weight)
@@ -84,10 +84,10 @@ def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
         ]
 
     default = [Kernel.DEFAULT] * 3
-    stretches = Kernel.ROW_TILES if HAS_MKL else Kernel.DEFAULT
-    onednn = Kernel.ONEDNN if has_onednn() else Kernel.DEFAULT
-    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS)) == [stretches if HAS_MKL else onednn, onednn, Kernel.DEFAULT]
-    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS - 2 * IN)) == [stretches, Kernel.DEFAULT, Kernel.DEFAULT]
+    row_tiles = Kernel.ROW_TILES if HAS_MKL else Kernel.DEFAULT
+    onednn = Kernel.ONEDNN if has_onednn_linear() else Kernel.DEFAULT
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS)) == [row_tiles if HAS_MKL else onednn, onednn, Kernel.DEFAULT]
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS - 2 * IN)) == [row_tiles, Kernel.DEFAULT, Kernel.DEFAULT]
     assert chosen(weight_of(MIN_TILED_WEIGHTS - 2 * IN)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.float64)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.bfloat16)) == default
@@ -103,7 +103,7 @@ def test_wide_weights_are_stored_by_columns() -> None:
 
 
 def test_does_without_libraries_that_pytorch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm, "has_onednn", lambda: False)
+    monkeypatch.setattr(gemm, "has_onednn_linear", lambda: False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     assert frozen.kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT
