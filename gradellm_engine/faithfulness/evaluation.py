@@ -9,7 +9,7 @@
     6. measure      an item for each step, method and metric
     7. summarize    over steps
 
-U is the set of perturbable tokens; METHOD, section 4, defines the metrics.
+U is the set of perturbable tokens; docs/methods/metrics.md defines the metrics.
 
 `Evaluation.run` is a generator, which does at most one pass of bounded size between two results. The scheduler runs
 other requests in between, and a cancelled evaluation ends there.

@@ -1,4 +1,4 @@
-"""U, the tokens of a prompt that an evaluation may perturb, and the human rationale among them (METHOD, section 4)."""
+"""U, the tokens of a prompt that an evaluation may perturb, and the human rationale among them."""
 
 from __future__ import annotations
 
