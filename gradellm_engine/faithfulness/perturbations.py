@@ -1,10 +1,10 @@
 """The perturbed texts that the metrics of a step need, made in batches for the model.
 
-Insertion and deletion remove the top scores (`top_sets`), soft metrics zero what random masks say. The uniforms of the
-masks are shared by all methods, the retaining probabilities of a method by NS and NC.
+Insertion and deletion remove the top scores (`top_sets`), soft metrics zero the tokens that random masks remove. All
+methods share the uniforms of the masks; NS and NC share a method's retaining probabilities.
 
-Making all texts of a step at once would block the other requests of the engine for seconds. So the generators here
-yield None between bounded amounts of work: a pause, in which the scheduler may run other requests.
+Making all texts of a step at once would block the engine's other requests. So the generators here yield None
+between bounded amounts of work: a pause, in which the scheduler may run other requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_TEXTS = 512  # made between two pauses
 MAX_UNIFORMS = 1 << 16  # uniforms, or retaining probabilities, computed between two pauses
 SHORT_BISECTION = 1 << 13  # retaining probabilities whose alphas take about as long to find as a pass
 
-TextOf = tuple[Measurement, PerturbedText]
+MeasuredText = tuple[Measurement, PerturbedText]
 """A perturbed text, and the measurement that needs its outcome."""
 
 
@@ -80,7 +80,7 @@ def text_batches(
 
 def perturbed_texts(
     text: StepText, measurements: Sequence[Measurement], settings: EvaluationSettings, pad_id: int
-) -> Iterator[TextOf | None]:
+) -> Iterator[MeasuredText | None]:
     """The texts that a step's measurements need; None is a pause."""
     for measurement in measurements:
         if measurement.metric.is_ranked:
@@ -97,7 +97,7 @@ def perturbed_texts(
 
 def _masked_texts(
     text: StepText, measurements: Sequence[Measurement], settings: EvaluationSettings, pis: Sequence[float | None]
-) -> Iterator[TextOf | None]:
+) -> Iterator[MeasuredText | None]:
     """The texts of soft metrics: `settings.samples` masks at each pi, MAX_UNIFORMS numbers at a time.
 
     Args:
