@@ -731,8 +731,18 @@ def test_a_completion_must_read_as_it_was_given(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
     engine.model.tokenizer.backend_tokenizer.normalizer = Lowercase()
     assert [step.text for step in engine.attribute("a", "bc")] == ["b", "c"]
-    with pytest.raises(InvalidRequestError, match=r"completion: its tokens read 'bc', which is not what was given"):
+    with pytest.raises(
+        InvalidRequestError, match=r"completion: its tokens read 'bc', which is not the text that was sent"
+    ):
         engine.attribute("a", "Bc")
+
+
+def test_a_contrast_that_cannot_follow_the_prompt_is_refused_with_the_reason(model_path: ModelPath) -> None:
+    engine = Engine.load(str(model_path("llama")))
+    engine.model.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    with pytest.raises(InvalidRequestError, match=r"its tokens read 'b', which is not the text") as caught:
+        engine.generate("a", GREEDY, AttributionSettings(contrast=Contrast(text="B")))
+    assert caught.value.field == "attribution.contrast.text"
 
 
 # Contrasts and stop texts as words -----------------------------------------------------------------------------------

@@ -930,7 +930,7 @@ def test_pieces_are_as_long_as_a_pass_takes_no_longer_for(
     while len(running.ids) < 6:
         list(scheduler.step())
     scheduler.timings = scheduling.PassTimings(
-        step=0.001, read=0.001
+        step=0.001, prefill_token=0.001
     )  # a piece of one token would take as long as a step
     passes.made.clear()
     scheduler.submit(long_one)

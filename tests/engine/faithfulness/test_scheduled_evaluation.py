@@ -186,13 +186,13 @@ def test_alone_it_runs_a_batch_a_tick(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
-    turns, analyse = [], Request.analyse
+    turns, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         turns.append(batches.tick)
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     run_alone(engine, evaluation(engine))
     assert turns == list(range(turns[0], batches.tick + 1))
     # Between P and P_0 and the changed texts, methods have passes of their own, and texts are made of each step.
@@ -227,13 +227,13 @@ def test_batches_take_their_time_and_no_more(
 def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
     alone = run_alone(engine, evaluation(engine))
-    order, analyse = [], Request.analyse
+    order, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         order.append(streams.index(self))
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     scheduler = scheduler_of(engine, max_running=3, num_tokens=600)
     streams = [evaluation(engine), evaluation(engine)]
     for stream in streams:
