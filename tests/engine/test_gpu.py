@@ -17,7 +17,7 @@ from gradellm_engine.compilation.cuda_graphs import CudaRecorder
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from support.oracle import relative_error
-from support.scheduler_harness import Told, run, scheduler_of
+from support.scheduler_harness import RequestOutput, run, scheduler_of
 from support.tiny_models import save_random_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -54,7 +54,7 @@ class How(Enum):
     COMPILED = auto()  # and recorded
 
 
-def told(engine: Engine, settings: AttributionSettings | None, how: How = How.CALL_BY_CALL) -> list[Told]:
+def told(engine: Engine, settings: AttributionSettings | None, how: How = How.CALL_BY_CALL) -> list[RequestOutput]:
     """All prompts together."""
     sampling = Sampling(max_new_tokens=STEPS, temperature=0.0)
     streams = [engine.generation_request(prompt, sampling, settings) for prompt in PROMPTS]
@@ -81,7 +81,7 @@ def ways(engine: Engine) -> list[AttributionSettings | None]:
     return [None, *at_once, *in_chunks]
 
 
-def check(on_gpu: Sequence[Told], on_cpu: Sequence[Told]) -> None:
+def check(on_gpu: Sequence[RequestOutput], on_cpu: Sequence[RequestOutput]) -> None:
     """They told the same."""
     for its, other in zip(on_gpu, on_cpu, strict=True):
         assert its.error is None

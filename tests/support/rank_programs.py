@@ -35,7 +35,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import Switches
-from support.scheduler_harness import Told, finish, run
+from support.scheduler_harness import RequestOutput, finish, run
 
 START_SECONDS = 240
 PROMPTS = ("Once upon a time, there was a small red fox", "In a dark wood", "Far, far away. " * 10)
@@ -106,7 +106,7 @@ def leaving(engine: Engine) -> list[Rows]:
     settings = AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=3)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=11)
     streams = [engine.generation_request(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
-    scheduler, told = engine.scheduler, [Told() for _ in streams]
+    scheduler, told = engine.scheduler, [RequestOutput() for _ in streams]
     for stream in streams[:5]:
         scheduler.submit(stream)
     for index, _ in enumerate(scheduler.step()):
@@ -209,7 +209,7 @@ def start_ranks(command: Sequence[str], size: int = 2) -> list[subprocess.Popen[
     ]
 
 
-def _rows(told: Sequence[Told]) -> Rows:
+def _rows(told: Sequence[RequestOutput]) -> Rows:
     for its in told:
         assert its.error is None, its.error
     return [(its.ids, its.rows) for its in told]

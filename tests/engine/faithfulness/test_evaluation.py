@@ -58,7 +58,7 @@ from gradellm_engine.model.runner import ModelRunner
 from support.faithfulness_reference import Evaluated, Reference, Rows
 from support.oracle import relative_error
 from support.reference_case import quick, scores_of
-from support.scheduler_harness import Told, run, run_alone, scheduler_of
+from support.scheduler_harness import RequestOutput, run, run_alone, scheduler_of
 from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -118,7 +118,7 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Tensor]:
 class Outcome:
     """What an evaluation told."""
 
-    told: Told
+    told: RequestOutput
 
     @property
     def items(self) -> list[EvaluationItem]:

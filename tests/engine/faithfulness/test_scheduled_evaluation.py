@@ -38,7 +38,7 @@ from gradellm_engine.methods.random import Random
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.model.runner import ModelRunner
 from support.oracle import relative_error
-from support.scheduler_harness import Told, finish, run_alone, scheduler_of, take
+from support.scheduler_harness import RequestOutput, collect, finish, run_alone, scheduler_of
 
 ModelPath = Callable[[str], Path]
 TICKS = 7  # of others, for one batch
@@ -138,11 +138,11 @@ def analysing(scheduler: Scheduler, stream: Request) -> None:
             pass
 
 
-def items(told: Told) -> list[EvaluationItem]:
+def items(told: RequestOutput) -> list[EvaluationItem]:
     return [event for event in told.events if isinstance(event, EvaluationItem)]
 
 
-def assert_same(a: Told, b: Told) -> None:
+def assert_same(a: RequestOutput, b: RequestOutput) -> None:
     """Up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
     for one, other in zip(items(a), items(b), strict=True):
@@ -163,10 +163,10 @@ def test_while_others_run_it_gets_few_batches_and_changes_nothing(
     streams = [evaluation(engine), ordinary(engine, 100, explained)]
     for stream in streams:
         scheduler.submit(stream)
-    told, begun = [Told(), Told()], len(batches.ticks)
+    told, begun = [RequestOutput(), RequestOutput()], len(batches.ticks)
     while not streams[1].is_closed:
         for _ in scheduler.step():
-            take(streams, told)
+            collect(streams, told)
     ticks = batches.ticks[begun:]
     assert len(ticks) > 5
     assert all(later - earlier >= TICKS for earlier, later in pairwise(ticks))
