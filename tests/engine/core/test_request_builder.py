@@ -1,4 +1,4 @@
-"""Requests that cannot be run are refused before any pass, naming the field and the limit."""
+"""Invalid requests are refused before any pass, naming the field and the limit; requests are rebuilt from calls."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from engine.core.generation_helpers import (
-    GREEDY,
-    PREFIX,
-)
+from engine.core.generation_helpers import GREEDY, PREFIX, clear_kv_cache
 from gradellm_engine import (
     AttributionSettings,
     Contrast,
     Engine,
+    EvaluatedMethod,
+    EvaluationSettings,
     GenerationIterator,
     GradEllm,
     InvalidRequestError,
+    Metric,
     PromptInput,
     Sampling,
 )
+from support.scheduler_harness import run_alone
 from support.tiny_models import byte_tokenizer, save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -107,3 +109,25 @@ def test_unrotated_is_refused_where_a_family_has_layers_without_a_rotary_embeddi
     with pytest.raises(InvalidRequestError, match="gpt2") as caught:
         engine.generate("x", GREEDY, AttributionSettings(GradEllm.preset("grad_eclip")))
     assert caught.value.field == "attribution.rotary"
+
+
+def test_a_request_is_rebuilt_from_its_call(engine: Engine) -> None:
+    """As on another rank: with the tokens, the seed and the length of the first, so with the same output."""
+    settings = EvaluationSettings((EvaluatedMethod("grad_ellm", GradEllm()),), metrics=(Metric.SOFT_NS,), stride=2)
+    sampling = Sampling(max_new_tokens=4, temperature=1.5)
+    for request in (
+        engine.generation_request("a fox", sampling, AttributionSettings(GradEllm(layers=2)), tenant="a"),
+        engine.generation_request("a fox", sampling, forced_ids=[70, 71], first_attribution=1),
+        engine.attribution_request("a fox", "bc", AttributionSettings(contrast=Contrast(text="z")), num_alternatives=2),
+        engine.evaluation_request("a fox", settings, "bc"),
+        engine.evaluation_request("a fox", settings, sampling=sampling),
+    ):
+        assert request.call is not None
+        rebuilt = engine.requests.rebuild(request.call)
+        assert rebuilt.call == request.call
+        assert rebuilt.tenant == request.tenant
+        output, expected = run_alone(engine, rebuilt), run_alone(engine, request)
+        assert output.ids == expected.ids
+        assert all(torch.equal(a, b) for a, b in zip(output.rows, expected.rows, strict=True))
+        assert [type(event) for event in output.events] == [type(event) for event in expected.events]
+    clear_kv_cache(engine)  # with its full size again
