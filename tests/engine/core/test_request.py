@@ -155,12 +155,12 @@ def test_the_graph_of_a_pass_is_freed_with_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, chunk_size: int | None
 ) -> None:
     """Without the garbage collector: graphs in reference cycles would fill a GPU before it runs."""
-    made: list[weakref.ref[ExplainedPass]] = []
+    passes: list[weakref.ref[ExplainedPass]] = []
     explained_pass = ModelRunner.explained_pass
 
     def watched(self: ModelRunner, *args: Any) -> ExplainedPass:
         explained = explained_pass(self, *args)
-        made.append(weakref.ref(explained))
+        passes.append(weakref.ref(explained))
         return explained
 
     monkeypatch.setattr(ModelRunner, "explained_pass", watched)
@@ -170,14 +170,13 @@ def test_the_graph_of_a_pass_is_freed_with_it(
     gc.disable()
     try:
         for step in generation:
-            assert made[-1]() is None
+            assert passes[-1]() is None
             assert not row(step).requires_grad
             assert not any(type(o) is AttentionState for o in gc.get_objects())
     finally:
         gc.enable()
-    assert made
-    parameters = list(engine.model.runner._model.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in parameters)
+    assert passes
+    assert all(p.grad is None and not p.requires_grad for _, p in engine.model.runner.named_parameters())
 
 
 def test_a_prompt_of_one_token(engine: Engine) -> None:
@@ -189,7 +188,7 @@ def test_a_prompt_of_one_token(engine: Engine) -> None:
 
 def test_weights_that_become_nan_fail_running_requests(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
-    weight: Tensor = engine.model.runner._model.model.layers[1].mlp.down_proj.weight
+    weight = dict(engine.model.runner.named_parameters())["model.layers.1.mlp.down_proj.weight"]
     whole = weight.clone()
     expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
     generation = engine.generate(PROMPT, GREEDY, PREFIX)

@@ -96,9 +96,9 @@ def test_generated_tokens_are_explained_in_chunks_and_decoded_plainly(
     num_tokens = len(output.ids)
     assert num_tokens > 16
     assert len(passes.of("step")) == num_tokens
-    lengths = [len(part.ids) for (part,) in passes.of("explained_pass")]
+    lengths = [len(chunk.ids) for (chunk,) in passes.of("explained_pass")]
     assert lengths == [size] * (num_tokens // size) + [num_tokens % size] * (num_tokens % size > 0)
-    assert not any(part.is_new for (part,) in passes.of("explained_pass"))
+    assert not any(chunk.is_new for (chunk,) in passes.of("explained_pass"))
 
 
 def test_completions_are_explained_in_chunks(load: Callable[..., Engine], passes: Passes) -> None:
@@ -108,7 +108,7 @@ def test_completions_are_explained_in_chunks(load: Callable[..., Engine], passes
         scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
         passes.recorded.clear()
         (output,) = run(scheduler, [engine.attribution_request(PROMPT, ids, replace(PREFIX, chunk_size=size))])
-        assert [len(parts[0].ids) for parts in passes.of("explained_pass")] == expected
+        assert [len(chunks[0].ids) for chunks in passes.of("explained_pass")] == expected
         assert passes.of("step") == []
         assert output.ids == ids
 
@@ -122,13 +122,13 @@ def test_an_explain_pass_is_bounded_and_no_request_starves(load: Callable[..., E
     ]
     run(scheduler_of(engine, max_running=6, num_tokens=700), requests)
     num_tokens = []
-    for parts in passes.of("explained_pass"):
-        lengths = [len(part.ids) for part in parts]
+    for chunks in passes.of("explained_pass"):
+        lengths = [len(chunk.ids) for chunk in chunks]
         assert sum(lengths) <= scheduling.MAX_EXPLAINED_TOKENS["cpu"] or len(lengths) == 1
         num_tokens.append(sum(lengths))
     assert sum(num_tokens) == 600
     assert 100 in num_tokens
-    served = [{id(part.slot) for part in parts} for parts in passes.of("explained_pass")]
+    served = [{id(chunk.slot) for chunk in chunks} for chunks in passes.of("explained_pass")]
     turns = {slot: [i for i, slots in enumerate(served) if slot in slots] for slot in set().union(*served)}
     assert len(turns) == 6
     assert max(b - a for passes_of_slot in turns.values() for a, b in pairwise(passes_of_slot)) <= 4

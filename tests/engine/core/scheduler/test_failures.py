@@ -98,7 +98,7 @@ def test_a_pass_that_fails_ends_its_own_requests_alone(
     assert scheduler.running == []
 
 
-class Crowded:
+class MemoryLimit:
     """Passes of more than `limit` chunks run out of memory, in the forward or in the backward pass."""
 
     def __init__(self, runner: ModelRunner, limit: int, where: str) -> None:
@@ -106,25 +106,25 @@ class Crowded:
         self._limit, self._where = limit, where
         self._step, self._explained_pass = runner.step, runner.explained_pass
 
-    def _check(self, parts: Sequence[SequenceChunk]) -> None:
-        if len(parts) > self._limit:
+    def _check(self, chunks: Sequence[SequenceChunk]) -> None:
+        if len(chunks) > self._limit:
             self.num_refused += 1
             raise torch.OutOfMemoryError("no memory")
 
-    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
-        logits = self._step(parts)
-        self._check(parts)  # the tokens were read: that has to be undone
+    def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
+        logits = self._step(chunks)
+        self._check(chunks)  # after the tokens were read, so that they have to be rolled back
         return logits
 
-    def explained_pass(self, parts: Sequence[SequenceChunk], known: Sequence[Any] | None = None) -> ExplainedPass:
-        explained = self._explained_pass(parts, known)
+    def explained_pass(self, chunks: Sequence[SequenceChunk], known: Sequence[Any] | None = None) -> ExplainedPass:
+        explained = self._explained_pass(chunks, known)
         if self._where == "forward":
-            self._check(parts)
+            self._check(chunks)
             return explained
         heat_maps = explained.heat_maps
 
         def failing(targets: Sequence[Any]) -> list[Tensor]:
-            self._check(parts)
+            self._check(chunks)
             return heat_maps(targets)
 
         explained.heat_maps = failing  # type: ignore[method-assign]
@@ -139,20 +139,22 @@ def test_out_of_memory_shrinks_batches_and_fails_only_what_does_not_fit_alone(
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
     runner = engine.model.runner
-    crowded = Crowded(runner, limit, where)
-    ways: list[AttributionSettings | None] = [None, PREFIX, PREFIX, chunked(3)]
+    memory = MemoryLimit(runner, limit, where)
+    settings: list[AttributionSettings | None] = [None, PREFIX, PREFIX, chunked(3)]
     prompts = ["ab", "cd", PROMPT, "ef"]
     expected = [
-        run_alone(engine, engine.generation_request(prompt, SAMPLED, way))
-        for prompt, way in zip(prompts, ways, strict=True)
+        run_alone(engine, engine.generation_request(prompt, SAMPLED, each))
+        for prompt, each in zip(prompts, settings, strict=True)
     ]
     scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "step", crowded.step)
-        patched.setattr(runner, "explained_pass", crowded.explained_pass)
-        made = [engine.generation_request(prompt, SAMPLED, way) for prompt, way in zip(prompts, ways, strict=True)]
-        outputs = run(scheduler, made)
-    assert crowded.num_refused
+        patched.setattr(runner, "step", memory.step)
+        patched.setattr(runner, "explained_pass", memory.explained_pass)
+        requests = [
+            engine.generation_request(prompt, SAMPLED, each) for prompt, each in zip(prompts, settings, strict=True)
+        ]
+        outputs = run(scheduler, requests)
+    assert memory.num_refused
     if limit == 0:
         failed = outputs if where == "forward" else outputs[1:]
         assert all(isinstance(output.error, OutOfMemoryError) for output in failed)
@@ -211,12 +213,12 @@ def test_cancelling_twice_and_after_the_end(load: Callable[..., Engine]) -> None
 def test_a_failed_request_keeps_no_graph_alive(load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is reported later; until then its traceback must not hold the graph."""
     engine = load("llama")
-    made: list[weakref.ref[ExplainedPass]] = []
+    graphs: list[weakref.ref[ExplainedPass]] = []
     explained_pass = ModelRunner.explained_pass
 
     def watched(self: ModelRunner, *args: Any) -> ExplainedPass:
         explained = explained_pass(self, *args)
-        made.append(weakref.ref(explained))
+        graphs.append(weakref.ref(explained))
         return explained
 
     monkeypatch.setattr(ModelRunner, "explained_pass", watched)
@@ -225,4 +227,4 @@ def test_a_failed_request_keeps_no_graph_alive(load: Callable[..., Engine], monk
     run(scheduler_of(engine, max_running=1, num_tokens=100), [request])
     assert isinstance(request.error, ComputationError)
     gc.collect()
-    assert [ref() for ref in made] == [None]
+    assert [ref() for ref in graphs] == [None]
