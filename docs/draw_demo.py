@@ -1,6 +1,7 @@
 """Draws docs/demo.svg: what `gradellm demo` prints, as a terminal would show it. Run by `make picture`."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ def main() -> None:
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=COLUMNS + 2, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(Text.from_ansi(played.rstrip()))
-    console.save_svg(str(PICTURE), title="gradellm demo", theme=MONOKAI)
+    drawn = console.export_svg(title="gradellm demo", theme=MONOKAI)
+    # Without rich's @font-face rules, which name another host: the viewer's own monospace font is used.
+    PICTURE.write_text(re.sub(r" *@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL), encoding="utf-8")
     print(f"wrote {PICTURE}")
 
 

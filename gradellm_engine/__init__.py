@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
+    from gradellm_engine.faithfulness.metrics.statistics import Interval
     from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary, MetricSummary
     from gradellm_engine.faithfulness.settings import (
         MAX_EVALUATED_METHODS,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         Perturb,
         Removal,
     )
-    from gradellm_engine.faithfulness.statistics import Interval
     from gradellm_engine.methods.base import Method
     from gradellm_engine.methods.gradients.base import Aggregation
     from gradellm_engine.methods.post_hoc import Objective
@@ -76,7 +76,9 @@ if TYPE_CHECKING:
     )
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
-    from gradellm_engine.tokenization.prompts import Prompt, PromptInput, PromptLimits, PromptToken, Role, Segment
+    from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
+    from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
+    from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -159,13 +161,15 @@ _MODULES = (
     "model.checkpoint_check",
     "model.quantization",
     "faithfulness.settings",
-    "faithfulness.statistics",
+    "faithfulness.metrics.statistics",
     "faithfulness.results",
     "utils.memory",
     "core.outputs",
     "tokenization.encoder",
     "tokenization.chat_template",
-    "tokenization.prompts",
+    "tokenization.prompt",
+    "tokenization.prompt_input",
+    "tokenization.prompt_limits",
     "distributed.process_group",
     "methods.random",
     "methods.registry",

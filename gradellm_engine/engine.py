@@ -29,7 +29,7 @@ from gradellm_engine.methods.cost_model import Estimate, ModelCost
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, Sampling, Switches
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.utils.threads import available_cpus, use_threads
 
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -95,7 +95,7 @@ class Engine:
         ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
         # Measured while all ranks are here: the passes that measure it are collective.
         self.post_hoc.model_cost = ranks.broadcast_object(self.model_cost)
-        ranks.begin()
+        ranks.use_pass_timeout()
 
     @property
     def devices(self) -> list[str]:

@@ -87,7 +87,7 @@ class FusedAttention:
             self._num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
 
     @staticmethod
-    def computes(query: Tensor, form: AttentionForm) -> bool:
+    def supports(query: Tensor, form: AttentionForm) -> bool:
         """Whether they know this kind of attention."""
         return form.is_plain and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
@@ -132,7 +132,7 @@ class FusedAttention:
         form: AttentionForm,
         kind: MapKind,
         *,
-        goes_on: bool,
+        needs_input_grad: bool,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
         query, gradient = attended.query, _by_rows(gradient)
@@ -141,15 +141,15 @@ class FusedAttention:
         grid, constants = self._tiling(query, over)
         num_maps = 2 if kind is MapKind.PRODUCTS else min(kind, 1)
         maps = torch.zeros((num_maps, over.num_rows, G, T, over.width), device=query.device)
-        dq_shares = query.new_empty((grid[2] * goes_on, BT, H, D), dtype=torch.float32)
+        dq_shares = query.new_empty((grid[2] * needs_input_grad, BT, H, D), dtype=torch.float32)
         own = query.new_empty((2, BT, H), dtype=torch.float32)  # a_tt and dS_tt
         backward_kernel[grid](
             query, over.keys, over.values, over.starts, over.lengths, gradient, attended.output, attended.log_totals,
             maps, dq_shares, own, query.stride(0), query.stride(1), over.keys.stride(0), over.values.stride(0),
             gradient.stride(0), gradient.stride(1), BT, H, T, over.width, maps.stride(0), form.window or _NO_WINDOW,
-            form.scaling, KIND=int(kind), GOES_ON=goes_on, **constants,
+            form.scaling, KIND=int(kind), NEEDS_INPUT_GRAD=needs_input_grad, **constants,
         )  # fmt: skip
-        if not goes_on:
+        if not needs_input_grad:
             return FusedQKVGrads(maps, None)
         dq, dk, dv = query.new_empty((H, BT, D)), query.new_empty((G, BT, D)), query.new_empty((G, BT, Dv))
         join_backward_kernel[(BT, G)](

@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradellm_engine.utils.torch_compat import softmax_backward
+
 
 @dataclass(frozen=True)
 class AttentionForm:
@@ -58,7 +60,7 @@ class AttentionForm:
 
 
 def attention_output(
-    q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm, *, by_hand: bool = False
+    q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm, *, keep_products: bool = False
 ) -> tuple[Tensor, AttentionState | None]:
     """Attention's output, by a stock kernel where there is a faster one.
 
@@ -68,14 +70,14 @@ def attention_output(
         V: values. [G, N, Dv]
         visible: which keys each query sees, None for all; of all sequences alike, or of each. [T, N], bool
         form: the layer's attention.
-        by_hand: for a backward pass that goes on from the products.
+        keep_products: for a backward pass that goes on from the products.
 
     Returns:
         The output [G, r, T, Dv], and all that was computed on the way, where no stock kernel hid it.
     """
     *batch, G, r, T, D = q.shape
     compute = torch.promote_types(q.dtype, torch.float32)
-    if by_hand or not form.is_plain or (T == 1 and compute == q.dtype):
+    if keep_products or not form.is_plain or (T == 1 and compute == q.dtype):
         attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
         return attended.output().to(q.dtype), attended
     if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
@@ -133,7 +135,7 @@ class AttentionState:
 
     def output(self) -> Tensor:
         """The output, A V. [G, r, T, Dv]"""
-        return by_group(self.A, self.V)
+        return grouped_matmul(self.A, self.V)
 
 
 def grouped(heads: Tensor, num_groups: int) -> Tensor:
@@ -142,7 +144,7 @@ def grouped(heads: Tensor, num_groups: int) -> Tensor:
     return heads.reshape(*batch, num_groups, -1, T, D)
 
 
-def by_group(x: Tensor, M: Tensor) -> Tensor:
+def grouped_matmul(x: Tensor, M: Tensor) -> Tensor:
     """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
     *groups, r, T, width = x.shape
     rows = x.reshape(*groups, r * T, width)
@@ -152,7 +154,7 @@ def by_group(x: Tensor, M: Tensor) -> Tensor:
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> AttentionState:
     """The forward pass as far as its weights, every product kept. Arguments as for `attention_output`."""
-    Z = S = by_group(q * form.scaling, K.mT)
+    Z = S = grouped_matmul(q * form.scaling, K.mT)
     if form.softcap is not None:
         Z = form.softcap * torch.tanh(S / form.softcap)
     if visible is not None and Z.requires_grad:
@@ -190,7 +192,7 @@ def value_gradients(forward: AttentionState, w: Tensor) -> Tensor:
 
     w: [G, r, T, Dv] -> [G, r, T, N]
     """
-    return by_group(w, forward.V.mT)
+    return grouped_matmul(w, forward.V.mT)
 
 
 def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
@@ -201,11 +203,11 @@ def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
 def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, own: int) -> Gradients:
     """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
     # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
-    dS, c = torch._softmax_backward_data(U, forward.A, -1, U.dtype), forward.form.scaling
+    dS, c = softmax_backward(U, forward.A, -1, U.dtype), forward.form.scaling
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
     return Gradients(
-        dq=by_group(dS, forward.K).mul_(c),
+        dq=grouped_matmul(dS, forward.K).mul_(c),
         dk=(_on_diagonal(dS, own) * forward.q).sum(-3).mul_(c),
         dv=(_on_diagonal(forward.A, own) * w).sum(-3),
     )

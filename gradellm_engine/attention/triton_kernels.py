@@ -103,7 +103,7 @@ def join_forward_kernel(
 def backward_kernel(
     Q, K, V, starts, lengths, W, exact, log_totals, maps, dq_shares, own_weights,
     q_head, q_token, k_head, v_head, w_token, w_head, BT, H, T, width, map_size, window, scaling,
-    KIND: tl.constexpr, GOES_ON: tl.constexpr,
+    KIND: tl.constexpr, NEEDS_INPUT_GRAD: tl.constexpr,
     G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +146,7 @@ def backward_kernel(
         u = tl.dot(w, tl.trans(v), input_precision="ieee")
         a = tl.where(seen & is_row[:, None], tl.exp(s - log_total[:, None]), 0.0)
         dz = a * (u - mean[:, None])
-        if GOES_ON:
+        if NEEDS_INPUT_GRAD:
             ds = dz * scaling
             dq += _weigh(ds, k, EXACT)
             is_own = position[None, :] == own[:, None]
@@ -167,7 +167,7 @@ def backward_kernel(
             if KIND == 1:
                 effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
                 tl.store(maps + map_size + at, effects, mask=is_kept)
-    if GOES_ON:
+    if NEEDS_INPUT_GRAD:
         place = share * BT * H + flat
         tl.store(dq_shares + place[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
         is_here = is_row & (own >= low) & (own < high)

@@ -22,7 +22,7 @@ class Attention(LayerSwitches):
 def layer_maps(
     forward: AttentionState, w: Tensor, U: Tensor, switches: Attention, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
-    """Attention weights, the mean over heads. -> [T, N]; arguments as for `within.Arithmetic`."""
+    """Attention weights, the mean over heads. -> [T, N]; arguments as for `within.InPassMethod`."""
     return (forward.A.mean((-4, -3)),)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.ops import AttentionState, by_group, mean_effect
+from gradellm_engine.attention.ops import AttentionState, grouped_matmul, mean_effect
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
 HEADS = (-4, -3)  # the dimensions G and r
@@ -67,7 +67,7 @@ def weighted_effect(forward: AttentionState, w: Tensor, U: Tensor, magnitude: Ma
         case Magnitude.HEAD_ABS:
             return (A * U).abs().sum(HEADS)
         case Magnitude.CHANNEL_ABS:
-            return (A * by_group(w.abs(), forward.V.abs().mT)).sum(HEADS)
+            return (A * grouped_matmul(w.abs(), forward.V.abs().mT)).sum(HEADS)
         case Magnitude.KNOCKOUT:
             return (A * (U - mean_effect(forward, U))).abs().sum(HEADS)
 
@@ -109,7 +109,7 @@ def layer_maps(
     if switches.loosening is Loosening.NONE:
         return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 where the weight is: at tokens not seen
     q, K = (forward.q, forward.K) if unrotated is None else unrotated
-    dot = forward.S.sum(HEADS) if unrotated is None else by_group(q, K.mT).sum(HEADS)
+    dot = forward.S.sum(HEADS) if unrotated is None else grouped_matmul(q, K.mT).sum(HEADS)
     if switches.similarity is Similarity.COSINE:
         return dot if unrotated is not None else dot / forward.form.scaling, U.sum(HEADS), *squares(q, K)
     return dot, U.sum(HEADS)

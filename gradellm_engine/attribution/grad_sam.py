@@ -27,7 +27,7 @@ class GradSam(LayerSwitches):
 def layer_maps(
     forward: AttentionState, w: Tensor, U: Tensor, switches: GradSam, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
-    """Of the heads' scores the mean. -> [T, N]; arguments as for `within.Arithmetic`."""
+    """Of the heads' scores the mean. -> [T, N]; arguments as for `within.InPassMethod`."""
     return ((forward.A * U.relu()).mean((-4, -3)),)
 
 

@@ -22,7 +22,7 @@ Maps = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class InPassMethod:
     """What a method computes.
 
     Attributes:
@@ -45,29 +45,29 @@ def _only(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
     return maps[0]
 
 
-_ARITHMETIC: dict[type[Switches], Arithmetic] = {
-    GradEllm: Arithmetic(grad_ellm.layer_maps, grad_ellm.layer_scores, grad_ellm.heat_map),
-    attention_weights.Attention: Arithmetic(
+_ARITHMETIC: dict[type[Switches], InPassMethod] = {
+    GradEllm: InPassMethod(grad_ellm.layer_maps, grad_ellm.layer_scores, grad_ellm.heat_map),
+    attention_weights.Attention: InPassMethod(
         attention_weights.layer_maps, _only, attention_weights.heat_map, is_mean=True
     ),
-    grad_sam.GradSam: Arithmetic(grad_sam.layer_maps, _only, grad_sam.heat_map, is_mean=True),
+    grad_sam.GradSam: InPassMethod(grad_sam.layer_maps, _only, grad_sam.heat_map, is_mean=True),
 }
 
 
-def arithmetic_of(switches: Switches) -> Arithmetic:
+def in_pass_method(switches: Switches) -> InPassMethod:
     """That of a method within a pass."""
     return _ARITHMETIC[type(switches)]
 
 
-def summed(
+def sum_layer_scores(
     rows: Sequence[Maps], switches: Switches, domain: Tensor | None, ranks: ProcessGroup | None = None
 ) -> Tensor:
     """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]
 
     Where `ranks` share the heads out, maps are first put together of all of theirs.
     """
-    arithmetic = arithmetic_of(switches)
+    arithmetic = in_pass_method(switches)
     maps = tuple(torch.stack(layers) for layers in zip(*rows, strict=True))
     if ranks is not None:
-        maps = ranks.sum(torch.stack(maps)).div(ranks.size if arithmetic.is_mean else 1).unbind()
+        maps = ranks.all_reduce_sum(torch.stack(maps)).div(ranks.size if arithmetic.is_mean else 1).unbind()
     return arithmetic.layer_scores(maps, switches, domain).sum(0)

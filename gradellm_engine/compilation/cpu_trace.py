@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.compilation.tracer import NotTraceable, Tracer, Value, function, needed, taken
 from gradellm_engine.layers.linear import LinearOutputCache, current_output_cache
+from gradellm_engine.passes.base import AttentionPass, LayerAttention, QKVGrads
 from gradellm_engine.passes.lm_head import LogitHead
-from gradellm_engine.passes.ragged import AttentionPass, LayerAttention, QKVGrads
+from gradellm_engine.utils.torch_compat import below_autograd
 
 MOST_ROWS = 64  # of a pass: beyond it, arithmetic takes so long that calls do not count
 MOST_LINES = 64  # the one not used for longest is given up
@@ -97,22 +98,17 @@ class CpuTrace:
         hidden, saved = self._hidden(running)
 
         def go_on(gradient: Tensor) -> None:
-            with torch.no_grad(), _below_autograd():
+            with torch.no_grad(), below_autograd():
                 self.back(running, gradient, *saved)
 
         return head.take(hidden, lambda given: self.behind(given)[0], go_on)
 
     def _hidden(self, running: TraceContext) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.no_grad(), _below_autograd():
-            hidden, *rest = self.body(running, running.run.row)
+        with torch.no_grad(), below_autograd():
+            hidden, *rest = self.body(running, running.run.ids_and_positions)
         if running.outputs is not None and self.layers:
-            running.outputs.note_all(dict(zip(self.layers, rest, strict=False)))
+            running.outputs.put_all(dict(zip(self.layers, rest, strict=False)))
         return hidden, tuple(rest[len(self.layers) :])
-
-
-def _below_autograd() -> Any:  # noqa: ANN401 (torch has no name for it)
-    """Meanwhile operations do not ask whether autograd has to note them: a fortieth of a step."""
-    return torch._C._AutoDispatchBelowAutograd()
 
 
 @dataclass(frozen=True)
@@ -128,11 +124,11 @@ class _Attention:
     form: AttentionForm
 
     def output(self, running: TraceContext, query: Tensor) -> Tensor:
-        running.sites[self.index] = site = running.run.site(self.module, self.index, self.form)
+        running.sites[self.index] = site = running.run.layer_attention(self.module, self.index, self.form)
         return site.output(query).contiguous()
 
     def gradients(self, running: TraceContext, query: Tensor, gradient: Tensor) -> QKVGrads:
-        back = running.sites.pop(self.index).backward(query, gradient, goes_on=True)
+        back = running.sites.pop(self.index).backward(query, gradient, needs_input_grad=True)
         if back is None:
             raise RuntimeError("attention gave no gradients")
         dq, dk, dv = back
@@ -140,7 +136,7 @@ class _Attention:
 
     def last(self, running: TraceContext, query: Tensor, gradient: Tensor) -> None:
         """The lowest layer that is explained: nothing below needs a gradient."""
-        running.sites.pop(self.index).backward(query, gradient, goes_on=False)
+        running.sites.pop(self.index).backward(query, gradient, needs_input_grad=False)
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _WatchedSite:
-    """See `gradellm_engine.passes.ragged.LayerAttention`."""
+    """See `gradellm_engine.passes.base.LayerAttention`."""
 
     watched: _Watched
     attention: _Attention
@@ -176,8 +172,8 @@ class _WatchedSite:
         output: Tensor = self.watched.call(self.attention.output, query)
         return output
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
-        if not goes_on:
+    def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
+        if not needs_input_grad:
             self.watched.call(self.attention.last, query, gradient, gives=False)
             return None
         back: QKVGrads = self.watched.call(self.attention.gradients, query, gradient)
@@ -185,12 +181,17 @@ class _WatchedSite:
 
 
 class _WatchedPass:
-    """See `gradellm_engine.passes.ragged.AttentionPass`."""
+    """See `gradellm_engine.passes.base.AttentionPass`."""
 
     def __init__(self, watched: _Watched, *, has_new: bool) -> None:
         """`has_new` tells whether any of its tokens is new: of others there is nothing to store."""
         run = watched.running.run
-        self.anchor, self.lowest, self.output_is_used, self.row = run.anchor, run.lowest, run.output_is_used, run.row
+        self.graph_anchor, self.lowest, self.output_is_used, self.ids_and_positions = (
+            run.graph_anchor,
+            run.lowest,
+            run.output_is_used,
+            run.ids_and_positions,
+        )
         self._watched, self._has_new = watched, has_new
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
@@ -207,7 +208,7 @@ class _WatchedPass:
         if self._has_new:
             self._watched.call(store_rotary, cosines, sines, gives=False)
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
+    def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
         return _WatchedSite(self._watched, _Attention(module, index, form))
 
     def heat_maps(self) -> list[Tensor]:
@@ -221,9 +222,9 @@ class _WatchedOutputs:
         self._watched, self._are_known, self._num_rows = watched, kind.knows, kind.num_rows
         self._noted: dict[nn.Module, tuple[Tensor, int] | None] = {}  # and how often it had been written to
 
-    def known(self, layer: nn.Module) -> Tensor | None:
+    def get(self, layer: nn.Module) -> Tensor | None:
         def known(running: TraceContext) -> Tensor:
-            output = None if running.outputs is None else running.outputs.known(layer)
+            output = None if running.outputs is None else running.outputs.get(layer)
             if output is None:
                 raise RuntimeError("what a linear layer gives is not known")
             return output.contiguous()
@@ -233,13 +234,13 @@ class _WatchedOutputs:
         output: Tensor = self._watched.call(known, changes=False)
         return output
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
+    def put(self, layer: nn.Module, output: Tensor) -> None:
         if not self._are_known and not self._watched.tracer.is_off:  # as in the head
             self._noted[layer] = None if layer in self._noted else (output, output._version)
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         for layer, output in outputs.items():
-            self.note(layer, output)
+            self.put(layer, output)
 
     def settled(self) -> dict[nn.Module, Tensor]:
         """After the pass: what layers gave once, a row a token, and is the same still. [1, T, out] each"""
@@ -275,7 +276,7 @@ def record_trace(model: Model, head: nn.Module, kind: TraceKey, running: TraceCo
 
 
 def _written_down(model: Model, head: nn.Module, kind: TraceKey, running: TraceContext, tracer: Tracer) -> CpuTrace:
-    row = running.run.row
+    row = running.run.ids_and_positions
     name, tokens = tracer.free(), tracer.new(row)
     watched = _Watched(tracer, running, name)
     outputs = _WatchedOutputs(watched, kind)

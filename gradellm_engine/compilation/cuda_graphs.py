@@ -22,9 +22,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 MOST_RECORDINGS = 64  # the one not used for longest is given up
@@ -83,7 +83,7 @@ class CapturedStep:
         """`run` is filled with a step that is due: recording carries it out, again and again."""
         self.run = run
         self._model, self._head_module = model, head
-        num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.row.device
+        num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.ids_and_positions.device
         self._ids = torch.zeros((num_tokens, 2), dtype=torch.long, device=device)
         self._signs = torch.zeros((num_tokens, 2), device=device)
         stages: list[Callable[[], None]] = [self._read]

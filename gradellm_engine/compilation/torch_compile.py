@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradellm_engine.utils.torch_compat import allow_recompiles
+
 Backend = str | Callable[..., Any]  # torch.compile's
 
 # Forms of one layer: of one row and of many, with and without a graph, with gradients below it and without, and of
@@ -26,7 +28,7 @@ class CompiledLayers:
     """Layers that run compiled while they are `used`, and as their family wrote them elsewhere."""
 
     def __init__(self, layers: Sequence[nn.Module], backend: Backend) -> None:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _FORMS)
+        allow_recompiles(_FORMS)
         self._layers = [(layer, torch.compile(layer.forward, backend=backend, dynamic=True)) for layer in layers]
 
     @contextmanager

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradellm_engine.utils.torch_compat import TorchDispatchMode, changes_argument, direct_call
 
 # These give the same numbers at the same place, the latter where the shape is the same.
 _SAME = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
@@ -162,7 +163,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._know(result, self.value(args[0]))
             return
         are_constant = [self.value(each) in self.constants for each in given]
-        changes: bool = func._schema.is_mutable
+        changes = changes_argument(func)
         if changes and are_constant[0]:
             raise NotTraceable(f"{func} writes to a constant")
         if func.is_view and all(are_constant):
@@ -173,7 +174,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = set(map(id, given))
         values = tuple(None if each is None or id(each) in inputs else self.new(each) for each in made)
         gives = values if isinstance(result, (tuple, list)) else values[0]
-        self.operations.append(Operation(getattr(func, "_op", func), referred, named, gives, changes))
+        self.operations.append(Operation(direct_call(func), referred, named, gives, changes))
 
     def _referred(self, given: Any) -> Any:  # noqa: ANN401 (whatever operations take)
         """Arguments with values instead of tensors, and of all else that cannot be written as a number."""

@@ -13,14 +13,9 @@ from gradellm_engine.core.request_spec import ContrastTokens
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.detokenizer import CONTEXT_TOKENS
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import (
-    Prompt,
-    check_embedded,
-    check_text,
-    check_token_ids,
-    encode,
-    prompt_tails,
-)
+from gradellm_engine.tokenization.prompt import Prompt, prompt_tails
+from gradellm_engine.tokenization.prompt_input import check_text
+from gradellm_engine.tokenization.prompt_reader import check_embedded, check_token_ids, encode
 
 MAX_SHOWN_TOKENS = 8  # in an error message
 MAX_SHOWN_CHARACTERS = 60

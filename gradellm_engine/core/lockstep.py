@@ -146,12 +146,12 @@ class RankZeroScheduler(Scheduler):
         Raises:
             GroupLostError: where a rank is lost already.
         """
-        self._ranks.tell(Command(is_last=True))
+        self._ranks.broadcast(Command(is_last=True))
 
     def _broadcast(self, step: StepCommand | None) -> None:
         calls, self._calls = tuple(self._calls), []
         requests = {request_id: request for request, request_id in self._ids.items()}
-        self._ranks.tell(Command(calls, step, digest=digest(requests)))
+        self._ranks.broadcast(Command(calls, step, digest=digest(requests)))
 
 
 @dataclass
@@ -183,7 +183,7 @@ class FollowerLoop:
 
     def _next_command(self) -> Command:
         """Rank 0's next command, with its calls applied."""
-        command: Command = self.ranks.hear()
+        command: Command = self.ranks.recv()
         for call in command.calls:
             self._apply(call)
         if not command.is_last and command.digest != digest(self.requests):

@@ -15,7 +15,7 @@ from gradellm_engine.core.outputs import Alternative, Attribution, Step
 from gradellm_engine.core.request_spec import RequestSpec
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.params import AttributionSettings
-from gradellm_engine.passes.ragged import Target
+from gradellm_engine.passes.base import Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.sources import Source, SourceMap

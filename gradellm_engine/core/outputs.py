@@ -10,7 +10,7 @@ from torch import Tensor
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.params import AttributionSettings, Sampling
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.sources import Source
 
 

@@ -8,16 +8,17 @@ from functools import cached_property
 from torch import Tensor
 
 from gradellm_engine.core.request_spec import normalisation_mask
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.settings import EvaluatedMethod
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, model_cost
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
 from gradellm_engine.methods.registry import method_named
-from gradellm_engine.methods.selected_steps import rows_of, scores_at
+from gradellm_engine.methods.selected_steps import post_hoc_scores, scores_at
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import Switches
-from gradellm_engine.tokenization.prompts import Prompt, check_token_ids
+from gradellm_engine.tokenization.prompt import Prompt
+from gradellm_engine.tokenization.prompt_reader import check_token_ids
 
 # Tokens of one pass of an evaluation, by device: enough for throughput, few enough to end soon.
 MAX_EVALUATION_PASS_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -57,7 +58,7 @@ class PostHocRunner:
 
     def explain(self, method: Method, switches: Switches, context: CompletionContext) -> ScoreStream:
         """The scores of every step of a completion."""
-        return rows_of(self._completion_model(context), method, switches)
+        return post_hoc_scores(self._completion_model(context), method, switches)
 
     def scores_at(
         self, prompt: Prompt, evaluated: EvaluatedMethod, context: CompletionContext, steps: Sequence[int]
@@ -79,7 +80,7 @@ class PostHocRunner:
             passes.count(evaluated.method, num_prompt_tokens, num_new_tokens)
             for passes in (cost.forward, cost.backward)
         )
-        length = num_new_tokens if cost.of_completion_alone else num_prompt_tokens + num_new_tokens
+        length = num_new_tokens if cost.completion_only else num_prompt_tokens + num_new_tokens
         return (forward + 2 * backward) * length
 
     def pass_budget(self, num_tokens: int) -> PassBudget:

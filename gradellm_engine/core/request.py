@@ -27,14 +27,14 @@ from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress
 from gradellm_engine.core.request_spec import ContrastTokens, RequestCall, RequestSpec
 from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.faithfulness.evaluation import EvaluationEvent
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.pass_budget import PassBudget
+from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, Delivery
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.tokenization.prompt import Prompt
 
 DEFAULT_CHUNK_SIZE = 16
 PROMPT_PROGRESS_SHARE = 0.01  # of a prompt that is read between two progress events
@@ -230,7 +230,7 @@ class Request:
             )
         )
         if self.slot is not None:
-            self.slot.keep()
+            self.slot.retain()
             self.slot = None
         self.is_closed = True
 
@@ -258,7 +258,7 @@ class Request:
         """The next tokens of the prompt, or of the whole sequence where its keys need other rotary factors."""
         slot = self._open_slot()
         if self._needs_rotary_switch:
-            self.slot = slot = slot.made_long(self.ids[:-1])
+            self.slot = slot = slot.reallocate_long(self.ids[:-1])
         return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
     def decode_chunk(self) -> SequenceChunk:
@@ -272,7 +272,7 @@ class Request:
         """Tokens to be read again to explain them, and their targets."""
         waiting = self._unexplained[: self.chunk_size]
         start = self._num_prompt_tokens + waiting[0][0] - 1  # the position whose logits gave the first of them
-        chunk = SequenceChunk.again(self._open_slot(), start, start + len(waiting), self._explain_spec())
+        chunk = SequenceChunk.replay(self._open_slot(), start, start + len(waiting), self._explain_spec())
         return chunk, [target for _, target in waiting]
 
     def forced_chunk(self) -> SequenceChunk:

@@ -18,7 +18,9 @@ from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.registry import method_named
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, Sampling
-from gradellm_engine.tokenization.prompts import Prompt, PromptInput, check_token_ids, read_prompt
+from gradellm_engine.tokenization.prompt import Prompt
+from gradellm_engine.tokenization.prompt_input import PromptInput
+from gradellm_engine.tokenization.prompt_reader import check_token_ids, read_prompt
 
 AnyPrompt = PromptInput | str | Prompt
 
@@ -154,7 +156,7 @@ class RequestBuilder:
         elif completion is not None:
             ids = tuple(self._completions.completion_ids(prompt, completion))
             sampling = Sampling(max_new_tokens=len(ids), seed=0)
-        elif any(evaluated.method is None for evaluated in settings.judged):
+        elif any(evaluated.method is None for evaluated in settings.methods):
             raise InvalidRequestError("scores", "scores of your own need the completion whose tokens they explain")
         sampling = self.resolver.sampling(sampling, prompt)
         arguments = {
@@ -209,8 +211,8 @@ class RequestBuilder:
             pad_id=getattr(self._model.tokenizer, "pad_token_id", None),
             explain=partial(self._post_hoc.scores_at, prompt),
             explain_tokens=self._post_hoc.num_tokens_read,
-            allowance=pass_budget,
+            pass_budget=pass_budget,
         )
         evaluation.check_completion(num_new_tokens)
-        spec = replace(spec, post_hoc=evaluation.work, evaluation=settings, pass_budget=pass_budget)
+        spec = replace(spec, post_hoc=evaluation.run, evaluation=settings, pass_budget=pass_budget)
         return Request(self._model, spec)

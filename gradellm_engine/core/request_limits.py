@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.params import Sampling
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import Prompt, PromptLimits
+from gradellm_engine.tokenization.prompt import Prompt
+from gradellm_engine.tokenization.prompt_limits import PromptLimits
 
 DEFAULT_NEW_TOKENS = 256
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradellm_engine.faithfulness.evaluation import EvaluationEvent
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.pass_budget import PassBudget
+from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.params import (
@@ -21,8 +21,8 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.ragged import ExplainSpec
-from gradellm_engine.tokenization.prompts import Prompt, Role
+from gradellm_engine.passes.base import ExplainSpec
+from gradellm_engine.tokenization.prompt import Prompt, Role
 
 PostHocAnalysis = Callable[[CompletionContext], Iterator[StepScores | EvaluationEvent]]
 """Explains or evaluates a whole completion. Between two yields lie one or two passes of the model."""

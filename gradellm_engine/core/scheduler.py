@@ -35,7 +35,7 @@ from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPha
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 # Tokens by device. Prompt tokens of one pass: enough for throughput, few enough that a cancelled request stops soon.
@@ -152,7 +152,7 @@ class Scheduler:
     @property
     def prefix_cache_stats(self) -> tuple[int, int]:
         """Prefix cache queries and hits, in tokens; may be read from any thread."""
-        return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
+        return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     def admit(self) -> None:
         """Give KV slots to waiting requests, first come first served, while there are running places and memory."""

@@ -21,7 +21,7 @@ from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 
 
 class SettingsResolver:
@@ -72,8 +72,8 @@ class SettingsResolver:
             InvalidRequestError: where the evaluation is too large, or a method is not defined for this model.
         """
         self._check_evaluation_size(settings, len(prompt.tokens), num_new_tokens)
-        judged = tuple(self._evaluated_method(method, prompt, num_new_tokens) for method in settings.judged)
-        return replace(settings, judged=judged)
+        methods = tuple(self._evaluated_method(method, prompt, num_new_tokens) for method in settings.methods)
+        return replace(settings, methods=methods)
 
     def refusal(self, method: Method) -> str:
         """Why the model's family cannot be explained by a method; empty where it can."""
@@ -119,14 +119,14 @@ class SettingsResolver:
 
     @staticmethod
     def _check_evaluation_size(settings: EvaluationSettings, num_prompt_tokens: int, num_new_tokens: int) -> None:
-        count = settings.sequences_a_step * len(settings.steps(num_new_tokens))
+        count = settings.texts_per_step * len(settings.steps(num_new_tokens))
         if count > MAX_EVALUATION_SEQUENCES:
             raise InvalidRequestError(
                 "samples",
                 f"up to {count:,} perturbed texts would be run; the limit is {MAX_EVALUATION_SEQUENCES:,}: ask for "
                 "fewer methods, pis or samples, or for a larger stride",
             )
-        tokens = settings.sequences_a_step * (num_prompt_tokens + num_new_tokens)
+        tokens = settings.texts_per_step * (num_prompt_tokens + num_new_tokens)
         if tokens > MAX_EVALUATION_STEP_TOKENS:
             raise InvalidRequestError(
                 "samples",

@@ -23,11 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gradellm_engine.errors import GroupLostError, ModelLoadError, one_line
+from gradellm_engine.utils.torch_compat import apply_to_physical, is_batched_tensor, set_default_group_timeout
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LOADING = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
-SILENCE = timedelta(seconds=60)  # of rank 0, after which it is taken for lost: a server speaks several times a second
-A_PASS = timedelta(minutes=5)  # that a rank may wait for another one in a pass
+LOAD_TIMEOUT = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
+COMMAND_TIMEOUT = timedelta(
+    seconds=60
+)  # of rank 0, after which it is taken for lost: a server speaks several times a second
+PASS_TIMEOUT = timedelta(minutes=5)  # that a rank may wait for another one in a pass
 _FRAME = 4096  # bytes of an order that needs no second message; those of most ticks do not
 
 
@@ -42,7 +45,7 @@ class ProcessGroup:
     def __init__(self, rank: int, size: int) -> None:
         """Use the process group that stands. For tests; `join` makes one."""
         self.rank, self.size = rank, size
-        self._orders = dist.new_group(backend="gloo", timeout=SILENCE)
+        self._orders = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
         self._sums = dist.group.WORLD
 
     @classmethod
@@ -77,7 +80,7 @@ class ProcessGroup:
                 )
             torch.cuda.set_device(local)
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LOADING)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LOAD_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
             said = one_line(error)
@@ -98,7 +101,7 @@ class ProcessGroup:
     def all_reduce_min(self, numbers: Sequence[int]) -> list[int]:
         """The smallest of all ranks', one by one: memory, of which all must take the same."""
         least = torch.tensor(list(numbers), dtype=torch.int64)
-        with self._all_here():
+        with self._group_errors():
             dist.all_reduce(least, dist.ReduceOp.MIN, group=self._sums)
         return [int(number) for number in least]
 
@@ -109,7 +112,7 @@ class ProcessGroup:
             ModelLoadError: on every rank, naming what differs.
         """
         everybody: list[Any] = [None] * self.size
-        with self._all_here():
+        with self._group_errors():
             dist.all_gather_object(everybody, dict(what), group=self._sums)
         for name, own in what.items():
             others = [their[name] for their in everybody]
@@ -120,56 +123,51 @@ class ProcessGroup:
     def broadcast_object(self, value: Any) -> Any:  # noqa: ANN401 (whatever is given)
         """Rank 0's."""
         box = [value]
-        with self._all_here():
+        with self._group_errors():
             dist.broadcast_object_list(box, src=0, group=self._sums)
         return box[0]
 
     @staticmethod
-    def begin() -> None:
+    def use_pass_timeout() -> None:
         """All have loaded: from now on, nobody waits for another one as long as for weights to be read."""
-        dist.distributed_c10d._set_pg_timeout(A_PASS, dist.group.WORLD)
+        set_default_group_timeout(PASS_TIMEOUT)
 
     # In a pass ----------------------------------------------------------------------------------------------------
 
-    def sum(self, share: Tensor) -> Tensor:
+    def all_reduce_sum(self, share: Tensor) -> Tensor:
         """The ranks' sum, on every rank the same bits."""
-        functorch = torch._C._functorch
-        if functorch.is_batchedtensor(share):  # of torch.func.vmap, which sums over ranks know nothing of
-            total = self.sum(functorch.get_unwrapped(share))
-            added: Tensor = functorch._add_batch_dim(
-                total, functorch.maybe_get_bdim(share), functorch.maybe_get_level(share)
-            )
-            return added
+        if is_batched_tensor(share):  # of torch.func.vmap, for which collectives have no batching rule
+            return apply_to_physical(self.all_reduce_sum, share)
         total = share.contiguous()
         dist.all_reduce(total, group=self._sums)
         return total
 
     # Orders -------------------------------------------------------------------------------------------------------
 
-    def tell(self, order: object) -> None:
+    def broadcast(self, order: object) -> None:
         """Rank 0's word to the others.
 
         Raises:
             GroupLostError: where one of them does not hear it.
         """
-        self._pass_on(pickle.dumps(order))
+        self._broadcast_bytes(pickle.dumps(order))
 
-    def hear(self) -> Any:  # noqa: ANN401 (what was told)
+    def recv(self) -> Any:  # noqa: ANN401 (what was told)
         """Rank 0's next word; waits for it.
 
         Raises:
-            GroupLostError: where rank 0 is gone, or says nothing for `SILENCE`.
+            GroupLostError: where rank 0 is gone, or says nothing for `COMMAND_TIMEOUT`.
         """
-        return pickle.loads(self._pass_on(b""))  # noqa: S301 (from rank 0 of the own group)
+        return pickle.loads(self._broadcast_bytes(b""))  # noqa: S301 (from rank 0 of the own group)
 
-    def _pass_on(self, message: bytes) -> bytes:
+    def _broadcast_bytes(self, message: bytes) -> bytes:
         """From rank 0 to all. A frame is the length and the message's beginning; what is left follows."""
         frame = torch.zeros(_FRAME, dtype=torch.uint8)
         content = frame[8:]
         if self.is_rank0:
             frame[:8] = torch.tensor([len(message)], dtype=torch.int64).view(torch.uint8)
             content[: len(message)] = _bytes(message[: len(content)])
-        with self._all_here("another rank" if self.is_rank0 else "rank 0"):
+        with self._group_errors("another rank" if self.is_rank0 else "rank 0"):
             dist.broadcast(frame, 0, group=self._orders)
             length = int(frame[:8].view(torch.int64)[0])
             rest = torch.zeros(max(0, length - len(content)), dtype=torch.uint8)
@@ -180,7 +178,7 @@ class ProcessGroup:
         return bytes(content[:length].numpy()) + bytes(rest.numpy())
 
     @contextmanager
-    def _all_here(self, whom: str = "another rank") -> Iterator[None]:
+    def _group_errors(self, whom: str = "another rank") -> Iterator[None]:
         """Outside of passes: say who is missing, instead of what a library says."""
         try:
             yield
@@ -188,7 +186,7 @@ class ProcessGroup:
             raise GroupLostError(f"{whom} of this model's {self.size} is lost: {one_line(error)}") from error
 
     @staticmethod
-    def leave() -> None:
+    def destroy() -> None:
         """Take leave of the others, once all have heard that it is over."""
         dist.destroy_process_group()
 

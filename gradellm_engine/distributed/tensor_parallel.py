@@ -24,7 +24,7 @@ from gradellm_engine.distributed.process_group import ProcessGroup
 _COLUMNS, _ROWS = frozenset({"colwise", "packed_colwise"}), frozenset({"rowwise"})
 
 
-def own_shares(model: PreTrainedModel, ranks: ProcessGroup) -> CopyToParallel:
+def shard_to_local_linear(model: PreTrainedModel, ranks: ProcessGroup) -> CopyToParallel:
     """Turn the layers of `model` that are shared by columns or rows into plain ones of this rank's share.
 
     What is shared in another way (experts, the head, the embedding) stays as Transformers has it.
@@ -44,7 +44,7 @@ def own_shares(model: PreTrainedModel, ranks: ProcessGroup) -> CopyToParallel:
         if style in _COLUMNS:
             module.register_forward_pre_hook(lambda layer, args: (fanned_out.of(args[0]), *args[1:]))
         else:
-            module.register_forward_hook(_Summing(ranks, module.bias))
+            module.register_forward_hook(ReduceFromParallel(ranks, module.bias))
             module.register_parameter("bias", None)
     return fanned_out
 
@@ -67,7 +67,7 @@ class CopyToParallel:
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x
         if self._last is None or self._last[0] is not x:
-            self._last = (x, _FanOut.apply(x, self._ranks))  # type: ignore[no-untyped-call]
+            self._last = (x, _CopyToParallelRegion.apply(x, self._ranks))  # type: ignore[no-untyped-call]
         return self._last[1]
 
     def forget(self) -> None:
@@ -75,7 +75,7 @@ class CopyToParallel:
         self._last = None
 
 
-class _FanOut(torch.autograd.Function):
+class _CopyToParallelRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: ProcessGroup) -> Tensor:  # noqa: ANN401
         ctx.ranks = ranks
@@ -83,24 +83,25 @@ class _FanOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.ranks.sum(gradients[0].clone()), None
+        return ctx.ranks.all_reduce_sum(gradients[0].clone()), None
 
 
-class _Summing:
+class ReduceFromParallel:
     """A hook behind a layer that is shared by rows."""
 
     def __init__(self, ranks: ProcessGroup, bias: Tensor | None) -> None:
         self._ranks, self._bias = ranks, bias
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        y: Tensor = _Sum.apply(output, self._ranks)  # type: ignore[no-untyped-call]
+        """Return the sum over ranks of `output`, plus the bias."""
+        y: Tensor = _ReduceFromParallelRegion.apply(output, self._ranks)  # type: ignore[no-untyped-call]
         return y if self._bias is None else y + self._bias
 
 
-class _Sum(torch.autograd.Function):
+class _ReduceFromParallelRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, ranks: ProcessGroup) -> Tensor:  # noqa: ANN401
-        return ranks.sum(share.clone())  # products may be kept, and used again
+        return ranks.all_reduce_sum(share.clone())  # products may be kept, and used again
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401

@@ -1,143 +1,100 @@
-"""What the model would say next after changed texts, many of them at once.
+"""Next-token distributions after many perturbed texts of one sequence.
 
-All changed texts of an evaluation begin alike, with what stands before the first token that may be perturbed: template
-and first token. The stream that is evaluated holds that beginning's keys and values, so it is not read again. What
-follows goes through the model in large batches, sequences of similar length together; of each the last position alone
-goes through the last layer and the head. Equal texts run once.
+All perturbed texts of an evaluation share a prefix: the chat template and the tokens before U. The request's KV slot
+holds that prefix's keys and values, so passes read only what follows it, in batches of sequences of similar length. Of
+each sequence only the last position goes through the last layer and the LM head.
 
-A text has the rotary factors of a sequence as long as itself (`gradellm_engine.layers.rotary_switch`). Where the
-beginning's keys have others, as they do where tokens were taken away from a text that was longer, it is read as a
-whole.
+A text has the rotary factors of its own length (`gradellm_engine.layers.rotary_switch`). Where the slot's keys were
+rotated with other factors, as when tokens were removed from a longer text, the prefix is read again with the text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby, repeat
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradellm_engine.faithfulness.hellinger import probabilities
+from gradellm_engine.faithfulness.metrics.hellinger import probabilities
+from gradellm_engine.faithfulness.pass_budget import PassBudget
+from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.first_layer_reuse import TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
-
-@dataclass(frozen=True)
-class PerturbedText:
-    """A changed text, behind the common beginning. Equal ones are equal.
-
-    Attributes:
-        ids: its tokens.
-        zeroed: one byte a token: 1 where its embedding is zero.
-    """
-
-    ids: tuple[int, ...]
-    zeroed: bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-KEPT_BYTES = 2**25 - 2**16  # the most that glibc learns from
-FIRST_TOKENS = 512  # of a first pass, whose time is not known yet
-
-
-@dataclass
-class PassBudget:
-    """How much one pass may take; whoever runs it may change that between two passes.
-
-    Attributes:
-        most: tokens of all sequences together that there is memory for.
-        sequences: how many there is memory for, however short: each has the common beginning's keys and values before
-            it, and a distribution after it.
-        tokens: how many tokens the next pass may take, if that is decided by time; one sequence at least.
-        used: tokens of all passes so far.
-        is_steady: whether passes are as large as memory allows, however long they take. What texts share a pass is then
-            a function of the request alone; it moves the last digits of what comes out.
-    """
-
-    most: int
-    sequences: int
-    used: int = 0
-    is_steady: bool = False
-
-    def __post_init__(self) -> None:
-        self.tokens = min(self.most, FIRST_TOKENS)
-
-    @property
-    def next_tokens(self) -> int:
-        """How many tokens the next pass takes at most."""
-        return self.most if self.is_steady else self.tokens
+FREED_BLOCK_BYTES = 2**25 - 2**16  # glibc raises its mmap threshold to freed blocks of up to 32 MiB
 
 
 class PerturbationRunner:
-    """Runs changed texts of one sequence.
+    """Runs perturbed texts of one sequence, whose KV slot holds the prefix that all texts share.
 
     Attributes:
-        first: where the common beginning ends. Of what follows, a part may be as it was.
-        num_run: texts that were run.
+        prefix_length: tokens of the shared prefix; the slot may hold more.
+        num_run: texts run so far.
     """
 
-    def __init__(self, runner: ModelRunner, slot: KVSlot, first: int, allowance: PassBudget) -> None:
-        self._runner, self._slot, self._allowance = runner, slot, allowance
-        self.first = first
+    def __init__(self, runner: ModelRunner, slot: KVSlot, prefix_length: int, budget: PassBudget) -> None:
+        self._runner, self._slot, self._budget = runner, slot, budget
+        self.prefix_length = prefix_length
         self.num_run = 0
-        _keep_memory()
+        _raise_mmap_threshold()
 
     def run(self, texts: Sequence[PerturbedText]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Next-token distributions after each: places in `texts`, and the probabilities of those, [B, V].
+        """Run texts; yields after each pass the indexes in `texts` of its sequences, and their probabilities [B, V].
 
-        One batch between two results; the longest texts first. Batches are about equally full, for one of a few texts
-        takes longer than its share.
+        The longest texts come first. Passes are about equally full, for a pass of few texts is slower per text.
         """
-        waiting = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        for is_long, alike in groupby(waiting, lambda place: self._runner.is_long(self.first + len(texts[place]))):
-            goes_on = not self.first or self._slot.is_long == is_long
-            yield from self._run(texts, list(alike), self.first if goes_on else 0)
+        by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        for is_long, indexes in groupby(by_length, lambda index: self._is_long(texts[index])):
+            can_reuse = not self.prefix_length or self._slot.is_long == is_long
+            yield from self._run(texts, list(indexes), self.prefix_length if can_reuse else 0)
+
+    def _is_long(self, text: PerturbedText) -> bool:
+        return self._runner.is_long(self.prefix_length + len(text))
 
     def _run(
-        self, texts: Sequence[PerturbedText], waiting: Sequence[int], first: int
+        self, texts: Sequence[PerturbedText], waiting: Sequence[int], num_reused: int
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Those at `waiting`, with `first` tokens of the common beginning as the slot holds them, the others read."""
-        before = tuple(self._slot.ids[first : self.first])
-        done = 0
-        while left := len(waiting) - done:
-            longest = len(before) + len(texts[waiting[done]])
-            most = max(1, min(self._allowance.sequences, self._allowance.next_tokens // longest))
-            places = list(waiting[done : done + math.ceil(left / math.ceil(left / most))])
-            done += len(places)
-            chosen = [texts[place] for place in places]
-            if before:
-                chosen = [PerturbedText(before + text.ids, bytes(len(before)) + text.zeroed) for text in chosen]
-            yield places, self._probabilities(chosen, first)
+        """Run the texts at `waiting`; the slot's first `num_reused` tokens are attended, not read again."""
+        prefix = tuple(self._slot.ids[num_reused : self.prefix_length])
+        num_done = 0
+        while left := len(waiting) - num_done:
+            longest = len(prefix) + len(texts[waiting[num_done]])
+            most = max(1, min(self._budget.sequences, self._budget.next_tokens // longest))
+            indexes = list(waiting[num_done : num_done + math.ceil(left / math.ceil(left / most))])
+            num_done += len(indexes)
+            batch = [texts[index] for index in indexes]
+            if prefix:
+                batch = [PerturbedText(prefix + text.ids, bytes(len(prefix)) + text.zeroed) for text in batch]
+            yield indexes, self._probabilities(batch, num_reused)
 
-    def _probabilities(self, texts: Sequence[PerturbedText], first: int) -> Tensor:
-        """[B, V]"""
+    def _probabilities(self, texts: Sequence[PerturbedText], num_reused: int) -> Tensor:
+        """Next-token distributions after the texts, in one pass. [B, V]"""
         longest, device = max(len(text) for text in texts), self._runner.device
-        flat = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
-        ids = torch.from_numpy(np.fromiter(flat, np.int64, len(texts) * longest)).view(len(texts), longest)
-        zeroed = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
-        gone = torch.frombuffer(bytearray(zeroed), dtype=torch.bool).view(len(texts), longest)
-        embeddings = self._runner.embed(ids.flatten()).view(*ids.shape, -1).masked_fill(gone.to(device)[:, :, None], 0)
+        padded = chain.from_iterable(chain(text.ids, repeat(0, longest - len(text))) for text in texts)
+        ids = torch.from_numpy(np.fromiter(padded, np.int64, len(texts) * longest)).view(len(texts), longest)
+        zeroed_bytes = b"".join(text.zeroed.ljust(longest, b"\0") for text in texts)
+        zeroed = torch.frombuffer(bytearray(zeroed_bytes), dtype=torch.bool).view(len(texts), longest)
+        embeddings = self._runner.embed(ids.flatten()).view(*ids.shape, -1)
+        embeddings = embeddings.masked_fill(zeroed.to(device)[:, :, None], 0)
         lengths = [len(text) for text in texts]
-        # A token whose embedding is zero is none of those that are there.
-        changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths)
-        run = SharedPrefixAttention(self._slot, first)
+        # -1 is no token id: a zeroed embedding equals no token's embedding.
+        substitutions = TokenSubstitutions.of(ids.masked_fill(zeroed, -1), lengths)
+        attention = SharedPrefixAttention(self._slot, num_reused)
         self.num_run += len(texts)
-        self._allowance.used += ids.numel()
-        return probabilities(self._runner.last_logits(embeddings, lengths, run, changes))
+        self._budget.used += ids.numel()
+        return probabilities(self._runner.last_logits(embeddings, lengths, attention, substitutions))
 
 
-def _keep_memory() -> None:
-    """Have the process keep the memory of tensors that are no more, for those of the next layer.
+def _raise_mmap_threshold() -> None:
+    """Have glibc reuse the memory of freed tensors for those of the next layer.
 
-    glibc takes the largest block that was given back for what will be asked for again. Else it returns memory to the
-    system after every layer and gets it anew, which took up to a tenth of a batch's time. Nobody writes to the block.
+    Freeing one large block raises glibc's dynamic mmap threshold to its size. Below the threshold, glibc returns freed
+    memory to the system after every layer and maps it anew, which took up to a tenth of a pass's time. The block's
+    pages are never touched.
     """
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+    torch.empty(FREED_BLOCK_BYTES, dtype=torch.uint8)

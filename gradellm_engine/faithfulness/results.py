@@ -1,23 +1,23 @@
-"""What an evaluation tells: an item a step, method and metric, and a summary."""
+"""Results of an evaluation: an item for each step, method and metric, and a summary."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradellm_engine.faithfulness.metrics.statistics import Interval
 from gradellm_engine.faithfulness.settings import Metric
-from gradellm_engine.faithfulness.statistics import Interval
 
 
 @dataclass(frozen=True)
 class Point:
-    """A metric where a share of the text is kept.
+    """A soft metric at one pi.
 
     Attributes:
-        pi: the share that was asked for; None for the original metrics, which ask for none.
-        achieved: the mean probability of being kept.
-        alpha: what scores were raised to.
-        samples: the metric, for each mask that was drawn.
-        mean: of them.
+        pi: the requested mean retaining probability; None for the original metrics, which have no pi.
+        achieved: the mean retaining probability of the scores.
+        alpha: the power that scores were raised to.
+        samples: the metric for each random mask. [N]
+        mean: the mean of `samples`.
     """
 
     pi: float | None
@@ -32,14 +32,14 @@ class EvaluationItem:
     """One metric of one method's attribution at one step.
 
     Attributes:
-        step: which token of the completion was explained.
-        name: whose attribution it was.
-        metric: what was measured.
-        value: the area under the curve over pi; of the original metrics the mean over masks; of insertion and deletion
-            the share of changed answers; of others the metric itself.
+        step: index of the explained token in the completion.
+        name: of the evaluated method.
+        metric: the metric.
+        value: pi-Soft metrics: the area under the curve over pi; original soft metrics: the mean over masks; insertion
+            and deletion: the share of flips; AUPRC and token-F1: the metric itself.
         points: of soft metrics, one for each pi.
-        flips: of insertion and deletion: whether the answer differs, at each of 20 steps.
-        expected_tokens: of the original metrics: how many tokens are kept in the mean.
+        flips: of insertion and deletion, whether the answer differs, at each of 20 steps.
+        expected_tokens: of the original soft metrics, the expected number of kept tokens, E[R].
     """
 
     step: int
@@ -53,18 +53,19 @@ class EvaluationItem:
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One metric of one method, over all steps.
+    """One metric of one method over all steps.
 
     Attributes:
-        name: whose attributions they were.
-        metric: what was measured.
-        interval: the mean over steps; of soft metrics with a Monte Carlo interval, which says how much the masks that
-            were drawn leave open, and nothing about other prompts.
+        name: of the evaluated method.
+        metric: the metric.
+        interval: the mean over steps; of soft metrics with a Monte Carlo interval over the random masks, which says
+            nothing about other prompts.
         median: over steps.
-        difference: from the random method's, mask by mask; None where that was not evaluated.
-        curve: of pi-Soft metrics, the mean over steps at each pi.
-        expected_tokens: the mean over steps.
-        steps: how many were measured.
+        difference: of the mean from the random method's, with an interval paired mask by mask; None where random was
+            not evaluated.
+        curve: of pi-Soft metrics, the mean over steps at each pi. [P]
+        expected_tokens: of the original soft metrics, E[R], the mean over steps.
+        steps: number of steps that were measured.
     """
 
     name: str
@@ -79,17 +80,17 @@ class MetricSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What an evaluation came to.
+    """The end of an evaluation.
 
     Attributes:
-        metrics: one for each method and metric that could be measured.
-        steps: those that were evaluated.
-        skipped: those of them at which emptying the text moves the distribution too little to measure anything.
-        label: the predicted label's place among the labels; None without labels.
-        is_outside: whether the model's most probable token begins none of the labels.
-        num_perturbable: tokens that could be perturbed, at the first step.
-        num_sequences: changed texts that were run.
-        num_asked: those that were asked for; equal ones run once.
+        metrics: one summary for each method and metric that was measured.
+        steps: the steps that were evaluated.
+        skipped: steps without soft metrics: zeroing all of U moves the distribution by less than `MIN_BASELINE`.
+        label: index of the predicted label; None without labels.
+        is_outside: whether the model's most probable token is the first token of no label.
+        num_perturbable: size of U at the first step.
+        num_sequences: texts that were run.
+        num_requested: texts that metrics needed; equal ones are run once.
     """
 
     metrics: tuple[MetricSummary, ...]
@@ -99,4 +100,8 @@ class EvaluationSummary:
     is_outside: bool
     num_perturbable: int
     num_sequences: int
-    num_asked: int
+    num_requested: int
+
+
+EvaluationEvent = float | EvaluationItem | EvaluationSummary
+"""A result of an evaluation, or the share of its work that is done."""

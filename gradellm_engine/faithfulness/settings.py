@@ -1,4 +1,4 @@
-"""What can be asked of an evaluation. Every setting checks itself; names are those of the wire contract."""
+"""Settings of an evaluation, which validate themselves. Errors name the fields of the wire contract."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.faithfulness.curves import PIS
+from gradellm_engine.faithfulness.metrics.curves import PIS
 from gradellm_engine.params import MAX_SEED, Switches, check_choice
 
 MAX_PIS = 99
 MAX_SAMPLES = 1000
 MAX_LABELS = 64
 MAX_EVALUATED_METHODS = 64
-MAX_EVALUATION_SEQUENCES = 1_000_000  # that an evaluation may run
-# Of a step's changed texts together: what came of them is kept until the step's end.
+MAX_EVALUATION_SEQUENCES = 1_000_000  # perturbed texts of an evaluation
+# Of the perturbed texts of one step, whose outcomes stay in memory until the step is complete.
 MAX_EVALUATION_STEP_TOKENS = 50_000_000
 
 
 class Metric(StrEnum):
-    """What is measured."""
+    """A faithfulness metric, or a measure of agreement with a human rationale."""
 
-    PI_SOFT_NS = "pi_soft_ns"  # what is kept brings back, over all shares pi of the text
-    PI_SOFT_NC = "pi_soft_nc"  # what goes with what is removed, likewise
-    SOFT_NS = "soft_ns"  # the same with scores themselves for probabilities
+    PI_SOFT_NS = "pi_soft_ns"  # sufficiency of the kept tokens, over pi (eqs 17 and 20)
+    PI_SOFT_NC = "pi_soft_nc"  # comprehensiveness of the removed tokens, over pi (eqs 18 and 20)
+    SOFT_NS = "soft_ns"  # the original metrics: scores are the retaining probabilities (eq 14)
     SOFT_NC = "soft_nc"
-    INSERTION = "insertion"  # how often the answer differs while the best tokens come
-    DELETION = "deletion"  # and while they go
-    AUPRC = "auprc"  # of finding a human rationale by score
+    INSERTION = "insertion"  # share of flips while the top tokens are inserted (appendix C)
+    DELETION = "deletion"  # share of flips while the top tokens are deleted
+    AUPRC = "auprc"  # of the scores as a classifier of rationale tokens
     TOKEN_F1 = "token_f1"  # noqa: S105 (a metric, not a password)
 
     @property
     def is_soft(self) -> bool:
-        """Whether masks are drawn, and the distribution's way is measured."""
+        """Whether it perturbs with random masks and measures Hellinger distances."""
         return self in _SOFT
 
     @property
     def keeps(self) -> bool:
-        """Of a soft metric, whether what is drawn is kept (NS) or removed (NC)."""
+        """Of a soft metric, whether the drawn tokens are kept (NS) or removed (NC)."""
         return self in (Metric.PI_SOFT_NS, Metric.SOFT_NS)
 
     @property
@@ -50,7 +50,7 @@ class Metric(StrEnum):
 
     @property
     def is_ranked(self) -> bool:
-        """Whether tokens go or come in the order of their scores."""
+        """Whether it deletes or inserts tokens in the order of their scores."""
         return self in (Metric.INSERTION, Metric.DELETION)
 
     @property
@@ -63,15 +63,15 @@ _SOFT = (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC, Metric.SOFT_NS, Metric.SOFT_NC)
 
 
 class Perturb(StrEnum):
-    """Which tokens may be perturbed."""
+    """U, the tokens that may be perturbed."""
 
-    USER = "user"  # of the user's own text, of a raw prompt all; never special ones
-    PROMPT = "prompt"  # of the whole prompt, template and special ones included
-    PREFIX = "prefix"  # and those generated before
+    USER = "user"  # the user's own text (all of a raw prompt), without special tokens
+    PROMPT = "prompt"  # the whole prompt, with chat template and special tokens
+    PREFIX = "prefix"  # the whole prompt and the tokens generated before the step
 
 
 class Removal(StrEnum):
-    """What insertion and deletion put in a token's place."""
+    """What insertion and deletion put in place of a removed token."""
 
     REMOVE = "remove"  # nothing: the text gets shorter
     ZERO = "zero"  # a zero embedding
@@ -80,12 +80,12 @@ class Removal(StrEnum):
 
 @dataclass(frozen=True)
 class EvaluatedMethod:
-    """Attributions that are evaluated: a method's, or the caller's own.
+    """A method to evaluate, or scores of the caller's own.
 
     Attributes:
-        name: what results call it; unique in an evaluation.
-        method: the method with its switches; None for the caller's own scores.
-        rows: the caller's own: by step, one score a token of the prompt, or of the whole prefix.
+        name: its name in the results; unique in an evaluation.
+        method: the method's switches; None for scores of the caller's own.
+        rows: scores of the caller's own, by step: one a token of the prompt [m] or of the whole prefix [m + t].
     """
 
     name: str
@@ -94,7 +94,7 @@ class EvaluatedMethod:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise InvalidRequestError("methods", "what is evaluated must have a name")
+            raise InvalidRequestError("methods", "each method and each set of scores must have a name")
         for step, row in self.rows.items():
             for index, score in enumerate(row):
                 if not math.isfinite(score):
@@ -106,25 +106,25 @@ class EvaluatedMethod:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated, and how.
+    """Settings of an evaluation (METHOD, section 4).
 
     Attributes:
-        judged: whose attributions.
-        metrics: which metrics, each once.
-        pis: the shares of the text that pi-Soft metrics keep in the mean; ascending, in (0, 1).
-        samples: masks drawn for each pi.
-        stride: every so many steps of the completion are evaluated.
-        offset: from this step on, 0 first.
-        seed: of masks and of ties; equal seeds give equal numbers. Methods that draw have seeds of their own.
-        perturb: which tokens may be perturbed.
-        positions: in place of `perturb`: these tokens of the prompt.
-        removal: what insertion and deletion put in a token's place.
-        labels: words that answer, of which the model's most probable one is explained; empty for whole completions.
-        raw_scores: whether Soft-NS and Soft-NC take scores as they are, clipped to [0, 1], not brought to it.
-        rationale: names of the input's segments that people gave as the reason.
+        methods: the methods, and scores of the caller's own.
+        metrics: the metrics, each once.
+        pis: mean retaining probabilities of pi-Soft metrics; ascending, in (0, 1).
+        samples: random masks for each pi.
+        stride: every `stride`-th step of the completion is evaluated.
+        offset: the first step that is evaluated, counted from 0.
+        seed: of masks and of ties; equal seeds give equal results. Methods that draw samples have their own seeds.
+        perturb: U, the tokens that may be perturbed.
+        positions: U as positions in the prompt, in place of `perturb`.
+        removal: what insertion and deletion put in place of a removed token.
+        labels: the possible answers, of which the most probable one is explained; empty for whole completions.
+        raw_scores: whether Soft-NS and Soft-NC clip scores to [0, 1] instead of min-maxing them over U.
+        rationale: names of the input's segments that form the human rationale.
     """
 
-    judged: tuple[EvaluatedMethod, ...]
+    methods: tuple[EvaluatedMethod, ...]
     metrics: tuple[Metric, ...] = (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC)
     pis: tuple[float, ...] = PIS
     samples: int = 3
@@ -141,37 +141,36 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         check_choice("perturb", self.perturb, Perturb)
         check_choice("removal", self.removal, Removal)
-        names = [judged.name for judged in self.judged]
+        names = [evaluated.name for evaluated in self.methods]
         if not 1 <= len(names) <= MAX_EVALUATED_METHODS:
             raise InvalidRequestError(
                 "methods",
-                f"between 1 and {MAX_EVALUATED_METHODS} methods and scores of your own can be evaluated, "
-                f"were {len(names)}",
+                f"give between 1 and {MAX_EVALUATED_METHODS} methods and sets of scores; there were {len(names)}",
             )
         if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
-            raise InvalidRequestError("methods", f"{doubled[0]!r} is there twice; names must be unique")
+            raise InvalidRequestError("methods", f"the name {doubled[0]!r} is given twice; names must be unique")
         if self.positions and self.perturb is not Perturb.USER:
-            raise InvalidRequestError("perturb_positions", "stand in place of perturb; give one of the two")
+            raise InvalidRequestError("perturb_positions", "replaces perturb; give one of the two")
         for metric in self.metrics:
             check_choice("metrics", metric, Metric)
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise InvalidRequestError("metrics", "must be given, each once")
+            raise InvalidRequestError("metrics", "give at least one metric, each once")
         self._check_numbers()
         needing = [metric for metric in self.metrics if metric.needs_rationale]
         if needing and not self.rationale:
             raise InvalidRequestError(
-                "rationale", f"{needing[0]} needs the names of the segments that are the rationale"
+                "rationale", f"{needing[0]} needs the names of the segments that form the rationale"
             )
         if not needing and self.rationale:
-            raise InvalidRequestError("rationale", "has a use with the metrics auprc and token_f1 alone")
+            raise InvalidRequestError("rationale", "is used only by the metrics auprc and token_f1")
         if len(self.labels) > MAX_LABELS:
-            raise InvalidRequestError("labels", f"at most {MAX_LABELS} words, there were {len(self.labels)}")
+            raise InvalidRequestError("labels", f"give at most {MAX_LABELS} labels; there were {len(self.labels)}")
         if self.labels and len(set(self.labels)) < max(2, len(self.labels)):
-            raise InvalidRequestError("labels", "must be two or more different words")
+            raise InvalidRequestError("labels", "give two or more labels, all different")
 
     def _check_numbers(self) -> None:
         if not self.pis or len(self.pis) > MAX_PIS:
-            raise InvalidRequestError("pis", f"between 1 and {MAX_PIS} must be given, were {len(self.pis)}")
+            raise InvalidRequestError("pis", f"give between 1 and {MAX_PIS} values; there were {len(self.pis)}")
         if not all(0 < pi < 1 for pi in self.pis):  # also refuses NaN
             raise InvalidRequestError("pis", f"must lie above 0 and below 1, were {list(self.pis)}")
         if any(after - before < 1e-6 for before, after in zip(self.pis, self.pis[1:], strict=False)):
@@ -186,16 +185,16 @@ class EvaluationSettings:
             raise InvalidRequestError("seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
 
     def steps(self, num_tokens: int) -> range:
-        """Those that are evaluated, of a completion of so many tokens."""
+        """The steps that are evaluated, of a completion of `num_tokens`."""
         return range(1) if self.labels else range(self.offset, num_tokens, self.stride)
 
     @property
-    def sequences_a_step(self) -> int:
-        """How many sequences a step runs at most, beside the two that all share."""
+    def texts_per_step(self) -> int:
+        """The most perturbed texts of a step, without the two of P and P_0."""
         count = 0
         for metric in self.metrics:
             if metric.is_soft:
                 count += self.samples * (len(self.pis) if metric.has_pis else 1)
             elif metric.is_ranked:
                 count += 20
-        return count * len(self.judged)
+        return count * len(self.methods)

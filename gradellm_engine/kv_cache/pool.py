@@ -128,25 +128,25 @@ class KVSlot:
             self._is_open = False
             self._pool.release(self)
 
-    def made_long(self, ids: Sequence[int]) -> KVSlot:
+    def reallocate_long(self, ids: Sequence[int]) -> KVSlot:
         """A slot of its size to read `ids` into, with the long rotary factors; this one becomes a prefix in the pool.
 
         The new one may hold some of them, of another sequence, but never all.
         """
         capacity = self.capacity  # of which it keeps what it used
-        self.keep()
+        self.retain()
         slot = self._pool.allocate(capacity, ids, self.tenant, is_long=True)
         if slot is None:
             raise RuntimeError("a pool has room for what was just given back")
         return slot
 
-    def keep(self) -> None:
-        """Leave what it holds to the pool, as a prefix for others; see `KVPool.keep`."""
-        self._pool.keep(self)
+    def retain(self) -> None:
+        """Leave what it holds to the pool, as a prefix for others; see `KVPool.retain`."""
+        self._pool.retain(self)
 
     def __del__(self) -> None:
         if self._is_open:  # nobody closed it; this may be called in the middle of anything
-            self._pool.abandoned.append((self.start, self.capacity))
+            self._pool.leaked.append((self.start, self.capacity))
 
 
 class KVPool:
@@ -159,8 +159,8 @@ class KVPool:
         cosines: a rotary embedding each, [num_tokens, width].
         sines: likewise.
         reuses_prefixes: whether a sequence copies a beginning that another holds.
-        num_asked_tokens: of all sequences so far whose beginning was looked for.
-        num_found_tokens: of them, tokens that were copied.
+        num_queried_tokens: of all sequences so far whose beginning was looked for.
+        num_hit_tokens: of them, tokens that were copied.
     """
 
     def __init__(
@@ -188,8 +188,8 @@ class KVPool:
                 "give them less (--kv-memory)"
             ) from None
         self.reuses_prefixes = True
-        self.num_asked_tokens = self.num_found_tokens = 0
-        self.abandoned: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
+        self.num_queried_tokens = self.num_hit_tokens = 0
+        self.leaked: deque[tuple[int, int]] = deque()  # stretches of slots that nobody has any more
         self._free = [(0, num_tokens)]  # stretches (start, length), ascending, never adjacent
         self._free_by_length = [(num_tokens, 0)]  # the same (length, start), ascending
         # Those that are open, by where they begin, in the order of their coming: ranks that share a model choose alike.
@@ -200,15 +200,15 @@ class KVPool:
         self._prefixes: dict[Namespace, PrefixTree[KVSlot]] = {}  # what is kept
 
     @property
-    def num_kept_tokens(self) -> int:
+    def num_retained_tokens(self) -> int:
         """Places that hold prefixes of sequences that have ended; they are given up when room is needed."""
         return self._num_kept
 
     @property
     def num_free_tokens(self) -> int:
         """Places that no running sequence has."""
-        self._take_back_abandoned()
-        return sum(length for _, length in self._free) + self.num_kept_tokens
+        self._reclaim_leaked()
+        return sum(length for _, length in self._free) + self.num_retained_tokens
 
     def touch(self) -> None:
         """Write to all places, so that a system that gives memory at its first use gives it now."""
@@ -224,7 +224,7 @@ class KVPool:
         with all of them: the last one's keys and values may be there, but what the model makes of it is not.
         `KVSlot.ids` says how much it is.
         """
-        self._take_back_abandoned()
+        self._reclaim_leaked()
         capacity = self._rounded(capacity)
         if not self._can_take(capacity):
             return None
@@ -236,13 +236,13 @@ class KVPool:
         slot = KVSlot(self, start, capacity, tenant, is_long=is_long)
         if source is not None and self._is_there(source):  # it may have been given up for the room
             self._copy(source, slot, num_shared)
-        self.num_asked_tokens += len(ids)
-        self.num_found_tokens += slot.length
+        self.num_queried_tokens += len(ids)
+        self.num_hit_tokens += slot.length
         self._open[start] = slot
         self._taken[start] = capacity
         return slot
 
-    def allocate_first(self, capacity: int, *, is_long: bool = False) -> KVSlot:
+    def allocate_probe(self, capacity: int, *, is_long: bool = False) -> KVSlot:
         """A slot of a pool that nobody else uses yet, to try something with.
 
         Raises:
@@ -253,7 +253,7 @@ class KVPool:
             raise RuntimeError("a new pool has room")
         return slot
 
-    def keep(self, slot: KVSlot) -> None:
+    def retain(self, slot: KVSlot) -> None:
         """Keep what a sequence that has ended holds, as a prefix for others; places that it never used are freed."""
         its = self._prefixes.setdefault(slot.namespace, PrefixTree())
         if not slot.length or its.longest(slot.ids)[1] == slot.length:
@@ -270,7 +270,7 @@ class KVPool:
         self._num_kept += slot.capacity
         self._prefixes.setdefault(slot.namespace, its).add(slot.ids, slot)
 
-    def forget(self) -> None:
+    def evict_all(self) -> None:
         """Give up all that is kept of sequences that have ended."""
         for slot in list(self._kept):
             slot.close()
@@ -295,9 +295,9 @@ class KVPool:
         """So many places, and as many more as make whole ones of what is aligned."""
         return -(-length // self._aligned) * self._aligned
 
-    def _take_back_abandoned(self) -> None:
-        while self.abandoned:
-            start, capacity = self.abandoned.popleft()
+    def _reclaim_leaked(self) -> None:
+        while self.leaked:
+            start, capacity = self.leaked.popleft()
             self._taken.pop(start, None)
             self._give_back(start, capacity)
 

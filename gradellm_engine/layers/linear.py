@@ -1,11 +1,10 @@
-"""Linear layers whose weights never change: computed where it is fastest, together, and not twice for the same token.
+"""Linear layers with frozen weights: the fastest kernel, fused shared-input layers, cached outputs.
 
-- The fastest kernel: `gradellm_engine.layers.gemm`.
-- Layers of one input. Queries, keys and values are products with the same input, and so are an MLP's gate and its
-  content. Their weights lie together in memory, so that one call computes them all, forward and backward.
-- Known outputs. A token that is read once more, to be explained, gives every layer the input that it gave it the first
-  time. What the layer made of it is at hand then (`gradellm_engine.passes.activation_cache`): only the backward pass
-  reads weights.
+- Kernel selection: `gradellm_engine.layers.gemm`.
+- Fused layers. Queries, keys and values are products with the same input, and so are an MLP's gate and up projection.
+  Their weights are adjacent in memory, so that one GEMM computes them all, forward and backward.
+- Cached outputs. When a token is replayed to be explained, every layer gets the input that it got the first time. Its
+  output is cached (`gradellm_engine.passes.activation_cache`), and only the backward pass reads the weights.
 """
 
 from __future__ import annotations
@@ -18,42 +17,42 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gradellm_engine.layers.gemm import GemmWeight, Kernel, stored_for_gradients
+from gradellm_engine.layers.gemm import GemmWeight, Kernel, layout_for_backward
+from gradellm_engine.layers.module_patch import Patch, replace_class
 
 
 class LinearOutputCache(Protocol):
-    """What layers give in a pass."""
+    """Outputs of linear layers in one pass."""
 
-    def known(self, layer: nn.Module) -> Tensor | None:
-        """What this one gives, where that is known. [1, T, out]"""
+    def get(self, layer: nn.Module) -> Tensor | None:
+        """The cached output of a layer, if there is one. [1, T, out]"""
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
-        """It has given this. [1, T, out]"""
+    def put(self, layer: nn.Module, output: Tensor) -> None:
+        """Take a layer's output. [1, T, out]"""
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
-        """All of them have given these, once, and nobody has written to them since. [1, T, out] each"""
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        """Take the outputs of all layers, each computed once and not written to since. [1, T, out] each"""
 
 
 current_output_cache: ContextVar[LinearOutputCache | None] = ContextVar("gradellm_outputs", default=None)
 
 
-def replace_linears(model: nn.Module) -> None:
+def replace_linears(model: nn.Module) -> list[Patch]:
     """Make every plain linear layer of `model` a `FrozenLinear`.
 
-    Not those with a product of their own: subclasses of layers and of tensors, such as quantised ones, and what was
-    given a forward of its own, as by accelerate's placement.
+    Layers with a product of their own stay as they are: subclasses of layers and of tensors, such as quantised ones,
+    and layers with a `forward` of their own, as accelerate's placement gives them.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module):
-            module.__class__ = FrozenLinear
-            # Attributes of modules that are no parameters are found at once.
-            module.frozen = GemmWeight(module.weight, module.bias)  # type: ignore[assignment]
-            module.joint = None  # type: ignore[assignment]
+    return [
+        replace_class(name, module, FrozenLinear, gemm_weight=GemmWeight(module.weight, module.bias), fused_group=None)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
+    ]
 
 
 def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> None:
-    """Join the layers of `model` that get the same input one after the other, as `run` shows, which runs it once."""
-    calls: list[tuple[FrozenLinear, Tensor]] = []  # which holds the inputs, so that none can take another's place
+    """Fuse the layers of `model` that get the same input in succession, observed in `run`, which runs it once."""
+    calls: list[tuple[FrozenLinear, Tensor]] = []  # inputs are kept alive, so that identity tells them apart
     hooks = [
         module.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0])))
         for module in model.modules()
@@ -65,164 +64,179 @@ def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> No
         for hook in hooks:
             hook.remove()
     group: list[FrozenLinear] = []
-    given: Tensor | None = None
+    shared_input: Tensor | None = None
     seen: set[FrozenLinear] = set()
     for layer, x in calls:
-        if x is not given or layer in seen or (group and not _go_together(group[0], layer)):
-            _join(group)
-            group, given = [], x
+        if x is not shared_input or layer in seen or (group and not _can_fuse(group[0], layer)):
+            _fuse(group)
+            group, shared_input = [], x
         if layer not in seen:
             seen.add(layer)
             group.append(layer)
-    _join(group)
+    _fuse(group)
 
 
-def enable_batch_invariance(model: nn.Module) -> None:
-    """Have every linear layer of `model` give a token the same whatever tokens are beside it."""
-    for module in model.modules():
-        if type(module) is Conv1D:  # of GPT-2: a linear layer, its weight stored the other way
-            module.__class__ = _InvariantConv1D
-            module.take_over()  # type: ignore[operator]
+def enable_batch_invariance(model: nn.Module) -> list[Patch]:
+    """Have every linear layer of `model` give a token the same output whatever the other tokens are."""
+    patches = []
+    for name, module in model.named_modules():
+        if type(module) is Conv1D:  # GPT-2's linear layers, whose weight is stored transposed
+            weight = GemmWeight(module.weight.t(), module.bias)
+            weight.enable_batch_invariance()
+            patches.append(replace_class(name, module, _InvariantConv1D, gemm_weight=weight))
         elif type(module) is FrozenLinear:
-            module.frozen.enable_batch_invariance()
-            if module.joint is not None:
-                module.joint.enable_batch_invariance()
+            patches.append(_enable_batch_invariance(name, module))
+    return patches
 
 
-def _join(group: Sequence[FrozenLinear]) -> None:
-    if len(group) > 1 and any(_is_fast(layer) for layer in group):
+def _enable_batch_invariance(name: str, layer: FrozenLinear) -> Patch:
+    weight, group = layer.gemm_weight, layer.fused_group
+    weight.enable_batch_invariance()
+    if group is not None:
+        group.enable_batch_invariance()
+
+    def undo() -> None:
+        weight.disable_batch_invariance()
+        if group is not None:
+            group.disable_batch_invariance()
+
+    return Patch(name, "GEMM kernels", "batch-invariant GEMM kernels", undo)
+
+
+def _fuse(group: Sequence[FrozenLinear]) -> None:
+    if len(group) > 1 and any(_gains_from_fusion(layer) for layer in group):
         FusedLinearGroup(group)
 
 
-def _go_together(one: FrozenLinear, other: FrozenLinear) -> bool:
-    same = one.weight.device == other.weight.device and one.weight.dtype == other.weight.dtype
-    return same and (one.bias is None) == (other.bias is None)
+def _can_fuse(first: FrozenLinear, second: FrozenLinear) -> bool:
+    same = first.weight.device == second.weight.device and first.weight.dtype == second.weight.dtype
+    return same and (first.bias is None) == (second.bias is None)
 
 
-def _is_fast(layer: FrozenLinear) -> bool:
-    """Whether a decode step computes it by a kernel that gains from more weights."""
-    return layer.frozen.kernel(layer.weight[:1]) is not Kernel.DEFAULT
+def _gains_from_fusion(layer: FrozenLinear) -> bool:
+    """Whether a decode step computes the layer by a kernel that is faster for larger weights."""
+    return layer.gemm_weight.kernel(layer.weight[:1]) is not Kernel.DEFAULT
 
 
 class FrozenLinear(nn.Linear):
     """`nn.Linear` with frozen weights.
 
     Attributes:
-        frozen: its numbers.
-        joint: with which layers it is computed; None for alone.
+        gemm_weight: the weight and its kernels.
+        fused_group: the layers that it is computed with; None for none.
     """
 
-    frozen: GemmWeight
-    joint: FusedLinearGroup | None
+    gemm_weight: GemmWeight
+    fused_group: FusedLinearGroup | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
-        outputs = current_output_cache.get()
-        output = _output(self, input, outputs) if self.joint is None else self.joint.output(self, input, outputs)
-        if outputs is not None:
-            outputs.note(self, output)
+        cache = current_output_cache.get()
+        group = self.fused_group
+        output = _output(self, input, cache) if group is None else group.output(self, input, cache)
+        if cache is not None:
+            cache.put(self, output)
         return output
 
 
 class _InvariantConv1D(Conv1D):  # type: ignore[misc]
-    """GPT-2's linear layers, by the same products."""
+    """GPT-2's linear layers with batch-invariant GEMMs."""
 
-    frozen: GemmWeight
-
-    def take_over(self) -> None:
-        """Take the numbers that are there."""
-        self.frozen = GemmWeight(self.weight.t(), self.bias)
-        self.frozen.enable_batch_invariance()
+    gemm_weight: GemmWeight
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out]"""
         if x.requires_grad and torch.is_grad_enabled():
-            output: Tensor = _Product.apply(x, self.frozen, [self.nf], None)[0]  # type: ignore[no-untyped-call]
+            output: Tensor = _Product.apply(x, self.gemm_weight, [self.nf], None)[0]  # type: ignore[no-untyped-call]
             return output
-        return self.frozen.product(x)
+        return self.gemm_weight.product(x)
 
 
-def _output(layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
-    known = _known((layer,), x, outputs)
-    if known is None and layer.frozen.kernel(x) is Kernel.DEFAULT:
-        return layer.frozen.product(x)  # torch's own node costs less than ours
+def _output(layer: FrozenLinear, x: Tensor, cache: LinearOutputCache | None) -> Tensor:
+    cached = _cached((layer,), x, cache)
+    if cached is None and layer.gemm_weight.kernel(x) is Kernel.DEFAULT:
+        return layer.gemm_weight.product(x)  # torch's own autograd node costs less than ours
     if x.requires_grad and torch.is_grad_enabled():
-        output: Tensor = _Product.apply(x, layer.frozen, [layer.out_features], known)[0]  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(x, layer.gemm_weight, [layer.out_features], cached)[0]  # type: ignore[no-untyped-call]
         return output
-    return layer.frozen.product(x) if known is None else known[0]
+    return layer.gemm_weight.product(x) if cached is None else cached[0]
 
 
-def _known(layers: Sequence[FrozenLinear], x: Tensor, outputs: LinearOutputCache | None) -> tuple[Tensor, ...] | None:
-    """What layers give for x, where it is known of all of them."""
-    if outputs is None:
+def _cached(layers: Sequence[FrozenLinear], x: Tensor, cache: LinearOutputCache | None) -> tuple[Tensor, ...] | None:
+    """The cached outputs for x; None unless all layers have one."""
+    if cache is None:
         return None
-    known = tuple(outputs.known(layer) for layer in layers)
-    if any(output is None or output.shape[:-1] != x.shape[:-1] for output in known):
+    cached = tuple(cache.get(layer) for layer in layers)
+    if any(output is None or output.shape[:-1] != x.shape[:-1] for output in cached):
         return None
-    return known  # type: ignore[return-value]
+    return cached  # type: ignore[return-value]
 
 
 class FusedLinearGroup:
-    """Layers that get the same input: whichever is called first computes all.
+    """Layers that get the same input: the first one called computes all in one GEMM.
 
-    Making one moves their weights to where they lie together.
+    Creating a group moves the layers' weights to one tensor.
     """
 
     def __init__(self, layers: Sequence[FrozenLinear]) -> None:
         self._layers = tuple(layers)
         self._sizes = [layer.out_features for layer in layers]
-        weight = stored_for_gradients(torch.cat([layer.weight.detach() for layer in layers]))
+        weight = layout_for_backward(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self._frozen = GemmWeight(weight, bias)
-        for layer, its_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
-            layer.weight.data = its_weight
-            layer.frozen = GemmWeight(its_weight, layer.bias)
-            layer.joint = self
+        self._gemm_weight = GemmWeight(weight, bias)
+        for layer, own_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
+            layer.weight.data = own_weight
+            layer.gemm_weight = GemmWeight(own_weight, layer.bias)
+            layer.fused_group = self
         self._input: Tensor | None = None
         self._version = 0
-        self._left: dict[FrozenLinear, Tensor] = {}  # outputs for that input which nobody has taken yet
+        self._outputs: dict[FrozenLinear, Tensor] = {}  # for that input, of layers that were not called yet
 
     def enable_batch_invariance(self) -> None:
-        """See `GemmWeight.become_invariant`."""
-        self._frozen.enable_batch_invariance()
+        """See `GemmWeight.enable_batch_invariance`."""
+        self._gemm_weight.enable_batch_invariance()
 
-    def output(self, layer: FrozenLinear, x: Tensor, outputs: LinearOutputCache | None) -> Tensor:
-        """What one of them gives. [.., in] -> [.., out]"""
-        if self._input is not x or self._version != x._version or layer not in self._left:
-            if self._frozen.kernel(x) is Kernel.DEFAULT:
-                return _output(layer, x, outputs)
+    def disable_batch_invariance(self) -> None:
+        """See `GemmWeight.disable_batch_invariance`."""
+        self._gemm_weight.disable_batch_invariance()
+
+    def output(self, layer: FrozenLinear, x: Tensor, cache: LinearOutputCache | None) -> Tensor:
+        """The output of one of the layers. [.., in] -> [.., out]"""
+        if self._input is not x or self._version != x._version or layer not in self._outputs:
+            if self._gemm_weight.kernel(x) is Kernel.DEFAULT:
+                return _output(layer, x, cache)
             self._input, self._version = x, x._version
-            self._left = dict(zip(self._layers, self._outputs(x, _known(self._layers, x, outputs)), strict=True))
-        taken = self._left.pop(layer)
-        if not self._left:
+            self._outputs = dict(zip(self._layers, self._compute(x, _cached(self._layers, x, cache)), strict=True))
+        output = self._outputs.pop(layer)
+        if not self._outputs:
             self._input = None
-        return taken
+        return output
 
-    def _outputs(self, x: Tensor, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    def _compute(self, x: Tensor, cached: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         if x.requires_grad and torch.is_grad_enabled():
-            made: tuple[Tensor, ...] = _Product.apply(x, self._frozen, self._sizes, known)  # type: ignore[no-untyped-call]
-            return made
-        return torch.split(self._frozen.product(x), self._sizes, -1) if known is None else known
+            outputs: tuple[Tensor, ...] = _Product.apply(x, self._gemm_weight, self._sizes, cached)  # type: ignore[no-untyped-call]
+            return outputs
+        return torch.split(self._gemm_weight.product(x), self._sizes, -1) if cached is None else cached
 
 
 class _Product(torch.autograd.Function):
-    """Layers of one input as a node of the graph."""
+    """Layers of one input as a node of the graph; forward returns the cached outputs where there are any."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
-        frozen: GemmWeight,
+        weight: GemmWeight,
         sizes: list[int],
-        known: tuple[Tensor, ...] | None,
+        cached: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, ...]:
-        ctx.frozen = frozen
-        if known is not None:
-            return known
-        return (frozen.product(x),) if len(sizes) == 1 else torch.split(frozen.product(x), sizes, -1)
+        ctx.weight = weight
+        if cached is not None:
+            return cached
+        return (weight.product(x),) if len(sizes) == 1 else torch.split(weight.product(x), sizes, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        frozen: GemmWeight = ctx.frozen
+        weight: GemmWeight = ctx.weight
         together = gradients[0] if len(gradients) == 1 else torch.cat(gradients, -1)
-        return frozen.gradient(together), None, None, None
+        return weight.gradient(together), None, None, None

@@ -26,7 +26,7 @@ class ProjectionStubs:
         self._shapes: dict[nn.Module, tuple[torch.Size, torch.dtype, torch.device] | None] = {}
 
     @contextmanager
-    def noted(self, num_texts: int) -> Iterator[None]:
+    def recording_shapes(self, num_texts: int) -> Iterator[None]:
         """While they run for so many texts."""
         self._shapes.clear()
 
@@ -42,7 +42,7 @@ class ProjectionStubs:
                 hook.remove()
 
     @property
-    def are_known(self) -> bool:
+    def all_stubbable(self) -> bool:
         """Whether all gave a tensor with a row of each text."""
         return None not in self._shapes.values()
 
@@ -52,14 +52,14 @@ class ProjectionStubs:
         return list(self._shapes)
 
     @contextmanager
-    def left_out(self, num_texts: int, leaves: Sequence[nn.Module]) -> Iterator[None]:
+    def stubbed(self, num_texts: int, leaves: Sequence[nn.Module]) -> Iterator[None]:
         """While the module runs for so many texts: what some leaves give is NaN, of the shape that would come."""
         replaced = {module: vars(module).get("forward") for module in leaves}
         try:
             for module in leaves:
                 shape = self._shapes[module]
                 if shape is not None:
-                    vars(module)["forward"] = _giving_nan(num_texts, *shape)
+                    vars(module)["forward"] = _nan_stub(num_texts, *shape)
             yield
         finally:
             for module, forward in replaced.items():
@@ -69,7 +69,7 @@ class ProjectionStubs:
                     vars(module)["forward"] = forward
 
 
-def _giving_nan(num_texts: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
+def _nan_stub(num_texts: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
     output = torch.full((1,), torch.nan, dtype=dtype, device=device).expand(num_texts, *shape[1:])
     return lambda *args, **kwargs: output
 
@@ -97,19 +97,19 @@ class LastTokenOnly:
         B, T = args[0].shape[:2]
         if self._leaves is None or self._length != T:
             first, first_kwargs = _first_text(args, B), {name: _first_text(its, B) for name, its in kwargs.items()}
-            with self._projections.noted(1):
+            with self._projections.recording_shapes(1):
                 ask(first, first_kwargs)
             self._length = T
             if self._leaves is None:
                 called = self._projections.called
                 self._leaves = [leaf for leaf in called if self._makes_queries(leaf, ask, first, first_kwargs)]
-        with self._projections.left_out(B, self._leaves):
+        with self._projections.stubbed(B, self._leaves):
             asked = ask(args, kwargs)
         return None if asked is None else asked[1:]
 
     def _makes_queries(self, leaf: nn.Module, ask: Ask, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether nothing else is made of what it gives."""
-        with self._projections.left_out(1, [leaf]):
+        with self._projections.stubbed(1, [leaf]):
             asked = ask(args, kwargs)
         if asked is None:
             return False

@@ -1,9 +1,13 @@
-"""The methods that explain a token, a file each, behind one small interface.
+"""The attribution methods, one file each, behind one interface.
 
-`registry.METHODS` lists them. A method is one of two kinds:
+There are two kinds:
 
-- within a pass (`gradellm_engine.attribution.in_pass`): its scores are made of what attention computes in the
-  explained token's own pass, so that it is offered while text is generated;
-- after the fact (`post_hoc.py`): it runs the model over whole sequences of its own, forward, backward or changed, for
-  a completion that exists.
+- in-pass methods (`gradellm_engine.attribution`), whose scores come from the attention of the explained token's own
+  pass; they explain tokens while text is generated;
+- post-hoc methods (this package), which run the model over whole sequences, forward, backward or perturbed, to explain
+  a completion that exists: `gradients/`, `perturbation/` and `attention_rollout.py`.
+
+To add a post-hoc method: write a file with a frozen dataclass of its switches (a subclass of `Switches` with a `name`)
+and a generator `explain(model, switches)` that yields a `StepScores` for each step, and shares of its work in between
+(`post_hoc.py`). Then add a row with its cost to `METHODS` in `registry.py`.
 """

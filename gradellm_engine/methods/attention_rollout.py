@@ -1,4 +1,4 @@
-"""Attention rollout (Abnar and Zuidema 2020): attention, multiplied through the layers with the residual beside it."""
+"""Attention rollout (Abnar and Zuidema 2020): the product over layers of attention weights mixed with the identity."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
 @dataclass(frozen=True)
 class AttentionRollout(Switches):
-    """It has none."""
+    """No switches."""
 
     name: ClassVar[str] = "attention_rollout"
 
 
 def explain(model: CompletionModel, switches: AttentionRollout) -> ScoreStream:
-    """The explained position's row of the product of (A + I) / 2 over the layers, A the mean over heads."""
+    """The explained position's row of the product over layers of (A + I) / 2, A the mean over heads. [m + t]"""
     mixed: dict[int, Tensor] = {}
 
     def watch(index: int, attended: AttentionState) -> None:
         A = model.runner.mean_of_heads(attended.A[0].mean((0, 1)))  # [T, T]
-        A = A / A.sum(-1, keepdim=True)  # a sink takes some of it
+        A = A / A.sum(-1, keepdim=True)  # a learned attention sink takes a part of each row
         mixed[index] = (A + torch.eye(len(A), dtype=A.dtype, device=A.device)) / 2
 
     with torch.no_grad():
         model.values(model.embeddings[None], Objective.LOGIT, FullSequenceAttention(watch=watch))
     yield 0.5
-    given = model.given
-    explained = torch.arange(given.num_prompt_tokens - 1, given.num_tokens, device=mixed[0].device)
-    rows = torch.eye(given.num_tokens, dtype=mixed[0].dtype, device=mixed[0].device)[explained]  # [n, T]
+    completion = model.completion
+    explained = torch.arange(completion.num_prompt_tokens - 1, completion.num_tokens, device=mixed[0].device)
+    rows = torch.eye(completion.num_tokens, dtype=mixed[0].dtype, device=mixed[0].device)[explained]  # [n, T]
     for index in sorted(mixed, reverse=True):
         rows = rows.to(mixed[index].device) @ mixed[index]
     for step, row in enumerate(rows):
-        yield StepScores(step, row[: given.prefix(step)])
+        yield StepScores(step, row[: completion.prefix(step)])

@@ -1,7 +1,7 @@
-"""What a method is to the engine: a row of data, and one function.
+"""A method's row in the registry: its switches, its cost and the function that explains.
 
-Costs count passes of the model over prompt and completion, m + n tokens; methods within a pass read the completion's n
-tokens alone.
+m is the number of prompt tokens, n of completion tokens. Costs count model passes over m + n tokens; the passes of
+in-pass methods read only the completion's n tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from gradellm_engine.params import Switches
 
 Unit = Literal["", "m", "n"]
 Term = tuple[int | str, Unit]
-"""A product: a number, or a switch's name; times the prompt's tokens, the completion's, or nothing."""
+"""A product: a number or the value of a switch, by name; times m, n or 1."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How many, as a sum of products."""
+    """A number of passes, as a sum of products."""
 
     terms: tuple[Term, ...] = ()
 
     def count(self, switches: Switches, m: int, n: int) -> float:
-        """For m tokens of a prompt and n of a completion."""
+        """The number of passes for m prompt tokens and n completion tokens."""
         units = {"": 1, "m": m, "n": n}
         return sum(
             (factor if isinstance(factor, int) else int(getattr(switches, factor))) * units[unit]
@@ -44,39 +44,39 @@ class Passes:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method asks of the model.
+    """A method's cost in model passes, and what it keeps in memory.
 
     Attributes:
-        forward: passes.
-        backward: passes; a method that has some keeps a graph.
-        of_completion_alone: whether they read the n tokens of the completion, not all m + n.
-        keeps_attention: whether it keeps every layer's attention weights, as a graph does.
+        forward: forward passes.
+        backward: backward passes; a method that has any keeps an autograd graph.
+        completion_only: whether passes read only the n tokens of the completion.
+        keeps_attention: whether it keeps every layer's attention weights, as an autograd graph does.
     """
 
     forward: Passes
     backward: Passes = Passes()
-    of_completion_alone: bool = False
+    completion_only: bool = False
     keeps_attention: bool = False
 
     @property
     def needs_graph(self) -> bool:
-        """Whether it needs the memory of a graph over the whole sequence."""
-        return self.keeps_attention or (bool(self.backward.terms) and not self.of_completion_alone)
+        """Whether it needs the memory of an autograd graph over the whole sequence."""
+        return self.keeps_attention or (bool(self.backward.terms) and not self.completion_only)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """A method's row in the registry.
 
     Attributes:
-        switches: what it can be told, and its name.
-        description: what it computes, in a sentence.
-        cost: what it asks of the model.
-        explain: for a method after the fact.
-        scores: for one that needs no model: from switches, step and length of the prefix.
-        has_target: whether it explains a token's logit, so that a target or a contrast makes sense.
-        error: what a row's error is; empty where it has none.
-        needs_gates: whether it needs to know a family's gates.
+        switches: the class of its switches, with its name.
+        description: one sentence, shown to users.
+        cost: its cost.
+        explain: of a post-hoc method, scores a completion.
+        scores: of a method without a model, scores a prefix: from switches, step and length of the prefix.
+        has_target: whether it explains a token's logit, so that requests may set a target or a contrast.
+        error: what the error of its scores measures, shown to users; empty where it has none.
+        needs_gates: whether it needs the names of the family's gates.
     """
 
     switches: type[Switches]
@@ -90,7 +90,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """Its name in requests."""
         return self.switches.name
 
     @property
@@ -100,5 +100,5 @@ class Method:
 
     @property
     def switch_names(self) -> tuple[str, ...]:
-        """Its own switches."""
+        """Names of its switches."""
         return tuple(switch.name for switch in fields(self.switches))

@@ -1,8 +1,8 @@
-"""What passes over whole sequences take of a model, found by trying short ones.
+"""Memory and time of passes over whole sequences, measured in short passes of the loaded model.
 
-A graph keeps tensors that grow with the tokens, and attention's weights, which grow with their square: both are
-counted in three short passes, so that no family needs a formula. Time has a share a pass and a share a token, from the
-shortest and the longest of them.
+An autograd graph keeps tensors whose size grows linearly with the number of tokens, and attention weights, whose size
+grows with its square. The three coefficients are solved from the graphs of three short passes, so no model family needs
+a formula. Time is a constant a pass plus a time a token, from the shortest and the longest of these passes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Switches
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
 
-_LENGTHS = (8, 16, 32)
+_LENGTHS = (8, 16, 32)  # tokens of the measured passes
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Of one model.
+    """Measured costs of one model.
 
     Attributes:
-        graph_bytes: of a graph over T tokens: constant, times T, times T squared.
-        logit_bytes: of one step's logits.
-        num_layers: of the model.
-        forward_seconds: of a pass: constant, and a token.
-        backward_seconds: of a backward pass, likewise.
+        graph_bytes: coefficients a, b, c of an autograd graph over T tokens, a + b T + c T^2 bytes.
+        logit_bytes: bytes of one step's logits.
+        num_layers: number of layers.
+        forward_seconds: of a forward pass: a constant, and seconds a token.
+        backward_seconds: of a backward pass: a constant, and seconds a token.
     """
 
     graph_bytes: tuple[float, float, float]
@@ -43,26 +43,26 @@ class ModelCost:
     backward_seconds: tuple[float, float]
 
     def bytes_of(self, num_tokens: int, num_steps: int, graph: bool) -> int:
-        """Of a pass over one sequence, and of going back through it as far as is done at once."""
+        """Bytes of a forward pass over one sequence; with `graph`, also of the backward passes that run together."""
         constant, linear, square = self.graph_bytes
-        whole = max(0.0, constant + linear * num_tokens + square * num_tokens**2)
-        a_layer = whole / self.num_layers
-        logits = 3 * num_steps * self.logit_bytes  # as they are, in float32, and normalised or their gradient
+        graph_bytes = max(0.0, constant + linear * num_tokens + square * num_tokens**2)
+        bytes_a_layer = graph_bytes / self.num_layers
+        logits = 3 * num_steps * self.logit_bytes  # in the model's dtype, in float32, and normalised or their gradient
         if not graph:
-            return int(2 * a_layer + logits)
+            return int(2 * bytes_a_layer + logits)
         gradients = max(1, min(num_steps, PASS_TOKENS // num_tokens))
-        return int(whole + logits + gradients * (2 * a_layer + num_steps * self.logit_bytes))
+        return int(graph_bytes + logits + gradients * (2 * bytes_a_layer + num_steps * self.logit_bytes))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a request would take.
+    """Estimated cost of a request.
 
     Attributes:
-        forward_passes: of the model.
-        backward_passes: likewise.
-        seconds: on an idle server.
-        bytes: of memory beside the model and its keys and values.
+        forward_passes: number of forward passes.
+        backward_passes: number of backward passes.
+        seconds: time on an idle server.
+        bytes: memory, without the model and its KV cache.
     """
 
     forward_passes: float
@@ -72,11 +72,11 @@ class Estimate:
 
 
 def model_cost(runner: ModelRunner) -> ModelCost:
-    """Try it."""
-    sizes = [_graph_bytes(runner, length) for length in _LENGTHS]
+    """Measure the costs of a model."""
+    sizes = [measure_graph_bytes(runner, length) for length in _LENGTHS]
     powers = torch.tensor([[1.0, length, length**2] for length in _LENGTHS], dtype=torch.float64)
     constant, linear, square = torch.linalg.solve(powers, torch.tensor(sizes, dtype=torch.float64)).tolist()
-    forward, backward, logits = _timed(runner)
+    forward, backward, logits = _measure_seconds(runner)
     return ModelCost(
         graph_bytes=(constant, linear, square),
         logit_bytes=logits.shape[-1] * max(4, logits.itemsize),
@@ -86,36 +86,36 @@ def model_cost(runner: ModelRunner) -> ModelCost:
     )
 
 
-def estimate(method: Method, switches: Switches, of: ModelCost, m: int, n: int) -> Estimate:
-    """Of a method, for m tokens of a prompt and n of a completion."""
+def estimate(method: Method, switches: Switches, cost: ModelCost, m: int, n: int) -> Estimate:
+    """The estimated cost of explaining n completion tokens after m prompt tokens."""
     forward, backward = method.cost.forward.count(switches, m, n), method.cost.backward.count(switches, m, n)
-    tokens = n if method.cost.of_completion_alone else m + n
-    needed = 0 if method.explain is None else of.bytes_of(m + n, n, method.cost.needs_graph)
-    passes = ((forward, of.forward_seconds), (backward, of.backward_seconds))
+    tokens = n if method.cost.completion_only else m + n
+    needed = 0 if method.explain is None else cost.bytes_of(m + n, n, method.cost.needs_graph)
+    passes = ((forward, cost.forward_seconds), (backward, cost.backward_seconds))
     seconds = sum(count * (constant + tokens * a_token) for count, (constant, a_token) in passes)
     return Estimate(forward, backward, seconds, needed)
 
 
-def check_memory(method: Method, switches: Switches, of: ModelCost, m: int, n: int, memory: int) -> None:
-    """Refuse what would not fit.
+def check_memory(method: Method, switches: Switches, cost: ModelCost, m: int, n: int, memory: int) -> None:
+    """Refuse a request that needs more than `memory` bytes.
 
     Raises:
         InvalidRequestError: with the estimate, and the longest prompt that fits.
     """
-    needed = estimate(method, switches, of, m, n).bytes
+    needed = estimate(method, switches, cost, m, n).bytes
     if needed <= memory:
         return
-    fitting = _most(m, lambda length: estimate(method, switches, of, length, n).bytes <= memory)
+    fitting = _largest(m, lambda length: estimate(method, switches, cost, length, n).bytes <= memory)
     remedy = f"a prompt of up to {fitting} tokens fits" if fitting else "no prompt fits; give a shorter completion"
     raise InvalidRequestError(
         "attribution.method",
         f"{method.name} of {n} tokens after a prompt of {m} needs about {needed:,} bytes; "
-        f"this server lends methods {memory:,}; {remedy}",
+        f"this server gives methods {memory:,} bytes; {remedy}",
     )
 
 
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number below `limit` that fits, 0 for none; what is larger needs more."""
+def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in 1..limit - 1 that fits, 0 where none does, by bisection."""
     low, high = 0, limit
     while high - low > 1:
         middle = (low + high) // 2
@@ -124,23 +124,23 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _pass(runner: ModelRunner, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Embeddings that require a gradient, and the logits after the last of them."""
+    """A pass with an autograd graph: its embeddings [1, T, h] and the last position's logits."""
     x = runner.embed([0] * num_tokens)[None].clone().requires_grad_()
     positions = torch.arange(num_tokens, device=runner.device)
     with torch.enable_grad():
         return x, runner.full_sequence_logits(x, positions, positions[-1:], FullSequenceAttention())
 
 
-def _graph_bytes(runner: ModelRunner, num_tokens: int) -> int:
-    """What autograd keeps, parameters not counted."""
+def measure_graph_bytes(runner: ModelRunner, num_tokens: int) -> int:
+    """Bytes that the autograd graph of a pass keeps, without the model's parameters."""
     parameters = {_address(parameter) for _, parameter in runner.named_parameters()}
     kept: dict[int | None, Tensor] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        kept[_address(tensor)] = tensor  # kept alive, so that its address is not given to another
+    def record(tensor: Tensor) -> Tensor:
+        kept[_address(tensor)] = tensor  # keeps it alive, so that its address is not reused
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         _pass(runner, num_tokens)
     return sum(
         tensor.untyped_storage().nbytes()
@@ -150,41 +150,41 @@ def _graph_bytes(runner: ModelRunner, num_tokens: int) -> int:
 
 
 def _address(tensor: Tensor) -> int | None:
-    """Of a tensor's memory; None for quantised weights, which are several tensors in the guise of one."""
+    """Address of a tensor's storage; None for quantised weights, tensor subclasses without a storage."""
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
         return None
 
 
-def _timed(runner: ModelRunner) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
-    """Seconds of forward and backward passes, a pass and a token, and some logits."""
+def _measure_seconds(runner: ModelRunner) -> tuple[tuple[float, float], tuple[float, float], Tensor]:
+    """Seconds of forward and of backward passes (a constant, and a token), and one row of logits."""
     short, long = _LENGTHS[0], _LENGTHS[-1]
-    # The shorter time of two: the first one finds memory and kernels.
-    runs = {length: [_seconds(runner, length) for _ in range(2)] for length in (short, long)}
+    # The shorter time of two: the first run allocates memory and loads kernels.
+    runs = {length: [_time_pass(runner, length) for _ in range(2)] for length in (short, long)}
     forward, backward = (
-        _line(short, min(run[i] for run in runs[short]), long, min(run[i] for run in runs[long])) for i in (0, 1)
+        fit_line(short, min(run[i] for run in runs[short]), long, min(run[i] for run in runs[long])) for i in (0, 1)
     )
     return forward, backward, _pass(runner, 1)[1].detach()
 
 
-def _seconds(runner: ModelRunner, num_tokens: int) -> tuple[float, float]:
-    """Of a forward and of a backward pass."""
+def _time_pass(runner: ModelRunner, num_tokens: int) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass."""
     began = time.perf_counter()
     x, logits = _pass(runner, num_tokens)
-    _wait(runner)
+    _synchronize(runner)
     middle = time.perf_counter()
     torch.autograd.grad(logits.float().amax(), x)
-    _wait(runner)
+    _synchronize(runner)
     return middle - began, time.perf_counter() - middle
 
 
-def _line(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
-    """Constant and slope of the line through two points; neither below zero, for times that noise turned round."""
+def fit_line(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
+    """Constant and slope of the line through two points, clamped to be at least 0: measured times are noisy."""
     slope = max(0.0, (y1 - y0) / (x1 - x0))
     return max(0.0, y1 - slope * x1), slope
 
 
-def _wait(runner: ModelRunner) -> None:
+def _synchronize(runner: ModelRunner) -> None:
     if runner.device.type == "cuda":
         torch.cuda.synchronize(runner.device)

@@ -1,4 +1,4 @@
-"""Forward hooks that last as long as they are needed."""
+"""Forward hooks for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 Hook = Callable[[Any, Any, Any], Any]
-"""Takes a module, its arguments and its output; what it returns, unless None, is the output from then on."""
+"""Takes a module, its arguments and its output; a result other than None replaces the output."""
 
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    """While it lasts, each module has its hook."""
+    """Register each module's hook for the duration of the block."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield

@@ -1,10 +1,10 @@
-"""Methods that look at a completion after the fact, over whole sequences: what they are given and what they have.
+"""Post-hoc methods: the completion to explain, the model over whole sequences, and the scores that methods yield.
 
-A method is a generator. It yields `StepScores`s, a step each, and fractions of its work that are done; between two of
-them lies at most a pass or two of bounded size, so that others can run and whoever gave up is noticed.
+A method is a generator. It yields a `StepScores` for each step, and the share of its work that is done. Between two
+results it runs at most a pass or two of bounded size, so that the scheduler can run other requests, or cancel this one.
 
-Shapes: m prompt tokens, n steps, T = m + n - 1 tokens that are read, V vocabulary, h the embeddings' width. Step t
-predicts completion token t from the first m + t tokens, at position m + t - 1.
+Shapes: m prompt tokens, n steps, T = m + n - 1 tokens that are read, V vocabulary, h hidden size, B sequences of a
+pass. Step t predicts completion token t from the first m + t tokens, at position m + t - 1.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.families import Family
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Switches, check_choice
+from gradellm_engine.passes.base import Target
 from gradellm_engine.passes.full_sequence import FullSequenceAttention, SequenceAttention
 from gradellm_engine.passes.lm_head import signs, token_ids
-from gradellm_engine.passes.ragged import Target
 from gradellm_engine.utils.memory import is_out_of_memory
 
-PASS_TOKENS = 2048  # of all sequences that a pass reads, or that gradients go back through, at most
-CPU_BATCH_TOKENS = 256  # that gradients go back through: a processor gains nothing from more, and loses some
+PASS_TOKENS = 2048  # of all sequences of a forward pass, and of the gradients that run as one backward pass
+CPU_BATCH_TOKENS = 256  # of the gradients of one backward pass on a CPU, which gets slower with more
 
 
 class Objective(StrEnum):
-    """What of the target is differentiated, or watched while something changes."""
+    """The function of the target's logit that is differentiated, or compared before and after a perturbation."""
 
     LOGIT = "logit"
     LOG_PROB = "log_prob"
@@ -41,10 +41,10 @@ class Objective(StrEnum):
 
 @dataclass(frozen=True)
 class ObjectiveSwitches(Switches):
-    """Of a method that follows the target's own number.
+    """Switches of a method with an objective.
 
     Attributes:
-        objective: the logit, the logarithm of the probability, or the probability.
+        objective: logit, log probability or probability of the target.
     """
 
     objective: Objective = Objective.LOGIT
@@ -62,7 +62,7 @@ class CompletionContext:
         ids: prompt and completion. [m + n]
         num_prompt_tokens: m.
         targets: what is explained at each step. [n]
-        slot: what holds the keys and values of all tokens but the last, where something does.
+        slot: KV slot that holds all tokens but the last; None where no slot does.
     """
 
     ids: Sequence[int]
@@ -72,27 +72,27 @@ class CompletionContext:
 
     @property
     def num_steps(self) -> int:
-        """How many there are, n."""
+        """The number of steps, n."""
         return len(self.targets)
 
     @property
     def num_tokens(self) -> int:
-        """T, all that is read: the last token of the completion is only predicted."""
+        """T, the tokens that are read: the completion's last token is only predicted."""
         return self.num_prompt_tokens + self.num_steps - 1
 
     def prefix(self, step: int) -> int:
-        """Tokens that a step is predicted from."""
+        """Number of tokens that a step is predicted from, m + t."""
         return self.num_prompt_tokens + step
 
 
 @dataclass(frozen=True)
 class StepScores:
-    """What explains a step.
+    """The scores of one step.
 
     Attributes:
-        step: which.
-        scores: one a token of its prefix. [m + t]
-        error: the method's own measure of how far off they are; None where it has none.
+        step: index of the explained token in the completion, t.
+        scores: one a token of the prefix. [m + t]
+        error: the method's estimate of the scores' error; None where it has none.
     """
 
     step: int
@@ -101,70 +101,71 @@ class StepScores:
 
 
 ScoreStream = Iterator[StepScores | float]
+"""Scores of steps, and the share of the method's work that is done."""
 
 
 class CompletionModel:
     """The model as a function of embeddings, for one completion.
 
     Attributes:
-        decoder: runs it.
-        given: the completion.
-        family: the model's.
-        memory: bytes that passes may take beside the model.
+        runner: runs the model.
+        family: the model's family.
+        completion: the completion.
+        memory: bytes that passes may use, without the model.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
         family: Family,
-        given: CompletionContext,
+        completion: CompletionContext,
         memory: int,
         bytes_of: Callable[[int, int, bool], int],
     ) -> None:
-        """`bytes_of` says what a pass over a sequence of T tokens with n steps takes, with a graph or without."""
-        self.runner, self.family, self.given, self.memory = runner, family, given, memory
+        """`bytes_of` estimates the bytes of a pass over T tokens with n steps, with or without an autograd graph."""
+        self.runner, self.family, self.completion, self.memory = runner, family, completion, memory
         self._bytes_of = bytes_of
 
-    def of_first(self, num_steps: int) -> CompletionModel:
-        """The same, of a completion that ends after so many steps."""
-        given = self.given
-        ids = given.ids[: given.num_prompt_tokens + num_steps]
-        first = replace(given, ids=ids, targets=given.targets[:num_steps])
+    def truncated(self, num_steps: int) -> CompletionModel:
+        """The model for the first `num_steps` steps of the completion."""
+        completion = self.completion
+        ids = completion.ids[: completion.num_prompt_tokens + num_steps]
+        first = replace(completion, ids=ids, targets=completion.targets[:num_steps])
         return CompletionModel(self.runner, self.family, first, self.memory, self._bytes_of)
 
     @property
     def device(self) -> torch.device:
-        """Where embeddings go in."""
+        """Device of the embeddings."""
         device: torch.device = self.runner.device
         return device
 
     @cached_property
     def embeddings(self) -> Tensor:
-        """Those of the tokens as they are. [T, h]"""
-        return self.runner.embed(self.given.ids[: self.given.num_tokens])
+        """Embeddings of the unperturbed tokens. [T, h]"""
+        return self.runner.embed(self.completion.ids[: self.completion.num_tokens])
 
-    def sequences_a_pass(self, *, graph: bool = False) -> int:
-        """How many sequences go into one pass: as many as fit the memory, within the size of a pass; 1 at least."""
-        T = self.given.num_tokens
-        fitting = self.memory // max(1, self._bytes_of(T, self.given.num_steps, graph))
+    def sequences_per_pass(self, *, graph: bool = False) -> int:
+        """Sequences of one pass: as many as fit the memory and PASS_TOKENS, at least 1."""
+        T = self.completion.num_tokens
+        fitting = self.memory // max(1, self._bytes_of(T, self.completion.num_steps, graph))
         return max(1, min(fitting, PASS_TOKENS // T))
 
     def values(self, embeddings: Tensor, objective: Objective, run: SequenceAttention | None = None) -> Tensor:
-        """The objective at each step, of sequences of embeddings. [B, T, h] -> [B, n]"""
-        given = self.given
-        positions = torch.arange(given.num_tokens, device=self.device)
+        """The objective of each step's target, for sequences of embeddings. [B, T, h] -> [B, n]"""
+        completion = self.completion
+        positions = torch.arange(completion.num_tokens, device=self.device)
         logits = self.runner.full_sequence_logits(
-            embeddings, positions, positions[given.num_prompt_tokens - 1 :], run or FullSequenceAttention()
+            embeddings, positions, positions[completion.num_prompt_tokens - 1 :], run or FullSequenceAttention()
         )
         compute = torch.promote_types(logits.dtype, torch.float32)
-        return objective_values(logits.to(compute), given.targets, objective)
+        return objective_values(logits.to(compute), completion.targets, objective)
 
     def gradients(self, values: Tensor, inputs: Tensor) -> Iterator[tuple[range, Tensor]]:
-        """Of each step's value by `inputs`, some steps at a time. [n], [..] -> [steps, ..]
+        """Gradients of each step's value by `inputs`, some steps at a time. [n], [..] -> [steps, ..]
 
-        One graph serves them all; its last use frees it.
+        All steps share one autograd graph, which the last backward pass frees.
         """
-        n, T = len(values), self.given.num_tokens
+        n, T = len(values), self.completion.num_tokens
         tokens = PASS_TOKENS if values.is_cuda else min(PASS_TOKENS, CPU_BATCH_TOKENS)
         at_once = max(1, min(n, tokens // (T * inputs.shape[0])))
         for first in range(0, n, at_once):
@@ -177,23 +178,23 @@ class CompletionModel:
 def _backward(values: Tensor, inputs: Tensor, chosen: Tensor, *, is_last: bool) -> Tensor:
     """Gradients of some of the values, in one backward pass. [n], [..], [steps, n] -> [steps, ..]"""
 
-    def one(weights: Tensor, *, keep: bool = True) -> Tensor:
-        (gradient,) = torch.autograd.grad(values, inputs, weights, retain_graph=keep)
+    def backward(weights: Tensor, *, retain_graph: bool = True) -> Tensor:
+        (gradient,) = torch.autograd.grad(values, inputs, weights, retain_graph=retain_graph)
         return gradient
 
     if len(chosen) == 1:
-        return one(chosen[0], keep=not is_last)[None]
+        return backward(chosen[0], retain_graph=not is_last)[None]
     try:
-        together: Tensor = torch.func.vmap(one)(chosen)
-    except RuntimeError as error:  # an operation of the model whose backward pass takes no batches
+        batched: Tensor = torch.func.vmap(backward)(chosen)
+    except RuntimeError as error:  # an operation of the model has no batching rule
         if is_out_of_memory(error):
             raise
-        return torch.stack([one(weights) for weights in chosen])
-    return together
+        return torch.stack([backward(weights) for weights in chosen])
+    return batched
 
 
 def objective_values(logits: Tensor, targets: Sequence[Target], objective: Objective) -> Tensor:
-    """The objective of each step's target, less the contrast's. [B, n, V] -> [B, n]"""
+    """The objective of each step's target, minus that of its contrast. [B, n, V] -> [B, n]"""
     match objective:
         case Objective.LOGIT:
             scores = logits
@@ -209,21 +210,21 @@ def objective_values(logits: Tensor, targets: Sequence[Target], objective: Objec
 
 
 def baseline_embeddings(model: CompletionModel, baseline_ids: Sequence[int]) -> Tensor:
-    """What stands in for the prompt's embeddings where they are taken away: zero, or those of as many tokens. [m, h]"""
+    """The baseline of the prompt's embeddings: zeros, or the embeddings of `baseline_ids`. [m, h]"""
     if baseline_ids:
         return model.runner.embed(baseline_ids)
-    return torch.zeros_like(model.embeddings[: model.given.num_prompt_tokens])
+    return torch.zeros_like(model.embeddings[: model.completion.num_prompt_tokens])
 
 
 def check_baseline(baseline_ids: Sequence[int], num_prompt_tokens: int) -> None:
-    """Refuse a baseline that has not one token for each of the prompt's."""
+    """Refuse a baseline without one token for each token of the prompt."""
     if baseline_ids and len(baseline_ids) != num_prompt_tokens:
         raise InvalidRequestError(
             "attribution.baseline_ids",
-            f"are {len(baseline_ids)} tokens; the prompt has {num_prompt_tokens}, each of which needs one",
+            f"are {len(baseline_ids)} tokens; give one for each of the prompt's {num_prompt_tokens} tokens",
         )
 
 
-def prefix_scores(scores: Tensor, given: CompletionContext, step: int) -> Tensor:
-    """Scores of the prompt alone, 0 for the tokens generated before the step. [m] -> [m + t]"""
-    return torch.nn.functional.pad(scores, (0, given.prefix(step) - len(scores)))
+def prefix_scores(scores: Tensor, completion: CompletionContext, step: int) -> Tensor:
+    """Scores of the prompt, padded with 0 for the tokens generated before the step. [m] -> [m + t]"""
+    return torch.nn.functional.pad(scores, (0, completion.prefix(step) - len(scores)))

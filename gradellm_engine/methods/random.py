@@ -1,4 +1,4 @@
-"""Random scores, U(0, 1): what every other method has to beat."""
+"""Random scores, U(0, 1): the reference that other methods are compared with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gradellm_engine.methods.sampling_params import SeedSwitches
 
 @dataclass(frozen=True)
 class Random(SeedSwitches):
-    """The seed."""
+    """Switches: seed."""
 
     name: ClassVar[str] = "random"
 
 
 def scores(switches: Random, step: int, num_tokens: int) -> Tensor:
-    """Those of a step's prefix: a pure function of (seed, step). [num_tokens]"""
-    return torch.tensor(switches.draws("random", step).random(num_tokens), dtype=torch.float32)
+    """Scores of a step's prefix, a pure function of (seed, step). [num_tokens]"""
+    return torch.tensor(switches.generator("random", step).random(num_tokens), dtype=torch.float32)

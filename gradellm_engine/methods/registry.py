@@ -1,4 +1,4 @@
-"""The methods that the engine knows. A method to come is a file of its own and a row here."""
+"""All attribution methods: a row each, with description and cost."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from gradellm_engine.methods.perturbation import lime, occlusion, reagent, value
 from gradellm_engine.params import GradEllm
 
 _ONCE = Passes(((1, ""),))
-_WITHIN_PASS = Cost(_ONCE, _ONCE, of_completion_alone=True)
-_A_GRADIENT_A_STEP = Cost(_ONCE, Passes(((1, "n"),)))
+_IN_PASS = Cost(_ONCE, _ONCE, completion_only=True)
+_GRADIENT_PER_STEP = Cost(_ONCE, Passes(((1, "n"),)))
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
             GradEllm,
-            "Grad-ELLM: in every layer the gradient of the token's logit by attention's output, weighted with how "
-            "alike query and key are; one backward pass through one token",
-            _WITHIN_PASS,
+            "Grad-ELLM: the gradient of the token's logit by each layer's attention output, weighted by query-key "
+            "similarity; one backward pass through one token",
+            _IN_PASS,
         ),
         Method(
             Attention,
-            "what the last layer's heads attend to, their mean",
-            _WITHIN_PASS,
+            "the last layer's attention weights, mean over heads",
+            _IN_PASS,
             has_target=False,
         ),
         Method(
             GradSam,
-            "Grad-SAM: attention weights times the positive part of the logit's gradient by them, the mean over heads "
-            "and layers",
-            _WITHIN_PASS,
+            "Grad-SAM: attention weights times the positive part of the logit's gradient by them, mean over heads and "
+            "layers",
+            _IN_PASS,
         ),
         Method(
             random.Random,
-            "uniform random scores: what every other method has to beat",
+            "uniform random scores, the reference for all other methods",
             Cost(Passes()),
             scores=random.scores,
             has_target=False,
@@ -54,79 +54,79 @@ METHODS: dict[str, Method] = {
         Method(
             saliency.Saliency,
             "the gradient of the target by each token's embedding",
-            _A_GRADIENT_A_STEP,
+            _GRADIENT_PER_STEP,
             saliency.explain,
         ),
         Method(
             input_x_gradient.InputXGradient,
             "each token's embedding times the gradient of the target by it",
-            _A_GRADIENT_A_STEP,
+            _GRADIENT_PER_STEP,
             input_x_gradient.explain,
         ),
         Method(
             integrated_gradients.IntegratedGradients,
-            "the gradient along the path from a baseline to the prompt, times their difference",
+            "the gradient integrated along the path from a baseline to the prompt, times their difference",
             Cost(Passes((("steps", ""), (2, ""))), Passes((("steps", "n"),))),
             integrated_gradients.explain,
-            error="how far the signed scores' sum is from what the objective gains from the baseline to the prompt",
+            error="deviation of the signed scores' sum from the objective's gain from the baseline to the prompt",
         ),
         Method(
             gradient_shap.GradientShap,
-            "the gradient at random places of the path from a baseline to the prompt, times their difference",
+            "the mean gradient at random points of the path from a baseline to the prompt, times their difference",
             Cost(Passes((("samples", ""), (2, ""))), Passes((("samples", "n"),))),
             gradient_shap.explain,
             error="the largest standard error of a signed score",
         ),
         Method(
             deeplift.DeepLift,
-            "DeepLIFT's rescale rule for the non-linearities that Captum has rules for; the gradient times input minus "
-            "baseline where a model has none of them",
+            "DeepLIFT's rescale rule for the non-linearities that Captum has rules for; equals gradient x (input - "
+            "baseline) on models without them",
             Cost(Passes(((2, ""),)), Passes(((1, "n"),))),
             deeplift.explain,
         ),
         Method(
             layer_gradient_x_activation.LayerGradientXActivation,
             "a layer's output at each token times the gradient of the target by it",
-            _A_GRADIENT_A_STEP,
+            _GRADIENT_PER_STEP,
             layer_gradient_x_activation.explain,
         ),
         Method(
             relevance.Relevance,
-            "relevance propagation as in AttnLRP and RelP: gradients by rules under which relevance is conserved",
-            _A_GRADIENT_A_STEP,
+            "relevance propagation as in AttnLRP and RelP: gradients with rules that conserve relevance",
+            _GRADIENT_PER_STEP,
             relevance.explain,
             needs_gates=True,
         ),
         Method(
             value_zeroing.ValueZeroing,
-            "how much layers' outputs change when nothing is taken from a token's value",
+            "the change of layers' outputs when a token's value vector is zeroed",
             Cost(Passes(((1, ""), (1, "n"))), keeps_attention=True),
             value_zeroing.explain,
             has_target=False,
         ),
         Method(
             attention_rollout.AttentionRollout,
-            "attention multiplied through the layers, with the residual beside it",
+            "the product over layers of attention weights mixed with the identity",
             Cost(_ONCE, keeps_attention=True),
             attention_rollout.explain,
             has_target=False,
         ),
         Method(
             occlusion.Occlusion,
-            "what the target loses when a token's embedding is taken away",
+            "the drop of the target when a token's embedding is replaced",
             Cost(Passes(((1, "m"), (1, "")))),
             occlusion.explain,
         ),
         Method(
             lime.Lime,
-            "LIME: the slopes of a linear model over which tokens are there",
+            "LIME: the slopes of a linear model of the target over the presence of tokens",
             Cost(Passes((("samples", ""),))),
             lime.explain,
             error="the largest standard error of a slope",
         ),
         Method(
             reagent.ReAgent,
-            "ReAGent: importance goes to tokens whose plausible replacement makes the target less probable",
+            "ReAGent: importance of tokens by how much plausible replacements lower the target's probability",
             Cost(Passes((("samples", ""), (2, "")))),
             reagent.explain,
         ),
@@ -135,10 +135,10 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """The row of a method.
+    """A method by its name in requests.
 
     Raises:
-        InvalidRequestError: for a name that is not there.
+        InvalidRequestError: where there is no such method.
     """
     if name not in METHODS:
         raise InvalidRequestError("attribution.method", f"{name!r} is not one of {', '.join(METHODS)}")

@@ -1,4 +1,4 @@
-"""What methods that draw samples share."""
+"""Switches of methods that draw random samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class SeedSwitches(Switches):
-    """Of a method that draws random numbers.
+    """Switches of a method that draws random numbers.
 
     Attributes:
         seed: equal seeds give equal scores.
@@ -28,17 +28,17 @@ class SeedSwitches(Switches):
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequestError("attribution.seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
 
-    def draws(self, purpose: str, *key: int) -> np.random.Generator:
-        """The stream of random numbers for a purpose and a key, such as a step."""
+    def generator(self, purpose: str, *key: int) -> np.random.Generator:
+        """The random generator for a purpose and a key, such as a step."""
         return stream(self.seed, purpose, *key)
 
 
 @dataclass(frozen=True)
 class SampleSwitches(SeedSwitches):
-    """Of a method that averages over samples.
+    """Switches of a method that averages over samples.
 
     Attributes:
-        samples: how many.
+        samples: number of samples.
     """
 
     samples: int = 300

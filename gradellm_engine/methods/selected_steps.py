@@ -1,7 +1,7 @@
-"""Any method's scores at some steps of a completion that a stream holds.
+"""Any method's scores at selected steps of a completion, which a KV slot holds.
 
-Each step is explained with the rotary factors of a sequence as long as its own prefix, as it was predicted; see
-`gradellm_engine.layers.rotary_switch`.
+Each step is explained with the rotary factors that it was predicted with, those of a sequence as long as its prefix:
+see `gradellm_engine.layers.rotary_switch`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream, StepScores
 from gradellm_engine.params import LayerSwitches, Switches
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
-TOKENS_A_PASS = 64  # that are explained within one
+TOKENS_PER_PASS = 64  # explained in one pass of an in-pass method
 
 
-def rows_of(model: CompletionModel, method: Method, switches: Switches) -> ScoreStream:
-    """A method's work on a completion after the fact, whose passes go over the whole completion.
+def post_hoc_scores(model: CompletionModel, method: Method, switches: Switches) -> ScoreStream:
+    """A post-hoc method's scores of all steps of a completion.
 
-    One that becomes so long that its rotary factors are others is explained twice, as far as it is short and as a
-    whole; of the latter, rows of steps whose prefix is short are not used.
+    Where the completion crosses the length at which rotary factors change, it is explained twice: truncated to the
+    steps with short prefixes, and as a whole, of which only the steps with long prefixes are used.
     """
     if method.explain is None:
-        raise ValueError(f"{method.name} explains tokens within their own passes")
-    given, switch = model.given, model.runner.switch_tokens
-    num_short = 0 if switch is None else max(0, switch + 1 - given.num_prompt_tokens)
-    if not 0 < num_short < given.num_steps:
+        raise ValueError(f"{method.name} is an in-pass method")
+    completion, switch = model.completion, model.runner.switch_tokens
+    num_short = 0 if switch is None else max(0, switch + 1 - completion.num_prompt_tokens)
+    if not 0 < num_short < completion.num_steps:
         yield from method.explain(model, switches)
         return
-    for done, of, first in ((0.0, model.of_first(num_short), 0), (0.5, model, num_short)):
-        for result in method.explain(of, switches):
+    for done, part, first in ((0.0, model.truncated(num_short), 0), (0.5, model, num_short)):
+        for result in method.explain(part, switches):
             if not isinstance(result, StepScores):
                 yield done + result / 2
             elif result.step >= first:
@@ -43,44 +43,47 @@ def rows_of(model: CompletionModel, method: Method, switches: Switches) -> Score
 def scores_at(
     model: CompletionModel, method: Method, switches: Switches, domain: Tensor | None, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
-    """Yields steps with scores of their whole prefix, and shares of the work; a pass or two between two of them.
+    """Steps with the scores of their whole prefix [m + t], and shares of the work; at most two passes between results.
 
-    A method after the fact explains all steps, for they share passes; what was not asked for may come, too.
+    A post-hoc method explains all steps, which share passes; steps that are not selected may come too.
 
     Args:
-        model: the model, with the completion and the slot that holds it.
+        model: the model for the completion, whose slot holds it.
         method: the method.
         switches: its switches, resolved.
         domain: see `ExplainSpec`.
-        steps: which.
+        steps: the selected steps.
     """
-    given = model.given
+    completion = model.completion
     if method.scores is not None:
         for step in steps:
-            yield step, method.scores(switches, step, given.prefix(step))
+            yield step, method.scores(switches, step, completion.prefix(step))
     elif method.explain is not None:
-        for result in rows_of(model, method, switches):
+        for result in post_hoc_scores(model, method, switches):
             yield (result.step, result.scores) if isinstance(result, StepScores) else result
-    elif given.slot is not None and isinstance(switches, LayerSwitches):
-        yield from _within(model, given.slot, ExplainSpec(switches, domain), steps)
+    elif completion.slot is not None and isinstance(switches, LayerSwitches):
+        yield from _in_pass_scores(model, completion.slot, ExplainSpec(switches, domain), steps)
     else:
-        raise ValueError("a method within a pass needs the slot that holds the completion")
+        raise ValueError("an in-pass method needs the KV slot of the completion")
 
 
-def _within(
+def _in_pass_scores(
     model: CompletionModel, slot: KVSlot, explain: ExplainSpec, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
-    """Of a method within a pass. Where steps need other rotary factors than the slot's keys have, it is read anew."""
-    given, runner, done = model.given, model.runner, 0
-    for is_long in (False, True):  # the slot, which holds the longest, is left so
-        alike = [step for step in steps if runner.is_long(given.prefix(step)) == is_long]
+    """An in-pass method's scores; the slot is refilled where its keys have other rotary factors than steps need."""
+    completion, runner, done = model.completion, model.runner, 0
+    for is_long in (False, True):  # long prefixes last: the slot then keeps the rotary factors of its full length
+        alike = [step for step in steps if runner.is_long(completion.prefix(step)) == is_long]
         if alike and slot.is_long != is_long:
-            for _ in runner.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
+            for _ in runner.read_anew(slot, completion.ids[: completion.prefix(max(alike))], is_long=is_long):
                 yield done / len(steps)
-        for begin in range(0, len(alike), TOKENS_A_PASS):
-            chosen = alike[begin : begin + TOKENS_A_PASS]
-            parts = [SequenceChunk.again(slot, given.prefix(step) - 1, given.prefix(step), explain) for step in chosen]
-            rows = runner.replay(parts, [given.targets[step] for step in chosen])
+        for begin in range(0, len(alike), TOKENS_PER_PASS):
+            chosen = alike[begin : begin + TOKENS_PER_PASS]
+            chunks = [
+                SequenceChunk.replay(slot, completion.prefix(step) - 1, completion.prefix(step), explain)
+                for step in chosen
+            ]
+            rows = runner.replay(chunks, [completion.targets[step] for step in chosen])
             done += len(chosen)
             yield done / len(steps)
             for step, row in zip(chosen, rows, strict=True):

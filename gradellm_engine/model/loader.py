@@ -35,9 +35,9 @@ from transformers.utils import cached_file
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant
 from gradellm_engine.layers.batch_invariant import DTYPES as INVARIANT_DTYPES
 from gradellm_engine.layers.batch_invariant import NAME as BATCH_INVARIANT
+from gradellm_engine.layers.batch_invariant import is_batch_variant
 from gradellm_engine.layers.rotary_switch import context_limit, switch_tokens
 from gradellm_engine.model.checkpoint_check import (
     ADAPTER_FILES,
@@ -54,9 +54,10 @@ from gradellm_engine.model.checkpoint_check import (
 from gradellm_engine.model.families import Family, family_of
 from gradellm_engine.model.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.model.runner import ATTENTION_KERNEL, ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.invariant import ALIGNED_PLACES
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.tokenizer_check import difference_from, made_from
+from gradellm_engine.tokenization.tokenizer_check import difference_from, tokenizer_from_file
 from gradellm_engine.utils.memory import is_out_of_memory
 from gradellm_engine.utils.quiet import quiet_transformers
 from gradellm_engine.utils.threads import available_cpus
@@ -461,7 +462,7 @@ def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
             stored = Tokenizer.from_file(str(file))
             if not tokenizer.is_fast or difference_from(stored, tokenizer) is not None:
                 own: Any = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, trust_remote_code=False)
-                tokenizer = made_from(stored, own, tokenizer)
+                tokenizer = tokenizer_from_file(stored, own, tokenizer)
     if not tokenizer.is_fast:
         raise ModelLoadError(f"{name} has no tokenizer.json; without it, tokens cannot be placed in the text")
     if file is not None and (difference := difference_from(stored, tokenizer)) is not None:
@@ -658,7 +659,7 @@ def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch
             expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
         runner = ModelRunner(model, ranks, batch_invariant=batch_invariant)
         runner.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
-        slots = [runner.pool.allocate_first(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
+        slots = [runner.pool.allocate_probe(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
         *first, last = ids.tolist()
         for piece in (first[:2], first[2:]):
             runner.read([SequenceChunk.new(slot, piece) for slot in slots])

@@ -26,27 +26,23 @@ from gradellm_engine.compilation.cpu_trace import USES_BEFORE, CpuTrace, CpuTrac
 from gradellm_engine.compilation.cuda_graphs import CudaGraphCache, CudaRecorder, GraphCapturer
 from gradellm_engine.compilation.torch_compile import Backend, CompiledLayers
 from gradellm_engine.distributed.process_group import ProcessGroup
-from gradellm_engine.distributed.tensor_parallel import own_shares
+from gradellm_engine.distributed.tensor_parallel import shard_to_local_linear
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, PerTokenPass, patch_elementwise_modules
-from gradellm_engine.layers.linear import (
-    current_output_cache,
-    enable_batch_invariance,
-    fuse_shared_input_linears,
-    replace_linears,
-)
+from gradellm_engine.layers.linear import current_output_cache, fuse_shared_input_linears
+from gradellm_engine.layers.patches import apply_patches
 from gradellm_engine.layers.projection_skipping import LastTokenOnly
-from gradellm_engine.layers.rms_norm import replace_norms
-from gradellm_engine.layers.rotary import replace_rotary
-from gradellm_engine.layers.rotary_switch import switch_tokens, use_rotary_sets
+from gradellm_engine.layers.rotary_switch import switch_tokens
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
+from gradellm_engine.passes.base import AttentionPass, ExplainSpec, SequenceChunk, Target, layer_attention_output
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
 from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SequenceAttention, SharedPrefixAttention
+from gradellm_engine.passes.full_sequence import SequenceAttention
+from gradellm_engine.passes.invariant import ALIGNED_PLACES, PerTokenPass
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
-from gradellm_engine.passes.ragged import AttentionPass, ExplainSpec, RaggedPass, SequenceChunk, Target, attended
+from gradellm_engine.passes.ragged import RaggedPass
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention.fused import FusedAttention
@@ -108,7 +104,7 @@ def _attention(
     if isinstance(current, SequenceAttention):
         return current.output(index, query, key, value, form), None
     current.store(index, key.detach()[0], value.detach()[0])
-    return attended(current, current.site(module, index, form), index, query, key, value), None
+    return layer_attention_output(current, current.layer_attention(module, index, form), index, query, key, value), None
 
 
 AttentionInterface.register(ATTENTION_KERNEL, _attention)
@@ -162,6 +158,7 @@ class ModelRunner:
         cpu_traces: decode steps that a processor runs in a row; likewise.
         activation_cache: what linear layers gave tokens that wait for their explanation.
         blocks: the layers, each with its attention, in order.
+        patches: what was replaced in the model.
         batch_invariant: whether a token's numbers are the same beside any others.
         switch_tokens: up to so many tokens a sequence has the short rotary factors; None where no sequence has others.
     """
@@ -185,16 +182,12 @@ class ModelRunner:
         model.set_attn_implementation(ATTENTION_KERNEL)
         self.device = model.get_input_embeddings().weight.device
         self.ranks = self._sharing = ranks  # the latter share heads out, too
-        self._fanned_out = None if ranks is None else own_shares(model, ranks)
+        self._fanned_out = None if ranks is None else shard_to_local_linear(model, ranks)
         self.switch_tokens = switch_tokens(model.config)
-        if self.switch_tokens is not None:
-            use_rotary_sets(model, self.switch_tokens)
-        if _compiles_on(self.device):
+        is_compiled = _compiles_on(self.device)  # where torch's own layers are compiled, they are as fast
+        if is_compiled:
             AttentionInterface.register(ATTENTION_KERNEL, _untraced(_attention))
-        else:  # where torch's own layers are compiled, they are as fast
-            replace_linears(model)
-            replace_norms(model)
-            replace_rotary(model)
+        self.patches = apply_patches(model, rotary_switch=self.switch_tokens, replaces_layers=not is_compiled)
         head = model.get_output_embeddings()
         if head is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
@@ -207,8 +200,7 @@ class ModelRunner:
             self.layer_shapes, self._rotaries, self._rotary_of = self._meet()
         self.batch_invariant = batch_invariant
         if batch_invariant:
-            enable_batch_invariance(model)
-            patch_elementwise_modules(model)
+            self.patches += apply_patches(model, batch_invariant=True)
         self.activation_cache = ActivationCache(model.base_model)
         self._leaves_out: bool | None = None  # not known before there is a pool
         self._is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
@@ -275,7 +267,7 @@ class ModelRunner:
 
     def _try(self, what: str) -> bool:
         """Explain a token; whether that works. What is compiled for it is not compiled on every machine."""
-        slot = self.pool.allocate_first(2)
+        slot = self.pool.allocate_probe(2)
         try:
             run = self._step_pass([SequenceChunk.new(slot, [0], self.every_layer)])
             head = LogitHead(self._head)
@@ -301,13 +293,13 @@ class ModelRunner:
 
         Tried with tokens whose attention gives NaN: a gate behind it, say, would make scores of that.
         """
-        slot = self.pool.allocate_first(_TRIED_TOKENS)
+        slot = self.pool.allocate_probe(_TRIED_TOKENS)
         try:
             self._leaves_out = True
             for token_id in range(_TRIED_TOKENS):
                 self.step([SequenceChunk.new(slot, [token_id], replay_length=_TRIED_TOKENS)])
-            part = SequenceChunk.again(slot, 0, _TRIED_TOKENS, self.every_layer)
-            if not self.activation_cache.know([part]):
+            part = SequenceChunk.replay(slot, 0, _TRIED_TOKENS, self.every_layer)
+            if not self.activation_cache.is_cached([part]):
                 return False
             (scores,) = self.replay([part], [Target(0)] * _TRIED_TOKENS)
             return bool(scores.isfinite().all())
@@ -339,7 +331,7 @@ class ModelRunner:
 
     def _tried_lines(self) -> CpuTraceCache:
         """Straight lines, if one gives of another token, at another place, what the model gives, to the last bit."""
-        slot = self.pool.allocate_first(_TRIED_TOKENS)
+        slot = self.pool.allocate_probe(_TRIED_TOKENS)
         explain = self.every_layer
         lines = CpuTraceCache(lambda row, run: self._run(row, run, self._model)[0], self._head, uses_before=1)
 
@@ -373,7 +365,7 @@ class ModelRunner:
     def _recorded_run(self, run: BatchedPass) -> Tensor:
         """A step as it is recorded: the logits. [B T, V], or [B T, 2]"""
         with nullcontext() if self._compiled is None else self._compiled.used():
-            return self._run(run.row, run, self._model)[0]
+            return self._run(run.ids_and_positions, run, self._model)[0]
 
     def read(self, parts: Sequence[SequenceChunk]) -> None:
         """Read the parts' tokens into their slots; nothing else is wanted of them. Returns once they are read."""
@@ -415,7 +407,7 @@ class ModelRunner:
         def new_pass() -> AttentionPass:
             if is_at_once:
                 return self._step_pass(parts)
-            return self._parts_pass(parts, anchor=torch.zeros((), device=self.device, requires_grad=True))
+            return self._parts_pass(parts, graph_anchor=torch.zeros((), device=self.device, requires_grad=True))
 
         head = LogitHead(self._head, None if known is None else token_ids(known))
         logits, run = self._logits(new_pass, parts, head)
@@ -441,7 +433,7 @@ class ModelRunner:
 
     def mean_of_heads(self, own: Tensor) -> Tensor:
         """The mean over a layer's heads, of the mean over those that are here. Any shape"""
-        return own if self._sharing is None else self._sharing.sum(own) / self._sharing.size
+        return own if self._sharing is None else self._sharing.all_reduce_sum(own) / self._sharing.size
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The model's modules, with their names."""
@@ -495,7 +487,7 @@ class ModelRunner:
         lasts = torch.tensor(lengths) - 1
         hooks = [
             self.blocks[-1].register_forward_pre_hook(
-                run.only_lasts(lasts, self._last_queries if self._leaves_rows_out else None), with_kwargs=True
+                run.last_row_hook(lasts, self._last_queries if self._leaves_rows_out else None), with_kwargs=True
             ),
             # What follows may count on T rows; as views of one they take no memory, and the head reads one.
             self.blocks[-1].register_forward_hook(lambda block, args, output: output.expand(B, T, -1)),
@@ -509,7 +501,7 @@ class ModelRunner:
                 hook.remove()
 
     def _coded(self, positions: Tensor, num_tokens: int) -> Tensor:
-        """Positions in sequences of so many tokens, as the model takes them; see `rotary_switch.coded`."""
+        """Positions in sequences of so many tokens, as the model takes them; see `rotary_switch.encode_positions`."""
         return ~positions if self.is_long(num_tokens) else positions
 
     def _first_shared(
@@ -517,9 +509,9 @@ class ModelRunner:
     ) -> AbstractContextManager[None]:
         """While the model runs for texts that are changed so."""
         its = self._first_layer
-        if changes is None or its is None or its.is_shared is False or not self._leaves_rows_out:
+        if changes is None or its is None or its.supports_dedup is False or not self._leaves_rows_out:
             return nullcontext()
-        return its.shared(run, changes)
+        return its.dedup_first_layer(run, changes)
 
     @property
     def _leaves_rows_out(self) -> bool:
@@ -534,9 +526,9 @@ class ModelRunner:
             return True
         return len(parts) > 1 and max(part.end for part in parts) <= _GATHERED_WIDTH
 
-    def _parts_pass(self, parts: Sequence[SequenceChunk], anchor: Tensor | None = None) -> RaggedPass:
+    def _parts_pass(self, parts: Sequence[SequenceChunk], graph_anchor: Tensor | None = None) -> RaggedPass:
         kind = PerTokenPass if self.batch_invariant else RaggedPass
-        return kind(parts, self._rotary_of, self._sharing, anchor)
+        return kind(parts, self._rotary_of, self._sharing, graph_anchor)
 
     def _new_step_pass(self, shape: StepShape) -> BatchedPass:
         return BatchedPass(self.pool, self._rotary_of, shape, self.device, self._fused, self._sharing)
@@ -558,9 +550,9 @@ class ModelRunner:
 
     def _forward(self, run: AttentionPass, parts: Sequence[SequenceChunk], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """One pass through the model: its first output, for all tokens or for those it is told to. [1, T, .]"""
-        run.output_is_used = not (self._leaves_out and self.activation_cache.know(parts))
+        run.output_is_used = not (self._leaves_out and self.activation_cache.is_cached(parts))
         with self._carried_out(parts):
-            return self._run(run.row, run, model, **kwargs)
+            return self._run(run.ids_and_positions, run, model, **kwargs)
 
     @contextmanager
     def _carried_out(self, parts: Sequence[SequenceChunk]) -> Iterator[None]:
@@ -579,7 +571,7 @@ class ModelRunner:
             parts: what it reads.
             head: the language-model head of an explained pass.
         """
-        knows = self.activation_cache.know(parts)
+        knows = self.activation_cache.is_cached(parts)
 
         def due() -> AttentionPass:
             run = new_pass()
@@ -593,9 +585,9 @@ class ModelRunner:
                 running = TraceContext(run, current_output_cache.get())
                 logits = line.logits(running, self._head) if head is None else line.explained_logits(running, head)
             elif head is not None:
-                logits = head.read(lambda: self._run(run.row, run, self._model)[0])
+                logits = head.read(lambda: self._run(run.ids_and_positions, run, self._model)[0])
             else:
-                logits = self._run(run.row, run, self._model)[0]
+                logits = self._run(run.ids_and_positions, run, self._model)[0]
         return logits, run
 
     def _line(
@@ -613,7 +605,7 @@ class ModelRunner:
         if self.cpu_traces is None or (outputs is not None and not (notes or knows)):
             return None
         num_rows = sum(len(part.ids) for part in parts)
-        kind = TraceKey(num_rows, None if run.anchor is None else run.lowest, notes, knows, has_columns)
+        kind = TraceKey(num_rows, None if run.graph_anchor is None else run.lowest, notes, knows, has_columns)
         return self.cpu_traces.line(kind, due)
 
     def _run(self, ids_and_positions: Tensor, run: AttentionPass | _Meeting, model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.linear import FrozenLinear, current_output_cache
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 
 SHARE_OF_WEIGHTS = 4  # what is kept takes at most a fourth of what the model takes
 
 
 @dataclass
-class _Noted:
+class _Recording:
     """Outputs of one pass, as they come.
 
     Attributes:
@@ -46,16 +46,16 @@ class _Noted:
     of: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
     all: Mapping[nn.Module, Tensor] | None = None
 
-    def known(self, layer: nn.Module) -> Tensor | None:
+    def get(self, layer: nn.Module) -> Tensor | None:
         return None  # nothing is: it comes now
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
+    def put(self, layer: nn.Module, output: Tensor) -> None:
         if layer not in self.layers:
             return
         is_first = layer not in self.of and output.shape[:-1] == (1, self.num_tokens)
         self.of[layer] = (output.detach(), output._version) if is_first else None
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         self.all = outputs
 
     def settled(self) -> Mapping[nn.Module, Tensor]:
@@ -99,20 +99,20 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Cached:
     """Outputs of tokens that were read before, in the order of the pass."""
 
     rows: Sequence[_Row]
 
-    def known(self, layer: nn.Module) -> Tensor | None:
+    def get(self, layer: nn.Module) -> Tensor | None:
         # A chunk is dozens of layers times dozens of rows.
         rows = [row.of.get(layer) if row.index is None else row.output(layer) for row in self.rows]
         return None if any(row is None for row in rows) else torch.cat(rows, dim=1)  # type: ignore[arg-type]
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
+    def put(self, layer: nn.Module, output: Tensor) -> None:
         pass  # it came of what is known
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         pass
 
 
@@ -150,19 +150,19 @@ class ActivationCache:
             for row, part in enumerate(noted.parts):
                 self._chunks[part.slot].rows[part.start] = _Row(settled, row if len(noted.parts) > 1 else None)
 
-    def know(self, parts: Sequence[SequenceChunk]) -> bool:
+    def is_cached(self, parts: Sequence[SequenceChunk]) -> bool:
         """Whether all is known of all tokens of a pass: what every layer will give."""
         known = self._known(parts)
         return known is not None and all(len(row.of) == len(self._layers) for row in known.rows)
 
-    def _to_note(self, parts: Sequence[SequenceChunk]) -> _Noted | None:
+    def _to_note(self, parts: Sequence[SequenceChunk]) -> _Recording | None:
         wanted = [part.replay_length > 0 and self._has_room(part) for part in parts]
         if not any(wanted):
             return None
         ends = list(accumulate(len(part.ids) for part in parts))
         rows = [end - 1 for end, is_wanted in zip(ends, wanted, strict=True) if is_wanted]
         chosen = [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
-        return _Noted(self._layers, chosen, None if len(rows) == ends[-1] else rows, ends[-1])
+        return _Recording(self._layers, chosen, None if len(rows) == ends[-1] else rows, ends[-1])
 
     def _has_room(self, part: SequenceChunk) -> bool:
         """Whether the chunk that a token belongs to is kept; decided at its first token."""
@@ -174,7 +174,7 @@ class ActivationCache:
             self._chunks[part.slot] = chunk = _Chunk(0)
         return chunk.room > 0
 
-    def _recalled(self, parts: Sequence[SequenceChunk]) -> _Known | None:
+    def _recalled(self, parts: Sequence[SequenceChunk]) -> _Cached | None:
         """What is known of all tokens of the pass; it is forgotten with this."""
         known = self._known(parts)
         for part in parts:
@@ -182,11 +182,11 @@ class ActivationCache:
                 self._chunks.pop(part.slot, None)
         return known
 
-    def _known(self, parts: Sequence[SequenceChunk]) -> _Known | None:
+    def _known(self, parts: Sequence[SequenceChunk]) -> _Cached | None:
         """What is known of all tokens of the pass; None where it is not of some."""
         rows: list[_Row | None] = []
         for part in parts:
             chunk = None if part.is_new else self._chunks.get(part.slot)
             rows += [chunk.rows.get(place) for place in range(part.start, part.end)] if chunk else [None]
         known = [row for row in rows if row is not None]
-        return _Known(known) if len(known) == len(rows) else None
+        return _Cached(known) if len(known) == len(rows) else None

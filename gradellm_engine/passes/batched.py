@@ -28,11 +28,12 @@ from gradellm_engine.attention.ops import (
     grouped,
     value_gradients,
 )
-from gradellm_engine.attribution.in_pass import Maps, arithmetic_of, summed
+from gradellm_engine.attribution.in_pass import Maps, in_pass_method, sum_layer_scores
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVPool, Sequences
+from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.params import LayerSwitches
-from gradellm_engine.passes.ragged import KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products, unrotated
+from gradellm_engine.passes.base import MAX_KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products
 
 if TYPE_CHECKING:  # what it needs is not everywhere
     from gradellm_engine.attention import fused
@@ -95,7 +96,7 @@ class BatchedPass:
         row: the tokens and their positions, as the model takes them, sequence after sequence. [2, B T]
         fused: the kernels that compute attention; None for torch's.
         ranks: those that share the model's heads out; None where all are here.
-        anchor: a leaf that requires a gradient; None for no graph.
+        graph_anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
         needs_outputs: it gives them in any case.
         totals: the sum of layers' scores, the last token's in the last column. [B, T, L]
@@ -114,15 +115,15 @@ class BatchedPass:
         self._pool, self._rotary_of = pool, rotary_of
         B, T = shape.num_rows, shape.num_tokens
         self._numbers = torch.ones((2, B * (T + 1)), dtype=torch.long, device=device)
-        self.row, (self._starts, self._lengths) = self._numbers[:, : B * T], self._numbers[:, B * T :]
+        self.ids_and_positions, (self._starts, self._lengths) = self._numbers[:, : B * T], self._numbers[:, B * T :]
         self._domains: Tensor | None = None
         if shape.has_domains:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
-        self.anchor: Tensor | None = None
+        self.graph_anchor: Tensor | None = None
         self.lowest = 0
         self.output_is_used = True
         if shape.switches is not None:
-            self.anchor = torch.zeros((), device=device, requires_grad=True)
+            self.graph_anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]
         self._explained: list[tuple[int, int, int]] = []  # rows, tokens, and how long their sequences are
 
@@ -146,7 +147,7 @@ class BatchedPass:
 
     def begin(self) -> None:
         """What all layers use, from what was filled in; the first operations of a step."""
-        (L, T), device = (self.shape.width, self.shape.num_tokens), self.row.device
+        (L, T), device = (self.shape.width, self.shape.num_tokens), self.ids_and_positions.device
         self._before = torch.arange(L - 1, -1, -1, device=device)  # columns from each to the last token's
         self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # from each token's own
         self._places = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
@@ -168,7 +169,7 @@ class BatchedPass:
             self._pool.cosines[table].index_copy_(0, own, cosines)
             self._pool.sines[table].index_copy_(0, own, sines)
 
-    def site(self, module: nn.Module, index: int, form: AttentionForm) -> BatchedLayer:
+    def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> BatchedLayer:
         """See `Pass`."""
         return BatchedLayer(self, module, index, form)
 
@@ -183,13 +184,13 @@ class BatchedPass:
             raise RuntimeError("this step explains nothing")
         totals: Tensor | None = None
         for (width, window), rows in self._kept.items():
-            scores = summed(rows, switches, self.domain(width, window), self.ranks)
+            scores = sum_layer_scores(rows, switches, self.domain(width, window), self.ranks)
             if totals is None:
                 totals = scores.new_zeros((shape.num_rows, shape.num_tokens, shape.width))
             totals[..., -width:] += scores
         if totals is None:
             raise RuntimeError("no layer was explained")
-        self.totals = arithmetic_of(switches).heat_map(totals, switches)
+        self.totals = in_pass_method(switches).heat_map(totals, switches)
         self._kept = {}
 
     def heat_maps(self) -> list[Tensor]:
@@ -273,7 +274,7 @@ class BatchedLayer:
     def output(self, query: Tensor) -> Tensor:
         """See `Site`."""
         fused = self.run.fused
-        if fused is not None and fused.computes(query, self.form):
+        if fused is not None and fused.supports(query, self.form):
             over = self.run.sequences(self.index, self.width)
             output, kept = fused.forward(query[0], over, self.form)
             self.kept_by_fused = kept if self.is_explained and self._map_kind(fused) is not None else None
@@ -281,19 +282,19 @@ class BatchedLayer:
         K, V = self.run.keys_and_values(self.index, self.width)
         q = self._by_sequence(query[0], K.shape[1])
         # What is gathered would be kept, too.
-        keeps = self.is_explained and keeps_products(q, K, KEPT_PRODUCTS) and K.numel() <= KEPT_PRODUCTS
+        keeps = self.is_explained and keeps_products(q, K, MAX_KEPT_PRODUCTS) and K.numel() <= MAX_KEPT_PRODUCTS
         seen = self.run.visible(self.width, self.form.window)
-        o, products = attention_output(q, K, V, seen, self.form, by_hand=keeps)
+        o, products = attention_output(q, K, V, seen, self.form, keep_products=keeps)
         if keeps:
             self.kept = products
         return o.flatten(1, 2).transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1)
 
-    def backward(self, query: Tensor, gradient: Tensor, *, goes_on: bool) -> QKVGrads | None:
+    def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """See `Site`."""
         fused, kept_by_fused = self.run.fused, self.kept_by_fused
         if fused is not None and kept_by_fused is not None:
             self.kept_by_fused = None
-            return self._fused_backward(fused, kept_by_fused, gradient, goes_on=goes_on)
+            return self._fused_backward(fused, kept_by_fused, gradient, needs_input_grad=needs_input_grad)
         compute = torch.promote_types(query.dtype, torch.float32)
         forward = self.kept or self._again(query[0].to(compute))
         self.kept = None
@@ -302,9 +303,9 @@ class BatchedLayer:
         switches = self.run.shape.switches
         if switches is not None and self.is_selected:
             before = self._unrotated(forward) if ExplainSpec(switches).needs_unrotated else None
-            maps = arithmetic_of(switches).layer_maps(forward, w, U, switches, before)
+            maps = in_pass_method(switches).layer_maps(forward, w, U, switches, before)
             self.run.keep(self.width, self.form.window, maps)
-        if not goes_on:
+        if not needs_input_grad:
             return None
         gradients = attention_backward(forward, w, U, self.width - self.run.shape.num_tokens)
         # Heads first, then all sequences' tokens, as the model has them.
@@ -313,12 +314,12 @@ class BatchedLayer:
         return dq, dk, dv
 
     def _fused_backward(
-        self, fused: FusedAttention, kept: fused.FusedState, gradient: Tensor, *, goes_on: bool
+        self, fused: FusedAttention, kept: fused.FusedState, gradient: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
         kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
         if kind is None:
             raise RuntimeError("the kernels were not to keep this layer")
-        back = fused.backward(kept, gradient[0], over, self.form, kind, goes_on=goes_on)
+        back = fused.backward(kept, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
         if len(back.maps):
             self.run.keep(self.width, self.form.window, tuple(back.maps.sum(2)))
         if back.gradients is None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.layers.projection_skipping import ProjectionStubs
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
 MIN_TEXTS = 4  # of a pass; of fewer, two rows a position are about as many
 
@@ -31,14 +31,14 @@ class TokenSubstitutions:
     """Which of two rows each text has at each position.
 
     Attributes:
-        is_second: [B, T], bool
-        second: a text that has the second row, at each position; any where none has. [T]
-        is_behind: what stands behind a text's end and is not looked at. [B, T], bool
+        is_replaced: [B, T], bool
+        replacement_row: a text that has the second row, at each position; any where none has. [T]
+        is_padding: what stands behind a text's end and is not looked at. [B, T], bool
     """
 
-    is_second: Tensor
-    second: Tensor
-    is_behind: Tensor
+    is_replaced: Tensor
+    replacement_row: Tensor
+    is_padding: Tensor
 
     @staticmethod
     def of(codes: Tensor, lengths: Sequence[int]) -> TokenSubstitutions | None:
@@ -52,19 +52,23 @@ class TokenSubstitutions:
         if B < MIN_TEXTS:
             return None
         behind = torch.arange(T) >= torch.tensor(lengths)[:, None]
-        is_second = (codes != codes[:1]) & ~behind
-        second = is_second.int().argmax(0)
-        expected = torch.where(is_second, codes[second, torch.arange(T)], codes[0])
-        return TokenSubstitutions(is_second, second, behind) if bool(((codes == expected) | behind).all()) else None
+        is_replaced = (codes != codes[:1]) & ~behind
+        replacement_row = is_replaced.int().argmax(0)
+        expected = torch.where(is_replaced, codes[replacement_row, torch.arange(T)], codes[0])
+        return (
+            TokenSubstitutions(is_replaced, replacement_row, behind)
+            if bool(((codes == expected) | behind).all())
+            else None
+        )
 
     def pairs(self, rows: Tensor) -> Tensor:
         """Both rows of each position. [B, T, hidden] -> [2, T, hidden]"""
-        at = self.second.to(rows.device)
+        at = self.replacement_row.to(rows.device)
         return torch.stack((rows[0], rows[at, torch.arange(len(at), device=rows.device)]))
 
     def of_each(self, pairs: Tensor) -> Tensor:
         """Each text's own. [2, T, hidden] -> [B, T, hidden]"""
-        return torch.where(self.is_second.to(pairs.device)[:, :, None], pairs[1], pairs[0])
+        return torch.where(self.is_replaced.to(pairs.device)[:, :, None], pairs[1], pairs[0])
 
     def of_heads(self, pairs: Tensor) -> Tensor:
         """Each text's own, of queries, keys or values, laid out as projections do. [2, H, T, D] -> [B, H, T, D]"""
@@ -75,8 +79,8 @@ class TokenSubstitutions:
     @cached_property
     def _places(self) -> Tensor:
         """Of each text's rows, among those of pairs that lie behind one another. [B T]"""
-        T = self.is_second.shape[1]
-        return (self.is_second.long() * T + torch.arange(T)).flatten()
+        T = self.is_replaced.shape[1]
+        return (self.is_replaced.long() * T + torch.arange(T)).flatten()
 
 
 @dataclass
@@ -86,42 +90,42 @@ class FirstLayer:
     Attributes:
         block: the layer.
         attention: its attention module.
-        is_shared: whether this can be done with it; None before it was tried.
+        supports_dedup: whether this can be done with it; None before it was tried.
     """
 
     block: nn.Module
     attention: nn.Module
-    is_shared: bool | None = None
+    supports_dedup: bool | None = None
     _projections: ProjectionStubs = field(init=False)
 
     def __post_init__(self) -> None:
         self._projections = ProjectionStubs(self.attention)
 
     @contextmanager
-    def shared(self, run: SharedPrefixAttention, changes: TokenSubstitutions) -> Iterator[None]:
+    def dedup_first_layer(self, run: SharedPrefixAttention, changes: TokenSubstitutions) -> Iterator[None]:
         """While the model runs for texts that are changed so."""
-        left_out = ExitStack()
+        stubs = ExitStack()
 
         def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            B, T = changes.is_second.shape
+            B, T = changes.is_replaced.shape
             given = _rows([*args, *kwargs.values()], (B, T))
-            if self.is_shared is None and not all(_are_pairs(rows, changes) for rows in given):
-                self.is_shared = False
+            if self.supports_dedup is None and not all(_are_pairs(rows, changes) for rows in given):
+                self.supports_dedup = False
                 return
-            few = _Few(changes)
-            with self._projections.noted(2):
+            few = _TwoRowInputs(changes)
+            with self._projections.recording_shapes(2):
                 made = run.asked(lambda: block.forward(*map(few.of, args), **{k: few.of(v) for k, v in kwargs.items()}))
-            if made is None or not self._projections.are_known:
-                self.is_shared = False
+            if made is None or not self._projections.all_stubbable:
+                self.supports_dedup = False
                 return
             run.first = tuple(changes.of_heads(its) for its in made)
-            left_out.enter_context(self._projections.left_out(B, self._projections.called))
+            stubs.enter_context(self._projections.stubbed(B, self._projections.called))
 
         def after(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
-            left_out.close()
-            if self.is_shared is None:
-                self.is_shared = bool((output[0] if isinstance(output, tuple) else output).isfinite().all())
-                if not self.is_shared:
+            stubs.close()
+            if self.supports_dedup is None:
+                self.supports_dedup = bool((output[0] if isinstance(output, tuple) else output).isfinite().all())
+                if not self.supports_dedup:
                     run.first = None
                     return block.forward(*args, **kwargs)
             return None
@@ -133,13 +137,13 @@ class FirstLayer:
         try:
             yield
         finally:
-            left_out.close()
+            stubs.close()
             for hook in hooks:
                 hook.remove()
 
 
 @dataclass(frozen=True)
-class _Few:
+class _TwoRowInputs:
     """What a layer is given, of two rows a position."""
 
     changes: TokenSubstitutions
@@ -147,7 +151,7 @@ class _Few:
     def of(self, its: Any) -> Any:  # noqa: ANN401 (whatever a layer is given)
         if isinstance(its, tuple):
             return tuple(map(self.of, its))
-        is_rows = isinstance(its, Tensor) and its.shape[:2] == self.changes.is_second.shape
+        is_rows = isinstance(its, Tensor) and its.shape[:2] == self.changes.is_replaced.shape
         return self.changes.pairs(its) if is_rows else its
 
 
@@ -167,4 +171,4 @@ def _are_pairs(rows: Tensor, changes: TokenSubstitutions) -> bool:
     if rows.dim() != 3:
         return False
     same = (rows == changes.of_each(changes.pairs(rows))).all(-1)
-    return bool((same | changes.is_behind.to(rows.device)).all())
+    return bool((same | changes.is_padding.to(rows.device)).all())

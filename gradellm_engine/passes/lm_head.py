@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.layers.linear import FrozenLinear
-from gradellm_engine.passes.ragged import Target
+from gradellm_engine.passes.base import Target
 
 
 class LogitHead:

@@ -1,1 +1,1 @@
-"""Text and token ids: prompts, chat templates, incremental detokenization, words and segments."""
+"""Text and tokens: reading prompts, encoding, chat templates, words, and incremental detokenisation."""

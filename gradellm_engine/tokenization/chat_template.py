@@ -1,17 +1,17 @@
-"""Messages rendered by the model's chat template, and where each message's words lie in the rendered text.
+"""The model's chat template: messages rendered to text, and the place of each message's content in that text.
 
-A template is a program: it may trim a content, rewrite it, leave parts of it out, say it twice, and write text of its
-own that depends on it. So contents are not searched for. The template is run once more with marks inside the contents,
-strings that nobody can guess; where the text without the marks is the text as it was, each mark shows the place of a
-code point of a message:
+A template is a program: it may trim a content, rewrite it, drop parts of it, repeat it, or write text of its own that
+depends on it. Searching for the content would therefore find wrong places. Instead, the template is run again with
+marks inside the contents, random strings that no text contains. Where the output without the marks equals the original
+output, each mark shows the place of a code point of a message:
 
-    1. marks at both ends of a content's words, inside the white space around them (so that trimming changes nothing),
-       and around tags such as <think> (so that what a template takes out between two tags takes its marks with it)
-    2. where the text comes out different, fewer marks are tried, and then fewer messages, by halves
-    3. the text between two neighbouring marks of a message is that message's words, if it stands there as it was sent
+    1. Marks stand at both ends of a content, inside its surrounding white space (so that trimming changes nothing), and
+       around tags such as <think> (so that a template that drops the text between two tags drops its marks with it).
+    2. Where the output differs, fewer marks are tried, then fewer messages, by bisection.
+    3. The text between two neighbouring marks of a message is that part of its content, if it is there verbatim.
 
-Messages that cannot be marked are unplaced: their words may stand in the text, and nobody can say where. All of it is
-linear in the text: contents are looked through once, and the number of runs is bounded.
+Messages that cannot be marked are unplaced: parts of their content may be in the text, at unknown places. The work is
+linear in the text: each content is scanned once, and the number of runs is bounded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.encoder import interruption_point
 
-MAX_RUNS = 24  # of the template for one request
-MAX_RUN_CHARACTERS = 400_000  # that runs after the third may render together
-MAX_TAGS = 16  # of one content that get marks of their own
-NUMBER_DIGITS = 8
+MAX_RUNS = 24  # marked runs of the template for one request
+MAX_RUN_CHARACTERS = 400_000  # rendered by all runs after the third
+MAX_TAGS = 16  # of one content that are marked
+NUMBER_DIGITS = 8  # of a mark
 
 _TAG = re.compile(r"<[^<>\s]{1,64}>")
 _NUMBER = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}~")
@@ -46,14 +46,14 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A part of the rendered text that is one message's words.
+class ContentSpan:
+    """A part of the rendered text that comes from one message's content.
 
     Attributes:
-        start: its first code point in the text.
-        end: one past its last.
-        message: whose words they are.
-        offset: its first code point in the message's content; None where the template rewrote the words.
+        start: its first code point in the rendered text.
+        end: one past its last code point.
+        message: index of the message; -1 for a raw prompt.
+        offset: its first code point in the message's content; None where the template rewrote the content.
     """
 
     start: int
@@ -64,19 +64,19 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the messages' words lie in the rendered text.
+    """The places of messages' contents in the rendered text.
 
     Attributes:
-        stretches: those that are known, ascending; they do not overlap.
-        unplaced: messages some of whose words may stand in the text where nobody can say.
+        spans: ascending and disjoint.
+        unplaced: messages of whose content parts may be in the text at unknown places.
     """
 
-    stretches: tuple[Stretch, ...]
+    spans: tuple[ContentSpan, ...]
     unplaced: tuple[int, ...]
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The messages as the model's chat template renders them, up to where the model answers.
+    """The messages rendered by the model's chat template, with its generation prompt.
 
     Raises:
         InvalidRequestError: where there is no chat template, or it refuses the messages.
@@ -90,55 +90,55 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
             tokenize=False,
             add_generation_prompt=True,
         )
-    except Exception as error:  # a template is a program of the model's author: it may raise anything
+    except Exception as error:  # a template may raise anything
         raise InvalidRequestError("input.messages", f"the model's chat template refuses them: {error}") from error
     return str(rendered)
 
 
-def place(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> Placement:
-    """Where messages lie in `text`, which `render` made of them."""
-    marking = _Marking(messages, text, tokenizer)
-    by_message = [_ways(message.content) for message in messages]
-    indexes = [index for index, ways in enumerate(by_message) if ways]
-    chosen, marks = marking.choose(indexes, by_message) if indexes else ({}, [])
+def place_messages(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> Placement:
+    """The places of messages' contents in `text`, the output of `render` for them."""
+    renderer = _MarkedRenderer(messages, text, tokenizer)
+    layouts = [_mark_layouts(message.content) for message in messages]
+    indexes = [index for index, options in enumerate(layouts) if options]
+    chosen, marks = renderer.choose(indexes, layouts) if indexes else ({}, [])
     if not chosen:
         return Placement((), tuple(indexes))
-    stretches = list(_stretches(marks, messages, text, by_message))
+    spans = list(_spans(marks, messages, text, layouts))
     if any(messages[index].content != messages[index].content.strip() for index in chosen):
-        stretches = _with_white_space(stretches, marks, marking.stripped_gaps(chosen), messages, text)
-    partly = (index for index, offsets in chosen.items() if not _covers(offsets, messages[index].content))
-    unplaced = sorted({*indexes} - chosen.keys() | {*partly})
-    return Placement(tuple(stretches), tuple(unplaced))
+        spans = _with_white_space(spans, marks, renderer.render_stripped(chosen), messages, text)
+    partial = (index for index, offsets in chosen.items() if not _covers(offsets, messages[index].content))
+    unplaced = sorted({*indexes} - chosen.keys() | {*partial})
+    return Placement(tuple(spans), tuple(unplaced))
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """A mark that was found: `place` in the rendered text stands for code point `offset` of a message's content."""
+    """A mark in the rendered text: code point `position` of the text is code point `offset` of a message's content."""
 
-    place: int
+    position: int
     message: int
     offset: int
 
 
-Offsets = tuple[int, ...]  # where a content is marked, ascending
+Offsets = tuple[int, ...]  # of the marks in a content, ascending
 
 
-def _ways(content: str) -> list[Offsets]:
-    """Where to mark a content, the most telling way first; none for white space."""
+def _mark_layouts(content: str) -> list[Offsets]:
+    """Sets of marks to try in a content, the most informative first; none for white space."""
     core = (len(content) - len(content.lstrip()), len(content.rstrip()))
     if core[0] >= core[1]:
         return []
     if "<" not in content:
         return [core]
     tags = [match.span() for match in _TAG.finditer(content)][: MAX_TAGS + 1]
-    pieces = set(_pieces(content, tags, core)) if len(tags) <= MAX_TAGS else set()
-    ways = [tuple(sorted({*pieces, *core})), tuple(sorted(pieces)), core]
-    return [way for way in dict.fromkeys(ways) if way]
+    around_tags = set(_offsets_around_tags(content, tags, core)) if len(tags) <= MAX_TAGS else set()
+    layouts = [tuple(sorted({*around_tags, *core})), tuple(sorted(around_tags)), core]
+    return [layout for layout in dict.fromkeys(layouts) if layout]
 
 
-def _pieces(content: str, tags: Iterable[tuple[int, int]], core: tuple[int, int]) -> Iterable[int]:
-    """Both ends of what lies between tags, without white space."""
-    ends = [core[0], *(place for tag in tags for place in tag), core[1]]
+def _offsets_around_tags(content: str, tags: Iterable[tuple[int, int]], core: tuple[int, int]) -> Iterable[int]:
+    """Both ends of each text between two tags, without its surrounding white space."""
+    ends = [core[0], *(offset for tag in tags for offset in tag), core[1]]
     for start, end in zip(ends[::2], ends[1::2], strict=True):
         words = content[start:end]
         if words.strip():
@@ -147,150 +147,163 @@ def _pieces(content: str, tags: Iterable[tuple[int, int]], core: tuple[int, int]
 
 
 def _covers(offsets: Offsets, content: str) -> bool:
-    """Whether nothing but white space lies outside of the marks."""
+    """Whether only white space lies outside of the marks."""
     return not content[: offsets[0]].strip() and not content[offsets[-1] :].strip()
 
 
-class _Marking:
-    """Runs of the template with marks in some contents, as many as may be."""
+class _MarkedRenderer:
+    """Runs the template with marks in some contents, at most `MAX_RUNS` times."""
 
     def __init__(self, messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self._messages, self._text, self._tokenizer = messages, text, tokenizer
         self._runs_left = max(3, min(MAX_RUNS, MAX_RUN_CHARACTERS // max(1, len(text))))
-        self._sign = self._unused_sign()
+        self._mark_prefix = self._unused_prefix()
 
     def choose(
-        self, indexes: Sequence[int], by_message: Sequence[Sequence[Offsets]]
+        self, indexes: Sequence[int], layouts: Sequence[Sequence[Offsets]]
     ) -> tuple[dict[int, Offsets], list[_Mark]]:
-        """The messages that can be marked all at once, and how; and the marks."""
-        for way in (0, -1):
-            marked = {index: by_message[index][way] for index in indexes}
+        """Layouts of the messages that can be marked together, by message; and the marks in the text."""
+        for option in (0, -1):
+            marked = {index: layouts[index][option] for index in indexes}
             if (marks := self.marks(marked)) is not None:
                 return marked, marks
-        chosen = self._by_halves(indexes, by_message)
+        chosen = self._bisect(indexes, layouts)
         marks = self.marks(chosen)
         return ({}, []) if marks is None else (chosen, marks)
 
-    def _by_halves(self, indexes: Sequence[int], by_message: Sequence[Sequence[Offsets]]) -> dict[int, Offsets]:
+    def _bisect(self, indexes: Sequence[int], layouts: Sequence[Sequence[Offsets]]) -> dict[int, Offsets]:
+        """Layouts that leave the text unchanged, found by halving the messages that are marked together."""
         if len(indexes) <= 1:
-            ways: Iterable[dict[int, Offsets]] = ({index: way} for index in indexes for way in by_message[index])
-            return next((way for way in ways if self.marks(way) is not None), {})
+            options: Iterable[dict[int, Offsets]] = ({index: layout} for index in indexes for layout in layouts[index])
+            return next((option for option in options if self.marks(option) is not None), {})
         halves = indexes[: len(indexes) // 2], indexes[len(indexes) // 2 :]
         chosen: dict[int, Offsets] = {}
         for half in halves:
-            marked = {index: by_message[index][0] for index in half}
-            chosen |= marked if self.marks(marked) is not None else self._by_halves(half, by_message)
+            marked = {index: layouts[index][0] for index in half}
+            chosen |= marked if self.marks(marked) is not None else self._bisect(half, layouts)
         return chosen
 
     def marks(self, marked: Mapping[int, Offsets]) -> list[_Mark] | None:
-        """The marks where they came out; None where the text differs with them, or no run is left."""
-        found = self._run(marked, self._messages)
-        return None if found is None or found[0] != self._text else found[1]
+        """The marks in the text; None where they change the text, or no run is left."""
+        rendered = self._render(marked, self._messages)
+        return None if rendered is None or rendered[0] != self._text else rendered[1]
 
-    def stripped_gaps(self, marked: Mapping[int, Offsets]) -> tuple[str, list[_Mark]] | None:
-        """The text, and the marks in it, where contents come without the white space around them."""
-        bare = [Message(message.role, message.content.strip()) for message in self._messages]
+    def render_stripped(self, marked: Mapping[int, Offsets]) -> tuple[str, list[_Mark]] | None:
+        """The text of contents that are stripped of surrounding white space, and the marks in it."""
+        stripped = [Message(message.role, message.content.strip()) for message in self._messages]
         leads = [len(message.content) - len(message.content.lstrip()) for message in self._messages]
-        its = {index: tuple(offset - leads[index] for offset in offsets) for index, offsets in marked.items()}
-        found = self._run(its, bare)
-        if found is None:
+        shifted = {index: tuple(offset - leads[index] for offset in offsets) for index, offsets in marked.items()}
+        rendered = self._render(shifted, stripped)
+        if rendered is None:
             return None
-        return found[0], [_Mark(mark.place, mark.message, mark.offset + leads[mark.message]) for mark in found[1]]
+        text, marks = rendered
+        return text, [_Mark(mark.position, mark.message, mark.offset + leads[mark.message]) for mark in marks]
 
-    def _run(self, marked: Mapping[int, Offsets], messages: Sequence[Message]) -> tuple[str, list[_Mark]] | None:
-        """The text without the marks, and where they were."""
+    def _render(self, marked: Mapping[int, Offsets], messages: Sequence[Message]) -> tuple[str, list[_Mark]] | None:
+        """The text of marked messages without the marks, and the marks; None where no run is left or the run fails."""
         if not marked or not self._runs_left:
             return None
         self._runs_left -= 1
-        known: list[tuple[int, int]] = []
+        numbered: list[tuple[int, int]] = []  # message and offset of each mark
         contents = [message.content for message in messages]
         for index, offsets in marked.items():
             content, pieces = contents[index], []
             for start, end in pairwise((0, *offsets, len(content))):
                 pieces.append(content[start:end])
                 if len(pieces) <= len(offsets):
-                    pieces[-1] += f"{self._sign}{len(known):0{NUMBER_DIGITS}d}~"
-                    known.append((index, end))
+                    pieces[-1] += f"{self._mark_prefix}{len(numbered):0{NUMBER_DIGITS}d}~"
+                    numbered.append((index, end))
             contents[index] = "".join(pieces)
         try:
             rendered = render([Message(m.role, c) for m, c in zip(messages, contents, strict=True)], self._tokenizer)
-        except InvalidRequestError:  # a template that looks into contents may refuse marked ones
+        except InvalidRequestError:  # a template that inspects contents may refuse marked ones
             return None
-        first, *parts = rendered.split(self._sign)
-        pieces, place, marks = [first], len(first), []
+        first, *parts = rendered.split(self._mark_prefix)
+        pieces, position, marks = [first], len(first), []
         for part in parts:
-            if not _NUMBER.match(part) or int(part[:NUMBER_DIGITS]) >= len(known):
+            if not _NUMBER.match(part) or int(part[:NUMBER_DIGITS]) >= len(numbered):
                 return None
-            marks.append(_Mark(place, *known[int(part[:NUMBER_DIGITS])]))
+            marks.append(_Mark(position, *numbered[int(part[:NUMBER_DIGITS])]))
             pieces.append(part[NUMBER_DIGITS + 1 :])
-            place += len(pieces[-1])
+            position += len(pieces[-1])
         return "".join(pieces), marks
 
-    def _unused_sign(self) -> str:
-        """What marks begin with. Digits survive a change of case, and the first character tells where they begin."""
+    def _unused_prefix(self) -> str:
+        """A random beginning of all marks that no text contains; its digits survive a change of case."""
         while True:
-            sign = f"~{secrets.randbelow(10**40):040d}"
-            if sign not in self._text and not any(sign in m.content or sign in m.role for m in self._messages):
-                return sign
+            prefix = f"~{secrets.randbelow(10**40):040d}"
+            if prefix not in self._text and not any(prefix in m.content or prefix in m.role for m in self._messages):
+                return prefix
 
 
-def _stretches(
-    marks: Sequence[_Mark], messages: Sequence[Message], text: str, by_message: Sequence[Sequence[Offsets]]
-) -> Iterable[Stretch]:
-    """What lies between neighbouring marks of a message, where it is that message's words."""
+def _spans(
+    marks: Sequence[_Mark], messages: Sequence[Message], text: str, layouts: Sequence[Sequence[Offsets]]
+) -> Iterable[ContentSpan]:
+    """The texts between neighbouring marks of a message that come from its content."""
     for first, second in pairwise(marks):
-        if first.message != second.message or first.offset >= second.offset or first.place >= second.place:
+        if first.message != second.message or first.offset >= second.offset or first.position >= second.position:
             continue
-        is_verbatim = text[first.place : second.place] == messages[first.message].content[first.offset : second.offset]
-        if is_verbatim:
-            yield Stretch(first.place, second.place, first.message, first.offset)
-        elif (first.offset, second.offset) == by_message[first.message][-1]:  # all of a content, rewritten
-            yield Stretch(first.place, second.place, first.message, None)
+        start, end = first.position, second.position
+        if text[start:end] == messages[first.message].content[first.offset : second.offset]:
+            yield ContentSpan(start, end, first.message, first.offset)
+        elif (first.offset, second.offset) == layouts[first.message][-1]:  # a whole content, rewritten
+            yield ContentSpan(start, end, first.message, None)
 
 
 def _with_white_space(
-    stretches: Sequence[Stretch],
+    spans: Sequence[ContentSpan],
     marks: Sequence[_Mark],
-    bare: tuple[str, list[_Mark]] | None,
+    stripped: tuple[str, list[_Mark]] | None,
     messages: Sequence[Message],
     text: str,
-) -> list[Stretch]:
-    """Stretches with the white space around contents, where the template has kept it.
+) -> list[ContentSpan]:
+    """Spans with the white space around contents, where the template has kept it.
 
-    Between two marks, the text with contents as they are has so much more than the text with contents without white
-    space around them as was kept.
+    The text between two marks is compared with the same text rendered from stripped contents: the difference is the
+    white space that the template has kept.
+
+    Args:
+        spans: without white space around contents.
+        marks: in `text`.
+        stripped: text and marks from stripped contents; None where that run failed.
+        messages: the messages.
+        text: the rendered text.
     """
-    if bare is None or [(m.message, m.offset) for m in bare[1]] != [(m.message, m.offset) for m in marks]:
-        return list(stretches)
-    leads: dict[int, int] = {}  # kept white space before what begins here, and after what ends here
-    trails: dict[int, int] = {}
+    if stripped is None or [(m.message, m.offset) for m in stripped[1]] != [(m.message, m.offset) for m in marks]:
+        return list(spans)
+    leads: dict[int, int] = {}  # length of the kept white space before a span, by the span's start
+    trails: dict[int, int] = {}  # and after a span, by its end
     last = len(marks)
     for index in range(last + 1):
         before, after = (marks[i] if 0 <= i < last else None for i in (index - 1, index))
-        gap = text[before.place if before else 0 : after.place if after else len(text)]
-        bare_before, bare_after = (bare[1][i] if 0 <= i < last else None for i in (index - 1, index))
-        own = bare[0][bare_before.place if bare_before else 0 : bare_after.place if bare_after else len(bare[0])]
+        gap = _between(text, before, after)
+        stripped_gap = _between(stripped[0], *(stripped[1][i] if 0 <= i < last else None for i in (index - 1, index)))
         trail = "" if before is None else _outside(messages[before.message].content, before.offset)[1]
         lead = "" if after is None else _outside(messages[after.message].content, after.offset)[0]
         for kept_trail, kept_lead in ((trail, lead), ("", lead), (trail, ""), ("", "")):
-            if gap == kept_trail + own + kept_lead:
+            if gap == kept_trail + stripped_gap + kept_lead:
                 if before is not None and kept_trail:
-                    trails[before.place] = len(kept_trail)
+                    trails[before.position] = len(kept_trail)
                 if after is not None and kept_lead:
-                    leads[after.place] = len(kept_lead)
+                    leads[after.position] = len(kept_lead)
                 break
     return [
-        Stretch(
+        ContentSpan(
             s.start - leads.get(s.start, 0),
             s.end + trails.get(s.end, 0),
             s.message,
             None if s.offset is None else s.offset - leads.get(s.start, 0),
         )
-        for s in stretches
+        for s in spans
     ]
 
 
+def _between(text: str, before: _Mark | None, after: _Mark | None) -> str:
+    """The text between two marks; None is an end of the text."""
+    return text[before.position if before else 0 : after.position if after else len(text)]
+
+
 def _outside(content: str, offset: int) -> tuple[str, str]:
-    """The white space that a content begins and ends with, as far as its words begin or end at `offset`."""
+    """The content before and after `offset`, each empty where it is not all white space."""
     lead, trail = content[:offset], content[offset:]
     return ("" if lead.strip() else lead), ("" if trail.strip() else trail)

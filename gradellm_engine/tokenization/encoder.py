@@ -1,12 +1,12 @@
-"""Text to token ids and offsets, bounded, interruptible, and without the interpreter's lock.
+"""Text to token ids and offsets: bounded, interruptible, and without holding the GIL.
 
 `TextEncoder` calls the tokenizer's Rust core directly, by `encode_batch`, which releases the GIL (`encode` does not),
-and never changes its settings, so that one thread may encode while another decodes.
+and never changes its settings, so one thread may encode while another decodes.
 
-A long text is encoded in pieces where that is the same: between a letter and a space before another letter, if no token
-of the vocabulary spans such a place and a set of samples reads alike both ways. Between two pieces the caller's
-`interruption_point` may end the work. Of text that is much longer than the limit's tokens usually are, some pieces
-are counted first, cut anywhere: what has far too many tokens is refused before its end.
+A long text is encoded in pieces, cut between a letter and a space before another letter, if that gives the same tokens:
+no token of the vocabulary may span such a place, and a set of samples must encode equally both ways. Between two pieces
+the caller's `interruption_point` may end the work. Of a text that is much longer than the token limit's usual number of
+characters, some pieces are counted first, cut anywhere, so that a text with far too many tokens is refused early.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from transformers import PreTrainedTokenizerBase
 from gradellm_engine.errors import TokenizerError
 
 PIECE_CHARACTERS = 1 << 15
-USUAL_BYTES = 8  # of a token in UTF-8, at most: a longer text is counted before it is encoded
-COUNTED_PIECES = 10  # one in so many, so that a text that is taken costs a tenth more
-CUT_TOKENS = 64  # that a cut anywhere may add to a text, at most
+USUAL_BYTES = 8  # UTF-8 bytes of a token; a text with more bytes a token of the limit is counted first
+COUNTED_PIECES = 10  # every tenth piece is counted first, which costs an accepted text a tenth more
+CUT_TOKENS = 64  # the most tokens that a cut at an arbitrary place may add
 MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
 
 Array = NDArray[np.int64]
 
-# Called between stages and pieces of reading a request; what it raises ends that work. A server sets it, so that a
-# caller's deadline and cancel end the work on its request.
+# Called between stages and pieces of reading a request; an exception ends that work. The server sets it so that a
+# request's deadline or cancellation ends the reading.
 interruption_point: ContextVar[Callable[[], None]] = ContextVar("gradellm_interruption_point", default=lambda: None)
 
 _BOUNDARY = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
@@ -53,9 +53,9 @@ class Encoding:
     """Tokens of a text.
 
     Attributes:
-        ids: their ids. [T]
-        starts: each token's first code point. [T]
-        ends: one past its last. [T]
+        ids: token ids. [T]
+        starts: first code point of each token. [T]
+        ends: one past its last code point. [T]
     """
 
     ids: Array
@@ -63,7 +63,7 @@ class Encoding:
     ends: Array
 
     def shifted(self, by: int) -> Encoding:
-        """The same tokens, so many code points later."""
+        """The same tokens, `by` code points later in a text."""
         return Encoding(self.ids, self.starts + by, self.ends + by)
 
 
@@ -71,8 +71,8 @@ class TooManyTokensError(Exception):
     """A text has more tokens than the limit.
 
     Attributes:
-        count: how many, as far as it was read.
-        is_all: whether it was read to its end.
+        count: tokens counted so far.
+        is_all: whether the whole text was counted.
     """
 
     def __init__(self, count: int, *, is_all: bool) -> None:
@@ -81,56 +81,62 @@ class TooManyTokensError(Exception):
 
 
 class TextEncoder:
-    """A tokenizer's text side.
+    """Encodes and decodes with a tokenizer's Rust core.
 
     Attributes:
-        tokenizer: whose ids they are. Its Rust core neither truncates nor pads from now on.
+        tokenizer: the tokenizer.
+        core: its Rust core, a `tokenizers.Tokenizer`; truncation and padding are switched off.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._core: Any = tokenizer.backend_tokenizer
-        self._core.no_truncation()
-        self._core.no_padding()
-        self._alone: dict[int, str] = {}
+        self.core: Any = tokenizer.backend_tokenizer
+        self.core.no_truncation()
+        self.core.no_padding()
+        self._texts: dict[int, str] = {}
 
     def prepare(self) -> None:
-        """Find out now what the first long text would have to wait for."""
+        """Compute the cached properties now, so that the first long text does not wait for them."""
         for name in ("special_ids", "longest_token", "can_split"):
             getattr(self, name)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """The tokens that are no text: those with a task of their own (BOS, EOS), and those that are only marked so.
-
-        Templates' headers are often among the latter alone.
-        """
+        """Special tokens: those with a role (BOS, EOS), and added tokens marked special, such as template headers."""
         marked = (token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special)
         return frozenset([*self.tokenizer.all_special_ids, *marked])
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token, as its vocabulary writes it: never fewer than it stands for."""
-        return max(MIN_LONGEST_TOKEN, *(len(token) for token in self._core.get_vocab(with_added_tokens=True)))
+        """Characters of the longest vocabulary entry, an upper bound of the characters of a token's text."""
+        return max(MIN_LONGEST_TOKEN, *(len(token) for token in self.core.get_vocab(with_added_tokens=True)))
 
     @cached_property
     def can_split(self) -> bool:
-        """Whether text may be encoded in pieces: see the module."""
-        ids = [[token_id] for token_id in self._core.get_vocab(with_added_tokens=True).values()]
-        if any(map(_SPANNING.search, self._core.decode_batch(ids, skip_special_tokens=False))):
-            return False
+        """Whether a text encodes equally in pieces and as a whole; False where the tokenizer fails on this check."""
         try:
+            if any(map(_SPANNING.search, self._vocabulary_texts())):
+                return False
             return all(
                 [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
                 == self._encode(sample, False).ids.tolist()
                 for sample in _SAMPLES
             )
-        except TokenizerError:  # it does not take every text
+        except TokenizerError:
             return False
+
+    def _vocabulary_texts(self) -> list[str]:
+        """The text of every token."""
+        ids = [[token_id] for token_id in self.core.get_vocab(with_added_tokens=True).values()]
+        try:
+            texts: list[str] = self.core.decode_batch(ids, skip_special_tokens=False)
+        except BaseException as error:
+            raise _tokenizer_error(error) from None
+        return texts
 
     @cached_property
     def _added(self) -> tuple[Encoding, Encoding]:
-        """What the tokenizer adds before and after a text (BOS, EOS), without a length."""
+        """The tokens that the tokenizer adds before and after a text (BOS, EOS), with empty spans."""
         plain, added = (self._encode("a", add_special_tokens).ids for add_special_tokens in (False, True))
         for before in range(len(added) - len(plain) + 1):
             if np.array_equal(added[before : before + len(plain)], plain):
@@ -138,19 +144,19 @@ class TextEncoder:
                     Encoding(ids, np.zeros_like(ids), np.zeros_like(ids))
                     for ids in (added[:before], added[before + len(plain) :])
                 )
-        raise TokenizerError("adds tokens within a text")
+        raise TokenizerError("adds special tokens within a text")
 
     def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int | None = None) -> Encoding:
-        """A text's tokens.
+        """The tokens of a text.
 
         Raises:
-            TooManyTokensError: where they are more than `max_tokens`; for a long text, found out before its end.
-            TokenizerError: where the tokenizer itself fails on the text.
+            TooManyTokensError: where there are more than `max_tokens`; a long text is not encoded to its end.
+            TokenizerError: where the tokenizer fails on the text.
         """
         if max_tokens is not None and len(text.encode(errors="replace")) > max(
             PIECE_CHARACTERS, USUAL_BYTES * max_tokens
         ):
-            self._check_about(text, max_tokens)
+            self._check_count(text, max_tokens)
         if len(text) <= PIECE_CHARACTERS or not self.can_split:
             raw = self._raw(text, add_special_tokens)
             if max_tokens is not None and len(raw) > max_tokens:
@@ -167,10 +173,10 @@ class TextEncoder:
             raise TooManyTokensError(len(joined.ids), is_all=True)
         return joined
 
-    def _check_about(self, text: str, max_tokens: int) -> None:
-        """Refuse a text with far too many tokens, by counting them in pieces that are cut anywhere.
+    def _check_count(self, text: str, max_tokens: int) -> None:
+        """Refuse a text with far too many tokens, by counting the tokens of pieces that are cut anywhere.
 
-        A few of the pieces tell whether all of them should be counted.
+        First a sample of the pieces is counted; all of them only if the sample is near the limit.
         """
         limit, size = max_tokens + max_tokens // 4, max(1 << 12, len(text) // 40)
         for step, enough in ((COUNTED_PIECES * size, limit // COUNTED_PIECES), (size, limit)):
@@ -199,15 +205,15 @@ class TextEncoder:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Token ids as text, without the tokenizer's cosmetic clean-up of spaces."""
         try:
-            text: str = self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            text: str = self.core.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except BaseException as error:
-            raise _named(error) from None
+            raise _tokenizer_error(error) from None
         return text
 
     def decode_alone(self, token_id: int) -> str:
-        """One token's text, special or not; kept, for it is asked for again and again."""
-        if (text := self._alone.get(token_id)) is None:
-            text = self._alone[token_id] = self.decode([token_id], skip_special_tokens=False)
+        """The text of a single token, special or not; cached."""
+        if (text := self._texts.get(token_id)) is None:
+            text = self._texts[token_id] = self.decode([token_id], skip_special_tokens=False)
         return text
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
@@ -215,9 +221,9 @@ class TextEncoder:
 
     def _raw(self, text: str, add_special_tokens: bool) -> Any:  # noqa: ANN401 (of Tokenizers' own type)
         try:
-            (encoded,) = self._core.encode_batch([text], add_special_tokens=add_special_tokens)
+            (encoded,) = self.core.encode_batch([text], add_special_tokens=add_special_tokens)
         except BaseException as error:
-            raise _named(error) from None
+            raise _tokenizer_error(error) from None
         return encoded
 
 
@@ -227,17 +233,17 @@ def _encoding_of(raw: Any) -> Encoding:  # noqa: ANN401
 
 
 def _pieces(text: str, least: int) -> list[str]:
-    """A text cut at the first boundaries that leave pieces of at least so many characters."""
+    """A text cut at boundaries into pieces of at least `least` characters."""
     cuts = [0]
     while len(text) - cuts[-1] > least and (found := _BOUNDARY.search(text, cuts[-1] + least)):
         cuts.append(found.start())
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _named(error: BaseException) -> BaseException:
-    """A tokenizer that panics, or refuses a text, as an error of this project's own.
+def _tokenizer_error(error: BaseException) -> BaseException:
+    """A panic or an error of the tokenizer as a `TokenizerError`.
 
-    A panic of its Rust core is no `Exception`, and what it says may quote the text: it goes no further.
+    A panic of the Rust core is not an `Exception`. Its message may quote the user's text, so it is dropped.
     """
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         return error

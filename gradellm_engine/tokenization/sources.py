@@ -1,6 +1,6 @@
-"""What a score stands for: a token, a word or a segment, of the prompt or of the whole prefix.
+"""Sources of attribution: the tokens, words or segments, of the prompt or of the whole prefix, that scores belong to.
 
-Scores are computed a token; a word or a segment scores the sum of its tokens, so that nothing is lost on the way.
+Scores are computed for tokens; a word or a segment scores the sum of its tokens.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.params import AttributionSettings, Resolution, Sources
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 
-GENERATED = "generated"  # the one source that all generated tokens are at resolution segment
+GENERATED = "generated"  # label of the source of all generated tokens at resolution segment
 
 
 @dataclass(frozen=True)
 class Source:
-    """A column of scores: its label and the prompt tokens that it sums."""
+    """A column of scores.
+
+    Attributes:
+        label: its text, or the segment's name.
+        token_indexes: the prompt tokens whose scores it sums.
+    """
 
     label: str
     token_indexes: tuple[int, ...]
 
 
 class SourceMap:
-    """The columns of a request's scores, and how token scores become them.
+    """Maps token scores to a request's sources, the columns of an attribution row.
 
     Attributes:
         sources: the columns over the prompt, in order.
@@ -36,23 +41,26 @@ class SourceMap:
         self._num_prompt_tokens = len(prompt.tokens)
         groups = _groups(prompt, settings.resolution)
         self.sources = tuple(Source(label, tuple(indexes)) for label, indexes in groups)
-        self._column = [0] * len(prompt.tokens)  # by token of the prompt, then of the completion
+        self._column = [0] * len(prompt.tokens)  # of each token of prompt and completion
         for column, source in enumerate(self.sources):
             for index in source.token_indexes:
                 self._column[index] = column
         self._num_columns = len(self.sources)
-        self._generated_word: int | None = None  # the last one's
+        self._generated_word: int | None = None  # word of the last generated token
 
     @property
     def takes_words(self) -> bool:
-        """Whether the column of a generated token depends on its word."""
+        """Whether `add_generated` needs the word of a generated token."""
         return self._settings.sources is Sources.PREFIX and self._settings.resolution is Resolution.WORD
 
     def add_generated(self, word: int | None) -> int | None:
-        """Make a generated token a source of the later ones; its column, or None where only the prompt is scored.
+        """Add a generated token to the sources of later steps.
 
         Args:
-            word: which word of the completion it belongs to, where columns depend on it.
+            word: index of its word in the completion, where `takes_words`.
+
+        Returns:
+            Its column; None where only the prompt is a source.
         """
         if self._settings.sources is Sources.PROMPT:
             return None
@@ -69,11 +77,11 @@ class SourceMap:
         return self._num_columns - 1
 
     def aggregate(self, scores: Tensor) -> Tensor:
-        """From one score a token of a prefix [S] to one score a column that the prefix has [C].
+        """Scores of a prefix's columns [C] from scores of its tokens [S].
 
-        The prefix may be shorter than what is known by now: scores can come late.
+        Scores may arrive after further tokens were generated, so the prefix may be shorter than the sequence.
         """
-        scores = scores[: len(self._column)]  # without the prefix as a source: the prompt's alone
+        scores = scores[: len(self._column)]  # only the prompt's, where generated tokens are no sources
         if self._settings.resolution is Resolution.TOKEN:
             return scores
         column = self._column[: len(scores)]
@@ -99,7 +107,7 @@ def _groups(prompt: Prompt, resolution: Resolution) -> list[tuple[str, list[int]
 
 
 def word_groups(prompt: Prompt) -> list[list[int]]:
-    """Token indexes by word."""
+    """Token indexes of each word of a prompt."""
     groups: list[list[int]] = []
     for index, word in enumerate(prompt.words):
         if word == len(groups):

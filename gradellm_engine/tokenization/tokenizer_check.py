@@ -1,8 +1,8 @@
-"""Whether the tokenizer in use reads and writes texts as its tokenizer.json says, compared on texts that tell.
+"""Check that a loaded tokenizer encodes and decodes as its tokenizer.json says, on a set of sample texts.
 
-Transformers builds some tokenizers by the class that tokenizer_config.json names, and takes only the vocabulary from
-the file. Splits at digits, spaces or scripts are then that class's, and token ids are not those that the model was
-trained on.
+Transformers builds some tokenizers from the class that tokenizer_config.json names, and takes only the vocabulary from
+tokenizer.json. The splits at digits, spaces or scripts are then the class's, and the token ids differ from those that
+the model was trained on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# Texts in which tokenizers are known to differ: by how they split at spaces, digits, lines, scripts and marks.
+# Texts on which tokenizers are known to differ: they split differently at spaces, digits, lines, scripts and marks.
 SAMPLES = (
     "Hello, world! It's 5 o'clock; they'll've gone, DON'T they?",
     " leading and trailing ",
@@ -32,29 +32,33 @@ SAMPLES = (
     "\u2581under \u0120dotted ##piece @@joined </w>",  # other tokenizers' marks, as text
     "x",
 )
-_NUM_PIECES = 400  # tokens of the vocabulary whose texts are compared, too
+_NUM_PIECES = 400  # tokens of the vocabulary whose texts are compared too
 
 
 def difference_from(stored: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Say where a tokenizer reads or writes otherwise than its tokenizer.json; None where it does not.
+    """The first difference between a tokenizer and its tokenizer.json, as text for an error; None where there is none.
 
-    The texts are `SAMPLES`, special tokens of the file between words, and tokens from all over the vocabulary. Tokens
-    that tokenizer_config.json adds are no difference. What begins and ends a text is the file's, too: Transformers
-    passes over add_bos_token and add_eos_token where there is one.
+    The texts are `SAMPLES`, the file's special tokens between words, and tokens sampled from the vocabulary. Tokens
+    that tokenizer_config.json adds are not a difference. BOS and EOS are compared too: with a tokenizer.json,
+    Transformers ignores add_bos_token and add_eos_token.
+
+    Args:
+        stored: tokenizer.json.
+        tokenizer: the loaded tokenizer.
     """
     backend: Tokenizer = tokenizer.backend_tokenizer
     if backend.to_str() == stored.to_str():
         return None
     stored.no_truncation()
     stored.no_padding()
-    own = Tokenizer.from_str(backend.to_str())  # a copy: Transformers sets truncation and padding call by call
-    own.no_truncation()
-    own.no_padding()
+    loaded = Tokenizer.from_str(backend.to_str())  # a copy: Transformers sets truncation and padding at each call
+    loaded.no_truncation()
+    loaded.no_padding()
     vocabulary = stored.get_vocab(with_added_tokens=True)
-    has = own.get_vocab(with_added_tokens=True)
+    loaded_vocabulary = loaded.get_vocab(with_added_tokens=True)
     for token, token_id in vocabulary.items():
-        if has.get(token) != token_id:
-            return f"the token {token!r} is {token_id} in the file, and {has.get(token)}"
+        if (loaded_id := loaded_vocabulary.get(token)) != token_id:
+            return f"the token {token!r} is {token_id} in tokenizer.json, but {loaded_id} in the loaded tokenizer"
     added = [token.content for token in stored.get_added_tokens_decoder().values()]
     ids = sorted(vocabulary.values())[:: max(1, len(vocabulary) // _NUM_PIECES)]
     pieces = [stored.decode([token_id], skip_special_tokens=False) for token_id in ids]
@@ -62,27 +66,30 @@ def difference_from(stored: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> st
     texts += [" ".join(pieces[start : start + 20]) for start in range(0, len(pieces), 20)]
     for text in texts:
         for special in (False, True):
-            wanted, found = (one.encode(text, add_special_tokens=special) for one in (stored, own))
-            if (wanted.ids, wanted.offsets) != (found.ids, found.offsets):
-                return f"{text[:60]!r} is {wanted.ids[:12]} in the file, and {found.ids[:12]}"
-        written, read = (one.decode(wanted.ids, skip_special_tokens=False) for one in (stored, own))
-        if written != read:
-            return f"the tokens {wanted.ids[:12]} are written {written[:60]!r} in the file, and {read[:60]!r}"
+            expected, found = (each.encode(text, add_special_tokens=special) for each in (stored, loaded))
+            if (expected.ids, expected.offsets) != (found.ids, found.offsets):
+                return f"{text[:60]!r} is {expected.ids[:12]} in tokenizer.json, but {found.ids[:12]} in the loaded one"
+        expected_text, text = (each.decode(expected.ids, skip_special_tokens=False) for each in (stored, loaded))
+        if expected_text != text:
+            return (
+                f"the tokens {expected.ids[:12]} are decoded to {expected_text[:60]!r} by tokenizer.json, but to "
+                f"{text[:60]!r} by the loaded tokenizer"
+            )
     return None
 
 
-def made_from(
+def tokenizer_from_file(
     stored: Tokenizer,
     configured: PreTrainedTokenizerBase,
     classed: PreTrainedTokenizerBase,
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer that reads and writes as its tokenizer.json says, whatever else its folder says.
+    """A tokenizer that encodes and decodes as its tokenizer.json says.
 
     Args:
-        stored: what tokenizer.json says.
-        configured: tokenizer_config.json without the class that it names: its chat template, its names of special
-            tokens, the tokens that only it knows.
-        classed: the tokenizer of that class, whose special tokens count where the configuration names none.
+        stored: tokenizer.json.
+        configured: the tokenizer of tokenizer_config.json without its class: source of the chat template, the names of
+            special tokens, and the tokens that only the configuration adds.
+        classed: the tokenizer of that class: source of special tokens that the configuration does not name.
     """
     vocabulary = stored.get_vocab(with_added_tokens=True)
     names: dict[str, Any] = {
@@ -91,12 +98,12 @@ def made_from(
         if isinstance(token, str) and token in vocabulary
     }
     names |= {name: token for name, token in configured.special_tokens_map.items() if isinstance(token, str)}
-    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=stored,
         chat_template=configured.chat_template,
         model_max_length=configured.model_max_length,
         **names,
     )
     added = sorted(configured.added_tokens_decoder.items())
-    made.add_tokens([token for _, token in added if token.content not in vocabulary])
-    return made
+    tokenizer.add_tokens([token for _, token in added if token.content not in vocabulary])
+    return tokenizer

@@ -1,44 +1,39 @@
-r"""Words: which tokens of a prompt or a completion belong together, by Unicode's word boundaries (UAX #29).
+r"""Words: groups of tokens of a prompt or a completion, by Unicode's word boundaries (UAX #29).
 
-A word is a word of UAX #29 that holds a letter, a digit, an ideograph or an emoji, with what stands beside it:
+A word is a word of UAX #29 that holds a letter, a digit, an ideograph or an emoji, with its neighbouring characters:
 
-- White space belongs to the word after it; at the end of a speaker's text in a prompt, to the last word.
-- Punctuation and symbols belong to the word before them where no white space lies between, else to the word after
-  them. Opening brackets, and connectors such as "_" that are not in a word, belong to the word after them. Between
-  white space all these are a word of their own.
-- A word begins at a token. A boundary inside a token does not count: the words that it would part are one, so that no
-  token is in two. After a token that ends in white space, the next one begins a word.
-- A special token is a word of its own, and no word goes on from one speaker to another.
+- White space belongs to the word after it; at the end of a message, to the last word.
+- Punctuation and symbols belong to the word before them, or after white space to the word after them. Opening brackets,
+  and connectors such as "_" that are not inside a word, belong to the word after them. Between white space, all these
+  are a word of their own.
+- A word begins at a token. Boundaries inside a token do not count, so that no token is in two words. After a token that
+  ends in white space, the next token begins a word.
+- A special token is a word of its own, and no word spans two messages.
 - Tokens that are parts of one character are in that character's word.
 
-By UAX #29 every Chinese character, hiragana and Thai cluster is a word. Finer rules need dictionaries; a token of
+By UAX #29 every Chinese character, hiragana and Thai cluster is a word. Finer rules would need dictionaries; a token of
 several such characters keeps them together.
 
-A token's word is decided by the text up to it, and by the whole character where the token is the first part of one: the
-words of a stream are those of the finished text. The rules of UAX #29 that look further ahead (WB6, WB7b, WB12) only
-join a mark, such as the point of "3.14", to what is before it, which holds for all punctuation here.
+A token's word depends only on the text up to it, and on the whole character where the token is the first part of one.
+So the words of streamed tokens are those of the finished text. The rules of UAX #29 that look further ahead (WB6, WB7b,
+WB12) only join a mark, such as the point of "3.14", to the word before it, which all punctuation does here.
 
-The `regex` package has Unicode's properties of characters. Its own boundaries (`\b` with the flag WORD) differ from
-UAX #29 beside flags and marks, and take quadratic time over a row of flags; so the rules are one pattern here. Its
-quantifiers are possessive: time is linear in the text.
+The rules are one pattern of the `regex` package, which knows Unicode's character properties. The package's own word
+boundaries (`\b` with the flag WORD) differ from UAX #29 at flags and marks, and take quadratic time over rows of flags.
+The pattern's quantifiers are possessive: its time is linear in the text.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import regex
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
-
-    from gradellm_engine.tokenization.prompts import Prompt, PromptToken
 
 MAX_PARTS = 4  # tokens of one character at most: its bytes in UTF-8
 
 _IGNORED = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]"
-_ALSO = rf"{_IGNORED}*+"  # WB4: marks count as a part of what is before them
+_ALSO = rf"{_IGNORED}*+"  # WB4: marks belong to the character before them
 _HEBREW = rf"\p{{WB=Hebrew_Letter}} {_ALSO}"
 _LETTER = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}] {_ALSO}"
 _DIGIT = rf"\p{{WB=Numeric}} {_ALSO}"
@@ -69,50 +64,52 @@ _SEGMENT = regex.compile(
 )
 _IGNORABLE = regex.compile(_IGNORED, regex.VERSION1)
 _FLAG = regex.compile(r"\p{RI}\p{RI}", regex.VERSION1)
-_IDEOGRAPH = regex.compile(r"[\p{Alphabetic}--\P{WB=Other}]", regex.VERSION1)  # no rule joins anything to them
+_IDEOGRAPH = regex.compile(r"[\p{Alphabetic}--\P{WB=Other}]", regex.VERSION1)  # no rule joins another character to them
 _JOINER = "\u200d"
 
 
 class _State(NamedTuple):
-    """What the words of later text depend on, of the text before it."""
+    """The text so far, as far as later word boundaries depend on it."""
 
-    before: str = ""  # the last characters, as far as boundaries depend on them
-    has_text: bool = False  # the text since the last boundary is more than white space
-    has_word: bool = False  # it holds a word of UAX #29
-    may_start: bool = False  # a boundary was passed, and only white space since
+    before: str = ""  # the last characters that boundaries depend on
+    has_text: bool = False  # there is more than white space since the last boundary
+    has_word: bool = False  # there is a word of UAX #29 since the last boundary
+    may_start: bool = False  # only white space follows a boundary
 
 
 _START = _State()
 
 
 class WordCounter:
-    """Numbers the words of a growing sequence of tokens: 0 for those of the first word, and so on.
+    """Assigns word indexes, from 0, to the tokens of a growing sequence.
 
     Attributes:
-        words: the word of each token that is decided, in order.
+        words: the word index of each decided token, in order.
     """
 
     def __init__(self) -> None:
         self.words: list[int] = []
-        self._num_waiting = 0  # tokens without text, which may be parts of the next character
-        self._speaker: Hashable = None
+        self._num_waiting = 0  # undecided tokens: parts of a character that is incomplete
+        self._message: Hashable = None
         self._state = _START
-        self._must_start = True  # the next token begins a word, whatever was before
-        self._read: dict[tuple[_State, str], tuple[bool, _State]] = {}  # what came of it: most tokens come again
+        self._must_start = True  # the next token begins a word
+        self._read: dict[tuple[_State, str], tuple[bool, _State]] = {}  # cache: most tokens occur again
 
-    def push(self, text: str, *, special: bool = False, speaker: Hashable = None, shares: bool = False) -> None:
-        """Take the next token.
+    def push(
+        self, text: str, *, special: bool = False, message: Hashable = None, shares_character: bool = False
+    ) -> None:
+        """Add the next token.
 
         Args:
-            text: what it adds to the text. Empty for a token without text, and for a part of a character that a later
+            text: the text that it adds. Empty for a token without text, and for a part of a character that a later
                 token completes: it is decided with the next text, or after `MAX_PARTS` such tokens.
             special: whether it is a special token.
-            speaker: whose words it carries.
-            shares: whether its text begins with a character that an earlier token had already.
+            message: identifies its message; no word spans two messages.
+            shares_character: whether its text begins with a character that an earlier token is a part of.
         """
-        if special or speaker != self._speaker:
+        if special or message != self._message:
             self.finish()
-            self._speaker = speaker
+            self._message = message
             self._state, self._must_start = _START, True
         if special:
             self._count(starts=True)
@@ -123,12 +120,12 @@ class WordCounter:
             if read is None:
                 read = self._read[state, text] = _read(state, text)
             starts, self._state = read
-            starts = (starts and not shares) or self._must_start
+            starts = (starts and not shares_character) or self._must_start
             for _ in range(self._num_waiting + 1):
                 self._count(starts=starts)
                 starts = False
             self._num_waiting = 0
-        elif shares:
+        elif shares_character:
             self._count(starts=self._must_start)
         else:
             self._num_waiting += 1
@@ -137,7 +134,7 @@ class WordCounter:
                 self._count(starts=self._must_start)
 
     def finish(self) -> None:
-        """Decide the tokens that wait: no text follows, so they go with the word before them."""
+        """Decide the remaining tokens at the end of a message: they belong to the word before them."""
         for _ in range(self._num_waiting):
             self._count(starts=self._must_start)
         self._num_waiting = 0
@@ -151,17 +148,17 @@ def _read(state: _State, text: str) -> tuple[bool, _State]:
     """Whether a token with this text begins a word, and the state after it."""
     before, has_text, has_word, may_start = state
     starts = False
-    joint = len(before)  # where the token begins
+    token_start = len(before)
     kind, segment, last_word = None, "", ""
     for found in _SEGMENT.finditer(before + text):
         last_word = segment if kind == "word" else ""
         kind, segment = found.lastgroup, found.group()
-        if found.end() <= joint:
-            continue  # what is before the token
-        is_new = found.start() >= joint  # not the rest of what the tokens before began
+        if found.end() <= token_start:
+            continue  # before the token
+        is_new = found.start() >= token_start  # not the rest of a match that earlier tokens began
         if is_new and ((kind == "space" and has_text) or (kind in ("word", "opener") and has_word)):
             may_start, has_text, has_word = True, False, False
-        if found.start() <= joint:
+        if found.start() <= token_start:
             starts, may_start = may_start, False
         if kind != "space":
             may_start, has_text = False, True
@@ -173,9 +170,9 @@ def _read(state: _State, text: str) -> tuple[bool, _State]:
 
 
 def _end(segment: str) -> str:
-    """The last characters of a segment, as far as what follows it depends on them.
+    """The last characters of a segment that later boundaries depend on.
 
-    That is one, but for flags, which are two; and for letters and digits any of their kind.
+    This is one character, or two for a flag. ASCII letters and digits are represented by "a" and "1".
     """
     if not segment:
         return ""
@@ -187,42 +184,3 @@ def _end(segment: str) -> str:
     elif _IDEOGRAPH.fullmatch(last):
         last = ""
     return last + joiner
-
-
-def prompt_words(prompt: Prompt) -> list[int]:
-    """The word of each token of a prompt."""
-    counter, end = WordCounter(), 0
-    for token in prompt.tokens:
-        counter.push(
-            prompt.text[end : token.end],
-            special=token.special,
-            speaker=(token.role, token.message),
-            shares=token.start < end,
-        )
-        end = max(end, token.end)
-    counter.finish()
-    return _join_last_spaces(prompt.tokens, counter.words)
-
-
-def _join_last_spaces(tokens: Sequence[PromptToken], words: list[int]) -> list[int]:
-    """White space at the end of a speaker's text goes with the word before it, as no word comes after it."""
-    joined = set()
-    for last, token in enumerate(tokens):
-        if token.text.strip():
-            continue
-        if last + 1 < len(tokens) and _go_on(token, tokens[last + 1]):
-            continue
-        first = last  # of the last word, as long as that is white space
-        while first > 0 and words[first - 1] == words[last] and not tokens[first].text.strip():
-            first -= 1
-        if first > 0 and not tokens[first].text.strip() and _go_on(tokens[first - 1], tokens[first]):
-            joined.add(words[last])
-    if not joined:
-        return words
-    taken = list(accumulate(number in joined for number in range(words[-1] + 1)))
-    return [word - taken[word] for word in words]
-
-
-def _go_on(before: PromptToken, after: PromptToken) -> bool:
-    """Whether two tokens are of one speaker's text."""
-    return not (before.special or after.special) and (before.role, before.message) == (after.role, after.message)

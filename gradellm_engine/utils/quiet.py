@@ -38,7 +38,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def run_and_leave(main: Callable[[], int | None]) -> NoReturn:
+def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and end the process with its status.
 
     Not by the interpreter's own end, at which compiled libraries (nanobind, in Triton) complain of each other over many

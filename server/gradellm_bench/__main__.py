@@ -39,7 +39,7 @@ from gradellm_bench.throughput import (
 )
 from gradellm_engine.errors import EngineError
 from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 PARTS = ("latency", "throughput", "admission", "reuse", "memory")
@@ -277,4 +277,4 @@ def _say(stage: str) -> None:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

@@ -28,14 +28,15 @@ from gradellm_engine.core.post_hoc_runner import MAX_EVALUATION_PASS_TOKENS
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
 from gradellm_engine.engine import Engine
-from gradellm_engine.faithfulness.keep_probabilities import retentions
-from gradellm_engine.faithfulness.masks import kept, uniforms
+from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
+from gradellm_engine.faithfulness.metrics.masks import keep_mask, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings
 from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
 from gradellm_engine.tokenization.chat_template import Message
-from gradellm_engine.tokenization.prompts import PromptInput, Role
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.tokenization.prompt import Role
+from gradellm_engine.tokenization.prompt_input import PromptInput
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 NEW_TOKENS = 96  # of an interactive stream
@@ -125,7 +126,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
     size = int(own.sum())
     retained = retentions(scores[own], settings.pis)
     draws = uniforms(0, 0, settings.pis, settings.samples, size)
-    masks = kept(draws, np.stack([each.probs for each in retained])).reshape(-1, size)
+    masks = keep_mask(draws, np.stack([each.probs for each in retained])).reshape(-1, size)
     texts = []
     for mask in (np.ones(size, np.bool_), np.zeros(size, np.bool_), *masks, *~masks):
         text = np.ones(len(own), np.bool_)
@@ -137,7 +138,7 @@ def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask)
 def _ours(engine: Engine, given: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
     results = list(engine.evaluate(given, settings, [token_id]))
     assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (else there is nothing to time)
-    engine.model.runner.pool.forget()  # the next round reads the prompt again
+    engine.model.runner.pool.evict_all()  # the next round reads the prompt again
 
 
 @torch.no_grad()
@@ -195,4 +196,4 @@ def _gaps(engine: Engine, given: PromptInput) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

@@ -20,8 +20,8 @@ from gradellm_bench.models import SHAPES, random_llama
 from gradellm_engine.engine import Engine
 from gradellm_engine.model.loader import LoadedModel, assemble, load_model
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
-from gradellm_engine.tokenization.prompts import PromptInput
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.tokenization.prompt_input import PromptInput
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 NEW_TOKENS = 24
@@ -109,9 +109,9 @@ def _seconds(work: Callable[[Engine, int], None], engine: Engine, turn: int) -> 
     began = time.perf_counter()
     work(engine, turn)
     took = time.perf_counter() - began
-    engine.model.runner.pool.forget()
+    engine.model.runner.pool.evict_all()
     return took
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

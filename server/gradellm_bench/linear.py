@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradellm_bench.bandwidth import read_bandwidth
 from gradellm_engine.layers.gemm import GemmWeight, Kernel
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 SHAPES = ((256, 768), (768, 768), (1280, 768), (4096, 768), (768, 2048), (32000, 768))
@@ -63,4 +63,4 @@ def _speed(
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

@@ -90,7 +90,7 @@ class BenchModel:
         """
         size = (max_running, num_tokens)
         if size in self._last_engine:
-            self.loaded.runner.pool.forget()
+            self.loaded.runner.pool.evict_all()
         else:
             self._last_engine.clear()
             self._last_engine[size] = Engine(

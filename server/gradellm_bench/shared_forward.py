@@ -18,8 +18,8 @@ import torch
 from gradellm_bench.models import SHAPES, BenchModel, random_subject
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.params import AttributionSettings
-from gradellm_engine.tokenization.prompts import PromptInput
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.tokenization.prompt_input import PromptInput
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
@@ -66,4 +66,4 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

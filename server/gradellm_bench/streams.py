@@ -9,7 +9,7 @@ from gradellm_engine.core.outputs import Attribution, Finished, Step
 from gradellm_engine.core.request import Request, RequestPhase
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
-from gradellm_engine.tokenization.prompts import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput
 
 
 def chunked(size: int) -> AttributionSettings:

@@ -24,7 +24,7 @@ from gradellm_bench.throughput import admission, memory, reuse, throughputs
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.params import AttributionSettings, Sampling, Sources
-from gradellm_engine.tokenization.prompts import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput
 from support.oracle import relative_error
 
 TINY = {

@@ -88,7 +88,7 @@ def ask(tab: Any, question: str, *, system: str = "", wait: bool = True) -> None
         tab.wait_for_function(
             "!document.getElementById('send').disabled && document.querySelector('.turn.assistant .word')"
         )
-        assert tab.locator("#said").inner_text() == ""
+        assert tab.locator("#error").inner_text() == ""
 
 
 def shades(tab: Any, panel: int = 0) -> list[str]:
@@ -205,7 +205,7 @@ def test_a_new_question_ends_a_measurement(tab: Any, leaving: str) -> None:
         ask(tab, REVIEW)
     tab.wait_for_selector("#judge:not([disabled])")
     assert tab.locator(".turn.assistant").count() == (2 if leaving == "Send" else 1)
-    assert tab.locator("#said").inner_text() == ""
+    assert tab.locator("#error").inner_text() == ""
 
 
 @pytest.mark.parametrize("text", ["كان الفيلم (جيدًا). 12", "הסרט היה טוב, 3.14!", "这部电影很好看。", "หนังดี"])
@@ -268,8 +268,8 @@ def test_an_answer_is_stopped_and_the_server_told(
 def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any], demo_url: str) -> None:
     tab = show(demo_url, expected="status of 400")
     ask(tab, "word " * 2000, wait=False)
-    tab.wait_for_function("document.getElementById('said').textContent")
-    assert "tokens" in tab.locator("#said").inner_text()
+    tab.wait_for_function("document.getElementById('error').textContent")
+    assert "tokens" in tab.locator("#error").inner_text()
     assert tab.get_by_label("Your message").input_value() == "word " * 2000
     assert tab.locator(".turn.assistant").count() == 0
 

@@ -17,7 +17,7 @@ import pytest
 from client.cli.test_evaluate import write
 from gradellm.cli import main as cli
 from gradellm_ray.__main__ import main
-from trials.on_ray import engines
+from trials.ray_actors import engine_processes
 
 Out = pytest.CaptureFixture[str]
 
@@ -125,7 +125,7 @@ def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_p
         try:
             if is_killed:
                 until_lines(process, out, 4)
-                both = engines(process.pid)
+                both = engine_processes(process.pid)
                 assert len(both) == 2
                 both[0].send_signal(signal.SIGKILL)
             said, _ = process.communicate(timeout=200)

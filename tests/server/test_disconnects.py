@@ -16,7 +16,7 @@ from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from gradellm_server import fault_injection
 from gradellm_server.rpc import conversion
 from server.conftest import RunningServer, Serving

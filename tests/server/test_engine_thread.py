@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from gradellm_engine import Engine, Event, Finished, PromptInput, Request, Sampling, Step
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
 
 Answers = Job[Event]

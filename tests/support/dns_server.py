@@ -1,4 +1,4 @@
-"""A real, small name server, whose records change while it is asked."""
+"""A DNS server (dnsmasq) whose records tests change while it runs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PORT = 53
-TTL_SECONDS = 5  # as Kubernetes tells of a headless Service
+TTL_SECONDS = 5  # as CoreDNS serves a headless Service
 START_SECONDS = 10.0
 
 
-class NameServer:
-    """dnsmasq with the records that it is told to have, while it is entered.
+class DnsServer:
+    """A context manager that runs dnsmasq with records set by `set_addresses`.
 
     Attributes:
-        address: where it answers.
-        port: as well.
+        address: IP address that it listens on.
+        port: UDP and TCP port.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class NameServer:
         port: int = PORT,
         *,
         ttl_seconds: int = TTL_SECONDS,
-        within: Sequence[str] = (),
+        command_prefix: Sequence[str] = (),
     ) -> None:
-        """Keeps its records and its log in `folder`; `within` is the command that runs it elsewhere, if any."""
+        """Keep records and log in `folder`; `command_prefix` runs dnsmasq elsewhere, such as in a network namespace."""
         self.address, self.port, self._ttl = address, port, ttl_seconds
-        self._file, self._log, self._within = folder / "hosts", folder / "names.log", within
+        self._file, self._log, self._command_prefix = folder / "hosts", folder / "dns.log", command_prefix
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> NameServer:
+    def __enter__(self) -> DnsServer:
         self._file.write_text("")
         command = [
-            *self._within,
+            *self._command_prefix,
             "dnsmasq",
             "--keep-in-foreground",
             "--conf-file=/dev/null",
@@ -53,7 +53,7 @@ class NameServer:
         while not self._log.exists() or "started" not in self._log.read_text():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.__exit__()
-                raise RuntimeError("the name server did not start")
+                raise RuntimeError("dnsmasq did not start")
             time.sleep(0.02)
         return self
 
@@ -62,13 +62,13 @@ class NameServer:
             self._process.kill()
             self._process.wait()
 
-    def tell(self, name: str, addresses: Sequence[str]) -> None:
-        """From now on the name has these addresses."""
+    def set_addresses(self, name: str, addresses: Sequence[str]) -> None:
+        """Make a name resolve to these addresses from now on."""
         assert self._process is not None
         self._file.write_text("".join(f"{address} {name}\n" for address in addresses))
         self._process.send_signal(signal.SIGHUP)
 
     @property
     def num_queries(self) -> int:
-        """How often it was asked."""
+        """Queries received so far."""
         return self._log.read_text().count(" query[") if self._log.exists() else 0

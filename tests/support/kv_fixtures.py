@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
 MORE_TOKENS = 20  # that a sequence may become longer by
 

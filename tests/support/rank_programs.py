@@ -89,7 +89,7 @@ def post_hoc_methods(engine: Engine) -> list[Rows]:
 def evaluation(engine: Engine) -> list[tuple[str, str, int, float]]:
     """The items of an evaluation."""
     settings = EvaluationSettings(
-        judged=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
+        methods=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
         metrics=(Metric.PI_SOFT_NC, Metric.PI_SOFT_NS),
         pis=(0.3, 0.7),
         samples=2,
@@ -234,7 +234,7 @@ def _main() -> None:
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
         engine.stop_followers()
-    ProcessGroup.leave()
+    ProcessGroup.destroy()
 
 
 if __name__ == "__main__":

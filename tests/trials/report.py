@@ -1,4 +1,4 @@
-"""What a trial finds, and how it is told."""
+"""Findings of a trial, and their Markdown table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One number.
+    """One measured figure.
 
     Attributes:
-        what: what it is of.
-        value: what came out, in words.
-        limit: what was asked.
-        holds: whether it does; None where nothing was asked.
+        what: its name.
+        value: what was measured, as text.
+        limit: what is required; empty for none.
+        holds: whether the value meets the limit; None without a limit.
     """
 
     what: str
@@ -25,13 +25,13 @@ class Finding:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent lie below or at."""
+    """The value that `percent` percent of the values are below or equal to; 0 for no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
 def table(title: str, caption: str, findings: Sequence[Mapping[str, Any]]) -> str:
-    """Some findings as dictionaries, under a title, as Markdown."""
+    """Findings (as dictionaries) under a title, as Markdown."""
     lines = [f"\n## {title}\n", f"{caption}\n", "| | found | asked | |", "| --- | --- | --- | --- |"]
     for finding in findings:
         mark = {True: "holds", False: "**does not hold**", None: ""}[finding["holds"]]

@@ -1,4 +1,4 @@
-"""A server as a process of its own, and what can be seen of it from outside."""
+"""Servers and load generators as processes of their own, observed from outside."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 START_SECONDS = 120.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
+MIB = 2**20
 
 
 @dataclass
 class Served:
-    """A server process."""
+    """A server process and its addresses."""
 
     process: subprocess.Popen[str]
     address: str
@@ -31,11 +32,11 @@ class Served:
 
     @property
     def memory_bytes(self) -> int:
-        """What it holds in memory."""
+        """Its resident set size."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def health(self, service: str, timeout: float = 5.0) -> int:
-        """What it says of a service."""
+        """The health status of a service."""
         with grpc.insecure_channel(self.health_address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout).status)
@@ -51,38 +52,38 @@ def free_port() -> int:
 def served(
     *arguments: str, environment: Mapping[str, str] | None = None, address: str | None = None
 ) -> Iterator[Served]:
-    """The demo model, served as `gradellm serve` does; at a free port where no address is given."""
+    """The demo model, served by `python -m gradellm_server`; on a free port where no address is given."""
     address, health = address or f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "gradellm_server", "--listen", address, "--health-port", health]
     command += ["--metrics-listen", "none", "--log-level", "error", *arguments]
-    # Threads that spin would take the core of the load; the command line starts a server so, too.
-    own = {**os.environ, "GOMP_SPINCOUNT": "10000", **(environment or {})}
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True, env=own)
-    its = Served(process, address, health)
+    # Spinning OpenMP threads would take the load generator's core; `gradellm serve` sets the same.
+    variables = {**os.environ, "GOMP_SPINCOUNT": "10000", **(environment or {})}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True, env=variables)
+    server = Served(process, address, health)
     try:
         limit = time.monotonic() + START_SECONDS
-        while not _is_ready(its):
+        while not _is_ready(server):
             if process.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError("the server did not start")
+                raise RuntimeError(f"the server was not ready after {START_SECONDS:g} s, or it ended")
             time.sleep(0.1)
-        yield its
+        yield server
     finally:
         process.kill()
         process.wait()
 
 
-def _is_ready(its: Served) -> bool:
+def _is_ready(server: Served) -> bool:
     try:
-        return its.health("ready", timeout=1.0) == SERVING
+        return server.health("ready", timeout=1.0) == SERVING
     except grpc.RpcError:
         return False
 
 
 @contextmanager
-def played(count: int, num_scores: int, pause: float) -> Iterator[str]:
-    """A server without a model, see `trials.fake_server`; its address."""
+def fake_server(num_tokens: int, num_scores: int, pause: float) -> Iterator[str]:
+    """The address of a server without a model; see `trials.load.fake_server`."""
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "trials.fake_server", address, str(count), str(num_scores), str(pause)]
+    command = [sys.executable, "-m", "trials.load.fake_server", address, str(num_tokens), str(num_scores), str(pause)]
     process = subprocess.Popen(command)
     try:
         with grpc.insecure_channel(address) as channel:
@@ -94,9 +95,9 @@ def played(count: int, num_scores: int, pause: float) -> Iterator[str]:
 
 
 @contextmanager
-def load(kind: str, address: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """A load generator as a process of its own; read its end with `result`."""
-    command = [sys.executable, "-m", "trials.load_generator", kind, address, json.dumps(how)]
+def load(kind: str, address: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A load generator process; `result` waits for its outcome."""
+    command = [sys.executable, "-m", "trials.load.generator", kind, address, json.dumps(options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -106,7 +107,7 @@ def load(kind: str, address: str, **how: Any) -> Iterator[subprocess.Popen[str]]
 
 
 def result(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-    """What a load generator found; it must end within so many seconds."""
+    """A load generator's outcome; it must end within `seconds`."""
     output, _ = process.communicate(timeout=seconds)
-    found: dict[str, Any] = json.loads(output)
-    return found
+    outcome: dict[str, Any] = json.loads(output)
+    return outcome

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Collector", "Explanation"]
 
-_FORMAT = "gradellm.explanation.explanation"
+_FORMAT = "gradellm.explanation"
 _VERSION = 1
 
 

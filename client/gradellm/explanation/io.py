@@ -112,7 +112,7 @@ def _from_json(path: Path) -> Explanation:
 
 # --- safetensors: numbers as tensors, all else as JSON in the metadata ------------------------------------------------
 
-_METADATA = "gradellm.explanation.explanation"
+_METADATA = "gradellm.explanation"
 
 
 def _to_safetensors(explanation: Explanation) -> bytes:

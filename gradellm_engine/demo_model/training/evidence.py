@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.corpus import TASKS, Example, examples
 from gradellm_engine.engine import Engine
-from gradellm_engine.faithfulness.rationale_agreement import average_precision
+from gradellm_engine.faithfulness.metrics.rationale_agreement import average_precision
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import PRESETS, AttributionSettings, GradEllm, Sampling, Switches
 from gradellm_engine.tokenization.chat_template import Message
-from gradellm_engine.tokenization.prompts import PromptInput, Segment
+from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
 
 RESAMPLES = 10_000
 BASELINE = "random"

@@ -1,1 +1,1 @@
-"""Post-hoc methods that use gradients of a target token's score."""
+"""Post-hoc methods from gradients of the target's logit by the embeddings or by a layer's output."""

@@ -1,4 +1,4 @@
-"""What gradient methods share: one forward pass for all steps of a completion, backward passes in batches."""
+"""Gradient methods: one forward pass for all steps of a completion, then one gradient a step, batched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradellm_engine.passes.full_sequence import SequenceAttention
 
 
 class Aggregation(StrEnum):
-    """How a token's numbers, one for each channel of its embedding, become one score."""
+    """How a token's channels [h] become one score: L2 norm or signed sum."""
 
     NORM = "norm"
     SUM = "sum"
@@ -23,7 +23,7 @@ class Aggregation(StrEnum):
 
 @dataclass(frozen=True)
 class GradientSwitches(ObjectiveSwitches):
-    """Of a gradient method.
+    """Switches of a gradient method.
 
     Attributes:
         aggregation: the L2 norm over channels, or their signed sum.
@@ -37,37 +37,37 @@ class GradientSwitches(ObjectiveSwitches):
 
 
 def aggregate(channels: Tensor, aggregation: Aggregation) -> Tensor:
-    """[.., h] -> [..]"""
+    """Scores from channels. [.., h] -> [..]"""
     return channels.sum(-1) if aggregation is Aggregation.SUM else channels.norm(dim=-1)
 
 
-def gradient_rows(
+def gradient_scores(
     model: CompletionModel,
     forward: Callable[[], tuple[Tensor, Tensor]],
     channels: Callable[[Tensor], Tensor],
     aggregation: Aggregation,
 ) -> ScoreStream:
-    """The rows of a method that is one gradient a step.
+    """Scores of a method with one gradient a step.
 
     Args:
-        model: the model, with the completion.
-        forward: makes the steps' values [n], and what they are differentiated by [1, T, h].
-        channels: from gradients [T, h] to what is aggregated over channels [T, h].
-        aggregation: how.
+        model: the model for the completion.
+        forward: computes the steps' values [n], and the tensor to differentiate them by [1, T, h].
+        channels: from a step's gradient [T, h] to the channels that are aggregated [T, h].
+        aggregation: of channels.
     """
-    given = model.given
+    completion = model.completion
     with torch.enable_grad():
         values, inputs = forward()
-    yield 1 / (1 + given.num_steps)
+    yield 1 / (1 + completion.num_steps)
     for steps, gradients in model.gradients(values, inputs):
         for step, gradient in zip(steps, gradients[:, 0], strict=True):
-            yield StepScores(step, aggregate(channels(gradient), aggregation)[: given.prefix(step)])
-        yield (1 + steps.stop) / (1 + given.num_steps)
+            yield StepScores(step, aggregate(channels(gradient), aggregation)[: completion.prefix(step)])
+        yield (1 + steps.stop) / (1 + completion.num_steps)
 
 
 def by_embeddings(
     model: CompletionModel, objective: Objective, run: SequenceAttention | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The steps' values, and the embeddings to differentiate them by. [n], [1, T, h]"""
+    """The steps' values, and the embeddings to differentiate them by. -> [n], [1, T, h]"""
     x = model.embeddings.detach()[None].clone().requires_grad_()
     return model.values(x, objective, run)[0], x

@@ -1,4 +1,4 @@
-"""Input x gradient (Shrikumar et al. 2016): each token's embedding times the target's gradient by it."""
+"""Input x gradient (Shrikumar et al. 2016): each token's embedding times the gradient of the target by it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_scores
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 
 @dataclass(frozen=True)
 class InputXGradient(GradientSwitches):
-    """Objective and aggregation."""
+    """Switches: objective and aggregation."""
 
     name: ClassVar[str] = "input_x_gradient"
 
 
 def explain(model: CompletionModel, switches: InputXGradient) -> ScoreStream:
-    """x_i * dl/dx_i, its norm over channels or their sum."""
+    """x_i * dl/dx_i, aggregated over channels."""
     forward = partial(by_embeddings, model, switches.objective)
-    return gradient_rows(model, forward, lambda gradient: gradient * model.embeddings, switches.aggregation)
+    return gradient_scores(model, forward, lambda gradient: gradient * model.embeddings, switches.aggregation)

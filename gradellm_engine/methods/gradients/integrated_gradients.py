@@ -1,7 +1,7 @@
 """Integrated gradients (Sundararajan et al. 2017) by Gauss-Legendre quadrature.
 
-They are complete: signed, the scores sum to what the objective gains from the baseline to the prompt. How far the
-quadrature is from that is each row's error.
+Completeness: signed scores sum to the objective's gain from the baseline to the prompt. The error of a step is the
+quadrature's deviation from that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.methods.gradients.base import GradientSwitches
-from gradellm_engine.methods.gradients.path_gradients import Averages, Path, path_rows, signed_sum
+from gradellm_engine.methods.gradients.path_gradients import Averages, Path, path_scores, signed_sum
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 MAX_STEPS = 1000
@@ -23,11 +23,11 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True)
 class IntegratedGradients(GradientSwitches):
-    """Beside objective and aggregation:
+    """Switches, besides objective and aggregation.
 
     Attributes:
-        steps: places on the path.
-        baseline_ids: tokens in place of the prompt's at the path's beginning; zero embeddings where there are none.
+        steps: quadrature points on the path.
+        baseline_ids: tokens of the baseline, one for each of the prompt's; empty for zero embeddings.
     """
 
     name: ClassVar[str] = "integrated_gradients"
@@ -41,11 +41,11 @@ class IntegratedGradients(GradientSwitches):
 
 
 def explain(model: CompletionModel, switches: IntegratedGradients) -> ScoreStream:
-    """(x_i - x'_i) times the integral of the gradient along the path; error: of completeness."""
-    nodes, weights = np.polynomial.legendre.leggauss(switches.steps)  # of the integral from -1 to 1
+    """(x_i - x'_i) times the integral of the gradient along the path; error: the completeness error."""
+    nodes, weights = np.polynomial.legendre.leggauss(switches.steps)  # for the interval [-1, 1]
 
-    def errors(averages: Averages, gained: Tensor) -> Tensor:
-        return (signed_sum(averages) - gained).abs()
+    def errors(averages: Averages, gains: Tensor) -> Tensor:
+        return (signed_sum(averages) - gains).abs()
 
     path = Path(torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2))
-    return path_rows(model, switches, switches.baseline_ids, path, errors)
+    return path_scores(model, switches, switches.baseline_ids, path, errors)

@@ -1,7 +1,7 @@
-"""Layer gradient x activation: a layer's output at each token times the target's gradient by it.
+"""Layer gradient x activation: a layer's output at each token times the gradient of the target by it.
 
-The middle layer by default. The output of the last one reaches the target at the last position alone: all other scores
-are zero there. Layer -1 is the embedding.
+The default is the middle layer; -1 is the embedding. The last layer's output reaches the target only at the last
+position, so with the last layer all other scores are 0.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_scores
 from gradellm_engine.methods.hooks import hooked
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 
 @dataclass(frozen=True)
 class LayerGradientXActivation(GradientSwitches):
-    """Beside objective and aggregation:
+    """Switches, besides objective and aggregation.
 
     Attributes:
-        layer: whose output is taken, 0 first; -1 is the embedding, None the middle one.
+        layer: index of the layer, from 0; -1 is the embedding, None the middle layer.
     """
 
     name: ClassVar[str] = "layer_gradient_x_activation"
     layer: int | None = None
 
     def resolved(self, num_layers: int) -> Self:
-        """With the layer said."""
+        """The switches with an explicit layer."""
         if self.layer is not None and not -1 <= self.layer < num_layers:
             raise InvalidRequestError(
                 "attribution.layer",
-                f"{self.layer} is not a layer; the model has layers 0 to {num_layers - 1}, and -1 is the embedding",
+                f"{self.layer} is not a layer; give 0 to {num_layers - 1}, or -1 for the embedding",
             )
         return replace(self, layer=num_layers // 2 if self.layer is None else self.layer)
 
 
 def explain(model: CompletionModel, switches: LayerGradientXActivation) -> ScoreStream:
-    """a_i * dl/da_i at the chosen layer's output, its norm over channels or their sum."""
+    """a_i * dl/da_i for the layer's output a, aggregated over channels."""
     activations: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 (a tensor, or a tuple)
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 (a tensor, or a tuple)
         activations.append(output if isinstance(output, Tensor) else output[0])
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -50,8 +50,8 @@ def explain(model: CompletionModel, switches: LayerGradientXActivation) -> Score
             values, x = by_embeddings(model, switches.objective)
             activations.append(x)
         else:
-            with hooked([(model.runner.blocks[switches.layer], keep)]):
+            with hooked([(model.runner.blocks[switches.layer], record)]):
                 values, _ = by_embeddings(model, switches.objective)
         return values, activations[0]
 
-    return gradient_rows(model, forward, lambda g: g * activations[0][0].detach(), switches.aggregation)
+    return gradient_scores(model, forward, lambda g: g * activations[0][0].detach(), switches.aggregation)

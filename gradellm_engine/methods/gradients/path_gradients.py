@@ -1,6 +1,6 @@
-"""Gradients along the straight path from a baseline to the prompt's embeddings, for the methods that average them.
+"""Averages of gradients along the straight path from a baseline x' to the prompt's embeddings x.
 
-At alpha, the prompt's embeddings are x' + alpha (x - x'); the completion's stay as they are.
+At alpha, the prompt's embeddings are x' + alpha (x - x'); the completion's embeddings do not change.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gradellm_engine.methods.post_hoc import (
 
 @dataclass(frozen=True)
 class Path:
-    """Where gradients are taken.
+    """The points at which gradients are taken.
 
     Attributes:
-        alphas: places on the path, 0 at the baseline. [A]
-        weights: what each counts; they sum to 1. [A]
+        alphas: 0 at the baseline, 1 at the prompt. [A]
+        weights: of the points; they sum to 1. [A]
     """
 
     alphas: Tensor
@@ -36,7 +36,7 @@ class Path:
 
 @dataclass
 class Averages:
-    """What came of some steps, over the places on the path.
+    """Averages over the points of the path, for some steps.
 
     Attributes:
         gradients: the weighted mean of gradients. [steps, m, h]
@@ -50,55 +50,57 @@ class Averages:
 
 
 Errors = Callable[[Averages, Tensor], Tensor]
-"""From the averages, and what the objective gains from the baseline to the prompt [steps], to errors [steps]."""
+"""Errors [steps] from the averages and the objective's gain from the baseline to the prompt [steps]."""
 
 
-def path_rows(
+def path_scores(
     model: CompletionModel, switches: GradientSwitches, baseline_ids: Sequence[int], path: Path, errors: Errors
 ) -> ScoreStream:
-    """(x_i - x'_i) times the mean gradient along the path, its norm over channels or their sum; with errors.
+    """(x_i - x'_i) times the mean gradient along the path, aggregated over channels, with errors.
 
-    Steps whose gradients do not fit the memory together are taken in turns, each along the whole path.
+    Where the gradients of all steps do not fit the memory together, groups of steps take turns along the whole path.
     """
-    given, m = model.given, model.given.num_prompt_tokens
+    completion, m = model.completion, model.completion.num_prompt_tokens
     baseline = baseline_embeddings(model, baseline_ids)
     difference = model.embeddings[:m] - baseline  # [m, h]
     compute = torch.promote_types(difference.dtype, torch.float32)
-    gained = _gained(model, switches, baseline)
+    gains = _gains(model, switches, baseline)
     bytes_a_step = m * difference.shape[1] * compute.itemsize
-    steps_at_once = max(1, min(given.num_steps, model.memory // 4 // bytes_a_step))
-    done, num_turns = 0.0, -(-given.num_steps // steps_at_once)
-    for first in range(0, given.num_steps, steps_at_once):
-        turn = range(first, min(given.num_steps, first + steps_at_once))
+    steps_at_once = max(1, min(completion.num_steps, model.memory // 4 // bytes_a_step))
+    done, num_turns = 0.0, -(-completion.num_steps // steps_at_once)
+    for first in range(0, completion.num_steps, steps_at_once):
+        turn = range(first, min(completion.num_steps, first + steps_at_once))
         averages = Averages(
             gradients=torch.zeros((len(turn), *difference.shape), dtype=compute, device=model.device),
             squares=torch.zeros((len(turn), m), dtype=compute, device=model.device),
             scores=torch.zeros((len(turn), m), dtype=compute, device=model.device),
         )
-        for share in _along(model, switches, baseline, difference, path, turn, averages):
+        for share in _accumulate(model, switches, baseline, difference, path, turn, averages):
             done += share / num_turns
             yield min(done, 1.0)
         rows = aggregate(difference * averages.gradients, switches.aggregation)
-        for step, row, error in zip(turn, rows, errors(averages, gained[list(turn)]).tolist(), strict=True):
-            yield StepScores(step, prefix_scores(row, given, step), error)
+        for step, row, error in zip(turn, rows, errors(averages, gains[list(turn)]).tolist(), strict=True):
+            yield StepScores(step, prefix_scores(row, completion, step), error)
 
 
-def _gained(model: CompletionModel, switches: GradientSwitches, baseline: Tensor) -> Tensor:
-    """The objective of the prompt less that of the baseline. [n]"""
+def _gains(model: CompletionModel, switches: GradientSwitches, baseline: Tensor) -> Tensor:
+    """The objective of the prompt minus that of the baseline. [n]"""
     with torch.no_grad():
-        after, before = (model.values(_at(model, baseline, alpha)[None], switches.objective)[0] for alpha in (1.0, 0.0))
+        after, before = (
+            model.values(_point(model, baseline, alpha)[None], switches.objective)[0] for alpha in (1.0, 0.0)
+        )
     return (after - before).to(model.device)
 
 
-def _at(model: CompletionModel, baseline: Tensor, alpha: float) -> Tensor:
-    """Embeddings at one place of the path. [T, h]"""
+def _point(model: CompletionModel, baseline: Tensor, alpha: float) -> Tensor:
+    """Embeddings at one point of the path. [T, h]"""
     embeddings = model.embeddings.clone()
     m = len(baseline)
     embeddings[:m] = baseline + alpha * (embeddings[:m] - baseline)
     return embeddings
 
 
-def _along(
+def _accumulate(
     model: CompletionModel,
     switches: GradientSwitches,
     baseline: Tensor,
@@ -107,13 +109,13 @@ def _along(
     turn: range,
     averages: Averages,
 ) -> Iterator[float]:
-    """Add up the gradients of some steps along the path; yields the shares of the work that are done."""
+    """Add the gradients of the steps of a turn along the path to `averages`; yields shares of this work."""
     m, count = len(baseline), len(path.alphas)
-    at_once = model.sequences_a_pass(graph=True)
+    at_once = model.sequences_per_pass(graph=True)
     for start in range(0, count, at_once):
         alphas, weights = path.alphas[start : start + at_once], path.weights[start : start + at_once]
         with torch.enable_grad():
-            x = torch.stack([_at(model, baseline, alpha) for alpha in alphas.tolist()]).requires_grad_()
+            x = torch.stack([_point(model, baseline, alpha) for alpha in alphas.tolist()]).requires_grad_()
             values = model.values(x, switches.objective)[:, turn.start : turn.stop].sum(0)  # [steps]
         w = weights.to(model.device, averages.scores.dtype)
         for steps, gradients in model.gradients(values, x):  # [steps, A, T, h]
@@ -126,5 +128,5 @@ def _along(
 
 
 def signed_sum(averages: Averages) -> Tensor:
-    """What all tokens' signed scores come to. [steps, m] -> [steps]"""
+    """The sum of all tokens' signed scores. [steps, m] -> [steps]"""
     return averages.scores.sum(-1)

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_rows
+from gradellm_engine.methods.gradients.base import GradientSwitches, by_embeddings, gradient_scores
 from gradellm_engine.methods.post_hoc import CompletionModel, ScoreStream
 
 
 @dataclass(frozen=True)
 class Saliency(GradientSwitches):
-    """Objective and aggregation."""
+    """Switches: objective and aggregation."""
 
     name: ClassVar[str] = "saliency"
 
 
 def explain(model: CompletionModel, switches: Saliency) -> ScoreStream:
-    """dl/dx_i, its norm over channels or their sum."""
+    """dl/dx_i, aggregated over channels."""
     forward = partial(by_embeddings, model, switches.objective)
-    return gradient_rows(model, forward, lambda gradient: gradient, switches.aggregation)
+    return gradient_scores(model, forward, lambda gradient: gradient, switches.aggregation)

@@ -1,1 +1,1 @@
-"""Post-hoc methods that replace prompt tokens and score the completion again."""
+"""Post-hoc methods that compare the model's outputs before and after a perturbation of the prompt."""

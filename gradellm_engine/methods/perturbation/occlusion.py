@@ -1,4 +1,4 @@
-"""Occlusion (Zeiler and Fergus 2014): what the objective loses when a token's embedding is taken away."""
+"""Occlusion (Zeiler and Fergus 2014): the drop of the objective when a token's embedding is replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gradellm_engine.methods.perturbation.base import changed_values, own_values
+from gradellm_engine.methods.perturbation.base import perturbed_values, unperturbed_values
 from gradellm_engine.methods.post_hoc import (
     CompletionModel,
     ObjectiveSwitches,
@@ -20,10 +20,10 @@ from gradellm_engine.methods.post_hoc import (
 
 @dataclass(frozen=True)
 class Occlusion(ObjectiveSwitches):
-    """Beside the objective:
+    """Switches, besides the objective.
 
     Attributes:
-        baseline_ids: tokens in place of the prompt's; zero embeddings where there are none.
+        baseline_ids: replacements, one for each of the prompt's tokens; empty for zero embeddings.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -32,16 +32,16 @@ class Occlusion(ObjectiveSwitches):
 
 def explain(model: CompletionModel, switches: Occlusion) -> ScoreStream:
     """l(x) - l(x without token i), for every token of the prompt."""
-    given, m = model.given, model.given.num_prompt_tokens
+    completion, m = model.completion, model.completion.num_prompt_tokens
     baseline = baseline_embeddings(model, switches.baseline_ids)
-    own = own_values(model, switches.objective)
-    values = own.new_zeros((m, given.num_steps))
+    unperturbed = unperturbed_values(model, switches.objective)
+    values = unperturbed.new_zeros((m, completion.num_steps))
 
     def without(token: int) -> Tensor:
         embeddings = model.embeddings[:m].clone()
         embeddings[token] = baseline[token]
         return embeddings
 
-    yield from changed_values(model, m, without, switches.objective, values)
-    for step in range(given.num_steps):
-        yield StepScores(step, prefix_scores(own[step] - values[:, step], given, step))
+    yield from perturbed_values(model, m, without, switches.objective, values)
+    for step in range(completion.num_steps):
+        yield StepScores(step, prefix_scores(unperturbed[step] - values[:, step], completion, step))

@@ -26,7 +26,7 @@ from gradellm_bench.capacity.traffic import Traffic
 from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
 from gradellm_engine.errors import EngineError
 from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
-from gradellm_engine.utils.quiet import run_and_leave
+from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
 Number = TypeVar("Number", int, float)
@@ -117,7 +117,7 @@ def _trial(options: argparse.Namespace) -> int:
         run = validation_run.Trial(
             f"{rate:g} requests a second", traffic, settings, int(rate * options.seconds) + 1, options.seed
         )
-        subject.loaded.runner.pool.forget()
+        subject.loaded.runner.pool.evict_all()
         found.append(
             {**asdict(run), "real": asdict(validation_run.real(subject, engine, run)), "machine": measured.machine}
         )
@@ -254,4 +254,4 @@ def _refuse(text: str, wanted: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

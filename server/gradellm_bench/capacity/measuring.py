@@ -21,7 +21,7 @@ from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPha
 from gradellm_engine.core.scheduler import MAX_EXPLAINED_TOKENS
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 
 Kind = Literal["step", "explained_step", "scores", "replay", "read"]
 Progress = Callable[[str], None]
@@ -133,7 +133,7 @@ def measure(
 def _piece(engine: Engine, subject: BenchModel, rng: Random, context: int, size: int, steps: int) -> Pass:
     """Reading a piece of a prompt behind `context` tokens."""
     runner, seconds = subject.loaded.runner, []
-    runner.pool.forget()
+    runner.pool.evict_all()
     for _ in range(1 + steps):
         slot = runner.pool.allocate(context + size, is_long=runner.is_long(context + size))
         if slot is None:
@@ -158,7 +158,7 @@ def _decoding(
     steps: int,
 ) -> list[Pass]:
     """Steps of so many streams; with delivery chunked, their replays alone: their steps are plain ones."""
-    subject.loaded.runner.pool.forget()
+    subject.loaded.runner.pool.evict_all()
     is_chunked = attribution is not None and attribution.chunk_size is not None
     new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
     prompts = [subject.prompt(rng, context) for _ in range(count)]

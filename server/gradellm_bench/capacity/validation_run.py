@@ -17,7 +17,7 @@ from gradellm_engine.core.outputs import Attribution, Step
 from gradellm_engine.core.request import Request
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
-from gradellm_engine.tokenization.prompts import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput
 
 ATTRIBUTION = {
     Mode.PLAIN: None,

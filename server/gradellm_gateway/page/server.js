@@ -1,6 +1,6 @@
-// What the page asks the gateway, and how answers are read as they come.
+// Calls to the gateway, and its event streams.
 
-/** The events of a stream, as the gateway sends them. Leaving the loop, or the signal, cancels it. */
+/** The events of a stream. Leaving the loop, or aborting the signal, cancels the call. */
 export async function* stream(path, body, { token, signal } = {}) {
   const response = await fetch(path, {
     method: "POST",
@@ -10,13 +10,13 @@ export async function* stream(path, body, { token, signal } = {}) {
   });
   if (!response.ok) throw await failure(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let left = "";
+  let incomplete = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      const lines = (left + value).split("\n");
-      left = lines.pop();
+      const lines = (incomplete + value).split("\n");
+      incomplete = lines.pop();
       for (const line of lines) {
         if (!line.startsWith("data: ")) continue;
         if (line === "data: [DONE]") return;

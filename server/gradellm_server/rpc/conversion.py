@@ -55,6 +55,7 @@ from gradellm_engine import (
     Switches,
 )
 from gradellm_engine import Message as Turn
+from gradellm_engine.faithfulness.metrics.statistics import Interval
 from gradellm_engine.faithfulness.results import MetricSummary
 from gradellm_engine.faithfulness.settings import (
     MAX_EVALUATED_METHODS,
@@ -63,7 +64,6 @@ from gradellm_engine.faithfulness.settings import (
     MAX_LABELS,
     MAX_PIS,
 )
-from gradellm_engine.faithfulness.statistics import Interval
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.post_hoc import Objective
@@ -71,7 +71,7 @@ from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.model.loader import software_versions
 from gradellm_engine.params import MAX_STOP_TEXTS
-from gradellm_engine.tokenization.prompts import Prompt
+from gradellm_engine.tokenization.prompt import Prompt
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 PRESETS: dict[int, str] = {
@@ -175,7 +175,7 @@ def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> Eva
     if request.pis:
         said["pis"] = tuple(request.pis)
     return EvaluationSettings(
-        judged=(*(_judged(method, seed) for method in request.methods), *(_given(its) for its in request.scores)),
+        methods=(*(_judged(method, seed) for method in request.methods), *(_given(its) for its in request.scores)),
         seed=seed,
         perturb=_choice(Perturb, pb.Perturb, request, "perturb", "evaluation") or Perturb.USER,
         positions=tuple(request.perturb_positions),
@@ -405,7 +405,7 @@ def _method(method: Method, engine: Engine) -> pb.MethodInfo:
         switches=method.switch_names,
         forward_passes=str(method.cost.forward),
         backward_passes=str(method.cost.backward),
-        reads_completion_alone=method.cost.of_completion_alone,
+        reads_completion_alone=method.cost.completion_only,
         has_target=method.has_target,
         error=method.error,
         refusal=engine.refusal(method),
@@ -489,10 +489,10 @@ def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
     return pb.EvaluationOptions(
         methods=[
             pb.EvaluatedMethod(name=judged.name, attribution=pb.AttributionOptions(**_said_switches(judged.method)))
-            for judged in settings.judged
+            for judged in settings.methods
             if judged.method is not None
         ],
-        scores=[pb.GivenScores(name=judged.name) for judged in settings.judged if judged.method is None],
+        scores=[pb.GivenScores(name=judged.name) for judged in settings.methods if judged.method is None],
         metrics=[_number(pb.Metric, metric) for metric in settings.metrics],  # type: ignore[misc]
         pis=settings.pis,
         samples=settings.samples,
@@ -603,7 +603,7 @@ def _summary(summary: EvaluationSummary) -> pb.EvaluationSummary:
         answer_outside_labels=summary.is_outside,
         perturbable_tokens=summary.num_perturbable,
         sequences_run=summary.num_sequences,
-        sequences_asked=summary.num_asked,
+        sequences_asked=summary.num_requested,
     )
 
 

@@ -40,7 +40,7 @@ def test_completions_and_standard_streams(fake: FakeServer, capsys: Out, monkeyp
     given = json.dumps({"messages": [["user", "Hi"]], "completion": " there", "segments": {"a": [0, 0, 1]}})
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     assert main(["attribute", "--batch", "-", "--method", "saliency", "--target", fake.target]) == 0
-    assert json.loads(capsys.readouterr().out)["format"] == "gradellm.explanation.explanation"
+    assert json.loads(capsys.readouterr().out)["format"] == "gradellm.explanation"
     (request,) = fake.requests
     assert request.attribution.method == "saliency"  # type: ignore[attr-defined]
     assert request.completion == " there"  # type: ignore[attr-defined]

@@ -130,7 +130,7 @@ def test_attribute(fake: FakeServer, capsys: Out) -> None:
     assert fake.requests[0] == pb.AttributeRequest(
         input=pb.Input(prompt="Once"), completion=" there", attribution=pb.AttributionOptions(method="saliency")
     )
-    assert '"format":"gradellm.explanation.explanation"' in capsys.readouterr().out
+    assert '"format":"gradellm.explanation"' in capsys.readouterr().out
 
 
 def test_retention_is_drawn_instead_of_words(fake: FakeServer, capsys: Out) -> None:

@@ -135,7 +135,7 @@ def test_json_gives_back_an_equal_report() -> None:
     [
         ("{", "not JSON"),
         ("{}", "not a report"),
-        ('{"format": "gradellm.explanation.explanation", "version": 1}', "not a report"),
+        ('{"format": "gradellm.explanation", "version": 1}', "not a report"),
         ('{"format": "gradellm.evaluation", "version": 2}', "version 2"),
         ('{"format": "gradellm.evaluation", "version": 1}', "is missing"),
     ],

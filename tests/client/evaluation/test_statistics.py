@@ -12,7 +12,7 @@ from gradellm.errors import GradellmError
 from gradellm.evaluation import statistics
 from gradellm.evaluation.statistics import average_intervals, bands, bootstrap_interval, bootstrap_intervals, has_zero
 from gradellm.models import Interval
-from gradellm_engine.faithfulness import statistics as engine
+from gradellm_engine.faithfulness.metrics import statistics as engine
 
 
 @pytest.mark.parametrize(("n", "resamples"), [(1, 10_000), (2, 10_000), (7, 10_000), (300, 10_000), (1500, 900)])

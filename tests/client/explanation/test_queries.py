@@ -19,7 +19,7 @@ from gradellm import Attribution, Explanation, InvalidExplanationError, PromptTo
 from gradellm.explanation.html import page_data
 from gradellm.explanation.retention import retention_probs
 from gradellm.models import Source
-from gradellm_engine.faithfulness.keep_probabilities import retentions
+from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 
 # <s> | The cat sat | on a mat: a message each; the second is a segment's.
 PROMPT = "The cat sat on a mat"

@@ -17,7 +17,7 @@ from client.conftest import FakeServer
 from gradellm import AsyncClient, Client
 from gradellm.transport import calls
 from gradellm.v1 import explainer_pb2_grpc
-from support.dns_server import NameServer
+from support.dns_server import DnsServer
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq (Debian: dnsmasq-base)")
 
@@ -68,16 +68,16 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def names(tmp_path: Path, hosts: Hosts) -> Iterator[NameServer]:
+def names(tmp_path: Path, hosts: Hosts) -> Iterator[DnsServer]:
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with NameServer(tmp_path, "127.0.0.1", port, ttl_seconds=1) as server:
-        server.tell(NAME, ["127.0.0.1", "127.0.0.2", "127.0.0.3"])
+    with DnsServer(tmp_path, "127.0.0.1", port, ttl_seconds=1) as server:
+        server.set_addresses(NAME, ["127.0.0.1", "127.0.0.2", "127.0.0.3"])
         yield server
 
 
-def _target(hosts: Hosts, names: NameServer) -> str:
+def _target(hosts: Hosts, names: DnsServer) -> str:
     return f"dns://{names.address}:{names.port}/{NAME}:{hosts.port}"
 
 
@@ -97,13 +97,13 @@ def _at_once_in_asyncio(target: str) -> None:
 
 @pytest.mark.parametrize("ask", [_at_once, _at_once_in_asyncio])
 def test_the_first_calls_of_a_client_go_to_all_of_them(
-    hosts: Hosts, names: NameServer, ask: Callable[[str], None]
+    hosts: Hosts, names: DnsServer, ask: Callable[[str], None]
 ) -> None:
     ask(_target(hosts, names))
     assert hosts.counted() == [pytest.approx(CALLS / 3, abs=2)] * 3
 
 
-def test_nobody_there_is_said_at_once(names: NameServer) -> None:
+def test_nobody_there_is_said_at_once(names: DnsServer) -> None:
     del names
     began = time.monotonic()
     with Client("dns://127.0.0.1:1/nowhere.test:1", retry=None) as client, pytest.raises(Exception, match="nowhere"):
@@ -111,7 +111,7 @@ def test_nobody_there_is_said_at_once(names: NameServer) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_servers_come_and_go(hosts: Hosts, names: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_come_and_go(hosts: Hosts, names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     often = {**dict(calls.CHANNEL_OPTIONS), "grpc.dns_min_time_between_resolutions_ms": 100}
     monkeypatch.setattr(calls, "CHANNEL_OPTIONS", tuple(often.items()))
     with Client(_target(hosts, names)) as client:
@@ -127,9 +127,9 @@ def test_servers_come_and_go(hosts: Hosts, names: NameServer, monkeypatch: pytes
 
         ask_until(lambda counts: min(counts) >= CALLS / 3 - 2)
         hosts.add("127.0.0.4")
-        names.tell(NAME, [f"127.0.0.{number}" for number in (1, 2, 3, 4)])
+        names.set_addresses(NAME, [f"127.0.0.{number}" for number in (1, 2, 3, 4)])
         ask_until(lambda counts: min(counts) >= CALLS / 4 - 2)  # though none has failed
         hosts.kill("127.0.0.1")
         ask_until(lambda counts: len(counts) == 3 and min(counts) >= CALLS / 3 - 2)
-        names.tell(NAME, [f"127.0.0.{number}" for number in (2, 3)])
+        names.set_addresses(NAME, [f"127.0.0.{number}" for number in (2, 3)])
         ask_until(lambda counts: counts[2] == 0)  # alive, but no longer among them

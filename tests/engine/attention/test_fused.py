@@ -23,7 +23,7 @@ from gradellm_engine.attribution.grad_ellm import weighted_effect
 from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Loosening, Magnitude, Rectify
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 pytest.importorskip("triton")
@@ -45,7 +45,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 def check(
     lengths: Sequence[int], *, T: int, G: int, r: int, D: int, Dv: int, window: int | None, width: int,
-    dtype: torch.dtype, kind: MapKind, goes_on: bool = True,
+    dtype: torch.dtype, kind: MapKind, needs_input_grad: bool = True,
 ) -> None:  # fmt: skip
     """Every result, sequence by sequence."""
     B, H = len(lengths), G * r
@@ -61,10 +61,10 @@ def check(
     over = Sequences(K.to(DEVICE), V.to(DEVICE), its_starts, its_lengths, T, width)
     kernels = FusedAttention(DEVICE)
     output, kept = kernels.forward(q.to(DEVICE).transpose(0, 1), over, form)
-    back = kernels.backward(kept, w.to(DEVICE), over, form, kind, goes_on=goes_on)
+    back = kernels.backward(kept, w.to(DEVICE), over, form, kind, needs_input_grad=needs_input_grad)
     assert output.dtype == dtype
     assert len(back.maps) == {MapKind.NOTHING: 0, MapKind.PRODUCTS: 2}.get(kind, 1)
-    assert (back.gradients is not None) == goes_on
+    assert (back.gradients is not None) == needs_input_grad
     for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
         first, its = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
         k, v = (x[:, start + first : start + n].double() for x in (K, V))
@@ -119,7 +119,7 @@ def test_more_tokens_than_a_program_takes(dtype: torch.dtype) -> None:
 
 def test_the_lowest_layer() -> None:
     check([9], T=2, G=1, r=1, D=16, Dv=16, window=None, width=64, dtype=torch.float32, kind=MapKind.PRODUCTS,
-          goes_on=False)  # fmt: skip
+          needs_input_grad=False)  # fmt: skip
 
 
 # In a model ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gradellm_engine.attention.ops import (
     attend,
     attention_backward,
     attention_output,
-    by_group,
+    grouped_matmul,
     mean_effect,
     value_gradients,
     visibility,
@@ -182,10 +182,10 @@ def test_outputs_equal_a_plain_loop(
     expected = plain_attention(q, K, V, start, form)
     first, forward = attended(q, K, V, start, form)
     visible = visibility(start, T, first, N - first, window, CPU)
-    for by_hand in (False, True):
-        o, kept = attention_output(q, K[:, first:], V[:, first:], visible, form, by_hand=by_hand)
+    for keep_products in (False, True):
+        o, kept = attention_output(q, K[:, first:], V[:, first:], visible, form, keep_products=keep_products)
         assert close(o, expected)
-        assert kept is not None or not by_hand
+        assert kept is not None or not keep_products
     assert close(forward.output(), expected)
 
 
@@ -320,9 +320,9 @@ def test_first_visible(window: int | None, position: int, first: int) -> None:
 
 def test_by_group_multiplies_each_group_with_its_own(normal: Normal) -> None:
     x, M = normal(0, 2, 3, 4, 5), normal(1, 2, 5, 6)
-    assert close(by_group(x, M), torch.einsum("grta,gab->grtb", x, M))
+    assert close(grouped_matmul(x, M), torch.einsum("grta,gab->grtb", x, M))
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)
-    assert close(by_group(strided, M), by_group(x, M))
+    assert close(grouped_matmul(strided, M), grouped_matmul(x, M))
 
 
 def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: Normal) -> None:

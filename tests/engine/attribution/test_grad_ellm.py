@@ -19,10 +19,11 @@ from gradellm_engine.attribution.grad_ellm import (
     squares,
     weighted_effect,
 )
-from gradellm_engine.attribution.in_pass import summed
+from gradellm_engine.attribution.in_pass import sum_layer_scores
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
-from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, RaggedPass, SequenceChunk
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
+from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass
 
 Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def layer_scores(
     layer: Drawn, switches: GradEllm, domain: Tensor | None, unrotated: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """h_i of one layer. [T, N]"""
-    return summed([layer_maps(layer.forward, layer.w, layer.U, switches, unrotated)], switches, domain)
+    return sum_layer_scores([layer_maps(layer.forward, layer.w, layer.U, switches, unrotated)], switches, domain)
 
 
 def ones(*shape: int) -> Tensor:
@@ -340,4 +341,4 @@ def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
     assert slot is not None
     part = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
     site = RaggedLayer(RaggedPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
-    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), goes_on=False)
+    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), needs_input_grad=False)

@@ -21,7 +21,7 @@ from gradellm_engine import (
 from gradellm_engine.compilation import cpu_trace
 from gradellm_engine.compilation.cpu_trace import CpuTraceCache, TraceKey
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 from support.scheduler_harness import RequestOutput, finish, scheduler_of
 from support.tiny_models import FAMILIES

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradellm_engine import Engine, GradEllm
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
 
 

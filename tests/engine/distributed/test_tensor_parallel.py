@@ -137,7 +137,7 @@ def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
     told: list[object] = []
-    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
+    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(broadcast=told.append), max_running=2)  # type: ignore[arg-type]
     scheduler.submit(engine.generation_request("Once", Sampling(max_new_tokens=2)))
     next(scheduler.step())
     with pytest.raises(GroupLostError, match="abandoned between two passes"):

@@ -1,4 +1,4 @@
-"""Many changed texts at once: how they are batched, and that nothing is computed which nobody looks at."""
+"""Batches of perturbed texts, and that the last layer and the LM head compute only the rows that are read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradellm_engine import Engine
+from gradellm_engine.attention.cpu_tiled import TiledAttention
 from gradellm_engine.attention.ops import AttentionForm, visibility
-from gradellm_engine.faithfulness.perturbation_runner import PassBudget, PerturbationRunner, PerturbedText
+from gradellm_engine.faithfulness.pass_budget import PassBudget
+from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
+from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention, TiledAttention
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import save_random_model
 
 
@@ -25,7 +28,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 
 
 def held(runner: ModelRunner, ids: list[int]) -> Any:
-    """A slot that holds them."""
+    """A KV slot that holds the keys and values of `ids`."""
     slot = runner.pool.allocate(len(ids))
     assert slot is not None
     runner.read([SequenceChunk.new(slot, ids)])
@@ -33,21 +36,21 @@ def held(runner: ModelRunner, ids: list[int]) -> Any:
 
 
 @pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
-def test_batches_are_about_equally_full(runner: ModelRunner, texts: int, sizes: list[int]) -> None:
+def test_passes_are_about_equally_full(runner: ModelRunner, texts: int, sizes: list[int]) -> None:
     slot = held(runner, [60, 61, 62])
-    allowance = PassBudget(most=20, sequences=100)
-    texts_runner = PerturbationRunner(runner, slot, 1, allowance)
+    budget = PassBudget(most=20, sequences=100)
+    texts_runner = PerturbationRunner(runner, slot, 1, budget)
     changed = [PerturbedText((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
-    batches = list(texts_runner.run(changed))
-    assert [len(places) for places, _ in batches] == sizes
-    assert sorted(place for places, _ in batches for place in places) == list(range(texts))
+    passes = list(texts_runner.run(changed))
+    assert [len(indexes) for indexes, _ in passes] == sizes
+    assert sorted(index for indexes, _ in passes for index in indexes) == list(range(texts))
     assert texts_runner.num_run == texts
-    assert allowance.used == 5 * texts
+    assert budget.used == 5 * texts
     slot.close()
 
 
-def test_the_last_layer_goes_on_with_one_row_a_sequence(runner: ModelRunner) -> None:
-    """Whichever that is, and all rows are what its keys and values are made of."""
+def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None:
+    """The last row of each sequence; keys and values are still computed from all rows."""
     slot = held(runner, [60, 61, 62])
     embeddings = runner.embed(range(70, 82)).view(3, 4, -1)
     rows: dict[str, list[int]] = {}
@@ -91,7 +94,7 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
 
     for length in (4, 4, 3):
         embeddings = runner.embed(range(70, 70 + 5 * length)).view(5, length, -1)
-        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # which may have to learn shapes
+        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # first use: shapes may be traced
         for name in runs:
             vars(runs[name])["forward"] = noting(name)
         runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
@@ -108,16 +111,16 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
 def test_pieces_are_what_a_stock_kernel_finds(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, piece: int
 ) -> None:
-    monkeypatch.setattr("gradellm_engine.passes.full_sequence.PIECE", piece)
+    monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", piece)
     B, H, G, T, N, D, Dv = shape
     torch.manual_seed(0)
     query, K, V = torch.randn(B, H, T, D), torch.randn(B, G, N, D), torch.randn(B, N, G, Dv).transpose(1, 2)
     visible = visibility(N - T, T, 0, N, window, query.device)
     assert isinstance(visible, Tensor)
     form = AttentionForm(0.3, window=window)
-    assert TiledAttention.are_fast(query, V, form)
+    assert TiledAttention.is_faster(query, V, form)
     pieces = TiledAttention()
     q, k, v = query.double(), K.double(), V.double()
     expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
-    for _ in range(2):  # in the same memory again
+    for _ in range(2):  # twice: buffers are reused
         assert torch.allclose(pieces.output(query, K, V, visible, form).double(), expected, atol=1e-6)

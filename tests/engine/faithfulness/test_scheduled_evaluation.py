@@ -1,4 +1,4 @@
-"""An evaluation gives way to all others, and is told what it would be told alone."""
+"""An evaluation gives way to other requests, and its results do not depend on them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from support.oracle import relative_error
 from support.scheduler_harness import RequestOutput, collect, finish, run_alone, scheduler_of
 
 ModelPath = Callable[[str], Path]
-TICKS = 7  # of others, for one batch
+TICKS = 7  # scheduler steps of other requests for one batch of an evaluation
 PROMPT = "Once upon a time, a small red fox did not like rain."
 SETTINGS = EvaluationSettings(
     (EvaluatedMethod("it", GradEllm()), EvaluatedMethod("random", Random())),
@@ -58,11 +58,11 @@ def load(model_path: ModelPath) -> Callable[[str], Engine]:
 
 @dataclass
 class Batches:
-    """What an evaluation ran, and when.
+    """The batches of an evaluation.
 
     Attributes:
-        tick: which one it is.
-        ticks: of each batch.
+        tick: index of the current scheduler step.
+        ticks: scheduler step of each batch.
         sizes: tokens of each batch.
     """
 
@@ -72,7 +72,7 @@ class Batches:
 
 
 class Clock:
-    """Time as passes take it: so much for each of their tokens."""
+    """A clock that passes advance by a fixed time a token."""
 
     now = 0.0
 
@@ -91,7 +91,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
-    """Every batch, which takes a hundredth of a second a token, as reading a prompt does; a step takes a tenth."""
+    """Records batches. Batches and prefill take 0.01 s a token, a decode step 0.1 s a token."""
     batches, tick, last_logits = Batches(), Scheduler.step, ModelRunner.last_logits
     step, read = ModelRunner.step, ModelRunner.read
 
@@ -132,7 +132,7 @@ def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSett
 
 
 def analysing(scheduler: Scheduler, stream: Request) -> None:
-    """Run a stream that is submitted until its completion is there."""
+    """Run a submitted evaluation until its completion is complete."""
     while stream.phase is not RequestPhase.POST_HOC:
         for _ in scheduler.step():
             pass
@@ -143,7 +143,7 @@ def items(told: RequestOutput) -> list[EvaluationItem]:
 
 
 def assert_same(a: RequestOutput, b: RequestOutput) -> None:
-    """Up to rounding."""
+    """Equal results up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
     for one, other in zip(items(a), items(b), strict=True):
         assert (one.step, one.name, one.metric, one.flips) == (other.step, other.name, other.metric, other.flips)
@@ -153,7 +153,7 @@ def assert_same(a: RequestOutput, b: RequestOutput) -> None:
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral"])
-def test_while_others_run_it_gets_few_batches_and_changes_nothing(
+def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
     load: Callable[[str], Engine], batches: Batches, model: str
 ) -> None:
     engine = load(model)
@@ -182,7 +182,7 @@ def test_while_others_run_it_gets_few_batches_and_changes_nothing(
     assert_same(told[0], alone[0])
 
 
-def test_alone_it_runs_a_batch_a_tick(
+def test_alone_it_runs_a_batch_each_scheduler_step(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
@@ -195,17 +195,17 @@ def test_alone_it_runs_a_batch_a_tick(
     monkeypatch.setattr(Request, "run_post_hoc", noting)
     run_alone(engine, evaluation(engine))
     assert turns == list(range(turns[0], batches.tick + 1))
-    # Between P and P_0 and the changed texts, methods have passes of their own, and texts are made of each step.
+    # Between P and P_0 and the perturbed texts, methods run their own passes, and texts are made for each step.
     gaps = [later - earlier for earlier, later in pairwise(batches.ticks)]
     assert sorted(gaps)[:-1] == [1] * (len(gaps) - 1)
     assert 1 < max(gaps) <= 4
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
-def test_batches_take_their_time_and_no_more(
+def test_batches_keep_to_their_time(
     load: Callable[[str], Engine], batches: Batches, clock: Clock, is_alone: bool
 ) -> None:
-    """From the first one on. Alone half a second, which is 50 tokens; else 16 steps, which is 160."""
+    """Alone half a second, 50 tokens; beside other requests the time of 16 decode steps, 160 tokens."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=600)
     stream = evaluation(engine)
@@ -217,7 +217,7 @@ def test_batches_take_their_time_and_no_more(
         for _ in scheduler.step():
             pass
     assert len(batches.sizes) >= 5
-    # Sequences are whole, and one runs at least.
+    # A batch holds whole sequences, at least one.
     longest = len(stream.ids)
     limit = 50 if is_alone else 160
     assert all(size <= max(limit, longest) for size in batches.sizes)
@@ -250,7 +250,7 @@ def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: 
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
-def test_it_is_cancelled_within_a_batch_and_frees_its_place(
+def test_cancellation_between_batches_frees_its_slot(
     load: Callable[[str], Engine], batches: Batches, is_alone: bool
 ) -> None:
     engine = load("llama")
@@ -282,7 +282,7 @@ def test_it_is_cancelled_within_a_batch_and_frees_its_place(
         assert told.ids == run_alone(engine, ordinary(engine)).ids
 
 
-def test_it_is_cancelled_while_a_method_runs(load: Callable[[str], Engine], batches: Batches) -> None:
+def test_cancellation_while_a_method_runs(load: Callable[[str], Engine], batches: Batches) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
     stream = evaluation(engine, EvaluationSettings((EvaluatedMethod("it", Saliency()),)))
@@ -297,10 +297,10 @@ def test_it_is_cancelled_while_a_method_runs(load: Callable[[str], Engine], batc
     assert not scheduler.has_work()
 
 
-def test_one_that_fails_ends_alone(
+def test_a_failing_evaluation_ends_alone(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its changed texts meet weights that are not numbers; the other stream does not."""
+    """The weights are NaN during one of its batches, and whole for the other request."""
     engine = load("llama")
     runner = engine.model.runner
     weight = dict(runner.named_parameters())["model.norm.weight"]
@@ -334,8 +334,8 @@ def test_one_that_fails_ends_alone(
     assert not scheduler.running
 
 
-def test_a_model_that_is_spread(model_path: ModelPath) -> None:
-    """By accelerate, whose hooks move tensors between modules: see test_placement."""
+def test_a_model_dispatched_by_accelerate(model_path: ModelPath) -> None:
+    """By accelerate, whose hooks move tensors between modules: see test_device_map."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]

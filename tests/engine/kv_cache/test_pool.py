@@ -141,7 +141,7 @@ class Pools(RuleBasedStateMachine):
         slot = read[which % len(read)]
         self.live.remove(slot)
         told = any(other.ids[: slot.length] == slot.ids for other in self.kept)
-        slot.keep()
+        slot.retain()
         if told:  # by one that was kept before
             return
         self.kept = [other for other in self.kept if common(other.ids, slot.ids) < other.length]  # told by this one
@@ -191,7 +191,7 @@ class Pools(RuleBasedStateMachine):
         assert all(a[0] + a[1] < b[0] for a, b in pairwise(free))  # ascending, never adjacent
         assert sorted(length for length in self.stretches(self.kept) if length) == sorted(n for _, n in free)
         assert list(self.pool._kept) == self.kept
-        assert self.pool.num_kept_tokens == sum(slot.length for slot in self.kept)
+        assert self.pool.num_retained_tokens == sum(slot.length for slot in self.kept)
         assert num_free == self.pool.num_tokens - sum(slot.capacity for slot in self.live)
 
     @invariant()
@@ -237,7 +237,7 @@ def test_the_longest_of_several_prefixes_is_taken() -> None:
     for length in (20, 40, 30):
         slots.append(allocated(pool, 60))
         write(slots[-1], [1] * length + [2] * 5)
-    slots[1].keep()
+    slots[1].retain()
     assert allocated(pool, 60, [1] * 60).length == 40
 
 
@@ -246,7 +246,7 @@ def test_prefixes_are_given_up_oldest_first_and_use_makes_young() -> None:
     for token in (1, 2, 3):
         slot = allocated(pool, 30)
         write(slot, [token] * 30)
-        slot.keep()
+        slot.retain()
     assert pool.num_free_tokens == 90
     reused = allocated(pool, 20, [1] * 20)  # the oldest, but just used: 2 is given up for it
     assert reused.ids == [1] * 19
@@ -259,7 +259,7 @@ def test_a_prefix_that_must_be_given_up_for_the_room_is_not_copied() -> None:
     pool = pool_of(40)
     slot = allocated(pool, 40)
     write(slot, [1] * 40)
-    slot.keep()
+    slot.retain()
     new = allocated(pool, 40, [1] * 40)
     assert new.ids == []
     assert pool.num_free_tokens == 0
@@ -271,9 +271,9 @@ def test_a_prefix_that_a_longer_one_tells_is_dropped() -> None:
     for ids in ([1] * 20, [1] * 20 + [2] * 10, [1] * 20 + [3] * 10):
         slot = allocated(pool, 60)
         write(slot, ids)
-        slot.keep()
+        slot.retain()
     assert [slot.ids for slot in pool._kept] == [[1] * 20 + [2] * 10, [1] * 20 + [3] * 10]
-    assert pool.num_kept_tokens == 60
+    assert pool.num_retained_tokens == 60
 
 
 def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
@@ -281,7 +281,7 @@ def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
     pool = pool_of(20)
     before, slot, behind = (allocated(pool, count) for count in (5, 10, 5))
     before.close()
-    slot.keep()
+    slot.retain()
     assert pool._free == [(0, 15)]
     behind.close()
     assert pool._free == [(0, 20)]
@@ -331,7 +331,7 @@ def test_prefixes_are_reused_within_an_owner_only() -> None:
         assert slot is not None
         assert not slot.ids
         slot.ids += ids
-        slot.keep()
+        slot.retain()
     for tenant, shared in (("alice", 39), (None, 39), ("bob", 0), ("", 0)):
         slot = pool.allocate(50, ids, tenant)
         assert slot is not None
@@ -356,7 +356,7 @@ def test_what_one_owner_keeps_neither_replaces_nor_stands_for_anothers() -> None
         slot = pool.allocate(80, (), tenant)
         assert slot is not None
         slot.ids += range(length)
-        slot.keep()
+        slot.retain()
     assert sorted((slot.tenant or "", slot.length) for slot in pool._kept) == [("alice", 40), ("bob", 60)]
 
 
@@ -374,7 +374,7 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
         for last in (91, 92, 93):
             slot = allocated(pool, MIN_REUSED_TOKENS + 1)
             write(slot, [*begin, last])
-            slot.keep()
+            slot.retain()
         allocated(
             pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95]
         )  # uses the first, which is the last to be given up then
@@ -388,7 +388,7 @@ def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPa
     for number in range(5_000):
         slot = allocated(pool, 20)
         slot.ids += [*begin, 100 + number]
-        slot.keep()
+        slot.retain()
     running = allocated(pool, 20)
     running.ids += [*begin, 7]
     compared: list[int] = []

@@ -32,12 +32,13 @@ from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant, patch_elementwise_modules
-from gradellm_engine.layers.gemm import GemmWeight, has_onednn
+from gradellm_engine.layers.batch_invariant import is_batch_variant, patch_elementwise_modules
+from gradellm_engine.layers.gemm import GemmWeight
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import PRESETS
+from gradellm_engine.passes.invariant import ALIGNED_PLACES
 from support.scheduler_harness import RequestOutput, collect, run_alone
 from support.tiny_models import save_random_model
 
@@ -190,7 +191,7 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
 def test_a_processor_where_it_does_not_come_out_is_refused(
     model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "shows_others", lambda runner, vocab_size: True)
+    monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
     with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
@@ -282,13 +283,12 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
     for slot in slots:
         assert slot is not None
         slot.ids += [1, 2, 3, slot.start]
-        slot.keep()
-    assert pool.pool.num_kept_tokens == 4 * ALIGNED_PLACES
-    pool.pool.forget()
+        slot.retain()
+    assert pool.pool.num_retained_tokens == 4 * ALIGNED_PLACES
+    pool.pool.evict_all()
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 
 def test_constants_say_what_they_are() -> None:
     assert ALIGNED_PLACES * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0
-    assert has_onednn() in (True, False)

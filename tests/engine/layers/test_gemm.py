@@ -10,19 +10,19 @@ from torch import Tensor
 
 from gradellm_engine.layers import gemm
 from gradellm_engine.layers.gemm import (
+    MAX_ONEDNN_ROWS,
+    MAX_TILED_ROWS,
     MIN_ONEDNN_WEIGHTS,
-    MIN_STRETCHED_WEIGHTS,
-    ONEDNN_ROWS,
-    STRETCHED_ROWS,
-    SWAPPED_ROWS,
-    WIDE,
+    MIN_TILED_WEIGHTS,
+    TRANSPOSED_OPERANDS_MULTIPLE,
+    WIDE_OUTPUT_RATIO,
     GemmWeight,
     Kernel,
-    by_stretches,
-    has_onednn,
-    stored_for_gradients,
-    transposed_by_stretches,
+    layout_for_backward,
+    row_tiled_matmul,
+    row_tiled_matmul_transposed,
 )
+from gradellm_engine.utils.torch_compat import has_onednn_linear
 
 Normal = Callable[..., Tensor]
 
@@ -37,18 +37,27 @@ def weight_of(num_weights: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (4,)])
-def test_stretches_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
+def test_row_tiles_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
     weight, x, g = normal(0, 12, 5).double(), normal(1, *shape, 5).double(), normal(2, *shape, 12).double()
-    torch.testing.assert_close(by_stretches(x, weight, count), x @ weight.t())
-    torch.testing.assert_close(transposed_by_stretches(g, weight, count), g @ weight)
+    torch.testing.assert_close(row_tiled_matmul(x, weight, count), x @ weight.t())
+    torch.testing.assert_close(row_tiled_matmul_transposed(g, weight, count), g @ weight)
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize(
-    "rows", [1, STRETCHED_ROWS, STRETCHED_ROWS + 1, SWAPPED_ROWS, SWAPPED_ROWS + 1, ONEDNN_ROWS, ONEDNN_ROWS + 1]
+    "rows",
+    [
+        1,
+        MAX_TILED_ROWS,
+        MAX_TILED_ROWS + 1,
+        TRANSPOSED_OPERANDS_MULTIPLE,
+        TRANSPOSED_OPERANDS_MULTIPLE + 1,
+        MAX_ONEDNN_ROWS,
+        MAX_ONEDNN_ROWS + 1,
+    ],
 )
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("num_weights", [MIN_STRETCHED_WEIGHTS - IN, MIN_STRETCHED_WEIGHTS, MIN_ONEDNN_WEIGHTS])
+@pytest.mark.parametrize("num_weights", [MIN_TILED_WEIGHTS - IN, MIN_TILED_WEIGHTS, MIN_ONEDNN_WEIGHTS])
 def test_product_and_gradient_are_those_of_float64(
     normal: Normal, rows: int, bias: bool, num_weights: int, by_columns: bool
 ) -> None:
@@ -70,29 +79,31 @@ def test_product_and_gradient_are_those_of_float64(
 def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
     def chosen(weight: Tensor) -> list[Kernel]:
         frozen = GemmWeight(weight, None)
-        return [frozen.kernel(torch.empty(1, rows, IN)) for rows in (STRETCHED_ROWS, ONEDNN_ROWS, ONEDNN_ROWS + 1)]
+        return [
+            frozen.kernel(torch.empty(1, rows, IN)) for rows in (MAX_TILED_ROWS, MAX_ONEDNN_ROWS, MAX_ONEDNN_ROWS + 1)
+        ]
 
     default = [Kernel.DEFAULT] * 3
-    stretches = Kernel.STRETCHES if HAS_MKL else Kernel.DEFAULT
-    onednn = Kernel.ONEDNN if has_onednn() else Kernel.DEFAULT
-    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS)) == [stretches if HAS_MKL else onednn, onednn, Kernel.DEFAULT]
-    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS - 2 * IN)) == [stretches, Kernel.DEFAULT, Kernel.DEFAULT]
-    assert chosen(weight_of(MIN_STRETCHED_WEIGHTS - 2 * IN)) == default
+    row_tiles = Kernel.ROW_TILES if HAS_MKL else Kernel.DEFAULT
+    onednn = Kernel.ONEDNN if has_onednn_linear() else Kernel.DEFAULT
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS)) == [row_tiles if HAS_MKL else onednn, onednn, Kernel.DEFAULT]
+    assert chosen(weight_of(MIN_ONEDNN_WEIGHTS - 2 * IN)) == [row_tiles, Kernel.DEFAULT, Kernel.DEFAULT]
+    assert chosen(weight_of(MIN_TILED_WEIGHTS - 2 * IN)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.float64)) == default
     assert chosen(weight_of(MIN_ONEDNN_WEIGHTS, torch.bfloat16)) == default
-    assert GemmWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_stretches == 1  # an odd number of rows
+    assert GemmWeight(torch.empty(MIN_ONEDNN_WEIGHTS // IN + 1, IN), None).num_row_tiles == 1  # an odd number of rows
 
 
 def test_wide_weights_are_stored_by_columns() -> None:
-    wide, other = torch.randn(WIDE * IN, IN), torch.randn(WIDE * IN - 2, IN)
-    stored = stored_for_gradients(wide)
+    wide, other = torch.randn(WIDE_OUTPUT_RATIO * IN, IN), torch.randn(WIDE_OUTPUT_RATIO * IN - 2, IN)
+    stored = layout_for_backward(wide)
     assert torch.equal(stored, wide)
     assert stored.t().is_contiguous() == HAS_MKL
-    assert stored_for_gradients(other) is other
+    assert layout_for_backward(other) is other
 
 
 def test_does_without_libraries_that_pytorch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm, "has_onednn", lambda: False)
+    monkeypatch.setattr(gemm, "has_onednn_linear", lambda: False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     assert frozen.kernel(torch.empty(1, 1, IN)) is Kernel.DEFAULT

@@ -67,7 +67,7 @@ def test_outputs_and_gradients_are_those_of_linear(
 
 
 def joints(model: Layers) -> list[object]:
-    return [layer.joint for layer in model.layers]
+    return [layer.fused_group for layer in model.layers]
 
 
 @pytest.fixture
@@ -142,10 +142,10 @@ class OutputsOf(dict[nn.Module, Tensor]):
     def known(self, layer: nn.Module) -> Tensor | None:
         return self.get(layer)
 
-    def note(self, layer: nn.Module, output: Tensor) -> None:
+    def put(self, layer: nn.Module, output: Tensor) -> None:
         self[layer] = output.detach()
 
-    def note_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+    def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         self.update(outputs)
 
 

@@ -37,13 +37,13 @@ from gradellm_engine import (
 )
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.layers import rotary_switch
-from gradellm_engine.layers.rotary_switch import coded, context_limit, switch_tokens
+from gradellm_engine.layers.rotary_switch import context_limit, encode_positions, switch_tokens
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.params import Rotary
-from gradellm_engine.passes.ragged import SequenceChunk, Target
-from support.faithfulness_reference import Reference, Rows
+from gradellm_engine.passes.base import SequenceChunk, Target
+from support.faithfulness.reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
 from support.scheduler_harness import RequestOutput, finish, run, run_alone, scheduler_of
@@ -368,7 +368,7 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
         if recorder is not None:
             runner.use_graphs(recorder)
         for kinds in ((False, True), (True, False), (True, True), (False, False)):
-            slots = [runner.pool.allocate_first(50, is_long=is_long) for is_long in kinds]
+            slots = [runner.pool.allocate_probe(50, is_long=is_long) for is_long in kinds]
             for slot in slots:
                 runner.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
             results: list[Tensor] = []
@@ -377,7 +377,7 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
                     [SequenceChunk.new(slot, [sequences[slot.is_long][place]], explain) for slot in slots]
                 )
                 results += [run.logits.clone(), *(its.clone() for its in run.heat_maps([target] * 2))]
-            again = [SequenceChunk.again(slot, slot.length - 2, slot.length, explain) for slot in slots]
+            again = [SequenceChunk.replay(slot, slot.length - 2, slot.length, explain) for slot in slots]
             results += [its.clone() for its in runner.replay(again, [target] * 4)]
             for logits, is_long in zip(results[3], kinds, strict=True):
                 assert torch.allclose(logits, own_logits(name, sequences[is_long]), rtol=0, atol=TOLERANCE)
@@ -460,8 +460,8 @@ def test_prefixes_are_found_by_their_factors(load: Any) -> None:
         slot = pool.allocate(40, is_long=is_long)
         assert slot is not None
         slot.ids += ids[:20]
-        slot.keep()
-    assert pool.num_kept_tokens == 40  # neither tells of the other
+        slot.retain()
+    assert pool.num_retained_tokens == 40  # neither tells of the other
     for is_long in (False, True):
         slot = pool.allocate(40, ids, is_long=is_long)
         assert slot is not None
@@ -473,8 +473,8 @@ def test_prefixes_are_found_by_their_factors(load: Any) -> None:
 
 
 def test_positions_are_coded_and_read() -> None:
-    assert coded(range(3), is_long=False) == [0, 1, 2]
-    assert coded(range(3), is_long=True) == [-1, -2, -3]
+    assert encode_positions(range(3), is_long=False) == [0, 1, 2]
+    assert encode_positions(range(3), is_long=True) == [-1, -2, -3]
 
 
 @pytest.mark.parametrize("name", LONGROPES)
@@ -513,9 +513,9 @@ def test_passes_do_not_mix_factors_in_one_beginning(load: Any) -> None:
     runner = load("longrope").model.runner
     assert (runner.is_long(SWITCH), runner.is_long(SWITCH + 1)) == (False, True)
     runner.allocate_pool(100)
-    slot = runner.pool.allocate_first(50)
+    slot = runner.pool.allocate_probe(50)
     runner.read([SequenceChunk.new(slot, list(range(20)))])
-    from gradellm_engine.passes.full_sequence import SharedPrefixAttention
+    from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
     embeddings = runner.embed([[1] * 8])
     with pytest.raises(ValueError, match="different rotary factors"):

@@ -1,4 +1,4 @@
-"""Random models, ours and as Transformers runs them."""
+"""Random models in this engine and in Transformers."""
 
 from __future__ import annotations
 

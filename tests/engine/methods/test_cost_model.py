@@ -1,4 +1,4 @@
-"""What methods are said to take, against what they take."""
+"""Estimates of memory and time against what methods take."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from gradellm_engine import AttributionSettings, Engine, InvalidRequestError, PromptInput, Switches
-from gradellm_engine.methods.base import Passes
-from gradellm_engine.methods.cost_model import _graph_bytes, _line, check_memory, estimate
-from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
+from gradellm_engine.methods.cost_model import check_memory, estimate, fit_line, measure_graph_bytes
 from gradellm_engine.methods.registry import METHODS
 from support.reference_case import quick
 
@@ -27,19 +25,19 @@ def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "deepseek_v3"])
-def test_a_graphs_size_is_foretold_from_short_ones(load: Callable[[str], Engine], family: str) -> None:
+def test_the_size_of_a_graph_is_predicted_from_short_ones(load: Callable[[str], Engine], family: str) -> None:
     engine = load(family)
     for length in (50, 120):
         constant, linear, square = engine.model_cost.graph_bytes
-        foretold = constant + linear * length + square * length**2
-        assert foretold == pytest.approx(_graph_bytes(engine.model.runner, length), rel=0.05)
+        predicted = constant + linear * length + square * length**2
+        assert predicted == pytest.approx(measure_graph_bytes(engine.model.runner, length), rel=0.05)
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes that tensors made under it hold at a time."""
+    """The peak of bytes in tensors that are created under it."""
 
     def __init__(self, *before: torch.Tensor) -> None:
-        """Views of what was there `before` are not counted."""
+        """Views of tensors that existed `before` are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._seen: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in before}
@@ -56,17 +54,17 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._seen:
             return
 
-        def gone(_: Any) -> None:
+        def release(_: Any) -> None:
             self.now -= nbytes
             del self._seen[key]
 
-        self._seen[key] = weakref.ref(storage, gone)
+        self._seen[key] = weakref.ref(storage, release)
         self.now += nbytes
         self.most = max(self.most, self.now)
 
 
 def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
-    """Of explaining n tokens after a prompt of m."""
+    """Peak bytes of explaining n tokens after a prompt of m."""
     given = PromptInput(prompt_ids=tuple(65 + i % 26 for i in range(m)))
     work = engine.attribute(given, [70 + i % 26 for i in range(n)], AttributionSettings(method=switches))
     runner = engine.model.runner
@@ -80,20 +78,20 @@ def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.explain is not None])
-def test_no_method_takes_more_than_is_said(load: Callable[[str], Engine], name: str) -> None:
+def test_no_method_takes_more_than_its_estimate(load: Callable[[str], Engine], name: str) -> None:
     engine, switches = load("llama"), quick(name, steps=4, samples=6)
-    said = engine.estimate(switches, 120, 8).bytes
-    # One sequence a pass; what a request keeps beside it (embeddings, rows, masks) is some hundred kilobytes here.
-    engine.post_hoc.memory_bytes, before = said, engine.post_hoc.memory_bytes
+    estimated = engine.estimate(switches, 120, 8).bytes
+    # One sequence a pass; other tensors of a request (embeddings, scores, masks) take some hundred kilobytes here.
+    engine.post_hoc.memory_bytes, before = estimated, engine.post_hoc.memory_bytes
     try:
-        assert peak(engine, switches, 120, 8) <= 1.1 * said + 2**19
+        assert peak(engine, switches, 120, 8) <= 1.1 * estimated + 2**19
     finally:
         engine.post_hoc.memory_bytes = before
 
 
 @pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "lime", "value_zeroing", "attention_rollout"])
 def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engine], name: str) -> None:
-    """Eight times the steps after four times the prompt: what is beyond what either takes alone is the result."""
+    """Eight times the steps after four times the prompt: only the result grows with their product."""
     engine, switches = load("llama"), quick(name, steps=4, samples=6)
     engine.post_hoc.memory_bytes, before = 1, engine.post_hoc.memory_bytes  # one sequence a pass, few steps a turn
     try:
@@ -108,7 +106,7 @@ def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engi
     assert both - prompt <= 2 * (steps - base) + 8 * result + 0.5 * prompt
 
 
-def test_refusal_says_the_longest_prompt_that_fits(load: Callable[[str], Engine]) -> None:
+def test_a_refusal_names_the_longest_prompt_that_fits(load: Callable[[str], Engine]) -> None:
     engine, method, switches = load("llama"), METHODS["saliency"], METHODS["saliency"].switches()
     memory = estimate(method, switches, engine.model_cost, 77, 5).bytes
     check_memory(method, switches, engine.model_cost, 77, 5, memory)
@@ -118,25 +116,17 @@ def test_refusal_says_the_longest_prompt_that_fits(load: Callable[[str], Engine]
         check_memory(method, switches, engine.model_cost, 200, 5, 1)
 
 
-def test_passes_are_sums_of_products() -> None:
-    passes = Passes(((1, ""), (2, "m"), ("steps", "n")))
-    assert str(passes) == "1 + 2 m + steps n"
-    assert passes.count(IntegratedGradients(steps=7), 10, 3) == 1 + 20 + 21
-    assert (str(Passes()), Passes().count(IntegratedGradients(), 1, 1)) == ("0", 0)
-    assert str(Passes(((1, "n"),))) == "n"
-
-
-def test_seconds_go_with_passes_and_tokens(load: Callable[[str], Engine]) -> None:
-    engine, of = load("llama"), load("llama").model_cost
-    told = engine.estimate(METHODS["saliency"].switches(), 100, 10)
-    assert (told.forward_passes, told.backward_passes) == (1, 10)
-    (a, b), (c, d) = of.forward_seconds, of.backward_seconds
-    assert told.seconds == pytest.approx(a + 110 * b + 10 * (c + 110 * d))
+def test_seconds_grow_with_passes_and_tokens(load: Callable[[str], Engine]) -> None:
+    engine, cost = load("llama"), load("llama").model_cost
+    found = engine.estimate(METHODS["saliency"].switches(), 100, 10)
+    assert (found.forward_passes, found.backward_passes) == (1, 10)
+    (a, b), (c, d) = cost.forward_seconds, cost.backward_seconds
+    assert found.seconds == pytest.approx(a + 110 * b + 10 * (c + 110 * d))
     assert min(a, b, c, d) >= 0
-    assert engine.estimate(METHODS["grad_ellm"].switches(), 100, 10).seconds < told.seconds
+    assert engine.estimate(METHODS["grad_ellm"].switches(), 100, 10).seconds < found.seconds
 
 
-def test_times_that_noise_turned_round_are_no_negative_costs() -> None:
-    assert _line(8, 1.0, 32, 2.0) == pytest.approx((2 / 3, 1 / 24))
-    assert _line(8, 3.0, 32, 2.0) == (2.0, 0.0)
-    assert _line(8, 1.0, 32, 8.0) == (0.0, 7 / 24)
+def test_noise_in_times_gives_no_negative_costs() -> None:
+    assert fit_line(8, 1.0, 32, 2.0) == pytest.approx((2 / 3, 1 / 24))
+    assert fit_line(8, 3.0, 32, 2.0) == (2.0, 0.0)
+    assert fit_line(8, 1.0, 32, 8.0) == (0.0, 7 / 24)

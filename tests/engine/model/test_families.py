@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling, Sources
+from gradellm_engine.layers.rotary import NAME, unrotated
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes import ragged
@@ -112,11 +112,13 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
     if not FAMILIES[engine.info.family].rotary:
         pytest.skip("this family's layers do not all have one that is undone")
-    engine.model.runner.pool.forget()  # what another test has read of the prompt would not be read again
-    monkeypatch.setattr(engine.model.runner, "lines", None)  # which never call what is watched here
+    engine.model.runner.pool.evict_all()  # what another test has read of the prompt would not be read again
+    monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # which never call what is watched here
     num_layers = engine.info.num_layers
-    module = sys.modules[type(engine.model.runner._model).__module__]
-    rotate, undo = vars(module)["apply_rotary_pos_emb"], ragged.unrotated
+    forwards: set[Any] = {type(module).forward for _, module in engine.model.runner.named_modules()}
+    # The globals of the model's own attention class; each family has one.
+    (names,) = [f.__globals__ for f in forwards if hasattr(f, "__code__") and NAME in f.__code__.co_names]
+    rotate, undo = names[NAME], unrotated
     given: list[Tensor] = []  # keys of a layer each, pass by pass
     undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on
 
@@ -126,11 +128,11 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
 
     def watched_undo(*args: Any) -> Tensor:
         with monkeypatch.context() as patched:
-            patched.setattr(module, "apply_rotary_pos_emb", rotate)
+            patched.setitem(names, NAME, rotate)
             undone.append(undo(*args))
         return undone[-1]
 
-    monkeypatch.setattr(module, "apply_rotary_pos_emb", watched_rotate)
+    monkeypatch.setitem(names, NAME, watched_rotate)
     monkeypatch.setattr(ragged, "unrotated", watched_undo)
     list(engine.attribute(PROMPT, " who", AttributionSettings(GradEllm(rotary=Rotary.UNROTATED))))
     assert len(undone) == 2 * num_layers

@@ -15,7 +15,8 @@ from gradellm_engine.layers.gemm import GemmWeight
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
-from gradellm_engine.passes.ragged import ExplainSpec, RaggedLayer, SequenceChunk, Target
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.ragged import RaggedLayer
 from support.oracle import relative_error
 from support.scheduler_harness import run, scheduler_of
 
@@ -59,7 +60,7 @@ def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CH
     runner.read([SequenceChunk.new(slot, PROMPT)])
     for token_id in range(first, first + count):
         runner.step([SequenceChunk.new(slot, [token_id], replay_length=replay_length)])
-    return SequenceChunk.again(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
+    return SequenceChunk.replay(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
 
 
 def targets(*parts: SequenceChunk) -> list[Target]:
@@ -138,7 +139,7 @@ def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, compute
             ]
         )
     parts = [
-        SequenceChunk.again(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
+        SequenceChunk.replay(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
     ]
     computed.clear()
     known = runner.replay(parts, targets(*parts))
@@ -158,7 +159,7 @@ def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: 
         parts = [SequenceChunk.new(one, [token_id], replay_length=CHUNK), SequenceChunk.new(other, [token_id], EXPLAIN)]
         run = runner.explained_pass(parts)
         run.heat_maps([None, Target(token_id + 1)])
-    part = SequenceChunk.again(one, len(PROMPT), one.length, EXPLAIN)
+    part = SequenceChunk.replay(one, len(PROMPT), one.length, EXPLAIN)
     computed.clear()
     (known,) = runner.replay([part], targets(part))
     assert not computed
@@ -170,7 +171,7 @@ def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
 ) -> None:
     part = sequence(runner, count=CHUNK - 1)
     runner.step([SequenceChunk.new(part.slot, [120])])  # say, while attribution was off
-    part = SequenceChunk.again(part.slot, part.start, part.start + CHUNK, EXPLAIN)
+    part = SequenceChunk.replay(part.slot, part.start, part.start + CHUNK, EXPLAIN)
     computed.clear()
     runner.replay([part], targets(part))
     assert computed
@@ -208,7 +209,7 @@ def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed
         part = sequence(runner)
         computed.clear()
         (known,) = runner.replay([part], targets(part))
-        assert computed == [layer.frozen]
+        assert computed == [layer.gemm_weight]
         assert relative_error(known, runner.replay([part], targets(part))[0]) <= 1e-5
     finally:
         hook.remove()

@@ -16,8 +16,8 @@ from gradellm_engine import Engine
 from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.passes.batched import StepShape, is_step
-from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.fake_cuda_graphs import TapeRecorder
 from support.kv_fixtures import filled, forget
 
@@ -99,7 +99,7 @@ def test_at_once_equals_one_by_one(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
 ) -> None:
     if not kept:
-        monkeypatch.setattr("gradellm_engine.passes.batched.KEPT_PRODUCTS", 0)
+        monkeypatch.setattr("gradellm_engine.passes.batched.MAX_KEPT_PRODUCTS", 0)
     model = runner(family)
     parts = filled(model, LENGTHS)
     assert model._takes_at_once(parts)
@@ -137,7 +137,7 @@ def test_what_is_a_step(runner: Any) -> None:
     assert is_step(explained(parts, SWITCHES[0], 2))
     assert not is_step([explained(parts, SWITCHES[0], 2)[0], explained(parts, SWITCHES[1], 2)[2]])
     assert not is_step([*parts[1:], SequenceChunk.new(parts[0].slot, [1, 2])])
-    assert not is_step([SequenceChunk.again(parts[3].slot, 4, 5, ExplainSpec(SWITCHES[0]))])
+    assert not is_step([SequenceChunk.replay(parts[3].slot, 4, 5, ExplainSpec(SWITCHES[0]))])
 
 
 # Recorded -----------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
             for part, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
                 model.step([part])
                 end = part.slot.length
-                chunks.append(SequenceChunk.again(part.slot, end - count, end, explain))
+                chunks.append(SequenceChunk.replay(part.slot, end - count, end, explain))
                 targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
             expected = model.replay(chunks, targets)
             model.cuda_graphs = None
@@ -200,7 +200,7 @@ def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> N
     (part,) = filled(model, (2,))
     model.step([part])
     explain = ExplainSpec(replace(SWITCHES[0], layers=(0, 1, 2)))
-    (scores,) = model.replay([SequenceChunk.again(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
+    (scores,) = model.replay([SequenceChunk.replay(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
     assert scores.shape == (3, 3)
     assert len(model.cuda_graphs or ()) == 1  # the step's
     model.cuda_graphs = None

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gradellm_engine import Engine
 from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.first_layer_reuse import MIN_TEXTS, TokenSubstitutions
-from gradellm_engine.passes.full_sequence import SharedPrefixAttention
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import FAMILIES
 
 ModelPath = Callable[[str], Path]
@@ -57,7 +57,7 @@ def test_logits_are_those_of_each_text_alone(load: Callable[[str], ModelRunner],
         found, alone = logits(runner, begun)
         torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
     assert runner._first_layer is not None
-    assert runner._first_layer.is_shared
+    assert runner._first_layer.supports_dedup
     assert not runner.blocks[0]._forward_pre_hooks
     assert not any("forward" in vars(module) for module in runner.blocks[0].modules())
 
@@ -95,7 +95,7 @@ def assert_left_alone(runner: ModelRunner) -> None:
     found, alone = logits(runner)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
     assert runner._first_layer is not None
-    assert runner._first_layer.is_shared is False
+    assert runner._first_layer.supports_dedup is False
 
 
 def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:

@@ -1,4 +1,4 @@
-"""Where messages lie in what a template made of them: exactly, or not at all; and never by searching."""
+"""Places of messages in rendered text: exact, or unplaced."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, Role, Segment
 from gradellm_engine.tokenization import chat_template
-from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, place, render
+from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, place_messages, render
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
+from gradellm_engine.tokenization.prompt_reader import read_prompt
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
 )
-# As SmolLM3's, Qwen 3's and DeepSeek's do: thoughts of earlier answers are taken out, and a switch in the system
-# message decides what the template itself says.
+# As the templates of SmolLM3, Qwen 3 and DeepSeek: thoughts of earlier answers are dropped, and a switch in the system
+# message changes the template's own text.
 THINKING = (
     "{%- set quiet = '/no_think' in messages[0]['content'] -%}"
     "[{{ 'no thoughts' if quiet else 'think' }}]{{ messages[0]['content'].replace('/no_think', '').rstrip() }}\n"
@@ -33,7 +33,7 @@ THINKING = (
     "<{{ m['role'] }}>{{ c }}</{{ m['role'] }}>\n"
     "{%- endfor -%}"
 )
-STARTING = (  # looks at how a content begins: a mark there changes what comes out
+STARTING = (  # depends on the beginning of a content: a mark there changes the output
     "{% for m in messages %}[{% if m['content'].startswith('<think>') %}"
     "(thought) {{ m['content'].split('</think>')[-1] }}"
     "{% else %}{{ m['content'] }}{% endif %}]{% endfor %}"
@@ -61,11 +61,11 @@ def turns(*said: tuple[str, str]) -> list[Message]:
 
 def placed(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, Placement]:
     text = render(messages, tokenizer)
-    return text, place(messages, text, tokenizer)
+    return text, place_messages(messages, text, tokenizer)
 
 
 def words(text: str, placement: Placement, message: int) -> str:
-    return "".join(text[s.start : s.end] for s in placement.stretches if s.message == message)
+    return "".join(text[s.start : s.end] for s in placement.spans if s.message == message)
 
 
 def read(tokenizer: PreTrainedTokenizerBase, *said: tuple[str, str], segments: tuple[Segment, ...] = ()) -> Prompt:
@@ -74,18 +74,18 @@ def read(tokenizer: PreTrainedTokenizerBase, *said: tuple[str, str], segments: t
     )
 
 
-def test_thoughts_that_are_taken_out_leave_the_rest_where_it_is(with_template: WithTemplate) -> None:
+def test_dropped_thoughts_do_not_move_other_text(with_template: WithTemplate) -> None:
     messages = turns(
         ("system", "Be nice. /no_think"), ("user", "why?"), ("assistant", "<think>hm\n</think>\n\nyes"), ("user", "ok")
     )
     text, placement = placed(with_template(THINKING), messages)
     assert text == "[no thoughts]Be nice.<user>why?</user><assistant>yes</assistant><user>ok</user>"
     assert [words(text, placement, index) for index in (1, 2, 3)] == ["why?", "yes", "ok"]
-    assert [s.offset for s in placement.stretches] == [0, 20, 0]
-    assert placement.unplaced == (0,)  # of whose end a part is gone, white space and all: where it ends is not known
+    assert [s.offset for s in placement.spans] == [0, 20, 0]
+    assert placement.unplaced == (0,)  # its end was removed with the white space: its place is unknown
 
 
-def test_one_message_that_cannot_be_placed_leaves_the_others_where_they_are(with_template: WithTemplate) -> None:
+def test_an_unplaced_message_does_not_affect_others(with_template: WithTemplate) -> None:
     messages = turns(("user", "one"), ("assistant", "<think>hm</think>yes"), ("user", "two"), ("user", "three"))
     text, placement = placed(with_template(STARTING), messages)
     assert text == "[one][(thought) yes][two][three]"
@@ -100,7 +100,7 @@ def test_one_message_that_cannot_be_placed_leaves_the_others_where_they_are(with
     assert placement.unplaced == (0,)
 
 
-def test_the_user_s_own_text_is_known_or_what_needs_it_is_refused(with_template: WithTemplate) -> None:
+def test_settings_that_need_user_text_are_refused_without_it(with_template: WithTemplate) -> None:
     upside_down = "{% for m in messages %}[{{ m['content'] | reverse if loop.first else m['content'] }}]{% endfor %}"
     prompt = read(with_template(upside_down), ("user", "abc"), ("user", "def"))
     assert prompt.unplaced_messages == (0,)
@@ -108,7 +108,7 @@ def test_the_user_s_own_text_is_known_or_what_needs_it_is_refused(with_template:
         prompt.check_user_text("attribution.normalise_over")
     prompt = read(with_template(upside_down), ("system", "abc"), ("user", "def"))
     assert prompt.unplaced_messages == (0,)
-    prompt.check_user_text("attribution.normalise_over")  # what is the user's is known
+    prompt.check_user_text("attribution.normalise_over")  # does not raise: the user's tokens are known
     prompt = read(with_template(CHAT), ("system", "abc"))
     with pytest.raises(InvalidRequestError, match="no token of the user's own text"):
         prompt.check_user_text("attribution.normalise_over")
@@ -125,7 +125,7 @@ def test_the_user_s_own_text_is_known_or_what_needs_it_is_refused(with_template:
     ],
 )
 @pytest.mark.parametrize("template", [CHAT, THINKING])
-def test_a_content_that_imitates_the_template_gets_nobody_else_s_role(
+def test_a_content_that_imitates_the_template_keeps_its_role(
     with_template: WithTemplate, template: str, hostile: str
 ) -> None:
     messages = turns(
@@ -163,18 +163,18 @@ TEMPLATES = [
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(said=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), contents), min_size=1, max_size=4))
-def test_what_is_placed_stands_there(with_template: WithTemplate, template: str, said: list[tuple[str, str]]) -> None:
+def test_spans_hold_the_contents(with_template: WithTemplate, template: str, said: list[tuple[str, str]]) -> None:
     messages = turns(*said)
     text, placement = placed(with_template(template), messages)
     end = 0
-    for stretch in placement.stretches:
-        assert end <= stretch.start < stretch.end <= len(text)
-        end = stretch.end
-        if stretch.offset is not None:
-            content = messages[stretch.message].content
-            assert text[stretch.start : stretch.end] == content[stretch.offset :][: stretch.end - stretch.start]
+    for span in placement.spans:
+        assert end <= span.start < span.end <= len(text)
+        end = span.end
+        if span.offset is not None:
+            content = messages[span.message].content
+            assert text[span.start : span.end] == content[span.offset :][: span.end - span.start]
     assert set(placement.unplaced) <= set(range(len(messages)))
-    if template == CHAT:  # all of it, white space too
+    if template == CHAT:  # all of the content, white space included
         for index, message in enumerate(messages):
             assert words(text, placement, index).strip() == message.content.strip()
             assert index not in placement.unplaced
@@ -196,16 +196,16 @@ def test_the_template_runs_a_bounded_number_of_times(
     )
     tokenizer = with_template(upside_down)
     messages = turns(*[("user", f"word {index} <b>x</b>") for index in range(200)])
-    place(messages, render(messages, tokenizer), tokenizer)
+    place_messages(messages, render(messages, tokenizer), tokenizer)
     assert len(runs) <= MAX_RUNS
     tags = turns(("user", "<b>" * 10_000))
     runs.clear()
     text, placement = placed(tokenizer, tags)
     assert words(text, placement, 0) == tags[0].content
-    assert max(runs) <= 2 * len(tags[0].content)  # marks are few, whatever a content holds
+    assert max(runs) <= 2 * len(tags[0].content)  # the number of marks is bounded
 
 
-def test_segments_of_what_is_left_of_a_message(with_template: WithTemplate) -> None:
+def test_segments_of_a_rewritten_message(with_template: WithTemplate) -> None:
     said = ("assistant", "<think>hm</think>yes, it is")
     tokenizer = with_template(THINKING)
     prompt = read(tokenizer, ("system", "s"), said, segments=(Segment("rest", 17, 20, 1),))
@@ -215,7 +215,7 @@ def test_segments_of_what_is_left_of_a_message(with_template: WithTemplate) -> N
     assert caught.value.field == "input.segments[0].message"
 
 
-def test_tokens_of_a_system_message_that_decides_what_the_template_says(with_template: WithTemplate) -> None:
+def test_tokens_of_a_system_message_that_changes_the_template(with_template: WithTemplate) -> None:
     prompt = read(with_template(THINKING), ("system", "Be nice."), ("user", "why? /no_think"))
     by_role: dict[Role, str] = {}
     for token in prompt.tokens:

@@ -1,4 +1,4 @@
-"""From ids to text: pieces rejoin the whole, only whole characters come out, and stop texts never do."""
+"""Incremental detokenisation: pieces join to the whole text, only complete characters, and no stop texts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from gradellm_engine.tokenization.detokenizer import (
     REPLACEMENT,
     CompletionText,
     Decode,
-    IncrementalText,
+    IncrementalDetokenizer,
     StopMatcher,
 )
 from gradellm_engine.tokenization.encoder import TextEncoder
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 BYTE_FALLBACK = "stories260K"
-FIRST_BYTE = 3  # of the stories tokenizer's byte tokens, <0x00>
+FIRST_BYTE = 3  # id of <0x00>, the first byte token of the stories tokenizer
 BYTE_LEVEL = ["llama", "demo"]
 
 
 def pieces_of(decoded: Decode, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
-    incremental = IncrementalText(decoded, context)
-    return [*(incremental.push(i) for i in ids), incremental.flush()]
+    detokenizer = IncrementalDetokenizer(decoded, context)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
 
 
 def byte_tokens(text: str) -> list[int]:
@@ -75,7 +75,7 @@ def test_pieces_rejoin_the_text_with_byte_fallback(
 
 @pytest.mark.parametrize("model", [*BYTE_LEVEL, BYTE_FALLBACK])
 @given(before=st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), data=st.data())
-def test_a_completion_reads_as_it_does_after_its_prompt(
+def test_a_completion_decodes_as_after_its_prompt(
     tokenizers: Tokenizers, model: str, before: str, data: st.DataObject
 ) -> None:
     tokenizer = tokenizers(model)
@@ -107,13 +107,13 @@ def test_no_half_characters(tokenizers: Tokenizers, model: str, text: str) -> No
 
 @pytest.mark.parametrize("before", ["😀😀", "a😀é😀", "日本語日本語"])
 def test_a_context_that_ends_in_byte_tokens(tokenizers: Tokenizers, before: str) -> None:
-    """Its last few tokens alone may begin inside a character."""
+    """The window must not begin inside a character."""
     decoded = partial(TextEncoder(tokenizers(BYTE_FALLBACK)).decode, skip_special_tokens=True)
     assert "".join(pieces_of(decoded, byte_tokens("😀é"), [1, *byte_tokens(before)])) == "😀é"
 
 
-def test_a_bad_byte_does_not_take_back_what_was_said(tokenizers: Tokenizers) -> None:
-    """A byte-fallback decoder reads the whole run of bytes as replacement characters; what was said stays said."""
+def test_an_invalid_byte_does_not_change_emitted_text(tokenizers: Tokenizers) -> None:
+    """A byte-fallback decoder then decodes the whole run of bytes to replacement characters; emitted text stays."""
     tokenizer = tokenizers(BYTE_FALLBACK)
     decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
     bad = FIRST_BYTE + 0xFF
@@ -134,12 +134,12 @@ def test_an_unfinished_character_comes_with_the_flush(tokenizers: Tokenizers) ->
 
 
 def joined(pieces: Sequence[str]) -> Decode:
-    """A vocabulary in which every id is its piece, whatever stands before."""
+    """A vocabulary in which each id is its piece, in any context."""
     return lambda ids: "".join(pieces[i] for i in ids)
 
 
 def completion(pieces: Sequence[str], stop: Sequence[str]) -> CompletionText:
-    """All pieces pushed, as far as a stop text."""
+    """A completion of these pieces, up to a stop text."""
     text = CompletionText(joined(pieces), (), stop)
     for i in range(len(pieces)):
         text.push(i)
@@ -150,7 +150,7 @@ def completion(pieces: Sequence[str], stop: Sequence[str]) -> CompletionText:
 
 
 def stopped(pieces: Sequence[str], stop: Sequence[str]) -> tuple[str, str | None]:
-    """The naive way: look through everything after every piece."""
+    """The naive way: search the whole text after every piece."""
     text = ""
     for piece in pieces:
         text += piece
@@ -166,7 +166,7 @@ some_stops = st.lists(st.text("abc", min_size=1, max_size=4), max_size=4)
 
 
 @given(some_pieces, some_stops)
-def test_stop_texts_cut_as_a_naive_search_does(pieces: list[str], stop: list[str]) -> None:
+def test_stop_texts_truncate_as_a_naive_search_does(pieces: list[str], stop: list[str]) -> None:
     text = completion(pieces, stop)
     assert (text.text, text.stop) == stopped(pieces, stop)
     assert not any(s in text.text for s in stop)
@@ -183,7 +183,7 @@ def test_spans_tile_the_text(pieces: list[str], stop: list[str]) -> None:
 
 
 @given(some_pieces, some_stops)
-def test_what_was_told_never_changes_and_all_is_told(pieces: list[str], stop: list[str]) -> None:
+def test_emitted_text_never_changes_and_is_complete(pieces: list[str], stop: list[str]) -> None:
     text = CompletionText(joined(pieces), (), stop)
     told: list[tuple[int, int, str]] = []
 
@@ -195,7 +195,7 @@ def test_what_was_told_never_changes_and_all_is_told(pieces: list[str], stop: li
     for i in range(len(pieces)):
         text.push(i)
         tell()
-        # No more is held back than could begin a stop text.
+        # Only what may begin a stop text is held back.
         held = text.text[told[-1][1] if told else 0 :]
         assert text.stop is not None or not held or any(s.startswith(held[n:]) for s in stop for n in range(len(held)))
         if text.stop is not None:
@@ -220,7 +220,7 @@ def test_a_stop_text_over_three_tokens() -> None:
     for i in range(4):
         text.push(i)
         told.append(text.num_safe_tokens)
-    assert told == [1, 1, 1, 4]  # a token that holds more than the stop text's beginning waits as a whole
+    assert told == [1, 1, 1, 4]  # a token with the beginning of a stop text is held back as a whole
     assert (text.text, text.stop, text.spans) == ("Hi ", "END", [(0, 2), (2, 3), (3, 3), (3, 3)])
 
 
@@ -235,8 +235,8 @@ def test_the_text_before_the_completion_is_no_part_of_a_stop_text() -> None:
     assert text.stop is None
 
 
-def test_tokens_behind_a_stop_text_say_nothing() -> None:
-    """A caller's forced tokens may go on behind it."""
+def test_tokens_after_a_stop_text_have_no_text() -> None:
+    """Forced tokens may follow a stop text."""
     pieces = ["a", "STOP", "b", "STOP", "c"]
     text = CompletionText(joined(pieces), (), ["STOP"])
     for i in range(len(pieces)):
@@ -245,7 +245,7 @@ def test_tokens_behind_a_stop_text_say_nothing() -> None:
     assert (text.text, text.spans) == ("a", [(0, 1), (1, 1), (1, 1), (1, 1), (1, 1)])
 
 
-def test_a_half_stop_text_at_the_end_is_told() -> None:
+def test_half_a_stop_text_at_the_end_is_emitted() -> None:
     text = CompletionText(joined(["a", "ST"]), (), ["STOP"])
     text.push(0)
     text.push(1)
@@ -260,12 +260,12 @@ def test_a_stop_text_may_be_met_in_an_unfinished_character(tokenizers: Tokenizer
     text = CompletionText(partial(TextEncoder(tokenizer).decode, skip_special_tokens=True), (), [REPLACEMENT])
     for i in tokenizer("aé", add_special_tokens=False)["input_ids"][:-1]:
         text.push(i)
-    assert text.num_safe_tokens == 2  # nothing is met so far
+    assert text.num_safe_tokens == 2  # no stop text so far
     text.finish()
     assert (text.text, text.stop, text.spans) == ("a", REPLACEMENT, [(0, 1), (1, 1)])
 
 
-def test_finishing_nothing() -> None:
+def test_finishing_an_empty_completion() -> None:
     text = CompletionText(joined([]), ())
     text.finish()
     assert (text.text, text.spans, text.num_safe_tokens) == ("", [], 0)
@@ -291,7 +291,7 @@ def test_bytes_that_are_no_character_do_not_widen_the_window(
 
     pieces = pieces_of(counted, [one] * 500)
     assert "".join(pieces) == REPLACEMENT * 500
-    assert sum(map(bool, pieces)) > 100  # they come while they come, and not all at the end
+    assert sum(map(bool, pieces)) > 100  # they are emitted one by one, not all at the end
     assert max(lengths) <= 2 * MAX_PENDING_TOKENS
     assert sum(lengths) <= 500 * 40
 
@@ -311,8 +311,8 @@ def test_tokens_without_text_do_not_widen_the_window(tokenizers: Tokenizers) -> 
 
 @given(st.lists(st.integers(0, 255), max_size=60))
 @pytest.mark.parametrize("model", BYTE_LEVEL)
-def test_any_bytes_read_as_they_do_together(tokenizers: Tokenizers, model: str, content: list[int]) -> None:
-    """Runs of bytes that are no characters, characters cut in two, and all that is between."""
+def test_any_bytes_decode_as_a_whole(tokenizers: Tokenizers, model: str, content: list[int]) -> None:
+    """Runs of invalid bytes, and characters that are cut in two."""
     tokenizer = tokenizers(model)
     ids = tokenizer.convert_tokens_to_ids([bytes_to_unicode()[byte] for byte in content])
     decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=True)
@@ -320,7 +320,7 @@ def test_any_bytes_read_as_they_do_together(tokenizers: Tokenizers, model: str, 
 
 
 @given(text=st.text("ab", max_size=60), stop=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4))
-def test_what_stop_texts_hold_is_what_a_naive_look_finds(text: str, stop: list[str]) -> None:
+def test_held_back_text_equals_the_naive_search(text: str, stop: list[str]) -> None:
     matcher = StopMatcher(stop)
     for end in range(1, len(text) + 1):
         met = matcher.push(text[end - 1])
@@ -331,8 +331,8 @@ def test_what_stop_texts_hold_is_what_a_naive_look_finds(text: str, stop: list[s
         assert matcher.held == longest
 
 
-def test_looking_for_long_stop_texts_takes_constant_time_a_character() -> None:
-    """Of texts that almost match, each compared character is one that goes on, or one that is given up."""
+def test_searching_long_stop_texts_takes_constant_time_a_character() -> None:
+    """On texts that almost match, each comparison extends a match or ends one."""
     compared = 0
 
     class Counting(str):
@@ -366,10 +366,10 @@ def with_specials(pieces: Sequence[str]) -> CompletionText:
 @pytest.mark.parametrize(
     ("ids", "text", "stop", "spans"),
     [
-        ([2, 0], "ab", "<|user|>", [(0, 2), (2, 2)]),  # a stop text that is a special token
-        ([2, 3, 1, 4], "ab", "x<|end|>y", [(0, 2), (2, 2), (2, 2), (2, 2)]),  # that holds one
-        ([2, 3, 1, 2], "abxab", None, [(0, 2), (2, 3), (3, 3), (3, 5)]),  # that only begins with it
-        ([2, 5, 0], "ab", "\n<|", [(0, 2), (2, 2), (2, 2)]),  # that ends within it
+        ([2, 0], "ab", "<|user|>", [(0, 2), (2, 2)]),  # the stop text is a special token
+        ([2, 3, 1, 4], "ab", "x<|end|>y", [(0, 2), (2, 2), (2, 2), (2, 2)]),  # it contains one
+        ([2, 3, 1, 2], "abxab", None, [(0, 2), (2, 3), (3, 3), (3, 5)]),  # it begins with one, and does not match
+        ([2, 5, 0], "ab", "\n<|", [(0, 2), (2, 2), (2, 2)]),  # it ends inside one
         ([2, 1, 2], "abab", None, [(0, 2), (2, 2), (2, 4)]),
     ],
 )
@@ -383,7 +383,7 @@ def test_stop_texts_of_special_tokens(
     assert (completion.text, completion.stop, completion.spans) == (text, stop, spans)
 
 
-def test_what_a_special_token_may_end_is_held_back() -> None:
+def test_text_that_a_special_token_may_end_is_held_back() -> None:
     completion = with_specials(["ab", "x", "y"])
     told = []
     for token_id in (2, 3, 1, 2):

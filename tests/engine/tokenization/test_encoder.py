@@ -1,4 +1,4 @@
-"""Text to ids: what the tokenizer itself gives, in pieces too; bounded, interruptible, and safe from its panics."""
+"""Encoding equals the tokenizer's own, also in pieces; bounded, interruptible, and safe from panics."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ words = st.lists(
 @pytest.mark.parametrize("add_special_tokens", [True, False])
 @pytest.mark.parametrize("model", MODELS)
 @given(text=st.one_of(words, st.text(st.characters(codec="utf-8"), max_size=20)))
-def test_it_is_what_the_tokenizer_gives(
-    tokenizers: Tokenizers, model: str, add_special_tokens: bool, text: str
-) -> None:
+def test_encoding_equals_the_tokenizer(tokenizers: Tokenizers, model: str, add_special_tokens: bool, text: str) -> None:
     tokenizer = tokenizers(model)
     expected: Any = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     found = TextEncoder(tokenizer).encode(text, add_special_tokens=add_special_tokens)
@@ -50,7 +48,9 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model", ["llama", "demo"])
 @pytest.mark.usefixtures("short_pieces")
 @given(text=words)
-def test_pieces_are_the_whole(tokenizers: Tokenizers, model: str, add_special_tokens: bool, text: str) -> None:
+def test_encoding_in_pieces_equals_the_whole(
+    tokenizers: Tokenizers, model: str, add_special_tokens: bool, text: str
+) -> None:
     encoder = TextEncoder(tokenizers(model))
     assert encoder.can_split
     whole: Any = encoder.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
@@ -63,8 +63,8 @@ def tokenizer_of(core: Tokenizer) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
-def test_what_does_not_read_alike_in_pieces_is_not_split(tokenizers: Tokenizers) -> None:
-    assert not TextEncoder(tokenizers("stories260K")).can_split  # writes a space before every text
+def test_text_that_encodes_differently_in_pieces_is_not_split(tokenizers: Tokenizers) -> None:
+    assert not TextEncoder(tokenizers("stories260K")).can_split  # puts a space before every text
     letters = {letter: index for index, letter in enumerate("ab ")}
     assert TextEncoder(tokenizer_of(Tokenizer(BPE(letters | {" a": 3}, [(" ", "a")])))).can_split
     spanning = letters | {" b": 3, "a b": 4}
@@ -88,24 +88,24 @@ class GoneError(Exception):
 
 
 @pytest.mark.usefixtures("short_pieces")
-def test_it_ends_between_two_pieces_where_nobody_waits(tokenizers: Tokenizers) -> None:
+def test_an_interruption_ends_encoding_between_pieces(tokenizers: Tokenizers) -> None:
     encoder = TextEncoder(tokenizers("demo"))
     assert encoder.can_split
-    looks = 0
+    checks = 0
 
     def check() -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 3:
+        nonlocal checks
+        checks += 1
+        if checks == 3:
             raise GoneError
 
     with checking(check), pytest.raises(GoneError):
         encoder.encode("some words of a text " * 100, add_special_tokens=True)
-    assert looks == 3
+    assert checks == 3
 
 
 class CountingCore:
-    """A tokenizer's core that counts what it is given."""
+    """A tokenizer's core that counts the characters that it encodes."""
 
     def __init__(self, core: Any) -> None:
         self._core = core
@@ -120,11 +120,11 @@ class CountingCore:
 
 
 @pytest.mark.parametrize("text", ["some words of a text ", "😀", "\u00e4"])
-def test_far_too_many_tokens_are_not_all_made(tokenizers: Tokenizers, text: str) -> None:
+def test_far_too_many_tokens_are_refused_early(tokenizers: Tokenizers, text: str) -> None:
     encoder = TextEncoder(tokenizers("demo"))
     assert encoder.can_split
-    core = CountingCore(encoder._core)
-    encoder._core = core
+    core = CountingCore(encoder.core)
+    encoder.core = core
     with pytest.raises(TooManyTokensError) as caught:
         encoder.encode(text * (1_000_000 // len(text)), add_special_tokens=True, max_tokens=500)
     assert not caught.value.is_all
@@ -140,7 +140,7 @@ def test_one_token_too_many_is_counted(tokenizers: Tokenizers) -> None:
 
 
 def panicking(model: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer whose pre-tokenizer gives up on some texts: a panic of its Rust core."""
+    """A tokenizer whose pre-tokenizer backtracks too long on some texts: a panic of its Rust core."""
     core = json.loads(model.backend_tokenizer.to_str())
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     core["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, core["pre_tokenizer"]]}
@@ -162,7 +162,22 @@ def test_a_failing_decoder_is_an_error_too(tokenizers: Tokenizers) -> None:
         encoder.decode([-1], skip_special_tokens=False)
 
 
-def test_settings_of_truncation_and_padding_are_not_kept(tokenizers: Tokenizers) -> None:
+class PanickingCore(CountingCore):
+    """A tokenizer's core that panics when it decodes the vocabulary: no `Exception`, as a panic in Rust."""
+
+    def decode_batch(self, sequences: list[list[int]], **options: Any) -> Any:
+        raise BaseException("panicked")
+
+
+def test_a_vocabulary_that_cannot_be_decoded_is_encoded_whole(tokenizers: Tokenizers) -> None:
+    encoder = TextEncoder(tokenizers("demo"))
+    encoder.core = PanickingCore(encoder.core)
+    encoder.prepare()
+    assert not encoder.can_split
+    assert len(encoder.encode("aab", add_special_tokens=False).ids)
+
+
+def test_truncation_and_padding_are_switched_off(tokenizers: Tokenizers) -> None:
     core = Tokenizer(BPE({"a": 0, "b": 1}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.enable_truncation(2)

@@ -1,4 +1,4 @@
-"""Columns of scores: words and segments hold each token once, and sums are kept."""
+"""Columns of scores: words and segments hold each token once, and sums are preserved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
+from gradellm_engine.tokenization.prompt_reader import read_prompt
 from gradellm_engine.tokenization.sources import GENERATED, SourceMap, word_groups
 from gradellm_engine.tokenization.words import WordCounter
 
@@ -33,7 +33,7 @@ Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 
 
 def prompt_of(*pieces: str | tuple[str, Role] | tuple[str, Role, str]) -> Prompt:
-    """A prompt of these tokens; one in angle brackets is special, `|` before a piece is text between tokens."""
+    """A prompt of these tokens; `<...>` is special, `|` before a piece is text between tokens."""
     text, tokens = "", []
     for piece in pieces:
         said, role, segment = (*(piece if isinstance(piece, tuple) else (piece, Role.USER)), None)[:3]
@@ -47,7 +47,7 @@ def prompt_of(*pieces: str | tuple[str, Role] | tuple[str, Role, str]) -> Prompt
 
 
 def words(prompt: Prompt) -> list[str]:
-    """The words as the columns' labels say them."""
+    """The words, by the labels of the columns."""
     return [source.label for source in SourceMap(prompt, AttributionSettings(resolution=Resolution.WORD)).sources]
 
 
@@ -63,11 +63,11 @@ def words(prompt: Prompt) -> list[str]:
         (["a", " "], ["a"]),
         (["a", " ", "\n"], ["a"]),
         ([" ", "<s>", " ", "a"], ["", "<s>", "a"]),
-        (["a", " ", "<s>", " "], ["a", "<s>", ""]),  # white space at the end of a text
+        (["a", " ", "<s>", " "], ["a", "<s>", ""]),  # white space at the end of a message
         (["a", "<s>", "b"], ["a", "<s>", "b"]),
         (["<s>", "</s>"], ["<s>", "</s>"]),
         (["a", " |b", "c"], ["a", "bc"]),
-        (["a b", "c", " d"], ["a bc", "d"]),  # a token that holds white space itself
+        (["a b", "c", " d"], ["a bc", "d"]),  # a token with white space inside
         (["a", ("b", Role.SYSTEM)], ["a", "b"]),
         (["a", (" ", Role.SYSTEM)], ["a", ""]),
         (["\u3000日", "本", "語。"], ["日", "本", "語。"]),
@@ -105,7 +105,7 @@ def test_words_of_any_tokens(pieces: list[tuple[str, Role]]) -> None:
 
 @given(text=st.text(st.sampled_from("ab \n😀é."), min_size=1, max_size=20))
 @pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
-def test_words_of_a_real_prompt_begin_at_its_white_space(tokenizers: Tokenizers, model: str, text: str) -> None:
+def test_words_of_a_prompt_begin_at_white_space(tokenizers: Tokenizers, model: str, text: str) -> None:
     tokenizer = tokenizers(model)
     prompt = read_prompt(PromptInput(prompt=text), TextEncoder(tokenizer), len(tokenizer))
     found = [word for word in words(prompt) if word and not word.startswith("<")]
@@ -125,7 +125,7 @@ def test_segments_and_roles_are_columns(tokenizers: Tokenizers) -> None:
         "system1": "Be nice.",
         "who2": "fox",
         "user3": " eats , fox sleeps",
-        "user4": "hen",  # a caller's segment of that name, beside the role
+        "user4": "hen",  # a segment named like a role
     }
 
 
@@ -136,7 +136,7 @@ def test_segments_and_roles_are_columns(tokenizers: Tokenizers) -> None:
     generated=st.lists(st.sampled_from(["a", " b", " ", "", "\n", "<s>"]), max_size=8),
     seed=st.integers(0, 999),
 )
-def test_sums_are_kept_while_columns_grow(
+def test_sums_are_preserved_while_columns_grow(
     normal: Normal,
     resolution: Resolution,
     sources: Sources,
@@ -166,7 +166,7 @@ def test_sums_are_kept_while_columns_grow(
             continue
         assert column_of_new is not None
         assert column_of_new in (max(columns), max(columns) + 1)
-        assert column_of_new >= len(mapped.sources)  # never one of the prompt's
+        assert column_of_new >= len(mapped.sources)  # not a column of the prompt
         columns.append(column_of_new)
     if sources is Sources.PREFIX and resolution is Resolution.SEGMENT:
         assert set(columns[len(pieces) :]) <= {len(mapped.sources)}

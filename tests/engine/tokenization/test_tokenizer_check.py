@@ -1,4 +1,4 @@
-"""The tokenizer in use does what tokenizer.json says, whatever class tokenizer_config.json names."""
+"""The loaded tokenizer follows tokenizer.json for any class that tokenizer_config.json names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def vocab_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def save(folder: Path, tokenizer: Tokenizer, **changes: Any) -> None:
-    """Write the tokenizer's files, with changed settings; a setting of None is taken out."""
+    """Write the tokenizer's files, with changed settings; a setting of None is removed."""
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
     ).save_pretrained(folder)
@@ -96,16 +96,16 @@ def test_tokens_are_those_of_the_file(llama: Path, split: str, its_class: str | 
     assert {"<s>", "</s>"} <= {used.convert_ids_to_tokens(token_id) for token_id in used.all_special_ids}
 
 
-def test_what_transformers_makes_of_it_differs(llama: Path) -> None:
-    """Else the table above would show nothing."""
+def test_the_tokenizer_of_the_class_differs(llama: Path) -> None:
+    """So that the table above tests something."""
     stored = byte_pairs(SPLITS["single digits"])
     save(llama, stored, tokenizer_class="GPT2TokenizerFast")
     own = AutoTokenizer.from_pretrained(llama)
     assert own("123", add_special_tokens=False)["input_ids"] != stored.encode("123", add_special_tokens=False).ids
-    assert "in the file" in str(difference_from(stored, own))
+    assert "in tokenizer.json" in str(difference_from(stored, own))
 
 
-def test_the_engine_reads_by_it(llama: Path) -> None:
+def test_the_engine_encodes_by_the_file(llama: Path) -> None:
     stored = byte_pairs(SPLITS["single digits"])
     save(llama, stored, tokenizer_class="GPT2TokenizerFast")
     engine = Engine.load(str(llama))
@@ -114,8 +114,8 @@ def test_the_engine_reads_by_it(llama: Path) -> None:
 
 @pytest.mark.parametrize("its_class", ["GPT2TokenizerFast", "PreTrainedTokenizerFast"])
 @pytest.mark.parametrize("begins", [True, False])
-def test_what_begins_a_text_is_the_file_s(llama: Path, its_class: str, begins: bool) -> None:
-    """Transformers itself passes over add_bos_token where there is a tokenizer.json."""
+def test_bos_follows_the_file(llama: Path, its_class: str, begins: bool) -> None:
+    """Transformers ignores add_bos_token where there is a tokenizer.json."""
     stored = byte_pairs(SPLITS["single digits"])
     save(llama, stored, tokenizer_class=its_class, add_bos_token=begins)
     used = _load_tokenizer(str(llama), None)
@@ -144,7 +144,7 @@ def test_tokens_that_only_the_settings_have_are_kept(llama: Path) -> None:
 
 
 def test_a_special_token_s_own_spaces_are_those_of_the_file(llama: Path) -> None:
-    """Transformers takes from the settings whether a token swallows the spaces beside it."""
+    """Transformers takes from the settings whether a token strips the spaces beside it."""
     stored = byte_pairs(SPLITS["GPT-2's own"])
     its = {"content": "<|user|>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}
     its["single_word"] = False

@@ -1,4 +1,4 @@
-"""Words: Unicode's boundaries, the same for a finished text and for tokens that come one by one."""
+"""Words: Unicode's boundaries, equal for a finished text and for streamed tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from gradellm_engine import Message, PromptInput
-from gradellm_engine.tokenization.encoder import TextEncoder
-from gradellm_engine.tokenization.prompts import read_prompt
 from gradellm_engine.tokenization.words import MAX_PARTS, WordCounter
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 
 
 def numbered(pieces: Sequence[str]) -> list[int]:
-    """The word of each token with such a text; one in angle brackets is special."""
+    """The word index of each token; a token in angle brackets is special."""
     counter = WordCounter()
     for piece in pieces:
         counter.push(piece, special=piece.startswith("<|"))
@@ -29,7 +26,7 @@ def numbered(pieces: Sequence[str]) -> list[int]:
 
 
 def grouped(pieces: Sequence[str]) -> list[str]:
-    """The words' texts, without the white space around them."""
+    """The text of each word, without surrounding white space."""
     pairs = zip(numbered(pieces), pieces, strict=True)
     return ["".join(piece for _, piece in group).strip() for _, group in groupby(pairs, key=lambda pair: pair[0])]
 
@@ -72,9 +69,9 @@ def test_words_of_a_text_a_token_a_character(text: str, words: str) -> None:
         (("End.\n", "\n", "The", " end"), "End.|The|end"),
         (("a ", "b", "\n"), "a|b|"),
         (("x", "<|end|>", "y", "<|end|>"), "x|<|end|>|y|<|end|>"),
-        (("中", "", "", "国", "", "é"), "中|国|é"),  # parts of a character go with it
+        (("中", "", "", "国", "", "é"), "中|国|é"),  # parts of a character are in its word
         (("caf", "", "é", "s"), "cafés"),
-        (("caf", "", ""), "caf"),  # it never comes
+        (("caf", "", ""), "caf"),  # the character stays incomplete
         (("caf", "", "<|end|>"), "caf|<|end|>"),
         (("", ""), ""),
     ],
@@ -85,7 +82,7 @@ def test_words_of_tokens(pieces: Sequence[str], words: str) -> None:
 
 # --- UAX #29 ----------------------------------------------------------------------------------------------------------
 
-# A character of each kind that the rules tell apart; what `regex` calls them is the standard's property Word_Break.
+# A character of each value of the property Word_Break that the rules distinguish.
 KINDS = {
     "a": "ALetter", "é": "ALetter", "한": "ALetter", "א": "Hebrew_Letter", "1": "Numeric", "٣": "Numeric",
     "カ": "Katakana", "_": "ExtendNumLet", "'": "Single_Quote", '"': "Double_Quote", ".": "MidNumLet",
@@ -143,7 +140,7 @@ def is_word(segment: str) -> bool:
 
 
 def expected_words(text: str) -> list[str]:
-    """The rules for one speaker's text, read over the whole of it: what begins a word in it."""
+    """The words of one message by the rules, over its whole text."""
     ends = [place for place in range(len(text)) if is_boundary(text, place)] + [len(text)]
     words: list[str] = []
     has_word = False
@@ -161,39 +158,39 @@ texts = st.text(st.sampled_from("".join(KINDS)), min_size=1, max_size=12)
 
 
 @given(texts)
-def test_words_are_those_of_the_standard(text: str) -> None:
-    # A text that begins with marks of nothing is a part of no rule here: WB4 has them at the beginning of a text alone.
+def test_words_follow_the_standard(text: str) -> None:
+    # Not a text that begins with marks: WB4 has a special case for the beginning of a text.
     assert grouped(list(text)) == expected_words(text)
 
 
 @given(st.lists(texts, min_size=1, max_size=6), st.lists(st.booleans(), min_size=80, max_size=80))
-def test_tokens_come_one_by_one_as_the_whole_has_them(words: list[str], cuts: list[bool]) -> None:
-    """However a text is cut to tokens, a token begins a word where the text does, or lets a boundary inside it go."""
+def test_streamed_words_equal_those_of_the_text(words: list[str], cuts: list[bool]) -> None:
+    """For any tokenisation, a token begins a word where the text does; boundaries inside a token do not count."""
     text = " ".join(words)
     single = numbered(list(text))
     ends = [place for place in range(1, len(text)) if cuts[place]] + [len(text)]
     starts = [0, *ends[:-1]]
     found = numbered([text[start:end] for start, end in zip(starts, ends, strict=True)])
     for before, (start, end) in enumerate(zip(starts[1:], ends[1:], strict=True)):
-        # A boundary's place is the white space before a word; the token before may have it.
+        # A boundary is at the white space before a word, which may be in the token before.
         first = next((place for place in range(start, end) if not text[place].isspace()), end - 1)
         last = next((place for place in range(start - 1, -1, -1) if not text[place].isspace()), -1)
         is_at_boundary = single[start] != single[start - 1] or (
             text[start - 1].isspace() and last >= 0 and single[first] != single[last]
         )
         tail = text[starts[before] : start]
-        already = tail.isspace() and found[before] != ([-1, *found])[before]  # the white space has begun the word
+        already = tail.isspace() and found[before] != ([-1, *found])[before]  # the word began with the white space
         assert (found[before + 1] != found[before]) == (is_at_boundary and not already), (start, found)
 
 
 @given(st.lists(st.sampled_from(["a", " b", "", ".", "<|e|>", "中", " ", "é"]), max_size=20))
-def test_what_is_decided_stays(pieces: list[str]) -> None:
+def test_decided_words_do_not_change(pieces: list[str]) -> None:
     counter = WordCounter()
     before: list[int] = []
     for index, piece in enumerate(pieces):
         counter.push(piece, special=piece.startswith("<|"))
         assert counter.words[: len(before)] == before
-        assert len(counter.words) > index + 1 - MAX_PARTS  # a stream of parts of nothing is told all the same
+        assert len(counter.words) > index + 1 - MAX_PARTS  # incomplete characters are decided after MAX_PARTS tokens
         before = list(counter.words)
     counter.finish()
     assert len(counter.words) == len(pieces)
@@ -204,37 +201,9 @@ def test_what_is_decided_stays(pieces: list[str]) -> None:
     "unit", ["a", "🇫", "\u0301", "_", "カ_", ".", "a.", 'א"', "1,", "\u200d", "😀\u200d", " ", "("]
 )
 def test_the_pattern_never_reads_far_back(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read again of the text before a token is a few characters, whatever was before it."""
+    """At most a few characters of the text before a token are read again."""
     counter = WordCounter()
     for _ in range(3):
         counter.push(unit * 50)
         assert len(counter._state.before) <= 3
-    counter.push(unit * 20_000)  # in one token: seconds, were it not linear
-
-
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-@given(text=st.text(st.sampled_from("ab \n😀é.日本"), min_size=1, max_size=20))
-@pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
-def test_tokens_of_one_character_are_in_one_word(tokenizers: Tokenizers, model: str, text: str) -> None:
-    tokenizer = tokenizers(model)
-    prompt = read_prompt(PromptInput(prompt=text), TextEncoder(tokenizer), len(tokenizer))
-    again = read_prompt(PromptInput(prompt_ids=tuple(prompt.ids)), TextEncoder(tokenizer), len(tokenizer))
-    for one in (prompt, again):
-        assert all(b - a in (0, 1) for a, b in pairwise(one.words))
-    written = [(token, word) for token, word in zip(prompt.tokens, prompt.words, strict=True) if not token.special]
-    for (left, word), (right, following) in pairwise(written):
-        if right.start < left.end:
-            assert word == following
-    if not prompt.text[0].isspace():  # which decoding loses with some tokenizers
-        assert prompt.words == again.words
-
-
-def test_words_end_with_their_message(tokenizers: Tokenizers) -> None:
-    tokenizer = tokenizers("llama")
-    turns = (Message("system", "Be nice"), Message("user", "fox eats"))
-    prompt = read_prompt(PromptInput(messages=turns), TextEncoder(tokenizer), len(tokenizer))
-    pairs = [(word, token.text) for word, token in zip(prompt.words, prompt.tokens, strict=True)]
-    words = ["".join(text for _, text in group) for _, group in groupby(pairs, key=lambda pair: pair[0])]
-    assert words == ["<s>", "<|system|>", "Be", " nice", "</s>", "<|user|>", "fox", " eats", "</s>", "<|assistant|>"]
+    counter.push(unit * 20_000)  # in one token: takes seconds unless linear

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine.faithfulness.curves import PIS
+from gradellm_engine.faithfulness.metrics.curves import PIS
 from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from server.conftest import RunningServer
 from server.rpc.test_bad_input import refusal
@@ -131,7 +131,7 @@ def test_labels_explain_the_likeliest_of_them(server: RunningServer) -> None:
 # A request, the field that the answer names, and words that it says.
 CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
     "nothing to evaluate": (request(methods=[]), "methods", "between 1 and 64"),
-    "a method twice": (request(methods=[RANDOM, RANDOM]), "methods", "'random' is there twice"),
+    "a method twice": (request(methods=[RANDOM, RANDOM]), "methods", "'random' is given twice"),
     "a method that is not there": (
         request(methods=[pb.EvaluatedMethod(attribution=OPTIONS(method="magic"))]), "attribution.method", "'magic'"),
     "a switch of another method": (
@@ -156,7 +156,7 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
     "an unknown metric": (request(metrics=[99]), "metrics", "99 is not a value"),
     "a metric twice": (request(metrics=[1, 1]), "metrics", "each once"),
     "no rationale": (request(metrics=[pb.METRIC_AUPRC]), "rationale", "names of the segments"),
-    "a rationale without a use": (request(rationale=["why"]), "rationale", "auprc and token_f1 alone"),
+    "a rationale without a use": (request(rationale=["why"]), "rationale", "only by the metrics auprc and token_f1"),
     "a rationale that is no segment": (
         request(metrics=[pb.METRIC_AUPRC], rationale=["why"]), "rationale", "'why' is not a segment"),
     "scores of the wrong length": (

@@ -17,7 +17,7 @@ from gradellm_engine import Engine
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 
 ModelPath = Callable[[str], Path]
 BROKEN = 258  # the token whose embedding the fixture `breaking` sets to NaN

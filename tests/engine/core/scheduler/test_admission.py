@@ -46,7 +46,7 @@ def test_after_many_requests_all_kv_memory_is_free_and_contiguous(load: Callable
             scheduler.cancel(request)
         finish(scheduler, requests)
         assert pool.num_free_tokens == pool.num_tokens
-    assert pool.num_kept_tokens > 0
+    assert pool.num_retained_tokens > 0
     whole = pool.allocate(pool.num_tokens)  # cached prefixes are evicted for it, and no slot is left over
     assert whole is not None
     whole.close()

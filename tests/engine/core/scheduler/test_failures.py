@@ -23,7 +23,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
-from gradellm_engine.passes.ragged import SequenceChunk
+from gradellm_engine.passes.base import SequenceChunk
 from support.oracle import relative_error
 from support.scheduler_harness import (
     PREFIX,
@@ -207,7 +207,7 @@ def test_cancelling_twice_and_after_the_end(load: Callable[..., Engine]) -> None
     for _ in range(2):
         scheduler.cancel(request)
     assert output.finished is not None
-    assert engine.model.runner.pool.num_kept_tokens > 0  # what it left is still there
+    assert engine.model.runner.pool.num_retained_tokens > 0  # what it left is still there
 
 
 def test_a_failed_request_keeps_no_graph_alive(load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:

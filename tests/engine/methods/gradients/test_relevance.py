@@ -1,4 +1,4 @@
-"""Relevance: what its rules conserve, and what they are."""
+"""Relevance propagation: its rules, and that they conserve relevance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from gradellm_engine import AttributionSettings, InvalidRequestError
-from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, rules
+from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, relevance_rules
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
 from support.reference_case import COMPLETION, PROMPT, Case
@@ -21,8 +21,8 @@ MakeCase = Callable[..., Case]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "granite", "olmo2", "phi3", "gemma", "gemma3_text"])
-def test_relevance_is_conserved_where_nothing_is_added(case: MakeCase, family: str) -> None:
-    """The scores of a prefix sum to the logit that they explain."""
+def test_relevance_is_conserved(case: MakeCase, family: str) -> None:
+    """The scores of a prefix sum to the explained logit."""
     subject = case(family)
     for row, (ids, token_id) in zip(subject.rows(Relevance()), subject.prefixes(), strict=True):
         with torch.no_grad():
@@ -31,7 +31,7 @@ def test_relevance_is_conserved_where_nothing_is_added(case: MakeCase, family: s
 
 
 def test_rules_of_a_gated_block(case: MakeCase) -> None:
-    """By hand: half of the relevance through either factor, the activation proportional to its input."""
+    """By hand: half of the relevance through each factor, the activation proportional to its input."""
     subject = case("llama")
     mlp: Any = subject.engine.model.runner.blocks[0].mlp
     x = torch.randn(1, 3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -49,11 +49,13 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
 
 def _ruled(subject: Case) -> AbstractContextManager[None]:
     model = subject.engine.model
-    return rules(CompletionModel(model.runner, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1))
+    return relevance_rules(
+        CompletionModel(model.runner, model.family, CompletionContext([1], 1, []), 1, lambda *args: 1)
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "cohere", "gemma"])
-def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family: str) -> None:
+def test_rules_do_not_change_outputs_and_leave_no_hooks(case: MakeCase, family: str) -> None:
     subject = case(family)
     runner = subject.engine.model.runner
     x = subject.engine.model.runner.embed(subject.ids)[None]
@@ -69,13 +71,13 @@ def test_rules_change_no_number_and_leave_nothing_behind(case: MakeCase, family:
     assert not any(module._forward_hooks for _, module in runner.named_modules())
 
 
-def test_knows_activations() -> None:
+def test_activations_are_recognised() -> None:
     for name in ("silu", "gelu", "gelu_new", "relu", "gelu_pytorch_tanh"):
         assert is_activation(ACT2FN[name])
     assert not is_activation(nn.Linear(2, 2))
     assert not is_activation(nn.Dropout())
 
 
-def test_is_refused_where_experts_hide_their_gates(case: MakeCase) -> None:
+def test_experts_without_gate_modules_are_refused(case: MakeCase) -> None:
     with pytest.raises(InvalidRequestError, match=r"attribution\.method.*mixtral.*experts"):
         case("mixtral", "float32").engine.attribute(PROMPT, COMPLETION, AttributionSettings(method=Relevance()))

@@ -1,0 +1,105 @@
+"""All of torch's private interface that the engine uses, each under a public, typed name.
+
+A release of torch may change any of these. They are gathered here so that an upgrade has one file to check, with tests
+of the behaviour that the engine relies on (`tests/engine/utils/test_torch_compat.py`). "Since" is the first release
+with the interface in this form; the engine itself needs a later torch.
+
+Functions that run in every layer are bound directly, without a wrapper: a Python call costs as much as the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # public in all but its module's name
+
+softmax_backward: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = torch._softmax_backward_data
+"""Softmax's own backward pass, fused: A (g - sum_j A_j g_j) from g, the result A, the dimension and A's dtype.
+
+Autograd calls the same operator; it has no public name. Since torch 1.11.
+"""
+
+functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether code runs inside `torch.func.vmap`, `grad`, `jvp` or another transform. Since torch 2.2.
+
+A plain `torch.autograd.Function` cannot run there.
+"""
+
+is_batched_tensor: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor
+"""Whether a tensor carries a batch dimension of `torch.func.vmap` that its shape does not show. Since torch 2.0."""
+
+
+def apply_to_physical(function: Callable[[Tensor], Tensor], batched: Tensor) -> Tensor:
+    """`function` of the tensor behind a `torch.func.vmap` batch dimension, batched again in the same way.
+
+    For elementwise functions that have no batching rule, such as a sum over ranks. Since torch 2.0.
+    """
+    functorch = torch._C._functorch
+    result: Tensor = functorch._add_batch_dim(
+        function(functorch.get_unwrapped(batched)),
+        functorch.maybe_get_bdim(batched),
+        functorch.maybe_get_level(batched),
+    )
+    return result
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """A context in which operators skip autograd's dispatch keys altogether. Since torch 1.9.
+
+    Stricter than `torch.no_grad`, under which every operator still checks whether it must be recorded: a fortieth of a
+    decode step of a small model.
+    """
+    guard: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def has_onednn_linear() -> bool:
+    """Whether this build of torch has oneDNN and the operator behind `onednn_linear`. Since torch 2.0."""
+    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x W^T + b by oneDNN, which `torch.nn.functional.linear` does not choose for float32. Since torch 2.0.
+
+    Inductor compiles linear layers to the same operator. [.., in], [out, in], [out] -> [.., out]
+    """
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return result
+
+
+def allow_recompiles(count: int) -> None:
+    """Let torch.compile specialise one function at least `count` times before it falls back to eager. Since torch 2.6.
+
+    The limit is the process's; it is never lowered here.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, count)
+
+
+def set_default_group_timeout(timeout: timedelta) -> None:
+    """Change how long collectives of the default process group may take. Since torch 2.2.
+
+    Publicly it is an argument of `init_process_group` alone, before weights are read and the wait is longest.
+    """
+    dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)
+
+
+def changes_argument(operator: Any) -> bool:  # noqa: ANN401 (torch.ops' overloads have no public type)
+    """Whether an operator's schema says that it writes to one of its arguments. Since torch 1.13."""
+    is_mutable: bool = operator._schema.is_mutable
+    return is_mutable
+
+
+def direct_call(operator: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """The compiled function behind an operator overload of `torch.ops`, or the operator where it has none.
+
+    Calling it skips the overload object's Python. Since torch 1.13.
+    """
+    function: Callable[..., Any] = getattr(operator, "_op", operator)
+    return function

@@ -1,0 +1,42 @@
+"""Saliency and input x gradient against Captum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from captum.attr import (
+    InputXGradient as CaptumInputXGradient,
+)
+from captum.attr import (
+    Saliency as CaptumSaliency,
+)
+
+from gradellm_engine.methods.gradients.base import Aggregation
+from gradellm_engine.methods.gradients.input_x_gradient import InputXGradient
+from gradellm_engine.methods.gradients.saliency import Saliency
+from gradellm_engine.methods.post_hoc import Objective
+from support.captum_reference import DTYPES, compare_with_captum
+from support.reference_case import Case
+
+MakeCase = Callable[..., Case]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("aggregation", Aggregation)
+@pytest.mark.parametrize("objective", Objective)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_saliency_and_input_x_gradient_equal_captum(
+    case: MakeCase, family: str, objective: Objective, aggregation: Aggregation, dtype: str
+) -> None:
+    subject = case(family, dtype)
+    # Captum's saliency takes absolute values by default, channel by channel.
+    compare_with_captum(
+        subject, Saliency(objective, aggregation), lambda t, x: CaptumSaliency(t).attribute(x, abs=False), DTYPES[dtype]
+    )
+    compare_with_captum(
+        subject,
+        InputXGradient(objective, aggregation),
+        lambda t, x: CaptumInputXGradient(t).attribute(x),
+        DTYPES[dtype],
+    )

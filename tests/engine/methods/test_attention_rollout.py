@@ -1,0 +1,37 @@
+"""Attention rollout against Transformers' attention weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_engine.methods.attention_rollout import AttentionRollout
+from support.oracle import relative_error
+from support.reference_case import Case
+
+MakeCase = Callable[..., Case]
+TOLERANCE = 1e-5
+
+
+def attentions(case: Case, ids: list[int]) -> list[Tensor]:
+    """Every layer's weights. [H, S, S] each"""
+    with torch.no_grad():
+        output = case.reference(torch.tensor([ids]), output_attentions=True, use_cache=False)
+    return [weights[0] for weights in output.attentions]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss"])
+def test_rollout_is_the_product_of_layers(case: MakeCase, family: str) -> None:
+    subject = case(family, "float32")
+    if hasattr(subject.reference, "set_experts_implementation"):
+        subject.reference.set_experts_implementation("eager")
+    for row, (ids, _) in zip(subject.rows(AttentionRollout()), subject.prefixes(), strict=True):
+        product = torch.eye(len(ids), dtype=torch.float64)
+        for weights in attentions(subject, ids):
+            mean = weights.mean(0)
+            product = (mean / mean.sum(-1, keepdim=True) + torch.eye(len(ids))) / 2 @ product
+        assert relative_error(row, product[-1]) <= TOLERANCE
+        assert row.sum().item() == pytest.approx(1, abs=1e-5)

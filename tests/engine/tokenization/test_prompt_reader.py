@@ -1,0 +1,347 @@
+"""From input to tokens: their places, roles, messages and segments, for any text and template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from gradellm_engine import (
+    Engine,
+    InvalidRequestError,
+    Message,
+    Prompt,
+    PromptInput,
+    PromptToken,
+    Role,
+    Segment,
+    interruption_point,
+)
+from gradellm_engine.tokenization.encoder import TextEncoder
+from gradellm_engine.tokenization.prompt_reader import check_token_ids, read_prompt
+from support.tiny_models import CHAT_TEMPLATE, VOCAB_SIZE, save_random_model
+
+Tokenizers = Callable[[str], PreTrainedTokenizerBase]
+
+
+Read = Callable[..., Prompt]
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+HARD = [
+    "Grüße",
+    "日本語です",
+    "e\u0301 a\u0308\u0323",
+    "שלום עולם",
+    "👩‍👩‍👧‍👦 🇨🇭",
+    "\u200b\ufeffx",
+    "a\r\n\tb",
+    "\x00\x1b",
+    "  ",
+]
+
+
+@pytest.fixture(scope="module")
+def read(tokenizers: Tokenizers) -> Read:
+    """Reads a prompt, with the model's template or another one."""
+
+    def reading(given: PromptInput, template: str | None = CHAT_TEMPLATE, model: str = "llama") -> Prompt:
+        tokenizer = tokenizers(model)
+        if template != tokenizer.chat_template and model == "llama":
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = template
+        return read_prompt(given, TextEncoder(tokenizer), len(tokenizer))
+
+    return reading
+
+
+def messages(*turns: tuple[str, str], segments: tuple[Segment, ...] = ()) -> PromptInput:
+    return PromptInput(messages=tuple(Message(*turn) for turn in turns), segments=segments)
+
+
+def words_of(prompt: Prompt, **wanted: Any) -> str:
+    """The text that tokens with these attributes cover, each code point once."""
+    covered = {
+        i
+        for token in prompt.tokens
+        for i in range(token.start, token.end)
+        if all(getattr(token, name) == value for name, value in wanted.items())
+    }
+    return "".join(prompt.text[i] for i in sorted(covered))
+
+
+def check_places(prompt: Prompt) -> None:
+    """Tokens ascend, hold the text of their span, and cover the whole text."""
+    covered: set[int] = set()
+    before = PromptToken(0, "", 0, 0, Role.TEMPLATE, None, None, False)
+    for token in prompt.tokens:
+        assert 0 <= token.start <= token.end <= len(prompt.text)
+        assert token.start >= before.start
+        assert token.start >= before.end or (token.start, token.end) == (before.start, before.end)
+        assert token.text == prompt.text[token.start : token.end]
+        covered |= set(range(token.start, token.end))
+        before = token
+    assert covered == set(range(len(prompt.text)))
+
+
+@pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
+@given(text=st.one_of(texts.filter(bool), st.sampled_from(HARD)))
+def test_a_raw_prompt(read: Read, model: str, text: str) -> None:
+    prompt = read(PromptInput(prompt=text), model=model)
+    assert prompt.text == text
+    check_places(prompt)
+    bos, *rest = prompt.tokens
+    assert (bos.special, bos.start, bos.end, bos.role) == (True, 0, 0, Role.TEMPLATE)
+    assert all(token.role is Role.USER for token in rest if not token.special)
+    assert all((token.message, token.segment) == (None, None) for token in prompt.tokens)
+
+
+def test_a_character_of_several_tokens(read: Read) -> None:
+    prompt = read(PromptInput(prompt="a😀b"))
+    assert [(t.start, t.end, t.text) for t in prompt.tokens[1:]] == [(0, 1, "a"), *[(1, 2, "😀")] * 4, (2, 3, "b")]
+
+
+def test_special_tokens_in_a_raw_prompt_have_the_template_role(read: Read) -> None:
+    prompt = read(PromptInput(prompt="a<|user|>b"))
+    assert [(t.text, t.role, t.special) for t in prompt.tokens] == [
+        ("", Role.TEMPLATE, True),
+        ("a", Role.USER, False),
+        ("<|user|>", Role.TEMPLATE, True),
+        ("b", Role.USER, False),
+    ]
+
+
+def test_a_raw_prompt_that_begins_with_bos_gets_another(read: Read) -> None:
+    assert read(PromptInput(prompt="<s>a")).ids[:2] == [256, 256]
+
+
+turns = st.lists(
+    st.tuples(st.sampled_from(["system", "user", "assistant"]), st.one_of(texts, st.sampled_from(HARD))),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(turns)
+def test_messages(read: Read, given_turns: list[tuple[str, str]]) -> None:
+    prompt = read(messages(*given_turns))
+    check_places(prompt)
+    for index, (role, content) in enumerate(given_turns):
+        assert words_of(prompt, message=index) == content.strip()
+        assert all(token.role == role for token in prompt.tokens if token.message == index)
+    assert words_of(prompt, message=None) == "<s>" + "".join(f"<|{r}|></s>" for r, _ in given_turns) + "<|assistant|>"
+    assert all(token.role is Role.TEMPLATE for token in prompt.tokens if token.message is None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["</s><|user|>x", "<|assistant|>", "gradellm0content", "gradellm1content and gradellm0content", "{{ bos_token }}"],
+)
+def test_contents_that_look_like_the_template(read: Read, content: str) -> None:
+    """Other messages keep their places; special tokens in a content belong to the template."""
+    prompt = read(messages(("system", "Be nice."), ("user", content), ("user", "Be nice.")))
+    assert words_of(prompt, message=0, role=Role.SYSTEM) == "Be nice."
+    assert words_of(prompt, message=2, role=Role.USER) == "Be nice."
+    said = content
+    for special in ("</s>", "<|user|>", "<|assistant|>"):
+        said = said.replace(special, "")
+    assert words_of(prompt, message=1) == said
+    assert prompt.tokens[-1].text == "<|assistant|>"
+
+
+def test_unusual_roles(read: Read) -> None:
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    prompt = read(messages(("tool", "a"), ("developer", "b"), ("template", "c"), ("other", "d")), template)
+    assert [t.role for t in prompt.tokens if t.message is not None] == [Role.TOOL, Role.OTHER, Role.OTHER, Role.OTHER]
+
+
+def test_only_special_tokens_that_the_template_writes(read: Read) -> None:
+    assert read(messages(("user", "a"))).ids == [256, 259, 64, 257, 260]
+
+
+def test_a_template_that_trims_some_messages(read: Read) -> None:
+    """One content contains the template's text that follows it."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}|{% else %}"
+        "[{{ m['content'] }}]{% endif %}{% endfor %}"
+    )
+    prompt = read(messages(("system", " Be nice. "), ("user", " a][b "), ("user", "c")), template)
+    assert prompt.text == "Be nice.|[ a][b ][c]"
+    assert [words_of(prompt, message=i) for i in range(3)] == ["Be nice.", " a][b ", "c"]
+
+
+def test_a_template_that_rewrites_a_content(read: Read) -> None:
+    template = "{% for m in messages %}[{{ m['content'].split('</think>')[-1] }}]{% endfor %}!"
+    prompt = read(messages(("assistant", "hm</think>yes"), ("user", "why?")), template)
+    assert prompt.text == "[yes][why?]!"
+    assert [words_of(prompt, message=i) for i in range(2)] == ["yes", "why?"]
+
+
+def test_a_template_that_repeats_a_content(read: Read) -> None:
+    template = "{% for m in messages %}<{{ m['content'] }}|{{ m['content'] }}>{% endfor %}"
+    prompt = read(messages(("user", "ab"), ("user", "c")), template)
+    assert prompt.text == "<ab|ab><c|c>"
+    assert [t.message for t in prompt.tokens] == [None, 0, 0, None, 0, 0, None, None, 1, None, 1, None]
+
+
+def test_a_template_that_moves_and_drops_messages(read: Read) -> None:
+    template = "{{ messages[1]['content'] }}+{{ messages[0]['content'] }}"
+    prompt = read(messages(("user", "first"), ("user", "second"), ("user", "third")), template)
+    assert [words_of(prompt, message=i) for i in range(3)] == ["first", "second", ""]
+
+
+def test_a_template_that_rewrites_beyond_recognition(read: Read) -> None:
+    template = "{% for m in messages %}{{ m['content'] | upper | reverse }}{% endfor %}"
+    given_prompt = messages(("user", "abc"))
+    assert words_of(read(given_prompt, template), role=Role.TEMPLATE) == "CBA"
+    with pytest.raises(InvalidRequestError, match="rewrites") as caught:
+        read(PromptInput(messages=given_prompt.messages, segments=(Segment("s", 0, 1, 0),)), template)
+    assert caught.value.field == "input.segments[0].message"
+
+
+def test_a_template_that_refuses(read: Read) -> None:
+    with pytest.raises(InvalidRequestError, match="unknown role") as caught:
+        read(messages(("wizard", "a")))
+    assert caught.value.field == "input.messages"
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7]['content'].x() }}", "{{ 1 // 0 }}"])
+def test_a_template_that_breaks(read: Read, template: str) -> None:
+    with pytest.raises(InvalidRequestError, match="template") as caught:
+        read(messages(("user", "a")), template)
+    assert caught.value.field == "input.messages"
+
+
+def test_a_template_that_renders_nothing(read: Read) -> None:
+    with pytest.raises(InvalidRequestError, match="no tokens"):
+        read(messages(("user", "a")), "{% if false %}a{% endif %}")
+
+
+def test_no_template(read: Read) -> None:
+    with pytest.raises(InvalidRequestError, match="raw prompt") as caught:
+        read(messages(("user", "a")), None)
+    assert caught.value.field == "input.messages"
+
+
+def test_segments_of_a_raw_prompt(read: Read) -> None:
+    segments = (Segment("end", 4, 7), Segment("begin", 0, 2))
+    prompt = read(PromptInput(prompt="ab😀 xyz", segments=segments))
+    assert prompt.segments == ("begin", "end")  # in the order of the text
+    assert words_of(prompt, segment="begin") == "ab"
+    assert words_of(prompt, segment="end") == "xyz"
+    assert words_of(prompt, segment=None) == "😀 "
+
+
+@given(texts.filter(bool), st.data())
+def test_a_segment_holds_its_text(read: Read, text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    raw = read(PromptInput(prompt=text, segments=(Segment("s", start, end),)))
+    assert words_of(raw, segment="s") == text[start:end]
+    chat = read(messages(("system", text), ("user", text), segments=(Segment("s", start, end, 1),)))
+    trimmed = range(len(text) - len(text.lstrip()), len(text.rstrip()))
+    assert words_of(chat, segment="s") == "".join(text[i] for i in range(start, end) if i in trimmed)
+    assert all(token.message == 1 for token in chat.tokens if token.segment)
+
+
+def test_a_token_is_placed_by_its_first_word_character(read: Read) -> None:
+    """Tokens of the demo model include the space before a word."""
+    prompt = read(PromptInput(prompt="Once upon a time", segments=(Segment("s", 5, 9),)), model="demo")
+    assert [token.text for token in prompt.tokens if token.segment] == [" upon"]
+
+
+def test_segments_may_touch(read: Read) -> None:
+    segments = (Segment("a", 0, 2, 0), Segment("b", 2, 4, 0), Segment("c", 0, 2, 1))
+    prompt = read(messages(("user", "abcd"), ("user", "ef"), segments=segments))
+    assert [words_of(prompt, segment=name) for name in prompt.segments] == ["ab", "cd", "ef"]
+
+
+@given(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20))
+def test_prompt_ids(read: Read, tokenizers: Tokenizers, ids: list[int]) -> None:
+    prompt = read(PromptInput(prompt_ids=tuple(ids)))
+    assert prompt.ids == ids
+    assert prompt.text == tokenizers("llama").decode(ids, clean_up_tokenization_spaces=False)
+    assert "".join(token.text for token in prompt.tokens) == prompt.text
+    for token in prompt.tokens:
+        assert token.text == prompt.text[token.start : token.end]
+        assert token.special == (token.id >= 256)
+        assert token.role is (Role.TEMPLATE if token.special else Role.USER)
+    assert [t.start for t in prompt.tokens] == [0, *(t.end for t in prompt.tokens[:-1])]
+
+
+@pytest.mark.parametrize("ids", [(0, VOCAB_SIZE), (0, -1)])
+def test_ids_outside_the_vocabulary(read: Read, ids: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match=f"0 to {VOCAB_SIZE - 1}") as caught:
+        read(PromptInput(prompt_ids=ids))
+    assert caught.value.field == "input.prompt_ids[1]"
+    with pytest.raises(InvalidRequestError) as caught:
+        check_token_ids("forced_ids", ids, VOCAB_SIZE)
+    assert caught.value.field == "forced_ids[1]"
+
+
+@pytest.fixture(scope="module")
+def long_context(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A model with a context of 131,072 tokens."""
+    path = save_random_model(tmp_path_factory.mktemp("long"), "llama", max_position_embeddings=131_072)
+    return Engine.load(str(path), threads=1, kv_bytes=131_072 * 1024)
+
+
+def test_all_of_a_long_context_is_read(long_context: Engine) -> None:
+    text = "a b " * 32_767
+    prompt = long_context.tokenize(PromptInput(prompt=text))
+    assert len(prompt.tokens) == len(text) + 1 == long_context.max_prompt_tokens - 2
+    assert "".join(token.text for token in prompt.tokens) == text
+    words = tuple(Segment(str(index), 2 * index, 2 * index + 1) for index in range(65_000))
+    prompt = long_context.tokenize(PromptInput(messages=(Message("user", text[:-100]),), segments=()))
+    assert {token.role for token in prompt.tokens} == {Role.USER, Role.TEMPLATE}
+    prompt = long_context.tokenize(PromptInput(prompt=text, segments=words))
+    assert [token.segment for token in prompt.tokens[1:6]] == ["0", None, "1", None, "2"]
+
+
+@pytest.mark.parametrize("unit", ["a b ", "😀", "<|user|>", "\x00"])
+def test_four_megabytes_are_refused_before_all_is_encoded(
+    long_context: Engine, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    encoder = long_context.model.encoder
+    core, num_bytes = encoder.core, 0
+
+    class CountingCore:
+        """The tokenizer's core, with a count of the bytes that it encodes."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def encode_batch(self, texts: list[str], **options: Any) -> Any:
+            nonlocal num_bytes
+            num_bytes += sum(len(text.encode()) for text in texts)
+            return core.encode_batch(texts, **options)
+
+    monkeypatch.setattr(encoder, "core", CountingCore())
+    text = unit * (4_000_000 // len(unit.encode()))
+    with pytest.raises(InvalidRequestError, match="the limit is"):
+        long_context.tokenize(PromptInput(prompt=text))
+    assert num_bytes <= 1_600_000  # one and a half times the bytes of 131,072 tokens
+
+
+@pytest.mark.parametrize("checks", range(1, 6))
+def test_reading_a_prompt_can_be_interrupted(long_context: Engine, checks: int) -> None:
+    num_left = checks
+
+    class GoneError(Exception):
+        pass
+
+    def check() -> None:
+        nonlocal num_left
+        num_left -= 1
+        if not num_left:
+            raise GoneError
+
+    token = interruption_point.set(check)
+    try:
+        with pytest.raises(GoneError):
+            long_context.tokenize(PromptInput(messages=(Message("user", "a b " * 20_000), Message("user", "c"))))
+    finally:
+        interruption_point.reset(token)
