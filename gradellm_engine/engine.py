@@ -49,8 +49,8 @@ class Engine:
         kv_bytes: size of the KV cache.
         kv_tokens: tokens that it holds.
         post_hoc: runs methods over whole completions.
-        requests: builds requests.
-        scheduler: runs them.
+        request_builder: builds requests.
+        scheduler: runs requests.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Engine:
         model.encoder.prepare()
         self.scheduler = _scheduler(model, max_running)
         self.post_hoc = PostHocRunner(model, post_hoc_bytes(method_bytes, free - self.kv_bytes))
-        self.requests = RequestBuilder(model, limits, self.post_hoc)
+        self.request_builder = RequestBuilder(model, limits, self.post_hoc)
         if ranks is not None:
             self._synchronise(ranks, max_running)
 
@@ -123,7 +123,7 @@ class Engine:
 
     def refusal(self, method: Method) -> str:
         """Why this model cannot be explained by a method; empty where it can."""
-        return self.requests.resolver.refusal(method)
+        return self.request_builder.resolver.refusal(method)
 
     def run_follower(self) -> None:
         """On every rank but 0: run rank 0's requests in lockstep until it calls `stop_followers`.
@@ -136,7 +136,7 @@ class Engine:
         ranks = self.model.runner.ranks
         if ranks is None or ranks.is_rank0:
             raise RuntimeError("only a rank other than 0 can run as a follower")
-        FollowerLoop(self.scheduler, self.requests.rebuild, ranks).run()
+        FollowerLoop(self.scheduler, self.request_builder.rebuild, ranks).run()
 
     def stop_followers(self) -> None:
         """On rank 0: have the other ranks return from `run_follower`. Nothing on a single process."""
@@ -207,7 +207,7 @@ class Engine:
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
-        return self.requests.tokenize(prompt)
+        return self.request_builder.tokenize(prompt)
 
     def generate(
         self,
@@ -288,7 +288,7 @@ class Engine:
 
         Requests of one `tenant` share the keys and values of common prefixes; those of different tenants never do.
         """
-        return self.requests.generation(
+        return self.request_builder.generation(
             prompt,
             sampling,
             attribution,
@@ -307,7 +307,7 @@ class Engine:
         tenant: str | None = None,
     ) -> Request:
         """A request to explain a given completion, for the scheduler; see `attribute` and `generation_request`."""
-        return self.requests.attribution(
+        return self.request_builder.attribution(
             prompt, completion, attribution, num_alternatives=num_alternatives, tenant=tenant
         )
 
@@ -321,7 +321,7 @@ class Engine:
         tenant: str | None = None,
     ) -> Request:
         """A request to evaluate explanations, for the scheduler; see `evaluate` and `generation_request`."""
-        return self.requests.evaluation(prompt, settings, completion, sampling, tenant=tenant)
+        return self.request_builder.evaluation(prompt, settings, completion, sampling, tenant=tenant)
 
 
 def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:

@@ -123,7 +123,7 @@ def test_a_request_is_rebuilt_from_its_call(engine: Engine) -> None:
         engine.evaluation_request("a fox", settings, sampling=sampling),
     ):
         assert request.call is not None
-        rebuilt = engine.requests.rebuild(request.call)
+        rebuilt = engine.request_builder.rebuild(request.call)
         assert rebuilt.call == request.call
         assert rebuilt.tenant == request.tenant
         output, expected = run_alone(engine, rebuilt), run_alone(engine, request)
