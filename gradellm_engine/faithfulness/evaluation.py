@@ -9,7 +9,7 @@
     6. measure      an item for each step, method and metric
     7. summarize    over steps
 
-U is the set of perturbable tokens; METHOD, section 4, defines the metrics.
+U is the set of perturbable tokens; docs/methods/metrics.md defines the metrics.
 
 `Evaluation.run` is a generator, which does at most one pass of bounded size between two results. The scheduler runs
 other requests in between, and a cancelled evaluation ends there.
@@ -160,7 +160,7 @@ class Evaluation:
     def _expected_tokens(self, completion: CompletionContext, steps: Sequence[int]) -> float:
         """Estimate of the tokens that all passes of the evaluation read."""
         shared = self._perturbable.prefix_length
-        lengths = sum(completion.prefix(step) - shared for step in steps)
+        lengths = sum(completion.prefix_length(step) - shared for step in steps)
         methods = (
             self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps)
             for evaluated in self._settings.methods

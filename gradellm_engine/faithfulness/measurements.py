@@ -1,4 +1,4 @@
-"""From the model's predictions after perturbed texts to one metric of one method at one step (METHOD, section 4).
+"""From the model's predictions after perturbed texts to one metric of one method at one step.
 
 No model runs here: `gradellm_engine.faithfulness.evaluation` runs the texts and hands over an `Outcome` for each.
 """

@@ -1,4 +1,4 @@
-"""U, the tokens of a prompt that an evaluation may perturb, and the human rationale among them (METHOD, section 4)."""
+"""U, the tokens of a prompt that an evaluation may perturb, and the human rationale among them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PerturbableTokens:
 
     def step_text(self, completion: CompletionContext, step: int) -> StepText:
         """The text that `step` is predicted from, without the shared prefix."""
-        end, first, positions = completion.prefix(step), self.prefix_length, self.positions
+        end, first, positions = completion.prefix_length(step), self.prefix_length, self.positions
         if self._includes_generated:
             generated = np.arange(completion.num_prompt_tokens, end, dtype=np.intp)
             positions = np.concatenate([positions, generated])

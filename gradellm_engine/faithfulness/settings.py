@@ -106,7 +106,7 @@ class EvaluatedMethod:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation (METHOD, section 4).
+    """Settings of an evaluation; docs/methods/metrics.md defines the metrics.
 
     Attributes:
         methods: the methods, and scores of the caller's own.

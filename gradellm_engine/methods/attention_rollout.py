@@ -39,4 +39,4 @@ def explain(model: CompletionModel, switches: AttentionRollout) -> ScoreStream:
     for index in sorted(mixed, reverse=True):
         rows = rows.to(mixed[index].device) @ mixed[index]
     for step, row in enumerate(rows):
-        yield StepScores(step, row[: completion.prefix(step)])
+        yield StepScores(step, row[: completion.prefix_length(step)])

@@ -80,7 +80,7 @@ class CompletionContext:
         """T, the tokens that are read: the completion's last token is only predicted."""
         return self.num_prompt_tokens + self.num_steps - 1
 
-    def prefix(self, step: int) -> int:
+    def prefix_length(self, step: int) -> int:
         """Number of tokens that a step is predicted from, m + t."""
         return self.num_prompt_tokens + step
 
@@ -150,12 +150,12 @@ class CompletionModel:
         fitting = self.memory // max(1, self._bytes_of(T, self.completion.num_steps, graph))
         return max(1, min(fitting, PASS_TOKENS // T))
 
-    def values(self, embeddings: Tensor, objective: Objective, run: SequenceAttention | None = None) -> Tensor:
+    def values(self, embeddings: Tensor, objective: Objective, attention: SequenceAttention | None = None) -> Tensor:
         """The objective of each step's target, for sequences of embeddings. [B, T, h] -> [B, n]"""
         completion = self.completion
         positions = torch.arange(completion.num_tokens, device=self.device)
         logits = self.runner.full_sequence_logits(
-            embeddings, positions, positions[completion.num_prompt_tokens - 1 :], run or FullSequenceAttention()
+            embeddings, positions, positions[completion.num_prompt_tokens - 1 :], attention or FullSequenceAttention()
         )
         compute = torch.promote_types(logits.dtype, torch.float32)
         return objective_values(logits.to(compute), completion.targets, objective)
@@ -227,4 +227,4 @@ def check_baseline(baseline_ids: Sequence[int], num_prompt_tokens: int) -> None:
 
 def prefix_scores(scores: Tensor, completion: CompletionContext, step: int) -> Tensor:
     """Scores of the prompt, padded with 0 for the tokens generated before the step. [m] -> [m + t]"""
-    return torch.nn.functional.pad(scores, (0, completion.prefix(step) - len(scores)))
+    return torch.nn.functional.pad(scores, (0, completion.prefix_length(step) - len(scores)))

@@ -57,7 +57,7 @@ def scores_at(
     completion = model.completion
     if method.scores is not None:
         for step in steps:
-            yield step, method.scores(switches, step, completion.prefix(step))
+            yield step, method.scores(switches, step, completion.prefix_length(step))
     elif method.explain is not None:
         for result in post_hoc_scores(model, method, switches):
             yield (result.step, result.scores) if isinstance(result, StepScores) else result
@@ -73,14 +73,14 @@ def _in_pass_scores(
     """An in-pass method's scores; the slot is refilled where its keys have other rotary factors than steps need."""
     completion, runner, done = model.completion, model.runner, 0
     for is_long in (False, True):  # long prefixes last: the slot then keeps the rotary factors of its full length
-        alike = [step for step in steps if runner.is_long(completion.prefix(step)) == is_long]
+        alike = [step for step in steps if runner.is_long(completion.prefix_length(step)) == is_long]
         if alike and slot.is_long != is_long:
-            for _ in runner.read_anew(slot, completion.ids[: completion.prefix(max(alike))], is_long=is_long):
+            for _ in runner.read_anew(slot, completion.ids[: completion.prefix_length(max(alike))], is_long=is_long):
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_PER_PASS):
             chosen = alike[begin : begin + TOKENS_PER_PASS]
             chunks = [
-                SequenceChunk.replay(slot, completion.prefix(step) - 1, completion.prefix(step), explain)
+                SequenceChunk.replay(slot, completion.prefix_length(step) - 1, completion.prefix_length(step), explain)
                 for step in chosen
             ]
             rows = runner.replay(chunks, [completion.targets[step] for step in chosen])

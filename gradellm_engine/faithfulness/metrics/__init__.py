@@ -1,4 +1,4 @@
-"""The arithmetic of the faithfulness metrics, without a model (METHOD, section 4).
+"""The arithmetic of the faithfulness metrics, without a model: see docs/methods/metrics.md.
 
 Scores become retaining probabilities (`keep_probabilities.py`), uniforms and probabilities become masks (`masks.py`),
 two next-token distributions a distance and a metric (`hellinger.py`), metrics at several pis a curve and its area

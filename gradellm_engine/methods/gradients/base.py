@@ -61,13 +61,13 @@ def gradient_scores(
     yield 1 / (1 + completion.num_steps)
     for steps, gradients in model.gradients(values, inputs):
         for step, gradient in zip(steps, gradients[:, 0], strict=True):
-            yield StepScores(step, aggregate(channels(gradient), aggregation)[: completion.prefix(step)])
+            yield StepScores(step, aggregate(channels(gradient), aggregation)[: completion.prefix_length(step)])
         yield (1 + steps.stop) / (1 + completion.num_steps)
 
 
 def by_embeddings(
-    model: CompletionModel, objective: Objective, run: SequenceAttention | None = None
+    model: CompletionModel, objective: Objective, attention: SequenceAttention | None = None
 ) -> tuple[Tensor, Tensor]:
     """The steps' values, and the embeddings to differentiate them by. -> [n], [1, T, h]"""
     x = model.embeddings.detach()[None].clone().requires_grad_()
-    return model.values(x, objective, run)[0], x
+    return model.values(x, objective, attention)[0], x

@@ -42,13 +42,13 @@ def explain(model: CompletionModel, switches: ValueZeroing) -> ScoreStream:
     total = 1 + completion.num_steps
     yield 1 / total
     for step in range(completion.num_steps):
-        scores = torch.zeros(completion.prefix(step), dtype=torch.float32)
-        at_once = max(1, min(completion.prefix(step), model.sequences_per_pass() * completion.num_tokens))
-        for start in range(0, completion.prefix(step), at_once):
-            tokens = range(start, min(completion.prefix(step), start + at_once))
+        scores = torch.zeros(completion.prefix_length(step), dtype=torch.float32)
+        at_once = max(1, min(completion.prefix_length(step), model.sequences_per_pass() * completion.num_tokens))
+        for start in range(0, completion.prefix_length(step), at_once):
+            tokens = range(start, min(completion.prefix_length(step), start + at_once))
             changes = _output_changes(model, step, tokens, layers, attended, originals)
             scores[tokens.start : tokens.stop] = changes.mean(0).float().cpu()
-            yield (1 + step + tokens.stop / completion.prefix(step)) / total
+            yield (1 + step + tokens.stop / completion.prefix_length(step)) / total
         yield StepScores(step, scores)
 
 
@@ -61,7 +61,7 @@ def _output_changes(
     originals: dict[int, Tensor],
 ) -> Tensor:
     """1 - cosine for each layer and zeroed token. [layers, tokens]"""
-    position = model.completion.prefix(step) - 1
+    position = model.completion.prefix_length(step) - 1
     attention = ValueZeroingAttention(position, tokens, attended)
     x = model.embeddings[position].expand(len(tokens), 1, -1)
     positions = torch.tensor([position], device=model.device)

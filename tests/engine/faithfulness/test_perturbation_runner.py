@@ -1,23 +1,17 @@
-"""Batches of perturbed texts, and that the last layer and the LM head compute only the rows that are read."""
+"""Passes of perturbed texts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from gradellm_engine import Engine
-from gradellm_engine.attention.cpu_tiled import TiledAttention
-from gradellm_engine.attention.ops import AttentionForm, visibility
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
-from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 from support.tiny_models import save_random_model
 
 
@@ -47,80 +41,3 @@ def test_passes_are_about_equally_full(runner: ModelRunner, texts: int, sizes: l
     assert texts_runner.num_run == texts
     assert budget.used == 5 * texts
     slot.close()
-
-
-def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None:
-    """The last row of each sequence; keys and values are still computed from all rows."""
-    slot = held(runner, [60, 61, 62])
-    embeddings = runner.embed(range(70, 82)).view(3, 4, -1)
-    rows: dict[str, list[int]] = {}
-
-    def note(name: str) -> Any:
-        return lambda module, args, output: rows.setdefault(name, []).append(output.shape[:-1].numel())
-
-    names = {"layers.1.mlp.up_proj": 12, "layers.2.mlp.up_proj": 3, "layers.2.self_attn.o_proj": 3, "lm_head": 3}
-    modules = {name: its for its_name, its in runner.named_modules() for name in names if its_name.endswith(name)}
-    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    found = runner.last_logits(embeddings, [4, 2, 1], SharedPrefixAttention(slot, 3))
-    for hook in hooks:
-        hook.remove()
-    assert rows == {name: [count] for name, count in names.items()}
-    alone = [
-        runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
-        for i, length in enumerate([4, 2, 1])
-    ]
-    read = runner.logits([SequenceChunk.new(held(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
-    assert torch.allclose(found, torch.stack(alone), atol=1e-5)
-    assert torch.allclose(found[0], read, atol=1e-5)
-    assert not runner.blocks[-1]._forward_pre_hooks
-    slot.close()
-
-
-def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner) -> None:
-    slot = held(runner, [60, 61, 62])
-    attention: Any = runner.blocks[-1].self_attn
-    rows: dict[str, list[int]] = {}
-    runs = {name: getattr(attention, name) for name in ("q_proj", "k_proj")}
-
-    def noting(name: str) -> Any:
-        forward = runs[name].forward
-
-        def note(x: Tensor) -> Tensor:
-            rows.setdefault(name, []).append(x.shape[:-1].numel())
-            made: Tensor = forward(x)
-            return made
-
-        return note
-
-    for length in (4, 4, 3):
-        embeddings = runner.embed(range(70, 70 + 5 * length)).view(5, length, -1)
-        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))  # first use: shapes may be traced
-        for name in runs:
-            vars(runs[name])["forward"] = noting(name)
-        runner.last_logits(embeddings, [length] * 5, SharedPrefixAttention(slot, 3))
-        for name in runs:
-            del vars(runs[name])["forward"]
-        assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}
-        rows.clear()
-    slot.close()
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("piece", [1, 3000, 2**18])
-def test_pieces_are_what_a_stock_kernel_finds(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, piece: int
-) -> None:
-    monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", piece)
-    B, H, G, T, N, D, Dv = shape
-    torch.manual_seed(0)
-    query, K, V = torch.randn(B, H, T, D), torch.randn(B, G, N, D), torch.randn(B, N, G, Dv).transpose(1, 2)
-    visible = visibility(N - T, T, 0, N, window, query.device)
-    assert isinstance(visible, Tensor)
-    form = AttentionForm(0.3, window=window)
-    assert TiledAttention.is_faster(query, V, form)
-    pieces = TiledAttention()
-    q, k, v = query.double(), K.double(), V.double()
-    expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
-    for _ in range(2):  # twice: buffers are reused
-        assert torch.allclose(pieces.output(query, K, V, visible, form).double(), expected, atol=1e-6)

@@ -1,8 +1,8 @@
-"""Reference of METHOD's section 4: one perturbed text at a time, in float64, every formula in plain Python.
+"""Reference of the faithfulness metrics (docs/methods/metrics.md), one perturbed text at a time, in plain Python.
 
-Each text runs as a whole through Transformers' own model with eager attention, without cache, batches or reuse of equal
-texts. Taken from gradellm_engine are only conventions (the uniforms of masks, the permutation that breaks ties), the
-settings, and the tokens of the prompt.
+Each text runs as a whole through Transformers' own model in float64 with eager attention, without cache, batches or
+reuse of equal texts. Only conventions come from gradellm_engine (the uniforms of masks, the permutation that breaks
+ties), the settings, and the tokens of the prompt.
 """
 
 from __future__ import annotations

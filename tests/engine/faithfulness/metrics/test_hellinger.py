@@ -160,7 +160,7 @@ def test_a_small_baseline_is_refused(baseline: float) -> None:
 
 @given(seeds, st.integers(1, 12))
 def test_limits_at_pi_0_and_1_through_a_model(normal: Normal, seed: int, U: int) -> None:
-    """pi -> 0 gives NS = NC = 0, and pi -> 1 gives NS = NC = 1, exactly (METHOD, section 4)."""
+    """pi -> 0 gives NS = NC = 0, and pi -> 1 gives NS = NC = 1, exactly."""
     embeddings, W = normal(seed, U, 4), normal(seed + 1, 4, 10)
     attribution = normal(seed + 2, U).numpy()
     retained = np.stack([retention.probs for retention in retentions(attribution, (0, 1))])
