@@ -785,7 +785,7 @@ def test_after_many_requests_all_memory_is_free_and_in_one_piece(load: Callable[
     whole = pool.allocate(pool.num_tokens)  # nothing of the 200 stands in the way
     assert whole is not None
     whole.close()
-    assert pool._free == [(0, 400)]
+    assert pool.free_ranges == [(0, 400)]
 
 
 def test_streams_that_are_dropped_free_their_memory(load: Callable[..., Engine], passes: Passes) -> None:
@@ -802,7 +802,7 @@ def test_streams_that_are_dropped_free_their_memory(load: Callable[..., Engine],
     passes.made.clear()
     gc.collect()
     assert pool.num_free_tokens == 200
-    assert pool._free == [(0, 200)]
+    assert pool.free_ranges == [(0, 200)]
 
 
 def test_places_are_given_in_order(load: Callable[..., Engine]) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling, Sources
@@ -262,5 +263,6 @@ def test_takes_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
 
 
 def test_requests_without_a_replay_cache_nothing(runner: ModelRunner) -> None:
-    assert sequence(runner, replay_length=0).slot.length
+    chunk = sequence(runner, replay_length=0)
     assert runner.activation_cache.num_sequences == 0
+    assert torch.isfinite(runner.replay([chunk], targets(chunk))[0]).all()
