@@ -38,7 +38,7 @@ from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.invariant import ALIGNED_PLACES
+from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
 from support.scheduler_harness import RequestOutput, collect, run_alone
 from support.tiny_models import save_random_model
 
@@ -284,11 +284,11 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
         assert slot is not None
         slot.ids += [1, 2, 3, slot.start]
         slot.retain()
-    assert pool.pool.num_retained_tokens == 4 * ALIGNED_PLACES
+    assert pool.pool.num_retained_tokens == 4 * SLOT_ALIGNMENT
     pool.pool.evict_all()
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 
 def test_constants_say_what_they_are() -> None:
-    assert ALIGNED_PLACES * torch.float32.itemsize == 64
+    assert SLOT_ALIGNMENT * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0
