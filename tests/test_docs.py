@@ -175,11 +175,10 @@ def test_the_site_adds_the_pages_that_it_promises() -> None:
 
 def test_links_of_included_pages_lead_to_pages_of_the_site() -> None:
     hooks = docs_module("site_hooks")
-    text = (
-        "[a](docs/methods/lime.md#code) [b](SECURITY.md) [c](deploy/compose.yaml) [d](https://example.org) [e](#here)"
-    )
+    text = "[a](docs/methods/lime.md#code) [b](SECURITY.md) [c](deploy/compose.yaml) [deploy/compose.yaml](deploy/compose.yaml) [d](https://example.org) [e](#here)"
     assert hooks.site_links(text, "README.md", "guides/readme.md") == (
         "[a](../methods/lime.md#code) [b](../operations/security.md) c (`deploy/compose.yaml`) "
+        "`deploy/compose.yaml` "
         "[d](https://example.org) [e](#here)"
     )
     assert hooks.site_links("```\n[a](SECURITY.md)\n```\n", "README.md", "readme.md") == "```\n[a](SECURITY.md)\n```\n"
