@@ -69,7 +69,7 @@ def site_links(markdown: str, source: str, page: str) -> str:
             there = _PAGES.get(path, path.removeprefix("docs/"))
             return f"[{text}]({os.path.relpath(there, os.path.dirname(page) or '.')}{anchor})"
         if (PROJECT / path).exists():
-            return text if text.strip("`") == path else f"{text} (`{path}`)"
+            return f"`{path}`" if path.endswith(text.strip("`")) else f"{text} (`{path}`)"
         return link[0]
 
     parts = _FENCE.split(markdown)

@@ -123,7 +123,14 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RECORDS and not page.startswith("deploy/")])
 def test_files_that_pages_name_exist(page: str) -> None:
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|proto|toml|yml|yaml|txt|js|ts))`", text_of(page))
+    named += re.findall(r"`(tests/[\w/]+)`", text_of(page))
     assert [name for name in named if not (PROJECT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RECORDS])
+def test_modules_that_pages_run_exist(page: str) -> None:
+    modules = re.findall(r"python -m (gradellm[\w.]*\w)", text_of(page))
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 
 def test_the_readme_is_one_page() -> None:
@@ -176,10 +183,12 @@ def test_the_site_adds_the_pages_that_it_promises() -> None:
 def test_links_of_included_pages_lead_to_pages_of_the_site() -> None:
     hooks = docs_module("site_hooks")
     text = (
-        "[a](docs/methods/lime.md#code) [b](SECURITY.md) [c](deploy/compose.yaml) [d](https://example.org) [e](#here)"
+        "[a](docs/methods/lime.md#code) [b](SECURITY.md) [c](deploy/compose.yaml) "
+        "[deploy/compose.yaml](deploy/compose.yaml) [d](https://example.org) [e](#here)"
     )
     assert hooks.site_links(text, "README.md", "guides/readme.md") == (
         "[a](../methods/lime.md#code) [b](../operations/security.md) c (`deploy/compose.yaml`) "
+        "`deploy/compose.yaml` "
         "[d](https://example.org) [e](#here)"
     )
     assert hooks.site_links("```\n[a](SECURITY.md)\n```\n", "README.md", "readme.md") == "```\n[a](SECURITY.md)\n```\n"

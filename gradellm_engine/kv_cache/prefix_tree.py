@@ -1,7 +1,7 @@
-"""A radix tree over token sequences: which of many begins with most of another, without looking at each.
+"""A radix tree over token sequences: longest-common-prefix lookup.
 
-Edges carry runs of tokens, nodes the sequence that ends there. To look one up, to add and to remove one cost its own
-length, however many there are.
+Edges carry runs of tokens, nodes the value of the sequence that ends there. Looking up, adding and removing a sequence
+cost its own length, however many sequences the tree has.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ Value = TypeVar("Value")
 
 
 class _Node(Generic[Value]):
-    """A place in the tree: the tokens that lead to it from its parent, what ends at it, and what goes on."""
+    """A node: the tokens on the edge from its parent, the value of the sequence that ends here, and its children."""
 
     __slots__ = ("children", "tokens", "value")
 
     def __init__(self, tokens: tuple[int, ...], value: Value | None = None) -> None:
         self.tokens = tokens
         self.value = value
-        self.children: dict[int, _Node[Value]] = {}  # by their first token
+        self.children: dict[int, _Node[Value]] = {}  # by the first token of their edge
 
 
 class PrefixTree(Generic[Value]):
-    """Sequences of tokens, each with a value."""
+    """A map from token sequences to values."""
 
     def __init__(self) -> None:
         self._root: _Node[Value] = _Node(())
@@ -33,7 +33,10 @@ class PrefixTree(Generic[Value]):
         return bool(self._root.children)
 
     def longest(self, ids: Sequence[int]) -> tuple[Value | None, int]:
-        """A value whose sequence begins with most of `ids`, the one added first, and with how many; None for none."""
+        """The value whose sequence has the longest common prefix with `ids`, and its length; (None, 0) without one.
+
+        Of several, the one that was added first.
+        """
         wanted, node, count = tuple(ids), self._root, 0
         while child := node.children.get(wanted[count]) if count < len(wanted) else None:
             shared = common_length(child.tokens, wanted[count : count + len(child.tokens)])
@@ -43,7 +46,7 @@ class PrefixTree(Generic[Value]):
         return (self._first(node), count) if count else (None, 0)
 
     def along(self, ids: Sequence[int]) -> Iterator[Value]:
-        """Values whose sequences `ids` begins with, or is."""
+        """Values of the sequences that are a prefix of `ids`, or equal to it, shortest first."""
         wanted, node, count = tuple(ids), self._root, 0
         while child := node.children.get(wanted[count]) if count < len(wanted) else None:
             if child.tokens != wanted[count : count + len(child.tokens)]:
@@ -53,7 +56,7 @@ class PrefixTree(Generic[Value]):
                 yield node.value
 
     def add(self, ids: Sequence[int], value: Value) -> None:
-        """Add a sequence of at least one token, in place of an equal one."""
+        """Add a sequence of at least one token; an equal one is replaced."""
         rest, node = tuple(ids), self._root
         while rest:
             child = node.children.get(rest[0])
@@ -61,7 +64,7 @@ class PrefixTree(Generic[Value]):
                 node.children[rest[0]] = _Node(rest, value)
                 return
             shared = common_length(child.tokens, rest)
-            if shared < len(child.tokens):  # what was one run divides here
+            if shared < len(child.tokens):  # split the edge
                 upper: _Node[Value] = _Node(child.tokens[:shared])
                 child.tokens = child.tokens[shared:]
                 upper.children[child.tokens[0]] = child
@@ -71,7 +74,7 @@ class PrefixTree(Generic[Value]):
         node.value = value
 
     def remove(self, ids: Sequence[int]) -> None:
-        """Remove a sequence that was added."""
+        """Remove a sequence; no effect where the tree does not have it."""
         rest, path = tuple(ids), [self._root]
         while rest:
             child = path[-1].children.get(rest[0])
@@ -84,7 +87,7 @@ class PrefixTree(Generic[Value]):
             node = path.pop()
             if len(node.children) > 1:
                 return
-            if node.children:  # what had divided here is one run again
+            if node.children:  # merge with the only child
                 (child,) = node.children.values()
                 child.tokens = node.tokens + child.tokens
                 path[-1].children[node.tokens[0]] = child
@@ -93,15 +96,15 @@ class PrefixTree(Generic[Value]):
 
     @staticmethod
     def _first(node: _Node[Value]) -> Value | None:
-        """The value at a node, or the first below it."""
+        """The value of a node, or the first below it."""
         while node.value is None and node.children:
             node = next(iter(node.children.values()))
         return node.value
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Of the longest beginning that both have."""
-    low, high = 0, min(len(a), len(b))  # the beginnings of `low` tokens are equal; those of more than `high` are not
+    """The length of the longest common prefix, by bisection."""
+    low, high = 0, min(len(a), len(b))  # prefixes of `low` tokens are equal, those of more than `high` are not
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)

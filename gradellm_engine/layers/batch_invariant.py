@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
 from gradellm_engine.layers.rms_norm import FrozenNorm
 from gradellm_engine.passes.base import SequenceChunk, Target
-from gradellm_engine.passes.invariant import ALIGNED_PLACES
+from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
 
 if TYPE_CHECKING:
     from gradellm_engine.model.runner import ModelRunner
@@ -112,7 +112,7 @@ def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
 
     Gives the decoder a new pool.
     """
-    runner.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
+    runner.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + SLOT_ALIGNMENT * (1 + _TRIED_BESIDE))
     runner.pool.reuses_prefixes = False
     ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
     explain = runner.every_layer

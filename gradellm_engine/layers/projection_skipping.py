@@ -1,7 +1,8 @@
-"""What is not computed of an attention module, for nobody looks at it.
+"""Projections of an attention module that are skipped because their result is not used.
 
-Nothing is known of a family's module but its attention. What it calls before that can be left out by giving NaN in its
-place, a view of one number: where NaN comes out of what is looked at, it was wanted.
+The engine knows no family's attention module but by the attention call inside it. Any submodule called before that can
+be skipped by a stub that returns NaN, a view of one number: NaN in a result shows that it depends on the stub. Which
+projections make the queries alone is found so, once.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Asked = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
-Ask = Callable[[tuple[Any, ...], Mapping[str, Any]], Asked | None]  # what a layer asks for attention with
+QKV = tuple[Tensor, Tensor, Tensor]  # queries [B, H, T, D], keys [B, G, T, D] and values [B, G, T, Dv]
+Capture = Callable[[tuple[Any, ...], Mapping[str, Any]], QKV | None]  # from a layer's arguments
 
 
 class ProjectionStubs:
-    """What an attention module calls before it asks for attention: its leaves, by what they gave for some texts."""
+    """Stubs for the leaf modules that an attention module calls before its attention, shaped as in a recorded run."""
 
     def __init__(self, attention: nn.Module) -> None:
         self._leaves = [module for module in attention.modules() if next(module.children(), None) is None]
         self._shapes: dict[nn.Module, tuple[torch.Size, torch.dtype, torch.device] | None] = {}
 
     @contextmanager
-    def recording_shapes(self, num_texts: int) -> Iterator[None]:
-        """While they run for so many texts."""
+    def recording_shapes(self, batch_size: int) -> Iterator[None]:
+        """While the attention module runs with a batch of this size, record what its leaves return."""
         self._shapes.clear()
 
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-            known = isinstance(output, Tensor) and output.dim() > 1 and output.shape[0] == num_texts
-            self._shapes[module] = (output.shape, output.dtype, output.device) if known else None
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+            is_batched = isinstance(output, Tensor) and output.dim() > 1 and output.shape[0] == batch_size
+            self._shapes[module] = (output.shape, output.dtype, output.device) if is_batched else None
 
-        hooks = [leaf.register_forward_hook(note) for leaf in self._leaves]
+        hooks = [leaf.register_forward_hook(record) for leaf in self._leaves]
         try:
             yield
         finally:
@@ -43,23 +44,23 @@ class ProjectionStubs:
 
     @property
     def all_stubbable(self) -> bool:
-        """Whether all gave a tensor with a row of each text."""
+        """Whether all recorded leaves returned a tensor with a row for each sequence."""
         return None not in self._shapes.values()
 
     @property
     def called(self) -> list[nn.Module]:
-        """Those that were."""
+        """The leaves that were called in the recorded run."""
         return list(self._shapes)
 
     @contextmanager
-    def stubbed(self, num_texts: int, leaves: Sequence[nn.Module]) -> Iterator[None]:
-        """While the module runs for so many texts: what some leaves give is NaN, of the shape that would come."""
+    def stubbed(self, batch_size: int, leaves: Sequence[nn.Module]) -> Iterator[None]:
+        """While the attention module runs with a batch of this size, `leaves` return NaN in their recorded shape."""
         replaced = {module: vars(module).get("forward") for module in leaves}
         try:
             for module in leaves:
                 shape = self._shapes[module]
                 if shape is not None:
-                    vars(module)["forward"] = _nan_stub(num_texts, *shape)
+                    vars(module)["forward"] = _nan_stub(batch_size, *shape)
             yield
         finally:
             for module, forward in replaced.items():
@@ -69,56 +70,69 @@ class ProjectionStubs:
                     vars(module)["forward"] = forward
 
 
-def _nan_stub(num_texts: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
-    output = torch.full((1,), torch.nan, dtype=dtype, device=device).expand(num_texts, *shape[1:])
+def _nan_stub(batch_size: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
+    """A `forward` that returns one NaN, expanded."""
+    output = torch.full((1,), torch.nan, dtype=dtype, device=device).expand(batch_size, *shape[1:])
     return lambda *args, **kwargs: output
 
 
 @dataclass
 class LastTokenOnly:
-    """A decoder's last layer, of which keys and values of all rows are wanted, and queries of one.
+    """A decoder's last layer where queries are needed of one row: keys and values of all rows, queries skipped.
 
     Attributes:
-        attention: its attention module.
+        attention: the layer's attention module.
     """
 
     attention: nn.Module
-    _projections: ProjectionStubs = field(init=False)
-    _leaves: list[nn.Module] | None = None  # that queries alone are made of; None before it was tried
-    _length: int = 0  # of the texts that shapes are known of
+    _stubs: ProjectionStubs = field(init=False)
+    _query_leaves: list[nn.Module] | None = None  # leaves whose output goes into queries alone; None until probed
+    _length: int = 0  # of the sequences whose shapes are recorded
 
     def __post_init__(self) -> None:
-        self._projections = ProjectionStubs(self.attention)
+        self._stubs = ProjectionStubs(self.attention)
 
     def keys_and_values(
-        self, ask: Ask, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, capture: Capture, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor] | None:
-        """Of a layer that is given these. [B, G, T, D], [B, G, T, Dv]"""
-        B, T = args[0].shape[:2]
-        if self._leaves is None or self._length != T:
-            first, first_kwargs = _first_text(args, B), {name: _first_text(its, B) for name, its in kwargs.items()}
-            with self._projections.recording_shapes(1):
-                ask(first, first_kwargs)
-            self._length = T
-            if self._leaves is None:
-                called = self._projections.called
-                self._leaves = [leaf for leaf in called if self._makes_queries(leaf, ask, first, first_kwargs)]
-        with self._projections.stubbed(B, self._leaves):
-            asked = ask(args, kwargs)
-        return None if asked is None else asked[1:]
+        """The layer's keys [B, G, T, D] and values [B, G, T, Dv]; None where it calls no attention.
 
-    def _makes_queries(self, leaf: nn.Module, ask: Ask, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether nothing else is made of what it gives."""
-        with self._projections.stubbed(1, [leaf]):
-            asked = ask(args, kwargs)
-        if asked is None:
+        Args:
+            capture: runs the layer as far as its attention.
+            args: the layer's arguments.
+            kwargs: likewise.
+        """
+        B, T = args[0].shape[:2]
+        if self._query_leaves is None or self._length != T:
+            first = _first_sequence(args, B)
+            first_kwargs = {name: _first_sequence(value, B) for name, value in kwargs.items()}
+            with self._stubs.recording_shapes(1):
+                capture(first, first_kwargs)
+            self._length = T
+            if self._query_leaves is None:
+                called = self._stubs.called
+                self._query_leaves = [
+                    leaf for leaf in called if self._is_query_leaf(leaf, capture, first, first_kwargs)
+                ]
+        with self._stubs.stubbed(B, self._query_leaves):
+            qkv = capture(args, kwargs)
+        return None if qkv is None else qkv[1:]
+
+    def _is_query_leaf(
+        self, leaf: nn.Module, capture: Capture, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether a leaf's output goes into queries and nothing else."""
+        with self._stubs.stubbed(1, [leaf]):
+            qkv = capture(args, kwargs)
+        if qkv is None:
             return False
-        query, key, value = asked
+        query, key, value = qkv
         return bool(query.isnan().any() and key.isfinite().all() and value.isfinite().all())
 
 
-def _first_text(its: Any, num_texts: int) -> Any:  # noqa: ANN401 (whatever a layer is given)
-    """The first of so many texts' part."""
-    if isinstance(its, tuple):
-        return tuple(_first_text(one, num_texts) for one in its)
-    return its[:1] if isinstance(its, Tensor) and its.dim() > 1 and len(its) == num_texts else its
+def _first_sequence(value: Any, batch_size: int) -> Any:  # noqa: ANN401 (any argument of a layer)
+    """The first sequence's part of an argument."""
+    if isinstance(value, tuple):
+        return tuple(_first_sequence(item, batch_size) for item in value)
+    is_batched = isinstance(value, Tensor) and value.dim() > 1 and len(value) == batch_size
+    return value[:1] if is_batched else value

@@ -55,7 +55,7 @@ from gradellm_engine.model.families import Family, family_of
 from gradellm_engine.model.quantization import Quantization, check_gradients, quantization_config
 from gradellm_engine.model.runner import ATTENTION_KERNEL, ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
-from gradellm_engine.passes.invariant import ALIGNED_PLACES
+from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.tokenizer_check import difference_from, tokenizer_from_file
 from gradellm_engine.utils.memory import is_out_of_memory
@@ -658,7 +658,7 @@ def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch
         with torch.no_grad():
             expected = torch.stack([_own_logits(model, ids, switch if is_long else None) for is_long in kinds])
         runner = ModelRunner(model, ranks, batch_invariant=batch_invariant)
-        runner.allocate_pool(len(kinds) * (CHECK_TOKENS + ALIGNED_PLACES))
+        runner.allocate_pool(len(kinds) * (CHECK_TOKENS + SLOT_ALIGNMENT))
         slots = [runner.pool.allocate_probe(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
         *first, last = ids.tolist()
         for piece in (first[:2], first[2:]):

@@ -39,7 +39,7 @@ from gradellm_engine.passes.base import AttentionPass, ExplainSpec, SequenceChun
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
 from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
 from gradellm_engine.passes.full_sequence import SequenceAttention
-from gradellm_engine.passes.invariant import ALIGNED_PLACES, PerTokenPass
+from gradellm_engine.passes.invariant import SLOT_ALIGNMENT, PerTokenPass
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
 from gradellm_engine.passes.ragged import RaggedPass
 from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
@@ -282,7 +282,7 @@ class ModelRunner:
 
     def allocate_pool(self, num_tokens: int) -> None:
         """Make room for so many tokens of all sequences together."""
-        aligned = ALIGNED_PLACES if self.batch_invariant else 1
+        aligned = SLOT_ALIGNMENT if self.batch_invariant else 1
         self.pool = KVPool(self.layer_shapes, self._rotaries, num_tokens, aligned)
         self.cuda_graphs = None
         if self._leaves_out is None:
@@ -385,7 +385,7 @@ class ModelRunner:
             if all(len(part.ids) == 1 for part in parts):
                 return self._logits(lambda: self._parts_pass(parts), parts)[0]
             run = self._parts_pass(parts)
-            rows = torch.tensor([place.stop - 1 for place in run.places], device=self.device)
+            rows = torch.tensor([place.stop - 1 for place in run.row_slices], device=self.device)
             if self._chooses_logits:
                 return self._forward(run, parts, self._model, logits_to_keep=rows)[0]
             return self._forward(run, parts, self._model)[0, rows]

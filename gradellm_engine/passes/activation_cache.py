@@ -1,11 +1,11 @@
-"""What linear layers gave tokens that will be read once more.
+"""Cached outputs of linear layers, for tokens that are replayed once to be explained.
 
-With delivery chunked a token goes through the model twice: by itself, to find the next one, and once more in a chunk,
-to be explained. The second pass would read all weights forward and backward. Kept from the first, its linear layers'
-outputs need not be computed again, so that a chunk of C tokens reads the weights once: 1 + 1/C reads a token instead
-of 1 + 2/C, and the same numbers.
+With chunked delivery a token goes through the model twice: in its decode step, and again in a chunk, to be explained.
+The replay would read all weights forward and backward. With the linear layers' outputs cached in the decode step, its
+forward pass reads none: a chunk of C tokens reads the weights 1 + 1/C times a token instead of 1 + 2/C, and the numbers
+are the same.
 
-What is kept stays below a share of the model's own size: a chunk for which there is no room is computed again.
+The cache is limited to a share of the model's own size. A chunk that does not fit is computed again.
 """
 
 from __future__ import annotations
@@ -23,170 +23,177 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.linear import FrozenLinear, current_output_cache
 from gradellm_engine.passes.base import SequenceChunk
 
-SHARE_OF_WEIGHTS = 4  # what is kept takes at most a fourth of what the model takes
+SHARE_OF_WEIGHTS = 4  # the cache takes at most a fourth of the model's memory
 
 
 @dataclass
 class _Recording:
-    """Outputs of one pass, as they come.
+    """Outputs of one pass, as layers compute them.
 
     Attributes:
-        layers: of which they are wanted.
-        parts: whose tokens are wanted.
-        rows: which tokens of the pass are wanted, None for all.
-        num_tokens: of the pass.
-        of: what each layer gave, and how often that had been written to.
-        all: what they gave, told together.
+        layers: the layers whose outputs are cached.
+        chunks: the chunks whose tokens are replayed later.
+        rows: their rows among the pass's tokens; None for all.
+        num_tokens: tokens of the pass.
+        outputs: each layer's output with its version then; None for a layer that was called twice or on other rows.
+        all_outputs: all layers' outputs, where they were put at once.
     """
 
     layers: frozenset[nn.Module]
-    parts: Sequence[SequenceChunk]
+    chunks: Sequence[SequenceChunk]
     rows: list[int] | None
     num_tokens: int
-    of: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
-    all: Mapping[nn.Module, Tensor] | None = None
+    outputs: dict[nn.Module, tuple[Tensor, int] | None] = field(default_factory=dict)
+    all_outputs: Mapping[nn.Module, Tensor] | None = None
 
     def get(self, layer: nn.Module) -> Tensor | None:
-        return None  # nothing is: it comes now
+        return None
 
     def put(self, layer: nn.Module, output: Tensor) -> None:
         if layer not in self.layers:
             return
-        is_first = layer not in self.of and output.shape[:-1] == (1, self.num_tokens)
-        self.of[layer] = (output.detach(), output._version) if is_first else None
+        is_first = layer not in self.outputs and output.shape[:-1] == (1, self.num_tokens)
+        self.outputs[layer] = (output.detach(), output._version) if is_first else None
 
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
-        self.all = outputs
+        self.all_outputs = outputs
 
-    def settled(self) -> Mapping[nn.Module, Tensor]:
-        """After the pass: those that are still what the layers gave. [1, rows, out] each"""
-        settled = self.all
-        if settled is None:
-            noted = {layer: its for layer, its in self.of.items() if its is not None}
-            settled = {layer: output for layer, (output, version) in noted.items() if output._version == version}
-        return settled if self.rows is None else {layer: output[:, self.rows] for layer, output in settled.items()}
+    def final(self) -> Mapping[nn.Module, Tensor]:
+        """After the pass: the outputs that were not written to since. [1, rows, out] each"""
+        final = self.all_outputs
+        if final is None:
+            recorded = {layer: entry for layer, entry in self.outputs.items() if entry is not None}
+            final = {layer: output for layer, (output, version) in recorded.items() if output._version == version}
+        return final if self.rows is None else {layer: output[:, self.rows] for layer, output in final.items()}
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One token's share of the outputs of a pass.
+    """One token's rows in the outputs of a recorded pass.
 
     Attributes:
-        of: what layers gave all its tokens. [1, rows, out] each
-        index: which of them it is; None for the only one.
+        outputs: the layers' outputs for all recorded tokens of the pass. [1, rows, out] each
+        index: the token's row; None for the only one.
     """
 
-    of: Mapping[nn.Module, Tensor]
+    outputs: Mapping[nn.Module, Tensor]
     index: int | None
 
     def output(self, layer: nn.Module) -> Tensor | None:
-        """What a layer gave it, None where that is not known. [1, 1, out]"""
-        its = self.of.get(layer)
-        return its if its is None or self.index is None else its[:, self.index : self.index + 1]
+        """A layer's output for the token; None where it is not cached. [1, 1, out]"""
+        output = self.outputs.get(layer)
+        return output if output is None or self.index is None else output[:, self.index : self.index + 1]
 
 
 @dataclass
-class _Chunk:
-    """Tokens of a sequence that will be read again together.
+class _ReplayBuffer:
+    """Cached tokens of a sequence that are replayed together.
 
     Attributes:
-        room: for how many there is room; 0 where there was none for all of them.
-        rows: those that have been read, by position.
+        capacity: tokens that it may hold; 0 where the cache had no room for all of them.
+        rows: the cached tokens, by position.
     """
 
-    room: int
+    capacity: int
     rows: dict[int, _Row] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Cached:
-    """Outputs of tokens that were read before, in the order of the pass."""
+    """Cached outputs of all tokens of a pass, in its order."""
 
     rows: Sequence[_Row]
 
     def get(self, layer: nn.Module) -> Tensor | None:
-        # A chunk is dozens of layers times dozens of rows.
-        rows = [row.of.get(layer) if row.index is None else row.output(layer) for row in self.rows]
+        # Runs dozens of layers times dozens of rows a chunk, hence without a call for the usual row.
+        rows = [row.outputs.get(layer) if row.index is None else row.output(layer) for row in self.rows]
         return None if any(row is None for row in rows) else torch.cat(rows, dim=1)  # type: ignore[arg-type]
 
     def put(self, layer: nn.Module, output: Tensor) -> None:
-        pass  # it came of what is known
+        pass
 
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         pass
 
 
 class ActivationCache:
-    """What is kept, of all sequences.
+    """Cached linear outputs of all sequences.
 
     Attributes:
-        max_tokens: that may be kept at a time.
+        bytes_per_token: of all layers' outputs.
+        max_tokens: tokens that it may hold at a time.
     """
 
     def __init__(self, body: nn.Module) -> None:
-        """`body` is the model without its head: of that, chunks need single logits."""
+        """Size the cache for `body`, the model without its head: replays need few of the head's logits."""
         self._layers = frozenset(module for module in body.modules() if type(module) is FrozenLinear)
-        bytes_per_token = sum(layer.out_features * layer.weight.itemsize for layer in self._layers)
+        self.bytes_per_token = sum(layer.out_features * layer.weight.itemsize for layer in self._layers)
         nbytes = sum(parameter.nbytes for parameter in body.parameters())
-        self.max_tokens = nbytes // SHARE_OF_WEIGHTS // bytes_per_token if self._layers else 0
-        self._chunks: WeakKeyDictionary[KVSlot, _Chunk] = WeakKeyDictionary()
+        self.max_tokens = nbytes // SHARE_OF_WEIGHTS // self.bytes_per_token if self._layers else 0
+        self._buffers: WeakKeyDictionary[KVSlot, _ReplayBuffer] = WeakKeyDictionary()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens for which room is taken."""
-        return sum(chunk.room for chunk in self._chunks.values())
+        """Tokens for which room is reserved."""
+        return sum(buffer.capacity for buffer in self._buffers.values())
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that have a buffer, of any capacity."""
+        return len(self._buffers)
 
     @contextmanager
-    def during(self, parts: Sequence[SequenceChunk]) -> Iterator[None]:
-        """Around a pass: keep what layers give its tokens that will be read again, or reuse it where they are."""
-        noted, known = self._to_note(parts), self._recalled(parts)
-        token = current_output_cache.set(noted or known)
+    def during(self, chunks: Sequence[SequenceChunk]) -> Iterator[None]:
+        """Around a pass: record outputs of tokens that are replayed later, or use the cached outputs of a replay."""
+        recording, cached = self._recording_of(chunks), self._take(chunks)
+        token = current_output_cache.set(recording or cached)
         try:
             yield
         finally:
             current_output_cache.reset(token)
-        if noted is not None:
-            settled = noted.settled()
-            for row, part in enumerate(noted.parts):
-                self._chunks[part.slot].rows[part.start] = _Row(settled, row if len(noted.parts) > 1 else None)
+        if recording is not None:
+            outputs = recording.final()
+            for row, chunk in enumerate(recording.chunks):
+                index = row if len(recording.chunks) > 1 else None
+                self._buffers[chunk.slot].rows[chunk.start] = _Row(outputs, index)
 
-    def is_cached(self, parts: Sequence[SequenceChunk]) -> bool:
-        """Whether all is known of all tokens of a pass: what every layer will give."""
-        known = self._known(parts)
-        return known is not None and all(len(row.of) == len(self._layers) for row in known.rows)
+    def is_cached(self, chunks: Sequence[SequenceChunk]) -> bool:
+        """Whether the outputs of every layer are cached for all tokens of a pass."""
+        cached = self._lookup(chunks)
+        return cached is not None and all(len(row.outputs) == len(self._layers) for row in cached.rows)
 
-    def _to_note(self, parts: Sequence[SequenceChunk]) -> _Recording | None:
-        wanted = [part.replay_length > 0 and self._has_room(part) for part in parts]
-        if not any(wanted):
+    def _recording_of(self, chunks: Sequence[SequenceChunk]) -> _Recording | None:
+        is_wanted = [chunk.replay_length > 0 and self._has_room(chunk) for chunk in chunks]
+        if not any(is_wanted):
             return None
-        ends = list(accumulate(len(part.ids) for part in parts))
-        rows = [end - 1 for end, is_wanted in zip(ends, wanted, strict=True) if is_wanted]
-        chosen = [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
-        return _Recording(self._layers, chosen, None if len(rows) == ends[-1] else rows, ends[-1])
+        ends = list(accumulate(len(chunk.ids) for chunk in chunks))
+        rows = [end - 1 for end, wanted in zip(ends, is_wanted, strict=True) if wanted]
+        recorded = [chunk for chunk, wanted in zip(chunks, is_wanted, strict=True) if wanted]
+        return _Recording(self._layers, recorded, None if len(rows) == ends[-1] else rows, ends[-1])
 
-    def _has_room(self, part: SequenceChunk) -> bool:
-        """Whether the chunk that a token belongs to is kept; decided at its first token."""
-        chunk = self._chunks.get(part.slot)
-        if chunk is None:
-            is_possible = self.num_tokens + part.replay_length <= self.max_tokens
-            self._chunks[part.slot] = chunk = _Chunk(part.replay_length if is_possible else 0)
-        elif len(chunk.rows) == chunk.room:  # it has grown since
-            self._chunks[part.slot] = chunk = _Chunk(0)
-        return chunk.room > 0
+    def _has_room(self, chunk: SequenceChunk) -> bool:
+        """Whether the tokens that are replayed with this one are cached; decided at the first of them."""
+        buffer = self._buffers.get(chunk.slot)
+        if buffer is None:
+            fits = self.num_tokens + chunk.replay_length <= self.max_tokens
+            self._buffers[chunk.slot] = buffer = _ReplayBuffer(chunk.replay_length if fits else 0)
+        elif len(buffer.rows) == buffer.capacity:  # more tokens came than were announced
+            self._buffers[chunk.slot] = buffer = _ReplayBuffer(0)
+        return buffer.capacity > 0
 
-    def _recalled(self, parts: Sequence[SequenceChunk]) -> _Cached | None:
-        """What is known of all tokens of the pass; it is forgotten with this."""
-        known = self._known(parts)
-        for part in parts:
-            if not part.is_new:
-                self._chunks.pop(part.slot, None)
-        return known
+    def _take(self, chunks: Sequence[SequenceChunk]) -> _Cached | None:
+        """The cached outputs of a replay, whose buffers are freed."""
+        cached = self._lookup(chunks)
+        for chunk in chunks:
+            if not chunk.is_new:
+                self._buffers.pop(chunk.slot, None)
+        return cached
 
-    def _known(self, parts: Sequence[SequenceChunk]) -> _Cached | None:
-        """What is known of all tokens of the pass; None where it is not of some."""
+    def _lookup(self, chunks: Sequence[SequenceChunk]) -> _Cached | None:
+        """The cached outputs of all tokens of a pass; None where some token has none."""
         rows: list[_Row | None] = []
-        for part in parts:
-            chunk = None if part.is_new else self._chunks.get(part.slot)
-            rows += [chunk.rows.get(place) for place in range(part.start, part.end)] if chunk else [None]
-        known = [row for row in rows if row is not None]
-        return _Cached(known) if len(known) == len(rows) else None
+        for chunk in chunks:
+            buffer = None if chunk.is_new else self._buffers.get(chunk.slot)
+            rows += [buffer.rows.get(position) for position in range(chunk.start, chunk.end)] if buffer else [None]
+        cached = [row for row in rows if row is not None]
+        return _Cached(cached) if len(cached) == len(rows) else None

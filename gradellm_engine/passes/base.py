@@ -1,4 +1,17 @@
-"""What a pass through the model is, as its attention layers see it."""
+"""What a pass through the model is, as its attention layers see it.
+
+A pass reads tokens of several sequences, concatenated in one row: to all layers but attention they are tokens like any
+others, and weights are read once for all of them. In each attention layer, new keys and values are written to the
+sequences' KV slots, and each query attends to what its own sequence's slot holds. In an explained pass
+
+    1. the graph starts at the attention output of the lowest selected layer (`AttentionPass.graph_anchor`): parameters
+       are frozen, and everything below is a constant of the gradients that are read;
+    2. every attention output above is a node of `layer_attention_output`, whose backward pass gets w = dl/do, computes
+       U and adds the layer's scores to the heat maps.
+
+There are two kinds of pass: `RaggedPass` (`gradellm_engine.passes.ragged`), for chunks of any length, one after the
+other, and `BatchedPass` (`gradellm_engine.passes.batched`), for T tokens of each sequence, all at once.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +27,16 @@ from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.rotary_switch import encode_positions
 from gradellm_engine.params import GradEllm, LayerSwitches, Rotary
 
-MAX_KEPT_PRODUCTS = 2**20  # of a layer, from the forward to the backward pass; more are computed twice
+MAX_KEPT_PRODUCTS = 2**20  # query-key products of a layer kept for the backward pass; more are computed twice
 
 
 @dataclass(frozen=True)
 class ExplainSpec:
-    """How a part's tokens are explained.
+    """How a chunk's tokens are explained.
 
     Attributes:
-        switches: the method's; `layers` are explicit indexes.
-        domain: the prompt tokens over which similarities are normalised, None for all that a layer sees. [m], bool
+        switches: the method's settings; `layers` are explicit indexes.
+        domain: the prompt tokens over which similarities are normalised; None for all that a layer sees. [m], bool
     """
 
     switches: LayerSwitches
@@ -31,26 +44,27 @@ class ExplainSpec:
 
     @property
     def selected(self) -> tuple[int, ...]:
-        """The layers that are summed."""
+        """Indexes of the layers whose scores are summed."""
         return self.switches.explicit_layers
 
     @property
     def needs_unrotated(self) -> bool:
-        """Whether queries and keys are compared as they were before the rotary embedding."""
+        """Whether queries and keys are compared before the rotary embedding."""
         return isinstance(self.switches, GradEllm) and self.switches.rotary is Rotary.UNROTATED
 
 
 @dataclass(frozen=True)
 class SequenceChunk:
-    """A sequence's share of a pass.
+    """Consecutive tokens of one sequence in a pass.
 
     Attributes:
-        slot: what is known of it.
+        slot: the sequence's keys and values.
         ids: the tokens to read.
-        explain: None for tokens that are not explained.
-        start: position of the first.
-        is_new: whether they come into the slot now; False for tokens that it holds and that are read once more.
-        read_again: its one token, which is new, will be read once more with at most so many, to be explained; 0 if not.
+        explain: how the tokens are explained; None for not at all.
+        start: position of the first token.
+        is_new: whether the tokens' keys and values are written to the slot; False for a replay of tokens that it holds.
+        replay_length: for a single new token that is replayed later, to be explained, the most tokens of that replay;
+            0 for no replay.
     """
 
     slot: KVSlot
@@ -64,12 +78,12 @@ class SequenceChunk:
     def new(
         cls, slot: KVSlot, ids: Sequence[int], explain: ExplainSpec | None = None, *, replay_length: int = 0
     ) -> SequenceChunk:
-        """Tokens that follow on those that the slot holds."""
+        """New tokens after those that the slot holds."""
         return cls(slot, ids, explain, slot.length, is_new=True, replay_length=replay_length)
 
     @classmethod
     def replay(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
-        """The tokens at positions start..end, which the slot holds."""
+        """Tokens that the slot holds, at positions start..end, to be read again and explained."""
         return cls(slot, slot.ids[start:end], explain, start, is_new=False)
 
     @property
@@ -78,13 +92,13 @@ class SequenceChunk:
         return self.start + len(self.ids)
 
     def last_positions(self, count: int) -> list[int]:
-        """Those of so many tokens that end with its last, as the model takes them."""
+        """Encoded positions of the `count` tokens that end with the chunk's last."""
         return encode_positions(range(self.end - count, self.end), is_long=self.slot.is_long)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is differentiated at a token: a logit of the token after it, less another's where one is given."""
+    """What is differentiated at a token: the logit of a next token, minus that of a contrast token if there is one."""
 
     token_id: int
     contrast_id: int | None = None
@@ -97,21 +111,18 @@ class LayerAttention(Protocol):
     """One layer's attention in one pass."""
 
     def output(self, query: Tensor) -> Tensor:
-        """What the model goes on with; the same numbers whether a token is explained or not.
-
-        [1, H, T, D] -> [1, T, H, Dv]
-        """
+        """The attention output; the same numbers whether a token is explained or not. [1, H, T, D] -> [1, T, H, Dv]"""
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
-        """Add the layer's scores to the heat maps; the gradients, where the graph goes on. In float32 or better.
+        """Add the layer's scores to the heat maps; return gradients where the graph goes on. In float32 or better.
 
         Args:
             query: [1, H, T, D]
             gradient: dl/do. [1, T, H, Dv]
-            needs_input_grad: whether anything below needs a gradient.
+            needs_input_grad: whether a layer below needs a gradient; None is returned otherwise.
 
         Returns:
-            dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are only read: they have no target.
+            dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are not explained.
         """
 
 
@@ -119,33 +130,33 @@ class AttentionPass(Protocol):
     """One pass through the model."""
 
     graph_anchor: Tensor | None
-    """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
+    """A leaf that requires a gradient: the graph starts at the node that takes it. None for no graph."""
     lowest: int
     """The lowest layer that is explained."""
     output_is_used: bool
-    """Whether the model looks at what attention gives; not where all that it would make of that is known."""
+    """Whether the attention output is used; not in a replay where the outputs of all linear layers are cached."""
 
     @property
     def ids_and_positions(self) -> Tensor:
-        """The tokens and their positions, as the model takes them: see `rotary_switch.encode_positions`. [2, T]"""
+        """Token ids and encoded positions (`rotary_switch.encode_positions`), the model's input. [2, T]"""
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
-        """Keep a layer's keys [G, T, D] and values [G, T, Dv] of the tokens that are new."""
+        """Write a layer's keys [G, T, D] and values [G, T, Dv] of new tokens to their slots."""
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
-        """Keep the rotary embedding that a layer takes, of the tokens that are new. [T, width] each"""
+        """Write the cosines and sines that a layer takes, of new tokens, to their slots. [T, width] each"""
 
     def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> LayerAttention:
-        """A layer's attention."""
+        """The attention of one layer."""
 
     def heat_maps(self) -> list[Tensor]:
-        """After the backward pass: scores of each explained part's tokens, in the parts' order. [T, S] each"""
+        """After the backward pass: scores of each explained chunk's tokens, in the chunks' order. [T, S] each"""
 
 
 def layer_attention_output(
     run: AttentionPass, layer: LayerAttention, index: int, query: Tensor, key: Tensor, value: Tensor
 ) -> Tensor:
-    """A layer's attention, as a node of the graph where it is explained. Shapes as for `LayerAttention`."""
+    """A layer's attention output, a node of the graph where the layer is explained. Shapes as in `LayerAttention`."""
     if run.graph_anchor is None or index < run.lowest:
         return layer.output(query)
     output: Tensor = _Attention.apply(run.graph_anchor, query, key, value, layer)  # type: ignore[no-untyped-call]
@@ -153,7 +164,7 @@ def layer_attention_output(
 
 
 class _Attention(torch.autograd.Function):
-    """Keys and values that are kept are constants that autograd never records."""
+    """A layer's attention as a graph node. Cached keys and values are constants, which autograd never records."""
 
     @staticmethod
     def forward(
@@ -170,15 +181,15 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         layer: LayerAttention = ctx.layer
-        # The lowest layer of the graph: nothing below needs a gradient.
+        # In the lowest layer of the graph, the query needs no gradient.
         back = layer.backward(ctx.query, gradients[0], needs_input_grad=ctx.needs_input_grad[1]) or (None, None, None)
         return None, *back, None
 
 
-def keeps_products(q: Tensor, K: Tensor, most: int) -> bool:
-    """Whether a backward pass may go on from the forward pass's products: where they are as exact, and few.
+def keeps_products(q: Tensor, K: Tensor, limit: int) -> bool:
+    """Whether the forward pass's query-key products are kept for the backward pass: in float32 or better, and few.
 
     q: [.., T, D], K: [.., N, D]
     """
     is_exact = torch.promote_types(q.dtype, torch.float32) == q.dtype
-    return is_exact and q.shape[:-1].numel() * K.shape[-2] <= most
+    return is_exact and q.shape[:-1].numel() * K.shape[-2] <= limit

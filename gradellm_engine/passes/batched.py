@@ -1,13 +1,12 @@
-"""A step of many sequences: a new token of each, or the last T of each once more; the attention of all at once.
+"""An attention pass over T tokens of each of B sequences at once: a decode step, or a replay of each one's last tokens.
 
-The columns of a sequence's attention are its last L tokens, the last column its last token; what shorter sequences lack
-on the left is hidden. So every shape depends on B, T and L alone, and every place where something is read or written is
-a tensor: a GPU can record the step once and replay it (`gradellm_engine.compilation.cuda_graphs`). Against one part
-after the other (`gradellm_engine.passes.ragged.RaggedPass`) it saves calls, B times as many.
+The columns of a sequence's attention are its last L tokens, the last column its last token; columns that shorter
+sequences lack on the left are masked. Every shape then depends on B, T and L alone, and every index is a tensor, so
+that a CUDA graph can record the pass once and replay it (`gradellm_engine.compilation.cuda_graphs`). Compared with
+`gradellm_engine.passes.ragged.RaggedPass`, it makes B times fewer calls.
 
-Kernels written for it read keys and values where they lie (`gradellm_engine.attention.fused`). Where there are none,
-they are gathered from the pool into one tensor [B, G, L, .], shorter sequences with their first token again on the
-left.
+Fused kernels read keys and values in place (`gradellm_engine.attention.fused`). Without them, they are gathered from
+the pool into one tensor [B, G, L, .], in which shorter sequences repeat their first token on the left.
 """
 
 from __future__ import annotations
@@ -35,36 +34,38 @@ from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.params import LayerSwitches
 from gradellm_engine.passes.base import MAX_KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products
 
-if TYPE_CHECKING:  # what it needs is not everywhere
+if TYPE_CHECKING:  # needs Triton, which is not installed everywhere
     from gradellm_engine.attention import fused
     from gradellm_engine.attention.fused import FusedAttention, MapKind
 
 
-def is_step(parts: Sequence[SequenceChunk]) -> bool:
-    """Whether a `BatchedPass` can run these parts: one new token of each, explained in one way where they are."""
-    return _is_one_way(parts) and all(part.is_new and len(part.ids) == 1 for part in parts)
+def is_step(chunks: Sequence[SequenceChunk]) -> bool:
+    """Whether a `BatchedPass` can run these chunks as a decode step: one new token each, explained by one method."""
+    return _has_one_method(chunks) and all(chunk.is_new and len(chunk.ids) == 1 for chunk in chunks)
 
 
-def is_replay(parts: Sequence[SequenceChunk], num_tokens: int) -> bool:
-    """Whether it can run these, with so many tokens of each: at most so many once more, and no fewer to read."""
-    return _is_one_way(parts) and all(not part.is_new and len(part.ids) <= num_tokens <= part.end for part in parts)
+def is_replay(chunks: Sequence[SequenceChunk], num_tokens: int) -> bool:
+    """Whether a `BatchedPass` can replay these chunks with `num_tokens` tokens of each sequence."""
+    return _has_one_method(chunks) and all(
+        not chunk.is_new and len(chunk.ids) <= num_tokens <= chunk.end for chunk in chunks
+    )
 
 
-def _is_one_way(parts: Sequence[SequenceChunk]) -> bool:
-    return len({part.explain.switches for part in parts if part.explain is not None}) <= 1
+def _has_one_method(chunks: Sequence[SequenceChunk]) -> bool:
+    return len({chunk.explain.switches for chunk in chunks if chunk.explain is not None}) <= 1
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides which operations a step is made of.
+    """What determines the operations of a batched pass.
 
     Attributes:
         num_rows: B.
         num_tokens: T.
         width: L.
-        is_new: whether tokens come into their slots, rather than being read once more.
-        switches: how tokens are explained, None where none is.
-        has_domains: whether similarities are normalised over chosen tokens in any of them.
+        is_new: whether tokens are new; False for a replay.
+        switches: how tokens are explained; None for not at all.
+        has_domains: whether any sequence normalises similarities over chosen tokens only.
     """
 
     num_rows: int
@@ -75,31 +76,31 @@ class StepShape:
     has_domains: bool
 
     @classmethod
-    def of(cls, parts: Sequence[SequenceChunk]) -> StepShape:
-        """That of some parts as they are."""
-        explains = [part.explain for part in parts if part.explain is not None]
+    def of(cls, chunks: Sequence[SequenceChunk]) -> StepShape:
+        """The shape of these chunks, without padding."""
+        explains = [chunk.explain for chunk in chunks if chunk.explain is not None]
         return cls(
-            num_rows=len(parts),
-            num_tokens=max(len(part.ids) for part in parts),
-            width=max(part.end for part in parts),
-            is_new=parts[0].is_new,
+            num_rows=len(chunks),
+            num_tokens=max(len(chunk.ids) for chunk in chunks),
+            width=max(chunk.end for chunk in chunks),
+            is_new=chunks[0].is_new,
             switches=explains[0].switches if explains else None,
             has_domains=any(explain.domain is not None for explain in explains),
         )
 
 
 class BatchedPass:
-    """T tokens of each of B sequences of at most L tokens; see `gradellm_engine.passes.ragged.AttentionPass`.
+    """T tokens of each of B sequences of at most L tokens; see `gradellm_engine.passes.base.AttentionPass`.
 
     Attributes:
-        shape: B, T and L, and how they are explained.
-        row: the tokens and their positions, as the model takes them, sequence after sequence. [2, B T]
-        fused: the kernels that compute attention; None for torch's.
-        ranks: those that share the model's heads out; None where all are here.
-        graph_anchor: a leaf that requires a gradient; None for no graph.
-        lowest: the lowest layer that is explained.
-        needs_outputs: it gives them in any case.
-        totals: the sum of layers' scores, the last token's in the last column. [B, T, L]
+        shape: B, T and L, and how tokens are explained.
+        ids_and_positions: the model's input, sequence after sequence. [2, B T]
+        fused: attention kernels; None for torch's operations.
+        ranks: the process group that shares the attention heads; None where all heads are local.
+        graph_anchor: see `AttentionPass`.
+        lowest: see `AttentionPass`.
+        output_is_used: see `AttentionPass`; outputs are computed in any case.
+        totals: the sum of the layers' scores; the last token's own score is in the last column. [B, T, L]
     """
 
     def __init__(
@@ -114,8 +115,8 @@ class BatchedPass:
         self.shape, self.fused, self.ranks = shape, fused, ranks
         self._pool, self._rotary_of = pool, rotary_of
         B, T = shape.num_rows, shape.num_tokens
-        self._numbers = torch.ones((2, B * (T + 1)), dtype=torch.long, device=device)
-        self.ids_and_positions, (self._starts, self._lengths) = self._numbers[:, : B * T], self._numbers[:, B * T :]
+        self._inputs = torch.ones((2, B * (T + 1)), dtype=torch.long, device=device)
+        self.ids_and_positions, (self._starts, self._lengths) = self._inputs[:, : B * T], self._inputs[:, B * T :]
         self._domains: Tensor | None = None
         if shape.has_domains:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
@@ -125,134 +126,134 @@ class BatchedPass:
         if shape.switches is not None:
             self.graph_anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]
-        self._explained: list[tuple[int, int, int]] = []  # rows, tokens, and how long their sequences are
+        self._explained: list[tuple[int, int, int]] = []  # row, number of tokens, length of the sequence
 
-    def fill(self, parts: Sequence[SequenceChunk]) -> None:
-        """Take B parts, or fewer: the last one then stands in the rows that are left, and computes the same again."""
+    def fill(self, chunks: Sequence[SequenceChunk]) -> None:
+        """Take B chunks, or fewer: the last chunk fills the rows that are left, and computes the same again."""
         T = self.shape.num_tokens
-        explained = [(row, part) for row, part in enumerate(parts) if part.explain is not None]
-        self._explained = [(row, len(part.ids), part.end) for row, part in explained]
-        padded = [*parts, *[parts[-1]] * (self.shape.num_rows - len(parts))]
-        ids = [token_id for part in padded for token_id in (part.ids if len(part.ids) == T else _last_ids(part, T))]
-        positions = [position for part in padded for position in part.last_positions(T)]
-        starts, lengths = [part.slot.start for part in padded], [part.end for part in padded]
-        _upload(torch.tensor([ids + starts, positions + lengths]), self._numbers)
+        explained = [(row, chunk) for row, chunk in enumerate(chunks) if chunk.explain is not None]
+        self._explained = [(row, len(chunk.ids), chunk.end) for row, chunk in explained]
+        padded = [*chunks, *[chunks[-1]] * (self.shape.num_rows - len(chunks))]
+        ids = [token_id for chunk in padded for token_id in (chunk.ids if len(chunk.ids) == T else _last_ids(chunk, T))]
+        positions = [position for chunk in padded for position in chunk.last_positions(T)]
+        starts, lengths = [chunk.slot.start for chunk in padded], [chunk.end for chunk in padded]
+        _upload(torch.tensor([ids + starts, positions + lengths]), self._inputs)
         if self._domains is not None:
-            _upload(torch.stack([self._domain(part) for part in padded]), self._domains)
+            _upload(torch.stack([self._domain(chunk) for chunk in padded]), self._domains)
 
-    def own_rows(self, parts: Sequence[SequenceChunk]) -> list[int]:
-        """Where the parts' own tokens stand in the row of all."""
-        ends = [(row + 1) * self.shape.num_tokens for row in range(len(parts))]
-        return [place for part, end in zip(parts, ends, strict=True) for place in range(end - len(part.ids), end)]
+    def own_rows(self, chunks: Sequence[SequenceChunk]) -> list[int]:
+        """Indexes of the chunks' tokens in the row of B T tokens, without padding."""
+        ends = [(row + 1) * self.shape.num_tokens for row in range(len(chunks))]
+        return [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - len(chunk.ids), end)]
 
     def begin(self) -> None:
-        """What all layers use, from what was filled in; the first operations of a step."""
+        """Compute what all layers use from what `fill` uploaded; the first operations of a recorded pass."""
         (L, T), device = (self.shape.width, self.shape.num_tokens), self.ids_and_positions.device
-        self._before = torch.arange(L - 1, -1, -1, device=device)  # columns from each to the last token's
-        self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # from each token's own
-        self._places = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
-        self._rows: dict[tuple[int, int], Tensor] = {}
-        self._seen: dict[tuple[int, int | None], Tensor] = {}
-        self._kept: dict[tuple[int, int | None], list[Maps]] = {}  # of attention, by what layers see
+        self._before = torch.arange(L - 1, -1, -1, device=device)  # distance of each column from the last
+        self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # likewise of each token's own column
+        self._pool_indexes = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
+        self._gather_indexes: dict[tuple[int, int], Tensor] = {}
+        self._visible: dict[tuple[int, int | None], Tensor] = {}
+        self._maps: dict[tuple[int, int | None], list[Maps]] = {}  # of layers, by width and window
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         if self.shape.is_new:
-            own = self._places[:, -1]
+            own = self._pool_indexes[:, -1]
             self._pool.keys[index].index_copy_(1, own, keys)
             self._pool.values[index].index_copy_(1, own, values)
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         if self.shape.is_new:
-            own, table = self._places[:, -1], self._rotary_of[index]
+            own, table = self._pool_indexes[:, -1], self._rotary_of[index]
             self._pool.cosines[table].index_copy_(0, own, cosines)
             self._pool.sines[table].index_copy_(0, own, sines)
 
     def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> BatchedLayer:
-        """See `Pass`."""
+        """See `AttentionPass`."""
         return BatchedLayer(self, module, index, form)
 
-    def keep(self, width: int, window: int | None, maps: Maps) -> None:
-        """Keep a layer's maps of the last `width` columns. [B, T, width] each"""
-        self._kept.setdefault((width, window), []).append(maps)
+    def add_maps(self, width: int, window: int | None, maps: Maps) -> None:
+        """Add a layer's maps over the last `width` columns. [B, T, width] each"""
+        self._maps.setdefault((width, window), []).append(maps)
 
     def end(self) -> None:
-        """Make scores of what layers kept; the last operations of an explained step."""
+        """Compute scores from the layers' maps; the last operations of an explained pass."""
         switches, shape = self.shape.switches, self.shape
         if switches is None:
-            raise RuntimeError("this step explains nothing")
+            raise RuntimeError("this pass has no method to explain tokens with")
         totals: Tensor | None = None
-        for (width, window), rows in self._kept.items():
-            scores = sum_layer_scores(rows, switches, self.domain(width, window), self.ranks)
+        for (width, window), maps in self._maps.items():
+            scores = sum_layer_scores(maps, switches, self.domain(width, window), self.ranks)
             if totals is None:
                 totals = scores.new_zeros((shape.num_rows, shape.num_tokens, shape.width))
             totals[..., -width:] += scores
         if totals is None:
-            raise RuntimeError("no layer was explained")
+            raise RuntimeError("no layer added maps: the backward pass did not run")
         self.totals = in_pass_method(switches).heat_map(totals, switches)
-        self._kept = {}
+        self._maps = {}
 
     def heat_maps(self) -> list[Tensor]:
-        """See `Pass`."""
-        if self._kept:
+        """See `AttentionPass`."""
+        if self._maps:
             self.end()
         return [self.totals[row, -num_tokens:, -end:] for row, num_tokens, end in self._explained]
 
-    def gathered(self, places: Tensor, width: int) -> Tensor:
+    def gather(self, pooled: Tensor, width: int) -> Tensor:
         """Keys or values of the last `width` columns. [G, P, D] -> [B, G, width, D]"""
-        G, P, D = places.shape
-        if (G, width) not in self._rows:
-            heads = torch.arange(G, device=places.device)[:, None] * P
-            self._rows[G, width] = (heads + self._places[:, None, -width:]).flatten()
-        return places.view(G * P, D).index_select(0, self._rows[G, width]).view(-1, G, width, D)
+        G, P, D = pooled.shape
+        if (G, width) not in self._gather_indexes:
+            heads = torch.arange(G, device=pooled.device)[:, None] * P
+            self._gather_indexes[G, width] = (heads + self._pool_indexes[:, None, -width:]).flatten()
+        return pooled.view(G * P, D).index_select(0, self._gather_indexes[G, width]).view(-1, G, width, D)
 
     def keys_and_values(self, index: int, width: int) -> tuple[Tensor, Tensor]:
-        """A layer's, of the last `width` columns. [B, G, width, D], [B, G, width, Dv]"""
-        return self.gathered(self._pool.keys[index], width), self.gathered(self._pool.values[index], width)
+        """A layer's keys and values of the last `width` columns. [B, G, width, D], [B, G, width, Dv]"""
+        return self.gather(self._pool.keys[index], width), self.gather(self._pool.values[index], width)
 
     def rotary(self, index: int, width: int) -> tuple[Tensor, Tensor]:
         """The cosines and sines that a layer takes, of the last `width` columns. [B, width, .] each"""
-        table, places = self._rotary_of[index], self._places[:, -width:]
-        return self._pool.cosines[table][places], self._pool.sines[table][places]
+        table, indexes = self._rotary_of[index], self._pool_indexes[:, -width:]
+        return self._pool.cosines[table][indexes], self._pool.sines[table][indexes]
 
     def sequences(self, index: int, width: int) -> Sequences:
-        """A layer's keys and values of the last `width` columns, where they lie."""
+        """A layer's keys and values of the last `width` columns, in place."""
         keys, values = self._pool.keys[index], self._pool.values[index]
         return Sequences(keys, values, self._starts, self._lengths, self.shape.num_tokens, width)
 
     def visible(self, width: int, window: int | None) -> Tensor:
         """Which of the last `width` columns each token sees. [B, T, width], bool"""
-        if (width, window) not in self._seen:
+        if (width, window) not in self._visible:
             before = self._before[-width:]
             seen = (before < self._lengths[:, None])[:, None] & (before >= self._ahead)
-            self._seen[width, window] = seen if window is None else seen & (before - self._ahead < window)
-        return self._seen[width, window]
+            self._visible[width, window] = seen if window is None else seen & (before - self._ahead < window)
+        return self._visible[width, window]
 
     def domain(self, width: int, window: int | None) -> Tensor:
-        """Where similarities are normalised, of the last `width` columns. [B, T, width], bool"""
+        """The columns, of the last `width`, over which similarities are normalised. [B, T, width], bool"""
         seen = self.visible(width, window)
         return seen if self._domains is None else seen & self._domains[:, None, -width:]
 
-    def _domain(self, part: SequenceChunk) -> Tensor:
-        """A part's chosen tokens, by column; all where it chose none. [L], bool"""
-        chosen = part.explain.domain if part.explain is not None else None
+    def _domain(self, chunk: SequenceChunk) -> Tensor:
+        """The tokens over which a chunk's similarities are normalised, by column. [L], bool"""
+        chosen = chunk.explain.domain if chunk.explain is not None else None
         if chosen is None:
             return torch.ones(self.shape.width, dtype=torch.bool)
-        left, right = self.shape.width - part.end, part.end - len(chosen)
+        left, right = self.shape.width - chunk.end, chunk.end - len(chosen)
         return torch.nn.functional.pad(chosen, (left, right))
 
 
 @dataclass
 class BatchedLayer:
-    """One layer's attention in a step; see `gradellm_engine.passes.ragged.LayerAttention`."""
+    """One layer's attention in a batched pass; see `gradellm_engine.passes.base.LayerAttention`."""
 
     run: BatchedPass
     module: nn.Module
     index: int
     form: AttentionForm
     kept: AttentionState | None = None
-    kept_by_fused: fused.FusedState | None = None
+    fused_state: fused.FusedState | None = None
 
     @property
     def width(self) -> int:
@@ -262,26 +263,26 @@ class BatchedLayer:
 
     @property
     def is_explained(self) -> bool:
-        """Whether a gradient comes this far down."""
+        """Whether a gradient reaches this layer."""
         return self.run.shape.switches is not None and self.index >= self.run.lowest
 
     @property
     def is_selected(self) -> bool:
-        """Whether its maps are wanted."""
+        """Whether the method selects this layer."""
         switches = self.run.shape.switches
         return switches is not None and self.index in ExplainSpec(switches).selected
 
     def output(self, query: Tensor) -> Tensor:
-        """See `Site`."""
+        """See `LayerAttention`."""
         fused = self.run.fused
         if fused is not None and fused.supports(query, self.form):
             over = self.run.sequences(self.index, self.width)
             output, kept = fused.forward(query[0], over, self.form)
-            self.kept_by_fused = kept if self.is_explained and self._map_kind(fused) is not None else None
+            self.fused_state = kept if self.is_explained and self._map_kind(fused) is not None else None
             return output[None]
         K, V = self.run.keys_and_values(self.index, self.width)
         q = self._by_sequence(query[0], K.shape[1])
-        # What is gathered would be kept, too.
+        # The gathered keys would be kept, too.
         keeps = self.is_explained and keeps_products(q, K, MAX_KEPT_PRODUCTS) and K.numel() <= MAX_KEPT_PRODUCTS
         seen = self.run.visible(self.width, self.form.window)
         o, products = attention_output(q, K, V, seen, self.form, keep_products=keeps)
@@ -290,13 +291,13 @@ class BatchedLayer:
         return o.flatten(1, 2).transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1)
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
-        """See `Site`."""
-        fused, kept_by_fused = self.run.fused, self.kept_by_fused
-        if fused is not None and kept_by_fused is not None:
-            self.kept_by_fused = None
-            return self._fused_backward(fused, kept_by_fused, gradient, needs_input_grad=needs_input_grad)
+        """See `LayerAttention`."""
+        fused, fused_state = self.run.fused, self.fused_state
+        if fused is not None and fused_state is not None:
+            self.fused_state = None
+            return self._fused_backward(fused, fused_state, gradient, needs_input_grad=needs_input_grad)
         compute = torch.promote_types(query.dtype, torch.float32)
-        forward = self.kept or self._again(query[0].to(compute))
+        forward = self.kept or self._recompute(query[0].to(compute))
         self.kept = None
         w = self._by_sequence(gradient[0].transpose(0, 1).to(compute), forward.K.shape[1])
         U = value_gradients(forward, w)
@@ -304,11 +305,11 @@ class BatchedLayer:
         if switches is not None and self.is_selected:
             before = self._unrotated(forward) if ExplainSpec(switches).needs_unrotated else None
             maps = in_pass_method(switches).layer_maps(forward, w, U, switches, before)
-            self.run.keep(self.width, self.form.window, maps)
+            self.run.add_maps(self.width, self.form.window, maps)
         if not needs_input_grad:
             return None
         gradients = attention_backward(forward, w, U, self.width - self.run.shape.num_tokens)
-        # Heads first, then all sequences' tokens, as the model has them.
+        # The model's layout: heads first, then all sequences' tokens.
         by_heads = (gradients.dq.flatten(1, 2), gradients.dk, gradients.dv)
         dq, dk, dv = (x.transpose(0, 1).flatten(1, 2)[None].to(query.dtype) for x in by_heads)
         return dq, dk, dv
@@ -318,27 +319,27 @@ class BatchedLayer:
     ) -> QKVGrads | None:
         kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
         if kind is None:
-            raise RuntimeError("the kernels were not to keep this layer")
+            raise RuntimeError("the fused kernels do not compute this method's maps")
         back = fused.backward(kept, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
         if len(back.maps):
-            self.run.keep(self.width, self.form.window, tuple(back.maps.sum(2)))
+            self.run.add_maps(self.width, self.form.window, tuple(back.maps.sum(2)))
         if back.gradients is None:
             return None
         dq, dk, dv = back.gradients
         return dq[None], dk[None], dv[None]
 
     def _map_kind(self, fused: FusedAttention) -> MapKind | None:
-        """What the kernels keep of this layer; None where they do not know it."""
+        """The maps that the kernels compute of this layer; None where they cannot."""
         switches = self.run.shape.switches
         return fused.map_kind(switches if self.is_selected else None)
 
     def _by_sequence(self, heads: Tensor, num_groups: int) -> Tensor:
-        """Each sequence's heads by the key-value head that they share. [H, B T, D] -> [B, G, r, T, D]"""
+        """Query heads by sequence and by the key-value head that they share. [H, B T, D] -> [B, G, r, T, D]"""
         B, T = self.run.shape.num_rows, self.run.shape.num_tokens
         return grouped(heads.reshape(len(heads), B, T, -1).transpose(0, 1), num_groups)
 
-    def _again(self, query: Tensor) -> AttentionState:
-        """The forward pass once more, every product kept. query: [H, B T, D]"""
+    def _recompute(self, query: Tensor) -> AttentionState:
+        """The forward pass once more, with all products. query: [H, B T, D]"""
         K, V = (x.to(query.dtype) for x in self.run.keys_and_values(self.index, self.width))
         seen = self.run.visible(self.width, self.form.window)
         return attend(self._by_sequence(query, K.shape[1]), K, V, seen, self.form)
@@ -351,11 +352,11 @@ class BatchedLayer:
         return q.view(forward.q.shape), unrotated(self.module, forward.K, cosines, sines)
 
 
-def _last_ids(part: SequenceChunk, count: int) -> list[int]:
-    """The part's tokens, and those before it in its slot."""
-    return part.slot.ids[part.end - count : part.end]
+def _last_ids(chunk: SequenceChunk, count: int) -> list[int]:
+    """The `count` tokens of the slot that end with the chunk's last."""
+    return chunk.slot.ids[chunk.end - count : chunk.end]
 
 
 def _upload(values: Tensor, buffer: Tensor) -> None:
-    """Fill a buffer; without waiting, where it lies on a GPU."""
+    """Fill a buffer; asynchronously where it is on a GPU."""
     buffer.copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)

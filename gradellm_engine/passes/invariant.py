@@ -1,4 +1,7 @@
-"""A pass whose tokens attend one by one, so that no result depends on batch composition."""
+"""A ragged pass whose tokens attend one by one, so that attention does not depend on batch composition.
+
+See `gradellm_engine.layers.batch_invariant` for the rest of batch-invariant execution.
+"""
 
 from __future__ import annotations
 
@@ -13,45 +16,45 @@ from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass
 
-ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
+SLOT_ALIGNMENT = 16  # tokens: a multiple is 64 bytes of float32 for any head width
 
 
-class _EachAlone(RaggedPass):
-    """Parts of one token each."""
+class _SingleTokenPass(RaggedPass):
+    """Chunks of one token each."""
 
-    def shares(self, x: Tensor) -> list[Tensor]:
-        """See `RaggedPass`; in memory of their own, so that neither addresses nor strides tell of others."""
-        return [x[:, place].clone(memory_format=torch.contiguous_format) for place in self.places]
+    def split_by_chunk(self, x: Tensor) -> list[Tensor]:
+        """See `RaggedPass`; as copies, so that addresses and strides do not depend on batch composition."""
+        return [x[:, rows].clone(memory_format=torch.contiguous_format) for rows in self.row_slices]
 
 
 @dataclass
 class PerTokenPass(RaggedPass):
-    """Parts of any length, each of whose tokens attends by itself."""
+    """Chunks of any length, each of whose tokens attends by itself."""
 
-    _each: _EachAlone = field(init=False)
+    _single_tokens: _SingleTokenPass = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._each = _EachAlone(
-            [token for part in self.parts for token in _tokens(part)], self.rotary_of, graph_anchor=self.graph_anchor
+        self._single_tokens = _SingleTokenPass(
+            [token for chunk in self.chunks for token in _tokens(chunk)], self.rotary_of, graph_anchor=self.graph_anchor
         )
 
     def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
-        """See `Pass`."""
-        self._each.output_is_used = self.output_is_used
-        return self._each.layer_attention(module, index, form)
+        """See `AttentionPass`."""
+        self._single_tokens.output_is_used = self.output_is_used
+        return self._single_tokens.layer_attention(module, index, form)
 
     def heat_maps(self) -> list[Tensor]:
-        """See `Pass`."""
-        rows = iter(self._each.heat_maps())
+        """See `AttentionPass`."""
+        rows = iter(self._single_tokens.heat_maps())
         return [
-            torch.cat([F.pad(next(rows), (0, part.end - end)) for end in range(part.start + 1, part.end + 1)])
-            for part in self.parts
-            if part.explain is not None
+            torch.cat([F.pad(next(rows), (0, chunk.end - end)) for end in range(chunk.start + 1, chunk.end + 1)])
+            for chunk in self.chunks
+            if chunk.explain is not None
         ]
 
 
-def _tokens(part: SequenceChunk) -> Iterator[SequenceChunk]:
-    """Its tokens, each a part."""
-    for place, token_id in enumerate(part.ids):
-        yield replace(part, ids=[token_id], start=part.start + place)
+def _tokens(chunk: SequenceChunk) -> Iterator[SequenceChunk]:
+    """A chunk's tokens as chunks of one token."""
+    for offset, token_id in enumerate(chunk.ids):
+        yield replace(chunk, ids=[token_id], start=chunk.start + offset)

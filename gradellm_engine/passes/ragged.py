@@ -1,17 +1,4 @@
-"""What a pass through the model is, as its attention layers see it.
-
-A pass reads tokens of several sequences that stand behind one another in one row: to all layers but attention they are
-tokens like any others, and weights are read once for all of them. In each attention layer, keys and values go to where
-their sequences' are kept, and each query meets what its own sequence holds. In an explained pass
-
-    1. the graph starts at the attention output of the lowest selected layer (`graph_anchor`): parameters are frozen,
-       and everything below is a constant of the gradients that are read;
-    2. every attention output above is a node of `attended`, whose backward pass meets w = dl/do, computes U and adds
-       the layer's scores to the heat maps.
-
-Two kinds of pass do this: `RaggedPass` here, for parts of any length, one after the other, and `BatchedPass`
-(`gradellm_engine.passes.batched`), for one token of each sequence, all at once.
-"""
+"""An attention pass over chunks of any length, of sequences of any length, computed one chunk after the other."""
 
 from __future__ import annotations
 
@@ -45,12 +32,12 @@ from gradellm_engine.passes.base import (
 
 @dataclass
 class LayerGroup:
-    """Layers of one device that see the same.
+    """Layers of one device with the same attention window, whose scores are computed together.
 
     Attributes:
-        first: the first position that they see.
-        domain: where similarities are normalised. [T, N] or [1, N], bool
-        maps: what each keeps of its attention. [T, N] each
+        first: the first visible position.
+        domain: the keys over which similarities are normalised. [T, N] or [1, N], bool
+        maps: each layer's maps. [T, N] each
     """
 
     first: int
@@ -60,107 +47,109 @@ class LayerGroup:
 
 @dataclass
 class RaggedPass:
-    """Parts of any length, of sequences of any length, one after the other.
+    """See `gradellm_engine.passes.base.AttentionPass`.
 
     Attributes:
-        parts: the sequences.
-        rotary_of: which of the model's rotary embeddings each layer takes.
-        ranks: those that share the model's heads out; None where all are here.
+        chunks: what is read of each sequence.
+        rotary_of: index of the rotary embedding that each layer takes, by layer.
+        ranks: the process group that shares the attention heads; None where all heads are local.
         graph_anchor: see `AttentionPass`.
-        needs_outputs: see `AttentionPass`.
-        places: where each part's tokens stand in the row of all.
-        kept: of each explained part, what layers keep of their attention, by what they see.
+        output_is_used: see `AttentionPass`.
+        row_slices: each chunk's tokens in the concatenated row.
+        kept: maps of each explained chunk, by the layers' window and device.
     """
 
-    parts: Sequence[SequenceChunk]
+    chunks: Sequence[SequenceChunk]
     rotary_of: Mapping[int, int]
     ranks: ProcessGroup | None = None
     graph_anchor: Tensor | None = None
     output_is_used: bool = True
-    places: list[slice] = field(default_factory=list)
+    row_slices: list[slice] = field(default_factory=list)
     kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         end = 0
-        for part in self.parts:
-            self.places.append(slice(end, end + len(part.ids)))
-            end += len(part.ids)
+        for chunk in self.chunks:
+            self.row_slices.append(slice(end, end + len(chunk.ids)))
+            end += len(chunk.ids)
         self.lowest = 0
         if self.graph_anchor is not None:
-            self.lowest = min(part.explain.selected[0] for part in self.parts if part.explain is not None)
+            self.lowest = min(chunk.explain.selected[0] for chunk in self.chunks if chunk.explain is not None)
 
     @property
     def ids_and_positions(self) -> Tensor:
         """See `AttentionPass`."""
-        ids = [token_id for part in self.parts for token_id in part.ids]
-        positions = [position for part in self.parts for position in part.last_positions(len(part.ids))]
+        ids = [token_id for chunk in self.chunks for token_id in chunk.ids]
+        positions = [position for chunk in self.chunks for position in chunk.last_positions(len(chunk.ids))]
         return torch.tensor([ids, positions])
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionPass`."""
-        for part, place in zip(self.parts, self.places, strict=True):
-            if part.is_new:
-                part.slot.store(index, part.start, keys[:, place], values[:, place])
+        for chunk, rows in zip(self.chunks, self.row_slices, strict=True):
+            if chunk.is_new:
+                chunk.slot.store(index, chunk.start, keys[:, rows], values[:, rows])
 
     def store_rotary(self, index: int, cosines: Tensor, sines: Tensor) -> None:
         """See `AttentionPass`."""
-        for part, place in zip(self.parts, self.places, strict=True):
-            if part.is_new:
-                its_cosines, its_sines = part.slot.rotary(self.rotary_of[index], part.start, part.end)
-                its_cosines.copy_(cosines[place])
-                its_sines.copy_(sines[place])
+        for chunk, rows in zip(self.chunks, self.row_slices, strict=True):
+            if chunk.is_new:
+                stored_cosines, stored_sines = chunk.slot.rotary(self.rotary_of[index], chunk.start, chunk.end)
+                stored_cosines.copy_(cosines[rows])
+                stored_sines.copy_(sines[rows])
 
     def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `AttentionPass`."""
         return RaggedLayer(self, module, index, form)
 
-    def shares(self, x: Tensor) -> list[Tensor]:
-        """What is each part's of the row's tokens. [H, T, .] -> [H, its T, .] each"""
-        return [x] if len(self.places) == 1 else [x[:, place] for place in self.places]
+    def split_by_chunk(self, x: Tensor) -> list[Tensor]:
+        """Split the concatenated row. [H, T, .] -> [H, T_i, .] for chunk i"""
+        return [x] if len(self.row_slices) == 1 else [x[:, rows] for rows in self.row_slices]
 
     def heat_maps(self) -> list[Tensor]:
-        """See `AttentionPass`. Row t of a part has zeros behind its own position."""
-        return [self._heat_map(i, part, part.explain) for i, part in enumerate(self.parts) if part.explain is not None]
+        """See `AttentionPass`. Row t of a chunk is zero past the token's own position."""
+        return [
+            self._heat_map(i, chunk, chunk.explain) for i, chunk in enumerate(self.chunks) if chunk.explain is not None
+        ]
 
-    def _heat_map(self, i: int, part: SequenceChunk, explain: ExplainSpec) -> Tensor:
+    def _heat_map(self, i: int, chunk: SequenceChunk, explain: ExplainSpec) -> Tensor:
         total: Tensor | None = None
         for layers in self.kept[i].values():
             scores = sum_layer_scores(layers.maps, explain.switches, layers.domain, self.ranks)
             if total is None:
-                total = scores.new_zeros((len(part.ids), part.end))
+                total = scores.new_zeros((len(chunk.ids), chunk.end))
             total[:, layers.first :] += scores.to(total.device)
         if total is None:
-            raise RuntimeError("no layer was explained")
+            raise RuntimeError("no layer added maps: the backward pass did not run")
         return in_pass_method(explain.switches).heat_map(total, explain.switches)
 
     def visible(self, i: int, first: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Which keys from `first` on each of part i's queries sees; computed once for all layers that are alike."""
-        part, key = self.parts[i], (i, window, device)
+        """Which keys from `first` on each query of chunk i sees; computed once for all layers of a window."""
+        chunk, key = self.chunks[i], (i, window, device)
         if key not in self._visible:
-            self._visible[key] = visibility(part.start, len(part.ids), first, part.end - first, window, device)
+            self._visible[key] = visibility(chunk.start, len(chunk.ids), first, chunk.end - first, window, device)
         return self._visible[key]
 
-    def keep(self, i: int, first: int, window: int | None, maps: Maps) -> None:
-        """Keep a layer's maps [T, N] of what part i's tokens see, from the position `first` on."""
-        part, device = self.parts[i], maps[0].device
+    def add_maps(self, i: int, first: int, window: int | None, maps: Maps) -> None:
+        """Add a layer's maps [T, N] over the keys that chunk i's tokens see, which begin at position `first`."""
+        chunk, device = self.chunks[i], maps[0].device
         layers = self.kept.setdefault(i, {})
         if (window, device) not in layers:
-            domain = _domain(part, first, self.visible(i, first, window, device), device)
+            domain = _domain(chunk, first, self.visible(i, first, window, device), device)
             layers[window, device] = LayerGroup(first, domain)
         layers[window, device].maps.append(maps)
 
 
 @dataclass
 class RaggedLayer:
-    """One layer's attention in a pass of parts.
+    """One layer's attention in a ragged pass.
 
     Attributes:
         run: the pass.
         module: the layer's attention module.
         index: the layer's index.
         form: the layer's kind of attention.
-        kept: what the forward pass computed of parts, where the backward pass goes on from it.
+        kept: the forward pass's products that the backward pass continues from, by chunk.
     """
 
     run: RaggedPass
@@ -169,95 +158,100 @@ class RaggedLayer:
     form: AttentionForm
     kept: dict[int, AttentionState] = field(default_factory=dict)
 
-    def seen(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
-        """What part i's queries see: the first position, keys and values from there, and which query sees which."""
-        part = self.run.parts[i]
-        first = self.form.first_visible(part.start)
-        K = part.slot.keys(self.index, first, part.end)
-        V = part.slot.values(self.index, first, part.end)
+    def visible_keys(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
+        """What chunk i's queries see: the first position, keys and values from there, and the mask of queries."""
+        chunk = self.run.chunks[i]
+        first = self.form.first_visible(chunk.start)
+        K = chunk.slot.keys(self.index, first, chunk.end)
+        V = chunk.slot.values(self.index, first, chunk.end)
         return first, K, V, self.run.visible(i, first, self.form.window, K.device)
 
     def output(self, query: Tensor) -> Tensor:
         """See `LayerAttention`."""
-        if not self.run.output_is_used:  # who looks all the same shall not take it for numbers
-            (_, H, T, _), Dv = query.shape, self.run.parts[0].slot.values(self.index, 0, 0).shape[-1]
+        if not self.run.output_is_used:  # NaN, so that a use of it would be found
+            (_, H, T, _), Dv = query.shape, self.run.chunks[0].slot.values(self.index, 0, 0).shape[-1]
             return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
         outputs = []
-        for i, (part, place) in enumerate(zip(self.run.parts, self.run.places, strict=True)):
-            _, K, V, visible = self.seen(i)
-            q = grouped(query[0, :, place], K.shape[0])
-            keeps = part.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
+        for i, (chunk, rows) in enumerate(zip(self.run.chunks, self.run.row_slices, strict=True)):
+            _, K, V, visible = self.visible_keys(i)
+            q = grouped(query[0, :, rows], K.shape[0])
+            keeps = chunk.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
             o, products = attention_output(q, K, V, visible, self.form, keep_products=keeps)
             if keeps and products is not None:
                 self.kept[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
-        return _joined(outputs)[None].contiguous()
+        return _concatenated(outputs)[None].contiguous()
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """See `LayerAttention`."""
-        backs = []
-        rows = zip(self.run.parts, self.run.shares(query[0]), self.run.shares(gradient[0].transpose(0, 1)), strict=True)
-        for i, (part, q, w) in enumerate(rows):
-            back = (
-                None
-                if part.explain is None
-                else self._explain(i, part, part.explain, q, w, needs_input_grad=needs_input_grad)
-            )
+        grads = []
+        per_chunk = zip(
+            self.run.chunks,
+            self.run.split_by_chunk(query[0]),
+            self.run.split_by_chunk(gradient[0].transpose(0, 1)),
+            strict=True,
+        )
+        for i, (chunk, q, w) in enumerate(per_chunk):
+            grad: QKVGrads | None = None
+            if chunk.explain is not None:
+                grad = self._explain(i, chunk, chunk.explain, q, w, needs_input_grad=needs_input_grad)
             if needs_input_grad:
-                backs.append(back or self._nothing(part, q))
+                grads.append(grad or self._zero_grads(chunk, q))
         if not needs_input_grad:
             return None
-        dq, dk, dv = (_joined(shares, dim=1) for shares in zip(*backs, strict=True))
+        dq, dk, dv = (_concatenated(of_chunks, dim=1) for of_chunks in zip(*grads, strict=True))
         return dq[None], dk[None], dv[None]
 
-    def _nothing(self, part: SequenceChunk, query: Tensor) -> QKVGrads:
-        """The gradients of a part that is only read."""
-        K = part.slot.keys(self.index, part.start, part.end)
-        V = part.slot.values(self.index, part.start, part.end)
+    def _zero_grads(self, chunk: SequenceChunk, query: Tensor) -> QKVGrads:
+        """The gradients of a chunk that is not explained."""
+        K = chunk.slot.keys(self.index, chunk.start, chunk.end)
+        V = chunk.slot.values(self.index, chunk.start, chunk.end)
         return torch.zeros_like(query), torch.zeros_like(K), torch.zeros_like(V)
 
     def _explain(
-        self, i: int, part: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, needs_input_grad: bool
+        self, i: int, chunk: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
-        """One part's: query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]."""
-        forward = self.kept.pop(i, None) or self._again(i, query)
-        first = self.form.first_visible(part.start)
+        """Add one chunk's maps and return its gradients.
+
+        query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]
+        """
+        forward = self.kept.pop(i, None) or self._recompute(i, query)
+        first = self.form.first_visible(chunk.start)
         w = grouped(w, forward.K.shape[0]).to(forward.q.dtype)
         U = value_gradients(forward, w)
         if self.index in explain.selected:
-            unrotated = self._unrotated(part, first, forward) if explain.needs_unrotated else None
+            unrotated = self._unrotated(chunk, first, forward) if explain.needs_unrotated else None
             maps = in_pass_method(explain.switches).layer_maps(forward, w, U, explain.switches, unrotated)
-            self.run.keep(i, first, self.form.window, maps)
+            self.run.add_maps(i, first, self.form.window, maps)
         if not needs_input_grad:
             return None
-        gradients = attention_backward(forward, w, U, part.start - first)
+        gradients = attention_backward(forward, w, U, chunk.start - first)
         return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)
 
-    def _again(self, i: int, query: Tensor) -> AttentionState:
-        """The forward pass once more, every product kept. query: [H, T, D]"""
+    def _recompute(self, i: int, query: Tensor) -> AttentionState:
+        """The forward pass once more, with all products. query: [H, T, D]"""
         compute = torch.promote_types(query.dtype, torch.float32)
-        _, K, V, visible = self.seen(i)
+        _, K, V, visible = self.visible_keys(i)
         q = grouped(query, K.shape[0]).to(compute)
         return attend(q, K.to(compute), V.to(compute), visible, self.form)
 
-    def _unrotated(self, part: SequenceChunk, first: int, forward: AttentionState) -> tuple[Tensor, Tensor]:
+    def _unrotated(self, chunk: SequenceChunk, first: int, forward: AttentionState) -> tuple[Tensor, Tensor]:
         """Queries [G, r, T, D] and keys [G, N, D] before the rotary embedding."""
         table, q = self.run.rotary_of[self.index], forward.q
-        its_q = unrotated(self.module, q.flatten(0, 1)[None], *part.slot.rotary(table, part.start, part.end))
-        return its_q.view(q.shape), unrotated(self.module, forward.K[None], *part.slot.rotary(table, first, part.end))[
-            0
-        ]
+        queries = unrotated(self.module, q.flatten(0, 1)[None], *chunk.slot.rotary(table, chunk.start, chunk.end))
+        keys = unrotated(self.module, forward.K[None], *chunk.slot.rotary(table, first, chunk.end))
+        return queries.view(q.shape), keys[0]
 
 
-def _joined(shares: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Behind one another; a single one is not copied."""
-    return shares[0] if len(shares) == 1 else torch.cat(tuple(shares), dim)
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, without a copy of a single tensor."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
 
 
-def _domain(part: SequenceChunk, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
-    """Where a part's similarities are normalised in one layer; None for everywhere. [T, N] or [1, N], bool"""
-    chosen = part.explain.domain if part.explain is not None else None
+def _domain(chunk: SequenceChunk, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
+    """The keys over which a chunk's similarities are normalised in one layer; None for all. [T, N] or [1, N], bool"""
+    chosen = chunk.explain.domain if chunk.explain is not None else None
     if chosen is None:
         return visible
-    inside = torch.nn.functional.pad(chosen, (0, part.end - len(chosen)))[None, first : part.end].to(device)
+    inside = torch.nn.functional.pad(chosen, (0, chunk.end - len(chosen)))[None, first : chunk.end].to(device)
     return inside if visible is None else inside & visible

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradellm_engine.core.outputs import Step
+from gradellm_engine.core.post_hoc_runner import MAX_EVALUATION_PASS_TOKENS
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
-from gradellm_engine.engine import MAX_EVALUATION_PASS_TOKENS, Engine
+from gradellm_engine.engine import Engine
 from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 from gradellm_engine.faithfulness.metrics.masks import keep_mask, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary

@@ -290,7 +290,7 @@ def heat_map_of(normal: Normal, seed: int, firsts: list[int], switches: GradEllm
     layers = []
     for i, first in enumerate(firsts):
         scores = normal(seed + i, T, S - first)
-        run.keep(1, first, START - first + 1, (scores,))
+        run.add_maps(1, first, START - first + 1, (scores,))
         layers.append(torch.cat((torch.zeros(T, first, dtype=torch.float64), scores), 1))
     (actual,) = run.heat_maps()
     return actual, layers
@@ -340,5 +340,5 @@ def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
     slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
     assert slot is not None
     part = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
-    site = RaggedLayer(RaggedPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
-    site.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), needs_input_grad=False)
+    layer = RaggedLayer(RaggedPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
+    layer.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), needs_input_grad=False)

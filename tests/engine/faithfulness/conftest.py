@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from gradellm_engine import Engine
-from gradellm_engine import engine as engine_module
+from gradellm_engine.core import post_hoc_runner
 from gradellm_engine.methods import selected_steps
 from gradellm_engine.model.families import FAMILIES
 from support.faithfulness.reference import Reference
@@ -57,5 +57,5 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Tensor]:
                 recorded[str(switches), result[0]] = result[1]
             yield result
 
-    monkeypatch.setattr(engine_module, "scores_at", recording)
+    monkeypatch.setattr(post_hoc_runner, "scores_at", recording)
     return recorded

@@ -30,8 +30,8 @@ from gradellm_engine import (
     Sources,
     Started,
 )
-from gradellm_engine import engine as engine_module
 from gradellm_engine.attribution.attention_weights import Attention
+from gradellm_engine.core import post_hoc_runner
 from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.perturbation.occlusion import Occlusion
@@ -248,7 +248,7 @@ def test_one_text_a_pass_down_to_a_single_token(
 ) -> None:
     """After a prefix longer than the attention window, where a single token takes its own code path."""
     engine = load(model, dtype)
-    monkeypatch.setattr(engine_module, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 1})
     shapes, last_logits = [], ModelRunner.last_logits
 
     def noting(self: ModelRunner, embeddings: Tensor, *args: Any) -> Tensor:
@@ -346,7 +346,7 @@ def test_methods_score_as_in_an_attribution_request(
 
 def test_evaluate_yields_items_and_a_summary(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
-    monkeypatch.setattr(engine_module, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 60})  # smaller than the texts of a step
+    monkeypatch.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 60})  # smaller than the texts of a step
     scheduler_of(engine, max_running=1, num_tokens=200)
     settings = EvaluationSettings(methods(GradEllm(), Random()), PI_SOFT, COARSE, stride=2)
     told = list(engine.evaluate(RAW, settings, [70, 71, 72]))

@@ -23,7 +23,7 @@ from gradellm_engine import (
     Request,
     Sampling,
 )
-from gradellm_engine import engine as engine_module
+from gradellm_engine.core import post_hoc_runner
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.faithfulness import pass_budget
 from gradellm_engine.methods.gradients.saliency import Saliency
@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_the_size_of_passes(
     settings = EvaluationSettings((caller_scores("own", kind, seed, length),), PERTURBING, COARSE, seed=seed)
     expected = run_evaluation(engine, engine.evaluation_request(RAW[:length], settings, [70]))
     with monkeypatch.context() as patched:
-        patched.setattr(engine_module, "MAX_EVALUATION_PASS_TOKENS", {"cpu": sizes[0]})
+        patched.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": sizes[0]})
         patched.setattr(pass_budget, "FIRST_TOKENS", sizes[1])
         found = run_evaluation(engine, engine.evaluation_request(RAW[:length], settings, [70]))
     assert largest_difference(found, expected) <= ROUNDING

@@ -23,7 +23,7 @@ from gradellm_engine import (
     Removal,
     Sampling,
 )
-from gradellm_engine import engine as engine_module
+from gradellm_engine.core import post_hoc_runner
 from gradellm_engine.faithfulness.metrics.curves import PIS
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.perturbation.occlusion import Occlusion
@@ -175,7 +175,7 @@ def test_scores_that_are_not_finite_end_the_evaluation(load: Engines, monkeypatc
     def broken(*args: Any) -> Iterator[Any]:
         yield 0, torch.full((29,), torch.nan)
 
-    monkeypatch.setattr(engine_module, "scores_at", broken)
+    monkeypatch.setattr(post_hoc_runner, "scores_at", broken)
     told = run_alone(engine, engine.evaluation_request(RAW, METHOD, [70]))
     assert isinstance(told.error, ComputationError)
     assert "grad_ellm 0" in str(told.error)

@@ -47,7 +47,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     )
     made, rows = 0, 0
     most = [0, 0]
-    zeroed, analyse = StepText.zeroed, Request.analyse
+    zeroed, analyse = StepText.zeroed, Request.run_post_hoc
 
     def making(self: StepText, removed: NDArray[np.bool_]) -> Any:
         nonlocal made
@@ -67,7 +67,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(StepText, "zeroed", making)
     monkeypatch.setattr(perturbations, "uniform_rows", drawing)
-    monkeypatch.setattr(Request, "analyse", turn)
+    monkeypatch.setattr(Request, "run_post_hoc", turn)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=200)
     stream = engine.evaluation_request(prompt, settings, sampling=Sampling(max_new_tokens=1))
     scheduler.submit(stream)

@@ -38,7 +38,7 @@ from gradellm_engine.methods.random import Random
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.model.runner import ModelRunner
 from support.oracle import relative_error
-from support.scheduler_harness import Told, finish, run_alone, scheduler_of, take
+from support.scheduler_harness import RequestOutput, collect, finish, run_alone, scheduler_of
 
 ModelPath = Callable[[str], Path]
 TICKS = 7  # scheduler steps of other requests for one batch of an evaluation
@@ -138,11 +138,11 @@ def analysing(scheduler: Scheduler, stream: Request) -> None:
             pass
 
 
-def items(told: Told) -> list[EvaluationItem]:
+def items(told: RequestOutput) -> list[EvaluationItem]:
     return [event for event in told.events if isinstance(event, EvaluationItem)]
 
 
-def assert_same(a: Told, b: Told) -> None:
+def assert_same(a: RequestOutput, b: RequestOutput) -> None:
     """Equal results up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
     for one, other in zip(items(a), items(b), strict=True):
@@ -163,10 +163,10 @@ def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
     streams = [evaluation(engine), ordinary(engine, 100, explained)]
     for stream in streams:
         scheduler.submit(stream)
-    told, begun = [Told(), Told()], len(batches.ticks)
+    told, begun = [RequestOutput(), RequestOutput()], len(batches.ticks)
     while not streams[1].is_closed:
         for _ in scheduler.step():
-            take(streams, told)
+            collect(streams, told)
     ticks = batches.ticks[begun:]
     assert len(ticks) > 5
     assert all(later - earlier >= TICKS for earlier, later in pairwise(ticks))
@@ -186,13 +186,13 @@ def test_alone_it_runs_a_batch_each_scheduler_step(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
-    turns, analyse = [], Request.analyse
+    turns, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         turns.append(batches.tick)
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     run_alone(engine, evaluation(engine))
     assert turns == list(range(turns[0], batches.tick + 1))
     # Between P and P_0 and the perturbed texts, methods run their own passes, and texts are made for each step.
@@ -227,13 +227,13 @@ def test_batches_keep_to_their_time(
 def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
     alone = run_alone(engine, evaluation(engine))
-    order, analyse = [], Request.analyse
+    order, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         order.append(streams.index(self))
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     scheduler = scheduler_of(engine, max_running=3, num_tokens=600)
     streams = [evaluation(engine), evaluation(engine)]
     for stream in streams:

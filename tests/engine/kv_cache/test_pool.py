@@ -1,4 +1,4 @@
-"""The pool of keys and values: a place belongs to one sequence at a time, none is lost, prefixes are what they were."""
+"""The KV pool: a position belongs to one slot at a time, none is lost, prefixes are what was written."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ chosen = st.integers(0, 5)
 
 
 class Pools(RuleBasedStateMachine):
-    """Any order of allocating, writing, keeping, closing and forgetting, beside a model of what must be there."""
+    """Any order of allocating, writing, retaining, closing and leaking slots, beside a model of what must be there."""
 
     @initialize(num_tokens=st.integers(1, 160))
     def begin(self, num_tokens: int) -> None:
         self.pool = pool_of(num_tokens)
         self.live: list[KVSlot] = []
-        self.kept: list[KVSlot] = []  # the one not used for longest first
+        self.retained: list[KVSlot] = []  # the one not used for longest first
 
-    def places(self) -> list[tuple[int, int]]:
-        return sorted((slot.start, slot.start + slot.capacity) for slot in self.live + self.kept)
+    def slots(self) -> list[tuple[int, int]]:
+        return sorted((slot.start, slot.start + slot.capacity) for slot in self.live + self.retained)
 
-    def stretches(self, kept: list[KVSlot]) -> list[int]:
-        """Lengths of what is free beside the live slots and those of `kept`."""
-        taken = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + kept)
+    def ranges(self, retained: list[KVSlot]) -> list[int]:
+        """Lengths of what is free beside the live slots and those of `retained`."""
+        taken = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
         ends = [0, *(end for _, end in taken)]
         starts = [*(start for start, _ in taken), self.pool.num_tokens]
         return [start - end for end, start in zip(ends, starts, strict=True)]
@@ -94,30 +94,30 @@ class Pools(RuleBasedStateMachine):
     @rule(capacity=st.integers(1, 60), source=st.integers(0, 5), length=st.integers(0, 60), token=st.integers(0, 2))
     def allocate(self, capacity: int, source: int, length: int, token: int) -> None:
         """For the beginning of what some slot holds, going on with other tokens."""
-        slots = self.live + self.kept
+        slots = self.live + self.retained
         ids = [*(slots[source].ids[:length] if source < len(slots) else []), *([token] * (length % 4))][:capacity]
-        before, wanted = list(self.kept), ids[:-1]
+        before, wanted = list(self.retained), ids[:-1]
         shared = max((common(other.ids, wanted) for other in slots), default=0)
         shared = shared if shared >= MIN_REUSED_TOKENS else 0
         sources = [other for other in slots if shared and common(other.ids, wanted) == shared]
         slot = self.pool.allocate(capacity, ids)
-        self.kept = list(self.pool._kept)
+        self.retained = list(self.pool.retained)
 
         if slot is None:  # then nothing was given up for it
-            assert max(self.stretches([])) < capacity
-            assert self.kept == before
+            assert max(self.ranges([])) < capacity
+            assert self.retained == before
             return
         # One that was used is young now; then as many as needed are given up, the oldest first.
         orders = [[*(k for k in before if k is not used), used] for used in sources if used in before]
         if not orders or any(used in self.live for used in sources):
             orders.append(before)
-        num_dropped = len(before) - len(self.kept)
-        order = next(order for order in orders if order[num_dropped:] == self.kept)
+        num_dropped = len(before) - len(self.retained)
+        order = next(order for order in orders if order[num_dropped:] == self.retained)
         if num_dropped:
-            assert max(self.stretches(order[num_dropped - 1 :])) < capacity
-        assert max(self.stretches(self.kept)) >= capacity
+            assert max(self.ranges(order[num_dropped - 1 :])) < capacity
+        assert max(self.ranges(self.retained)) >= capacity
         assert slot.capacity == capacity
-        is_left = [other not in before or other in self.kept for other in sources]
+        is_left = [other not in before or other in self.retained for other in sources]
         if all(is_left):
             assert slot.length == shared
         assert slot.length in (0, shared if any(is_left) else 0)
@@ -140,13 +140,15 @@ class Pools(RuleBasedStateMachine):
         read = [slot for slot in self.live if slot.length]
         slot = read[which % len(read)]
         self.live.remove(slot)
-        told = any(other.ids[: slot.length] == slot.ids for other in self.kept)
+        told = any(other.ids[: slot.length] == slot.ids for other in self.retained)
         slot.retain()
         if told:  # by one that was kept before
             return
-        self.kept = [other for other in self.kept if common(other.ids, slot.ids) < other.length]  # told by this one
+        self.retained = [
+            other for other in self.retained if common(other.ids, slot.ids) < other.length
+        ]  # told by this one
         assert slot.capacity == slot.length
-        self.kept.append(slot)
+        self.retained.append(slot)
 
     @precondition(lambda self: self.live)
     @rule(which=chosen, times=st.integers(1, 2))
@@ -158,7 +160,7 @@ class Pools(RuleBasedStateMachine):
 
     @precondition(lambda self: self.live)
     @rule(which=chosen, in_a_cycle=st.booleans())
-    def forget(self, which: int, in_a_cycle: bool) -> None:
+    def leak(self, which: int, in_a_cycle: bool) -> None:
         slot = self.one(which)
         self.live.remove(slot)
         if in_a_cycle:
@@ -173,30 +175,30 @@ class Pools(RuleBasedStateMachine):
             slot.close()
         self.live.clear()
         whole = allocated(self.pool, self.pool.num_tokens)  # gives up what is kept
-        self.kept.clear()
+        self.retained.clear()
         whole.close()
-        assert self.pool._free == [(0, self.pool.num_tokens)]
+        assert self.pool.free_ranges == [(0, self.pool.num_tokens)]
 
     @invariant()
     def places_belong_to_one(self) -> None:
-        places = self.places()
-        assert all(0 <= start <= end <= self.pool.num_tokens for start, end in places)
-        assert all(a[1] <= b[0] for a, b in pairwise(places))
+        slots = self.slots()
+        assert all(0 <= start <= end <= self.pool.num_tokens for start, end in slots)
+        assert all(a[1] <= b[0] for a, b in pairwise(slots))
 
     @invariant()
     def what_is_free_is_whole(self) -> None:
         num_free = self.pool.num_free_tokens  # takes back what was forgotten
-        free = self.pool._free
+        free = self.pool.free_ranges
         assert all(length > 0 for _, length in free)
         assert all(a[0] + a[1] < b[0] for a, b in pairwise(free))  # ascending, never adjacent
-        assert sorted(length for length in self.stretches(self.kept) if length) == sorted(n for _, n in free)
-        assert list(self.pool._kept) == self.kept
-        assert self.pool.num_retained_tokens == sum(slot.length for slot in self.kept)
+        assert sorted(length for length in self.ranges(self.retained) if length) == sorted(n for _, n in free)
+        assert list(self.pool.retained) == self.retained
+        assert self.pool.num_retained_tokens == sum(slot.length for slot in self.retained)
         assert num_free == self.pool.num_tokens - sum(slot.capacity for slot in self.live)
 
     @invariant()
     def nothing_is_overwritten(self) -> None:
-        for slot in self.live + self.kept:
+        for slot in self.live + self.retained:
             assert_holds(slot)
 
     def teardown(self) -> None:
@@ -250,9 +252,9 @@ def test_prefixes_are_given_up_oldest_first_and_use_makes_young() -> None:
     assert pool.num_free_tokens == 90
     reused = allocated(pool, 20, [1] * 20)  # the oldest, but just used: 2 is given up for it
     assert reused.ids == [1] * 19
-    assert [slot.ids[0] for slot in pool._kept] == [3, 1]
+    assert [slot.ids[0] for slot in pool.retained] == [3, 1]
     allocated(pool, 30).close()
-    assert [slot.ids[0] for slot in pool._kept] == [1]
+    assert [slot.ids[0] for slot in pool.retained] == [1]
 
 
 def test_a_prefix_that_must_be_given_up_for_the_room_is_not_copied() -> None:
@@ -272,7 +274,7 @@ def test_a_prefix_that_a_longer_one_tells_is_dropped() -> None:
         slot = allocated(pool, 60)
         write(slot, ids)
         slot.retain()
-    assert [slot.ids for slot in pool._kept] == [[1] * 20 + [2] * 10, [1] * 20 + [3] * 10]
+    assert [slot.ids for slot in pool.retained] == [[1] * 20 + [2] * 10, [1] * 20 + [3] * 10]
     assert pool.num_retained_tokens == 60
 
 
@@ -282,15 +284,15 @@ def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
     before, slot, behind = (allocated(pool, count) for count in (5, 10, 5))
     before.close()
     slot.retain()
-    assert pool._free == [(0, 15)]
+    assert pool.free_ranges == [(0, 15)]
     behind.close()
-    assert pool._free == [(0, 20)]
+    assert pool.free_ranges == [(0, 20)]
 
 
 def test_more_than_all_is_refused_and_takes_nothing() -> None:
     pool = pool_of(20)
     assert pool.allocate(21) is None
-    assert pool._free == [(0, 20)]
+    assert pool.free_ranges == [(0, 20)]
     whole = allocated(pool, 20)
     assert pool.allocate(1) is None
     whole.close()
@@ -320,7 +322,7 @@ def test_slots_freed_by_the_collector_at_any_moment_harm_nothing() -> None:
         gc.set_threshold(*old)
     gc.collect()
     assert pool.num_free_tokens == 4000
-    assert pool._free == [(0, 4000)]
+    assert pool.free_ranges == [(0, 4000)]
 
 
 def test_prefixes_are_reused_within_an_owner_only() -> None:
@@ -357,7 +359,7 @@ def test_what_one_owner_keeps_neither_replaces_nor_stands_for_anothers() -> None
         assert slot is not None
         slot.ids += range(length)
         slot.retain()
-    assert sorted((slot.tenant or "", slot.length) for slot in pool._kept) == [("alice", 40), ("bob", 60)]
+    assert sorted((slot.tenant or "", slot.length) for slot in pool.retained) == [("alice", 40), ("bob", 60)]
 
 
 def test_more_memory_than_there_is() -> None:
@@ -378,7 +380,7 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
         allocated(
             pool, MIN_REUSED_TOKENS + 2, [*begin, 94, 95]
         )  # uses the first, which is the last to be given up then
-        assert [slot.ids[-1] for slot in pool._kept] == [92, 93, 91]
+        assert [slot.ids[-1] for slot in pool.retained] == [92, 93, 91]
 
 
 def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +406,7 @@ def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPa
         def __iter__(self) -> Any:
             pytest.fail("every kept prefix was looked at")
 
-    pool._kept = Unlooked(pool._kept)
+    pool.retained = Unlooked(pool.retained)
     assert allocated(pool, 40, [*begin, 4100, 5, 6]).length == MIN_REUSED_TOKENS + 1
     assert len(compared) <= 4
-    assert len(pool._taken) == 2
+    assert pool.num_running == 2

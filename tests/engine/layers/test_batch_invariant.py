@@ -38,8 +38,8 @@ from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import PRESETS
-from gradellm_engine.passes.invariant import ALIGNED_PLACES
-from support.scheduler_harness import Told, run_alone, take
+from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
+from support.scheduler_harness import RequestOutput, collect, run_alone
 from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -77,7 +77,7 @@ def stream(
     return engine.generation_request(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
 
-def assert_same(told: Told, alone: Told, first: int = 0) -> None:
+def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> None:
     """From the token `first` on, to the last bit: ids, probabilities of them and of others, targets and scores."""
     assert told.error is None
     assert alone.error is None
@@ -99,20 +99,20 @@ def disturbed(engine: Engine, seed: int) -> None:
     alone = [run_alone(engine, stream(engine, *its)) for its in asked]
     engine.model.runner.allocate_pool(2048)
     scheduler = Scheduler(engine.model.runner, max_running=rng.randint(2, 6))
-    running: list[tuple[int, int, Request, Told]] = []  # which, from which token on
+    running: list[tuple[int, int, Request, RequestOutput]] = []  # which, from which token on
     due = [(which, 0) for which in range(len(asked))]
     num_broken = 0
     while due or running:
         while due and rng.random() < 0.5:
             which, first = due.pop(rng.randrange(len(due)))
             forced = alone[which].ids[:first]
-            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), Told()))
+            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), RequestOutput()))
             scheduler.submit(running[-1][2])
         for _ in scheduler.step():
-            take([its for *_, its, _ in running], [told for *_, told in running])
+            collect([its for *_, its, _ in running], [told for *_, told in running])
         for entry in list(running):
             which, first, its, told = entry
-            take([its], [told])
+            collect([its], [told])
             if its.is_closed:
                 assert_same(told, alone[which], first)
                 running.remove(entry)
@@ -284,11 +284,11 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
         assert slot is not None
         slot.ids += [1, 2, 3, slot.start]
         slot.retain()
-    assert pool.pool.num_retained_tokens == 4 * ALIGNED_PLACES
+    assert pool.pool.num_retained_tokens == 4 * SLOT_ALIGNMENT
     pool.pool.evict_all()
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 
 def test_constants_say_what_they_are() -> None:
-    assert ALIGNED_PLACES * torch.float32.itemsize == 64
+    assert SLOT_ALIGNMENT * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0

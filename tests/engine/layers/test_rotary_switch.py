@@ -46,7 +46,7 @@ from gradellm_engine.passes.base import SequenceChunk, Target
 from support.faithfulness.reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
-from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of
+from support.scheduler_harness import RequestOutput, finish, run, run_alone, scheduler_of
 from support.tiny_models import byte_tokenizer, save_random_model
 
 SWITCH, CONTEXT = 24, 64
@@ -154,7 +154,7 @@ def lengths_of(engine: Engine) -> list[int]:
     return [length for length in LENGTHS if length < engine.context_tokens] or [SWITCH - 6]
 
 
-def assert_own(told: Told, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
+def assert_own(told: RequestOutput, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
     """Each token was chosen from what Transformers' full pass gives of all before it."""
     assert told.error is None
     assert told.steps

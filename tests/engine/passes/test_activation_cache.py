@@ -1,4 +1,4 @@
-"""What layers gave is used again for the tokens it belongs to, changes no score, and takes a bounded memory."""
+"""Cached outputs are used for the tokens that they belong to, change no score, and take a bounded memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling, Sources
 from gradellm_engine.layers.gemm import GemmWeight
+from gradellm_engine.layers.linear import FrozenLinear
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
@@ -63,45 +64,50 @@ def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CH
     return SequenceChunk.replay(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
 
 
+def weights_of(runner: ModelRunner) -> set[GemmWeight]:
+    """The weights of all linear layers but the head; of fused layers, together."""
+    body: nn.Module = runner._model.base_model
+    return {layer.gemm_weight for layer in body.modules() if type(layer) is FrozenLinear}
+
+
 def targets(*parts: SequenceChunk) -> list[Target]:
     return [Target(token_id + 1) for part in parts for token_id in part.ids]
 
 
-def test_a_chunk_whose_outputs_are_known_computes_none_and_scores_the_same(
+def test_a_chunk_whose_outputs_are_cached_computes_none_and_scores_the_same(
     runner: ModelRunner, computed: list[GemmWeight]
 ) -> None:
     part = sequence(runner)
     assert runner.activation_cache.num_tokens == CHUNK
     computed.clear()
-    (known,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([part], targets(part))
     assert not computed
     assert runner.activation_cache.num_tokens == 0
     (again,) = runner.replay([part], targets(part))  # forgotten by now
-    assert len(computed) == len(runner.activation_cache._layers)
-    assert relative_error(known, again) <= 1e-5
+    assert set(computed) == weights_of(runner)
+    assert len(computed) == len(weights_of(runner))
+    assert relative_error(cached, again) <= 1e-5
 
 
-def test_attention_whose_output_nobody_looks_at_gives_none(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_whose_output_is_not_used_returns_nan(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     part = sequence(runner)
     outputs: list[Tensor] = []
     output = RaggedLayer.output
 
-    def noted(site: RaggedLayer, query: Tensor) -> Tensor:
-        outputs.append(output(site, query))
+    def noted(layer: RaggedLayer, query: Tensor) -> Tensor:
+        outputs.append(output(layer, query))
         return outputs[-1]
 
     monkeypatch.setattr(RaggedLayer, "output", noted)
-    (known,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([part], targets(part))
     assert all(o.isnan().all() for o in outputs)
     outputs.clear()
     (again,) = runner.replay([part], targets(part))
     assert all(o.isfinite().all() for o in outputs)
-    assert relative_error(known, again) <= 1e-5
+    assert relative_error(cached, again) <= 1e-5
 
 
-def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunner) -> None:
+def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None:
     """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
     model: nn.Module = runner._model
     hooks = [
@@ -115,9 +121,9 @@ def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunn
         runner.allocate_pool(400)
         assert runner._leaves_out is False
         part = sequence(runner)
-        (known,) = runner.replay([part], targets(part))
+        (cached,) = runner.replay([part], targets(part))
         (again,) = runner.replay([part], targets(part))
-        assert relative_error(known, again) <= 1e-5
+        assert relative_error(cached, again) <= 1e-5
     finally:
         for hook in hooks:
             hook.remove()
@@ -142,9 +148,9 @@ def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, compute
         SequenceChunk.replay(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
     ]
     computed.clear()
-    known = runner.replay(parts, targets(*parts))
+    cached = runner.replay(parts, targets(*parts))
     assert not computed
-    for part, heat_map in zip(parts, known, strict=True):
+    for part, heat_map in zip(parts, cached, strict=True):
         (alone,) = runner.replay([part], targets(part))
         assert relative_error(heat_map, alone) <= 1e-5
 
@@ -161,9 +167,9 @@ def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: 
         run.heat_maps([None, Target(token_id + 1)])
     part = SequenceChunk.replay(one, len(PROMPT), one.length, EXPLAIN)
     computed.clear()
-    (known,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([part], targets(part))
     assert not computed
-    assert relative_error(known, runner.replay([part], targets(part))[0]) <= 1e-5
+    assert relative_error(cached, runner.replay([part], targets(part))[0]) <= 1e-5
 
 
 def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
@@ -208,21 +214,21 @@ def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed
     try:
         part = sequence(runner)
         computed.clear()
-        (known,) = runner.replay([part], targets(part))
+        (cached,) = runner.replay([part], targets(part))
         assert computed == [layer.gemm_weight]
-        assert relative_error(known, runner.replay([part], targets(part))[0]) <= 1e-5
+        assert relative_error(cached, runner.replay([part], targets(part))[0]) <= 1e-5
     finally:
         hook.remove()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "phi"])
-def test_streams_keep_what_their_chunks_need_and_no_more(
+def test_requests_cache_what_their_chunks_need_and_no_more(
     load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
-    products = engine.model.runner.activation_cache
+    activations = engine.model.runner.activation_cache
     scheduler = scheduler_of(engine, max_running=2, num_tokens=200)
-    monkeypatch.setattr(products, "max_tokens", 100)
+    monkeypatch.setattr(activations, "max_tokens", 100)
 
     def settings(size: int) -> AttributionSettings:
         return AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=size)
@@ -234,30 +240,29 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
         return [told.rows for told in run(scheduler, streams)]
 
     computed.clear()  # loading a model runs it
-    known = tell()
+    cached = tell()
     num_computed = len(computed)
-    assert products.num_tokens == 0
-    monkeypatch.setattr(products, "max_tokens", 0)
+    assert activations.num_tokens == 0
+    monkeypatch.setattr(activations, "max_tokens", 0)
     computed.clear()
     again = tell()
     assert len(computed) > 1.3 * num_computed
-    for one, other in zip(known, again, strict=True):
+    for one, other in zip(cached, again, strict=True):
         assert len(one) == 9
         assert max(relative_error(a, b) for a, b in zip(one, other, strict=True)) <= 1e-5
 
 
-def test_keeps_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
+def test_takes_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
     body = runner._model.base_model
-    products = ActivationCache(body)
-    part = sequence(runner)
-    chunk = runner.activation_cache._chunks[part.slot]
-    of_a_token = sum(output.nbytes for output in next(iter(chunk.rows.values())).of.values())
+    activations = ActivationCache(body)
+    linears = [layer for layer in body.modules() if type(layer) is FrozenLinear]
+    assert activations.bytes_per_token == sum(layer.out_features * layer.weight.itemsize for layer in linears)
     size = sum(parameter.nbytes for parameter in body.parameters())
-    assert size / 5 < products.max_tokens * of_a_token <= size / 4
+    assert size / 5 < activations.max_tokens * activations.bytes_per_token <= size / 4
     assert ActivationCache(nn.Identity()).max_tokens == 0
 
 
-def test_plain_streams_keep_nothing(runner: ModelRunner) -> None:
-    part = sequence(runner, replay_length=0)
-    assert not runner.activation_cache._chunks
-    assert torch.isfinite(runner.replay([part], targets(part))[0]).all()
+def test_requests_without_a_replay_cache_nothing(runner: ModelRunner) -> None:
+    chunk = sequence(runner, replay_length=0)
+    assert runner.activation_cache.num_sequences == 0
+    assert torch.isfinite(runner.replay([chunk], targets(chunk))[0]).all()

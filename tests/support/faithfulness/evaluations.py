@@ -23,7 +23,7 @@ from gradellm_engine import (
     Segment,
 )
 from support.faithfulness.reference import Evaluated, Measured
-from support.scheduler_harness import Told, run_alone
+from support.scheduler_harness import RequestOutput, run_alone
 
 TOLERANCE = 1e-4
 SURE = 1e-5  # margin of the most probable answer that rounding cannot change
@@ -41,7 +41,7 @@ CHAT = PromptInput(
 class EvaluationRun:
     """The events of an evaluation."""
 
-    told: Told
+    told: RequestOutput
 
     @property
     def items(self) -> list[EvaluationItem]:
