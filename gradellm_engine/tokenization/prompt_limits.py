@@ -62,32 +62,23 @@ class PromptLimits:
         self.check_length("input.segments", sum(len(segment.name) for segment in prompt_input.segments))
 
     def check_length(self, field: str, num_characters: int) -> None:
-        """Refuse text that is longer than any prompt that fits.
+        """Refuse text that is longer than `tokens` tokens of the longest kind, before it is tokenised.
 
         Raises:
             InvalidRequestError: naming the limit.
         """
-        check_text_length(field, num_characters, self.tokens, self.characters)
+        if num_characters > self.characters:
+            raise InvalidRequestError(
+                field,
+                f"{num_characters:,} characters; the limit is {self.characters:,}, which is {self.tokens:,} tokens of "
+                "the longest token's characters each: shorten the text",
+            )
 
     def _check_count(self, field: str, count: int, limit: int, what: str) -> None:
         if count > limit:
             raise InvalidRequestError(
                 field, f"{count:,} {what}; the limit is {limit:,}, as a prompt has at most {self.tokens:,} tokens"
             )
-
-
-def check_text_length(field: str, num_characters: int, max_tokens: int, max_characters: int) -> None:
-    """Refuse text that is longer than `max_tokens` tokens of the longest kind, before it is tokenised.
-
-    Raises:
-        InvalidRequestError: naming the limit.
-    """
-    if num_characters > max_characters:
-        raise InvalidRequestError(
-            field,
-            f"{num_characters:,} characters; the limit is {max_characters:,}, which is {max_tokens:,} tokens of the "
-            "longest token's characters each: shorten the text",
-        )
 
 
 def tokens_per_message(encoder: TextEncoder) -> int:
