@@ -196,7 +196,7 @@ def test_an_evaluation_equals_the_reference(
         settings = replace(settings, methods=(EvaluatedMethod("own", rows=rows), *settings.methods))
     sampling = Sampling(max_new_tokens=8, temperature=0.9, seed=4)
     found = run_evaluation(engine, engine.evaluation_request(case.prompt, settings, case.completion, sampling))
-    completion = found.told.ids
+    completion = found.output.ids
     assert case.completion is None or tuple(completion) == case.completion
 
     tokenizer = engine.model.tokenizer
@@ -349,10 +349,10 @@ def test_evaluate_yields_items_and_a_summary(load: Engines, monkeypatch: pytest.
     monkeypatch.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 60})  # smaller than the texts of a step
     scheduler_of(engine, max_running=1, num_tokens=200)
     settings = EvaluationSettings(methods(GradEllm(), Random()), PI_SOFT, COARSE, stride=2)
-    told = list(engine.evaluate(RAW, settings, [70, 71, 72]))
-    assert isinstance(told[-1], EvaluationSummary)
-    kinds_ = [(item.step, item.name, item.metric) for item in told[:-1] if isinstance(item, EvaluationItem)]
-    assert kinds_ == [
+    results = list(engine.evaluate(RAW, settings, [70, 71, 72]))
+    assert isinstance(results[-1], EvaluationSummary)
+    kinds = [(item.step, item.name, item.metric) for item in results[:-1] if isinstance(item, EvaluationItem)]
+    assert kinds == [
         (step, name, metric) for step in (0, 2) for name in ("grad_ellm 0", "random") for metric in PI_SOFT
     ]
     pool = engine.model.runner.pool
@@ -369,12 +369,12 @@ def test_progress_rises_and_started_has_resolved_settings(load: Engines) -> None
     engine = load("llama")
     settings = EvaluationSettings(methods(GradEllm(), Saliency()), PERTURBING, COARSE, stride=1)
     found = run_evaluation(engine, engine.evaluation_request(RAW, settings, [70, 71, 72]))
-    done = [event.done for event in found.told.events if isinstance(event, Progress)]
+    done = [event.done for event in found.output.events if isinstance(event, Progress)]
     assert done == sorted(done)
     assert 0 < done[0] <= done[-1] <= 1
-    started = found.told.events[0]
+    started = found.output.events[0]
     assert isinstance(started, Started)
     assert started.evaluation is not None
     assert started.evaluation.methods[0].method == GradEllm(layers=(0, 1, 2))
-    assert isinstance(found.told.events[-1], Finished)
-    assert isinstance(found.told.events[-2], EvaluationSummary)
+    assert isinstance(found.output.events[-1], Finished)
+    assert isinstance(found.output.events[-2], EvaluationSummary)

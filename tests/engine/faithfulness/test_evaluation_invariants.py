@@ -175,9 +175,9 @@ def test_results_do_not_depend_on_other_requests(load: Engines, monkeypatch: pyt
         *(engine.generation_request(RAW[seed:], Sampling(max_new_tokens=40, seed=seed)) for seed in range(2)),
         request(),
     ]
-    told = run(scheduler_of(engine, max_running=4, num_tokens=500), requests)
+    outputs = run(scheduler_of(engine, max_running=4, num_tokens=500), requests)
     names = [each.name for each in settings.methods]
-    for found in (EvaluationRun(told[0]), EvaluationRun(told[3])):
+    for found in (EvaluationRun(outputs[0]), EvaluationRun(outputs[3])):
         assert largest_difference(found, expected, names) <= ROUNDING
 
 

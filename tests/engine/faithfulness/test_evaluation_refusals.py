@@ -159,14 +159,14 @@ def test_a_completion_that_ends_before_the_first_evaluated_step(load: Engines) -
     engine = load("llama")
     every = frozenset(range(engine.info.vocab_size))
     ending = Engine(replace(engine.model, end_ids=every))
-    told = run_alone(
+    output = run_alone(
         ending, ending.evaluation_request(RAW, replace(METHOD, offset=2), None, Sampling(max_new_tokens=8))
     )
-    assert isinstance(told.error, InvalidRequestError)
-    assert told.error.field == "offset"
-    assert "1 tokens has steps 0 to 0" in str(told.error)
-    assert len(told.ids) == 1
-    assert told.finished is None
+    assert isinstance(output.error, InvalidRequestError)
+    assert output.error.field == "offset"
+    assert "1 tokens has steps 0 to 0" in str(output.error)
+    assert len(output.ids) == 1
+    assert output.finished is None
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +176,6 @@ def test_scores_that_are_not_finite_end_the_evaluation(load: Engines, monkeypatc
         yield 0, torch.full((29,), torch.nan)
 
     monkeypatch.setattr(post_hoc_runner, "scores_at", broken)
-    told = run_alone(engine, engine.evaluation_request(RAW, METHOD, [70]))
-    assert isinstance(told.error, ComputationError)
-    assert "grad_ellm 0" in str(told.error)
+    output = run_alone(engine, engine.evaluation_request(RAW, METHOD, [70]))
+    assert isinstance(output.error, ComputationError)
+    assert "grad_ellm 0" in str(output.error)

@@ -47,7 +47,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     )
     made, rows = 0, 0
     most = [0, 0]
-    zeroed, analyse = StepText.zeroed, Request.run_post_hoc
+    zeroed, run_post_hoc = StepText.zeroed, Request.run_post_hoc
 
     def making(self: StepText, removed: NDArray[np.bool_]) -> Any:
         nonlocal made
@@ -62,24 +62,24 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     def turn(self: Request) -> None:
         nonlocal made, rows
         made = rows = 0
-        analyse(self)
+        run_post_hoc(self)
         most[:] = max(most[0], made), max(most[1], rows)
 
     monkeypatch.setattr(StepText, "zeroed", making)
     monkeypatch.setattr(perturbations, "uniform_rows", drawing)
     monkeypatch.setattr(Request, "run_post_hoc", turn)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=200)
-    stream = engine.evaluation_request(prompt, settings, sampling=Sampling(max_new_tokens=1))
-    scheduler.submit(stream)
+    request = engine.evaluation_request(prompt, settings, sampling=Sampling(max_new_tokens=1))
+    scheduler.submit(request)
     summary = None
-    while not stream.is_closed:
+    while not request.is_closed:
         for _ in scheduler.step():
-            for event in stream.take_events():
+            for event in request.take_events():
                 summary = event if isinstance(event, EvaluationSummary) else summary
-    assert stream.error is None
+    assert request.error is None
     assert summary is not None
     assert summary.num_requested == 2 * 2 * 99 * 20 + 2
-    budget = stream.pass_budget
+    budget = request.pass_budget
     assert budget is not None
     assert most[0] <= max(budget.batch_tokens // len(prompt), MAX_TEXTS) + 2
     assert most[1] <= 2 * MAX_UNIFORMS
@@ -98,7 +98,9 @@ def test_many_alphas_are_found_a_few_at_a_time(engine: Engine, monkeypatch: pyte
 
     monkeypatch.setattr(perturbations, "retentions", noting)
     settings = EvaluationSettings((EvaluatedMethod("it", GradEllm()),), (Metric.PI_SOFT_NS,), PIS, 1)
-    told = run_alone(engine, engine.evaluation_request("A red fox ran.", settings, sampling=Sampling(max_new_tokens=1)))
-    assert told.error is None
+    output = run_alone(
+        engine, engine.evaluation_request("A red fox ran.", settings, sampling=Sampling(max_new_tokens=1))
+    )
+    assert output.error is None
     assert max(sizes) <= 64
     assert sum(sizes) == 99 * 14

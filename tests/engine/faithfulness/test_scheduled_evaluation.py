@@ -95,7 +95,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
     batches, tick, last_logits = Batches(), Scheduler.step, ModelRunner.last_logits
     step, read = ModelRunner.step, ModelRunner.read
 
-    def ticking(self: Scheduler, *args: Any) -> Iterator[None]:
+    def counting_step(self: Scheduler, *args: Any) -> Iterator[None]:
         batches.tick += 1
         yield from tick(self, *args)
 
@@ -114,7 +114,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
         clock.now += 0.01 * sum(len(part.ids) for part in parts)
         read(self, parts)
 
-    monkeypatch.setattr(Scheduler, "step", ticking)
+    monkeypatch.setattr(Scheduler, "step", counting_step)
     monkeypatch.setattr(ModelRunner, "last_logits", batch)
     monkeypatch.setattr(ModelRunner, "step", stepping)
     monkeypatch.setattr(ModelRunner, "read", reading)
@@ -131,15 +131,15 @@ def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSett
     )
 
 
-def analysing(scheduler: Scheduler, stream: Request) -> None:
+def analysing(scheduler: Scheduler, request: Request) -> None:
     """Run a submitted evaluation until its completion is complete."""
-    while stream.phase is not RequestPhase.POST_HOC:
+    while request.phase is not RequestPhase.POST_HOC:
         for _ in scheduler.step():
             pass
 
 
-def items(told: RequestOutput) -> list[EvaluationItem]:
-    return [event for event in told.events if isinstance(event, EvaluationItem)]
+def items(output: RequestOutput) -> list[EvaluationItem]:
+    return [event for event in output.events if isinstance(event, EvaluationItem)]
 
 
 def assert_same(a: RequestOutput, b: RequestOutput) -> None:
@@ -158,39 +158,39 @@ def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
 ) -> None:
     engine = load(model)
     explained = AttributionSettings(sources=Sources.PREFIX)
-    alone = [run_alone(engine, stream) for stream in (evaluation(engine), ordinary(engine, 100, explained))]
+    alone = [run_alone(engine, request) for request in (evaluation(engine), ordinary(engine, 100, explained))]
     scheduler = scheduler_of(engine, max_running=2, num_tokens=400)
-    streams = [evaluation(engine), ordinary(engine, 100, explained)]
-    for stream in streams:
-        scheduler.submit(stream)
-    told, begun = [RequestOutput(), RequestOutput()], len(batches.ticks)
-    while not streams[1].is_closed:
+    requests = [evaluation(engine), ordinary(engine, 100, explained)]
+    for request in requests:
+        scheduler.submit(request)
+    outputs, begun = [RequestOutput(), RequestOutput()], len(batches.ticks)
+    while not requests[1].is_closed:
         for _ in scheduler.step():
-            collect(streams, told)
+            collect(requests, outputs)
     ticks = batches.ticks[begun:]
     assert len(ticks) > 5
     assert all(later - earlier >= TICKS for earlier, later in pairwise(ticks))
-    assert told[1].ids == alone[1].ids
-    assert [step.text for step in told[1].steps] == [step.text for step in alone[1].steps]
-    for row, expected in zip(told[1].rows, alone[1].rows, strict=True):
+    assert outputs[1].ids == alone[1].ids
+    assert [step.text for step in outputs[1].steps] == [step.text for step in alone[1].steps]
+    for row, expected in zip(outputs[1].rows, alone[1].rows, strict=True):
         assert relative_error(row, expected.double()) <= 1e-5
 
-    assert not streams[0].is_closed
+    assert not requests[0].is_closed
     begun, before = len(batches.ticks), batches.tick
-    finish(scheduler, streams, told)
+    finish(scheduler, requests, outputs)
     assert batches.ticks[begun:] == list(range(before + 1, before + 1 + len(batches.ticks) - begun))
-    assert_same(told[0], alone[0])
+    assert_same(outputs[0], alone[0])
 
 
 def test_alone_it_runs_a_batch_each_scheduler_step(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
-    turns, analyse = [], Request.run_post_hoc
+    turns, run_post_hoc = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         turns.append(batches.tick)
-        analyse(self)
+        run_post_hoc(self)
 
     monkeypatch.setattr(Request, "run_post_hoc", noting)
     run_alone(engine, evaluation(engine))
@@ -208,9 +208,9 @@ def test_batches_keep_to_their_time(
     """Alone half a second, 50 tokens; beside other requests the time of 16 decode steps, 160 tokens."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=600)
-    stream = evaluation(engine)
-    scheduler.submit(stream)
-    analysing(scheduler, stream)
+    request = evaluation(engine)
+    scheduler.submit(request)
+    analysing(scheduler, request)
     if not is_alone:
         scheduler.submit(ordinary(engine, 180))
     for _ in range(150):
@@ -218,7 +218,7 @@ def test_batches_keep_to_their_time(
             pass
     assert len(batches.sizes) >= 5
     # A batch holds whole sequences, at least one.
-    longest = len(stream.ids)
+    longest = len(request.ids)
     limit = 50 if is_alone else 160
     assert all(size <= max(limit, longest) for size in batches.sizes)
     assert max(batches.sizes) > limit - longest
@@ -227,26 +227,26 @@ def test_batches_keep_to_their_time(
 def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
     alone = run_alone(engine, evaluation(engine))
-    order, analyse = [], Request.run_post_hoc
+    order, run_post_hoc = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
-        order.append(streams.index(self))
-        analyse(self)
+        order.append(requests.index(self))
+        run_post_hoc(self)
 
     monkeypatch.setattr(Request, "run_post_hoc", noting)
     scheduler = scheduler_of(engine, max_running=3, num_tokens=600)
-    streams = [evaluation(engine), evaluation(engine)]
-    for stream in streams:
-        scheduler.submit(stream)
-        analysing(scheduler, stream)
+    requests = [evaluation(engine), evaluation(engine)]
+    for request in requests:
+        scheduler.submit(request)
+        analysing(scheduler, request)
     begun = len(order)
-    told = finish(scheduler, streams)
+    outputs = finish(scheduler, requests)
     turns = order[begun:]
     together = turns[: 2 * min(turns.count(0), turns.count(1))]
     assert len(together) > 20
     assert all(a != b for a, b in pairwise(together))
-    for its in told:
-        assert_same(its, alone)
+    for output in outputs:
+        assert_same(output, alone)
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
@@ -255,44 +255,44 @@ def test_cancellation_between_batches_frees_its_slot(
 ) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=300)
-    stream, other = evaluation(engine), ordinary(engine)
-    scheduler.submit(stream)
+    request, other = evaluation(engine), ordinary(engine)
+    scheduler.submit(request)
     if not is_alone:
         scheduler.submit(other)
     while len(batches.ticks) < 3:
         for _ in scheduler.step():
             pass
-    slot = stream.slot
+    slot = request.slot
     assert slot is not None
     free = engine.model.runner.pool.num_free_tokens
-    scheduler.cancel(stream)
-    assert stream.is_closed
-    assert stream.slot is None
-    assert stream not in scheduler.running
+    scheduler.cancel(request)
+    assert request.is_closed
+    assert request.slot is None
+    assert request not in scheduler.running
     assert engine.model.runner.pool.num_free_tokens == free + slot.capacity
     count = len(batches.ticks)
     for _ in range(2 * TICKS):
         for _ in scheduler.step():
             pass
     assert len(batches.ticks) == count
-    assert stream.error is None
+    assert request.error is None
     if not is_alone:
-        (told,) = finish(scheduler, [other])
+        (output,) = finish(scheduler, [other])
         assert other.error is None
-        assert told.ids == run_alone(engine, ordinary(engine)).ids
+        assert output.ids == run_alone(engine, ordinary(engine)).ids
 
 
 def test_cancellation_while_a_method_runs(load: Callable[[str], Engine], batches: Batches) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
-    stream = evaluation(engine, EvaluationSettings((EvaluatedMethod("it", Saliency()),)))
-    scheduler.submit(stream)
+    request = evaluation(engine, EvaluationSettings((EvaluatedMethod("it", Saliency()),)))
+    scheduler.submit(request)
     while not batches.ticks:
         for _ in scheduler.step():
             pass
     for _ in scheduler.step():  # a pass of the method
         pass
-    scheduler.cancel(stream)
+    scheduler.cancel(request)
     assert engine.model.runner.pool.num_free_tokens == 100
     assert not scheduler.has_work()
 
@@ -319,16 +319,16 @@ def test_a_failing_evaluation_ends_alone(
     batches.ticks.clear()
     monkeypatch.setattr(ModelRunner, "last_logits", broken)
     scheduler = scheduler_of(engine, max_running=2, num_tokens=300)
-    streams = [evaluation(engine), ordinary(engine)]
-    for stream in streams:
-        scheduler.submit(stream)
-    told = finish(scheduler, streams)
-    assert isinstance(told[0].error, ComputationError)
-    assert "not finite" in str(told[0].error)
-    assert told[0].finished is None
+    requests = [evaluation(engine), ordinary(engine)]
+    for request in requests:
+        scheduler.submit(request)
+    outputs = finish(scheduler, requests)
+    assert isinstance(outputs[0].error, ComputationError)
+    assert "not finite" in str(outputs[0].error)
+    assert outputs[0].finished is None
     assert len(batches.ticks) == 5
-    assert told[1].ids == expected.ids
-    assert told[1].finished is not None
+    assert outputs[1].ids == expected.ids
+    assert outputs[1].finished is not None
     pool = runner.pool
     assert pool.num_free_tokens == pool.num_tokens
     assert not scheduler.running

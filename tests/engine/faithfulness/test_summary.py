@@ -28,6 +28,6 @@ def test_intervals_are_computed_in_two_turns(load: Engines) -> None:
     engine = load("llama")
     settings = EvaluationSettings(methods(GradEllm(), Attention(), Random()), stride=1)
     found = run_evaluation(engine, engine.evaluation_request(RAW, settings, [70, 71]))
-    kinds = [type(event) for event in found.told.events]
+    kinds = [type(event) for event in found.output.events]
     after = kinds[len(kinds) - kinds[::-1].index(EvaluationItem) :]
     assert after == [Progress, Progress, EvaluationSummary, Finished]  # one turn a resampling

@@ -41,15 +41,15 @@ CHAT = PromptInput(
 class EvaluationRun:
     """The events of an evaluation."""
 
-    told: RequestOutput
+    output: RequestOutput
 
     @property
     def items(self) -> list[EvaluationItem]:
-        return [event for event in self.told.events if isinstance(event, EvaluationItem)]
+        return [event for event in self.output.events if isinstance(event, EvaluationItem)]
 
     @property
     def summary(self) -> EvaluationSummary:
-        (summary,) = (event for event in self.told.events if isinstance(event, EvaluationSummary))
+        (summary,) = (event for event in self.output.events if isinstance(event, EvaluationSummary))
         return summary
 
     def samples(self, name: str, metric: Metric, step: int | None = None) -> np.ndarray[Any, Any]:
@@ -65,10 +65,10 @@ class EvaluationRun:
 
 def run_evaluation(engine: Engine, request: Request) -> EvaluationRun:
     """Run an evaluation as the engine's only request."""
-    told = run_alone(engine, request)
-    if told.error is not None:
-        raise told.error
-    return EvaluationRun(told)
+    output = run_alone(engine, request)
+    if output.error is not None:
+        raise output.error
+    return EvaluationRun(output)
 
 
 def own_scores(seed: int, *lengths: int) -> dict[int, Sequence[float]]:
