@@ -214,7 +214,7 @@ class Scheduler:
         seconds = IDLE_EVALUATION_SECONDS if is_idle else EVALUATION_BATCH_STEPS * self._step_timings.step
         # Before the first batch, a token of a perturbed text is assumed to take as long as a prefill token.
         if token_seconds := self._step_timings.evaluation_token or self._step_timings.prefill_token:
-            pass_budget.tokens = max(1, min(pass_budget.most, int(seconds / token_seconds)))
+            pass_budget.tokens = max(1, min(pass_budget.max_tokens, int(seconds / token_seconds)))
         used, began = pass_budget.used, time.perf_counter()
         yield from self._run_post_hoc(request)
         if num_tokens := pass_budget.used - used:

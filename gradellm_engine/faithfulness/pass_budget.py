@@ -13,8 +13,8 @@ class PassBudget:
     """Limits of one pass. The scheduler adjusts `tokens` between passes.
 
     Attributes:
-        most: tokens of all sequences of a pass for which there is memory.
-        sequences: sequences of a pass for which there is memory, however short: each needs a copy of the shared
+        max_tokens: tokens of all sequences of a pass for which there is memory.
+        max_sequences: sequences of a pass for which there is memory, however short: each needs a copy of the shared
             prefix's keys and values (one layer at a time) and a next-token distribution.
         tokens: tokens of the next pass, by the time that passes take. A pass has one sequence at least.
         used: tokens of all passes so far.
@@ -22,23 +22,23 @@ class PassBudget:
             them the last digits of the results, then depend on the request alone.
     """
 
-    most: int
-    sequences: int
+    max_tokens: int
+    max_sequences: int
     used: int = 0
     is_steady: bool = False
 
     def __post_init__(self) -> None:
-        self.tokens = min(self.most, FIRST_TOKENS)
+        self.tokens = min(self.max_tokens, FIRST_TOKENS)
 
     @property
     def next_tokens(self) -> int:
         """The most tokens of the next pass."""
-        return self.most if self.is_steady else self.tokens
+        return self.max_tokens if self.is_steady else self.tokens
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of perturbed texts to collect before they run: enough for full passes of equally long texts."""
-        return PASSES_PER_BATCH * self.most
+        return PASSES_PER_BATCH * self.max_tokens
 
 
 class ProgressTracker:

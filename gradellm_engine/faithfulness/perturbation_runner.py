@@ -64,7 +64,7 @@ class PerturbationRunner:
         num_done = 0
         while left := len(waiting) - num_done:
             longest = len(prefix) + len(texts[waiting[num_done]])
-            most = max(1, min(self._budget.sequences, self._budget.next_tokens // longest))
+            most = max(1, min(self._budget.max_sequences, self._budget.next_tokens // longest))
             indexes = list(waiting[num_done : num_done + math.ceil(left / math.ceil(left / most))])
             num_done += len(indexes)
             batch = [texts[index] for index in indexes]

@@ -56,7 +56,7 @@ def test_short_texts_after_a_long_prefix_fit_the_memory(
     request = engine.evaluation_request(PromptInput(messages=messages), settings, [70, 71, 72])
     assert request.pass_budget is not None
     run_evaluation(engine, request)
-    assert request.pass_budget.sequences / 2 < max(counts) <= request.pass_budget.sequences
+    assert request.pass_budget.max_sequences / 2 < max(counts) <= request.pass_budget.max_sequences
     assert 2 * max(counts) * max(longest) * a_token <= engine.method_bytes
 
 

@@ -32,7 +32,7 @@ def held(runner: ModelRunner, ids: list[int]) -> Any:
 @pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
 def test_passes_are_about_equally_full(runner: ModelRunner, texts: int, sizes: list[int]) -> None:
     slot = held(runner, [60, 61, 62])
-    budget = PassBudget(most=20, sequences=100)
+    budget = PassBudget(max_tokens=20, max_sequences=100)
     texts_runner = PerturbationRunner(runner, slot, 1, budget)
     changed = [PerturbedText((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]
     passes = list(texts_runner.run(changed))

@@ -52,13 +52,13 @@ def byte_pairs(split: Split) -> Tokenizer:
     vocab = json.loads(byte_tokenizer().backend_tokenizer.to_str())["model"]["vocab"]
     for one, other in MERGES:
         vocab[one + other] = len(vocab)
-    made = Tokenizer(BPE(vocab=vocab, merges=MERGES))
-    made.pre_tokenizer = split()
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(SPECIALS)
-    begin = vocab_id(made, "<s>")
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    return made
+    core = Tokenizer(BPE(vocab=vocab, merges=MERGES))
+    core.pre_tokenizer = split()
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(SPECIALS)
+    begin = vocab_id(core, "<s>")
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    return core
 
 
 def vocab_id(tokenizer: Tokenizer, token: str) -> int:
@@ -146,9 +146,9 @@ def test_tokens_that_only_the_settings_have_are_kept(llama: Path) -> None:
 def test_a_special_token_s_own_spaces_are_those_of_the_file(llama: Path) -> None:
     """Transformers takes from the settings whether a token strips the spaces beside it."""
     stored = byte_pairs(SPLITS["GPT-2's own"])
-    its = {"content": "<|user|>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}
-    its["single_word"] = False
-    save(llama, stored, added_tokens_decoder={str(vocab_id(stored, "<|user|>")): its})
+    token = {"content": "<|user|>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}
+    token["single_word"] = False
+    save(llama, stored, added_tokens_decoder={str(vocab_id(stored, "<|user|>")): token})
     used = _load_tokenizer(str(llama), None)
     text = "a <|user|> b"
     assert used(text)["input_ids"] == stored.encode(text).ids
