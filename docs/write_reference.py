@@ -14,7 +14,7 @@ SDK = PROJECT / "client" / "gradellm"
 PROTO = PROJECT / "proto" / "gradellm" / "v1" / "explainer.proto"
 PAGES = PROJECT / "docs" / "reference"
 FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "Tls")
-BESIDE = {  # public, but not at the top
+BESIDE = {  # public names that the package itself does not export
     "gradellm.explanation.queries": ("Part",),
     "gradellm.explanation.words": ("Word",),
     "gradellm.wire.requests": (
@@ -44,13 +44,13 @@ def main() -> dict[str, str]:
 
 
 def python_part() -> Iterator[str]:
-    """Every public name, the most used first."""
+    """Every public name of the SDK, the most used first."""
     found = {node.name: (module, node) for module in sorted(SDK.rglob("*.py")) for node in _definitions(module)}
     names = [*FIRST, *sorted(set(gradellm.__all__) - {*FIRST, "__version__"})]
     for name in names:
         yield _described("gradellm", found[name][1])
-    for module, its in BESIDE.items():
-        for name in its:
+    for module, public in BESIDE.items():
+        for name in public:
             yield _described(module, found[name][1])
 
 
@@ -67,19 +67,18 @@ def _described(module: str, node: ast.ClassDef | ast.FunctionDef) -> str:
     if isinstance(node, ast.FunctionDef):
         return f"{title}`{_signature(node)}`\n\n{_text(node)}"
     bases = [base for base in map(ast.unparse, node.bases) if base not in ("TypedDict", "Generic[Result]")]
-    of = f"Of {', '.join(f'`{base}`' for base in bases)}. " if bases else ""
-    return f"{title}{of}{_text(node)}{''.join(_members(node))}"
+    inherited = f"Bases: {', '.join(f'`{base}`' for base in bases)}. " if bases else ""
+    return f"{title}{inherited}{_text(node)}{''.join(_members(node))}"
 
 
 def _members(node: ast.ClassDef) -> Iterator[str]:
     body = node.body
     rows = []
-    for here, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name) and here.target.id[0] != "_":
-            said = _said_below(after)
-            kind = ast.unparse(here.annotation).replace("|", "\\|")
-            default = "" if here.value is None else f" = `{ast.unparse(here.value)}`"
-            rows.append(f"| `{here.target.id}` | `{kind}`{default} | {said} |\n")
+    for field, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id[0] != "_":
+            kind = ast.unparse(field.annotation).replace("|", "\\|")
+            default = "" if field.value is None else f" = `{ast.unparse(field.value)}`"
+            rows.append(f"| `{field.target.id}` | `{kind}`{default} | {_field_docstring(following)} |\n")
     if rows:
         yield "| field | type | meaning |\n| --- | --- | --- |\n" + "".join(rows) + "\n"
     for item in body:
@@ -94,18 +93,18 @@ def _members(node: ast.ClassDef) -> Iterator[str]:
                 yield f"**`{prefix}{_signature(item, node.name)}`**\n\n{_text(item)}"
 
 
-def _said_below(node: ast.stmt | None) -> str:
-    """The text that stands under a field."""
+def _field_docstring(node: ast.stmt | None) -> str:
+    """The docstring below a field, on one line."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return " ".join(node.value.value.split())
     return ""
 
 
-def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef, of: str = "") -> str:
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef, class_name: str = "") -> str:
     arguments = ast.unparse(node.args)
-    for own in ("self, ", "cls, ", "self", "cls"):
-        arguments = arguments.removeprefix(own)
-    name = of if node.name == "__init__" else node.name
+    for receiver in ("self, ", "cls, ", "self", "cls"):
+        arguments = arguments.removeprefix(receiver)
+    name = class_name if node.name == "__init__" else node.name
     returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
     return f"{name}({arguments}){returns}"
 
@@ -128,21 +127,21 @@ def proto_part() -> Iterator[str]:
         if bare.startswith("//"):
             comment.append(bare[2:].strip())
             continue
-        said, comment = " ".join(comment), []
+        text, comment = " ".join(comment), []
         if match := re.match(r"(service|message|enum) (\w+) \{(\})?", bare):
-            yield f"## `{match[2]}` ({match[1]})\n\n{said}\n\n"
+            yield f"## `{match[2]}` ({match[1]})\n\n{text}\n\n"
             depth = 0 if match[3] else 1
             if not match[3]:
                 yield "| name | type | meaning |\n| --- | --- | --- |\n"
         elif match := re.match(r"rpc (\w+)\((\w+)\) returns \((stream )?(\w+)\);", bare):
-            yield f"| `{match[1]}` | `{match[2]}` → {match[3] or ''}`{match[4]}` | {said} |\n"
+            yield f"| `{match[1]}` | `{match[2]}` → {match[3] or ''}`{match[4]}` | {text} |\n"
         elif match := re.match(r"oneof (\w+) \{", bare):
             in_oneof, depth = match[1], depth + 1
         elif match := re.match(r"((?:optional |repeated )?[\w.<>, ]+?) (\w+) = (\d+);", bare):
-            of = f"one of {in_oneof}; " if in_oneof else ""
-            yield f"| `{match[2]}` = {match[3]} | `{match[1]}` | {of}{said} |\n"
+            oneof = f"one of {in_oneof}; " if in_oneof else ""
+            yield f"| `{match[2]}` = {match[3]} | `{match[1]}` | {oneof}{text} |\n"
         elif match := re.match(r"(\w+) = (\d+);", bare):
-            yield f"| `{match[1]}` = {match[2]} | | {said} |\n"
+            yield f"| `{match[1]}` = {match[2]} | | {text} |\n"
         elif bare == "}":
             depth -= 1
             in_oneof = ""

@@ -1,4 +1,4 @@
-"""Gradio: an answer beside the prompt, coloured by what the answer came from.
+"""Gradio: an answer beside the prompt, coloured by attribution.
 
 pip install gradio gradellm
 gradellm serve &
@@ -11,11 +11,11 @@ from gradellm import Client, Explanation
 
 
 def highlighted(explanation: Explanation) -> list[tuple[str, float]]:
-    """What `gradio.HighlightedText` shows: the prompt's tokens, each with its share of the largest score, -1..1."""
+    """The value of `gradio.HighlightedText`: prompt tokens, each with its share of the largest score, -1..1."""
     scores = explanation.attribution_of()
-    written = [i for i, token in enumerate(explanation.prompt_tokens) if token.role != "template" and not token.special]
-    peak = max((abs(scores[i]) for i in written), default=0.0) or 1.0
-    return [(explanation.prompt_tokens[i].text, scores[i] / peak) for i in written]
+    visible = [i for i, token in enumerate(explanation.prompt_tokens) if token.role != "template" and not token.special]
+    peak = max((abs(scores[i]) for i in visible), default=0.0) or 1.0
+    return [(explanation.prompt_tokens[i].text, scores[i] / peak) for i in visible]
 
 
 def main(target: str = "localhost:50051") -> None:

@@ -1,4 +1,4 @@
-// Vercel AI SDK: a route that streams an answer by the gateway, with each token's attribution as a data part.
+// Vercel AI SDK: a route that streams an answer through the gateway, with each token's attribution as a data part.
 // npm install ai; set GRADELLM_GATEWAY, such as http://127.0.0.1:8080
 // On the page: useChat<UIMessage<never, { attribution: Attribution }>>(), and message.parts of type "data-attribution".
 import { createUIMessageStream, createUIMessageStreamResponse, type UIMessage } from "ai";
@@ -8,7 +8,7 @@ type Message = UIMessage<never, { attribution: Attribution }>;
 
 export async function POST(request: Request) {
   const { messages }: { messages: Message[] } = await request.json();
-  const asked = messages.map(({ role, parts }) => ({
+  const chatMessages = messages.map(({ role, parts }) => ({
     role,
     content: parts.map((part) => (part.type === "text" ? part.text : "")).join(""),
   }));
@@ -16,7 +16,7 @@ export async function POST(request: Request) {
     async execute({ writer }) {
       const id = crypto.randomUUID();
       writer.write({ type: "text-start", id });
-      for await (const chunk of chunks(asked, request.signal)) {
+      for await (const chunk of chunks(chatMessages, request.signal)) {
         const delta = chunk.choices[0]?.delta?.content;
         if (delta) writer.write({ type: "text-delta", id, delta });
         const attribution = chunk.gradellm?.attribution;
