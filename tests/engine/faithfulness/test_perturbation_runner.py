@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradellm_engine import Engine
-from gradellm_engine.attention.cpu_tiled import TiledAttention
-from gradellm_engine.attention.ops import AttentionForm, visibility
 from gradellm_engine.faithfulness.perturbation_runner import PassBudget, PerturbationRunner, PerturbedText
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
@@ -101,24 +98,3 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
         assert rows == {"q_proj": [5], "k_proj": [5 * length, 5]}
         rows.clear()
     slot.close()
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("piece", [1, 3000, 2**18])
-def test_pieces_are_what_a_stock_kernel_finds(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, piece: int
-) -> None:
-    monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", piece)
-    B, H, G, T, N, D, Dv = shape
-    torch.manual_seed(0)
-    query, K, V = torch.randn(B, H, T, D), torch.randn(B, G, N, D), torch.randn(B, N, G, Dv).transpose(1, 2)
-    visible = visibility(N - T, T, 0, N, window, query.device)
-    assert isinstance(visible, Tensor)
-    form = AttentionForm(0.3, window=window)
-    assert TiledAttention.is_faster(query, V, form)
-    pieces = TiledAttention()
-    q, k, v = query.double(), K.double(), V.double()
-    expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
-    for _ in range(2):  # in the same memory again
-        assert torch.allclose(pieces.output(query, K, V, visible, form).double(), expected, atol=1e-6)
