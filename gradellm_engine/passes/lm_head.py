@@ -79,15 +79,15 @@ class LogitHead:
     def _cut(self) -> Iterator[None]:
         """While it lasts, the head's output is a leaf of a separate graph."""
         handle = self._module.register_forward_hook(self._hook)
-        whole = vars(self._module).get("forward")
+        original = vars(self._module).get("forward")
         if self._columns is not None:
             self._module.forward = self._target_logits
         try:
             yield
         finally:
             handle.remove()
-            if whole is not None:  # of accelerate's placement
-                self._module.forward = whole
+            if original is not None:  # of accelerate's placement
+                self._module.forward = original
             elif self._columns is not None:
                 del self._module.forward
 

@@ -42,7 +42,7 @@ LONGROPES = [name for name in CASES if "longrope" in name]
 
 
 def save(folder: Path, name: str, **overrides: Any) -> Path:
-    """Save a random model whose weights make tokens differ, with a context beyond the switch where a cache allows it."""
+    """Save a random model whose weights make tokens differ, with a context beyond the switch if a cache allows it."""
     family, rope_parameters = CASES[name]
     if "rope_type" in rope_parameters:
         rope_parameters = {"rope_theta": 10000.0, **rope_parameters}
