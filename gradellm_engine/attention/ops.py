@@ -1,4 +1,4 @@
-"""Attention's arithmetic, forward and backward, by hand: tensors in, tensors out.
+"""Attention's arithmetic, forward and backward, as functions of tensors.
 
 Notation (T queries of one sequence at positions p_t = start + t; G key-value heads, r query heads to each; N keys, of
 positions first..; widths D and Dv; scaling c):
@@ -12,14 +12,14 @@ positions first..; widths D and Dv; scaling c):
                dS = dZ, times the soft-cap's derivative
                dq = c dS K;  and on the diagonal alone  dk_t = c dS_tt q_t,  dv_t = A_tt (dl/do)_t
 
-A decode step has one query, the replay of a chunk of tokens has several. Each is to be explained as if it were the last
-of its prefix: keys and values of the positions before it are constants of its gradient, its own are not. So key and
-value gradients live on the diagonal, where key t meets query t, and nowhere else; with that, the sum of all queries'
-targets can be differentiated at once, and each gets the gradient that it would get alone.
+A decode step has one query, the replay of a chunk has several. Each is explained as if it were the last of its prefix:
+keys and values of earlier positions are constants of its gradient, its own are not. So key and value gradients are
+non-zero on the diagonal alone, where key t meets query t. The sum of all queries' targets can then be differentiated at
+once, and each query gets the gradient that it would get alone.
 
-Grad-ELLM's heat map is made of S, A and U, which are at hand: it costs no pass of its own. Query heads that share a
-key-value head are grouped as [G, r, T, .], so that keys and values are never repeated. Sequences of one length may
-stand behind one another in dimensions before these, in all arguments alike.
+Grad-ELLM's heat map is computed from S, A and U, and needs no pass of its own. Query heads that share a key-value head
+are grouped as [G, r, T, .], so that keys and values are never repeated. All arguments may have further batch dimensions
+before these, for sequences of one length.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gradellm_engine.utils.torch_compat import softmax_backward
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """How a layer's attention departs from the plain one.
+    """Scaling, soft cap, sinks and window of a layer's attention.
 
     Attributes:
-        scaling: what query-key products are multiplied with.
-        softcap: products are squashed to (-softcap, softcap); None for not.
-        sinks: one logit a head that takes attention and gives no value, [H]; None for none.
+        scaling: factor of query-key products.
+        softcap: products are squashed to (-softcap, softcap); None for no cap.
+        sinks: a logit for each head that takes attention and has no value, [H]; None for none.
         window: a token sees itself and the window - 1 tokens before it; None for all.
     """
 
@@ -55,39 +55,39 @@ class AttentionForm:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a stock kernel computes it."""
+        """Whether `scaled_dot_product_attention` computes it: no soft cap and no sinks."""
         return self.softcap is None and self.sinks is None
 
 
 def attention_output(
     q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm, *, keep_products: bool = False
 ) -> tuple[Tensor, AttentionState | None]:
-    """Attention's output, by a stock kernel where there is a faster one.
+    """The attention output, by `scaled_dot_product_attention` where that is faster.
 
     Args:
         q: queries. [G, r, T, D]
         K: keys. [G, N, D]
         V: values. [G, N, Dv]
-        visible: which keys each query sees, None for all; of all sequences alike, or of each. [T, N], bool
+        visible: which keys each query sees, None for all; one mask for all sequences, or one each. [T, N], bool
         form: the layer's attention.
-        keep_products: for a backward pass that goes on from the products.
+        keep_products: whether the backward pass needs the products.
 
     Returns:
-        The output [G, r, T, Dv], and all that was computed on the way, where no stock kernel hid it.
+        The output [G, r, T, Dv], and the products where they were computed one by one; else None.
     """
     *batch, G, r, T, D = q.shape
     compute = torch.promote_types(q.dtype, torch.float32)
     if keep_products or not form.is_plain or (T == 1 and compute == q.dtype):
-        attended = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
-        return attended.output().to(q.dtype), attended
-    if T == 1:  # the r query heads of a group see the same keys, as r queries of one head would
+        state = attend(q.to(compute), K.to(compute), V.to(compute), visible, form)
+        return state.output().to(q.dtype), state
+    if T == 1:  # the r query heads of a group are r queries of one head
         K, V = K.view(-1, G, *K.shape[-2:]), V.view(-1, G, *V.shape[-2:])
         seen = None if visible is None else visible.view(-1, 1, 1, K.shape[2])
         o = F.scaled_dot_product_attention(q.reshape(-1, G, r, D), K, V, seen, scale=form.scaling)
     else:
-        # A prompt's first chunk is a square, for which kernels have a causal form that skips half of it.
+        # A prompt's first chunk is square; for that, kernels have a causal form that skips half of the work.
         is_square = K.shape[-2] == T and (form.window is None or form.window >= T)
-        is_causal = is_square and (visible is None or visible.dim() == 2)  # nothing else is hidden of any sequence
+        is_causal = is_square and (visible is None or visible.dim() == 2)  # no padding is masked in any sequence
         o = F.scaled_dot_product_attention(
             q.reshape(-1, G * r, T, D),
             K.view(-1, G, *K.shape[-2:]),
@@ -101,9 +101,9 @@ def attention_output(
 
 
 def visibility(start: int, T: int, first: int, N: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of the N keys from position `first` on each of the T queries from `start` on sees. [T, N], bool.
+    """The causal mask of T queries from position `start` over N keys from position `first`; True is visible. [T, N]
 
-    None for one query that sees them all.
+    None for a single query that sees all keys.
     """
     if T == 1 and first + N == start + 1 and (window is None or window >= N):
         return None
@@ -115,13 +115,13 @@ def visibility(start: int, T: int, first: int, N: int, window: int | None, devic
 
 @dataclass(frozen=True)
 class AttentionState:
-    """Attention of a sequence's queries, as its backward pass and the heat map need it.
+    """A layer's attention with all products, for its backward pass and the heat map.
 
     Attributes:
         q: the queries. [G, r, T, D]
         K: the keys. [G, N, D]
         V: the values. [G, N, Dv]
-        S: query-key products, scaled; of a key that the query does not see, it may be -inf. [G, r, T, N]
+        S: scaled query-key products; may be -inf where the key is masked. [G, r, T, N]
         A: attention weights. [G, r, T, N]
         form: the layer's attention.
     """
@@ -139,29 +139,29 @@ class AttentionState:
 
 
 def grouped(heads: Tensor, num_groups: int) -> Tensor:
-    """Query heads by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
+    """Query heads grouped by the key-value head that they share. [H, T, D] -> [G, r, T, D]"""
     *batch, _, T, D = heads.shape
     return heads.reshape(*batch, num_groups, -1, T, D)
 
 
 def grouped_matmul(x: Tensor, M: Tensor) -> Tensor:
-    """Each group's rows times the group's own matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
+    """Product of each group's rows with the group's matrix. [G, r, T, A], [G, A, B] -> [G, r, T, B]"""
     *groups, r, T, width = x.shape
     rows = x.reshape(*groups, r * T, width)
-    product = torch.bmm(rows, M) if len(groups) == 1 else rows @ M  # the same; bmm looks at less before
+    product = torch.bmm(rows, M) if len(groups) == 1 else rows @ M  # the same; bmm has less overhead
     return product.view(*groups, r, T, -1)
 
 
 def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: AttentionForm) -> AttentionState:
-    """The forward pass as far as its weights, every product kept. Arguments as for `attention_output`."""
+    """The forward pass up to the attention weights, with all products. Arguments as for `attention_output`."""
     Z = S = grouped_matmul(q * form.scaling, K.mT)
     if form.softcap is not None:
         Z = form.softcap * torch.tanh(S / form.softcap)
     if visible is not None and Z.requires_grad:
-        # Gradients pass a sum as they are; those of hidden products are zero already, for their weights are.
+        # An additive mask, whose backward pass is free; masked products have zero weight, hence zero gradient.
         Z = Z + torch.zeros_like(visible, dtype=Z.dtype).masked_fill_(~visible, -torch.inf)[..., None, None, :, :]
     elif visible is not None:
-        # Of one sequence without a window, all queries see all keys but those of the queries themselves.
+        # In one sequence without a window, only keys of the queries' own positions can be masked.
         before = K.shape[-2] - q.shape[-2] if visible.dim() == 2 and form.window is None else 0
         Z[..., before:].masked_fill_(~visible[..., None, None, :, before:], -torch.inf)
     if form.sinks is None:
@@ -174,12 +174,12 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
 
 @dataclass(frozen=True)
 class Gradients:
-    """The backward pass.
+    """Results of the backward pass.
 
     Attributes:
         dq: [G, r, T, D]
-        dk: of each query's own key. [G, T, D]
-        dv: of each query's own value. [G, T, Dv]
+        dk: by each query's own key. [G, T, D]
+        dv: by each query's own value. [G, T, Dv]
     """
 
     dq: Tensor
@@ -188,7 +188,7 @@ class Gradients:
 
 
 def value_gradients(forward: AttentionState, w: Tensor) -> Tensor:
-    """U = (dl/do) V^T: how the target changes with each head's weight on each token.
+    """U = (dl/do) V^T: the target's gradient by the attention weights.
 
     w: [G, r, T, Dv] -> [G, r, T, N]
     """
@@ -196,25 +196,28 @@ def value_gradients(forward: AttentionState, w: Tensor) -> Tensor:
 
 
 def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
-    """(dl/do) . o = sum_j a_hj u_hj: what each head's output does to the target. [G, r, T, N] -> [G, r, T, 1]"""
+    """(dl/do) . o = sum_j a_hj u_hj: the first-order effect of each head's output. [G, r, T, N] -> [G, r, T, 1]"""
     return (forward.A * U).sum(-1, keepdim=True)
 
 
-def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, own: int) -> Gradients:
-    """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N]; `own` is the first query's key in K."""
-    # With a sink, too: what it takes has no value, so that its gradient counts for nothing in the sum.
+def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, diagonal_offset: int) -> Gradients:
+    """Gradients from w = dl/do [G, r, T, Dv] and U = w V^T [G, r, T, N].
+
+    `diagonal_offset` is the index of the first query's own key in K.
+    """
+    # Also right with a sink: it has no value, so it adds nothing to the sum in softmax's backward pass.
     dS, c = softmax_backward(U, forward.A, -1, U.dtype), forward.form.scaling
     if forward.form.softcap is not None:
         dS = dS * (1 - torch.tanh(forward.S / forward.form.softcap) ** 2)
     return Gradients(
         dq=grouped_matmul(dS, forward.K).mul_(c),
-        dk=(_on_diagonal(dS, own) * forward.q).sum(-3).mul_(c),
-        dv=(_on_diagonal(forward.A, own) * w).sum(-3),
+        dk=(_diagonal(dS, diagonal_offset) * forward.q).sum(-3).mul_(c),
+        dv=(_diagonal(forward.A, diagonal_offset) * w).sum(-3),
     )
 
 
-def _on_diagonal(x: Tensor, own: int) -> Tensor:
-    """Of each query its own key's. [G, r, T, N] -> [G, r, T, 1]"""
+def _diagonal(x: Tensor, diagonal_offset: int) -> Tensor:
+    """Each query's entry for its own key. [G, r, T, N] -> [G, r, T, 1]"""
     if x.shape[-2] == 1:
-        return x[..., own : own + 1]
-    return x.diagonal(own, -2, -1)[..., None]
+        return x[..., diagonal_offset : diagonal_offset + 1]
+    return x.diagonal(diagonal_offset, -2, -1)[..., None]

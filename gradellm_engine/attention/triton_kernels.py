@@ -1,10 +1,12 @@
-"""Triton kernels for attention of a few new tokens of each sequence; `gradellm_engine.attention.fused` runs them.
+"""Triton kernels for attention of a few new tokens of each sequence, launched by `gradellm_engine.attention.fused`.
 
-A program takes one sequence b, one key-value head g, some tokens and one share of the keys. Its rows are the tokens'
-query heads that share the key-value head: row m is head m % R of token m // R, R being r rounded up to a power of two.
+A program takes one sequence b, one key-value head g, a tile of tokens and a split of the keys. Its rows are the tokens'
+query heads that share the key-value head: row m is head m % R of token m // R, where R is r rounded up to a power of
+two. A second, small kernel merges the splits (split-K).
 
-Products are of the stored numbers, summed in float32. Weights and their gradients are no numbers of the model's type:
-they enter as two of it, the second being what the first leaves over, so that they keep 16 bits of bfloat16's 8.
+Products are of the stored numbers, accumulated in float32. Attention weights and their gradients are float32, and enter
+a product as two numbers of the model's dtype, the second the rounding error of the first: 16 bits of mantissa instead
+of bfloat16's 8.
 """
 
 import triton
@@ -13,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _weigh(weights, stored, EXACT: tl.constexpr):
-    """Numbers in float32 times numbers of the model's type. [M, N], [N, D] -> [M, D]"""
+    """Product of float32 numbers with numbers of the model's dtype. [M, N], [N, D] -> [M, D]"""
     if EXACT:
         return tl.dot(weights, stored, input_precision="ieee")
     first = weights.to(stored.dtype)
@@ -22,21 +24,48 @@ def _weigh(weights, stored, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _share(length, first, BLOCK: tl.constexpr):
-    """The positions first..length that this program takes."""
+def _split(length, first, BLOCK: tl.constexpr):
+    """The first and the end of the program's split of the positions first..length."""
     blocks = tl.cdiv(tl.cdiv(length - first, BLOCK), tl.num_programs(2)) * BLOCK
     low = first + tl.program_id(2) * blocks
     return low, tl.minimum(low + blocks, length)
 
 
 @triton.jit
+def _load_stored(pointer, place, is_key, columns, WIDTH: tl.constexpr):
+    """Keys or values of one head at some positions in the pool; 0 past the end. [N], [D2] -> [N, D2]"""
+    mask = is_key[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(pointer + place[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_maps(
+    maps, at, is_kept, map_size, s, u, a, dz, seen,
+    KIND: tl.constexpr, TOKENS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store the maps of `MapKind` KIND, summed over the query heads of each token. [TOKENS R, BLOCK] each"""
+    if KIND == 1:
+        kept = tl.where(seen, s, 0.0)
+    elif KIND == 2:
+        kept = a * u
+    elif KIND == 3:
+        kept = tl.abs(a * u)
+    else:
+        kept = tl.abs(dz)
+    tl.store(maps + at, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
+    if KIND == 1:
+        effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
+        tl.store(maps + map_size + at, effects, mask=is_kept)
+
+
+@triton.jit
 def forward_kernel(
-    Q, K, V, starts, lengths, shares, highest, totals,
+    Q, K, V, starts, lengths, partials, highest, totals,
     q_head, q_token, k_head, v_head, BT, H, T, window, scaling,
     G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, g, share = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
+    b, g, split = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
     rows = tl.arange(0, TOKENS * R)
     t, head = tl.program_id(1) * TOKENS + rows // R, rows % R
     is_row = (t < T) & (head < r)
@@ -51,14 +80,12 @@ def forward_kernel(
     m = tl.full((TOKENS * R,), float("-inf"), tl.float32)
     total = tl.zeros((TOKENS * R,), tl.float32)
     acc = tl.zeros((TOKENS * R, DV2), tl.float32)
-    low, high = _share(length, tl.maximum(0, length - T - window + 1), BLOCK)
+    low, high = _split(length, tl.maximum(0, length - T - window + 1), BLOCK)
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
         is_key = position < high
         place = (start + position).to(tl.int64)
-        k = tl.load(
-            K + g * k_head + place[:, None] * D + d[None, :], mask=is_key[:, None] & (d < D)[None, :], other=0.0
-        )
+        k = _load_stored(K + g * k_head, place, is_key, d, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
         s = tl.where(seen, s, float("-inf"))
@@ -67,33 +94,31 @@ def forward_kernel(
         p = tl.exp(s - base[:, None])
         shrunk = tl.exp(m - base)
         total = total * shrunk + tl.sum(p, 1)
-        v = tl.load(
-            V + g * v_head + place[:, None] * DV + dv[None, :], mask=is_key[:, None] & (dv < DV)[None, :], other=0.0
-        )
+        v = _load_stored(V + g * v_head, place, is_key, dv, DV)
         acc = acc * shrunk[:, None] + _weigh(p, v, EXACT)
         m = m_next
-    place = share * BT * H + flat
-    tl.store(shares + place[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
+    place = split * BT * H + flat
+    tl.store(partials + place[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
     tl.store(highest + place, m, mask=is_row)
     tl.store(totals + place, total, mask=is_row)
 
 
 @triton.jit
 def join_forward_kernel(
-    shares, highest, totals, output, exact, log_totals, count,
+    partials, highest, totals, output, exact, log_totals, count,
     S: tl.constexpr, S2: tl.constexpr, DV: tl.constexpr, DV2: tl.constexpr,
 ):  # fmt: skip
-    """What the shares of the keys gave one head of one token."""
+    """Merge the splits of one head of one token: the output in both dtypes, and the logarithm of the weights' sum."""
     row = tl.program_id(0)
     s, dv = tl.arange(0, S2), tl.arange(0, DV2)
     m = tl.load(highest + s * count + row, mask=s < S, other=float("-inf"))
     top = tl.max(m, 0)
     factor = tl.exp(m - top)
     total = tl.sum(tl.load(totals + s * count + row, mask=s < S, other=0.0) * factor, 0)
-    parts = tl.load(
-        shares + (s * count + row)[:, None] * DV + dv[None, :], mask=(s < S)[:, None] & (dv < DV)[None, :], other=0.0
+    partial = tl.load(
+        partials + (s * count + row)[:, None] * DV + dv[None, :], mask=(s < S)[:, None] & (dv < DV)[None, :], other=0.0
     )
-    o = tl.sum(parts * factor[:, None], 0) / total
+    o = tl.sum(partial * factor[:, None], 0) / total
     tl.store(exact + row * DV + dv, o, mask=dv < DV)
     tl.store(output + row * DV + dv, o.to(output.dtype.element_ty), mask=dv < DV)
     tl.store(log_totals + row, top + tl.log(total))
@@ -101,13 +126,13 @@ def join_forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    Q, K, V, starts, lengths, W, exact, log_totals, maps, dq_shares, own_weights,
+    Q, K, V, starts, lengths, W, exact, log_totals, maps, dq_partials, own_weights,
     q_head, q_token, k_head, v_head, w_token, w_head, BT, H, T, width, map_size, window, scaling,
     KIND: tl.constexpr, NEEDS_INPUT_GRAD: tl.constexpr,
     G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    b, g, share = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
+    b, g, split = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
     rows = tl.arange(0, TOKENS * R)
     t, head = tl.program_id(1) * TOKENS + rows // R, rows % R
     is_row = (t < T) & (head < r)
@@ -130,17 +155,13 @@ def backward_kernel(
     dq = tl.zeros((TOKENS * R, D2), tl.float32)
     own_a = tl.zeros((TOKENS * R,), tl.float32)
     own_ds = tl.zeros((TOKENS * R,), tl.float32)
-    low, high = _share(length, tl.maximum(0, length - T - window + 1), BLOCK)
+    low, high = _split(length, tl.maximum(0, length - T - window + 1), BLOCK)
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
         is_key = position < high
         place = (start + position).to(tl.int64)
-        k = tl.load(
-            K + g * k_head + place[:, None] * D + d[None, :], mask=is_key[:, None] & (d < D)[None, :], other=0.0
-        )
-        v = tl.load(
-            V + g * v_head + place[:, None] * DV + dv[None, :], mask=is_key[:, None] & (dv < DV)[None, :], other=0.0
-        )
+        k = _load_stored(K + g * k_head, place, is_key, d, D)
+        v = _load_stored(V + g * v_head, place, is_key, dv, DV)
         seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         u = tl.dot(w, tl.trans(v), input_precision="ieee")
@@ -153,23 +174,12 @@ def backward_kernel(
             own_a += tl.sum(tl.where(is_own, a, 0.0), 1)
             own_ds += tl.sum(tl.where(is_own, ds, 0.0), 1)
         if KIND != 0:
-            if KIND == 1:
-                kept = tl.where(seen, s, 0.0)
-            elif KIND == 2:
-                kept = a * u
-            elif KIND == 3:
-                kept = tl.abs(a * u)
-            else:
-                kept = tl.abs(dz)
             at = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
             is_kept = (tokens < T)[:, None] & is_key[None, :] & (position >= length - width)[None, :]
-            tl.store(maps + at, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
-            if KIND == 1:
-                effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
-                tl.store(maps + map_size + at, effects, mask=is_kept)
+            _store_maps(maps, at, is_kept, map_size, s, u, a, dz, seen, KIND, TOKENS, R, BLOCK)
     if NEEDS_INPUT_GRAD:
-        place = share * BT * H + flat
-        tl.store(dq_shares + place[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
+        place = split * BT * H + flat
+        tl.store(dq_partials + place[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
         is_here = is_row & (own >= low) & (own < high)
         tl.store(own_weights + flat, own_a, mask=is_here)
         tl.store(own_weights + BT * H + flat, own_ds, mask=is_here)
@@ -177,19 +187,19 @@ def backward_kernel(
 
 @triton.jit
 def join_backward_kernel(
-    Q, W, own_weights, dq_shares, dq, dk, dv, q_head, q_token, w_token, w_head, BT, H,
+    Q, W, own_weights, dq_partials, dq, dk, dv, q_head, q_token, w_token, w_head, BT, H,
     r: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D2: tl.constexpr,
     DV2: tl.constexpr,
 ):  # fmt: skip
-    """One token, one key-value head: the sum of dq's shares, and the gradients of the token's own key and value."""
+    """Merge the splits of one token and one key-value head: dq, and the gradients of the token's own key and value."""
     row, g = tl.program_id(0), tl.program_id(1)
     head, d, e = tl.arange(0, R), tl.arange(0, D2), tl.arange(0, DV2)
     is_head = head < r
     is_key, is_value = is_head[:, None] & (d < D)[None, :], is_head[:, None] & (e < DV)[None, :]
     flat = row * H + g * r + head
     total = tl.zeros((R, D2), tl.float32)
-    for share in range(S):
-        total += tl.load(dq_shares + (share * BT * H + flat)[:, None] * D + d[None, :], mask=is_key, other=0.0)
+    for split in range(S):
+        total += tl.load(dq_partials + (split * BT * H + flat)[:, None] * D + d[None, :], mask=is_key, other=0.0)
     tl.store(dq + ((g * r + head) * BT + row)[:, None] * D + d[None, :], total.to(dq.dtype.element_ty), mask=is_key)
     q = tl.load(Q + (g * r + head)[:, None] * q_head + row * q_token + d[None, :], mask=is_key, other=0.0)
     ds = tl.load(own_weights + BT * H + flat, mask=is_head, other=0.0)

@@ -1,4 +1,4 @@
-"""Attention: what heads attend to at the explained token's position, their mean; of the last layer by default."""
+"""Attention weights at the explained token's position, averaged over heads; of the last layer by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradellm_engine.params import LayerSwitches
 
 @dataclass(frozen=True)
 class Attention(LayerSwitches):
-    """Which layers; the mean is taken over them, too."""
+    """Which layers; scores are averaged over them, too."""
 
     name: ClassVar[str] = "attention"
     layers: int | tuple[int, ...] | None = 1
@@ -22,7 +22,7 @@ class Attention(LayerSwitches):
 def layer_maps(
     forward: AttentionState, w: Tensor, U: Tensor, switches: Attention, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
-    """Attention weights, the mean over heads. -> [T, N]; arguments as for `within.InPassMethod`."""
+    """Attention weights, averaged over heads. -> [T, N]; arguments as for `in_pass.InPassMethod`."""
     return (forward.A.mean((-4, -3)),)
 
 

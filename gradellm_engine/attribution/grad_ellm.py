@@ -1,18 +1,18 @@
-"""Grad-ELLM (Huang and Chan 2026, section 3.2): from attention's own numbers to one score a token.
+"""Grad-ELLM (Huang and Chan 2026, section 3.2): from a layer's attention to one score a token.
 
 For the token at step t, with target logit l and last position p, in every selected layer:
 
     1. w = dl/do          the output's gradient, by a backward pass through position p alone        (eqs 8-9)
-    2. s_i = q_p . k_i     summed over heads: how alike query and key are
+    2. s_i = q_p . k_i     summed over heads: the similarity of query and key
     3. lam_i               s brought to 0..1 over the tokens that the layer sees: the loosening      (after eq 13)
-    4. u_i = w . v_i       summed over heads: what the token's value would do to the target
+    4. u_i = w . v_i       summed over heads: the effect of the token's value on the target
     5. h_i = ReLU(lam_i u_i)                                                                       (eq 13)
     6. H_i = sum of h_i over the layers                                                            (eq 5)
 
-The named switches vary steps 2 to 6. Attention hands over S = c q K^T, its weights A and U = w V^T for each head
-(`gradellm_engine.attention.ops`); everything here is pure arithmetic on them.
-Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Several sequences of one
-length may stand behind one another in a dimension before these.
+The settings vary steps 2 to 6. The inputs are S = c q K^T, the weights A and U = w V^T of each head, from
+`gradellm_engine.attention.ops`; the functions are pure.
+Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Arguments may have a batch
+dimension before these, for sequences of one length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a sum over heads and channe
 def squares(q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
     """Squared lengths of queries and of keys, over the heads' concatenated width. -> [T, N] each
 
-    A key-value head stands r times in the concatenated key, once for each query head that shares it.
+    The concatenated key has a key-value head r times, once for each query head that shares it.
 
     Args:
         q: queries. [G, r, T, D]
@@ -45,19 +45,19 @@ def squares(q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
 def cosine_similarity(dot: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
     """Cosine over the heads' concatenated width, of dot products and `squares`. [T, N] each -> [T, N]"""
     norms = of_queries.sqrt() * of_keys.sqrt()
-    # A zero vector is like nothing: its cosine is 0, not NaN.
+    # A zero vector has cosine 0, not NaN.
     return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
 
 def weighted_effect(forward: AttentionState, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
-    """Steps 3 to 5 with true attention weights, heads combined as `magnitude` says. -> [T, N]
+    """Steps 3 to 5 with the attention weights themselves (no loosening), heads combined by `magnitude`. -> [T, N]
 
     Args:
         forward: the layer's attention.
         w: dl/do. [G, r, T, Dv]
         U: w V^T. [G, r, T, N]
         magnitude: signed_sum: sum_h a_hi u_hi. head_abs: sum_h |a_hi u_hi|. channel_abs: sum_hc |a_hi w_hc v_ic|.
-            knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of taking token i out of the
+            knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of removing token i from the
                 softmax.
     """
     A = forward.A
@@ -75,8 +75,8 @@ def weighted_effect(forward: AttentionState, w: Tensor, U: Tensor, magnitude: Ma
 def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
     """Step 3: s brought to 0..1 over the tokens of `domain` (None for all), 0 outside, 0 everywhere where max = min.
 
-    Both [T, N]. Values that differ by no more than float32's rounding of them are equal: stretched to 0..1, they would
-    tell tokens apart that are alike.
+    Both [T, N]. Values that differ by no more than float32's rounding count as equal: stretched to 0..1, the rounding
+    would set equal tokens apart.
     """
     outside = None if domain is None else ~domain
     if outside is None:
@@ -92,22 +92,22 @@ def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
 def layer_maps(
     forward: AttentionState, w: Tensor, U: Tensor, switches: GradEllm, unrotated: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """Steps 2 and 4 for one layer, as sums over heads: similarities' dot products and effects, and what cosines need.
+    """Steps 2 and 4 for one layer: dot products s and effects u, summed over heads; for cosines, squared lengths, too.
 
-    With true attention weights it is the product h alone.
+    Without loosening, the product h alone.
 
     Args:
         forward: the layer's attention over its keys.
         w: dl/do. [G, r, T, Dv]
         U: w V^T. [G, r, T, N]
         switches: the method's switches.
-        unrotated: queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, where those are to be compared.
+        unrotated: queries [G, r, T, D] and keys [G, N, D] before the rotary embedding, where the method compares those.
 
     Returns:
-        [T, N] each. Dot products are left scaled as attention has them, which min-max does not see.
+        [T, N] each. Dot products keep attention's scaling c, to which min-max is invariant.
     """
     if switches.loosening is Loosening.NONE:
-        return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 where the weight is: at tokens not seen
+        return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 at masked tokens, as their weight is
     q, K = (forward.q, forward.K) if unrotated is None else unrotated
     dot = forward.S.sum(HEADS) if unrotated is None else grouped_matmul(q, K.mT).sum(HEADS)
     if switches.similarity is Similarity.COSINE:
@@ -116,7 +116,7 @@ def layer_maps(
 
 
 def layer_scores(maps: tuple[Tensor, ...], switches: GradEllm, domain: Tensor | None) -> Tensor:
-    """Steps 3 and 5: h_i, of one layer or several behind one another. -> [.., T, N]
+    """Steps 3 and 5: h_i, of one layer or a stack of layers. -> [.., T, N]
 
     Args:
         maps: `layer_maps`' results. [.., T, N] each
@@ -132,5 +132,5 @@ def layer_scores(maps: tuple[Tensor, ...], switches: GradEllm, domain: Tensor | 
 
 
 def heat_map(total: Tensor, switches: GradEllm) -> Tensor:
-    """Step 6, from the layers' sum: what is left of rectifying. [T, S]"""
+    """Step 6 from the sum over layers, rectified if the settings rectify the total. [T, S]"""
     return total.relu() if switches.rectify is Rectify.TOTAL else total

@@ -1,9 +1,9 @@
 """Grad-SAM (Barkan et al. 2021) for decoders: attention times the positive part of its gradient.
 
-The mean is taken over heads and layers.
+    score_i = mean over heads and layers of A_i ReLU(dl/dA_i),  dl/dA_i = w . v_i
 
-The paper weighs every layer's whole attention matrix with its gradient. A decoder's token is read off the last
-position alone, whose row this takes: A_i ReLU(dl/dA_i), with dl/dA_i = w . v_i.
+The paper weighs every layer's whole attention matrix with its gradient. A decoder reads the next token off the last
+position alone, so the scores are that row's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GradSam(LayerSwitches):
 def layer_maps(
     forward: AttentionState, w: Tensor, U: Tensor, switches: GradSam, unrotated: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor]:
-    """Of the heads' scores the mean. -> [T, N]; arguments as for `within.InPassMethod`."""
+    """A_i ReLU(u_i), averaged over heads. -> [T, N]; arguments as for `in_pass.InPassMethod`."""
     return ((forward.A * U.relu()).mean((-4, -3)),)
 
 

@@ -1,7 +1,7 @@
-"""Methods whose scores are made of what attention computes in the explained token's own pass.
+"""Attribution methods whose scores are computed from attention's products in the explained token's own pass.
 
-In every layer that a method selects, its backward pass hands over the attention's products; a method keeps maps of
-them, a number a token. From those of all layers, at once, it makes scores, which are summed over the layers.
+In every layer that a method selects, attention's backward pass computes the method's maps, one number a token each.
+The maps of all layers together become scores, which are summed over the layers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Maps = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class InPassMethod:
-    """What a method computes.
+    """The functions of a method.
 
     Attributes:
-        layer_maps: one layer's: its attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the switches, and
-            queries and keys before the rotary embedding where asked for -> what is kept of it, [T, N] each.
-        layer_scores: the layers' maps [.., T, N], the switches, and the keys over which is normalised (None for all)
-            -> their scores [.., T, N].
-        heat_map: from the layers' sum [T, S] and the switches to the scores [T, S].
+        layer_maps: one layer's attention, w = dl/do [G, r, T, Dv], U = w V^T [G, r, T, N], the settings, and queries
+            and keys before the rotary embedding where the method needs them -> the layer's maps, [T, N] each.
+        layer_scores: layers' maps [.., T, N], the settings, and the keys over which similarities are normalised (None
+            for all) -> the layers' scores [.., T, N].
+        heat_map: the sum over layers [T, S] and the settings -> the scores [T, S].
         is_mean: whether maps are means over heads, rather than sums.
     """
 
@@ -40,34 +40,38 @@ class InPassMethod:
     is_mean: bool = False
 
 
-def _only(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
-    """The one map that was kept is the layer's scores."""
+def _first_map(maps: Maps, switches: Switches, domain: Tensor | None) -> Tensor:
+    """The only map is the layer's scores."""
     return maps[0]
 
 
-_ARITHMETIC: dict[type[Switches], InPassMethod] = {
+_METHODS: dict[type[Switches], InPassMethod] = {
     GradEllm: InPassMethod(grad_ellm.layer_maps, grad_ellm.layer_scores, grad_ellm.heat_map),
     attention_weights.Attention: InPassMethod(
-        attention_weights.layer_maps, _only, attention_weights.heat_map, is_mean=True
+        attention_weights.layer_maps, _first_map, attention_weights.heat_map, is_mean=True
     ),
-    grad_sam.GradSam: InPassMethod(grad_sam.layer_maps, _only, grad_sam.heat_map, is_mean=True),
+    grad_sam.GradSam: InPassMethod(grad_sam.layer_maps, _first_map, grad_sam.heat_map, is_mean=True),
 }
 
 
 def in_pass_method(switches: Switches) -> InPassMethod:
-    """That of a method within a pass."""
-    return _ARITHMETIC[type(switches)]
+    """The functions of the method with these settings."""
+    return _METHODS[type(switches)]
 
 
 def sum_layer_scores(
     rows: Sequence[Maps], switches: Switches, domain: Tensor | None, ranks: ProcessGroup | None = None
 ) -> Tensor:
-    """The sum of layers' scores, of layers that see the same keys. [T, N] each -> [T, N]
+    """The sum of the scores of layers that see the same keys. [T, N] each -> [T, N]
 
-    Where `ranks` share the heads out, maps are first put together of all of theirs.
+    Args:
+        rows: each layer's maps.
+        switches: the method's settings.
+        domain: the keys over which similarities are normalised; None for all.
+        ranks: the process group that shares the heads, whose maps are summed first; None where all heads are local.
     """
-    arithmetic = in_pass_method(switches)
+    method = in_pass_method(switches)
     maps = tuple(torch.stack(layers) for layers in zip(*rows, strict=True))
     if ranks is not None:
-        maps = ranks.all_reduce_sum(torch.stack(maps)).div(ranks.size if arithmetic.is_mean else 1).unbind()
-    return arithmetic.layer_scores(maps, switches, domain).sum(0)
+        maps = ranks.all_reduce_sum(torch.stack(maps)).div(ranks.size if method.is_mean else 1).unbind()
+    return method.layer_scores(maps, switches, domain).sum(0)

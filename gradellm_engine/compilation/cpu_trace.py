@@ -101,7 +101,7 @@ class CpuTrace:
             with torch.no_grad(), below_autograd():
                 self.back(running, gradient, *saved)
 
-        return head.take(hidden, lambda given: self.behind(given)[0], go_on)
+        return head.read_hidden(hidden, lambda given: self.behind(given)[0], go_on)
 
     def _hidden(self, running: TraceContext) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.no_grad(), below_autograd():

@@ -129,7 +129,7 @@ class CapturedStep:
                 self._logits = self._model(self.run)
             return
         self._head = LogitHead(self._head_module, None if self.run.shape.is_new else self._ids)
-        self._logits = self._head.read(lambda: self._model(self.run))
+        self._logits = self._head.run_model(lambda: self._model(self.run))
 
     def _read_and_explain(self) -> None:
         self._read()

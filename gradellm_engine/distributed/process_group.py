@@ -1,12 +1,12 @@
-"""The processes that share one model's weights out among them, and what they say to each other.
+"""The ranks of a tensor-parallel model, and the messages between them.
 
-Tensor parallel: every rank holds some heads of every attention layer and a share of the other weights, as Transformers'
-plan for the family has it, and runs every pass with the others. torchrun, or whatever else sets RANK, WORLD_SIZE,
-LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, starts them. What a method keeps of attention is a sum over
-heads: the ranks' sums are added up, and each has the whole one.
+Every rank holds some heads of every attention layer and a share of the other weights, by Transformers' tensor-parallel
+plan for the family, and runs every pass together with the others. The ranks are started by torchrun, or by another
+launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The attention maps of a
+method are sums over heads: the ranks' sums are all-reduced, so that every rank has the whole.
 
-Beside the sums of a pass, rank 0 gives the others orders (`gradellm_engine.core.lockstep`), over connections of their
-own.
+Besides the collectives of a pass, rank 0 broadcasts commands to the others (`gradellm_engine.core.lockstep`), over
+connections of their own.
 """
 
 from __future__ import annotations
@@ -25,40 +25,38 @@ from torch import Tensor
 from gradellm_engine.errors import GroupLostError, ModelLoadError, one_line
 from gradellm_engine.utils.torch_compat import apply_to_physical, is_batched_tensor, set_default_group_timeout
 
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LOAD_TIMEOUT = timedelta(minutes=60)  # that ranks may wait for each other while weights are read
-COMMAND_TIMEOUT = timedelta(
-    seconds=60
-)  # of rank 0, after which it is taken for lost: a server speaks several times a second
-PASS_TIMEOUT = timedelta(minutes=5)  # that a rank may wait for another one in a pass
-_FRAME = 4096  # bytes of an order that needs no second message; those of most ticks do not
+ENVIRONMENT_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LOAD_TIMEOUT = timedelta(minutes=60)  # for collectives while weights are read
+COMMAND_TIMEOUT = timedelta(seconds=60)  # without a command rank 0 counts as lost; a server sends several a second
+PASS_TIMEOUT = timedelta(minutes=5)  # for collectives of a pass
+_FRAME = 4096  # bytes: a longer command takes a second message, which most steps' do not
 
 
 class ProcessGroup:
-    """A process among those that share a model with it.
+    """The ranks that share a model, as seen from one of them.
 
     Attributes:
-        rank: its own, from 0.
-        size: how many there are.
+        rank: of this process, from 0.
+        size: number of ranks.
     """
 
     def __init__(self, rank: int, size: int) -> None:
-        """Use the process group that stands. For tests; `join` makes one."""
+        """Use torch's default process group, which must exist. For tests; `join` creates it."""
         self.rank, self.size = rank, size
-        self._orders = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
-        self._sums = dist.group.WORLD
+        self._commands = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        self._collectives = dist.group.WORLD
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> ProcessGroup | None:
-        """Meet the others; None where this process is the only one.
+        """Join the group that the launcher describes; None where this process is the only rank.
 
         Raises:
-            ModelLoadError: where nobody has said who they are, or they cannot be met.
+            ModelLoadError: where the launcher's variables are missing or the other ranks cannot be reached.
         """
-        missing = [name for name in VARIABLES if not environment.get(name)]
+        missing = [name for name in ENVIRONMENT_VARIABLES if not environment.get(name)]
         if missing:
             raise ModelLoadError(
-                f"tensor parallel ranks are started by a launcher, which sets {', '.join(VARIABLES)}; "
+                f"tensor parallel ranks are started by a launcher, which sets {', '.join(ENVIRONMENT_VARIABLES)}; "
                 f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set. "
                 "On one machine: torchrun --nproc-per-node 2 -m gradellm_server --tensor-parallel ..."
             )
@@ -89,105 +87,105 @@ class ProcessGroup:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether it is the one that is asked, and tells the others."""
+        """Whether this rank gets the requests, and sends the others commands."""
         return self.rank == 0
 
     def cpus(self, available: int) -> int:
-        """Its part of a machine's cores."""
+        """The number of cores for this rank, of those available on its machine."""
         return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
 
-    # While a model is loaded --------------------------------------------------------------------------------------
+    # While a model is loaded ------------------------------------------------------------------------------------------
 
     def all_reduce_min(self, numbers: Sequence[int]) -> list[int]:
-        """The smallest of all ranks', one by one: memory, of which all must take the same."""
-        least = torch.tensor(list(numbers), dtype=torch.int64)
+        """The minimum over ranks of each number, such as free memory, of which all ranks must take the same."""
+        minima = torch.tensor(list(numbers), dtype=torch.int64)
         with self._group_errors():
-            dist.all_reduce(least, dist.ReduceOp.MIN, group=self._sums)
-        return [int(number) for number in least]
+            dist.all_reduce(minima, dist.ReduceOp.MIN, group=self._collectives)
+        return [int(number) for number in minima]
 
-    def assert_equal(self, what: Mapping[str, str]) -> None:
-        """See that all ranks have the same of everything.
+    def assert_equal(self, named: Mapping[str, str]) -> None:
+        """Check that all ranks have the same value for every name.
 
         Raises:
-            ModelLoadError: on every rank, naming what differs.
+            ModelLoadError: on every rank, with the name that differs and the ranks' values.
         """
-        everybody: list[Any] = [None] * self.size
+        of_ranks: list[Any] = [None] * self.size
         with self._group_errors():
-            dist.all_gather_object(everybody, dict(what), group=self._sums)
-        for name, own in what.items():
-            others = [their[name] for their in everybody]
-            if set(others) != {own}:
-                listed = ", ".join(f"{value or 'none'} on rank {rank}" for rank, value in enumerate(others))
+            dist.all_gather_object(of_ranks, dict(named), group=self._collectives)
+        for name, own in named.items():
+            values = [of_rank[name] for of_rank in of_ranks]
+            if set(values) != {own}:
+                listed = ", ".join(f"{value or 'none'} on rank {rank}" for rank, value in enumerate(values))
                 raise ModelLoadError(f"the ranks have different {name}: {listed}")
 
     def broadcast_object(self, value: Any) -> Any:  # noqa: ANN401 (whatever is given)
-        """Rank 0's."""
+        """Rank 0's value, on every rank."""
         box = [value]
         with self._group_errors():
-            dist.broadcast_object_list(box, src=0, group=self._sums)
+            dist.broadcast_object_list(box, src=0, group=self._collectives)
         return box[0]
 
     @staticmethod
     def use_pass_timeout() -> None:
-        """All have loaded: from now on, nobody waits for another one as long as for weights to be read."""
+        """After loading: collectives no longer wait as long as reading weights may take."""
         set_default_group_timeout(PASS_TIMEOUT)
 
-    # In a pass ----------------------------------------------------------------------------------------------------
+    # In a pass --------------------------------------------------------------------------------------------------------
 
     def all_reduce_sum(self, share: Tensor) -> Tensor:
-        """The ranks' sum, on every rank the same bits."""
+        """The sum over ranks, the same bits on every rank."""
         if is_batched_tensor(share):  # of torch.func.vmap, for which collectives have no batching rule
             return apply_to_physical(self.all_reduce_sum, share)
         total = share.contiguous()
-        dist.all_reduce(total, group=self._sums)
+        dist.all_reduce(total, group=self._collectives)
         return total
 
-    # Orders -------------------------------------------------------------------------------------------------------
+    # Commands ---------------------------------------------------------------------------------------------------------
 
-    def broadcast(self, order: object) -> None:
-        """Rank 0's word to the others.
+    def broadcast(self, command: object) -> None:
+        """Send a command from rank 0 to the other ranks.
 
         Raises:
-            GroupLostError: where one of them does not hear it.
+            GroupLostError: where a rank does not receive it.
         """
-        self._broadcast_bytes(pickle.dumps(order))
+        self._broadcast_bytes(pickle.dumps(command))
 
-    def recv(self) -> Any:  # noqa: ANN401 (what was told)
-        """Rank 0's next word; waits for it.
+    def recv(self) -> Any:  # noqa: ANN401 (any command)
+        """Wait for rank 0's next command.
 
         Raises:
-            GroupLostError: where rank 0 is gone, or says nothing for `COMMAND_TIMEOUT`.
+            GroupLostError: where rank 0 is gone, or sends nothing for `COMMAND_TIMEOUT`.
         """
         return pickle.loads(self._broadcast_bytes(b""))  # noqa: S301 (from rank 0 of the own group)
 
     def _broadcast_bytes(self, message: bytes) -> bytes:
-        """From rank 0 to all. A frame is the length and the message's beginning; what is left follows."""
+        """Rank 0's message, on every rank. A frame is the length and the first bytes; a second one has the rest."""
         frame = torch.zeros(_FRAME, dtype=torch.uint8)
         content = frame[8:]
         if self.is_rank0:
             frame[:8] = torch.tensor([len(message)], dtype=torch.int64).view(torch.uint8)
             content[: len(message)] = _bytes(message[: len(content)])
         with self._group_errors("another rank" if self.is_rank0 else "rank 0"):
-            dist.broadcast(frame, 0, group=self._orders)
+            dist.broadcast(frame, 0, group=self._commands)
             length = int(frame[:8].view(torch.int64)[0])
             rest = torch.zeros(max(0, length - len(content)), dtype=torch.uint8)
             if len(rest):
                 if self.is_rank0:
                     rest[:] = _bytes(message[len(content) :])
-                dist.broadcast(rest, 0, group=self._orders)
+                dist.broadcast(rest, 0, group=self._commands)
         return bytes(content[:length].numpy()) + bytes(rest.numpy())
 
     @contextmanager
-    def _group_errors(self, whom: str = "another rank") -> Iterator[None]:
-        """Outside of passes: say who is missing, instead of what a library says."""
+    def _group_errors(self, peer: str = "another rank") -> Iterator[None]:
+        """Turn torch's errors of a collective into `GroupLostError`, with the rank that is lost."""
         try:
             yield
         except RuntimeError as error:
-            raise GroupLostError(f"{whom} of this model's {self.size} is lost: {one_line(error)}") from error
+            raise GroupLostError(f"{peer} of this model's {self.size} is lost: {one_line(error)}") from error
 
     @staticmethod
     def destroy() -> None:
-        """Take leave of the others, once all have heard that it is over."""
+        """Destroy the group, once all ranks have received the last command."""
         dist.destroy_process_group()
 
 

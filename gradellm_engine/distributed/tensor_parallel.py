@@ -1,13 +1,14 @@
-"""Linear layers of which each rank holds a share.
+"""Tensor-parallel linear layers: local shards with an all-reduce in the forward or the backward pass.
 
-Transformers shares weights out and, wherever a gradient may be asked for, runs every operation on them through the
-dispatcher of distributed tensors. Here weights never change, and only gradients by inputs are wanted: a share is then a
-plain layer like any other, with a sum over ranks behind it or on the way back.
+Transformers shards weights as distributed tensors and, wherever a gradient may be needed, runs every operation on them
+through the DTensor dispatcher. The weights are frozen here, and only gradients by inputs are needed: a shard is a plain
+layer with one all-reduce.
 
-    columns   y_r = x W_r^T + b_r               dl/dx = sum over ranks of dl/dy_r W_r
-    rows      y = b + sum over ranks of x_r W_r^T    dl/dx_r = dl/dy W_r
+    column-parallel   y_r = x W_r^T + b_r                   dl/dx = sum over ranks of dl/dy_r W_r
+    row-parallel      y = b + sum over ranks of x_r W_r^T   dl/dx_r = dl/dy W_r
 
-Layers of the same x share one sum on the way back (Shoeybi et al. 2019 call the two functions f and g).
+Column-parallel layers of the same x share one all-reduce in the backward pass. Megatron-LM (Shoeybi et al. 2019) calls
+the two functions f and g, copy to and reduce from the model-parallel region.
 """
 
 from __future__ import annotations
@@ -25,53 +26,56 @@ _COLUMNS, _ROWS = frozenset({"colwise", "packed_colwise"}), frozenset({"rowwise"
 
 
 def shard_to_local_linear(model: PreTrainedModel, ranks: ProcessGroup) -> CopyToParallel:
-    """Turn the layers of `model` that are shared by columns or rows into plain ones of this rank's share.
+    """Turn the column- and row-parallel layers of `model` into plain layers of this rank's shard.
 
-    What is shared in another way (experts, the head, the embedding) stays as Transformers has it.
+    Modules sharded in another way (experts, the head, the embedding) stay as Transformers has them.
+
+    Returns:
+        The function that the column-parallel layers share; `clear` it after each pass.
     """
     from torch.distributed.tensor import DTensor
 
-    fanned_out = CopyToParallel(ranks)
+    copy_to_parallel = CopyToParallel(ranks)
     for name, module in model.named_modules():
         style = model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
         if type(module) is not nn.Linear or not isinstance(module.weight, DTensor) or style not in _COLUMNS | _ROWS:
             continue
         bias = module.bias
-        module.weight = _own(module.weight)
+        module.weight = _local(module.weight)
         module.out_features, module.in_features = module.weight.shape
-        module.register_parameter("bias", None if bias is None else _own(bias))
+        module.register_parameter("bias", None if bias is None else _local(bias))
         vars(module).pop("forward", None)
         if style in _COLUMNS:
-            module.register_forward_pre_hook(lambda layer, args: (fanned_out.of(args[0]), *args[1:]))
+            module.register_forward_pre_hook(lambda layer, args: (copy_to_parallel.of(args[0]), *args[1:]))
         else:
             module.register_forward_hook(ReduceFromParallel(ranks, module.bias))
             module.register_parameter("bias", None)
-    return fanned_out
+    return copy_to_parallel
 
 
-def _own(shared: Tensor) -> nn.Parameter:
-    """The share of a distributed tensor that is here."""
-    local: Tensor = shared.to_local()  # type: ignore[attr-defined]
+def _local(sharded: Tensor) -> nn.Parameter:
+    """The local shard of a distributed tensor."""
+    local: Tensor = sharded.to_local()  # type: ignore[attr-defined]
     return nn.Parameter(local.detach(), requires_grad=False)
 
 
 class CopyToParallel:
-    """What goes to layers that are shared by columns: itself, with the sum over ranks of what comes back."""
+    """The input of column-parallel layers: identity forward, all-reduce backward."""
 
     def __init__(self, ranks: ProcessGroup) -> None:
         self._ranks = ranks
         self._last: tuple[Tensor, Tensor] | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """The same for all layers that get the same x one after the other."""
+        """`x`, as one graph node for all layers that get the same x in succession."""
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x
         if self._last is None or self._last[0] is not x:
             self._last = (x, _CopyToParallelRegion.apply(x, self._ranks))  # type: ignore[no-untyped-call]
         return self._last[1]
 
-    def forget(self) -> None:
-        """After a pass: what was given last holds its whole graph."""
+    def clear(self) -> None:
+        """After a pass: drop the last node, which holds its whole graph."""
         self._last = None
 
 
@@ -87,7 +91,7 @@ class _CopyToParallelRegion(torch.autograd.Function):
 
 
 class ReduceFromParallel:
-    """A hook behind a layer that is shared by rows."""
+    """Forward hook of a row-parallel layer: all-reduce forward, identity backward."""
 
     def __init__(self, ranks: ProcessGroup, bias: Tensor | None) -> None:
         self._ranks, self._bias = ranks, bias
@@ -101,7 +105,7 @@ class ReduceFromParallel:
 class _ReduceFromParallelRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, ranks: ProcessGroup) -> Tensor:  # noqa: ANN401
-        return ranks.all_reduce_sum(share.clone())  # products may be kept, and used again
+        return ranks.all_reduce_sum(share.clone())  # the layer's output may be cached
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401

@@ -50,14 +50,14 @@ class _ByTokens(nn.Module):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (passed on)
-        whole = super().forward
+        original = super().forward
         dim = 0 if x.dim() == 2 else 1
         count = self._tokens_at_a_time(x.shape[dim + 1 :])
         if x.shape[dim] <= count or (dim and x.shape[0] != 1):
             # A view, as blocks are: the gradients of the module's own uses of x are summed before others are added.
-            output: Tensor = whole(x.view_as(x), *args, **kwargs)
+            output: Tensor = original(x.view_as(x), *args, **kwargs)
             return output
-        return torch.cat([whole(block, *args, **kwargs) for block in torch.split(x, count, dim)], dim=dim)
+        return torch.cat([original(block, *args, **kwargs) for block in torch.split(x, count, dim)], dim=dim)
 
     @staticmethod
     def _tokens_at_a_time(shape: torch.Size) -> int:
@@ -77,11 +77,11 @@ class _ByPositions(nn.Module):
     """Mixin for rotary embeddings: cosines and sines [1, T, width] of positions [1, T], one position at a time."""
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        whole = super().forward
+        original = super().forward
         if position_ids.shape[0] != 1 or position_ids.shape[1] == 1:
-            output: tuple[Tensor, Tensor] = whole(x, position_ids, *args, **kwargs)
+            output: tuple[Tensor, Tensor] = original(x, position_ids, *args, **kwargs)
             return output
-        each = [whole(x, position, *args, **kwargs) for position in torch.split(position_ids, 1, 1)]
+        each = [original(x, position, *args, **kwargs) for position in torch.split(position_ids, 1, 1)]
         cosines, sines = zip(*each, strict=True)
         return torch.cat(cosines, dim=1), torch.cat(sines, dim=1)
 

@@ -83,13 +83,13 @@ def _with_fused_rotary(original: type[nn.Module]) -> type[nn.Module]:
 
 def _replace_hooked_forward(name: str, module: nn.Module, original: Callable[..., Any]) -> list[Patch]:
     """Likewise of the bound `forward` that accelerate's placement keeps beside its own, taken before the patch."""
-    kept = vars(module).get("_old_forward")
-    if not isinstance(kept, MethodType) or kept.__func__ is not original:
+    hooked_forward = vars(module).get("_old_forward")
+    if not isinstance(hooked_forward, MethodType) or hooked_forward.__func__ is not original:
         return []
     module._old_forward = MethodType(type(module).forward, module)  # type: ignore[assignment]
 
     def undo() -> None:
-        module._old_forward = kept  # type: ignore[assignment]
+        module._old_forward = hooked_forward  # type: ignore[assignment]
 
     return [Patch(name, "_old_forward", f"{type(module).__name__}.forward", undo)]
 

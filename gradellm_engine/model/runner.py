@@ -271,7 +271,7 @@ class ModelRunner:
         try:
             run = self._step_pass([SequenceChunk.new(slot, [0], self.every_layer)])
             head = LogitHead(self._head)
-            logits = head.read(lambda: self._recorded_run(run))
+            logits = head.run_model(lambda: self._recorded_run(run))
             ExplainedPass(logits, run, head.backward).heat_maps([Target(0)])
         except Exception as error:  # compilers raise anything
             logger.warning("%s: %s: %s", what, type(error).__name__, _in_short(error))
@@ -585,7 +585,7 @@ class ModelRunner:
                 running = TraceContext(run, current_output_cache.get())
                 logits = line.logits(running, self._head) if head is None else line.explained_logits(running, head)
             elif head is not None:
-                logits = head.read(lambda: self._run(run.ids_and_positions, run, self._model)[0])
+                logits = head.run_model(lambda: self._run(run.ids_and_positions, run, self._model)[0])
             else:
                 logits = self._run(run.ids_and_positions, run, self._model)[0]
         return logits, run
@@ -620,7 +620,7 @@ class ModelRunner:
         finally:
             _current_pass.reset(token)
             if self._fanned_out is not None:
-                self._fanned_out.forget()
+                self._fanned_out.clear()
         return first
 
 

@@ -252,7 +252,7 @@ class BatchedLayer:
     module: nn.Module
     index: int
     form: AttentionForm
-    kept: AttentionState | None = None
+    state: AttentionState | None = None
     fused_state: fused.FusedState | None = None
 
     @property
@@ -277,8 +277,8 @@ class BatchedLayer:
         fused = self.run.fused
         if fused is not None and fused.supports(query, self.form):
             over = self.run.sequences(self.index, self.width)
-            output, kept = fused.forward(query[0], over, self.form)
-            self.fused_state = kept if self.is_explained and self._map_kind(fused) is not None else None
+            output, state = fused.forward(query[0], over, self.form)
+            self.fused_state = state if self.is_explained and self._map_kind(fused) is not None else None
             return output[None]
         K, V = self.run.keys_and_values(self.index, self.width)
         q = self._by_sequence(query[0], K.shape[1])
@@ -287,7 +287,7 @@ class BatchedLayer:
         seen = self.run.visible(self.width, self.form.window)
         o, products = attention_output(q, K, V, seen, self.form, keep_products=keeps)
         if keeps:
-            self.kept = products
+            self.state = products
         return o.flatten(1, 2).transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1)
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
@@ -297,8 +297,8 @@ class BatchedLayer:
             self.fused_state = None
             return self._fused_backward(fused, fused_state, gradient, needs_input_grad=needs_input_grad)
         compute = torch.promote_types(query.dtype, torch.float32)
-        forward = self.kept or self._recompute(query[0].to(compute))
-        self.kept = None
+        forward = self.state or self._recompute(query[0].to(compute))
+        self.state = None
         w = self._by_sequence(gradient[0].transpose(0, 1).to(compute), forward.K.shape[1])
         U = value_gradients(forward, w)
         switches = self.run.shape.switches
@@ -315,12 +315,12 @@ class BatchedLayer:
         return dq, dk, dv
 
     def _fused_backward(
-        self, fused: FusedAttention, kept: fused.FusedState, gradient: Tensor, *, needs_input_grad: bool
+        self, fused: FusedAttention, state: fused.FusedState, gradient: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
         kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
         if kind is None:
             raise RuntimeError("the fused kernels do not compute this method's maps")
-        back = fused.backward(kept, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
+        back = fused.backward(state, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
         if len(back.maps):
             self.run.add_maps(self.width, self.form.window, tuple(back.maps.sum(2)))
         if back.gradients is None:

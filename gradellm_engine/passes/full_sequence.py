@@ -1,8 +1,7 @@
-"""A pass over many sequences at once that leaves nothing behind: how their attention is computed.
+"""Attention of whole sequences without a KV cache.
 
-Methods that look at a completion after the fact differentiate such a pass by anything, or change something in it;
-metrics change the text and look at what comes after it. All sequences of a pass are of one length; causal attention
-keeps what stands behind from what stands before.
+Post-hoc methods differentiate such a pass or change something in it; faithfulness metrics perturb the text and read the
+logits. The sequences of a pass have one length: shorter ones are padded at the end, where causal attention ignores it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,25 +24,23 @@ from gradellm_engine.attention.ops import (
 )
 
 Watch = Callable[[int, AttentionState], None]
-_Args = tuple[Any, ...]
-_Kwargs = dict[str, Any]
 
 
 class SequenceAttention(ABC):
-    """What attention layers ask for their outputs."""
+    """Computes the attention of every layer in a pass over whole sequences."""
 
     @abstractmethod
     def output(self, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm) -> Tensor:
-        """A layer's. [B, H, T, D], [B, G, T, D], [B, G, T, Dv] -> [B, T, H, Dv]"""
+        """A layer's attention output. [B, H, T, D], [B, G, T, D], [B, G, T, Dv] -> [B, T, H, Dv]"""
 
 
 @dataclass
 class FullSequenceAttention(SequenceAttention):
-    """The model's own attention, by a stock kernel where nobody looks at its weights or differentiates.
+    """The model's own attention, by a stock kernel where neither its weights nor gradients are needed.
 
     Attributes:
-        weights_are_constant: whether gradients take attention weights for constants.
-        watch: is shown every layer's attention, by index.
+        weights_are_constant: whether gradients treat attention weights as constants.
+        watch: called with every layer's index and attention.
     """
 
     weights_are_constant: bool = False
@@ -56,10 +52,10 @@ class FullSequenceAttention(SequenceAttention):
         q, visible = grouped(query, key.shape[1]), self._visibility(query, form.window)
         if torch.is_grad_enabled() or self.watch is not None:
             compute = torch.promote_types(q.dtype, torch.float32)
-            attended = attend(q.to(compute), key.to(compute), value.to(compute), visible, form)
+            state = attend(q.to(compute), key.to(compute), value.to(compute), visible, form)
             if self.watch is not None:
-                self.watch(index, attended)
-            o = grouped_matmul(attended.A.detach(), attended.V) if self.weights_are_constant else attended.output()
+                self.watch(index, state)
+            o = grouped_matmul(state.A.detach(), state.V) if self.weights_are_constant else state.output()
             o = o.to(query.dtype)
         else:
             o, _ = attention_output(q, key, value, visible, form)
@@ -73,5 +69,5 @@ class FullSequenceAttention(SequenceAttention):
 
 
 def ungrouped(o: Tensor) -> Tensor:
-    """As the model goes on with them. [B, G, r, T, Dv] -> [B, T, H, Dv]"""
+    """Attention outputs in the model's layout. [B, G, r, T, Dv] -> [B, T, H, Dv]"""
     return o.flatten(1, 2).transpose(1, 2).contiguous()

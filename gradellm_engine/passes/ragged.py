@@ -56,7 +56,7 @@ class RaggedPass:
         graph_anchor: see `AttentionPass`.
         output_is_used: see `AttentionPass`.
         row_slices: each chunk's tokens in the concatenated row.
-        kept: maps of each explained chunk, by the layers' window and device.
+        layer_groups: maps of each explained chunk, by the layers' window and device.
     """
 
     chunks: Sequence[SequenceChunk]
@@ -65,7 +65,7 @@ class RaggedPass:
     graph_anchor: Tensor | None = None
     output_is_used: bool = True
     row_slices: list[slice] = field(default_factory=list)
-    kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
+    layer_groups: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class RaggedPass:
 
     def _heat_map(self, i: int, chunk: SequenceChunk, explain: ExplainSpec) -> Tensor:
         total: Tensor | None = None
-        for layers in self.kept[i].values():
+        for layers in self.layer_groups[i].values():
             scores = sum_layer_scores(layers.maps, explain.switches, layers.domain, self.ranks)
             if total is None:
                 total = scores.new_zeros((len(chunk.ids), chunk.end))
@@ -133,7 +133,7 @@ class RaggedPass:
     def add_maps(self, i: int, first: int, window: int | None, maps: Maps) -> None:
         """Add a layer's maps [T, N] over the keys that chunk i's tokens see, which begin at position `first`."""
         chunk, device = self.chunks[i], maps[0].device
-        layers = self.kept.setdefault(i, {})
+        layers = self.layer_groups.setdefault(i, {})
         if (window, device) not in layers:
             domain = _domain(chunk, first, self.visible(i, first, window, device), device)
             layers[window, device] = LayerGroup(first, domain)
@@ -149,14 +149,14 @@ class RaggedLayer:
         module: the layer's attention module.
         index: the layer's index.
         form: the layer's kind of attention.
-        kept: the forward pass's products that the backward pass continues from, by chunk.
+        states: the forward pass's products that the backward pass continues from, by chunk.
     """
 
     run: RaggedPass
     module: nn.Module
     index: int
     form: AttentionForm
-    kept: dict[int, AttentionState] = field(default_factory=dict)
+    states: dict[int, AttentionState] = field(default_factory=dict)
 
     def visible_keys(self, i: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
         """What chunk i's queries see: the first position, keys and values from there, and the mask of queries."""
@@ -178,7 +178,7 @@ class RaggedLayer:
             keeps = chunk.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
             o, products = attention_output(q, K, V, visible, self.form, keep_products=keeps)
             if keeps and products is not None:
-                self.kept[i] = products
+                self.states[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return _concatenated(outputs)[None].contiguous()
 
@@ -215,7 +215,7 @@ class RaggedLayer:
 
         query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]
         """
-        forward = self.kept.pop(i, None) or self._recompute(i, query)
+        forward = self.states.pop(i, None) or self._recompute(i, query)
         first = self.form.first_visible(chunk.start)
         w = grouped(w, forward.K.shape[0]).to(forward.q.dtype)
         U = value_gradients(forward, w)

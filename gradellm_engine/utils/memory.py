@@ -1,4 +1,4 @@
-"""How much memory there is, whether an error says that it ran out, and how to get some back."""
+"""Available memory, detection of out-of-memory errors, and freeing of caches."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
-# What plain RuntimeErrors say: torch's of a processor's memory, and of a GPU's where a library or a driver has no room.
-_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "[CUDA]: out of memory", "STATUS_ALLOC_FAILED")
+# In messages of plain RuntimeErrors: torch's CPU allocator, and CUDA libraries or the driver without room.
+_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory", "[CUDA]: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the machine."""
+    """Whether the error is for lack of memory, of a GPU or of the machine."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def free_caches() -> None:
-    """Give back what is only kept for later use, so that the next pass finds it."""
+    """Release garbage and torch's cached GPU memory, for the next pass."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def available_bytes(control_group: Path = _CONTROL_GROUP) -> int:
-    """Memory that this process can still take: of the machine, and of its control group where that has a limit.
+    """Memory that this process can still take, within the machine's and its control group's limit.
 
-    A container that may have 4 GiB of a machine's 256 is ended by the kernel when it takes more. As the kubelet does,
-    files that were read and not used lately are no use of memory: they are let go where room is needed.
+    The kernel kills a container that exceeds its limit, whatever the machine has. As in the kubelet's accounting,
+    inactive file cache does not count as used: the kernel reclaims it.
     """
     free = int(psutil.virtual_memory().available)
     try:
@@ -47,7 +47,7 @@ def available_bytes(control_group: Path = _CONTROL_GROUP) -> int:
 
 
 def gpu_memory(devices: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Bytes that are free, and all there are, of those devices that are GPUs and answer; by their names."""
+    """Free and total bytes of the devices that are GPUs and respond, by name."""
     found: dict[str, tuple[int, int]] = {}
     for name in devices:
         if torch.device(name).type == "cuda":

@@ -1,7 +1,7 @@
-"""Silences what imported libraries say of themselves; to be imported before them.
+"""Silences warnings of imported libraries; import it before them.
 
-Transformers imports torchao wherever it is installed, and torchao warns of every kernel that it has for another
-processor, and of its own use of torch; bitsandbytes of kernels that it could download. What this project says stays.
+Transformers imports torchao wherever it is installed. torchao warns of every kernel that it lacks for this processor
+and of its own use of torch, bitsandbytes of kernels that it could download. This project's own logs are not affected.
 """
 
 import logging
@@ -17,10 +17,9 @@ for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep Transformers' notices and progress bars off standard error.
+    """Keep Transformers' log lines and progress bars off standard error, unless TRANSFORMERS_VERBOSITY is set.
 
-    What matters of them is an error of ours: weights that are missing or left over, a tokenizer that is another one.
-    Whoever sets TRANSFORMERS_VERBOSITY wants to see them.
+    This project raises errors for the problems that they report: missing or unexpected weights, another tokenizer.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -39,14 +38,13 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and end the process with its status.
+    """Run a command and exit the process with its status, by `os._exit`.
 
-    Not by the interpreter's own end, at which compiled libraries (nanobind, in Triton) complain of each other over many
-    lines.
+    At the interpreter's own exit, compiled libraries (nanobind, in Triton) print many lines of leak reports.
     """
     try:
         status = main() or 0
-    except SystemExit as end:  # argparse's, which has said why
+    except SystemExit as end:  # of argparse, which has printed the reason
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

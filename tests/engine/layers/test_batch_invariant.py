@@ -237,14 +237,14 @@ def test_a_kernel_whose_order_shows_is_not_taken() -> None:
     def shows(x: Tensor) -> Tensor:  # sums in another order for each number of rows
         return x.roll(len(x), -1) @ weight.roll(len(x), -1).t()
 
-    products._found.clear()
+    products._chosen.clear()
     try:
         product = invariant_product(weight, None, [shows])
-        assert (product.least, product.multiple, product.most) in ((16, 16, 16), (1, 1, 1))
+        assert (product.min_rows, product.multiple, product.max_rows) in ((16, 16, 16), (1, 1, 1))
         x = torch.randn(21, 40)
         assert torch.equal(product(x)[20:], product(x[20:]))
     finally:
-        products._found.clear()
+        products._chosen.clear()
 
 
 def test_a_product_pads_and_cuts() -> None:
