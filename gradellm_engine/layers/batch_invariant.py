@@ -30,19 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradellm_engine.layers.rms_norm import FrozenNorm
-from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass, SequenceChunk, Target
+from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass, SequenceChunk
 
 if TYPE_CHECKING:
     from gradellm_engine.attention.ops import AttentionForm
-    from gradellm_engine.model.runner import ModelRunner
 
 NAME = "batch-invariant"
 ALIGNED_PLACES = 16  # of a slot's beginning: of float32 and any width, 64 bytes
 DTYPES = (torch.float32, torch.float64)
 
 _WHOLE_VECTORS = 32  # float32 numbers: two vectors of the widest kind, as loops are unrolled
-_TRIED_TOKENS = 8
-_TRIED_BESIDE = 17  # more than a vector has numbers
 _ONE_THREAD = 2**15  # elements from which on an operation is shared out among threads
 
 
@@ -155,29 +152,3 @@ def _tokens(part: SequenceChunk) -> Iterator[SequenceChunk]:
     """Its tokens, each a part."""
     for place, token_id in enumerate(part.ids):
         yield replace(part, ids=[token_id], start=part.start + place)
-
-
-def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
-    """Whether a token's logits or scores are others where it was read in pieces or stands beside others: it is tried.
-
-    Gives the decoder a new pool.
-    """
-    runner.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + ALIGNED_PLACES * (1 + _TRIED_BESIDE))
-    runner.pool.reuses_prefixes = False
-    ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
-    explain = runner.every_layer
-    alone, *others = (runner.pool.allocate_first(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
-    for token_id in ids:
-        result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
-        logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
-    for place, slot in enumerate(others):  # pieces of other lengths, which stand beside one another
-        runner.read([SequenceChunk.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
-    runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
-    together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
-    results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = runner.explained_pass([SequenceChunk.again(others[0], 0, _TRIED_TOKENS, explain)])
-    replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
-    return not all(
-        torch.equal(its, logits[0]) and torch.equal(its_scores, scores)
-        for its, its_scores in [*results, (again.logits[-1], replayed)]
-    )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling
-from gradellm_engine.compilation.cuda_graphs import CudaRecorder
+from gradellm_engine.compilation.cuda_graphs import CudaGraphCapturer
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from support.oracle import relative_error
@@ -61,7 +61,7 @@ def told(engine: Engine, settings: AttributionSettings | None, how: How = How.CA
     scheduler = scheduler_of(engine, max_running=len(streams), num_tokens=1024)
     runner = engine.model.runner
     if how is How.RECORDED:
-        runner.use_graphs(CudaRecorder(runner.device))
+        runner.use_graphs(CudaGraphCapturer(runner.device))
     if how is How.COMPILED:
         runner.use_graphs()
     return run(scheduler, streams)
@@ -121,4 +121,4 @@ def test_compiled_layers(model_path: Callable[[str], Path], family: str) -> None
     for delivery in (None, Delivery.PER_TOKEN, Delivery.CHUNKED):
         settings = None if delivery is None else AttributionSettings(delivery=delivery)
         check(told(on_gpu, settings, How.COMPILED), told(on_cpu, settings))
-    assert on_gpu.model.runner.kernels == "attention in kernels of its own, compiled layers"
+    assert on_gpu.model.runner.execution_mode == "fused attention kernels, compiled layers"

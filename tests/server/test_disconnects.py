@@ -15,7 +15,8 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_server import fault_injection
 from gradellm_server.rpc import conversion

@@ -44,17 +44,17 @@ def _tensors(result: Any) -> list[Tensor]:
     return [x for x in results if isinstance(x, Tensor)]
 
 
-class TapeRecorder:
-    """As `CudaRecorder`."""
+class TapeCapturer:
+    """As `CudaGraphCapturer`."""
 
     def __init__(self) -> None:
-        self.num_recorded = 0
+        self.num_captured = 0
 
     def warm_up(self, run: Callable[[], None]) -> None:
         run()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.num_recorded += 1
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_captured += 1
         tape = Tape()
         with tape:
             run()

@@ -38,7 +38,7 @@ class Once:
     def warm_up(self, run: Callable[[], None]) -> None:
         run()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return run
 
 
@@ -48,7 +48,7 @@ class Once:
 def test_scores_are_the_same(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, family: str
 ) -> None:
-    monkeypatch.setattr("gradellm_engine.model.runner._compiles_on", lambda device: True)  # as on a GPU
+    monkeypatch.setattr("gradellm_engine.model.transformers_model.compiles_layers", lambda device: True)  # as on a GPU
     torch._dynamo.reset()
     runner = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20).model.runner
     runner.allocate_pool(200)
@@ -56,7 +56,7 @@ def test_scores_are_the_same(
     parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
     logits, rows = outcome(runner, parts)
     runner.compile(backend="aot_eager")
-    assert runner._compiled is not None
+    assert runner.compiled_layers is not None
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames
     compiled_logits, compiled_rows = outcome(runner, parts)
@@ -77,8 +77,8 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 
     torch._dynamo.reset()
     runner.compile(backend=broken)
-    assert runner._compiled is None
+    assert runner.compiled_layers is None
     (message,) = said(caplog)
-    assert message.startswith("layers cannot be compiled and run as they are: ")
+    assert message.startswith("Layers cannot be compiled; running them uncompiled: ")
     assert "no compiler is installed" in message
     assert "\n" not in message

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine.compilation.tracer import NotTraceable, Tracer, function, needed
+from gradellm_engine.compilation.tracer import NotTraceable, Tracer, codegen, eliminate_dead_code
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 HIDDEN = torch.tensor([True, False, True, False])
@@ -21,7 +21,7 @@ def traced(its: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Ten
     given = tracer.new(x)
     with tracer:
         result = tracer.value(its(x))
-    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+    run = codegen([given], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
     return lambda x: run(x)[0]
 
 
@@ -87,7 +87,7 @@ def test_gradients_too(name: str) -> None:
     ("its", "why"),
     [
         (lambda x: x * float(x.max()), "_local_scalar_dense"),
-        (lambda x: x[x > 0], "depends on numbers"),
+        (lambda x: x[x > 0], "depends on data"),
         (lambda x: x + torch.rand(4), "draws"),
         (lambda x: WEIGHT.clone().copy_(WEIGHT) if WEIGHT.add_(0) is None else x, "writes to a constant"),
     ],
@@ -103,9 +103,9 @@ def test_what_is_made_out_of_sight_is_not_written_down() -> None:
     tracer.new(x)
     with tracer:
         y = x + 1
-        with tracer.off():
+        with tracer.pause():
             unseen = y[0]
-        with pytest.raises(NotTraceable, match="out of sight"):
+        with pytest.raises(NotTraceable, match="was not recorded"):
             unseen + 1
 
 
@@ -115,8 +115,8 @@ def test_what_is_not_given_is_missed() -> None:
     given, _ = tracer.new(x), tracer.new(y)
     with tracer:
         result = tracer.value(x + y)
-    with pytest.raises(NotTraceable, match="made elsewhere"):
-        function([given], tracer.operations, [result], tracer.constants)
+    with pytest.raises(NotTraceable, match="another part of the trace"):
+        codegen([given], tracer.operations, [result], tracer.constants)
 
 
 def test_what_is_not_the_librarys_is_called_each_time() -> None:
@@ -131,11 +131,11 @@ def test_what_is_not_the_librarys_is_called_each_time() -> None:
     given = tracer.new(x)
     with tracer:
         doubled = x * 2
-        with tracer.off():
+        with tracer.pause():
             answer = ask(doubled)
-        tracer.call(ask, doubled, gives=answer)
+        tracer.call(ask, doubled, results=answer)
         result = tracer.value(answer * 2)
-    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+    run = codegen([given], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
     assert torch.equal(run(x + 1)[0], 2 * (4.0 + 48.0) * torch.ones(3, 4))
     assert asked == [24.0, 48.0]
 
@@ -155,11 +155,11 @@ def test_tensors_are_given_up_after_their_last_use() -> None:
     with tracer:
         for _ in range(4):
             y = y * 2
-            with tracer.off():
+            with tracer.pause():
                 answer = look(y)
-            tracer.call(look, y, gives=answer)
+            tracer.call(look, y, results=answer)
             y = answer
-    run = function([given], tracer.operations, [tracer.value(y)], tracer.constants)
+    run = codegen([given], tracer.operations, [tracer.value(y)], tracer.constants)
     del tracer, answer, y
     alive.clear()
     gone.clear()

@@ -41,7 +41,8 @@ from gradellm_engine import (
 )
 from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.ragged import RaggedPass
 from gradellm_engine.tokenization.words import WordCounter
 from support.oracle import relative_error
@@ -592,7 +593,7 @@ def test_nothing_of_a_pass_s_graph_outlives_it(
     finally:
         gc.enable()
     assert made
-    parameters = list(engine.model.runner._model.parameters())
+    parameters = list(engine.model.runner.model.parameters())
     assert all(p.grad is None and not p.requires_grad for p in parameters)
 
 
@@ -688,7 +689,7 @@ def test_unrotated_is_refused_where_a_family_has_layers_without_a_rotary_embeddi
 
 def test_numbers_that_break_while_running(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
-    weight: Tensor = engine.model.runner._model.model.layers[1].mlp.down_proj.weight
+    weight: Tensor = engine.model.runner.model.model.layers[1].mlp.down_proj.weight
     whole = weight.clone()
     expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
     generation = engine.generate(PROMPT, GREEDY, PREFIX)

@@ -40,8 +40,9 @@ from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.sampler import Distribution, choose_token, sampling_probs, uniform_draw
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import PRESETS
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.ragged import SequenceChunk
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of, take
@@ -132,7 +133,7 @@ def breaking() -> Iterator[Callable[[Engine], None]]:
         return output.masked_fill((args[0] == BROKEN)[..., None], torch.nan)
 
     def break_(engine: Engine) -> None:
-        hooks.append(engine.model.runner._model.get_input_embeddings().register_forward_hook(poison))
+        hooks.append(engine.model.runner.model.get_input_embeddings().register_forward_hook(poison))
 
     yield break_
     for hook in hooks:

@@ -443,7 +443,7 @@ def test_models_that_choose_no_logits(load: Engines, monkeypatch: pytest.MonkeyP
     """The head reads the last row of each text in both."""
     engine = load("gemma2")
     runner, widths = engine.model.runner, []
-    hook = runner._head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
+    hook = runner.lm_head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
     asked = replace(FAMILY_SETTINGS, judged=(EvaluatedMethod("own", rows=own_scores(1, 10)),), removal=Removal.REMOVE)
     expected = outcome(engine, engine.evaluation_request(RAW[:9], asked, [70]))
     monkeypatch.setattr(runner, "_chooses_logits", chooses)

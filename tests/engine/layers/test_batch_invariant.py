@@ -32,11 +32,12 @@ from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
-from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, is_batch_variant, patch_elementwise_modules
+from gradellm_engine.layers.batch_invariant import ALIGNED_PLACES, patch_elementwise_modules
 from gradellm_engine.layers.gemm import GemmWeight, has_onednn
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.model.self_checks import is_batch_variant
 from gradellm_engine.params import PRESETS
 from support.scheduler_harness import Told, run_alone, take
 from support.tiny_models import save_random_model
@@ -190,8 +191,8 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
 def test_a_processor_where_it_does_not_come_out_is_refused(
     model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "shows_others", lambda runner, vocab_size: True)
-    with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
+    monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
+    with pytest.raises(UnsupportedModelError, match="a token's numbers still depend on the rest of its batch"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
 

@@ -40,11 +40,11 @@ from gradellm_engine.layers import rotary_switch
 from gradellm_engine.layers.rotary_switch import coded, context_limit, switch_tokens
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.model.loader import assemble
+from gradellm_engine.model.loader import wrap_model
 from gradellm_engine.params import Rotary
 from gradellm_engine.passes.ragged import SequenceChunk, Target
 from support.faithfulness_reference import Reference, Rows
-from support.fake_cuda_graphs import TapeRecorder
+from support.fake_cuda_graphs import TapeCapturer
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
 from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of
 from support.tiny_models import byte_tokenizer, save_random_model
@@ -363,7 +363,7 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
     sequences = {False: prompt_ids(SWITCH - 4), True: prompt_ids(SWITCH + 8, 1)}
     target = Target(7)
     found: dict[tuple[bool, ...], list[Tensor]] = {}
-    for recorder in (None, TapeRecorder()):
+    for recorder in (None, TapeCapturer()):
         runner.allocate_pool(500)
         if recorder is not None:
             runner.use_graphs(recorder)
@@ -386,7 +386,7 @@ def test_steps_are_recorded_with_the_factors_of_each_sequence(
             for slot in slots:
                 slot.close()
     assert recorder is not None
-    assert recorder.num_recorded == 3  # a step forward and backward, and a chunk
+    assert recorder.num_captured == 3  # a step forward and backward, and a chunk
     runner.allocate_pool(500)
 
 
@@ -413,7 +413,7 @@ def test_placed_by_accelerate(path: Any, own_logits: Any) -> None:
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
     spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
-    engine = Engine(assemble(spread, byte_tokenizer(), name="spread"))
+    engine = Engine(wrap_model(spread, byte_tokenizer(), name="spread"))
     told = run(
         scheduler_of(engine, max_running=2, num_tokens=500),
         [stream(engine, length, SETTINGS, seed=length) for length in (SWITCH - 3, 5)],
@@ -551,7 +551,7 @@ def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_
 
 @pytest.mark.parametrize("name", CASES)
 def test_contexts(path: Any, name: str, load: Any) -> None:
-    config = load(name).model.runner._config
+    config = load(name).model.runner.config
     assert context_limit(config).num_tokens == load(name).info.context_tokens
     assert load(name).info.context_tokens == (SWITCH if name == "dynamic" else CONTEXT)
     assert switch_tokens(config) == (SWITCH if name in LONGROPES else None)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.model.loader import assemble
+from gradellm_engine.model.loader import wrap_model
 from support.oracle import relative_error
 from support.reference_case import quick
 
@@ -31,7 +31,7 @@ def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
     parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
     spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
     assert "forward" in vars(spread.model.layers[0])
-    return Engine.load(str(path)), Engine(assemble(spread, AutoTokenizer.from_pretrained(path), name="spread"))
+    return Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -113,9 +113,9 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     if not FAMILIES[engine.info.family].rotary:
         pytest.skip("this family's layers do not all have one that is undone")
     engine.model.runner.pool.forget()  # what another test has read of the prompt would not be read again
-    monkeypatch.setattr(engine.model.runner, "lines", None)  # which never call what is watched here
+    monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # which never call what is watched here
     num_layers = engine.info.num_layers
-    module = sys.modules[type(engine.model.runner._model).__module__]
+    module = sys.modules[type(engine.model.runner.model).__module__]
     rotate, undo = vars(module)["apply_rotary_pos_emb"], ragged.unrotated
     given: list[Tensor] = []  # keys of a layer each, pass by pass
     undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on

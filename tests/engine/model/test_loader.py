@@ -449,7 +449,7 @@ def num_hooks(model: nn.Module) -> int:
 def test_no_pass_leaves_a_hook(model_path: ModelPath, family: str, delivery: Delivery) -> None:
     """One for each rotary embedding stays, to note it; what a pass adds is gone after it, also where it fails."""
     engine = Engine.load(str(model_path(family)))
-    model = engine.model.runner._model
+    model = engine.model.runner.model
     num_rotaries = len(engine.model.runner.pool.cosines)
     assert num_rotaries == (0 if family == "gpt2" else 1)
     assert num_hooks(model) == num_rotaries
@@ -487,7 +487,7 @@ def test_other_models_in_the_process_are_left_alone(model_path: ModelPath) -> No
         assert all(torch.equal(a, b) for a, b in zip(run(model), expected, strict=True))
     assert len(list(generation)) > 0
     with pytest.raises(RuntimeError, match="belongs to a gradellm Decoder"):
-        engine.model.runner._model(tokens)
+        engine.model.runner.model(tokens)
 
 
 def test_the_demo_model_s_name_is_no_path() -> None:

@@ -35,7 +35,7 @@ def runner(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
     runner = load("llama").model.runner
     runner.allocate_pool(400)
     yield runner
-    runner.activation_cache = ActivationCache(runner._model.base_model)
+    runner.activation_cache = ActivationCache(runner.model.base_model)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_attention_whose_output_nobody_looks_at_gives_none(
 
 def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunner) -> None:
     """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
-    model: nn.Module = runner._model
+    model: nn.Module = runner.model
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: (args[0] * args[0],))
         for name, layer in model.named_modules()
@@ -110,9 +110,9 @@ def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunn
     ]
     assert len(hooks) == 3
     try:
-        runner._leaves_out = None
+        runner.skips_unused_outputs = None
         runner.allocate_pool(400)
-        assert runner._leaves_out is False
+        assert runner.skips_unused_outputs is False
         part = sequence(runner)
         (known,) = runner.replay([part], targets(part))
         (again,) = runner.replay([part], targets(part))
@@ -120,7 +120,7 @@ def test_attention_behind_which_something_else_stands_gives_it(runner: ModelRunn
     finally:
         for hook in hooks:
             hook.remove()
-        runner._leaves_out = None
+        runner.skips_unused_outputs = None
 
 
 def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
@@ -202,7 +202,7 @@ def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunne
 
 def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
-    layer = runner._model.base_model.layers[1].mlp.down_proj
+    layer = runner.model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
     try:
         part = sequence(runner)
@@ -246,7 +246,7 @@ def test_streams_keep_what_their_chunks_need_and_no_more(
 
 
 def test_keeps_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
-    body = runner._model.base_model
+    body = runner.model.base_model
     products = ActivationCache(body)
     part = sequence(runner)
     chunk = runner.activation_cache._chunks[part.slot]
