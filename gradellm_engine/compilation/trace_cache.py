@@ -61,7 +61,7 @@ class CpuTraceCache:
         run, head = batch.run, batch.head
         key = TraceKey(
             num_rows=sum(len(chunk.ids) for chunk in batch.chunks),
-            lowest=None if run.anchor is None else run.lowest,
+            lowest=None if run.graph_anchor is None else run.lowest,
             records_outputs=records_outputs,
             is_cached=batch.is_cached,
             has_columns=head is not None and head.has_columns,

@@ -112,7 +112,12 @@ class _RecordingPass:
     def __init__(self, recording: _Recording, *, has_new: bool) -> None:
         """`has_new` tells whether the pass's tokens are new; replayed tokens have nothing to store."""
         run = recording.context.run
-        self.anchor, self.lowest, self.output_is_used, self.row = run.anchor, run.lowest, run.output_is_used, run.row
+        self.graph_anchor, self.lowest, self.output_is_used, self.row = (
+            run.graph_anchor,
+            run.lowest,
+            run.output_is_used,
+            run.row,
+        )
         self._recording, self._has_new = recording, has_new
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:

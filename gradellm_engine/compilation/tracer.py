@@ -9,6 +9,10 @@
 Operations are recorded below autograd, those of its backward passes among them. They are the same for other numbers as
 long as no control flow depends on data; where it does, the tracer raises `NotTraceable`. A tensor that no recorded
 operation produced is a constant, such as a weight.
+
+Why not torch.fx: its generated code looks constants up as attributes and calls operations through OpOverload's Python
+wrapper, 348 Python calls instead of 163 for 160 small operations, which then take 2.2 instead of 1.8 ms; it has no
+nodes that call back into a pass; and operations of an autograd backward pass need a dispatch mode such as this anyway.
 """
 
 from __future__ import annotations

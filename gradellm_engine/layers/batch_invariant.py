@@ -130,7 +130,7 @@ class PerTokenPass(RaggedPass):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._each = _EachAlone(
-            [token for part in self.parts for token in _tokens(part)], self.rotary_of, anchor=self.anchor
+            [token for part in self.parts for token in _tokens(part)], self.rotary_of, graph_anchor=self.graph_anchor
         )
 
     def site(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:

@@ -199,14 +199,14 @@ class ModelRunner(TransformersModel):
             run = self._batched_pass(batch.chunks)
         else:
             has_graph = batch.head is not None
-            anchor = torch.zeros((), device=self.device, requires_grad=True) if has_graph else None
-            run = self._ragged_pass(batch.chunks, anchor)
+            graph_anchor = torch.zeros((), device=self.device, requires_grad=True) if has_graph else None
+            run = self._ragged_pass(batch.chunks, graph_anchor)
         run.output_is_used = not (self.skips_unused_outputs and batch.is_cached)
         return run
 
-    def _ragged_pass(self, chunks: Sequence[SequenceChunk], anchor: Tensor | None = None) -> RaggedPass:
+    def _ragged_pass(self, chunks: Sequence[SequenceChunk], graph_anchor: Tensor | None = None) -> RaggedPass:
         kind = PerTokenPass if self.batch_invariant else RaggedPass
-        return kind(chunks, self.rotary_of, self.head_ranks, anchor)
+        return kind(chunks, self.rotary_of, self.head_ranks, graph_anchor)
 
     def _new_batched_pass(self, shape: StepShape) -> BatchedPass:
         return BatchedPass(self.pool, self.rotary_of, shape, self.device, self.fused_attention, self.head_ranks)

@@ -95,7 +95,7 @@ class BatchedPass:
         row: the tokens and their positions, as the model takes them, sequence after sequence. [2, B T]
         fused: the kernels that compute attention; None for torch's.
         ranks: those that share the model's heads out; None where all are here.
-        anchor: a leaf that requires a gradient; None for no graph.
+        graph_anchor: a leaf that requires a gradient; None for no graph.
         lowest: the lowest layer that is explained.
         needs_outputs: it gives them in any case.
         totals: the sum of layers' scores, the last token's in the last column. [B, T, L]
@@ -118,11 +118,11 @@ class BatchedPass:
         self._domains: Tensor | None = None
         if shape.has_domains:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
-        self.anchor: Tensor | None = None
+        self.graph_anchor: Tensor | None = None
         self.lowest = 0
         self.output_is_used = True
         if shape.switches is not None:
-            self.anchor = torch.zeros((), device=device, requires_grad=True)
+            self.graph_anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]
         self._explained: list[tuple[int, int, int]] = []  # rows, tokens, and how long their sequences are
 

@@ -4,8 +4,8 @@ A pass reads tokens of several sequences that stand behind one another in one ro
 tokens like any others, and weights are read once for all of them. In each attention layer, keys and values go to where
 their sequences' are kept, and each query meets what its own sequence holds. In an explained pass
 
-    1. the graph starts at the attention output of the lowest selected layer (`anchor`): parameters are frozen, and
-       everything below is a constant of the gradients that are read;
+    1. the graph starts at the attention output of the lowest selected layer (`graph_anchor`): parameters are frozen,
+       and everything below is a constant of the gradients that are read;
     2. every attention output above is a node of `attended`, whose backward pass meets w = dl/do, computes U and adds
        the layer's scores to the heat maps.
 
@@ -143,7 +143,7 @@ class LayerAttention(Protocol):
 class AttentionPass(Protocol):
     """One pass through the model."""
 
-    anchor: Tensor | None
+    graph_anchor: Tensor | None
     """A leaf that requires a gradient, so that the graph starts where it is passed in; None for no graph."""
     lowest: int
     """The lowest layer that is explained."""
@@ -169,9 +169,9 @@ class AttentionPass(Protocol):
 
 def attended(run: AttentionPass, site: LayerAttention, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """A layer's attention, as a node of the graph where it is explained. Shapes as for `LayerAttention`."""
-    if run.anchor is None or index < run.lowest:
+    if run.graph_anchor is None or index < run.lowest:
         return site.output(query)
-    output: Tensor = _Attention.apply(run.anchor, query, key, value, site)  # type: ignore[no-untyped-call]
+    output: Tensor = _Attention.apply(run.graph_anchor, query, key, value, site)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -214,7 +214,7 @@ class RaggedPass:
         parts: the sequences.
         rotary_of: which of the model's rotary embeddings each layer takes.
         ranks: those that share the model's heads out; None where all are here.
-        anchor: see `AttentionPass`.
+        graph_anchor: see `AttentionPass`.
         needs_outputs: see `AttentionPass`.
         places: where each part's tokens stand in the row of all.
         kept: of each explained part, what layers keep of their attention, by what they see.
@@ -223,7 +223,7 @@ class RaggedPass:
     parts: Sequence[SequenceChunk]
     rotary_of: Mapping[int, int]
     ranks: ProcessGroup | None = None
-    anchor: Tensor | None = None
+    graph_anchor: Tensor | None = None
     output_is_used: bool = True
     places: list[slice] = field(default_factory=list)
     kept: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
@@ -235,7 +235,7 @@ class RaggedPass:
             self.places.append(slice(end, end + len(part.ids)))
             end += len(part.ids)
         self.lowest = 0
-        if self.anchor is not None:
+        if self.graph_anchor is not None:
             self.lowest = min(part.explain.selected[0] for part in self.parts if part.explain is not None)
 
     @property

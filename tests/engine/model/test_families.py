@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling, Sources
-from gradellm_engine.model.families import FAMILIES
+from gradellm_engine import (
+    AttributionSettings,
+    Delivery,
+    Engine,
+    GradEllm,
+    Sampling,
+    Sources,
+    UnsupportedModelError,
+)
+from gradellm_engine.model.families import FAMILIES, REFUSED, family_of
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes import ragged
 from support.oracle import FamilyOracle, heat_map, relative_error
@@ -45,6 +54,17 @@ def engine(path: Path) -> Engine:
 
 def test_each_family_has_a_tiny_model() -> None:
     assert set(TINY) == set(FAMILIES)
+
+
+def test_refused_families_have_a_reason() -> None:
+    assert not set(FAMILIES) & set(REFUSED)
+    for name in FAMILIES:
+        assert family_of(name) is FAMILIES[name]
+    for name, reason in REFUSED.items():
+        with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+            family_of(name)
+    with pytest.raises(UnsupportedModelError, match="'made_up'"):
+        family_of("made_up")
 
 
 def test_greedy_text_is_that_of_transformers(engine: Engine, path: Path) -> None:
