@@ -102,7 +102,7 @@ def check_batch_invariant(
             "--device cpu --dtype float32 without quantised or shared weights"
         )
     text = config.get_text_config(decoder=True)
-    if not family.by_tokens or getattr(text, "final_logit_softcapping", None):
+    if not family.supports_batch_invariance or getattr(text, "final_logit_softcapping", None):
         raise ModelLoadError(
             f"the family {config.model_type} has no batch-invariant results: its experts take the tokens of all "
             "requests together, or logits are soft-capped outside of any layer; leave the switch off"
@@ -116,7 +116,7 @@ def check_shares(config: Any, family: Family, size: int) -> None:  # noqa: ANN40
         ModelLoadError: with the numbers of ranks that are possible.
     """
     text = config.get_text_config(decoder=True)
-    if not family.shares:
+    if not family.supports_tensor_parallel:
         raise ModelLoadError(
             f"the family {config.model_type} cannot be sharded over ranks; use --device-map auto for a model larger "
             "than a GPU"

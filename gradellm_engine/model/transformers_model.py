@@ -61,7 +61,7 @@ class TransformersModel:
 
         Args:
             model: the decoder.
-            ranks: the process group that shares the weights, if they are loaded with tensor parallelism.
+            ranks: the tensor-parallel process group, if the weights are sharded.
             batch_invariant: see `gradellm_engine.layers.batch_invariant`.
 
         Raises:

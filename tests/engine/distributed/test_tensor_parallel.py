@@ -30,7 +30,7 @@ from support.tiny_models import save_random_model
 EXACT = 1e-9  # in float64
 ROUNDED = 1e-5  # in float32
 STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
-SHARED = sorted(name for name, family in FAMILIES.items() if family.shares)
+SHARED = sorted(name for name, family in FAMILIES.items() if family.supports_tensor_parallel)
 EXPERTS = frozenset(
     name for name in SHARED if FAMILIES[name].gates is None
 )  # torch groups their products in float32 alone

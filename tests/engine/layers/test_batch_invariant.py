@@ -44,8 +44,8 @@ from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
 Load = Callable[..., Engine]
-BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.by_tokens)
-TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.by_tokens)
+BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.supports_batch_invariance)
+TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.supports_batch_invariance)
 WIDE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
         "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 1024}  # fmt: skip
 PROMPTS = ["Once upon a time, a small red fox did not like rain.", "Once upon a time, a small red", "A dog", "1, 2, 3"]

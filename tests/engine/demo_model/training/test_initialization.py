@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradellm_engine.demo_model.training.initial import initialize
+from gradellm_engine.demo_model.training.initialization import initialize
 
 
 @pytest.fixture(scope="module")
