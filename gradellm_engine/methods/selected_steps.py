@@ -75,7 +75,7 @@ def _within(
     for is_long in (False, True):  # the slot, which holds the longest, is left so
         alike = [step for step in steps if runner.is_long(given.prefix(step)) == is_long]
         if alike and slot.is_long != is_long:
-            for _ in runner.read_anew(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
+            for _ in runner.prefill_again(slot, given.ids[: given.prefix(max(alike))], is_long=is_long):
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_A_PASS):
             chosen = alike[begin : begin + TOKENS_A_PASS]

@@ -217,7 +217,7 @@ def load_weights(
         name: a local folder or a hub id.
         revision: the hub's branch, tag or commit.
         dtype: of the weights.
-        quantization: how Transformers quantizes them; None for not.
+        quantization: how Transformers quantises them; None for not.
         placement: a device map, without `ranks`.
         ranks: the tensor-parallel process group.
 

@@ -210,7 +210,7 @@ def check_config(name: str, config: dict[str, Any]) -> None:
                 )
     if isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys():
         raise UnsupportedModelError(
-            f"{name}: its weights are quantized for MLX (config.json: quantization), which is not supported; serve the "
+            f"{name}: its weights are quantised for MLX (config.json: quantization), which is not supported; serve the "
             "original checkpoint, with --quantize int8 or nf4 to save memory"
         )
 

@@ -50,28 +50,28 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is loaded, to the point where somebody else can load the same.
+    """A model's description: everything that is needed to load the same model again.
 
     Attributes:
         name: the path or hub id.
         revision: the hub's commit, empty for a path.
         family: the configuration's model type.
-        weights_sha256: over the weight files, in the order of their names.
-        tokenizer_sha256: over the tokenizer's own serialisation.
-        chat_template_sha256: empty where there is none.
-        dtype: what the weights are computed in.
-        quantization: how they are kept: none (in that dtype), int8, nf4, or what the checkpoint itself says.
-        device: where they lie; several, joined with commas.
-        attention_kernel: the attention arithmetic that runs.
+        weights_sha256: a hash of the weight files.
+        tokenizer_sha256: a hash of the tokenizer's serialisation.
+        chat_template_sha256: empty without a chat template.
+        dtype: of the activations.
+        quantization: how weights are stored: none (in `dtype`), int8, nf4, or the checkpoint's own method.
+        device: of the weights; several, joined with commas.
+        attention_kernel: the attention implementation.
         num_layers: decoder layers.
         num_heads: query heads a layer.
         num_key_value_heads: key-value heads a layer.
-        num_parameters: in all.
-        vocab_size: token ids are below this.
-        context_tokens: prompt and completion together at most.
-        has_chat_template: whether it takes messages.
-        config_sha256: over what else decides numbers and tokens: config.json without names, versions and stored dtype,
-            and the tokens that begin and end a text. Empty for a model that was not loaded from files.
+        num_parameters: in total.
+        vocab_size: the limit of token ids.
+        context_tokens: the limit of prompt and completion together.
+        has_chat_template: whether the model takes messages.
+        config_sha256: a hash of the other settings that affect numbers and tokens: config.json without names, versions
+            and stored dtype, and the tokens that begin and end a text. Empty for a model not loaded from files.
     """
 
     name: str
@@ -96,7 +96,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to be explained."""
+    """A model with its tokenizer, ready to generate and explain."""
 
     info: ModelInfo
     family: Family
@@ -193,7 +193,7 @@ class _Source:
 
     @property
     def quantization(self) -> str:
-        """How the checkpoint's weights are quantized, as its configuration names it; none where they are not."""
+        """How the checkpoint's weights are quantised, as its configuration names it; none where they are not."""
         config: Any = getattr(self.config, "quantization_config", None)
         method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
         return str(Quantization.NONE) if config is None else str(getattr(method, "value", method))
@@ -272,7 +272,7 @@ def _load_model_weights(
         placement=placement,
         ranks=ranks,
     )
-    if ranks is None:  # with tensor parallelism, weights are never quantized
+    if ranks is None:  # with tensor parallelism, weights are never quantised
         check_gradients(model)
     return model
 

@@ -1,7 +1,7 @@
 """Weights in 8 or 4 bits, by libraries that Transformers integrates.
 
-Only weights are quantized; activations keep the model's dtype. Products with weights therefore stay linear, gradients
-by activations are exact, and explanations are exactly those of the quantized model. How far its scores lie from those
+Only weights are quantised; activations keep the model's dtype. Products with weights therefore stay linear, gradients
+by activations are exact, and explanations are exactly those of the quantised model. How far its scores lie from those
 of the original model is a property of the two models.
 """
 
@@ -30,7 +30,7 @@ _PACKAGES = {Quantization.INT8: "torchao", Quantization.NF4: "bitsandbytes"}
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype | str) -> Any:  # noqa: ANN401 (Transformers')
-    """The configuration with which Transformers quantizes weights as it loads them; None for no quantization.
+    """The configuration with which Transformers quantises weights as it loads them; None for no quantization.
 
     Raises:
         ModelLoadError: if the library for it is not installed.
@@ -52,7 +52,7 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype | str) ->
 
 
 def check_gradients(model: PreTrainedModel) -> None:
-    """Check that gradients pass through every quantized layer.
+    """Check that gradients pass through every quantised layer.
 
     Raises:
         UnsupportedModelError: naming a layer whose output has no graph: scores would miss the gradients below it.
@@ -66,4 +66,4 @@ def check_gradients(model: PreTrainedModel) -> None:
             x = torch.zeros(1, module.in_features, device=weight.device, dtype=model.dtype, requires_grad=True)
             with torch.enable_grad():
                 if not module(x).requires_grad:
-                    raise UnsupportedModelError(f"no gradient passes through the quantized layer {name}")
+                    raise UnsupportedModelError(f"no gradient passes through the quantised layer {name}")

@@ -236,7 +236,7 @@ class ModelRunner(TransformersModel):
         with nullcontext() if self.compiled_layers is None else self.compiled_layers.used():
             return self._logits(run.row, run)
 
-    def read_anew(self, slot: KVSlot, ids: Sequence[int], *, is_long: bool) -> Iterator[None]:
+    def prefill_again(self, slot: KVSlot, ids: Sequence[int], *, is_long: bool) -> Iterator[None]:
         """Prefill a slot's sequence again, with the other rotary factors; yields after every pass."""
         slot.ids.clear()
         slot.is_long = is_long

@@ -101,7 +101,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a byte, so that any text has tokens and a character may have several."""
+    """A tokenizer with one token per byte, so that any text has tokens and a character may have several."""
     vocab = {character: index for index, character in enumerate(bytes_to_unicode().values())}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,7 +114,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_random_model(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
-    """Save a random model of a family, initialised as Transformers does unless `overrides` say otherwise."""
+    """Save a random model of a family, with Transformers' initialisation and `overrides` of its configuration."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **overrides})
     model = AutoModelForCausalLM.from_config(config)

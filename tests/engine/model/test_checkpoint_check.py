@@ -127,7 +127,7 @@ CHANGED: list[tuple[dict[str, Any], str]] = [
     ({"config.json": {"model_type": "qwen3", "architectures": ["Qwen3Model"]}}, "without a language-model head"),
     (
         {"config.json": {"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}},
-        "quantized for MLX",
+        "quantised for MLX",
     ),
 ]
 

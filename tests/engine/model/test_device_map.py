@@ -1,6 +1,6 @@
-"""A model spread by accelerate, whose hooks move tensors between modules: explained as one that lies in one place.
+"""A model dispatched by accelerate, whose hooks move tensors between modules, is explained as one on a single device.
 
-Every part is placed on the CPU here, by hooks of its own; machines with several devices are not tested.
+Every module has hooks here, and all are on the CPU; machines with several devices are not tested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT = "A red fox."
 
 @pytest.fixture(scope="module")
 def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
-    """In one place, and spread."""
+    """On a single device, and dispatched."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
