@@ -134,36 +134,36 @@ class ModelRunner(TransformersModel):
         finally:
             slot.close()
 
-    def read(self, parts: Sequence[SequenceChunk]) -> None:
+    def read(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill: write the chunks' keys and values into the KV cache. Returns once they are computed."""
-        last = self._prefill(parts, self.model.base_model)
+        last = self._prefill(chunks, self.model.base_model)
         if last.is_cuda:  # else the time of the prefill would be charged to the pass that next waits for the GPU
             torch.cuda.synchronize(last.device)
 
-    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
+    def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Logits of the token after each chunk's last. [B, V]"""
-        if all(len(part.ids) == 1 for part in parts):
-            return self._execute(parts).logits
-        ends = torch.tensor([len(part.ids) for part in parts])
+        if all(len(chunk.ids) == 1 for chunk in chunks):
+            return self._execute(chunks).logits
+        ends = torch.tensor([len(chunk.ids) for chunk in chunks])
         rows = (ends.cumsum(0) - 1).to(self.device)
         if self._takes_logits_to_keep:
-            return self._prefill(parts, self.model, logits_to_keep=rows)[0]
-        return self._prefill(parts, self.model)[0, rows]
+            return self._prefill(chunks, self.model, logits_to_keep=rows)[0]
+        return self._prefill(chunks, self.model)[0, rows]
 
-    def logits(self, parts: Sequence[SequenceChunk]) -> Tensor:
+    def logits(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Logits of the token after each of the chunks' tokens. [T, V]"""
-        return self._prefill(parts, self.model)[0]
+        return self._prefill(chunks, self.model)[0]
 
-    def explained_pass(self, parts: Sequence[SequenceChunk], targets: Sequence[Target] | None = None) -> ExplainedPass:
+    def explained_pass(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target] | None = None) -> ExplainedPass:
         """A forward pass over the chunks, with the graph that explains those whose `explain` is set.
 
         `targets` are those of all tokens, where they are known before the pass; it then computes their logits alone.
         """
-        return self._execute(parts, is_explained=True, targets=targets)
+        return self._execute(chunks, is_explained=True, targets=targets)
 
-    def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
+    def replay(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
         """Teacher-forced replay: attribution rows of tokens that the KV cache holds, by their targets. [T, S] each"""
-        return self.explained_pass(parts, targets).heat_maps(targets)
+        return self.explained_pass(chunks, targets).heat_maps(targets)
 
     def _execute(
         self, chunks: Sequence[SequenceChunk], *, is_explained: bool = False, targets: Sequence[Target] | None = None
@@ -185,13 +185,13 @@ class ModelRunner(TransformersModel):
         _commit_ids(chunks)
         return result
 
-    def runs_batched(self, parts: Sequence[SequenceChunk]) -> bool:
+    def runs_batched(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether a `BatchedPass` can run the chunks, and is faster than a `RaggedPass`."""
-        if not self.is_on_one_device or self.batch_invariant or not is_step(parts):
+        if not self.is_on_one_device or self.batch_invariant or not is_step(chunks):
             return False
         if self.cuda_graphs is not None or self.device.type == "cuda":
             return True
-        return len(parts) > 1 and max(part.end for part in parts) <= _MAX_GATHERED_TOKENS
+        return len(chunks) > 1 and max(chunk.end for chunk in chunks) <= _MAX_GATHERED_TOKENS
 
     def _make_pass(self, batch: Batch) -> AttentionPass:
         run: AttentionPass

@@ -54,16 +54,16 @@ class Runner(Protocol):
     def allocate_pool(self, num_tokens: int) -> None:
         """Allocate the KV cache."""
 
-    def read(self, parts: Sequence[SequenceChunk]) -> None:
+    def read(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill."""
 
-    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
+    def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Logits of the token after each chunk's last. [B, V]"""
 
-    def explained_pass(self, parts: Sequence[SequenceChunk], targets: Sequence[Target] | None = None) -> ExplainedPass:
+    def explained_pass(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target] | None = None) -> ExplainedPass:
         """A forward pass that can be explained."""
 
-    def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
+    def replay(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
         """Attribution rows of tokens whose targets are known."""
 
 

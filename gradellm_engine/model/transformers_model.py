@@ -37,7 +37,7 @@ from gradellm_engine.passes.ragged import AttentionPass
 
 
 class TransformersModel:
-    """A frozen decoder whose attention layers ask the pass that runs.
+    """A frozen decoder whose attention layers call the pass that runs.
 
     Attributes:
         model: the decoder.
@@ -46,7 +46,9 @@ class TransformersModel:
         blocks: its decoder layers, in order.
         first_layer: the first of them, which texts that differ in few tokens can share; None in a model of one layer.
         device: where tokens enter the model.
+        is_on_one_device: whether all layers are on that device.
         ranks: the tensor-parallel process group; None for a single process.
+        head_ranks: the same, where ranks share the attention heads of a layer; None where every rank has all heads.
         layer_shapes: what each attention layer stores in the KV cache.
         rotaries: the rotary embeddings that the KV cache stores beside them.
         rotary_of: which of `rotaries` a layer takes, by layer index.
