@@ -152,16 +152,16 @@ def weight_files(name: str, revision: str | None) -> list[Path]:
 
 
 def _check_one_set(name: str, shards: Sequence[str], revision: str | None) -> None:
-    """Refuse a single weight file beside shards: which of the two is meant cannot be told.
+    """Refuse a single weight file beside shards: it is unclear which of the two is meant.
 
     Raises:
         ModelLoadError: naming the shards.
     """
     with as_load_error(name, "weights"):
-        others = [file for file in shards if file != WEIGHTS and find_file(name, file, revision) is not None]
-    if others:
+        present = [file for file in shards if file != WEIGHTS and find_file(name, file, revision) is not None]
+    if present:
         raise ModelLoadError(
-            f"{name} holds two sets of weights: {WEIGHTS}, and {', '.join(others[:3])}, which {INDEX} names; remove "
+            f"{name} holds two sets of weights: {WEIGHTS}, and {', '.join(present[:3])}, which {INDEX} names; remove "
             "the set that is not meant"
         )
 

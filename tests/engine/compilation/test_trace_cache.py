@@ -60,7 +60,7 @@ def traces(runner: ModelRunner) -> CpuTraceCache:
 
 def events_of(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
     """The events of requests of every kind, several at a time, so that passes have different numbers of tokens."""
-    told = {}
+    events = {}
     for name, settings in SETTINGS.items():
         scheduler = scheduler_of(engine, max_running=num_streams, num_tokens=300)
         streams = []
@@ -68,14 +68,14 @@ def events_of(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
             sampling = Sampling(max_new_tokens=14 - 3 * i, temperature=0.9 * (i % 2), seed=i)
             streams.append(engine.generation_request("a small fox "[i:], sampling, settings))
             scheduler.submit(streams[-1])
-        told[name] = finish(scheduler, streams)
-    return told
+        events[name] = finish(scheduler, streams)
+    return events
 
 
-def assert_same(one: Engine, other: Engine) -> None:
+def assert_same(actual: Engine, reference: Engine) -> None:
     """Two engines give the same events, to the last bit."""
-    expected = events_of(other)
-    for name, streams in events_of(one).items():
+    expected = events_of(reference)
+    for name, streams in events_of(actual).items():
         for ours, theirs in zip(streams, expected[name], strict=True):
             assert ours.error is theirs.error is None
             assert ours.ids == theirs.ids

@@ -93,12 +93,12 @@ UNEXPECTED: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), UNEXPECTED)
+@pytest.mark.parametrize(("change", "expected"), UNEXPECTED)
 def test_weights_that_the_configuration_does_not_describe(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], said: str, capfd: pytest.CaptureFixture[str]
+    folder: Path, change: Callable[[dict[str, Tensor]], object], expected: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     change_weights(folder, change)
-    assert re.search(said, load_error(folder))
+    assert re.search(expected, load_error(folder))
     assert "UNEXPECTED" not in capfd.readouterr().err  # Transformers' own table of it
 
 

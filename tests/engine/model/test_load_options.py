@@ -14,7 +14,7 @@ ModelPath = Callable[[str], Path]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ({"dtype": "float8"}, "dtype 'float8' is not one of auto, float64, float32"),
         ({"device": "gpu"}, "device 'gpu'"),
@@ -29,8 +29,8 @@ ModelPath = Callable[[str], Path]
         ({"max_new_tokens": 0}, "at least 1"),
     ],
 )
-def test_invalid_options(folder: Path, arguments: dict[str, Any], said: str) -> None:
-    assert said in load_error(folder, **arguments)
+def test_invalid_options(folder: Path, arguments: dict[str, Any], expected: str) -> None:
+    assert expected in load_error(folder, **arguments)
 
 
 def test_options_are_checked_before_the_weights_are_read(folder: Path) -> None:

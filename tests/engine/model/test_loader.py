@@ -34,7 +34,7 @@ def test_a_configuration_without_a_known_model_type(folder: Path, content: str) 
     (folder / "config.json").write_text(content)
     message = load_error(folder)
     assert str(folder) in message
-    assert any(said in message for said in ("made_up", "None", "model_type", "no JSON object"))
+    assert any(expected in message for expected in ("made_up", "None", "model_type", "no JSON object"))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a":', b"\xff\xfe\x00"])
@@ -44,7 +44,7 @@ def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"hidden_size": "abc"}, "hidden_size"),
         ({"num_attention_heads": 0}, "model"),
@@ -56,9 +56,9 @@ def test_a_configuration_that_is_no_json(folder: Path, content: bytes) -> None:
         ({"vocab_size": 200}, "lm_head.weight with [261, 64] instead of [200, 64]"),
     ],
 )
-def test_a_configuration_that_does_not_fit(folder: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_configuration_that_does_not_fit(folder: Path, changes: dict[str, Any], expected: str) -> None:
     configure(folder, **changes)
-    assert said in load_error(folder)
+    assert expected in load_error(folder)
 
 
 def test_an_end_of_text_that_is_not_a_token_id(folder: Path) -> None:
@@ -142,7 +142,7 @@ def test_ranks_compare_configurations_and_templates(folder: Path) -> None:
     after = compared()
     assert {name for name in before if before[name] != after[name]} == {"configurations"}
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert {name for name, its in compared().items() if after[name] != its} == {"chat templates"}
+    assert {name for name, value in compared().items() if after[name] != value} == {"chat templates"}
 
 
 def test_the_demo_model_has_a_name() -> None:

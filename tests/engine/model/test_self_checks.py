@@ -1,4 +1,4 @@
-"""What is tried on the loaded model itself."""
+"""Checks that run on the loaded model itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ModelPath = Callable[[str], Path]
 
 
 def test_a_dtype_that_an_operation_of_the_family_does_not_support(model_path: ModelPath) -> None:
-    """Its experts' router takes its weights' dtype and numbers of another."""
+    """The router of gpt_oss multiplies tensors of two dtypes in float16."""
     message = load_error(model_path("gpt_oss"), dtype="float16", device="cpu")
     assert message.startswith("the family gpt_oss cannot be computed in float16 on cpu: ")
     assert message.endswith("choose another --dtype, such as float32 or bfloat16")
