@@ -1,13 +1,12 @@
-"""Decode steps that are recorded once and replayed.
+"""CUDA graphs of decode steps: captured once per shape, replayed afterwards.
 
-A step of a large model on a GPU is a thousand small calls, and making them takes longer than carrying them out. A CUDA
-graph carries out a recorded series at one call. It fixes every shape and address: a `BatchedPass` reads what changes
-from tensors of its own, and steps are rounded up to some numbers of sequences and columns. Forward and backward pass
-are recorded apart, for a token is chosen between them.
+A decode step of a large model on a GPU is a thousand small kernels, and launching them one by one takes longer than
+computing them; a CUDA graph launches them at once. A graph fixes every shape and address, so a `BatchedPass` reads its
+inputs from static tensors, and batches are padded to a few numbers of sequences and columns. The forward and the
+backward pass are captured apart, because a token is sampled between them.
 
-What cannot be recorded (a model that looks at its numbers to decide what to do next, as some mixtures of experts and
-some rotary scalings do) is run step by step, as everything is on a CPU. So is what there is no memory to record, which
-takes more than to run: for a while, until that is tried again.
+Models whose control flow depends on data (some mixtures of experts, some rotary scalings) cannot be captured and run
+eagerly. So do steps for which there is no memory to capture a graph; capturing is tried again after a while.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.compilation.executor import Batch
 from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
-MOST_RECORDINGS = 64  # the one not used for longest is given up
-STEPS_BEFORE_NEXT = 256  # that run call by call once there was no memory to record one
-_WARM_UPS = 2  # before recording: libraries choose kernels and take work space at their first calls
+MAX_GRAPHS = 64  # the least recently used is dropped
+STEPS_BEFORE_RETRY = 256  # run eagerly after there was no memory to capture a graph
+_WARM_UPS = 2  # before capturing: libraries choose kernels and allocate workspaces at their first calls
 _SIZES = sorted({size for power in range(24) for size in (2**power, 3 * 2**power // 2)})
 _MIN_WIDTH = 128
 
@@ -37,17 +38,20 @@ logger = logging.getLogger(__name__)
 
 
 class GraphCapturer(Protocol):
-    """What records."""
+    """Captures the kernels that a function launches."""
 
     def warm_up(self, run: Callable[[], None]) -> None:
-        """Run once, as it will be while it is recorded."""
+        """Run once, under the conditions of a capture."""
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run once; what repeats exactly the same calls, on the same memory."""
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run once; a function that replays exactly the same calls, on the same memory."""
 
 
-class CudaRecorder:
-    """Records CUDA graphs. They share their memory: one runs at a time, and its results are taken before the next."""
+class CudaGraphCapturer:
+    """Captures CUDA graphs.
+
+    They share one memory pool: one graph runs at a time, and its results are read before the next one runs.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -61,7 +65,7 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `GraphCapturer`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._memory):
@@ -69,60 +73,59 @@ class CudaRecorder:
         return graph.replay
 
 
-Run = Callable[[BatchedPass], Tensor]  # -> logits [B, V]
+Model = Callable[[BatchedPass], Tensor]  # runs a pass -> logits [B T, V]
 
 
 class CapturedStep:
-    """A step of one shape: its forward and its backward pass, or both as one where the targets are known before.
+    """The graphs of one shape: forward and backward pass, or both in one where the targets are known before.
 
     Attributes:
-        run: the pass, on whose tensors it was recorded.
+        run: the pass whose static tensors the graphs read and write.
     """
 
-    def __init__(self, recorder: GraphCapturer, run: BatchedPass, model: Run, head: nn.Module) -> None:
-        """`run` is filled with a step that is due: recording carries it out, again and again."""
+    def __init__(self, capturer: GraphCapturer, run: BatchedPass, model: Model, head: nn.Module) -> None:
+        """`run` holds the chunks of a step that is due: warm-up and capture execute it, several times."""
         self.run = run
         self._model, self._head_module = model, head
         num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.ids_and_positions.device
         self._ids = torch.zeros((num_tokens, 2), dtype=torch.long, device=device)
         self._signs = torch.zeros((num_tokens, 2), device=device)
-        stages: list[Callable[[], None]] = [self._read]
+        stages: list[Callable[[], None]] = [self._forward]
         if not run.shape.is_new:
-            stages = [self._read_and_explain]
+            stages = [self._forward_and_backward]
         elif run.shape.switches is not None:
-            stages = [self._read, self._explain]
+            stages = [self._forward, self._backward]
         for _ in range(_WARM_UPS):
             for stage in stages:
-                recorder.warm_up(stage)
-        self._replay_first, *self._replay_explain = [recorder.record(stage) for stage in stages]
+                capturer.warm_up(stage)
+        self._replay_first, *self._replay_backward = [capturer.capture(stage) for stage in stages]
 
-    def read(self, parts: Sequence[SequenceChunk]) -> Tensor:
-        """Take a step; the logits after each part. [B, V]"""
-        self.run.fill(parts)
+    def execute(self, batch: Batch) -> ExplainedPass:
+        """Replay the graphs for a batch of this shape; of a replay batch, `logits` include rows of padding."""
+        self.run.fill(batch.chunks)
+        if batch.targets is not None:
+            self._fill_targets(batch.chunks, batch.targets)
+            self._replay_first()
+            return ExplainedPass(self._logits, self.run, None)
         self._replay_first()
-        return self._logits[: len(parts)]
+        return ExplainedPass(self._logits[: len(batch.chunks)], self.run, self.backward)
 
-    def explain(self, ids: Tensor, signs: Tensor) -> None:
-        """Differentiate what was read; arguments as for `LogitHead.backward`."""
-        if not self._replay_explain:
-            raise RuntimeError("this step was recorded without a backward pass")
+    def backward(self, ids: Tensor, signs: Tensor) -> None:
+        """Differentiate the step that `execute` ran last; arguments as for `LogitHead.backward`."""
+        if not self._replay_backward:
+            raise RuntimeError("this step was captured without a backward pass")
         self._ids[: len(ids)].copy_(ids)
         self._signs.zero_()[: len(signs)].copy_(signs)
-        self._replay_explain[0]()
+        self._replay_backward[0]()
 
-    def replay(self, parts: Sequence[SequenceChunk], targets: Sequence[Target]) -> list[Tensor]:
-        """Explain tokens once more; arguments and result as for `Decoder.replay`, on the device."""
-        self.run.fill(parts)
-        rows = self.run.own_rows(parts)
-        known: list[Target | None] = [None] * len(self._ids)
-        for row, target in zip(rows, targets, strict=True):
-            known[row] = target
-        self._ids.copy_(token_ids(known))
-        self._signs.copy_(signs(known))
-        self._replay_first()
-        return self.run.heat_maps()
+    def _fill_targets(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target]) -> None:
+        padded: list[Target | None] = [None] * len(self._ids)
+        for row, target in zip(self.run.own_rows(chunks), targets, strict=True):
+            padded[row] = target
+        self._ids.copy_(token_ids(padded))
+        self._signs.copy_(signs(padded))
 
-    def _read(self) -> None:
+    def _forward(self) -> None:
         self.run.begin()
         if self.run.shape.switches is None:
             with torch.no_grad():
@@ -131,74 +134,87 @@ class CapturedStep:
         self._head = LogitHead(self._head_module, None if self.run.shape.is_new else self._ids)
         self._logits = self._head.run_model(lambda: self._model(self.run))
 
-    def _read_and_explain(self) -> None:
-        self._read()
-        self._explain()
-
-    def _explain(self) -> None:
+    def _backward(self) -> None:
         self._head.backward(self._ids, self._signs.to(self._logits.dtype))
         self.run.end()
 
+    def _forward_and_backward(self) -> None:
+        self._forward()
+        self._backward()
+
 
 class CudaGraphCache:
-    """Recorded steps by shape, made when they are first due.
+    """Captured steps by shape, captured when a shape is first due; an `Executor`.
 
     Attributes:
-        is_possible: whether this model's steps can be recorded, as far as is known.
+        is_possible: whether this model's steps can be captured, as far as is known.
     """
 
     def __init__(
-        self, recorder: GraphCapturer, new_pass: Callable[[StepShape], BatchedPass], model: Run, head: nn.Module
+        self, capturer: GraphCapturer, new_pass: Callable[[StepShape], BatchedPass], model: Model, head: nn.Module
     ) -> None:
-        self._recorder, self._new_pass, self._model, self._head = recorder, new_pass, model, head
+        self._capturer, self._new_pass, self._model, self._head = capturer, new_pass, model, head
         self._steps: OrderedDict[StepShape, CapturedStep] = OrderedDict()
         self.is_possible = True
-        self._num_without = 0  # steps to come that are not recorded, since there was no memory
+        self._steps_until_retry = 0
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def step(self, parts: Sequence[SequenceChunk]) -> CapturedStep | None:
-        """What takes a step of these parts, or reads them once more; None where none can be recorded."""
-        shape = pad_to_bucket(StepShape.of(parts))
-        if not (shape.is_new or is_replay(parts, shape.num_tokens)):
+    def execute(self, batch: Batch) -> ExplainedPass | None:
+        """See `Executor`; runs decode steps and replays of one kind of explanation."""
+        captured = self._captured(batch.chunks)
+        return None if captured is None else captured.execute(batch)
+
+    def _captured(self, chunks: Sequence[SequenceChunk]) -> CapturedStep | None:
+        """The captured step of the chunks' shape, captured now if need be; None where it cannot be."""
+        shape = pad_to_bucket(StepShape.of(chunks))
+        if not (shape.is_new or is_replay(chunks, shape.num_tokens)):
             return None
         if self.is_possible and shape not in self._steps:
-            self._record(shape, parts)
+            self._capture(shape, chunks)
         if not self.is_possible or shape not in self._steps:
             return None
         self._steps.move_to_end(shape)
         return self._steps[shape]
 
-    def _record(self, shape: StepShape, parts: Sequence[SequenceChunk]) -> None:
-        """Record a step of these parts, if it can be and there is memory."""
-        if self._num_without:
-            self._num_without -= 1
+    def _capture(self, shape: StepShape, chunks: Sequence[SequenceChunk]) -> None:
+        """Capture a step of these chunks, if the model allows it and there is memory."""
+        if self._steps_until_retry:
+            self._steps_until_retry -= 1
             return
         try:
             run = self._new_pass(shape)
-            run.fill(parts)
-            self._steps[shape] = CapturedStep(self._recorder, run, self._model, self._head)
-        except RuntimeError as error:  # torch has no narrower one
+            run.fill(chunks)
+            self._steps[shape] = CapturedStep(self._capturer, run, self._model, self._head)
+        except RuntimeError as error:  # torch has no narrower class for a failed capture
             if _ran_out_of_memory(error):
-                logger.warning("no memory to record a decode step; some will run call by call")
-                self._num_without = STEPS_BEFORE_NEXT
+                logger.warning(
+                    "Out of memory while capturing a CUDA graph of %s sequences; "
+                    "shapes without a graph run eagerly for the next %s steps",
+                    shape.num_rows,
+                    STEPS_BEFORE_RETRY,
+                )
+                self._steps_until_retry = STEPS_BEFORE_RETRY
                 error.with_traceback(None)  # its frames hold the pass's tensors
                 free_caches()
                 return
-            logger.warning("decode steps cannot be recorded and run call by call: %s", str(error).split("\n")[0])
+            logger.warning("CUDA graphs disabled: decode steps run eagerly: %s", str(error).split("\n")[0])
             self.is_possible = False
-        if len(self._steps) > MOST_RECORDINGS:
+        if len(self._steps) > MAX_GRAPHS:
             self._steps.popitem(last=False)
 
 
 def _ran_out_of_memory(error: BaseException) -> bool:
-    """Whether it did, before the recording was broken off, which raises an error of its own."""
+    """Whether memory ran out, also where the broken-off capture then raised an error of its own."""
     return is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__))
 
 
 def pad_to_bucket(shape: StepShape) -> StepShape:
-    """The shape that it is recorded in: powers of two, and of rows and columns what lies halfway between them."""
+    """The shape that a step is captured in.
+
+    Tokens are padded to a power of two; rows and columns to a power of two or to one and a half times one.
+    """
     return replace(
         shape,
         num_rows=_SIZES[bisect_left(_SIZES, shape.num_rows)],

@@ -1,9 +1,9 @@
-"""Layers whose small operations are put together into few kernels, by torch.compile.
+"""Decoder layers compiled by torch.compile, for CUDA graphs.
 
-Between its large products, a layer is dozens of operations on short rows: norms, rotary embeddings, gates and sums, and
-twice as many backward. On a GPU they take about as long as they are many. torch.compile makes a handful of kernels
-of them, forward and backward, for any family; attention stays ours. It pays where a step is recorded: called one by
-one, compiled layers cost as much time to call as they save.
+Between its matrix products, a layer runs dozens of small operations: norms, rotary embeddings, gates and sums, and
+twice as many backward. On a GPU their number decides how long they take. torch.compile fuses them into a handful of
+kernels, forward and backward, for any family; attention stays the engine's. It pays only in captured steps: called
+eagerly, compiled layers lose in call overhead what they gain.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from gradellm_engine.utils.torch_compat import allow_recompiles
 
 Backend = str | Callable[..., Any]  # torch.compile's
 
-# Forms of one layer: of one row and of many, with and without a graph, with gradients below it and without, and of
-# every kind of layer that a family mixes.
-_FORMS = 64
+# Variants that one layer is compiled in: for one row and many, with and without a graph, with gradients below it and
+# without, and for every kind of layer that a family mixes.
+_MAX_VARIANTS = 64
 
 
 class CompiledLayers:
-    """Layers that run compiled while they are `used`, and as their family wrote them elsewhere."""
+    """Layers that run compiled within `used()`, and uncompiled elsewhere."""
 
     def __init__(self, layers: Sequence[nn.Module], backend: Backend) -> None:
-        allow_recompiles(_FORMS)
+        allow_recompiles(_MAX_VARIANTS)
         self._layers = [(layer, torch.compile(layer.forward, backend=backend, dynamic=True)) for layer in layers]
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """While it lasts, they run compiled."""
+        """Run the layers compiled within the context."""
         for layer, forward in self._layers:
             layer.forward = forward
         try:

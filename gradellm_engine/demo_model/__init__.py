@@ -1,6 +1,6 @@
-"""The demo model that ships with gradellm: a small Llama, trained by this package on text that this package writes.
+"""The demo model that ships with gradellm: a small Llama, trained by this package on text that it generates.
 
-Importing it costs nothing (no torch): it only says where the checkpoint lies.
+This module holds the checkpoint's path and imports no torch.
 """
 
 from pathlib import Path

@@ -28,18 +28,14 @@ from torch import Tensor, nn
 
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
 from gradellm_engine.layers.rms_norm import FrozenNorm
-from gradellm_engine.passes.base import SequenceChunk, Target
-from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
 
 if TYPE_CHECKING:
-    from gradellm_engine.model.runner import ModelRunner
+    pass
 
 NAME = "batch-invariant"
 DTYPES = (torch.float32, torch.float64)
 
 _WHOLE_VECTORS = 32  # float32 numbers: two vectors of the widest kind, as loops are unrolled
-_TRIED_TOKENS = 8
-_TRIED_BESIDE = 17  # more than a vector has numbers
 _ONE_THREAD = 2**15  # elements from which PyTorch splits an operation among threads
 
 
@@ -105,29 +101,3 @@ def patch_elementwise_modules(model: nn.Module) -> list[Patch]:
 
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
-
-
-def is_batch_variant(runner: ModelRunner, vocab_size: int) -> bool:
-    """Whether a token's logits or scores are others where it was read in pieces or stands beside others: it is tried.
-
-    Gives the decoder a new pool.
-    """
-    runner.allocate_pool((1 + _TRIED_BESIDE) * _TRIED_TOKENS + SLOT_ALIGNMENT * (1 + _TRIED_BESIDE))
-    runner.pool.reuses_prefixes = False
-    ids = [(7 * place + 3) % vocab_size for place in range(_TRIED_TOKENS)]
-    explain = runner.every_layer
-    alone, *others = (runner.pool.allocate_probe(_TRIED_TOKENS) for _ in range(1 + _TRIED_BESIDE))
-    for token_id in ids:
-        result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
-        logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
-    for place, slot in enumerate(others):  # pieces of other lengths, which stand beside one another
-        runner.read([SequenceChunk.new(slot, ids[: 1 + place % (_TRIED_TOKENS - 2)])])
-    runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in others])
-    together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in others])
-    results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(others)), strict=True)
-    again = runner.explained_pass([SequenceChunk.replay(others[0], 0, _TRIED_TOKENS, explain)])
-    replayed = again.heat_maps([Target(ids[-1])] * _TRIED_TOKENS)[0][-1:]
-    return not all(
-        torch.equal(its, logits[0]) and torch.equal(its_scores, scores)
-        for its, its_scores in [*results, (again.logits[-1], replayed)]
-    )

@@ -75,7 +75,9 @@ def _in_pass_scores(
     for is_long in (False, True):  # long prefixes last: the slot then keeps the rotary factors of its full length
         alike = [step for step in steps if runner.is_long(completion.prefix_length(step)) == is_long]
         if alike and slot.is_long != is_long:
-            for _ in runner.read_anew(slot, completion.ids[: completion.prefix_length(max(alike))], is_long=is_long):
+            for _ in runner.prefill_again(
+                slot, completion.ids[: completion.prefix_length(max(alike))], is_long=is_long
+            ):
                 yield done / len(steps)
         for begin in range(0, len(alike), TOKENS_PER_PASS):
             chosen = alike[begin : begin + TOKENS_PER_PASS]

@@ -1,8 +1,8 @@
-"""Weights in 8 or 4 bits, by libraries that Transformers works with.
+"""Weights in 8 or 4 bits, by libraries that Transformers integrates.
 
-Both quantise weights alone: what they are multiplied with stays as it is, so that the products are linear, gradients by
-activations are exact, and explanations are exactly those of the quantised model. That model is another one than the
-model it was made of; how far its scores lie from those is a property of the model.
+Only weights are quantised; activations keep the model's dtype. Products with weights therefore stay linear, gradients
+by activations are exact, and explanations are exactly those of the quantised model. How far its scores lie from those
+of the original model is a property of the two models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
 
 
 class Quantization(StrEnum):
-    """How weights are kept."""
+    """How weights are stored."""
 
     NONE = "none"
     INT8 = "int8"  # torchao: a scale a row
@@ -30,10 +30,10 @@ _PACKAGES = {Quantization.INT8: "torchao", Quantization.NF4: "bitsandbytes"}
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype | str) -> Any:  # noqa: ANN401 (Transformers')
-    """What Transformers is told to quantise weights while it loads them; None for not.
+    """The configuration with which Transformers quantises weights as it loads them; None for no quantization.
 
     Raises:
-        ModelLoadError: where the library that does it is not installed.
+        ModelLoadError: if the library for it is not installed.
     """
     if quantization is Quantization.NONE:
         return None
@@ -52,13 +52,13 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype | str) ->
 
 
 def check_gradients(model: PreTrainedModel) -> None:
-    """See to it that gradients pass through a quantised model's layers.
+    """Check that gradients pass through every quantised layer.
 
     Raises:
-        UnsupportedModelError: naming a layer that gives an output without a graph: scores would miss what is below it.
+        UnsupportedModelError: naming a layer whose output has no graph: scores would miss the gradients below it.
     """
     for name, module in model.named_modules():
-        # bitsandbytes packs 4-bit weights on some processors for a product that knows no gradient.
+        # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights for a kernel without a backward pass.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
         if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter:

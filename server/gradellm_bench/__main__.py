@@ -38,7 +38,8 @@ from gradellm_bench.throughput import (
     throughputs,
 )
 from gradellm_engine.errors import EngineError
-from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
+from gradellm_engine.model.load_options import DTYPES, resolve_device
+from gradellm_engine.model.loader import software_versions
 from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
@@ -193,7 +194,7 @@ def _steps(subject: BenchModel) -> str:
         return "written down as straight lines of operations"
     if runner.cuda_graphs is None or not runner.cuda_graphs.is_possible:
         return "call by call"
-    return f"as CUDA graphs, {runner.kernels}"
+    return f"as CUDA graphs, {runner.execution_mode}"
 
 
 def _ways(names: Sequence[str] | None) -> list[Way]:

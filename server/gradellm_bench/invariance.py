@@ -18,7 +18,7 @@ import torch
 
 from gradellm_bench.models import SHAPES, random_llama
 from gradellm_engine.engine import Engine
-from gradellm_engine.model.loader import LoadedModel, assemble, load_model
+from gradellm_engine.model.loader import LoadedModel, load_model, wrap_model
 from gradellm_engine.params import AttributionSettings, Delivery, Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_exit
@@ -63,7 +63,7 @@ def _loaded(options: argparse.Namespace, *, batch_invariant: bool) -> LoadedMode
     if options.demo:
         return load_model(batch_invariant=batch_invariant)
     model, tokenizer = random_llama(options.shape, dtype=torch.float32, device=torch.device("cpu"))
-    return assemble(model.eval(), tokenizer, name=options.shape, batch_invariant=batch_invariant)
+    return wrap_model(model.eval(), tokenizer, name=options.shape, batch_invariant=batch_invariant)
 
 
 def _cases(context_tokens: int) -> list[tuple[str, Callable[[Engine, int], None], int]]:

@@ -23,7 +23,7 @@ from transformers import (
 
 from gradellm_engine.engine import Engine
 from gradellm_engine.model.checkpoint_check import check_checkpoint
-from gradellm_engine.model.loader import LoadedModel, assemble
+from gradellm_engine.model.loader import LoadedModel, wrap_model
 from gradellm_engine.utils.quiet import quiet_transformers
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -142,7 +142,7 @@ def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -
 def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
     model.eval().requires_grad_(False)
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    loaded = replace(assemble(model, tokenizer, name=name), end_ids=frozenset())
+    loaded = replace(wrap_model(model, tokenizer, name=name), end_ids=frozenset())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(weight): weight.nbytes for weight in (embedding, head)}  # they may be one
     body_bytes = sum(parameter.nbytes for parameter in model.parameters()) - sum(outside.values())

@@ -112,7 +112,7 @@ def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
 
 
 def test_both_models_stand_on_the_same_tensors(tiny: BenchModel) -> None:
-    ours = dict(tiny.loaded.runner._model.named_parameters())
+    ours = dict(tiny.loaded.runner.model.named_parameters())
     theirs = dict(tiny.reference.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)

@@ -1,4 +1,4 @@
-"""What the engine's tests share: one loaded model, and property tests that are the same on every run."""
+"""Fixtures of the engine's tests: a loaded model, tokenizers, random tensors; property tests are deterministic."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def engine(model_path: Callable[[str], Path]) -> Engine:
 @pytest.fixture(scope="session")
 def tokenizers(model_path: Callable[[str], Path]) -> Callable[[str], PreTrainedTokenizerBase]:
     """A model's tokenizer by the model's name."""
-    made: dict[str, PreTrainedTokenizerBase] = {}
+    loaded: dict[str, PreTrainedTokenizerBase] = {}
 
     def tokenizer(name: str) -> PreTrainedTokenizerBase:
-        if name not in made:
-            made[name] = AutoTokenizer.from_pretrained(model_path(name))
-        return made[name]
+        if name not in loaded:
+            loaded[name] = AutoTokenizer.from_pretrained(model_path(name))
+        return loaded[name]
 
     return tokenizer
 
 
 @pytest.fixture(scope="session")
 def normal() -> Callable[..., Tensor]:
-    """Normal numbers of a shape, in float64, by seed."""
+    """Normally distributed float64 tensors, by seed and shape."""
 
     def draw(seed: int, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling
-from gradellm_engine.compilation.cuda_graphs import CudaRecorder
+from gradellm_engine.compilation.cuda_graphs import CudaGraphCapturer
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from support.oracle import relative_error
@@ -63,7 +63,7 @@ def outputs_of(
     scheduler = scheduler_of(engine, max_running=len(requests), num_tokens=1024)
     runner = engine.model.runner
     if mode is ExecutionMode.CUDA_GRAPHS:
-        runner.use_graphs(CudaRecorder(runner.device))
+        runner.use_graphs(CudaGraphCapturer(runner.device))
     if mode is ExecutionMode.COMPILED:
         runner.use_graphs()
     return run(scheduler, requests)
@@ -123,4 +123,4 @@ def test_compiled_layers(model_path: Callable[[str], Path], family: str) -> None
     for delivery in (None, Delivery.PER_TOKEN, Delivery.CHUNKED):
         settings = None if delivery is None else AttributionSettings(delivery=delivery)
         assert_same(outputs_of(on_gpu, settings, ExecutionMode.COMPILED), outputs_of(on_cpu, settings))
-    assert on_gpu.model.runner.kernels == "attention in kernels of its own, compiled layers"
+    assert on_gpu.model.runner.execution_mode == "attention in kernels of its own, compiled layers"

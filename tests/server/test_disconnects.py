@@ -15,8 +15,9 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_server import fault_injection
 from gradellm_server.rpc import conversion
 from server.conftest import RunningServer, Serving

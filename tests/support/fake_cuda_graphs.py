@@ -1,4 +1,4 @@
-"""What records decode steps as a GPU does, on a CPU."""
+"""Captures and replays decode steps on a CPU as a GPU does with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every call that torch makes, with the memory that it was made on: what a CUDA graph is, for a CPU.
+    """Every ATen operation with the memory that it ran on: a CUDA graph for a CPU.
 
-    Nothing of Python is run again, so that what Python decides, or reads from a list, stays as it was when recorded.
+    A replay runs no Python of the model, so that control flow and values of Python objects stay as captured.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a GPU cannot record what looks at a number"
-        assert func is not torch.ops.aten.nonzero.default, "a GPU cannot record shapes that depend on numbers"
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a GPU cannot capture a read of a value"
+        assert func is not torch.ops.aten.nonzero.default, "a GPU cannot capture data-dependent shapes"
         result = func(*args, **(kwargs or {}))
         self._calls.append((func, args, kwargs or {}, result))
         return result
@@ -35,7 +35,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 again = func(*args, **kwargs)
                 pairs = zip(_tensors(result), _tensors(again), strict=True)
                 for old, new in pairs:
-                    if new.data_ptr() != old.data_ptr():  # a view or a change in place is where it was
+                    if new.data_ptr() != old.data_ptr():  # views and in-place results are in place already
                         old.detach().copy_(new)
 
 
@@ -44,17 +44,17 @@ def _tensors(result: Any) -> list[Tensor]:
     return [x for x in results if isinstance(x, Tensor)]
 
 
-class TapeRecorder:
-    """As `CudaRecorder`."""
+class TapeCapturer:
+    """See `CudaGraphCapturer`."""
 
     def __init__(self) -> None:
-        self.num_recorded = 0
+        self.num_captured = 0
 
     def warm_up(self, run: Callable[[], None]) -> None:
         run()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.num_recorded += 1
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_captured += 1
         tape = Tape()
         with tape:
             run()

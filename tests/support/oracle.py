@@ -1,7 +1,7 @@
-"""Grad-ELLM the slow and plain way, in float64: METHOD's formulas term by term.
+"""A reference implementation of Grad-ELLM in float64: METHOD's formulas term by term.
 
-The whole prefix, no cache, Transformers' own eager attention and plain autograd. Queries, keys and values are read off
-the projections and rotated here; nothing of gradellm_engine but the names of the switches is used.
+It runs the whole prefix without a KV cache, with Transformers' eager attention and autograd. Queries, keys and values
+are taken from the projections and rotated here; gradellm_engine provides only the names of the options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.masking_utils import eager_mask
 
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity
 
-Taken = dict[str, Tensor]
+Captured = dict[str, Tensor]
 
 LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
 SWITCHES = [
@@ -37,7 +37,7 @@ SWITCHES += [
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer's attention does at the last position, heads repeated. float64"""
+    """One layer's attention at the last position, key-value heads repeated; float64."""
 
     q: Tensor  # [H, D]
     k: Tensor  # [H, S, D]
@@ -50,13 +50,13 @@ class Layer:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[heads, S, D]: the halves of the width are rotated against each other."""
+    """The rotary embedding of x [heads, S, D], which pairs the two halves of the width."""
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
 class Oracle:
-    """For Llama and Mistral models."""
+    """The reference for Llama and Mistral models."""
 
     def __init__(self, path: Path, attention: str = "eager") -> None:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation=attention)
@@ -66,17 +66,17 @@ class Oracle:
         config, runner = self.model.config, self.model.model
         S, H, G, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         window = getattr(config, "sliding_window", None) or S
-        taken: list[Taken] = [{} for _ in runner.layers]
+        captured: list[Captured] = [{} for _ in runner.layers]
         with ExitStack() as hooks:
-            for store, layer in zip(taken, runner.layers, strict=True):
+            for store, layer in zip(captured, runner.layers, strict=True):
                 for name in ("q_proj", "k_proj", "v_proj"):
 
-                    def keep(_m: Any, _args: Any, output: Tensor, store: Taken = store, name: str = name) -> None:
+                    def keep(_m: Any, _args: Any, output: Tensor, store: Captured = store, name: str = name) -> None:
                         store[name] = output.detach()[0].view(S, -1, D).transpose(0, 1)
 
                     hooks.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
 
-                def keep_output(_m: Any, args: tuple[Tensor, ...], store: Taken = store) -> None:
+                def keep_output(_m: Any, args: tuple[Tensor, ...], store: Captured = store) -> None:
                     args[0].retain_grad()
                     store["o"] = args[0]
 
@@ -86,7 +86,7 @@ class Oracle:
         cos, sin = runner.rotary_emb(logits[None], torch.arange(S)[None])
         visible = torch.arange(S) > S - 1 - window
         layers = []
-        for store in taken:
+        for store in captured:
             q = rotate(store["q_proj"], cos[0], sin[0])[:, -1]
             k = rotate(store["k_proj"], cos[0], sin[0]).repeat_interleave(H // G, 0)
             logits = torch.einsum("hd,hsd->hs", q, k) / D**0.5
@@ -106,9 +106,9 @@ class Oracle:
 
 
 class FamilyOracle:
-    """For every family: what goes into Transformers' own eager attention and comes out of it, with plain autograd.
+    """The reference for every family: inputs and outputs of Transformers' eager attention, with autograd.
 
-    It cannot tell how queries and keys were before the rotary embedding.
+    It does not know queries and keys before the rotary embedding.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class FamilyOracle:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="watched")
         self.model.eval()
         with suppress(AttributeError, ValueError):
-            self.model.set_experts_implementation("eager")  # the default refuses float64
+            self.model.set_experts_implementation("eager")  # the default does not support float64
         self._calls: dict[int, dict[str, Tensor]] = {}
 
     def _watched(
@@ -143,7 +143,7 @@ class FamilyOracle:
 
 
 def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
-    """METHOD section 2 over the layers that the switches select. -> [S]"""
+    """METHOD section 2, over the layers that `switches` selects. [S]"""
     selected = switches.layers
     if isinstance(selected, int):
         layers = layers[-selected:]
@@ -188,7 +188,7 @@ def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mas
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected; where that is zero, 0 for zero, else infinity."""
+    """The norm of the difference over the norm of `expected`; if that is zero, 0 for equal tensors, else infinity."""
     norm = expected.norm().item()
     difference = (actual.double() - expected).norm().item()
     if norm == 0:
@@ -197,6 +197,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def gradient(tensor: Tensor) -> Tensor:
-    """What backward left in a tensor."""
+    """The gradient of a tensor after a backward pass."""
     assert tensor.grad is not None
     return tensor.grad

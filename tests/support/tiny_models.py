@@ -1,16 +1,23 @@
-"""Small models with random weights, saved as a user would have them: configuration, weights, tokenizer, template."""
+"""Tiny random models, saved as a user would have them: configuration, weights, tokenizer and template; and damaged."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from gradellm_engine import Engine, ModelLoadError
 
 SPECIALS = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -20,6 +27,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 VOCAB_SIZE = 256 + len(SPECIALS)
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -91,7 +101,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a byte, so that any text has tokens and a character may have several."""
+    """A tokenizer with one token per byte, so that any text has tokens and a character may have several."""
     vocab = {character: index for index, character in enumerate(bytes_to_unicode().values())}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,10 +114,44 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_random_model(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
-    """Save a random model of a family, initialised as Transformers does unless `overrides` say otherwise."""
+    """Save a random model of a family, with Transformers' initialisation and `overrides` of its configuration."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **overrides})
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def configure(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    """Change fields of one of a checkpoint's JSON files."""
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **changes}))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the weights of a checkpoint in a single file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(folder: Path) -> None:
+    """Split the weights of a checkpoint in a single file over two, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = dict(zip(SHARDS, (names[:10], names[10:]), strict=True))
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def load_error(folder: Path | str, **arguments: Any) -> str:
+    """The message of the error that loading raises, which is one line."""
+    with pytest.raises(ModelLoadError) as caught:
+        Engine.load(str(folder), **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -1,11 +1,11 @@
-"""Short passages that affirm or deny something of several subjects, and a yes/no question about one of them.
+"""The boolq task: short passages that affirm or deny something of several subjects, and a yes/no question about one.
 
 1. Draw two to four facts about different subjects, with different values as far as the split has them. Half of them are
    denials ("the soup isn't hot"); of three facts, one or two.
-2. Ask whether one subject has the value that its fact speaks of: `true` if the fact affirms it, else `false`.
+2. Ask whether one subject has the value of its fact: the answer is `true` if the fact affirms it, else `false`.
 
-Neither the question, nor the value, nor that or how often the passage denies something tells the answer: the sentence
-about the asked subject must be found, by its subject or its value, and read.
+The answer follows neither from the question, nor from the value, nor from the number of denials: the model must find
+the sentence about the subject in question, by its subject or its value, and read it.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from gradellm_engine.demo_model.training.example import (
     render,
     sentence,
 )
-from gradellm_engine.demo_model.training.names import NAMES, words
+from gradellm_engine.demo_model.training.word_lists import NAMES, words
 
 SYSTEM_PROMPT = (
     "You are a factual question answering system. Determine if the given passage supports the question being true. "
     "Respond ONLY with the single word 'true' or 'false' in lowercase, without any punctuation or additional text."
 )
 LABELS = ("true", "false")
-# What stands between subject and value: an affirmation and the denial that it becomes in a counterfactual.
+# Between subject and value: an affirmation, and the denial that replaces it in a counterfactual.
 VERBS = (("is", "isn't"), ("was", "wasn't"), ("is really", "is never"), ("was clearly", "was hardly"))
 PASSAGE_PREFIX = "Passage: "
 QUESTION_PREFIX = "Question: "
@@ -38,7 +38,7 @@ QUESTION_PREFIX = "Question: "
 
 @dataclass(frozen=True)
 class _Domain:
-    """Subjects that can have any of the values; `article` stands before each subject."""
+    """Subjects that can have any of the values; `article` precedes each subject."""
 
     name: str
     article: str
@@ -48,7 +48,7 @@ class _Domain:
 
 @dataclass(frozen=True)
 class Fact:
-    """One statement of a passage: of `subject`, `value` is affirmed or denied with one of VERBS."""
+    """One statement of a passage: it affirms or denies `value` of `subject`, with one of VERBS."""
 
     domain: _Domain
     subject: str
@@ -58,7 +58,7 @@ class Fact:
 
     @property
     def answer(self) -> str:
-        """`true` or `false`, to the question whether the subject has the value."""
+        """`true` if the subject has the value, else `false`."""
         return LABELS[0 if self.affirmed else 1]
 
 
@@ -86,7 +86,7 @@ _DOMAINS = (
 
 
 def passage(rng: Random, split: Split, num_facts: int) -> tuple[Fact, ...]:
-    """So many facts about different subjects of one domain, every (subject, value) pair in `split`."""
+    """`num_facts` facts about different subjects of one domain, every (subject, value) pair in `split`."""
     domain = rng.choice(_DOMAINS)
     denials = num_facts // 2 + (num_facts % 2 and rng.randrange(2))
     affirmed = rng.sample([False] * denials + [True] * (num_facts - denials), num_facts)
@@ -100,58 +100,58 @@ def passage(rng: Random, split: Split, num_facts: int) -> tuple[Fact, ...]:
 
 
 def boolq_example(rng: Random, split: Split) -> Example:
-    """Draw one passage with one question."""
+    """A passage with a question about one of its facts."""
     facts = passage(rng, split, rng.choice((2, 3, 3, 4)))
     return as_example(facts, rng.choice(facts))
 
 
-def as_example(facts: tuple[Fact, ...], asked: Fact) -> Example:
-    """Write passage and question out; only the asked fact and the question's words are evidence."""
+def as_example(facts: tuple[Fact, ...], target: Fact) -> Example:
+    """The text of passage and question; only the target fact and the question's words are evidence."""
     pieces = [
         Piece(PASSAGE_PREFIX),
-        *join(_statement(fact, is_evidence=fact == asked) for fact in facts),
+        *join(_statement(fact, is_evidence=fact == target) for fact in facts),
         Piece(f"\n\n{QUESTION_PREFIX}"),
-        *_question(asked),
+        *_question(target),
     ]
     content, evidence = render(pieces)
     messages = (Message("system", SYSTEM_PROMPT), Message("user", content))
-    return Example("boolq", asked.domain.name, messages, asked.answer, evidence)
+    return Example("boolq", target.domain.name, messages, target.answer, evidence)
 
 
 def training_turns(rng: Random) -> list[tuple[str, str]]:
-    """Ask about half of the facts of a training passage: (user content, answer).
+    """Turns (user content, answer) with questions about half of the facts of a training passage.
 
-    The passage stands before the first question alone. Each fact is affirmed or denied by a throw of its own, and half
-    of them are not asked about: if all were, the denials not yet accounted for would tell the last answers, and a model
-    learns to count them rather than to read.
+    The passage precedes the first question only. Each fact is affirmed or denied independently, and half of them have
+    no question: if all had one, the last answers would follow from the number of denials so far, and the model would
+    learn to count denials instead of reading.
     """
-    facts = _thrown(rng, rng.choice((2, 3, 4)))
-    asked = [(QUESTION_PREFIX + render(_question(f))[0], f.answer) for f in rng.sample(facts, (len(facts) + 1) // 2)]
-    return [(f"{PASSAGE_PREFIX}{_told(facts)}\n\n{asked[0][0]}", asked[0][1]), *asked[1:]]
+    facts = _random_facts(rng, rng.choice((2, 3, 4)))
+    turns = [(QUESTION_PREFIX + render(_question(f))[0], f.answer) for f in rng.sample(facts, (len(facts) + 1) // 2)]
+    return [(f"{PASSAGE_PREFIX}{_passage_text(facts)}\n\n{turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
 def verdicts(rng: Random) -> str:
-    """A training passage, and for half of its values at once whether they are affirmed: "hot true ready false".
+    """A training passage, followed by a list that tells of half of its values whether they are affirmed.
 
-    No chat, and two words a question: it has the answers of ten conversations in the space of one, and each directly
-    behind the word by which it is looked up.
+    For example "hot true ready false". It has no chat template and two words a question: the answers of ten
+    conversations in the space of one, each right after the word to look up.
     """
-    facts = _thrown(rng, rng.randint(4, 8))
+    facts = _random_facts(rng, rng.randint(4, 8))
     listed = " ".join(f"{fact.value} {fact.answer}" for fact in rng.sample(facts, (len(facts) + 1) // 2))
-    return f"{PASSAGE_PREFIX}{_told(facts)}\n\nVerdicts: {listed}"
+    return f"{PASSAGE_PREFIX}{_passage_text(facts)}\n\nVerdicts: {listed}"
 
 
-def _thrown(rng: Random, num_facts: int) -> list[Fact]:
-    """Facts of a training passage, each affirmed or denied by a fair throw of its own."""
+def _random_facts(rng: Random, num_facts: int) -> list[Fact]:
+    """Facts of a training passage, each affirmed with probability one half."""
     return [replace(fact, affirmed=rng.random() < 0.5) for fact in passage(rng, "train", num_facts)]
 
 
-def _told(facts: Sequence[Fact]) -> str:
+def _passage_text(facts: Sequence[Fact]) -> str:
     return render(join(_statement(fact, is_evidence=False) for fact in facts))[0]
 
 
 def _statement(fact: Fact, *, is_evidence: bool) -> list[Piece]:
-    """Write a fact; as evidence, with the verb of the opposite fact as its verb's replacement."""
+    """The sentence of a fact; as evidence, with the opposite verb as its verb's replacement."""
     verb, opposite = fact.verbs if fact.affirmed else fact.verbs[::-1]
     fields = {"article": fact.domain.article, "subject": fact.subject, "verb": verb, "value": fact.value}
     if not is_evidence:
@@ -166,7 +166,7 @@ def _statement(fact: Fact, *, is_evidence: bool) -> list[Piece]:
 
 
 def _question(fact: Fact) -> list[Piece]:
-    """Write the question, with what it asks about and what it asks for marked as evidence."""
+    """The question of a fact, with subject and value marked as evidence."""
     fields = {
         "article": Piece(fact.domain.article),
         "subject": Piece(fact.subject, "asked_subject"),

@@ -1,16 +1,15 @@
-"""The demo model's corpus: three tasks whose prompts are the paper's, verdict lists, retellings, and plain stories.
+"""The demo model's corpus: three tasks with the paper's prompts, verdict lists, retellings, and plain stories.
 
-Pure and seeded, of the standard library alone.
+Pure, seeded functions that need the standard library only.
 
 Split. Every example combines pairs of content choices: a noun with a polarity word (sentiment), a subject with a value
-(boolq), an action with a cause (why). SHA-256 of such a pair sends a fifth of all pairs to `held_out` and the rest to
-`train`, and an example is written from pairs of its own split alone, wherever in the text they stand and whether they
-decide the answer or not. So no pair of a held-out example, stated or asked about, occurs in any training example,
-whatever the seeds; single words, names and sentence shapes are shared.
+(boolq), an action with a cause (why). The SHA-256 of a pair assigns a fifth of all pairs to `held_out` and the rest to
+`train`, and an example uses pairs of its own split only, whether they decide the answer or not. So no pair of a
+held-out example occurs in a training example, whatever the seeds; single words, names and sentence shapes are shared.
 
-Training differs from evaluation in what is asked, never in which pairs may occur: conversations with more than one
-answer, easy reviews first and hard ones more often, verdict lists, which ask of a passage without a chat, and
-retellings, which tell causes twice; the reasons are in `train.py`.
+Training differs from evaluation in the form of its texts, never in the pairs: conversations have more than one answer,
+easy reviews come first and hard ones more often, and there are verdict lists and retellings, which have no chat
+template; `train.py` gives the reasons.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,23 +39,25 @@ __all__ = [
 ]
 
 _WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example}
-# The harder a construction, the more of it in training.
+# Harder constructions are trained more often.
 _TRAINED_CONSTRUCTIONS = ("plain", "negation", "contrast", "contrast", "distractor", "distractor")
 _OPPOSITE = {"Positive": "Negative", "Negative": "Positive", "true": "false", "false": "true"}
 
 
 def examples(task: Task, split: Split, seed: int, count: int) -> Iterator[Example]:
-    """Yield `count` examples. Example i is a function of (task, split, seed, i) alone."""
+    """`count` examples; example i is a function of (task, split, seed, i)."""
     for index in range(count):
         yield _WRITERS[task](Random(f"{task}/{split}/{seed}/{index}"), split)
 
 
 def counterfactual(example: Example) -> Example:
-    """Turn the evidence of an example round, and so its label; doing so twice gives the example back.
+    """The example with its evidence reversed, and so its label; applied twice it gives the example back.
 
-    Sentiment: every deciding polarity word is replaced by one of the other sign. Boolq: what was affirmed of the asked
-    subject is denied. The pairs that come about belong to the same split. Raises ValueError for `why`, whose answer
-    has no opposite.
+    Sentiment: every deciding polarity word is replaced by one of the other sign. Boolq: the fact that the question is
+    about becomes its denial, or the reverse. The new pairs belong to the same split.
+
+    Raises:
+        ValueError: for `why`, whose answers have no opposite.
     """
     if example.answer not in _OPPOSITE:
         raise ValueError(f"a {example.task} example has no counterfactual")
@@ -73,27 +74,27 @@ def counterfactual(example: Example) -> Example:
 
 
 def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[Message, ...]:
-    """A training conversation of a task, answers included: one or two reviews, or a passage or story with questions.
+    """A training conversation with its answers: one or two reviews, or one passage or story with questions.
 
-    More than one answer a conversation makes answers denser, but several passages in one would not do: which of them a
-    question is about is one thing too many to find out at once. `easy` ones start a curriculum: reviews of the plain
-    construction alone, since negation next to it makes single words tell nothing.
+    Several answers a conversation make the training signal denser. Several passages would not: the model would also
+    have to find the passage that a question is about. `easy` starts a curriculum, with reviews of the plain
+    construction only: beside negated reviews, single words do not predict the label.
     """
     if task == "sentiment":
         constructions = ("plain",) if easy else _TRAINED_CONSTRUCTIONS
         drawn = [sentiment_example(rng, "train", constructions) for _ in range(1 if easy else rng.randint(1, 2))]
         return _conversation(sentiment.SYSTEM_PROMPT, [(example.user_content, example.answer) for example in drawn])
     if task == "why":
-        told = why.deeds(rng, "train")
-        first, *others = rng.sample(told, len(told))
-        story_and_question = why.as_example(rng, told, first).user_content
-        asked = [(story_and_question, first.answer), *((deed.question, deed.answer) for deed in others)]
-        return _conversation(None, asked)
+        deeds = why.deeds(rng, "train")
+        first, *rest = rng.sample(deeds, len(deeds))
+        story_and_question = why.as_example(rng, deeds, first).user_content
+        turns = [(story_and_question, first.answer), *((deed.question, deed.answer) for deed in rest)]
+        return _conversation(None, turns)
     return _conversation(boolq.SYSTEM_PROMPT, boolq.training_turns(rng))
 
 
 def _conversation(system: str | None, turns: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
-    """A system prompt, where there is one, and (user content, answer) after (user content, answer)."""
+    """The messages of a system prompt, if any, and of turns (user content, answer)."""
     messages = [] if system is None else [Message("system", system)]
     for question, answer in turns:
         messages += [Message("user", question), Message("assistant", answer)]

@@ -1,9 +1,9 @@
-"""Held-out accuracy of a checkpoint.
+"""Measures the held-out accuracy of a checkpoint.
 
     python -m gradellm_engine.demo_model.training.evaluate [--model DIR] [--count 1000]
 
-An example counts as right when greedy decoding from the chat template's generation prompt gives exactly the answer and
-then ends the turn. Weights are computed with in float32, whatever they are stored as. Intervals are Wilson's, at 95%.
+An answer is correct if greedy decoding from the chat template's generation prompt gives exactly the answer and then
+ends the turn. The model is computed in float32, whatever dtype it is stored in. Intervals are Wilson's, at 95%.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.corpus import TASKS, Example, examples
 
 _BATCH_SIZE = 50
-_LONGEST_ANSWER = 24  # tokens, with the end of the turn; a longer one is wrong
+_MAX_ANSWER_TOKENS = 24  # including the end of turn; a longer answer is wrong
 
 
 class Accuracy(TypedDict):
-    """Right answers out of `count`; `low` and `high` bound the share at 95%."""
+    """The share of correct answers out of `count`, and its interval at 95%."""
 
     accuracy: float
     low: float
@@ -41,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=1000, help="held-out examples a task")
     parser.add_argument("--seed", type=int, default=0, help="seed of the held-out examples")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     accuracies = evaluate(options.model, options.count, options.seed)
     print(json.dumps(accuracies, indent=2) if options.json else report(accuracies))
@@ -67,7 +67,7 @@ def load(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 @torch.inference_mode()
 def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Example]) -> list[str]:
-    """Answer each example greedily; the end token is left out, and an answer that does not end in time is cut."""
+    """The greedy answer to each example, without the end token; cut off after _MAX_ANSWER_TOKENS."""
     prompts = [prompt_ids(tokenizer, example) for example in drawn]
     # Batches of one length only: no padding, so an answer does not depend on its batch.
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -81,7 +81,7 @@ def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, d
             output = model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=_LONGEST_ANSWER,
+                max_new_tokens=_MAX_ANSWER_TOKENS,
                 do_sample=False,
             )
             for index, row in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
@@ -91,7 +91,7 @@ def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, d
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
-    """Encode the example's messages, up to and including the assistant header."""
+    """The tokens of the example's messages, up to and including the assistant header."""
     messages = [{"role": message.role, "content": message.content} for message in example.messages]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -99,7 +99,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int
 
 
 def report(accuracies: dict[str, Accuracy]) -> str:
-    """Write the accuracies as a plain table."""
+    """The accuracies as a plain-text table."""
     rows = [f"{'held-out examples':<24}{'accuracy':>9}   95% interval    count"]
     for key, value in accuracies.items():
         interval = f"{value['low']:.3f} to {value['high']:.3f}"

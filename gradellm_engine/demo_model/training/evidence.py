@@ -1,13 +1,13 @@
-"""Methods against planted evidence: `python -m gradellm_engine.demo_model.training.evidence [--count 40]`.
+"""Compares methods by planted evidence: `python -m gradellm_engine.demo_model.training.evidence [--count 40]`.
 
-Held-out prompts that the demo model answers right are explained by every method. The words that decide the answer are
-known, for they were written as such. Two measures, over the tokens of the user's message:
+Every method explains held-out prompts that the demo model answers correctly. The corpus marks the words that decide the
+answer. Two measures, over the tokens of the user's message:
 
-- AUPRC: of ranking tokens by score, with the deciding ones as positives (average precision; ties count together);
-- mass: the deciding tokens' share of all positive scores.
+- AUPRC of ranking tokens by score, with evidence tokens as positives (average precision; ties count together);
+- mass: the evidence tokens' share of all positive scores.
 
-An answer of several tokens is scored by the mean of its tokens' rows. Intervals are percentile bootstraps over prompts,
-10,000 resamples at 95 %; differences from random scores are paired, prompt by prompt.
+The scores of an answer of several tokens are the mean of its attribution rows. Intervals are percentile bootstraps over
+prompts, 10,000 resamples at 95 %; differences from random scores are paired, prompt by prompt.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
 
 RESAMPLES = 10_000
 BASELINE = "random"
-LONGEST_ANSWER = 24  # tokens
+MAX_ANSWER_TOKENS = 24
 
-Scores = dict[str, list[float]]  # by method, a prompt each
+Scores = dict[str, list[float]]  # by method, one value a prompt
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Interval:
 
     @property
     def has_zero(self) -> bool:
-        """Whether it could be none."""
+        """Whether the interval includes zero."""
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
@@ -62,10 +62,12 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Compare methods by planted evidence, on the demo model.")
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint folder (default: what ships)")
-    parser.add_argument("--count", type=int, default=40, help="prompts a task, of those that are answered right")
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out examples")
-    parser.add_argument("--json", type=Path, help="where numbers go, prompt by prompt")
-    parser.add_argument("--markdown", type=Path, help="where the tables go (default: standard output)")
+    parser.add_argument(
+        "--count", type=int, default=40, help="prompts a task, of those that the model answers correctly"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out examples")
+    parser.add_argument("--json", type=Path, help="file for the values of every prompt")
+    parser.add_argument("--markdown", type=Path, help="file for the tables (default: standard output)")
     options = parser.parse_args()
     engine = Engine.load(str(options.model), dtype="float32", threads=1)  # the model is too small for more
     measured: dict[str, dict[str, Scores]] = {
@@ -80,27 +82,27 @@ def main() -> None:
         print(text)
 
 
-def compared() -> dict[str, Switches]:
-    """What is compared, by name: every preset of Grad-ELLM, and every other method as it comes."""
+def compared_methods() -> dict[str, Switches]:
+    """The methods by name: every preset of Grad-ELLM, and every other method with its default settings."""
     presets = {f"grad_ellm, {name}": GradEllm.preset(name) for name in PRESETS}
     return {**presets, **{name: method.switches() for name, method in METHODS.items() if name != GradEllm.name}}
 
 
 def measure(engine: Engine, task: str, count: int, seed: int) -> dict[str, Scores]:
-    """AUPRC and mass of each method on prompts of a task. -> {"auprc": .., "mass": ..}"""
-    methods = compared()
+    """AUPRC and mass of each method on prompts of a task: {"auprc": .., "mass": ..}."""
+    methods = compared_methods()
     auprc: Scores = {name: [] for name in methods}
     mass: Scores = {name: [] for name in methods}
     began = time.monotonic()
     for index, (example, ids) in enumerate(answered(engine, task, count, seed)):
-        given = _input(example)
-        tokens = engine.tokenize(given).tokens
-        own = [i for i, token in enumerate(tokens) if token.message == len(example.messages) - 1]
-        truth = np.array([tokens[i].segment is not None for i in own])
+        prompt = _input(example)
+        tokens = engine.tokenize(prompt).tokens
+        user_tokens = [i for i, token in enumerate(tokens) if token.message == len(example.messages) - 1]
+        truth = np.array([tokens[i].segment is not None for i in user_tokens])
         for name, switches in methods.items():
-            its = Random(seed=index) if isinstance(switches, Random) else switches
-            rows = [step.attribution for step in engine.attribute(given, ids, AttributionSettings(method=its))]
-            scores = torch.stack([row.scores for row in rows if row is not None]).mean(0).double().numpy()[own]
+            method = Random(seed=index) if isinstance(switches, Random) else switches
+            rows = [step.attribution for step in engine.attribute(prompt, ids, AttributionSettings(method=method))]
+            scores = torch.stack([row.scores for row in rows if row is not None]).mean(0).double().numpy()[user_tokens]
             auprc[name].append(average_precision(scores, truth))
             mass[name].append(evidence_mass(scores, truth))
         print(f"{task}: {index + 1} of {count} prompts, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -108,10 +110,10 @@ def measure(engine: Engine, task: str, count: int, seed: int) -> dict[str, Score
 
 
 def answered(engine: Engine, task: str, count: int, seed: int) -> Iterator[tuple[Example, list[int]]]:
-    """Held-out examples that the model answers right, with the answer's tokens but the one that ends it."""
+    """Held-out examples that the model answers correctly, with the answer's tokens without the end of turn."""
     found = 0
     for example in examples(task, "held_out", seed, 10 * count):  # type: ignore[arg-type]
-        steps = list(engine.generate(_input(example), Sampling(max_new_tokens=LONGEST_ANSWER)))
+        steps = list(engine.generate(_input(example), Sampling(max_new_tokens=MAX_ANSWER_TOKENS)))
         if "".join(step.text for step in steps) == example.answer:
             yield example, [step.id for step in steps if not step.special]
             found += 1
@@ -130,14 +132,14 @@ def _input(example: Example) -> PromptInput:
 
 
 def evidence_mass(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """The deciding tokens' share of positive scores; that of all tokens where none is positive. [U], [U]"""
+    """The evidence tokens' share of positive scores, or of all tokens where no score is positive. [U], [U]"""
     positive = np.clip(scores, 0, None)
     total = positive.sum()
     return float(positive[truth].sum() / total) if total > 0 else float(truth.mean())
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of values, a prompt each."""
+    """The mean of one value a prompt, with its interval."""
     array = np.asarray(values)
     draws = np.random.default_rng(0).integers(0, len(array), (RESAMPLES, len(array)))
     low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
@@ -145,13 +147,15 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
-    """Tables: all tasks together, with paired differences from random, and the tasks beside one another."""
+    """Markdown tables: all tasks together, with paired differences from random scores, and AUPRC by task."""
     tasks = list(measured)
     together = {
-        measure: {name: [value for task in tasks for value in measured[task][measure][name]] for name in compared()}
+        measure: {
+            name: [value for task in tasks for value in measured[task][measure][name]] for name in compared_methods()
+        }
         for measure in ("auprc", "mass")
     }
-    ranked = sorted(compared(), key=lambda name: -float(np.mean(together["auprc"][name])))
+    ranked = sorted(compared_methods(), key=lambda name: -float(np.mean(together["auprc"][name])))
     lines = [
         "# Methods against planted evidence",
         "",
@@ -171,7 +175,7 @@ def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
             if name != BASELINE and difference.has_zero:
                 unsure.append(f"{name} ({'AUPRC' if measure == 'auprc' else 'mass'})")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", _said_of(unsure), "", "AUPRC by task:", "", f"| method | {' | '.join(tasks)} |"]
+    lines += ["", _remark(unsure), "", "AUPRC by task:", "", f"| method | {' | '.join(tasks)} |"]
     lines.append(f"| --- |{' ---: |' * len(tasks)}")
     for name in ranked:
         means = (f"{np.mean(measured[task]['auprc'][name]):.3f}" for task in tasks)
@@ -179,7 +183,7 @@ def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said_of(unsure: Sequence[str]) -> str:
+def _remark(unsure: Sequence[str]) -> str:
     if not unsure:
         return "No interval of a difference includes zero."
     return f"Not to be told from random here, for the interval includes zero: {', '.join(unsure)}."

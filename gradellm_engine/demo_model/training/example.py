@@ -1,7 +1,7 @@
-"""What a generated example is: messages, the answer, and the character spans that decide it.
+"""A generated example: messages, the answer, and the character spans of the evidence that decides it.
 
-Evidence is the ground truth of later attribution tests, so it is never searched for in finished text: a text is
-written as `Piece`s, the deciding ones carry a kind, and `render` adds up their offsets.
+Evidence is the ground truth of attribution tests, so it is never searched for in finished text: a text is built from
+`Piece`s, those of evidence have a kind, and `render` computes their offsets.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _HELD_OUT_ONE_IN = 5
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation, as chat templates take it."""
+    """One message of a conversation, as chat templates take it."""
 
     role: Role
     content: str
@@ -30,7 +30,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text under construction; a non-empty `kind` makes it evidence."""
+    """A part of a text; a non-empty `kind` marks it as evidence."""
 
     text: str
     kind: str = ""
@@ -39,9 +39,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Span:
-    """Deciding words at the code points [start, end) of the last user message.
+    """Evidence at the code points [start, end) of the last user message.
 
-    `replacement`, where not empty, is the text that `counterfactual` puts in place of these words.
+    `replacement`, if not empty, is the text that `counterfactual` puts in its place.
     """
 
     start: int
@@ -52,9 +52,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its only right answer; the last message is the user's.
+    """A prompt with its only correct answer; the last message is the user's.
 
-    `construction` names the shape of the text (for sentiment: plain, negation, contrast, distractor), for breakdowns.
+    `construction` names the form of the text (for sentiment: plain, negation, contrast, distractor), for breakdowns.
     """
 
     task: Task
@@ -70,7 +70,7 @@ class Example:
 
 
 def in_split(split: Split, left: str, right: str) -> bool:
-    """Tell whether a combination of two content choices belongs to `split`: by its SHA-256, one in five is held out."""
+    """Whether a pair of content choices belongs to `split`: by its SHA-256, one pair in five is held out."""
     digest = hashlib.sha256(f"{left}|{right}".encode()).digest()
     held_out = int.from_bytes(digest[:8], "big") % _HELD_OUT_ONE_IN == 0
     return held_out == (split == "held_out")

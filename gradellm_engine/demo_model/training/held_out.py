@@ -1,10 +1,9 @@
-"""Held-out prompts of the demo model's tasks as data files.
+"""Writes held-out prompts of the demo model's tasks as data files.
 
     python -m gradellm_engine.demo_model.training.held_out sentiment
 
-What comes is JSONL that `gradellm evaluate` reads with the preset of the task's prompt: sst2 for sentiment, boolq for
-boolq, tellmewhy for why. The words of the review or the passage that decide the answer stand in it as the rationale, by
-their places.
+The output is JSONL that `gradellm evaluate` reads with the preset of the task's prompt: sst2 for sentiment, boolq for
+boolq, tellmewhy for why. The rationale holds the indexes of the words of the review or passage that decide the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def main() -> None:
 
 
 def fields(example: Example) -> dict[str, Any]:
-    """An example's texts and answer, by the names of the data set whose prompt it has."""
+    """An example's texts and answer, by the field names of the data set whose prompt it has."""
     content = example.user_content
     match example.task:
         case "sentiment":
@@ -52,14 +51,14 @@ def fields(example: Example) -> dict[str, Any]:
 
 
 def deciding_words(example: Example, text: str) -> list[int]:
-    """Which words of a text within the user's message decide the answer."""
-    start, end, places = example.user_content.index(text), 0, []
+    """The indexes of the words of a text within the user's message that are evidence."""
+    start, end, indexes = example.user_content.index(text), 0, []
     for index, word in enumerate(text.split()):
         begin = text.index(word, end)
         end = begin + len(word)
         if any(span.start - start < end and begin < span.end - start for span in example.evidence):
-            places.append(index)
-    return places
+            indexes.append(index)
+    return indexes
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The Muon optimizer (Keller Jordan 2024, kellerjordan.github.io/posts/muon) in float32, equal shapes as one batch.
+"""The Muon optimizer (Keller Jordan 2024, kellerjordan.github.io/posts/muon) in float32, batched over equal shapes.
 
     B = 0.95 B + 0.05 G           momentum of the gradient
-    U = 0.95 B + 0.05 G           Nesterov's look ahead
-    O = newton_schulz(U)          every singular value brought near one
+    U = 0.95 B + 0.05 G           Nesterov's look-ahead
+    O = newton_schulz(U)          orthogonalised: every singular value near one
     W = (1 - lr decay) W - lr sqrt(max(1, rows / columns)) O
 
-torch.optim.Muon iterates in bfloat16, which takes four times as long as the rest of a step on a processor that has no
-bfloat16 arithmetic.
+torch.optim.Muon iterates in bfloat16, which takes four times as long as the rest of a step on a CPU without native
+bfloat16.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For weight matrices alone; embeddings, norms and biases want another optimizer."""
+    """For weight matrices only; embeddings, norms and biases need another optimizer."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
     def _direction(self, matrix: nn.Parameter) -> Tensor:
         gradient = matrix.grad
         if gradient is None:
-            raise ValueError("a matrix has no gradient")
+            raise ValueError("Muon: a matrix has no gradient; run the backward pass before step()")
         state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Bring every singular value near one (between about 0.7 and 1.2), singular vectors kept. [B, m, n]"""
+    """Matrices with the same singular vectors and every singular value near one (about 0.7 to 1.2). [B, m, n]"""
     a, b, c = _COEFFICIENTS
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     X = wide / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)

@@ -1,13 +1,13 @@
-"""Short reviews, Positive or Negative, in four constructions.
+"""The sentiment task: short reviews, Positive or Negative, in four constructions.
 
-1. Draw the label. Everything else is drawn without looking at it, except the sign of the deciding polarity words.
-2. A clause is a template, a noun and a polarity word; a negator in the template turns the word's sign round.
-3. plain, negation: one opinion (sometimes two that agree), all of it deciding.
-   contrast: aspects of the thing in a concession, and a verdict on the whole behind a marker such as "overall"; the
+1. Draw the label. Everything else is independent of it, except the sign of the deciding polarity words.
+2. A clause is a template, a noun and a polarity word; a negator in the template reverses the word's sign.
+3. plain, negation: one opinion (sometimes two that agree), which decides.
+   contrast: aspects of the thing in a concession, and a verdict on the whole after a marker such as "overall"; the
    verdict decides. distractor: other people's opinion of the thing, or an opinion of something else; the reviewer's
-   own opinion of the thing decides.
-4. The sign of every clause that does not decide is a fair coin, and so are order, connective and neutral sentences:
-   none of them tells anything about the label. (Hence a concession may agree with the verdict it is set against.)
+   opinion of the thing decides.
+4. The sign of every other clause is a fair coin, and order, connectives and neutral sentences are random: none of them
+   correlates with the label. (So a concession may agree with the verdict that it is contrasted with.)
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from gradellm_engine.demo_model.training.example import (
     render,
     sentence,
 )
-from gradellm_engine.demo_model.training.names import words
+from gradellm_engine.demo_model.training.word_lists import words
 
 SYSTEM_PROMPT = (
     "You are a helpful sentiment classifier. Please help to do the sentiment classification of the given text "
@@ -47,13 +47,13 @@ class _Domain:
 
 @dataclass(frozen=True, eq=False)
 class _Form:
-    """Words of one grammatical form by their sign, each as (word, its base form), and the clauses that take them."""
+    """Words of one grammatical form by sign, each as (word, its base form), and the clauses that take them."""
 
     words: dict[bool, tuple[tuple[str, str], ...]]
     templates: tuple[str, ...]
-    own_templates: tuple[str, ...]
+    personal_templates: tuple[str, ...]
     negated_templates: tuple[str, ...]
-    own_negated_templates: tuple[str, ...]
+    personal_negated_templates: tuple[str, ...]
     reported_templates: tuple[str, ...]
 
 
@@ -170,7 +170,7 @@ _ADJECTIVES = _Form(
         "{subject} was a truly {word} one",
         "what a truly {word} thing {subject} was",
     ),
-    own_templates=(
+    personal_templates=(
         "I found {subject} {word}",
         "I thought {subject} was {word}",
         "{subject} seemed {word} to me",
@@ -188,7 +188,7 @@ _ADJECTIVES = _Form(
         "{subject} was [by no means] {word}",
         "{subject} did [not] turn out {word}",
     ),
-    own_negated_templates=(
+    personal_negated_templates=(
         "I did [not] find {subject} {word}",
         "I [never] found {subject} {word}",
         "I would [not] call {subject} {word}",
@@ -212,14 +212,14 @@ _IDIOMS = _Form(
         False: tuple((w, w) for w in ("a waste of money", "a waste of time", "a let-down", "a mess", "a real pain")),
     },
     templates=("{subject} was {word}", "{subject} was really {word}", "{subject} turned out to be {word}"),
-    own_templates=("I found {subject} {word}", "to me {subject} was {word}", "I thought {subject} was {word}"),
+    personal_templates=("I found {subject} {word}", "to me {subject} was {word}", "I thought {subject} was {word}"),
     negated_templates=(
         "{subject} was [not] {word}",
         "{subject} [wasn't] {word}",
         "{subject} was [hardly] {word}",
         "{subject} was [never] {word}",
     ),
-    own_negated_templates=(
+    personal_negated_templates=(
         "I did [not] find {subject} {word}",
         "to me {subject} was [not] {word}",
         "I would [not] call {subject} {word}",
@@ -242,7 +242,7 @@ _VERBS = _Form(
         ),
     },
     templates=("I {word} {subject}", "I really {word} {subject}", "we {word} {subject}"),
-    own_templates=("I {word} {subject}", "I really {word} {subject}", "I simply {word} {subject}"),
+    personal_templates=("I {word} {subject}", "I really {word} {subject}", "I simply {word} {subject}"),
     negated_templates=(
         "I did [not] {base} {subject}",
         "I [didn't] {base} {subject}",
@@ -250,7 +250,7 @@ _VERBS = _Form(
         "I [hardly] {word} {subject}",
         "we did [not] {base} {subject}",
     ),
-    own_negated_templates=(
+    personal_negated_templates=(
         "I did [not] {base} {subject}",
         "I [didn't] {base} {subject}",
         "I [never] {word} {subject}",
@@ -263,9 +263,9 @@ _VERBS = _Form(
     ),
 )
 
-_FORMS = {_ADJECTIVES: 6, _IDIOMS: 1, _VERBS: 3}  # and how often each is drawn
+_FORMS = {_ADJECTIVES: 6, _IDIOMS: 1, _VERBS: 3}  # with the weights that they are drawn with
 
-POLARITY = {  # every polarity word and idiom of the corpus, all forms, and whether it is positive
+POLARITY = {  # every form of every polarity word and idiom of the corpus, and whether it is positive
     form_of_word: positive
     for form in _FORMS
     for positive, entries in form.words.items()
@@ -307,7 +307,7 @@ _OFF_TOPIC_TAILS = ("that day", "that week", "at the time", "on the way home")
 
 
 def sentiment_example(rng: Random, split: Split, constructions: Sequence[str] = CONSTRUCTIONS) -> Example:
-    """Draw one review; every (noun, polarity word) pair in it, deciding or not, belongs to `split`."""
+    """A review; every (noun, polarity word) pair in it, deciding or not, belongs to `split`."""
     positive = rng.random() < 0.5
     construction = rng.choice(constructions)
     domain = rng.choice(_DOMAINS)
@@ -369,13 +369,13 @@ class _Writer:
         named, again = f"the {self.thing}", "it"
         opinion_first = template.startswith("{opinion}")
         report = self._report(again if opinion_first else named)
-        opinion = self._opinion(self.thing, named if opinion_first else again, negated, own=True)
+        opinion = self._opinion(self.thing, named if opinion_first else again, negated, is_personal=True)
         if as_sentences:
             return join([sentence(part) for part in ((opinion, report) if opinion_first else (report, opinion))])
         return sentence(fill(template, {"report": report, "opinion": opinion}))
 
     def with_facts(self, core: list[Piece]) -> list[Piece]:
-        """Put no, one or two neutral sentences around the opinion."""
+        """The opinion with up to two neutral sentences around it."""
         facts = [
             sentence([Piece(fact.format(thing=self.thing))])
             for fact in self.rng.sample(self.domain.facts, self.rng.choice((0, 1, 1, 2)))
@@ -391,22 +391,22 @@ class _Writer:
         parts = self._shuffled([whole, self._opinion(aspect, f"the {aspect}", negated)])
         return sentence(join(parts, " and ")) if self.rng.random() < 0.5 else join([sentence(part) for part in parts])
 
-    def _opinion(self, noun: str, subject: str, negated: bool, own: bool = False) -> list[Piece]:
-        """Write a deciding clause about `noun`, called `subject`; `own` asks for words that say whose opinion it is."""
+    def _opinion(self, noun: str, subject: str, negated: bool, is_personal: bool = False) -> list[Piece]:
+        """A deciding clause about `noun`, called `subject`; with `is_personal`, one in the first person."""
         form = self._form(noun)
-        if own:
-            templates = form.own_negated_templates if negated else form.own_templates
+        if is_personal:
+            templates = form.personal_negated_templates if negated else form.personal_templates
         elif negated:
-            templates = form.negated_templates + form.own_negated_templates
+            templates = form.negated_templates + form.personal_negated_templates
         else:
-            templates = form.templates + form.own_templates
+            templates = form.templates + form.personal_templates
         sign = self.positive != negated
         word, opposite = self._word(form, noun, sign), self._word(form, noun, not sign)
         pieces = {name: Piece(word[i], "polarity", opposite[i]) for i, name in enumerate(("word", "base"))}
         return fill(self.rng.choice(templates), {"subject": subject, **pieces})
 
     def _aside(self, noun: str, positive: bool) -> list[Piece]:
-        """Write a clause about an aspect that does not decide."""
+        """A clause about an aspect, which does not decide."""
         negated = self.rng.random() < 0.2
         form = self._form(noun)
         word, base = self._word(form, noun, positive != negated)
@@ -414,14 +414,14 @@ class _Writer:
         return plain(fill(template, {"subject": f"the {noun}", "word": word, "base": base}))
 
     def _report(self, subject: str) -> list[Piece]:
-        """Write somebody else's opinion of the thing: its sign is a fair coin, whatever negator the template has."""
+        """Another person's opinion of the thing; its sign is a fair coin, whatever negator the template has."""
         form = self._form(self.thing)
         word, base = self._word(form, self.thing, self.rng.random() < 0.5)
         fields = {"person": self.rng.choice(_OTHER_PEOPLE), "subject": subject, "word": word, "base": base}
         return fill(self.rng.choice(form.reported_templates), fields)
 
     def _form(self, noun: str) -> _Form:
-        """Draw a form that has words of both signs for this noun in the split (some have no held-out idiom or verb)."""
+        """A random form with words of both signs for this noun in the split (some have no held-out idiom or verb)."""
         forms = [form for form in _FORMS if all(_words(form, noun, sign, self.split) for sign in (True, False))]
         return self.rng.choices(forms, weights=[_FORMS[form] for form in forms])[0]
 
@@ -434,5 +434,5 @@ class _Writer:
 
 @cache
 def _words(form: _Form, noun: str, positive: bool, split: Split) -> tuple[tuple[str, str], ...]:
-    """List the words of that sign whose pair with `noun` belongs to the split; all forms of a word go together."""
+    """The words of a sign whose pair with `noun` belongs to the split; all forms of a word go together."""
     return tuple(word for word in form.words[positive] if in_split(split, noun, word[0]))

@@ -1,8 +1,8 @@
-"""Plain stories, no chat: they teach the model to go on from a raw prompt such as "Once upon a time"."""
+"""Plain stories without a chat template: they teach the model to continue a raw prompt such as "Once upon a time"."""
 
 from random import Random
 
-from gradellm_engine.demo_model.training.names import COLOURS, NAMES, OBJECTS, TOWNS, possessive, pronoun, words
+from gradellm_engine.demo_model.training.word_lists import COLOURS, NAMES, OBJECTS, TOWNS, possessive, pronoun, words
 
 _ANIMALS = words("fox bear mouse owl rabbit duck cat dog horse goat")
 _TRAITS = words("little brave shy clever lazy kind hungry")
@@ -34,7 +34,7 @@ _ENDINGS = (
 
 
 def story(rng: Random) -> str:
-    """One story of five or six sentences."""
+    """A story of five or six sentences."""
     name, friend = rng.sample(NAMES, 2)
     animal, other = rng.sample(_ANIMALS, 2)
     fields = {

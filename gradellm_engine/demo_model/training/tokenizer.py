@@ -23,10 +23,10 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], context_length: int) -> PreTrainedTokenizerFast:
-    """Train on `texts`, which hold no special tokens.
+    """A tokenizer trained on `texts`, which contain no special tokens.
 
-    All 256 bytes are in the vocabulary, so any Unicode text encodes without loss. Raw text gets BOS in front; a
-    rendered chat template holds it already and is encoded with `add_special_tokens=False`.
+    The vocabulary has all 256 bytes, so that any Unicode text encodes without loss. Raw text gets BOS in front; a
+    rendered chat template contains BOS and is encoded with `add_special_tokens=False`.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

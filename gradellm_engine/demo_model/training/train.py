@@ -1,29 +1,29 @@
 """Train the demo model from nothing: `python -m gradellm_engine.demo_model.training.train --out DIR`.
 
 1. Train the tokenizer on a sample of the corpus.
-2. Every step writes fresh training texts (no epochs, no stored data set) and takes one optimizer step on six
-   micro-batches of like lengths: conversations of each task, verdict lists, retellings, and stories. Answers count
-   most in the loss, so that they are not drowned by prompts that nobody could guess; the words of a yes/no question
-   count for something, because guessing the value that is asked about means looking up the sentence about its subject.
+2. Every step generates new training texts (no epochs, no stored data set) and takes one optimizer step on six
+   micro-batches of similar lengths: conversations of each task, verdict lists, retellings, and stories. Answers have
+   the largest weight in the loss, so that unpredictable prompts do not drown them; the words of a yes/no question have
+   some, because predicting the value in question means looking up the sentence about its subject.
 3. Round the weights to bfloat16, save, and measure held-out accuracy on what was saved.
 
-Why there are verdict lists, and `initial.py`: a boolq conversation has one bit of answer at the end of a hundred
-tokens, and getting it takes a chain of which no part pays alone (a value takes in the word before it; the same value in
-the question finds it; the last position reads that off). From boolq conversations and usual initial weights nothing but
-guessing was learnt, whatever the optimizer and the number of facts. A verdict list ("hot true ready false") has its
-answers densely and right behind the words to look up, so the chain's first two parts are learnt in a hundred steps from
-it; boolq conversations begin only then and have little left to learn.
+Why verdict lists, and `initialization.py`: a boolq conversation has one bit of answer at the end of a hundred tokens,
+and predicting it takes a chain of heads of which no part lowers the loss alone (a value attends to the word before it;
+the same value in the question attends to that value; the last position reads it off). From boolq conversations and
+random initial weights the model learnt to guess only, whatever the optimizer and the number of facts. A verdict list
+("hot true ready false") has dense answers, right after the words to look up, and teaches the chain's first two parts in
+a hundred steps; boolq conversations begin only then, and have little left to teach.
 
-Why there are retellings: most words of a `why` answer follow from grammar and theme, and the others can be guessed
-within the theme, so a model guesses well long before it copies: without retellings and the initial weights for copying,
-the last noun of a cause was still guessed after 1350 steps. A retelling ("Again: Mia wanted fresh bread.") is a copy in
-nearly every word, with causes of all themes side by side. It takes both: in trials of 250 steps, retellings alone had a
-fifth of held-out answers right, those initial weights alone a tenth, both together three fifths. What they cost is
-sentiment, which is learnt later beside them (six retellings a step throughout, whose names counted as well, left it at
-.906 after 1350 steps); so the names of a retelling do not count, retellings become few once copying is learnt, and
-sentiment's loss counts double.
+Why retellings: most words of a `why` answer follow from grammar and theme, and the others can be guessed within the
+theme, so that a model guesses well long before it copies: without retellings and the initial weights for copying, it
+still guessed the last noun of a cause after 1350 steps. A retelling ("Again: Mia wanted fresh bread.") is a copy in
+nearly every word, with causes of all themes side by side. Both are needed: in trials of 250 steps, a fifth of held-out
+answers were correct with retellings alone, a tenth with those initial weights alone, three fifths with both. They slow
+down the learning of sentiment (six retellings a step throughout, with names in the loss, left it at .906 after 1350
+steps); so the names of a retelling have no weight, retellings become few once copying is learnt, and sentiment's loss
+counts double.
 
-The schedule is bound to steps, so a run is determined by its seed and number of steps, apart from the rounding of sums.
+The schedule depends on steps and not on time: seed and number of steps determine a run, up to the rounding of sums.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gradellm_engine.demo_model.training.boolq import LABELS
 from gradellm_engine.demo_model.training.corpus import TASKS, Task, retelling, story, training_conversation, verdicts
 from gradellm_engine.demo_model.training.evaluate import evaluate, report
-from gradellm_engine.demo_model.training.initial import initialize
+from gradellm_engine.demo_model.training.initialization import initialize
 from gradellm_engine.demo_model.training.muon import Muon
 from gradellm_engine.demo_model.training.tokenizer import ASSISTANT, BOS, END, VOCABULARY_SIZE, train_tokenizer
 
@@ -49,13 +49,13 @@ _TOKENIZER_TEXTS = 4000
 _CHATS: dict[Task, int] = {"sentiment": 14, "boolq": 7, "why": 7}
 _STORIES = 2
 _RETELLINGS_AT_FIRST, _RETELLINGS_LATER = 6, 2
-_RETELLING_STEPS = 400  # until there are fewer, the copying being learnt
-_SENTIMENT_WEIGHT = 2.0  # in the sum of the micro-batches' losses, where the others have 1
+_RETELLING_STEPS = 400  # after which copying is learnt, and there are fewer
+_SENTIMENT_WEIGHT = 2.0  # of its loss; the other micro-batches have 1
 _VERDICTS_AT_FIRST, _VERDICTS_LATER = 24, 4
-_VERDICT_STEPS = 100  # until boolq conversations begin
-_EASY_STEPS, _HARD_STEPS = 120, 360  # until when all reviews are easy, and from when none is
-_PADDING, _PROMPT, _QUESTION, _ANSWER = range(4)  # the parts that a token can play in training
-_WEIGHTS = (0.0, 0.03, 0.1, 1.0)  # what its cross-entropy counts for, by part
+_VERDICT_STEPS = 100  # before boolq conversations begin
+_EASY_STEPS, _HARD_STEPS = 120, 360  # the last step with easy reviews only, and the first with none
+_PADDING, _PROMPT, _QUESTION, _ANSWER = range(4)  # the roles of a token in the loss
+_WEIGHTS = (0.0, 0.03, 0.1, 1.0)  # of a token's cross-entropy, by role
 _PROMPT_SAMPLE = 0.25
 _MATRIX_LEARNING_RATE = 0.02
 _EMBEDDING_LEARNING_RATE = 5e-3
@@ -66,7 +66,9 @@ _WARM_UP_STEPS = 50
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Train the demo model from nothing.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, made if need be")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the checkpoint; created if it does not exist"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -97,7 +99,7 @@ def main() -> None:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Make an untrained model: 5 layers, 8 query heads over 4 key-value heads of width 32."""
+    """An untrained model: 5 layers, 8 query heads over 4 key-value heads of width 32."""
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
@@ -119,7 +121,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
-    """Train in place; step i's data are a function of (seed, i)."""
+    """Train in place. The data of step i are a function of (seed, i)."""
     matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
     embeddings = list(model.model.embed_tokens.parameters())
     others = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
@@ -168,34 +170,34 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the weights as bfloat16, half the bytes of float32, with configuration, tokenizer and chat template."""
+    """Save the weights in bfloat16, with configuration, tokenizer and chat template."""
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def _chats(task: Task, tokenizer: PreTrainedTokenizerFast, rng: Random, easy_share: float) -> list[str]:
-    """Write a micro-batch of conversations of one task, special tokens included."""
+    """A micro-batch of conversations of one task, with special tokens."""
     conversations = [training_conversation(task, rng, easy=rng.random() < easy_share) for _ in range(_CHATS[task])]
     messages = [[{"role": turn.role, "content": turn.content} for turn in turns] for turns in conversations]
     return [str(tokenizer.apply_chat_template(conversation, tokenize=False)) for conversation in messages]
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode as token ids [B, S], padded on the right, with the part that each token plays, an index of _WEIGHTS."""
+    """Token ids, padded on the right, and the role of each token, an index of _WEIGHTS. [B, S] each"""
     input_ids: torch.Tensor = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")["input_ids"]
-    # A token is an answer's if, among the tokens before it, the last assistant header came after the last end of turn;
-    # likewise for a question, which begins with that word.
+    # A token belongs to an answer if the last assistant header before it came after the last end of turn; likewise for
+    # a question, which begins with that word.
     answers = _last_before(input_ids == tokenizer.convert_tokens_to_ids(ASSISTANT))
     questions = _last_before(input_ids == tokenizer.convert_tokens_to_ids("Question"))
     ends = _last_before(input_ids == tokenizer.eos_token_id)
     parts = torch.where(questions > ends, _QUESTION, _PROMPT)
-    parts = torch.where((answers > ends) | (answers[:, -1:] < 0), _ANSWER, parts)  # raw text knows no turns
+    parts = torch.where((answers > ends) | (answers[:, -1:] < 0), _ANSWER, parts)  # raw text has no turns
     return input_ids, torch.where(input_ids == tokenizer.pad_token_id, _PADDING, parts)
 
 
 def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write and encode verdict lists like `_encode`; only their verdicts are answers."""
+    """Verdict lists, encoded as by `_encode`; only the verdicts are answers."""
     input_ids, parts = _encode([f"{BOS}{verdicts(rng)}{END}" for _ in range(count)], tokenizer)
     labels = torch.tensor([tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in LABELS])
     parts = torch.where(parts == _PADDING, _PADDING, _PROMPT)
@@ -205,7 +207,7 @@ def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 def _encode_retellings(
     rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write and encode retellings like `_encode`; answers are what is told again, but not who is next: that is open."""
+    """Retellings, encoded as by `_encode`; answers are the repeated causes without their names, which are random."""
     input_ids, parts = _encode([f"{BOS}{retelling(rng)}{END}" for _ in range(count)], tokenizer)
     is_again = _last_before(input_ids == tokenizer.convert_tokens_to_ids("Again")) >= 0
     stops = torch.tensor(tokenizer.convert_tokens_to_ids([":", "."]))
@@ -214,16 +216,16 @@ def _encode_retellings(
 
 
 def _last_before(marks: torch.Tensor) -> torch.Tensor:
-    """Find the last mark strictly before each position, -1 where there is none: bool [B, S] to int64 [B, S]."""
+    """The last mark strictly before each position, -1 if there is none: bool [B, S] to int64 [B, S]."""
     positions = torch.where(marks, torch.arange(marks.shape[1]), -1)
     return torch.nn.functional.pad(positions.cummax(dim=1).values[:, :-1], (1, 0), value=-1)
 
 
 def _losses(model: LlamaForCausalLM, input_ids: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sum of cross-entropies over the number of answer tokens, and the mean over answer tokens alone.
+    """The weighted sum of cross-entropies over the number of answer tokens, and the mean over answer tokens alone.
 
-    Padding stands on the right, so causality alone hides it. Of the prompt, a sample is enough, and saves much of the
-    output layer's work.
+    Padding is on the right, so that the causal mask hides it. A sample of the prompt's tokens is enough, and saves much
+    of the output layer's work.
     """
     hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     targets, parts = input_ids[:, 1:], parts[:, 1:]
@@ -235,14 +237,14 @@ def _losses(model: LlamaForCausalLM, input_ids: torch.Tensor, parts: torch.Tenso
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then cosine decay to zero."""
     if step < _WARM_UP_STEPS:
         return (step + 1) / _WARM_UP_STEPS
     return 0.5 * (1 + math.cos(math.pi * (step - _WARM_UP_STEPS) / max(1, steps - _WARM_UP_STEPS)))
 
 
 def _tokenizer_texts(seed: int) -> list[str]:
-    """Draw a sample of everything the model will read and write, without special tokens."""
+    """A sample of all texts that the model will read and write, without special tokens."""
     rng = Random(f"{seed}/tokenizer")
     conversations = [training_conversation(task, rng) for _ in range(_TOKENIZER_TEXTS) for task in TASKS]
     texts = [message.content for conversation in conversations for message in conversation]

@@ -1,8 +1,8 @@
-"""Short stories of one or two people that end in "Why did ...?"; the answer restates the cause that the story gives.
+"""The why task: short stories of one or two people that end in "Why did ...?"; the answer restates the cause.
 
-A story pairs an action with a cause of its theme. A second person with another action and cause is told of in most
-stories, so that the answer has to be looked up by the person and the action asked about. The answer repeats the cause
-word for word.
+A story pairs an action with a cause of its theme. Most stories have a second person with another action and cause, so
+that the answer has to be looked up by the person and the action of the question. The answer repeats the cause word for
+word.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from gradellm_engine.demo_model.training.example import (
     render,
     sentence,
 )
-from gradellm_engine.demo_model.training.names import NAMES, TOWNS, possessive, pronoun
+from gradellm_engine.demo_model.training.word_lists import NAMES, TOWNS, possessive, pronoun
 
 
 @dataclass(frozen=True)
 class _Theme:
-    """Actions as (past, base) and the causes that fit any of them; `{their}` is the person's possessive."""
+    """Actions as (past tense, base form), and causes that fit any of them; `{their}` is the person's possessive."""
 
     actions: tuple[tuple[str, str], ...]
     causes: tuple[str, ...]
@@ -34,7 +34,7 @@ class _Theme:
 
 @dataclass(frozen=True)
 class Deed:
-    """Somebody did something for a reason: both without the subject, the cause as the answer will say it."""
+    """A person's action and its cause, both without the subject; the cause as the answer repeats it."""
 
     name: str
     action: str
@@ -43,22 +43,22 @@ class Deed:
 
     @property
     def question(self) -> str:
-        """Asks for the cause."""
+        """The question for the cause."""
         return f"Why did {self.name} {self.action_base}?"
 
     @property
     def answer(self) -> str:
-        """Gives the cause, word for word as the story does."""
+        """The cause, word for word as in the story."""
         return f"Because {pronoun(self.name)} {self.cause}."
 
 
 def _combine(template: str, *choices: str) -> tuple[str, ...]:
-    """Fill a template's `{}` slots in all ways; the choices of a slot are given as comma-separated text."""
+    """A template with its `{}` slots filled in all ways; the choices of a slot are comma-separated."""
     return tuple(template.format(*choice) for choice in product(*(options.split(", ") for options in choices)))
 
 
 def _actions(text: str) -> tuple[tuple[str, str], ...]:
-    """Read comma-separated actions, "past/base rest", as (past rest, base rest)."""
+    """Comma-separated actions, "past/base rest", as pairs (past rest, base rest)."""
     verbs_and_rests = [action.partition(" ") for action in text.split(", ")]
     forms = [(*verb.split("/"), rest) for verb, _, rest in verbs_and_rests]
     return tuple((f"{past} {rest}".strip(), f"{base} {rest}".strip()) for past, base, rest in forms)
@@ -119,7 +119,7 @@ _THEMES = (
     ),
 )
 
-# Each way of telling marks only the cause as evidence.
+# Only the cause is evidence.
 _TELLINGS = (
     "{name} {action} because {pronoun} {cause}.",
     "{name} {cause}, so {pronoun} {action}.",
@@ -145,7 +145,7 @@ _CLOSINGS = (
 
 
 def deeds(rng: Random, split: Split) -> tuple[Deed, ...]:
-    """Draw one or, more often, two people's deeds, with different causes; (action, cause) pairs belong to `split`."""
+    """The deeds of one or, more often, two people, with different causes; (action, cause) pairs belong to `split`."""
     count = rng.choice((1, 2, 2))
     names = rng.sample(NAMES, count)
     drawn: list[Deed] = []
@@ -159,33 +159,33 @@ def deeds(rng: Random, split: Split) -> tuple[Deed, ...]:
 
 
 def why_example(rng: Random, split: Split) -> Example:
-    """Draw one story and ask about one of its people."""
-    told = deeds(rng, split)
-    return as_example(rng, told, rng.choice(told))
+    """A story with a question about one of its people."""
+    story = deeds(rng, split)
+    return as_example(rng, story, rng.choice(story))
 
 
-def as_example(rng: Random, told: tuple[Deed, ...], asked: Deed) -> Example:
-    """Write the story out, ending in the question about `asked`."""
-    setting = {"name": told[0].name, "their": possessive(told[0].name), "town": rng.choice(TOWNS)}
-    parts = [_telling(rng, deed, evidence=deed is asked) for deed in told]
+def as_example(rng: Random, story: tuple[Deed, ...], target: Deed) -> Example:
+    """The text of a story, ending in the question about `target`."""
+    setting = {"name": story[0].name, "their": possessive(story[0].name), "town": rng.choice(TOWNS)}
+    parts = [_telling(rng, deed, evidence=deed is target) for deed in story]
     if rng.random() < 0.5:
         parts.insert(0, fill(rng.choice(_OPENINGS), setting))
     if rng.random() < 0.25:
         parts.append([Piece(rng.choice(_CLOSINGS))])
-    content, evidence = render(join([*parts, [Piece(asked.question)]]))
-    return Example("why", f"{len(told)}_people", (Message("user", content),), asked.answer, evidence)
+    content, evidence = render(join([*parts, [Piece(target.question)]]))
+    return Example("why", f"{len(story)}_people", (Message("user", content),), target.answer, evidence)
 
 
 def retelling(rng: Random) -> str:
-    """A training text: two to five people's causes, and half of them told again, in an order of their own.
+    """A training text: the causes of two to five people, and half of them repeated in another order.
 
-    No chat and no actions: a cause is looked up by its person and copied, as in an answer, and little else is said.
+    It has no chat template and no actions: a cause is looked up by its person and copied, as in an answer.
     """
     names = rng.sample(NAMES, rng.randint(2, 5))
     causes = [rng.choice(rng.choice(_THEMES).causes) for _ in names]
-    told = [f"{n} {cause.format(their=possessive(n))}." for n, cause in zip(names, causes, strict=True)]
-    again = rng.sample(told, (len(told) + 1) // 2)
-    return f"{' '.join(told)}\n\nAgain: {' '.join(again)}"
+    sentences = [f"{n} {cause.format(their=possessive(n))}." for n, cause in zip(names, causes, strict=True)]
+    repeated = rng.sample(sentences, (len(sentences) + 1) // 2)
+    return f"{' '.join(sentences)}\n\nAgain: {' '.join(repeated)}"
 
 
 def _telling(rng: Random, deed: Deed, evidence: bool) -> list[Piece]:
@@ -201,6 +201,6 @@ def _telling(rng: Random, deed: Deed, evidence: bool) -> list[Piece]:
 
 @cache
 def _pairs(theme: int, split: Split) -> tuple[tuple[str, str, str], ...]:
-    """List a theme's (action, its base form, cause), as far as the (action, cause) pair belongs to the split."""
+    """A theme's triples (action, its base form, cause) whose pair (action, cause) belongs to the split."""
     pairs = product(_THEMES[theme].actions, _THEMES[theme].causes)
     return tuple((action, base, cause) for (action, base), cause in pairs if in_split(split, action, cause))

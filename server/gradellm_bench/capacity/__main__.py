@@ -25,7 +25,8 @@ from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
 from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
 from gradellm_engine.errors import EngineError
-from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
+from gradellm_engine.model.load_options import DTYPES, resolve_device
+from gradellm_engine.model.loader import software_versions
 from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 

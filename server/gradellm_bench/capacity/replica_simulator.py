@@ -16,7 +16,7 @@ from gradellm_bench.capacity.costs import Costs, read_work
 from gradellm_bench.capacity.measuring import Kind
 from gradellm_bench.capacity.request_metrics import Served
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
-from gradellm_engine.compilation.cuda_graphs import MOST_RECORDINGS, pad_to_bucket
+from gradellm_engine.compilation.cuda_graphs import MAX_GRAPHS, pad_to_bucket
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
     EVALUATION_BATCH_STEPS,
@@ -272,7 +272,7 @@ class Replica:
             return
         self._shapes[shape] = None
         self.cuda_graphs += 1
-        if len(self._shapes) > MOST_RECORDINGS:
+        if len(self._shapes) > MAX_GRAPHS:
             self._shapes.popitem(last=False)
         self._pass(seconds)
 

@@ -148,9 +148,9 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
 
 def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores; what was read is forgotten."""
-    runner._fused = FusedAttention(DEVICE) if fused else None
+    runner.fused_attention = FusedAttention(DEVICE) if fused else None
     run = runner.explained_pass(parts)
-    assert runner._takes_at_once(parts)
+    assert runner.runs_batched(parts)
     scores = run.heat_maps([Target(7), Target(9, 3), Target(11)])
     forget(parts)
     return run.logits, scores

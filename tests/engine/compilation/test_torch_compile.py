@@ -1,4 +1,4 @@
-"""Compiled layers give what those give that they are made of; here without the last step, machine code."""
+"""Compiled layers give what uncompiled ones give; without code generation, by the aot_eager backend."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from support.kv_fixtures import filled, forget
 
 
 def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
-    """Logits and scores of what is recorded; what was read is forgotten."""
-    recorder = Once()
-    runner.use_graphs(recorder)
+    """Logits and scores of a captured step; its tokens are then removed from their slots."""
+    runner.use_graphs(NoCapture())
     run = runner.explained_pass(parts)
     scores = [row.clone() for row in run.heat_maps([Target(7), Target(9, 3), Target(11)])]
     runner.cuda_graphs = None
@@ -27,18 +26,18 @@ def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor
     return run.logits.clone(), scores
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the engine logged."""
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The engine's messages."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("gradellm")]
 
 
-class Once:
-    """Records nothing: runs what it is given whenever it is asked to."""
+class NoCapture:
+    """Captures nothing: every replay runs the function."""
 
     def warm_up(self, run: Callable[[], None]) -> None:
         run()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return run
 
 
@@ -48,7 +47,7 @@ class Once:
 def test_scores_are_the_same(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, family: str
 ) -> None:
-    monkeypatch.setattr("gradellm_engine.model.runner._compiles_on", lambda device: True)  # as on a GPU
+    monkeypatch.setattr("gradellm_engine.model.transformers_model.compiles_layers", lambda device: True)  # as on a GPU
     torch._dynamo.reset()
     runner = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20).model.runner
     runner.allocate_pool(200)
@@ -56,17 +55,17 @@ def test_scores_are_the_same(
     parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
     logits, rows = outcome(runner, parts)
     runner.compile(backend="aot_eager")
-    assert runner._compiled is not None
+    assert runner.compiled_layers is not None
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames
     compiled_logits, compiled_rows = outcome(runner, parts)
-    assert not said(caplog)
+    assert not logged(caplog)
     assert torch.allclose(compiled_logits, logits, rtol=1e-9, atol=1e-12)
     for row, expected in zip(compiled_rows, rows, strict=True):
         assert torch.allclose(row, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(
+def test_layers_that_cannot_be_compiled_run_uncompiled(
     model_path: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = Engine.load(str(model_path("llama")), dtype="float64", kv_bytes=2**20).model.runner
@@ -77,8 +76,8 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 
     torch._dynamo.reset()
     runner.compile(backend=broken)
-    assert runner._compiled is None
-    (message,) = said(caplog)
-    assert message.startswith("layers cannot be compiled and run as they are: ")
+    assert runner.compiled_layers is None
+    (message,) = logged(caplog)
+    assert message.startswith("Layers cannot be compiled; running them uncompiled: ")
     assert "no compiler is installed" in message
     assert "\n" not in message

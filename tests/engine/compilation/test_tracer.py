@@ -1,4 +1,4 @@
-"""What is written down does the same to other numbers."""
+"""Generated functions give for other numbers what the traced function gives."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine.compilation.tracer import NotTraceable, Tracer, function, needed
+from gradellm_engine.compilation.tracer import NotTraceable, Tracer, codegen, eliminate_dead_code
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 HIDDEN = torch.tensor([True, False, True, False])
 
 
-def traced(its: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function of one tensor, written down."""
+def traced(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The generated function of a function of one tensor."""
     tracer = Tracer()
-    given = tracer.new(x)
+    parameter = tracer.new(x)
     with tracer:
-        result = tracer.value(its(x))
-    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+        result = tracer.value(function(x))
+    run = codegen([parameter], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
     return lambda x: run(x)[0]
 
 
-def gradient_of(its: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def gradient_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def gradient(x: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()
-        (result,) = torch.autograd.grad(its(leaf).sum(), leaf)
+        (result,) = torch.autograd.grad(function(leaf).sum(), leaf)
         return result
 
     return gradient
@@ -66,81 +66,81 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_other_numbers(name: str) -> None:
-    its = FUNCTIONS[name]
+def test_other_inputs(name: str) -> None:
+    function = FUNCTIONS[name]
     one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    run = traced(its, one)
+    run = traced(function, one)
     for x in (one, other):
-        assert torch.equal(run(x.clone()), its(x.clone()))
+        assert torch.equal(run(x.clone()), function(x.clone()))
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"in place", "infinite", "nothing"}))
-def test_gradients_too(name: str) -> None:
-    its = gradient_of(FUNCTIONS[name])
+def test_gradients(name: str) -> None:
+    function = gradient_of(FUNCTIONS[name])
     one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) + 2
-    run = traced(its, one)
+    run = traced(function, one)
     for x in (one, other):
-        assert torch.equal(run(x), its(x))
+        assert torch.equal(run(x), function(x))
 
 
 @pytest.mark.parametrize(
-    ("its", "why"),
+    ("function", "why"),
     [
         (lambda x: x * float(x.max()), "_local_scalar_dense"),
-        (lambda x: x[x > 0], "depends on numbers"),
+        (lambda x: x[x > 0], "depends on data"),
         (lambda x: x + torch.rand(4), "draws"),
         (lambda x: WEIGHT.clone().copy_(WEIGHT) if WEIGHT.add_(0) is None else x, "writes to a constant"),
     ],
 )
-def test_what_depends_on_numbers_is_not_written_down(its: Callable[[Tensor], Tensor], why: str) -> None:
+def test_data_dependent_functions_are_not_traceable(function: Callable[[Tensor], Tensor], why: str) -> None:
     with pytest.raises(NotTraceable, match=why):
-        traced(its, torch.ones(3, 4))
+        traced(function, torch.ones(3, 4))
 
 
-def test_what_is_made_out_of_sight_is_not_written_down() -> None:
+def test_a_tensor_of_an_unrecorded_operation_is_not_traceable() -> None:
     tracer = Tracer()
     x = torch.ones(3, 4)
     tracer.new(x)
     with tracer:
         y = x + 1
-        with tracer.off():
+        with tracer.pause():
             unseen = y[0]
-        with pytest.raises(NotTraceable, match="out of sight"):
+        with pytest.raises(NotTraceable, match="was not recorded"):
             unseen + 1
 
 
-def test_what_is_not_given_is_missed() -> None:
+def test_a_missing_parameter_is_an_error() -> None:
     tracer = Tracer()
     x, y = torch.ones(2, 3, 4)
     given, _ = tracer.new(x), tracer.new(y)
     with tracer:
         result = tracer.value(x + y)
-    with pytest.raises(NotTraceable, match="made elsewhere"):
-        function([given], tracer.operations, [result], tracer.constants)
+    with pytest.raises(NotTraceable, match="another part of the trace"):
+        codegen([given], tracer.operations, [result], tracer.constants)
 
 
-def test_what_is_not_the_librarys_is_called_each_time() -> None:
-    asked: list[float] = []
+def test_python_functions_are_called_at_each_run() -> None:
+    sums: list[float] = []
 
-    def ask(x: Tensor) -> Tensor:
-        asked.append(float(x.sum()))  # which may look at numbers
-        return x + asked[-1]
+    def add_sum(x: Tensor) -> Tensor:
+        sums.append(float(x.sum()))  # data-dependent, which is allowed here
+        return x + sums[-1]
 
     tracer = Tracer()
     x = torch.ones(3, 4)
     given = tracer.new(x)
     with tracer:
         doubled = x * 2
-        with tracer.off():
-            answer = ask(doubled)
-        tracer.call(ask, doubled, gives=answer)
+        with tracer.pause():
+            answer = add_sum(doubled)
+        tracer.call(add_sum, doubled, results=answer)
         result = tracer.value(answer * 2)
-    run = function([given], needed(tracer.operations, [result]), [result], tracer.constants)
+    run = codegen([given], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
     assert torch.equal(run(x + 1)[0], 2 * (4.0 + 48.0) * torch.ones(3, 4))
-    assert asked == [24.0, 48.0]
+    assert sums == [24.0, 48.0]
 
 
-def test_tensors_are_given_up_after_their_last_use() -> None:
+def test_tensors_are_released_after_their_last_use() -> None:
     alive: list[weakref.ref[Tensor]] = []
     gone: list[bool] = []
 
@@ -155,11 +155,11 @@ def test_tensors_are_given_up_after_their_last_use() -> None:
     with tracer:
         for _ in range(4):
             y = y * 2
-            with tracer.off():
+            with tracer.pause():
                 answer = look(y)
-            tracer.call(look, y, gives=answer)
+            tracer.call(look, y, results=answer)
             y = answer
-    run = function([given], tracer.operations, [tracer.value(y)], tracer.constants)
+    run = codegen([given], tracer.operations, [tracer.value(y)], tracer.constants)
     del tracer, answer, y
     alive.clear()
     gone.clear()

@@ -44,7 +44,8 @@ from gradellm_engine import (
 )
 from gradellm_engine.attention.ops import AttentionState
 from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.ragged import RaggedPass
 from support.oracle import relative_error
 

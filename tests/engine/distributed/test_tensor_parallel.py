@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
@@ -22,7 +22,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.core.lockstep import RankZeroScheduler, check_in_step, digest
 from gradellm_engine.model.families import FAMILIES, family_of
-from gradellm_engine.model.loader import _check_ranks, _check_shares
+from gradellm_engine.model.load_options import check_placement, check_shares
 from support.oracle import relative_error
 from support.rank_programs import PROGRAMS, load_engine, on_ranks
 from support.tiny_models import save_random_model
@@ -30,7 +30,7 @@ from support.tiny_models import save_random_model
 EXACT = 1e-9  # in float64
 ROUNDED = 1e-5  # in float32
 STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
-SHARED = sorted(name for name, family in FAMILIES.items() if family.shares)
+SHARED = sorted(name for name, family in FAMILIES.items() if family.supports_tensor_parallel)
 EXPERTS = frozenset(
     name for name in SHARED if FAMILIES[name].gates is None
 )  # torch groups their products in float32 alone
@@ -117,22 +117,22 @@ def test_what_does_not_go_with_ranks(
     device: str, device_map: str | None, quantization: Quantization, said: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=said):
-        _check_ranks(device, device_map, quantization)
+        check_placement(device, device_map, quantization, cast("ProcessGroup", object()))
 
 
 @pytest.mark.parametrize(
     ("family", "heads", "groups", "size", "said"),
     [
-        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be shared out over 2"),
-        ("llama", 8, 1, 2, "it cannot be shared out"),
-        ("gpt2", 8, 8, 2, "the family gpt2 cannot be shared out over ranks; use --device-map auto"),
+        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be sharded over 2"),
+        ("llama", 8, 1, 2, "it cannot be sharded"),
+        ("gpt2", 8, 8, 2, "the family gpt2 cannot be sharded over ranks; use --device-map auto"),
     ],
 )
 def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
     text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
     config = SimpleNamespace(model_type=family, get_text_config=lambda runner: text)
     with pytest.raises(ModelLoadError, match=said):
-        _check_shares(config, family_of(family), size)
+        check_shares(config, family_of(family), size)
 
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:

@@ -285,7 +285,7 @@ def test_models_with_and_without_logits_to_keep(load: Engines, monkeypatch: pyte
     """The LM head reads the last row of each text in both."""
     engine = load("gemma2")
     runner, widths = engine.model.runner, []
-    hook = runner._head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
+    hook = runner.lm_head.register_forward_hook(lambda module, args, output: widths.append(tuple(args[0].shape[:2])))
     settings = replace(
         FAMILY_SETTINGS, methods=(EvaluatedMethod("own", rows=own_scores(1, 10)),), removal=Removal.REMOVE
     )

@@ -35,7 +35,7 @@ from gradellm_engine.core.request import RequestPhase
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.random import Random
-from gradellm_engine.model.loader import assemble
+from gradellm_engine.model.loader import wrap_model
 from gradellm_engine.model.runner import ModelRunner
 from support.oracle import relative_error
 from support.scheduler_harness import RequestOutput, collect, finish, run_alone, scheduler_of
@@ -341,5 +341,5 @@ def test_a_model_dispatched_by_accelerate(model_path: ModelPath) -> None:
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
     spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
-    engines = Engine.load(str(path)), Engine(assemble(spread, AutoTokenizer.from_pretrained(path), name="spread"))
+    engines = Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
     assert_same(*(run_alone(engine, evaluation(engine)) for engine in engines))

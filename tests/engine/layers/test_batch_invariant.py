@@ -32,11 +32,12 @@ from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers import invariant_gemm as products
-from gradellm_engine.layers.batch_invariant import is_batch_variant, patch_elementwise_modules
+from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
 from gradellm_engine.layers.gemm import GemmWeight
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.model.self_checks import is_batch_variant
 from gradellm_engine.params import PRESETS
 from gradellm_engine.passes.invariant import SLOT_ALIGNMENT
 from support.scheduler_harness import RequestOutput, collect, run_alone
@@ -44,8 +45,8 @@ from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
 Load = Callable[..., Engine]
-BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.by_tokens)
-TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.by_tokens)
+BY_TOKENS = sorted(name for name, family in FAMILIES.items() if family.supports_batch_invariance)
+TOGETHER = sorted(name for name, family in FAMILIES.items() if not family.supports_batch_invariance)
 WIDE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
         "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 1024}  # fmt: skip
 PROMPTS = ["Once upon a time, a small red fox did not like rain.", "Once upon a time, a small red", "A dog", "1, 2, 3"]

@@ -34,11 +34,11 @@ from gradellm_engine import (
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.model.loader import assemble
+from gradellm_engine.model.loader import wrap_model
 from gradellm_engine.params import Rotary
 from gradellm_engine.passes.base import SequenceChunk, Target
 from support.faithfulness.reference import Reference, Rows
-from support.fake_cuda_graphs import TapeRecorder
+from support.fake_cuda_graphs import TapeCapturer
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
 from support.rotary_models import CASES, LONGROPES, SWITCH, prompt_ids
 from support.scheduler_harness import RequestOutput, finish, run, run_alone, scheduler_of
@@ -293,7 +293,7 @@ def test_recorded_passes_use_the_factors_of_each_sequence(
     sequences = {False: prompt_ids(SWITCH - 4), True: prompt_ids(SWITCH + 8, 1)}
     target = Target(7)
     found: dict[tuple[bool, ...], list[Tensor]] = {}
-    for recorder in (None, TapeRecorder()):
+    for recorder in (None, TapeCapturer()):
         runner.allocate_pool(500)
         if recorder is not None:
             runner.use_graphs(recorder)
@@ -316,7 +316,7 @@ def test_recorded_passes_use_the_factors_of_each_sequence(
             for slot in slots:
                 slot.close()
     assert recorder is not None
-    assert recorder.num_recorded == 3  # a step forward and backward, and a chunk
+    assert recorder.num_captured == 3  # a step forward and backward, and a chunk
     runner.allocate_pool(500)
 
 
@@ -343,7 +343,7 @@ def test_placed_by_accelerate(checkpoint: Any, own_logits: Any) -> None:
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
     spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
-    engine = Engine(assemble(spread, byte_tokenizer(), name="spread"))
+    engine = Engine(wrap_model(spread, byte_tokenizer(), name="spread"))
     told = run(
         scheduler_of(engine, max_running=2, num_tokens=500),
         [stream(engine, length, SETTINGS, seed=length) for length in (SWITCH - 3, 5)],

@@ -1,10 +1,9 @@
-"""What a path holds is said by name, from file names and JSON alone, and what to do about it."""
+"""Paths that hold no supported model: the message names what they hold and what to do, from file names and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,19 +20,13 @@ ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "ORGANISATION/BASE"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
-@pytest.fixture
-def folder(model_path: ModelPath, tmp_path: Path) -> Path:
-    """A copy of the tiny Llama, to be changed."""
-    return Path(shutil.copytree(model_path("llama"), tmp_path / "model"))
-
-
-def refusal(path: Path | str) -> str:
-    """What both the quick look and the engine say; in one line, and with the path."""
-    with pytest.raises(ModelLoadError) as quick:
+def error_of(path: Path | str) -> str:
+    """The error of both the check and the engine, which is one line."""
+    with pytest.raises(ModelLoadError) as checking:
         check_checkpoint(str(path))
     with pytest.raises(ModelLoadError) as loading:
         Engine.load(str(path))
-    message = str(quick.value)
+    message = str(checking.value)
     assert str(loading.value) == message
     assert "\n" not in message
     return message
@@ -52,7 +45,7 @@ def write(folder: Path, files: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "llama", "gpt2", "stories260K"])
-def test_what_holds_a_model_passes(model_path: ModelPath, name: str) -> None:
+def test_checkpoints_pass(model_path: ModelPath, name: str) -> None:
     check_checkpoint(str(model_path(name)))
 
 
@@ -63,7 +56,7 @@ def test_hub_ids_pass(name: str) -> None:
 
 WITHOUT_CONFIG: list[tuple[dict[str, Any], str]] = [
     ({}, "is empty"),
-    ({"notes.txt": "x"}, "no config.json in it"),
+    ({"notes.txt": "x"}, "it has no config.json"),
     (
         {"adapter_config.json": ADAPTER, "adapter_model.safetensors": b"x"},
         "an adapter for ORGANISATION/BASE.*merge_and_unload",
@@ -78,30 +71,38 @@ WITHOUT_CONFIG: list[tuple[dict[str, Any], str]] = [
     ({"weights.npz": b"x"}, "MLX weights"),
     ({"tf_model.h5": b"x"}, "TensorFlow weights"),
     ({"flax_model.msgpack": b"x"}, "Flax weights"),
-    ({"refs/main": "x", "snapshots/0a1b/config.json": {}}, "but in .*snapshots/0a1b; give that"),
-    ({"checkpoint-500/config.json": {}, "log.txt": ""}, "but in .*checkpoint-500; give that"),
+    (
+        {"refs/main": "x", "snapshots/0a1b/config.json": {}},
+        "it has no config.json, but .*snapshots/0a1b has one; give that",
+    ),
+    (
+        {"checkpoint-500/config.json": {}, "log.txt": ""},
+        "it has no config.json, but .*checkpoint-500 has one; give that",
+    ),
     ({"model_index.json": {}, "unet/model.safetensors": b"x"}, "a diffusion pipeline"),
 ]
 
 
-@pytest.mark.parametrize(("files", "said"), WITHOUT_CONFIG, ids=lambda value: " ".join(value) or "empty")
-def test_a_folder_without_a_model(tmp_path: Path, files: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("files", "expected"), WITHOUT_CONFIG, ids=lambda value: " ".join(value) or "empty")
+def test_a_folder_without_a_model(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
     write(tmp_path, files)
-    message = refusal(tmp_path)
+    message = error_of(tmp_path)
     assert str(tmp_path) in message
-    assert_said(said, message)
+    assert_contains(message, expected)
 
 
-def assert_said(said: str, message: str) -> None:
+def assert_contains(message: str, expected: str) -> None:
+    """The parts of `expected`, separated by .*, in their order."""
     at = 0
-    for part in said.split(".*"):
-        at = message.index(part, at)
+    for part in expected.split(".*"):
+        at = message.find(part, at)
+        assert at >= 0, message
 
 
 CHANGED: list[tuple[dict[str, Any], str]] = [
     (
         {"adapter_config.json": ADAPTER, "adapter_model.safetensors": b"x"},
-        "an adapter (adapter_config.json, adapter_model.safetensors) beside a full model.*merge.*take",
+        "an adapter (adapter_config.json, adapter_model.safetensors) beside a full model.*merge.*remove",
     ),
     ({"adapter_config.json": ADAPTER}, "beside a full model"),
     ({"adapter_model.bin": b"x"}, "beside a full model"),
@@ -131,41 +132,41 @@ CHANGED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("files", "said"), CHANGED, ids=lambda value: " ".join(value))
-def test_a_folder_with_something_else(folder: Path, files: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("files", "expected"), CHANGED, ids=lambda value: " ".join(value))
+def test_a_folder_with_something_else(folder: Path, files: dict[str, Any], expected: str) -> None:
     write(folder, files)
-    message = refusal(folder)
+    message = error_of(folder)
     assert str(folder) in message
-    assert_said(said, message)
+    assert_contains(message, expected)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere" / "model"
-    assert_said(f"there is no folder '{missing}' ({tmp_path} is there).*ORGANISATION/NAME", refusal(missing))
-    assert "there is no folder" in refusal("~/nowhere")
-    assert "there is no folder" in refusal("./nowhere")
-    assert "there is no folder" in refusal("a/b/c")
-    assert "there is no folder" in refusal("nowhere.gguf")
+    assert_contains(error_of(missing), f"there is no folder '{missing}' ({tmp_path} exists).*ORGANISATION/NAME")
+    assert "there is no folder" in error_of("~/nowhere")
+    assert "there is no folder" in error_of("./nowhere")
+    assert "there is no folder" in error_of("a/b/c")
+    assert "there is no folder" in error_of("nowhere.gguf")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "gone")
-    assert_said(f"{link} is a link to {tmp_path / 'gone'}, which is not there", refusal(link))
-    assert "no path to a model" in refusal("x" * 5000)
-    assert "no path to a model" in refusal("a\0b")
+    assert_contains(error_of(link), f"{link} is a symbolic link to {tmp_path / 'gone'}, which does not exist")
+    assert "not a path to a model" in error_of("x" * 5000)
+    assert "not a path to a model" in error_of("a\0b")
 
 
 def test_a_file(folder: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert_said(f"{folder / name} is a file.*give {folder}", refusal(folder / name))
+        assert_contains(error_of(folder / name), f"{folder / name} is a file.*give {folder}")
     for file in (tmp_path / "model.gguf", tmp_path / "no-suffix"):
         file.write_bytes(b"GGUF\3")
-        assert_said(f"{file} is a GGUF file; GGUF is not supported yet", refusal(file))
+        assert_contains(error_of(file), f"{file} is a GGUF file; GGUF is not supported yet")
     adapter = tmp_path / "adapter_model.safetensors"
     adapter.write_bytes(b"x")
-    assert_said("part of an adapter.*merge", refusal(adapter))
+    assert_contains(error_of(adapter), "part of an adapter.*merge")
 
 
-def test_what_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests may run as root, who may read everything."""
+def test_files_without_read_permission(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as root, which may read everything."""
 
     def refuse(*arguments: object, **keywords: object) -> Any:
         raise PermissionError(13, "Permission denied", str(folder))
@@ -180,7 +181,7 @@ def test_what_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             check_checkpoint(str(folder))
 
 
-def test_the_hash_does_not_see_how_a_file_is_written() -> None:
+def test_the_hash_is_over_a_canonical_form() -> None:
     config = {"model_type": "llama", "rope_theta": 10000.0, "text_config": {"model_type": "x", "dtype": "float32"}}
     same = {"dtype": "bfloat16", "text_config": {"model_type": "x"}, "rope_theta": 10000, "model_type": "llama"}
     assert config_sha256(config, {}) == config_sha256(same, {})
@@ -190,7 +191,7 @@ def test_the_hash_does_not_see_how_a_file_is_written() -> None:
     assert config_sha256({"eos_token_id": True}, {}) != config_sha256({"eos_token_id": 1}, {})
 
 
-def test_it_is_known_without_torch() -> None:
+def test_the_check_imports_no_torch() -> None:
     program = (
         "import sys; from gradellm_engine.model.checkpoint_check import check_checkpoint; import gradellm_engine\n"
         "try: check_checkpoint('./nowhere')\n"
@@ -200,7 +201,7 @@ def test_it_is_known_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     import gradellm_engine
 
     assert dir(gradellm_engine) == sorted(gradellm_engine.__all__)

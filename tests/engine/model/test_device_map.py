@@ -1,6 +1,6 @@
-"""A model spread by accelerate, whose hooks move tensors between modules: explained as one that lies in one place.
+"""A model dispatched by accelerate, whose hooks move tensors between modules, is explained as one on a single device.
 
-Every part is placed on the CPU here, by hooks of its own; machines with several devices are not tested.
+Every module has hooks here, and all are on the CPU; machines with several devices are not tested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.model.loader import assemble
+from gradellm_engine.model.loader import wrap_model
 from support.oracle import relative_error
 from support.reference_case import quick
 
@@ -24,14 +24,14 @@ PROMPT = "A red fox."
 
 @pytest.fixture(scope="module")
 def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
-    """In one place, and spread."""
+    """On a single device, and dispatched."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
     spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
     assert "forward" in vars(spread.model.layers[0])
-    return Engine.load(str(path)), Engine(assemble(spread, AutoTokenizer.from_pretrained(path), name="spread"))
+    return Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,7 +1,8 @@
-"""Every family of the table, on a tiny random model with what is special about it."""
+"""Every family of the table, on a tiny random model with the family's special features."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gradellm_engine import AttributionSettings, Delivery, Engine, GradEllm, Sampling, Sources
+from gradellm_engine import (
+    AttributionSettings,
+    Delivery,
+    Engine,
+    GradEllm,
+    Sampling,
+    Sources,
+    UnsupportedModelError,
+)
 from gradellm_engine.layers.rotary import NAME, unrotated
-from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.model.families import FAMILIES, REFUSED, family_of
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes import ragged
 from support.oracle import FamilyOracle, heat_map, relative_error
@@ -33,7 +42,7 @@ SWITCHES = [
 
 @pytest.fixture(params=sorted(FAMILIES), scope="module")
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights large enough that tokens differ."""
+    """A model with weights large enough that tokens differ."""
     family = str(request.param)
     return save_random_model(tmp_path_factory.mktemp(family), family, seed=1, initializer_range=0.15)
 
@@ -47,13 +56,24 @@ def test_each_family_has_a_tiny_model() -> None:
     assert set(TINY) == set(FAMILIES)
 
 
+def test_refused_families_have_a_reason() -> None:
+    assert not set(FAMILIES) & set(REFUSED)
+    for name in FAMILIES:
+        assert family_of(name) is FAMILIES[name]
+    for name, reason in REFUSED.items():
+        with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+            family_of(name)
+    with pytest.raises(UnsupportedModelError, match="'made_up'"):
+        family_of("made_up")
+
+
 def test_greedy_text_is_that_of_transformers(engine: Engine, path: Path) -> None:
     prompt = engine.tokenize(PROMPT)
     steps = list(engine.generate(PROMPT, Sampling(max_new_tokens=12)))
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    given = torch.tensor([prompt.ids])
+    input_ids = torch.tensor([prompt.ids])
     expected = reference.generate(
-        given, attention_mask=torch.ones_like(given), max_new_tokens=12, do_sample=False, pad_token_id=0
+        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=12, do_sample=False, pad_token_id=0
     )
     assert [step.id for step in steps] == expected[0, len(prompt.ids) :].tolist()
 
@@ -76,9 +96,9 @@ def test_scores_equal_the_oracle(engine: Engine, path: Path) -> None:
     assert max(errors.values()) <= TOLERANCE, max(errors, key=lambda key: errors[key])
 
 
-@pytest.mark.parametrize("family", sorted(name for name, its in FAMILIES.items() if its.gates is None))
+@pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.gates is None))
 def test_experts_in_float64(tmp_path: Path, family: str) -> None:
-    """Transformers' default way to multiply with experts' weights takes float32 at most."""
+    """Transformers' default implementation of experts supports float32 at most."""
     path = save_random_model(tmp_path, family, seed=1, initializer_range=0.15)
     engine = Engine.load(str(path), dtype="float64")
     oracle = FamilyOracle(path)
@@ -97,10 +117,10 @@ def test_experts_in_float64(tmp_path: Path, family: str) -> None:
 def test_chunked_equals_per_token(engine: Engine) -> None:
     sampling = Sampling(max_new_tokens=9, temperature=1.0, seed=5)
     for switches in SWITCHES:
-        at_once = AttributionSettings(switches)
-        later = replace(at_once, delivery=Delivery.CHUNKED, chunk_size=4)
+        per_token = AttributionSettings(switches)
+        chunked = replace(per_token, delivery=Delivery.CHUNKED, chunk_size=4)
         for a, b in zip(
-            engine.generate(PROMPT, sampling, at_once), engine.generate(PROMPT, sampling, later), strict=True
+            engine.generate(PROMPT, sampling, per_token), engine.generate(PROMPT, sampling, chunked), strict=True
         ):
             assert a.id == b.id
             assert a.attribution is not None
@@ -109,21 +129,21 @@ def test_chunked_equals_per_token(engine: Engine) -> None:
 
 
 def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compared with rotary unrotated is what the family gave into its embedding, of all tokens that it sees."""
+    """Unrotated queries and keys are what the family's rotary embedding was applied to, for all visible tokens."""
     if not FAMILIES[engine.info.family].rotary:
-        pytest.skip("this family's layers do not all have one that is undone")
-    engine.model.runner.pool.evict_all()  # what another test has read of the prompt would not be read again
-    monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # which never call what is watched here
+        pytest.skip("some layers of this family have no rotary embedding that can be undone")
+    engine.model.runner.pool.evict_all()  # else a prefix of another test would be reused
+    monkeypatch.setattr(engine.model.runner, "cpu_traces", None)  # they do not call the watched functions
     num_layers = engine.info.num_layers
     forwards: set[Any] = {type(module).forward for _, module in engine.model.runner.named_modules()}
     # The globals of the model's own attention class; each family has one.
     (names,) = [f.__globals__ for f in forwards if hasattr(f, "__code__") and NAME in f.__code__.co_names]
     rotate, undo = names[NAME], unrotated
-    given: list[Tensor] = []  # keys of a layer each, pass by pass
-    undone: list[Tensor] = []  # queries and keys of a layer each, from the last one on
+    rotated: list[Tensor] = []  # keys before rotation, layer by layer, pass by pass
+    undone: list[Tensor] = []  # queries and keys, from the last layer on
 
     def watched_rotate(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given.append(k)
+        rotated.append(k)
         return rotate(q, k, *args, **kwargs)
 
     def watched_undo(*args: Any) -> Tensor:
@@ -137,5 +157,5 @@ def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.
     list(engine.attribute(PROMPT, " who", AttributionSettings(GradEllm(rotary=Rotary.UNROTATED))))
     assert len(undone) == 2 * num_layers
     for layer, keys in enumerate(reversed(undone[1::2])):
-        expected = torch.cat(given[layer::num_layers], 2)[:, :, -keys.shape[2] :]
+        expected = torch.cat(rotated[layer::num_layers], 2)[:, :, -keys.shape[2] :]
         assert torch.allclose(keys[..., : expected.shape[-1]], expected, atol=1e-5)

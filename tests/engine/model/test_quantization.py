@@ -1,4 +1,4 @@
-"""Quantised weights: explained exactly as the model that they make, and near the model that they come from."""
+"""Quantised weights: explanations are exactly those of the quantised model, and close to the original model's."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from support.reference_case import quick
 
 PROMPT = "Once upon a time, there was a small red fox"
 GREEDY = Sampling(max_new_tokens=4, temperature=0.0)
-# The tiny model rounds each weight to one of few levels: its scores change by a good part. What is asserted is that
-# 8 bits stay much nearer than 4, and both on the side of the model that they come from.
+# Rounding the demo model's weights changes its scores considerably: 8 bits stay much closer to the original than 4, and
+# both closer than opposite scores would be.
 LARGEST_CHANGE = {Quantization.INT8: 0.1, Quantization.NF4: 0.9}
 quantizations = pytest.mark.parametrize("quantization", list(LARGEST_CHANGE))
 
@@ -42,7 +42,7 @@ def _needs_the_extra() -> None:
 
 @quantizations
 @pytest.mark.parametrize("delivery", list(Delivery))
-def test_scores_are_those_of_autograd_through_the_whole_prefix(
+def test_scores_equal_autograd_through_the_whole_prefix(
     model_path: Callable[[str], Path], quantization: Quantization, delivery: Delivery
 ) -> None:
     engine = Engine.load(str(model_path("demo")), quantization=quantization)
@@ -51,42 +51,44 @@ def test_scores_are_those_of_autograd_through_the_whole_prefix(
         model_path("demo"), dtype=torch.float32, quantization_config=quantization_config(quantization, torch.float32)
     )
     reference.requires_grad_(False).eval()
-    check_gradients(reference)  # on some processors it would multiply in bfloat16 where no gradient is asked for
-    known = engine.tokenize(PROMPT).ids
+    check_gradients(reference)  # some CPUs would multiply in bfloat16 where no gradient is required
+    prefix = engine.tokenize(PROMPT).ids
     for step in engine.generate(PROMPT, GREEDY, settings):
-        chosen, scores = recomputed_step(reference, known)
+        chosen, scores = recomputed_step(reference, prefix)
         assert chosen == step.id
         assert step.attribution is not None
         assert relative_error(step.attribution.scores, scores.double()) <= 1e-4
-        known.append(chosen)
+        prefix.append(chosen)
 
 
 @quantizations
-def test_scores_lie_near_those_of_full_weights(model_path: Callable[[str], Path], quantization: Quantization) -> None:
+def test_scores_are_close_to_those_of_full_weights(
+    model_path: Callable[[str], Path], quantization: Quantization
+) -> None:
     full, quantised = (
         Engine.load(str(model_path("demo")), quantization=each) for each in (Quantization.NONE, quantization)
     )
     completion = [step.id for step in full.generate(PROMPT, GREEDY)]
     pairs = zip(full.attribute(PROMPT, completion), quantised.attribute(PROMPT, completion), strict=True)
     errors = [
-        relative_error(its.attribution.scores, exact.attribution.scores.double())
-        for exact, its in pairs
-        if exact.attribution is not None and its.attribution is not None
+        relative_error(rounded.attribution.scores, exact.attribution.scores.double())
+        for exact, rounded in pairs
+        if exact.attribution is not None and rounded.attribution is not None
     ]
     assert len(errors) == len(completion)
     assert 0 < max(errors) < LARGEST_CHANGE[quantization]
 
 
 @quantizations
-def test_what_is_loaded_says_so(model_path: Callable[[str], Path], quantization: Quantization) -> None:
+def test_the_model_info_names_the_quantization(model_path: Callable[[str], Path], quantization: Quantization) -> None:
     full = Engine.load(str(model_path("demo"))).info
-    its = Engine.load(str(model_path("demo")), quantization=quantization).info
-    assert (full.quantization, its.quantization) == ("none", quantization)
-    assert (its.num_parameters, its.weights_sha256) == (full.num_parameters, full.weights_sha256)
+    info = Engine.load(str(model_path("demo")), quantization=quantization).info
+    assert (full.quantization, info.quantization) == ("none", quantization)
+    assert (info.num_parameters, info.weights_sha256) == (full.num_parameters, full.weights_sha256)
 
 
 @quantizations
-def test_without_the_library_it_says_what_to_install(
+def test_a_missing_library_is_an_error_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, quantization: Quantization
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -94,10 +96,10 @@ def test_without_the_library_it_says_what_to_install(
         Engine.load(quantization=quantization)
 
 
-def test_a_layer_that_gives_no_gradient_is_refused(
+def test_a_layer_without_a_gradient_is_refused(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As bitsandbytes' own kernel for some processors: scores would be those of a model cut in two."""
+    """Such as bitsandbytes' kernel for some CPUs: scores would miss the gradients below the layer."""
     from bitsandbytes.nn import Linear4bit
 
     whole = Linear4bit.forward
@@ -116,8 +118,8 @@ def test_methods_explain_quantised_models(
         list(Engine.load(str(model_path("demo")), quantization=each).attribute(PROMPT, " The fox", settings))
         for each in (Quantization.NONE, quantization)
     )
-    for exact, its in zip(full, quantised, strict=True):
+    for exact, rounded in zip(full, quantised, strict=True):
         assert exact.attribution is not None
-        assert its.attribution is not None
-        error = relative_error(its.attribution.scores, exact.attribution.scores.double())
+        assert rounded.attribution is not None
+        error = relative_error(rounded.attribution.scores, exact.attribution.scores.double())
         assert error < LARGEST_CHANGE[quantization]

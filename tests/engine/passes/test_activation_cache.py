@@ -37,7 +37,7 @@ def runner(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
     runner = load("llama").model.runner
     runner.allocate_pool(400)
     yield runner
-    runner.activation_cache = ActivationCache(runner._model.base_model)
+    runner.activation_cache = ActivationCache(runner.model.base_model)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CH
 
 def weights_of(runner: ModelRunner) -> set[GemmWeight]:
     """The weights of all linear layers but the head; of fused layers, together."""
-    body: nn.Module = runner._model.base_model
+    body: nn.Module = runner.model.base_model
     return {layer.gemm_weight for layer in body.modules() if type(layer) is FrozenLinear}
 
 
@@ -109,7 +109,7 @@ def test_attention_whose_output_is_not_used_returns_nan(runner: ModelRunner, mon
 
 def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None:
     """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
-    model: nn.Module = runner._model
+    model: nn.Module = runner.model
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: (args[0] * args[0],))
         for name, layer in model.named_modules()
@@ -117,9 +117,9 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
     ]
     assert len(hooks) == 3
     try:
-        runner._leaves_out = None
+        runner.skips_unused_outputs = None
         runner.allocate_pool(400)
-        assert runner._leaves_out is False
+        assert runner.skips_unused_outputs is False
         part = sequence(runner)
         (cached,) = runner.replay([part], targets(part))
         (again,) = runner.replay([part], targets(part))
@@ -127,7 +127,7 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
     finally:
         for hook in hooks:
             hook.remove()
-        runner._leaves_out = None
+        runner.skips_unused_outputs = None
 
 
 def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
@@ -209,7 +209,7 @@ def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunne
 
 def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
-    layer = runner._model.base_model.layers[1].mlp.down_proj
+    layer = runner.model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
     try:
         part = sequence(runner)
@@ -253,7 +253,7 @@ def test_requests_cache_what_their_chunks_need_and_no_more(
 
 
 def test_takes_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
-    body = runner._model.base_model
+    body = runner.model.base_model
     activations = ActivationCache(body)
     linears = [layer for layer in body.modules() if type(layer) is FrozenLinear]
     assert activations.bytes_per_token == sum(layer.out_features * layer.weight.itemsize for layer in linears)

@@ -18,7 +18,7 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.passes.batched import StepShape, is_step
-from support.fake_cuda_graphs import TapeRecorder
+from support.fake_cuda_graphs import TapeCapturer
 from support.kv_fixtures import filled, forget
 
 LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
@@ -87,7 +87,7 @@ def one_by_one(
 
     def run(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
         with monkeypatch.context() as patched:
-            patched.setattr(ModelRunner, "_takes_at_once", lambda *args: False)
+            patched.setattr(ModelRunner, "runs_batched", lambda *args: False)
             return outcome(runner, parts)
 
     return run
@@ -102,14 +102,14 @@ def test_at_once_equals_one_by_one(
         monkeypatch.setattr("gradellm_engine.passes.batched.MAX_KEPT_PRODUCTS", 0)
     model = runner(family)
     parts = filled(model, LENGTHS)
-    assert model._takes_at_once(parts)
+    assert model.runs_batched(parts)
     assert_close(outcome(model, parts), one_by_one(model, parts))
     for switches in SWITCHES:
         for domains in (False, True):
             if domains and switches.loosening is Loosening.NONE:
                 continue
             these = explained(parts, switches, model.num_layers, domains=domains)
-            assert model._takes_at_once(these)
+            assert model.runs_batched(these)
             actual, expected = outcome(model, these), one_by_one(model, these)
             assert all(heat_map.any() for heat_map in expected[1]) or domains  # which may lie before a window
             assert_close(actual, expected)
@@ -147,14 +147,14 @@ def test_what_is_a_step(runner: Any) -> None:
 def test_replayed_steps_equal_those_run_call_by_call(runner: Any, one_by_one: Any, family: str) -> None:
     """Other tokens, lengths, places, numbers of sequences and targets than those that were recorded."""
     model: ModelRunner = runner(family)
-    recorder = TapeRecorder()
+    recorder = TapeCapturer()
     model.use_graphs(recorder)
     assert model.cuda_graphs is not None
     for switches in (None, *SWITCHES[:4]):
         for domains in (False, True):
             if domains and (switches is None or switches.loosening is Loosening.NONE):
                 continue
-            expected_number = recorder.num_recorded + (1 if switches is None else 2)
+            expected_number = recorder.num_captured + (1 if switches is None else 2)
             for lengths in (LENGTHS, (30, 2, 7, 1), (9, 9, 40, 1)):
                 parts = filled(model, lengths)
                 if switches is not None:
@@ -162,7 +162,7 @@ def test_replayed_steps_equal_those_run_call_by_call(runner: Any, one_by_one: An
                 assert_close(outcome(model, parts), one_by_one(model, parts))
                 if switches is not None:  # the graph of the step before is not in the way
                     assert_close(outcome(model, parts), one_by_one(model, parts))
-            assert recorder.num_recorded == expected_number  # one shape took them all
+            assert recorder.num_captured == expected_number  # one shape took them all
     model.cuda_graphs = None
 
 
@@ -170,8 +170,8 @@ def test_replayed_steps_equal_those_run_call_by_call(runner: Any, one_by_one: An
 def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
     """Tokens that are read once more: fewer than were recorded, and of sequences of any length."""
     model: ModelRunner = runner(family)
-    recorder = TapeRecorder()
-    for switches in SWITCHES if model._rotaries else SWITCHES[2:]:
+    recorder = TapeCapturer()
+    for switches in SWITCHES if model.rotaries else SWITCHES[2:]:
         explain = ExplainSpec(replace(switches, layers=switches.selected_layers(model.num_layers)))
         for counts in ((4, 2, 4), (1, 3, 4), (3,)):
             chunks, targets = [], []
@@ -183,10 +183,10 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
             expected = model.replay(chunks, targets)
             model.cuda_graphs = None
             model.use_graphs(recorder)
-            before = recorder.num_recorded
+            before = recorder.num_captured
             for _ in range(2):
                 actual = model.replay(chunks, targets)
-                assert recorder.num_recorded == before + 1
+                assert recorder.num_captured == before + 1
                 for its, other in zip(actual, expected, strict=True):
                     assert its.shape == other.shape
                     assert other.any()
@@ -196,7 +196,7 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
 
 def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> None:
     model: ModelRunner = runner("llama")
-    model.use_graphs(TapeRecorder())
+    model.use_graphs(TapeCapturer())
     (part,) = filled(model, (2,))
     model.step([part])
     explain = ExplainSpec(replace(SWITCHES[0], layers=(0, 1, 2)))
@@ -208,7 +208,7 @@ def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> N
 
 def test_fewer_sequences_than_rows(runner: Any, one_by_one: Any) -> None:
     model: ModelRunner = runner("llama")
-    model.use_graphs(TapeRecorder())
+    model.use_graphs(TapeCapturer())
     for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
         parts = filled(model, lengths)
         assert_close(outcome(model, parts), one_by_one(model, parts))
@@ -230,8 +230,8 @@ def test_shapes_are_rounded_up() -> None:
     assert rounded(17, 5000) == (24, 6144)
 
 
-class Refusing(TapeRecorder):
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+class Refusing(TapeCapturer):
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
@@ -245,20 +245,19 @@ def test_what_cannot_be_recorded_runs_call_by_call(
     for _ in range(2):
         assert_close(outcome(model, parts), one_by_one(model, parts))
     assert [record.getMessage() for record in caplog.records] == [
-        "decode steps cannot be recorded and run call by call: "
-        "CUDA error: operation not permitted when stream is capturing"
+        "CUDA graphs disabled: decode steps run eagerly: CUDA error: operation not permitted when stream is capturing"
     ]
     model.cuda_graphs = None
 
 
-class Crowded(TapeRecorder):
+class Crowded(TapeCapturer):
     """There is no memory to record the first steps: the error itself, or what a broken-off recording makes of it."""
 
     num_refused = 0
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         if self.num_refused == 2:
-            return super().record(run)
+            return super().capture(run)
         self.num_refused += 1
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -270,7 +269,7 @@ class Crowded(TapeRecorder):
 def test_what_there_is_no_memory_to_record_is_recorded_later(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_NEXT", 1)
+    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_RETRY", 1)
     model: ModelRunner = runner("llama")
     recorder = Crowded()
     model.use_graphs(recorder)
@@ -284,13 +283,13 @@ def test_what_there_is_no_memory_to_record_is_recorded_later(
 
 
 def test_the_recording_not_used_for_longest_is_given_up(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.MOST_RECORDINGS", 2)
+    monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.MAX_GRAPHS", 2)
     model: ModelRunner = runner("llama")
-    recorder = TapeRecorder()
+    recorder = TapeCapturer()
     model.use_graphs(recorder)
     for count, expected in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
         outcome(model, filled(model, (4,) * count))
-        assert recorder.num_recorded == expected
+        assert recorder.num_captured == expected
     model.cuda_graphs = None
 
 

@@ -56,8 +56,8 @@ def test_logits_are_those_of_each_text_alone(load: Callable[[str], ModelRunner],
     for begun in (0, 3, 3):  # the first pass tries
         found, alone = logits(runner, begun)
         torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-    assert runner._first_layer is not None
-    assert runner._first_layer.supports_dedup
+    assert runner.first_layer is not None
+    assert runner.first_layer.supports_dedup
     assert not runner.blocks[0]._forward_pre_hooks
     assert not any("forward" in vars(module) for module in runner.blocks[0].modules())
 
@@ -94,8 +94,8 @@ def assert_left_alone(runner: ModelRunner) -> None:
     """It gives what it gives where nothing is shared, and is known for it from then on."""
     found, alone = logits(runner)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
-    assert runner._first_layer is not None
-    assert runner._first_layer.supports_dedup is False
+    assert runner.first_layer is not None
+    assert runner.first_layer.supports_dedup is False
 
 
 def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:

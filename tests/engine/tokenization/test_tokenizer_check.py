@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gradellm_engine import Engine
-from gradellm_engine.model.loader import _load_tokenizer
+from gradellm_engine.model.checkpoint import load_tokenizer
 from gradellm_engine.tokenization.tokenizer_check import SAMPLES, difference_from
 from support.tiny_models import CHAT_TEMPLATE, SPECIALS, byte_tokenizer, save_random_model
 
@@ -82,7 +82,7 @@ def save(folder: Path, tokenizer: Tokenizer, **changes: Any) -> None:
 def test_tokens_are_those_of_the_file(llama: Path, split: str, its_class: str | None) -> None:
     stored = byte_pairs(SPLITS[split])
     save(llama, stored, tokenizer_class=its_class)
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     for text in (*SAMPLES, "a</s>b", "123 123"):
         for special in (False, True):
             encoded = used(text, add_special_tokens=special, return_offsets_mapping=True)
@@ -118,11 +118,11 @@ def test_bos_follows_the_file(llama: Path, its_class: str, begins: bool) -> None
     """Transformers ignores add_bos_token where there is a tokenizer.json."""
     stored = byte_pairs(SPLITS["single digits"])
     save(llama, stored, tokenizer_class=its_class, add_bos_token=begins)
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     assert used("123")["input_ids"] == stored.encode("123").ids
     stored.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     save(llama, stored, tokenizer_class=its_class, add_bos_token=begins)
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     assert used("123")["input_ids"] == stored.encode("123", add_special_tokens=False).ids
 
 
@@ -138,7 +138,7 @@ def test_tokens_that_only_the_settings_have_are_kept(llama: Path) -> None:
         added_tokens_decoder={str(token_id): added},
         extra_special_tokens=["<|tool|>"],
     )
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     digits = stored.encode("123", add_special_tokens=False).ids
     assert used("123<|tool|>", add_special_tokens=False)["input_ids"] == [*digits, token_id]
 
@@ -149,7 +149,7 @@ def test_a_special_token_s_own_spaces_are_those_of_the_file(llama: Path) -> None
     token = {"content": "<|user|>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}
     token["single_word"] = False
     save(llama, stored, added_tokens_decoder={str(vocab_id(stored, "<|user|>")): token})
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     text = "a <|user|> b"
     assert used(text)["input_ids"] == stored.encode(text).ids
 
@@ -159,7 +159,7 @@ def test_normalisation_is_the_file_s(llama: Path, normalizer: Any) -> None:
     stored = byte_pairs(SPLITS["GPT-2's own"])
     stored.normalizer = normalizer
     save(llama, stored, tokenizer_class="GPT2TokenizerFast")
-    used = _load_tokenizer(str(llama), None)
+    used = load_tokenizer(str(llama), None)
     for text in ("CAFE\u0301", "Stra\u00dfe"):
         assert used(text)["input_ids"] == stored.encode(text).ids
 

@@ -138,7 +138,7 @@ def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
 
 
 def test_not_a_number_in_a_method_ends_its_stream_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = server.engine.model.runner._model
+    model = server.engine.model.runner.model
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, output: output * float("nan"))
     try:

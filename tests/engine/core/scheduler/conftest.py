@@ -91,7 +91,7 @@ def breaking() -> Iterator[Callable[[Engine], None]]:
         return output.masked_fill((args[0] == BROKEN)[..., None], torch.nan)
 
     def poison_embedding(engine: Engine) -> None:
-        hooks.append(engine.model.runner._model.get_input_embeddings().register_forward_hook(poison))
+        hooks.append(engine.model.runner.model.get_input_embeddings().register_forward_hook(poison))
 
     yield poison_embedding
     for hook in hooks:

@@ -22,8 +22,9 @@ from gradellm_engine import (
     PromptInput,
 )
 from gradellm_engine.core.request import RequestPhase
-from gradellm_engine.model.runner import ExplainedPass, ModelRunner
+from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
+from gradellm_engine.passes.explained_pass import ExplainedPass
 from support.oracle import relative_error
 from support.scheduler_harness import (
     PREFIX,

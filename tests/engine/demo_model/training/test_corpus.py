@@ -23,8 +23,8 @@ from gradellm_engine.demo_model.training.corpus import (
     verdicts,
 )
 from gradellm_engine.demo_model.training.example import Piece, Span, Split, Task, fill, in_split, render, sentence
-from gradellm_engine.demo_model.training.names import possessive, pronoun
 from gradellm_engine.demo_model.training.sentiment import CONSTRUCTIONS, POLARITY
+from gradellm_engine.demo_model.training.word_lists import possessive, pronoun
 
 seeds = st.integers(min_value=0, max_value=2**32)
 splits = st.sampled_from(["train", "held_out"])

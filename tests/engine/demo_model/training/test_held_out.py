@@ -1,4 +1,4 @@
-"""Held-out prompts as data files: read by the presets, they are the prompts again, with the words that decide."""
+"""Held-out prompts as data files: presets read the same prompts from them, with the evidence words as rationale."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_presets_read_the_prompts_again(
         assert row.label == (None if task == "why" else example.answer)
 
 
-def test_the_rationale_is_of_the_deciding_words() -> None:
+def test_the_rationale_holds_the_evidence_words() -> None:
     for example in examples("sentiment", "held_out", 0, COUNT):
         row = held_out.fields(example)
         words = row["text"].split()
-        chosen = " ".join(words[place] for place in row["rationale"])
+        chosen = " ".join(words[index] for index in row["rationale"])
         assert row["rationale"] == sorted(set(row["rationale"]))
         for span in example.evidence:
             assert example.user_content[span.start : span.end] in chosen

@@ -1,4 +1,4 @@
-"""Our Muon against torch's own, which rounds to bfloat16, and against what it is for."""
+"""The float32 Muon against torch.optim.Muon, which rounds to bfloat16, and its effect on singular values."""
 
 import torch
 

@@ -1,13 +1,14 @@
-"""Initial weights from which looking things up, and copying word for word, are quick to learn.
+"""Initial weights with previous-token and induction heads, so that lookup and copying are quick to learn.
 
-A question about a passage is answered by a chain: a value takes in the word before it, the same value in the question
-finds it again, and what it took in is read off. Copying is a chain, too: every word takes in the word before it, the
-word just written finds the one that took it in, and that one comes next. From the usual random weights a model of this
-size found neither chain in half an hour on two cores: no part of them pays before the others are there. So all parts
-but the last are laid out in the initial weights, knowing nothing of words or tasks; what they are used for is learnt.
+Answering a question about a passage takes a chain of heads: a value attends to the word before it, the same value in
+the question attends to that value, and the last position reads off the word. Copying is a chain, too: every word
+attends to the word before it, and the word just written attends to the position that followed its earlier mention. From
+random weights a model of this size learnt neither chain in half an hour on two cores, because no part of a chain lowers
+the loss before the others exist. So the initial weights contain all parts but the last; they depend on no word and no
+task, and what they are used for is learnt.
 
-1. Embeddings are large against what blocks add at first, so that a position goes on knowing its token. The last norm's
-   weight makes up for it in the logits.
+1. Embeddings are large compared with the blocks' first outputs, so that the residual stream keeps the token. The last
+   norm's weight compensates in the logits.
 2. Same token: in every layer but the first, a query projection equals its group's key projection (after Trockman and
    Kolter 2023, arXiv 2305.09828), so that a position attends to itself and to its token's earlier mentions. The
    second layer's first group has another use, see 4.
@@ -33,7 +34,7 @@ _NEXT_TOKEN_SCALE = 1.4  # of queries and keys: scores of about 6 for a match, a
 
 @torch.no_grad()
 def initialize(model: LlamaForCausalLM) -> None:
-    """Write these weights into an untrained model; what is not named above stays as it is."""
+    """Write these weights into an untrained model; all others stay as they are."""
     embeddings = model.model.embed_tokens.weight
     width = embeddings.shape[1]
     shared = torch.nn.functional.normalize(torch.randn(width), dim=0)
@@ -51,7 +52,7 @@ def initialize(model: LlamaForCausalLM) -> None:
 
 
 def _attend_to_previous_token(model: LlamaForCausalLM, shared: torch.Tensor) -> None:
-    """Lay out point 3 in the first layer; a rotary frequency turns the dimensions i and i + head_dim / 2 together."""
+    """Point 3, in the first layer; a rotary frequency rotates the dimensions i and i + head_dim / 2 together."""
     attention, config = model.model.layers[0].self_attn, model.config
     width, half = config.head_dim, config.head_dim // 2
     theta = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
@@ -66,7 +67,7 @@ def _attend_to_previous_token(model: LlamaForCausalLM, shared: torch.Tensor) -> 
 
 
 def _attend_to_next_token(model: LlamaForCausalLM, shared: torch.Tensor) -> None:
-    """Lay out point 4 in the first two layers' first groups."""
+    """Point 4, in the first groups of the first two layers."""
     first, second = (layer.self_attn for layer in model.model.layers[:2])
     width, queries_a_group = model.config.head_dim, model.config.num_attention_heads // model.config.num_key_value_heads
     reading = torch.nn.init.orthogonal_(torch.empty(width, shared.numel()))

@@ -1,8 +1,8 @@
-"""Names and words that several tasks share. All invented or everyday; towns are made up."""
+"""Names and words that several tasks share; the towns are invented."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Split a list written as one text at its white space."""
+    """A text split at its white space."""
     return tuple(text.split())
 
 
@@ -18,10 +18,10 @@ OBJECTS = words("box chair lamp clock table bag cup vase mirror drum")
 
 
 def pronoun(name: str) -> str:
-    """Give the pronoun of a person in these stories."""
+    """The pronoun of a person in the stories."""
     return "she" if name in GIRLS else "he"
 
 
 def possessive(name: str) -> str:
-    """Give the possessive of a person in these stories."""
+    """The possessive of a person in the stories."""
     return "her" if name in GIRLS else "his"

@@ -1,15 +1,15 @@
-"""What the initial weights promise: attention to the previous token, to the same token, and to what followed it."""
+"""The initial weights attend to the previous token, to the same token, and to the token that followed it."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradellm_engine.demo_model.training.initial import initialize
+from gradellm_engine.demo_model.training.initialization import initialize
 
 
 @pytest.fixture(scope="module")
 def attentions() -> tuple[torch.Tensor, ...]:
-    """Attention of an untrained model to 20 random tokens, each layer's [1, heads, 40, 40], given twice over."""
+    """Attention weights of an untrained model over 20 random tokens and their repetition. [1, heads, 40, 40] a layer"""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=300,
@@ -41,7 +41,9 @@ def test_first_group_of_first_layer_attends_to_the_previous_token(attentions: tu
 def test_other_layers_attend_to_the_same_token(attentions: tuple[torch.Tensor, ...]) -> None:
     for heads in (attentions[1][0, 2:], attentions[2][0]):
         earlier, itself = (heads.diagonal(-distance, 1, 2)[:, -20:] for distance in (20, 0))
-        others = (1 - (earlier + itself).mean()) / 28  # the mean over positions 20..39 of as many others
+        others = (
+            1 - (earlier + itself).mean()
+        ) / 28  # the mean over positions 20..39 of the other 28 tokens on average
         assert earlier.mean() > 2 * others
         assert itself.mean() > 2 * others
 
