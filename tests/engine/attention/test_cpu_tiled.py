@@ -1,4 +1,4 @@
-"""Tiled attention on the CPU."""
+"""Tiled attention against a stock kernel in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradellm_engine.attention.ops import AttentionForm, visibility
 @pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("tile_weights", [1, 3000, 2**18])
-def test_tiled_attention_equals_the_fused_kernel(
+def test_tiles_compute_what_a_stock_kernel_does(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, tile_weights: int
 ) -> None:
     monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", tile_weights)
@@ -28,5 +28,5 @@ def test_tiled_attention_equals_the_fused_kernel(
     tiled = TiledAttention()
     q, k, v = query.double(), K.double(), V.double()
     expected = F.scaled_dot_product_attention(q, k, v, visible, scale=0.3, enable_gqa=True).transpose(1, 2)
-    for _ in range(2):  # twice: buffers are reused
+    for _ in range(2):  # the second time in the same buffer
         assert torch.allclose(tiled.output(query, K, V, visible, form).double(), expected, atol=1e-6)
