@@ -130,7 +130,7 @@ def test_what_does_not_go_with_ranks(
 )
 def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
     text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
-    config = SimpleNamespace(model_type=family, get_text_config=lambda runner: text)
+    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
     with pytest.raises(ModelLoadError, match=said):
         check_shares(config, family_of(family), size)
 
