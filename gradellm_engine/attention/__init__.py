@@ -1,1 +1,1 @@
-"""Attention that keeps what its explanation needs: tensor formulas, and fused kernels for GPUs."""
+"""Attention, forward and backward, with the products that attribution needs, on CPUs and GPUs."""

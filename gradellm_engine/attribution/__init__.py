@@ -1,1 +1,1 @@
-"""Attribution methods whose scores are computed inside the forward and backward pass: Grad-ELLM and its relatives."""
+"""Attribution methods computed inside the forward and backward pass: Grad-ELLM, Grad-SAM and attention weights."""

@@ -1,1 +1,1 @@
-"""The KV cache: a pool of slots shared by all sequences, and the prefix cache."""
+"""The KV cache: a pool of slots for all sequences, and the prefix cache."""

@@ -1,1 +1,1 @@
-"""Replacements for layers of Transformers' modules: linear, RMSNorm and rotary embedding."""
+"""Layers with frozen weights that replace Transformers' own: linear, RMS norm and rotary embedding."""

@@ -1,1 +1,1 @@
-"""Small helpers: random numbers, memory, threads, and warnings of libraries."""
+"""Helpers: random numbers, memory, threads, libraries' warnings, and torch's private interface."""

@@ -1,4 +1,4 @@
-"""A model whose methods are compared with plain ones: Transformers' own eager attention, a prefix at a time."""
+"""A model with two implementations: the engine, and Transformers with eager attention, one prefix at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COMPLETION = [70, 71, 72]
 
 @dataclass
 class Case:
-    """One model, ours and as Transformers runs it.
+    """One model in the engine and in Transformers.
 
     Attributes:
-        engine: ours.
-        reference: in float64, with eager attention.
+        engine: the engine.
+        reference: Transformers' model in float64, with eager attention.
     """
 
     engine: Engine
@@ -37,11 +37,11 @@ class Case:
         return list(self.engine.attribute(PROMPT, completion, settings))
 
     def rows(self, switches: Switches, completion: Sequence[int] = COMPLETION, **options: Any) -> list[Tensor]:
-        """Scores over the whole prefix, a row a step."""
+        """Scores over the whole prefix, one row for each step."""
         return [scores_of(step) for step in self.steps(switches, completion, **options)]
 
     def prefixes(self, completion: Sequence[int] = COMPLETION) -> list[tuple[list[int], int]]:
-        """Each step's prefix, and the token that it predicts."""
+        """Each step's prefix and the token after it."""
         return [([*self.ids, *completion[:step]], token_id) for step, token_id in enumerate(completion)]
 
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -50,14 +50,14 @@ class Case:
         return embedded
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """After the last token of each sequence. [B, S, h] -> [B, V]"""
+        """Logits after the last token of each sequence. [B, S, h] -> [B, V]"""
         positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[:2])
         logits: Tensor = self.reference(inputs_embeds=embeddings, position_ids=positions, use_cache=False).logits
         return logits[:, -1]
 
 
 def quick(name: str, **switches: int) -> Switches:
-    """A method with those of the switches that it has, small ones, so that it is quick."""
+    """A method's settings, with those of `switches` that it has; small numbers make it quick."""
     method = METHODS[name]
     return method.switches(**{switch: value for switch, value in switches.items() if switch in method.switch_names})
 

@@ -335,7 +335,7 @@ def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal, seed: int,
     assert layer_scores(layer, switches, layer.visible).any()
 
 
-def test_chosen_tokens_are_told_to_the_layer_s_device() -> None:
+def test_the_normalisation_domain_is_moved_to_the_layers_device() -> None:
     meta = torch.device("meta")
     slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
     assert slot is not None

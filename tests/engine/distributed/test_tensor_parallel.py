@@ -56,7 +56,7 @@ def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp
         assert max(differences(its, expected)) < tolerance, name
 
 
-def test_they_tell_what_one_rank_tells(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_rank_gives(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     check(model_path("llama"), "float64", EXACT, list(PROGRAMS), tmp_path)
 
 
@@ -96,7 +96,7 @@ ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MAST
         ({**ENVIRONMENT, "WORLD_SIZE": "two"}, "WORLD_SIZE 'two' must be numbers"),
     ],
 )
-def test_who_has_not_been_told_who_he_is(environment: Mapping[str, str], said: str) -> None:
+def test_missing_launcher_variables_are_named(environment: Mapping[str, str], said: str) -> None:
     with pytest.raises(ModelLoadError, match=said):
         ProcessGroup.join(environment)
 
@@ -158,7 +158,7 @@ def test_other_tokens_have_another_digest(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
-def test_what_others_may_not_have_met_ends_the_group(error: Exception) -> None:
+def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) -> None:
     with pytest.raises(GroupLostError, match="may not have failed on others"):
         check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
 

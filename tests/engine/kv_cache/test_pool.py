@@ -243,7 +243,7 @@ def test_the_longest_of_several_prefixes_is_taken() -> None:
     assert allocated(pool, 60, [1] * 60).length == 40
 
 
-def test_prefixes_are_given_up_oldest_first_and_use_makes_young() -> None:
+def test_the_least_recently_used_prefix_is_evicted_first() -> None:
     pool = pool_of(90)
     for token in (1, 2, 3):
         slot = allocated(pool, 30)
@@ -257,7 +257,7 @@ def test_prefixes_are_given_up_oldest_first_and_use_makes_young() -> None:
     assert [slot.ids[0] for slot in pool.retained] == [1]
 
 
-def test_a_prefix_that_must_be_given_up_for_the_room_is_not_copied() -> None:
+def test_a_prefix_that_is_evicted_for_room_is_not_copied() -> None:
     pool = pool_of(40)
     slot = allocated(pool, 40)
     write(slot, [1] * 40)
@@ -268,7 +268,7 @@ def test_a_prefix_that_must_be_given_up_for_the_room_is_not_copied() -> None:
     assert pool.allocate(1) is None
 
 
-def test_a_prefix_that_a_longer_one_tells_is_dropped() -> None:
+def test_a_prefix_of_a_longer_one_is_dropped() -> None:
     pool = pool_of(300)
     for ids in ([1] * 20, [1] * 20 + [2] * 10, [1] * 20 + [3] * 10):
         slot = allocated(pool, 60)
@@ -279,7 +279,7 @@ def test_a_prefix_that_a_longer_one_tells_is_dropped() -> None:
 
 
 def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
-    """Also where what lies before it is free: stretches of no length would pile up."""
+    """Also where the range before it is free: no empty ranges are left."""
     pool = pool_of(20)
     before, slot, behind = (allocated(pool, count) for count in (5, 10, 5))
     before.close()
@@ -325,7 +325,7 @@ def test_slots_freed_by_the_collector_at_any_moment_harm_nothing() -> None:
     assert pool.free_ranges == [(0, 4000)]
 
 
-def test_prefixes_are_reused_within_an_owner_only() -> None:
+def test_prefixes_are_reused_within_a_tenant_only() -> None:
     pool = pool_of(400)
     ids = list(range(40))
     for tenant in ("alice", None):
@@ -341,7 +341,7 @@ def test_prefixes_are_reused_within_an_owner_only() -> None:
         slot.close()
 
 
-def test_a_running_sequence_is_no_prefix_for_another_owner() -> None:
+def test_a_running_sequence_is_no_prefix_for_another_tenant() -> None:
     pool = pool_of(200)
     running = pool.allocate(50, list(range(40)), "alice")
     assert running is not None
@@ -352,7 +352,7 @@ def test_a_running_sequence_is_no_prefix_for_another_owner() -> None:
     assert (len(other.ids), len(own.ids)) == (0, 39)
 
 
-def test_what_one_owner_keeps_neither_replaces_nor_stands_for_anothers() -> None:
+def test_retained_prefixes_of_one_tenant_do_not_replace_anothers() -> None:
     pool = pool_of(400)
     for tenant, length in (("alice", 40), ("bob", 60), ("bob", 40), ("alice", 30)):
         slot = pool.allocate(80, (), tenant)
@@ -383,8 +383,8 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
         assert [slot.ids[-1] for slot in pool.retained] == [92, 93, 91]
 
 
-def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beginnings that are compared for one request, beside thousands that are kept; and places that are looked at."""
+def test_prefix_lookup_does_not_scan_all_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts comparisons for one request beside thousands of retained prefixes."""
     pool = KVPool([LayerShape(1, 1, 1, torch.float32, CPU)], [], 200_000)
     begin = list(range(MIN_REUSED_TOKENS))
     for number in range(5_000):
@@ -404,7 +404,7 @@ def test_many_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPa
 
     class Unlooked(dict[KVSlot, None]):
         def __iter__(self) -> Any:
-            pytest.fail("every kept prefix was looked at")
+            pytest.fail("all retained prefixes were scanned")
 
     pool.retained = Unlooked(pool.retained)
     assert allocated(pool, 40, [*begin, 4100, 5, 6]).length == MIN_REUSED_TOKENS + 1

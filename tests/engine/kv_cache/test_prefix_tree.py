@@ -1,4 +1,4 @@
-"""The radix tree against a list of sequences that is looked through."""
+"""The radix tree against a linear scan of all sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sequences = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
 class Trees(RuleBasedStateMachine):
-    """Sequences come and go; what is looked up is what a look at each would find."""
+    """Sequences are added and removed; a lookup finds what a scan finds."""
 
     @initialize()
     def begin(self) -> None:
@@ -68,8 +68,8 @@ def test_of_equal_beginnings_the_first_is_found() -> None:
     assert tree.longest([1, 2, 3, 4]) == ("ends in 8", 3)
 
 
-def test_many_sequences_that_begin_alike_are_not_looked_at_one_by_one() -> None:
-    """Nodes that a look-up meets, counted by what it asks of them."""
+def test_lookup_does_not_scan_sequences_with_a_common_prefix() -> None:
+    """Counts the nodes that a lookup visits."""
     tree: PrefixTree[int] = PrefixTree()
     begin = list(range(16))
     for number in range(20_000):

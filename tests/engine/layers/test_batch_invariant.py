@@ -1,4 +1,4 @@
-"""With batch-invariant results a stream tells the same to the last bit, whoever is beside it and however it is read."""
+"""Batch-invariant execution: a request's results are the same bits in any batch and with any prefill chunks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def stream(
 
 
 def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> None:
-    """From the token `first` on, to the last bit: ids, probabilities of them and of others, targets and scores."""
+    """From the token `first` on, to the last bit: ids, logprobs, alternatives, targets and scores."""
     assert told.error is None
     assert alone.error is None
     assert [(s.index, s.id, s.logprob, s.alternatives) for s in told.steps] == [
@@ -94,7 +94,7 @@ def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> No
 
 
 def disturbed(engine: Engine, seed: int) -> None:
-    """Streams that come at random moments, leave, break off and are resumed, beside the same streams alone."""
+    """Requests that arrive at random moments, end, break off and are resumed; compared with the same requests alone."""
     rng = random.Random(seed)
     asked = [(rng.randrange(100), rng.choice(EXPLAINED)) for _ in range(6)]
     alone = [run_alone(engine, stream(engine, *its)) for its in asked]
@@ -126,7 +126,7 @@ def disturbed(engine: Engine, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["llama", "demo", "wide"])
-def test_streams_that_come_leave_and_are_resumed(
+def test_requests_that_arrive_end_and_are_resumed(
     load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
@@ -144,7 +144,7 @@ def test_float64(load: Load) -> None:
 
 
 def test_one_thread_and_three(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where work is shared out among threads, too."""
+    """Also where kernels split the work among threads."""
     before = torch.get_num_threads()
     try:
         for count in (1, 3):
@@ -155,8 +155,8 @@ def test_one_thread_and_three(model_path: ModelPath, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "wide"])
-def test_a_completion_explained_after_the_fact(load: Load, name: str) -> None:
-    """As `gradellm verify` asks."""
+def test_a_given_completion_has_the_same_rows(load: Load, name: str) -> None:
+    """As `gradellm verify` needs it."""
     engine = load(name)
     alone = run_alone(engine, stream(engine, 5, EXPLAINED[0]))
     again = run_alone(engine, engine.attribution_request(PROMPTS[5 % 4], alone.ids, EXPLAINED[0]))
@@ -165,7 +165,7 @@ def test_a_completion_explained_after_the_fact(load: Load, name: str) -> None:
         assert torch.equal(row, expected)
 
 
-def test_it_is_told(load: Load, model_path: ModelPath) -> None:
+def test_the_kernel_name_says_so(load: Load, model_path: ModelPath) -> None:
     assert load("llama").info.attention_kernel == "gradellm, batch-invariant"
     assert Engine.load(str(model_path("llama"))).info.attention_kernel == "gradellm"
 
@@ -189,16 +189,14 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
         Engine.load(str(model_path("llama")), batch_invariant=True, **how)
 
 
-def test_a_processor_where_it_does_not_come_out_is_refused(
-    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_processor_whose_results_vary_is_refused(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
     with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
 
-def test_the_trial_finds_what_shows(load: Load, model_path: ModelPath) -> None:
-    """Tried with a decoder whose passes are the ordinary ones."""
+def test_the_check_finds_batch_variance(load: Load, model_path: ModelPath) -> None:
+    """With a runner that is not batch-invariant."""
     engine = Engine.load(str(model_path("llama")))
     assert is_batch_variant(engine.model.runner, engine.info.vocab_size)
     assert not is_batch_variant(load("llama").model.runner, engine.info.vocab_size)
@@ -209,7 +207,7 @@ SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (76
 
 @settings(max_examples=30)
 @given(SHAPES, st.integers(1, 130), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_a_rows_product_is_one(
+def test_a_rows_product_does_not_depend_on_other_rows(
     shape: tuple[int, int], num_rows: int, by_columns: bool, has_bias: bool, rng: random.Random
 ) -> None:
     """Forward and backward, beside any rows, at any place, wherever it lies in memory."""
@@ -231,7 +229,7 @@ def test_a_rows_product_is_one(
             assert torch.equal(product(rows[place : place + 1]), together[place : place + 1])
 
 
-def test_a_kernel_whose_order_shows_is_not_taken() -> None:
+def test_a_kernel_that_is_not_invariant_is_not_chosen() -> None:
     """The next one is, or smaller blocks; at last rows one by one."""
     weight = torch.randn(24, 40)
 

@@ -1,4 +1,4 @@
-"""Frozen linear layers against those of PyTorch in float64: alone, together, and with known outputs."""
+"""Frozen linear layers against PyTorch's in float64: single, fused, and with cached outputs."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_joins_only_what_goes_together() -> None:
 
 
 class OutputsOf(dict[nn.Module, Tensor]):
-    """What layers give in one call, given to them in the next."""
+    """A cache that returns in the next call what layers put in this one."""
 
     def known(self, layer: nn.Module) -> Tensor | None:
         return self.get(layer)
@@ -150,7 +150,7 @@ class OutputsOf(dict[nn.Module, Tensor]):
 
 
 @pytest.mark.parametrize("sizes", [(LARGE,), (SMALL,), (LARGE, 2 * LARGE)])
-def test_known_outputs_are_given_and_have_the_same_gradient(
+def test_cached_outputs_are_returned_and_have_the_same_gradient(
     normal: Normal, sizes: tuple[int, ...], computed: list[int]
 ) -> None:
     model, outputs = frozen(*(linear(size, bias=True) for size in sizes)), OutputsOf()

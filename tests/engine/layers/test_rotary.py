@@ -188,11 +188,11 @@ def drawn(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("family", "expected"), [("llama", True), ("qwen3", True), ("cohere", False), ("glm", False), ("gpt_oss", False)]
 )
-def test_families_that_rotate_halves_are_known(family: str, expected: bool) -> None:
+def test_which_families_rotate_halves(family: str, expected: bool) -> None:
     assert rotates_halves(own_function(family)) is expected
 
 
-def test_a_function_that_wants_to_know_more_is_none_of_them() -> None:
+def test_a_function_with_more_arguments_does_not_rotate_halves() -> None:
     assert not rotates_halves(lambda q, k, cos, sin, section: (q, k))
 
 

@@ -42,7 +42,7 @@ def runner(load: Callable[[str], Engine]) -> Iterator[ModelRunner]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[GemmWeight]:
-    """The weights that made a product, one entry a call."""
+    """The weights that were multiplied, one entry a call."""
     weights: list[GemmWeight] = []
     product = GemmWeight.product
 
@@ -55,7 +55,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[GemmWeight]:
 
 
 def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CHUNK, first: int = 100) -> SequenceChunk:
-    """A prompt and then tokens a step each; the part that reads those once more."""
+    """A prompt and then tokens, a decode step each; the chunk that replays those tokens."""
     slot = runner.pool.allocate(len(PROMPT) + 40)
     assert slot is not None
     runner.read([SequenceChunk.new(slot, PROMPT)])
@@ -108,7 +108,7 @@ def test_attention_whose_output_is_not_used_returns_nan(runner: ModelRunner, mon
 
 
 def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None:
-    """Its product with itself: what stands before the known outputs of a linear layer, and needs it to go back."""
+    """A hook multiplies the output with itself before the next linear layer; its backward pass needs the output."""
     model: nn.Module = runner.model
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: (args[0] * args[0],))
@@ -130,8 +130,8 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
         runner.skips_unused_outputs = None
 
 
-def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
-    """Their steps were passes together, of which one part was a plain stream's."""
+def test_chunks_of_several_sequences_are_kept_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    """Their decode steps were batched, together with a sequence that is not explained."""
     slots = [runner.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
         assert slot is not None
@@ -156,7 +156,7 @@ def test_chunks_of_several_sequences_are_told_apart(runner: ModelRunner, compute
 
 
 def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: list[GemmWeight]) -> None:
-    """A pass may hold one stream's token that is explained at once beside another's that waits."""
+    """A pass may have a token that is explained at once and one that is replayed later."""
     one, other = (runner.pool.allocate(60) for _ in range(2))
     assert one is not None
     assert other is not None
@@ -172,7 +172,7 @@ def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: 
     assert relative_error(cached, runner.replay([part], targets(part))[0]) <= 1e-5
 
 
-def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_known(
+def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_cached(
     runner: ModelRunner, computed: list[GemmWeight]
 ) -> None:
     part = sequence(runner, count=CHUNK - 1)

@@ -1,4 +1,4 @@
-"""What comes before the first layer's attention is computed once for all texts, and nothing else comes out."""
+"""The first layer's projections are computed once for all sequences, with unchanged results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NUM_TEXTS, LENGTH = 6, 12
 
 @pytest.fixture
 def load(model_path: ModelPath) -> Callable[[str], ModelRunner]:
-    """Each has not tried yet whether it can."""
+    """A new runner, which has not probed its first layer yet."""
     return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1).model.runner
 
 
 def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
-    """Of texts that go on from so many tokens, some of theirs zeroed, by random masks: [B, V], and of each alone."""
+    """Logits of sequences after `begun` tokens, with random tokens zeroed; batched, and each alone. [B, V] each"""
     generator = torch.Generator().manual_seed(begun)
     slot = runner.pool.allocate(3)
     assert slot is not None
@@ -91,14 +91,14 @@ def test_queries_keys_and_values_are_of_two_rows_a_position(load: Callable[[str]
 
 
 def assert_left_alone(runner: ModelRunner) -> None:
-    """It gives what it gives where nothing is shared, and is known for it from then on."""
+    """Results are those without reuse, and reuse is switched off from then on."""
     found, alone = logits(runner)
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
     assert runner.first_layer is not None
     assert runner.first_layer.supports_dedup is False
 
 
-def test_a_layer_that_looks_at_queries_behind_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:
+def test_a_layer_that_uses_queries_after_its_attention_is_left_alone(load: Callable[[str], ModelRunner]) -> None:
     runner = load("llama")
     attention: Any = runner.blocks[0].self_attn
     queries: list[Tensor] = []

@@ -24,7 +24,7 @@ def test_a_control_groups_quota_is_kept(
     assert threads.available_cpus(tmp_path / "nowhere") == 8
 
 
-def test_threads_are_as_asked_for_or_as_many_as_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_as_set_or_as_many_as_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
         threads.use_threads(3)
