@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from gradellm_bench.backends import WAYS, Way
+from gradellm_bench.backends import BACKENDS, Backend
 from gradellm_bench.bandwidth import read_bandwidth
 from gradellm_bench.latency import latencies
-from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, checkpoint_bench_model, random_bench_model
 from gradellm_bench.report import (
     Report,
     admission_fact,
@@ -27,7 +27,7 @@ from gradellm_bench.report import (
     reuse_fact,
     throughput_table,
 )
-from gradellm_bench.throughput import (
+from gradellm_bench.served.throughput import (
     FIRST_TURN,
     LONG_PROMPT,
     SECOND_TURN,
@@ -73,30 +73,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     use_threads(options.threads)
     try:
-        subject = replace(_subject(options), use_graphs=not options.eager)
+        bench_model = replace(_bench_model(options), use_graphs=not options.eager)
     except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
-    context = subject.loaded.info.context_tokens
+    context = bench_model.loaded.info.context_tokens
     for part in options.parts:
         if (needed := _context_of(part, options)) > context:
             parser.error(
                 f"the part {part} needs {needed} tokens, the model's context is {context}: "
                 "say shorter --prompts, or --parts without it"
             )
-    if refusing := [way.name for way in ways if subject.loaded.info.family in way.families_without]:
+    if refusing := [way.name for way in ways if bench_model.loaded.info.family in way.families_without]:
         if options.ways:
-            parser.error(f"{', '.join(refusing)} cannot run a model of the family {subject.loaded.info.family}")
+            parser.error(f"{', '.join(refusing)} cannot run a model of the family {bench_model.loaded.info.family}")
         ways = [way for way in ways if way.name not in refusing]
     gc.collect()
     gc.freeze()  # as the server does
-    report = Report(_machine(subject), read_bandwidth(subject.device))
+    report = Report(_machine(bench_model), read_bandwidth(bench_model.device))
     print(headline(report), flush=True)
     try:
-        for table in _measure(report, subject, ways, options):
+        for table in _measure(report, bench_model, ways, options):
             _say("")
             print(f"\n{table}", flush=True)
-            report.machine["steps"] = f"decode steps {_steps(subject)}"
+            report.machine["steps"] = f"decode steps {_steps(bench_model)}"
             if options.json:
                 report.write_json(options.json)  # now: what was measured is kept, whatever comes
     except (EngineError, torch.OutOfMemoryError) as error:
@@ -109,12 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(report: Report, subject: BenchModel, ways: Sequence[Way], options: argparse.Namespace) -> Iterator[str]:
+def _measure(
+    report: Report, bench_model: BenchModel, ways: Sequence[Backend], options: argparse.Namespace
+) -> Iterator[str]:
     """Fill the report, part after part; yields what there is to print of each."""
     parts, new_tokens, rounds = options.parts, options.new_tokens, options.rounds
     if "latency" in parts:
         for row in latencies(
-            subject,
+            bench_model,
             ways,
             prompt_lengths=options.prompts,
             new_tokens=new_tokens,
@@ -126,7 +128,7 @@ def _measure(report: Report, subject: BenchModel, ways: Sequence[Way], options: 
             yield latency_table(row)
     if "throughput" in parts:
         for together in throughputs(
-            subject,
+            bench_model,
             ways,
             prompt_lengths=options.stream_prompts,
             concurrency=options.concurrency,
@@ -139,15 +141,19 @@ def _measure(report: Report, subject: BenchModel, ways: Sequence[Way], options: 
             yield throughput_table(together)
     if "admission" in parts:
         _say("a long prompt comes in")
-        report.admission = admission(subject, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
+        report.admission = admission(bench_model, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
         yield admission_fact(report.admission)
     if "reuse" in parts:
         _say("a conversation of two turns")
-        report.reuse = reuse(subject, new_tokens=new_tokens, rounds=rounds)
+        report.reuse = reuse(bench_model, new_tokens=new_tokens, rounds=rounds)
         yield reuse_fact(report.reuse)
     if "memory" in parts:
         report.memory = memory(
-            subject, prompt_tokens=max(options.prompts), new_tokens=new_tokens, requests=options.requests, progress=_say
+            bench_model,
+            prompt_tokens=max(options.prompts),
+            new_tokens=new_tokens,
+            requests=options.requests,
+            progress=_say,
         )
         yield memory_fact(report.memory)
 
@@ -164,18 +170,18 @@ def _context_of(part: str, options: argparse.Namespace) -> int:
     return needed[part]
 
 
-def _subject(options: argparse.Namespace) -> BenchModel:
+def _bench_model(options: argparse.Namespace) -> BenchModel:
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if options.model:
         _say(f"loading {options.model}")
-        return checkpoint_subject(options.model, dtype=dtype, device=device)
+        return checkpoint_bench_model(options.model, dtype=dtype, device=device)
     _say(f"making random weights of shape {options.shape}")
-    return random_subject(options.shape, dtype=dtype, device=device)
+    return random_bench_model(options.shape, dtype=dtype, device=device)
 
 
-def _machine(subject: BenchModel) -> dict[str, str]:
-    info, device = subject.loaded.info, subject.device
+def _machine(bench_model: BenchModel) -> dict[str, str]:
+    info, device = bench_model.loaded.info, bench_model.device
     is_gpu = device.type == "cuda"
     return {
         "model": f"{info.name}, {info.num_parameters / 1e6:,.1f}M parameters",
@@ -186,9 +192,9 @@ def _machine(subject: BenchModel) -> dict[str, str]:
     }
 
 
-def _steps(subject: BenchModel) -> str:
+def _steps(bench_model: BenchModel) -> str:
     """How decode steps ran."""
-    runner = subject.loaded.runner
+    runner = bench_model.loaded.runner
     if runner.cpu_traces is not None and runner.cpu_traces.is_possible:
         return "written down as straight lines of operations"
     if runner.cuda_graphs is None or not runner.cuda_graphs.is_possible:
@@ -196,15 +202,15 @@ def _steps(subject: BenchModel) -> str:
     return f"as CUDA graphs, {runner.kernels}"
 
 
-def _ways(names: Sequence[str] | None) -> list[Way]:
+def _ways(names: Sequence[str] | None) -> list[Backend]:
     """Those that were asked for, or all that are installed."""
     if names is not None:
-        return [WAYS[name] for name in names]
-    return [way for way in WAYS.values() if way.is_installed]
+        return [BACKENDS[name] for name in names]
+    return [way for way in BACKENDS.values() if way.is_installed]
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {way.name:<13} {way.description}" for way in WAYS.values())
+    listed = "\n".join(f"  {way.name:<13} {way.description}" for way in BACKENDS.values())
     made = argparse.ArgumentParser(
         prog="gradellm bench",
         description="Measure what an explained token costs on this machine, beside what one would use instead.",
@@ -230,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
     )
     what.add_argument(
-        "--ways", nargs="+", choices=list(WAYS), metavar="WAY", help="see below (default: all that are installed)"
+        "--ways", nargs="+", choices=list(BACKENDS), metavar="WAY", help="see below (default: all that are installed)"
     )
     what.add_argument(
         "--prompts", type=_some, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gradellm_bench.full_prefix_baseline import recomputed_step
+from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_bench.models import BenchModel
-from gradellm_bench.streams import STREAM_KINDS, run_in_turns, run_streams, streams_of
+from gradellm_bench.served.streams import STREAM_MODES, new_requests, run_in_turns, run_streams
 from gradellm_bench.timeline import Stopwatch, Timeline
 
 Ids = Sequence[int]
@@ -21,7 +21,7 @@ Run = Callable[[BenchModel, Sequence[Ids], int], list[Timeline]]
 
 
 @dataclass(frozen=True)
-class Way:
+class Backend:
     """One of them.
 
     Attributes:
@@ -47,11 +47,11 @@ class Way:
     families_without: frozenset[str] = frozenset()
     needs: str | None = None
 
-    def decode(self, subject: BenchModel, ids: Ids, count: int) -> Timeline:
+    def decode(self, bench_model: BenchModel, ids: Ids, count: int) -> Timeline:
         """One prompt."""
-        return self.run(subject, [ids], count)[0]
+        return self.run(bench_model, [ids], count)[0]
 
-    def floor(self, subject: BenchModel, context: int, streams: int, bandwidth: float) -> float | None:
+    def floor(self, bench_model: BenchModel, context: int, streams: int, bandwidth: float) -> float | None:
         """Seconds of a step of so many streams, if weights, keys and values were read as often as must be.
 
         None where the work grows with the prompt.
@@ -59,8 +59,10 @@ class Way:
         if self.reads is None:
             return None
         body, head = self.reads
-        keys_and_values = streams * context * sum(shape.bytes_per_token for shape in subject.loaded.runner.layer_shapes)
-        return (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth
+        keys_and_values = (
+            streams * context * sum(shape.bytes_per_token for shape in bench_model.loaded.runner.layer_shapes)
+        )
+        return (body * (bench_model.body_bytes + keys_and_values) + head * bench_model.head_bytes) / bandwidth
 
     @property
     def is_installed(self) -> bool:
@@ -71,23 +73,23 @@ class Way:
 TOKENS_A_TURN = 8
 
 
-def decode_in_turns(subject: BenchModel, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
+def decode_in_turns(bench_model: BenchModel, ways: Sequence[Backend], ids: Ids, count: int) -> dict[str, Timeline]:
     """One prompt by several of this engine's ways, some tokens at a time; what came of each, by name."""
-    engine = subject.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
-    subject.loaded.runner.pool.reuses_prefixes = False
-    streams = [streams_of(engine, [ids], count, STREAM_KINDS[way.kind])[0] for way in ways if way.kind is not None]
+    engine = bench_model.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
+    bench_model.loaded.runner.pool.reuses_prefixes = False
+    streams = [new_requests(engine, [ids], count, STREAM_MODES[way.kind])[0] for way in ways if way.kind is not None]
     try:
         timelines = run_in_turns(engine, streams, tokens_a_turn=TOKENS_A_TURN)
     finally:
-        subject.loaded.runner.pool.reuses_prefixes = True
+        bench_model.loaded.runner.pool.reuses_prefixes = True
     return {way.name: timeline for way, timeline in zip(ways, timelines, strict=True)}
 
 
 def _by_engine(kind: str) -> Run:
-    def run(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    def run(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
         num_tokens = sum(len(prompt) + count for prompt in prompts)
-        engine = subject.engine(max_running=len(prompts), num_tokens=num_tokens)
-        streams = streams_of(engine, prompts, count, STREAM_KINDS[kind])
+        engine = bench_model.engine(max_running=len(prompts), num_tokens=num_tokens)
+        streams = new_requests(engine, prompts, count, STREAM_MODES[kind])
         return run_streams(engine, streams, decode_together=True)
 
     return run
@@ -112,16 +114,16 @@ class _Streamer:
         pass
 
 
-def _generate(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _generate(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     timelines = [Timeline() for _ in prompts]
-    _generated(subject, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
+    _generated(bench_model, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
     return timelines
 
 
-def _generated(subject: BenchModel, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
+def _generated(bench_model: BenchModel, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
     """Tokens of the first; prompts are of one length."""
-    given = torch.tensor([list(ids) for ids in prompts], device=subject.device)
-    output = subject.reference.generate(
+    given = torch.tensor([list(ids) for ids in prompts], device=bench_model.device)
+    output = bench_model.reference.generate(
         given,
         attention_mask=torch.ones_like(given),
         min_new_tokens=count,
@@ -135,10 +137,10 @@ def _generated(subject: BenchModel, prompts: Sequence[Ids], count: int, **kwargs
     return new_ids
 
 
-def _recompute(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _recompute(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     watch, timeline, known = Stopwatch(), Timeline(read=0.0), list(prompts[0])
     for _ in range(count):
-        chosen, _ = recomputed_step(subject.reference, known)
+        chosen, _ = recompute_step(bench_model.reference, known)
         known.append(chosen)
         timeline.ids.append(chosen)
         timeline.tokens.append(watch())
@@ -146,26 +148,26 @@ def _recompute(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[
     return [timeline]
 
 
-def _inseq(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _inseq(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Inseq explains a completion that exists; generating it is not counted."""
     import inseq
 
-    prompt, completion, new_ids = _texts(subject, prompts[0], count)
+    prompt, completion, new_ids = _texts(bench_model, prompts[0], count)
     model = inseq.load_model(
-        subject.reference, "saliency", tokenizer=subject.loaded.tokenizer, device=str(subject.device)
+        bench_model.reference, "saliency", tokenizer=bench_model.loaded.tokenizer, device=str(bench_model.device)
     )
     watch = Stopwatch()
-    with _gradients(subject.reference):
+    with _gradients(bench_model.reference):
         model.attribute(prompt, prompt + completion, show_progress=False, attributed_fn="logit")
     return [_after(watch(), new_ids)]
 
 
-def _captum(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _captum(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     """Captum explains a completion that exists; generating it is not counted."""
     from captum.attr import LayerGradientXActivation, LLMGradientAttribution, TextTokenInput
 
-    prompt, completion, new_ids = _texts(subject, prompts[0], count)
-    model, tokenizer = subject.reference, subject.loaded.tokenizer
+    prompt, completion, new_ids = _texts(bench_model, prompts[0], count)
+    model, tokenizer = bench_model.reference, bench_model.loaded.tokenizer
     watch = Stopwatch()
     with _gradients(model):
         method = LLMGradientAttribution(LayerGradientXActivation(model, model.get_input_embeddings()), tokenizer)
@@ -173,10 +175,10 @@ def _captum(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Tim
     return [_after(watch(), new_ids)]
 
 
-def _texts(subject: BenchModel, ids: Ids, count: int) -> tuple[str, str, list[int]]:
+def _texts(bench_model: BenchModel, ids: Ids, count: int) -> tuple[str, str, list[int]]:
     """Prompt and completion as text, for libraries that tokenise themselves; and the completion's tokens."""
-    new_ids = _generated(subject, [ids], count)
-    tokenizer: Any = subject.loaded.tokenizer
+    new_ids = _generated(bench_model, [ids], count)
+    tokenizer: Any = bench_model.loaded.tokenizer
     prompt = tokenizer.decode(list(ids))
     return prompt, tokenizer.decode([*ids, *new_ids])[len(prompt) :], new_ids
 
@@ -200,13 +202,15 @@ def _after(seconds: float, ids: list[int]) -> Timeline:
     return Timeline(ids, 0.0, [seconds] * len(ids))
 
 
-WAYS: dict[str, Way] = {
+BACKENDS: dict[str, Backend] = {
     way.name: way
     for way in (
-        Way("plain", "this engine without attribution", _by_engine("plain"), (1, 1), kind="plain"),
-        Way("per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), kind="per_token"),
+        Backend("plain", "this engine without attribution", _by_engine("plain"), (1, 1), kind="plain"),
+        Backend(
+            "per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), kind="per_token"
+        ),
         *(
-            Way(
+            Backend(
                 f"chunked({size})",
                 f"this engine, vectors {size} tokens at a time",
                 _by_engine(f"chunked({size})"),
@@ -216,8 +220,8 @@ WAYS: dict[str, Way] = {
             )
             for size in (16, 32)
         ),
-        Way("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
-        Way(
+        Backend("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
+        Backend(
             "recompute",
             "Grad-ELLM by a pass over the whole prefix for each token",
             _recompute,
@@ -225,8 +229,8 @@ WAYS: dict[str, Way] = {
             is_slow=True,
             families_without=frozenset({"gemma2", "gpt_oss"}),  # torch's own attention knows no soft cap and no sinks
         ),
-        Way("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
-        Way(
+        Backend("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
+        Backend(
             "captum",
             "Captum's gradient x activation of a given completion",
             _captum,

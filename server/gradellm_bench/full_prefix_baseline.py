@@ -43,7 +43,7 @@ AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
 
 
-def recomputed_step(model: PreTrainedModel, ids: list[int]) -> tuple[int, Tensor]:
+def recompute_step(model: PreTrainedModel, ids: list[int]) -> tuple[int, Tensor]:
     """The next token after `ids`, by greedy decoding, and its scores. -> [S]"""
     attention = model.config._attn_implementation
     model.set_attn_implementation(_NAME)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from gradellm_bench.backends import Way, decode_in_turns
+from gradellm_bench.backends import Backend, decode_in_turns
 from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Timeline
 
@@ -52,8 +52,8 @@ class Latency:
 
 
 def latencies(
-    subject: BenchModel,
-    ways: Sequence[Way],
+    bench_model: BenchModel,
+    ways: Sequence[Backend],
     *,
     prompt_lengths: Sequence[int],
     new_tokens: int,
@@ -75,30 +75,30 @@ def latencies(
                 way.name,
                 length,
                 SLOW_TOKENS if way.is_slow else new_tokens,
-                floor=_milliseconds(way.floor(subject, length + new_tokens // 2, 1, bandwidth)),
+                floor=_milliseconds(way.floor(bench_model, length + new_tokens // 2, 1, bandwidth)),
             )
             for way in ways
         }
         for round_number in range(-1, rounds):  # the first only warms up
-            prompt = subject.prompt(rng, length)
+            prompt = bench_model.prompt(rng, length)
             ids: dict[str, list[int]] = {}
             ours = [way for way in ways if way.kind is not None]
             if ours:
                 progress(
                     f"{length} tokens, round {round_number + 1} of {rounds}: {', '.join(way.name for way in ours)}"
                 )
-            timelines = decode_in_turns(subject, ours, prompt, new_tokens) if ours else {}
+            timelines = decode_in_turns(bench_model, ours, prompt, new_tokens) if ours else {}
             for way in ways:
                 if way.is_slow and not 0 <= round_number < SLOW_ROUNDS:
                     continue
                 if way.name not in timelines:
                     progress(f"{length} tokens, round {round_number + 1} of {rounds}: {way.name}")
-                    timelines[way.name] = way.decode(subject, prompt, measured[way.name].new_tokens)
+                    timelines[way.name] = way.decode(bench_model, prompt, measured[way.name].new_tokens)
                 timeline = timelines[way.name]
                 ids[way.name] = timeline.ids
                 if round_number >= 0:
                     measured[way.name].add(timeline)
-            _check_alike(ids, subject.loaded.info.dtype)
+            _check_alike(ids, bench_model.loaded.info.dtype)
         yield list(measured.values())
 
 

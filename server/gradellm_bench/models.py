@@ -109,9 +109,9 @@ class BenchModel:
         return tuple(rng.choices(allowed, k=num_tokens))
 
 
-def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
+def random_bench_model(shape: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
     """A Llama of a named shape whose weights are random, made where it computes."""
-    return _subject(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
+    return _bench_model(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
 
 
 def random_llama(
@@ -130,16 +130,16 @@ def random_llama(
     return model, _word_tokenizer(SHAPES[shape]["vocab_size"])
 
 
-def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
+def checkpoint_bench_model(name: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
     """A checkpoint by path or hub id."""
     check_checkpoint(name)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return _subject(model.to(device), tokenizer, name)
+    return _bench_model(model.to(device), tokenizer, name)
 
 
-def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
+def _bench_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
     model.eval().requires_grad_(False)
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     loaded = replace(assemble(model, tokenizer, name=name), end_ids=frozenset())

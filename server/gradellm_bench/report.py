@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradellm_bench.latency import Latency
-from gradellm_bench.throughput import Admission, Memory, Reuse, Throughput
+from gradellm_bench.served.throughput import Admission, Memory, Reuse, Throughput
 
 
 @dataclass

@@ -15,7 +15,7 @@ from random import Random
 
 import torch
 
-from gradellm_bench.models import SHAPES, BenchModel, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, random_bench_model
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.params import AttributionSettings
 from gradellm_engine.tokenization.prompts import PromptInput
@@ -33,25 +33,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args()
     use_threads(options.threads)
-    subject = random_subject(options.shape, dtype=torch.float32, device=torch.device("cpu"))
+    bench_model = random_bench_model(options.shape, dtype=torch.float32, device=torch.device("cpu"))
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    prompt, completion = subject.prompt(rng, PROMPT_TOKENS), subject.prompt(rng, NEW_TOKENS)
+    prompt, completion = bench_model.prompt(rng, PROMPT_TOKENS), bench_model.prompt(rng, NEW_TOKENS)
     shared, separate = [], []
     for _ in range(options.rounds):
-        shared.append(_seconds(lambda: _shared(subject, prompt, completion)))
-        separate.append(_seconds(lambda: _separate(subject, prompt, completion)))
+        shared.append(_seconds(lambda: _shared(bench_model, prompt, completion)))
+        separate.append(_seconds(lambda: _separate(bench_model, prompt, completion)))
         print(f"shared {shared[-1]:.1f} s, separate {separate[-1]:.1f} s", flush=True)
     ratio = statistics.median(ours / theirs for ours, theirs in zip(shared, separate, strict=True))
     print(f"saliency of {NEW_TOKENS} tokens after {PROMPT_TOKENS}: {ratio:.2f} of separate passes (median)")
 
 
-def _shared(subject: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
-    engine = subject.engine(max_running=1, num_tokens=PROMPT_TOKENS + NEW_TOKENS)
+def _shared(bench_model: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
+    engine = bench_model.engine(max_running=1, num_tokens=PROMPT_TOKENS + NEW_TOKENS)
     list(engine.attribute(PromptInput(prompt_ids=prompt), list(completion), AttributionSettings(method=Saliency())))
 
 
-def _separate(subject: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
-    model = subject.reference
+def _separate(bench_model: BenchModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> None:
+    model = bench_model.reference
     for step, token_id in enumerate(completion):
         ids = torch.tensor([[*prompt, *completion[:step]]])
         x = model.get_input_embeddings()(ids).detach().requires_grad_()

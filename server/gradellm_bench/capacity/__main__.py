@@ -17,13 +17,13 @@ from gradellm_bench.capacity import document, validation_run
 from gradellm_bench.capacity.bench_import import from_bench
 from gradellm_bench.capacity.costs import Costs
 from gradellm_bench.capacity.limits import Wire, limits
-from gradellm_bench.capacity.measuring import Measured, measure
-from gradellm_bench.capacity.planning import Promise, plan
+from gradellm_bench.capacity.measurements import Measurements, measure
+from gradellm_bench.capacity.planning import ServiceLevel, plan
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.report import limit_table, plan_table, trial_table
+from gradellm_bench.capacity.report import limit_table, plan_table, validation_table
 from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
-from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, checkpoint_bench_model, random_bench_model
 from gradellm_engine.errors import EngineError
 from gradellm_engine.model.loader import DTYPES, resolve_device, software_versions
 from gradellm_engine.utils.quiet import run_and_leave
@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    measured = Measured.read(options.passes) if options.passes else from_bench(options.bench)
+    measured = Measurements.read(options.passes) if options.passes else from_bench(options.bench)
     costs = Costs.fit(measured)
     traffic = replace(_traffic(options, measured.context_tokens), rate=options.load)
     settings = _settings(options)
     wire = Wire.read(options.wire) if options.wire else None
-    promise = Promise(options.first_token, options.gap / 1e3, options.refused)
+    promise = ServiceLevel(options.first_token, options.gap / 1e3, options.refused)
 
     def load_of(run: Summary) -> float:
         if wire is None:
@@ -83,19 +83,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    subject = _subject(options)
-    runner, info = subject.loaded.runner, subject.loaded.info
+    bench_model = _bench_model(options)
+    runner, info = bench_model.loaded.runner, bench_model.loaded.info
     device = torch.cuda.get_device_name(runner.device) if runner.processor == "cuda" else "CPU"
     machine = {
         "model": info.name, "dtype": info.dtype, "device": device,
         **{name: f"{name} {version}" for name, version in software_versions().items()},
     }  # fmt: skip
-    measured = Measured(
-        machine, runner.processor, runner.bytes_per_token, subject.body_bytes + subject.head_bytes,
+    measured = Measurements(
+        machine, runner.processor, runner.bytes_per_token, bench_model.body_bytes + bench_model.head_bytes,
         read_bandwidth(runner.device), info.context_tokens,
     )  # fmt: skip
     for its in measure(
-        subject, counts=options.counts, contexts=options.contexts, pieces=options.pieces, steps=options.steps,
+        bench_model, counts=options.counts, contexts=options.contexts, pieces=options.pieces, steps=options.steps,
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     ):  # fmt: skip
         measured.passes.append(its)
@@ -105,24 +105,24 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trial(options: argparse.Namespace) -> int:
-    measured = Measured.read(options.passes)
+def _validate(options: argparse.Namespace) -> int:
+    measured = Measurements.read(options.passes)
     costs = Costs.fit(measured)
-    subject = _subject(options)
+    bench_model = _bench_model(options)
     settings = _settings(options)
-    engine = subject.engine(max_running=options.max_running, num_tokens=options.kv_tokens)
+    engine = bench_model.engine(max_running=options.max_running, num_tokens=options.kv_tokens)
     found: list[dict[str, Any]] = []
     for rate in options.rates:
         traffic = replace(_traffic(options, measured.context_tokens), rate=rate, evaluations=0.0)
-        run = validation_run.Trial(
+        run = validation_run.ValidationRun(
             f"{rate:g} requests a second", traffic, settings, int(rate * options.seconds) + 1, options.seed
         )
-        subject.loaded.runner.pool.forget()
+        bench_model.loaded.runner.pool.forget()
         found.append(
-            {**asdict(run), "real": asdict(validation_run.real(subject, engine, run)), "machine": measured.machine}
+            {**asdict(run), "real": asdict(validation_run.real(bench_model, engine, run)), "machine": measured.machine}
         )
         found[-1]["simulated"] = asdict(validation_run.simulated(Replica(costs, settings), run))
-        print(trial_table(found[-1:]), flush=True)
+        print(validation_table(found[-1:]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
@@ -133,13 +133,13 @@ def _document(options: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(options: argparse.Namespace) -> BenchModel:
+def _bench_model(options: argparse.Namespace) -> BenchModel:
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     use_threads(options.threads)
     if options.model:
-        return checkpoint_subject(options.model, dtype=dtype, device=device)
-    return random_subject(options.shape, dtype=dtype, device=device)
+        return checkpoint_bench_model(options.model, dtype=dtype, device=device)
+    return random_bench_model(options.shape, dtype=dtype, device=device)
 
 
 def _traffic(options: argparse.Namespace, context_tokens: int) -> Traffic:
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--gpu-hour", type=_positive, metavar="PRICE", help="your price of a GPU for an hour")
     planned.add_argument("--clients", type=_count, default=8, metavar="N", help="client processes (default: 8)")
     planned.add_argument("--nic-gbit", type=_positive, default=25.0, metavar="N", help="of a server (default: 25)")
-    tried = _command(commands, "trial", _trial, "the same requests, really and simulated")
+    tried = _command(commands, "trial", _validate, "the same requests, really and simulated")
     tried.add_argument("--passes", type=Path, required=True, metavar="FILE", help="what `measure` wrote, here")
     tried.add_argument("--rates", type=_positive, nargs="+", required=True, metavar="N", help="requests a second")
     tried.add_argument("--seconds", type=_positive, default=30.0, metavar="S", help="that requests come (default: 30)")

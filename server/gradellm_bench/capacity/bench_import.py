@@ -10,7 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
-from gradellm_bench.capacity.measuring import Measured, Pass
+from gradellm_bench.capacity.measurements import Measurements, PassMeasurement
 from gradellm_bench.models import SHAPES
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
@@ -18,7 +18,7 @@ _CHUNKED = f"chunked({DEFAULT_CHUNK_SIZE})"
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
-def from_bench(path: Path) -> Measured:
+def from_bench(path: Path) -> Measurements:
     """What a report of `gradellm bench --json FILE` tells.
 
     Raises:
@@ -35,7 +35,7 @@ def from_bench(path: Path) -> Measured:
         per_token = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * width * item
         parameters = float(machine["model"].split(", ")[1].removesuffix("M parameters").replace(",", "")) * 1e6
         is_gpu = "CPU" not in machine["device"]
-        measured = Measured(
+        measured = Measurements(
             machine, "cuda" if is_gpu else "cpu", per_token, int(parameters * item), report["bandwidth"],
             shape["max_position_embeddings"],
         )  # fmt: skip
@@ -53,27 +53,27 @@ def from_bench(path: Path) -> Measured:
 
 def _steps(
     rows: dict[tuple[str, int, int], dict[str, float]], context: int, streams: int, step: float, processor: str
-) -> list[Pass]:
+) -> list[PassMeasurement]:
     """A token without explanation, one with it, and a chunk."""
-    found = [Pass("step", streams, 1, context, (step,))]
+    found = [PassMeasurement("step", streams, 1, context, (step,))]
     if explained := rows.get(("per_token", context, streams)):
         whole = streams / explained["tokens_per_second"]
         found += [
-            Pass("explained_step", streams, 1, context, (step,)),  # the same arithmetic, with a graph
-            Pass("scores", streams, 1, context, (max(1e-6, whole - step),)),
+            PassMeasurement("explained_step", streams, 1, context, (step,)),  # the same arithmetic, with a graph
+            PassMeasurement("scores", streams, 1, context, (max(1e-6, whole - step),)),
         ]
     fits = streams * DEFAULT_CHUNK_SIZE <= (256 if processor == "cuda" else 64)
     if fits and (chunked := rows.get((_CHUNKED, context, streams))):
         a_chunk = DEFAULT_CHUNK_SIZE * (streams / chunked["tokens_per_second"] - step)
-        found.append(Pass("replay", streams, DEFAULT_CHUNK_SIZE, context, (max(1e-6, a_chunk),)))
+        found.append(PassMeasurement("replay", streams, DEFAULT_CHUNK_SIZE, context, (max(1e-6, a_chunk),)))
     return found
 
 
-def _readings(latencies: list[dict[str, object]]) -> list[Pass]:
+def _readings(latencies: list[dict[str, object]]) -> list[PassMeasurement]:
     """Whole prompts, but for their last tokens; on a CPU a long one is several pieces, which are told as one."""
     found = []
     for its in latencies:
         if its["way"] == "plain":
             first, step = (statistics.median(its[name]) / 1e3 for name in ("first_token", "per_token"))  # type: ignore[arg-type]
-            found.append(Pass("read", 1, int(its["prompt_tokens"]) - 1, 0, (first - step,)))  # type: ignore[call-overload]
+            found.append(PassMeasurement("read", 1, int(its["prompt_tokens"]) - 1, 0, (first - step,)))  # type: ignore[call-overload]
     return found

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from gradellm_bench.capacity.measuring import Kind, Measured, Pass
+from gradellm_bench.capacity.measurements import Kind, Measurements, PassMeasurement
 from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
 from gradellm_engine.passes.batched import StepShape
 
@@ -58,7 +58,7 @@ class PassModel:
         return max(min(bases) / 2, bases[right - 1] + share * (bases[right] - bases[right - 1]))
 
     @classmethod
-    def fit(cls, passes: Sequence[Pass], *, rounds: bool) -> PassModel:
+    def fit(cls, passes: Sequence[PassMeasurement], *, rounds: bool) -> PassModel:
         """Least squares of relative errors.
 
         Raises:
@@ -102,7 +102,7 @@ class Costs:
     bandwidth: float
 
     @classmethod
-    def fit(cls, measured: Measured) -> Costs:
+    def fit(cls, measured: Measurements) -> Costs:
         """Of what was measured."""
         is_recorded = measured.processor == "cuda"
         kinds: tuple[Kind, ...] = ("step", "explained_step", "scores", "replay", "read")
@@ -153,11 +153,11 @@ def read_work(tokens: int, context: int) -> int:
     return tokens * context + tokens * (tokens - 1) // 2
 
 
-def _size(its: Pass) -> int:
+def _size(its: PassMeasurement) -> int:
     return its.streams * its.tokens
 
 
-def _work(its: Pass) -> float:
+def _work(its: PassMeasurement) -> float:
     if its.kind == "read":
         return float(read_work(its.tokens, its.context))
     return float(its.streams * its.tokens * its.context)

@@ -10,13 +10,13 @@ from typing import Any
 from gradellm_bench.capacity.bench_import import from_bench
 from gradellm_bench.capacity.costs import Costs
 from gradellm_bench.capacity.limits import Wire, limits
-from gradellm_bench.capacity.measuring import Measured
-from gradellm_bench.capacity.planning import Promise, highest_rate, plan, simulate
+from gradellm_bench.capacity.measurements import Measurements
+from gradellm_bench.capacity.planning import ServiceLevel, highest_rate, plan, simulate
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.report import limit_table, markdown, plan_table, plot, trial_table
+from gradellm_bench.capacity.report import limit_table, markdown, plan_table, plot, validation_table
 from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
-from gradellm_bench.capacity.validation_run import Trial, simulated
+from gradellm_bench.capacity.validation_run import ValidationRun, simulated
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 PRICE = 3.0  # assumed, of a GPU for an hour
@@ -49,9 +49,9 @@ def write(folder: Path) -> None:
     page = (folder / "capacity.md").read_text()
     found: dict[str, Any] = {"price": PRICE, "traffic": asdict(TRAFFIC), "plans": {}}
     for name, costs in machines.items():
-        known = highest_rate(costs, SERVERS[name], TRAFFIC, Promise(), load_of=_load_of(wire, TRAFFIC))
+        known = highest_rate(costs, SERVERS[name], TRAFFIC, ServiceLevel(), load_of=_load_of(wire, TRAFFIC))
         plans = [
-            plan(costs, SERVERS[name], replace(TRAFFIC, rate=load), Promise(), gpu_hour=PRICE, known=known)
+            plan(costs, SERVERS[name], replace(TRAFFIC, rate=load), ServiceLevel(), gpu_hour=PRICE, known=known)
             for load in LOADS
         ]
         page = put(page, f"plans {name}", plan_table(plans))
@@ -61,7 +61,7 @@ def write(folder: Path) -> None:
                 told = limits(its, TRAFFIC, costs, SERVERS[name], wire, clients=CLIENTS[load], nic_gbit=25.0)
                 page = put(page, f"limits {load:g}", limit_table(told))
     page = put(page, "questions", _questions(machines["H100"], wire))
-    page = put(page, "trials", trial_table(trials_of(folder)))
+    page = put(page, "trials", validation_table(validation_runs(folder)))
     (folder / "capacity.md").write_text(page)
     (folder / "capacity.json").write_text(json.dumps(found, indent=1) + "\n")
     _plot(machines, folder / "capacity.png")
@@ -70,17 +70,17 @@ def write(folder: Path) -> None:
 def machines_of(folder: Path) -> dict[str, Costs]:
     """Costs by machine."""
     return {
-        "H100": Costs.fit(Measured.read(folder / "capacity-h100.json")),
+        "H100": Costs.fit(Measurements.read(folder / "capacity-h100.json")),
         "H200": Costs.fit(from_bench(folder / "bench-gpu.json")),
     }
 
 
-def trials_of(folder: Path) -> list[dict[str, Any]]:
+def validation_runs(folder: Path) -> list[dict[str, Any]]:
     """Real runs, and what the simulation says of them now."""
     told = json.loads((folder / "capacity-trial.json").read_text())
     found = []
     for its in told:
-        costs, run = Costs.fit(Measured.read(folder / its["passes"])), Trial.of(its)
+        costs, run = Costs.fit(Measurements.read(folder / its["passes"])), ValidationRun.of(its)
         found.append({**its, "simulated": asdict(simulated(Replica(costs, run.settings), run))})
     return found
 
@@ -110,7 +110,7 @@ def _questions(costs: Costs, wire: Wire) -> str:
     rows = []
     for what, (change, setting) in QUESTIONS.items():
         traffic, settings = replace(TRAFFIC, **change), replace(SERVERS["H100"], **setting)
-        each, breaks = highest_rate(costs, settings, traffic, Promise(), load_of=_load_of(wire, traffic))
+        each, breaks = highest_rate(costs, settings, traffic, ServiceLevel(), load_of=_load_of(wire, traffic))
         run = simulate(costs, settings, replace(traffic, rate=each))
         rows.append([what, f"{each:.2f}", f"{run.tokens_per_second:,.0f}", f"{run.running:.0f}", breaks])
     return markdown(["one H100", "requests/s", "tokens/s", "streams at a time", "what breaks at more"], rows)
@@ -124,7 +124,7 @@ def _plot(machines: dict[str, Costs], path: Path) -> None:
             for rate in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0):
                 run = simulate(costs, SERVERS[name], replace(TRAFFIC, rate=rate, explained=explained), requests=200)
                 points.append((rate, run.first_token[1], 1e3 * run.gap[1]))
-                if run.first_token[1] > 4 * Promise().first_token:
+                if run.first_token[1] > 4 * ServiceLevel().first_token:
                     break
             curves[f"{name}, {explained:.0%} explained"] = points
-    plot(curves, Promise().first_token, path)
+    plot(curves, ServiceLevel().first_token, path)

@@ -19,7 +19,7 @@ HEADROOM = 0.9  # share of that rate that servers are planned for: near it, chan
 
 
 @dataclass(frozen=True)
-class Promise:
+class ServiceLevel:
     """What must hold; seconds.
 
     Attributes:
@@ -85,7 +85,7 @@ def highest_rate(
     costs: Costs,
     settings: ReplicaSettings,
     traffic: Traffic,
-    promise: Promise,
+    promise: ServiceLevel,
     *,
     load_of: Load = lambda run: 0.0,
     requests: int = REQUESTS,
@@ -127,7 +127,7 @@ def plan(
     costs: Costs,
     settings: ReplicaSettings,
     traffic: Traffic,
-    promise: Promise,
+    promise: ServiceLevel,
     *,
     spare: int = 1,
     gpus: int = 1,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradellm_bench.capacity.costs import Costs, read_work
-from gradellm_bench.capacity.measuring import Kind
-from gradellm_bench.capacity.request_metrics import Served
+from gradellm_bench.capacity.measurements import Kind
+from gradellm_bench.capacity.request_metrics import RequestRecord
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
 from gradellm_engine.compilation.cuda_graphs import MOST_RECORDINGS, pad_to_bucket
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
@@ -55,7 +55,7 @@ class _Stream:
 
     __slots__ = ("held", "left", "mode", "num_chosen", "pending", "request", "served", "unread")
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: RequestRecord) -> None:
         self.served = served
         self.request: SimulatedRequest = served.request
         self.mode = served.request.mode
@@ -98,12 +98,12 @@ class Replica:
         self.busy_seconds = 0.0
         self._busy: list[tuple[float, float]] = []  # stretches of time
         self.cuda_graphs = 0
-        self.served: list[Served] = []
-        self._coming: deque[Served] = deque()
+        self.served: list[RequestRecord] = []
+        self._coming: deque[RequestRecord] = deque()
 
-    def run(self, requests: Sequence[SimulatedRequest]) -> list[Served]:
+    def run(self, requests: Sequence[SimulatedRequest]) -> list[RequestRecord]:
         """Run requests, in the order of their coming, to their end."""
-        self.served = [Served(request) for request in requests]
+        self.served = [RequestRecord(request) for request in requests]
         self._coming = deque(self.served)
         while self._coming or self._waiting or self._running:
             self._take_in()

@@ -44,7 +44,7 @@ def limit_table(found: Sequence[Limit]) -> str:
     return markdown(["what", "used", "how that comes", "what helps"], rows)
 
 
-def trial_table(trials: Sequence[Mapping[str, Any]]) -> str:
+def validation_table(trials: Sequence[Mapping[str, Any]]) -> str:
     """What was measured beside what was predicted, and how far off."""
     rows = []
     for its in trials:

@@ -13,7 +13,7 @@ Percentile = tuple[float, float, float]  # 50th, 95th, 99th
 
 
 @dataclass
-class Served:
+class RequestRecord:
     """One request's fate; times in seconds from the run's beginning.
 
     Attributes:
@@ -58,7 +58,7 @@ class Summary:
     running: float
 
     @classmethod
-    def of(cls, served: Sequence[Served], *, start: float, end: float, busy_seconds: float) -> Summary:
+    def of(cls, served: Sequence[RequestRecord], *, start: float, end: float, busy_seconds: float) -> Summary:
         """Of what came between `start` and `end`; `busy_seconds` is the time in passes of them all together."""
         counted = [its for its in served if start <= its.request.arrival <= end]
         streams = [its for its in counted if its.request.mode is not Mode.EVALUATE and not its.refused]

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.request_metrics import Served, Summary
+from gradellm_bench.capacity.request_metrics import RequestRecord, Summary
 from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
 from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Stopwatch
@@ -28,7 +28,7 @@ IDLE_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
-class Trial:
+class ValidationRun:
     """A run.
 
     Attributes:
@@ -52,38 +52,38 @@ class Trial:
         return [replace(its, places=its.prompt_tokens + its.answer_tokens) for its in drawn]
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Trial:
+    def of(cls, told: Mapping[str, Any]) -> ValidationRun:
         """Of what was written of one."""
         traffic, settings = Traffic(**told["traffic"]), ReplicaSettings(**told["settings"])
         return cls(told["what"], traffic, settings, told["count"], told["seed"])
 
 
-def simulated(replica: Replica, its: Trial) -> Summary:
+def simulated(replica: Replica, its: ValidationRun) -> Summary:
     """What the simulation says of a trial."""
     served = replica.run(its.requests)
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=replica.busy_seconds)
 
 
-def real(subject: BenchModel, engine: Engine, its: Trial) -> Summary:
+def real(bench_model: BenchModel, engine: Engine, its: ValidationRun) -> Summary:
     """What comes of it on this machine."""
-    served, busy = run(subject, engine, its.requests, max_queued=its.settings.max_queued)
+    served, busy = run(bench_model, engine, its.requests, max_queued=its.settings.max_queued)
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=busy)
 
 
-def _end(served: Sequence[Served]) -> float:
+def _end(served: Sequence[RequestRecord]) -> float:
     return max(its.ended or 0.0 for its in served)
 
 
 def run(
-    subject: BenchModel, engine: Engine, requests: Sequence[SimulatedRequest], *, max_queued: int
-) -> tuple[list[Served], float]:
+    bench_model: BenchModel, engine: Engine, requests: Sequence[SimulatedRequest], *, max_queued: int
+) -> tuple[list[RequestRecord], float]:
     """Run them on this machine, each at its time; what became of each, and seconds spent in passes.
 
     Answers have exactly the lengths that requests say: the model ends none. Evaluations are not run.
     """
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    prompts = [subject.prompt(rng, request.prompt_tokens) for request in requests]
-    served = [Served(request) for request in requests]
+    prompts = [bench_model.prompt(rng, request.prompt_tokens) for request in requests]
+    served = [RequestRecord(request) for request in requests]
     scheduler, placed = engine.scheduler, dict[int, Request]()
     coming, busy = 0, 0.0
     watch = Stopwatch()

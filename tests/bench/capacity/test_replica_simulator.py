@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradellm_bench.capacity.costs import Costs, PassModel
-from gradellm_bench.capacity.measuring import Kind
+from gradellm_bench.capacity.measurements import Kind
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.request_metrics import Served, Summary
+from gradellm_bench.capacity.request_metrics import RequestRecord, Summary
 from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
@@ -40,7 +40,7 @@ def request(
     return SimulatedRequest(arrival, prompt, answer, places, mode)
 
 
-def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[Served]:
+def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[RequestRecord]:
     return Replica(costs, limits).run(requests)
 
 
@@ -152,9 +152,9 @@ def test_nothing_is_lost_and_time_goes_on(requests: Sequence[SimulatedRequest], 
 
 def test_summaries_count_what_they_say() -> None:
     served = [
-        Served(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
-        Served(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
-        Served(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
+        RequestRecord(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
+        RequestRecord(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
+        RequestRecord(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
     ]
     its = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
     assert (its.requests, its.busy) == (3, 0.5)

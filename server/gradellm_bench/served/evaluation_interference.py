@@ -1,6 +1,6 @@
 """What an evaluation costs, and what it costs other requests.
 
-    python -m gradellm_bench.evaluation_interference [--model PATH]
+    python -m gradellm_bench.served.evaluation_interference [--model PATH]
 
 - One explanation's full evaluation (pi-Soft-NS and NC, 19 values of pi, 3 masks each) as this engine runs it, against
   Transformers' own model with one forward pass a changed text, and against bare forward passes of that model in

@@ -15,7 +15,7 @@ from random import Random
 from typing import Literal
 
 from gradellm_bench.models import BenchModel
-from gradellm_bench.streams import chunked, streams_of
+from gradellm_bench.served.streams import chunked, new_requests
 from gradellm_bench.timeline import Stopwatch
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase
 from gradellm_engine.core.scheduler import EXPLAINED_TOKENS
@@ -29,7 +29,7 @@ WARM_UPS = 3  # steps that are not counted: of a shape that is new, they are com
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassMeasurement:
     """One kind of pass of one size.
 
     Attributes:
@@ -57,7 +57,7 @@ class Pass:
 
 
 @dataclass
-class Measured:
+class Measurements:
     """A machine's passes.
 
     Attributes:
@@ -76,14 +76,14 @@ class Measured:
     weight_bytes: int
     bandwidth: float
     context_tokens: int
-    passes: list[Pass] = field(default_factory=list)
+    passes: list[PassMeasurement] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """As JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Measured:
+    def read(cls, path: Path) -> Measurements:
         """What `write` wrote.
 
         Raises:
@@ -91,7 +91,7 @@ class Measured:
         """
         try:
             known = json.loads(path.read_text())
-            passes = [Pass(**{**its, "seconds": tuple(its["seconds"])}) for its in known.pop("passes")]
+            passes = [PassMeasurement(**{**its, "seconds": tuple(its["seconds"])}) for its in known.pop("passes")]
             return cls(**known, passes=passes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -100,26 +100,26 @@ class Measured:
 
 
 def measure(
-    subject: BenchModel,
+    bench_model: BenchModel,
     *,
     counts: Sequence[int],
     contexts: Sequence[int],
     pieces: Sequence[int],
     steps: int,
     progress: Progress,
-) -> Iterator[Pass]:
+) -> Iterator[PassMeasurement]:
     """Time passes of so many streams, with so many tokens before them, and pieces of prompts."""
     longest, room = max(contexts), DEFAULT_CHUNK_SIZE * (steps + 2) + WARM_UPS + 2
-    engine = subject.engine(
+    engine = bench_model.engine(
         max_running=max(counts),
         num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    most_explained = EXPLAINED_TOKENS[subject.loaded.runner.processor]
+    most_explained = EXPLAINED_TOKENS[bench_model.loaded.runner.processor]
     for context in contexts:
         for size in pieces:
             progress(f"pieces of {size} tokens after {context}")
-            yield _piece(engine, subject, rng, context, size, steps)
+            yield _piece(engine, bench_model, rng, context, size, steps)
     for context in contexts:
         for count in counts:
             for attribution in (None, AttributionSettings(), chunked(DEFAULT_CHUNK_SIZE)):
@@ -127,42 +127,44 @@ def measure(
                 if way == Delivery.CHUNKED and count * DEFAULT_CHUNK_SIZE > most_explained:
                     continue  # they do not fit a pass: smaller ones tell what one takes
                 progress(f"{count} streams with {context} tokens each: {way}")
-                yield from _decoding(engine, subject, rng, context, count, attribution, steps)
+                yield from _decoding(engine, bench_model, rng, context, count, attribution, steps)
 
 
-def _piece(engine: Engine, subject: BenchModel, rng: Random, context: int, size: int, steps: int) -> Pass:
+def _piece(
+    engine: Engine, bench_model: BenchModel, rng: Random, context: int, size: int, steps: int
+) -> PassMeasurement:
     """Reading a piece of a prompt behind `context` tokens."""
-    runner, seconds = subject.loaded.runner, []
+    runner, seconds = bench_model.loaded.runner, []
     runner.pool.forget()
     for _ in range(1 + steps):
         slot = runner.pool.allocate(context + size, is_long=runner.is_long(context + size))
         if slot is None:
             raise RuntimeError("the pool was made with room for this")
         if context:
-            runner.read([SequenceChunk.new(slot, subject.prompt(rng, context))])
-        part = SequenceChunk.new(slot, subject.prompt(rng, size))
+            runner.read([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
+        part = SequenceChunk.new(slot, bench_model.prompt(rng, size))
         watch = Stopwatch()
         runner.read([part])
         seconds.append(watch())
         slot.close()
-    return Pass("read", 1, size, context, tuple(seconds[1:]))
+    return PassMeasurement("read", 1, size, context, tuple(seconds[1:]))
 
 
 def _decoding(
     engine: Engine,
-    subject: BenchModel,
+    bench_model: BenchModel,
     rng: Random,
     context: int,
     count: int,
     attribution: AttributionSettings | None,
     steps: int,
-) -> list[Pass]:
+) -> list[PassMeasurement]:
     """Steps of so many streams; with delivery chunked, their replays alone: their steps are plain ones."""
-    subject.loaded.runner.pool.forget()
+    bench_model.loaded.runner.pool.forget()
     is_chunked = attribution is not None and attribution.chunk_size is not None
     new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
-    prompts = [subject.prompt(rng, context) for _ in range(count)]
-    streams = streams_of(engine, prompts, new_tokens, attribution)
+    prompts = [bench_model.prompt(rng, context) for _ in range(count)]
+    streams = new_requests(engine, prompts, new_tokens, attribution)
     for stream in streams:
         engine.scheduler.submit(stream)
     while any(stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams):
@@ -174,8 +176,11 @@ def _decoding(
             timed.setdefault(_kind(attribution, half), []).append(seconds)
     if is_chunked:
         first, *others = timed["replay"]
-        return [Pass("replay", count, DEFAULT_CHUNK_SIZE, context, tuple(others), first)]
-    return [Pass(kind, count, 1, context, tuple(seconds[WARM_UPS:]), seconds[0]) for kind, seconds in timed.items()]
+        return [PassMeasurement("replay", count, DEFAULT_CHUNK_SIZE, context, tuple(others), first)]
+    return [
+        PassMeasurement(kind, count, 1, context, tuple(seconds[WARM_UPS:]), seconds[0])
+        for kind, seconds in timed.items()
+    ]
 
 
 def _kind(attribution: AttributionSettings | None, half: int) -> Kind:

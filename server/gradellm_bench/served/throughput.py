@@ -14,9 +14,9 @@ from typing import TypeVar
 import psutil
 import torch
 
-from gradellm_bench.backends import Way
+from gradellm_bench.backends import Backend
 from gradellm_bench.models import BenchModel
-from gradellm_bench.streams import STREAM_KINDS, run_streams, streams_of
+from gradellm_bench.served.streams import STREAM_MODES, new_requests, run_streams
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.params import AttributionSettings
 
@@ -50,8 +50,8 @@ class Throughput:
 
 
 def throughputs(
-    subject: BenchModel,
-    ways: Sequence[Way],
+    bench_model: BenchModel,
+    ways: Sequence[Backend],
     *,
     prompt_lengths: Sequence[int],
     concurrency: Sequence[int],
@@ -70,9 +70,9 @@ def throughputs(
             for round_number in range(-1, rounds):  # the first only warms up
                 for way in fast:
                     progress(f"{count} streams, {length} tokens, round {round_number + 1} of {rounds}: {way.name}")
-                    prompts = [subject.prompt(rng, length) for _ in range(count)]
-                    timelines = way.run(subject, prompts, new_tokens)
-                    floor = way.floor(subject, length + new_tokens // 2, count, bandwidth) or 0.0
+                    prompts = [bench_model.prompt(rng, length) for _ in range(count)]
+                    timelines = way.run(bench_model, prompts, new_tokens)
+                    floor = way.floor(bench_model, length + new_tokens // 2, count, bandwidth) or 0.0
                     gaps = [gap for timeline in timelines for gap in timeline.gaps]
                     speed, gap = tokens_per_second(timelines), 1e3 * statistics.median(gaps)
                     result = Throughput(way.name, length, count, speed, gap, count / floor)
@@ -112,22 +112,24 @@ class Admission:
         return self.largest_gap / self.median_gap
 
 
-def admission(subject: BenchModel, *, streams: int, new_tokens: int, rounds: int) -> Admission:
+def admission(bench_model: BenchModel, *, streams: int, new_tokens: int, rounds: int) -> Admission:
     """Explained streams run; once they are under way, a long prompt comes in. The middle one of the rounds.
 
     Raises:
         RuntimeError: where the streams end before the prompt is read.
     """
     rng = Random(2)  # noqa: S311 (prompts are no secrets)
-    return _middle([_admission(subject, rng, streams, new_tokens) for _ in range(rounds)], lambda its: its.stretch)
+    return _middle([_admission(bench_model, rng, streams, new_tokens) for _ in range(rounds)], lambda its: its.stretch)
 
 
-def _admission(subject: BenchModel, rng: Random, streams: int, new_tokens: int) -> Admission:
+def _admission(bench_model: BenchModel, rng: Random, streams: int, new_tokens: int) -> Admission:
     settings = AttributionSettings()
     places = streams * (SHORT_PROMPT + new_tokens) + LONG_PROMPT + 1
-    engine = subject.engine(max_running=streams + 1, num_tokens=places)
-    running = streams_of(engine, [subject.prompt(rng, SHORT_PROMPT) for _ in range(streams)], new_tokens, settings)
-    (late,) = streams_of(engine, [subject.prompt(rng, LONG_PROMPT)], 1, settings)
+    engine = bench_model.engine(max_running=streams + 1, num_tokens=places)
+    running = new_requests(
+        engine, [bench_model.prompt(rng, SHORT_PROMPT) for _ in range(streams)], new_tokens, settings
+    )
+    (late,) = new_requests(engine, [bench_model.prompt(rng, LONG_PROMPT)], 1, settings)
     came: float | None = None
 
     def come(watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
@@ -164,19 +166,19 @@ class Reuse:
     second: float
 
 
-def reuse(subject: BenchModel, *, new_tokens: int, rounds: int) -> Reuse:
+def reuse(bench_model: BenchModel, *, new_tokens: int, rounds: int) -> Reuse:
     """A conversation of two explained turns; the middle one of the rounds, after one that only warms up."""
     rng = Random(3)  # noqa: S311 (prompts are no secrets)
-    turns = [_reuse(subject, rng, new_tokens) for _ in range(rounds + 1)][1:]
+    turns = [_reuse(bench_model, rng, new_tokens) for _ in range(rounds + 1)][1:]
     return _middle(turns, lambda its: its.second / its.first)
 
 
-def _reuse(subject: BenchModel, rng: Random, new_tokens: int) -> Reuse:
-    engine = subject.engine(max_running=1, num_tokens=2 * (FIRST_TURN + SECOND_TURN + 2 * new_tokens))
-    prompt = subject.prompt(rng, FIRST_TURN)
-    (first,) = run_streams(engine, streams_of(engine, [prompt], new_tokens, AttributionSettings()))
-    longer = (*prompt, *first.ids, *subject.prompt(rng, SECOND_TURN))
-    (second,) = run_streams(engine, streams_of(engine, [longer], new_tokens, AttributionSettings()))
+def _reuse(bench_model: BenchModel, rng: Random, new_tokens: int) -> Reuse:
+    engine = bench_model.engine(max_running=1, num_tokens=2 * (FIRST_TURN + SECOND_TURN + 2 * new_tokens))
+    prompt = bench_model.prompt(rng, FIRST_TURN)
+    (first,) = run_streams(engine, new_requests(engine, [prompt], new_tokens, AttributionSettings()))
+    longer = (*prompt, *first.ids, *bench_model.prompt(rng, SECOND_TURN))
+    (second,) = run_streams(engine, new_requests(engine, [longer], new_tokens, AttributionSettings()))
     reused = second.finished.num_reused_tokens if second.finished else 0
     return Reuse(len(prompt), len(longer), reused, 1e3 * first.first_token, 1e3 * second.first_token)
 
@@ -201,30 +203,32 @@ class Memory:
     after: int
 
 
-def memory(subject: BenchModel, *, prompt_tokens: int, new_tokens: int, requests: int, progress: Progress) -> Memory:
+def memory(
+    bench_model: BenchModel, *, prompt_tokens: int, new_tokens: int, requests: int, progress: Progress
+) -> Memory:
     """Peaks of one stream, and what many requests leave behind."""
     rng = Random(4)  # noqa: S311 (prompts are no secrets)
-    engine = subject.engine(max_running=16, num_tokens=max(prompt_tokens + new_tokens, 4096))
-    subject.loaded.runner.pool.touch()  # else a place counts from when it is first used
-    idle, peak = _in_use(subject.device), {}
-    for kind, attribution in STREAM_KINDS.items() if _tells_peak(subject.device) else ():
+    engine = bench_model.engine(max_running=16, num_tokens=max(prompt_tokens + new_tokens, 4096))
+    bench_model.loaded.runner.pool.touch()  # else a place counts from when it is first used
+    idle, peak = _in_use(bench_model.device), {}
+    for kind, attribution in STREAM_MODES.items() if _tells_peak(bench_model.device) else ():
         progress(f"peak memory: {kind}")
         for is_warm in (False, True):  # the first run makes buffers that stay
             if is_warm:
-                _reset_peak(subject.device)
-            run_streams(engine, streams_of(engine, [subject.prompt(rng, prompt_tokens)], new_tokens, attribution))
-        peak[kind] = _peak(subject.device)
+                _reset_peak(bench_model.device)
+            run_streams(engine, new_requests(engine, [bench_model.prompt(rng, prompt_tokens)], new_tokens, attribution))
+        peak[kind] = _peak(bench_model.device)
 
     def serve(count: int) -> None:
         for start in range(0, count, 16):
-            prompts = [subject.prompt(rng, REQUEST_PROMPT) for _ in range(min(16, count - start))]
-            run_streams(engine, streams_of(engine, prompts, REQUEST_TOKENS, AttributionSettings()))
+            prompts = [bench_model.prompt(rng, REQUEST_PROMPT) for _ in range(min(16, count - start))]
+            run_streams(engine, new_requests(engine, prompts, REQUEST_TOKENS, AttributionSettings()))
 
     progress(f"{requests} short requests")
     serve(min(requests, 64))
-    before = _in_use(subject.device)
+    before = _in_use(bench_model.device)
     serve(requests)
-    return Memory(peak, idle, requests, before, _in_use(subject.device))
+    return Memory(peak, idle, requests, before, _in_use(bench_model.device))
 
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

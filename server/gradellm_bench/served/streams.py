@@ -17,7 +17,7 @@ def chunked(size: int) -> AttributionSettings:
     return AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=size)
 
 
-STREAM_KINDS: dict[str, AttributionSettings | None] = {
+STREAM_MODES: dict[str, AttributionSettings | None] = {
     "plain": None,
     "per_token": AttributionSettings(),
     "chunked(16)": chunked(16),
@@ -50,7 +50,7 @@ def note(timeline: Timeline, stream: Request, now: float) -> None:
             timeline.finished = event
 
 
-def streams_of(
+def new_requests(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, attribution: AttributionSettings | None
 ) -> list[Request]:
     """A request for each prompt."""
