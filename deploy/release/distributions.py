@@ -24,17 +24,19 @@ PACKAGES = {
     "gradellm_server": "server/gradellm_server",
     "gradellm_gateway": "server/gradellm_gateway",
     "gradellm_ray": "server/gradellm_ray",
+    "gradellm_bench": "server/gradellm_bench",
 }
 # What a wheel is useless without: it must be in the tree, and the tree is what is compared.
 NEEDED = (
     "gradellm/py.typed",
-    "gradellm/page/explanation.js",
+    "gradellm/explanation/assets/explanation.js",
     "gradellm/v1/explainer_pb2.py",
     "gradellm/v1/explainer_pb2.pyi",
     "gradellm/v1/explainer_pb2_grpc.py",
     "gradellm_engine/py.typed",
     "gradellm_engine/demo_model/checkpoint/model.safetensors",
     "gradellm_engine/demo_model/checkpoint/tokenizer.json",
+    "gradellm_bench/__main__.py",
     "gradellm_gateway/page/chat.js",
     "gradellm_gateway/page/index.html",
     "gradellm_ray/__main__.py",
@@ -128,7 +130,7 @@ def _build(tree: Path, target: Path, kinds: Sequence[str], epoch: str, python: s
 def wheel_faults(wheel: Path, tree_files: Sequence[str]) -> list[str]:
     """What is wrong with a wheel, in words; nothing where all is well.
 
-    It must hold every file of the four packages, and nothing else but its own metadata.
+    It must hold every file of the packages, and nothing else but its own metadata.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
