@@ -1,8 +1,8 @@
-"""What a shared forward pass saves: `python -m gradellm_bench.shared_forward [--shape 125m]`.
+"""Saving by a shared forward pass: `python -m gradellm_bench.shared_forward [--shape 125m]`.
 
-Saliency of 32 tokens after a prompt of 256, as this engine computes it (one forward pass and 32 gradients, and the
-passes that tell the tokens), against 32 separate forward and backward passes of Transformers' model over each prefix,
-with frozen parameters. In turns, in one run; the medians' ratio is printed.
+Saliency of 32 tokens after a prompt of 256: this engine's (one forward pass, 32 gradients, and the passes that replay
+the tokens) against 32 separate forward and backward passes of Transformers' model over each prefix, with frozen
+parameters. Both alternate in one run; the median ratio is printed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ PROMPT_TOKENS, NEW_TOKENS = 256, 32
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure what a shared forward pass saves.")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="125m", help="of the random Llama (default: 125m)")
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure the saving by a shared forward pass.")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), default="125m", help="shape of a random Llama (default: 125m)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args()
@@ -41,7 +43,7 @@ def main() -> None:
         shared.append(_seconds(lambda: _shared(bench_model, prompt, completion)))
         separate.append(_seconds(lambda: _separate(bench_model, prompt, completion)))
         print(f"shared {shared[-1]:.1f} s, separate {separate[-1]:.1f} s", flush=True)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(shared, separate, strict=True))
+    ratio = statistics.median(one / many for one, many in zip(shared, separate, strict=True))
     print(f"saliency of {NEW_TOKENS} tokens after {PROMPT_TOKENS}: {ratio:.2f} of separate passes (median)")
 
 
@@ -60,9 +62,9 @@ def _separate(bench_model: BenchModel, prompt: tuple[int, ...], completion: tupl
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

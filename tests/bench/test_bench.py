@@ -139,13 +139,13 @@ def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch)
     watch = Stopwatch()
     watch.stop()
     assert watch() == 3.0
-    watch.go_on()
+    watch.resume()
     assert watch() == 7.0  # 14 since it was made, of which it stood 7
 
 
 def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
     """Each by itself: nothing that one has read is used by another."""
-    ways = [way for way in BACKENDS.values() if way.kind is not None]
+    ways = [way for way in BACKENDS.values() if way.mode is not None]
     prompt = tiny.prompt(Random(3), 40)
     together = decode_in_turns(tiny, ways, prompt, 32)
     for way in ways:
@@ -250,7 +250,7 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().out
     assert "prompt of 16 tokens" in told
     assert all(f"| {way} " in told for way in OWN_WAYS)
-    for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens comes in", "second turn", "Peak memory"):
+    for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens is admitted", "second turn", "Peak memory"):
         assert words in told
     figures = json.loads(json_file.read_text())
     assert {latency["way"] for latency in figures["latencies"]} == set(OWN_WAYS)

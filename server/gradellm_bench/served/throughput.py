@@ -1,4 +1,4 @@
-"""Many requests: throughput, what a long prompt does to those that run, prefix reuse, and memory."""
+"""Many requests: throughput, admission of a long prompt beside running streams, prefix reuse, and memory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.params import AttributionSettings
 
 Progress = Callable[[str], None]
-SHORT_PROMPT = 128  # tokens of a prompt where its length is not what is measured
-LONG_PROMPT = 1500  # of the one that comes in while others run
-WARM_TOKENS = 16  # of running streams, before it comes
-FIRST_TURN, SECOND_TURN = 1000, 30  # tokens of a conversation's first turn, and of what its second adds
-REQUEST_PROMPT, REQUEST_TOKENS = 16, 4  # of the many short requests
+SHORT_PROMPT = 128  # tokens of a prompt whose length is not the subject of a measurement
+LONG_PROMPT = 1500  # tokens of the prompt that is admitted beside running streams
+WARM_TOKENS = 16  # tokens of each running stream before it is submitted
+FIRST_TURN, SECOND_TURN = 1000, 30  # tokens of a conversation's first turn, and tokens that its second turn adds
+REQUEST_PROMPT, REQUEST_TOKENS = 16, 4  # tokens of each of the many short requests
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Streams of one way that decode together.
+    """Streams of one backend that decode in one batch.
 
     Attributes:
-        way: its name.
+        way: the backend's name.
         prompt_tokens: tokens of each prompt.
-        streams: how many.
-        tokens_per_second: of all together, once all prompts are read.
+        streams: number of streams.
+        tokens_per_second: of all streams, after all prefills.
         gap: median milliseconds between a stream's tokens.
-        floor: tokens a second if memory were read as often as must be, and nothing else took time.
+        floor: upper bound of tokens per second by memory bandwidth (`Backend.floor`).
     """
 
     way: str
@@ -51,7 +51,7 @@ class Throughput:
 
 def throughputs(
     bench_model: BenchModel,
-    ways: Sequence[Backend],
+    backends: Sequence[Backend],
     *,
     prompt_lengths: Sequence[int],
     concurrency: Sequence[int],
@@ -60,44 +60,44 @@ def throughputs(
     bandwidth: float,
     progress: Progress,
 ) -> Iterator[list[Throughput]]:
-    """Every way at every number of streams, a list a prompt length; of the rounds, the one in the middle."""
+    """The median round of every backend at every number of streams; a list for each prompt length."""
     rng = Random(1)  # noqa: S311 (prompts are no secrets)
-    fast = [way for way in ways if not way.is_slow]
+    fast = [backend for backend in backends if not backend.is_slow]
     for length in prompt_lengths:
-        middle: list[Throughput] = []
+        medians: list[Throughput] = []
         for count in concurrency:
-            results: dict[str, list[Throughput]] = {way.name: [] for way in fast}
-            for round_number in range(-1, rounds):  # the first only warms up
-                for way in fast:
-                    progress(f"{count} streams, {length} tokens, round {round_number + 1} of {rounds}: {way.name}")
+            results: dict[str, list[Throughput]] = {backend.name: [] for backend in fast}
+            for round_number in range(-1, rounds):  # the first warms up
+                for backend in fast:
+                    progress(f"{count} streams, {length} tokens, round {round_number + 1} of {rounds}: {backend.name}")
                     prompts = [bench_model.prompt(rng, length) for _ in range(count)]
-                    timelines = way.run(bench_model, prompts, new_tokens)
-                    floor = way.floor(bench_model, length + new_tokens // 2, count, bandwidth) or 0.0
+                    timelines = backend.run(bench_model, prompts, new_tokens)
+                    floor = backend.floor(bench_model, length + new_tokens // 2, count, bandwidth) or 0.0
                     gaps = [gap for timeline in timelines for gap in timeline.gaps]
                     speed, gap = tokens_per_second(timelines), 1e3 * statistics.median(gaps)
-                    result = Throughput(way.name, length, count, speed, gap, count / floor)
-                    results[way.name] += [result] if round_number >= 0 else []
-            middle += [_middle(measured, lambda result: result.tokens_per_second) for measured in results.values()]
-        yield middle
+                    result = Throughput(backend.name, length, count, speed, gap, count / floor)
+                    results[backend.name] += [result] if round_number >= 0 else []
+            medians += [_median_by(measured, lambda result: result.tokens_per_second) for measured in results.values()]
+        yield medians
 
 
 def tokens_per_second(timelines: Sequence[Timeline]) -> float:
-    """Of all together, from when the last prompt was read; where reading it gave the first token, without that one."""
-    began = max(its.tokens[0] if its.read is None else its.read for its in timelines)
-    count = sum(len(its.tokens) - (its.read is None) for its in timelines)
-    return count / (max(its.end for its in timelines) - began)
+    """Of all streams, from the end of the last prefill; without the first tokens where the prefill's end is unknown."""
+    start = max(each.tokens[0] if each.read is None else each.read for each in timelines)
+    count = sum(len(each.tokens) - (each.read is None) for each in timelines)
+    return count / (max(each.end for each in timelines) - start)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What running streams notice of a long prompt that comes in.
+    """Running streams while a long prompt is admitted.
 
     Attributes:
-        streams: that run.
-        prompt_tokens: of the one that comes in.
-        median_gap: milliseconds between a running stream's tokens before it comes.
-        largest_gap: the largest while it is read.
-        first_token: milliseconds that the one that came in waited for its first token.
+        streams: number of running streams.
+        prompt_tokens: tokens of the long prompt.
+        median_gap: milliseconds between a running stream's tokens before the long prompt is submitted.
+        largest_gap: the largest gap during its prefill.
+        first_token: its time to first token, in milliseconds.
     """
 
     streams: int
@@ -108,55 +108,60 @@ class Admission:
 
     @property
     def stretch(self) -> float:
-        """The largest gap in median ones."""
+        """Largest gap relative to the median gap."""
         return self.largest_gap / self.median_gap
 
 
 def admission(bench_model: BenchModel, *, streams: int, new_tokens: int, rounds: int) -> Admission:
-    """Explained streams run; once they are under way, a long prompt comes in. The middle one of the rounds.
+    """Submit a long prompt while explained streams decode; the median round by `stretch`.
 
     Raises:
-        RuntimeError: where the streams end before the prompt is read.
+        RuntimeError: if the streams end before the long prompt's prefill.
     """
     rng = Random(2)  # noqa: S311 (prompts are no secrets)
-    return _middle([_admission(bench_model, rng, streams, new_tokens) for _ in range(rounds)], lambda its: its.stretch)
+    return _median_by(
+        [_admission(bench_model, rng, streams, new_tokens) for _ in range(rounds)], lambda result: result.stretch
+    )
 
 
 def _admission(bench_model: BenchModel, rng: Random, streams: int, new_tokens: int) -> Admission:
     settings = AttributionSettings()
-    places = streams * (SHORT_PROMPT + new_tokens) + LONG_PROMPT + 1
-    engine = bench_model.engine(max_running=streams + 1, num_tokens=places)
+    num_slots = streams * (SHORT_PROMPT + new_tokens) + LONG_PROMPT + 1
+    engine = bench_model.engine(max_running=streams + 1, num_tokens=num_slots)
     running = new_requests(
         engine, [bench_model.prompt(rng, SHORT_PROMPT) for _ in range(streams)], new_tokens, settings
     )
     (late,) = new_requests(engine, [bench_model.prompt(rng, LONG_PROMPT)], 1, settings)
-    came: float | None = None
+    submitted_at: float | None = None
 
-    def come(watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
-        nonlocal came
-        if came is None and len(timelines[0].tokens) >= WARM_TOKENS:
+    def submit_late(watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
+        nonlocal submitted_at
+        if submitted_at is None and len(timelines[0].tokens) >= WARM_TOKENS:
             engine.scheduler.submit(late)
-            came = watch()
+            submitted_at = watch()
 
-    *timelines, its = run_streams(engine, [*running, late], come, submitted=streams)
-    if came is None or any(timeline.end < its.first_token for timeline in timelines):
-        raise RuntimeError(f"streams of {new_tokens} tokens end before a prompt of {LONG_PROMPT} is read")
+    *timelines, late_timeline = run_streams(engine, [*running, late], submit_late, submitted=streams)
+    first_token = late_timeline.first_token
+    if submitted_at is None or any(timeline.end < first_token for timeline in timelines):
+        raise RuntimeError(f"streams of {new_tokens} tokens end before the prefill of {LONG_PROMPT} tokens")
     gaps = [(end, 1e3 * (end - start)) for timeline in timelines for start, end in pairwise(timeline.tokens)]
-    before = [gap for end, gap in gaps if end < came]
-    while_read = [gap for end, gap in gaps if end >= came and end - gap / 1e3 <= its.first_token]
-    return Admission(streams, LONG_PROMPT, statistics.median(before), max(while_read), 1e3 * (its.first_token - came))
+    before = [gap for end, gap in gaps if end < submitted_at]
+    in_prefill = [gap for end, gap in gaps if end >= submitted_at and end - gap / 1e3 <= first_token]
+    return Admission(
+        streams, LONG_PROMPT, statistics.median(before), max(in_prefill), 1e3 * (first_token - submitted_at)
+    )
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """A conversation's turns.
+    """Prefix reuse in a conversation of two turns.
 
     Attributes:
-        first_tokens: tokens of the first turn's prompt.
-        second_tokens: of the second's, which begins with the first turn and its answer.
-        reused_tokens: tokens of the second prompt that were not read again.
-        first: milliseconds to the first turn's first token.
-        second: to the second's.
+        first_tokens: prompt tokens of the first turn.
+        second_tokens: prompt tokens of the second turn, which begins with the first turn and its completion.
+        reused_tokens: tokens of the second prompt found in the prefix cache.
+        first: time to first token of the first turn, in milliseconds.
+        second: of the second turn.
     """
 
     first_tokens: int
@@ -167,10 +172,10 @@ class Reuse:
 
 
 def reuse(bench_model: BenchModel, *, new_tokens: int, rounds: int) -> Reuse:
-    """A conversation of two explained turns; the middle one of the rounds, after one that only warms up."""
+    """Two explained turns of a conversation; the median round by the ratio of both times, after a warm-up."""
     rng = Random(3)  # noqa: S311 (prompts are no secrets)
     turns = [_reuse(bench_model, rng, new_tokens) for _ in range(rounds + 1)][1:]
-    return _middle(turns, lambda its: its.second / its.first)
+    return _median_by(turns, lambda turn: turn.second / turn.first)
 
 
 def _reuse(bench_model: BenchModel, rng: Random, new_tokens: int) -> Reuse:
@@ -185,15 +190,14 @@ def _reuse(bench_model: BenchModel, rng: Random, new_tokens: int) -> Reuse:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Memory in bytes: resident set size of the process on a CPU, allocated tensors on a GPU.
 
     Attributes:
-        peak: at its highest, for one stream of each kind; the whole process on a CPU, what tensors take on a GPU. Empty
-            where the system does not tell: on a CPU, it must be Linux.
-        idle: before any of them ran, the key-value memory touched.
-        requests: short requests that were served one after the other, sixteen at a time.
-        before: in use before them, after some had been served.
-        after: in use after them.
+        peak: peak for one stream, by mode; empty on a CPU without Linux's peak counter.
+        idle: before any stream, with all pages of the KV cache touched.
+        requests: number of short requests, served 16 at a time.
+        before: before these requests, after a warm-up.
+        after: after them.
     """
 
     peak: dict[str, int]
@@ -206,18 +210,18 @@ class Memory:
 def memory(
     bench_model: BenchModel, *, prompt_tokens: int, new_tokens: int, requests: int, progress: Progress
 ) -> Memory:
-    """Peaks of one stream, and what many requests leave behind."""
+    """Peak memory of one stream, and memory before and after many short requests."""
     rng = Random(4)  # noqa: S311 (prompts are no secrets)
     engine = bench_model.engine(max_running=16, num_tokens=max(prompt_tokens + new_tokens, 4096))
-    bench_model.loaded.runner.pool.touch()  # else a place counts from when it is first used
+    bench_model.loaded.runner.pool.touch()  # else a page of the KV cache counts from its first use
     idle, peak = _in_use(bench_model.device), {}
-    for kind, attribution in STREAM_MODES.items() if _tells_peak(bench_model.device) else ():
-        progress(f"peak memory: {kind}")
-        for is_warm in (False, True):  # the first run makes buffers that stay
+    for mode, attribution in STREAM_MODES.items() if _has_peak_counter(bench_model.device) else ():
+        progress(f"peak memory: {mode}")
+        for is_warm in (False, True):  # the first run allocates buffers that stay
             if is_warm:
                 _reset_peak(bench_model.device)
             run_streams(engine, new_requests(engine, [bench_model.prompt(rng, prompt_tokens)], new_tokens, attribution))
-        peak[kind] = _peak(bench_model.device)
+        peak[mode] = _peak(bench_model.device)
 
     def serve(count: int) -> None:
         for start in range(0, count, 16):
@@ -234,15 +238,15 @@ def memory(
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def _tells_peak(device: torch.device) -> bool:
+def _has_peak_counter(device: torch.device) -> bool:
     return device.type == "cuda" or _CLEAR_REFS.exists()
 
 
 Result = TypeVar("Result")
 
 
-def _middle(results: Sequence[Result], key: Callable[[Result], float]) -> Result:
-    """The one whose key is the median."""
+def _median_by(results: Sequence[Result], key: Callable[[Result], float]) -> Result:
+    """The result whose key is the (lower) median."""
     return sorted(results, key=key)[(len(results) - 1) // 2]
 
 
@@ -251,7 +255,7 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        _CLEAR_REFS.write_text("5")  # Linux forgets the highest resident size
+        _CLEAR_REFS.write_text("5")  # resets VmHWM, the peak resident set size
 
 
 def _peak(device: torch.device) -> int:
