@@ -20,7 +20,7 @@ from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_bench.latency import Latency, latencies
 from gradellm_bench.models import BenchModel, checkpoint_bench_model, random_bench_model
 from gradellm_bench.report import latency_table
-from gradellm_bench.served.throughput import admission, memory, reuse, throughputs
+from gradellm_bench.served.throughput import admission, memory, reuse, throughputs, tokens_per_second
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.params import AttributionSettings, Sampling, Sources
@@ -215,12 +215,14 @@ def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> Non
     assert short[0].floor > long[0].floor  # keys and values are read, too
     assert short[1].floor < short[0].floor == short[2].floor
     assert short[0].floor < short[3].floor < 4 * short[0].floor  # weights are read once for all
-    for result in short + long:
-        if result.way in (
-            "plain",
-            "generate",
-        ):  # nothing but steps: as many tokens a second as gaps tell
-            assert result.tokens_per_second == pytest.approx(result.streams * 1e3 / result.gap, rel=0.6)
+
+
+def test_tokens_per_second_count_from_the_last_prefill() -> None:
+    first = Timeline(ids=[1, 2], read=1.0, tokens=[2.0, 4.0])
+    second = Timeline(ids=[1, 2], read=2.0, tokens=[3.0, 4.0], vectors=[3.0, 6.0])
+    assert tokens_per_second([first, second]) == 4 / (6 - 2)
+    unknown_prefill = Timeline(ids=[1, 2, 3], tokens=[1.0, 2.0, 3.0])
+    assert tokens_per_second([unknown_prefill]) == 2 / (3 - 1)
 
 
 def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:

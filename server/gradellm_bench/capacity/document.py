@@ -1,4 +1,4 @@
-"""docs/capacity.md's tables, docs/capacity.json behind them, and the plot: from measurements that are in docs/."""
+"""Writes docs/capacity.md's tables, docs/capacity.json and the plot, from measurements in docs/."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gradellm_bench.capacity.traffic import Traffic
 from gradellm_bench.capacity.validation_run import ValidationRun, simulated
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
-PRICE = 3.0  # assumed, of a GPU for an hour
+PRICE = 3.0  # assumed price of a GPU for an hour
 LOADS = (1.0, 50.0, 1_000.0, 10_000.0, 100_000.0)
-CLIENTS = {1.0: 1, 50.0: 8, 1_000.0: 100, 10_000.0: 1_000, 100_000.0: 10_000}  # processes, by load
+CLIENTS = {1.0: 1, 50.0: 8, 1_000.0: 100, 10_000.0: 1_000, 100_000.0: 10_000}  # client processes, by load
 TRAFFIC = Traffic(1.0)
-# By machine: places for keys and values in half of what the weights leave free.
+# By machine: KV cache slots in half of the memory that the weights leave free.
 SERVERS = {
     "H100": ReplicaSettings(max_running=64, kv_tokens=235_000),
     "H200": ReplicaSettings(max_running=32, kv_tokens=468_000),  # passes were measured up to 32 streams
 }
-# What is asked of one H100, each a change of TRAFFIC or of the server.
+# Variants for one H100: changes of TRAFFIC, and of the server.
 QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it is": ({}, {}),
     "nothing explained": ({"explained": 0.0}, {}),
@@ -43,7 +43,7 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def write(folder: Path) -> None:
-    """Write them into `folder`, which has the measurements."""
+    """Write all of them into `folder`, which has the measurements."""
     machines = machines_of(folder)
     wire = Wire.read(folder / "capacity-wire.json")
     page = (folder / "capacity.md").read_text()
@@ -55,11 +55,11 @@ def write(folder: Path) -> None:
             for load in LOADS
         ]
         page = put(page, f"plans {name}", plan_table(plans))
-        found["plans"][name] = [asdict(its) for its in plans]
+        found["plans"][name] = [asdict(each) for each in plans]
         if name == "H100":
-            for load, its in zip(LOADS, plans, strict=True):
-                told = limits(its, TRAFFIC, costs, SERVERS[name], wire, clients=CLIENTS[load], nic_gbit=25.0)
-                page = put(page, f"limits {load:g}", limit_table(told))
+            for load, fleet in zip(LOADS, plans, strict=True):
+                found_limits = limits(fleet, TRAFFIC, costs, SERVERS[name], wire, clients=CLIENTS[load], nic_gbit=25.0)
+                page = put(page, f"limits {load:g}", limit_table(found_limits))
     page = put(page, "questions", _questions(machines["H100"], wire))
     page = put(page, "trials", validation_table(validation_runs(folder)))
     (folder / "capacity.md").write_text(page)
@@ -68,7 +68,7 @@ def write(folder: Path) -> None:
 
 
 def machines_of(folder: Path) -> dict[str, Costs]:
-    """Costs by machine."""
+    """Cost models by machine."""
     return {
         "H100": Costs.fit(Measurements.read(folder / "capacity-h100.json")),
         "H200": Costs.fit(from_bench(folder / "bench-gpu.json")),
@@ -76,24 +76,24 @@ def machines_of(folder: Path) -> dict[str, Costs]:
 
 
 def validation_runs(folder: Path) -> list[dict[str, Any]]:
-    """Real runs, and what the simulation says of them now."""
-    told = json.loads((folder / "capacity-trial.json").read_text())
-    found = []
-    for its in told:
-        costs, run = Costs.fit(Measurements.read(folder / its["passes"])), ValidationRun.of(its)
-        found.append({**its, "simulated": asdict(simulated(Replica(costs, run.settings), run))})
-    return found
+    """Real runs, and the present simulation's prediction for them."""
+    recorded = json.loads((folder / "capacity-trial.json").read_text())
+    runs = []
+    for record in recorded:
+        costs, run = Costs.fit(Measurements.read(folder / record["passes"])), ValidationRun.of(record)
+        runs.append({**record, "simulated": asdict(simulated(Replica(costs, run.settings), run))})
+    return runs
 
 
 def put(page: str, name: str, text: str) -> str:
-    """A page with `text` between the marks of a name.
+    """The page with `text` between the markers of a section.
 
     Raises:
-        ValueError: where the page has no such marks.
+        ValueError: if the page lacks the markers.
     """
     begin, end = BEGIN.format(name), END.format(name)
     if begin not in page or end not in page:
-        raise ValueError(f"the page has no place for {name!r}: {begin} and {end}")
+        raise ValueError(f"the page lacks the markers of {name!r}: {begin} and {end}")
     before, _, rest = page.partition(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
@@ -106,7 +106,7 @@ def _load_of(wire: Wire, traffic: Traffic) -> Any:  # noqa: ANN401  (planning's 
 
 
 def _questions(costs: Costs, wire: Wire) -> str:
-    """What one server takes, where one thing is otherwise."""
+    """The highest rate of one server, by variant."""
     rows = []
     for what, (change, setting) in QUESTIONS.items():
         traffic, settings = replace(TRAFFIC, **change), replace(SERVERS["H100"], **setting)

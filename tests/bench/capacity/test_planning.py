@@ -1,4 +1,4 @@
-"""Plans keep what they promise, limits are plain arithmetic, and docs/capacity.md is what the program writes."""
+"""Plans keep what they level, limits are plain arithmetic, and docs/capacity.md is what the program writes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TRAFFIC = Traffic(1.0, prompt_tokens=50, answer_tokens=20, max_new_tokens=60, co
 WIRE = Wire(100e-6, 100e-6, 0.2e-6, 500e-6, 33, 8, 500)
 
 
-def test_the_highest_rate_keeps_the_promise_and_little_more_does_not() -> None:
-    promise = ServiceLevel(first_token=0.5, gap=1.0)
-    rate, breaks = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=200)
-    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=rate), requests=200)) is None
-    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=1.3 * rate), requests=200)) is not None
+def test_the_highest_rate_keeps_the_level_and_little_more_does_not() -> None:
+    level = ServiceLevel(first_token=0.5, gap=1.0)
+    rate, breaks = highest_rate(COSTS, SERVER, TRAFFIC, level, requests=200)
+    assert level.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=rate), requests=200)) is None
+    assert level.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=1.3 * rate), requests=200)) is not None
     assert breaks
     assert rate < highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(first_token=2.0, gap=1.0), requests=200)[0]
 
@@ -41,10 +41,10 @@ def test_what_cannot_be_kept_is_said() -> None:
 
 
 def test_the_interpreter_bounds_a_server_too() -> None:
-    promise = ServiceLevel(first_token=0.5, gap=1.0)
-    free, _ = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=100)
+    level = ServiceLevel(first_token=0.5, gap=1.0)
+    free, _ = highest_rate(COSTS, SERVER, TRAFFIC, level, requests=100)
     bound, breaks = highest_rate(
-        COSTS, SERVER, TRAFFIC, promise, requests=100, load_of=lambda run: run.tokens_per_second / 40
+        COSTS, SERVER, TRAFFIC, level, requests=100, load_of=lambda run: run.tokens_per_second / 40
     )
     assert bound < free
     assert "interpreter" in breaks
