@@ -12,7 +12,7 @@ from gradellm_gateway.__main__ import main
     [
         (["--listen", "8080"], "is not HOST:PORT"),
         (["--listen", "0.0.0.0:8080"], "--insecure"),
-        (["--tls-cert", "x"], "belong together"),
+        (["--tls-cert", "x"], "need each other"),
         (
             ["--tls-cert", "absent.pem", "--tls-key", "absent.key"],
             "--tls-cert absent.pem and --tls-key absent.key cannot",

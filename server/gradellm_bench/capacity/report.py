@@ -55,7 +55,7 @@ def validation_table(runs: Sequence[Mapping[str, Any]]) -> str:
             ("first token, s, 95 %", real["first_token"][1], simulated["first_token"][1]),
             ("between tokens, ms, 50 %", 1e3 * real["gap"][0], 1e3 * simulated["gap"][0]),
             ("between tokens, ms, 95 %", 1e3 * real["gap"][1], 1e3 * simulated["gap"][1]),
-            ("to run scores, ms, 50 %", 1e3 * real["lag"][0], 1e3 * simulated["lag"][0]),
+            ("to its scores, ms, 50 %", 1e3 * real["lag"][0], 1e3 * simulated["lag"][0]),
             ("streams at a time", real["running"], simulated["running"]),
         ]
         for index, (what, measured, predicted) in enumerate(figures):
