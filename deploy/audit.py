@@ -1,8 +1,7 @@
-"""`make audit`: known vulnerabilities of the pinned packages, and secrets among the files that git knows.
+"""`make audit`: known vulnerabilities of the pinned packages, and secrets in files of the repository.
 
-Vulnerabilities come from where pip-audit looks them up, over the network. Where that place does not answer, or knows
-none of the packages, as behind a mirror without that service, a notice is printed and the audit is left out; what is
-found is an error.
+pip-audit looks vulnerabilities up over the network. If the service does not respond or knows none of the packages, as
+behind a mirror without it, the audit is skipped with a notice. Findings are errors.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
-# Hashes of models and files, which are no secrets.
+# Hashes of models and files, not secrets.
 EXCLUDED_FILES = r"^docs/.*\.json$|^gradellm_engine/demo_model/.*\.json$"
-EXCLUDED_LINES = r"^(SECRET|TRACE)\b"  # of tests: made-up words, and trace ids
+EXCLUDED_LINES = r"^(SECRET|TRACE)\b"  # in tests: test strings and trace ids
 
 
 def main() -> int:
-    """Run both; the exit status."""
+    """Run both audits; the exit status."""
     return max(vulnerabilities(), secrets())
 
 
 def vulnerabilities() -> int:
-    """Known vulnerabilities of what deploy/constraints.txt pins."""
+    """Report known vulnerabilities of the packages in deploy/constraints.txt; the exit status."""
     command = ["-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--disable-pip", "--format", "json"]
     ended = _run(*command, "--progress-spinner", "off", "--timeout", "15")
     try:
         packages: list[dict[str, Any]] = json.loads(ended.stdout)["dependencies"]
     except (ValueError, KeyError):
         if "ConnectionError" in ended.stderr or "ServiceError" in ended.stderr or "Timeout" in ended.stderr:
-            print("NOTICE: no audit of dependencies: the vulnerability service does not answer")
+            print("NOTICE: dependencies are not audited: the vulnerability service does not respond")
             return 0
         print(ended.stderr, file=sys.stderr)
         return 1
     audited = [package for package in packages if "skip_reason" not in package]
     if not audited:
-        print("NOTICE: no audit of dependencies: the service that answers here knows no vulnerabilities of any package")
+        print("NOTICE: dependencies are not audited: the vulnerability service knows none of the packages")
         return 0
     found = 0
     for package in packages:
@@ -55,9 +54,9 @@ def vulnerabilities() -> int:
 
 
 def secrets() -> int:
-    """What looks like a secret in a file that git knows, or would take."""
+    """Report possible secrets in tracked and untracked files; the exit status."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607  (whichever git is there)
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607  (git of the PATH)
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     files = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]

@@ -1,11 +1,10 @@
-"""What a server's interpreter takes for a token and for its scores on their way to a client, beside the model.
+"""Measures the cost of events on the wire: CPU time and bytes per token and attribution row, and Prometheus series.
 
     python deploy/capacity/wire.py --json docs/capacity-wire.json
 
-A server hosts the demo model on this machine; streams of short and of long prompts are read by the SDK in this process.
-The thread that speaks gRPC is not the one that runs the model, and Linux counts processor time for each thread, so that
-what others do on the machine hardly counts. Told are microseconds of processor time an event, bytes of an event, and
-Prometheus series of a server that has met these calls. Linux only; about a minute.
+A server hosts the demo model on this machine; the SDK in this process reads streams of short and long prompts. The gRPC
+event loop has a thread of its own, whose CPU time Linux counts separately from the model's, so that other load on the
+machine has little effect. Linux only; about a minute.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ START_SECONDS = 120.0
 
 def main() -> int:
     """Measure; the exit status."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    made.add_argument("--json", type=Path, help="where to write it, too")
-    options = made.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    options = parser.parse_args()
     address, metrics = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
     command = [
         sys.executable,
@@ -48,23 +47,23 @@ def main() -> int:
         "--threads",
         "1",
     ]
-    process = subprocess.Popen(  # noqa: S603  (ourselves)
+    process = subprocess.Popen(  # noqa: S603  (this project's server)
         [*command, "--log-level", "error"], env={**os.environ, "GOMP_SPINCOUNT": "10000"}, stderr=subprocess.DEVNULL
     )
     try:
-        found = _measured(process, address, metrics)
+        figures = _measure(process, address, metrics)
     finally:
         process.kill()
         process.wait()
-    print(json.dumps(found, indent=1))
+    print(json.dumps(figures, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
-def _measured(process: subprocess.Popen[bytes], address: str, metrics: str) -> dict[str, Any]:
-    _wait(process, address)
-    found: dict[str, Any] = {"streams": STREAMS, "sources": {}}
+def _measure(process: subprocess.Popen[bytes], address: str, metrics: str) -> dict[str, Any]:
+    _wait_until_ready(process, address)
+    figures: dict[str, Any] = {"streams": STREAMS, "sources": {}}
     kinds: dict[str, tuple[str, Literal["paper"] | None]] = {
         "plain": (SHORT, None),
         "explained_short": (SHORT, "paper"),
@@ -72,42 +71,44 @@ def _measured(process: subprocess.Popen[bytes], address: str, metrics: str) -> d
     }
     for kind, (prompt, attribution) in kinds.items():
         asyncio.run(_load(address, prompt, attribution, 1))  # warms up
-        before, own = _threads(process.pid), time.process_time()
+        before, start = _thread_seconds(process.pid), time.process_time()
         events, sources = asyncio.run(_load(address, prompt, attribution, ROUNDS))
-        after, took = _threads(process.pid), time.process_time() - own
-        main = str(process.pid)  # the event loop's thread; gRPC's own are native and hold no interpreter
-        found[kind] = {
+        after, client_seconds = _thread_seconds(process.pid), time.process_time() - start
+        main = str(
+            process.pid
+        )  # the event loop's thread; gRPC's threads are native and do not hold the interpreter lock
+        figures[kind] = {
             "events": events,
             "server_us_an_event": round(1e6 * (after[main] - before[main]) / events, 1),
-            "client_us_an_event": round(1e6 * took / events, 1),
+            "client_us_an_event": round(1e6 * client_seconds / events, 1),
         }
-        found["sources"][kind] = sources
-    few, many = found["explained_short"], found["explained_long"]
-    width = found["sources"]["explained_long"] - found["sources"]["explained_short"]
-    found["server_us_a_token"] = found["plain"]["server_us_an_event"]
-    found["server_us_a_vector"] = round(2 * few["server_us_an_event"] - found["plain"]["server_us_an_event"], 1)
-    found["server_us_a_thousand_scores"] = round(
+        figures["sources"][kind] = sources
+    few, many = figures["explained_short"], figures["explained_long"]
+    width = figures["sources"]["explained_long"] - figures["sources"]["explained_short"]
+    figures["server_us_a_token"] = figures["plain"]["server_us_an_event"]
+    figures["server_us_a_vector"] = round(2 * few["server_us_an_event"] - figures["plain"]["server_us_an_event"], 1)
+    figures["server_us_a_thousand_scores"] = round(
         1000 * 2 * (many["server_us_an_event"] - few["server_us_an_event"]) / width, 1
     )
-    found["client_us_a_token_and_vector"] = round(2 * many["client_us_an_event"], 1)
-    found["bytes_of_a_token"] = pb.GenerateResponse(
+    figures["client_us_a_token_and_vector"] = round(2 * many["client_us_an_event"], 1)
+    figures["bytes_of_a_token"] = pb.GenerateResponse(
         token=pb.Token(index=100, id=50_000, text=" word", start=400, end=405, logprob=-0.5, source_index=900)
     ).ByteSize()
-    found["bytes_of_a_vector_beside_scores"] = (
+    figures["bytes_of_a_vector_beside_scores"] = (
         pb.GenerateResponse(attribution=pb.Attribution(token_index=100, scores=[1.0] * 1000)).ByteSize() - 4000
     )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine's own port
-    with direct.open(f"http://{metrics}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    found["prometheus_series"] = sum(1 for line in lines if line and not line.startswith("#"))
-    return found
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
+    with direct.open(f"http://{metrics}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    figures["prometheus_series"] = sum(1 for line in lines if line and not line.startswith("#"))
+    return figures
 
 
 async def _load(address: str, prompt: str, attribution: Literal["paper"] | None, rounds: int) -> tuple[int, int]:
-    """So many streams at a time, again and again: events that came, and scores of a row."""
+    """Run `STREAMS` streams at once, `rounds` times each; events received, and scores of an attribution row."""
     async with AsyncClient(address) as client:
 
-        async def one() -> tuple[int, int]:
+        async def run_stream() -> tuple[int, int]:
             events = sources = 0
             for _ in range(rounds):
                 async for event in client.generate(
@@ -118,12 +119,12 @@ async def _load(address: str, prompt: str, attribution: Literal["paper"] | None,
                         sources = len(event.attribution.scores)
             return events, sources
 
-        streams = await asyncio.gather(*(one() for _ in range(STREAMS)))
+        streams = await asyncio.gather(*(run_stream() for _ in range(STREAMS)))
     return sum(events for events, _ in streams), max(sources for _, sources in streams)
 
 
-def _threads(pid: int) -> dict[str, float]:
-    """Seconds of processor time of each thread of a process."""
+def _thread_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds of each thread of a process."""
     seconds = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()
@@ -131,7 +132,7 @@ def _threads(pid: int) -> dict[str, float]:
     return seconds
 
 
-def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     limit = time.monotonic() + START_SECONDS
     with Client(address, retry=None) as client:
         while True:

@@ -1,7 +1,7 @@
-"""What a Dockerfile says, as far as this project's own says it: its stages, and in each its instructions in order.
+"""Parses a Dockerfile into stages and their instructions, as far as this project's Dockerfile needs it.
 
-Not a general parser: an instruction, a form or a flag that it does not know is an error, so that nothing of the file is
-silently left out where it is carried out without an engine.
+Not a general parser: an unknown instruction, form or flag is an error, so that no instruction is silently skipped when
+the file is built without a container engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KNOWN = {
 
 
 class DockerfileError(Exception):
-    """The file says something that this parser does not know."""
+    """The file has something that this parser does not support."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        name: such as RUN, in capitals.
-        text: what follows, with lines joined.
-        line: where it begins.
+        name: in capitals, such as RUN.
+        text: its arguments, with continuation lines joined.
+        line: number of its first line.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Instruction:
 
 @dataclass
 class Stage:
-    """From one FROM to the next.
+    """A build stage.
 
     Attributes:
-        name: what follows AS.
-        base: another stage's name or an image's, with variables as they are written.
-        instructions: in their order, without FROM.
+        name: the name after AS.
+        base: name of another stage or an image, with variables not expanded.
+        instructions: in order, without FROM.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Stage:
     instructions: list[Instruction] = field(default_factory=list)
 
     def all(self, name: str) -> list[str]:
-        """The texts of one kind of instruction, in their order."""
-        return [one.text for one in self.instructions if one.name == name]
+        """The texts of all instructions of a name, in order."""
+        return [instruction.text for instruction in self.instructions if instruction.name == name]
 
     def last(self, name: str) -> str:
-        """The text of the last of one kind, which is the one that counts."""
+        """The text of the last instruction of a name, which is the effective one."""
         return self.all(name)[-1]
 
 
 @dataclass(frozen=True)
 class Dockerfile:
-    """A whole file.
+    """A parsed Dockerfile.
 
     Attributes:
-        arguments: what is declared before the first stage, with defaults.
-        stages: by name, in their order.
+        arguments: ARGs before the first stage, with defaults.
+        stages: by name, in order.
     """
 
     arguments: dict[str, str]
@@ -78,55 +78,57 @@ def read(path: Path) -> Dockerfile:
     """Parse a file.
 
     Raises:
-        DockerfileError: where it says something unknown; names the line.
+        DockerfileError: for anything unsupported; names the line.
     """
     arguments: dict[str, str] = {}
     stages: dict[str, Stage] = {}
     current: Stage | None = None
-    for one in instructions(path.read_text(encoding="utf-8")):
-        if one.name not in KNOWN:
-            raise DockerfileError(f"{path.name}:{one.line}: {one.name} is not known here")
-        if one.name == "FROM":
-            match = re.fullmatch(r"(\S+) AS (\S+)", one.text)
+    for instruction in instructions(path.read_text(encoding="utf-8")):
+        if instruction.name not in KNOWN:
+            raise DockerfileError(f"{path.name}:{instruction.line}: {instruction.name} is not supported")
+        if instruction.name == "FROM":
+            match = re.fullmatch(r"(\S+) AS (\S+)", instruction.text)
             if match is None:
-                raise DockerfileError(f"{path.name}:{one.line}: a stage must be FROM BASE AS NAME, not {one.text!r}")
+                raise DockerfileError(
+                    f"{path.name}:{instruction.line}: a stage must be FROM BASE AS NAME, not {instruction.text!r}"
+                )
             current = stages[match[2]] = Stage(match[2], match[1])
         elif current is not None:
-            current.instructions.append(one)
-        elif one.name == "ARG":
-            arguments.update([argument(one.text)])
+            current.instructions.append(instruction)
+        elif instruction.name == "ARG":
+            arguments.update([argument(instruction.text)])
         else:
-            raise DockerfileError(f"{path.name}:{one.line}: {one.name} before the first FROM")
+            raise DockerfileError(f"{path.name}:{instruction.line}: {instruction.name} before the first FROM")
     return Dockerfile(arguments, stages)
 
 
 def instructions(text: str) -> list[Instruction]:
-    """The instructions of a file's text; comment lines are none, inside an instruction either."""
+    """The instructions of a file's text, without comment lines, also those inside an instruction."""
     found: list[Instruction] = []
     parts: list[str] = []
-    began = 0
+    first_line = 0
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("#") or not line.strip():
             continue
         if not parts:
-            began = number
+            first_line = number
         is_continued = line.endswith("\\")
         parts.append(line.removesuffix("\\").strip())
         if not is_continued:
             name, _, rest = " ".join(parts).partition(" ")
-            found.append(Instruction(name.upper(), rest.strip(), began))
+            found.append(Instruction(name.upper(), rest.strip(), first_line))
             parts = []
     return found
 
 
 def argument(text: str) -> tuple[str, str]:
-    """Name and default of an ARG."""
+    """Name and default value of an ARG."""
     name, _, default = text.partition("=")
     return name, default
 
 
 def pairs(text: str) -> dict[str, str]:
-    """What an ENV or a LABEL says: NAME=VALUE, with quotes as in a shell."""
+    """The NAME=VALUE pairs of an ENV or LABEL, with quotes as in a shell."""
     found = {}
     for word in shlex.split(text):
         name, equals, value = word.partition("=")
@@ -137,22 +139,22 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def words(text: str) -> list[str]:
-    """A command in its JSON form, which runs without a shell.
+    """A command in exec form (a JSON list).
 
     Raises:
-        DockerfileError: where it is in the other form.
+        DockerfileError: for the shell form.
     """
     try:
         found = json.loads(text)
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
-        raise DockerfileError(f"{text!r} is no JSON list of words")
+        raise DockerfileError(f"{text!r} is not a JSON list of strings")
     return found
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
-    """With $NAME and ${NAME} filled in, as in ENV, COPY and FROM (not in RUN, whose shell does it)."""
+    """The text with $NAME and ${NAME} expanded, as in ENV, COPY and FROM (in RUN the shell expands them)."""
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda match: variables.get(match[1] or match[2], ""), text)
 
 

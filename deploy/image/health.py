@@ -1,6 +1,6 @@
-"""Whether a server is SERVING, by its exit status: `health.py HOST:PORT SERVICE`. The image's HEALTHCHECK.
+"""The image's HEALTHCHECK: `health.py HOST:PORT SERVICE` exits with 0 if the service is SERVING.
 
-Kubernetes asks by itself (probes of kind grpc); an engine such as Docker can only run a program.
+Kubernetes has gRPC probes; Docker can only run a program.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-PATIENCE_SECONDS = 4.0  # less than the HEALTHCHECK's own
+TIMEOUT_SECONDS = 4.0  # less than the HEALTHCHECK's timeout
 
 
 def main(address: str, service: str) -> int:
-    """Ask once; 0 where it is SERVING, 1 elsewhere, with a line that says why."""
-    # Without a proxy of the environment, which gRPC would ask for the container's own address too.
+    """Check once; 0 if the service is SERVING, else 1 with the reason on standard error."""
+    # Without the environment's proxy, which gRPC would use even for the container's own address.
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE_SECONDS)
+            response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             print(f"{address}: {error.code().name}: {error.details()}", file=sys.stderr)
             return 1
-    if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    if response.status != health_pb2.HealthCheckResponse.SERVING:
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
         print(f"{address}: {service} is {name}", file=sys.stderr)
         return 1
     return 0

@@ -1,9 +1,9 @@
-"""`make deploy-policies`: a policy scan, by checkov, of all that deploy/kubernetes renders, and of the Dockerfile.
+"""`make deploy-policies`: a checkov policy scan of all rendered manifests of deploy/kubernetes, and of the Dockerfile.
 
     python deploy/kubernetes/policies.py PATH/TO/checkov
 
-Pod templates of a LeaderWorkerSet, which checkov does not know, are scanned as pods. Whatever fails is an error, and so
-is an exception without a reason: exceptions stand as annotations `checkov.io/skipN: CHECK=reason` at the resource.
+Pod templates of a LeaderWorkerSet, which checkov does not support, are scanned as pods. A failed check is an error, and
+so is an exception without a reason. Exceptions are annotations `checkov.io/skipN: CHECK=reason` of the resource.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import yaml
 
 KUBERNETES = Path(__file__).parent
 DOCKERFILE = KUBERNETES.parent / "Dockerfile"
-LEAST_REASON = 20  # characters
-LEAST_CHECKS = 500  # fewer, and the scan has not seen what it should
+MIN_REASON_LENGTH = 20  # characters
+MIN_CHECKS = 500  # fewer checks mean that the scan missed resources
 
 
 def main(arguments: list[str]) -> int:
-    """Render, scan, tell; the exit status."""
+    """Render, scan, report; the exit status."""
     if len(arguments) != 1:
         print("usage: policies.py PATH/TO/checkov", file=sys.stderr)
         return 2
@@ -41,63 +41,66 @@ def main(arguments: list[str]) -> int:
     except ValueError:
         print(ended.stdout + ended.stderr, file=sys.stderr)
         return 1
-    return tell(reports)
+    return report_results(reports)
 
 
 def rendered() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The base, each overlay and job, and resources that lie there without a kustomization."""
+    """Names and resources of the base, of each overlay and job, and of manifests without a kustomization."""
     jobs = [path.parent for path in sorted(KUBERNETES.glob("jobs/*/kustomization.yaml"))]
     for path in [*sorted(KUBERNETES.glob("overlays/*")), KUBERNETES / "base", *jobs]:
-        made = subprocess.run(  # noqa: S603
-            ["kubectl", "kustomize", str(path)],  # noqa: S607  (whichever kubectl is there)
+        manifests = subprocess.run(  # noqa: S603
+            ["kubectl", "kustomize", str(path)],  # noqa: S607  (kubectl of the PATH)
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        yield path.name, [one for one in yaml.safe_load_all(made) if one]
+        yield path.name, [resource for resource in yaml.safe_load_all(manifests) if resource]
     for path in sorted(KUBERNETES.glob("jobs/*.yaml")):
-        yield f"jobs-{path.stem}", [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+        yield (
+            f"jobs-{path.stem}",
+            [resource for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")) if resource],
+        )
 
 
 def leader_worker_pods(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pods that LeaderWorkerSets make, under the exceptions of their set and of their own."""
-    made = []
-    for one in resources:
-        if one["kind"] != "LeaderWorkerSet":
+    """The pods of LeaderWorkerSets, with the exceptions of the set and of the template."""
+    pods = []
+    for resource in resources:
+        if resource["kind"] != "LeaderWorkerSet":
             continue
         for key in ("leaderTemplate", "workerTemplate"):
-            template = one["spec"]["leaderWorkerTemplate"][key]
+            template = resource["spec"]["leaderWorkerTemplate"][key]
             metadata = {
                 **template["metadata"],
-                "name": f"{one['metadata']['name']}-{key.lower()}",
-                "namespace": one["metadata"]["namespace"],
+                "name": f"{resource['metadata']['name']}-{key.lower()}",
+                "namespace": resource["metadata"]["namespace"],
                 "annotations": {
-                    **one["metadata"].get("annotations", {}),
+                    **resource["metadata"].get("annotations", {}),
                     **template["metadata"].get("annotations", {}),
                 },
             }
-            made.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
-    return made
+            pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    return pods
 
 
-def tell(reports: list[dict[str, Any]]) -> int:
-    """Print what failed, and each exception with its reason; the exit status."""
+def report_results(reports: list[dict[str, Any]]) -> int:
+    """Print failed checks, and exceptions with their reasons; the exit status."""
     results = [report["results"] for report in reports]
-    passed = sum(len(one["passed_checks"]) for one in results)
-    failed = [check for one in results for check in one["failed_checks"]]
+    passed = sum(len(result["passed_checks"]) for result in results)
+    failed = [check for result in results for check in result["failed_checks"]]
     skipped = {
         (check["check_id"], check["check_name"], check["check_result"].get("suppress_comment") or "")
-        for one in results for check in one["skipped_checks"]
+        for result in results for check in result["skipped_checks"]
     }  # fmt: skip
     for check in failed:
         print(f"FAILED {check['check_id']} {check['check_name']}: {check['resource']} ({check['file_path']})")
     for identifier, text, reason in sorted(skipped):
         print(f"exception {identifier} ({text}): {reason}")
-    unexplained = [one for one in skipped if len(one[2]) < LEAST_REASON]
+    unexplained = [exception for exception in skipped if len(exception[2]) < MIN_REASON_LENGTH]
     print(
         f"{passed} checks passed, {len(failed)} failed, {len(skipped)} exceptions, {len(unexplained)} without a reason"
     )
-    if passed < LEAST_CHECKS:
-        print(f"error: only {passed} checks ran; {LEAST_CHECKS} at least were expected", file=sys.stderr)
-    return int(bool(failed or unexplained) or passed < LEAST_CHECKS)
+    if passed < MIN_CHECKS:
+        print(f"error: only {passed} checks ran; at least {MIN_CHECKS} were expected", file=sys.stderr)
+    return int(bool(failed or unexplained) or passed < MIN_CHECKS)
 
 
 if __name__ == "__main__":

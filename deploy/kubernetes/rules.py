@@ -1,6 +1,6 @@
-"""`make deploy-rules`: the alert rules as a PrometheusRule, in which Kustomize cannot put a file by itself.
+"""`make deploy-rules`: writes the alert rules as a PrometheusRule, since Kustomize cannot embed a file in one.
 
-`--check` writes nothing, and fails where what is written is not what the rules say.
+`--check` writes nothing and fails if the PrometheusRule is out of date.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 DEPLOY = Path(__file__).parents[1]
 RULES = DEPLOY / "monitoring" / "alerts.yml"
-MADE = DEPLOY / "kubernetes" / "components" / "monitoring" / "prometheus-rule.yaml"
+TARGET = DEPLOY / "kubernetes" / "components" / "monitoring" / "prometheus-rule.yaml"
 HEAD = """\
 # Made of deploy/monitoring/alerts.yml by `make deploy-rules`: change it there.
 apiVersion: monitoring.coreos.com/v1
@@ -27,16 +27,16 @@ spec:
 def main(arguments: list[str]) -> int:
     """Write or check; the exit status."""
     if "--check" not in arguments:
-        MADE.write_text(rule(), encoding="utf-8")
+        TARGET.write_text(rule(), encoding="utf-8")
         return 0
-    if MADE.is_file() and MADE.read_text(encoding="utf-8") == rule():
+    if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == rule():
         return 0
-    print(f"error: {MADE.name} is not what {RULES.name} makes; run make deploy-rules", file=sys.stderr)
+    print(f"error: {TARGET.name} is out of date with {RULES.name}; run make deploy-rules", file=sys.stderr)
     return 1
 
 
 def rule() -> str:
-    """The resource, with the rules as they stand in their file."""
+    """The PrometheusRule with the rules of the file."""
     lines = RULES.read_text(encoding="utf-8").splitlines(keepends=True)
     groups = "".join(line for line in lines if not line.startswith("#"))
     return HEAD + textwrap.indent(groups, "  ")

@@ -1,12 +1,11 @@
-"""`make release-check`: builds what would be released, and installs it where nothing else is.
+"""`make release-check`: builds wheel and sdist, checks them, and installs the wheel into fresh environments.
 
     python deploy/release/check.py [--tree] [--extras server,gateway]
 
-Builds the commit that is checked out (or, with --tree, the files as they are now) twice and compares byte by byte;
-compares wheel and sdist with the files that git knows; checks their metadata and that the README renders (twine);
-installs the wheel by the pinned versions into fresh environments, once as a client and once with what hosts a model,
-and asks both what they are for. Wheel and sdist are left in dist/ with their SHA-256. Ends with 1 where something is
-wrong, and says what.
+Builds the checked-out commit (with --tree: the files as they are now) twice and compares the builds byte by byte;
+compares wheel and sdist with git's list of files; checks metadata and README (twine); installs the wheel with the
+pinned versions, once as a client and once with the server's extras, and runs commands of both. Wheel and sdist are left
+in dist/, and their SHA-256 is printed. Exits with 1 and a message if a check fails.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from distributions import ROOT, Built
 DIST = ROOT / "dist"
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 BASE = {"gradellm", "grpcio", "grpcio-status", "protobuf", "googleapis-common-protos", "typing_extensions"}
-EXPLAINED = ("explain", "Once upon a time", "--max-new-tokens", "3", "--format", "json")
+EXPLAIN = ("explain", "Once upon a time", "--max-new-tokens", "3", "--format", "json")
 
 
 class FaultError(Exception):
-    """What is wrong, in words."""
+    """A check failed; the message says which and why."""
 
 
 def main() -> int:
-    """Check; the exit status."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    made.add_argument("--tree", action="store_true", help="the files as they are now, rather than the last commit's")
-    made.add_argument("--extras", default="server,gateway", help="what hosts a model; empty to leave that part out")
-    options = made.parse_args()
+    """Run all checks; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--tree", action="store_true", help="build the files as they are now, not the last commit")
+    parser.add_argument("--extras", default="server,gateway", help="extras of the server environment; empty to skip it")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gradellm-release-") as scratch:
         try:
             for step in _steps(Path(scratch), options.tree, options.extras):
@@ -49,8 +48,8 @@ def main() -> int:
             print(f"error: {fault}", file=sys.stderr)
             return 1
         except subprocess.CalledProcessError as failed:
-            told = f"{failed.stdout or ''}\n{failed.stderr or ''}".strip()
-            print(f"error: {' '.join(map(str, failed.cmd))} ended with {failed.returncode}:\n{told}", file=sys.stderr)
+            output = f"{failed.stdout or ''}\n{failed.stderr or ''}".strip()
+            print(f"error: {' '.join(map(str, failed.cmd))} ended with {failed.returncode}:\n{output}", file=sys.stderr)
             return 1
     return 0
 
@@ -65,17 +64,17 @@ def _steps(scratch: Path, of_tree: bool, extras: str) -> Iterator[str]:
         files = distributions.committed_files("HEAD", tree)
     yield f"gradellm {distributions.version()}, {len(files)} files of {'the tree' if of_tree else 'the last commit'}"
     first, second = (_built(tree, scratch / name, epoch) for name in ("first", "second"))
-    for one, other in ((first.wheel, second.wheel), (first.sdist, second.sdist)):
-        if _sha256(one) != _sha256(other):
-            raise FaultError(f"{one.name} is not the same in two builds")
-    yield "two builds: the same, byte by byte"
+    for once, again in ((first.wheel, second.wheel), (first.sdist, second.sdist)):
+        if _sha256(once) != _sha256(again):
+            raise FaultError(f"two builds of {once.name} differ")
+    yield "two builds are equal byte by byte"
     direct = distributions.build_wheel(tree, scratch / "direct", epoch=epoch, isolated=False)
     if differing := distributions.same_contents(first.wheel, direct):
-        raise FaultError(f"the wheel made of the sdist is not that of the tree: {', '.join(differing[:5])}")
+        raise FaultError(f"the wheel of the sdist differs from the wheel of the tree: {', '.join(differing[:5])}")
     faults = distributions.wheel_faults(first.wheel, files) + distributions.sdist_faults(first.sdist, files)
     if faults:
         raise FaultError("; ".join(faults[:10]))
-    yield "wheel and sdist hold what they should, and the wheel of the sdist is that of the tree"
+    yield "wheel and sdist have the expected files, and the wheels of sdist and tree are equal"
     _run(sys.executable, "-m", "twine", "check", "--strict", str(first.wheel), str(first.sdist))
     yield "twine: metadata are well formed, and the README renders"
     with _environment(scratch / "client") as python:
@@ -94,13 +93,13 @@ def _steps(scratch: Path, of_tree: bool, extras: str) -> Iterator[str]:
 
 
 def _built(tree: Path, target: Path, epoch: str) -> Built:
-    # Without isolation: the build's own packages are those of deploy/release/requirements.txt, and no others.
+    # Without isolation the build uses the packages of deploy/release/requirements.txt.
     return distributions.build(tree, target, epoch=epoch, isolated=False)
 
 
 @contextmanager
 def _environment(path: Path) -> Iterator[str]:
-    """A Python of an environment that holds nothing."""
+    """The Python of a fresh environment."""
     venv.create(path, with_pip=True)
     try:
         yield str(path / "bin" / "python")
@@ -116,27 +115,27 @@ def _install(python: str, what: str) -> None:
 def _client(python: str, away: Path) -> None:
     listed = _run(python, "-m", "pip", "list", "--disable-pip-version-check", "--format", "freeze")
     installed = {line.split("==")[0] for line in listed.splitlines()} - {"pip", "setuptools"}
-    _expect(installed == BASE, f"the base install holds {sorted(installed)}")
+    _expect(installed == BASE, f"the base install has {sorted(installed)}")
     _says_version(python, away)
     loaded = _run(python, "-c", "import sys, gradellm; gradellm.Client; print(*sorted(sys.modules))", cwd=away).split()
-    _expect(not {"torch", "numpy", "transformers"} & set(loaded), "import gradellm loads what hosts a model")
-    helped = _run(python, "-m", "gradellm", "--help", cwd=away)
-    _expect("explain" in helped, "gradellm --help does not tell its commands")
+    _expect(not {"torch", "numpy", "transformers"} & set(loaded), "import gradellm loads packages of the server")
+    help_text = _run(python, "-m", "gradellm", "--help", cwd=away)
+    _expect("explain" in help_text, "gradellm --help does not list its commands")
 
 
 def _host(python: str, away: Path) -> None:
     _says_version(python, away)
-    told = _run(python, "-m", "gradellm", *EXPLAINED, cwd=away)
-    _expect('"scores"' in told, f"gradellm explain told no scores: {told[:200]}")
+    output = _run(python, "-m", "gradellm", *EXPLAIN, cwd=away)
+    _expect('"scores"' in output, f"gradellm explain printed no scores: {output[:200]}")
     for command in ("serve", "gateway", "bench"):
         _run(python, "-m", "gradellm", command, "--help", cwd=away)
 
 
 def _says_version(python: str, away: Path) -> None:
-    told = _run(str(Path(python).with_name("gradellm")), "--version", cwd=away).strip()
-    _expect(told == f"gradellm {distributions.version()}", f"gradellm --version says {told!r}")
-    told = _run(python, "-c", "import gradellm; print(gradellm.__version__)", cwd=away).strip()
-    _expect(told == distributions.version(), f"gradellm.__version__ is {told!r}")
+    printed = _run(str(Path(python).with_name("gradellm")), "--version", cwd=away).strip()
+    _expect(printed == f"gradellm {distributions.version()}", f"gradellm --version prints {printed!r}")
+    printed = _run(python, "-c", "import gradellm; print(gradellm.__version__)", cwd=away).strip()
+    _expect(printed == distributions.version(), f"gradellm.__version__ is {printed!r}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:
@@ -145,12 +144,12 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:
-    """What a command prints.
+    """A command's standard output.
 
     Raises:
-        subprocess.CalledProcessError: where it fails.
+        subprocess.CalledProcessError: if it fails.
     """
-    return subprocess.run(  # noqa: S603  (our own, without a shell)
+    return subprocess.run(  # noqa: S603  (fixed commands, without a shell)
         command, cwd=cwd, capture_output=True, text=True, check=True, timeout=1500
     ).stdout
 

@@ -1,7 +1,7 @@
-"""Wheel and sdist of a tree, and what must be true of them before they are released.
+"""Builds wheel and sdist of a source tree, and checks them before a release.
 
-Everything is checked against the list of files that git knows, so that nothing is in a wheel because it lay about, and
-nothing is missing because a pattern forgot it.
+They are compared with git's list of files, so that a wheel has neither stray files nor lacks files that a pattern in
+pyproject.toml misses.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# A wheel's top folders, and where their files lie in the tree; pyproject.toml says the same to the build.
+# Packages of the wheel, and their folders in the tree; the same as in pyproject.toml.
 PACKAGES = {
     "gradellm": "client/gradellm",
     "gradellm_engine": "gradellm_engine",
     "gradellm_server": "server/gradellm_server",
     "gradellm_gateway": "server/gradellm_gateway",
     "gradellm_ray": "server/gradellm_ray",
+    "gradellm_bench": "server/gradellm_bench",
 }
-# What a wheel is useless without: it must be in the tree, and the tree is what is compared.
+# Required files of the wheel. The comparison with the tree cannot notice that the tree lacks one.
 NEEDED = (
     "gradellm/py.typed",
-    "gradellm/page/explanation.js",
+    "gradellm/explanation/assets/explanation.js",
     "gradellm/v1/explainer_pb2.py",
     "gradellm/v1/explainer_pb2.pyi",
     "gradellm/v1/explainer_pb2_grpc.py",
     "gradellm_engine/py.typed",
     "gradellm_engine/demo_model/checkpoint/model.safetensors",
     "gradellm_engine/demo_model/checkpoint/tokenizer.json",
+    "gradellm_bench/__main__.py",
     "gradellm_gateway/page/chat.js",
     "gradellm_gateway/page/index.html",
     "gradellm_ray/__main__.py",
     "gradellm_server/__main__.py",
     "gradellm_server/py.typed",
 )
-MOST_BYTES = 5_000_000  # of a wheel: the demo model takes most of it
-SDIST_EXTRA = {"PKG-INFO", ".gitignore", "pyproject.toml"}  # what hatchling adds by itself
+MAX_BYTES = 5_000_000  # of a wheel, most of which is the demo model
+SDIST_EXTRA = {"PKG-INFO", ".gitignore", "pyproject.toml"}  # added by hatchling
 
 
 @dataclass(frozen=True)
 class Built:
-    """A build.
+    """Distributions of a tree.
 
     Attributes:
-        wheel: made of the sdist, as installers make it.
-        sdist: made of the tree.
+        wheel: built from the sdist, as installers do.
+        sdist: built from the tree.
     """
 
     wheel: Path
@@ -59,22 +61,22 @@ class Built:
 
 
 def version() -> str:
-    """The version, from the one place that holds it."""
+    """The version, from _version.py."""
     text = (ROOT / "client" / "gradellm" / "_version.py").read_text()
     return text.split('__version__ = "')[1].split('"')[0]
 
 
 def known_files(root: Path = ROOT) -> list[str]:
-    """Files that git knows or would take, as they are in the tree now."""
+    """Tracked files and untracked files that git does not ignore."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607  (whichever git is there)
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607  (git of the PATH)
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return sorted({name for name in listed.stdout.splitlines() if (root / name).is_file()})
 
 
 def committed_files(commit: str, target: Path) -> list[str]:
-    """Put a commit's files into `target`; their names."""
+    """Extract a commit's files into `target`; their names."""
     archive = subprocess.run(  # noqa: S603  (git, without a shell)
         ["git", "archive", "--format=tar", commit],  # noqa: S607
         cwd=ROOT, capture_output=True, check=True,
@@ -84,26 +86,26 @@ def committed_files(commit: str, target: Path) -> list[str]:
 
 
 def copy_files(names: Iterable[str], target: Path) -> None:
-    """Put files of the tree as it is now into `target`."""
+    """Copy files of the working tree into `target`."""
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
 
 
 def commit_time(commit: str = "HEAD") -> str:
-    """When a commit was made: the time that a reproducible build gives its files."""
-    told = subprocess.run(  # noqa: S603  (git, without a shell)
+    """A commit's time in seconds: SOURCE_DATE_EPOCH of a reproducible build."""
+    listing = subprocess.run(  # noqa: S603  (git, without a shell)
         ["git", "log", "-1", "--format=%ct", commit],  # noqa: S607
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return told.stdout.strip()
+    return listing.stdout.strip()
 
 
 def build(tree: Path, target: Path, *, epoch: str, python: str = sys.executable, isolated: bool = True) -> Built:
-    """Make the sdist of a tree and the wheel of the sdist; `python` has `build`.
+    """Build the sdist of a tree and the wheel of the sdist; `python` must have the package `build`.
 
     Raises:
-        subprocess.CalledProcessError: where it does not build.
+        subprocess.CalledProcessError: if the build fails.
     """
     _build(tree, target, (), epoch, python, isolated)
     (wheel,), (sdist,) = target.glob("*.whl"), target.glob("*.tar.gz")
@@ -111,7 +113,7 @@ def build(tree: Path, target: Path, *, epoch: str, python: str = sys.executable,
 
 
 def build_wheel(tree: Path, target: Path, *, epoch: str, python: str = sys.executable, isolated: bool = True) -> Path:
-    """Make a wheel of the tree itself."""
+    """Build a wheel of the tree itself."""
     _build(tree, target, ("--wheel",), epoch, python, isolated)
     (wheel,) = target.glob("*.whl")
     return wheel
@@ -126,14 +128,11 @@ def _build(tree: Path, target: Path, kinds: Sequence[str], epoch: str, python: s
 
 
 def wheel_faults(wheel: Path, tree_files: Sequence[str]) -> list[str]:
-    """What is wrong with a wheel, in words; nothing where all is well.
-
-    It must hold every file of the four packages, and nothing else but its own metadata.
-    """
+    """Faults of a wheel, as text. It must have every file of the packages, and nothing else but its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         metadata = next((name for name in names if name.endswith(".dist-info/METADATA")), None)
-        told = archive.read(metadata).decode() if metadata else ""
+        metadata_text = archive.read(metadata).decode() if metadata else ""
     wanted = {
         f"{package}/{name.removeprefix(folder + '/')}"
         for package, folder in PACKAGES.items()
@@ -145,17 +144,17 @@ def wheel_faults(wheel: Path, tree_files: Sequence[str]) -> list[str]:
     faults += [f"{name} does not belong in the wheel" for name in sorted(names - own - wanted)]
     if not any(name.endswith("/licenses/LICENSE") for name in own):
         faults.append("the wheel has no licence text")
-    if f"\nVersion: {version()}\n" not in told:
-        faults.append(f"the wheel's metadata does not say Version: {version()}, which _version.py does")
-    if "\nLicense-Expression: Apache-2.0\n" not in told:
-        faults.append("the wheel's metadata does not say License-Expression: Apache-2.0")
-    if wheel.stat().st_size > MOST_BYTES:
-        faults.append(f"the wheel has {wheel.stat().st_size:,} bytes, and may have {MOST_BYTES:,}")
+    if f"\nVersion: {version()}\n" not in metadata_text:
+        faults.append(f"the wheel's metadata lacks Version: {version()}, the version in _version.py")
+    if "\nLicense-Expression: Apache-2.0\n" not in metadata_text:
+        faults.append("the wheel's metadata lacks License-Expression: Apache-2.0")
+    if wheel.stat().st_size > MAX_BYTES:
+        faults.append(f"the wheel has {wheel.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
     return faults
 
 
 def sdist_faults(sdist: Path, tree_files: Sequence[str]) -> list[str]:
-    """What is wrong with an sdist: it must hold only files of the tree, and all that tests and a build need."""
+    """Faults of an sdist, as text. It must have all files that tests and a build need, and only files of the tree."""
     with tarfile.open(sdist) as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
     names = {member.name.split("/", 1)[1] for member in members}
@@ -168,7 +167,7 @@ def sdist_faults(sdist: Path, tree_files: Sequence[str]) -> list[str]:
 
 
 def same_contents(one: Path, other: Path) -> list[str]:
-    """Names whose contents differ between two wheels."""
+    """Names of files that differ between two wheels."""
     with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
         names = sorted({*first.namelist(), *second.namelist()})
         return [name for name in names if _content(first, name) != _content(second, name)]

@@ -1,13 +1,18 @@
-"""What an explained token costs on this machine, beside what one would use instead: `gradellm bench`.
+"""Benchmarks of the engine: `gradellm bench`, and smaller ones as `python -m gradellm_bench.NAME`.
 
-    subject      the model: random weights of a named shape, or a checkpoint; twice over the same tensors
-    ways         how tokens are decoded and explained: this engine's ways, Transformers' generate, recomputation, peers
-    timeline     when a run told what; every figure is derived from it
-    latency      one request: time to the first token, between tokens, to a token's vector
-    load         many requests: throughput, what a long prompt does to running streams, prefix reuse, memory
-    bandwidth    how fast the device reads memory: the floor of every figure
-    report       tables, JSON, plot
+    models        the model to measure, for this engine and for Transformers, over the same tensors
+    backends      what is compared: this engine's modes, Transformers' generate, recomputation, Inseq and Captum
+    timeline      when each token and attribution row came; every figure is derived from it
+    latency       one request: time to first token, time per token, lag of attribution
+    served/       many requests: throughput, a long prompt beside running streams, prefix reuse, memory, evaluations
+    bandwidth     memory bandwidth of the device, which bounds every figure
+    report        tables, JSON, plot
+    history       docs/benchmark-history.jsonl, a line a run
+    regression    cost of one source tree relative to another one's
+    capacity/     how many servers a load takes
 
-Everything runs in one process on one set of weights. Ratios within a round are what to trust: a shared machine is now
-faster, now slower, for all of them alike.
+All backends run in one process on one set of weights. On a shared machine trust ratios within a round, not absolute
+times: other load slows all backends alike.
 """
+
+from gradellm_engine.utils import quiet as quiet  # before any module imports Transformers

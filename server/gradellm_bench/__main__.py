@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from gradellm_bench.backends import WAYS, Way
+from gradellm_bench.backends import BACKENDS, Backend
 from gradellm_bench.bandwidth import read_bandwidth
 from gradellm_bench.latency import latencies
-from gradellm_bench.models import SHAPES, BenchModel, checkpoint_subject, random_subject
+from gradellm_bench.models import SHAPES, BenchModel, checkpoint_bench_model, random_bench_model
 from gradellm_bench.report import (
     Report,
     admission_fact,
@@ -27,7 +27,7 @@ from gradellm_bench.report import (
     reuse_fact,
     throughput_table,
 )
-from gradellm_bench.throughput import (
+from gradellm_bench.served.throughput import (
     FIRST_TURN,
     LONG_PROMPT,
     SECOND_TURN,
@@ -47,8 +47,8 @@ PARTS = ("latency", "throughput", "admission", "reuse", "memory")
 ADMISSION_TOKENS = 128  # of running streams: they must outlast the prompt that comes in
 EXIT_USAGE, EXIT_FAILED = 2, 70
 EXAMPLES = """\
-ways:
-{ways}
+backends, for --ways:
+{backends}
 
 examples:
   gradellm bench                                          all parts on a random 125M-parameter Llama (minutes)
@@ -59,11 +59,11 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the bench and print its tables as they come; the exit status."""
+    """Run the benchmark and print its tables as they are finished; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    ways = _ways(options.ways)
-    if halved := [way.name for way in ways if options.new_tokens % way.chunk_size]:
+    backends = _ways(options.ways)
+    if halved := [backend.name for backend in backends if options.new_tokens % backend.chunk_size]:
         parser.error(f"--new-tokens {options.new_tokens} are not whole chunks of {', '.join(halved)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'gradellm[plots]'")
@@ -74,35 +74,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     use_threads(options.threads)
     try:
-        subject = replace(_subject(options), use_graphs=not options.eager)
-    except (EngineError, OSError, ValueError) as error:  # the last two are Transformers'
+        bench_model = replace(_bench_model(options), use_graphs=not options.eager)
+    except (EngineError, OSError, ValueError) as error:  # OSError and ValueError are Transformers'
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
-    context = subject.loaded.info.context_tokens
+    context = bench_model.loaded.info.context_tokens
     for part in options.parts:
-        if (needed := _context_of(part, options)) > context:
+        if (needed := _max_tokens_of(part, options)) > context:
             parser.error(
                 f"the part {part} needs {needed} tokens, the model's context is {context}: "
-                "say shorter --prompts, or --parts without it"
+                "give shorter --prompts, or --parts without it"
             )
-    if refusing := [way.name for way in ways if subject.loaded.info.family in way.families_without]:
+    if unsupported := [
+        backend.name for backend in backends if bench_model.loaded.info.family in backend.families_without
+    ]:
         if options.ways:
-            parser.error(f"{', '.join(refusing)} cannot run a model of the family {subject.loaded.info.family}")
-        ways = [way for way in ways if way.name not in refusing]
+            parser.error(f"{', '.join(unsupported)} cannot run a model of the family {bench_model.loaded.info.family}")
+        backends = [backend for backend in backends if backend.name not in unsupported]
     gc.collect()
     gc.freeze()  # as the server does
-    report = Report(_machine(subject), read_bandwidth(subject.device))
+    report = Report(_machine(bench_model), read_bandwidth(bench_model.device))
     print(headline(report), flush=True)
     try:
-        for table in _measure(report, subject, ways, options):
-            _say("")
+        for table in _measure(report, bench_model, backends, options):
+            _show_progress("")
             print(f"\n{table}", flush=True)
-            report.machine["steps"] = f"decode steps {_steps(subject)}"
+            report.machine["steps"] = f"decode steps {_steps(bench_model)}"
             if options.json:
-                report.write_json(options.json)  # now: what was measured is kept, whatever comes
+                report.write_json(options.json)  # after each table, so that a failure loses nothing
     except (EngineError, torch.OutOfMemoryError) as error:
-        _say("")
-        print(f"error: {' '.join(str(error).split())}; the parts above are whole", file=sys.stderr)
+        _show_progress("")
+        print(f"error: {' '.join(str(error).split())}; the parts above are complete", file=sys.stderr)
         return EXIT_FAILED
     print(f"\n{report.machine['steps']}", flush=True)
     if options.plot:
@@ -110,50 +112,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(report: Report, subject: BenchModel, ways: Sequence[Way], options: argparse.Namespace) -> Iterator[str]:
-    """Fill the report, part after part; yields what there is to print of each."""
+def _measure(
+    report: Report, bench_model: BenchModel, backends: Sequence[Backend], options: argparse.Namespace
+) -> Iterator[str]:
+    """Run the parts, fill the report, and yield a table or sentence after each."""
     parts, new_tokens, rounds = options.parts, options.new_tokens, options.rounds
     if "latency" in parts:
         for row in latencies(
-            subject,
-            ways,
+            bench_model,
+            backends,
             prompt_lengths=options.prompts,
             new_tokens=new_tokens,
             rounds=rounds,
             bandwidth=report.bandwidth,
-            progress=_say,
+            progress=_show_progress,
         ):
             report.latencies += row
             yield latency_table(row)
     if "throughput" in parts:
         for together in throughputs(
-            subject,
-            ways,
+            bench_model,
+            backends,
             prompt_lengths=options.stream_prompts,
             concurrency=options.concurrency,
             new_tokens=new_tokens,
             rounds=rounds,
             bandwidth=report.bandwidth,
-            progress=_say,
+            progress=_show_progress,
         ):
             report.throughputs += together
             yield throughput_table(together)
     if "admission" in parts:
-        _say("a long prompt comes in")
-        report.admission = admission(subject, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
+        _show_progress("a long prompt is admitted")
+        report.admission = admission(bench_model, streams=4, new_tokens=ADMISSION_TOKENS, rounds=rounds)
         yield admission_fact(report.admission)
     if "reuse" in parts:
-        _say("a conversation of two turns")
-        report.reuse = reuse(subject, new_tokens=new_tokens, rounds=rounds)
+        _show_progress("a conversation of two turns")
+        report.reuse = reuse(bench_model, new_tokens=new_tokens, rounds=rounds)
         yield reuse_fact(report.reuse)
     if "memory" in parts:
         report.memory = memory(
-            subject, prompt_tokens=max(options.prompts), new_tokens=new_tokens, requests=options.requests, progress=_say
+            bench_model,
+            prompt_tokens=max(options.prompts),
+            new_tokens=new_tokens,
+            requests=options.requests,
+            progress=_show_progress,
         )
         yield memory_fact(report.memory)
 
 
-def _context_of(part: str, options: argparse.Namespace) -> int:
+def _max_tokens_of(part: str, options: argparse.Namespace) -> int:
     """Tokens of the longest sequence that a part runs."""
     needed: dict[str, int] = {
         "latency": max(options.prompts) + options.new_tokens,
@@ -165,18 +173,18 @@ def _context_of(part: str, options: argparse.Namespace) -> int:
     return needed[part]
 
 
-def _subject(options: argparse.Namespace) -> BenchModel:
+def _bench_model(options: argparse.Namespace) -> BenchModel:
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if options.model:
-        _say(f"loading {options.model}")
-        return checkpoint_subject(options.model, dtype=dtype, device=device)
-    _say(f"making random weights of shape {options.shape}")
-    return random_subject(options.shape, dtype=dtype, device=device)
+        _show_progress(f"loading {options.model}")
+        return checkpoint_bench_model(options.model, dtype=dtype, device=device)
+    _show_progress(f"making random weights of shape {options.shape}")
+    return random_bench_model(options.shape, dtype=dtype, device=device)
 
 
-def _machine(subject: BenchModel) -> dict[str, str]:
-    info, device = subject.loaded.info, subject.device
+def _machine(bench_model: BenchModel) -> dict[str, str]:
+    info, device = bench_model.loaded.info, bench_model.device
     is_gpu = device.type == "cuda"
     return {
         "model": f"{info.name}, {info.num_parameters / 1e6:,.1f}M parameters",
@@ -187,33 +195,33 @@ def _machine(subject: BenchModel) -> dict[str, str]:
     }
 
 
-def _steps(subject: BenchModel) -> str:
-    """How decode steps ran."""
-    runner = subject.loaded.runner
+def _steps(bench_model: BenchModel) -> str:
+    """How decode steps were executed."""
+    runner = bench_model.loaded.runner
     if runner.cpu_traces is not None and runner.cpu_traces.is_possible:
-        return "written down as straight lines of operations"
+        return "as CPU traces"
     if runner.cuda_graphs is None or not runner.cuda_graphs.is_possible:
-        return "call by call"
+        return "eagerly"
     return f"as CUDA graphs, {runner.execution_mode}"
 
 
-def _ways(names: Sequence[str] | None) -> list[Way]:
-    """Those that were asked for, or all that are installed."""
+def _ways(names: Sequence[str] | None) -> list[Backend]:
+    """The chosen backends, or all whose packages are installed."""
     if names is not None:
-        return [WAYS[name] for name in names]
-    return [way for way in WAYS.values() if way.is_installed]
+        return [BACKENDS[name] for name in names]
+    return [backend for backend in BACKENDS.values() if backend.is_installed]
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {way.name:<13} {way.description}" for way in WAYS.values())
-    made = argparse.ArgumentParser(
+    listed = "\n".join(f"  {backend.name:<13} {backend.description}" for backend in BACKENDS.values())
+    parser = argparse.ArgumentParser(
         prog="gradellm bench",
-        description="Measure what an explained token costs on this machine, beside what one would use instead.",
-        epilog=EXAMPLES.format(ways=listed),
+        description="Measure the cost of an explained token on this machine, and of the alternatives.",
+        epilog=EXAMPLES.format(backends=listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    model = made.add_argument_group("model")
+    model = parser.add_argument_group("model")
     model.add_argument("--shape", choices=list(SHAPES), default="125m", help="a random Llama (default: 125m)")
     model.add_argument("--model", metavar="PATH_OR_HUB_ID", help="a checkpoint instead")
     model.add_argument("--dtype", choices=list(DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
@@ -224,40 +232,56 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--eager",
         action="store_true",
-        help="run decode steps call by call: on a GPU not as CUDA graphs, on a CPU not as straight lines",
+        help="run decode steps eagerly: without CUDA graphs on a GPU, without traces on a CPU",
     )
-    what = made.add_argument_group("what is measured")
+    what = parser.add_argument_group("measurements")
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
     )
     what.add_argument(
-        "--ways", nargs="+", choices=list(WAYS), metavar="WAY", help="see below (default: all that are installed)"
+        "--ways", nargs="+", choices=list(BACKENDS), metavar="WAY", help="see below (default: all that are installed)"
     )
     what.add_argument(
-        "--prompts", type=_some, nargs="+", metavar="N", default=[64, 512, 2048], help="tokens (default: 64 512 2048)"
+        "--prompts",
+        type=_at_least_two,
+        nargs="+",
+        metavar="N",
+        default=[64, 512, 2048],
+        help="tokens of prompts (default: 64 512 2048)",
     )
     what.add_argument(
-        "--new-tokens", type=_some, metavar="N", default=64, help="decoded in a round; whole chunks (default: 64)"
+        "--new-tokens",
+        type=_at_least_two,
+        metavar="N",
+        default=64,
+        help="tokens decoded in a round; whole chunks (default: 64)",
     )
-    what.add_argument("--rounds", type=_count, metavar="N", default=5, help="figures are their medians (default: 5)")
     what.add_argument(
-        "--concurrency", type=_count, nargs="+", metavar="N", default=[1, 4, 16], help="streams (default: 1 4 16)"
+        "--rounds", type=_count, metavar="N", default=5, help="results are medians of the rounds (default: 5)"
+    )
+    what.add_argument(
+        "--concurrency",
+        type=_count,
+        nargs="+",
+        metavar="N",
+        default=[1, 4, 16],
+        help="streams at once (default: 1 4 16)",
     )
     what.add_argument(
         "--stream-prompts",
-        type=_some,
+        type=_at_least_two,
         nargs="+",
         metavar="N",
         default=[SHORT_PROMPT],
-        help=f"tokens of the prompts of streams that run together (default: {SHORT_PROMPT})",
+        help=f"tokens of prompts of streams at once (default: {SHORT_PROMPT})",
     )
     what.add_argument(
-        "--requests", type=_count, metavar="N", default=1000, help="short requests, for memory (default: 1000)"
+        "--requests", type=_count, metavar="N", default=1000, help="short requests of the part memory (default: 1000)"
     )
-    out = made.add_argument_group("output")
+    out = parser.add_argument_group("output")
     out.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
     out.add_argument("--plot", type=Path, metavar="FILE", help="PNG or SVG; needs the extra [plots]")
-    return made
+    return parser
 
 
 def _count(text: str, least: int = 1) -> int:
@@ -266,13 +290,13 @@ def _count(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _some(text: str) -> int:
-    """More than one token: there is no gap between fewer, and of a prompt, the last one belongs to the first step."""
+def _at_least_two(text: str) -> int:
+    """At least 2 tokens: one token has no gap, and a prompt's last token belongs to the first decode step."""
     return _count(text, least=2)
 
 
-def _say(stage: str) -> None:
-    """Progress, on one line of a terminal."""
+def _show_progress(stage: str) -> None:
+    """Progress, on one line, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{stage}", end="", file=sys.stderr, flush=True)
 

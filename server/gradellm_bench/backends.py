@@ -1,4 +1,4 @@
-"""Ways of decoding and explaining, each as a function from a prompt to the timeline of its completion."""
+"""Backends that are compared: this engine's modes, Transformers' generate, recomputation, Inseq, Captum."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gradellm_bench.full_prefix_baseline import recomputed_step
+from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_bench.models import BenchModel
-from gradellm_bench.streams import STREAM_KINDS, run_in_turns, run_streams, streams_of
+from gradellm_bench.served.streams import STREAM_MODES, new_requests, run_in_turns, run_streams
 from gradellm_bench.timeline import Stopwatch, Timeline
 
 Ids = Sequence[int]
@@ -21,20 +21,20 @@ Run = Callable[[BenchModel, Sequence[Ids], int], list[Timeline]]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One of them.
+class Backend:
+    """A way to decode and explain tokens.
 
     Attributes:
-        name: what tables call it.
-        description: what it does, in a sentence.
-        run: subject, prompts of one length, number of tokens of each -> what came of each.
-        reads: how often it must read a token's weights: those of the layers, and those of the head, of which the
-            backward pass needs single rows; None where that grows with the prompt.
-        chunk_size: tokens that are explained together; only whole chunks are measured.
-        is_slow: seconds a token, so that it is given few of them, and one prompt at a time.
-        kind: of this engine's ways, which kind of stream it is; None for others.
-        families_without: that it cannot run.
-        needs: the package that must be installed, None for none.
+        name: its name in tables and in --ways.
+        description: one sentence.
+        run: (model, prompts of one length, tokens to decode of each) -> a timeline of each.
+        reads: how often a token must read the layers' weights, and the head's (whose backward pass reads single rows);
+            None if that grows with the prompt.
+        chunk_size: tokens explained together; only whole chunks are measured.
+        is_slow: whether a token takes seconds, so that few are decoded, one prompt at a time.
+        mode: the stream mode (`STREAM_MODES`) of this engine's backends; None for others.
+        families_without: model families that it cannot run.
+        needs: the package that it needs; None for none.
     """
 
     name: str
@@ -43,58 +43,64 @@ class Way:
     reads: tuple[float, float] | None
     chunk_size: int = 1
     is_slow: bool = False
-    kind: str | None = None
+    mode: str | None = None
     families_without: frozenset[str] = frozenset()
     needs: str | None = None
 
-    def decode(self, subject: BenchModel, ids: Ids, count: int) -> Timeline:
-        """One prompt."""
-        return self.run(subject, [ids], count)[0]
+    def decode(self, bench_model: BenchModel, ids: Ids, count: int) -> Timeline:
+        """The timeline of one prompt."""
+        return self.run(bench_model, [ids], count)[0]
 
-    def floor(self, subject: BenchModel, context: int, streams: int, bandwidth: float) -> float | None:
-        """Seconds of a step of so many streams, if weights, keys and values were read as often as must be.
+    def floor(self, bench_model: BenchModel, context: int, streams: int, bandwidth: float) -> float | None:
+        """Lower bound of a step's seconds: weights, keys and values read as often as necessary at this bandwidth.
 
-        None where the work grows with the prompt.
+        None if the work grows with the prompt.
         """
         if self.reads is None:
             return None
         body, head = self.reads
-        keys_and_values = streams * context * sum(shape.bytes_per_token for shape in subject.loaded.runner.layer_shapes)
-        return (body * (subject.body_bytes + keys_and_values) + head * subject.head_bytes) / bandwidth
+        keys_and_values = (
+            streams * context * sum(shape.bytes_per_token for shape in bench_model.loaded.runner.layer_shapes)
+        )
+        return (body * (bench_model.body_bytes + keys_and_values) + head * bench_model.head_bytes) / bandwidth
 
     @property
     def is_installed(self) -> bool:
-        """Whether what it needs is there."""
+        """Whether the package it needs is installed."""
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
-TOKENS_A_TURN = 8
+TOKENS_PER_TURN = 8
 
 
-def decode_in_turns(subject: BenchModel, ways: Sequence[Way], ids: Ids, count: int) -> dict[str, Timeline]:
-    """One prompt by several of this engine's ways, some tokens at a time; what came of each, by name."""
-    engine = subject.engine(max_running=len(ways), num_tokens=len(ways) * (len(ids) + count))
-    subject.loaded.runner.pool.reuses_prefixes = False
-    streams = [streams_of(engine, [ids], count, STREAM_KINDS[way.kind])[0] for way in ways if way.kind is not None]
+def decode_in_turns(bench_model: BenchModel, backends: Sequence[Backend], ids: Ids, count: int) -> dict[str, Timeline]:
+    """Decode one prompt by several of this engine's backends, alternating every few tokens; timelines by name."""
+    engine = bench_model.engine(max_running=len(backends), num_tokens=len(backends) * (len(ids) + count))
+    bench_model.loaded.runner.pool.reuses_prefixes = False
+    streams = [
+        new_requests(engine, [ids], count, STREAM_MODES[backend.mode])[0]
+        for backend in backends
+        if backend.mode is not None
+    ]
     try:
-        timelines = run_in_turns(engine, streams, tokens_a_turn=TOKENS_A_TURN)
+        timelines = run_in_turns(engine, streams, tokens_per_turn=TOKENS_PER_TURN)
     finally:
-        subject.loaded.runner.pool.reuses_prefixes = True
-    return {way.name: timeline for way, timeline in zip(ways, timelines, strict=True)}
+        bench_model.loaded.runner.pool.reuses_prefixes = True
+    return {backend.name: timeline for backend, timeline in zip(backends, timelines, strict=True)}
 
 
-def _by_engine(kind: str) -> Run:
-    def run(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _by_engine(mode: str) -> Run:
+    def run(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
         num_tokens = sum(len(prompt) + count for prompt in prompts)
-        engine = subject.engine(max_running=len(prompts), num_tokens=num_tokens)
-        streams = streams_of(engine, prompts, count, STREAM_KINDS[kind])
+        engine = bench_model.engine(max_running=len(prompts), num_tokens=num_tokens)
+        streams = new_requests(engine, prompts, count, STREAM_MODES[mode])
         return run_streams(engine, streams, decode_together=True)
 
     return run
 
 
 class _Streamer:
-    """Notes when Transformers' generate has a token of each prompt."""
+    """A streamer for Transformers' generate that records the time of each token."""
 
     def __init__(self, watch: Stopwatch, timelines: Sequence[Timeline]) -> None:
         self._watch, self._timelines, self._is_prompt = watch, timelines, True
@@ -112,18 +118,18 @@ class _Streamer:
         pass
 
 
-def _generate(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+def _generate(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
     timelines = [Timeline() for _ in prompts]
-    _generated(subject, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
+    _generated(bench_model, prompts, count, streamer=_Streamer(Stopwatch(), timelines))
     return timelines
 
 
-def _generated(subject: BenchModel, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
-    """Tokens of the first; prompts are of one length."""
-    given = torch.tensor([list(ids) for ids in prompts], device=subject.device)
-    output = subject.reference.generate(
-        given,
-        attention_mask=torch.ones_like(given),
+def _generated(bench_model: BenchModel, prompts: Sequence[Ids], count: int, **kwargs: Any) -> list[int]:  # noqa: ANN401 (passed on)
+    """The first completion's token ids; prompts have one length."""
+    input_ids = torch.tensor([list(ids) for ids in prompts], device=bench_model.device)
+    output = bench_model.reference.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
         min_new_tokens=count,
         max_new_tokens=count,
         do_sample=False,
@@ -131,58 +137,58 @@ def _generated(subject: BenchModel, prompts: Sequence[Ids], count: int, **kwargs
         eos_token_id=None,
         **kwargs,
     )
-    new_ids: list[int] = output[0, given.shape[1] :].tolist()
+    new_ids: list[int] = output[0, input_ids.shape[1] :].tolist()
     return new_ids
 
 
-def _recompute(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
-    watch, timeline, known = Stopwatch(), Timeline(read=0.0), list(prompts[0])
+def _recompute(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    watch, timeline, prefix = Stopwatch(), Timeline(read=0.0), list(prompts[0])
     for _ in range(count):
-        chosen, _ = recomputed_step(subject.reference, known)
-        known.append(chosen)
+        chosen, _ = recompute_step(bench_model.reference, prefix)
+        prefix.append(chosen)
         timeline.ids.append(chosen)
         timeline.tokens.append(watch())
         timeline.vectors.append(watch())
     return [timeline]
 
 
-def _inseq(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
-    """Inseq explains a completion that exists; generating it is not counted."""
+def _inseq(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    """Inseq explains a finished completion; generating it is not timed."""
     import inseq
 
-    prompt, completion, new_ids = _texts(subject, prompts[0], count)
+    prompt, completion, new_ids = _texts(bench_model, prompts[0], count)
     model = inseq.load_model(
-        subject.reference, "saliency", tokenizer=subject.loaded.tokenizer, device=str(subject.device)
+        bench_model.reference, "saliency", tokenizer=bench_model.loaded.tokenizer, device=str(bench_model.device)
     )
     watch = Stopwatch()
-    with _gradients(subject.reference):
+    with _gradients(bench_model.reference):
         model.attribute(prompt, prompt + completion, show_progress=False, attributed_fn="logit")
-    return [_after(watch(), new_ids)]
+    return [_all_at_end(watch(), new_ids)]
 
 
-def _captum(subject: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
-    """Captum explains a completion that exists; generating it is not counted."""
+def _captum(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
+    """Captum explains a finished completion; generating it is not timed."""
     from captum.attr import LayerGradientXActivation, LLMGradientAttribution, TextTokenInput
 
-    prompt, completion, new_ids = _texts(subject, prompts[0], count)
-    model, tokenizer = subject.reference, subject.loaded.tokenizer
+    prompt, completion, new_ids = _texts(bench_model, prompts[0], count)
+    model, tokenizer = bench_model.reference, bench_model.loaded.tokenizer
     watch = Stopwatch()
     with _gradients(model):
         method = LLMGradientAttribution(LayerGradientXActivation(model, model.get_input_embeddings()), tokenizer)
         method.attribute(TextTokenInput(prompt, tokenizer), target=completion)
-    return [_after(watch(), new_ids)]
+    return [_all_at_end(watch(), new_ids)]
 
 
-def _texts(subject: BenchModel, ids: Ids, count: int) -> tuple[str, str, list[int]]:
-    """Prompt and completion as text, for libraries that tokenise themselves; and the completion's tokens."""
-    new_ids = _generated(subject, [ids], count)
-    tokenizer: Any = subject.loaded.tokenizer
+def _texts(bench_model: BenchModel, ids: Ids, count: int) -> tuple[str, str, list[int]]:
+    """Prompt and completion as text, for libraries that tokenize themselves, and the completion's token ids."""
+    new_ids = _generated(bench_model, [ids], count)
+    tokenizer: Any = bench_model.loaded.tokenizer
     prompt = tokenizer.decode(list(ids))
     return prompt, tokenizer.decode([*ids, *new_ids])[len(prompt) :], new_ids
 
 
 class _gradients:  # noqa: N801 (a context manager, used like a function)
-    """These libraries expect parameters with gradients, as a model has them when it is loaded."""
+    """Gives parameters gradients, which Inseq and Captum expect of a loaded model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -195,38 +201,40 @@ class _gradients:  # noqa: N801 (a context manager, used like a function)
         self._model.zero_grad(set_to_none=True)
 
 
-def _after(seconds: float, ids: list[int]) -> Timeline:
-    """All at once, at the end."""
+def _all_at_end(seconds: float, ids: list[int]) -> Timeline:
+    """A timeline whose tokens all come at the end."""
     return Timeline(ids, 0.0, [seconds] * len(ids))
 
 
-WAYS: dict[str, Way] = {
-    way.name: way
-    for way in (
-        Way("plain", "this engine without attribution", _by_engine("plain"), (1, 1), kind="plain"),
-        Way("per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), kind="per_token"),
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("plain", "this engine without attribution", _by_engine("plain"), (1, 1), mode="plain"),
+        Backend(
+            "per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), mode="per_token"
+        ),
         *(
-            Way(
+            Backend(
                 f"chunked({size})",
                 f"this engine, vectors {size} tokens at a time",
                 _by_engine(f"chunked({size})"),
                 (1 + 1 / size, 1),
                 size,
-                kind=f"chunked({size})",
+                mode=f"chunked({size})",
             )
             for size in (16, 32)
         ),
-        Way("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
-        Way(
+        Backend("generate", "Transformers' generate, no attribution", _generate, (1, 1)),
+        Backend(
             "recompute",
             "Grad-ELLM by a pass over the whole prefix for each token",
             _recompute,
             None,
             is_slow=True,
-            families_without=frozenset({"gemma2", "gpt_oss"}),  # torch's own attention knows no soft cap and no sinks
+            families_without=frozenset({"gemma2", "gpt_oss"}),  # torch's SDPA supports neither soft caps nor sinks
         ),
-        Way("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
-        Way(
+        Backend("inseq", "Inseq's saliency of a given completion", _inseq, None, is_slow=True, needs="inseq"),
+        Backend(
             "captum",
             "Captum's gradient x activation of a given completion",
             _captum,

@@ -1,7 +1,7 @@
-"""What batch-invariant results cost: `python -m gradellm_bench.invariance [--shape 125m | --demo]`.
+"""Cost of batch-invariant execution: `python -m gradellm_bench.invariance [--shape 125m | --demo]`.
 
-The same model twice in one process, once with them and once without, which take turns; medians, and the median of the
-turns' ratios, are printed: a token of one stream, plain and explained, a token of each of 8 streams, and prompts.
+Loads the model twice in one process, without and with batch invariance, and alternates between them. Prints medians and
+the median ratio of the rounds for: one stream (plain, explained, in chunks), 8 explained streams, and prefill.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from gradellm_engine.utils.threads import use_threads
 
 NEW_TOKENS = 24
 PROMPT_TOKENS = 128
-PROMPTS = (512, 1024)  # that are read; the latter where the model's context has room
-PLACES = 8 * (PROMPT_TOKENS + NEW_TOKENS + 16)
+PROMPTS = (512, 1024)  # tokens of prefill cases; as far as the model's context has room
+NUM_SLOTS = 8 * (PROMPT_TOKENS + NEW_TOKENS + 16)
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure what batch-invariant results cost.")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="125m", help="of the random Llama (default: 125m)")
-    parser.add_argument("--demo", action="store_true", help="the demo model instead")
-    parser.add_argument("--only", default="", help="cases whose names hold this, such as prompt (default: all)")
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure the cost of batch-invariant execution.")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), default="125m", help="shape of a random Llama (default: 125m)"
+    )
+    parser.add_argument("--demo", action="store_true", help="use the demo model")
+    parser.add_argument("--only", default="", help="cases whose names contain this, such as prompt (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args()
@@ -43,20 +45,20 @@ def main() -> None:
     engines = [_engine(options, batch_invariant=batch_invariant) for batch_invariant in (False, True)]
     cases = [case for case in _cases(engines[0].context_tokens) if options.only in case[0]]
     for name, work, num_tokens in cases:
-        turns = []
-        for turn in range(1 + options.rounds):
-            took = [_seconds(work, engine, turn) / num_tokens for engine in engines]
-            turns += [took] if turn else []  # the first warms up
-        without, within = (1000 * statistics.median(column) for column in zip(*turns, strict=True))
-        ratio = statistics.median(theirs / ours for ours, theirs in turns)
-        print(f"{name}: {without:.2f} ms a token, batch-invariant {within:.2f} ms, {ratio:.2f} times", flush=True)
+        rounds = []
+        for number in range(1 + options.rounds):
+            seconds = [_seconds(work, engine, number) / num_tokens for engine in engines]
+            rounds += [seconds] if number else []  # the first warms up
+        default, invariant = (1000 * statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = statistics.median(with_it / without for without, with_it in rounds)
+        print(f"{name}: {default:.2f} ms a token, batch-invariant {invariant:.2f} ms, {ratio:.2f} times", flush=True)
 
 
 def _engine(options: argparse.Namespace, *, batch_invariant: bool) -> Engine:
     loaded = _loaded(options, batch_invariant=batch_invariant)
     loaded = replace(loaded, end_ids=frozenset())
-    num_places = max(PLACES, *PROMPTS) + 64
-    return Engine(loaded, max_running=8, kv_bytes=num_places * loaded.runner.bytes_per_token)
+    num_slots = max(NUM_SLOTS, *PROMPTS) + 64
+    return Engine(loaded, max_running=8, kv_bytes=num_slots * loaded.runner.bytes_per_token)
 
 
 def _loaded(options: argparse.Namespace, *, batch_invariant: bool) -> LoadedModel:
@@ -75,7 +77,7 @@ def _cases(context_tokens: int) -> list[tuple[str, Callable[[Engine, int], None]
         ("8 streams, explained", partial(_generate, 8, explained), 8 * NEW_TOKENS),
     ]
     return cases + [
-        (f"a prompt of {length:,}", partial(_read, length), length) for length in PROMPTS if length < context_tokens
+        (f"a prompt of {length:,}", partial(_prefill, length), length) for length in PROMPTS if length < context_tokens
     ]
 
 
@@ -84,7 +86,7 @@ def _prompt(engine: Engine, seed: int, length: int) -> PromptInput:
 
 
 def _generate(count: int, attribution: AttributionSettings | None, engine: Engine, turn: int) -> None:
-    """Tokens of so many streams, whose prompts' reading is not timed: see `_seconds`."""
+    """Decode `count` streams at once. `_seconds` has put their prompts into the prefix cache."""
     sampling = Sampling(max_new_tokens=NEW_TOKENS)
     streams = [
         engine.generation_request(_prompt(engine, turn * 8 + i, PROMPT_TOKENS), sampling, attribution)
@@ -97,20 +99,20 @@ def _generate(count: int, attribution: AttributionSettings | None, engine: Engin
             pass
 
 
-def _read(length: int, engine: Engine, turn: int) -> None:
+def _prefill(length: int, engine: Engine, turn: int) -> None:
     list(engine.generate(_prompt(engine, turn, length), Sampling(max_new_tokens=1)))
 
 
 def _seconds(work: Callable[[Engine, int], None], engine: Engine, turn: int) -> float:
-    """How long it takes: of streams, with the prompts' beginnings at hand from a first time."""
+    """Seconds of a case; of streams without the prefill, whose prompts are put into the prefix cache first."""
     if work.func is _generate:  # type: ignore[attr-defined]
         for i in range(work.args[0]):  # type: ignore[attr-defined]
             list(engine.generate(_prompt(engine, turn * 8 + i, PROMPT_TOKENS), Sampling(max_new_tokens=1)))
-    began = time.perf_counter()
+    start = time.perf_counter()
     work(engine, turn)
-    took = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     engine.model.runner.pool.evict_all()
-    return took
+    return seconds
 
 
 if __name__ == "__main__":

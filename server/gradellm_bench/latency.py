@@ -1,4 +1,4 @@
-"""One request at a time: every way of decoding on the same prompts."""
+"""Latency of one request at a time, for every backend on the same prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from gradellm_bench.backends import Way, decode_in_turns
+from gradellm_bench.backends import Backend, decode_in_turns
 from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Timeline
 
@@ -17,17 +17,16 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Latency:
-    """One way at one prompt length: milliseconds, an entry a round.
+    """One backend at one prompt length: milliseconds, an entry a round.
 
     Attributes:
-        way: its name.
+        way: the backend's name.
         prompt_tokens: tokens of the prompt.
         new_tokens: tokens decoded in a round.
-        first_token: to the first token.
-        per_token: a token, its scores included.
-        to_vector: from a token to its scores, the median of the round; empty without attribution.
-        floor: a token where weights, keys and values are read as often as must be, at the measured bandwidth; None for
-            ways whose work grows with the prompt.
+        first_token: time to first token.
+        per_token: time per token, its scores included.
+        to_vector: from a token to its scores, the round's median; empty without attribution.
+        floor: lower bound of `per_token` by memory bandwidth (`Backend.floor`); None if the work grows with the prompt.
     """
 
     way: str
@@ -39,12 +38,12 @@ class Latency:
     floor: float | None = None
 
     def over(self, other: Latency) -> float:
-        """What a token costs in the other's, the median over the rounds: what slows the machine slows both."""
-        rounds = zip(self.per_token, other.per_token, strict=False)  # slow ways have fewer rounds
-        return statistics.median(ours / theirs for ours, theirs in rounds)
+        """Cost of a token relative to the other's: the median of the rounds' ratios."""
+        rounds = zip(self.per_token, other.per_token, strict=False)  # slow backends have fewer rounds
+        return statistics.median(seconds / reference for seconds, reference in rounds)
 
     def add(self, timeline: Timeline) -> None:
-        """Note a round."""
+        """Add a round."""
         self.first_token.append(1e3 * timeline.first_token)
         self.per_token.append(1e3 * timeline.per_token)
         if (seconds := timeline.to_vector) is not None:
@@ -52,8 +51,8 @@ class Latency:
 
 
 def latencies(
-    subject: BenchModel,
-    ways: Sequence[Way],
+    bench_model: BenchModel,
+    backends: Sequence[Backend],
     *,
     prompt_lengths: Sequence[int],
     new_tokens: int,
@@ -61,54 +60,53 @@ def latencies(
     bandwidth: float,
     progress: Progress,
 ) -> Iterator[list[Latency]]:
-    """All ways at each prompt length; they take turns, so that a busy moment meets them alike.
+    """All backends at each prompt length, in turns, so that other load slows all of them alike.
 
-    This engine's take turns every few tokens, the others in every round.
+    This engine's backends alternate every few tokens, the others every round.
 
     Raises:
-        RuntimeError: where they decode different tokens in float32 or better: there is nothing to compare then.
+        RuntimeError: if backends decode different tokens in float32 or better, so that they cannot be compared.
     """
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
     for length in prompt_lengths:
         measured = {
-            way.name: Latency(
-                way.name,
+            backend.name: Latency(
+                backend.name,
                 length,
-                SLOW_TOKENS if way.is_slow else new_tokens,
-                floor=_milliseconds(way.floor(subject, length + new_tokens // 2, 1, bandwidth)),
+                SLOW_TOKENS if backend.is_slow else new_tokens,
+                floor=_milliseconds(backend.floor(bench_model, length + new_tokens // 2, 1, bandwidth)),
             )
-            for way in ways
+            for backend in backends
         }
         for round_number in range(-1, rounds):  # the first only warms up
-            prompt = subject.prompt(rng, length)
+            prompt = bench_model.prompt(rng, length)
             ids: dict[str, list[int]] = {}
-            ours = [way for way in ways if way.kind is not None]
-            if ours:
-                progress(
-                    f"{length} tokens, round {round_number + 1} of {rounds}: {', '.join(way.name for way in ours)}"
-                )
-            timelines = decode_in_turns(subject, ours, prompt, new_tokens) if ours else {}
-            for way in ways:
-                if way.is_slow and not 0 <= round_number < SLOW_ROUNDS:
+            engine_backends = [backend for backend in backends if backend.mode is not None]
+            if engine_backends:
+                names = ", ".join(backend.name for backend in engine_backends)
+                progress(f"{length} tokens, round {round_number + 1} of {rounds}: {names}")
+            timelines = decode_in_turns(bench_model, engine_backends, prompt, new_tokens) if engine_backends else {}
+            for backend in backends:
+                if backend.is_slow and not 0 <= round_number < SLOW_ROUNDS:
                     continue
-                if way.name not in timelines:
-                    progress(f"{length} tokens, round {round_number + 1} of {rounds}: {way.name}")
-                    timelines[way.name] = way.decode(subject, prompt, measured[way.name].new_tokens)
-                timeline = timelines[way.name]
-                ids[way.name] = timeline.ids
+                if backend.name not in timelines:
+                    progress(f"{length} tokens, round {round_number + 1} of {rounds}: {backend.name}")
+                    timelines[backend.name] = backend.decode(bench_model, prompt, measured[backend.name].new_tokens)
+                timeline = timelines[backend.name]
+                ids[backend.name] = timeline.ids
                 if round_number >= 0:
-                    measured[way.name].add(timeline)
-            _check_alike(ids, subject.loaded.info.dtype)
+                    measured[backend.name].add(timeline)
+            _check_equal(ids, bench_model.loaded.info.dtype)
         yield list(measured.values())
 
 
-def _check_alike(ids: dict[str, list[int]], dtype: str) -> None:
+def _check_equal(ids: dict[str, list[int]], dtype: str) -> None:
     if dtype not in ("float32", "float64"):
-        return  # rounding decides between tokens that are nearly as likely
+        return  # rounding may decide between tokens that are almost equally likely
     longest = max(ids.values(), key=len)
-    for name, its in ids.items():
-        if its != longest[: len(its)]:
-            raise RuntimeError(f"{name} decoded other tokens than the rest: there is nothing to compare")
+    for name, decoded in ids.items():
+        if decoded != longest[: len(decoded)]:
+            raise RuntimeError(f"{name} decoded other tokens than the other backends, so that costs cannot be compared")
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -1,7 +1,7 @@
-"""How fast each kernel reads a linear layer's weights: `python -m gradellm_bench.linear`.
+"""Weight bandwidth of each GEMM kernel: `python -m gradellm_bench.linear`.
 
-Where `gradellm_engine.layers.gemm` changes from one kernel to the next comes from here. Each figure is gigabytes a
-second, the median of some rounds over enough layers that none is in a cache; beside it stands what a plain sum reads.
+The kernel thresholds of `gradellm_engine.layers.gemm` come from this table. Each figure is gigabytes of weights read
+per second, the median of some rounds over more layers than the caches hold. A plain sum is printed for comparison.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from gradellm_engine.utils.threads import use_threads
 
 SHAPES = ((256, 768), (768, 768), (1280, 768), (4096, 768), (768, 2048), (32000, 768))
 ROWS = (1, 2, 3, 4, 8, 16, 32, 64, 128)
-BYTES = 3 * 10**8  # of the layers of one figure together
+BYTES = 3 * 10**8  # weights of the layers of one figure together
 ROUNDS = 5
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure the kernels of linear layers, in gigabytes a second.")
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description="Measure GEMM kernels of linear layers, in gigabytes of weights a second."
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args()
     use_threads(options.threads)
     print(f"a sum reads {read_bandwidth(torch.device('cpu')) / 1e9:.1f} GB/s")
     kernels = list(Kernel)
-    names = " | ".join(f"{way} {kernel.name.lower()}" for way in ("forward", "backward") for kernel in kernels)
+    names = " | ".join(
+        f"{direction} {kernel.name.lower()}" for direction in ("forward", "backward") for kernel in kernels
+    )
     print(f"| out x in | rows | {names} |")
     print(f"| --- | ---: |{' ---: |' * 2 * len(kernels)}")
     with torch.no_grad():
@@ -50,15 +54,15 @@ def main() -> None:
 def _speed(
     weights: list[GemmWeight], kernel: Kernel, use: Callable[[GemmWeight, Tensor], Tensor], rows: Tensor
 ) -> float:
-    """Gigabytes a second of using each weight once by a kernel, whatever would be chosen."""
+    """Gigabytes a second when each weight is used once by this kernel, regardless of the kernel selection."""
     seconds = []
     for weight in weights:
         weight.kernel = lambda x: kernel  # type: ignore[method-assign]
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for weight in weights:
             use(weight, rows)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return sum(weight.weight.nbytes for weight in weights) / statistics.median(seconds) / 1e9
 
 

@@ -1,4 +1,4 @@
-"""The model that is measured: once for this engine, once as Transformers runs it, over the same tensors."""
+"""The model to measure: loaded for this engine and for Transformers, over the same tensors."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class BenchModel:
-    """What is measured.
+    """A model to measure.
 
     Attributes:
-        loaded: as this engine has it; no token ends its completions, so that all ways decode equally many.
-        reference: as Transformers runs it, over the same tensors: neither reads from a warmer cache.
-        body_bytes: of the layers' weights, all of which a decode step reads.
-        head_bytes: of the language-model head's.
-        record_steps: whether a GPU replays decode steps as CUDA graphs, and a CPU runs them as straight lines.
+        loaded: for this engine, without end-of-text tokens, so that all backends decode equally many tokens.
+        reference: for Transformers, over the same tensors, so that both read the same memory.
+        body_bytes: bytes of the layers' weights, all of which a decode step reads.
+        head_bytes: bytes of the LM head's weights.
+        use_graphs: whether decode steps run as CUDA graphs on a GPU and as traces on a CPU, rather than eagerly.
     """
 
     loaded: LoadedModel
@@ -79,14 +79,14 @@ class BenchModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The model's device."""
         device: torch.device = self.loaded.runner.device
         return device
 
     def engine(self, *, max_running: int, num_tokens: int) -> Engine:
-        """An engine over it with room for so many tokens, all free. The one before can no longer be used.
+        """An engine with a KV cache of `num_tokens`, all free. An earlier engine can no longer be used.
 
-        One of the same size is the same one: what was recorded on its memory need not be recorded again.
+        The last engine is reused if the size is equal, so that its CUDA graphs need not be captured again.
         """
         size = (max_running, num_tokens)
         if size in self._last_engine:
@@ -103,21 +103,21 @@ class BenchModel:
         return self._last_engine[size]
 
     def prompt(self, rng: Random, num_tokens: int) -> tuple[int, ...]:
-        """Random tokens, the same for equal generators; none is special."""
+        """Random token ids, none of them special."""
         special = set(self.loaded.tokenizer.all_special_ids)
         allowed = [token_id for token_id in range(self.loaded.info.vocab_size) if token_id not in special]
         return tuple(rng.choices(allowed, k=num_tokens))
 
 
-def random_subject(shape: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
-    """A Llama of a named shape whose weights are random, made where it computes."""
-    return _subject(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
+def random_bench_model(shape: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
+    """A Llama of a named shape with random weights, made on the device."""
+    return _bench_model(*random_llama(shape, dtype=dtype, device=device), f"random {shape}")
 
 
 def random_llama(
     shape: str, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """As Transformers has it, with a tokenizer that has a made-up word a token: w0, w1, ..."""
+    """A Transformers model with random weights, and a tokenizer with a word for each token: w0, w1, ..."""
     config = LlamaConfig(**SHAPES[shape], bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -130,27 +130,27 @@ def random_llama(
     return model, _word_tokenizer(SHAPES[shape]["vocab_size"])
 
 
-def checkpoint_subject(name: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
-    """A checkpoint by path or hub id."""
+def checkpoint_bench_model(name: str, *, dtype: torch.dtype, device: torch.device) -> BenchModel:
+    """A checkpoint, by path or hub id."""
     check_checkpoint(name)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return _subject(model.to(device), tokenizer, name)
+    return _bench_model(model.to(device), tokenizer, name)
 
 
-def _subject(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
+def _bench_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BenchModel:
     model.eval().requires_grad_(False)
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     loaded = replace(wrap_model(model, tokenizer, name=name), end_ids=frozenset())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    outside = {id(weight): weight.nbytes for weight in (embedding, head)}  # they may be one
+    outside = {id(weight): weight.nbytes for weight in (embedding, head)}  # which may be tied
     body_bytes = sum(parameter.nbytes for parameter in model.parameters()) - sum(outside.values())
     return BenchModel(loaded, reference, body_bytes, head.nbytes)
 
 
 def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One made-up word a token; the first is all the special ones that other libraries ask for."""
+    """A tokenizer with a word for each token; the first is the BOS, EOS and padding token that other libraries need."""
     backend = Tokenizer(WordLevel({f"w{index}": index for index in range(vocab_size)}, unk_token="w0"))  # noqa: S106
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="w0", eos_token="w0", pad_token="w0")  # noqa: S106

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables, JSON and a plot."""
+"""Results as Markdown tables, sentences, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from gradellm_bench.latency import Latency
-from gradellm_bench.throughput import Admission, Memory, Reuse, Throughput
+from gradellm_bench.served.throughput import Admission, Memory, Reuse, Throughput
 
 
 @dataclass
 class Report:
-    """One run of the bench.
+    """Results of one run of `gradellm bench`.
 
     Attributes:
-        machine: model, dtype, device, threads, versions: what the figures hold for.
-        bandwidth: bytes a second that the device reads.
-        latencies: every way at every prompt length.
-        throughputs: ways with many streams, by prompt length and number of streams.
-        admission: what running streams notice of a long prompt.
-        reuse: a conversation's second turn.
-        memory: peaks, and what many requests leave.
+        machine: model, dtype, device, threads, versions.
+        bandwidth: memory bandwidth in bytes per second.
+        latencies: every backend at every prompt length.
+        throughputs: backends by prompt length and number of streams.
+        admission: running streams while a long prompt is admitted.
+        reuse: prefix reuse in a conversation.
+        memory: peak memory, and memory after many requests.
     """
 
     machine: dict[str, str]
@@ -36,18 +36,18 @@ class Report:
     memory: Memory | None = None
 
     def write_json(self, path: Path) -> None:
-        """Every figure, rounds apart."""
+        """Write every figure of every round."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def headline(report: Report) -> str:
-    """What the figures hold for."""
+    """Machine, model and versions, in a line."""
     machine = ", ".join(filter(None, report.machine.values()))
-    return f"{machine}; memory is read at {report.bandwidth / 1e9:.1f} GB/s"
+    return f"{machine}; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s"
 
 
 def latency_table(latencies: Sequence[Latency]) -> str:
-    """All ways at one prompt length."""
+    """A row for each backend, at one prompt length."""
     plain = next((latency for latency in latencies if latency.way == "plain"), None)
     rows = []
     for latency in latencies:
@@ -67,14 +67,14 @@ def latency_table(latencies: Sequence[Latency]) -> str:
 
 
 def throughput_table(throughputs: Sequence[Throughput]) -> str:
-    """Tokens a second of all streams together, at one prompt length."""
+    """Tokens per second of all streams, by number of streams and backend, at one prompt length."""
     ways = list(dict.fromkeys(result.way for result in throughputs))
     rows = []
     for count in dict.fromkeys(result.streams for result in throughputs):
         row = {result.way: result for result in throughputs if result.streams == count}
         cells = [
-            f"{its.tokens_per_second:,.1f} ({its.gap:,.0f}; {its.tokens_per_second / its.floor:.0%})"
-            for its in (row[way] for way in ways)
+            f"{cell.tokens_per_second:,.1f} ({cell.gap:,.0f}; {cell.tokens_per_second / cell.floor:.0%})"
+            for cell in (row[way] for way in ways)
         ]
         rows.append([str(count), *cells])
     title = (
@@ -84,17 +84,17 @@ def throughput_table(throughputs: Sequence[Throughput]) -> str:
     return f"{title}\n\n{_markdown(['streams', *ways], rows)}"
 
 
-def admission_fact(its: Admission) -> str:
-    """What a long prompt does to running streams."""
+def admission_fact(admission: Admission) -> str:
+    """The largest gap of running streams while a long prompt is admitted."""
     return (
-        f"A prompt of {its.prompt_tokens:,} tokens comes in while {its.streams} explained streams run: their largest "
-        f"gap between tokens is {its.largest_gap:,.0f} ms, {its.stretch:.1f} times the median before; "
-        f"its own first token takes {its.first_token:,.0f} ms."
+        f"A prompt of {admission.prompt_tokens:,} tokens is admitted while {admission.streams} explained streams "
+        f"run: their largest gap between tokens is {admission.largest_gap:,.0f} ms, {admission.stretch:.1f} times "
+        f"the median before; its own first token takes {admission.first_token:,.0f} ms."
     )
 
 
 def reuse_fact(turns: Reuse) -> str:
-    """What a conversation's second turn waits."""
+    """Time to first token of a conversation's second turn."""
     return (
         f"A conversation's second turn ({turns.second_tokens:,} tokens, {turns.reused_tokens:,} of them reused) takes "
         f"{turns.second:,.0f} ms to its first token, {turns.second / turns.first:.2f} of what the first turn "
@@ -103,18 +103,18 @@ def reuse_fact(turns: Reuse) -> str:
 
 
 def memory_fact(used: Memory) -> str:
-    """Peaks, and what many requests leave."""
+    """Peak memory by mode, and memory before and after many requests."""
     peaks = [f"{kind} {peak / 1e6:,.0f} MB ({peak / used.peak['plain']:.3f})" for kind, peak in used.peak.items()]
-    told = [f"Peak memory of one stream, in brackets over plain: {', '.join(peaks)}."] if peaks else []
-    told.append(
+    sentences = [f"Peak memory of one stream, in brackets relative to plain: {', '.join(peaks)}."] if peaks else []
+    sentences.append(
         f"{used.requests:,} short explained requests: {used.before / 1e6:,.1f} MB in use before, "
         f"{used.after / 1e6:,.1f} MB after."
     )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def plot(report: Report, path: Path) -> None:
-    """Cost by prompt length, and throughput by number of streams, as far as they were measured; as PNG or SVG."""
+    """Plot cost by prompt length and throughput by number of streams, as far as measured, as PNG or SVG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -124,10 +124,10 @@ def plot(report: Report, path: Path) -> None:
     figure, axes = pyplot.subplots(
         1, len(panels) or 1, figsize=(6 * (len(panels) or 1), 4.2), layout="constrained", squeeze=False
     )
-    for panel, its in zip(panels, axes[0], strict=False):
-        panel(report, its)
-        its.grid(alpha=0.3)
-        its.legend(fontsize="small")
+    for panel, axis in zip(panels, axes[0], strict=False):
+        panel(report, axis)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
     figure.suptitle(headline(report).replace("; ", "\n"), fontsize="x-small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -135,11 +135,11 @@ def plot(report: Report, path: Path) -> None:
 
 def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
     for way in dict.fromkeys(latency.way for latency in report.latencies):
-        its = [latency for latency in report.latencies if latency.way == way]
-        lengths = [latency.prompt_tokens for latency in its]
-        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in its], "o-", label=way)
-        if all(latency.floor for latency in its):
-            axes.plot(lengths, [latency.floor for latency in its], ":", color=line.get_color())
+        rows = [latency for latency in report.latencies if latency.way == way]
+        lengths = [latency.prompt_tokens for latency in rows]
+        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in rows], "o-", label=way)
+        if all(latency.floor for latency in rows):
+            axes.plot(lengths, [latency.floor for latency in rows], ":", color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
     axes.set_title("Cost of a token (dotted: the floor)")
     lengths = sorted({latency.prompt_tokens for latency in report.latencies})
@@ -149,14 +149,14 @@ def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
 
 def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
     for way, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
-        its = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (way, length)]
-        axes.plot([r.streams for r in its], [r.tokens_per_second for r in its], "o-", label=f"{way}, {length} tokens")
+        rows = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (way, length)]
+        axes.plot([r.streams for r in rows], [r.tokens_per_second for r in rows], "o-", label=f"{way}, {length} tokens")
     axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
     axes.set_title("Throughput")
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are as wide as their widest cell; numbers stand on the right."""
+    """A table with aligned columns; all but the first are right-aligned."""
     widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""When a run told what."""
+"""Times of a request's tokens and attribution rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gradellm_engine.core.outputs import Finished
 
 @dataclass
 class Timeline:
-    """One request's run, in seconds from its start.
+    """Times of one request, in seconds from its start.
 
     Attributes:
-        ids: the tokens of the completion.
-        read: when the prompt but its last token had been read; None where that cannot be told from outside.
-        tokens: when each token was there.
-        vectors: when each token's scores were there; empty without attribution.
-        finished: what this engine says at the end.
+        ids: token ids of the completion.
+        read: end of the prefill (all but the prompt's last token); None if it cannot be observed.
+        tokens: time of each token.
+        vectors: time of each token's scores; empty without attribution.
+        finished: this engine's last event.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Timeline:
 
     @property
     def first_token(self) -> float:
-        """Seconds to the first token."""
+        """Time to first token."""
         return self.tokens[0]
 
     @property
@@ -40,10 +40,10 @@ class Timeline:
 
     @property
     def per_token(self) -> float:
-        """Seconds a token once the prompt is read, its scores included."""
+        """Seconds per token after the prefill, its scores included."""
         if self.read is not None:
             return (self.end - self.read) / len(self.tokens)
-        return (self.end - self.tokens[0]) / (len(self.tokens) - 1)  # reading the prompt gave the first one
+        return (self.end - self.tokens[0]) / (len(self.tokens) - 1)  # the prefill gave the first one
 
     @property
     def gaps(self) -> list[float]:
@@ -59,7 +59,7 @@ class Timeline:
 
 
 class Stopwatch:
-    """Seconds since it was made, but for those in which it stood."""
+    """Seconds since it was made, without the time it was stopped."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -70,11 +70,11 @@ class Stopwatch:
         return (time.perf_counter() if self._stopped is None else self._stopped) - self._began
 
     def stop(self) -> None:
-        """Stand."""
+        """Stop counting."""
         self._stopped = time.perf_counter()
 
-    def go_on(self) -> None:
-        """Go on after standing."""
+    def resume(self) -> None:
+        """Continue counting."""
         if self._stopped is not None:
             self._began += time.perf_counter() - self._stopped
             self._stopped = None

@@ -1,1 +1,1 @@
-"""HTTP for chat front ends, as OpenAI's clients speak it, and a chat page; over the SDK alone."""
+"""HTTP gateway: OpenAI's chat completions API with attribution, and a chat page, on top of the SDK."""

@@ -1,4 +1,4 @@
-"""`gradellm gateway`, `python -m gradellm_gateway`: the gateway as a process."""
+"""The gateway's command line: `gradellm gateway`, `python -m gradellm_gateway`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from gradellm.transport.credentials import is_local
 
-EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has said why
+EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has logged the reason
 EXAMPLES = """\
 examples:
   gradellm serve --model PATH &
@@ -21,7 +21,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; the exit status."""
+    """Serve until SIGINT or SIGTERM; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
         parser.error(f"--listen {options.listen} is not HOST:PORT, such as 127.0.0.1:8080")
     if (options.tls_cert is None) != (options.tls_key is None):
-        parser.error("--tls-cert and --tls-key belong together")
+        parser.error("--tls-cert and --tls-key need each other")
     if not (options.tls_cert or options.insecure or is_local(host)):
         parser.error(
-            f"--listen {options.listen} can be reached from other machines and would not be encrypted; give --tls-cert "
-            "and --tls-key, listen on 127.0.0.1, or say --insecure where the network itself is trusted"
+            f"--listen {options.listen} can be reached from other machines without encryption; give --tls-cert and "
+            "--tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
         )
     import uvicorn
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.target_tls_ca:
         tls = Tls(ca=options.target_tls_ca)
     try:
-        # Callers have a patience of their own, and are told when to come back; a stream that broke is taken up here.
+        # Few retries: callers have timeouts and get Retry-After. A broken stream is resumed here.
         client = AsyncClient(options.target, tls=tls, retry=Retry(attempts=2, longest_wait_seconds=2))
     except GradellmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         config.load()
-    except OSError as error:  # OpenSSL's errors are such, too
+    except OSError as error:  # also OpenSSL's errors
         parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
     server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped in order
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
         server.run()
     return 0 if server.started else EXIT_FAILED
 
@@ -75,43 +75,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gradellm gateway",
-        description="HTTP before a gradellm server: as OpenAI's clients speak it, for chat front ends, and a page.",
+        description="An HTTP gateway to gradellm servers: OpenAI's chat completions API, and a chat page.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s")
-    parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS by this certificate (PEM)")
+    parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
-    parser.add_argument("--insecure", action="store_true", help="serve plain HTTP to other machines, too")
+    parser.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
     parser.add_argument(
         "--allow-origin",
         action="append",
         metavar="ORIGIN",
-        help="let pages of that origin call (CORS), such as https://chat.example.org; repeatable; * for all",
+        help="allow pages of this origin to call (CORS), such as https://chat.example.org; repeatable; * for all",
     )
     parser.add_argument(
         "--allow-host",
         action="append",
         metavar="NAME",
-        help="on a loopback address, answer by this name as well, such as a proxy's; repeatable; * for all",
+        help="on a loopback address, also accept this Host header, such as a proxy's; repeatable; * for all",
     )
     parser.add_argument(
         "--max-connections",
         type=_count,
         default=512,
         metavar="N",
-        help="open at the same time; where there are more, those without a whole request make way (default: 512)",
+        help="open connections; at the limit, those without a complete request are closed (default: 512)",
     )
     group = parser.add_argument_group("the explanation server")
     group.add_argument(
         "--target",
         default="localhost:50051",
         metavar="HOST:PORT[,...]",
-        help="several take turns; also dns:///name:port (default: %(default)s)",
+        help="several are load-balanced; also dns:///name:port (default: %(default)s)",
     )
-    group.add_argument("--target-tls", action="store_true", help="connect to it by TLS")
-    group.add_argument("--target-tls-ca", metavar="FILE", help="who signs its certificate (PEM); implies --target-tls")
+    group.add_argument("--target-tls", action="store_true", help="connect with TLS")
+    group.add_argument("--target-tls-ca", metavar="FILE", help="CA of its certificate (PEM); implies --target-tls")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
 

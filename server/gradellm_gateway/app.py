@@ -1,14 +1,13 @@
-"""The HTTP routes. Each asks the explanation server by the SDK; a client that leaves cancels what it asked for."""
+"""The gateway's HTTP routes. Each calls the explanation server by the SDK; a client's disconnect cancels its call."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,34 +31,23 @@ from gradellm import (
 from gradellm.explanation.html import shades
 from gradellm.serialization import to_plain
 from gradellm.wire.requests import AttributeKeywords, EvaluateKeywords
-from gradellm_gateway.chat import ChatRequest, Completion, named
-from gradellm_gateway.errors import (
-    ModelNotFoundError,
-    RequestTooLargeError,
-    body_of,
-    error_object,
-    headers_of,
-    status_of,
-)
-from gradellm_gateway.fields import Names, name_of, object_, shown
+from gradellm_gateway.chat import ChatRequest, Completion, event_object
+from gradellm_gateway.errors import ModelNotFoundError, body_of, error_object, headers_of, status_of
+from gradellm_gateway.fields import FieldNames, object_, quoted, truncated
+from gradellm_gateway.request_body import read_json
+from gradellm_gateway.streaming import CLIENT_CLOSED_REQUEST, stream_response, unless_disconnected
 
 PAGE = Path(__file__).parent / "page"
-MAX_BODY_BYTES = 8 << 20
-DISCARD_SECONDS = 2.0
-DONE = "data: [DONE]\n\n"
-# Browsers are told to run nothing but the page's own files.
+# Browsers run only the page's own scripts, and no site may frame it.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
-
-Result = TypeVar("Result")
 
 
-class Answer(JSONResponse):
-    """JSON that says callers' own words back: those may be no text, half characters for example."""
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII: it may quote a caller's lone surrogates, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:  # noqa: ANN401 (Starlette's)
         """See Starlette's."""
@@ -69,12 +57,12 @@ class Answer(JSONResponse):
 def gateway(
     client: AsyncClient, *, allow_origins: Sequence[str] = (), allow_hosts: Sequence[str] = ("*",)
 ) -> Starlette:
-    """The ASGI app over a client, which it closes at its end.
+    """The ASGI app.
 
     Args:
-        client: asks the explanation server.
-        allow_origins: whose pages may call, beside its own.
-        allow_hosts: by which names it may be called: others are a foreign page's trick to pass for its own.
+        client: calls the explanation server; the app closes it when it shuts down.
+        allow_origins: origins whose pages may call, besides the gateway's own (CORS).
+        allow_hosts: Host headers that are answered; "*" for all. Others may be DNS rebinding by a foreign page.
     """
 
     @asynccontextmanager
@@ -93,26 +81,26 @@ def gateway(
         Route("/healthz", routes.health, methods=["GET"]),
         Route("/shades.css", routes.shades, methods=["GET"]),
     ]
-    middleware = [Middleware(_KnownHosts, names=tuple(allow_hosts))]
+    middleware = [Middleware(_TrustedHosts, names=tuple(allow_hosts))]
     if allow_origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])
         )
     return Starlette(
-        routes=[*api, *_refused_routes(api), Mount("/", app=_Page(directory=PAGE, html=True))],
+        routes=[*api, *_fallback_routes(api), Mount("/", app=_Page(directory=PAGE, html=True))],
         middleware=middleware,
         exception_handlers={
-            GradellmError: _failed,
-            HTTPException: _refused,
-            ClientDisconnect: _left,
-            Exception: _broken,
+            GradellmError: _on_gradellm_error,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_disconnect,
+            Exception: _on_unexpected_error,
         },
         lifespan=lifespan,
     )
 
 
-def _refused_routes(api: Sequence[Route]) -> list[Route]:
-    """For what is no route, or is called by another method than it has. They stand behind the API's own."""
+def _fallback_routes(api: Sequence[Route]) -> list[Route]:
+    """Routes after the API's own, for unknown paths (404) and methods that a path does not allow (405)."""
 
     async def refuse(request: Request) -> Response:
         methods = {
@@ -126,40 +114,40 @@ def _refused_routes(api: Sequence[Route]) -> list[Route]:
         raise HTTPException(404)
 
     paths = ["/v1", "/v1/{rest:path}", *(route.path for route in api if not route.path.startswith("/v1/"))]
-    return [Route(path, _Any(refuse)) for path in paths]
+    return [Route(path, _AnyMethod(refuse)) for path in paths]
 
 
-class _Any:
-    """An endpoint for every method: Starlette takes a function for GET alone."""
+class _AnyMethod:
+    """An endpoint for every method: Starlette restricts a plain function to GET."""
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
-        self._answer = answer
+    def __init__(self, respond: Callable[[Request], Awaitable[Response]]) -> None:
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._answer(Request(scope, receive, send))
+        response = await self._respond(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
-class _KnownHosts:
-    """Answers only by the names that the gateway has: a foreign page may have its own name lead here.
+class _TrustedHosts:
+    """Middleware that refuses Host headers other than the gateway's own: a protection from DNS rebinding.
 
     Args:
-        app: what answers.
-        names: hosts without ports; * for all.
+        app: the app behind it.
+        names: hosts without ports; "*" for all.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
         self._app, self._names = app, {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "*" in self._names or self._is_known(Headers(scope=scope).get("host", "")):
+        if scope["type"] != "http" or "*" in self._names or self._is_trusted(Headers(scope=scope).get("host", "")):
             await self._app(scope, receive, send)
             return
-        message = "the Host header is no name of this gateway; start it with --allow-host NAME for others"
-        response = Answer(error_object(message, "invalid_request_error", param="host"), 400)
+        message = "the Host header is not a name of this gateway; to allow it, start the gateway with --allow-host NAME"
+        response = AsciiJSONResponse(error_object(message, "invalid_request_error", param="host"), 400)
         await response(scope, receive, send)
 
-    def _is_known(self, host: str) -> bool:
+    def _is_trusted(self, host: str) -> bool:
         name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
         return name.strip("[]").lower() in self._names
 
@@ -173,33 +161,33 @@ class _Page(StaticFiles):
         return response
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _on_gradellm_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, GradellmError):
         raise error
-    return Answer(body_of(error), status_of(error), headers_of(error))
+    return AsciiJSONResponse(body_of(error), status_of(error), headers_of(error))
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """A request that has no route."""
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
     if not isinstance(error, HTTPException):
         raise error
-    path = shown(request.url.path)
+    path = quoted(request.url.path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "GET")
-        said = error_object(f"{path} takes {allowed}, and no {request.method}", "invalid_request_error")
+        body = error_object(f"{path} allows {allowed}, not {request.method}", "invalid_request_error")
     else:
-        said = error_object(f"there is no {path} here", "invalid_request_error", code="not_found")
-    return Answer(said, error.status_code, error.headers)
+        body = error_object(f"there is no {path} here", "invalid_request_error", code="not_found")
+    return AsciiJSONResponse(body, error.status_code, error.headers)
 
 
-async def _left(request: Request, error: Exception) -> Response:
-    """A client that went away before its request had come."""
-    return LEFT
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The client disconnected before its request was complete."""
+    return CLIENT_CLOSED_REQUEST
 
 
-async def _broken(request: Request, error: Exception) -> Response:
-    """What nobody expected; Starlette logs it."""
-    return Answer(error_object("the gateway failed; see its log", "server_error"), 500)
+async def _on_unexpected_error(request: Request, error: Exception) -> Response:
+    """Any other exception; Starlette logs it."""
+    return AsciiJSONResponse(error_object("the gateway failed; see its log", "server_error"), 500)
 
 
 class _Routes:
@@ -207,18 +195,18 @@ class _Routes:
         self._client = client
 
     async def chat(self, request: Request) -> Response:
-        client, body = self._client_of(request), await _json(request)
-        asked = ChatRequest.of(body)
+        client, body = self._client_of(request), await read_json(request)
+        chat_request = ChatRequest.from_json(body)
         name = await self._model_name(client, body.get("model"))
-        completion = Completion(asked, name)
+        completion = Completion(chat_request, name)
         try:
-            if asked.is_streamed:
-                events = _renamed(client.generate(**asked.keywords), asked.names)
-                return await _streamed(request, events, completion.chunks)
-            explanation = await _unless_left(request, client.explain(**asked.keywords))
+            if chat_request.is_streamed:
+                events = _with_caller_names(client.generate(**chat_request.keywords), chat_request.names)
+                return await stream_response(request, events, completion.chunks)
+            explanation = await unless_disconnected(request, client.explain(**chat_request.keywords))
         except InvalidRequestError as error:
-            raise asked.names.error(error) from error
-        return LEFT if explanation is None else Answer(completion.whole(explanation))
+            raise chat_request.names.error(error) from error
+        return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(completion.response(explanation))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [await self._model_card(self._client_of(request))]})
@@ -232,25 +220,26 @@ class _Routes:
         return JSONResponse(to_plain(await self._client_of(request).server_info(timeout=10)))
 
     async def attribute(self, request: Request) -> Response:
-        events = await _asked(request, self._client_of(request).attribute_events, AttributeKeywords, "{}")
-        return await _streamed(request, events, lambda event: [named(event)])
+        events = await _sdk_events(request, self._client_of(request).attribute_events, AttributeKeywords, "{}")
+        return await stream_response(request, events, lambda event: [event_object(event)])
 
     async def evaluate(self, request: Request) -> Response:
-        events = await _asked(request, self._client_of(request).evaluate_events, EvaluateKeywords, "methods")
-        return await _streamed(request, events, lambda event: [named(event)])
+        events = await _sdk_events(request, self._client_of(request).evaluate_events, EvaluateKeywords, "methods")
+        return await stream_response(request, events, lambda event: [event_object(event)])
 
     async def shades(self, request: Request) -> Response:
         return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
-        with suppress(UnauthenticatedError, PermissionDeniedError):  # it answers, though not to who has no token
+        with suppress(UnauthenticatedError, PermissionDeniedError):  # the server responds, if not to this caller
             await self._client.server_info(timeout=5)
         return JSONResponse({"status": "ok"})
 
     def _client_of(self, request: Request) -> AsyncClient:
-        """The client with the caller's own token."""
+        """The client with the caller's bearer token."""
         kind, _, token = request.headers.get("authorization", "").partition(" ")
-        is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")  # what is sent for no key
+        # OpenAI clients send "none" or "EMPTY" where no key is needed.
+        is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")
         return self._client.with_token(token.strip()) if is_token else self._client
 
     @staticmethod
@@ -265,156 +254,66 @@ class _Routes:
         }
 
     @staticmethod
-    async def _model_name(client: AsyncClient, asked: object) -> str:
-        """The served model's name, where that is what was asked for; as asked, for who may not ask what is served.
+    async def _model_name(client: AsyncClient, requested: object) -> str:
+        """The served model's name; `requested` itself for a caller that may not call ServerInfo.
 
-        Raises ModelNotFoundError where it is another's.
+        Raises:
+            ModelNotFoundError: if `requested` is another model.
         """
         try:
             name = (await client.server_info(timeout=10)).model.name
         except PermissionDeniedError:
-            return str(asked or "gradellm")
-        if asked not in (None, "", "gradellm", name, Path(name).name):
-            raise ModelNotFoundError.of("model", f"{shown(asked)} is not served here; {json.dumps(name)} is")
+            return str(requested or "gradellm")
+        if requested not in (None, "", "gradellm", name, Path(name).name):
+            raise ModelNotFoundError.of("model", f"{quoted(requested)} is not served here; {json.dumps(name)} is")
         return name
 
 
-async def _json(request: Request) -> Any:  # noqa: ANN401 (what a client sent)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which pages of other origins may not send without being allowed to
-        raise InvalidRequestError.of("content-type", f"must be application/json, not {shown(kind) if kind else 'none'}")
-    body = await _body(request)
-    try:
-        return json.loads(body, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise InvalidRequestError("the request is nested too deeply") from error
-    except ValueError as error:  # also of bytes that are no text, and of numbers with thousands of digits
-        raise InvalidRequestError(f"the request is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-async def _body(request: Request) -> bytes:
-    """The bytes of a request, no more than it may have."""
-    length = request.headers.get("content-length", "")
-    parts = request.stream()
-    body = bytearray()
-    is_too_large = length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES
-    while not is_too_large and (part := await anext(parts, None)) is not None:
-        body += part
-        is_too_large = len(body) > MAX_BODY_BYTES
-    if is_too_large:
-        if "expect" not in request.headers:  # else the client waits for the word to send it
-            await _discard(parts)
-        raise RequestTooLargeError(f"the request is larger than {MAX_BODY_BYTES:,} bytes, which is the limit")
-    return bytes(body)
-
-
-async def _discard(parts: AsyncIterator[bytes]) -> None:
-    """Read what a client is still sending, for a while: hung up on meanwhile, it would not see the answer."""
-    count = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_SECONDS):
-            while count < 2 * MAX_BODY_BYTES and (part := await anext(parts, None)) is not None:
-                count += len(part)
-
-
-async def _asked(
-    request: Request, call: Callable[..., AsyncGenerator[Event, None]], known: type, attribution: str
+async def _sdk_events(
+    request: Request, call: Callable[..., AsyncGenerator[Event, None]], keywords_type: type, attribution: str
 ) -> AsyncGenerator[Event, None]:
-    """What a call of the SDK gives for the keywords that a request has as JSON."""
-    body = await _json(request)
+    """The events of an SDK call whose keywords are the request's JSON object.
+
+    `keywords_type` is the call's TypedDict; `attribution` see `FieldNames`.
+    """
+    body = await read_json(request)
     if not isinstance(body, Mapping):
         raise InvalidRequestError("the request must be a JSON object of keywords")
-    names = {"prompt", *known.__annotations__} - {"explanation"}  # which is an object of Python's
+    names = {"prompt", *keywords_type.__annotations__} - {"explanation"}  # which takes a Python object
     if unknown := body.keys() - names:
-        raise InvalidRequestError.of(name_of(min(unknown)), f"is not known; there are {', '.join(sorted(names))}")
+        raise InvalidRequestError.of(truncated(min(unknown)), f"is not known; there are {', '.join(sorted(names))}")
     keywords = dict(body)
     if keywords.get("scores") is not None:
-        keywords["scores"] = _scores(keywords["scores"])
-    renamed = Names(body, attribution=attribution)
+        keywords["scores"] = _scores_by_step(keywords["scores"])
+    caller_names = FieldNames(body, attribution=attribution)
     try:
-        return _renamed(call(**keywords), renamed)
+        return _with_caller_names(call(**keywords), caller_names)
     except InvalidRequestError as error:
-        raise renamed.error(error) from error
+        raise caller_names.error(error) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidRequestError(f"the request has no meaning: {error}") from error
 
 
-def _scores(given: object) -> dict[str, dict[int, object]]:
-    """Scores of the caller's own, by steps, which JSON makes texts."""
-    object_("scores", given)
-    found: dict[str, dict[int, object]] = {}
-    for name, rows in given.items() if isinstance(given, Mapping) else ():
-        path = f"scores.{name_of(name)}"
+def _scores_by_step(scores: object) -> dict[str, dict[int, object]]:
+    """A caller's own scores, {name: {step: row}}, with steps as integers: JSON has only text keys."""
+    object_("scores", scores)
+    by_name: dict[str, dict[int, object]] = {}
+    for name, rows in scores.items() if isinstance(scores, Mapping) else ():
+        path = f"scores.{truncated(name)}"
         object_(path, rows)
-        found[name] = {}
+        by_name[name] = {}
         for step, row in rows.items():
             if not re.fullmatch(r"[0-9]{1,9}", step):
-                raise InvalidRequestError.of(f"{path}.{name_of(step)}", "must be the number of a step")
-            found[name][int(step)] = row
-    return found
+                raise InvalidRequestError.of(f"{path}.{truncated(step)}", "must be the number of a step")
+            by_name[name][int(step)] = row
+    return by_name
 
 
-async def _renamed(events: AsyncGenerator[Event, None], names: Names) -> AsyncGenerator[Event, None]:
-    """Events; a refusal in the caller's names."""
+async def _with_caller_names(events: AsyncGenerator[Event, None], names: FieldNames) -> AsyncGenerator[Event, None]:
+    """The same events; an InvalidRequestError names fields as the caller does."""
     async with aclosing(events):
         try:
             async for event in events:
                 yield event
         except InvalidRequestError as error:
             raise names.error(error) from error
-
-
-LEFT = Response(status_code=499)  # nobody reads it
-
-
-async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
-    """What comes of it; where the client leaves before, it is cancelled, and there is nothing."""
-
-    async def until_left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(until_left())
-    try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return await doing
-        doing.cancel()
-        with suppress(asyncio.CancelledError):
-            await doing
-        return None
-    finally:
-        leaving.cancel()
-        doing.cancel()
-
-
-async def _streamed(
-    request: Request, events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]
-) -> Response:
-    """Server-sent events. What fails before the first one still has a status of its own."""
-    first = await _unless_left(request, anext(events))
-    if first is None:
-        await events.aclose()
-        return LEFT
-
-    async def lines() -> AsyncGenerator[str, None]:
-        async with aclosing(events):
-            try:
-                for chunk in chunks(first):
-                    yield _line(chunk)
-                async for event in events:
-                    for chunk in chunks(event):
-                        yield _line(chunk)
-            except GradellmError as error:
-                yield f"data: {json.dumps(body_of(error))}\n\n"  # ASCII: names may be half characters
-            yield DONE
-
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=_STREAM_HEADERS)
-
-
-def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,8 +1,7 @@
-"""OpenAI's chat completions, to the SDK's keywords and from its events.
+"""Converts OpenAI chat completion requests to SDK keywords, and SDK events to chunks and responses.
 
-What is ours stands in one object, `gradellm`: in a request the keywords of attribution (an empty one for the defaults;
-without any, nothing is explained), in each chunk the event that it came of, as the SDK's dataclasses have it, in an
-answer that is not streamed the whole explanation.
+The extension is one object, `gradellm`. In a request it holds attribution keywords ({} for the defaults; without the
+object nothing is explained); in a chunk the SDK's event, in a response that is not streamed the whole explanation.
 """
 
 from __future__ import annotations
@@ -18,38 +17,38 @@ from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Token
 from gradellm.serialization import to_plain
 from gradellm.wire.requests import AttributionKeywords
-from gradellm_gateway.fields import Names, check_fields, messages, name_of
+from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
 _OWN = {*AttributionKeywords.__annotations__, "segments", "top_k", "forced_ids", "first_attribution", "timeout"}
 _SAMPLING = ("temperature", "top_p", "seed", "stop")
-_LENGTHS = ("max_completion_tokens", "max_tokens")  # the first counts, where both are there
-REPLACEMENT = "\ufffd"  # what stands for bytes that make no character
-_REASONS = {"max_new_tokens": "length"}  # every other end is "stop"
+_LENGTHS = ("max_completion_tokens", "max_tokens")  # the first has precedence
+REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
+_REASONS = {"max_new_tokens": "length"}  # every other finish reason is "stop"
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A request, understood.
+    """A validated chat completion request.
 
     Attributes:
-        keywords: of `generate`.
-        names: what they are called in the request.
-        is_streamed: whether chunks are wanted.
-        includes_usage: whether a last chunk with counts is.
-        is_explained: whether the caller knows of explanations.
-        logprobs: whether log-probabilities are wanted.
+        keywords: for the SDK's `generate`.
+        names: maps these keywords to the request's field names.
+        is_streamed: whether the response is chunks.
+        includes_usage: whether a last chunk reports usage.
+        is_explained: whether the request has a `gradellm` object.
+        logprobs: whether log-probabilities are returned.
     """
 
     keywords: dict[str, Any]
-    names: Names
+    names: FieldNames
     is_streamed: bool
     includes_usage: bool
     is_explained: bool
     logprobs: bool
 
     @classmethod
-    def of(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (what a client sent)
-        """Raises InvalidRequestError where it cannot be served, and says which field."""
+    def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
+        """Validate a request's JSON value. Raises InvalidRequestError, which names the field."""
         if not isinstance(body, Mapping):
             raise InvalidRequestError("the request must be a JSON object")
         check_fields(body)
@@ -67,12 +66,12 @@ class ChatRequest:
             keywords["attribution"] = None
         elif unknown := own.keys() - _OWN:
             known = ", ".join(sorted(_OWN))
-            raise InvalidRequestError.of(f"gradellm.{name_of(min(unknown))}", f"is not known; there are {known}")
+            raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {known}")
         else:
             keywords |= dict(own)
         return cls(
             keywords,
-            names=Names(
+            names=FieldNames(
                 body,
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
@@ -87,35 +86,37 @@ class ChatRequest:
 
 @dataclass
 class Completion:
-    """One completion on its way to the client.
+    """A completion in OpenAI's format.
 
     Attributes:
-        request: what was asked.
-        model: what the answer calls the model.
+        request: the request that it responds to.
+        model: the model's name in the response.
+        id: OpenAI's completion id.
+        created: seconds since the epoch.
     """
 
     request: ChatRequest
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
-    _is_in_character: bool = False  # the tokens so far end inside one
+    _is_in_character: bool = False  # the last token ended inside a multi-byte character
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
-        """What a streaming client is sent for an event."""
-        own = {"gradellm": named(event)} if self.request.is_explained else {}
+        """The chunks for one event of a streamed completion."""
+        own = {"gradellm": event_object(event)} if self.request.is_explained else {}
         if event.started is not None:
             return [self._chunk({"role": "assistant", "content": ""}) | own]
         if event.token is not None:
             return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
         if event.finished is not None:
-            made = [self._chunk({}, _reason(event.finished)) | own]
+            chunks = [self._chunk({}, _reason(event.finished)) | own]
             if self.request.includes_usage:
-                made.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
-            return made
+                chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
+            return chunks
         return [self._chunk({}) | own] if own else []
 
-    def whole(self, explanation: Explanation) -> dict[str, Any]:
-        """What a client is sent that does not stream."""
+    def response(self, explanation: Explanation) -> dict[str, Any]:
+        """The response of a completion that is not streamed."""
         finished = explanation.finished
         choice = {
             "index": 0,
@@ -141,7 +142,7 @@ class Completion:
         return {"content": [self._logprob(token) for token in tokens], "refusal": None}
 
     def _logprob(self, token: Token) -> dict[str, Any]:
-        """A token's entry. What makes up a character with others before has a text, and yet no bytes to tell."""
+        """A token's entry. The last token of a multi-byte character has a text, but its own bytes are unknown."""
         is_whole = not self._is_in_character
         self._is_in_character = token.text == "" and not token.special
         return {
@@ -149,18 +150,19 @@ class Completion:
             "logprob": token.logprob,
             "bytes": _bytes(token.text) if is_whole else None,
             "top_logprobs": [
-                {"token": one.text, "logprob": one.logprob, "bytes": _bytes(one.text)} for one in token.alternatives
+                {"token": other.text, "logprob": other.logprob, "bytes": _bytes(other.text)}
+                for other in token.alternatives
             ],
         }
 
 
 def _bytes(text: str) -> list[int] | None:
-    """A token's bytes; None where its text does not tell them, as that of a part of a character or a special token."""
+    """A token's bytes; None if its text does not determine them: part of a character, or a special token."""
     return None if not text or REPLACEMENT in text else list(text.encode())
 
 
-def named(event: Event) -> dict[str, Any]:
-    """An event as an object with one name."""
+def event_object(event: Event) -> dict[str, Any]:
+    """An event as an object with one key, the event's kind."""
     return {name: value for name, value in to_plain(event).items() if value is not None}
 
 

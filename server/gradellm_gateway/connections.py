@@ -1,9 +1,9 @@
-"""The gateway's HTTP connections: uvicorn's, with limits for what a client may leave unsaid, unsent and unread.
+"""HTTP connections of the gateway: uvicorn's, with timeouts and limits against slow clients.
 
-uvicorn waits for a request for as long as its connection lasts, and reads it in whatever pieces it comes. Here a head
-and a body have their time; pieces so small that reading them costs more than they hold are refused; an answer that
-nobody takes is given up; and where as many connections are open as may be, the one that has kept its place longest
-without a whole request makes way for the next. Refusals are OpenAI's error object, as the routes' are.
+uvicorn waits without limit for a request and reads it in chunks of any size. Here reading a request's head and body
+has a timeout, bodies in very many tiny chunks are refused, a response that the client does not read is aborted, and at
+the connection limit a new connection evicts the one that has waited longest without a complete request. Refusals are
+OpenAI's error object, as those of the routes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gradellm_gateway.errors import error_object
 
 MAX_HEAD_BYTES = 16 << 10
-LATE_SECONDS = 1.0  # a timer that fires later than this ran in a process that was stopped: the client gets so long more
+LATE_SECONDS = 1.0  # a timer this late means that the process was suspended: the client gets as long again
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may take.
+    """Limits of connections.
 
     Attributes:
-        head_seconds: for the head of a request, from its connection's or its own beginning.
-        body_seconds: for its body.
-        idle_seconds: between two requests of a connection.
-        unread_seconds: for which an answer may wait to be read.
-        linger_seconds: for which what comes after a refusal is read and thrown away, so that the client sees it.
-        connections: open at the same time.
-        pieces: of a body that may be as small as they like.
-        piece_bytes: that pieces have on the average where there are more of them.
+        head_seconds: timeout for a request's head, from the start of the connection or of the request.
+        body_seconds: timeout for a request's body.
+        idle_seconds: keep-alive timeout between two requests.
+        unread_seconds: timeout for a client to read pending response bytes.
+        linger_seconds: how long data after a refusal is read and discarded, so that the client sees the refusal.
+        connections: maximum number of open connections.
+        pieces: chunks of a body whose size is not checked.
+        piece_bytes: minimum average size of chunks where a body has more of them.
     """
 
     head_seconds: float = 10.0
@@ -52,7 +52,7 @@ class Limits:
 
 
 def uvicorn_config(app: Any, *, limits: Limits | None = None, **options: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's)
-    """How uvicorn serves an app within limits. `options` are `uvicorn.Config`'s own."""
+    """A uvicorn configuration with these limits; `options` are those of `uvicorn.Config`."""
     limits = limits or Limits()
     connection: Any = partial(_Connection, limits=limits)
     return uvicorn.Config(
@@ -66,11 +66,11 @@ def uvicorn_config(app: Any, *, limits: Limits | None = None, **options: Any) ->
     )
 
 
-class _Parser(h11.Connection):
-    """Reads requests; refuses bodies in too many small pieces.
+class _LimitedParser(h11.Connection):
+    """An HTTP/1.1 parser that refuses bodies in too many tiny chunks.
 
     Attributes:
-        refusal: why it reads no more.
+        refusal: the error that ended parsing.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -98,21 +98,21 @@ class _Parser(h11.Connection):
         limits = self._limits
         if self._num_pieces > limits.pieces and self._num_bytes < limits.piece_bytes * self._num_pieces:
             raise h11.RemoteProtocolError(
-                f"the request's body comes in more than {limits.pieces:,} pieces of less than {limits.piece_bytes} "
-                "bytes; send larger ones",
+                f"the request's body has more than {limits.pieces:,} chunks of less than {limits.piece_bytes} bytes on "
+                "average; send larger chunks",
                 error_status_hint=413,
             )
 
 
 class _Timer:
-    """Does something later; once more later where the process was stopped meanwhile, since bytes may lie ready then."""
+    """Calls a function after a delay, and again delays it if the process was suspended: unread bytes may be pending."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, act: Callable[[], object]) -> None:
-        self._loop, self._act = loop, act
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[[], object]) -> None:
+        self._loop, self._callback = loop, callback
         self._start(seconds)
 
     def cancel(self) -> None:
-        """Do nothing after all."""
+        """Do not call the function."""
         self._handle.cancel()
 
     def _start(self, seconds: float) -> None:
@@ -123,30 +123,30 @@ class _Timer:
         if self._loop.time() - self._due > LATE_SECONDS:
             self._start(LATE_SECONDS)
         else:
-            self._act()
+            self._callback()
 
 
 class _Connection(H11Protocol):
-    """One client's connection."""
+    """A client's connection."""
 
-    conn: _Parser
+    conn: _LimitedParser
 
     def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's)
         super().__init__(*args, **kwargs)
-        self.conn = _Parser(limits)
+        self.conn = _LimitedParser(limits)
         self._limits = limits
-        self._waits_for = ""  # what the client owes: a head, a body, the rest of a body that was answered already
-        self._waits_since = self.loop.time()
+        self._awaited = ""  # from the client: "head", "body", or "rest" (of a body that was answered already)
+        self._awaited_since = self.loop.time()
         self._deadline: _Timer | None = None
         self._unread: _Timer | None = None
-        self._is_over = False  # what comes is thrown away
+        self._is_refused = False  # incoming data is discarded
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See uvicorn's."""
-        has_room = self._make_room()
+        has_room = self._evict_idle()
         super().connection_made(transport)
         if has_room:
-            self._wait_for("head")
+            self._await("head")
         else:
             self._refuse(503, f"{self._limits.connections} connections are open, which is the limit", retry=True)
 
@@ -158,24 +158,24 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See uvicorn's."""
-        if self._is_over:
+        if self._is_refused:
             return
         super().data_received(data)
-        self._look(has_begun=True)
+        self._update_deadline(has_started=True)
 
     def on_response_complete(self) -> None:
         """See uvicorn's."""
         super().on_response_complete()
-        self._look(has_begun=bool(self.conn.trailing_data[0]))
+        self._update_deadline(has_started=bool(self.conn.trailing_data[0]))
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request: see uvicorn's."""
+        """Refuse a malformed request; see uvicorn's."""
         error = self.conn.refusal
         self._refuse(400 if error is None else error.error_status_hint, msg if error is None else str(error))
 
     def shutdown(self) -> None:
         """See uvicorn's."""
-        if self._is_over:
+        if self._is_refused:
             self.transport.close()
         else:
             super().shutdown()
@@ -190,36 +190,36 @@ class _Connection(H11Protocol):
         super().resume_writing()
         self._set_unread(None)
 
-    # --- what the client owes ---------------------------------------------------------------------------------------
+    # --- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _look(self, *, has_begun: bool) -> None:
-        """See what of a request is still to come. `has_begun`: whether some of a head has."""
+    def _update_deadline(self, *, has_started: bool) -> None:
+        """Set the deadline for the missing part of a request. `has_started`: whether a head has started."""
         state = self.conn.their_state
-        if self._is_over or self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         if state is h11.SEND_BODY:
-            self._wait_for("rest" if self.conn.our_state is h11.DONE else "body")
-        elif state is h11.IDLE and has_begun:
-            self._wait_for("head")
-        else:  # it is answered, or uvicorn waits for the next one
-            self._wait_for("")
+            self._await("rest" if self.conn.our_state is h11.DONE else "body")
+        elif state is h11.IDLE and has_started:
+            self._await("head")
+        else:  # the request is complete, or uvicorn waits for the next one
+            self._await("")
 
-    def _wait_for(self, what: str) -> None:
-        if what == self._waits_for:
+    def _await(self, part: str) -> None:
+        if part == self._awaited:
             return
-        self._waits_for, self._waits_since = what, self.loop.time()
+        self._awaited, self._awaited_since = part, self.loop.time()
         limits = self._limits
-        times = {"head": limits.head_seconds, "body": limits.body_seconds, "rest": limits.linger_seconds}
-        seconds = times.get(what)
-        self._set_deadline(None if seconds is None else _Timer(self.loop, seconds, partial(self._give_up, seconds)))
+        timeouts = {"head": limits.head_seconds, "body": limits.body_seconds, "rest": limits.linger_seconds}
+        seconds = timeouts.get(part)
+        self._set_deadline(None if seconds is None else _Timer(self.loop, seconds, partial(self._on_deadline, seconds)))
 
-    def _give_up(self, seconds: float) -> None:
-        if self._waits_for == "rest":
+    def _on_deadline(self, seconds: float) -> None:
+        if self._awaited == "rest":
             self.transport.abort()
-        elif self._waits_for == "head" and not self.conn.trailing_data[0]:
-            self.transport.close()  # nothing was asked, and so nothing is answered
+        elif self._awaited == "head" and not self.conn.trailing_data[0]:
+            self.transport.close()  # no request was started, so there is none to answer
         else:
-            self._refuse(408, f"the {self._waits_for} of the request had not come after {seconds:g} s, the limit")
+            self._refuse(408, f"the {self._awaited} of the request was not complete after {seconds:g} s, the limit")
 
     def _set_deadline(self, timer: _Timer | None) -> None:
         if self._deadline is not None:
@@ -234,10 +234,10 @@ class _Connection(H11Protocol):
     # --- refusals ---------------------------------------------------------------------------------------------------
 
     def _refuse(self, status: int, message: str, *, retry: bool = False) -> None:
-        """Answer with an error where there is no answer yet, and hang up."""
-        self._wait_for("")
+        """Send an error response, unless a response has started, and close the connection."""
+        self._await("")
         self._unset_keepalive_if_required()
-        self._is_over = True
+        self._is_refused = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -262,17 +262,17 @@ class _Connection(H11Protocol):
         self.flow.resume_reading()
         self._set_deadline(_Timer(self.loop, self._limits.linger_seconds, self.transport.abort))
 
-    def _make_room(self) -> bool:
-        """Hang up on who has kept a place without a whole request, where there is no other; whether there is one."""
+    def _evict_idle(self) -> bool:
+        """Close the connections that have waited longest until there is room for a new one; whether there is."""
         while len(self.connections) >= self._limits.connections:
-            waiting = [one for one in self.connections if isinstance(one, _Connection) and one._may_go]
-            if not waiting:
+            evictable = [other for other in self.connections if isinstance(other, _Connection) and other._is_evictable]
+            if not evictable:
                 return False
-            first = min(waiting, key=lambda one: one._waits_since)
-            self.connections.discard(first)
-            first.transport.abort()
+            oldest = min(evictable, key=lambda other: other._awaited_since)
+            self.connections.discard(oldest)
+            oldest.transport.abort()
         return True
 
     @property
-    def _may_go(self) -> bool:
-        return self._is_over or bool(self._waits_for) or self.cycle is None or self.cycle.response_complete
+    def _is_evictable(self) -> bool:
+        return self._is_refused or bool(self._awaited) or self.cycle is None or self.cycle.response_complete

@@ -1,4 +1,4 @@
-"""What went wrong, as OpenAI's clients expect it."""
+"""Maps SDK errors to HTTP statuses and OpenAI's error object."""
 
 from __future__ import annotations
 
@@ -32,39 +32,41 @@ _KINDS: tuple[tuple[type[GradellmError], int, str], ...] = (
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """The request names another model than the one that is served."""
+    """The request names a model that is not served."""
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """The request has more bytes than it may."""
+    """The request's body exceeds the size limit."""
 
 
-# What HTTP has statuses of its own for, with the codes that OpenAI's error object says.
-_OWN: tuple[tuple[type[GradellmError], int, str], ...] = (
+# Errors of the gateway itself: status and OpenAI error code.
+_GATEWAY_ERRORS: tuple[tuple[type[GradellmError], int, str], ...] = (
     (ModelNotFoundError, 404, "model_not_found"),
     (RequestTooLargeError, 413, "request_too_large"),
 )
 
 
 def status_of(error: GradellmError) -> int:
-    """The HTTP status that stands for an error."""
-    return next((status for kind, status, _ in (*_OWN, *_KINDS) if isinstance(error, kind)), 500)
+    """The HTTP status of an error."""
+    return next((status for error_type, status, _ in (*_GATEWAY_ERRORS, *_KINDS) if isinstance(error, error_type)), 500)
 
 
 def headers_of(error: GradellmError) -> dict[str, str]:
-    """When to come back, where the server said so."""
+    """Retry-After, if the server said when to retry."""
     seconds = getattr(error, "retry_after_seconds", None)
     return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def body_of(error: GradellmError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    kind = next((name for its, _, name in _KINDS if isinstance(error, its)), "server_error")
+    """OpenAI's error object for an SDK error."""
+    kind = next((name for error_type, _, name in _KINDS if isinstance(error, error_type)), "server_error")
     violations = error.violations if isinstance(error, InvalidRequestError) else ()
-    code = next((name for its, _, name in _OWN if isinstance(error, its)), error.reason.lower() or None)
+    code = next(
+        (name for error_type, _, name in _GATEWAY_ERRORS if isinstance(error, error_type)), error.reason.lower() or None
+    )
     return error_object(str(error), kind, param=violations[0].field if violations else None, code=code)
 
 
 def error_object(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object, of what is no error of the SDK."""
+    """OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

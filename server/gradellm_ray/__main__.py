@@ -1,11 +1,11 @@
 """`python -m gradellm_ray`: `gradellm evaluate` over a data set, by engines in actors of a Ray cluster.
 
-1. Flags and data are read as `gradellm evaluate` reads them; one actor's place tells what the model is.
-2. Examples go through the actors, and what comes back is on the disk before it is counted (results_file.py).
-3. Tables are made of that file. The same command goes on where it stopped, and `gradellm evaluate --merge` and
-   `--tables` read the file like any other.
+1. Flags and data are read as by `gradellm evaluate`; a task where an actor could run loads the model and describes it.
+2. The actors evaluate the examples; each result is on disk before it is counted (results_file.py).
+3. Tables are computed from that file. The same command resumes a run that was interrupted, and `gradellm evaluate
+   --merge` and `--tables` read the file like any other.
 
-With `--actors 0` there is no Ray: one engine in this process, whose numbers any number of actors must give.
+`--actors 0` runs one engine in this process, without Ray; any number of actors must give the same numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gradellm_server import cli_types as kinds
 
 if TYPE_CHECKING:
     from gradellm_ray.evaluator import Evaluator
-    from gradellm_ray.job import Actors
+    from gradellm_ray.job import ActorPool
 
 PROGRAM = ("python", "-m", "gradellm_ray")
 _INTERRUPTED, _READER_GONE = 130, 141
@@ -51,8 +51,8 @@ examples:
 
 
 @dataclass
-class Standing:
-    """How far the run is."""
+class RunStatus:
+    """Progress of the run, in examples."""
 
     total: int
     done_before: int
@@ -63,13 +63,13 @@ class Standing:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run to the end; the exit status, as `gradellm evaluate` has it."""
+    """Run the evaluation; the exit status is that of `gradellm evaluate`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(arguments=arguments, program=PROGRAM)
     parser = _parser()
     parser.parse_args(arguments, args)
     if args.actors and importlib.util.find_spec("ray") is None:
-        parser.error("actors need Ray: pip install 'gradellm[ray]'; --actors 0 does without")
+        parser.error("actors need Ray: pip install 'gradellm[ray]'; --actors 0 runs without it")
     try:
         require_server_extra()
         code = _run(args)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(error, args)
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:  # who reads the table has seen enough
+    except BrokenPipeError:  # the reader of the table has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _READER_GONE
     return code
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=" ".join(PROGRAM),
-        description="Tell how faithful explanations are over a data set, by engines in actors of a Ray cluster.",
+        description="Evaluate the faithfulness of explanations over a data set, with engines in Ray actors.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -95,34 +95,48 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     evaluate.add_evaluation(parser)
     group = evaluate.add_data(parser)
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="generate so many at most; 32 by default")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to generate at most (default: 32)")
     group.add_argument("--system", metavar="TEXT", help="a system message before a prompt template")
     group = parser.add_argument_group("actors")
     group.add_argument(
-        "--actors", type=_count, default=1, metavar="N", help="engines, each in a process; 0: one, here, without Ray"
+        "--actors",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="engines, each in a process; 0: one in this process, without Ray (default: 1)",
     )
     group.add_argument(
-        "--gpus-per-actor", type=_share, default=0.0, metavar="N", help="0 by default; .5: two share one"
+        "--gpus-per-actor",
+        type=_share,
+        default=0.0,
+        metavar="N",
+        help="GPUs of an actor; 0.5: two actors share a GPU (default: 0)",
     )
     group.add_argument(
-        "--threads", type=kinds.count, default=1, metavar="N", help="CPU threads an actor; they decide last digits (1)"
+        "--threads",
+        type=kinds.count,
+        default=1,
+        metavar="N",
+        help="CPU threads of an actor; last digits depend on it (default: 1)",
     )
     group.add_argument(
-        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default one is started here for this run"
+        "--address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster, or auto (default: start one on this machine for this run)",
     )
-    group = parser.add_argument_group("model", "It must lie at the same place wherever an actor may run.")
-    group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
+    group = parser.add_argument_group("model", "Its path must be the same on every node where an actor may run.")
+    group.add_argument("--model", metavar="M", help="a path or hub id (default: the included demo model)")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16", "float64"])
     group.add_argument("--quantize", default="none", choices=["none", "int8", "nf4"])
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda; auto is a GPU where there is one")
-    group.add_argument("--max-context-tokens", type=kinds.count, metavar="N", help="less than the model's own context")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda; auto is a GPU if there is one")
+    group.add_argument("--max-context-tokens", type=kinds.count, metavar="N", help="if less than the model's context")
     group.add_argument(
         "--method-memory",
         type=kinds.size,
         default="4GiB",
         metavar="SIZE",
-        help="for batches; decides last digits (4GiB)",
+        help="memory for batches; last digits depend on it (default: 4GiB)",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=("table", "json"), default="table", help="a table (the default), or JSON")
@@ -140,7 +154,7 @@ def _share(text: str) -> float:
         number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPUs") from None
-    if not 0 <= number <= 64 or (number > 1 and number != int(number)):  # as Ray has it
+    if not 0 <= number <= 64 or (number > 1 and number != int(number)):  # Ray's rule
         raise argparse.ArgumentTypeError(f"must be 0 to 1, or a whole number up to 64, was {text}")
     return number
 
@@ -164,38 +178,38 @@ def _run(args: argparse.Namespace) -> int:
     )
     presets = PRESETS if "all" in (args.methods or ()) else ()
     with ExitStack() as stack:
-        source: Actors | Evaluator
+        source: ActorPool | Evaluator
         try:
             if args.actors:
                 if args.address is None:
-                    _lock_out_others()
-                from gradellm_ray.job import Actors
+                    _require_ray_token()
+                from gradellm_ray.job import ActorPool
 
                 source = stack.enter_context(
-                    Actors(engine, args.actors, gpus_per_actor=args.gpus_per_actor, address=args.address)
+                    ActorPool(engine, args.actors, gpus_per_actor=args.gpus_per_actor, address=args.address)
                 )
             else:
                 source = Evaluator(engine)
-            facts = source.facts(presets)
+            description = source.describe_model(presets)
         except EngineError as error:
             raise GradellmError(str(error)) from error
-        asked = _possible(evaluate_dataset.for_model(args, asked, facts.info), facts.refusals)
-        with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, facts.info.model)) as kept:
+        asked = _without_unsupported(evaluate_dataset.for_model(args, asked, description.info), description.refusals)
+        with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, description.info.model)) as kept:
             _evaluate(args, asked, source, kept)
     return evaluate_dataset.made(args, [read_run(args.out)], asked.output)
 
 
-def _lock_out_others() -> None:
-    """Have Ray's processes of this run obey this process alone; to be said before Ray is imported.
+def _require_ray_token() -> None:
+    """Make this run's Ray processes accept commands of this process only. Must be called before Ray is imported.
 
-    They listen on all of the machine's addresses, and run what they are told.
+    They listen on all of the machine's addresses and run any command that they receive.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _possible(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> evaluate_dataset.Asked:
-    """Leave out presets that the model cannot be explained by."""
+def _without_unsupported(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> evaluate_dataset.Asked:
+    """Leave out presets that do not support the model."""
     methods = dict(asked.plan.methods)
     for name in refusals.keys() & methods.keys():
         evaluate_dataset.say(f"{name} is left out: {refusals[name]}")
@@ -204,32 +218,32 @@ def _possible(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> eva
 
 
 def _evaluate(
-    args: argparse.Namespace, asked: evaluate_dataset.Asked, source: Actors | Evaluator, kept: ResultsFile
+    args: argparse.Namespace, asked: evaluate_dataset.Asked, source: ActorPool | Evaluator, kept: ResultsFile
 ) -> None:
-    """Evaluate what the results file lacks."""
-    left = [example for example in asked.examples if example.id not in kept.done]
-    standing = Standing(len(asked.examples), len(asked.examples) - len(left))
-    if standing.done_before:
-        evaluate_dataset.say(f"{standing.done_before} of {standing.total} examples are done; the others follow")
+    """Evaluate the examples that the results file lacks."""
+    remaining = [example for example in asked.examples if example.id not in kept.done]
+    status = RunStatus(len(asked.examples), len(asked.examples) - len(remaining))
+    if status.done_before:
+        evaluate_dataset.say(f"{status.done_before} of {status.total} examples are done; evaluating the rest")
     progress = Progress(data_title(asked.plan.preset.name))
     try:
-        for one, outcome in source.outcomes(asked.plan, left) if left else ():
+        for example_id, outcome in source.outcomes(asked.plan, remaining) if remaining else ():
             if outcome.record is None:
-                standing.failed_now += kept.append_failure(one, outcome.error)
+                status.failed_now += kept.append_failure(example_id, outcome.error)
             else:
-                standing.done_now += kept.append(one, outcome.record)
-            progress.show(standing)
+                status.done_now += kept.append(example_id, outcome.record)
+            progress.show(status)
     except BaseException:
-        progress.close(standing)
-        done = standing.done_before + standing.done_now
+        progress.close(status)
+        done = status.done_before + status.done_now
         evaluate_dataset.say(
-            f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; those under way are "
-            "evaluated anew, for only whole examples are kept; this goes on from there:\n"
+            f"stopped: {done} of {status.total} examples are done and kept in {kept.path}; examples that were "
+            "running will be evaluated again; to resume:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise
-    progress.close(standing)
-    evaluate_dataset.tell_failures(kept, standing.total)
+    progress.close(status)
+    evaluate_dataset.tell_failures(kept, status.total)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""One engine that evaluates one example after the other, in its own process.
+"""An engine in this process that evaluates examples one after the other.
 
-What is asked and what is kept is the SDK's (`gradellm.evaluation.run_spec`); between the two, messages of the wire
-contract become engine calls and events as in the server, without a wire.
+Requests and records are the SDK's (`gradellm.evaluation.run_spec`); wire messages are converted to engine calls and
+events as in the server, without gRPC.
 
-A record depends on its example, the plan, the model, the machine's kind and the number of threads, to the last bit. It
-does not depend on what was evaluated before, nor on how busy the machine is:
+A record is reproducible to the last bit for the same example, run spec, model, kind of machine and number of threads.
+It does not depend on earlier examples or on other load:
 
-1. one example at a time, so that no pass is shared;
-2. no prefix of an earlier prompt is taken up, for a prompt that is read in other pieces has other last digits;
-3. batches of changed texts are as large as memory allows, not as time would have it; and how much memory that is, is
-   said and not found out.
+1. examples run one at a time, so that no batch is shared;
+2. the prefix cache is not used, since a prompt that is prefilled in other chunks has other last digits;
+3. batches of perturbed texts have the size that a fixed amount of memory allows; their size does not depend on time or
+   on free memory.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ METHOD_BYTES = 2**32
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is made; equal ones make engines of equal numbers on equal machines.
+    """Options of an engine; equal options give equal numbers on equal machines.
 
     Attributes:
         model: a path or hub id; None for the demo model.
-        revision: on the hub.
+        revision: revision on the hub.
         dtype: of weights and arithmetic.
-        quantization: of the weights.
-        device: where the model lies; auto is a GPU where there is one.
-        threads: of the CPU.
-        context_tokens: less than the model's own; None for that.
-        method_bytes: memory for batches of changed texts, and for methods that look at whole completions.
+        quantization: of weights.
+        device: auto is a GPU if there is one.
+        threads: CPU threads.
+        context_tokens: context limit; None for the model's own.
+        method_bytes: memory for batches of perturbed texts and for post-hoc methods.
     """
 
     model: str | None = None
@@ -61,19 +61,19 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an example: a record, or why there is none."""
+    """An example's record, or the error that prevented it."""
 
     record: dict[str, Any] | None
     error: str = ""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a model is.
+class ModelDescription:
+    """Description of a model.
 
     Attributes:
-        info: what a server of it says of itself, but for a server's own limits.
-        refusals: presets that it cannot be explained by, and why.
+        info: ServerInfo of a server with this model, without a server's own limits.
+        refusals: presets that do not support the model, with the reason.
     """
 
     info: ServerInfo
@@ -81,9 +81,9 @@ class Facts:
 
 
 class Evaluator:
-    """An engine, and how it is asked."""
+    """Evaluates examples on one engine."""
 
-    def __init__(self, options: EngineOptions, tell: Callable[[str], None] = lambda stage: None) -> None:
+    def __init__(self, options: EngineOptions, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Load the model. Raises ModelLoadError."""
         self._engine = Engine.load(
             options.model,
@@ -95,12 +95,12 @@ class Evaluator:
             max_running=1,
             method_bytes=options.method_bytes,
             threads=options.threads,
-            use_graphs=False,  # recordings pay over long completions, and take a while in every actor
-            progress=tell,
+            use_graphs=False,  # capturing CUDA graphs pays off only for long completions
+            progress=progress,
         )
 
-    def facts(self, presets: Iterable[str]) -> Facts:
-        """What the model is, and which of Grad-ELLM's presets it cannot be explained by; found by trying."""
+    def describe_model(self, presets: Iterable[str]) -> ModelDescription:
+        """Describe the model, and try which of Grad-ELLM's presets do not support it."""
         refusals = {}
         for name in presets:
             call = calls.attribute("a", {"completion": "a", "attribution": name})  # type: ignore[typeddict-item]
@@ -108,20 +108,20 @@ class Evaluator:
                 conversion.STREAMS["Attribute"][1](call.request, self._engine)
             except RefusedError as error:
                 refusals[name] = str(error)
-        return Facts(responses.server_info(conversion.server_info(self._engine, {})), refusals)
+        return ModelDescription(responses.server_info(conversion.server_info(self._engine, {})), refusals)
 
     def outcomes(self, plan: Plan, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
-        """Evaluate examples; each one's id, and what came of it."""
+        """Evaluate examples; yields each one's id and outcome."""
         for example in examples:
             yield example.id, self.outcome(plan, example)
 
     def outcome(self, plan: Plan, example: Example) -> Outcome:
-        """Evaluate an example. What is its own fault is an outcome; anything else is raised."""
+        """Evaluate an example. Errors of the example itself are outcomes; other errors are raised."""
         try:
             try:
                 return Outcome(self._record(plan, example, ()))
             except RefusedError as error:
-                # A rationale that holds all or none of the text's tokens says nothing; the other metrics still do.
+                # Plausibility is undefined for a rationale with all or none of the tokens; other metrics are not.
                 if not error.field.endswith("rationale"):
                     raise
                 return Outcome(self._record(plan, example, PLAUSIBILITY))
@@ -135,7 +135,7 @@ class Evaluator:
         _, start, kind = conversion.STREAMS["Evaluate"]
         stream = start(calls.evaluate(prompt, keywords).request, self._engine, tenant=example.id)
         if stream.pass_budget is None:
-            raise ValueError("an evaluation has an allowance")
+            raise ValueError("the request is not an evaluation")
         stream.pass_budget.is_steady = True
         scheduler, events = self._engine.scheduler, list[Event]()
         scheduler.submit(stream)
@@ -143,10 +143,10 @@ class Evaluator:
             while not stream.is_closed:
                 for _ in scheduler.step():
                     pass
-                told = (
+                responses_of_step = (
                     answer for event in stream.take_events() for answer in conversion.answers(kind, self._engine, event)
                 )
-                events += [event for event in map(responses.event, told) if event is not None]
+                events += [event for event in map(responses.event, responses_of_step) if event is not None]
         finally:
             scheduler.cancel(stream)
         if stream.error is not None:

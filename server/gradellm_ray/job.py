@@ -1,8 +1,8 @@
-"""Examples through a pool of actors, by Ray Data.
+"""Evaluates examples in a pool of actors, by Ray Data.
 
-An example is a block of its own as long as there are few enough, so that its outcome comes as soon as it is there, and
-no other is done again with it. An actor that ends, with its node or alone, is started anew, and what it had in work is
-tried again by whoever is free. An example that ends its actor again and again is given up, and the others go on.
+Each example is a block of its own, up to a limit of blocks, so that its outcome arrives at once and a retry repeats no
+other example. Ray restarts an actor that ends, alone or with its node, and retries its examples on any free actor. An
+example that ends its actor repeatedly becomes a failure, and the rest continue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that it runs, unless somebody asks for it
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports unless the user enables them
 
 import ray
 import ray.data
@@ -25,45 +25,45 @@ from gradellm.evaluation.datasets import Example
 from gradellm.evaluation.run_spec import Plan
 from gradellm_engine import EngineError
 from gradellm_ray.actor import EngineActor, Tries, packed, unpacked
-from gradellm_ray.evaluator import EngineOptions, Evaluator, Facts, Outcome
+from gradellm_ray.evaluator import EngineOptions, Evaluator, ModelDescription, Outcome
 
-_MOST_BLOCKS = 4096
-_LOOK_SECONDS = 10.0
-_AHEAD = 2  # blocks that an actor has, the one in work among them
+_MAX_BLOCKS = 4096
+_CONNECT_SECONDS = 10.0
+_BLOCKS_PER_ACTOR = 2  # in flight, the running one included
 
 
-class Actors:
-    """A pool of engines, with the cluster that it is on as long as its context lasts."""
+class ActorPool:
+    """A pool of engine actors; a context manager that connects to the cluster, or starts one."""
 
     def __init__(
         self, options: EngineOptions, actors: int, *, gpus_per_actor: float = 0.0, address: str | None = None
     ) -> None:
-        """Say what is wanted.
+        """Configure the pool.
 
         Args:
-            options: of each engine.
-            actors: how many there are.
-            gpus_per_actor: that Ray sets aside for each, and shows it alone.
-            address: of a Ray cluster; None for one that is started on this machine, for this pool.
+            options: options of each engine.
+            actors: number of actors.
+            gpus_per_actor: GPUs that Ray reserves for each and makes visible to it.
+            address: of a Ray cluster; None to start one on this machine.
         """
         self._options, self._actors, self._gpus, self._address = options, actors, gpus_per_actor, address
 
     def __enter__(self) -> Self:
-        _look(self._address)
-        own: dict[str, Any] = {}
+        _check_reachable(self._address)
+        local_options: dict[str, Any] = {}
         if self._address is None:
-            # More actors than cores are slow, and not refused.
-            own = {
+            # More actors than cores are slow, but allowed.
+            local_options = {
                 "num_cpus": max(os.cpu_count() or 1, self._actors * self._options.threads),
                 "include_dashboard": False,
             }
         try:
-            ray.init(address=self._address or "local", logging_level=logging.ERROR, **own)
+            ray.init(address=self._address or "local", logging_level=logging.ERROR, **local_options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = self._address or "this machine"
             raise UnavailableError(f"there is no Ray cluster at {where}: {error}") from error
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every step
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs every step
         return self
 
     def __exit__(
@@ -71,42 +71,42 @@ class Actors:
     ) -> None:
         ray.shutdown()
 
-    def facts(self, presets: Sequence[str]) -> Facts:
-        """What the model is, asked where an actor could be. Raises what loading it raises there."""
-        # Its process ends with it, and leaves the GPU to an actor.
-        ask = ray.remote(num_cpus=self._options.threads, num_gpus=self._gpus, max_calls=1)(_facts)
+    def describe_model(self, presets: Sequence[str]) -> ModelDescription:
+        """Describe the model in a task where an actor could run. Raises what loading it raises there."""
+        # max_calls=1: the process ends with the task and frees the GPU for an actor.
+        task = ray.remote(num_cpus=self._options.threads, num_gpus=self._gpus, max_calls=1)(_describe_model)
         try:
-            found: Facts = ray.get(ask.remote(self._options, presets))
+            description: ModelDescription = ray.get(task.remote(self._options, presets))
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, EngineError) else error) from None
-        return found
+        return description
 
     def outcomes(self, plan: Plan, examples: Sequence[Example]) -> Iterator[tuple[str, Outcome]]:
-        """Evaluate examples; each one's id and outcome, as they come. Raises RayError where Ray gives up."""
+        """Evaluate examples; yields ids and outcomes as they arrive. Raises RayError if Ray fails."""
         tries = ray.remote(num_cpus=0)(Tries).remote()
         rows = [{"example": packed(example)} for example in examples]
-        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
+        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map_batches(
             EngineActor,
             fn_constructor_kwargs={"options": self._options, "plan": plan, "tries": tries},
-            compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=_AHEAD),
+            compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=_BLOCKS_PER_ACTOR),
             batch_size=1,
             num_cpus=self._options.threads,
             num_gpus=self._gpus,
-        )  # by Ray Data's default, actors are restarted and their tasks tried again without a limit
+        )  # Ray Data restarts actors and retries their tasks without a limit by default
         for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(unpacked, batch["outcome"])
 
 
-def _look(address: str | None) -> None:
-    """See that somebody listens there; Ray itself would go on trying for minutes, and then end the process."""
+def _check_reachable(address: str | None) -> None:
+    """Check that the address accepts connections; Ray would retry for minutes and then end the process."""
     host, colon, port = (address or "").rpartition(":")
-    if not (host and colon and port.isdecimal()) or "://" in host:  # auto, or a protocol of Ray's own
+    if not (host and colon and port.isdecimal()) or "://" in host:  # auto, or a URL with Ray's own protocol
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
         raise UnavailableError(f"there is no Ray cluster at {address}: {error.strerror or error}") from error
 
 
-def _facts(options: EngineOptions, presets: Sequence[str]) -> Facts:
-    return Evaluator(options).facts(presets)
+def _describe_model(options: EngineOptions, presets: Sequence[str]) -> ModelDescription:
+    return Evaluator(options).describe_model(presets)

@@ -12,15 +12,15 @@ from random import Random
 import pytest
 import torch
 
-from gradellm_bench import models as subject_module
+from gradellm_bench import models as models
 from gradellm_bench.__main__ import main
-from gradellm_bench.backends import WAYS, Way, decode_in_turns
+from gradellm_bench.backends import BACKENDS, Backend, decode_in_turns
 from gradellm_bench.bandwidth import read_bandwidth
-from gradellm_bench.full_prefix_baseline import recomputed_step
+from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_bench.latency import Latency, latencies
-from gradellm_bench.models import BenchModel, checkpoint_subject, random_subject
+from gradellm_bench.models import BenchModel, checkpoint_bench_model, random_bench_model
 from gradellm_bench.report import latency_table
-from gradellm_bench.throughput import admission, memory, reuse, throughputs
+from gradellm_bench.served.throughput import admission, memory, reuse, throughputs, tokens_per_second
 from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.params import AttributionSettings, Sampling, Sources
@@ -36,27 +36,27 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
-OWN_WAYS = [name for name, way in WAYS.items() if way.needs is None]
+OWN_WAYS = [name for name, way in BACKENDS.items() if way.needs is None]
 
 
 @pytest.fixture(scope="module")
 def tiny() -> BenchModel:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(subject_module.SHAPES, "tiny", TINY)
-        return random_subject("tiny", dtype=torch.float32, device=torch.device("cpu"))
+        patch.setitem(models.SHAPES, "tiny", TINY)
+        return random_bench_model("tiny", dtype=torch.float32, device=torch.device("cpu"))
 
 
 @pytest.fixture
 def shape(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(subject_module.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(models.SHAPES, "tiny", TINY)
     return "tiny"
 
 
 @pytest.mark.parametrize("name", OWN_WAYS)
 def test_ways_tell_every_token_and_its_vector(tiny: BenchModel, name: str) -> None:
     prompt = tiny.prompt(Random(0), 20)
-    expected = WAYS["generate"].decode(tiny, prompt, 6).ids
-    timeline = WAYS[name].decode(tiny, prompt, 6)
+    expected = BACKENDS["generate"].decode(tiny, prompt, 6).ids
+    timeline = BACKENDS[name].decode(tiny, prompt, 6)
     assert timeline.ids == expected
     assert timeline.tokens == sorted(timeline.tokens)
     assert len(timeline.vectors) == (0 if name in ("plain", "generate") else 6)
@@ -81,9 +81,9 @@ def test_standard_error_stays_empty() -> None:
 
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_recomputation_finds_the_engines_tokens_and_vectors(model_path: Callable[[str], Path], model: str) -> None:
-    subject = checkpoint_subject(str(model_path(model)), dtype=torch.float32, device=torch.device("cpu"))
-    prompt = subject.prompt(Random(1), 20)
-    engine = subject.engine(max_running=1, num_tokens=30)
+    bench_model = checkpoint_bench_model(str(model_path(model)), dtype=torch.float32, device=torch.device("cpu"))
+    prompt = bench_model.prompt(Random(1), 20)
+    engine = bench_model.engine(max_running=1, num_tokens=30)
     steps = engine.generate(
         PromptInput(prompt_ids=prompt),
         Sampling(max_new_tokens=3, temperature=0.0),
@@ -91,7 +91,7 @@ def test_recomputation_finds_the_engines_tokens_and_vectors(model_path: Callable
     )
     known = list(prompt)
     for step in steps:
-        chosen, scores = recomputed_step(subject.reference, known)
+        chosen, scores = recompute_step(bench_model.reference, known)
         assert chosen == step.id
         assert step.attribution is not None
         assert relative_error(step.attribution.scores, scores.double()) <= 1e-5
@@ -139,13 +139,13 @@ def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch)
     watch = Stopwatch()
     watch.stop()
     assert watch() == 3.0
-    watch.go_on()
+    watch.resume()
     assert watch() == 7.0  # 14 since it was made, of which it stood 7
 
 
 def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
     """Each by itself: nothing that one has read is used by another."""
-    ways = [way for way in WAYS.values() if way.kind is not None]
+    ways = [way for way in BACKENDS.values() if way.mode is not None]
     prompt = tiny.prompt(Random(3), 40)
     together = decode_in_turns(tiny, ways, prompt, 32)
     for way in ways:
@@ -166,7 +166,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_floors_are_reads_at_the_measured_bandwidth(tiny: BenchModel) -> None:
-    ways = [WAYS["plain"], WAYS["per_token"], WAYS["chunked(16)"], WAYS["recompute"]]
+    ways = [BACKENDS["plain"], BACKENDS["per_token"], BACKENDS["chunked(16)"], BACKENDS["recompute"]]
     (row,) = latencies(
         tiny, ways, prompt_lengths=[16], new_tokens=16, rounds=1, bandwidth=1e6, progress=lambda stage: None
     )
@@ -177,10 +177,10 @@ def test_floors_are_reads_at_the_measured_bandwidth(tiny: BenchModel) -> None:
 
 
 def test_ways_that_decode_other_tokens_are_not_compared(tiny: BenchModel) -> None:
-    def wrong(subject: BenchModel, ids: object, count: int) -> list[Timeline]:
+    def wrong(bench_model: BenchModel, ids: object, count: int) -> list[Timeline]:
         return [Timeline(ids=[0] * count, tokens=[1.0] * count)]
 
-    ways = [WAYS["plain"], Way("wrong", "", wrong, None)]
+    ways = [BACKENDS["plain"], Backend("wrong", "", wrong, None)]
     measuring = latencies(
         tiny, ways, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e9, progress=lambda stage: None
     )
@@ -197,7 +197,7 @@ def test_a_long_prompt_comes_in_while_others_run(tiny: BenchModel) -> None:
 
 
 def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> None:
-    ways = [WAYS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
+    ways = [BACKENDS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
     short, long = throughputs(
         tiny,
         ways,
@@ -215,12 +215,14 @@ def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> Non
     assert short[0].floor > long[0].floor  # keys and values are read, too
     assert short[1].floor < short[0].floor == short[2].floor
     assert short[0].floor < short[3].floor < 4 * short[0].floor  # weights are read once for all
-    for result in short + long:
-        if result.way in (
-            "plain",
-            "generate",
-        ):  # nothing but steps: as many tokens a second as gaps tell
-            assert result.tokens_per_second == pytest.approx(result.streams * 1e3 / result.gap, rel=0.6)
+
+
+def test_tokens_per_second_count_from_the_last_prefill() -> None:
+    first = Timeline(ids=[1, 2], read=1.0, tokens=[2.0, 4.0])
+    second = Timeline(ids=[1, 2], read=2.0, tokens=[3.0, 4.0], vectors=[3.0, 6.0])
+    assert tokens_per_second([first, second]) == 4 / (6 - 2)
+    unknown_prefill = Timeline(ids=[1, 2, 3], tokens=[1.0, 2.0, 3.0])
+    assert tokens_per_second([unknown_prefill]) == 2 / (3 - 1)
 
 
 def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:
@@ -250,7 +252,7 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().out
     assert "prompt of 16 tokens" in told
     assert all(f"| {way} " in told for way in OWN_WAYS)
-    for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens comes in", "second turn", "Peak memory"):
+    for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens is admitted", "second turn", "Peak memory"):
         assert words in told
     figures = json.loads(json_file.read_text())
     assert {latency["way"] for latency in figures["latencies"]} == set(OWN_WAYS)

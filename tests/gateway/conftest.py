@@ -1,4 +1,4 @@
-"""The gateway on a loopback port, before a real server."""
+"""A gateway on a loopback port in front of a real server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import openai
 import pytest
 import uvicorn
 
 from gradellm import AsyncClient
-from gradellm_gateway.app import gateway as app_of
+from gradellm_gateway.app import gateway as make_app
 from gradellm_gateway.connections import Limits, uvicorn_config
 from server.conftest import RunningServer, engine, server, serving
 
@@ -30,8 +31,8 @@ def running(
     limits: Limits | None = None,
     **client: Any,
 ) -> Iterator[str]:
-    """Its URL."""
-    app = app_of(AsyncClient(target, **client), allow_origins=allow_origins, allow_hosts=allow_hosts)
+    """The URL of a gateway that runs until the context is left."""
+    app = make_app(AsyncClient(target, **client), allow_origins=allow_origins, allow_hosts=allow_hosts)
     process = uvicorn.Server(uvicorn_config(app, limits=limits, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()
@@ -51,3 +52,9 @@ def url(server: RunningServer) -> Iterator[str]:
     """One gateway for all tests of a module."""
     with running(server.address) as url:
         yield url
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    """OpenAI's own client, without a token."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

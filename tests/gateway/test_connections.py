@@ -80,7 +80,7 @@ def crumbs(count: int) -> bytes:
 def test_what_is_no_whole_request_ends(
     url: str, sends: bytes, status: int, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradellm_gateway.app.DISCARD_SECONDS", 0.2)
+    monkeypatch.setattr("gradellm_gateway.request_body.DISCARD_SECONDS", 0.2)
     with connect(url) as connection:
         connection.sendall(sends)
         began = time.monotonic()
@@ -224,13 +224,13 @@ def test_a_gateway_that_was_stopped_reads_what_lies_ready(url: str, monkeypatch:
     """A timer that is late by more than a busy loop can be has its client heard first."""
     monkeypatch.setattr(connections, "LATE_SECONDS", 0.2)
     loops: list[Any] = []
-    start = connections._Connection._wait_for
+    start = connections._Connection._await
 
     def noted(self: Any, what: str) -> None:
         loops.append(self.loop)
         start(self, what)
 
-    monkeypatch.setattr(connections._Connection, "_wait_for", noted)
+    monkeypatch.setattr(connections._Connection, "_await", noted)
     with connect(url) as connection:
         connection.sendall(WHOLE[:-10])
         while not loops:

@@ -10,7 +10,7 @@ import pytest
 from gradellm import InvalidRequestError
 from gradellm.wire.requests import AttributionKeywords
 from gradellm_gateway.chat import ChatRequest
-from gradellm_gateway.fields import FIELDS, Names, shown
+from gradellm_gateway.fields import FIELDS, FieldNames, quoted
 
 MESSAGES: Any = [{"role": "user", "content": "Once"}]
 VALUES: dict[str, Any] = {
@@ -66,7 +66,7 @@ TAKEN: dict[str, set[str]] = {
 
 def refused(body: Any) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as raised:
-        ChatRequest.of(body)
+        ChatRequest.from_json(body)
     return raised.value
 
 
@@ -84,7 +84,7 @@ def test_the_table_has_every_field() -> None:
 def test_a_field_takes_its_own_type_alone(field: str, kind: str) -> None:
     body = body_with(field, VALUES[kind])
     if kind in TAKEN[field]:
-        ChatRequest.of(body)
+        ChatRequest.from_json(body)
         return
     error = refused(body)
     param = error.violations[0].field
@@ -94,7 +94,7 @@ def test_a_field_takes_its_own_type_alone(field: str, kind: str) -> None:
 
 @pytest.mark.parametrize("field", FIELDS.keys() - {"messages"})
 def test_null_is_as_good_as_absent(field: str) -> None:
-    with_null, without = ChatRequest.of(body_with(field, None)), ChatRequest.of(body_with("model", None))
+    with_null, without = ChatRequest.from_json(body_with(field, None)), ChatRequest.from_json(body_with("model", None))
     assert with_null.keywords == without.keywords
     assert (with_null.is_streamed, with_null.logprobs) == (without.is_streamed, field == "top_logprobs")
 
@@ -175,7 +175,7 @@ def test_an_answer_may_be_handed_back_as_it_came() -> None:
     nothing: dict[str, Any] = dict.fromkeys(("name", "refusal", "audio", "function_call", "tool_calls", "tool_call_id"))
     answer = {"role": "assistant", "content": "a", **nothing, "annotations": []}
     part = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
-    assert ChatRequest.of({"messages": [answer, part]}).keywords["messages"] == [
+    assert ChatRequest.from_json({"messages": [answer, part]}).keywords["messages"] == [
         {"role": "assistant", "content": "a"},
         {"role": "system", "content": "b"},
     ]
@@ -200,13 +200,13 @@ def test_an_answer_may_be_handed_back_as_it_came() -> None:
     ],
 )
 def test_a_quoted_value_is_whole_json_or_none(value: Any) -> None:
-    said = shown(value)
+    said = quoted(value)
     assert len(said) < 300
     if said[0] in '"[{':
         json.loads(said.removesuffix("..."))
 
 
-NAMES = Names(
+NAMES = FieldNames(
     {"messages": [], "stop": "x", "gradellm": {"segments": {"kite": 1, "card": 2}}},
     {"max_new_tokens": "max_tokens", "num_alternatives": "top_logprobs"},
     attribution="gradellm.{}",

@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'gradellm[r
 
 from gradellm.evaluation.datasets import Example
 from gradellm_ray import actor
-from gradellm_ray.actor import MOST_TRIES, EngineActor, Tries, example_of, packed, unpacked
+from gradellm_ray.actor import MAX_TRIES, EngineActor, Tries, example_of, packed, unpacked
 from gradellm_ray.evaluator import Outcome
 
 EXAMPLE = Example("a", "line 1", (("user", "x"),), None, "Positive", ((0, 1),), {"text": "x"})
@@ -74,10 +74,10 @@ def test_an_example_that_ends_its_actor_is_given_up(
 
     monkeypatch.setattr("os._exit", end)
     engine._evaluator = Failing(RuntimeError("CUDA error"))
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         with pytest.raises(SystemExit):
             engine({"example": [packed(EXAMPLE)]})
         assert "RuntimeError: CUDA error" in capsys.readouterr().out
     ((one, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
     assert (one, outcome.record) == ("a", None)
-    assert outcome.error.startswith(f"line 1: its actor ended each of the {MOST_TRIES} times that it was tried")
+    assert outcome.error.startswith(f"line 1: its actor ended in each of {MAX_TRIES} tries")

@@ -122,10 +122,10 @@ def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
 
 
 def test_what_the_model_is(evaluator: Evaluator) -> None:
-    facts = evaluator.facts(PRESETS)
-    assert facts.info.model.name == "gradellm demo model"
-    assert {method.name for method in facts.info.methods} >= {"grad_ellm", "random"}
-    assert all(reason for reason in facts.refusals.values())
+    description = evaluator.describe_model(PRESETS)
+    assert description.info.model.name == "gradellm demo model"
+    assert {method.name for method in description.info.methods} >= {"grad_ellm", "random"}
+    assert all(reason for reason in description.refusals.values())
 
 
 def test_what_nobody_foresaw_is_raised(

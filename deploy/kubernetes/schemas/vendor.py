@@ -1,12 +1,11 @@
 """Makes strict JSON schemas of custom resource definitions: `python deploy/kubernetes/schemas/vendor.py CRD.yaml ...`.
 
-The definitions are the upstream projects' own files, at the versions that README.md beside this file names. Of each,
-the version that is stored is taken, without what says nothing of an object's shape (descriptions, rules in CEL, hints
-for merging), and every object is closed: a field that the definition does not name is an error, as for
-`kubectl apply --validate=strict`.
+The definitions are the upstream projects' files, at the versions in README.md beside this file. The schema is that of
+the storage version, without keys that do not constrain an object's shape (descriptions, CEL rules, merge hints). Every
+object is closed: a field that is not defined is an error, as with `kubectl apply --validate=strict`.
 
-A pod template inside a definition is thousands of lines that Kubernetes' own schemas have, too. It is left open here;
-the tests check templates as pods.
+Pod templates inside a definition are left open: they have thousands of lines, and the tests check them as pods by
+Kubernetes' own schemas.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ KEPT = {
     *("minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "additionalProperties"),
     *("oneOf", "anyOf", "allOf", "not", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
-# Every object of Kubernetes has these; a definition says no more of metadata than that it is an object.
+# The same for every Kubernetes object; definitions only say that metadata is an object.
 METADATA = {
     "type": "object",
     "properties": {
@@ -50,7 +49,7 @@ def main(paths: list[str]) -> int:
 
 
 def strict_schema(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The schema of a definition's stored version, and the name of its file: group, version and kind."""
+    """File name (group, version, kind) and schema of a definition's storage version."""
     spec = definition["spec"]
     (stored,) = [version for version in spec["versions"] if version["storage"]]
     group, version, kind = spec["group"], stored["name"], spec["names"]["kind"]
@@ -58,44 +57,44 @@ def strict_schema(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     properties = schema["properties"]
     properties["apiVersion"], properties["kind"] = {"const": f"{group}/{version}"}, {"const": kind}
     properties["metadata"] = METADATA
-    properties.pop("status", None)  # a controller's to write
+    properties.pop("status", None)  # written by a controller
     required = sorted({"apiVersion", "kind", "metadata", *schema.get("required", ())})
     return f"{group}_{version}_{kind}.json", {"$schema": DRAFT, **schema, "required": required}
 
 
 def closed(schema: dict[str, Any], *, is_part: bool = False) -> dict[str, Any]:
-    """The same as JSON schema, with every object closed.
+    """An OpenAPI schema as JSON schema, with every object closed.
 
     Args:
-        schema: of OpenAPI, as definitions have it.
-        is_part: whether it is one of several that hold at once (in anyOf and the like): those name only some fields.
+        schema: the OpenAPI schema.
+        is_part: whether it is a part of anyOf, allOf or the like, which defines only some fields and stays open.
     """
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"], **{key: schema[key] for key in ("pattern",) if key in schema}}
     if _is_pod_template(schema):
         return {"type": "object", "$comment": "a pod template"}
-    made = {key: value for key, value in schema.items() if key in KEPT}
-    if "properties" in made:
-        made["properties"] = {name: closed(one) for name, one in made["properties"].items()}
-    if isinstance(made.get("items"), dict):
-        made["items"] = closed(made["items"])
-    if isinstance(made.get("additionalProperties"), dict):
-        made["additionalProperties"] = closed(made["additionalProperties"])
+    kept = {key: value for key, value in schema.items() if key in KEPT}
+    if "properties" in kept:
+        kept["properties"] = {name: closed(part) for name, part in kept["properties"].items()}
+    if isinstance(kept.get("items"), dict):
+        kept["items"] = closed(kept["items"])
+    if isinstance(kept.get("additionalProperties"), dict):
+        kept["additionalProperties"] = closed(kept["additionalProperties"])
     for key in ("oneOf", "anyOf", "allOf"):
-        if key in made:
-            made[key] = [closed(one, is_part=True) for one in made[key]]
-    if "not" in made:
-        made["not"] = closed(made["not"], is_part=True)
+        if key in kept:
+            kept[key] = [closed(part, is_part=True) for part in kept[key]]
+    if "not" in kept:
+        kept["not"] = closed(kept["not"], is_part=True)
     is_open = schema.get("x-kubernetes-preserve-unknown-fields") or is_part
-    if "properties" in made and "additionalProperties" not in made and not is_open:
-        made["additionalProperties"] = False
-    if schema.get("nullable") and isinstance(made.get("type"), str):
-        made["type"] = [made["type"], "null"]
-    return made
+    if "properties" in kept and "additionalProperties" not in kept and not is_open:
+        kept["additionalProperties"] = False
+    if schema.get("nullable") and isinstance(kept.get("type"), str):
+        kept["type"] = [kept["type"], "null"]
+    return kept
 
 
 def _is_pod_template(schema: dict[str, Any]) -> bool:
-    """Whether it is a whole pod template: an object whose spec has containers."""
+    """Whether a schema is a pod template: an object whose spec has containers."""
     spec = schema.get("properties", {}).get("spec", {})
     return "containers" in spec.get("properties", {}) and "initContainers" in spec.get("properties", {})
 

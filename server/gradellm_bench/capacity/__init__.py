@@ -1,7 +1,12 @@
-"""How many servers, GPUs and how much money a load takes, and what would break first: a model that measurements drive.
+"""Capacity planning: servers, GPUs and cost for a load, and the resource that limits it, from a measured cost model.
 
-`measuring` times a scheduler's passes on this machine (`from_bench` takes them from a report of `gradellm bench`),
-`costs` makes a model of them, `replica` runs a server's scheduler on that model instead of on a GPU, `trial` runs the
-same requests on the real one, `planning` looks for the fewest servers that keep what was promised, `limits` counts what
-else a fleet needs, and `document` writes docs/capacity.md's tables.
+measurements       times the scheduler's passes on this machine (bench_import takes them from `gradellm bench --json`)
+costs              a cost model fitted to these measurements
+traffic            random requests
+replica_simulator  a server's scheduler, simulated on the cost model
+request_metrics    records and summaries of requests, real or simulated
+validation_run     the same requests on the real scheduler, to validate the simulation
+planning           the fewest servers that meet a service level
+limits             other resources of the fleet
+document           writes docs/capacity.md's tables
 """

@@ -1,7 +1,7 @@
-"""Passes of a machine on which only `gradellm bench` ran: what its report tells of them.
+"""Pass times derived from a report of `gradellm bench --json`.
 
-The report has a stream's gaps and tokens a second by way of decoding, at some numbers of streams; a token's passes are
-taken apart by differences. It has no reading of small pieces, and no recordings: a plan by it is a little coarser.
+The report has gaps and tokens per second by backend and number of streams; the times of passes are their differences.
+It has no small prefill chunks and no CUDA graph captures, so that a plan based on it is coarser than one on `measure`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
-from gradellm_bench.capacity.measuring import Measured, Pass
+from gradellm_bench.capacity.measurements import Measurements, PassMeasurement
 from gradellm_bench.models import SHAPES
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
@@ -18,32 +18,32 @@ _CHUNKED = f"chunked({DEFAULT_CHUNK_SIZE})"
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
-def from_bench(path: Path) -> Measured:
-    """What a report of `gradellm bench --json FILE` tells.
+def from_bench(path: Path) -> Measurements:
+    """The measurements that a report implies.
 
     Raises:
-        ValueError: for a file that is not that, or of a model whose shape is not known.
+        ValueError: if the file is not such a report, or its model's shape is unknown.
     """
     try:
         report = json.loads(path.read_text())
         machine = report["machine"]
         name = machine["model"].removeprefix("random ").split(",")[0]
         if name not in SHAPES:
-            raise ValueError(f"it is of {name}, and the shapes that are known are {', '.join(SHAPES)}")
+            raise ValueError(f"its model is {name}, and known shapes are {', '.join(SHAPES)}")
         shape, item = SHAPES[name], _ITEM_BYTES[machine["dtype"]]
         width = shape["hidden_size"] // shape["num_attention_heads"]
         per_token = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * width * item
         parameters = float(machine["model"].split(", ")[1].removesuffix("M parameters").replace(",", "")) * 1e6
         is_gpu = "CPU" not in machine["device"]
-        measured = Measured(
+        measured = Measurements(
             machine, "cuda" if is_gpu else "cpu", per_token, int(parameters * item), report["bandwidth"],
             shape["max_position_embeddings"],
         )  # fmt: skip
-        rows = {(its["way"], its["prompt_tokens"], its["streams"]): its for its in report["throughputs"]}
-        for (way, context, streams), its in rows.items():
+        rows = {(row["way"], row["prompt_tokens"], row["streams"]): row for row in report["throughputs"]}
+        for (way, context, streams), row in rows.items():
             if way == "plain":
-                measured.passes += _steps(rows, context, streams, its["gap"] / 1e3, measured.processor)
-        measured.passes += _readings(report["latencies"])
+                measured.passes += _steps(rows, context, streams, row["gap"] / 1e3, measured.processor)
+        measured.passes += _prefills(report["latencies"])
     except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not what `gradellm bench --json FILE` writes: {error!r}") from None
     except ValueError as error:
@@ -53,27 +53,29 @@ def from_bench(path: Path) -> Measured:
 
 def _steps(
     rows: dict[tuple[str, int, int], dict[str, float]], context: int, streams: int, step: float, processor: str
-) -> list[Pass]:
-    """A token without explanation, one with it, and a chunk."""
-    found = [Pass("step", streams, 1, context, (step,))]
+) -> list[PassMeasurement]:
+    """Passes of a plain token, of an explained token, and of a chunk's replay."""
+    found = [PassMeasurement("step", streams, 1, context, (step,))]
     if explained := rows.get(("per_token", context, streams)):
         whole = streams / explained["tokens_per_second"]
         found += [
-            Pass("explained_step", streams, 1, context, (step,)),  # the same arithmetic, with a graph
-            Pass("scores", streams, 1, context, (max(1e-6, whole - step),)),
+            PassMeasurement(
+                "explained_step", streams, 1, context, (step,)
+            ),  # the same arithmetic, with an autograd graph
+            PassMeasurement("scores", streams, 1, context, (max(1e-6, whole - step),)),
         ]
     fits = streams * DEFAULT_CHUNK_SIZE <= (256 if processor == "cuda" else 64)
     if fits and (chunked := rows.get((_CHUNKED, context, streams))):
         a_chunk = DEFAULT_CHUNK_SIZE * (streams / chunked["tokens_per_second"] - step)
-        found.append(Pass("replay", streams, DEFAULT_CHUNK_SIZE, context, (max(1e-6, a_chunk),)))
+        found.append(PassMeasurement("replay", streams, DEFAULT_CHUNK_SIZE, context, (max(1e-6, a_chunk),)))
     return found
 
 
-def _readings(latencies: list[dict[str, object]]) -> list[Pass]:
-    """Whole prompts, but for their last tokens; on a CPU a long one is several pieces, which are told as one."""
-    found = []
-    for its in latencies:
-        if its["way"] == "plain":
-            first, step = (statistics.median(its[name]) / 1e3 for name in ("first_token", "per_token"))  # type: ignore[arg-type]
-            found.append(Pass("read", 1, int(its["prompt_tokens"]) - 1, 0, (first - step,)))  # type: ignore[call-overload]
-    return found
+def _prefills(latencies: list[dict[str, object]]) -> list[PassMeasurement]:
+    """Prefills of whole prompts but their last token; on a CPU, the chunks of a long prompt count as one pass."""
+    passes = []
+    for row in latencies:
+        if row["way"] == "plain":
+            first, step = (statistics.median(row[name]) / 1e3 for name in ("first_token", "per_token"))  # type: ignore[arg-type]
+            passes.append(PassMeasurement("read", 1, int(row["prompt_tokens"]) - 1, 0, (first - step,)))  # type: ignore[call-overload]
+    return passes

@@ -1,13 +1,12 @@
-"""A model of how long a pass takes, fitted to passes that were measured.
+"""A cost model of the scheduler's passes, fitted to measurements.
 
-A pass of one kind takes
+The seconds of a pass of one kind are
 
     base(size) + slope * work
 
-where size is its rows (streams of a step, tokens of a replay or of a piece of a prompt), base runs straight between
-the sizes that were measured, and work is what attention reads: the tokens before each row, all rows together. Weighted
-so that relative errors count, and slope is never below 0. Beyond the largest size that was measured base goes on as
-before.
+where size is its rows (streams of a decode step, tokens of a replay or of a prefill chunk), base is piecewise linear
+between the measured sizes and extrapolated beyond the largest, and work is the number of keys that attention reads: the
+tokens before each row, summed over rows. The fit minimises relative errors; slope is not negative.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from typing import Literal
 
 import numpy as np
 
-from gradellm_bench.capacity.measuring import Kind, Measured, Pass
+from gradellm_bench.capacity.measurements import Kind, Measurements, PassMeasurement
 from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
 from gradellm_engine.passes.batched import StepShape
 
 
 @dataclass(frozen=True)
 class PassModel:
-    """Of one kind.
+    """The cost model of one kind of pass.
 
     Attributes:
-        sizes: where base was fitted, ascending.
-        bases: seconds there.
-        slope: seconds a token that attention reads.
-        rounds: whether sizes are rounded up to those that steps are recorded in.
-        error: largest relative difference from what was measured.
+        sizes: measured sizes, ascending.
+        bases: base seconds at these sizes.
+        slope: seconds per key that attention reads.
+        rounds: whether sizes are padded to the buckets of CUDA graphs.
+        error: largest relative error over the measurements.
     """
 
     sizes: tuple[int, ...]
@@ -44,7 +43,7 @@ class PassModel:
     error: float
 
     def seconds(self, size: int, work: float) -> float:
-        """How long a pass takes."""
+        """Seconds of a pass."""
         if self.rounds:
             size = recorded_rows(size)
         return self._base(size) + self.slope * work
@@ -58,40 +57,40 @@ class PassModel:
         return max(min(bases) / 2, bases[right - 1] + share * (bases[right] - bases[right - 1]))
 
     @classmethod
-    def fit(cls, passes: Sequence[Pass], *, rounds: bool) -> PassModel:
-        """Least squares of relative errors.
+    def fit(cls, passes: Sequence[PassMeasurement], *, rounds: bool) -> PassModel:
+        """Fit by least squares of relative errors.
 
         Raises:
-            ValueError: where nothing was measured.
+            ValueError: without measurements.
         """
         if not passes:
             raise ValueError("no passes of this kind were measured")
-        sizes = sorted({_size(its) for its in passes})
-        seconds = np.array([its.median for its in passes])
-        design = np.array([[float(size == _size(its)) for size in sizes] + [_work(its)] for its in passes])
-        found = np.linalg.lstsq(design / seconds[:, None], np.ones(len(passes)), rcond=None)[0]
-        told_apart = len({(_size(its), _work(its)) for its in passes}) > len(sizes)
+        sizes = sorted({_size(each) for each in passes})
+        seconds = np.array([each.median for each in passes])
+        design = np.array([[float(size == _size(each)) for size in sizes] + [_work(each)] for each in passes])
+        solution = np.linalg.lstsq(design / seconds[:, None], np.ones(len(passes)), rcond=None)[0]
+        is_determined = len({(_size(each), _work(each)) for each in passes}) > len(sizes)
         if (
-            found[-1] < 0 or not told_apart or not np.isfinite(found).all()
-        ):  # noise: a pass does not become faster by reading more
-            found = np.append(
+            solution[-1] < 0 or not is_determined or not np.isfinite(solution).all()
+        ):  # noise: a pass that reads more keys is not faster
+            solution = np.append(
                 np.linalg.lstsq(design[:, :-1] / seconds[:, None], np.ones(len(passes)), rcond=None)[0], 0
             )
-        error = float(np.abs(design @ found / seconds - 1).max())
-        return cls(tuple(sizes), tuple(map(float, found[:-1])), float(found[-1]), rounds, error)
+        error = float(np.abs(design @ solution / seconds - 1).max())
+        return cls(tuple(sizes), tuple(map(float, solution[:-1])), float(solution[-1]), rounds, error)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a machine's passes.
+    """The cost model of a machine's passes.
 
     Attributes:
-        models: by kind.
+        models: by kind of pass.
         processor: cpu or cuda.
-        recording_seconds: that a step of a new shape takes longer, by kind; empty where steps are not recorded.
+        recording_seconds: seconds to capture the CUDA graph of a new shape, by kind; empty without CUDA graphs.
         kv_bytes_per_token: bytes of a token's keys and values.
-        weight_bytes: that a step reads.
-        bandwidth: bytes a second that memory is read at.
+        weight_bytes: bytes of weights that a step reads.
+        bandwidth: memory bandwidth in bytes per second.
     """
 
     models: dict[Kind, PassModel]
@@ -102,62 +101,62 @@ class Costs:
     bandwidth: float
 
     @classmethod
-    def fit(cls, measured: Measured) -> Costs:
-        """Of what was measured."""
+    def fit(cls, measured: Measurements) -> Costs:
+        """Fit to measurements."""
         is_recorded = measured.processor == "cuda"
         kinds: tuple[Kind, ...] = ("step", "explained_step", "scores", "replay", "read")
         models = {
             kind: PassModel.fit(
-                [its for its in measured.passes if its.kind == kind], rounds=is_recorded and kind != "read"
+                [each for each in measured.passes if each.kind == kind], rounds=is_recorded and kind != "read"
             )
             for kind in kinds
         }
-        longer: dict[Kind, list[float]] = {}
-        for its in measured.passes:
-            if is_recorded and its.first_seconds is not None and its.kind != "scores":
-                longer.setdefault(its.kind, []).append(its.first_seconds - its.median)
+        captures: dict[Kind, list[float]] = {}
+        for each in measured.passes:
+            if is_recorded and each.first_seconds is not None and each.kind != "scores":
+                captures.setdefault(each.kind, []).append(each.first_seconds - each.median)
         return cls(
             models,
             measured.processor,
-            {kind: float(np.median(seconds)) for kind, seconds in longer.items()},
+            {kind: float(np.median(seconds)) for kind, seconds in captures.items()},
             measured.kv_bytes_per_token,
             measured.weight_bytes,
             measured.bandwidth,
         )
 
     def step(self, streams: int, context: int, *, explained: bool) -> float:
-        """A token of each of so many streams, which hold `context` tokens together; to their tokens."""
+        """Seconds of a decode step of `streams`, which hold `context` tokens together, until its tokens are known."""
         return self.models["explained_step" if explained else "step"].seconds(streams, context)
 
     def scores(self, streams: int, context: int) -> float:
-        """The scores of such a step."""
+        """Seconds of the attribution of such a step."""
         return self.models["scores"].seconds(streams, context)
 
     def replay(self, tokens: int, work: int) -> float:
-        """Chunks of `tokens` together, before each of which lie tokens that are `work` together."""
+        """Seconds of a replay of chunks with `tokens` tokens and `work` keys together."""
         return self.models["replay"].seconds(tokens, work)
 
     def read(self, tokens: int, work: int) -> float:
-        """Pieces of prompts of `tokens` together."""
+        """Seconds of prefill chunks of `tokens` together."""
         return self.models["read"].seconds(tokens, work)
 
 
 @cache
 def recorded_rows(size: int) -> int:
-    """How many rows a step of so many is recorded with."""
+    """The rows of the CUDA graph bucket for a step of `size` rows."""
     return pad_to_bucket(StepShape(size, 1, 1, is_new=True, switches=None, has_domains=False)).num_rows
 
 
 def read_work(tokens: int, context: int) -> int:
-    """What attention reads for a piece of a prompt behind `context` tokens."""
+    """Keys that attention reads for a prefill chunk of `tokens` after `context` tokens."""
     return tokens * context + tokens * (tokens - 1) // 2
 
 
-def _size(its: Pass) -> int:
-    return its.streams * its.tokens
+def _size(measured: PassMeasurement) -> int:
+    return measured.streams * measured.tokens
 
 
-def _work(its: Pass) -> float:
-    if its.kind == "read":
-        return float(read_work(its.tokens, its.context))
-    return float(its.streams * its.tokens * its.context)
+def _work(measured: PassMeasurement) -> float:
+    if measured.kind == "read":
+        return float(read_work(measured.tokens, measured.context))
+    return float(measured.streams * measured.tokens * measured.context)

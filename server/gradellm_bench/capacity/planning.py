@@ -1,4 +1,4 @@
-"""The fewest servers that keep what was promised, and what they cost."""
+"""The fewest servers that meet a service level, and their cost."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
 
 Load = Callable[[Summary], float]
-WARM_UP = 0.25  # share of requests that come before anything is counted: an empty server is fast
+WARM_UP = 0.25  # share of requests before counting starts: an empty server is faster
 REQUESTS = 400
-CLOSE = 0.03  # how near the search comes to the highest rate, relative
-HEADROOM = 0.9  # share of that rate that servers are planned for: near it, chance decides
+SEARCH_TOLERANCE = 0.03  # relative, of the highest rate
+HEADROOM = 0.9  # share of the highest rate that servers are planned for: close to it queues vary widely
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What must hold; seconds.
+class ServiceLevel:
+    """Upper bounds that a server must keep; times in seconds.
 
     Attributes:
-        first_token: 95th percentile from a request's coming to its first token.
-        gap: 95th percentile between a stream's tokens.
-        refused: share of requests that find no place.
-        interpreter: share of the server's event loop, where what an event costs is known: beyond it events queue there.
+        first_token: time to first token, 95th percentile.
+        gap: time between tokens, 95th percentile.
+        refused: share of rejected requests.
+        interpreter: share of the server's event loop, if the cost of events is known; above it events queue.
     """
 
     first_token: float = 2.0
@@ -35,7 +35,7 @@ class Promise:
     interpreter: float = 0.7
 
     def broken_by(self, run: Summary, interpreter: float = 0.0) -> str | None:
-        """What a run does not keep; None where it keeps all. `interpreter` is what it takes of the event loop."""
+        """The bound that a run violates, as text; None if it keeps all. `interpreter`: its share of the event loop."""
         if run.refused > self.refused:
             return f"{run.refused:.1%} refused"
         if run.first_token[1] > self.first_token:
@@ -52,13 +52,13 @@ class Plan:
     """Servers for a load.
 
     Attributes:
-        load: requests a second, all together.
-        each: requests a second that one server takes and keeps what was promised.
-        breaks: what it does not keep at a little more.
-        replicas: servers, the spare ones among them.
-        gpus: of all servers.
-        run: what one of them is like under its share while none has failed.
-        a_month: what they cost for 730 hours, in the currency of the price; None without a price.
+        load: requests a second, of all servers.
+        each: the highest rate of one server that meets the service level.
+        breaks: the bound that a slightly higher rate violates.
+        replicas: servers, spares included.
+        gpus: GPUs of all servers.
+        run: one server under its share of the load, with no server down.
+        a_month: cost of 730 hours, in the currency of the price; None without a price.
     """
 
     load: float
@@ -73,11 +73,11 @@ class Plan:
 def simulate(
     costs: Costs, settings: ReplicaSettings, traffic: Traffic, *, requests: int = REQUESTS, seed: int = 0
 ) -> Summary:
-    """One server under `traffic`, counted once it is warm and while requests come."""
-    coming = traffic.requests(requests, seed)
+    """Simulate one server under `traffic`; counted after the warm-up and while requests arrive."""
+    arrivals = traffic.requests(requests, seed)
     replica = Replica(costs, settings)
-    served = replica.run(coming)
-    start, end = coming[int(WARM_UP * requests)].arrival, coming[-1].arrival
+    served = replica.run(arrivals)
+    start, end = arrivals[int(WARM_UP * requests)].arrival, arrivals[-1].arrival
     return Summary.of(served, start=start, end=end, busy_seconds=replica.busy_between(start, end))
 
 
@@ -85,37 +85,37 @@ def highest_rate(
     costs: Costs,
     settings: ReplicaSettings,
     traffic: Traffic,
-    promise: Promise,
+    level: ServiceLevel,
     *,
     load_of: Load = lambda run: 0.0,
     requests: int = REQUESTS,
     seed: int = 0,
 ) -> tuple[float, str]:
-    """Requests a second that one server takes and keeps the promise, and what breaks at a little more.
+    """The highest rate of one server that meets a service level, and the bound that a slightly higher rate violates.
 
-    `load_of` says which share of its event loop a run takes; see `limits`.
+    `load_of` gives a run's share of the event loop; see `limits`.
 
     Raises:
-        ValueError: where not even one request at a time keeps it.
+        ValueError: if the service level cannot be met even at a negligible rate.
     """
 
-    def broken(rate: float) -> str | None:
+    def violation(rate: float) -> str | None:
         run = simulate(costs, settings, replace(traffic, rate=rate), requests=requests, seed=seed)
-        return promise.broken_by(run, load_of(run))
+        return level.broken_by(run, load_of(run))
 
     low, high = 0.0, 0.25
-    why = broken(high)
+    why = violation(high)
     while why is None:
         low, high = high, 2 * high
-        why = broken(high)
+        why = violation(high)
     if not low:
         low = 0.001
-        if (why := broken(low)) is not None:
-            raise ValueError(f"not even one request at a time keeps what was promised: {why}")
-        why = broken(high)
-    while high / low > 1 + CLOSE:
+        if (why := violation(low)) is not None:
+            raise ValueError(f"not even one request at a time meets the service level: {why}")
+        why = violation(high)
+    while high / low > 1 + SEARCH_TOLERANCE:
         middle = math.sqrt(low * high)
-        found = broken(middle)
+        found = violation(middle)
         if found is None:
             low = middle
         else:
@@ -127,7 +127,7 @@ def plan(
     costs: Costs,
     settings: ReplicaSettings,
     traffic: Traffic,
-    promise: Promise,
+    level: ServiceLevel,
     *,
     spare: int = 1,
     gpus: int = 1,
@@ -137,21 +137,21 @@ def plan(
 ) -> Plan:
     """Servers for `traffic`.
 
-    Requests of many clients, each of which takes servers in turn, reach one server at random moments (worse than one
-    client's strict turns), so that one server is simulated and all are like it.
+    With many clients that each balance round-robin, requests reach a server at random times, so that one server is
+    simulated and stands for all.
 
     Args:
-        costs: of a server's passes.
-        settings: of a server.
-        traffic: of all servers together.
-        promise: what must hold, also while the spare servers are away.
-        spare: servers that may be away.
-        gpus: of a server.
+        costs: cost model of a server's passes.
+        settings: a server's limits.
+        traffic: requests to all servers.
+        level: service level, to be met while the spare servers are down.
+        spare: servers that may be down.
+        gpus: GPUs of a server.
         gpu_hour: price of a GPU for an hour.
-        known: what `highest_rate` found, where it has been asked already.
+        known: the result of `highest_rate`, if it is known already.
         load_of: see `highest_rate`.
     """
-    each, breaks = known or highest_rate(costs, settings, traffic, promise, load_of=load_of)
+    each, breaks = known or highest_rate(costs, settings, traffic, level, load_of=load_of)
     replicas = math.ceil(traffic.rate / (HEADROOM * each)) + spare
     run = simulate(costs, settings, replace(traffic, rate=traffic.rate / replicas))
     price = None if gpu_hour is None else 730 * gpu_hour * replicas * gpus

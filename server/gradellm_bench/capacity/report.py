@@ -1,4 +1,4 @@
-"""Plans and trials as tables and as a plot."""
+"""Plans, limits and validation runs as Markdown tables, and a plot."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from gradellm_bench.capacity.planning import Plan
 
 
 def plan_table(plans: Sequence[Plan], currency: str = "") -> str:
-    """A row a load."""
+    """A row for each load."""
     rows = [
         [
-            f"{its.load:,.0f}",
-            f"{its.replicas * its.run.running:,.0f}",
-            f"{its.replicas:,}",
-            f"{its.gpus:,}",
-            f"{its.each:.2f}",
-            f"{its.run.first_token[0]:.2f} / {its.run.first_token[1]:.2f}",
-            f"{1e3 * its.run.gap[0]:.0f} / {1e3 * its.run.gap[1]:.0f}",
-            f"{its.run.lag[0]:.2f} / {its.run.lag[1]:.2f}",
-            f"{its.run.busy:.0%}",
-            "" if its.a_month is None else f"{its.a_month / 1e3:,.0f}",
+            f"{plan.load:,.0f}",
+            f"{plan.replicas * plan.run.running:,.0f}",
+            f"{plan.replicas:,}",
+            f"{plan.gpus:,}",
+            f"{plan.each:.2f}",
+            f"{plan.run.first_token[0]:.2f} / {plan.run.first_token[1]:.2f}",
+            f"{1e3 * plan.run.gap[0]:.0f} / {1e3 * plan.run.gap[1]:.0f}",
+            f"{plan.run.lag[0]:.2f} / {plan.run.lag[1]:.2f}",
+            f"{plan.run.busy:.0%}",
+            "" if plan.a_month is None else f"{plan.a_month / 1e3:,.0f}",
         ]
-        for its in plans
+        for plan in plans
     ]
     header = [
         *("requests/s", "streams at a time", "servers", "GPUs", "most a server takes, /s", "first token, s: 50 / 95 %"),
@@ -35,20 +35,20 @@ def plan_table(plans: Sequence[Plan], currency: str = "") -> str:
     return markdown(header, rows)
 
 
-def limit_table(found: Sequence[Limit]) -> str:
-    """A row a limit; what has run out is in bold."""
+def limit_table(limits: Sequence[Limit]) -> str:
+    """A row for each resource; exhausted ones in bold."""
     rows = [
-        [its.what, f"**{its.used:.0%}**" if its.used > 1 else f"{its.used:.0%}", its.arithmetic, its.remedy]
-        for its in found
+        [limit.what, f"**{limit.used:.0%}**" if limit.used > 1 else f"{limit.used:.0%}", limit.arithmetic, limit.remedy]
+        for limit in limits
     ]
     return markdown(["what", "used", "how that comes", "what helps"], rows)
 
 
-def trial_table(trials: Sequence[Mapping[str, Any]]) -> str:
-    """What was measured beside what was predicted, and how far off."""
+def validation_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Measured and simulated figures, and their relative difference."""
     rows = []
-    for its in trials:
-        real, simulated = its["real"], its["simulated"]
+    for run in runs:
+        real, simulated = run["real"], run["simulated"]
         figures = [
             ("tokens a second", real["tokens_per_second"], simulated["tokens_per_second"]),
             ("first token, s, 50 %", real["first_token"][0], simulated["first_token"][0]),
@@ -58,14 +58,14 @@ def trial_table(trials: Sequence[Mapping[str, Any]]) -> str:
             ("to its scores, ms, 50 %", 1e3 * real["lag"][0], 1e3 * simulated["lag"][0]),
             ("streams at a time", real["running"], simulated["running"]),
         ]
-        for index, (what, was, said) in enumerate(figures):
-            off = f"{said / was - 1:+.0%}" if was else ""
-            rows.append([its["what"] if not index else "", what, f"{was:,.3g}", f"{said:,.3g}", off])
+        for index, (what, measured, predicted) in enumerate(figures):
+            off = f"{predicted / measured - 1:+.0%}" if measured else ""
+            rows.append([run["what"] if not index else "", what, f"{measured:,.3g}", f"{predicted:,.3g}", off])
     return markdown(["run", "figure", "measured", "simulated", "off by"], rows)
 
 
 def plot(curves: Mapping[str, Sequence[tuple[float, float, float]]], promise: float, path: Path) -> None:
-    """First token and gap by the load of one server: (requests a second, s, ms) by curve."""
+    """Plot time to first token and gap by load: points (requests a second, s, ms) by curve."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -79,16 +79,16 @@ def plot(curves: Mapping[str, Sequence[tuple[float, float, float]]], promise: fl
     axes[0].axhline(promise, color="grey", linestyle=":")
     axes[0].set(title="First token, 95th percentile", ylabel="seconds", yscale="log")
     axes[1].set(title="Between tokens, 95th percentile", ylabel="milliseconds", ylim=(0, None))
-    for its in axes:
-        its.set(xlabel="requests a second of one server")
-        its.grid(alpha=0.3)
-        its.legend(fontsize="x-small", loc="lower right")
+    for axis in axes:
+        axis.set(xlabel="requests a second of one server")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small", loc="lower right")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; columns but the first and those of words stand on the right."""
+    """A Markdown table; columns of numbers are right-aligned, except the first."""
     lines = [header, ["---"] + ["---:" if _is_number(rows, index) else "---" for index in range(1, len(header))], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

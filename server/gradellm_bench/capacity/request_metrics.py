@@ -1,4 +1,4 @@
-"""What became of requests, on a real scheduler or a simulated one: the same record for both."""
+"""Records of requests on a real or simulated scheduler, and their summary."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Percentile = tuple[float, float, float]  # 50th, 95th, 99th
 
 
 @dataclass
-class Served:
-    """One request's fate; times in seconds from the run's beginning.
+class RequestRecord:
+    """The course of one request; times in seconds from the start of the run.
 
     Attributes:
-        request: what it was.
-        refused: whether there was no place for it.
-        tokens: when each token left.
-        vectors: when each token's scores left.
-        ended: when it was done; None where the run was over before.
+        request: the request.
+        refused: whether it was rejected because the queue was full.
+        tokens: time of each token.
+        vectors: time of each token's scores.
+        ended: time of its end; None if the run ended before.
     """
 
     request: SimulatedRequest
@@ -33,18 +33,18 @@ class Served:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run was like; seconds.
+    """Metrics of a run; times in seconds.
 
     Attributes:
-        requests: that came while it was counted.
-        refused: share of them.
-        first_token: from a request's coming to its first token.
-        gap: between a stream's tokens.
-        lag: from a token to its scores; zeros where nothing was explained.
-        tokens_per_second: generated.
-        vectors_per_second: told.
+        requests: requests that arrived while counting.
+        refused: share of rejected requests.
+        first_token: time to first token.
+        gap: time between tokens.
+        lag: time from a token to its scores; zeros without attribution.
+        tokens_per_second: tokens generated.
+        vectors_per_second: attribution rows computed.
         busy: share of time in passes.
-        running: streams that had a place, in the mean.
+        running: mean number of running streams.
     """
 
     requests: int
@@ -58,31 +58,31 @@ class Summary:
     running: float
 
     @classmethod
-    def of(cls, served: Sequence[Served], *, start: float, end: float, busy_seconds: float) -> Summary:
-        """Of what came between `start` and `end`; `busy_seconds` is the time in passes of them all together."""
-        counted = [its for its in served if start <= its.request.arrival <= end]
-        streams = [its for its in counted if its.request.mode is not Mode.EVALUATE and not its.refused]
-        told = [its for its in streams if its.tokens]
-        gaps = [np.diff(its.tokens) for its in told if len(its.tokens) > 1]
-        lags = [np.subtract(its.vectors, its.tokens[: len(its.vectors)]) for its in told if its.vectors]
-        ends = [its.ended for its in served if its.ended is not None and start <= its.ended <= end]
+    def of(cls, served: Sequence[RequestRecord], *, start: float, end: float, busy_seconds: float) -> Summary:
+        """Summarise the requests that arrived between `start` and `end`; `busy_seconds` is the total time in passes."""
+        counted = [each for each in served if start <= each.request.arrival <= end]
+        streams = [each for each in counted if each.request.mode is not Mode.EVALUATE and not each.refused]
+        answered = [each for each in streams if each.tokens]
+        gaps = [np.diff(each.tokens) for each in answered if len(each.tokens) > 1]
+        lags = [np.subtract(each.vectors, each.tokens[: len(each.vectors)]) for each in answered if each.vectors]
+        ends = [each.ended for each in served if each.ended is not None and start <= each.ended <= end]
         span = end - start
-        everything = np.array([moment for its in served for moment in its.tokens])
-        vectors = np.array([moment for its in served for moment in its.vectors])
+        everything = np.array([moment for each in served for moment in each.tokens])
+        vectors = np.array([moment for each in served for moment in each.vectors])
         stays = [
-            max(0.0, min(end, its.ended if its.ended is not None else end) - max(start, its.tokens[0]))
-            for its in served
-            if its.tokens and its.tokens[0] < end
+            max(0.0, min(end, each.ended if each.ended is not None else end) - max(start, each.tokens[0]))
+            for each in served
+            if each.tokens and each.tokens[0] < end
         ]
         return cls(
             requests=len(counted),
-            refused=sum(its.refused for its in counted) / max(1, len(counted)),
-            first_token=_percentiles(np.array([its.tokens[0] - its.request.arrival for its in told])),
+            refused=sum(each.refused for each in counted) / max(1, len(counted)),
+            first_token=_percentiles(np.array([each.tokens[0] - each.request.arrival for each in answered])),
             gap=_percentiles(np.concatenate(gaps or [np.zeros(0)])),
             lag=_percentiles(np.concatenate(lags or [np.zeros(0)])),
             tokens_per_second=_within(everything, start, end) / span,
             vectors_per_second=_within(vectors, start, end) / span,
-            busy=busy_seconds / span if ends or told else 0.0,
+            busy=busy_seconds / span if ends or answered else 0.0,
             running=sum(stays) / span,
         )
 

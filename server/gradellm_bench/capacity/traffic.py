@@ -1,4 +1,4 @@
-"""Requests that come in: when, how long, and how explained."""
+"""Random requests: arrival times, lengths, and attribution modes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 
 import numpy as np
 
-EVALUATED_TEXTS = 116  # changed texts of one explanation's evaluation with its defaults
+EVALUATED_TEXTS = 116  # perturbed texts of one explanation's evaluation with default settings
 
 
 class Mode(StrEnum):
-    """What a request wants."""
+    """The kind of a request: attribution mode, or an evaluation."""
 
     PLAIN = "plain"
     PER_TOKEN = "per_token"  # noqa: S105 (a delivery, not a password)
@@ -25,11 +25,11 @@ class SimulatedRequest:
     """One request.
 
     Attributes:
-        arrival: seconds from the beginning.
-        prompt_tokens: tokens that are read.
-        answer_tokens: tokens that are generated; of an evaluation, tokens of the given completion.
-        places: places for keys and values that are held for it: prompt and the longest answer that it may have.
-        mode: what it wants.
+        arrival: seconds from the start of the run.
+        prompt_tokens: tokens of the prompt.
+        answer_tokens: tokens that are generated; of an evaluation, tokens of the completion.
+        places: KV cache slots that it reserves: prompt and longest possible answer.
+        mode: its kind.
     """
 
     arrival: float
@@ -41,20 +41,17 @@ class SimulatedRequest:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What comes, in the mean.
-
-    Lengths are log-normal about their means, as lengths of real prompts and answers are: many short ones and a few
-    long ones.
+    """Distribution of requests: Poisson arrivals, log-normal lengths.
 
     Attributes:
-        rate: requests a second, at random moments (Poisson).
-        prompt_tokens: mean.
-        answer_tokens: mean.
-        spread: standard deviation of a length's logarithm; 0 for all alike.
-        max_new_tokens: longest answer that a request may have: as many places are held, used or not.
-        context_tokens: of the model; longer requests are cut.
-        explained: share of requests whose tokens are explained.
-        chunked: share of the explained that are explained in chunks rather than token by token.
+        rate: requests a second.
+        prompt_tokens: mean prompt length.
+        answer_tokens: mean answer length.
+        spread: standard deviation of a length's logarithm; 0 for equal lengths.
+        max_new_tokens: longest possible answer; as many KV cache slots are reserved.
+        context_tokens: the model's context; longer requests are shortened.
+        explained: share of requests with attribution.
+        chunked: share of these with chunked delivery rather than token by token.
         evaluations: share of requests that are evaluations.
     """
 
@@ -86,7 +83,7 @@ class Traffic:
             )
 
     def requests(self, count: int, seed: int) -> list[SimulatedRequest]:
-        """So many requests, the same for equal seeds."""
+        """`count` random requests, the same for equal seeds."""
         return list(self._requests(count, np.random.default_rng(seed)))
 
     def _requests(self, count: int, rng: np.random.Generator) -> Iterator[SimulatedRequest]:
@@ -109,7 +106,7 @@ class Traffic:
             )
 
     def _lengths(self, mean: int, count: int, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Whole numbers from 2 on, log-normal with this mean. [count]"""
+        """Log-normal integers of at least 2 with this mean. [count]"""
         drawn = mean * np.exp(self.spread * rng.standard_normal(count) - self.spread**2 / 2)
         whole: np.ndarray[tuple[int], np.dtype[np.int64]] = np.maximum(2, np.rint(drawn)).astype(np.int64)
         return whole

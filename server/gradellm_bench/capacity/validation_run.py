@@ -1,4 +1,4 @@
-"""The same requests on the real scheduler, for what a simulation of it says to be compared with what it does."""
+"""Runs the same requests on the real scheduler and in the simulation, to validate the simulation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.request_metrics import Served, Summary
+from gradellm_bench.capacity.request_metrics import RequestRecord, Summary
 from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
 from gradellm_bench.models import BenchModel
 from gradellm_bench.timeline import Stopwatch
@@ -28,15 +28,15 @@ IDLE_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
-class Trial:
+class ValidationRun:
     """A run.
 
     Attributes:
         what: its name.
-        traffic: what comes.
-        settings: of the server.
-        count: requests.
-        seed: of their lengths and moments.
+        traffic: distribution of the requests.
+        settings: the server's limits.
+        count: number of requests.
+        seed: of lengths and arrival times.
     """
 
     what: str
@@ -47,65 +47,65 @@ class Trial:
 
     @property
     def requests(self) -> list[SimulatedRequest]:
-        """Each holds places for exactly its answer, whose length it says: the model ends none."""
+        """The requests; each reserves slots for exactly its answer, since the model never ends one early."""
         drawn = self.traffic.requests(self.count, self.seed)
-        return [replace(its, places=its.prompt_tokens + its.answer_tokens) for its in drawn]
+        return [replace(each, places=each.prompt_tokens + each.answer_tokens) for each in drawn]
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Trial:
-        """Of what was written of one."""
-        traffic, settings = Traffic(**told["traffic"]), ReplicaSettings(**told["settings"])
-        return cls(told["what"], traffic, settings, told["count"], told["seed"])
+    def of(cls, record: Mapping[str, Any]) -> ValidationRun:
+        """A run from its JSON record."""
+        traffic, settings = Traffic(**record["traffic"]), ReplicaSettings(**record["settings"])
+        return cls(record["what"], traffic, settings, record["count"], record["seed"])
 
 
-def simulated(replica: Replica, its: Trial) -> Summary:
-    """What the simulation says of a trial."""
-    served = replica.run(its.requests)
+def simulated(replica: Replica, validation: ValidationRun) -> Summary:
+    """The simulation's summary of a run."""
+    served = replica.run(validation.requests)
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=replica.busy_seconds)
 
 
-def real(subject: BenchModel, engine: Engine, its: Trial) -> Summary:
-    """What comes of it on this machine."""
-    served, busy = run(subject, engine, its.requests, max_queued=its.settings.max_queued)
+def real(bench_model: BenchModel, engine: Engine, validation: ValidationRun) -> Summary:
+    """The real scheduler's summary of a run on this machine."""
+    served, busy = run(bench_model, engine, validation.requests, max_queued=validation.settings.max_queued)
     return Summary.of(served, start=0.0, end=_end(served), busy_seconds=busy)
 
 
-def _end(served: Sequence[Served]) -> float:
-    return max(its.ended or 0.0 for its in served)
+def _end(served: Sequence[RequestRecord]) -> float:
+    return max(record.ended or 0.0 for record in served)
 
 
 def run(
-    subject: BenchModel, engine: Engine, requests: Sequence[SimulatedRequest], *, max_queued: int
-) -> tuple[list[Served], float]:
-    """Run them on this machine, each at its time; what became of each, and seconds spent in passes.
+    bench_model: BenchModel, engine: Engine, requests: Sequence[SimulatedRequest], *, max_queued: int
+) -> tuple[list[RequestRecord], float]:
+    """Run requests on this machine at their arrival times; their records, and the seconds spent in passes.
 
-    Answers have exactly the lengths that requests say: the model ends none. Evaluations are not run.
+    Answers have exactly the requested lengths. Evaluations are not supported.
     """
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    prompts = [subject.prompt(rng, request.prompt_tokens) for request in requests]
-    served = [Served(request) for request in requests]
-    scheduler, placed = engine.scheduler, dict[int, Request]()
-    coming, busy = 0, 0.0
+    prompts = [bench_model.prompt(rng, request.prompt_tokens) for request in requests]
+    served = [RequestRecord(request) for request in requests]
+    scheduler, running = engine.scheduler, dict[int, Request]()
+    arrived, busy = 0, 0.0
     watch = Stopwatch()
 
-    def take_in() -> None:
-        nonlocal coming
-        while coming < len(requests) and requests[coming].arrival <= watch():
-            its = served[coming]
-            if len(placed) >= scheduler.max_running + max_queued:
-                its.refused = True
+    def accept_arrivals() -> None:
+        nonlocal arrived
+        while arrived < len(requests) and requests[arrived].arrival <= watch():
+            record = served[arrived]
+            if len(running) >= scheduler.max_running + max_queued:
+                record.refused = True
             else:
-                placed[coming] = engine.generation_request(
-                    PromptInput(prompt_ids=prompts[coming]),
-                    Sampling(max_new_tokens=its.request.answer_tokens),
-                    ATTRIBUTION[its.request.mode],
+                running[arrived] = engine.generation_request(
+                    PromptInput(prompt_ids=prompts[arrived]),
+                    Sampling(max_new_tokens=record.request.answer_tokens),
+                    ATTRIBUTION[record.request.mode],
                 )
-                scheduler.submit(placed[coming])
-            coming += 1
+                scheduler.submit(running[arrived])
+            arrived += 1
 
-    def note() -> None:
+    def record_events() -> None:
         now = watch()
-        for index, stream in list(placed.items()):
+        for index, stream in list(running.items()):
             if stream.error is not None:
                 raise stream.error
             for event in stream.take_events():
@@ -115,17 +115,17 @@ def run(
                     served[index].vectors.append(now)
             if stream.is_closed:
                 served[index].ended = now
-                del placed[index]
+                del running[index]
 
-    while coming < len(requests) or placed:
-        take_in()
+    while arrived < len(requests) or running:
+        accept_arrivals()
         if not scheduler.has_work():
             time.sleep(IDLE_SECONDS)
             continue
-        began = watch()
+        start = watch()
         for _ in scheduler.step():
-            note()
-            take_in()
-        note()
-        busy += watch() - began
+            record_events()
+            accept_arrivals()
+        record_events()
+        busy += watch() - start
     return served, busy

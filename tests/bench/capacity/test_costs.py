@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradellm_bench.capacity.bench_import import from_bench
 from gradellm_bench.capacity.costs import Costs, PassModel, read_work, recorded_rows
-from gradellm_bench.capacity.measuring import Measured, Pass
+from gradellm_bench.capacity.measurements import Measurements, PassMeasurement
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 def test_a_model_gives_back_what_it_was_fitted_to(bases: list[float], slope: float, contexts: tuple[int, ...]) -> None:
     sizes = (1, 4, 16)
     passes = [
-        Pass("step", size, 1, context, (base + slope * size * context,))
+        PassMeasurement("step", size, 1, context, (base + slope * size * context,))
         for size, base in zip(sizes, bases, strict=True)
         for context in contexts
     ]
@@ -42,9 +42,9 @@ def test_between_sizes_it_runs_straight_and_beyond_them_on() -> None:
 
 
 def test_reading_more_is_never_faster() -> None:
-    passes = [Pass("read", 1, 16, context, (seconds,)) for context, seconds in ((0, 2.0), (1000, 1.0))]
+    passes = [PassMeasurement("read", 1, 16, context, (seconds,)) for context, seconds in ((0, 2.0), (1000, 1.0))]
     assert PassModel.fit(passes, rounds=False).slope == 0
-    one_a_size = [Pass("read", 1, size, 0, (seconds,)) for size, seconds in ((16, 1.0), (64, 3.0))]
+    one_a_size = [PassMeasurement("read", 1, size, 0, (seconds,)) for size, seconds in ((16, 1.0), (64, 3.0))]
     model = PassModel.fit(one_a_size, rounds=False)  # base and slope cannot be told apart
     assert model.bases == pytest.approx((1.0, 3.0))
     assert model.slope == 0
@@ -58,12 +58,14 @@ def test_sizes_and_work() -> None:
 
 
 def test_measurements_are_written_and_read(tmp_path: Path) -> None:
-    its = Measured({"model": "a"}, "cpu", 8, 100, 1e9, 512, [Pass("step", 1, 1, 8, (0.5, 0.25, 1.0), 2.0)])
+    its = Measurements(
+        {"model": "a"}, "cpu", 8, 100, 1e9, 512, [PassMeasurement("step", 1, 1, 8, (0.5, 0.25, 1.0), 2.0)]
+    )
     its.write(tmp_path / "a.json")
-    assert Measured.read(tmp_path / "a.json") == its
+    assert Measurements.read(tmp_path / "a.json") == its
     assert its.passes[0].median == 0.5
     (tmp_path / "b.json").write_text("[]")
-    for read in (Measured.read, from_bench):
+    for read in (Measurements.read, from_bench):
         with pytest.raises(ValueError, match=r"b\.json is not what"):
             read(tmp_path / "b.json")
 
@@ -79,7 +81,7 @@ def test_a_report_of_the_bench_is_taken_apart() -> None:
 
 
 def test_the_measured_gpu_is_fitted_well() -> None:
-    costs = Costs.fit(Measured.read(DOCS / "capacity-h100.json"))
+    costs = Costs.fit(Measurements.read(DOCS / "capacity-h100.json"))
     assert max(model.error for model in costs.models.values()) < 0.25
     assert {kind: model.error < 0.11 for kind, model in costs.models.items() if kind != "replay"} == dict.fromkeys(
         ("step", "explained_step", "scores", "read"), True

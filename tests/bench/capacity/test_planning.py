@@ -1,4 +1,4 @@
-"""Plans keep what they promise, limits are plain arithmetic, and docs/capacity.md is what the program writes."""
+"""Plans keep what they level, limits are plain arithmetic, and docs/capacity.md is what the program writes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from bench.capacity.test_replica_simulator import COSTS
 from gradellm_bench.capacity import document
 from gradellm_bench.capacity.__main__ import main
-from gradellm_bench.capacity.limits import MOST_RECORDS, Wire, limits
-from gradellm_bench.capacity.planning import HEADROOM, Plan, Promise, highest_rate, plan, simulate
+from gradellm_bench.capacity.limits import MAX_DNS_RECORDS, Wire, limits
+from gradellm_bench.capacity.planning import HEADROOM, Plan, ServiceLevel, highest_rate, plan, simulate
 from gradellm_bench.capacity.replica_simulator import ReplicaSettings
-from gradellm_bench.capacity.report import trial_table
+from gradellm_bench.capacity.report import validation_table
 from gradellm_bench.capacity.request_metrics import Summary
 from gradellm_bench.capacity.traffic import Traffic
 
@@ -26,32 +26,34 @@ TRAFFIC = Traffic(1.0, prompt_tokens=50, answer_tokens=20, max_new_tokens=60, co
 WIRE = Wire(100e-6, 100e-6, 0.2e-6, 500e-6, 33, 8, 500)
 
 
-def test_the_highest_rate_keeps_the_promise_and_little_more_does_not() -> None:
-    promise = Promise(first_token=0.5, gap=1.0)
-    rate, breaks = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=200)
-    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=rate), requests=200)) is None
-    assert promise.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=1.3 * rate), requests=200)) is not None
+def test_the_highest_rate_keeps_the_level_and_little_more_does_not() -> None:
+    level = ServiceLevel(first_token=0.5, gap=1.0)
+    rate, breaks = highest_rate(COSTS, SERVER, TRAFFIC, level, requests=200)
+    assert level.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=rate), requests=200)) is None
+    assert level.broken_by(simulate(COSTS, SERVER, replace(TRAFFIC, rate=1.3 * rate), requests=200)) is not None
     assert breaks
-    assert rate < highest_rate(COSTS, SERVER, TRAFFIC, Promise(first_token=2.0, gap=1.0), requests=200)[0]
+    assert rate < highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(first_token=2.0, gap=1.0), requests=200)[0]
 
 
 def test_what_cannot_be_kept_is_said() -> None:
     with pytest.raises(ValueError, match="not even one request at a time"):
-        highest_rate(COSTS, SERVER, TRAFFIC, Promise(gap=0.001), requests=50)
+        highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(gap=0.001), requests=50)
 
 
 def test_the_interpreter_bounds_a_server_too() -> None:
-    promise = Promise(first_token=0.5, gap=1.0)
-    free, _ = highest_rate(COSTS, SERVER, TRAFFIC, promise, requests=100)
+    level = ServiceLevel(first_token=0.5, gap=1.0)
+    free, _ = highest_rate(COSTS, SERVER, TRAFFIC, level, requests=100)
     bound, breaks = highest_rate(
-        COSTS, SERVER, TRAFFIC, promise, requests=100, load_of=lambda run: run.tokens_per_second / 40
+        COSTS, SERVER, TRAFFIC, level, requests=100, load_of=lambda run: run.tokens_per_second / 40
     )
     assert bound < free
     assert "interpreter" in breaks
 
 
 def test_servers_are_counted_with_headroom_and_spares() -> None:
-    found = plan(COSTS, SERVER, replace(TRAFFIC, rate=30.0), Promise(), spare=2, gpus=4, gpu_hour=3, known=(5.0, "x"))
+    found = plan(
+        COSTS, SERVER, replace(TRAFFIC, rate=30.0), ServiceLevel(), spare=2, gpus=4, gpu_hour=3, known=(5.0, "x")
+    )
     assert found.replicas == 7 + 2  # 30 / (HEADROOM * 5)
     assert found.gpus == 36
     assert found.a_month == pytest.approx(730 * 3 * 36)
@@ -71,7 +73,7 @@ def test_limits_are_arithmetic() -> None:
     assert used["one answer of DNS, by UDP"] == pytest.approx((72 + 160) / 1232)
     assert used["one Prometheus"] == pytest.approx(10 * 500 / 5e6)
     assert [its.used for its in told] == sorted((its.used for its in told), reverse=True)
-    assert MOST_RECORDS == 4091
+    assert MAX_DNS_RECORDS == 4091
     many = {
         its.what: its.used for its in limits(replace(fleet, replicas=4092), TRAFFIC, COSTS, SERVER, WIRE, clients=4)
     }
@@ -112,7 +114,7 @@ def test_the_page_is_what_the_program_writes() -> None:
     """Its quick parts anew: trials, and one plan; the rest is compared with what was written beside."""
     page = (DOCS / "capacity.md").read_text()
     written = json.loads((DOCS / "capacity.json").read_text())
-    assert document.put(page, "trials", trial_table(document.trials_of(DOCS))) == page
+    assert document.put(page, "trials", validation_table(document.validation_runs(DOCS))) == page
     assert written["traffic"] == asdict(document.TRAFFIC)
     costs = document.machines_of(DOCS)["H100"]
     before = written["plans"]["H100"][0]
@@ -120,7 +122,7 @@ def test_the_page_is_what_the_program_writes() -> None:
         costs,
         document.SERVERS["H100"],
         replace(document.TRAFFIC, rate=document.LOADS[0]),
-        Promise(),
+        ServiceLevel(),
         gpu_hour=document.PRICE,
         known=(before["each"], before["breaks"]),
     )

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradellm_bench.capacity.costs import Costs, PassModel
-from gradellm_bench.capacity.measuring import Kind
+from gradellm_bench.capacity.measurements import Kind
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.request_metrics import Served, Summary
+from gradellm_bench.capacity.request_metrics import RequestRecord, Summary
 from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
@@ -40,30 +40,30 @@ def request(
     return SimulatedRequest(arrival, prompt, answer, places, mode)
 
 
-def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[Served]:
+def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[RequestRecord]:
     return Replica(costs, limits).run(requests)
 
 
 def test_a_plain_request_reads_and_steps() -> None:
-    (its,) = run(request(Mode.PLAIN))
-    assert its.tokens == pytest.approx([10 * READ + STEP * (1 + index) for index in range(4)])
-    assert (its.vectors, its.refused) == ([], False)
-    assert its.ended == its.tokens[-1]
+    (stream,) = run(request(Mode.PLAIN))
+    assert stream.tokens == pytest.approx([10 * READ + STEP * (1 + index) for index in range(4)])
+    assert (stream.vectors, stream.refused) == ([], False)
+    assert stream.ended == stream.tokens[-1]
 
 
 def test_an_explained_one_has_scores_behind_each_token() -> None:
-    (its,) = run(request(Mode.PER_TOKEN))
-    assert its.vectors == pytest.approx([token + SCORES for token in its.tokens])
-    assert its.ended == its.vectors[-1]
+    (stream,) = run(request(Mode.PER_TOKEN))
+    assert stream.vectors == pytest.approx([token + SCORES for token in stream.tokens])
+    assert stream.ended == stream.vectors[-1]
 
 
 def test_chunks_come_when_they_are_due_and_at_the_end() -> None:
-    (its,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
-    first, last = its.vectors[0], its.vectors[-1]
-    assert its.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
-    assert first == pytest.approx(its.tokens[DEFAULT_CHUNK_SIZE - 1] + REPLAY)
-    assert its.tokens[DEFAULT_CHUNK_SIZE] == pytest.approx(first + STEP)  # it does not decode before
-    assert last == pytest.approx(its.tokens[-1] + REPLAY)
+    (stream,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
+    first, last = stream.vectors[0], stream.vectors[-1]
+    assert stream.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
+    assert first == pytest.approx(stream.tokens[DEFAULT_CHUNK_SIZE - 1] + REPLAY)
+    assert stream.tokens[DEFAULT_CHUNK_SIZE] == pytest.approx(first + STEP)  # it does not decode before
+    assert last == pytest.approx(stream.tokens[-1] + REPLAY)
 
 
 def test_streams_share_passes() -> None:
@@ -84,7 +84,7 @@ def test_memory_for_keys_and_values_holds_back() -> None:
     first, second = run(request(Mode.PLAIN), request(Mode.PLAIN), limits=limits)
     assert first.ended is not None
     assert second.tokens[0] > first.ended
-    with pytest.raises(ValueError, match=r"does not fit the memory.*150"):
+    with pytest.raises(ValueError, match=r"does not fit the KV cache.*150"):
         run(request(Mode.PLAIN, places=151), limits=limits)
 
 
@@ -107,10 +107,10 @@ def test_an_evaluation_gives_way() -> None:
 def test_shapes_that_are_new_are_recorded() -> None:
     costs = replace(COSTS, recording_seconds={"step": 0.5})
     replica = Replica(costs, ROOMY)
-    (its,) = replica.run([request(Mode.PLAIN)])
+    (stream,) = replica.run([request(Mode.PLAIN)])
     assert replica.cuda_graphs == 1
-    assert its.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
-    assert its.tokens[1] == pytest.approx(its.tokens[0] + STEP)
+    assert stream.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
+    assert stream.tokens[1] == pytest.approx(stream.tokens[0] + STEP)
 
 
 REQUESTS = st.lists(
@@ -130,41 +130,41 @@ REQUESTS = st.lists(
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_lost_and_time_goes_on(requests: Sequence[SimulatedRequest], running: int, queued: int) -> None:
-    requests = sorted(requests, key=lambda its: its.arrival)
+    requests = sorted(requests, key=lambda stream: stream.arrival)
     replica = Replica(COSTS, ReplicaSettings(max_running=running, kv_tokens=240, max_queued=queued))
     served = replica.run(requests)
-    for its in served:
-        if its.refused:
-            assert its.tokens == []
+    for stream in served:
+        if stream.refused:
+            assert stream.tokens == []
             continue
-        explained = its.request.mode is not Mode.PLAIN
-        assert len(its.tokens) == its.request.answer_tokens
-        assert len(its.vectors) == (its.request.answer_tokens if explained else 0)
-        assert its.tokens == sorted(its.tokens)
-        assert all(vector > token for token, vector in zip(its.tokens, its.vectors, strict=False))
-        assert its.tokens[0] > its.request.arrival
-        assert its.ended is not None
-        assert its.ended >= max(its.tokens[-1:] + its.vectors[-1:])
-    end = max(its.ended or 0.0 for its in served)
+        explained = stream.request.mode is not Mode.PLAIN
+        assert len(stream.tokens) == stream.request.answer_tokens
+        assert len(stream.vectors) == (stream.request.answer_tokens if explained else 0)
+        assert stream.tokens == sorted(stream.tokens)
+        assert all(vector > token for token, vector in zip(stream.tokens, stream.vectors, strict=False))
+        assert stream.tokens[0] > stream.request.arrival
+        assert stream.ended is not None
+        assert stream.ended >= max(stream.tokens[-1:] + stream.vectors[-1:])
+    end = max(stream.ended or 0.0 for stream in served)
     assert replica.busy_seconds <= end + 1e-9
     assert replica.busy_between(0.0, end) == pytest.approx(replica.busy_seconds)
 
 
 def test_summaries_count_what_they_say() -> None:
     served = [
-        Served(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
-        Served(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
-        Served(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
+        RequestRecord(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
+        RequestRecord(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
+        RequestRecord(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
     ]
-    its = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
-    assert (its.requests, its.busy) == (3, 0.5)
-    assert its.refused == pytest.approx(1 / 3)
-    assert its.first_token[0] == pytest.approx(0.75)
-    assert its.gap[0] == pytest.approx(0.15)
-    assert its.lag[0] == pytest.approx(0.2)
-    assert its.tokens_per_second == pytest.approx(2.0)
-    assert its.vectors_per_second == pytest.approx(0.5)
-    assert its.running == pytest.approx((0.3 + 0.2) / 2)
+    stream = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
+    assert (stream.requests, stream.busy) == (3, 0.5)
+    assert stream.refused == pytest.approx(1 / 3)
+    assert stream.first_token[0] == pytest.approx(0.75)
+    assert stream.gap[0] == pytest.approx(0.15)
+    assert stream.lag[0] == pytest.approx(0.2)
+    assert stream.tokens_per_second == pytest.approx(2.0)
+    assert stream.vectors_per_second == pytest.approx(0.5)
+    assert stream.running == pytest.approx((0.3 + 0.2) / 2)
 
 
 def test_traffic_is_repeatable_and_has_its_means() -> None:
@@ -173,9 +173,9 @@ def test_traffic_is_repeatable_and_has_its_means() -> None:
     assert requests == traffic.requests(4000, seed=1)
     assert requests != traffic.requests(4000, seed=2)
     assert requests[-1].arrival == pytest.approx(400, rel=0.1)
-    assert sum(its.prompt_tokens for its in requests) / 4000 == pytest.approx(200, rel=0.05)
-    assert sum(its.answer_tokens for its in requests) / 4000 == pytest.approx(50, rel=0.05)
-    shares = {mode: sum(its.mode is mode for its in requests) / 4000 for mode in Mode}
+    assert sum(stream.prompt_tokens for stream in requests) / 4000 == pytest.approx(200, rel=0.05)
+    assert sum(stream.answer_tokens for stream in requests) / 4000 == pytest.approx(50, rel=0.05)
+    shares = {mode: sum(stream.mode is mode for stream in requests) / 4000 for mode in Mode}
     assert shares[Mode.EVALUATE] == pytest.approx(0.1, abs=0.03)
     assert shares[Mode.PLAIN] == pytest.approx(0.45, abs=0.03)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gradellm_bench.full_prefix_baseline import recomputed_step
+from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_engine import (
     AttributionSettings,
     Delivery,
@@ -54,7 +54,7 @@ def test_scores_equal_autograd_through_the_whole_prefix(
     check_gradients(reference)  # some CPUs would multiply in bfloat16 where no gradient is required
     prefix = engine.tokenize(PROMPT).ids
     for step in engine.generate(PROMPT, GREEDY, settings):
-        chosen, scores = recomputed_step(reference, prefix)
+        chosen, scores = recompute_step(reference, prefix)
         assert chosen == step.id
         assert step.attribution is not None
         assert relative_error(step.attribution.scores, scores.double()) <= 1e-4

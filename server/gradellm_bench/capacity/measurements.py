@@ -1,7 +1,7 @@
-"""How long a scheduler's passes take on this machine, by what is in them.
+"""Times of the scheduler's passes on this machine, by kind and size.
 
-Decode steps are run by the engine's own scheduler, so that what it does beside the model (sampling, text, events) is in
-their times. What gRPC takes is not: see `limits`.
+Decode steps run on the engine's scheduler, so that sampling, detokenization and events are included. gRPC is not
+included; `limits` accounts for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from random import Random
 from typing import Literal
 
 from gradellm_bench.models import BenchModel
-from gradellm_bench.streams import chunked, streams_of
+from gradellm_bench.served.streams import chunked, new_requests
 from gradellm_bench.timeline import Stopwatch
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase
 from gradellm_engine.core.scheduler import MAX_EXPLAINED_TOKENS
@@ -25,22 +25,21 @@ from gradellm_engine.passes.base import SequenceChunk
 
 Kind = Literal["step", "explained_step", "scores", "replay", "read"]
 Progress = Callable[[str], None]
-WARM_UPS = 3  # steps that are not counted: of a shape that is new, they are compiled and recorded
+WARM_UPS = 3  # steps that are not counted: those of a new shape are compiled and captured
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One kind of pass of one size.
+class PassMeasurement:
+    """Times of a pass of one kind and size.
 
     Attributes:
-        kind: `step`, a token of each stream without explanation; `explained_step`, the same with what explaining will
-            need, and `scores`, its second half; `replay`, a chunk of each stream once more; `read`, a piece of a
-            prompt.
-        streams: in it.
-        tokens: of each stream.
+        kind: `step`, a plain decode step; `explained_step`, a decode step with an autograd graph, and `scores`, its
+            backward pass and attribution; `replay`, a teacher-forced replay of a chunk; `read`, a prefill chunk.
+        streams: number of streams.
+        tokens: tokens of each stream.
         context: tokens that each stream held before.
-        seconds: of each time.
-        first_seconds: of the first time, in which the shape was recorded where steps are; None where nothing was new.
+        seconds: seconds of each repetition.
+        first_seconds: seconds of the first repetition, with the capture of a CUDA graph; None if nothing was captured.
     """
 
     kind: Kind
@@ -52,22 +51,22 @@ class Pass:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median seconds."""
         return statistics.median(self.seconds)
 
 
 @dataclass
-class Measured:
-    """A machine's passes.
+class Measurements:
+    """Pass times of a machine.
 
     Attributes:
-        machine: what they hold for.
+        machine: model, dtype, device, versions.
         processor: cpu or cuda.
         kv_bytes_per_token: bytes of a token's keys and values.
-        weight_bytes: that a step reads.
-        bandwidth: bytes a second that memory is read at.
-        context_tokens: of the model.
-        passes: what was measured.
+        weight_bytes: bytes of weights that a step reads.
+        bandwidth: memory bandwidth in bytes per second.
+        context_tokens: the model's context.
+        passes: the times.
     """
 
     machine: dict[str, str]
@@ -76,23 +75,23 @@ class Measured:
     weight_bytes: int
     bandwidth: float
     context_tokens: int
-    passes: list[Pass] = field(default_factory=list)
+    passes: list[PassMeasurement] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Measured:
-        """What `write` wrote.
+    def read(cls, path: Path) -> Measurements:
+        """Read a file that `write` wrote.
 
         Raises:
-            ValueError: for a file that is not that.
+            ValueError: if the file has another format.
         """
         try:
-            known = json.loads(path.read_text())
-            passes = [Pass(**{**its, "seconds": tuple(its["seconds"])}) for its in known.pop("passes")]
-            return cls(**known, passes=passes)
+            fields = json.loads(path.read_text())
+            passes = [PassMeasurement(**{**row, "seconds": tuple(row["seconds"])}) for row in fields.pop("passes")]
+            return cls(**fields, passes=passes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not what `python -m gradellm_bench.capacity measure --json FILE` writes: {error}"
@@ -100,69 +99,71 @@ class Measured:
 
 
 def measure(
-    subject: BenchModel,
+    bench_model: BenchModel,
     *,
     counts: Sequence[int],
     contexts: Sequence[int],
     pieces: Sequence[int],
     steps: int,
     progress: Progress,
-) -> Iterator[Pass]:
-    """Time passes of so many streams, with so many tokens before them, and pieces of prompts."""
+) -> Iterator[PassMeasurement]:
+    """Time decode steps and replays by number of streams and context, and prefill chunks by size and context."""
     longest, room = max(contexts), DEFAULT_CHUNK_SIZE * (steps + 2) + WARM_UPS + 2
-    engine = subject.engine(
+    engine = bench_model.engine(
         max_running=max(counts),
         num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    most_explained = MAX_EXPLAINED_TOKENS[subject.loaded.runner.processor]
+    most_explained = MAX_EXPLAINED_TOKENS[bench_model.loaded.runner.processor]
     for context in contexts:
         for size in pieces:
-            progress(f"pieces of {size} tokens after {context}")
-            yield _piece(engine, subject, rng, context, size, steps)
+            progress(f"prefill chunks of {size} tokens after {context}")
+            yield _prefill_chunk(engine, bench_model, rng, context, size, steps)
     for context in contexts:
         for count in counts:
             for attribution in (None, AttributionSettings(), chunked(DEFAULT_CHUNK_SIZE)):
                 way = "plain" if attribution is None else attribution.delivery
                 if way == Delivery.CHUNKED and count * DEFAULT_CHUNK_SIZE > most_explained:
-                    continue  # they do not fit a pass: smaller ones tell what one takes
+                    continue  # such a replay does not fit a pass
                 progress(f"{count} streams with {context} tokens each: {way}")
-                yield from _decoding(engine, subject, rng, context, count, attribution, steps)
+                yield from _decoding(engine, bench_model, rng, context, count, attribution, steps)
 
 
-def _piece(engine: Engine, subject: BenchModel, rng: Random, context: int, size: int, steps: int) -> Pass:
-    """Reading a piece of a prompt behind `context` tokens."""
-    runner, seconds = subject.loaded.runner, []
+def _prefill_chunk(
+    engine: Engine, bench_model: BenchModel, rng: Random, context: int, size: int, steps: int
+) -> PassMeasurement:
+    """Time a prefill chunk of `size` tokens after `context` tokens."""
+    runner, seconds = bench_model.loaded.runner, []
     runner.pool.evict_all()
     for _ in range(1 + steps):
         slot = runner.pool.allocate(context + size, is_long=runner.is_long(context + size))
         if slot is None:
-            raise RuntimeError("the pool was made with room for this")
+            raise RuntimeError("the KV cache has no free slot for a prefill chunk")
         if context:
-            runner.read([SequenceChunk.new(slot, subject.prompt(rng, context))])
-        part = SequenceChunk.new(slot, subject.prompt(rng, size))
+            runner.read([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
+        chunk = SequenceChunk.new(slot, bench_model.prompt(rng, size))
         watch = Stopwatch()
-        runner.read([part])
+        runner.read([chunk])
         seconds.append(watch())
         slot.close()
-    return Pass("read", 1, size, context, tuple(seconds[1:]))
+    return PassMeasurement("read", 1, size, context, tuple(seconds[1:]))
 
 
 def _decoding(
     engine: Engine,
-    subject: BenchModel,
+    bench_model: BenchModel,
     rng: Random,
     context: int,
     count: int,
     attribution: AttributionSettings | None,
     steps: int,
-) -> list[Pass]:
-    """Steps of so many streams; with delivery chunked, their replays alone: their steps are plain ones."""
-    subject.loaded.runner.pool.evict_all()
+) -> list[PassMeasurement]:
+    """Time decode steps of `count` streams; with chunked delivery only their replays, since their steps are plain."""
+    bench_model.loaded.runner.pool.evict_all()
     is_chunked = attribution is not None and attribution.chunk_size is not None
     new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
-    prompts = [subject.prompt(rng, context) for _ in range(count)]
-    streams = streams_of(engine, prompts, new_tokens, attribution)
+    prompts = [bench_model.prompt(rng, context) for _ in range(count)]
+    streams = new_requests(engine, prompts, new_tokens, attribution)
     for stream in streams:
         engine.scheduler.submit(stream)
     while any(stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams):
@@ -173,13 +174,16 @@ def _decoding(
         for half, seconds in enumerate(_timed(engine, streams)):
             timed.setdefault(_kind(attribution, half), []).append(seconds)
     if is_chunked:
-        first, *others = timed["replay"]
-        return [Pass("replay", count, DEFAULT_CHUNK_SIZE, context, tuple(others), first)]
-    return [Pass(kind, count, 1, context, tuple(seconds[WARM_UPS:]), seconds[0]) for kind, seconds in timed.items()]
+        first, *repetitions = timed["replay"]
+        return [PassMeasurement("replay", count, DEFAULT_CHUNK_SIZE, context, tuple(repetitions), first)]
+    return [
+        PassMeasurement(kind, count, 1, context, tuple(seconds[WARM_UPS:]), seconds[0])
+        for kind, seconds in timed.items()
+    ]
 
 
 def _kind(attribution: AttributionSettings | None, half: int) -> Kind:
-    """What a tick's first or second pass is."""
+    """The kind of a scheduler step's first (0) or second (1) pass."""
     if attribution is None:
         return "step"
     if attribution.delivery is Delivery.CHUNKED:
@@ -188,7 +192,7 @@ def _kind(attribution: AttributionSettings | None, half: int) -> Kind:
 
 
 def _timed(engine: Engine, streams: Sequence[Request]) -> list[float]:
-    """Seconds of each pass of a tick, with what is told taken as a server takes it."""
+    """Seconds of each pass of a scheduler step; events are taken after each pass, as a server does."""
     seconds, watch, before = [], Stopwatch(), 0.0
     for _ in engine.scheduler.step():
         for stream in streams:

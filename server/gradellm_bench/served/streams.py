@@ -1,4 +1,4 @@
-"""Requests to this engine, run to their end while what they tell is noted."""
+"""Runs requests on this engine's scheduler and records their timelines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gradellm_engine.tokenization.prompt_input import PromptInput
 
 
 def chunked(size: int) -> AttributionSettings:
-    """Delivery chunked, with chunks of one size."""
+    """Attribution delivered in chunks of `size` tokens."""
     return AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=size)
 
 
-STREAM_KINDS: dict[str, AttributionSettings | None] = {
+STREAM_MODES: dict[str, AttributionSettings | None] = {
     "plain": None,
     "per_token": AttributionSettings(),
     "chunked(16)": chunked(16),
@@ -25,16 +25,16 @@ STREAM_KINDS: dict[str, AttributionSettings | None] = {
 }
 
 
-def sampling(count: int) -> Sampling:
-    """Greedy, as many tokens."""
+def greedy(count: int) -> Sampling:
+    """Greedy decoding of `count` tokens."""
     return Sampling(max_new_tokens=count, temperature=0.0)
 
 
-def note(timeline: Timeline, stream: Request, now: float) -> None:
-    """Take what a stream has to tell.
+def record_events(timeline: Timeline, stream: Request, now: float) -> None:
+    """Record a stream's new events at time `now`.
 
     Raises:
-        Exception: what the stream ended with.
+        Exception: the error that the stream ended with.
     """
     if stream.error is not None:
         raise stream.error
@@ -50,12 +50,12 @@ def note(timeline: Timeline, stream: Request, now: float) -> None:
             timeline.finished = event
 
 
-def streams_of(
+def new_requests(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, attribution: AttributionSettings | None
 ) -> list[Request]:
-    """A request for each prompt."""
+    """A request for each prompt, not yet submitted."""
     return [
-        engine.generation_request(PromptInput(prompt_ids=tuple(prompt)), sampling(new_tokens), attribution)
+        engine.generation_request(PromptInput(prompt_ids=tuple(prompt)), greedy(new_tokens), attribution)
         for prompt in prompts
     ]
 
@@ -63,7 +63,7 @@ def streams_of(
 def run_streams(
     engine: Engine,
     streams: Sequence[Request],
-    between: Callable[[Stopwatch, Sequence[Timeline]], None] = lambda watch, timelines: None,
+    after_step: Callable[[Stopwatch, Sequence[Timeline]], None] = lambda watch, timelines: None,
     *,
     submitted: int | None = None,
     decode_together: bool = False,
@@ -71,35 +71,35 @@ def run_streams(
     """Run streams to their end.
 
     Args:
-        engine: runs them.
+        engine: whose scheduler runs them.
         streams: requests.
-        between: called after every tick.
-        submitted: so many come in at once, the others when `between` submits them; all by default.
-        decode_together: whether none decodes before all prompts are read.
+        after_step: called after every scheduler step.
+        submitted: how many are submitted at the start; `after_step` submits the others. All by default.
+        decode_together: whether no stream decodes before the prefill of all is done.
     """
     timelines = [Timeline() for _ in streams]
     for stream in streams[:submitted]:
         engine.scheduler.submit(stream)
     watch = Stopwatch()
     while not all(stream.is_closed for stream in streams):
-        is_reading = decode_together and any(
+        is_prefill = decode_together and any(
             stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams
         )
-        for _ in engine.scheduler.step(_is_reading if is_reading else _is_any):
+        for _ in engine.scheduler.step(_in_prefill if is_prefill else _is_any):
             now = watch()
             for timeline, stream in zip(timelines, streams, strict=True):
-                note(timeline, stream, now)
-        between(watch, timelines)
+                record_events(timeline, stream, now)
+        after_step(watch, timelines)
     for timeline, stream in zip(timelines, streams, strict=True):
-        note(timeline, stream, watch())
+        record_events(timeline, stream, watch())
     return timelines
 
 
-def run_in_turns(engine: Engine, streams: Sequence[Request], *, tokens_a_turn: int) -> list[Timeline]:
-    """Run streams to their end, each for some tokens at a time, each by a watch of its own.
+def run_in_turns(engine: Engine, streams: Sequence[Request], *, tokens_per_turn: int) -> list[Timeline]:
+    """Run streams to their end in turns of some tokens, each on its own stopwatch.
 
-    What slows the machine for a moment slows them alike. The pool must not reuse prefixes, or those of one prompt would
-    help each other.
+    Other load on the machine slows all of them alike. The KV cache must not reuse prefixes, or streams of one prompt
+    would share them.
     """
     timelines, watches = [Timeline() for _ in streams], [Stopwatch() for _ in streams]
     for stream, watch in zip(streams, watches, strict=True):
@@ -107,8 +107,8 @@ def run_in_turns(engine: Engine, streams: Sequence[Request], *, tokens_a_turn: i
         watch.stop()
     while not all(stream.is_closed for stream in streams):
         for stream, timeline, watch in zip(streams, timelines, watches, strict=True):
-            watch.go_on()
-            _take_turn(engine, stream, timeline, watch, tokens_a_turn)
+            watch.resume()
+            _take_turn(engine, stream, timeline, watch, tokens_per_turn)
             watch.stop()
     return timelines
 
@@ -117,11 +117,11 @@ def _take_turn(engine: Engine, stream: Request, timeline: Timeline, watch: Stopw
     enough = len(timeline.tokens) + num_tokens
     while not stream.is_closed and len(timeline.tokens) < enough:
         for _ in engine.scheduler.step(lambda other: other is stream):
-            note(timeline, stream, watch())
-    note(timeline, stream, watch())
+            record_events(timeline, stream, watch())
+    record_events(timeline, stream, watch())
 
 
-def _is_reading(stream: Request) -> bool:
+def _in_prefill(stream: Request) -> bool:
     return stream.phase is RequestPhase.PREFILL
 
 

@@ -1,12 +1,12 @@
-"""What an evaluation costs, and what it costs other requests.
+"""Cost of an evaluation, and its effect on other requests.
 
-    python -m gradellm_bench.evaluation_interference [--model PATH]
+    python -m gradellm_bench.served.evaluation_interference [--model PATH]
 
-- One explanation's full evaluation (pi-Soft-NS and NC, 19 values of pi, 3 masks each) as this engine runs it, against
-  Transformers' own model with one forward pass a changed text, and against bare forward passes of that model in
-  batches: the same texts, whole, the last position's logits alone, and nothing done with what comes. In turns, in one
-  run; medians of ratios. The prompt is a conversation where the model has a chat template.
-- Gaps between the tokens of explained streams with an evaluation running beside them, and without.
+- One explanation's full evaluation (pi-Soft-NS and pi-Soft-NC, 19 values of pi, 3 masks each): this engine, against
+  Transformers' model with one forward pass per perturbed text, and against bare batched forward passes of that model
+  (the same texts, logits of the last position only, results unused). They alternate in one run; medians of ratios. The
+  prompt is a conversation if the model has a chat template.
+- Gaps between tokens of explained streams, without and beside a running evaluation.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
-NEW_TOKENS = 96  # of an interactive stream
+NEW_TOKENS = 96  # tokens of an interactive stream
 STREAMS = 20
-UNDER_WAY = 20_000  # tokens that an evaluation has read when streams begin
+STARTED_TOKENS = 20_000  # tokens that an evaluation has run when streams are submitted
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure what an evaluation costs.")
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure the cost of an evaluation and its effect on other requests.")
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint folder (default: the demo model)")
     parser.add_argument("--prompt-tokens", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=5)
@@ -55,23 +55,23 @@ def main() -> None:
     use_threads(options.threads)
     engine = Engine.load(str(options.model), dtype="float32", threads=options.threads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).requires_grad_(False).eval()
-    given = _prompt(engine, options.prompt_tokens)
-    length = len(engine.tokenize(given).tokens)
+    prompt = _prompt(engine, options.prompt_tokens)
+    length = len(engine.tokenize(prompt).tokens)
     print(f"{engine.info.name}, {engine.info.num_parameters:,} parameters, prompt of {length} tokens")
-    speed(engine, model, given, options.rounds)
-    latency(engine, options.rounds)
+    compare_cost(engine, model, prompt, options.rounds)
+    compare_gaps(engine, options.rounds)
 
 
 def _prompt(engine: Engine, num_tokens: int) -> PromptInput:
-    """Reviews for a classifier where the model takes messages, else a story; as long as asked for."""
+    """A prompt of at least `num_tokens`: a classifier's conversation if the model has a chat template, else a story."""
     text = ""
     for sentence in cycle(_SENTENCES):
         text = f"{text} {sentence}".strip()
-        given = PromptInput(prompt=text)
+        prompt = PromptInput(prompt=text)
         if engine.info.has_chat_template:
-            given = PromptInput(messages=(Message("system", SYSTEM_PROMPT), Message("user", f"Text: {text}")))
-        if len(engine.tokenize(given).tokens) >= num_tokens:
-            return given
+            prompt = PromptInput(messages=(Message("system", SYSTEM_PROMPT), Message("user", f"Text: {text}")))
+        if len(engine.tokenize(prompt).tokens) >= num_tokens:
+            return prompt
     raise AssertionError("the cycle has no end")
 
 
@@ -85,60 +85,60 @@ _SENTENCES = (
 _PAPER = AttributionSettings(GradEllm())
 
 
-def speed(engine: Engine, model: PreTrainedModel, given: PromptInput, rounds: int) -> None:
-    """Print how the ways compare."""
-    step = next(iter(engine.generate(given, Sampling(max_new_tokens=1), _PAPER)))
-    assert step.attribution is not None  # noqa: S101 (it was asked for)
+def compare_cost(engine: Engine, model: PreTrainedModel, prompt: PromptInput, rounds: int) -> None:
+    """Print milliseconds of an evaluation by this engine and by Transformers, and their ratios."""
+    step = next(iter(engine.generate(prompt, Sampling(max_new_tokens=1), _PAPER)))
+    assert step.attribution is not None  # noqa: S101 (for the type checker)
     scores = step.attribution.scores.double().numpy()
     settings = EvaluationSettings((EvaluatedMethod("given", rows={0: scores.tolist()}),))
-    tokens = engine.tokenize(given).tokens
-    own = np.array([token.role is Role.USER and not token.special for token in tokens])
-    texts = _texts(settings, scores, own)
+    tokens = engine.tokenize(prompt).tokens
+    perturbable = np.array([token.role is Role.USER and not token.special for token in tokens])
+    texts = _perturbed_texts(settings, scores, perturbable)
     ids = [token.id for token in tokens]
-    ways: dict[str, Callable[[], object]] = {
-        "this engine": lambda: _ours(engine, given, step.id, settings),
+    backends: dict[str, Callable[[], object]] = {
+        "this engine": lambda: _evaluate(engine, prompt, step.id, settings),
         "one forward a text": lambda: _forwards(model, ids, texts, 1),
         "bare batches": lambda: _forwards(
             model, ids, texts, MAX_EVALUATION_PASS_TOKENS["cpu"] // len(ids), logits_to_keep=1
         ),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
     for _ in range(rounds + 1):
-        for name, run in ways.items():
-            began = time.perf_counter()
+        for name, run in backends.items():
+            start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
-    ours = seconds["this engine"][1:]  # the first round warms up
-    for name, its in seconds.items():
-        ratio = statistics.median(theirs / mine for theirs, mine in zip(its[1:], ours, strict=True))
-        print(f"  {name}: {1000 * statistics.median(its[1:]):.0f} ms, {ratio:.2f} of this engine's")
+            seconds[name].append(time.perf_counter() - start)
+    baseline = seconds["this engine"][1:]  # the first round warms up
+    for name, samples in seconds.items():
+        ratio = statistics.median(other / own for other, own in zip(samples[1:], baseline, strict=True))
+        print(f"  {name}: {1000 * statistics.median(samples[1:]):.0f} ms, {ratio:.2f} of this engine's")
     print(
-        f"  {len(texts)} changed texts, {len(set(map(bytes, texts)))} of them different; "
-        f"{own.sum()} tokens of {len(ids)} may change"
+        f"  {len(texts)} perturbed texts, {len(set(map(bytes, texts)))} of them distinct; "
+        f"{perturbable.sum()} of {len(ids)} tokens are perturbed"
     )
 
 
 Mask = NDArray[np.bool_]
 
 
-def _texts(settings: EvaluationSettings, scores: NDArray[np.float64], own: Mask) -> list[Mask]:
-    """Which tokens each text has left, those of the whole and the empty text first. [T], bool"""
-    size = int(own.sum())
-    retained = retentions(scores[own], settings.pis)
+def _perturbed_texts(settings: EvaluationSettings, scores: NDArray[np.float64], perturbable: Mask) -> list[Mask]:
+    """Keep masks of the perturbed texts [T], bool; the unperturbed and the empty text first."""
+    size = int(perturbable.sum())
+    retained = retentions(scores[perturbable], settings.pis)
     draws = uniforms(0, 0, settings.pis, settings.samples, size)
     masks = keep_mask(draws, np.stack([each.probs for each in retained])).reshape(-1, size)
     texts = []
     for mask in (np.ones(size, np.bool_), np.zeros(size, np.bool_), *masks, *~masks):
-        text = np.ones(len(own), np.bool_)
-        text[own] = mask
+        text = np.ones(len(perturbable), np.bool_)
+        text[perturbable] = mask
         texts.append(text)
     return texts
 
 
-def _ours(engine: Engine, given: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
-    results = list(engine.evaluate(given, settings, [token_id]))
-    assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (else there is nothing to time)
-    engine.model.runner.pool.evict_all()  # the next round reads the prompt again
+def _evaluate(engine: Engine, prompt: PromptInput, token_id: int, settings: EvaluationSettings) -> None:
+    results = list(engine.evaluate(prompt, settings, [token_id]))
+    assert isinstance(results[-1], EvaluationSummary)  # noqa: S101 (the evaluation was complete)
+    engine.model.runner.pool.evict_all()  # so that the next round runs the prefill again
 
 
 @torch.no_grad()
@@ -149,25 +149,25 @@ def _forwards(model: PreTrainedModel, ids: Sequence[int], texts: Sequence[Mask],
         model(inputs_embeds=embedded * keep[:, :, None], use_cache=False, **kwargs).logits[:, -1].softmax(-1)
 
 
-def latency(engine: Engine, rounds: int) -> None:
-    """Print gaps between tokens, with an evaluation and without."""
-    given = PromptInput(prompt=f"{' '.join(4 * _SENTENCES[-1:])} Then")
+def compare_gaps(engine: Engine, rounds: int) -> None:
+    """Print gaps between tokens, without and beside an evaluation."""
+    prompt = PromptInput(prompt=f"{' '.join(4 * _SENTENCES[-1:])} Then")
     alone: list[float] = []
     beside: list[float] = []
     read = 0
     settings = EvaluationSettings((EvaluatedMethod("paper", GradEllm()),), samples=50, stride=1)
     for _ in range(rounds):
-        alone += _gaps(engine, given)
-        evaluation = engine.evaluation_request(given, settings, list(range(5, 37)))
-        allowance = evaluation.pass_budget
-        assert allowance is not None  # noqa: S101 (it is an evaluation)
+        alone += _gaps(engine, prompt)
+        evaluation = engine.evaluation_request(prompt, settings, list(range(5, 37)))
+        pass_budget = evaluation.pass_budget
+        assert pass_budget is not None  # noqa: S101 (for the type checker)
         engine.scheduler.submit(evaluation)
-        while allowance.used < UNDER_WAY:
+        while pass_budget.used < STARTED_TOKENS:
             for _ in engine.scheduler.step():
                 pass
-        before = allowance.used
-        beside += _gaps(engine, given)
-        read += allowance.used - before
+        before = pass_budget.used
+        beside += _gaps(engine, prompt)
+        read += pass_budget.used - before
         engine.scheduler.cancel(evaluation)
     for name, figure in (("mean", np.mean), ("99th percentile", lambda gaps: np.percentile(gaps, 99))):
         with_it, without = float(figure(beside)), float(figure(alone))
@@ -176,16 +176,16 @@ def latency(engine: Engine, rounds: int) -> None:
             f"{with_it / without:.2f} of it"
         )
     print(
-        f"  of {len(beside)} gaps; the evaluation read {read:,} tokens meanwhile, the longest gap took "
+        f"  of {len(beside)} gaps; the evaluation ran {read:,} tokens meanwhile, the longest gap took "
         f"{1000 * max(beside):.0f} ms"
     )
 
 
-def _gaps(engine: Engine, given: PromptInput) -> list[float]:
-    """Seconds between the tokens of explained streams, one after the other."""
+def _gaps(engine: Engine, prompt: PromptInput) -> list[float]:
+    """Seconds between tokens of explained streams, which run one after the other."""
     gaps = []
     for _ in range(STREAMS):
-        stream = engine.generation_request(given, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
+        stream = engine.generation_request(prompt, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
         engine.scheduler.submit(stream)
         times = []
         while not stream.is_closed:

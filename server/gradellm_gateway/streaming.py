@@ -1,0 +1,74 @@
+"""Server-sent events from the SDK's events, and cancellation when a client disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from gradellm import Event, GradellmError
+from gradellm_gateway.errors import body_of
+
+DONE = "data: [DONE]\n\n"
+CLIENT_CLOSED_REQUEST = Response(status_code=499)  # nginx's status; the client does not receive it
+# Proxies must pass each event on at once.
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Result = TypeVar("Result")
+
+
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result | None:
+    """The result of some work; None, with the work cancelled, where the client disconnects first."""
+
+    async def until_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, disconnecting = asyncio.ensure_future(work), asyncio.ensure_future(until_disconnect())
+    try:
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+        return None
+    finally:
+        disconnecting.cancel()
+        working.cancel()
+
+
+async def stream_response(
+    request: Request, events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]
+) -> Response:
+    """A response that sends each event's chunks as server-sent events.
+
+    An error before the first event is raised, so that it gets its own HTTP status; a later one is sent as an event.
+    """
+    first = await unless_disconnected(request, anext(events))
+    if first is None:
+        await events.aclose()
+        return CLIENT_CLOSED_REQUEST
+
+    async def lines() -> AsyncGenerator[str, None]:
+        async with aclosing(events):
+            try:
+                for chunk in chunks(first):
+                    yield _line(chunk)
+                async for event in events:
+                    for chunk in chunks(event):
+                        yield _line(chunk)
+            except GradellmError as error:
+                yield f"data: {json.dumps(body_of(error))}\n\n"  # as ASCII: names may have lone surrogates
+            yield DONE
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=_HEADERS)
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,165 @@
+"""Chat completions, called by OpenAI's own client and by plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.http_calls import MESSAGES, post
+from gradellm import Client, Event, Explanation
+from gradellm.models import Alternative, Token
+from gradellm_gateway.chat import ChatRequest, Completion
+from server.conftest import RunningServer
+
+
+def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:
+    with Client(server.address) as client:
+        return client.explain(messages=MESSAGES, **keywords)
+
+
+def test_a_chat_is_streamed_a_token_a_chunk_with_its_attribution(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=12, sources="prefix")
+    stream = client.chat.completions.create(
+        model="gradellm",
+        messages=MESSAGES,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"gradellm": {"sources": "prefix"}},
+    )
+    started: Any = None
+    texts, rows, reason, usage = [], {}, None, None
+    for chunk in stream:
+        own: Any = (chunk.model_extra or {}).get("gradellm") or {}
+        if chunk.choices and chunk.choices[0].delta.content:
+            texts.append(chunk.choices[0].delta.content)
+        if "started" in own:
+            started = own["started"]
+        if "attribution" in own:
+            rows[own["attribution"]["token_index"]] = own["attribution"]["scores"]
+        if chunk.choices and chunk.choices[0].finish_reason:
+            reason = chunk.choices[0].finish_reason
+        usage = chunk.usage or usage
+    assert "".join(texts) == expected.text
+    assert texts == [token.text for token in expected.tokens if token.text]
+    assert [token["id"] for token in started["prompt_tokens"]] == [token.id for token in expected.prompt_tokens]
+    assert len(rows) == 12
+    for row in expected.attributions:
+        assert rows[row.token_index] == pytest.approx(row.scores, abs=1e-6)
+    assert reason == "length"
+    assert usage is not None
+    assert usage.completion_tokens == 12
+    assert usage.prompt_tokens == len(expected.prompt_tokens)
+
+
+def test_who_does_not_ask_gets_no_attribution(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="gradellm", messages=MESSAGES, max_tokens=4, stream=True)
+    assert all("gradellm" not in (chunk.model_extra or {}) for chunk in stream)
+
+
+def test_an_answer_that_is_not_streamed(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=6, num_alternatives=2)
+    answer: Any = client.chat.completions.create(
+        model="gradellm",
+        messages=MESSAGES,
+        max_completion_tokens=6,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"gradellm": {}},
+    )
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].logprobs.content[0].logprob == pytest.approx(expected.tokens[0].logprob, abs=1e-5)
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 2
+    explanation = Explanation.from_json(json.dumps(answer.gradellm))
+    assert explanation.text == expected.text
+    assert explanation.scores[0] == pytest.approx(expected.scores[0], abs=1e-6)
+
+
+def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningServer) -> None:
+    expected = undisturbed(server, max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3, attribution=None)
+    answer = client.chat.completions.create(
+        model="gradellm",
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Once upon"}, {"type": "text", "text": " a time"}]}
+        ],
+        max_tokens=8,
+        temperature=1.0,
+        top_p=0.9,
+        seed=3,
+        presence_penalty=0,
+        user="me",
+    )
+    assert answer.choices[0].message.content == expected.text
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"gradellm": {"colour": "red"}}, "gradellm.colour"),
+        ({"messages": [{"role": "user", "content": "a" * 9000}]}, "messages"),
+        ({"messages": [*MESSAGES, {"role": "user", "content": "\ud800"}]}, "messages[1].content"),
+        ({"gradellm": {"layers": "none"}}, "gradellm.layers"),
+        ({"gradellm": {"layers": [99]}}, "gradellm.layers"),
+        ({"gradellm": {"method": "saliency"}}, "gradellm.method"),
+        ({"gradellm": {"method": "random", "layer": 1}}, "gradellm.layer"),
+        ({"gradellm": {"target": -1}}, "gradellm.target"),
+        ({"gradellm": {"contrast": ""}}, "gradellm.contrast"),
+        ({"gradellm": {"top_k": -1}}, "gradellm.top_k"),
+        ({"gradellm": {"forced_ids": [-1]}}, "gradellm.forced_ids[0]"),
+        ({"gradellm": {"first_attribution": 5}}, "gradellm.first_attribution"),
+        ({"gradellm": {"chunk_size": 0}}, "gradellm.chunk_size"),
+        ({"gradellm": {"timeout": True}}, "gradellm.timeout"),
+        ({"gradellm": {"attribution": "pepper"}}, "gradellm.attribution"),
+        ({"gradellm": {"method": "random", "attribution_seed": -1}}, "gradellm.attribution_seed"),
+        ({"gradellm": {"segments": {"kite": [0, 0, 1], "card": [0, 5, 99]}}}, "gradellm.segments.card"),
+        ({"gradellm": {"segments": {"kite": [7, 0, 1]}}}, "gradellm.segments.kite"),
+        ({"gradellm": {"segments": {"kite": 3}}}, "gradellm.segments.kite"),
+        ({"gradellm": 3}, "gradellm"),
+    ],
+)
+def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], param: str) -> None:
+    for stream in (False, True):
+        status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "stream": stream, **body})
+        assert status == 400
+        error = json.loads(said)["error"]
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+        assert error["message"].startswith(f"{param}: ")
+        assert not re.search("max_new_tokens|num_alternatives|attribution\\.|input", error["message"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_whose_text_tells_no_bytes_have_none(stream: bool) -> None:
+    def token(text: str, *others: str, special: bool = False) -> Token:
+        alternatives = tuple(Alternative(1, other, -1.0) for other in others)
+        return Token(0, 1, text, 0, 0, -1.0, alternatives, special, None)
+
+    tokens = [token("a", "a", "\ufffd"), token(""), token("é"), token(" b"), token("", special=True), token("\ufffd")]
+    completion = Completion(ChatRequest.from_json({"messages": MESSAGES, "logprobs": True}), "m")
+    if stream:
+        chunks = [chunk for one in tokens for chunk in completion.chunks(Event(token=one))]
+        content = [chunk["choices"][0]["logprobs"]["content"][0] for chunk in chunks]
+    else:
+        content = (completion._logprobs(tokens) or {})["content"]
+    assert [one["bytes"] for one in content] == [[97], None, None, [32, 98], None, None]
+    assert [one["bytes"] for one in content[0]["top_logprobs"]] == [[97], None]

@@ -1,0 +1,33 @@
+"""Server-sent events: a client that disconnects cancels its request."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from gateway.conftest import running
+from gateway.http_calls import MESSAGES, connect
+from server.conftest import Serving
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
+    with serving(max_running=4) as backend, running(backend.address) as url:
+        body = json.dumps({"messages": MESSAGES, "stream": stream, "max_tokens": 150, "gradellm": {}}).encode()
+        with connect(url) as raw:
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            until = time.monotonic() + 20
+            while backend.server.engine_thread.num_placed == 0 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert backend.server.engine_thread.num_placed == 1
+            if stream:
+                raw.recv(1000)
+        until = time.monotonic() + 20
+        while backend.server.engine_thread.num_placed and time.monotonic() < until:
+            time.sleep(0.01)
+        assert backend.server.engine_thread.num_placed == 0
