@@ -1,4 +1,4 @@
-"""A server as an operator starts it: JSON from its first line to its last, metrics from before the model is there."""
+"""A server as an operator starts it: JSON logs from first to last, metrics before the model is loaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from gradellm import Client
-from gradellm_server.__main__ import METRICS_LISTEN, _metrics_listen, parser
+from gradellm_server.cli import METRICS_LISTEN, metrics_address, parser
 
 
-def test_all_that_it_says_is_json_and_a_call_is_counted_and_logged(tmp_path: Path) -> None:
+def test_all_output_is_json_and_a_call_is_counted_and_logged(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -60,5 +60,5 @@ def test_all_that_it_says_is_json_and_a_call_is_counted_and_logged(tmp_path: Pat
         (["--metrics-listen", "0.0.0.0:9"], "0.0.0.0:9"),
     ],
 )
-def test_where_metrics_are_told(arguments: list[str], expected: str | None) -> None:
-    assert _metrics_listen(parser().parse_args(arguments)) == expected
+def test_the_default_address_of_the_metrics(arguments: list[str], expected: str | None) -> None:
+    assert metrics_address(parser().parse_args(arguments)) == expected

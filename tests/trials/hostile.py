@@ -17,7 +17,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from gradellm_engine import Engine, EngineError
-from gradellm_server.rpc import conversion
+from gradellm_server.rpc.requests_from_wire import parse
+from gradellm_server.rpc.rpcs import STREAMING_RPCS, UNARY_RPCS
 from support import hostile as requests
 from trials.report import Finding, percentile
 from trials.serving import SERVING, load, result, served
@@ -93,18 +94,18 @@ def _cost(engine: Engine, its: requests.Hostile) -> tuple[float, int, str]:
     """Processor time of one request, its size, and what became of it."""
     payload = its.request.SerializeToString()
     work: dict[str, tuple[type[Message], Callable[..., Any]]] = {
-        **{name: (kind, read) for name, (kind, read, _) in conversion.STREAMS.items()},
-        **conversion.SINGLES,
+        **{name: (kind, read) for name, (kind, read, _) in STREAMING_RPCS.items()},
+        **UNARY_RPCS,
     }
     kind, read = work[its.call]
     began = time.process_time()
     try:
-        stream = read(conversion.parse(kind, payload), engine)
+        stream = read(parse(kind, payload), engine)
         said = "taken"
     except EngineError as error:
         stream, said = None, f"refused: {error}"[:120]
     seconds = time.process_time() - began
-    if stream is not None and its.call in conversion.STREAMS:
+    if stream is not None and its.call in STREAMING_RPCS:
         stream.close()
     return seconds, len(payload), f"{its.kind}, {said}" if stream is not None else said
 

@@ -23,7 +23,7 @@ from trials.report import Finding
 from trials.serving import START_SECONDS, served
 from trials.streams import Call, read
 
-STREAMS, FAR_STREAMS, TOKENS = 48, 12, 32
+STREAMING_RPCS, FAR_STREAMS, TOKENS = 48, 12, 32
 NAME, PORT, METRICS_PORT = "models.test", 50051, 9090
 ADDED_SECONDS = 30.0  # in which a new host must have load
 UNEVEN = 0.2  # of an even share, at most
@@ -41,7 +41,7 @@ ASKED: list[dict[str, Any]] = [
         "temperature": 1.0 if place % 2 else 0.0,
         "delivery": "chunked" if place % 4 >= 2 else "per_token",
     }
-    for place in range(STREAMS)
+    for place in range(STREAMING_RPCS)
 ]
 ALONE: dict[str, Any] = {"prompt": "Once", "max_new_tokens": 200, "num_alternatives": 2}
 
@@ -69,8 +69,8 @@ def _many(site: Site, undisturbed: Sequence[Explanation], seconds: float) -> lis
     site.tell(first)
     even: dict[str, list[int]] = {}
     with Watch(first) as watch, site.load(f"dns:///{NAME}:{PORT}", "many", ASKED) as load:
-        watch.until(lambda: watch.total >= STREAMS, START_SECONDS)
-        even[f"the first {STREAMS} at once, of a client that has just connected"] = watch.counts(first)
+        watch.until(lambda: watch.total >= STREAMING_RPCS, START_SECONDS)
+        even[f"the first {STREAMING_RPCS} at once, of a client that has just connected"] = watch.counts(first)
         even["over 4 hosts"] = watch.during(seconds, first)
 
         added = site.server("host5", 15)
@@ -103,7 +103,7 @@ def _many(site: Site, undisturbed: Sequence[Explanation], seconds: float) -> lis
     return [
         Finding(
             "streams",
-            f"{len(calls):,} by {STREAMS} callers in {whole_seconds:.0f} s, on 4 hosts behind one name, with "
+            f"{len(calls):,} by {STREAMING_RPCS} callers in {whole_seconds:.0f} s, on 4 hosts behind one name, with "
             f"{site.names.num_queries} questions to its name server; one added, one cut off in silence, one killed",
         ),
         Finding("streams lost", f"{len(lost)}{f': {lost[0].error}' if lost else ''}", "none", not lost),
@@ -148,7 +148,7 @@ def _alone(site: Site, undisturbed: Sequence[Explanation]) -> list[Finding]:
             host.cut()
     host.mend()
     (call,), answers = read(load)
-    found = compared([(_of(call, answers), undisturbed[STREAMS])])
+    found = compared([(_of(call, answers), undisturbed[STREAMING_RPCS])])
     is_whole = not (found.broken or found.other_texts)
     return [
         Finding(
@@ -327,8 +327,8 @@ class Site:
             pass
         calls, answers = read(folder)
         found = {call.request: _of(call, answers) for call in calls}
-        whole = [answer for place in range(STREAMS + 1) if (answer := found[place]) is not None]
-        if len(whole) <= STREAMS:
+        whole = [answer for place in range(STREAMING_RPCS + 1) if (answer := found[place]) is not None]
+        if len(whole) <= STREAMING_RPCS:
             raise RuntimeError("not even undisturbed streams all finish")
         return whole
 

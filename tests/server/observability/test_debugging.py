@@ -1,4 +1,4 @@
-"""What --debug adds, and that it is not there without."""
+"""`--debug`: channelz and stack dumps, and neither without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print("still there", flush=True)
 """
 
 
-def test_channelz_counts_calls_and_knows_connections(serving: Serving) -> None:
+def test_channelz_shows_calls_and_connections(serving: Serving) -> None:
     with serving(debug=True) as server:
         server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")))
         stub = channelz_pb2_grpc.ChannelzStub(server.channel)
@@ -52,7 +52,7 @@ def test_without_the_flag_there_is_no_channelz(serving: Serving) -> None:
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_signal_writes_all_stacks_and_ends_nothing() -> None:
+def test_a_signal_dumps_all_stacks_and_the_server_goes_on() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdin=subprocess.PIPE,

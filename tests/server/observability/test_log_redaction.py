@@ -1,4 +1,4 @@
-"""What a caller sends is in no log, no metric and no other caller's answer; what an error quotes of it is short."""
+"""The text of requests is in no log, metric or other caller's response; errors quote little of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START_SECONDS = 90
 
 @contextmanager
 def process(tmp_path: Path, *arguments: str) -> Iterator[tuple[str, Path]]:
-    """A server process with all that it can log; its address, and the file with its lines."""
+    """A server process at log level debug; its address, and the file of its output."""
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(entry("alice", HASH, {}) + "\n" + entry("bob", make_token()[1], {}))
     log = tmp_path / "log"
@@ -67,7 +67,7 @@ def _answers(address: str) -> bool:
 
 
 def requests(text: str) -> list[tuple[str, Any]]:
-    """Every RPC, well and ill formed in every way that is found at another place."""
+    """Requests of every RPC: valid, and invalid in each way that another part of the server detects."""
     given = pb.Input(prompt=text)
     chat = pb.Input(messages=[pb.Message(role=text, content=text), pb.Message(role="user", content=text)])
     bad_segment = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=10**6)])
@@ -117,7 +117,7 @@ def requests(text: str) -> list[tuple[str, Any]]:
 
 
 def ask(channel: grpc.Channel, token: str) -> list[grpc.RpcError]:
-    """Send them all, and bytes that are no messages; the errors that came back."""
+    """Send all requests and malformed bytes; returns the errors."""
     stub = explainer_pb2_grpc.ExplainerServiceStub(channel)  # type: ignore[no-untyped-call]
     metadata = [("authorization", f"Bearer {token}"), ("x-note", MARKER)]
     errors = []
@@ -141,12 +141,12 @@ def ask(channel: grpc.Channel, token: str) -> list[grpc.RpcError]:
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_no_log_of_a_real_process_holds_what_was_sent(tmp_path: Path, style: str) -> None:
+def test_the_log_of_a_process_holds_no_text_of_requests(tmp_path: Path, style: str) -> None:
     with process(tmp_path, "--log-format", style) as (address, log), grpc.insecure_channel(address) as channel:
         errors = ask(channel, TOKEN)
         refused = ask_refused(channel)
     lines = log.read_text()
-    assert "Generate" in lines  # it has logged
+    assert "Generate" in lines  # until it has logged
     assert MARKER not in lines
     assert TOKEN not in lines
     assert len(errors) > 20
@@ -155,9 +155,9 @@ def test_no_log_of_a_real_process_holds_what_was_sent(tmp_path: Path, style: str
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,  # the longest are larger than a message may be
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # the longest exceed the limit of a message
     }
-    for error in errors:  # a caller's own names come back to it, shortened
+    for error in errors:  # errors quote the caller's own names, truncated
         assert len((error.details() or "").encode()) <= MAX_TEXT_BYTES + 4
     for error in refused:
         assert MARKER not in (error.details() or "")
@@ -175,7 +175,7 @@ def ask_refused(channel: grpc.Channel) -> list[grpc.RpcError]:
     return errors
 
 
-def test_no_metric_holds_what_was_sent(tmp_path: Path) -> None:
+def test_metrics_hold_no_text_of_requests(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -191,7 +191,7 @@ def test_no_metric_holds_what_was_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
-def test_tracebacks_say_where_and_not_what(formatter: type[logging.Formatter]) -> None:
+def test_tracebacks_have_the_stack_and_no_message(formatter: type[logging.Formatter]) -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter())

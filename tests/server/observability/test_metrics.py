@@ -1,4 +1,4 @@
-"""Metrics are what really happened: counts of known calls, and nothing that a request could choose for a label."""
+"""Metrics of known calls have the right values, and no label comes from a request."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NUM_PROMPT_TOKENS = len(PROMPT) + 1
 
 @pytest.fixture
 def server(engine: Engine) -> Iterator[RunningServer]:
-    """One of its own for each test: it has counted nothing."""
+    """A server of its own for each test, with all counts at zero."""
     running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"))
     yield running
     running.close()
 
 
 def value(server: RunningServer, name: str, **labels: str) -> float:
-    """One sample; 0 for one that is not there."""
+    """A sample's value; 0 if there is no such sample."""
     return server.server.metrics.registry.get_sample_value(f"gradellm_{name}", labels) or 0.0
 
 
@@ -99,7 +99,7 @@ def test_a_given_completion_is_explained_and_not_generated(server: RunningServer
     assert value(server, "request_success_total", rpc="Attribute", finished_reason="end_of_completion") == 1
 
 
-def test_an_evaluation_tells_its_results(server: RunningServer) -> None:
+def test_an_evaluation_counts_its_items(server: RunningServer) -> None:
     request = pb.EvaluateRequest(
         input=pb.Input(prompt=PROMPT),
         generation=pb.GenerationOptions(max_new_tokens=2),
@@ -173,7 +173,7 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
     assert value(server, "rpc_refused_total", reason="INTERNAL") == 0
 
 
-def test_clients_are_told_apart_by_their_tokens_names_and_strangers_counted(serving: Serving, tmp_path: Path) -> None:
+def test_calls_are_counted_by_client_and_unknown_callers_too(serving: Serving, tmp_path: Path) -> None:
     token, its_hash = make_token()
     file = tmp_path / "tokens.toml"
     file.write_text(entry("alice", its_hash, {"methods": ["Generate"]}))
@@ -189,7 +189,7 @@ def test_clients_are_told_apart_by_their_tokens_names_and_strangers_counted(serv
         assert value(server, "rpc_refused_total", reason="METHOD_NOT_ALLOWED") == 1
 
 
-def test_prefixes_that_are_found_again(server: RunningServer) -> None:
+def test_prefix_cache_queries_and_hits(server: RunningServer) -> None:
     prompt = "A prompt that nobody has asked for, longer than sixteen tokens"
     asked, found = (value(server, f"prefix_cache_{what}_total") for what in ("queries", "hits"))
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_a_scrape_waits_for_no_pass(server: RunningServer, monkeypatch: pytest.M
 
 
 def scraped(server: RunningServer) -> str:
-    """What Prometheus would get."""
+    """The text of a scrape."""
     with urllib.request.urlopen(f"http://{server.server.metrics_address}/metrics", timeout=10) as answer:
         return str(answer.read().decode())
 
@@ -234,7 +234,7 @@ def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) 
         samples = [sample for family in server.server.metrics.registry.collect() for sample in family.samples]
         return {f"{its.name} {its.labels['device']}": its.value for its in samples if "device_memory" in its.name}
 
-    assert told() == {}  # the model is on the processor
+    assert told() == {}  # the model is on the CPU
     monkeypatch.setattr(
         "gradellm_server.observability.metrics.gpu_memory", lambda devices: {"cuda:0": (3, 8), "cuda:1": (5, 8)}
     )
@@ -246,7 +246,7 @@ def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
-def test_the_port_tells_the_registry(server: RunningServer) -> None:
+def test_the_port_serves_the_registry(server: RunningServer) -> None:
     list(server.stub.Generate(generate(2)))
     families = {family.name: family for family in text_string_to_metric_families(scraped(server))}
     (info,) = families["gradellm_model_info"].samples

@@ -1,4 +1,4 @@
-"""Spans: whose they are, how long their parts were, and that they carry no text."""
+"""Spans: parents, durations of their children, and no text in attributes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.observability.call import Call
-from gradellm_server.observability.tracing import Tracing, TracingError, exporting
+from gradellm_server.observability.tracing import Tracing, TracingError, otlp_tracing
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from support.http_proxy import FakeProxy, proxy
@@ -41,13 +41,13 @@ def exporter() -> InMemorySpanExporter:
 @pytest.fixture(scope="module")
 def tracing(exporter: InMemorySpanExporter) -> Tracing:
     made = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
-    made.serve("a-model")
+    made.set_model("a-model")
     return made
 
 
 @pytest.fixture(scope="module")
 def server(engine: Engine, tracing: Tracing) -> Iterator[RunningServer]:
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
     yield running
     running.close()
 
@@ -58,7 +58,7 @@ def _empty(exporter: InMemorySpanExporter) -> None:
 
 
 def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
-    """By name, once the call's own is there."""
+    """The exported spans by name, once the call's own is among them."""
     limit = time.monotonic() + 10
     while True:
         made = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
@@ -117,7 +117,7 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
     assert root.resource.attributes["service.version"] == "1.2.3"
 
 
-def test_a_refused_call_is_a_span_without_parts(server: RunningServer, exporter: InMemorySpanExporter) -> None:
+def test_a_refused_call_is_a_span_without_children(server: RunningServer, exporter: InMemorySpanExporter) -> None:
     with pytest.raises(grpc.RpcError):
         list(server.stub.Generate(pb.GenerateRequest()))
     made = spans(exporter)
@@ -129,8 +129,8 @@ def test_a_refused_call_is_a_span_without_parts(server: RunningServer, exporter:
 
 
 def test_a_fault_of_the_server_is_an_error(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    call = Call("Generate", code="INTERNAL", reason="NOT_FINITE", ended=time.monotonic(), client="alice")
-    tracing.ended(call)
+    call = Call("Generate", code="INTERNAL", reason="NOT_FINITE", ended_at=time.monotonic(), client="alice")
+    tracing.on_end(call)
     (root,) = spans(exporter).values()
     assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, "NOT_FINITE")
     assert root.attributes is not None
@@ -141,7 +141,7 @@ def test_a_fault_of_the_server_is_an_error(tracing: Tracing, exporter: InMemoryS
 
 def test_messages_are_a_chat(tracing: Tracing) -> None:
     call = Call("Generate")
-    call.facts.is_chat = True
+    call.stats.is_chat = True
     assert tracing._operation(call) == "chat"
     assert tracing._operation(Call("Evaluate")) == "evaluate"
 
@@ -149,19 +149,19 @@ def test_messages_are_a_chat(tracing: Tracing) -> None:
 @pytest.mark.parametrize("wrong", ["localhost:4317", "ftp://x"])
 def test_an_endpoint_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(TracingError, match="http"):
-        exporting(wrong, "1")
+        otlp_tracing(wrong, "1")
 
 
-def test_a_collector_that_is_not_there_holds_up_no_end() -> None:
-    tracing = exporting("http://127.0.0.1:1", "1")
-    tracing.ended(Call("Generate", ended=time.monotonic()))
+def test_an_unreachable_collector_does_not_delay_close() -> None:
+    tracing = otlp_tracing("http://127.0.0.1:1", "1")
+    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
     began = time.monotonic()
     tracing.close(0.2)
     assert time.monotonic() - began < 2
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """What an OpenTelemetry collector is to an exporter."""
+    """An OpenTelemetry collector."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -183,26 +183,26 @@ def test_spans_reach_a_collector(engine: Engine) -> None:
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
     port = backend.add_insecure_port("127.0.0.1:0")
     backend.start()
-    tracing = exporting(f"http://127.0.0.1:{port}", "1")
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    tracing = otlp_tracing(f"http://127.0.0.1:{port}", "1")
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
     try:
         list(running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=1), metadata=[PARENT]))
     finally:
         running.close()
-        tracing.close()  # sends what is left
+        tracing.close()  # flushes the remaining spans
         backend.stop(0).wait()
     assert sorted(collected(collector.requests, lambda span: span.name.rpartition("/")[2]))[0] == "Generate"
     assert {span_id.hex() for span_id in collected(collector.requests, lambda span: span.trace_id)} == {TRACE}
 
 
-def test_a_collector_on_this_machine_is_reached_past_a_proxy(proxy: FakeProxy) -> None:
+def test_a_local_collector_is_reached_without_a_proxy(proxy: FakeProxy) -> None:
     collector = Collector()
     backend = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
     port = backend.add_insecure_port("127.0.0.1:0")
     backend.start()
-    tracing = exporting(f"http://localhost:{port}", "1")
-    tracing.ended(Call("Generate", ended=time.monotonic()))
+    tracing = otlp_tracing(f"http://localhost:{port}", "1")
+    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
     tracing.close()
     backend.stop(0).wait()
     assert len(collector.requests) == 1

@@ -1,4 +1,4 @@
-"""A server with SmolLM2-135M-Instruct: a real chat template without BOS, a real vocabulary, faults found with it."""
+"""A server with SmolLM2-135M-Instruct: a real chat template without BOS, a real vocabulary, and past faults."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_messages_that_imitate_the_template_are_placed_at_once(client: Client) -
     )
     for index, content in enumerate(contents):
         own = "".join(token.text for token in prompt.tokens if token.message == index)
-        # Special tokens in a content are nobody's words.
+        # Special tokens in a content belong to no word.
         assert own == content.replace("<|im_end|>", "").replace("<|im_start|>", "")
     assert prompt.unplaced_messages == ()
 
@@ -97,7 +97,7 @@ def test_hostile_requests_have_an_answer(real_server: RunningServer) -> None:
         its = hostile(material, number, 2 ** (3 + number % 14))
         request = fuzzing.Request(its.call, its.request.SerializeToString())
         if its.call == "Evaluate" or len(request.payload) > 200_000:
-            continue  # taken, these run for minutes
+            continue  # if accepted, these run for minutes
         code, said = fuzzing.send(real_server.channel, request, 60)
         assert code in fuzzing.ALLOWED, f"number {number}, {its.kind}: {code}: {said}"
         codes[code.name] += 1
