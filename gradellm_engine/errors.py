@@ -1,29 +1,29 @@
-"""What can go wrong in the engine.
+"""The engine's exceptions.
 
 EngineError
-├── InvalidRequestError     the caller asked for something that cannot be; names the field and the limit
-├── ModelLoadError          a checkpoint cannot be loaded; names the file
-│   └── UnsupportedModelError   a family that the engine cannot explain exactly
-├── TokenizerError          the model's tokenizer fails on a text or on token ids
-├── ComputationError        the model itself failed: a logit or a score is not finite
-├── OutOfMemoryError        a pass for this request did not fit the memory, even alone
-├── BusyError               no memory is free for another generation
-└── GroupLostError          ranks that share a model are no longer in step; all of them have to be started again
+├── InvalidRequestError     a request that cannot be run; names the field and the limit
+├── ModelLoadError          a model that cannot be loaded; names the file or the setting
+│   └── UnsupportedModelError   a model family whose attributions would not be exact
+├── TokenizerError          the tokenizer fails on a text or on token ids
+├── ComputationError        a logit or a score is not finite
+├── OutOfMemoryError        a pass ran out of memory with this request alone
+├── BusyError               no KV slot is free for another generation
+└── GroupLostError          tensor-parallel ranks are no longer in lockstep; all of them have to be restarted
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of all errors that the engine raises on purpose."""
+    """Base class of the engine's exceptions."""
 
 
 class InvalidRequestError(EngineError, ValueError):
-    """A request that cannot be carried out as it stands.
+    """A request that cannot be run.
 
     Attributes:
-        field: the request's field, by its name in the wire contract (`input.prompt`, `top_p`, `attribution.layers`).
-        description: what was wrong, what the limit is and what to do.
+        field: path of the request's field in the wire contract (`input.prompt`, `top_p`, `attribution.layers`).
+        description: what is wrong, the limit, and what to do.
     """
 
     def __init__(self, field: str, description: str) -> None:
@@ -33,41 +33,45 @@ class InvalidRequestError(EngineError, ValueError):
 
 
 class ModelLoadError(EngineError):
-    """A model that cannot be loaded: a path that is not there, a corrupt file, a type that is not known."""
+    """A model that cannot be loaded: a missing path, a corrupt file, an unknown model type, an invalid setting."""
 
 
 class UnsupportedModelError(ModelLoadError):
-    """A model family that the engine cannot explain exactly, and so does not serve."""
+    """A model family that the engine does not load, because its attributions would not be exact."""
 
 
 class TokenizerError(EngineError):
-    """The model's tokenizer fails on a text or on token ids; its own words, which may quote them, are left out."""
+    """The tokenizer fails on a text or on token ids.
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the model's tokenizer {what}")
+    The tokenizer's own message is left out: it may quote the text.
+    """
+
+    def __init__(self, failure: str) -> None:
+        super().__init__(f"the model's tokenizer {failure}")
 
 
 class ComputationError(EngineError):
-    """The model returned numbers that are not finite; nothing after them can be trusted."""
+    """The model returned NaN or infinity; the request ends there."""
 
 
 class OutOfMemoryError(EngineError):
-    """Memory ran out in a pass for this request; others go on."""
+    """A pass with this request alone ran out of memory; other requests continue."""
 
     def __init__(self) -> None:
-        super().__init__("memory ran out while the request was computed; ask for fewer tokens, or try again later")
+        super().__init__("out of memory while the request was computed; ask for fewer tokens, or try again later")
 
 
 class BusyError(EngineError):
-    """Other generations hold the memory that one needs."""
+    """Other requests hold the KV memory that a generation needs."""
 
 
 class GroupLostError(EngineError):
-    """One of the ranks that share a model is gone, or has done something that the others have not."""
+    """A rank of a tensor-parallel model is lost, or has diverged from the others."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says: its first line, with the next where the first only leads to it."""
+    """An exception's message on one line: its first line, and the second where the first ends with a colon."""
     first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = f"{first} {more[0]}" if first.endswith(":") and more else first
-    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said
+    message = f"{first} {more[0]}" if first.endswith(":") and more else first
+    needs_type = isinstance(error, KeyError) or not message  # a KeyError's message is only the key
+    return f"{type(error).__name__} {message}".strip() if needs_type else message

@@ -1,7 +1,8 @@
-"""The settings of a request. Each checks itself: an object that exists is valid by itself.
+"""The parameters of a request: sampling, attribution methods and their switches.
 
-Names are those of the wire contract, so that an error names the field that its caller wrote. What depends on the model
-(a token id below the vocabulary's size, a layer that exists) is checked where the model is known.
+Each class validates itself on construction. Fields have the names of the wire contract, so that an error names the
+field that the caller wrote. What depends on the model (vocabulary size, number of layers) is checked by
+`gradellm_engine.core.settings_resolver`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ MAX_CHUNK_SIZE = 256
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are sampled.
 
     Attributes:
-        max_new_tokens: tokens of the completion at most, forced ones included; None for the default, which fits the
-            context.
+        max_new_tokens: limit of the completion, forced tokens included; None for DEFAULT_NEW_TOKENS, as far as they fit
+            the context.
         temperature: divides the logits; 0 is greedy decoding.
-        top_k: only the k most probable tokens; 0 for all.
-        top_p: only the smallest set of most probable tokens that holds this probability, in (0, 1].
+        top_k: sample from the k most probable tokens; 0 for all.
+        top_p: sample from the smallest set of most probable tokens with at least this probability, in (0, 1].
         seed: in [0, 2**63); None lets the engine choose one.
-        stop: texts before which the completion ends.
-        num_alternatives: most probable tokens to report beside each chosen one.
+        stop: stop texts; the completion ends before the first of them.
+        num_alternatives: number of most probable tokens to report at each step.
     """
 
     max_new_tokens: int | None = None
@@ -74,28 +75,28 @@ class Sampling:
 
 
 class Loosening(StrEnum):
-    """How attention's token weights enter."""
+    """The token weights of the attribution: min-max normalised similarities, or attention weights."""
 
     MIN_MAX = "min_max"
     NONE = "none"
 
 
 class Similarity(StrEnum):
-    """How query and key are compared."""
+    """The similarity of query and key."""
 
     DOT = "dot"
     COSINE = "cosine"
 
 
 class Rotary(StrEnum):
-    """Whether query and key are taken after or before the rotary embedding."""
+    """Whether query and key are compared after or before the rotary embedding."""
 
     ROTATED = "rotated"
     UNROTATED = "unrotated"
 
 
 class Rectify(StrEnum):
-    """Where negative contributions are cut off."""
+    """Where a ReLU sets negative contributions to zero."""
 
     PER_LAYER = "per_layer"
     TOTAL = "total"
@@ -103,7 +104,7 @@ class Rectify(StrEnum):
 
 
 class Magnitude(StrEnum):
-    """How heads and channels are combined."""
+    """How contributions of heads and channels are summed."""
 
     SIGNED_SUM = "signed_sum"
     HEAD_ABS = "head_abs"
@@ -120,21 +121,21 @@ class NormaliseOver(StrEnum):
 
 
 class Sources(StrEnum):
-    """What is scored."""
+    """The tokens that are scored: the prompt, or the prompt and the completion so far."""
 
     PROMPT = "prompt"
     PREFIX = "prefix"
 
 
 class Delivery(StrEnum):
-    """When a token's scores come."""
+    """When a token's scores are delivered: with the token, or for several tokens at once."""
 
     PER_TOKEN = "per_token"  # noqa: S105 (a delivery, not a password)
     CHUNKED = "chunked"
 
 
 class Resolution(StrEnum):
-    """What one score stands for."""
+    """The unit that one score belongs to."""
 
     TOKEN = "token"  # noqa: S105 (a resolution, not a password)
     WORD = "word"
@@ -142,39 +143,43 @@ class Resolution(StrEnum):
 
 
 def check_choice(field: str, value: object, kind: type[StrEnum]) -> None:
-    """A plain string would compare equal and yet never be the member that the arithmetic looks for."""
+    """Refuse a value that is not a member of `kind`: a plain string equals a member, but `is` tells them apart.
+
+    Raises:
+        InvalidRequestError: naming the field and the members.
+    """
     if not isinstance(value, kind):
         raise InvalidRequestError(field, f"must be a {kind.__name__} ({', '.join(kind)}), was {value!r}")
 
 
 @dataclass(frozen=True)
 class Switches:
-    """What a method can be told. Its fields are those of the wire's AttributionOptions by the same names.
+    """The options of an attribution method. Fields have the names of the wire's AttributionOptions.
 
     Attributes:
-        name: what requests call the method.
+        name: the method's name in requests.
     """
 
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Every class of them checks its own fields, and calls this."""
+        """Validate the fields; subclasses extend it."""
 
     def resolved(self, num_layers: int) -> Self:
-        """With what depends on the model said, in one of `num_layers`.
+        """The same options with defaults that depend on the model replaced, for a model of `num_layers`.
 
         Raises:
-            InvalidRequestError: for what the model has not.
+            InvalidRequestError: for a layer that the model does not have.
         """
         return self
 
 
 @dataclass(frozen=True)
 class LayerSwitches(Switches):
-    """Of a method that looks at layers.
+    """The options of a method that reads hidden layers.
 
     Attributes:
-        layers: None for all, an int for the last so many, or indexes counted from the embedding side.
+        layers: None for all layers, an int for the last n, or indexes from 0, the layer next to the embedding.
     """
 
     layers: int | tuple[int, ...] | None = None
@@ -183,16 +188,16 @@ class LayerSwitches(Switches):
         super().__post_init__()
         if isinstance(self.layers, int) and self.layers < 1:
             raise InvalidRequestError(
-                "attribution.layers", f"the last {self.layers} layers are none; ask for 1 or more"
+                "attribution.layers", f"a number of last layers must be at least 1, was {self.layers}"
             )
         if isinstance(self.layers, tuple) and len(set(self.layers)) < max(1, len(self.layers)):
-            raise InvalidRequestError("attribution.layers", "indexes must be given, each once")
+            raise InvalidRequestError("attribution.layers", "must hold at least one layer index, each once")
 
     @property
     def explicit_layers(self) -> tuple[int, ...]:
-        """The layers, once they are resolved."""
+        """The layers as indexes, of resolved options."""
         if not isinstance(self.layers, tuple):
-            raise ValueError("layers must be explicit indexes by now")
+            raise ValueError("layers are not resolved: call `resolved` first")
         return self.layers
 
     def resolved(self, num_layers: int) -> Self:
@@ -200,17 +205,17 @@ class LayerSwitches(Switches):
         return replace(self, layers=self.selected_layers(num_layers))
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers that are summed, ascending, in a model of `num_layers`.
+        """The indexes of the layers, ascending, in a model of `num_layers`.
 
         Raises:
-            InvalidRequestError: for a layer that the model has not.
+            InvalidRequestError: for a layer that the model does not have.
         """
         if self.layers is None:
             return tuple(range(num_layers))
         if isinstance(self.layers, int):
             if self.layers > num_layers:
                 raise InvalidRequestError(
-                    "attribution.layers", f"the last {self.layers} layers of a model that has {num_layers}"
+                    "attribution.layers", f"asks for the last {self.layers} layers; the model has {num_layers}"
                 )
             return tuple(range(num_layers - self.layers, num_layers))
         for index in self.layers:
@@ -223,15 +228,15 @@ class LayerSwitches(Switches):
 
 @dataclass(frozen=True)
 class GradEllm(LayerSwitches):
-    """The switches of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
+    """The options of Grad-ELLM; the defaults are the paper's (Huang and Chan 2026, section 3.2).
 
     Attributes:
-        loosening: min-max normalised similarities, or each head's true attention weights.
+        loosening: min-max normalised similarities, or each head's attention weights.
         similarity: dot product, or cosine over the heads' concatenated width.
         rotary: query and key after or before the rotary embedding.
         rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
         magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
-        normalise_over: where min and max are taken; tokens outside score 0.
+        normalise_over: the tokens over which min and max are taken; all other tokens score 0.
     """
 
     name: ClassVar[str] = "grad_ellm"
@@ -248,7 +253,7 @@ class GradEllm(LayerSwitches):
             if isinstance(default, StrEnum):
                 check_choice(f"attribution.{name}", getattr(self, name), type(default))
         if self.loosening is Loosening.NONE:
-            # True attention weights are the model's own: there is nothing to compare otherwise or to normalise.
+            # Attention weights are the model's own: they have neither another similarity nor a normalisation.
             for name in ("similarity", "rotary", "normalise_over"):
                 value, default = getattr(self, name), PRESET_DEFAULTS[name]
                 if value is not default:
@@ -266,10 +271,10 @@ class GradEllm(LayerSwitches):
 
     @classmethod
     def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)
-        """A named set of switches, with some of them said otherwise.
+        """The options of a preset, some of them overridden.
 
         Raises:
-            InvalidRequestError: for a name that is not a preset, or switches that do not go together.
+            InvalidRequestError: for an unknown preset, or options that cannot be combined.
         """
         if name not in PRESETS:
             raise InvalidRequestError("attribution.preset", f"{name!r} is not one of {', '.join(PRESETS)}")
@@ -289,7 +294,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Contrast:
-    """The token that the target is set against: exactly one of an id, a text that is one token, and the runner-up."""
+    """The token whose logit is subtracted from the target's: an id, a one-token text, or the runner-up."""
 
     token_id: int | None = None
     text: str | None = None
@@ -297,7 +302,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if (self.token_id is not None) + (self.text is not None) + self.runner_up != 1:
-            raise InvalidRequestError("attribution.contrast", "say exactly one of token_id, text and runner_up")
+            raise InvalidRequestError("attribution.contrast", "set exactly one of token_id, text and runner_up")
         if self.text == "":
             raise InvalidRequestError("attribution.contrast.text", "must not be empty")
 
@@ -307,15 +312,15 @@ class AttributionSettings:
     """What to explain, and how to report it.
 
     Attributes:
-        method: the method with its switches.
-        target_token_id: the token whose logit is explained at every step; None for the generated one.
-        contrast: a token whose logit is taken off the target's.
-        sources: score the prompt, or the whole prefix.
+        method: the method with its options.
+        target_token_id: the token whose logit is explained at every step; None for the token at that step.
+        contrast: a token whose logit is subtracted from the target's.
+        sources: score the prompt, or the prompt and the completion so far.
         resolution: one score a token, a word or a segment.
-        top_k_sources: report only so many scores a step, the largest by magnitude.
-        delivery: with each token, or for several tokens at once, which costs less.
-        chunk_size: with delivery chunked and for given completions: tokens that are explained at once, and so the most
-            tokens that scores come late; None lets the engine choose by its load.
+        top_k_sources: report only this many scores a step, the largest by magnitude.
+        delivery: scores with each token, or for several tokens at once, which costs less.
+        chunk_size: with delivery chunked and for given completions, tokens that are explained in one pass, which bounds
+            how many tokens late scores are delivered; None adapts it to the load.
     """
 
     method: Switches = field(default_factory=GradEllm)

@@ -1,1 +1,1 @@
-"""Requests and what runs them: the scheduler, the sampler, and what a request gives back."""
+"""Requests: how they are built, scheduled and sampled, and the events they emit."""

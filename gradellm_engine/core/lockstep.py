@@ -1,99 +1,52 @@
-"""Ranks that take the same steps.
+"""Replicated scheduling: the ranks of a tensor-parallel model run the same requests through the same scheduler.
 
-A model whose weights are shared out runs where all ranks run the same passes, forward and backward, in the same order.
-So every rank runs the whole engine, not a mirror of single passes: the same requests, through the same scheduler. What
-a rank could not find out by itself, rank 0 decides and tells the others:
+A sharded model computes only where all ranks run the same forward and backward passes in the same order. So each rank
+runs the whole engine, rather than mirroring single passes. Rank 0 broadcasts what a rank cannot know by itself:
 
-    1. who asked for what, who has gone, and when a waiting request may have come in    (acts, in their order)
-    2. at the beginning of a tick, who does not get a turn, and how long passes took    (`StepCommand`)
-    3. between a tick's passes, what has happened meanwhile                             (acts again)
+    1. which requests come, are cancelled, and when waiting requests are admitted    (`CallCommand`, in order)
+    2. at the start of a step, which requests are held back, and the pass timings    (`StepCommand`)
+    3. between a step's passes, what has come meanwhile                              (`CallCommand` again)
 
-All else follows. The ranks' logits come out of a sum, the same bits on each; a draw is a function of them, seed and
-step; an explanation's map is a sum over ranks, too. So every rank chooses the same token, and finds the same errors.
+All else follows. Logits are an all-reduced sum, with the same bits on each rank; a draw is a function of logits, seed
+and step; an attribution is a sum over ranks, too. So all ranks choose the same tokens, and raise the same errors.
 
-What only one rank meets, and only there (memory runs out, a program error, a lost connection), would leave the others
-in the middle of a sum: the group is then given up as a whole, to be started again.
+An error on one rank alone (out of memory, a program error, a lost connection) leaves the other ranks waiting in an
+all-reduce. `GroupLostError` then ends every rank, and the group has to be started again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
-from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from gradellm_engine.core.request import Request
+from gradellm_engine.core.request_spec import RequestCall
 from gradellm_engine.core.scheduler import EligibilityFn, PassTimings, Scheduler
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import EngineError, GroupLostError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
 
-if TYPE_CHECKING:
-    from gradellm_engine.engine import Engine
-
-MakeStream = TypeVar("MakeStream", bound=Callable[..., Request])
-
-
-@dataclass(frozen=True)
-class RequestCall:
-    """How a stream came about, so that another rank can make the same.
-
-    Attributes:
-        of: the engine's method.
-        arguments: by name, with everything said that a rank would choose by itself.
-    """
-
-    of: str
-    arguments: Mapping[str, Any]
-
-    def stream(self, engine: Engine) -> Request:
-        """The same stream."""
-        made: Request = getattr(engine, self.of)(**self.arguments)
-        return made
-
-
-def records_call(method: MakeStream) -> MakeStream:
-    """An engine's method whose streams know how they came about."""
-    its_signature = signature(method)
-
-    @wraps(method)
-    def made(engine: Engine, *args: Any, **kwargs: Any) -> Request:  # noqa: ANN401 (passed on)
-        bound = its_signature.bind(engine, *args, **kwargs).arguments
-        stream = method(engine, *args, **kwargs)
-        arguments = {name: value for name, value in bound.items() if name != "self"}
-        arguments["given"] = stream.prompt  # as it was read: no rank need do it again
-        for name in ("completion", "forced_ids"):
-            if arguments.get(name) is not None:
-                arguments[name] = stream.given_ids
-        if "sampling" in its_signature.parameters:
-            arguments["sampling"] = stream.sampling  # with its seed
-        stream.asked = RequestCall(method.__name__, arguments)
-        return stream
-
-    return made  # type: ignore[return-value]
-
 
 @dataclass(frozen=True)
 class Submit:
-    """A stream comes in; `number` is what it is called from now on."""
+    """A request is queued; later commands name it by `request_id`."""
 
-    number: int
-    asked: RequestCall
+    request_id: int
+    call: RequestCall
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """A stream is ended as it is."""
+    """A request is ended as it is."""
 
-    number: int
+    request_id: int
 
 
 @dataclass(frozen=True)
 class Admit:
-    """Streams that wait are let in, as far as there is room."""
+    """Waiting requests are admitted, as far as there are KV slots."""
 
 
 CallCommand = Submit | Cancel | Admit
@@ -101,184 +54,189 @@ CallCommand = Submit | Cancel | Admit
 
 @dataclass(frozen=True)
 class StepCommand:
-    """A tick begins.
+    """A scheduler step begins.
 
     Attributes:
-        pace: what passes took.
-        held: streams that do not get a turn.
+        timings: rank 0's pass timings.
+        held: ids of requests that do not take part.
     """
 
-    pace: PassTimings
+    timings: PassTimings
     held: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What rank 0 says at a time.
+    """One broadcast of rank 0.
 
     Attributes:
-        acts: what has happened since the last time.
-        tick: what begins now; None in the middle of one.
-        is_last: whether this is the end.
-        digest: of what streams have come to, once the acts are done.
+        calls: what has happened since the last command.
+        step: the step that begins; None between the passes of a step.
+        is_last: whether followers are to stop.
+        digest: of the state of all open requests, once `calls` are applied; see `digest`.
     """
 
-    acts: tuple[CallCommand, ...] = ()
+    calls: tuple[CallCommand, ...] = ()
     step: StepCommand | None = None
     is_last: bool = False
     digest: int = 0
 
 
 class RankZeroScheduler(Scheduler):
-    """Rank 0's: what happens to it, the others are told."""
+    """The scheduler of rank 0, which broadcasts its decisions to the followers."""
 
-    needs_ticks = True  # so that a lost rank is noticed, and the others know that rank 0 is there
+    needs_heartbeat = True  # a lost rank is noticed, and followers know that rank 0 is alive
 
     def __init__(self, runner: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
         super().__init__(runner, max_running=max_running)
         self._ranks = ranks
-        self._acts: list[CallCommand] = []
-        self._numbers: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
-        self._last_number = 0
-        self._in_tick = False  # one has begun, and not come to its end
+        self._calls: list[CallCommand] = []  # not broadcast yet
+        self._ids: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        self._last_id = 0
+        self._in_step = False  # a step has begun and not ended
 
-    def submit(self, stream: Request) -> None:
+    def submit(self, request: Request) -> None:
         """See `Scheduler`."""
-        if not stream.is_closed:
-            if stream.asked is None:
-                raise ValueError("a stream that the engine did not make cannot run on several ranks")
-            self._last_number += 1
-            self._numbers[stream] = self._last_number
-            self._acts.append(Submit(self._last_number, stream.asked))
-        super().submit(stream)
+        if not request.is_closed:
+            if request.call is None:
+                raise ValueError("a request that RequestBuilder did not build cannot run on several ranks")
+            self._last_id += 1
+            self._ids[request] = self._last_id
+            self._calls.append(Submit(self._last_id, request.call))
+        super().submit(request)
 
-    def cancel(self, stream: Request) -> None:
+    def cancel(self, request: Request) -> None:
         """See `Scheduler`."""
-        if (number := self._numbers.pop(stream, None)) is not None:
-            self._acts.append(Cancel(number))
-        super().cancel(stream)
+        if (request_id := self._ids.pop(request, None)) is not None:
+            self._calls.append(Cancel(request_id))
+        super().cancel(request)
 
-    def has_work(self, ready: EligibilityFn = lambda stream: True) -> bool:
+    def has_work(self, is_eligible: EligibilityFn = lambda request: True) -> bool:
         """See `Scheduler`."""
-        if self.waiting and len(self.running) < self.max_running and self._acts[-1:] != [Admit()]:
-            self._acts.append(Admit())  # as this look lets them in, and not only the next tick
-        return super().has_work(ready)
+        if self.waiting and len(self.running) < self.max_running and self._calls[-1:] != [Admit()]:
+            self._calls.append(Admit())  # this call admits them, before the next step does
+        return super().has_work(is_eligible)
 
-    def step(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
+    def step(self, is_eligible: EligibilityFn = lambda request: True) -> Iterator[None]:
         """See `Scheduler`.
 
         Raises:
-            GroupLostError: where the ranks can no longer be in step.
+            GroupLostError: where the ranks are no longer in lockstep.
         """
-        if self._in_tick:
-            raise GroupLostError("a tick was left in its middle, where the other ranks still are")
-        self._in_tick = True
+        if self._in_step:
+            raise GroupLostError("a scheduler step was abandoned between two passes; the other ranks still wait in it")
+        self._in_step = True
         try:
-            held = frozenset(number for stream, number in self._numbers.items() if not ready(stream))
-            self._tell(StepCommand(self.measured, held))
-            for _ in super().step(lambda stream: self._numbers.get(stream) not in held):
-                check_in_step(self._numbers)
+            held = frozenset(request_id for request, request_id in self._ids.items() if not is_eligible(request))
+            self._broadcast(StepCommand(self.timings, held))
+            for _ in super().step(lambda request: self._ids.get(request) not in held):
+                check_in_step(self._ids)
                 yield
-                self._tell(None)
+                self._broadcast(None)
         except GroupLostError:
             raise
         except Exception as error:
-            raise GroupLostError(f"rank 0 failed where others may not have: {error}") from error
-        check_in_step(self._numbers)
-        self._in_tick = False
+            raise GroupLostError(f"rank 0 failed where the other ranks may not have: {error}") from error
+        check_in_step(self._ids)
+        self._in_step = False
 
-    def end(self) -> None:
-        """Let the others go.
+    def stop_followers(self) -> None:
+        """Have the followers leave their loops.
 
         Raises:
-            GroupLostError: where one is gone already.
+            GroupLostError: where a rank is lost already.
         """
         self._ranks.tell(Command(is_last=True))
 
-    def _tell(self, step: StepCommand | None) -> None:
-        acts, self._acts = tuple(self._acts), []
-        open_streams = {number: stream for stream, number in self._numbers.items()}
-        self._ranks.tell(Command(acts, step, digest=digest(open_streams)))
+    def _broadcast(self, step: StepCommand | None) -> None:
+        calls, self._calls = tuple(self._calls), []
+        requests = {request_id: request for request, request_id in self._ids.items()}
+        self._ranks.tell(Command(calls, step, digest=digest(requests)))
 
 
 @dataclass
 class FollowerLoop:
-    """Any other rank: it does as it is told.
+    """The loop of every rank but 0, which carries out rank 0's commands.
 
     Attributes:
-        engine: its own.
-        ranks: of which rank 0 leads.
-        streams: those that run or wait, by number.
+        scheduler: this rank's.
+        rebuild: builds the request of a call.
+        ranks: the process group.
+        requests: those that wait or run, by id.
     """
 
-    engine: Engine
+    scheduler: Scheduler
+    rebuild: Callable[[RequestCall], Request]
     ranks: ProcessGroup
-    streams: dict[int, Request] = field(default_factory=dict)
+    requests: dict[int, Request] = field(default_factory=dict)
 
-    def follow(self) -> None:
-        """Until rank 0 says that it is over.
+    def run(self) -> None:
+        """Run until rank 0 stops it.
 
         Raises:
-            GroupLostError: where it cannot be in step any more.
+            GroupLostError: where the ranks are no longer in lockstep.
         """
-        while not (order := self._heard()).is_last:
-            if order.step is None:
-                raise GroupLostError("rank 0 is in a tick that did not begin here")
-            self._tick(order.step)
+        while not (command := self._next_command()).is_last:
+            if command.step is None:
+                raise GroupLostError("rank 0 is between two passes of a step that has not begun on this rank")
+            self._step(command.step)
 
-    def _heard(self) -> Command:
-        """Rank 0's next word, with all done that happened."""
-        order: Command = self.ranks.hear()
-        for act in order.acts:
-            self._do(act)
-        if not order.is_last and order.digest != digest(self.streams):
-            raise GroupLostError("streams have come to something else here than on rank 0: other tokens, or other ends")
-        return order
+    def _next_command(self) -> Command:
+        """Rank 0's next command, with its calls applied."""
+        command: Command = self.ranks.hear()
+        for call in command.calls:
+            self._apply(call)
+        if not command.is_last and command.digest != digest(self.requests):
+            raise GroupLostError("requests differ between this rank and rank 0: other tokens, or other ends")
+        return command
 
-    def _do(self, act: CallCommand) -> None:
-        match act:
-            case Submit(number, asked):
-                self.streams[number] = asked.stream(self.engine)
-                self.engine.scheduler.submit(self.streams[number])
-            case Cancel(number):
-                if (stream := self.streams.pop(number, None)) is not None:
-                    self.engine.scheduler.cancel(stream)
+    def _apply(self, command: CallCommand) -> None:
+        match command:
+            case Submit(request_id, call):
+                self.requests[request_id] = self.rebuild(call)
+                self.scheduler.submit(self.requests[request_id])
+            case Cancel(request_id):
+                if (request := self.requests.pop(request_id, None)) is not None:
+                    self.scheduler.cancel(request)
             case Admit():
-                self.engine.scheduler.admit()
+                self.scheduler.admit()
 
-    def _tick(self, step: StepCommand) -> None:
-        scheduler = self.engine.scheduler
-        scheduler.measured = step.pace
-        held = {id(self.streams[number]) for number in step.held if number in self.streams}
-        for _ in scheduler.step(lambda stream: id(stream) not in held):
-            check_in_step(self.streams.values())
+    def _step(self, step: StepCommand) -> None:
+        self.scheduler.timings = step.timings
+        held = {id(self.requests[request_id]) for request_id in step.held if request_id in self.requests}
+        for _ in self.scheduler.step(lambda request: id(request) not in held):
+            check_in_step(self.requests.values())
             self._drop_events()
-            order = self._heard()
-            if order.step is not None or order.is_last:
-                raise GroupLostError("rank 0 has left a tick in its middle")
-        check_in_step(self.streams.values())
+            command = self._next_command()
+            if command.step is not None or command.is_last:
+                raise GroupLostError("rank 0 has abandoned a step between two passes")
+        check_in_step(self.requests.values())
         self._drop_events()
 
     def _drop_events(self) -> None:
-        """Nobody reads them here. Nor are streams of use that are over."""
-        for stream in self.streams.values():
-            stream.take_events()
-        self.streams = {number: stream for number, stream in self.streams.items() if not stream.is_closed}
+        """Discard events, which only rank 0 delivers, and requests that have ended."""
+        for request in self.requests.values():
+            request.take_events()
+        self.requests = {key: request for key, request in self.requests.items() if not request.is_closed}
 
 
-def digest(streams: Mapping[int, Request]) -> int:
-    """Of what streams that are not over have come to, by their numbers: how many tokens, and the last one."""
-    now = sorted((number, len(its.ids), its.ids[-1]) for number, its in streams.items() if not its.is_closed)
-    return crc32(repr(now).encode())
+def digest(requests: Mapping[int, Request]) -> int:
+    """A checksum of the open requests' states: id, number of tokens and last token of each."""
+    states = sorted(
+        (request_id, len(request.ids), request.ids[-1])
+        for request_id, request in requests.items()
+        if not request.is_closed
+    )
+    return crc32(repr(states).encode())
 
 
-def check_in_step(streams: Iterable[Request]) -> None:
-    """See that nothing has gone wrong that would not go wrong everywhere.
+def check_in_step(requests: Iterable[Request]) -> None:
+    """Check that no request failed with an error that other ranks may not have.
 
     Raises:
-        GroupLostError: with what it was.
+        GroupLostError: with the error.
     """
-    for stream in streams:
-        error = stream.error
+    for request in requests:
+        error = request.error
         if error is not None and (not isinstance(error, EngineError) or isinstance(error, OutOfMemoryError)):
-            raise GroupLostError(f"a pass failed where others may not have failed: {error}") from error
+            raise GroupLostError(f"a pass failed on this rank and may not have failed on others: {error}") from error

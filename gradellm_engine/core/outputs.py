@@ -1,4 +1,4 @@
-"""What a request tells of itself while it runs: how it was understood, token after token, scores, and its end."""
+"""The events of a request: its start, tokens, scores, progress, results of an evaluation, and its end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gradellm_engine.tokenization.sources import Source
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have come.
+    """One of the most probable tokens at a step.
 
     Attributes:
         id: its id.
-        text: its text on its own.
-        logprob: natural logarithm of its probability under the model.
+        text: its text, decoded by itself.
+        logprob: its log-probability under the model, natural logarithm.
     """
 
     id: int
@@ -31,15 +31,15 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each source contributed to one token.
+    """The attribution of one token: how much each source contributed to it.
 
     Attributes:
-        token_index: the token's place in the completion.
-        scores: raw scores, float32 or better, on the CPU. [C], or [top_k_sources]
-        source_indexes: with top_k_sources, which sources, the largest score by magnitude first; None otherwise.
-        target_token_id: the token whose logit was explained.
-        contrast_token_id: the token whose logit was taken off, if one was.
-        error: the method's own measure of how far off the scores are; None where it has none.
+        token_index: the token's index in the completion.
+        scores: raw scores, float32 or better, on the CPU. [C] or [top_k_sources]
+        source_indexes: with top_k_sources, the sources of `scores`, largest magnitude first; None otherwise.
+        target_token_id: the token whose logit is explained.
+        contrast_token_id: the token whose logit is subtracted from the target's, if any.
+        error: the method's own error estimate; None where it has none.
     """
 
     token_index: int
@@ -52,10 +52,10 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a method is that looks at a completion after the fact, or an evaluation.
+    """Progress of a post-hoc method or an evaluation.
 
     Attributes:
-        done: of its work, 0 to 1.
+        done: share of its work, 0 to 1.
     """
 
     done: float
@@ -63,10 +63,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """How far a prompt is read, while that takes several passes.
+    """Progress of a prefill that takes several passes.
 
     Attributes:
-        done: of its tokens, 0 to 1.
+        done: share of the prompt's tokens, 0 to 1.
     """
 
     done: float
@@ -77,20 +77,20 @@ class Step:
     """A token of the completion.
 
     Attributes:
-        index: its place in the completion.
+        index: its index in the completion.
         id: its id.
         text: the text that it adds.
-        start: that text's first code point in the completion.
+        start: index of the text's first code point in the completion.
         end: one past its last.
-        logprob: natural logarithm of its probability under the model, before temperature, top_k and top_p.
-        alternatives: the most probable tokens, the best first.
+        logprob: log-probability under the model, before temperature, top_k and top_p; natural logarithm.
+        alternatives: the most probable tokens, best first.
         special: whether it is a special token.
-        word: which word of the completion it belongs to, from 0: see `gradellm_engine.tokenization.words`. None for a
-            token without text, which may be a part of the next character: it is in the word of the next token with
-            text, or of the one before where no text follows.
-        source_index: the column of later rows that stands for it, where the prefix is scored.
-        attribution: None where it was not asked for, and where it comes on its own.
-        is_new: False for a token that the caller gave to resume from.
+        word: index of its word in the completion, from 0; see `gradellm_engine.tokenization.words`. None for a token
+            without text, which may be part of the next character: it belongs to the word of the next token with text,
+            or of the previous one if none follows.
+        source_index: its column in the attribution rows of later tokens, where the prefix is scored.
+        attribution: set by `GenerationIterator`; None in the scheduler's events, which carry it separately.
+        is_new: False for a forced token of a resumed generation.
     """
 
     index: int
@@ -108,7 +108,7 @@ class Step:
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended."""
+    """Why a completion ended."""
 
     END_OF_TEXT = "end_of_text"
     STOP_TEXT = "stop_text"
@@ -118,20 +118,20 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class Finished:
-    """What a generation came to.
+    """The end of a request, with its result.
 
     Attributes:
-        reason: why it ended.
-        stop: the stop text that was met.
-        text: the completion.
-        num_prompt_tokens: tokens read.
-        num_completion_tokens: tokens of the completion, given ones included.
-        num_attributed_tokens: tokens explained.
-        num_reused_tokens: tokens of the prompt that an earlier request had read.
-        queue_seconds: spent waiting for a place.
-        prefill_seconds: spent on the prompt.
-        decode_seconds: spent on steps, without attribution.
-        attribution_seconds: spent on backward passes and heat maps.
+        reason: why the completion ended.
+        stop: the stop text that ended it, if any.
+        text: the completion's text.
+        num_prompt_tokens: tokens of the prompt.
+        num_completion_tokens: tokens of the completion, forced ones included.
+        num_attributed_tokens: tokens of the completion that were explained.
+        num_reused_tokens: tokens of the prompt that came from the prefix cache.
+        queue_seconds: time in the queue.
+        prefill_seconds: time of passes that prefilled the prompt.
+        decode_seconds: time of decode passes, without attribution.
+        attribution_seconds: time of backward passes, replays and post-hoc passes.
     """
 
     reason: FinishReason
@@ -149,14 +149,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Started:
-    """How a request was understood.
+    """The start of a request, with its resolved settings.
 
     Attributes:
-        prompt: its tokens.
+        prompt: the prompt's tokens.
         sources: the columns of scores over the prompt.
-        sampling: with the seed and the length that are used.
-        attribution: with every switch said; None where it was not asked for.
-        evaluation: likewise.
+        sampling: with `seed` and `max_new_tokens` set.
+        attribution: with explicit layers; None for tokens alone.
+        evaluation: with explicit layers; None for requests other than evaluations.
     """
 
     prompt: Prompt

@@ -1,261 +1,136 @@
-"""One request, from its prompt to its last token, as a stream of events.
+"""One request, from its prompt to its last token, as a state machine that the scheduler drives.
 
-    1. prefill   the prompt but its last token is read into a slot, in parts
-    2. step      the last token is read, explained or not; the next one is chosen, or taken from those given
-    3. explain   at once (delivery per_token), or later for a chunk of tokens that are read once more (chunked)
-    4. tell      text and place of the token, then its scores; tokens that could begin a stop text wait
-    5. go on with 2 until the model ends its turn, a stop text is met, or all tokens are there
+    1. prefill   all tokens of the prompt but the last are read into a KV slot, in chunks
+    2. decode    the last token is read, explained or not; the next one is sampled, or taken from `forced_ids`
+    3. explain   in the same pass (delivery per_token), or later for several tokens that are replayed (chunked)
+    4. emit      the token with its text, then its scores; see `gradellm_engine.core.output_processor`
+    5. repeat from 2 until the model ends its turn, a stop text is met, or all tokens are there
+    6. post-hoc  methods over whole completions, and evaluations, a pass or two at a time
 
-Where a sequence becomes so long that its rotary factors are others (`gradellm_engine.layers.rotary_switch`), tokens
-that wait for their scores are explained, and then all tokens but the last are read again, as a prompt is.
+Where a sequence becomes so long that its rotary factors change (`gradellm_engine.layers.rotary_switch`), tokens that
+wait for their scores are explained first, and then all tokens but the last are prefilled again.
 
-A stream never runs the model itself. It says what it wants read next, as a part of a pass, and takes what came of it:
-`gradellm_engine.core.scheduler` puts the parts of many streams into one pass.
+A request never runs the model. It gives the scheduler (`gradellm_engine.core.scheduler`) the chunk of its sequence to
+read next, and takes the results of the pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from gradellm_engine.core.outputs import (
-    Alternative,
-    Attribution,
-    Event,
-    Finished,
-    FinishReason,
-    Progress,
-    PromptProgress,
-    Started,
-    Step,
-)
+from gradellm_engine.core.output_processor import OutputProcessor
+from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress, PromptProgress, Started
+from gradellm_engine.core.request_spec import ContrastTokens, RequestCall, RequestSpec
 from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.errors import ComputationError
 from gradellm_engine.faithfulness.evaluation import EvaluationEvent
 from gradellm_engine.faithfulness.perturbation_runner import PassBudget
-from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.model.loader import LoadedModel
-from gradellm_engine.params import (
-    AttributionSettings,
-    Delivery,
-    GradEllm,
-    LayerSwitches,
-    NormaliseOver,
-    Sampling,
-    Switches,
-)
+from gradellm_engine.params import AttributionSettings, Delivery
 from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
-from gradellm_engine.tokenization.detokenizer import CompletionText
-from gradellm_engine.tokenization.prompts import Prompt, Role
-from gradellm_engine.tokenization.sources import SourceMap
-from gradellm_engine.tokenization.words import WordCounter
-
-if TYPE_CHECKING:
-    from gradellm_engine.core.lockstep import RequestCall
-
-
-@dataclass(frozen=True)
-class ContrastText:
-    """A contrast that was given as text and is one token as it stands and another after a space.
-
-    Attributes:
-        plain: the token without a space.
-        spaced: the token that begins with one.
-    """
-
-    plain: int
-    spaced: int
-
-    def instead_of(self, text: str) -> int:
-        """The one that could stand in place of a token with this text."""
-        return self.spaced if text[:1].isspace() else self.plain
-
-
-@dataclass(frozen=True)
-class RequestSpec:
-    """A request whose every setting is resolved and checked against the model.
-
-    Attributes:
-        prompt: its tokens.
-        sampling: `seed` and `max_new_tokens` are set.
-        attribution: None for tokens alone.
-        contrast_id: the contrast, where it is a token that was given, or a text.
-        given_ids: tokens that the completion begins with.
-        first_step: the first token of the completion that is computed; those before are only read.
-        is_completion: whether the given tokens are a completion to explain, rather than a stream to resume.
-        analyse: explains or evaluates the whole completion once all its tokens are there; None for methods within a
-            pass.
-        scores: scores of a step's prefix, of a method that needs no model: step, tokens -> scores.
-        evaluation: what `analyse` evaluates; None where it explains.
-        allowance: how much one pass of an evaluation may take.
-        owner: whose request it is; only its own requests reuse what it read.
-    """
-
-    prompt: Prompt
-    sampling: Sampling
-    attribution: AttributionSettings | None
-    contrast_id: int | ContrastText | None
-    given_ids: tuple[int, ...]
-    first_step: int
-    is_completion: bool
-    analyse: Callable[[CompletionContext], Iterator[StepScores | EvaluationEvent]] | None = None
-    scores: Callable[[int, int], Tensor] | None = None
-    evaluation: EvaluationSettings | None = None
-    allowance: PassBudget | None = None
-    owner: str | None = None
-
-    @property
-    def is_within_pass(self) -> bool:
-        """Whether tokens are explained in passes of their own."""
-        return self.attribution is not None and self.analyse is None and self.scores is None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Scores of a token that is not told yet.
-
-    Attributes:
-        scores: one a token of its prefix, on the CPU. [S]
-        target: what they explain.
-        error: the method's own measure of how far off they are.
-    """
-
-    scores: Tensor
-    target: Target
-    error: float | None
-
+from gradellm_engine.tokenization.prompts import Prompt
 
 DEFAULT_CHUNK_SIZE = 16
-TOLD_SHARE = 0.01  # of a prompt that is read before its progress is told once more
+PROMPT_PROGRESS_SHARE = 0.01  # of a prompt that is read between two progress events
 
-TimingBucket = Literal["queue", "prefill", "decode", "attribution"]  # what time was spent on
+TimingBucket = Literal["queue", "prefill", "decode", "attribution"]
 
 
 class RequestPhase(Enum):
-    """What a stream needs next."""
+    """What a request needs next."""
 
-    WAITING = auto()  # a slot
+    WAITING = auto()  # a KV slot
     PREFILL = auto()  # its prompt to be read
     DECODE = auto()  # its next token
-    EXPLAIN = auto()  # a chunk of tokens to be explained before it may go on
-    ANALYSE = auto()  # its whole completion to be explained after the fact
-    ENDED = auto()  # nothing
+    EXPLAIN = auto()  # scores of some tokens, before the next token
+    POST_HOC = auto()  # its whole completion to be explained or evaluated
+    FINISHED = auto()  # nothing
 
 
 class Request:
     """One request's state.
 
     Attributes:
-        num_places: tokens that its slot must hold at most.
-        owner: whose request it is.
-        slot: where its keys and values are, while it runs.
+        call: how it was built; another rank builds the same request from it.
+        ids: all tokens so far, the prompt's first.
+        max_num_tokens: tokens that its KV slot must hold: the prompt's, and as many new ones as it may have.
+        tenant: whose prefixes it may reuse.
+        slot: its keys and values, while it runs.
         has_run: whether it ever had a slot.
-        chunk_size: tokens that are explained together, of a given completion and with delivery chunked.
-        asked: how it came about; None where nobody need make it again.
+        chunk_size: tokens that are explained together, of a given completion or with delivery chunked.
+        error: what ended it, if it failed.
+        is_closed: whether it has ended, in whatever way.
     """
 
-    asked: RequestCall | None = None
-
-    def __init__(self, model: LoadedModel, plan: RequestSpec) -> None:
-        prompt, sampling, attribution = plan.prompt, plan.sampling, plan.attribution
+    def __init__(self, model: LoadedModel, spec: RequestSpec) -> None:
+        prompt, sampling = spec.prompt, spec.sampling
         if sampling.seed is None or sampling.max_new_tokens is None:
-            raise ValueError("a plan says its seed and its length")
-        self._model, self._plan = model, plan
-        self._seed, self._num_tokens = sampling.seed, sampling.max_new_tokens
-        self.ids = prompt.ids + list(plan.given_ids[: plan.first_step])  # every token known so far
-        self.num_places = len(prompt.tokens) + self._num_tokens
-        self.owner = plan.owner
+            raise ValueError("a request spec needs sampling with seed and max_new_tokens set")
+        self._model, self._spec = model, spec
+        self._seed, self._max_new_tokens = sampling.seed, sampling.max_new_tokens
+        self.call: RequestCall | None = spec.call
+        self.ids = prompt.ids + list(spec.forced_ids[: spec.first_step])
+        self._num_prompt_tokens = len(prompt.tokens)
+        self.max_num_tokens = self._num_prompt_tokens + self._max_new_tokens
+        self.tenant = spec.tenant
         self.slot: KVSlot | None = None
         self.has_run = False
-        self._num_reused = 0
-        settings = attribution or AttributionSettings()
-        self._explain: ExplainSpec | None = None
-        if attribution is not None and plan.is_within_pass:
-            self._explain = ExplainSpec(
-                cast("LayerSwitches", attribution.method), normalisation_mask(prompt, attribution.method)
-            )
+        self._num_reused = 0  # tokens of the prompt that the slot held at the start
+        settings = spec.attribution or AttributionSettings()
+        self._explain = spec.explain_in_pass
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
-        self._targets: list[Target] = []  # of an analysis
-        self._work: Iterator[StepScores | EvaluationEvent] | None = None
-        self._is_analysed = plan.analyse is None
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
-        self._source_map = SourceMap(prompt, settings)
-        self._special_ids = model.encoder.special_ids
-        stop = () if plan.is_completion else sampling.stop
-        self._text = CompletionText(self._decode, prompt.ids, stop, self._written_out)
-        self._untold: list[Step] = []  # chosen, but their text may still begin a stop text
-        self._words = WordCounter()
-        self._num_read = 0  # tokens of the completion whose text was sure, and counted
-        self._columns: list[int | None] = []  # of the first tokens
-        self._rows: dict[int, _Row] = {}  # computed, of tokens that are not told yet
-        self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by place in the completion
+        self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by index in the completion
+        self._targets: list[Target] = []  # of all tokens, for a post-hoc method
+        self._post_hoc: Iterator[StepScores | EvaluationEvent] | None = None
+        self._is_post_hoc_done = spec.post_hoc is None
+        self._post_hoc_progress = 0.0  # 0 to 1
+        self._prompt_progress = 0.0  # as last emitted, 0 to 1
         self._seconds: dict[TimingBucket, float] = dict.fromkeys(get_args(TimingBucket), 0.0)
-        self._num_attributed = 0
-        self._progress = 0.0  # of an analysis, 0 to 1
-        self._told_read = 0.0  # of the prompt, 0 to 1
-        self._reason: FinishReason | None = None
-        self.events: list[Event] = [Started(prompt, self._source_map.sources, sampling, attribution, plan.evaluation)]
+        self._finish_reason: FinishReason | None = None
+        self._output = OutputProcessor(model.encoder, spec)
+        self.events: list[Event] = [Started(prompt, self._output.sources, sampling, spec.attribution, spec.evaluation)]
         self.error: Exception | None = None
         self.is_closed = False
-        for token_id in plan.given_ids[: plan.first_step]:
-            self._text.push(token_id)
-        if plan.first_step:
-            self._end_if_due(plan.given_ids[plan.first_step - 1])
-            self.finish_if_done()
+        for token_id in spec.forced_ids[: spec.first_step]:
+            self._output.skip_token(token_id)
+        if spec.first_step:
+            self._finish_if_ended(spec.forced_ids[spec.first_step - 1])
+            self.close_if_done()
 
-    def adapt_chunk_size(self, chunk_size: int) -> None:
-        """Take what suits the engine's load, unless the request says it."""
-        if self._adapts_chunk_size:
-            self.chunk_size = chunk_size
-
-    def start(self, slot: KVSlot) -> None:
-        """Run in `slot`, which may hold a beginning of the prompt already."""
-        self.slot = slot
-        self.has_run = True
-        self._num_reused = slot.length
+    # State --------------------------------------------------------------------------------------------------------
 
     @property
     def prompt(self) -> Prompt:
-        """Its prompt."""
-        return self._plan.prompt
+        """Its prompt's tokens."""
+        return self._spec.prompt
 
     @property
-    def given_ids(self) -> tuple[int, ...]:
-        """Tokens that its completion begins with."""
-        return self._plan.given_ids
-
-    @property
-    def sampling(self) -> Sampling:
-        """How its tokens are chosen, with its seed and its length said."""
-        return self._plan.sampling
-
-    @property
-    def allowance(self) -> PassBudget | None:
-        """How much one of its passes may take, where it is an evaluation: that gives way to all others."""
-        return self._plan.allowance
+    def pass_budget(self) -> PassBudget | None:
+        """The size of its passes, for an evaluation, which runs at low priority; None for all other requests."""
+        return self._spec.pass_budget
 
     @property
     def phase(self) -> RequestPhase:
         """What it needs next."""
         if self.is_closed:
-            return RequestPhase.ENDED
+            return RequestPhase.FINISHED
         if self.slot is None:
             return RequestPhase.WAITING
         if self.slot.length < len(self.ids) - 1:
             return RequestPhase.PREFILL
-        if self._reason is not None and not self._is_analysed:
-            return RequestPhase.ANALYSE
-        if self._outgrows_slot:
+        if self._finish_reason is not None and not self._is_post_hoc_done:
+            return RequestPhase.POST_HOC
+        if self._needs_rotary_switch:
             return RequestPhase.EXPLAIN if self._unexplained else RequestPhase.PREFILL
-        if self._num_given_left or len(self._unexplained) >= self.chunk_size or self._reason is not None:
+        if self._num_forced_left or len(self._unexplained) >= self.chunk_size or self._finish_reason is not None:
             return RequestPhase.EXPLAIN
         if self._unexplained and not self._is_chunked:
             return RequestPhase.EXPLAIN  # memory ran out in the pass that was to explain it
@@ -267,35 +142,24 @@ class Request:
         return self._model.runner.is_long(len(self.ids))
 
     @property
-    def _outgrows_slot(self) -> bool:
-        """Whether its next token needs other rotary factors than its keys were made with."""
-        return self._reason is None and self.slot is not None and self.is_long != self.slot.is_long
+    def _needs_rotary_switch(self) -> bool:
+        """Whether its next token needs other rotary factors than the keys in its slot have."""
+        return self._finish_reason is None and self.slot is not None and self.is_long != self.slot.is_long
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known so far, the prompt's among them."""
+        """Tokens so far, the prompt's among them."""
         return len(self.ids)
 
     @property
-    def num_held(self) -> int:
-        """Tokens that its slot holds."""
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values its slot holds."""
         return 0 if self.slot is None else self.slot.length
 
     @property
-    def num_unread(self) -> int:
-        """Tokens of the prompt that are still to be read."""
-        return max(0, len(self.ids) - 1 - self.num_held)
-
-    @property
-    def analysis_seconds_left(self) -> float:
-        """About how long the rest of an analysis takes, by how long its beginning took; 0 before it has begun."""
-        done = self._progress
-        return self._seconds["attribution"] * (1 - done) / done if 0 < done < 1 else 0.0
-
-    def undo_read(self, num_tokens: int, num_held: int) -> None:
-        """A pass failed: the slot holds what it held before, unless the stream has gone on by what the pass gave."""
-        if self.slot is not None and len(self.ids) == num_tokens:
-            del self.slot.ids[num_held:]
+    def num_prefill_left(self) -> int:
+        """Tokens that are still to be prefilled."""
+        return max(0, len(self.ids) - 1 - self.num_computed_tokens)
 
     @property
     def num_unexplained(self) -> int:
@@ -304,194 +168,60 @@ class Request:
 
     @property
     def chunk_length(self) -> int:
-        """Tokens that are explained together the next time."""
-        return min(self.chunk_size, len(self._unexplained) or self._num_given_left)
+        """Tokens that the next explain pass takes."""
+        return min(self.chunk_size, len(self._unexplained) or self._num_forced_left)
+
+    @property
+    def post_hoc_seconds_left(self) -> float:
+        """An estimate of the rest of its post-hoc work, from the time of the work done; 0 before any is done."""
+        done = self._post_hoc_progress
+        return self._seconds["attribution"] * (1 - done) / done if 0 < done < 1 else 0.0
 
     @property
     def _num_completion_tokens(self) -> int:
-        return len(self.ids) - len(self._plan.prompt.tokens)
+        return len(self.ids) - self._num_prompt_tokens
 
     @property
-    def _num_given_left(self) -> int:
-        return max(0, len(self._plan.given_ids) - self._num_completion_tokens)
+    def _num_forced_left(self) -> int:
+        return max(0, len(self._spec.forced_ids) - self._num_completion_tokens)
 
-    # What it wants read --------------------------------------------------------------------------------------------
+    # What the scheduler does to it --------------------------------------------------------------------------------
 
-    def prefill_part(self, max_tokens: int) -> SequenceChunk:
-        """The next tokens of the prompt, or of all that there is where keys are made anew."""
-        slot = self._open_slot()
-        if self._outgrows_slot:
-            self.slot = slot = slot.made_long(self.ids[:-1])
-        return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
+    def start(self, slot: KVSlot) -> None:
+        """Run in `slot`, which may already hold a prefix of the prompt."""
+        self.slot = slot
+        self.has_run = True
+        self._num_reused = slot.length
 
-    def step_part(self) -> SequenceChunk:
-        """The last token, to find the next one."""
-        slot, last = self._open_slot(), self.ids[-1:]
-        if self._is_chunked:
-            return SequenceChunk.new(slot, last, replay_length=self.chunk_size)
-        return SequenceChunk.new(slot, last, self._explain)
+    def adapt_chunk_size(self, chunk_size: int) -> None:
+        """Use the scheduler's chunk size, unless the request sets its own."""
+        if self._adapts_chunk_size:
+            self.chunk_size = chunk_size
 
-    def replay_part(self) -> tuple[SequenceChunk, list[Target]]:
-        """Tokens to be read once more, and what is explained of each."""
-        chunk = self._unexplained[: self.chunk_size]
-        start = len(self._plan.prompt.tokens) + chunk[0][0] - 1  # of the token that the first one was read off
-        part = SequenceChunk.again(self._open_slot(), start, start + len(chunk), self._chosen_explain())
-        return part, [target for _, target in chunk]
+    def roll_back(self, num_tokens: int, num_computed_tokens: int) -> None:
+        """Undo a failed pass: the slot holds what it held before, unless a token has been added since."""
+        if self.slot is not None and len(self.ids) == num_tokens:
+            del self.slot.ids[num_computed_tokens:]
 
-    def given_part(self) -> SequenceChunk:
-        """The last token, and tokens of the given completion after it, to be explained together."""
-        done, count = self._num_completion_tokens, self.chunk_size
-        switch = self._model.runner.switch_tokens
-        if switch is not None and not self.is_long:
-            count = min(count, switch + 1 - len(self.ids))  # those after it have other rotary factors
-        given = self._plan.given_ids[done : done + count]
-        return SequenceChunk.new(self._open_slot(), [self.ids[-1], *given[:-1]], self._explain)
+    def add_time(self, bucket: TimingBucket, seconds: float) -> None:
+        """Add the whole duration of a pass that it took part in, or of its wait."""
+        self._seconds[bucket] += seconds
 
-    def _chosen_explain(self) -> ExplainSpec:
-        if self._explain is None:
-            raise ValueError("a stream without attribution explains nothing")
-        return self._explain
+    def close_if_done(self) -> None:
+        """End it once its last token is sampled and explained.
 
-    def _open_slot(self) -> KVSlot:
-        if self.slot is None:
-            raise ValueError("a stream without a slot reads nothing")
-        return self.slot
-
-    # What came of it -----------------------------------------------------------------------------------------------
-
-    def tell_read(self) -> None:
-        """A piece of the prompt has been read: tell how far it is, unless that was the last piece."""
-        done = self.num_held / (len(self.ids) - 1)
-        if self.phase is RequestPhase.PREFILL and done >= self._told_read + TOLD_SHARE:
-            self._told_read = done
-            self.events.append(PromptProgress(done))
-
-    def take_distributions(self, distributions: Sequence[Distribution]) -> list[Target]:
-        """Go on by a token for each; what is to be explained of each. `tell` tells them.
-
-        Raises:
-            ComputationError: where one is not finite.
+        The scheduler calls this after `add_time`, so that `Finished` counts the last pass.
         """
-        targets = []
-        for distribution in distributions:
-            index = self._num_completion_tokens
-            distribution.check(index)
-            given = index < len(self._plan.given_ids)
-            token_id = (
-                self._plan.given_ids[index]
-                if given
-                else choose_token(distribution, self._plan.sampling, self._seed, index)
-            )
-            self._append(token_id, distribution, is_new=self._plan.is_completion or not given)
-            target = self._target(token_id, distribution)
-            targets.append(target)
-            if self._explain is not None:
-                self._unexplained.append((index, target))
-            elif self._plan.analyse is not None:
-                self._targets.append(target)
-            elif self._plan.scores is not None:
-                self._take_row(index, target, self._plan.scores(index, len(self.ids) - 1))
-            self._end_if_due(token_id)
-        return targets
-
-    def tell(self) -> None:
-        """Tell the tokens whose text is sure, and the scores of tokens that have been told.
-
-        Where words are columns, a part of a character waits for the rest: its column is the character's.
-        """
-        first = self._num_completion_tokens - len(self._untold)
-        self._add_columns()
-        count = max(0, len(self._columns) - first)
-        for step in self._untold[:count]:
-            start, end = self._text.spans[step.index]
-            self.events.append(
-                replace(
-                    step,
-                    text=self._text.text[start:end],
-                    start=start,
-                    end=end,
-                    word=self._words.words[step.index] if start < end or step.special else None,
-                    source_index=self._columns[step.index],
-                )
-            )
-        del self._untold[:count]
-        for index in sorted(index for index in self._rows if index < first + count):
-            self.events.append(self._attribution(index, self._rows.pop(index)))
-
-    def _add_columns(self) -> None:
-        """Count the tokens whose text is sure to words, and make them sources of the later ones."""
-        num_prompt_tokens = len(self._plan.prompt.tokens)
-        for index in range(self._num_read, self._text.num_safe_tokens):
-            start, end = self._text.spans[index]
-            is_special = self.ids[num_prompt_tokens + index] in self._special_ids
-            self._words.push(self._text.text[start:end], special=is_special)
-            self._num_read += 1
-        if self._reason is not None:
-            self._words.finish()
-        words = self._words.words
-        num_known = len(words) if self._source_map.takes_words else self._num_read
-        for index in range(len(self._columns), num_known):
-            self._columns.append(self._source_map.add_generated(words[index] if index < len(words) else None))
-
-    def take_heat_map(self, heat_map: Tensor) -> None:
-        """Take the scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
-
-        Raises:
-            ComputationError: where a score is not finite.
-        """
-        explained = self._unexplained[: len(heat_map)]
-        del self._unexplained[: len(heat_map)]
-        _check_finite(heat_map, [index for index, _ in explained])
-        num_prompt_tokens = len(self._plan.prompt.tokens)
-        for (index, target), row in zip(explained, heat_map, strict=True):
-            self._take_row(index, target, row[: num_prompt_tokens + index])
-        self.tell()
-
-    def analyse(self) -> None:
-        """Go on with explaining or evaluating the whole completion, by a pass or two.
-
-        Raises:
-            ComputationError: where a score is not finite.
-        """
-        if self._plan.analyse is None:
-            raise ValueError("a stream whose tokens are explained one by one has no analysis")
-        if self._work is None:
-            given = CompletionContext(self.ids, len(self._plan.prompt.tokens), self._targets, self.slot)
-            self._work = self._plan.analyse(given)
-        for result in self._work:
-            if isinstance(result, float):
-                self.events.append(Progress(result))
-                self._progress = result
-                return
-            if not isinstance(result, StepScores):
-                self.events.append(result)
-                continue
-            _check_finite(result.scores[None], [result.step])
-            self._take_row(result.step, self._targets[result.step], result.scores, result.error)
-            self.tell()
-        self._work, self._is_analysed = None, True
-
-    def _take_row(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
-        """Scores of the token's whole prefix [S]."""
-        self._rows[index] = _Row(scores.cpu(), target, error)
-        self._num_attributed += 1
-
-    def charge(self, account: TimingBucket, seconds: float) -> None:
-        """Note time that it spent, in the whole of a pass that it took part in."""
-        self._seconds[account] += seconds
-
-    def finish_if_done(self) -> None:
-        """End it where its last token is chosen and explained; told once the pass that did it has been charged."""
-        if self._reason is None or self._unexplained or not self._is_analysed or self.is_closed:
+        if self._finish_reason is None or self._unexplained or not self._is_post_hoc_done or self.is_closed:
             return
         self.events.append(
             Finished(
-                reason=self._reason,
-                stop=self._text.stop,
-                text=self._text.text,
-                num_prompt_tokens=len(self._plan.prompt.tokens),
+                reason=self._finish_reason,
+                stop=self._output.stop,
+                text=self._output.text,
+                num_prompt_tokens=self._num_prompt_tokens,
                 num_completion_tokens=self._num_completion_tokens,
-                num_attributed_tokens=self._num_attributed,
+                num_attributed_tokens=self._output.num_attributed,
                 num_reused_tokens=self._num_reused,
                 queue_seconds=self._seconds["queue"],
                 prefill_seconds=self._seconds["prefill"],
@@ -510,107 +240,176 @@ class Request:
         self.close()
 
     def close(self) -> None:
-        """End it as it is, and free what it holds."""
+        """End it as it is, and free its slot."""
         self.is_closed = True
-        self._work = None
+        self._post_hoc = None
         if self.slot is not None:
             self.slot.close()
             self.slot = None
 
     def take_events(self) -> list[Event]:
-        """What there is to tell since the last time."""
+        """The events since the last call."""
         events, self.events = self.events, []
         return events
 
-    def _append(self, token_id: int, distribution: Distribution, *, is_new: bool) -> None:
-        index = self._num_completion_tokens
-        self.ids.append(token_id)
-        self._text.push(token_id)
-        alternatives = tuple(
-            Alternative(token.id, self._decode_alone(token.id), token.logprob)
-            for token in distribution.top(self._plan.sampling.num_alternatives)
-        )
-        step = Step(
-            index=index,
-            id=token_id,
-            text="",  # told when it is sure
-            start=0,
-            end=0,
-            logprob=distribution.logprob(token_id),
-            alternatives=alternatives,
-            special=token_id in self._special_ids,
-            word=None,
-            source_index=None,
-            attribution=None,
-            is_new=is_new,
-        )
-        self._untold.append(step)
+    # Chunks to read -----------------------------------------------------------------------------------------------
+
+    def prefill_chunk(self, max_tokens: int) -> SequenceChunk:
+        """The next tokens of the prompt, or of the whole sequence where its keys need other rotary factors."""
+        slot = self._open_slot()
+        if self._needs_rotary_switch:
+            self.slot = slot = slot.made_long(self.ids[:-1])
+        return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
+
+    def decode_chunk(self) -> SequenceChunk:
+        """The last token, whose logits give the next one."""
+        slot, last = self._open_slot(), self.ids[-1:]
+        if self._is_chunked:
+            return SequenceChunk.new(slot, last, replay_length=self.chunk_size)
+        return SequenceChunk.new(slot, last, self._explain)
+
+    def replay_chunk(self) -> tuple[SequenceChunk, list[Target]]:
+        """Tokens to be read again to explain them, and their targets."""
+        waiting = self._unexplained[: self.chunk_size]
+        start = self._num_prompt_tokens + waiting[0][0] - 1  # the position whose logits gave the first of them
+        chunk = SequenceChunk.again(self._open_slot(), start, start + len(waiting), self._explain_spec())
+        return chunk, [target for _, target in waiting]
+
+    def forced_chunk(self) -> SequenceChunk:
+        """The last token and the next forced tokens, to be explained together."""
+        done, count = self._num_completion_tokens, self.chunk_size
+        switch = self._model.runner.switch_tokens
+        if switch is not None and not self.is_long:
+            count = min(count, switch + 1 - len(self.ids))  # later tokens have other rotary factors
+        forced = self._spec.forced_ids[done : done + count]
+        return SequenceChunk.new(self._open_slot(), [self.ids[-1], *forced[:-1]], self._explain)
+
+    def _explain_spec(self) -> ExplainSpec:
+        if self._explain is None:
+            raise ValueError("a request without in-pass attribution has nothing to replay")
+        return self._explain
+
+    def _open_slot(self) -> KVSlot:
+        if self.slot is None:
+            raise ValueError("a request without a slot cannot read tokens")
+        return self.slot
+
+    # Results of a pass --------------------------------------------------------------------------------------------
+
+    def emit_prompt_progress(self) -> None:
+        """After a prefill chunk that was not the last: emit how much of the prompt has been read."""
+        done = self.num_computed_tokens / (len(self.ids) - 1)
+        if self.phase is RequestPhase.PREFILL and done >= self._prompt_progress + PROMPT_PROGRESS_SHARE:
+            self._prompt_progress = done
+            self.events.append(PromptProgress(done))
+
+    def add_tokens(self, distributions: Sequence[Distribution]) -> list[Target]:
+        """Add a token for each distribution; returns their targets. `emit_tokens` emits them.
+
+        Raises:
+            ComputationError: where the logits are not finite.
+        """
+        spec, targets = self._spec, []
+        for distribution in distributions:
+            index = self._num_completion_tokens
+            distribution.check(index)
+            is_forced = index < len(spec.forced_ids)
+            token_id = (
+                spec.forced_ids[index] if is_forced else choose_token(distribution, spec.sampling, self._seed, index)
+            )
+            self.ids.append(token_id)
+            self._output.add_token(token_id, distribution, is_new=spec.is_completion or not is_forced)
+            target = self._target(token_id, distribution)
+            targets.append(target)
+            if self._explain is not None:
+                self._unexplained.append((index, target))
+            elif spec.post_hoc is not None:
+                self._targets.append(target)
+            elif spec.model_free_scores is not None:
+                self._output.add_scores(index, target, spec.model_free_scores(index, len(self.ids) - 1))
+            self._finish_if_ended(token_id)
+        return targets
+
+    def emit_tokens(self) -> None:
+        """Emit tokens whose text is final, and scores of tokens that have been emitted."""
+        self.events += self._output.take_ready()
+
+    def add_attributions(self, heat_map: Tensor) -> None:
+        """Add and emit scores of the first tokens that wait for theirs: one score a token of the prefix. [T, S]
+
+        Raises:
+            ComputationError: where a score is not finite.
+        """
+        explained = self._unexplained[: len(heat_map)]
+        del self._unexplained[: len(heat_map)]
+        _check_finite(heat_map, [index for index, _ in explained])
+        for (index, target), row in zip(explained, heat_map, strict=True):
+            self._output.add_scores(index, target, row[: self._num_prompt_tokens + index])
+        self.emit_tokens()
+
+    def run_post_hoc(self) -> None:
+        """Continue explaining or evaluating the whole completion, by a pass or two.
+
+        Raises:
+            ComputationError: where a score is not finite.
+        """
+        if self._spec.post_hoc is None:
+            raise ValueError("a request whose tokens are explained one by one has no post-hoc work")
+        if self._post_hoc is None:
+            context = CompletionContext(self.ids, self._num_prompt_tokens, self._targets, self.slot)
+            self._post_hoc = self._spec.post_hoc(context)
+        for result in self._post_hoc:
+            if isinstance(result, float):
+                self.events.append(Progress(result))
+                self._post_hoc_progress = result
+                return
+            if not isinstance(result, StepScores):
+                self.events.append(result)
+                continue
+            _check_finite(result.scores[None], [result.step])
+            self._output.add_scores(result.step, self._targets[result.step], result.scores, result.error)
+            self.emit_tokens()
+        self._post_hoc, self._is_post_hoc_done = None, True
 
     def _target(self, token_id: int, distribution: Distribution) -> Target:
-        attribution = self._plan.attribution
+        """The logit, or difference of logits, that is explained of a token."""
+        attribution = self._spec.attribution
         if attribution is None:
             return Target(token_id)
         target_id = token_id if attribution.target_token_id is None else attribution.target_token_id
         if attribution.contrast is not None and attribution.contrast.runner_up:
             return Target(target_id, distribution.runner_up(target_id))
-        contrast = self._plan.contrast_id
-        if isinstance(contrast, ContrastText):
-            contrast = contrast.instead_of(self._decode_alone(target_id))
+        contrast = self._spec.contrast
+        if isinstance(contrast, ContrastTokens):
+            contrast = contrast.in_place_of(self._model.encoder.decode_alone(target_id))
         return Target(target_id, contrast)
 
-    def _attribution(self, index: int, row: _Row) -> Attribution:
-        """A token's scores as they are told, once the columns of all tokens before it are known."""
-        scores, target = self._source_map.aggregate(row.scores), row.target
-        count = self._plan.attribution.top_k_sources if self._plan.attribution else None
-        if count is None or count >= len(scores):
-            return Attribution(index, scores, None, target.token_id, target.contrast_id, row.error)
-        largest = scores.abs().topk(count).indices
-        return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, row.error)
-
-    def _end_if_due(self, token_id: int) -> None:
-        done, num_given = self._num_completion_tokens, len(self._plan.given_ids)
-        if self._plan.is_completion:
-            if done == num_given:
-                self._reason = FinishReason.END_OF_COMPLETION
-        elif done < num_given:
-            return  # what is given goes on
-        elif self._text.stop is not None:
-            self._reason = FinishReason.STOP_TEXT
+    def _finish_if_ended(self, token_id: int) -> None:
+        """Set the finish reason where the completion ends with this token."""
+        done, num_forced = self._num_completion_tokens, len(self._spec.forced_ids)
+        if self._spec.is_completion:
+            if done == num_forced:
+                self._finish_reason = FinishReason.END_OF_COMPLETION
+        elif done < num_forced:
+            return  # forced tokens end nothing before the last of them
+        elif self._output.stop is not None:
+            self._finish_reason = FinishReason.STOP_TEXT
         elif token_id in self._model.end_ids:
-            self._reason = FinishReason.END_OF_TEXT
-        elif done == self._num_tokens:
-            self._reason = FinishReason.MAX_NEW_TOKENS
-        if self._reason is not None:
-            self._text.finish()
-            if self._text.stop is not None:
-                self._reason = FinishReason.STOP_TEXT
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._model.encoder.decode(ids, skip_special_tokens=True)
-
-    def _written_out(self, token_id: int) -> str:
-        """How a special token reads in a stop text; empty for tokens that have a text of their own."""
-        if token_id not in self._special_ids or self._decode([token_id]):
-            return ""
-        return self._decode_alone(token_id)
-
-    def _decode_alone(self, token_id: int) -> str:
-        return self._model.encoder.decode_alone(token_id)
+            self._finish_reason = FinishReason.END_OF_TEXT
+        elif done == self._max_new_tokens:
+            self._finish_reason = FinishReason.MAX_NEW_TOKENS
+        if self._finish_reason is not None:
+            self._output.finish()
+            if self._output.stop is not None:
+                self._finish_reason = FinishReason.STOP_TEXT
 
 
 def _check_finite(rows: Tensor, indexes: Sequence[int]) -> None:
-    """See that the scores of some tokens are numbers. [T, S]"""
+    """Check that the scores of some tokens are finite. [T, S]
+
+    Raises:
+        ComputationError: naming the first token whose scores are not.
+    """
     if not rows.isfinite().all():
         index = indexes[int(rows.isfinite().all(-1).logical_not().int().argmax())]
         raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
-
-
-def normalisation_mask(prompt: Prompt, method: Switches) -> Tensor | None:
-    """The prompt tokens over which a method normalises similarities; None for all that a layer sees. [m], bool"""
-    match method.normalise_over if isinstance(method, GradEllm) else NormaliseOver.VISIBLE:
-        case NormaliseOver.VISIBLE:
-            return None
-        case NormaliseOver.PROMPT:
-            return torch.ones(len(prompt.tokens), dtype=torch.bool)
-        case NormaliseOver.USER:
-            return torch.tensor([token.role is Role.USER for token in prompt.tokens])

@@ -1,4 +1,4 @@
-"""From logits to a token: pure functions of the logits, the settings and (seed, step)."""
+"""Sampling: the next token as a pure function of the logits, the sampling settings and (seed, step)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gradellm_engine.params import MAX_SEED, Sampling
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """A token that could have come, with the natural logarithm of its probability under the model."""
+class TokenLogprob:
+    """A token with its log-probability under the model."""
 
     id: int
     logprob: float
@@ -28,45 +28,48 @@ class Distribution:
 
     Attributes:
         logits: raw logits, float32 or better. [V]
-        log_total: logarithm of the sum of their exponentials.
-        best: the most probable token, the first of those that are alike.
-        best_logit: its logit.
+        logsumexp: of the logits.
+        argmax: the most probable token, the first of equals.
+        max_logit: its logit.
     """
 
     logits: Tensor
-    log_total: float
-    best: int
-    best_logit: float
+    logsumexp: float
+    argmax: int
+    max_logit: float
 
     @classmethod
     def of(cls, logits: Tensor) -> list[Distribution]:
-        """From the model's logits of several tokens, whose numbers leave a GPU together. [T, V]"""
+        """The distribution of each row of logits; one copy brings all their numbers from a GPU. [T, V]"""
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        bests = logits.argmax(-1)
-        columns = (_log_totals(logits), bests, logits.gather(-1, bests[:, None])[:, 0])
+        argmax = logits.argmax(-1)
+        columns = (_logsumexp(logits), argmax, logits.gather(-1, argmax[:, None])[:, 0])
         numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
-        return [cls(row, total, int(best), high) for row, (total, best, high) in zip(logits, numbers, strict=True)]
+        return [
+            cls(row, logsumexp, int(best), max_logit)
+            for row, (logsumexp, best, max_logit) in zip(logits, numbers, strict=True)
+        ]
 
     def check(self, step: int) -> None:
-        """See that it is one.
+        """Check that the logits are finite.
 
         Raises:
-            ComputationError: where the logits are not finite.
+            ComputationError: where they are not.
         """
-        if not math.isfinite(self.log_total):
+        if not math.isfinite(self.logsumexp):
             raise ComputationError(f"the model returned logits that are not finite at step {step}")
 
     def logprob(self, token_id: int) -> float:
-        """Natural logarithm of one token's probability."""
-        logit = self.best_logit if token_id == self.best else self.logits[token_id].item()
-        return logit - self.log_total
+        """A token's log-probability, natural logarithm."""
+        logit = self.max_logit if token_id == self.argmax else self.logits[token_id].item()
+        return logit - self.logsumexp
 
-    def top(self, count: int) -> tuple[Alternative, ...]:
+    def top(self, count: int) -> tuple[TokenLogprob, ...]:
         """The `count` most probable tokens, the best first."""
         if count == 0:
             return ()
         values, ids = self.logits.topk(min(count, self.logits.shape[-1]))
-        return tuple(Alternative(i, v - self.log_total) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+        return tuple(TokenLogprob(i, v - self.logsumexp) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
 
     def runner_up(self, token_id: int) -> int:
         """The most probable token that is not `token_id`."""
@@ -74,31 +77,31 @@ class Distribution:
         return int(second if best == token_id else best)
 
 
-def _log_totals(logits: Tensor) -> Tensor:
-    """Of each row, the logarithm of the sum of exponentials. [T, V] -> [T]"""
+def _logsumexp(logits: Tensor) -> Tensor:
+    """The logsumexp of each row. [T, V] -> [T]"""
     if logits.is_cuda:
         return torch.logsumexp(logits, dim=-1)
-    # A row by itself: beside others it would be summed in another order.
+    # Row by row: the order of summation must not depend on the number of rows.
     return torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
 
 
 def random_seed() -> int:
-    """A seed nobody chose."""
+    """A random seed in [0, MAX_SEED]."""
     return secrets.randbelow(MAX_SEED + 1)
 
 
 def uniform_draw(seed: int, step: int) -> float:
     """A number in [0, 1) with 53 random bits: a pure function of its arguments, the same on every machine.
 
-    A counter-based draw lets a stream be resumed elsewhere at any step; SHA-256 is its generator because every
-    language has it.
+    Draws are counter-based, so that a generation can be resumed at any step on another machine. The generator is
+    SHA-256, which every language has.
     """
     digest = hashlib.sha256(b"gradellm sampling" + seed.to_bytes(8, "big") + step.to_bytes(8, "big")).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is drawn from: temperature, then top_k, then top_p. [V], float64, sums to one."""
+    """The distribution that tokens are drawn from: temperature, then top_k, then top_p. [V], float64, sums to one"""
     # Subtracting the maximum first keeps logits / temperature finite however small the temperature.
     scaled = (logits.double() - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < scaled.shape[-1]:
@@ -114,11 +117,11 @@ def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def choose_token(distribution: Distribution, sampling: Sampling, seed: int, step: int) -> int:
-    """The next token: the argmax at temperature 0, else the cumulated distribution's inverse at the step's draw."""
+    """The next token: the argmax at temperature 0, else by inverse transform sampling with the step's draw."""
     if sampling.temperature == 0:
-        return distribution.best
+        return distribution.argmax
     cumulated = sampling_probs(distribution.logits, sampling).cumsum(-1)
-    # The total may differ from 1 by rounding; a draw strictly below it always falls on a token with some mass.
+    # The total may differ from 1 by rounding; a draw strictly below it always selects a token with positive mass.
     total = cumulated[-1].item()
     draw = min(uniform_draw(seed, step) * total, math.nextafter(total, 0))
     return int(torch.searchsorted(cumulated, draw, right=True))

@@ -1,22 +1,22 @@
-"""Who runs when: many streams, one model, a pass at a time.
+"""Continuous batching: which requests take chunk in the model's next pass.
 
-A tick does, in this order:
+A step does, in this order:
 
-    1. admit     waiting streams, in the order of their coming, while there are running places and key-value memory
-    2. decode    one token of every stream that can go on, all in one pass; those with delivery per_token are explained
-    3. explain   chunks that are due (delivery chunked, given completions), up to a number of tokens
-    4. analyse   one stream's completion after the fact, a pass or two, taking turns
-    5. prefill   pieces of prompts, taking turns
-    6. evaluate  a batch of one evaluation's changed texts, taking turns
+    1. admit     waiting requests, first come first served, while there are running places and KV memory
+    2. decode    one token of every request that can decode, in one pass; delivery per_token is explained in the pass
+    3. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
+    4. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
+    5. prefill   chunks of prompts, round-robin (chunked prefill)
+    6. evaluate  a batch of perturbed texts of one evaluation, round-robin
 
-Pieces of prompts take together about as long as the pass before them took: a long prompt that comes in makes running
-streams wait about twice as long for a token, whatever its length, and where nobody waits it is read in large pieces. On
-a GPU, a pass over a piece takes longer than a step, however small the piece is: there it has some hundred tokens. A
-stream whose chunk is due does not decode before it is explained, so that its scores are never later than was promised.
+The prefill chunks of a step take together about as long as a decode step: a long prompt about doubles the inter-token
+latency of running requests, whatever its length. With nothing else to run, chunks are large. On a GPU a prefill pass
+has a minimum duration, so chunks there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not
+decode before the chunk is explained, so that scores are never later than `chunk_size` promises.
 
-An evaluation gives way: while others have anything to do, it gets one batch in EVALUATED_TICKS ticks, which is fewer
-than one gap between tokens in a hundred, and one that takes no longer than some of their steps. Alone, it runs batches
-that are soon enough over for whoever comes.
+An evaluation runs at low priority: while other requests have work, it gets one batch every STEPS_PER_EVALUATION_BATCH
+steps, which delays fewer than one token in a hundred, and such a batch takes no longer than EVALUATION_BATCH_STEPS
+decode steps. With no other work, its batches take about IDLE_EVALUATION_SECONDS, so that a new request waits no longer.
 """
 
 from __future__ import annotations
@@ -38,17 +38,16 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.ragged import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
-# By device. Of a prompt in one pass: long enough for speed, short enough to stop in time.
-MAX_PIECE_TOKENS = {"cpu": 512, "cuda": 2048}
-# Where others wait for a token. On a GPU a pass takes as long for so many as for one: by smaller pieces a prompt would
-# be read many times slower, and nobody would wait less.
-MIN_PIECE_TOKENS = {"cpu": 16, "cuda": 512}
-# In one pass of chunks: beyond it a pass takes longer and gains nothing.
-EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
-PASSES_BEFORE_MORE = 256  # that fit, before twice as many streams are tried after memory had run out
-EVALUATED_TICKS = 400  # of others, for one batch of an evaluation
-EVALUATED_STEPS = 24.0  # that such a batch may take as long as
-EVALUATED_SECONDS = 0.5  # that a batch may take where nobody waits
+# Tokens by device. Prompt tokens of one pass: enough for throughput, few enough that a cancelled request stops soon.
+MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
+# Prompt tokens of one pass while other requests decode. A GPU pass over fewer tokens takes as long as over 512.
+MIN_PREFILL_CHUNK_TOKENS = {"cpu": 16, "cuda": 512}
+# Tokens of one explain pass: more tokens take longer without higher throughput.
+MAX_EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
+PASSES_BEFORE_GROWTH = 256  # that fit, before the batch limit is doubled after an out-of-memory error
+STEPS_PER_EVALUATION_BATCH = 400
+EVALUATION_BATCH_STEPS = 24.0  # duration of an evaluation's batch, in decode steps, while other requests run
+IDLE_EVALUATION_SECONDS = 0.5  # duration of an evaluation's batch while no other request runs
 
 logger = logging.getLogger(__name__)
 
@@ -57,327 +56,337 @@ EligibilityFn = Callable[[Request], bool]
 
 @dataclass(frozen=True)
 class PassTimings:
-    """What passes took lately, in seconds; 0 before there was one.
+    """Moving averages of pass durations, in seconds; 0 before the first pass.
 
     Attributes:
-        step: of a pass that running streams wait for.
-        read: of a prompt's token.
-        evaluated: of a changed text's token.
+        step: a decode step.
+        prefill_token: a token of a prompt.
+        evaluation_token: a token of a perturbed text.
     """
 
     step: float = 0.0
-    read: float = 0.0
-    evaluated: float = 0.0
+    prefill_token: float = 0.0
+    evaluation_token: float = 0.0
 
 
 class Scheduler:
-    """Runs streams on a decoder.
+    """Runs requests on one model.
 
     Attributes:
-        max_running: streams that have a slot at a time.
-        waiting: streams without a slot, in the order of their coming.
-        running: streams with one.
-        before_pass: called before each pass with its streams; what it raises is what the pass raises. None for nothing.
-        measured: the pace of late; a tick goes by what it was at its beginning.
-        needs_ticks: whether it is to be ticked from time to time, even where it has no work.
+        max_running: requests that have a KV slot at a time.
+        waiting: requests without a slot, oldest first.
+        running: requests with a slot, in round-robin order.
+        before_pass: called before each pass with its requests; an exception that it raises fails the pass.
+        timings: moving averages of pass durations; a step uses those from its beginning.
+        needs_heartbeat: whether `step` has to be called from time to time even without work.
     """
 
-    needs_ticks = False
+    needs_heartbeat = False
 
     def __init__(self, runner: ModelRunner, *, max_running: int) -> None:
         self._runner = runner
         self.max_running = max_running
-        self._retries_smaller = runner.ranks is None  # a pass for which memory ran out; other ranks may have had it
+        self._retries_smaller = runner.ranks is None  # out of memory on one rank is not seen by the others
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.measured = self._pace = PassTimings()
-        self._ticks_alone = 0  # of others, since an evaluation has had its turn
-        self._together: int | None = None  # streams that fit a pass, once memory has run out
-        self._num_fitting = 0  # passes since it ran out, or since more were tried
+        self.timings = self._step_timings = PassTimings()
+        self._steps_since_evaluation = 0
+        self._max_batch: int | None = None  # requests that fit a pass; None while memory has not run out
+        self._num_fitting = 0  # passes since memory ran out, or since `_max_batch` was last raised
         self.before_pass: Callable[[Sequence[Request]], None] | None = None
 
-    def submit(self, stream: Request) -> None:
-        """Queue a stream."""
-        if not stream.is_closed:
-            stream.charge("queue", -time.perf_counter())
-            self.waiting.append(stream)
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+        if not request.is_closed:
+            request.add_time("queue", -time.perf_counter())
+            self.waiting.append(request)
 
-    def cancel(self, stream: Request) -> None:
-        """End a stream as it is."""
-        stream.close()
-        if stream in self.waiting:
-            self.waiting.remove(stream)
-        if stream in self.running:
-            self.running.remove(stream)
+    def cancel(self, request: Request) -> None:
+        """End a request as it is."""
+        request.close()
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running.remove(request)
 
-    def step(self, ready: EligibilityFn = lambda stream: True) -> Iterator[None]:
-        """Do what is due for the streams that are `ready`; stops after every pass, for events to be taken."""
-        self._pace = self.measured
+    def step(self, is_eligible: EligibilityFn = lambda request: True) -> Iterator[None]:
+        """Run the passes that are due for eligible requests; yields after each, for events to be taken."""
+        self._step_timings = self.timings
         self.admit()
-        streams = [stream for stream in self.running if ready(stream)]
-        for stream in streams:
-            stream.adapt_chunk_size(self._chunk_size)
-        if decoding := [stream for stream in streams if stream.phase is RequestPhase.DECODE]:
-            yield from self._decode(self._that_fit(decoding))
-        if explaining := [stream for stream in streams if stream.phase is RequestPhase.EXPLAIN]:
+        requests = [request for request in self.running if is_eligible(request)]
+        for request in requests:
+            request.adapt_chunk_size(self._chunk_size)
+        if decoding := [request for request in requests if request.phase is RequestPhase.DECODE]:
+            yield from self._decode(self._limit_batch(decoding))
+        if explaining := [request for request in requests if request.phase is RequestPhase.EXPLAIN]:
             yield from self._explain(explaining)
-        analysing = [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance is None]
-        if analysing:
-            yield from self._analyse(analysing[0])
-        if reading := [stream for stream in streams if stream.phase is RequestPhase.PREFILL]:
-            yield from self._prefill(reading, alone=not decoding and not explaining and not analysing)
-        if evaluating := [stream for stream in streams if stream.phase is RequestPhase.ANALYSE and stream.allowance]:
-            alone = not (decoding or explaining or analysing or reading)
-            self._ticks_alone += 1
-            if alone or self._ticks_alone >= EVALUATED_TICKS:
-                self._ticks_alone = 0
-                yield from self._evaluate(evaluating[0], alone=alone)
-        self.running = [stream for stream in self.running if not stream.is_closed]
+        if post_hoc := [r for r in requests if r.phase is RequestPhase.POST_HOC and r.pass_budget is None]:
+            yield from self._run_post_hoc(post_hoc[0])
+        if prefilling := [request for request in requests if request.phase is RequestPhase.PREFILL]:
+            yield from self._prefill(prefilling, is_idle=not (decoding or explaining or post_hoc))
+        if evaluating := [r for r in requests if r.phase is RequestPhase.POST_HOC and r.pass_budget]:
+            is_idle = not (decoding or explaining or post_hoc or prefilling)
+            self._steps_since_evaluation += 1
+            if is_idle or self._steps_since_evaluation >= STEPS_PER_EVALUATION_BATCH:
+                self._steps_since_evaluation = 0
+                yield from self._evaluate(evaluating[0], is_idle=is_idle)
+        self.running = [request for request in self.running if not request.is_closed]
 
-    def has_work(self, ready: EligibilityFn = lambda stream: True) -> bool:
-        """Whether a tick would do anything."""
+    def has_work(self, is_eligible: EligibilityFn = lambda request: True) -> bool:
+        """Whether a step would run a pass."""
         self.admit()
-        return any(ready(stream) for stream in self.running)
+        return any(is_eligible(request) for request in self.running)
+
+    def seconds_left(self, request: Request) -> float:
+        """An estimate of a request's remaining time at the current pace, if its completion gets its full length."""
+        prefill = request.num_prefill_left * self.timings.prefill_token
+        decode = (request.max_num_tokens - request.num_tokens) * self.timings.step
+        return prefill + decode + request.post_hoc_seconds_left
 
     @property
-    def num_held_tokens(self) -> int:
-        """Places for keys and values that running streams have; may be read from any thread."""
-        slots = [stream.slot for stream in tuple(self.running)]
+    def num_reserved_tokens(self) -> int:
+        """Tokens that the KV slots of running requests have room for; may be read from any thread."""
+        slots = [request.slot for request in tuple(self.running)]
         return sum(slot.capacity for slot in slots if slot is not None)
 
     @property
-    def prefix_tokens(self) -> tuple[int, int]:
-        """Tokens that were looked for among earlier requests', and how many were found; may be read from any thread."""
+    def prefix_cache_stats(self) -> tuple[int, int]:
+        """Prefix cache queries and hits, in tokens; may be read from any thread."""
         return self._runner.pool.num_asked_tokens, self._runner.pool.num_found_tokens
 
-    @property
-    def _chunk_size(self) -> int:
-        """What streams use that leave it to the engine: while others wait, as many as fill a pass together."""
-        if not self.waiting:
-            return DEFAULT_CHUNK_SIZE
-        return max(DEFAULT_CHUNK_SIZE, EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
-
     def admit(self) -> None:
-        """Let in who waits, as far as there is room."""
+        """Give KV slots to waiting requests, first come first served, while there are running places and memory."""
         while self.waiting and len(self.running) < self.max_running:
-            stream = self.waiting[0]
-            slot = self._runner.pool.allocate(stream.num_places, stream.ids, stream.owner, is_long=stream.is_long)
+            request = self.waiting[0]
+            slot = self._runner.pool.allocate(
+                request.max_num_tokens, request.ids, request.tenant, is_long=request.is_long
+            )
             if slot is None:
                 return
             self.waiting.popleft()
-            stream.start(slot)
-            stream.charge("queue", time.perf_counter())
-            self.running.append(stream)
+            request.start(slot)
+            request.add_time("queue", time.perf_counter())
+            self.running.append(request)
 
-    def _decode(self, streams: Sequence[Request]) -> Iterator[None]:
-        """The next token of each."""
+    @property
+    def _chunk_size(self) -> int:
+        """The chunk size of requests that set none: while others wait, running requests fill an explain pass."""
+        if not self.waiting:
+            return DEFAULT_CHUNK_SIZE
+        return max(DEFAULT_CHUNK_SIZE, MAX_EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
+
+    # Passes -------------------------------------------------------------------------------------------------------
+
+    def _decode(self, requests: Sequence[Request]) -> Iterator[None]:
+        """The next token of each request."""
         began = time.perf_counter()
-        yield from self._logits_pass([(stream, stream.step_part()) for stream in streams])
-        self.measured = replace(self.measured, step=_lately(self.measured.step, time.perf_counter() - began))
+        yield from self._logits_pass([(request, request.decode_chunk()) for request in requests])
+        self.timings = replace(self.timings, step=_ema(self.timings.step, time.perf_counter() - began))
 
-    def _explain(self, streams: Sequence[Request]) -> Iterator[None]:
-        """A chunk of tokens of each, for as many as fit a pass."""
-        lengths = accumulate(stream.chunk_length for stream in streams)
-        chosen = streams[: max(1, sum(length <= EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
-        chosen = self._that_fit(chosen)
-        self._to_the_back(chosen)
-        again = [stream for stream in chosen if stream.num_unexplained]
-        new = [stream for stream in chosen if not stream.num_unexplained]
-        if again:
-            yield from self._replay(again)
-        if new := [stream for stream in new if not stream.is_closed]:
-            yield from self._logits_pass([(stream, stream.given_part()) for stream in new])
+    def _explain(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Scores of one chunk of each request, for as many requests as fit a pass."""
+        lengths = accumulate(request.chunk_length for request in requests)
+        chosen = requests[: max(1, sum(length <= MAX_EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
+        chosen = self._limit_batch(chosen)
+        self._round_robin(chosen)
+        replayed = [request for request in chosen if request.num_unexplained]
+        forced = [request for request in chosen if not request.num_unexplained]
+        if replayed:
+            yield from self._replay(replayed)
+        if forced := [request for request in forced if not request.is_closed]:
+            yield from self._logits_pass([(request, request.forced_chunk()) for request in forced])
 
-    def _analyse(self, stream: Request) -> Iterator[None]:
-        """Go on with one stream's completion."""
-        self._to_the_back([stream])
+    def _run_post_hoc(self, request: Request) -> Iterator[None]:
+        """A pass or two of a post-hoc method or an evaluation."""
+        self._round_robin([request])
         began = time.perf_counter()
-        with self._passing([stream]):
-            self._begin([stream])
-            stream.analyse()
-        _charge([stream], "attribution", began)
+        with self._run_pass([request]):
+            self._announce([request])
+            request.run_post_hoc()
+        _add_time([request], "attribution", began)
         yield
 
-    def _evaluate(self, stream: Request, *, alone: bool) -> Iterator[None]:
-        """A batch of an evaluation, or a pass of a method that it evaluates."""
-        allowance = stream.allowance
-        if allowance is None:
-            raise ValueError("an evaluation has an allowance")
-        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._pace.step
-        # Before the first batch, a token is taken to need as long as a prompt's.
-        if a_token := self._pace.evaluated or self._pace.read:
-            allowance.tokens = max(1, min(allowance.most, int(seconds / a_token)))
-        used, began = allowance.used, time.perf_counter()
-        yield from self._analyse(stream)
-        if num_tokens := allowance.used - used:
-            a_token = (time.perf_counter() - began) / num_tokens
-            self.measured = replace(self.measured, evaluated=_lately(self.measured.evaluated, a_token))
+    def _evaluate(self, request: Request, *, is_idle: bool) -> Iterator[None]:
+        """A batch of perturbed texts of an evaluation, or a pass of a method that it evaluates."""
+        pass_budget = request.pass_budget
+        if pass_budget is None:
+            raise ValueError("an evaluation needs a pass budget")
+        seconds = IDLE_EVALUATION_SECONDS if is_idle else EVALUATION_BATCH_STEPS * self._step_timings.step
+        # Before the first batch, a token of a perturbed text is assumed to take as long as a prefill token.
+        if token_seconds := self._step_timings.evaluation_token or self._step_timings.prefill_token:
+            pass_budget.tokens = max(1, min(pass_budget.most, int(seconds / token_seconds)))
+        used, began = pass_budget.used, time.perf_counter()
+        yield from self._run_post_hoc(request)
+        if num_tokens := pass_budget.used - used:
+            token_seconds = (time.perf_counter() - began) / num_tokens
+            average = _ema(self.timings.evaluation_token, token_seconds)
+            self.timings = replace(self.timings, evaluation_token=average)
 
-    def _prefill(self, streams: Sequence[Request], *, alone: bool) -> Iterator[None]:
-        """Pieces of prompts, until the pass is full."""
-        room, least = (limits[self._runner.processor] for limits in (MAX_PIECE_TOKENS, MIN_PIECE_TOKENS))
-        if not alone and self._pace.read:
-            room = max(least, min(room, int(self._pace.step / self._pace.read)))
+    def _prefill(self, requests: Sequence[Request], *, is_idle: bool) -> Iterator[None]:
+        """Chunks of prompts, until the pass is full."""
+        processor, timings = self._runner.processor, self._step_timings
+        room = MAX_PREFILL_CHUNK_TOKENS[processor]
+        if not is_idle and timings.prefill_token:
+            room = max(MIN_PREFILL_CHUNK_TOKENS[processor], min(room, int(timings.step / timings.prefill_token)))
         work: list[tuple[Request, SequenceChunk]] = []
-        for stream in self._that_fit(streams):
+        for request in self._limit_batch(requests):
             if room:
-                work.append((stream, stream.prefill_part(room)))
+                work.append((request, request.prefill_chunk(room)))
                 room -= len(work[-1][1].ids)
-        chosen = [stream for stream, _ in work]
-        self._to_the_back(chosen)
+        chosen = [request for request, _ in work]
+        self._round_robin(chosen)
         began = time.perf_counter()
-        with self._passing(chosen):
-            self._begin(chosen)
-            self._runner.read([part for _, part in work])
-            for stream in chosen:
-                stream.tell_read()
-        _charge(chosen, "prefill", began)
-        num_tokens = sum(len(part.ids) for _, part in work)
-        a_token = (time.perf_counter() - began) / num_tokens
-        self.measured = replace(self.measured, read=_lately(self.measured.read, a_token))
+        with self._run_pass(chosen):
+            self._announce(chosen)
+            self._runner.read([chunk for _, chunk in work])
+            for request in chosen:
+                request.emit_prompt_progress()
+        _add_time(chosen, "prefill", began)
+        num_tokens = sum(len(chunk.ids) for _, chunk in work)
+        average = _ema(self.timings.prefill_token, (time.perf_counter() - began) / num_tokens)
+        self.timings = replace(self.timings, prefill_token=average)
         yield
 
     def _logits_pass(self, work: Sequence[tuple[Request, SequenceChunk]]) -> Iterator[None]:
-        """Read the streams' parts and find the tokens after them, with their scores where a part is explained."""
-        streams, parts = [stream for stream, _ in work], [part for _, part in work]
+        """Read the requests' chunks, sample the tokens after them, and score those of chunks that are explained."""
+        requests, chunks = [request for request, _ in work], [chunk for _, chunk in work]
         began = time.perf_counter()
-        with self._passing(streams):
-            self._begin(streams)
-            if all(part.explain is None for part in parts):
-                is_step = all(len(part.ids) == 1 for part in parts)
-                _take_logits(work, self._runner.step(parts) if is_step else self._runner.logits(parts))
-                _tell(streams)
-                _charge(streams, "decode", began)
+        with self._run_pass(requests):
+            self._announce(requests)
+            if all(chunk.explain is None for chunk in chunks):
+                is_decode_step = all(len(chunk.ids) == 1 for chunk in chunks)
+                _add_tokens(work, self._runner.step(chunks) if is_decode_step else self._runner.logits(chunks))
+                _emit_tokens(requests)
+                _add_time(requests, "decode", began)
             else:
-                explained = self._runner.explained_pass(parts)
-                targets = _take_logits(work, explained.logits)
+                explained = self._runner.explained_pass(chunks)
+                targets = _add_tokens(work, explained.logits)
                 explained.start(targets)
-                _tell(streams)
-                _charge(streams, "decode", began)
-                yield  # tokens leave before their scores are computed
+                _emit_tokens(requests)
+                _add_time(requests, "decode", began)
+                yield  # tokens are delivered before their scores are computed
                 began = time.perf_counter()
-                explaining = [stream for stream, part in work if part.explain is not None]
-                _take_heat_maps(explaining, explained.heat_maps(targets))
-                _charge(explaining, "attribution", began)
+                explaining = [request for request, chunk in work if chunk.explain is not None]
+                _add_attributions(explaining, explained.heat_maps(targets))
+                _add_time(explaining, "attribution", began)
         yield
 
-    def _replay(self, streams: Sequence[Request]) -> Iterator[None]:
-        """Read tokens once more that wait for their scores."""
+    def _replay(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Score tokens that wait for their scores, by reading them again."""
         began = time.perf_counter()
-        with self._passing(streams):
-            self._begin(streams)
-            chunks = [stream.replay_part() for stream in streams]
-            targets = [target for _, known in chunks for target in known]
-            _take_heat_maps(streams, self._runner.replay([part for part, _ in chunks], targets))
-            _charge(streams, "attribution", began)
+        with self._run_pass(requests):
+            self._announce(requests)
+            chunks = [request.replay_chunk() for request in requests]
+            targets = [target for _, chunk_targets in chunks for target in chunk_targets]
+            _add_attributions(requests, self._runner.replay([chunk for chunk, _ in chunks], targets))
+            _add_time(requests, "attribution", began)
         yield
 
-    def _that_fit(self, streams: Sequence[Request]) -> Sequence[Request]:
-        """As many as fit a pass, where memory has run out before; the others have the next turn."""
-        if self._together is None or len(streams) <= self._together:
-            return streams
-        chosen = streams[: self._together]
-        self._to_the_back(chosen)
+    def _limit_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """As many requests as fit a pass, if memory has run out before; the others take the next pass."""
+        if self._max_batch is None or len(requests) <= self._max_batch:
+            return requests
+        chosen = requests[: self._max_batch]
+        self._round_robin(chosen)
         return chosen
 
     @contextmanager
-    def _passing(self, streams: Sequence[Request]) -> Iterator[None]:
-        """A pass: what goes wrong in it ends its own streams and nothing else.
+    def _run_pass(self, requests: Sequence[Request]) -> Iterator[None]:
+        """The context of one pass: an exception in it fails the requests of the pass, and no others.
 
-        Where memory runs out in a pass of several, none of them ends: they are tried again in smaller passes. Only one
-        that does not fit alone fails.
+        An out-of-memory error in a pass of several requests fails none: they are retried in smaller batches. A request
+        fails only if it does not fit by itself.
         """
-        before = [(stream, stream.num_tokens, stream.num_held) for stream in streams]
+        before = [(request, request.num_tokens, request.num_computed_tokens) for request in requests]
         try:
-            with _failing(streams):
+            with _fail_on_error(requests):
                 try:
                     yield
-                    self._try_more(len(streams))
+                    self._grow_batch_after_oom(len(requests))
                 except Exception as error:
                     if not (self._retries_smaller and is_out_of_memory(error)):
                         raise
-                    if len(streams) == 1:
+                    if len(requests) == 1:
                         raise OutOfMemoryError from None
-                    logger.warning("memory ran out in a pass of %d streams; fewer are tried", len(streams))
-                    self._together, self._num_fitting = max(1, len(streams) // 2), 0
+                    self._max_batch, self._num_fitting = max(1, len(requests) // 2), 0
+                    logger.warning(
+                        "Out of memory in a pass of %d requests; retrying with at most %d a pass",
+                        len(requests),
+                        self._max_batch,
+                    )
                     error.with_traceback(None)
-                    for stream, num_tokens, num_held in before:
-                        stream.undo_read(num_tokens, num_held)
+                    for request, num_tokens, num_computed_tokens in before:
+                        request.roll_back(num_tokens, num_computed_tokens)
                     free_caches()
         finally:
-            if any(isinstance(stream.error, OutOfMemoryError) for stream in streams):
+            if any(isinstance(request.error, OutOfMemoryError) for request in requests):
                 free_caches()
 
-    def _begin(self, streams: Sequence[Request]) -> None:
+    def _announce(self, requests: Sequence[Request]) -> None:
         if self.before_pass is not None:
-            self.before_pass(streams)
+            self.before_pass(requests)
 
-    def _try_more(self, count: int) -> None:
-        """A pass of so many fitted: after a while, larger ones are tried again."""
-        if self._together is not None and count >= self._together:
+    def _grow_batch_after_oom(self, count: int) -> None:
+        """After a pass that fitted: raise the batch limit again once PASSES_BEFORE_GROWTH passes have fitted."""
+        if self._max_batch is not None and count >= self._max_batch:
             self._num_fitting += 1
-            if self._num_fitting >= PASSES_BEFORE_MORE:
-                self._together, self._num_fitting = 2 * self._together, 0
-                if self._together >= self.max_running:
-                    self._together = None
+            if self._num_fitting >= PASSES_BEFORE_GROWTH:
+                self._max_batch, self._num_fitting = 2 * self._max_batch, 0
+                if self._max_batch >= self.max_running:
+                    self._max_batch = None
 
-    def seconds_left(self, stream: Request) -> float:
-        """About how long a stream will still run at the speed of lately, if its completion is as long as it may be."""
-        reading = stream.num_unread * self.measured.read
-        return reading + (stream.num_places - stream.num_tokens) * self.measured.step + stream.analysis_seconds_left
-
-    def _to_the_back(self, served: Sequence[Request]) -> None:
-        """Others come first the next time."""
-        self.running = [stream for stream in self.running if stream not in served] + list(served)
+    def _round_robin(self, served: Sequence[Request]) -> None:
+        """Move requests that had their turn behind the others."""
+        self.running = [request for request in self.running if request not in served] + list(served)
 
 
-def _take_logits(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -> list[Target | None]:
-    """Hand each stream what its rows of logits say; what is explained of each row."""
+def _add_tokens(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -> list[Target | None]:
+    """Add the next tokens to each request, from its rows of logits; returns the target of each row."""
     targets: list[Target | None] = []
     distributions = iter(Distribution.of(logits))
-    for stream, part in work:
-        chosen: Sequence[Target | None] = [None] * len(part.ids)  # a stream that fails has none
-        with _failing([stream]):
-            chosen = stream.take_distributions(list(islice(distributions, len(part.ids))))
+    for request, chunk in work:
+        chosen: Sequence[Target | None] = [None] * len(chunk.ids)  # a request that fails has no targets
+        with _fail_on_error([request]):
+            chosen = request.add_tokens(list(islice(distributions, len(chunk.ids))))
         targets += chosen
     return targets
 
 
-def _tell(streams: Sequence[Request]) -> None:
-    """Have streams tell the tokens that they took."""
-    for stream in streams:
-        if not stream.is_closed:
-            with _failing([stream]):
-                stream.tell()
+def _emit_tokens(requests: Sequence[Request]) -> None:
+    """Emit the tokens that requests have been given."""
+    for request in requests:
+        if not request.is_closed:
+            with _fail_on_error([request]):
+                request.emit_tokens()
 
 
-def _take_heat_maps(streams: Sequence[Request], heat_maps: Sequence[Tensor]) -> None:
-    for stream, heat_map in zip(streams, heat_maps, strict=True):
-        if not stream.is_closed:  # as one is that failed, or was cancelled in the middle of the pass
-            with _failing([stream]):
-                stream.take_heat_map(heat_map)
+def _add_attributions(requests: Sequence[Request], heat_maps: Sequence[Tensor]) -> None:
+    for request, heat_map in zip(requests, heat_maps, strict=True):
+        if not request.is_closed:  # it may have failed or been cancelled during the pass
+            with _fail_on_error([request]):
+                request.add_attributions(heat_map)
 
 
 @contextmanager
-def _failing(streams: Sequence[Request]) -> Iterator[None]:
-    """What goes wrong in a pass ends its own streams and nothing else."""
+def _fail_on_error(requests: Sequence[Request]) -> Iterator[None]:
+    """An exception fails the given requests, and is not raised."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, EngineError):
-            logger.exception("a pass of the model failed")
+            logger.exception("A pass failed; failing its %d requests", len(requests))
         error.with_traceback(None)  # its frames hold the pass's graph
-        for stream in streams:
-            stream.fail(error)
+        for request in requests:
+            request.fail(error)
 
 
-def _charge(streams: Sequence[Request], account: TimingBucket, began: float) -> None:
-    """A pass is over."""
-    for stream in streams:
-        stream.charge(account, time.perf_counter() - began)
-        stream.finish_if_done()
+def _add_time(requests: Sequence[Request], bucket: TimingBucket, began: float) -> None:
+    """Add a finished pass's duration to its requests, and close those that are done."""
+    for request in requests:
+        request.add_time(bucket, time.perf_counter() - began)
+        request.close_if_done()
 
 
-def _lately(before: float, now: float) -> float:
-    """A running mean that forgets."""
-    return now if before == 0 else 0.8 * before + 0.2 * now
+def _ema(average: float, value: float) -> float:
+    """The exponential moving average after another value; the first value starts it."""
+    return value if average == 0 else 0.8 * average + 0.2 * value

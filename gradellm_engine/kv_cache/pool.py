@@ -8,7 +8,7 @@ A sequence that has ended leaves its slot to the pool as a prefix for later ones
 beginning that a slot holds already (copying reads memory once where computing reads all weights), and when room is
 needed, those that were not used for longest are dropped first.
 
-Only sequences of the same owner share beginnings: a prompt that is read faster because another has begun with the same
+Only sequences of the same tenant share beginnings: a prompt that is read faster because another has begun with the same
 words would tell its sender that somebody asked so.
 """
 
@@ -77,26 +77,26 @@ class KVSlot:
     Attributes:
         start: the first of them in the pool.
         capacity: how many there are.
-        owner: whose sequence it is.
+        tenant: whose sequence it is.
         is_long: whether its keys are made with the long rotary factors; see `gradellm_engine.layers.rotary_switch`.
         ids: the tokens whose keys and values are there; places from `len(ids)` on are free to be written.
     """
 
     def __init__(
-        self, pool: KVPool, start: int, capacity: int, owner: str | None = None, *, is_long: bool = False
+        self, pool: KVPool, start: int, capacity: int, tenant: str | None = None, *, is_long: bool = False
     ) -> None:
         self._pool = pool
         self.start = start
         self.capacity = capacity
-        self.owner = owner
+        self.tenant = tenant
         self.is_long = is_long
         self.ids: list[int] = []
         self._is_open = True
 
     @property
     def namespace(self) -> Namespace:
-        """Its keys and values serve only sequences of the same owner and with the same rotary factors."""
-        return self.owner, self.is_long
+        """Its keys and values serve only sequences of the same tenant and with the same rotary factors."""
+        return self.tenant, self.is_long
 
     @property
     def length(self) -> int:
@@ -135,7 +135,7 @@ class KVSlot:
         """
         capacity = self.capacity  # of which it keeps what it used
         self.keep()
-        slot = self._pool.allocate(capacity, ids, self.owner, is_long=True)
+        slot = self._pool.allocate(capacity, ids, self.tenant, is_long=True)
         if slot is None:
             raise RuntimeError("a pool has room for what was just given back")
         return slot
@@ -216,11 +216,11 @@ class KVPool:
             places.zero_()
 
     def allocate(
-        self, capacity: int, ids: Sequence[int] = (), owner: str | None = None, *, is_long: bool = False
+        self, capacity: int, ids: Sequence[int] = (), tenant: str | None = None, *, is_long: bool = False
     ) -> KVSlot | None:
         """A slot for `capacity` tokens; None where there is no room now.
 
-        It begins with what the pool holds already of `ids` for the same owner and the same rotary factors, and never
+        It begins with what the pool holds already of `ids` for the same tenant and the same rotary factors, and never
         with all of them: the last one's keys and values may be there, but what the model makes of it is not.
         `KVSlot.ids` says how much it is.
         """
@@ -228,12 +228,12 @@ class KVPool:
         capacity = self._rounded(capacity)
         if not self._can_take(capacity):
             return None
-        source, num_shared = self._longest_prefix(ids[:-1], (owner, is_long)) if self.reuses_prefixes else (None, 0)
+        source, num_shared = self._longest_prefix(ids[:-1], (tenant, is_long)) if self.reuses_prefixes else (None, 0)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # just used: the last to be given up
         while (start := self._take(capacity)) is None:
             next(iter(self._kept)).close()
-        slot = KVSlot(self, start, capacity, owner, is_long=is_long)
+        slot = KVSlot(self, start, capacity, tenant, is_long=is_long)
         if source is not None and self._is_there(source):  # it may have been given up for the room
             self._copy(source, slot, num_shared)
         self.num_asked_tokens += len(ids)

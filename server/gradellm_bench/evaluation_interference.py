@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradellm_engine.core.outputs import Step
+from gradellm_engine.core.post_hoc_runner import MAX_EVALUATION_PASS_TOKENS
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
-from gradellm_engine.engine import EVALUATED_TOKENS, Engine
+from gradellm_engine.engine import Engine
 from gradellm_engine.faithfulness.keep_probabilities import retentions
 from gradellm_engine.faithfulness.masks import kept, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
@@ -96,7 +97,9 @@ def speed(engine: Engine, model: PreTrainedModel, given: PromptInput, rounds: in
     ways: dict[str, Callable[[], object]] = {
         "this engine": lambda: _ours(engine, given, step.id, settings),
         "one forward a text": lambda: _forwards(model, ids, texts, 1),
-        "bare batches": lambda: _forwards(model, ids, texts, EVALUATED_TOKENS["cpu"] // len(ids), logits_to_keep=1),
+        "bare batches": lambda: _forwards(
+            model, ids, texts, MAX_EVALUATION_PASS_TOKENS["cpu"] // len(ids), logits_to_keep=1
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -155,7 +158,7 @@ def latency(engine: Engine, rounds: int) -> None:
     for _ in range(rounds):
         alone += _gaps(engine, given)
         evaluation = engine.evaluation_request(given, settings, list(range(5, 37)))
-        allowance = evaluation.allowance
+        allowance = evaluation.pass_budget
         assert allowance is not None  # noqa: S101 (it is an evaluation)
         engine.scheduler.submit(evaluation)
         while allowance.used < UNDER_WAY:

@@ -135,10 +135,10 @@ class Evaluator:
         start: Callable[..., Request]
         kind: Any
         _, start, kind = STREAMING_RPCS["Evaluate"]
-        stream = start(calls.evaluate(prompt, keywords).request, self._engine, owner=example.id)
-        if stream.allowance is None:
+        stream = start(calls.evaluate(prompt, keywords).request, self._engine, tenant=example.id)
+        if stream.pass_budget is None:
             raise ValueError("an evaluation has an allowance")
-        stream.allowance.is_steady = True
+        stream.pass_budget.is_steady = True
         scheduler, events = self._engine.scheduler, list[Event]()
         scheduler.submit(stream)
         try:

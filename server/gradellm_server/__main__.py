@@ -120,7 +120,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
         return status
     report_stage(f"serving {_description(engine, server)} after {time.monotonic() - began:.1f} s")
     stopping = stop_event_on_signal()
-    is_lost = engine.scheduler.needs_ticks and await _wait_for_lost_rank(server, stopping)
+    is_lost = engine.scheduler.needs_heartbeat and await _wait_for_lost_rank(server, stopping)
     await stopping.wait()
     if is_lost:
         report_stage("a rank of the tensor-parallel group is lost; stopping, so that the group can be started again")
@@ -135,7 +135,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     if not has_ended or is_lost:  # the engine thread may still be in a pass
         exit_now(EXIT_FAILED if is_lost else 0)
     with contextlib.suppress(GroupLostError):
-        engine.dismiss()
+        engine.stop_followers()
     return 0
 
 
@@ -215,7 +215,7 @@ def _run_follower(options: argparse.Namespace) -> int:
         gc.collect()
         gc.freeze()
         ignore_stop_signals()
-        engine.follow()
+        engine.run_follower()
     except GroupLostError as error:
         logging.getLogger("gradellm").critical("%s", error)
         return EXIT_FAILED

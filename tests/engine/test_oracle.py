@@ -30,13 +30,13 @@ from support.tiny_models import save_random_model
 MODELS = ["llama", "mistral", "demo", "stories260K"]
 PRESETS = ["paper", "unloosened", "grad_eclip", "knockout"]
 TOLERANCE = 1e-5
-PROMPT = "Once upon a time, there was a small red fox who did not like the"  # longer than Mistral's window
+PROMPT = "Once upon a time, there was a small red fox who did not like the"  # longer than Mistral's sliding window
 STEPS = 4
 COMPLETION = Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3)
 
 
 class Case:
-    """A model under test beside its oracle, whose backward passes are shared by all switches."""
+    """A model under test with its oracle, whose backward passes are cached for all switches."""
 
     def __init__(self, path: Path, dtype: str = "float32", attention: str = "eager") -> None:
         self.engine = Engine.load(str(path), dtype=dtype)
@@ -83,19 +83,19 @@ def assert_within_tolerance(model: str, errors: dict[tuple[GradEllm, int], float
     worst = max(errors, key=lambda key: errors[key])
     above = sum(error > TOLERANCE for error in errors.values())
     print(f"{model}: {len(errors)} vectors, {above} above {TOLERANCE}, the largest {errors[worst]:.2g} at {worst}")
-    # On the machine where this was written none is above. A sum over layers or heads that cancels has few digits left
-    # in float32, whoever computes it (plain float32 autograd: up to 1.1e-5), and which differs between processors.
+    # None was above on the machine where the bound was set. Sums over layers or heads can cancel, and lose digits in
+    # float32 with any implementation (plain float32 autograd: up to 1.1e-5); which ones do differs between CPUs.
     assert above <= len(errors) / 100, worst
     assert errors[worst] <= 3 * TOLERANCE, worst
 
 
 @pytest.mark.parametrize("model", ["mistral", "demo"])
-def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str], Case], model: str) -> None:
-    """With delivery chunked, all switches' streams in the same passes."""
+def test_every_switch_equals_the_oracle_in_batches_and_chunks(case: Callable[[str], Case], model: str) -> None:
+    """Requests with all switches share passes, with delivery chunked."""
     subject = case(model)
     scheduler = scheduler_of(subject.engine, max_running=25, num_tokens=25 * (len(subject.prompt.tokens) + STEPS))
     sizes = itertools.cycle([1, 3, 16])
-    streams = [
+    requests = [
         subject.engine.generation_request(
             PROMPT,
             COMPLETION,
@@ -104,10 +104,10 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
         for switches in SWITCHES
     ]
     errors = {}
-    for switches, told in zip(SWITCHES, run(scheduler, streams), strict=True):
-        assert told.ids == subject.completion
-        assert len(told.rows) == len(subject.completion)
-        for step, row in enumerate(told.rows):
+    for switches, output in zip(SWITCHES, run(scheduler, requests), strict=True):
+        assert output.ids == subject.completion
+        assert len(output.rows) == len(subject.completion)
+        for step, row in enumerate(output.rows):
             expected = subject.expected(switches, step, subject.completion[step])
             assert row.shape == expected.shape
             errors[switches, step] = relative_error(row, expected)
@@ -119,7 +119,7 @@ def test_every_switch_equals_the_oracle_in_batches_and_late(case: Callable[[str]
 def test_linear_layers_by_every_kernel_equal_the_oracle(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str, kernel: str
 ) -> None:
-    for name in ("STRETCHED", "ONEDNN"):  # these models have no layer so large
+    for name in ("STRETCHED", "ONEDNN"):  # these models have no layer of that size
         monkeypatch.setattr(gemm, f"MIN_{name}_WEIGHTS", 0 if name == kernel else 2**30)
     subject = Case(model_path(model))
     errors = {}
@@ -178,9 +178,9 @@ def test_greedy_text_equals_transformers(
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_in_float64_every_switch_is_exact(tmp_path: Path, family: str) -> None:
-    """Sharp attention can amplify float32 rounding of a model's own numbers beyond 1e-5; ours is exact.
+    """Sharp attention can amplify the float32 rounding of a model beyond 1e-5; float64 leaves no such error.
 
-    (Transformers' eager attention would compute its softmax in float32 here, too.)
+    The oracle uses sdpa, because Transformers' eager attention computes its softmax in float32.
     """
     path = save_random_model(tmp_path, family, seed=1, initializer_range=0.15)
     subject = Case(path, dtype="float64", attention="sdpa")

@@ -1,4 +1,4 @@
-"""Settings check themselves and name the field that is at fault."""
+"""Parameters validate themselves, and name the invalid field."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_limits_themselves_are_valid(field: str, values: list[Any]) -> None:
         assert getattr(Sampling(**{field: value}), field) == value
 
 
-def test_an_empty_stop_text_is_named_by_its_place() -> None:
+def test_an_empty_stop_text_is_named_by_its_index() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         Sampling(stop=("a", ""))
     assert caught.value.field == "stop[1]"
@@ -96,7 +96,7 @@ def test_presets_are_those_of_the_method() -> None:
     assert GradEllm() == GradEllm.preset("paper")
 
 
-def test_a_preset_with_switches_said_otherwise() -> None:
+def test_switches_override_a_preset() -> None:
     assert GradEllm.preset("grad_eclip", layers=2, rotary=Rotary.ROTATED) == GradEllm(
         similarity=Similarity.COSINE, layers=2
     )
@@ -129,8 +129,8 @@ def test_exactly_the_defined_combinations_are_valid() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(GradEllm) if f.name != "layers"])
 @pytest.mark.parametrize("value", ["none", "cosine", None, 3])
-def test_a_switch_that_is_no_member_is_refused(name: str, value: Any) -> None:
-    """A string equals its member, but the arithmetic asks for the member itself."""
+def test_a_switch_that_is_not_an_enum_member_is_refused(name: str, value: Any) -> None:
+    """A string equals a StrEnum member, but the computation compares with `is`."""
     with pytest.raises(InvalidRequestError) as caught:
         GradEllm.preset("paper", **{name: value})
     assert caught.value.field == f"attribution.{name}"
@@ -140,25 +140,27 @@ def test_a_switch_that_is_no_member_is_refused(name: str, value: Any) -> None:
     ("layers", "selected"),
     [(None, (0, 1, 2, 3)), (1, (3,)), (3, (1, 2, 3)), (4, (0, 1, 2, 3)), ((2, 0), (0, 2)), ((3,), (3,))],
 )
-def test_layers_of_a_model_with_four(layers: int | tuple[int, ...] | None, selected: tuple[int, ...]) -> None:
+def test_layers_are_resolved_for_a_model_of_four(
+    layers: int | tuple[int, ...] | None, selected: tuple[int, ...]
+) -> None:
     assert GradEllm(layers=layers).selected_layers(4) == selected
 
 
 @pytest.mark.parametrize("layers", [0, -1, (), (1, 1)])
-def test_layers_that_never_are(layers: int | tuple[int, ...]) -> None:
+def test_layers_that_no_model_has_are_refused(layers: int | tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         GradEllm(layers=layers)
     assert caught.value.field == "attribution.layers"
 
 
 @pytest.mark.parametrize("layers", [5, (4,), (0, -1)])
-def test_layers_that_a_model_has_not(layers: int | tuple[int, ...]) -> None:
+def test_layers_that_this_model_does_not_have_are_refused(layers: int | tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         GradEllm(layers=layers).selected_layers(4)
     assert caught.value.field == "attribution.layers"
 
 
-def test_a_contrast_is_exactly_one_thing() -> None:
+def test_a_contrast_has_exactly_one_field() -> None:
     goods: list[dict[str, Any]] = [{"token_id": 0}, {"text": "no"}, {"runner_up": True}]
     for good in goods:
         Contrast(**good)

@@ -61,7 +61,7 @@ def test_how_busy_the_machine_is_moves_no_digit(
     whole: dict[str, Outcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scheduler, "EVALUATED_SECONDS", 1e-9)  # as if a text took forever
+    monkeypatch.setattr(scheduler, "IDLE_EVALUATION_SECONDS", 1e-9)  # as if a text took forever
     assert dict(evaluator.outcomes(PLAN, examples)) == whole
 
 

@@ -14,7 +14,7 @@ import pytest
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine.core.request import RequestPhase
-from gradellm_engine.core.scheduler import MAX_PIECE_TOKENS
+from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ExplainedPass, ModelRunner
 from gradellm_engine.passes.ragged import SequenceChunk
 from gradellm_server import fault_injection
@@ -117,7 +117,7 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
         original(parts)
 
     monkeypatch.setattr(runner, "read", read)
-    monkeypatch.setitem(MAX_PIECE_TOKENS, "cpu", 20)
+    monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 20)
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a" * 200), max_new_tokens=2))
     going.wait(10)
     call.cancel()
@@ -179,7 +179,7 @@ BUSY: dict[str, tuple[str, Any, RequestPhase]] = {
         pb.AttributeRequest(
             input=PROMPT, completion="c" * 50, attribution=pb.AttributionOptions(method="lime", samples=10000)
         ),
-        RequestPhase.ANALYSE,
+        RequestPhase.POST_HOC,
     ),
     "evaluation": (
         "Evaluate",
@@ -190,7 +190,7 @@ BUSY: dict[str, tuple[str, Any, RequestPhase]] = {
                 methods=[pb.EvaluatedMethod(attribution=pb.AttributionOptions(method="random"))], samples=100, stride=1
             ),
         ),
-        RequestPhase.ANALYSE,
+        RequestPhase.POST_HOC,
     ),
 }
 
@@ -220,7 +220,7 @@ def test_a_disconnect_takes_effect_within_one_step_in_every_phase(
     deadline = 4.0
     if busy == "prefill":
         deadline = 1.0
-        monkeypatch.setitem(MAX_PIECE_TOKENS, "cpu", 8)
+        monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 8)
         # Another prompt each time, since the prefix cache would skip the prefill.
         request = pb.GenerateRequest(input=pb.Input(prompt=how[0] * 230), max_new_tokens=2)
     with fault_injection.armed("pass", note):

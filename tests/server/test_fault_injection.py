@@ -50,7 +50,7 @@ def test_an_allocation_that_fails_ends_one_request_and_the_others_finish(
         next(call)
 
     def is_doomed(streams: object) -> bool:
-        return any(stream.ids[-1] == 70 or stream.num_places < 60 for stream in cast("Sequence[Request]", streams))
+        return any(stream.ids[-1] == 70 or stream.max_num_tokens < 60 for stream in cast("Sequence[Request]", streams))
 
     with fault_injection.armed("pass", fault_injection.failing(error), when=is_doomed) as fault:
         assert code_of(server.stub.Generate(SHORT)) is grpc.StatusCode.RESOURCE_EXHAUSTED

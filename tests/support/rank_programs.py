@@ -1,6 +1,6 @@
-"""Programs that run an engine on one rank or on several, and what starts them on two.
+"""Programs that run an engine on one rank or on several, and a launcher of two ranks.
 
-`python rank_programs.py MODEL DTYPE RESULTS PROGRAM...` is one rank; the first writes what the programs gave.
+`python rank_programs.py MODEL DTYPE RESULTS PROGRAM...` runs one rank; rank 0 writes the programs' results to RESULTS.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import Switches
-from support.scheduler_harness import Told, finish, run
+from support.scheduler_harness import RequestOutput, finish, run
 
 START_SECONDS = 240
 PROMPTS = ("Once upon a time, there was a small red fox", "In a dark wood", "Far, far away. " * 10)
@@ -44,13 +44,13 @@ COMPLETION = " lived a"
 Rows = list[tuple[list[int], list[Tensor]]]
 
 
-def by_default(engine: Engine) -> list[Rows]:
-    """Grad-ELLM as it is by default."""
+def default_method(engine: Engine) -> list[Rows]:
+    """Grad-ELLM with its default options."""
     return _of_methods(engine, [GradEllm()])
 
 
-def within(engine: Engine) -> list[Rows]:
-    """Methods within a pass, several streams at once, at once and in chunks, greedy and drawn."""
+def in_pass_methods(engine: Engine) -> list[Rows]:
+    """In-pass methods, several requests at a time, per token and in chunks, greedy and sampled."""
     methods: list[Switches] = [
         GradEllm(),
         GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
@@ -64,30 +64,30 @@ def within(engine: Engine) -> list[Rows]:
 
 def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
     samplings = [Sampling(max_new_tokens=6, temperature=0.0), Sampling(max_new_tokens=6, temperature=0.9, seed=3)]
-    made: list[Rows] = []
+    results: list[Rows] = []
     for method in methods:
         for delivery in Delivery:
             settings = AttributionSettings(method=method, delivery=delivery, chunk_size=4)
-            streams = [
+            requests = [
                 engine.generation_request(prompt, sampling, settings) for prompt in PROMPTS for sampling in samplings
             ]
-            made.append(_rows(run(engine.scheduler, streams)))
-    return made
+            results.append(_rows(run(engine.scheduler, requests)))
+    return results
 
 
-def afterwards(engine: Engine) -> list[Rows]:
-    """Methods after the fact, of a completion that is given."""
-    made: list[Rows] = []
+def post_hoc_methods(engine: Engine) -> list[Rows]:
+    """Post-hoc methods, of a given completion."""
+    results: list[Rows] = []
     for method in METHODS.values():
         if method.explain is None or engine.refusal(method):
             continue
         settings = AttributionSettings(method=method.switches())
-        made.append(_rows(run(engine.scheduler, [engine.attribution_request(PROMPTS[0], COMPLETION, settings)])))
-    return made
+        results.append(_rows(run(engine.scheduler, [engine.attribution_request(PROMPTS[0], COMPLETION, settings)])))
+    return results
 
 
-def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
-    """An evaluation's items."""
+def evaluation(engine: Engine) -> list[tuple[str, str, int, float]]:
+    """The items of an evaluation."""
     settings = EvaluationSettings(
         judged=tuple(EvaluatedMethod(name, METHODS[name].switches()) for name in ("grad_ellm", "random")),
         metrics=(Metric.PI_SOFT_NC, Metric.PI_SOFT_NS),
@@ -95,52 +95,52 @@ def evaluated(engine: Engine) -> list[tuple[str, str, int, float]]:
         samples=2,
         seed=1,
     )
-    (its,) = run(engine.scheduler, [engine.evaluation_request(PROMPTS[0], settings, COMPLETION)])
-    assert its.error is None
-    items = [event for event in its.events if isinstance(event, EvaluationItem)]
+    (output,) = run(engine.scheduler, [engine.evaluation_request(PROMPTS[0], settings, COMPLETION)])
+    assert output.error is None
+    items = [event for event in output.events if isinstance(event, EvaluationItem)]
     return [(item.name, str(item.metric), item.step, item.value) for item in items]
 
 
-def leaving(engine: Engine) -> list[Rows]:
-    """Streams that come and go while others run; more than have a place."""
+def cancellation(engine: Engine) -> list[Rows]:
+    """Requests that are submitted and cancelled while others run; more than `max_running`."""
     settings = AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=3)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=11)
-    streams = [engine.generation_request(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
-    scheduler, told = engine.scheduler, [Told() for _ in streams]
-    for stream in streams[:5]:
-        scheduler.submit(stream)
+    requests = [engine.generation_request(PROMPTS[i % 3], sampling, settings if i % 2 else None) for i in range(8)]
+    scheduler, outputs = engine.scheduler, [RequestOutput() for _ in requests]
+    for request in requests[:5]:
+        scheduler.submit(request)
     for index, _ in enumerate(scheduler.step()):
         if index == 0:
-            scheduler.cancel(streams[1])  # between two passes of a tick
+            scheduler.cancel(requests[1])  # between two passes of a step
     scheduler.has_work()
-    scheduler.cancel(streams[4])
-    for stream in streams[5:]:
-        scheduler.submit(stream)
+    scheduler.cancel(requests[4])
+    for request in requests[5:]:
+        scheduler.submit(request)
     for _ in range(3):
-        for _ in scheduler.step(lambda stream: stream is not streams[2]):
+        for _ in scheduler.step(lambda request: request is not requests[2]):
             pass
-    left = [index for index in range(len(streams)) if index not in (1, 4)]
-    return [_rows(finish(scheduler, [streams[index] for index in left], [told[index] for index in left]))]
+    left = [index for index in range(len(requests)) if index not in (1, 4)]
+    return [_rows(finish(scheduler, [requests[index] for index in left], [outputs[index] for index in left]))]
 
 
-def sharing(engine: Engine) -> list[Rows]:
-    """Prompts that begin alike, of which ranks must take up the same."""
+def prefix_sharing(engine: Engine) -> list[Rows]:
+    """Prompts with common prefixes, of which all ranks must reuse the same."""
     sampling = Sampling(max_new_tokens=2, temperature=0.0)
-    made: list[Rows] = []
+    results: list[Rows] = []
     for i in range(40):
         prompt = f"{PROMPTS[2][:30]}{'abc'[i % 3] * (5 * (i % 7))} and {i % 5}"
-        made.append(_rows(run(engine.scheduler, [engine.generation_request(prompt, sampling)])))
-    return made
+        results.append(_rows(run(engine.scheduler, [engine.generation_request(prompt, sampling)])))
+    return results
 
 
-def facts(engine: Engine) -> list[int]:
-    """What is told of the whole model."""
+def model_info(engine: Engine) -> list[int]:
+    """Facts about the whole model, not about a rank's shard."""
     info = engine.info
     return [info.num_parameters, info.num_heads, info.num_key_value_heads, info.vocab_size, info.context_tokens]
 
 
-def wrong(engine: Engine) -> str:
-    """A request that fails for all ranks alike leaves them in step."""
+def refused_request(engine: Engine) -> str:
+    """A request that every rank refuses leaves the ranks in lockstep."""
     try:
         engine.generation_request("", Sampling(max_new_tokens=10**9))
     except ValueError as error:
@@ -149,12 +149,22 @@ def wrong(engine: Engine) -> str:
 
 
 PROGRAMS: dict[str, Callable[[Engine], Any]] = {
-    program.__name__: program for program in (by_default, within, afterwards, evaluated, leaving, sharing, facts, wrong)
+    program.__name__: program
+    for program in (
+        default_method,
+        in_pass_methods,
+        post_hoc_methods,
+        evaluation,
+        cancellation,
+        prefix_sharing,
+        model_info,
+        refused_request,
+    )
 }
 
 
-def loaded(path: Path, dtype: str, ranks: ProcessGroup | None = None) -> Engine:
-    """The same engine for one rank or several."""
+def load_engine(path: Path, dtype: str, ranks: ProcessGroup | None = None) -> Engine:
+    """The same engine on one rank or several."""
     return Engine.load(
         str(path),
         device="auto" if ranks else "cpu",
@@ -168,21 +178,21 @@ def loaded(path: Path, dtype: str, ranks: ProcessGroup | None = None) -> Engine:
 
 
 def on_ranks(path: Path, dtype: str, programs: Sequence[str], results: Path, size: int = 2) -> list[Any]:
-    """What programs give on several ranks of this machine."""
+    """Results of programs on several ranks of this machine."""
     started = start_ranks([__file__, str(path), dtype, str(results), *programs], size)
     try:
-        told = [process.communicate(timeout=START_SECONDS)[0] for process in started]
+        logs = [process.communicate(timeout=START_SECONDS)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, text in zip(started, told, strict=True):
-        assert process.returncode == 0, text
-    made: list[Any] = pickle.loads(results.read_bytes())
-    return made
+    for process, log in zip(started, logs, strict=True):
+        assert process.returncode == 0, log
+    values: list[Any] = pickle.loads(results.read_bytes())
+    return values
 
 
 def start_ranks(command: Sequence[str], size: int = 2) -> list[subprocess.Popen[str]]:
-    """A Python program's processes, each told which rank it is."""
+    """Start a Python program on `size` ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -209,21 +219,21 @@ def start_ranks(command: Sequence[str], size: int = 2) -> list[subprocess.Popen[
     ]
 
 
-def _rows(told: Sequence[Told]) -> Rows:
-    for its in told:
-        assert its.error is None, its.error
-    return [(its.ids, its.rows) for its in told]
+def _rows(outputs: Sequence[RequestOutput]) -> Rows:
+    for output in outputs:
+        assert output.error is None, output.error
+    return [(output.ids, output.rows) for output in outputs]
 
 
 def _main() -> None:
     path, dtype, results, *names = sys.argv[1:]
     ranks = ProcessGroup.join()
-    engine = loaded(Path(path), dtype, ranks)
+    engine = load_engine(Path(path), dtype, ranks)
     if ranks is not None and not ranks.is_rank0:
-        engine.follow()
+        engine.run_follower()
     else:
         Path(results).write_bytes(pickle.dumps([PROGRAMS[name](engine) for name in names]))
-        engine.dismiss()
+        engine.stop_followers()
     ProcessGroup.leave()
 
 

@@ -18,7 +18,7 @@ from gradellm_bench.models import BenchModel
 from gradellm_bench.streams import chunked, streams_of
 from gradellm_bench.timeline import Stopwatch
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase
-from gradellm_engine.core.scheduler import EXPLAINED_TOKENS
+from gradellm_engine.core.scheduler import MAX_EXPLAINED_TOKENS
 from gradellm_engine.engine import Engine
 from gradellm_engine.params import AttributionSettings, Delivery
 from gradellm_engine.passes.ragged import SequenceChunk
@@ -115,7 +115,7 @@ def measure(
         num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
-    most_explained = EXPLAINED_TOKENS[subject.loaded.runner.processor]
+    most_explained = MAX_EXPLAINED_TOKENS[subject.loaded.runner.processor]
     for context in contexts:
         for size in pieces:
             progress(f"pieces of {size} tokens after {context}")

@@ -19,12 +19,12 @@ from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequ
 from gradellm_engine.compilation.cuda_graphs import MOST_RECORDINGS, pad_to_bucket
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
-    EVALUATED_SECONDS,
-    EVALUATED_STEPS,
-    EVALUATED_TICKS,
-    EXPLAINED_TOKENS,
-    MAX_PIECE_TOKENS,
-    MIN_PIECE_TOKENS,
+    EVALUATION_BATCH_STEPS,
+    IDLE_EVALUATION_SECONDS,
+    MAX_EXPLAINED_TOKENS,
+    MAX_PREFILL_CHUNK_TOKENS,
+    MIN_PREFILL_CHUNK_TOKENS,
+    STEPS_PER_EVALUATION_BATCH,
 )
 from gradellm_engine.passes.batched import StepShape
 
@@ -84,9 +84,9 @@ class Replica:
 
     def __init__(self, costs: Costs, settings: ReplicaSettings) -> None:
         self._costs, self._settings = costs, settings
-        self._most_explained = EXPLAINED_TOKENS[costs.processor]
-        self._most_read = MAX_PIECE_TOKENS[costs.processor]
-        self._least_read = settings.min_piece_tokens or MIN_PIECE_TOKENS[costs.processor]
+        self._most_explained = MAX_EXPLAINED_TOKENS[costs.processor]
+        self._most_read = MAX_PREFILL_CHUNK_TOKENS[costs.processor]
+        self._least_read = settings.min_piece_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
         self._now = 0.0
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
@@ -168,7 +168,7 @@ class Replica:
         if evaluating:
             alone = not (decoding or explaining or reading)
             self._ticks_alone += 1
-            if alone or self._ticks_alone >= EVALUATED_TICKS:
+            if alone or self._ticks_alone >= STEPS_PER_EVALUATION_BATCH:
                 self._ticks_alone = 0
                 self._evaluate(evaluating[0], alone=alone)
         self._end()
@@ -240,7 +240,7 @@ class Replica:
 
     def _evaluate(self, its: _Stream, *, alone: bool) -> None:
         """A batch of changed texts, which take as long as the same tokens of prompts."""
-        seconds = EVALUATED_SECONDS if alone else EVALUATED_STEPS * self._step_seconds
+        seconds = IDLE_EVALUATION_SECONDS if alone else EVALUATION_BATCH_STEPS * self._step_seconds
         tokens = max(1, min(its.left, int(seconds / max(1e-9, self._read_seconds))))
         its.left -= tokens
         self._pass(tokens * self._read_seconds)

@@ -154,7 +154,7 @@ class Quota:
 class MeteredRequest(Protocol):
     """The engine's request: tokens that it may use, those that it has, and whether it has run."""
 
-    num_places: int
+    max_num_tokens: int
     ids: list[int]
     has_run: bool
 
@@ -225,7 +225,7 @@ class QuotaReservation:
     def _reserve(self, request: MeteredRequest) -> None:
         with self._lock:  # the call may be cancelled, and settled, while its request is read
             if self._quota is not None and not self._is_settled:
-                self._charge, self._request = self._quota.charge(request.num_places), request
+                self._charge, self._request = self._quota.charge(request.max_num_tokens), request
 
 
 class Quotas:

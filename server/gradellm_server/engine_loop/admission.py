@@ -37,7 +37,7 @@ class AdmissionControl:
                 self._retry_after.seconds(self._completion_times()),
             )
         queued = list(self._scheduler.waiting)
-        num_tokens = sum(request.num_places for request in queued)
+        num_tokens = sum(request.max_num_tokens for request in queued)
         if queued and num_tokens >= self._max_queued_tokens:
             raise self._too_many_tokens(queued, num_tokens, 1)
 
@@ -48,15 +48,15 @@ class AdmissionControl:
             QueueFullError: if it has not.
         """
         queued = list(self._scheduler.waiting)
-        num_tokens = sum(other.num_places for other in queued)
-        if queued and num_tokens + request.num_places > self._max_queued_tokens:
-            raise self._too_many_tokens(queued, num_tokens, request.num_places)
+        num_tokens = sum(other.max_num_tokens for other in queued)
+        if queued and num_tokens + request.max_num_tokens > self._max_queued_tokens:
+            raise self._too_many_tokens(queued, num_tokens, request.max_num_tokens)
 
     def _too_many_tokens(self, queued: list[Request], num_tokens: int, more: int) -> QueueFullError:
         left = self._scheduler.seconds_left
         seconds = seconds_until_room(
             [left(request) for request in list(self._scheduler.running)],
-            [(left(request), request.num_places) for request in queued],
+            [(left(request), request.max_num_tokens) for request in queued],
             num_tokens + more - self._max_queued_tokens,
         )
         return QueueFullError(

@@ -277,7 +277,7 @@ class EngineThread:
                 self._heartbeat_at = time.monotonic()
                 if self._ready or self._has_cancelled or self._scheduler.has_work(self._can_run):
                     return True
-                if self._scheduler.needs_ticks and time.monotonic() >= until:
+                if self._scheduler.needs_heartbeat and time.monotonic() >= until:
                     return True
                 self._changed.wait(IDLE_HEARTBEAT_SECONDS)
         return False
@@ -302,7 +302,7 @@ class EngineThread:
                 self._remove(job)
                 continue
             self._scheduled[request] = job
-            request.charge("queue", time.perf_counter() - job.submitted_at)  # it waited for the pass before this
+            request.add_time("queue", time.perf_counter() - job.submitted_at)  # it waited for the pass before this
             job.responses.put(job.first_responses)
             job.first_responses = []
             self._deliver(request, job)

@@ -279,13 +279,13 @@ def _label_values(name: str, labels: Sequence[str], engine: Engine) -> list[str]
 
 
 def _values(engine: Engine, thread: EngineThread) -> dict[str, float]:
-    queries, hits = engine.scheduler.prefix_tokens
+    queries, hits = engine.scheduler.prefix_cache_stats
     return {
         "num_requests_running": thread.num_running,
         "num_requests_waiting": thread.num_waiting,
         "max_running_requests": thread.max_running,
         "max_queued_requests": thread.max_queued,
-        "kv_cache_usage_perc": engine.scheduler.num_held_tokens / engine.kv_tokens,
+        "kv_cache_usage_perc": engine.scheduler.num_reserved_tokens / engine.kv_tokens,
         "kv_cache_tokens": engine.kv_tokens,
         "engine_heartbeat_age_seconds": thread.heartbeat_age,
         "prefix_cache_queries": queries,

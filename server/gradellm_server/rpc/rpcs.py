@@ -15,20 +15,20 @@ from gradellm_server.rpc.wire_enums import set_fields
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 
 
-def generate(request: pb.GenerateRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The engine's request for a call of Generate by the client `owner`."""
+def generate(request: pb.GenerateRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The engine's request for a call of Generate; `tenant` is the calling client."""
     return engine.generation_request(
         read_input(request.input, engine.prompt_limits),
         read_sampling(request),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=request.forced_ids,
         **set_fields(request, "first_attribution"),
-        owner=owner,
+        tenant=tenant,
     )
 
 
-def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The engine's request for a call of Attribute by the client `owner`."""
+def attribute(request: pb.AttributeRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The engine's request for a call of Attribute; `tenant` is the calling client."""
     if request.HasField("completion") == bool(request.completion_ids):
         raise InvalidRequestError("completion", "give exactly one of completion and completion_ids")
     completion = request.completion if request.HasField("completion") else request.completion_ids
@@ -37,12 +37,12 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, owner: str | None
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
-        owner=owner,
+        tenant=tenant,
     )
 
 
-def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None = None) -> Request:
-    """The engine's request for a call of Evaluate by the client `owner`."""
+def evaluate(request: pb.EvaluateRequest, engine: Engine, *, tenant: str | None = None) -> Request:
+    """The engine's request for a call of Evaluate; `tenant` is the calling client."""
     is_set = {
         "completion": request.HasField("completion"),
         "completion_ids": bool(request.completion_ids),
@@ -58,7 +58,7 @@ def evaluate(request: pb.EvaluateRequest, engine: Engine, *, owner: str | None =
         read_evaluation(request.evaluation, request.labels),
         completion,
         read_sampling(request.generation),
-        owner=owner,
+        tenant=tenant,
     )
 
 

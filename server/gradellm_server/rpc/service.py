@@ -87,7 +87,7 @@ class ExplainerService:
 
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._active_call(name, context) as active:
-                read = active.quota.reserving(partial(start, owner=active.call.client))
+                read = active.quota.reserving(partial(start, tenant=active.call.client))
                 job = self._submit(active, request_type, payload, read, convert)
                 job.on_slow_reader = partial(_abort_slow_reader, context, active)
                 async for response in job:

@@ -23,7 +23,7 @@ from gradellm_engine.compilation.cpu_trace import CpuTraceCache, TraceKey
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.ragged import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import filled, forget
-from support.scheduler_harness import Told, finish, scheduler_of
+from support.scheduler_harness import RequestOutput, finish, scheduler_of
 from support.tiny_models import FAMILIES
 
 # Mixtures of experts look at their numbers, to send tokens to experts.
@@ -57,7 +57,7 @@ def lines(runner: ModelRunner) -> CpuTraceCache:
     return runner.cpu_traces
 
 
-def told_by(engine: Engine, num_streams: int = 3) -> dict[str, list[Told]]:
+def told_by(engine: Engine, num_streams: int = 3) -> dict[str, list[RequestOutput]]:
     """What streams of every kind tell, several at a time, with more tokens in their passes from one to the next."""
     told = {}
     for name, settings in SETTINGS.items():

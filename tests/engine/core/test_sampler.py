@@ -1,4 +1,4 @@
-"""Choosing tokens: the draw, the cuts and what comes out, against a naive reference."""
+"""Sampling against a naive reference: the draw, temperature, top_k and top_p."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ steps = st.integers(0, 10_000)
 
 
 def distribution_of(logits: Tensor, step: int) -> Distribution:
-    """That of one token [V], checked."""
+    """The checked distribution of one token's logits. [V]"""
     (distribution,) = Distribution.of(logits[None])
     distribution.check(step)
     return distribution
@@ -40,7 +40,7 @@ def test_draw_is_pure_and_lies_in_0_1(seed: int, step: int) -> None:
 
 
 def test_draws_of_known_arguments() -> None:
-    """Recorded on 2026-11-20: another number here would break every stream that is resumed elsewhere."""
+    """Recorded on 2026-11-20: another value would change every generation that is resumed by another server."""
     assert [uniform_draw(0, 0), uniform_draw(1, 0), uniform_draw(0, 1), uniform_draw(MAX_SEED, 9)] == KNOWN_DRAWS
 
 
@@ -60,7 +60,7 @@ def test_chosen_seeds_are_valid_and_differ() -> None:
 
 
 def naive_probs(logits: list[float], sampling: Sampling) -> list[float]:
-    """Sort, keep, and bring to a sum of one; for logits that all differ."""
+    """Reference for logits that all differ: sort, keep, and normalise."""
     weights = {i: math.exp((x - max(logits)) / sampling.temperature) for i, x in enumerate(logits)}
     best = sorted(weights, key=lambda i: -logits[i])
     kept = best[: sampling.top_k or None]
@@ -114,7 +114,7 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more() -> None:
 
 
 def test_top_k_before_top_p() -> None:
-    """top_p counts the mass that top_k left: 0.5 of 0.8 is more than 0.6 of it."""
+    """top_p is a share of the mass that top_k keeps: 0.5 of 0.8 is more than 0.6 of it."""
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
     probs = sampling_probs(logits, Sampling(temperature=1.0, top_k=2, top_p=0.6))
     assert torch.allclose(probs, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
@@ -166,8 +166,8 @@ def test_distribution_is_the_log_softmax(normal: Normal, seed: int, V: int) -> N
     assert [t.logprob for t in top] == [logprobs[t.id] for t in top]
     assert distribution.top(0) == ()
     for i in range(V):
-        others = [j for j in range(V) if j != i]
-        assert distribution.runner_up(i) == max(others, key=lambda j: logits[j].item())
+        candidates = [j for j in range(V) if j != i]
+        assert distribution.runner_up(i) == max(candidates, key=lambda j: logits[j].item())
 
 
 @pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])

@@ -24,7 +24,7 @@ from gradellm_engine.core.lockstep import RankZeroScheduler, check_in_step, dige
 from gradellm_engine.model.families import FAMILIES, family_of
 from gradellm_engine.model.loader import _check_ranks, _check_shares
 from support.oracle import relative_error
-from support.rank_programs import PROGRAMS, loaded, on_ranks
+from support.rank_programs import PROGRAMS, load_engine, on_ranks
 from support.tiny_models import save_random_model
 
 EXACT = 1e-9  # in float64
@@ -50,7 +50,7 @@ def differences(of_ranks: Any, alone: Any) -> list[float]:
 
 
 def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp_path: Path) -> None:
-    engine = loaded(path, dtype)
+    engine = load_engine(path, dtype)
     alone = [PROGRAMS[name](engine) for name in programs]
     for name, its, expected in zip(programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True):
         assert max(differences(its, expected)) < tolerance, name
@@ -63,26 +63,26 @@ def test_they_tell_what_one_rank_tells(model_path: Callable[[str], Path], tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "llama"])
 def test_in_float32_too(model_path: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-    check(model_path(name), "float32", ROUNDED, ("by_default", "leaving"), tmp_path)
-    check(model_path(name), "float32", STRETCHED, ("within",), tmp_path)
+    check(model_path(name), "float32", ROUNDED, ("default_method", "cancellation"), tmp_path)
+    check(model_path(name), "float32", STRETCHED, ("in_pass_methods",), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted({*SHARED} - EXPERTS - {"llama"}))
 def test_every_family_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
-    check(model_path(family), "float64", EXACT, ("within", "afterwards"), tmp_path)
+    check(model_path(family), "float64", EXACT, ("in_pass_methods", "post_hoc_methods"), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(EXPERTS))
 def test_experts_that_can_be_shared(model_path: Callable[[str], Path], family: str, tmp_path: Path) -> None:
-    check(model_path(family), "float32", STRETCHED, ("within", "leaving"), tmp_path)
+    check(model_path(family), "float32", STRETCHED, ("in_pass_methods", "cancellation"), tmp_path)
 
 
 def test_shares_that_are_computed_together(tmp_path: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)
-    check(path, "float32", ROUNDED, ("by_default",), tmp_path)
+    check(path, "float32", ROUNDED, ("default_method",), tmp_path)
 
 
 ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -140,7 +140,7 @@ def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
     scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(tell=told.append), max_running=2)  # type: ignore[arg-type]
     scheduler.submit(engine.generation_request("Once", Sampling(max_new_tokens=2)))
     next(scheduler.step())
-    with pytest.raises(GroupLostError, match="left in its middle"):
+    with pytest.raises(GroupLostError, match="abandoned between two passes"):
         next(scheduler.step())
     assert len(told) == 1
 
@@ -159,7 +159,7 @@ def test_other_tokens_have_another_digest(engine: Engine) -> None:
 
 @pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
 def test_what_others_may_not_have_met_ends_the_group(error: Exception) -> None:
-    with pytest.raises(GroupLostError, match="where others may not have failed"):
+    with pytest.raises(GroupLostError, match="may not have failed on others"):
         check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
 
 

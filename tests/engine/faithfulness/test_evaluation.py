@@ -41,8 +41,8 @@ from gradellm_engine import (
     Sources,
     Started,
 )
-from gradellm_engine import engine as engine_module
 from gradellm_engine.attribution.attention_weights import Attention
+from gradellm_engine.core import post_hoc_runner
 from gradellm_engine.core import scheduler as scheduling
 from gradellm_engine.faithfulness import evaluation, perturbation_runner
 from gradellm_engine.faithfulness.curves import PIS
@@ -58,7 +58,7 @@ from gradellm_engine.model.runner import ModelRunner
 from support.faithfulness_reference import Evaluated, Reference, Rows
 from support.oracle import relative_error
 from support.reference_case import quick, scores_of
-from support.scheduler_harness import Told, run, run_alone, scheduler_of
+from support.scheduler_harness import RequestOutput, run, run_alone, scheduler_of
 from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -110,7 +110,7 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Tensor]:
                 told[str(switches), result[0]] = result[1]
             yield result
 
-    monkeypatch.setattr(engine_module, "scores_at", noting)
+    monkeypatch.setattr(post_hoc_runner, "scores_at", noting)
     return told
 
 
@@ -118,7 +118,7 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Tensor]:
 class Outcome:
     """What an evaluation told."""
 
-    told: Told
+    told: RequestOutput
 
     @property
     def items(self) -> list[EvaluationItem]:
@@ -407,7 +407,7 @@ def test_texts_one_by_one_down_to_a_single_token(
 ) -> None:
     """After a beginning that is longer than the window, where a single token is computed in a way of its own."""
     engine = load(model, dtype)
-    monkeypatch.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 1})
     lengths_, last_logits = [], ModelRunner.last_logits
 
     def noting(self: ModelRunner, embeddings: Tensor, *args: Any) -> Tensor:
@@ -588,7 +588,7 @@ def test_the_size_of_batches_changes_nothing(
     asked = EvaluationSettings((judged("own", kind, seed, length),), PLAIN, COARSE, seed=seed)
     expected = outcome(engine, engine.evaluation_request(RAW[:length], asked, [70]))
     with monkeypatch.context() as patched:
-        patched.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": sizes[0]})
+        patched.setattr(post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": sizes[0]})
         patched.setattr(perturbation_runner, "FIRST_TOKENS", sizes[1])
         found = outcome(engine, engine.evaluation_request(RAW[:length], asked, [70]))
     assert largest_difference(found, expected) <= ROUNDING
@@ -637,7 +637,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not(load: Engines) -> None
 
 def test_other_streams_change_nothing(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("mistral")
-    monkeypatch.setattr(scheduling, "EVALUATED_TICKS", 2)
+    monkeypatch.setattr(scheduling, "STEPS_PER_EVALUATION_BATCH", 2)
     asked = EvaluationSettings(methods(GradEllm(), Saliency(), Random()), PLAIN, COARSE, stride=1)
 
     def stream() -> Request:
@@ -685,7 +685,9 @@ def test_all_of_a_prompt_may_go(load: Engines, reference: Callable[[str], Refere
 
 def test_evaluate_tells_items_and_a_summary(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
-    monkeypatch.setattr(engine_module, "EVALUATED_TOKENS", {"cpu": 60})  # the first step is told before the second runs
+    monkeypatch.setattr(
+        post_hoc_runner, "MAX_EVALUATION_PASS_TOKENS", {"cpu": 60}
+    )  # the first step is told before the second runs
     scheduler_of(engine, max_running=1, num_tokens=200)
     asked = EvaluationSettings(methods(GradEllm(), Random()), PI_SOFT, COARSE, stride=2)
     told = list(engine.evaluate(RAW, asked, [70, 71, 72]))
@@ -751,14 +753,14 @@ def test_short_texts_after_a_long_beginning_fit_the_memory(path_of: ModelPath, m
     monkeypatch.setattr(ModelRunner, "last_logits", noting)
     monkeypatch.setattr(perturbation_runner, "FIRST_TOKENS", 10**6)
     monkeypatch.setattr(evaluation, "BATCHES_A_GROUP", 10**6)
-    monkeypatch.setattr(scheduling, "EVALUATED_SECONDS", 1e9)
+    monkeypatch.setattr(scheduling, "IDLE_EVALUATION_SECONDS", 1e9)
     monkeypatch.setattr(ModelCost, "bytes_of", lambda *args: 1)  # what else they take is no limit here
     messages = (Message("system", "Be kind. " * 22), Message("user", "Who i"))
     asked = EvaluationSettings(methods(GradEllm()), samples=40, stride=1)
     stream = engine.evaluation_request(PromptInput(messages=messages), asked, [70, 71, 72])
-    assert stream.allowance is not None
+    assert stream.pass_budget is not None
     outcome(engine, stream)
-    assert stream.allowance.sequences / 2 < max(counts) <= stream.allowance.sequences
+    assert stream.pass_budget.sequences / 2 < max(counts) <= stream.pass_budget.sequences
     assert 2 * max(counts) * max(longest) * a_token <= engine.method_bytes
 
 
@@ -990,7 +992,7 @@ def test_scores_that_are_not_finite_end_it(load: Engines, monkeypatch: pytest.Mo
     def broken(*args: Any) -> Iterator[Any]:
         yield 0, torch.full((29,), torch.nan)
 
-    monkeypatch.setattr(engine_module, "scores_at", broken)
+    monkeypatch.setattr(post_hoc_runner, "scores_at", broken)
     told = run_alone(engine, engine.evaluation_request(RAW, METHOD, [70]))
     assert isinstance(told.error, ComputationError)
     assert "grad_ellm 0" in str(told.error)

@@ -46,7 +46,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     )
     made, rows = 0, 0
     most = [0, 0]
-    zeroed, analyse = Text.zeroed, Request.analyse
+    zeroed, analyse = Text.zeroed, Request.run_post_hoc
 
     def making(self: Text, gone: NDArray[np.bool_]) -> Any:
         nonlocal made
@@ -66,7 +66,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Text, "zeroed", making)
     monkeypatch.setattr(evaluation, "drawn", drawing)
-    monkeypatch.setattr(Request, "analyse", turn)
+    monkeypatch.setattr(Request, "run_post_hoc", turn)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=200)
     stream = engine.evaluation_request(prompt, settings, sampling=Sampling(max_new_tokens=1))
     scheduler.submit(stream)
@@ -78,7 +78,7 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
     assert stream.error is None
     assert summary is not None
     assert summary.num_asked == 2 * 2 * 99 * 20 + 2
-    allowance = stream.allowance
+    allowance = stream.pass_budget
     assert allowance is not None
     group = BATCHES_A_GROUP * allowance.most // len(prompt)
     assert most[0] <= max(group, MADE_TEXTS) + 2

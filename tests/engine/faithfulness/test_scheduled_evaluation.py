@@ -38,7 +38,7 @@ from gradellm_engine.methods.random import Random
 from gradellm_engine.model.loader import assemble
 from gradellm_engine.model.runner import ModelRunner
 from support.oracle import relative_error
-from support.scheduler_harness import Told, finish, run_alone, scheduler_of, take
+from support.scheduler_harness import RequestOutput, collect, finish, run_alone, scheduler_of
 
 ModelPath = Callable[[str], Path]
 TICKS = 7  # of others, for one batch
@@ -84,8 +84,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(scheduling, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
-    monkeypatch.setattr(scheduling, "EVALUATED_TICKS", TICKS)
-    monkeypatch.setattr(scheduling, "EVALUATED_STEPS", 16.0)
+    monkeypatch.setattr(scheduling, "STEPS_PER_EVALUATION_BATCH", TICKS)
+    monkeypatch.setattr(scheduling, "EVALUATION_BATCH_STEPS", 16.0)
     return clock
 
 
@@ -133,16 +133,16 @@ def ordinary(engine: Engine, num_tokens: int = 100, attribution: AttributionSett
 
 def analysing(scheduler: Scheduler, stream: Request) -> None:
     """Run a stream that is submitted until its completion is there."""
-    while stream.phase is not RequestPhase.ANALYSE:
+    while stream.phase is not RequestPhase.POST_HOC:
         for _ in scheduler.step():
             pass
 
 
-def items(told: Told) -> list[EvaluationItem]:
+def items(told: RequestOutput) -> list[EvaluationItem]:
     return [event for event in told.events if isinstance(event, EvaluationItem)]
 
 
-def assert_same(a: Told, b: Told) -> None:
+def assert_same(a: RequestOutput, b: RequestOutput) -> None:
     """Up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
     for one, other in zip(items(a), items(b), strict=True):
@@ -163,10 +163,10 @@ def test_while_others_run_it_gets_few_batches_and_changes_nothing(
     streams = [evaluation(engine), ordinary(engine, 100, explained)]
     for stream in streams:
         scheduler.submit(stream)
-    told, begun = [Told(), Told()], len(batches.ticks)
+    told, begun = [RequestOutput(), RequestOutput()], len(batches.ticks)
     while not streams[1].is_closed:
         for _ in scheduler.step():
-            take(streams, told)
+            collect(streams, told)
     ticks = batches.ticks[begun:]
     assert len(ticks) > 5
     assert all(later - earlier >= TICKS for earlier, later in pairwise(ticks))
@@ -186,13 +186,13 @@ def test_alone_it_runs_a_batch_a_tick(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
-    turns, analyse = [], Request.analyse
+    turns, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         turns.append(batches.tick)
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     run_alone(engine, evaluation(engine))
     assert turns == list(range(turns[0], batches.tick + 1))
     # Between P and P_0 and the changed texts, methods have passes of their own, and texts are made of each step.
@@ -227,13 +227,13 @@ def test_batches_take_their_time_and_no_more(
 def test_two_evaluations_take_turns(load: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("llama")
     alone = run_alone(engine, evaluation(engine))
-    order, analyse = [], Request.analyse
+    order, analyse = [], Request.run_post_hoc
 
     def noting(self: Request) -> None:
         order.append(streams.index(self))
         analyse(self)
 
-    monkeypatch.setattr(Request, "analyse", noting)
+    monkeypatch.setattr(Request, "run_post_hoc", noting)
     scheduler = scheduler_of(engine, max_running=3, num_tokens=600)
     streams = [evaluation(engine), evaluation(engine)]
     for stream in streams:

@@ -326,16 +326,16 @@ def test_slots_freed_by_the_collector_at_any_moment_harm_nothing() -> None:
 def test_prefixes_are_reused_within_an_owner_only() -> None:
     pool = pool_of(400)
     ids = list(range(40))
-    for owner in ("alice", None):
-        slot = pool.allocate(50, ids, owner)
+    for tenant in ("alice", None):
+        slot = pool.allocate(50, ids, tenant)
         assert slot is not None
         assert not slot.ids
         slot.ids += ids
         slot.keep()
-    for owner, shared in (("alice", 39), (None, 39), ("bob", 0), ("", 0)):
-        slot = pool.allocate(50, ids, owner)
+    for tenant, shared in (("alice", 39), (None, 39), ("bob", 0), ("", 0)):
+        slot = pool.allocate(50, ids, tenant)
         assert slot is not None
-        assert len(slot.ids) == shared, owner
+        assert len(slot.ids) == shared, tenant
         slot.close()
 
 
@@ -344,7 +344,7 @@ def test_a_running_sequence_is_no_prefix_for_another_owner() -> None:
     running = pool.allocate(50, list(range(40)), "alice")
     assert running is not None
     running.ids += range(40)
-    other, own = (pool.allocate(50, list(range(40)), owner) for owner in ("bob", "alice"))
+    other, own = (pool.allocate(50, list(range(40)), tenant) for tenant in ("bob", "alice"))
     assert other is not None
     assert own is not None
     assert (len(other.ids), len(own.ids)) == (0, 39)
@@ -352,12 +352,12 @@ def test_a_running_sequence_is_no_prefix_for_another_owner() -> None:
 
 def test_what_one_owner_keeps_neither_replaces_nor_stands_for_anothers() -> None:
     pool = pool_of(400)
-    for owner, length in (("alice", 40), ("bob", 60), ("bob", 40), ("alice", 30)):
-        slot = pool.allocate(80, (), owner)
+    for tenant, length in (("alice", 40), ("bob", 60), ("bob", 40), ("alice", 30)):
+        slot = pool.allocate(80, (), tenant)
         assert slot is not None
         slot.ids += range(length)
         slot.keep()
-    assert sorted((slot.owner or "", slot.length) for slot in pool._kept) == [("alice", 40), ("bob", 60)]
+    assert sorted((slot.tenant or "", slot.length) for slot in pool._kept) == [("alice", 40), ("bob", 60)]
 
 
 def test_more_memory_than_there_is() -> None:

@@ -38,7 +38,7 @@ from gradellm_engine.layers.invariant_gemm import Product, invariant_product
 from gradellm_engine.model import loader
 from gradellm_engine.model.families import FAMILIES
 from gradellm_engine.params import PRESETS
-from support.scheduler_harness import Told, run_alone, take
+from support.scheduler_harness import RequestOutput, collect, run_alone
 from support.tiny_models import save_random_model
 
 ModelPath = Callable[[str], Path]
@@ -76,7 +76,7 @@ def stream(
     return engine.generation_request(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
 
-def assert_same(told: Told, alone: Told, first: int = 0) -> None:
+def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> None:
     """From the token `first` on, to the last bit: ids, probabilities of them and of others, targets and scores."""
     assert told.error is None
     assert alone.error is None
@@ -98,20 +98,20 @@ def disturbed(engine: Engine, seed: int) -> None:
     alone = [run_alone(engine, stream(engine, *its)) for its in asked]
     engine.model.runner.allocate_pool(2048)
     scheduler = Scheduler(engine.model.runner, max_running=rng.randint(2, 6))
-    running: list[tuple[int, int, Request, Told]] = []  # which, from which token on
+    running: list[tuple[int, int, Request, RequestOutput]] = []  # which, from which token on
     due = [(which, 0) for which in range(len(asked))]
     num_broken = 0
     while due or running:
         while due and rng.random() < 0.5:
             which, first = due.pop(rng.randrange(len(due)))
             forced = alone[which].ids[:first]
-            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), Told()))
+            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), RequestOutput()))
             scheduler.submit(running[-1][2])
         for _ in scheduler.step():
-            take([its for *_, its, _ in running], [told for *_, told in running])
+            collect([its for *_, its, _ in running], [told for *_, told in running])
         for entry in list(running):
             which, first, its, told = entry
-            take([its], [told])
+            collect([its], [told])
             if its.is_closed:
                 assert_same(told, alone[which], first)
                 running.remove(entry)
@@ -127,8 +127,8 @@ def disturbed(engine: Engine, seed: int) -> None:
 def test_streams_that_come_leave_and_are_resumed(
     load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scheduling.MAX_PIECE_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
-    monkeypatch.setitem(scheduling.MIN_PIECE_TOKENS, "cpu", 3)
+    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
+    monkeypatch.setitem(scheduling.MIN_PREFILL_CHUNK_TOKENS, "cpu", 3)
     disturbed(load(name), seed)
 
 

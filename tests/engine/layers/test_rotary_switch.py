@@ -46,7 +46,7 @@ from gradellm_engine.passes.ragged import SequenceChunk, Target
 from support.faithfulness_reference import Reference, Rows
 from support.fake_cuda_graphs import TapeRecorder
 from support.oracle import FamilyOracle, Oracle, heat_map, relative_error
-from support.scheduler_harness import Told, finish, run, run_alone, scheduler_of
+from support.scheduler_harness import RequestOutput, finish, run, run_alone, scheduler_of
 from support.tiny_models import byte_tokenizer, save_random_model
 
 SWITCH, CONTEXT = 24, 64
@@ -129,7 +129,7 @@ def own_logits(path: Callable[[str], Path]) -> Callable[[str, Sequence[int]], Te
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read in pieces that end neither at the switch nor together."""
-    for name in ("MAX_PIECE_TOKENS", "MIN_PIECE_TOKENS"):
+    for name in ("MAX_PREFILL_CHUNK_TOKENS", "MIN_PREFILL_CHUNK_TOKENS"):
         monkeypatch.setattr(scheduling, name, {"cpu": 7, "cuda": 7})
 
 
@@ -154,7 +154,7 @@ def lengths_of(engine: Engine) -> list[int]:
     return [length for length in LENGTHS if length < engine.context_tokens] or [SWITCH - 6]
 
 
-def assert_own(told: Told, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
+def assert_own(told: RequestOutput, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
     """Each token was chosen from what Transformers' full pass gives of all before it."""
     assert told.error is None
     assert told.steps
@@ -434,7 +434,7 @@ def test_other_streams_go_on_while_keys_are_made_anew(load: Any) -> None:
         before = other.num_tokens
         for _ in scheduler.step():
             pass
-        if crossing.slot is not None and crossing.slot.is_long and crossing.num_unread:
+        if crossing.slot is not None and crossing.slot.is_long and crossing.num_prefill_left:
             was_long = True
             num_between += other.num_tokens > before
     assert was_long

@@ -84,26 +84,26 @@ def test_no_method_takes_more_than_is_said(load: Callable[[str], Engine], name: 
     engine, switches = load("llama"), quick(name, steps=4, samples=6)
     said = engine.estimate(switches, 120, 8).bytes
     # One sequence a pass; what a request keeps beside it (embeddings, rows, masks) is some hundred kilobytes here.
-    engine.method_bytes, before = said, engine.method_bytes
+    engine.post_hoc.memory_bytes, before = said, engine.post_hoc.memory_bytes
     try:
         assert peak(engine, switches, 120, 8) <= 1.1 * said + 2**19
     finally:
-        engine.method_bytes = before
+        engine.post_hoc.memory_bytes = before
 
 
 @pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "lime", "value_zeroing", "attention_rollout"])
 def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engine], name: str) -> None:
     """Eight times the steps after four times the prompt: what is beyond what either takes alone is the result."""
     engine, switches = load("llama"), quick(name, steps=4, samples=6)
-    engine.method_bytes, before = 1, engine.method_bytes  # one sequence a pass, few steps a turn
+    engine.post_hoc.memory_bytes, before = 1, engine.post_hoc.memory_bytes  # one sequence a pass, few steps a turn
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gradellm_engine.engine.check_memory", lambda *args: None)
+            patch.setattr("gradellm_engine.core.post_hoc_runner.check_memory", lambda *args: None)
             base, steps, prompt, both = (
                 peak(engine, switches, m, n) for m, n in ((40, 4), (40, 32), (160, 4), (160, 32))
             )
     finally:
-        engine.method_bytes = before
+        engine.post_hoc.memory_bytes = before
     result = 160 * 32 * 4
     assert both - prompt <= 2 * (steps - base) + 8 * result + 0.5 * prompt
 

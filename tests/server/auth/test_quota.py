@@ -26,7 +26,7 @@ class Clock:
 
 @dataclass
 class FakeStream:
-    num_places: int
+    max_num_tokens: int
     ids: list[int] = field(default_factory=list)
     has_run: bool = True
 

@@ -99,28 +99,28 @@ def test_a_request_beyond_memory_is_refused_with_what_would_fit(
     long = pb.AttributeRequest(
         input=pb.Input(prompt="a" * 150), completion="abc", attribution=pb.AttributionOptions(method="saliency")
     )
-    monkeypatch.setattr(engine, "method_bytes", model_cost.bytes_of(100 + 3, 3, True))
+    monkeypatch.setattr(engine.post_hoc, "memory_bytes", model_cost.bytes_of(100 + 3, 3, True))
     code, _, violations, _ = refusal(lambda: list(server.stub.Attribute(long)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "saliency of 3 tokens after a prompt of 151 needs about" in violations["attribution.method"]
     assert f"a prompt of up to {100} tokens fits" in violations["attribution.method"]
     long.input.prompt = "a" * 99  # and the first token
     assert len([e for e in server.stub.Attribute(long) if e.HasField("attribution")]) == 3
-    monkeypatch.setattr(engine, "method_bytes", 1)
+    monkeypatch.setattr(engine.post_hoc, "memory_bytes", 1)
     _, _, violations, _ = refusal(lambda: list(server.stub.Attribute(long)))
     assert "give a shorter completion" in violations["attribution.method"]
 
 
 def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     slices = 0
-    original = Request.analyse
+    original = Request.run_post_hoc
 
     def counted(self: Request) -> None:
         nonlocal slices
         slices += 1
         original(self)
 
-    monkeypatch.setattr(Request, "analyse", counted)
+    monkeypatch.setattr(Request, "run_post_hoc", counted)
     call = long_work(server)
     call.cancel()
     until(lambda: server.server.engine_thread.num_running == 0)

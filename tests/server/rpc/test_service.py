@@ -104,7 +104,7 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
 
 
 def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "MAX_PIECE_TOKENS", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr(scheduling, "MAX_PREFILL_CHUNK_TOKENS", {"cpu": 16, "cuda": 16})
     prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
     asked = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
     kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(asked)]

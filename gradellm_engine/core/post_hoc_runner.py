@@ -1,0 +1,97 @@
+"""Runs attribution methods over whole completions, within the memory that the engine lends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from gradellm_engine.core.request_spec import normalisation_mask
+from gradellm_engine.faithfulness.perturbation_runner import PassBudget
+from gradellm_engine.faithfulness.settings import EvaluatedMethod
+from gradellm_engine.methods.base import Method
+from gradellm_engine.methods.cost_model import Estimate, ModelCost, check_memory, estimate, model_cost
+from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, ScoreStream, check_baseline
+from gradellm_engine.methods.registry import method_named
+from gradellm_engine.methods.selected_steps import rows_of, scores_at
+from gradellm_engine.model.loader import LoadedModel
+from gradellm_engine.params import Switches
+from gradellm_engine.tokenization.prompts import Prompt, check_token_ids
+
+# Tokens of one pass of an evaluation, by device: enough for throughput, few enough to end soon.
+MAX_EVALUATION_PASS_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+class PostHocRunner:
+    """Runs methods over completions whose tokens are all there.
+
+    Attributes:
+        memory_bytes: memory that a pass may take beside weights and KV cache.
+    """
+
+    def __init__(self, model: LoadedModel, memory_bytes: int) -> None:
+        self._model = model
+        self.memory_bytes = memory_bytes
+
+    @cached_property
+    def model_cost(self) -> ModelCost:
+        """Memory and time of this model's passes over whole sequences; measured at first use."""
+        return model_cost(self._model.runner)
+
+    def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
+        """Passes, seconds and bytes that explaining a completion would take."""
+        method = method_named(switches.name)
+        return estimate(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens)
+
+    def check(self, method: Method, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> None:
+        """Refuse a post-hoc method whose baseline is invalid or whose passes would not fit the memory.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+        """
+        baseline_ids = getattr(switches, "baseline_ids", ())
+        check_token_ids("attribution.baseline_ids", baseline_ids, self._model.info.vocab_size)
+        check_baseline(baseline_ids, num_prompt_tokens)
+        check_memory(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens, self.memory_bytes)
+
+    def explain(self, method: Method, switches: Switches, context: CompletionContext) -> ScoreStream:
+        """The scores of every step of a completion."""
+        return rows_of(self._completion_model(context), method, switches)
+
+    def scores_at(
+        self, prompt: Prompt, evaluated: EvaluatedMethod, context: CompletionContext, steps: Sequence[int]
+    ) -> Iterator[float | tuple[int, Tensor]]:
+        """An evaluated method's scores at some steps; see `gradellm_engine.methods.selected_steps.scores_at`."""
+        if evaluated.method is None:
+            raise ValueError("scores of the caller's own are not computed by a method")
+        mask = normalisation_mask(prompt, evaluated.method)
+        method = method_named(evaluated.method.name)
+        return scores_at(self._completion_model(context), method, evaluated.method, mask, steps)
+
+    @staticmethod
+    def num_tokens_read(evaluated: EvaluatedMethod, num_prompt_tokens: int, num_new_tokens: int) -> float:
+        """About how many tokens a method's passes read; a backward pass counts as two forward passes."""
+        if evaluated.method is None:
+            return 0.0
+        cost = method_named(evaluated.method.name).cost
+        forward, backward = (
+            passes.count(evaluated.method, num_prompt_tokens, num_new_tokens)
+            for passes in (cost.forward, cost.backward)
+        )
+        length = num_new_tokens if cost.of_completion_alone else num_prompt_tokens + num_new_tokens
+        return (forward + 2 * backward) * length
+
+    def pass_budget(self, num_tokens: int) -> PassBudget:
+        """The size that an evaluation's passes over perturbed texts of up to `num_tokens` may have."""
+        runner = self._model.runner
+        fitting = self.memory_bytes // max(1, self.model_cost.bytes_of(num_tokens, 1, False))
+        most = min(MAX_EVALUATION_PASS_TOKENS[runner.processor], fitting * num_tokens)
+        # Each sequence: a copy of one layer's keys and values, and logits with their float32 intermediates.
+        layer_bytes = max(shape.bytes_per_token for shape in runner.layer_shapes)
+        sequence_bytes = 2 * num_tokens * layer_bytes + 8 * self.model_cost.logit_bytes
+        return PassBudget(max(1, most), max(1, self.memory_bytes // sequence_bytes))
+
+    def _completion_model(self, context: CompletionContext) -> CompletionModel:
+        model = self._model
+        return CompletionModel(model.runner, model.family, context, self.memory_bytes, self.model_cost.bytes_of)
