@@ -12,7 +12,6 @@ import pytest
 from gradellm import AsyncClient, Client, Explanation
 from gradellm.explanation.verify import compared, replay_keywords
 from gradellm_engine import Engine
-from gradellm_server.cli import parser
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
@@ -63,8 +62,3 @@ def test_a_server_without_batch_invariance_is_a_mismatch(invariant: RunningServe
         verdict = compared(stored, other.attribute(**replay_keywords(stored)))
     (mismatch,) = (mismatch for mismatch in verdict.mismatches if mismatch.what == "model.attention_kernel")
     assert (mismatch.then, mismatch.now) == ("gradellm, batch-invariant", "gradellm")
-
-
-def test_the_flag() -> None:
-    assert parser().parse_args(["--batch-invariant"]).batch_invariant
-    assert not parser().parse_args([]).batch_invariant

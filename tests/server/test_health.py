@@ -6,7 +6,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server import fault_injection, server
-from gradellm_server.engine_loop.stall_watchdog import StallWatchdog
 from gradellm_server.rpc.rpcs import SERVICE_NAME
 from gradellm_server.settings import ListenError, ServerSettings
 from gradellm_server.warm_up import warm_up
@@ -191,46 +189,6 @@ def test_time_in_which_the_process_did_not_run_is_no_stall(serving: Serving) -> 
             assert running.server.engine_thread.heartbeat_age > 1.0
             assert told(running.channel, "live") == SERVING
         assert len(list(stream)) == 401
-
-
-@pytest.mark.parametrize("pauses", [[300.0], [300.0, 0.25, 300.0], [0.25] * 5])
-def test_a_pass_may_take_stall_seconds_of_running_time(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first checks are late by the pauses; the later ones are in time, until the limit is reached."""
-    now = 0.0
-
-    class Thread:
-        is_alive = True
-        restart_seconds = 1.0
-        is_marked = False
-
-        @property
-        def heartbeat_age(self) -> float:
-            return now
-
-        def mark_failed(self, error: Exception) -> None:
-            self.is_marked, self.is_alive = True, False
-
-    async def sleep(seconds: float) -> None:
-        nonlocal now
-        if not pauses and thread.is_marked:
-            raise asyncio.CancelledError
-        now += pauses.pop(0) if pauses else seconds
-        if pauses:
-            assert not thread.is_marked
-
-    async def after_check() -> None:
-        pass
-
-    thread: Any = Thread()
-    late = sum(min(pause, 1.0) for pause in pauses)
-    frozen = sum(pause - min(pause, 1.0) for pause in pauses)
-    watchdog = StallWatchdog(thread, stall_seconds=10.0)
-    monkeypatch.setattr("gradellm_server.engine_loop.stall_watchdog.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr("gradellm_server.engine_loop.stall_watchdog.asyncio", SimpleNamespace(sleep=sleep))
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(watchdog.run(after_check))
-    assert now - frozen == pytest.approx(10.25)
-    assert late < 10
 
 
 def test_an_idle_engine_stays_live(serving: Serving) -> None:

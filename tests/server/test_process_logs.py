@@ -12,10 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pytest
-
 from gradellm import Client
-from gradellm_server.cli import METRICS_LISTEN, metrics_address, parser
 
 
 def test_all_output_is_json_and_a_call_is_counted_and_logged(tmp_path: Path) -> None:
@@ -47,18 +44,3 @@ def test_all_output_is_json_and_a_call_is_counted_and_logged(tmp_path: Path) -> 
     assert any(record["message"].startswith("serving ") for record in records)
     (line,) = [record for record in records if record.get("rpc") == "Generate"]
     assert (line["code"], line["completion_tokens"], line["attributed_tokens"]) == ("OK", 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], METRICS_LISTEN),
-        (["--listen", "unix:/tmp/x.sock"], None),
-        (["--listen", "unix:/tmp/x.sock", "--metrics-listen", "localhost:1"], "localhost:1"),
-        (["--metrics-listen", "none"], None),
-        (["--metrics-listen", "0"], None),
-        (["--metrics-listen", "0.0.0.0:9"], "0.0.0.0:9"),
-    ],
-)
-def test_the_default_address_of_the_metrics(arguments: list[str], expected: str | None) -> None:
-    assert metrics_address(parser().parse_args(arguments)) == expected
