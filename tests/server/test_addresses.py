@@ -189,11 +189,11 @@ def test_of_servers_that_start_together_one_gets_the_socket(path: Path) -> None:
             assert racer.stdin is not None
             racer.stdin.write("\n")
             racer.stdin.flush()
-        said = sorted(racer.stdout.readline() for racer in racers if racer.stdout is not None)
+        outcomes = sorted(racer.stdout.readline() for racer in racers if racer.stdout is not None)
     finally:
         for racer in racers:
             racer.communicate("\n", timeout=10)
-    assert said == ["refused\n"] * 3 + ["taken\n"]
+    assert outcomes == ["refused\n"] * 3 + ["taken\n"]
 
 
 def test_a_host_name_is_in_use_if_one_of_its_addresses_is(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +219,12 @@ def test_a_host_name_is_in_use_if_one_of_its_addresses_is(loop: Loop, monkeypatc
 
 def test_localhost_is_the_loopback_even_without_a_resolver(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
     """As in a container without /etc/hosts (RFC 6761, section 6.3); gRPC does the same."""
-    asked = socket.getaddrinfo
+    original = socket.getaddrinfo
 
     def unknown(host: str, *args: Any, **options: Any) -> Any:
         if not options.get("flags", 0) & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return asked(host, *args, **options)
+        return original(host, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert [address.sockaddr[:2] for address in resolve("LocalHost.", 50051)] == [("127.0.0.1", 50051), ("::1", 50051)]

@@ -385,8 +385,8 @@ class Proxy:
 
     def __exit__(self, *error: object) -> None:
         self.is_cut.set()
-        for its in self._sockets:
-            its.close()
+        for sock in self._sockets:
+            sock.close()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()

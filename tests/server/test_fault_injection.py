@@ -45,8 +45,8 @@ def test_a_step_that_raises_fails_its_requests_alone(server: RunningServer) -> N
 def test_an_allocation_that_fails_ends_one_request_and_the_others_finish(
     server: RunningServer, error: Exception
 ) -> None:
-    others = [server.stub.Generate(LONG) for _ in range(3)]
-    for call in others:
+    other_calls = [server.stub.Generate(LONG) for _ in range(3)]
+    for call in other_calls:
         next(call)
 
     def is_doomed(streams: object) -> bool:
@@ -55,7 +55,7 @@ def test_an_allocation_that_fails_ends_one_request_and_the_others_finish(
     with fault_injection.armed("pass", fault_injection.failing(error), when=is_doomed) as fault:
         assert code_of(server.stub.Generate(SHORT)) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert fault.num_hits >= 1
-    for call in others:
+    for call in other_calls:
         assert len(list(call)) == 401
     assert serves(server)
     pool = server.engine.model.runner.pool

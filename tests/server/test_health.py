@@ -26,14 +26,14 @@ READY = ("", SERVICE_NAME, "ready")
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
 
 
-def told(channel: grpc.Channel, service: str) -> int:
+def health_status(channel: grpc.Channel, service: str) -> int:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2).status)
 
 
 def seconds_until(channel: grpc.Channel, service: str, status: int, limit: float = 5.0) -> float:
     began = time.monotonic()
-    while told(channel, service) != status:
+    while health_status(channel, service) != status:
         assert time.monotonic() - began < limit, f"{service!r} did not become {status}"
         time.sleep(0.02)
     return time.monotonic() - began
@@ -54,7 +54,7 @@ def _disarmed() -> Iterator[None]:
 
 def test_a_server_that_serves_is_ready_and_live(server: RunningServer) -> None:
     for name in (*READY, "live"):
-        assert told(server.channel, name) == SERVING
+        assert health_status(server.channel, name) == SERVING
 
 
 def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
@@ -68,8 +68,8 @@ def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
     seen: dict[str, list[int]] = {}
 
     async def test() -> None:
-        made = server.Server(ServerSettings(listen="127.0.0.1:0", health_listen="127.0.0.1:0"))
-        address = await made.serve_health()
+        new_server = server.Server(ServerSettings(listen="127.0.0.1:0", health_listen="127.0.0.1:0"))
+        address = await new_server.serve_health()
         assert address is not None
         original = warm_up
 
@@ -78,13 +78,13 @@ def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
             await original(*arguments)
 
         monkeypatch.setattr(server, "warm_up", telling)
-        await made.start(engine)
+        await new_server.start(engine)
         seen["serving"] = [await check(address, name) for name in (*READY, "live")]
-        async with grpc.aio.insecure_channel(made.address) as channel:
+        async with grpc.aio.insecure_channel(new_server.address) as channel:
             generate: Any = channel.unary_stream("/gradellm.v1.ExplainerService/Generate")
             call = generate(LONG.SerializeToString())
             await call.read()
-            stopping = asyncio.create_task(made.stop(30))
+            stopping = asyncio.create_task(new_server.stop(30))
             await asyncio.sleep(0.05)
             seen["stopping"] = [await check(address, name) for name in (*READY, "live")]
             call.cancel()
@@ -101,7 +101,7 @@ def test_the_health_port_serves_health_alone(serving: Serving) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with serving(health_listen=f"127.0.0.1:{port}"), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        assert told(channel, "ready") == SERVING
+        assert health_status(channel, "ready") == SERVING
         call: Any = channel.unary_unary("/gradellm.v1.ExplainerService/GetServerInfo")
         with pytest.raises(grpc.RpcError) as raised:
             call(b"", timeout=5)
@@ -114,12 +114,12 @@ def test_a_used_health_port_is_refused() -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            made = server.Server(
+            new_server = server.Server(
                 ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{taken.getsockname()[1]}")
             )
             with pytest.raises(ListenError, match="health checks"):
-                await made.serve_health()
-            await made.stop(0)
+                await new_server.serve_health()
+            await new_server.stop(0)
 
     asyncio.run(asyncio.wait_for(test(), 20))
 
@@ -150,7 +150,7 @@ def test_a_stalled_engine_is_not_serving_until_it_recovers(serving: Serving) -> 
             assert code is grpc.StatusCode.UNAVAILABLE
             assert "is stalled in a pass" in message
             assert seconds_until(running.channel, "live", NOT_SERVING) < 2
-            assert told(running.channel, "ready") == NOT_SERVING
+            assert health_status(running.channel, "ready") == NOT_SERVING
             assert code_of(running.stub.Generate(LONG))[0] is grpc.StatusCode.UNAVAILABLE
             seconds_until(running.channel, "live", SERVING, limit=10)
         assert len(list(running.stub.Generate(LONG))) == 402
@@ -163,7 +163,7 @@ def test_a_busy_engine_stays_live_even_in_a_pass_that_is_long(serving: Serving) 
         while time.monotonic() < until:
             for name in ("ready", "live"):
                 began = time.monotonic()
-                assert told(running.channel, name) == SERVING
+                assert health_status(running.channel, name) == SERVING
                 assert time.monotonic() - began < 1
         assert len(list(call)) == 5
 
@@ -187,11 +187,11 @@ def test_time_in_which_the_process_did_not_run_is_no_stall(serving: Serving) -> 
             freeze(running, 1.3)
             time.sleep(0.1)  # for checks during the pass
             assert running.server.engine_thread.heartbeat_age > 1.0
-            assert told(running.channel, "live") == SERVING
+            assert health_status(running.channel, "live") == SERVING
         assert len(list(stream)) == 401
 
 
 def test_an_idle_engine_stays_live(serving: Serving) -> None:
     with serving(stall_seconds=0.6) as running:
         time.sleep(1.5)
-        assert told(running.channel, "live") == SERVING
+        assert health_status(running.channel, "live") == SERVING

@@ -89,7 +89,7 @@ def test_the_retry_delay_estimates_the_remaining_time(serving: Serving) -> None:
         first = small.stub.Generate(LONG)
         for _ in range(60):
             next(first)
-        asked = time.monotonic()
+        rejected_at = time.monotonic()
         code, seconds = refused(small)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert seconds is not None
@@ -97,8 +97,8 @@ def test_the_retry_delay_estimates_the_remaining_time(serving: Serving) -> None:
         assert later is not None
         assert later > seconds  # two rejected clients do not retry at the same moment
         list(first)
-        took = time.monotonic() - asked
-        assert took / 3 <= seconds <= 3 * took, (seconds, took, asked - began)
+        took = time.monotonic() - rejected_at
+        assert took / 3 <= seconds <= 3 * took, (seconds, took, rejected_at - began)
 
 
 def test_a_drain_finishes_running_calls_and_rejects_new_ones(serving: Serving) -> None:
@@ -147,11 +147,11 @@ def test_sigterm_under_sixteen_streams_loses_none() -> None:
             input=pb.Input(prompt="Once"), max_new_tokens=60, attribution=pb.AttributionOptions()
         )
         calls = [call(request) for _ in range(16)]
-        for its in calls:
-            next(its)
+        for stream in calls:
+            next(stream)
         process.send_signal(signal.SIGTERM)
-        for its in calls:
-            assert list(its)[-1].HasField("finished")
+        for stream in calls:
+            assert list(stream)[-1].HasField("finished")
         assert process.wait(20) == 0
 
 

@@ -93,6 +93,6 @@ def test_a_tokenizer_panic_ends_its_own_call_alone(tmp_path: Path) -> None:
         process.terminate()
         process.wait(20)
         assert process.stderr is not None
-        said = process.stderr.read()
-    assert "panicked at" not in said
-    assert "native code panicked while it served a request" in said
+        output = process.stderr.read()
+    assert "panicked at" not in output
+    assert "native code panicked while it served a request" in output

@@ -67,8 +67,8 @@ def test_errors_are_found_without_torch(tmp_path: Path, taken: int) -> None:
         text=True,
         check=True,
     )
-    said = run.stderr.split("---\n")
-    for (arguments, words), answer, errors in zip(cases, run.stdout.splitlines(), said, strict=False):
+    outputs = run.stderr.split("---\n")
+    for (arguments, words), answer, errors in zip(cases, run.stdout.splitlines(), outputs, strict=False):
         assert json.loads(answer) == [2, []], arguments
         assert words in errors
     assert len(run.stdout.splitlines()) == len(cases)

@@ -179,9 +179,9 @@ def test_a_signal_before_it_is_ready_ends_it_at_once(number: signal.Signals) -> 
         assert process.stderr is not None
         assert "starting" in process.stderr.readline()
         process.send_signal(number)
-        _, told = process.communicate(timeout=5)
+        _, output = process.communicate(timeout=5)
     assert process.returncode == 128 + number
-    assert told.strip() == "gradellm: stopped before it was ready"
+    assert output.strip() == "gradellm: stopped before it was ready"
 
 
 PARENT = """

@@ -31,12 +31,12 @@ def test_all_output_is_json_and_a_call_is_counted_and_logged(tmp_path: Path) -> 
             time.sleep(0.05)
         with Client(address, retry=None) as client:
             client.explain("Once", max_new_tokens=3)
-        said = re.search(r"metrics on (\S+?:\d+)", log.read_text())
-        assert said is not None
-        with urllib.request.urlopen(f"http://{said[1]}/metrics", timeout=10) as answer:
-            told = answer.read().decode()
-        assert 'gradellm_generation_tokens_total{rpc="Generate"} 3.0' in told
-        assert 'gradellm_attribution_tokens_total{method="grad_ellm"} 3.0' in told
+        match = re.search(r"metrics on (\S+?:\d+)", log.read_text())
+        assert match is not None
+        with urllib.request.urlopen(f"http://{match[1]}/metrics", timeout=10) as response:
+            metrics = response.read().decode()
+        assert 'gradellm_generation_tokens_total{rpc="Generate"} 3.0' in metrics
+        assert 'gradellm_attribution_tokens_total{method="grad_ellm"} 3.0' in metrics
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -146,9 +146,9 @@ def test_errors_name_the_unusable_file(authority: Authority, pair: Pair, broken:
 def test_broken_files_end_the_start_with_one_line(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
     absent = pair.key.with_name("absent.key")
     assert main(["--listen", "127.0.0.1:0", "--tls-cert", str(pair.cert), "--tls-key", str(absent)]) == 2
-    said = capsys.readouterr().err
-    assert said.strip().splitlines()[-1].startswith("error: the private key")
-    assert "weights" not in said
+    output = capsys.readouterr().err
+    assert output.strip().splitlines()[-1].startswith("error: the private key")
+    assert "weights" not in output
 
 
 def test_plain_text_needs_loopback_or_insecure(tmp_path: Path) -> None:

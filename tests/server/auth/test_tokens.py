@@ -112,11 +112,11 @@ def test_changes_are_reloaded_and_a_broken_file_keeps_the_previous_clients(
 def test_the_command_prints_a_token_and_its_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["alice", "--expires-days", "2", "--max-concurrent-streams", "3", "--tokens-per-minute", "500"]
     assert main([*arguments, "--methods", "Generate,Tokenize"]) == 0
-    told = capsys.readouterr()
-    token = next(line for line in told.err.splitlines() if line.startswith("gradellm_"))
+    captured = capsys.readouterr()
+    token = next(line for line in captured.err.splitlines() if line.startswith("gradellm_"))
     assert len(token) == len("gradellm_") + 43  # 256 bits
-    assert token not in told.out
-    found = read_clients(written(tmp_path / "tokens.toml", told.out)).find(token)
+    assert token not in captured.out
+    found = read_clients(written(tmp_path / "tokens.toml", captured.out)).find(token)
     assert found is not None
     assert found.hashes == (hashlib.sha256(token.encode()).digest(),)
     assert found.expires is not None

@@ -43,9 +43,9 @@ class Failing(Recorder):
 def test_an_own_id_is_kept_where_it_fits_a_line() -> None:
     assert Call.start("Generate", [("x-request-id", "job-7/a.b:c")]).id == "job-7/a.b:c"
     for wrong in ("two\nlines", "sp ace", "x" * 129, "", "ü"):
-        made = Call.start("Generate", [("x-request-id", wrong)]).id
-        assert made != wrong
-        assert len(made) == 32
+        call_id = Call.start("Generate", [("x-request-id", wrong)]).id
+        assert call_id != wrong
+        assert len(call_id) == 32
 
 
 def test_the_client_is_the_one_that_the_interceptor_found() -> None:

@@ -68,7 +68,7 @@ def _answers(address: str) -> bool:
 
 def requests(text: str) -> list[tuple[str, Any]]:
     """Requests of every RPC: valid, and invalid in each way that another part of the server detects."""
-    given = pb.Input(prompt=text)
+    prompt_input = pb.Input(prompt=text)
     chat = pb.Input(messages=[pb.Message(role=text, content=text), pb.Message(role="user", content=text)])
     bad_segment = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=10**6)])
     twice = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=3)] * 2)
@@ -78,39 +78,39 @@ def requests(text: str) -> list[tuple[str, Any]]:
     options = pb.AttributionOptions(method=text)
     scores = pb.GivenScores(name=text, rows=[pb.ScoreRow(step=0, scores=[float("nan")])])
     return [
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, attribution=pb.AttributionOptions())),
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, stop=[text])),
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=10**9)),
-        ("Generate", pb.GenerateRequest(input=given, temperature=float("nan"))),
-        ("Generate", pb.GenerateRequest(input=given, attribution=options)),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=2, attribution=pb.AttributionOptions())),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=2, stop=[text])),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=10**9)),
+        ("Generate", pb.GenerateRequest(input=prompt_input, temperature=float("nan"))),
+        ("Generate", pb.GenerateRequest(input=prompt_input, attribution=options)),
         ("Generate", pb.GenerateRequest(input=pb.Input(prompt=text * 2000))),
         ("Generate", pb.GenerateRequest(input=chat, max_new_tokens=2)),
         *(("Generate", pb.GenerateRequest(input=each)) for each in (bad_segment, twice, overlapping)),
         (
             "Generate",
             pb.GenerateRequest(
-                input=given, attribution=pb.AttributionOptions(contrast=pb.Contrast(text=text)), max_new_tokens=1
+                input=prompt_input, attribution=pb.AttributionOptions(contrast=pb.Contrast(text=text)), max_new_tokens=1
             ),
         ),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text)),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text, attribution=options)),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text, completion_ids=[1])),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text * 2000)),
-        ("Evaluate", pb.EvaluateRequest(input=given, labels=[text, text])),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text)),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text, attribution=options)),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text, completion_ids=[1])),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text * 2000)),
+        ("Evaluate", pb.EvaluateRequest(input=prompt_input, labels=[text, text])),
         (
             "Evaluate",
-            pb.EvaluateRequest(input=given, completion=text, evaluation=pb.EvaluationOptions(scores=[scores])),
+            pb.EvaluateRequest(input=prompt_input, completion=text, evaluation=pb.EvaluationOptions(scores=[scores])),
         ),
         (
             "Evaluate",
             pb.EvaluateRequest(
-                input=given,
+                input=prompt_input,
                 evaluation=pb.EvaluationOptions(
                     methods=[pb.EvaluatedMethod(name=text, attribution=options)], rationale=[text]
                 ),
             ),
         ),
-        ("Tokenize", pb.TokenizeRequest(input=given)),
+        ("Tokenize", pb.TokenizeRequest(input=prompt_input)),
         ("Tokenize", pb.TokenizeRequest(input=bad_segment)),
         ("Tokenize", pb.TokenizeRequest()),
     ]
@@ -206,11 +206,11 @@ def test_tracebacks_have_the_stack_and_no_message(formatter: type[logging.Format
     except ValueError:
         logger.exception("a pass failed")
     logger.error("memory", exc_info=RuntimeError("CUDA out of memory"))
-    said = stream.getvalue()
-    assert MARKER not in said
-    assert "builtins.ValueError" in said
-    assert "builtins.KeyError" in said
-    assert "test_log_redaction.py" in said
-    assert "CUDA out of memory" in said
+    output = stream.getvalue()
+    assert MARKER not in output
+    assert "builtins.ValueError" in output
+    assert "builtins.KeyError" in output
+    assert "test_log_redaction.py" in output
+    assert "CUDA out of memory" in output
     if formatter is JsonFormatter:
-        assert [json.loads(line)["level"] for line in said.splitlines()] == ["error", "error"]
+        assert [json.loads(line)["level"] for line in output.splitlines()] == ["error", "error"]

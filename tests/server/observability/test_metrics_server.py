@@ -36,9 +36,9 @@ def test_a_used_port_is_an_error_before_the_model_is_loaded(taken: str, capsys: 
     with pytest.raises(ListenError, match=f"cannot listen on {taken} for metrics"):
         MetricsServer(taken, CollectorRegistry())
     assert main(["--listen", "127.0.0.1:0", "--metrics-listen", taken]) == 2
-    told = capsys.readouterr().err
-    assert told.strip().splitlines()[-1].startswith(f"error: cannot listen on {taken} for metrics")
-    assert "weights" not in told
+    output = capsys.readouterr().err
+    assert output.strip().splitlines()[-1].startswith(f"error: cannot listen on {taken} for metrics")
+    assert "weights" not in output
 
 
 @pytest.mark.parametrize("wrong", ["9090", ":9090", "localhost", "localhost:http", "localhost:70000", "unix:/x"])
@@ -74,9 +74,9 @@ def test_a_used_default_port_is_a_warning(taken: str, serving: Serving, caplog: 
 def port() -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
     Counter("a", "b", registry=registry).inc()
-    made = MetricsServer("127.0.0.1:0", registry)
-    yield made
-    made.close()
+    metrics_server_ = MetricsServer("127.0.0.1:0", registry)
+    yield metrics_server_
+    metrics_server_.close()
 
 
 def scrape(

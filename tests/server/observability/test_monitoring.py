@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_server.observability import metrics
 from gradellm_server.observability.metrics import Metrics
 from server.conftest import Serving
 
@@ -43,12 +44,15 @@ def sample_names() -> set[str]:
 
 
 def labels_of(name: str) -> set[str]:
-    from gradellm_server.observability import metrics as told
-
-    gauges = {**told.GAUGES, **told.ENGINE_GAUGES, **told.DEVICE_GAUGES, **told.INFOS}
-    known = {**told.COUNTERS, **told.ENGINE_COUNTERS, **told.HISTOGRAMS, **gauges}
+    gauges = {
+        **metrics.GAUGES,
+        **metrics.ENGINE_GAUGES,
+        **metrics.DEVICE_GAUGES,
+        **metrics.INFOS,
+    }
+    families = {**metrics.COUNTERS, **metrics.ENGINE_COUNTERS, **metrics.HISTOGRAMS, **gauges}
     short = re.sub(r"_(total|bucket|sum|count)$", "", name.removeprefix("gradellm_"))
-    return set(known[short].labels) if short in known else set()
+    return set(families[short].labels) if short in families else set()
 
 
 def board() -> Any:
@@ -56,8 +60,8 @@ def board() -> Any:
 
 
 def queries() -> list[str]:
-    asked = [target["expr"] for panel in board()["panels"] for target in panel.get("targets", ())]
-    return asked + [v["definition"] for v in board()["templating"]["list"] if v["type"] == "query"]
+    expressions = [target["expr"] for panel in board()["panels"] for target in panel.get("targets", ())]
+    return expressions + [v["definition"] for v in board()["templating"]["list"] if v["type"] == "query"]
 
 
 def rules() -> list[str]:
@@ -70,18 +74,18 @@ def test_every_query_and_rule_uses_an_exported_metric() -> None:
     assert len(queries()) > 30
     assert len(rules()) == 8
     names = sample_names()
-    for asked in queries() + rules():
-        used = set(NAME.findall(asked))
-        assert used, asked
-        assert used <= names, asked
+    for query in queries() + rules():
+        used = set(NAME.findall(query))
+        assert used, query
+        assert used <= names, query
 
 
 def test_every_query_uses_existing_labels() -> None:
-    for asked in queries() + rules():
-        allowed = {"instance", "job", "le"}.union(*(labels_of(name) for name in NAME.findall(asked)))
-        grouped = [label for group in re.findall(r"by \(([^)]*)\)", asked) for label in re.split(r",\s*", group)]
-        selected = re.findall(r"(\w+)(?:=~|!=|=)\"", asked)
-        assert set(grouped + selected) <= allowed, asked
+    for query in queries() + rules():
+        allowed = {"instance", "job", "le"}.union(*(labels_of(name) for name in NAME.findall(query)))
+        grouped = [label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", group)]
+        selected = re.findall(r"(\w+)(?:=~|!=|=)\"", query)
+        assert set(grouped + selected) <= allowed, query
 
 
 def test_the_dashboard_has_its_rows_and_no_data_source() -> None:
@@ -177,7 +181,7 @@ def test_prometheus_scrapes_a_server_and_answers_the_dashboards_queries(serving:
             assert count["value"][1] == "3"
             (model,) = ask("gradellm_model_info")
             assert model["metric"]["family"] == server.engine.info.family
-            for asked in queries():
-                if not asked.startswith("label_values"):
-                    plain = asked.replace("$instance", ".*").replace("$__rate_interval", "1m")
+            for query in queries():
+                if not query.startswith("label_values"):
+                    plain = query.replace("$instance", ".*").replace("$__rate_interval", "1m")
                     assert isinstance(ask(plain), list)

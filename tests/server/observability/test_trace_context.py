@@ -11,10 +11,10 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 @pytest.mark.parametrize("said", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"])
-def test_a_callers_trace_is_read(said: str) -> None:
-    context = trace_context([("other", "x"), ("traceparent", said)])
+def test_a_callers_trace_is_read(traceparent: str) -> None:
+    context = trace_context([("other", "x"), ("traceparent", traceparent)])
     assert context == (TRACE, SPAN)
-    assert Call.start("Generate", [("traceparent", said)]).trace_id == TRACE
+    assert Call.start("Generate", [("traceparent", traceparent)]).trace_id == TRACE
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def test_a_callers_trace_is_read(said: str) -> None:
         f"00-{TRACE}-{SPAN}-01\nforged=1",
     ],
 )
-def test_a_malformed_traceparent_is_ignored(said: str) -> None:
-    assert trace_context([("traceparent", said)]) is None
-    assert Call.start("Generate", [("traceparent", said)]).trace_id == ""
+def test_a_malformed_traceparent_is_ignored(traceparent: str) -> None:
+    assert trace_context([("traceparent", traceparent)]) is None
+    assert Call.start("Generate", [("traceparent", traceparent)]).trace_id == ""
 
 
 def test_binary_metadata_is_ignored() -> None:

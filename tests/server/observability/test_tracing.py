@@ -40,9 +40,9 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture(scope="module")
 def tracing(exporter: InMemorySpanExporter) -> Tracing:
-    made = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
-    made.set_model("a-model")
-    return made
+    exported = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
+    exported.set_model("a-model")
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     """The exported spans by name, once the call's own is among them."""
     limit = time.monotonic() + 10
     while True:
-        made = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
-        if any(span.kind is SpanKind.SERVER for span in made.values()):
-            return made
+        exported = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
+        if any(span.kind is SpanKind.SERVER for span in exported.values()):
+            return exported
         assert time.monotonic() < limit, "no span"
         time.sleep(0.005)
 
@@ -86,8 +86,8 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
         attribution=pb.AttributionOptions(),
     )
     answers = list(server.stub.Generate(request, metadata=[PARENT, ("x-request-id", "job-7")]))
-    made = spans(exporter)
-    root = made["Generate"]
+    exported = spans(exporter)
+    root = exported["Generate"]
     assert root.name == "gradellm.v1.ExplainerService/Generate"
     assert root.parent is not None
     assert root.context is not None
@@ -95,24 +95,24 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
     timings = answers[-1].finished.timings
     end = root.start_time
     for name in ("queue", "prefill", "decode", "attribution"):
-        child = made[name]
+        child = exported[name]
         assert child.parent is not None
         assert child.parent.span_id == root.context.span_id
         assert seconds(child) == pytest.approx(getattr(timings, f"{name}_seconds"), abs=1e-6)
         assert child.start_time == end
         end = child.end_time
-    assert sum(seconds(made[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
-    told: Any = root.attributes
-    assert told["gen_ai.operation.name"] == "text_completion"
-    assert (told["gen_ai.request.model"], told["gen_ai.response.id"]) == ("a-model", "job-7")
-    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
-    assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.temperature"]) == (3, 0.5)
-    assert told["gen_ai.request.seed"] == 7
-    assert told["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
-    assert (told["gradellm.method"], told["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
-    assert told["rpc.response.status_code"] == "OK"
+    assert sum(seconds(exported[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
+    attributes: Any = root.attributes
+    assert attributes["gen_ai.operation.name"] == "text_completion"
+    assert (attributes["gen_ai.request.model"], attributes["gen_ai.response.id"]) == ("a-model", "job-7")
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
+    assert (attributes["gen_ai.request.max_tokens"], attributes["gen_ai.request.temperature"]) == (3, 0.5)
+    assert attributes["gen_ai.request.seed"] == 7
+    assert attributes["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
+    assert (attributes["gradellm.method"], attributes["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
+    assert attributes["rpc.response.status_code"] == "OK"
     assert [event.name for event in root.events] == ["first token"]
-    assert "secret" not in "".join(span.to_json() for span in made.values())
+    assert "secret" not in "".join(span.to_json() for span in exported.values())
     assert root.resource.attributes["service.name"] == "gradellm"
     assert root.resource.attributes["service.version"] == "1.2.3"
 
@@ -120,11 +120,11 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
 def test_a_refused_call_is_a_span_without_children(server: RunningServer, exporter: InMemorySpanExporter) -> None:
     with pytest.raises(grpc.RpcError):
         list(server.stub.Generate(pb.GenerateRequest()))
-    made = spans(exporter)
-    (root,) = made.values()
+    exported = spans(exporter)
+    (root,) = exported.values()
     assert root.parent is None
-    told: Any = root.attributes
-    assert (told["rpc.response.status_code"], told["error.type"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    attributes: Any = root.attributes
+    assert (attributes["rpc.response.status_code"], attributes["error.type"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert root.status.status_code is StatusCode.UNSET  # the client's fault
 
 

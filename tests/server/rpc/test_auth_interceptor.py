@@ -51,13 +51,13 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quotas(monkeypatch: pytest.MonkeyPatch) -> dict[str, Quota]:
     """The clients' quotas, by name; to be requested before the server is started."""
-    made: dict[str, Quota] = {}
+    by_name: dict[str, Quota] = {}
 
     def of(self: Quotas, client: Any) -> Quota:
-        return made.setdefault(client.name, Quota(client))
+        return by_name.setdefault(client.name, Quota(client))
 
     monkeypatch.setattr(Quotas, "of", of)
-    return made
+    return by_name
 
 
 @pytest.fixture
@@ -71,15 +71,17 @@ def calls(server: RunningServer, metadata: Any) -> dict[str, Callable[[], Any]]:
     stub = explainer_pb2_grpc.ExplainerServiceStub(server.channel)  # type: ignore[no-untyped-call]
     reflection: Any = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     nothing: Any = server.channel.unary_unary("/some.Service/Nothing")
-    given = pb.Input(prompt="MARKER once upon a time")
+    text_input = pb.Input(prompt="MARKER once upon a time")
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
     return {
-        "Generate": lambda: list(stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=2), metadata=metadata)),
-        "Attribute": lambda: list(
-            stub.Attribute(pb.AttributeRequest(input=given, completion=" there"), metadata=metadata)
+        "Generate": lambda: list(
+            stub.Generate(pb.GenerateRequest(input=text_input, max_new_tokens=2), metadata=metadata)
         ),
-        "Evaluate": lambda: list(stub.Evaluate(pb.EvaluateRequest(input=given), metadata=metadata)),
-        "Tokenize": lambda: stub.Tokenize(pb.TokenizeRequest(input=given), metadata=metadata),
+        "Attribute": lambda: list(
+            stub.Attribute(pb.AttributeRequest(input=text_input, completion=" there"), metadata=metadata)
+        ),
+        "Evaluate": lambda: list(stub.Evaluate(pb.EvaluateRequest(input=text_input), metadata=metadata)),
+        "Tokenize": lambda: stub.Tokenize(pb.TokenizeRequest(input=text_input), metadata=metadata),
         "GetServerInfo": lambda: stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=metadata),
         "ServerReflectionInfo": lambda: list(reflection.ServerReflectionInfo(iter([listing]), metadata=metadata)),
         "Nothing": lambda: nothing(b"\xff" * 100, metadata=metadata),
@@ -112,14 +114,14 @@ def untouched(guarded: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_every_rpc_refuses_an_invalid_token_with_the_same_message(guarded: RunningServer) -> None:
-    told = set()
+    refusals = set()
     for value in REFUSED:
         metadata = [] if value is None else [("authorization", value)]
         for call in calls(guarded, metadata).values():
-            told.add(refusal(call))
+            refusals.add(refusal(call))
     two = [("authorization", f"Bearer {WHOLE[0]}"), ("authorization", "Bearer x")]
-    told.add(refusal(calls(guarded, two)["Generate"]))
-    ((code, message, reason),) = told  # for every RPC and every kind of invalid token
+    refusals.add(refusal(calls(guarded, two)["Generate"]))
+    ((code, message, reason),) = refusals  # for every RPC and every kind of invalid token
     assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED")
     assert "gradellm_" not in message
     assert "whole" not in message
@@ -259,9 +261,9 @@ def test_changes_of_the_file_take_effect(guarded: RunningServer, tokens: Path) -
 
 
 def test_clients_do_not_share_the_prefix_cache(serving: Serving, tmp_path: Path) -> None:
-    (alice, its), (bob, his) = make_token(), make_token()
+    (alice, alice_hash), (bob, bob_hash) = make_token(), make_token()
     path = tmp_path / "two.toml"
-    path.write_text(f"{entry('alice', its, {})}\n{entry('bob', his, {})}\n")
+    path.write_text(f"{entry('alice', alice_hash, {})}\n{entry('bob', bob_hash, {})}\n")
     prompt = "The very same words, sent by two clients, long enough for a prefix to be worth it, and then some."
     with serving(tokens=path) as server:
         found = []
@@ -281,9 +283,9 @@ def test_refusals_name_the_client_but_never_a_token(guarded: RunningServer, capl
         for value in REFUSED[1:]:
             for call in calls(guarded, [("authorization", str(value))]).values():
                 refusal(call)
-    said = json.dumps([record.getMessage() for record in caplog.records])
-    assert "gradellm_" not in said.replace("gradellm_server", "")
-    assert "MARKER" not in said
+    logged = json.dumps([record.getMessage() for record in caplog.records])
+    assert "gradellm_" not in logged.replace("gradellm_server", "")
+    assert "MARKER" not in logged
 
 
 def test_tokenize_is_charged_to_the_client(guarded: RunningServer) -> None:

@@ -31,8 +31,8 @@ def request(completion: str | None = "abcdefgh", given: pb.Input = PROMPT, **opt
     return pb.EvaluateRequest(input=given, completion=completion, evaluation=evaluation(**options))
 
 
-def told(server: RunningServer, asked: pb.EvaluateRequest) -> list[pb.EvaluateResponse]:
-    return list(server.stub.Evaluate(asked))
+def evaluate(server: RunningServer, message: pb.EvaluateRequest) -> list[pb.EvaluateResponse]:
+    return list(server.stub.Evaluate(message))
 
 
 def items(events: list[pb.EvaluateResponse]) -> list[pb.EvaluationItem]:
@@ -41,7 +41,7 @@ def items(events: list[pb.EvaluateResponse]) -> list[pb.EvaluationItem]:
 
 def test_streams_started_items_summary_finished(server: RunningServer) -> None:
     metrics = [number for number in pb.Metric.values() if number not in (0, pb.METRIC_AUPRC, pb.METRIC_TOKEN_F1)]
-    events = told(server, request(metrics=metrics))
+    events = evaluate(server, request(metrics=metrics))
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "started"
     assert kinds[-2:] == ["summary", "finished"]
@@ -71,17 +71,17 @@ def test_streams_started_items_summary_finished(server: RunningServer) -> None:
 
 
 def test_provenance_reproduces_the_evaluation(server: RunningServer) -> None:
-    events = told(server, request(metrics=[pb.METRIC_PI_SOFT_NS], seed=7, stride=3, offset=1))
+    events = evaluate(server, request(metrics=[pb.METRIC_PI_SOFT_NS], seed=7, stride=3, offset=1))
     resolved = events[0].started.provenance.evaluation
     assert (resolved.seed, resolved.stride, resolved.offset, resolved.perturb) == (7, 3, 1, pb.PERTURB_USER)
     assert resolved.methods[1].attribution.seed == 7  # random takes the evaluation's seed
     again = pb.EvaluateRequest(input=PROMPT, completion="abcdefgh", evaluation=resolved)
-    assert items(told(server, again)) == items(events)
+    assert items(evaluate(server, again)) == items(events)
 
 
 def test_defaults_are_those_of_the_method(server: RunningServer) -> None:
-    asked = pb.EvaluateRequest(input=PROMPT, completion="a", evaluation=pb.EvaluationOptions(methods=[RANDOM]))
-    events = told(server, asked)
+    message = pb.EvaluateRequest(input=PROMPT, completion="a", evaluation=pb.EvaluationOptions(methods=[RANDOM]))
+    events = evaluate(server, message)
     resolved = events[0].started.provenance.evaluation
     assert tuple(resolved.pis) == PIS
     assert (resolved.samples, resolved.stride, resolved.seed) == (3, 5, 0)
@@ -95,7 +95,7 @@ def test_given_scores_are_evaluated_like_a_methods_own(server: RunningServer) ->
         if event.HasField("attribution")
     ]
     rows = [pb.ScoreRow(step=row.token_index, scores=row.scores) for row in given]
-    found = items(told(server, request(scores=[pb.GivenScores(name="mine", rows=rows)])))
+    found = items(evaluate(server, request(scores=[pb.GivenScores(name="mine", rows=rows)])))
     values = {(i.name, i.step, i.metric): i.value for i in found}
     for (name, step, metric), value in values.items():
         if name == "mine":
@@ -104,8 +104,8 @@ def test_given_scores_are_evaluated_like_a_methods_own(server: RunningServer) ->
 
 def test_a_completion_can_be_generated_first(server: RunningServer) -> None:
     generation = pb.GenerationOptions(max_new_tokens=6, temperature=1.0, seed=3)
-    asked = pb.EvaluateRequest(input=PROMPT, generation=generation, evaluation=evaluation())
-    events = told(server, asked)
+    message = pb.EvaluateRequest(input=PROMPT, generation=generation, evaluation=evaluation())
+    events = evaluate(server, message)
     ids = [event.token.id for event in events if event.HasField("token")]
     same = server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=6, temperature=1.0, seed=3))
     assert ids == [event.token.id for event in same if event.HasField("token")]
@@ -114,7 +114,7 @@ def test_a_completion_can_be_generated_first(server: RunningServer) -> None:
 
 def test_labels_attribute_the_most_likely_one(server: RunningServer) -> None:
     labels = ["a", "b", "c"]
-    events = told(server, pb.EvaluateRequest(input=PROMPT, labels=labels, evaluation=evaluation()))
+    events = evaluate(server, pb.EvaluateRequest(input=PROMPT, labels=labels, evaluation=evaluation()))
     (first,) = [
         e.token
         for e in server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=1, num_alternatives=20))
@@ -194,12 +194,12 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_invalid_requests_are_refused_before_any_work(server: RunningServer, case: str) -> None:
-    asked, field, words = CASES[case]
-    code, _, violations, _ = refusal(lambda: told(server, asked))
+    message, field, words = CASES[case]
+    code, _, violations, _ = refusal(lambda: evaluate(server, message))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert list(violations) == [field]
     assert words in violations[field]
-    assert told(server, request())[-1].HasField("finished")
+    assert evaluate(server, request())[-1].HasField("finished")
 
 
 def begun(server: RunningServer) -> Iterator[pb.EvaluateResponse]:

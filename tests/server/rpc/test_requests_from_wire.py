@@ -118,8 +118,8 @@ def test_hostile_roles_and_contents_are_tokenized_at_once(
 ) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", template)
-    given = pb.Input(messages=[pb.Message(role=role, content=content) for role, content in messages])
-    answer = server.stub.Tokenize(pb.TokenizeRequest(input=given), timeout=5)
+    prompt_input = pb.Input(messages=[pb.Message(role=role, content=content) for role, content in messages])
+    answer = server.stub.Tokenize(pb.TokenizeRequest(input=prompt_input), timeout=5)
     assert {token.message for token in answer.tokens if token.HasField("message")} == set(range(len(messages)))
     assert not answer.unplaced_messages
 
@@ -127,13 +127,13 @@ def test_hostile_roles_and_contents_are_tokenized_at_once(
 def test_messages_that_cannot_be_located_are_reported(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     upside_down = "{% for m in messages %}{{ m['content'] | reverse }}{% endfor %}"
     monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", upside_down)
-    given = pb.Input(messages=[pb.Message(role="user", content="abc")])
-    assert server.stub.Tokenize(pb.TokenizeRequest(input=given)).unplaced_messages == [0]
-    started = next(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=1))).started
+    prompt_input = pb.Input(messages=[pb.Message(role="user", content="abc")])
+    assert server.stub.Tokenize(pb.TokenizeRequest(input=prompt_input)).unplaced_messages == [0]
+    started = next(server.stub.Generate(pb.GenerateRequest(input=prompt_input, max_new_tokens=1))).started
     assert started.unplaced_messages == [0]
     attribution = pb.AttributionOptions(normalise_over=pb.NORMALISE_OVER_USER)
     with pytest.raises(grpc.RpcError) as refused:
-        list(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=1, attribution=attribution)))
+        list(server.stub.Generate(pb.GenerateRequest(input=prompt_input, max_new_tokens=1, attribution=attribution)))
     error: Any = refused.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "attribution.normalise_over: user: which tokens are the user's own text is not known" in error.details()

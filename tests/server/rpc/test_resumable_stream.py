@@ -48,10 +48,10 @@ def calls(name: str) -> Callable[[Any], Any]:
             PROMPT, **{"max_new_tokens": 32, "seed": 0, "timeout": SECONDS, **GENERATED[which]}
         )
     if kind == "attribute":
-        given = {"completion": " and it ran into the wood to sleep", **GIVEN[which]}
-        return lambda client: client.attribute_events(PROMPT, timeout=SECONDS, **given)
-    asked = {"max_new_tokens": 6, "temperature": 1.0, "stride": 1, "pis": [0.2, 0.6], "metrics": ["pi_soft_ns"]}
-    return lambda client: client.evaluate_events(PROMPT, timeout=SECONDS, **asked)
+        keywords = {"completion": " and it ran into the wood to sleep", **GIVEN[which]}
+        return lambda client: client.attribute_events(PROMPT, timeout=SECONDS, **keywords)
+    keywords = {"max_new_tokens": 6, "temperature": 1.0, "stride": 1, "pis": [0.2, 0.6], "metrics": ["pi_soft_ns"]}
+    return lambda client: client.evaluate_events(PROMPT, timeout=SECONDS, **keywords)
 
 
 NAMES = [f"generate {name}" for name in GENERATED] + [f"attribute {name}" for name in GIVEN] + ["evaluate"]
@@ -185,8 +185,10 @@ def test_progress_never_goes_back() -> None:
 
 def test_progress_of_a_prompt_is_not_repeated_after_a_resume() -> None:
     stream = ResumableStream(client_calls.generate(PROMPT, {}))
-    told = [stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)]
-    assert [event.prompt_progress.done for event in told if event and event.prompt_progress] == [0.5, 0.75]
+    taken = [
+        stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)
+    ]
+    assert [event.prompt_progress.done for event in taken if event and event.prompt_progress] == [0.5, 0.75]
     stream.take(pb.GenerateResponse(token=pb.Token(index=0, id=3)), "a")
     assert stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=0.9)), "b") is None
 
@@ -194,12 +196,12 @@ def test_progress_of_a_prompt_is_not_repeated_after_a_resume() -> None:
 def test_close_ends_the_retry_delays_of_all_streams(server: RunningServer) -> None:
     async def run() -> float:
         client = AsyncClient("127.0.0.1:1", retry=Retry(initial_seconds=20, max_seconds=20))
-        asked = asyncio.ensure_future(client.with_token("t").server_info())
+        keywords = asyncio.ensure_future(client.with_token("t").server_info())
         await asyncio.sleep(0.3)
         began = asyncio.get_running_loop().time()
         await client.close()
         with pytest.raises(ClientClosedError):
-            await asked
+            await keywords
         with pytest.raises(ClientClosedError):
             await client.with_token(None).server_info()
         return asyncio.get_running_loop().time() - began

@@ -78,13 +78,13 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
     )
     first = events(server.stub.Generate(request))
     provenance = first[0].started.provenance
-    said = provenance.attribution
-    assert said.loosening == pb.LOOSENING_NONE
-    assert said.rectify == pb.RECTIFY_NONE
-    assert said.magnitude == pb.MAGNITUDE_KNOCKOUT
-    assert list(said.layers.indexes) == [1, 2]
-    assert (said.similarity, said.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
-    assert (said.sources, said.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
+    attribution_options = provenance.attribution
+    assert attribution_options.loosening == pb.LOOSENING_NONE
+    assert attribution_options.rectify == pb.RECTIFY_NONE
+    assert attribution_options.magnitude == pb.MAGNITUDE_KNOCKOUT
+    assert list(attribution_options.layers.indexes) == [1, 2]
+    assert (attribution_options.similarity, attribution_options.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
+    assert (attribution_options.sources, attribution_options.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
     assert provenance.model.weights_sha256 == server.engine.info.weights_sha256
     assert provenance.model.config_sha256 == server.engine.info.config_sha256 != ""
     assert set(provenance.versions) == {"gradellm", "torch", "transformers", "tokenizers"}
@@ -96,7 +96,7 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
         max_new_tokens=1,
         temperature=0.7,
         seed=provenance.sampling.seed,
-        attribution=said,
+        attribution=attribution_options,
     )
     second = events(server.stub.Generate(again))
     assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
@@ -106,21 +106,21 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
 def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "MAX_PREFILL_CHUNK_TOKENS", {"cpu": 16, "cuda": 16})
     prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
-    asked = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
-    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(asked)]
+    request_ = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
+    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(request_)]
     assert kinds == ["started", *["prompt_progress"] * 6, "token", "token", "finished"]
-    told: list[float] = []
+    progress: list[float] = []
 
     def hear(event: Event) -> None:
-        told.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
+        progress.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
 
     with Client(server.address) as client:
         completion = {"completion": "ab", "timeout": 60}
         client.attribute(prompt[::-1], on_event=hear, **completion)  # type: ignore[arg-type]
-        assert told == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
-        told.clear()
+        assert progress == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
+        progress.clear()
         client.explain("short", max_new_tokens=1, on_event=hear)
-        assert told == []
+        assert progress == []
         asked_once = client.generate(prompt[1:], max_new_tokens=1)
         assert all(event.prompt_progress is None for event in asked_once)
 
@@ -133,11 +133,11 @@ def test_without_attribution_options_there_are_tokens_alone(server: RunningServe
 
 
 def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) -> None:
-    given = pb.Input()
-    given.CopyFrom(CHAT)
-    given.segments.add(name="greeting", message=1, start=1, end=6)
+    chat_input = pb.Input()
+    chat_input.CopyFrom(CHAT)
+    chat_input.segments.add(name="greeting", message=1, start=1, end=6)
     options = pb.AttributionOptions(resolution=pb.RESOLUTION_SEGMENT, sources=pb.SOURCES_PREFIX)
-    received = events(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=3, attribution=options)))
+    received = events(server.stub.Generate(pb.GenerateRequest(input=chat_input, max_new_tokens=3, attribution=options)))
     started = received[0].started
     assert started.prompt_text == "<s><|system|>Be kind.</s><|user|>Hello you</s><|assistant|>"
     user = [token for token in started.prompt_tokens if token.role == pb.ROLE_USER]
@@ -178,10 +178,10 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
 
 def test_chunked_scores_lag_by_at_most_a_chunk(server: RunningServer) -> None:
     def received(**options: Any) -> list[pb.GenerateResponse]:
-        asked = pb.AttributionOptions(**options)
+        request_ = pb.AttributionOptions(**options)
         return events(
             server.stub.Generate(
-                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=asked)
+                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=request_)
             )
         )
 
@@ -190,11 +190,11 @@ def test_chunked_scores_lag_by_at_most_a_chunk(server: RunningServer) -> None:
     assert chunked[0].started.provenance.attribution.delivery == pb.DELIVERY_CHUNKED
     assert [event.WhichOneof("event") for event in chunked[:6]] == ["started", *["token"] * 4, "attribution"]
     assert chunked[-1].HasField("finished")
-    told = explained = 0
+    progress = explained = 0
     for event in chunked:
-        told += event.HasField("token")
+        progress += event.HasField("token")
         explained += event.HasField("attribution")
-        assert 0 <= told - explained <= 4
+        assert 0 <= progress - explained <= 4
     rows = [event.attribution for event in chunked if event.HasField("attribution")]
     assert [row.token_index for row in rows] == list(range(11))
     for row, scores in zip(rows, expected, strict=True):
@@ -280,8 +280,8 @@ def test_server_info_advertises_model_methods_and_limits(server: RunningServer) 
     assert info.limits.max_message_bytes == 4 * 2**20
     assert info.limits.method_bytes == server.engine.method_bytes > 0
     assert info.methods[0].name == "grad_ellm"
-    known = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
-    assert all(set(method.switches) <= known for method in info.methods)
+    field_names = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
+    assert all(set(method.switches) <= field_names for method in info.methods)
 
 
 def test_health_and_reflection_answer(server: RunningServer) -> None:

@@ -25,10 +25,10 @@ def error_types(module: ModuleType) -> Iterator[type[Exception]]:
             yield kind
 
 
-def told(error: Exception) -> tuple[grpc.StatusCode, str, status_pb2.Status]:
-    its = status.status_of(error)
-    (payload,) = [value for key, value in its.trailing_metadata if key == "grpc-status-details-bin"]
-    return its.code, its.details, status_pb2.Status.FromString(payload)
+def status_parts(error: Exception) -> tuple[grpc.StatusCode, str, status_pb2.Status]:
+    grpc_status = status.status_of(error)
+    (payload,) = [value for key, value in grpc_status.trailing_metadata if key == "grpc-status-details-bin"]
+    return grpc_status.code, grpc_status.details, status_pb2.Status.FromString(payload)
 
 
 def retry_seconds(details: status_pb2.Status) -> float | None:
@@ -63,7 +63,7 @@ def test_reasons_are_capitals_and_every_code_has_an_exception_of_the_client() ->
 
 @pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError()], ids=repr)
 def test_out_of_memory_is_not_an_internal_error(error: Exception) -> None:
-    code, message, details = told(error)
+    code, message, details = status_parts(error)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert message
     assert retry_seconds(details) is not None
@@ -74,11 +74,11 @@ def test_out_of_memory_is_not_an_internal_error(error: Exception) -> None:
     "error", [QueueFullError("1 runs", 12.5), ShuttingDownError(12.5), EngineFailedError("has failed", 12.5)], ids=repr
 )
 def test_the_retry_delay_is_the_errors_own(error: Exception) -> None:
-    assert retry_seconds(told(error)[2]) == 12.5
+    assert retry_seconds(status_parts(error)[2]) == 12.5
 
 
 def test_an_invalid_request_names_the_field_and_has_no_retry_delay() -> None:
-    code, _, details = told(InvalidRequestError("top_p", "must be at most 1"))
+    code, _, details = status_parts(InvalidRequestError("top_p", "must be at most 1"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert retry_seconds(details) is None
     bad = error_details_pb2.BadRequest()
@@ -87,7 +87,7 @@ def test_an_invalid_request_names_the_field_and_has_no_retry_delay() -> None:
 
 
 def test_an_unexpected_error_is_sent_without_its_text() -> None:
-    code, message, _ = told(RuntimeError("the prompt was: secret"))
+    code, message, _ = status_parts(RuntimeError("the prompt was: secret"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in message
 

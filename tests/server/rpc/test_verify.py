@@ -35,14 +35,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(server: RunningServer, **settings: Any) -> Explanation:
+def explain(server: RunningServer, **settings: Any) -> Explanation:
     with Client(server.address) as client:
         return client.explain(PROMPT, max_new_tokens=12, **settings)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_an_explanation_is_reproduced(server: RunningServer, name: str) -> None:
-    stored = made(server, **SETTINGS[name])
+    stored = explain(server, **SETTINGS[name])
     with Client(server.address) as client:
         verdict = compared(stored, client.attribute(**replay_keywords(stored)))
     assert verdict.holds
@@ -67,12 +67,12 @@ def changed(stored: Explanation, factor: float) -> Explanation:
 
 
 def test_a_changed_score_is_found(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = made(server)
+    stored = explain(server)
     changed(stored, 1.01).save(tmp_path / "a.json")
     assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
-    said = capsys.readouterr().out
-    assert "DIFFERS" in said
-    assert "token 5" in said
+    output = capsys.readouterr().out
+    assert "DIFFERS" in output
+    assert "token 5" in output
     assert main(["verify", str(tmp_path / "a.json"), "--tolerance", ".02", "--target", server.address]) == 0
 
 
@@ -95,7 +95,7 @@ def with_row(it: Explanation, **changes: Any) -> Explanation:
 
 @pytest.mark.parametrize("how", TAMPERED)
 def test_a_tampered_explanation_does_not_hold(server: RunningServer, how: str) -> None:
-    stored = TAMPERED[how](made(server))
+    stored = TAMPERED[how](explain(server))
     with Client(server.address) as client:
         verdict = compared(stored, client.attribute(**replay_keywords(stored)))
     assert not verdict.holds
@@ -103,9 +103,9 @@ def test_a_tampered_explanation_does_not_hold(server: RunningServer, how: str) -
 
 
 def test_the_largest_sources_cannot_be_left_out(server: RunningServer) -> None:
-    stored = made(server, top_k_sources=3)
+    stored = explain(server, top_k_sources=3)
     rows = list(stored.attributions)
-    whole = made(server).attributions[5].scores
+    whole = explain(server).attributions[5].scores
     least = tuple(sorted(range(len(whole)), key=lambda column: abs(whole[column]))[2::-1])
     rows[5] = replace(rows[5], scores=tuple(whole[column] for column in least), source_indexes=least)
     with Client(server.address) as client:
@@ -123,7 +123,7 @@ def of_another(stored: Explanation, **changes: Any) -> Explanation:
 
 
 def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = made(server)
+    stored = explain(server)
     old = of_another(stored, dtype="bfloat16", chat_template_sha256="x", name="other")
     provenance = replace(old.provenance, versions={**stored.provenance.versions, "torch": "1.0"})
     old = replace(old, started=replace(old.started, provenance=provenance))
@@ -141,9 +141,9 @@ def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pyt
     }
     assert second["file"].endswith("a.jsonl:2")
     assert main(["verify", str(tmp_path / "a.jsonl"), "--target", server.address]) == 0
-    said = capsys.readouterr().out
-    assert "model.dtype was bfloat16, is float32" in said
-    assert ":2: holds, though not all is as it was" in said
+    output = capsys.readouterr().out
+    assert "model.dtype was bfloat16, is float32" in output
+    assert ":2: holds, though not all is as it was" in output
     assert main(["verify", str(tmp_path / "a.jsonl"), "--strict", "--target", server.address]) == 1
     assert ":2: DIFFERS: the numbers hold, and not all is as it was (--strict)" in capsys.readouterr().out
     stored.save(tmp_path / "a.json")
@@ -154,11 +154,11 @@ def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pyt
 def test_another_model_is_reported_before_any_replay(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], hash_of: str
 ) -> None:
-    stored = made(server)
+    stored = explain(server)
     info = replace(stored.provenance.model, config_sha256="c" * 64)
     other = of_another(stored, **{"config_sha256": "c" * 64, hash_of: "a" * 64, "name": "big-model"})
-    asked = SimpleNamespace(server_info=lambda timeout: SimpleNamespace(model=info))  # has no other call
-    verdict = verified(cast("Client", asked), other)
+    stub_client = SimpleNamespace(server_info=lambda timeout: SimpleNamespace(model=info))  # has no other call
+    verdict = verified(cast("Client", stub_client), other)
     assert not verdict.holds
     assert "hosts another model" in verdict.other_model
     assert "big-model" in verdict.other_model
@@ -269,9 +269,9 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
         def tokenize(keywords: dict[str, Any]) -> TokenizedPrompt:
             if "messages" not in keywords:
                 return client.tokenize(**keywords)
-            (_, *others) = keywords["messages"]
-            made = client.tokenize(messages=[("system", "Today is 17 June"), *others])  # as if the template wrote it
-            return replace(made, tokens=tuple(map(as_template, made.tokens)))
+            (_, *rest) = keywords["messages"]
+            explain = client.tokenize(messages=[("system", "Today is 17 June"), *rest])  # as if the template wrote it
+            return replace(explain, tokens=tuple(map(as_template, explain.tokens)))
 
         dated = with_roles(stored, as_template)
         again = prompt_again(tokenize, dated)
@@ -296,25 +296,25 @@ def test_a_template_that_replaces_a_command_by_its_own_text(demo: RunningServer)
         def tokenize(keywords: dict[str, Any]) -> TokenizedPrompt:
             if "messages" not in keywords:
                 return client.tokenize(**keywords)
-            (role, content), *others = keywords["messages"]
-            made = client.tokenize(messages=[(role, f"{modes[1].removesuffix('Say')}{content}"), *others])
-            return TokenizedPrompt(made.prompt_text, as_template(made.tokens, made.prompt_text))
+            (role, content), *rest = keywords["messages"]
+            explain = client.tokenize(messages=[(role, f"{modes[1].removesuffix('Say')}{content}"), *rest])
+            return TokenizedPrompt(explain.prompt_text, as_template(explain.tokens, explain.prompt_text))
 
-        told = replace(
+        replaced = replace(
             stored,
             started=replace(stored.started, prompt_tokens=as_template(stored.prompt_tokens, stored.prompt_text)),
         )
-        again = prompt_again(tokenize, told)
+        again = prompt_again(tokenize, replaced)
         assert (again.is_exact, again.problems) == (False, ())
         assert [one.what for one in again.not_checked] == ["the chat template's own text"]
-        faked = with_roles(told, lambda t: replace(t, role="system") if t.message == 1 else t)
+        faked = with_roles(replaced, lambda t: replace(t, role="system") if t.message == 1 else t)
         assert prompt_again(tokenize, faked).problems
 
 
 def test_a_refusal_of_the_server_is_a_difference(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = made(server)
+    stored = explain(server)
     tokens = (replace(stored.tokens[0], id=10**6), *stored.tokens[1:])
     replace(stored, tokens=tokens).save(tmp_path / "a.json")
     assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
@@ -322,10 +322,10 @@ def test_a_refusal_of_the_server_is_a_difference(
 
 
 def test_unverifiable_files_are_refused_before_any_call(tmp_path: Path, server: RunningServer) -> None:
-    stored = made(server, attribution=None)
+    stored = explain(server, attribution=None)
     with pytest.raises(InvalidExplanationError, match="nothing was explained"):
         replay_keywords(stored)
-    forced = made(server, forced_ids=[70, 71])
+    forced = explain(server, forced_ids=[70, 71])
     with pytest.raises(InvalidExplanationError, match="forced tokens"):
         replay_keywords(forced)
     (tmp_path / "none.jsonl").write_text("")
@@ -334,7 +334,7 @@ def test_unverifiable_files_are_refused_before_any_call(tmp_path: Path, server: 
 
 
 def test_contrast_explains_one_token_against_another(server: RunningServer) -> None:
-    stored = made(server, sources="prefix")
+    stored = explain(server, sources="prefix")
     index = stored.words[0].token_indexes[0]
     with Client(server.address) as client:
         row = client.contrast(stored, stored.words[0], "a")
@@ -352,7 +352,7 @@ def test_contrast_explains_one_token_against_another(server: RunningServer) -> N
 
 
 def test_contrast_with_the_asynchronous_client(server: RunningServer) -> None:
-    stored = made(server)
+    stored = explain(server)
 
     async def ask() -> Any:
         async with AsyncClient(server.address) as client:
