@@ -80,7 +80,7 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         explained(magnitude=pb.MAGNITUDE_HEAD_ABS), "attribution.magnitude", "rectify none"),
     "a layer that is not there": (explained(layers=pb.Layers(indexes=[0, 3])), "attribution.layers", "layers 0 to 2"),
     "more last layers than there are": (explained(layers=pb.Layers(last=4)), "attribution.layers", "has 3"),
-    "no last layer": (explained(layers=pb.Layers(last=0)), "attribution.layers", "1 or more"),
+    "no last layer": (explained(layers=pb.Layers(last=0)), "attribution.layers", "at least 1"),
     "layers said twice": (explained(layers=pb.Layers(last=1, indexes=[0])), "attribution.layers", "not both"),
     "a layer twice": (explained(layers=pb.Layers(indexes=[1, 1])), "attribution.layers", "once"),
     "target beyond the vocabulary": (explained(target_token_id=261), "attribution.target_token_id", "261"),
