@@ -10,7 +10,9 @@ from gradellm_server.observability.trace_context import trace_context
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-@pytest.mark.parametrize("said", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"])
+@pytest.mark.parametrize(
+    "traceparent", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"]
+)
 def test_a_callers_trace_is_read(traceparent: str) -> None:
     context = trace_context([("other", "x"), ("traceparent", traceparent)])
     assert context == (TRACE, SPAN)
@@ -18,7 +20,7 @@ def test_a_callers_trace_is_read(traceparent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "traceparent",
     [
         "",
         "nonsense",
