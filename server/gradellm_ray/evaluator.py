@@ -29,7 +29,9 @@ from gradellm_engine import ComputationError, Engine, OutOfMemoryError
 from gradellm_engine import InvalidRequestError as RefusedError
 from gradellm_engine.core.request import Request
 from gradellm_engine.model.quantization import Quantization
-from gradellm_server.rpc import conversion
+from gradellm_server.rpc import events_to_wire
+from gradellm_server.rpc.rpcs import STREAMING_RPCS
+from gradellm_server.rpc.server_info import server_info
 
 METHOD_BYTES = 2**32
 
@@ -105,10 +107,10 @@ class Evaluator:
         for name in presets:
             call = calls.attribute("a", {"completion": "a", "attribution": name})  # type: ignore[typeddict-item]
             try:
-                conversion.STREAMS["Attribute"][1](call.request, self._engine)
+                STREAMING_RPCS["Attribute"][1](call.request, self._engine)
             except RefusedError as error:
                 refusals[name] = str(error)
-        return ModelDescription(responses.server_info(conversion.server_info(self._engine, {})), refusals)
+        return ModelDescription(responses.server_info(server_info(self._engine, {})), refusals)
 
     def outcomes(self, plan: Plan, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
         """Evaluate examples; yields each one's id and outcome."""
@@ -132,7 +134,7 @@ class Evaluator:
         prompt, keywords = plan.request(example, without=without)
         start: Callable[..., Request]
         kind: Any
-        _, start, kind = conversion.STREAMS["Evaluate"]
+        _, start, kind = STREAMING_RPCS["Evaluate"]
         stream = start(calls.evaluate(prompt, keywords).request, self._engine, tenant=example.id)
         if stream.pass_budget is None:
             raise ValueError("the request is not an evaluation")
@@ -144,7 +146,9 @@ class Evaluator:
                 for _ in scheduler.step():
                     pass
                 responses_of_step = (
-                    answer for event in stream.take_events() for answer in conversion.answers(kind, self._engine, event)
+                    answer
+                    for event in stream.take_events()
+                    for answer in events_to_wire.responses(kind, self._engine, event)
                 )
                 events += [event for event in map(responses.event, responses_of_step) if event is not None]
         finally:

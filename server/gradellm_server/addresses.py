@@ -1,7 +1,7 @@
-"""Taking an address: one that another server listens on is refused, whatever gRPC would do.
+"""Addresses to listen on: an address that another server uses is refused, unlike in gRPC.
 
-gRPC removes a socket file that it finds before it binds, and the file of that name when it ends, whoever's they are by
-then; and of the addresses of a name it takes those that are free. Imports nothing heavy.
+gRPC removes a socket file that it finds before it binds, and removes the file of that name when it ends, whichever
+server owns it by then. Of the addresses of a host name, gRPC binds those that are free. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 from gradellm_server.settings import ListenError, split_address
 
 UNIX = "unix:"
-LOCK_SECONDS = 2.0  # for others who take a socket in the same folder
+LOCK_SECONDS = 2.0  # to wait for other servers that bind a socket in the same folder
 MAX_PATH_BYTES = 107  # of a Unix socket on Linux
 
 
@@ -32,75 +32,89 @@ class SocketAddress(NamedTuple):
     family: socket.AddressFamily
     kind: socket.SocketKind
     protocol: int
-    place: tuple[Any, ...]
+    sockaddr: tuple[Any, ...]
 
 
 def resolve(host: str, port: int) -> list[SocketAddress]:
     """Return the addresses of a host to bind.
 
-    localhost is the loopback interface (RFC 6761, section 6.3) also where neither /etc/hosts nor a name server knows
-    it, as in a bare container: gRPC resolves it so.
+    localhost is the loopback interface (RFC 6761, section 6.3) even if the resolver does not know it, as in a container
+    without /etc/hosts; gRPC does the same.
 
     Raises:
-        OSError: the resolver's, for any other name that it does not know.
+        OSError: from the resolver, for any other unknown name.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror:
         if host.rstrip(".").lower() != "localhost":
             raise
-        found = [
-            entry
+        infos = [
+            info
             for address in ("127.0.0.1", "::1")
-            for entry in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            for info in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         ]
-    return [SocketAddress(family, kind, protocol, place) for family, kind, protocol, _, place in found]
+    return [SocketAddress(family, kind, protocol, sockaddr) for family, kind, protocol, _, sockaddr in infos]
 
 
-def bind_error(address: str) -> str:
-    """Return why an address cannot be bound: gRPC does not say. Asked after it failed."""
-    if address.startswith(UNIX):
-        folder = Path(address.removeprefix(UNIX)).parent
-        return "there is no such folder" if not folder.is_dir() else "the socket is taken, or may not be made there"
-    try:
-        for family, kind, protocol, place in resolve(*split_address(address)):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.bind(place)
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return "the port is taken, or there is no such address"
+def check_free(listen: str, purpose: str = "", hint: str = "") -> None:
+    """Check that HOST:PORT or unix:PATH can be bound.
 
-
-def check_free(listen: str, what: str = "") -> None:
-    """See that nobody listens on any of the addresses of HOST:PORT.
+    Args:
+        listen: the address.
+        purpose: what the address is for, for the error message.
+        hint: what to do, for the error message.
 
     Raises:
-        ListenError: where somebody does.
+        ListenError: if one of the host's addresses is in use, if none can be bound, or if the socket's folder does not
+            exist.
     """
+    if reason := _bind_problem(listen):
+        raise ListenError(f"cannot listen on {listen}{purpose}: {reason}{hint}")
+
+
+def bind_error(listen: str) -> str:
+    """Return why binding an address failed, which gRPC does not say; called after the failure."""
+    if reason := _bind_problem(listen):
+        return reason
+    if listen.startswith(UNIX):
+        return "the socket is in use, or cannot be created there"
+    return "the port is in use, or the address does not exist"
+
+
+def _bind_problem(listen: str) -> str:
+    """Return why an address cannot be bound; empty if it can."""
+    if listen.startswith(UNIX):
+        folder = Path(listen.removeprefix(UNIX)).absolute().parent
+        return "" if folder.is_dir() else "there is no such folder"
     host, port = split_address(listen)
-    if port == 0:
-        return
     try:
-        found = resolve(host, port)
-    except OSError:
-        return  # gRPC says what is wrong with the name
-    for family, kind, protocol, place in found:
-        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(place)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise ListenError(
-                        f"cannot listen on {listen}{what}: {place[0]}:{port}: address already in use"
-                    ) from error
+        addresses = resolve(host, port)
+    except OSError as error:
+        return _message(error)
+    problems = []
+    for family, kind, protocol, sockaddr in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: ignore lingering connections
+                probe.bind(sockaddr)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"address already in use ({sockaddr[0]}:{port})"
+            problems.append(_message(error))
+    # One free address is enough for gRPC: localhost may include ::1 on a machine without IPv6.
+    return problems[0] if len(problems) == len(addresses) else ""
+
+
+def _message(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 class UnixSocket:
-    """The file of a Unix socket, which one server at a time has.
+    """The file of a Unix socket, owned by one server at a time.
 
-    gRPC is given another name to bind, and the file gets its own name when it is known that no live server has that;
-    so gRPC never removes what is not its own. A file that a dead server left is replaced.
+    gRPC binds a temporary name, and the file is renamed once no live server is known to listen on its own name; so gRPC
+    never removes another server's file. The file of a dead server is replaced.
     """
 
     def __init__(self, listen: str) -> None:
@@ -110,29 +124,29 @@ class UnixSocket:
         self._finalizer: weakref.finalize[..., UnixSocket] | None = None
 
     def take(self, bind: Callable[[str], object]) -> None:
-        """Have gRPC bind it.
+        """Have gRPC bind the socket with `bind`, and give it its name.
 
         Raises:
-            ListenError: where a live server listens there, or something else has the name, or it is no socket's.
-            RuntimeError: gRPC's, where it cannot bind.
+            ListenError: if a live server listens there, the path is another kind of file, or the path is too long.
+            RuntimeError: from gRPC, if it cannot bind.
         """
-        bound = self._path.with_name(f".{secrets.token_hex(3)}")
-        longest = max(len(os.fsencode(path)) for path in (self._path, bound))
+        temporary = self._path.with_name(f".{secrets.token_hex(3)}")
+        longest = max(len(os.fsencode(path)) for path in (self._path, temporary))
         if longest > MAX_PATH_BYTES:
-            raise self._refused(f"its path has {longest} bytes, and a socket's has {MAX_PATH_BYTES} at most")
-        with _alone(self._path.parent):
+            raise self._error(f"its path has {longest} bytes; a socket's path has at most {MAX_PATH_BYTES}")
+        with _folder_lock(self._path.parent):
             self._check_free()
-            bind(f"{UNIX}{quote(os.fspath(bound))}")
-            own = _identity(bound)
+            bind(f"{UNIX}{quote(os.fspath(temporary))}")
+            identity = _identity(temporary)
             try:
-                bound.rename(self._path)
-            except OSError as error:  # another user's, in a folder such as /tmp
-                bound.unlink()
-                raise self._refused(f"the file there cannot be replaced: {error.strerror}") from error
-            self._finalizer = weakref.finalize(self, _remove, self._path, own, os.getpid())
+                temporary.rename(self._path)
+            except OSError as error:  # a file of another user, in a folder such as /tmp
+                temporary.unlink()
+                raise self._error(f"the file there cannot be replaced: {error.strerror}") from error
+            self._finalizer = weakref.finalize(self, _remove, self._path, identity, os.getpid())
 
     def remove(self) -> None:
-        """Remove the file, unless another server has put its own there. Done at the end of a process as well."""
+        """Remove the file, unless another server has replaced it. Also done at the end of the process."""
         if self._finalizer is not None:
             self._finalizer()
 
@@ -140,37 +154,37 @@ class UnixSocket:
         try:
             mode = self._path.stat().st_mode
         except OSError:
-            return  # nothing is there, or the folder is not: gRPC says so
+            return  # no such file, or no such folder, which gRPC reports
         if not stat.S_ISSOCK(mode):
-            raise self._refused("there is a file of that name, and it is no socket")
+            raise self._error("a file of that name exists and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             try:
                 probe.connect(os.fspath(self._path))
             except ConnectionRefusedError:
-                return  # whoever made it is dead
+                return  # its server is dead
             except FileNotFoundError:
                 return
             except PermissionError as error:
-                raise self._refused("it is another user's socket") from error
-            except OSError:  # too many wait there already
+                raise self._error("it is a socket of another user") from error
+            except OSError:  # a full backlog: a server listens
                 pass
-        raise self._refused("another server listens there; stop it first, or choose another path")
+        raise self._error("another server listens there; stop it first, or choose another path")
 
-    def _refused(self, why: str) -> ListenError:
-        return ListenError(f"cannot listen on {self._listen}: {why}")
+    def _error(self, reason: str) -> ListenError:
+        return ListenError(f"cannot listen on {self._listen}: {reason}")
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While no other server takes or removes a socket in the folder: by a lock on the folder itself.
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder against other servers that bind or remove a socket in it.
 
-    Whoever holds that lock for long is none of ours; then it is done without.
+    A lock that is held for longer than `LOCK_SECONDS` belongs to another program, and is ignored.
     """
-    import fcntl  # which Windows lacks, and it has no use for this file
+    import fcntl  # not on Windows, which does not use this module
 
     try:
-        locked = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         yield
         return
@@ -178,24 +192,24 @@ def _alone(folder: Path) -> Iterator[None]:
         until = time.monotonic() + LOCK_SECONDS
         while time.monotonic() < until:
             try:
-                fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
                 time.sleep(0.01)
         yield
     finally:
-        os.close(locked)
+        os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_dev, found.st_ino
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
-def _remove(path: Path, own: tuple[int, int], owner: int) -> None:
-    """Remove a socket that is a server's own still; not in a process forked off it."""
-    if os.getpid() != owner:
+def _remove(path: Path, identity: tuple[int, int], process_id: int) -> None:
+    """Remove a socket that still is this server's own; not in a forked process."""
+    if os.getpid() != process_id:
         return
-    with _alone(path.parent), contextlib.suppress(OSError):
-        if _identity(path) == own:
+    with _folder_lock(path.parent), contextlib.suppress(OSError):
+        if _identity(path) == identity:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What commands' arguments mean: numbers with their bounds. Imports nothing heavy."""
+"""Types of command-line arguments: numbers with bounds, and sizes. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradellm_server.settings import MAX_SECONDS
 
 
 def seconds(text: str) -> float:
-    """A time of at least nothing."""
+    """A duration of at least 0 s."""
     try:
         number = float(text)
     except ValueError:
@@ -20,14 +20,14 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A number of at least one."""
+    """A whole number of at least 1."""
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"must be at least 1, was {text}")
     return int(text)
 
 
 def size(text: str) -> int:
-    """Bytes, from a number with or without a unit."""
+    """A size in bytes, with or without a unit."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")

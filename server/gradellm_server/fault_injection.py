@@ -1,21 +1,21 @@
-"""Faults on purpose: points of the server that tests can make fail. For tests only.
+"""Fault injection: named points of the server that tests can make fail. For tests only.
 
-A test in the same process arms a point and disarms it:
+A test in the same process arms a point for the duration of a context:
 
-    with faults.armed("pass", faults.failing(MemoryError()), times=1): ...
+    with fault_injection.armed("pass", fault_injection.failing(MemoryError()), times=1): ...
 
-A server process is armed by its environment, and refuses to start with it unless it is told --allow-faults:
+A server process is armed by an environment variable, and refuses to start with it unless --allow-faults is given:
 
-    GRADELLM_FAULTS="engine=kill@200,tokenizer=stall:0.5"      point=action[:seconds][@n], from its n-th time on, once
+    GRADELLM_FAULTS="engine=kill@200,tokenizer=stall:0.5"      point=action[:seconds][@n], once, at the n-th hit
 
-| point | when it is met | actions that make sense |
+| point | when it is hit | useful actions |
 | --- | --- | --- |
-| `engine` | on the engine thread, before each tick of the scheduler | `kill` the thread; `stall` it for seconds |
-| `pass` | before each pass of the model, with its streams | `fail` as a bug would; `out_of_memory`; `stall` |
-| `tokenizer` | before a request is read | `stall`; `fail`; `out_of_memory` |
-| `client` | before an answer is sent, with the job | `drop` the client, as a broken connection would |
+| `engine` | on the engine thread, before each step of the scheduler | `kill` the thread; `stall` it for seconds |
+| `pass` | before each pass of the model, with its requests | `fail` as a bug would; `out_of_memory`; `stall` |
+| `tokenizer` | before a request is read, with its job | `stall`; `fail`; `out_of_memory` |
+| `client` | before a response is sent, with its queue | `drop` the client, as a broken connection would |
 
-Nothing is armed but by tests: a point then costs one look at an empty dictionary.
+A point that is not armed costs one look at an empty dictionary.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from dataclasses import dataclass, field
 VARIABLE = "GRADELLM_FAULTS"
 POINTS = ("engine", "pass", "tokenizer", "client")
 
-Action = Callable[[object], None]  # what happens; it is given what the point is about
+Action = Callable[[object], None]  # takes the subject of the point
 
 
 class FaultError(Exception):
-    """What a `fail`ing point raises, and what a wrong description of faults is refused with."""
+    """Raised by the action `fail`, and for a malformed or forbidden description of faults."""
 
 
 class KilledError(BaseException):
-    """What `kill` raises: no handler of exceptions catches it."""
+    """Raised by the action `kill`; not an Exception, so that no handler catches it."""
 
 
 @dataclass
@@ -46,10 +46,11 @@ class Fault:
     """An armed point.
 
     Attributes:
-        action: what happens.
-        times: how often; None for always.
-        skip: how often the point is passed before.
-        when: which subjects it is for.
+        action: what to do.
+        times: how often; None for every hit.
+        skip: number of hits to ignore first.
+        when: which subjects count as hits.
+        num_hits: hits so far.
     """
 
     action: Action
@@ -60,7 +61,7 @@ class Fault:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hit(self, subject: object) -> None:
-        """The point is met."""
+        """Count a hit of the point, and run the action if it is due."""
         with self._lock:
             if not self.when(subject):
                 return
@@ -75,7 +76,7 @@ ARMED: dict[str, Fault] = {}
 
 
 def hit(point: str, subject: object = None) -> None:
-    """Meet a point. Callers look first whether anything is armed."""
+    """Hit a point. Callers check `ARMED` first, which is cheaper."""
     if (fault := ARMED.get(point)) is not None:
         fault.hit(subject)
 
@@ -89,9 +90,9 @@ def armed(
     skip: int = 0,
     when: Callable[[object], bool] = lambda subject: True,
 ) -> Iterator[Fault]:
-    """Have a point fail for as long as the context lasts; the fault, which counts how often it was met."""
+    """Arm a point for the duration of a context; yields the fault, which counts its hits."""
     if point not in POINTS:
-        raise FaultError(f"{point!r} is no fault point; they are {', '.join(POINTS)}")
+        raise FaultError(f"{point!r} is not a fault point; the points are {', '.join(POINTS)}")
     fault = ARMED[point] = Fault(action, times, skip, when)
     try:
         yield fault
@@ -110,54 +111,56 @@ def failing(error: BaseException) -> Action:
 
 
 def stalling(seconds: float) -> Action:
-    """An action that takes so long."""
+    """An action that sleeps."""
     return lambda subject: time.sleep(seconds)
 
 
 def kill(subject: object) -> None:
-    """An action that ends the thread that it happens on."""
+    """An action that ends the thread on which it runs."""
     raise KilledError
 
 
 def drop(subject: object) -> None:
-    """An action that ends a job as the loss of its client would."""
-    drop_client: Callable[[], object] = getattr(subject, "drop_client")  # noqa: B009 (the point says what it is about)
+    """An action that ends a response queue's reader, as the loss of the client would."""
+    drop_client: Callable[[], object] = getattr(subject, "drop_client")  # noqa: B009 (subjects have no common type)
     drop_client()
 
 
 def parse(text: str) -> dict[str, Fault]:
-    """Faults from their description; see the module.
+    """Parse a description of faults; see the module's docstring.
 
     Raises:
-        FaultError: naming the part that is wrong.
+        FaultError: naming the malformed part.
     """
-    found: dict[str, Fault] = {}
+    faults: dict[str, Fault] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         match = re.fullmatch(r"(\w+)=(\w+)(?::([\d.]+))?(?:@(\d+))?", part)
         if match is None or match[1] not in POINTS:
-            raise FaultError(f"{VARIABLE}: {part!r} is not POINT=ACTION[:SECONDS][@N]; points are {', '.join(POINTS)}")
+            raise FaultError(
+                f"{VARIABLE}: {part!r} is not POINT=ACTION[:SECONDS][@N]; the points are {', '.join(POINTS)}"
+            )
         seconds = float(match[3] or 1)
         actions: dict[str, Action] = {
             "kill": kill,
             "stall": stalling(seconds),
-            "fail": failing(FaultError("a fault that a test asked for")),
+            "fail": failing(FaultError("an injected fault")),
             "out_of_memory": failing(MemoryError()),
             "drop": drop,
         }
         if match[2] not in actions:
-            raise FaultError(f"{VARIABLE}: {match[2]!r} is no action; actions are {', '.join(actions)}")
-        found[match[1]] = Fault(actions[match[2]], times=1, skip=int(match[4] or 1) - 1)
-    return found
+            raise FaultError(f"{VARIABLE}: {match[2]!r} is not an action; the actions are {', '.join(actions)}")
+        faults[match[1]] = Fault(actions[match[2]], times=1, skip=int(match[4] or 1) - 1)
+    return faults
 
 
-def arm_from(text: str | None, *, allowed: bool) -> None:
-    """Arm what the environment says.
+def arm_from_environment(text: str | None, *, is_allowed: bool) -> None:
+    """Arm the faults in the value of `GRADELLM_FAULTS`.
 
     Raises:
-        FaultError: where it says something and the operator does not allow it, or it is wrong.
+        FaultError: if there are any and they are not allowed, or the description is malformed.
     """
     if not text:
         return
-    if not allowed:
-        raise FaultError(f"{VARIABLE} is set, which makes the server fail on purpose; unset it, or say --allow-faults")
+    if not is_allowed:
+        raise FaultError(f"{VARIABLE} is set, which injects faults; unset it, or give --allow-faults")
     ARMED.update(parse(text))

@@ -1,8 +1,8 @@
-"""What native libraries write to standard error, without the words of their panics.
+"""Redaction of panics that native libraries write to standard error.
 
-A panic of Rust code (a tokenizer's) is written to file descriptor 2 by Rust itself, before Python hears of it, and may
-quote the text that it failed on: a prompt. So descriptor 2 becomes a pipe, of which all but panics is passed on.
-Python's own `sys.stderr`, and with it the log, goes on to where it went.
+A Rust panic (in a tokenizer) writes to file descriptor 2 before Python hears of it, and may quote the text that it
+failed on: a prompt. Descriptor 2 therefore becomes a pipe, and a thread copies everything but panics from it. Python's
+own `sys.stderr`, and the log with it, still writes to the original descriptor.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ import select
 import sys
 import threading
 
-LINE_SECONDS = 0.1  # that a line may take to come
-QUIET_SECONDS = 1.0  # after which what a panic writes is taken to be over
-REPLACEMENT = b"native code panicked while it served a request; its words, which may quote a prompt, are left out\n"
+LINE_SECONDS = 0.1  # to wait for the rest of a line
+QUIET_SECONDS = 1.0  # silence after which a panic's output is over
+REPLACEMENT = b"native code panicked while it served a request; its message is omitted, as it may quote a prompt\n"
 
 _PANIC = re.compile(rb"^thread '.*' (?:\(\d+\) )?panicked at ", re.MULTILINE)
 
 
-def leave_out_panics() -> None:
-    """From now on, for the whole process."""
+def redact_panics() -> None:
+    """Redact panics from now on, in the whole process."""
     sys.stderr.flush()
     original = os.dup(2)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
-    threading.Thread(target=pass_on, args=(reading, original), name="gradellm-native-stderr", daemon=True).start()
+    threading.Thread(
+        target=copy_without_panics, args=(reading, original), name="gradellm-native-stderr", daemon=True
+    ).start()
 
 
-def pass_on(reading: int, writing: int) -> None:
-    """Copy one descriptor to another, up to its end, without panics and what follows them closely.
+def copy_without_panics(reading: int, writing: int) -> None:
+    """Copy one descriptor to another until its end, without panics and the lines that follow them closely.
 
-    Line by line, for a panic's first line may come in pieces; the beginning of a line that is none waits a moment.
+    Works line by line, since the first line of a panic may arrive in pieces. The start of a line is held back for
+    `LINE_SECONDS`.
     """
     content = b""
     while True:

@@ -1,4 +1,4 @@
-"""How a server listens and how much it takes. Imports nothing heavy: options are checked before torch is loaded."""
+"""Settings of a server, which validate themselves. Imports nothing heavy: checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_PORT = 65535
-MAX_SECONDS = 1_000_000  # of what gRPC counts in milliseconds, in 32 bits
+MAX_SECONDS = 1_000_000  # gRPC has durations in milliseconds, in 32 bits
 
 
 class ListenError(Exception):
-    """The address cannot be listened on."""
+    """The server cannot listen on an address, or a setting is out of its range."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What an operator decides.
+    """The operator's settings.
 
     Attributes:
         listen: host:port, or unix:/path.
-        insecure: allows plain text on an address that others can reach.
-        max_queued: requests that may wait.
-        max_queued_tokens: tokens of all requests that wait, prompts and completions at their longest.
-        max_message_bytes: bytes of one request.
+        insecure: allows plain text on an address that other machines can reach.
+        max_queued: limit of queued requests.
+        max_queued_tokens: limit of the tokens of all queued requests, prompts and completions at their longest.
+        max_message_bytes: limit of one request's size.
         tls_cert: the server's certificate, a PEM file; None for plain text.
         tls_key: its private key.
-        tls_client_ca: who signs the certificates that clients need; None where they need none.
-        tokens: the file of clients and their tokens; None where everybody may call.
-        metrics_listen: host:port where Prometheus scrapes, in plain text; None for no metrics.
-        metrics_required: whether it is an error that the port is taken, or a warning.
-        health_listen: host:port where health alone is told, in plain text; None for nowhere but `listen`.
-        reader_timeout_seconds: how long a stream may have something to read and not be read.
-        stall_seconds: after how long in one pass the engine is taken to be wedged.
-        keepalive_seconds: after how long without a sign of life a client is asked whether it is still there; half as
-            long again, and its calls end.
-        connection_seconds: after about how long a connection is replaced by a new one; calls on the old one go on to
-            their ends. Clients look a name's addresses up again when one is, and so find servers that were added.
-        receive_seconds: how long a request may take to arrive, from its call's beginning.
-        debug: whether channelz tells of connections and calls.
+        tls_client_ca: authority that signs clients' certificates; None if clients need none.
+        tokens: file of clients and their tokens; None if no token is needed.
+        metrics_listen: host:port of the metrics server, in plain text; None for no metrics.
+        metrics_required: whether a used metrics port is an error, or a warning.
+        health_listen: host:port that serves health alone, in plain text; None for none.
+        reader_timeout_seconds: how long a response may be unread before its stream is aborted.
+        stall_seconds: how long one pass of the model may take before the engine counts as stalled.
+        keepalive_seconds: interval of HTTP/2 keepalive pings; a client that does not reply within half of it is
+            disconnected.
+        connection_seconds: age at which connections are replaced, while their calls go on. On a new connection clients
+            resolve the name again, and so find servers that were added.
+        receive_seconds: how long a request may take to arrive, from the start of its call.
+        debug: whether channelz is served.
     """
 
     listen: str = "localhost:50051"
@@ -82,20 +82,21 @@ class ServerSettings:
         if not self.listen.startswith("unix:"):
             port = self.listen.rpartition(":")[2]
             if not port.isdecimal():
-                raise ListenError(f"{self.listen} has no port; say HOST:PORT, such as localhost:50051, or unix:PATH")
+                raise ListenError(f"{self.listen} has no port; give HOST:PORT, such as localhost:50051, or unix:PATH")
             if int(port) > MAX_PORT:
-                raise ListenError(f"{self.listen}: there is no port {port}; the last is {MAX_PORT}")
+                raise ListenError(f"{self.listen}: port {port} is out of range; the largest is {MAX_PORT}")
         if self.metrics_listen is not None:
             split_address(self.metrics_listen)
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ListenError("--tls-cert and --tls-key belong together: a certificate and its private key")
+            raise ListenError("--tls-cert and --tls-key must be given together: a certificate and its private key")
         if self.tls_client_ca is not None and self.tls_cert is None:
-            raise ListenError("--tls-client-ca needs --tls-cert and --tls-key: without TLS nobody shows a certificate")
+            raise ListenError(
+                "--tls-client-ca needs --tls-cert and --tls-key: without TLS there are no client certificates"
+            )
         if self.tls_cert is None and not self.insecure and not is_local(self.listen):
             raise ListenError(
                 f"{self.listen} can be reached from other machines and the connection would not be encrypted; "
-                "give --tls-cert and --tls-key, listen on localhost, or say --insecure where the network itself is "
-                "trusted"
+                "give --tls-cert and --tls-key, listen on localhost, or give --insecure if you trust the network"
             )
 
 
@@ -103,7 +104,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT.
 
     Raises:
-        ListenError: where it is not that.
+        ListenError: if it is malformed.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > MAX_PORT:
@@ -112,7 +113,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether an address can be reached from this machine alone."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")

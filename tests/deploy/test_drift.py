@@ -30,12 +30,12 @@ from deploy.manifests import (
 from gradellm import __version__
 from gradellm.cli import _parser as cli_parser
 from gradellm_gateway.__main__ import _parser as gateway_parser
-from gradellm_server.__main__ import _health_listen, _metrics_listen
-from gradellm_server.__main__ import parser as server_parser
 from gradellm_server.auth.tokens import parser as token_parser
+from gradellm_server.cli import health_address, metrics_address
+from gradellm_server.cli import parser as server_parser
 from gradellm_server.health import LIVE, READY
-from gradellm_server.rpc.conversion import SERVICE_NAME
-from gradellm_server.server import TELL_SECONDS
+from gradellm_server.rpc.rpcs import SERVICE_NAME
+from gradellm_server.server import ABORT_SECONDS
 from gradellm_server.settings import ServerSettings, split_address
 from server.observability.test_monitoring import NAME, sample_names
 
@@ -55,8 +55,8 @@ def server_options(arguments: list[str]) -> argparse.Namespace:
         tls_key=options.tls_key,
         tls_client_ca=options.tls_client_ca,
         tokens=options.tokens,
-        metrics_listen=_metrics_listen(options),
-        health_listen=_health_listen(options.health_port),
+        metrics_listen=metrics_address(options),
+        health_listen=health_address(options.health_port),
     )
     return options
 
@@ -127,7 +127,7 @@ def test_probes_ask_where_health_is_told_and_by_its_names(name: str) -> None:
     for pod, container, options in servers(name):
         if labels(pod)["app.kubernetes.io/component"] == "rank":
             continue  # it listens to nobody
-        host, port = split_address(str(_health_listen(options.health_port)))
+        host, port = split_address(str(health_address(options.health_port)))
         assert host == "0.0.0.0", "the kubelet asks from outside the pod"
         assert {container[probe]["grpc"]["port"] for probe in PROBES} == {port}
         assert {probe: container[probe]["grpc"]["service"] for probe in PROBES} == PROBES
@@ -157,10 +157,10 @@ def test_there_is_time_to_stop_in(name: str) -> None:
             assert allowed > sleep
             continue
         assert sleep >= 10, "the news that a pod ends travels for some seconds"
-        assert allowed >= sleep + options.grace_seconds + TELL_SECONDS + MARGIN_SECONDS
+        assert allowed >= sleep + options.grace_seconds + ABORT_SECONDS + MARGIN_SECONDS
         if container.get("command") == ["torchrun"]:
             torchrun, _ = torchrun_options(container["args"])
-            assert torchrun.shutdown_timeout >= options.grace_seconds + TELL_SECONDS + MARGIN_SECONDS
+            assert torchrun.shutdown_timeout >= options.grace_seconds + ABORT_SECONDS + MARGIN_SECONDS
             assert allowed >= sleep + torchrun.shutdown_timeout
     (grace,) = GATEWAY_GRACE.findall((PROJECT / "server" / "gradellm_gateway" / "__main__.py").read_text())
     for pod, container in containers(resources):
@@ -232,7 +232,7 @@ def test_composes_commands_are_understood_and_fit(name: str) -> None:
     services = compose(name)["services"]
     options = server_options(services["server"]["command"][1:])
     base = compose("compose.yaml")["services"]
-    assert seconds(base["server"]["stop_grace_period"]) >= options.grace_seconds + TELL_SECONDS + MARGIN_SECONDS
+    assert seconds(base["server"]["stop_grace_period"]) >= options.grace_seconds + ABORT_SECONDS + MARGIN_SECONDS
     assert options.health_port == "50052"  # where the image's HEALTHCHECK asks
     assert services["server"]["image"].partition(":")[2] in (f"{__version__}-cpu", f"{__version__}-cuda")
     for one in services.values():
@@ -254,7 +254,7 @@ def test_compose_publishes_on_loopback_alone_and_what_listens() -> None:
     # Prometheus shares the server's network, and its configuration is the one of deploy/monitoring.
     assert services["prometheus"]["network_mode"] == "service:server"
     scraped = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())["scrape_configs"][0]
-    assert scraped["static_configs"][0]["targets"] == [_metrics_listen(server)]
+    assert scraped["static_configs"][0]["targets"] == [metrics_address(server)]
     (source,) = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "datasources.yml").read_text())["datasources"]
     assert source["url"] == f"http://server:{split_address(prometheus['web.listen-address'])[1]}"
     for name, one in services.items():

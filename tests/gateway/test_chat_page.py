@@ -256,7 +256,7 @@ def test_an_answer_is_stopped_and_the_server_told(
     tab.get_by_role("button", name="Stop").click()
     tab.wait_for_function("!document.getElementById('send').disabled")
     tab.wait_for_timeout(300)
-    assert server.server.engine_thread.num_placed == 0
+    assert server.server.engine_thread.num_unfinished == 0
     assert tab.locator(".turn.assistant .word").count() < 100
     monkeypatch.undo()
     tab.get_by_role("button", name="New conversation").click()

@@ -22,12 +22,12 @@ def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
                 b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             until = time.monotonic() + 20
-            while backend.server.engine_thread.num_placed == 0 and time.monotonic() < until:
+            while backend.server.engine_thread.num_unfinished == 0 and time.monotonic() < until:
                 time.sleep(0.01)
-            assert backend.server.engine_thread.num_placed == 1
+            assert backend.server.engine_thread.num_unfinished == 1
             if stream:
                 raw.recv(1000)
         until = time.monotonic() + 20
-        while backend.server.engine_thread.num_placed and time.monotonic() < until:
+        while backend.server.engine_thread.num_unfinished and time.monotonic() < until:
             time.sleep(0.01)
-        assert backend.server.engine_thread.num_placed == 0
+        assert backend.server.engine_thread.num_unfinished == 0

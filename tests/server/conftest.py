@@ -1,4 +1,4 @@
-"""A real server on a loopback port, in a thread of the test's process so that its inside can be looked at."""
+"""Fixtures: a real server on a loopback port, in a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Result = TypeVar("Result")
 
 
 class RunningServer:
-    """A server and the event loop that it lives on."""
+    """A server, and the thread with its event loop."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings, watchers: Sequence[CallObserver] = ()) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, observers: Sequence[CallObserver] = ()) -> None:
         self.engine = engine
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server = self.run(self._start(settings, watchers))
+        self.server = self.run(self._start(settings, observers))
         self.address = self.server.address
         self.channel = grpc.insecure_channel(self.address)
         self.stub = explainer_pb2_grpc.ExplainerServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
-    async def _start(self, settings: ServerSettings, watchers: Sequence[CallObserver]) -> Server:
-        server = Server(settings, watchers)
+    async def _start(self, settings: ServerSettings, observers: Sequence[CallObserver]) -> Server:
+        server = Server(settings, observers)
         await server.start(self.engine)
         return server
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run something on the server's event loop."""
+        """Run a coroutine on the server's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ def engine(model_path: Callable[[str], Path]) -> Engine:
 
 @pytest.fixture
 def serving(engine: Engine) -> Serving:
-    """Starts a server with the settings that a test wants."""
+    """Starts a server with a test's settings."""
 
     @contextmanager
     def start(max_running: int = 16, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[RunningServer]:
@@ -80,5 +80,13 @@ def serving(engine: Engine) -> Serving:
 def server(engine: Engine) -> Iterator[RunningServer]:
     """One server for all tests of a module."""
     running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def demo(model_path: Callable[[str], Path]) -> Iterator[RunningServer]:
+    """A server whose model has a chat template."""
+    running = RunningServer(Engine.load(str(model_path("demo"))), ServerSettings(listen="127.0.0.1:0"))
     yield running
     running.close()

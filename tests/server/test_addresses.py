@@ -1,4 +1,4 @@
-"""Whose an address is: what another server listens on is refused, what a dead one left is taken over."""
+"""Addresses: one in use is refused, and the socket of a dead server is replaced."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import pytest
 
 from gradellm import Client
+from gradellm_server import preflight
 from gradellm_server.addresses import UnixSocket, resolve
-from gradellm_server.preflight import Hosted, check
+from gradellm_server.preflight import ModelOptions
 from gradellm_server.server import Server
 from gradellm_server.settings import ListenError, ServerSettings
 from server.conftest import Serving
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Loop:
-    """Makes servers, which need an event loop that runs."""
+    """Makes servers on a running event loop."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -64,8 +65,8 @@ def connects(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
-def test_a_socket_that_a_server_has_is_refused_and_stays(loop: Loop, path: Path, form: str) -> None:
-    first = loop.make(f"unix:{path}")  # which loads its model still
+def test_a_socket_in_use_is_refused_and_kept(loop: Loop, path: Path, form: str) -> None:
+    first = loop.make(f"unix:{path}")  # it has not loaded its model yet
     before = path.stat().st_ino
     with pytest.raises(ListenError, match=f"cannot listen on .*{path}: another server listens there"):
         loop.make(form.format(path))
@@ -76,13 +77,13 @@ def test_a_socket_that_a_server_has_is_refused_and_stays(loop: Loop, path: Path,
     loop.stop(loop.make(form.format(path)))
 
 
-def test_clients_reach_the_server_by_the_name_that_it_was_given(path: Path, serving: Serving) -> None:
+def test_clients_reach_the_server_by_the_given_path(path: Path, serving: Serving) -> None:
     with serving(listen=f"unix:{path}") as server, Client(server.address) as client:
         assert client.server_info().model.family == "llama"
     assert not path.exists()
 
 
-def test_a_file_that_a_dead_server_left_is_taken_over(loop: Loop, path: Path) -> None:
+def test_the_socket_of_a_dead_server_is_replaced(loop: Loop, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()
@@ -100,9 +101,9 @@ def test_a_server_that_never_started_leaves_no_socket(loop: Loop, path: Path) ->
     assert not path.exists()
 
 
-def test_what_another_put_there_meanwhile_stays(loop: Loop, path: Path) -> None:
+def test_a_socket_that_another_server_replaced_is_kept(loop: Loop, path: Path) -> None:
     first = loop.make(f"unix:{path}")
-    path.unlink()  # by whoever took it for stale
+    path.unlink()  # as by a clean-up of stale files
     second = loop.make(f"unix:{path}")
     loop.stop(first)
     assert connects(path)
@@ -110,15 +111,15 @@ def test_what_another_put_there_meanwhile_stays(loop: Loop, path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_socket_is_not_replaced(loop: Loop, path: Path) -> None:
+def test_a_regular_file_is_not_replaced(loop: Loop, path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(ListenError, match="it is no socket"):
+    with pytest.raises(ListenError, match="is not a socket"):
         loop.make(f"unix:{path}")
     assert path.read_text() == "precious"
 
 
-def test_a_server_that_takes_no_more_connections_has_its_socket(path: Path) -> None:
-    """As one that is frozen, with its backlog full."""
+def test_a_server_with_a_full_backlog_keeps_its_socket(path: Path) -> None:
+    """As with a frozen process."""
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(str(path))
         frozen.listen(0)
@@ -142,10 +143,10 @@ def test_a_server_that_takes_no_more_connections_has_its_socket(path: Path) -> N
     ("listen", "words"),
     [
         ("unix:{}/absent/x.sock", "there is no such folder"),
-        ("unix:{}/" + "x" * 120, "and a socket's has 107 at most"),
+        ("unix:{}/" + "x" * 120, "a socket's path has at most 107"),
     ],
 )
-def test_a_path_that_cannot_be_says_why(loop: Loop, tmp_path: Path, listen: str, words: str) -> None:
+def test_an_unusable_path_names_the_reason(loop: Loop, tmp_path: Path, listen: str, words: str) -> None:
     with pytest.raises(ListenError, match=words):
         loop.make(listen.format(tmp_path))
 
@@ -157,7 +158,7 @@ def test_a_path_with_odd_characters(loop: Loop, tmp_path: Path) -> None:
     loop.stop(server)
 
 
-def test_servers_that_start_together_have_one_winner(path: Path) -> None:
+def test_of_servers_that_start_together_one_gets_the_socket(path: Path) -> None:
     program = (
         "import asyncio, sys, time\n"
         "from gradellm_server.addresses import UnixSocket\n"
@@ -173,7 +174,7 @@ def test_servers_that_start_together_have_one_winner(path: Path) -> None:
         "sys.stdin.readline()\n"
     )
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))  # stale: what is easiest to take twice
+        dead.bind(str(path))  # a stale file, which several servers may replace
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", program, f"unix:{path}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -188,42 +189,48 @@ def test_servers_that_start_together_have_one_winner(path: Path) -> None:
             assert racer.stdin is not None
             racer.stdin.write("\n")
             racer.stdin.flush()
-        said = sorted(racer.stdout.readline() for racer in racers if racer.stdout is not None)
+        outcomes = sorted(racer.stdout.readline() for racer in racers if racer.stdout is not None)
     finally:
         for racer in racers:
             racer.communicate("\n", timeout=10)
-    assert said == ["refused\n"] * 3 + ["taken\n"]
+    assert outcomes == ["refused\n"] * 3 + ["taken\n"]
 
 
-def test_a_name_is_taken_when_one_of_its_addresses_is(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC would listen on the others, and callers of the taken one would reach another server."""
+def test_a_host_name_is_in_use_if_one_of_its_addresses_is(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would bind the free ones, and callers of the used one would reach another server."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
-        monkeypatch.setattr("gradellm_server.addresses.socket.getaddrinfo", lambda *_, **__: both)
+        original = socket.getaddrinfo
+
+        def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+            return both if host == "localhost" else original(host, *args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         with pytest.raises(
-            ListenError, match=f"cannot listen on localhost:{port}: 127.0.0.1:{port}: address already in use"
+            ListenError, match=rf"cannot listen on localhost:{port}: address already in use \(127.0.0.1:{port}\)"
         ):
             loop.make(f"localhost:{port}")
         server = loop.make("127.0.0.1:0", health_listen=f"localhost:{port}")
-        with pytest.raises(ListenError, match="for health checks: 127"):
-            loop.run(server.announce())
+        with pytest.raises(ListenError, match="for health checks: address already in use"):
+            loop.run(server.serve_health())
         loop.stop(server)
 
 
-def test_localhost_is_the_loopback_where_no_resolver_knows_it(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
-    """As in a container without /etc/hosts: RFC 6761, section 6.3, and gRPC does the same."""
-    asked = socket.getaddrinfo
+def test_localhost_is_the_loopback_even_without_a_resolver(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+    """As in a container without /etc/hosts (RFC 6761, section 6.3); gRPC does the same."""
+    original = socket.getaddrinfo
 
     def unknown(host: str, *args: Any, **options: Any) -> Any:
         if not options.get("flags", 0) & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return asked(host, *args, **options)
+        return original(host, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert [address.place[:2] for address in resolve("LocalHost.", 50051)] == [("127.0.0.1", 50051), ("::1", 50051)]
-    check(ServerSettings(listen="localhost:0", metrics_listen="localhost:0", health_listen="localhost:0"), Hosted())
+    assert [address.sockaddr[:2] for address in resolve("LocalHost.", 50051)] == [("127.0.0.1", 50051), ("::1", 50051)]
+    settings = ServerSettings(listen="localhost:0", metrics_listen="localhost:0", health_listen="localhost:0")
+    preflight.check(settings, ModelOptions())
     with pytest.raises(ListenError, match="temporary failure in name resolution"):
-        check(ServerSettings(listen="elsewhere.test:0", insecure=True), Hosted())
+        preflight.check(ServerSettings(listen="elsewhere.test:0", insecure=True), ModelOptions())
     server = loop.make("localhost:0", metrics_listen="localhost:0")
     loop.stop(server)

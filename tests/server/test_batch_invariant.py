@@ -1,4 +1,4 @@
-"""A server with batch-invariant results: what the SDK sees of it."""
+"""A batch-invariant server, seen through the SDK."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from gradellm import AsyncClient, Client, Explanation
 from gradellm.explanation.verify import compared, replay_keywords
 from gradellm_engine import Engine
-from gradellm_server.__main__ import parser
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
@@ -38,7 +37,7 @@ def rows(explanation: Explanation) -> list[tuple[int, float, tuple[float, ...]]]
     ]
 
 
-def test_streams_beside_one_another_are_those_alone(invariant: RunningServer) -> None:
+def test_concurrent_streams_equal_single_ones(invariant: RunningServer) -> None:
     async def together() -> list[Explanation]:
         async with AsyncClient(invariant.address) as client:
             return list(await asyncio.gather(*(client.explain(**keywords) for keywords in ASKED)))
@@ -48,7 +47,7 @@ def test_streams_beside_one_another_are_those_alone(invariant: RunningServer) ->
             assert rows(explanation) == rows(client.explain(**keywords))
 
 
-def test_an_explanation_is_found_again_to_the_last_bit(invariant: RunningServer) -> None:
+def test_an_explanation_is_reproduced_bitwise(invariant: RunningServer) -> None:
     with Client(invariant.address) as client:
         stored = client.explain(**ASKED[1])
         verdict = compared(stored, client.attribute(**replay_keywords(stored)), tolerance=0.0)
@@ -57,14 +56,9 @@ def test_an_explanation_is_found_again_to_the_last_bit(invariant: RunningServer)
     assert verdict.mismatches == ()
 
 
-def test_a_server_without_is_named(invariant: RunningServer, server: RunningServer) -> None:
+def test_a_server_without_batch_invariance_is_a_mismatch(invariant: RunningServer, server: RunningServer) -> None:
     with Client(invariant.address) as client, Client(server.address) as other:
         stored = client.explain(**ASKED[0])
         verdict = compared(stored, other.attribute(**replay_keywords(stored)))
     (mismatch,) = (mismatch for mismatch in verdict.mismatches if mismatch.what == "model.attention_kernel")
     assert (mismatch.then, mismatch.now) == ("gradellm, batch-invariant", "gradellm")
-
-
-def test_the_flag() -> None:
-    assert parser().parse_args(["--batch-invariant"]).batch_invariant
-    assert not parser().parse_args([]).batch_invariant

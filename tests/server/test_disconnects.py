@@ -1,4 +1,4 @@
-"""A client that goes away frees its slot within one step, queued or running, by cancel, deadline or disconnect."""
+"""A client that leaves (cancel, deadline, disconnect) frees its slot within one step, queued or running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_server import fault_injection
-from gradellm_server.rpc import conversion
+from gradellm_server.rpc import events_to_wire
 from server.conftest import RunningServer, Serving
 from support.flaky_proxy import cutting
 
@@ -27,7 +27,7 @@ LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, att
 
 
 class Steps:
-    """Counts a decoder's explained steps, and makes each take a while."""
+    """Counts a runner's attributed steps, and delays each."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -59,7 +59,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def steps_after_leaving(server: RunningServer, steps: Steps, leave: Callable[[], object]) -> int:
-    """Steps begun after the server has noticed that a client left."""
+    """The number of steps that start after the server has noticed that a client left."""
     thread = server.server.engine_thread
     noticed: list[int] = []
     original = thread.cancel
@@ -126,7 +126,7 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     assert len(chunks) <= 3
 
 
-def test_leaving_the_queue_frees_the_place_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_the_queue_frees_its_slot_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(max_running=1, max_queued=1) as small:
         runner = small.engine.model.runner
         monkeypatch.setattr(runner, "explained_pass", Steps().slow(runner))
@@ -148,7 +148,7 @@ def test_leaving_the_queue_frees_the_place_at_once(serving: Serving, monkeypatch
         until(lambda: thread.num_running == 0)
 
 
-def test_a_reader_that_stops_reading_does_not_hold_up_others(server: RunningServer) -> None:
+def test_a_slow_consumer_does_not_delay_other_streams(server: RunningServer) -> None:
     unread = server.stub.Generate(LONG)
     next(unread)
     assert len(list(server.stub.Generate(LONG))) == 402
@@ -157,7 +157,7 @@ def test_a_reader_that_stops_reading_does_not_hold_up_others(server: RunningServ
 
 PROMPT = pb.Input(prompt="a" * 100)
 CHUNKED = pb.AttributionOptions(delivery=pb.DELIVERY_CHUNKED, chunk_size=2)
-# What a stream is busy with when its client leaves: the call, and the phase that it must be in.
+# Where a request is when its client leaves: the RPC, the request and its phase.
 BUSY: dict[str, tuple[str, Any, RequestPhase]] = {
     "prefill": (
         "Generate",
@@ -198,12 +198,12 @@ BUSY: dict[str, tuple[str, Any, RequestPhase]] = {
 
 @pytest.mark.parametrize("how", ["deadline", "disconnect"])
 @pytest.mark.parametrize("busy", BUSY)
-def test_leaving_takes_effect_within_one_step_in_every_phase(
+def test_a_disconnect_takes_effect_within_one_step_in_every_phase(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch, busy: str, how: str
 ) -> None:
     thread, scheduler = server.server.engine_thread, server.engine.scheduler
     name, request, phase = BUSY[busy]
-    seen: list[RequestPhase] = []  # of the stream, before each of its passes
+    seen: list[RequestPhase] = []  # of the request, before each of its passes
 
     def note(streams: object) -> None:
         seen.append(streams[0].phase)  # type: ignore[index]
@@ -222,7 +222,7 @@ def test_leaving_takes_effect_within_one_step_in_every_phase(
     if busy == "prefill":
         deadline = 1.0
         monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 8)
-        # Another prompt each time: what was read of one is not read again.
+        # Another prompt each time, since the prefix cache would skip the prefill.
         request = pb.GenerateRequest(input=pb.Input(prompt=how[0] * 230), max_new_tokens=2)
     with fault_injection.armed("pass", note):
         call = channel.unary_stream(
@@ -241,12 +241,12 @@ def test_leaving_takes_effect_within_one_step_in_every_phase(
         assert len(seen) - noticed[0] <= 1
         assert seen[-1] in (phase, RequestPhase.DECODE)
     channel.close()
-    assert thread.num_placed == 0
+    assert thread.num_unfinished == 0
     assert server.engine.model.runner.pool.num_free_tokens == server.engine.kv_tokens
 
 
 @pytest.mark.parametrize("how", ["deadline", "disconnect"])
-def test_leaving_the_queue_by_deadline_or_disconnect_never_starts(serving: Serving, how: str) -> None:
+def test_a_queued_request_whose_client_left_never_starts(serving: Serving, how: str) -> None:
     with serving(max_running=1, max_queued=1) as small, fault_injection.armed("pass", fault_injection.stalling(0.02)):
         thread = small.server.engine_thread
         running = small.stub.Generate(LONG)
@@ -258,10 +258,10 @@ def test_leaving_the_queue_by_deadline_or_disconnect_never_starts(serving: Servi
         until(lambda: thread.num_waiting == 1)
         if how == "disconnect":
             channel.close()
-        until(lambda: thread.num_placed == 1)
+        until(lambda: thread.num_unfinished == 1)
         assert small.engine.scheduler.running
         running.cancel()
-        until(lambda: thread.num_placed == 0)
+        until(lambda: thread.num_unfinished == 0)
         until(lambda: not small.engine.scheduler.running and not small.engine.scheduler.waiting)
         del queued
         channel.close()
@@ -269,8 +269,8 @@ def test_leaving_the_queue_by_deadline_or_disconnect_never_starts(serving: Servi
 
 @pytest.fixture
 def large_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages are so large that what gRPC takes ahead of a reader is soon full."""
-    original = conversion.answers
+    """Makes messages so large that gRPC's flow-control window is soon full."""
+    original = events_to_wire.responses
 
     def large(*arguments: Any) -> Any:
         answers = original(*arguments)
@@ -279,21 +279,21 @@ def large_answers(monkeypatch: pytest.MonkeyPatch) -> None:
                 answer.token.text = "x" * 200_000
         return answers
 
-    monkeypatch.setattr(conversion, "answers", large)
+    monkeypatch.setattr(events_to_wire, "responses", large)
 
 
 @pytest.mark.usefixtures("large_answers")
-def test_a_stream_that_nobody_reads_is_aborted_and_its_slot_is_free(serving: Serving) -> None:
+def test_an_unread_stream_is_aborted_and_its_slot_freed(serving: Serving) -> None:
     with serving(reader_timeout_seconds=1.0) as running:
         call = running.stub.Generate(LONG)
         thread = running.server.engine_thread
-        until(lambda: thread.num_placed == 1)
-        until(lambda: thread.num_placed == 0)
-        # The place is free at once, the memory as soon as the thread is between two passes.
+        until(lambda: thread.num_unfinished == 1)
+        until(lambda: thread.num_unfinished == 0)
+        # The slot is free at once, the memory as soon as the thread is between two passes.
         until(lambda: running.engine.model.runner.pool.num_free_tokens == running.engine.kv_tokens)
         time.sleep(0.5)
         got: list[Any] = []
-        with pytest.raises(grpc.RpcError) as raised:  # who reads after all is told
+        with pytest.raises(grpc.RpcError) as raised:  # a client that reads after all gets the status
             got.extend(call)
         assert len(got) < 402
         error: Any = raised.value
@@ -303,7 +303,7 @@ def test_a_stream_that_nobody_reads_is_aborted_and_its_slot_is_free(serving: Ser
 
 
 @pytest.mark.usefixtures("large_answers")
-def test_a_stream_that_is_read_slowly_but_steadily_goes_on(serving: Serving) -> None:
+def test_a_slowly_but_steadily_read_stream_goes_on(serving: Serving) -> None:
     with serving(reader_timeout_seconds=1.5) as running:
         count = 0
         for _ in running.stub.Generate(LONG):
@@ -314,21 +314,21 @@ def test_a_stream_that_is_read_slowly_but_steadily_goes_on(serving: Serving) -> 
 
 
 @pytest.mark.usefixtures("large_answers")
-def test_time_in_which_the_server_did_not_run_is_not_the_readers(serving: Serving) -> None:
+def test_time_in_which_the_server_did_not_run_does_not_count_as_unread(serving: Serving) -> None:
     with serving(reader_timeout_seconds=0.6) as running:
         call = running.stub.Generate(LONG)
         next(call)
-        time.sleep(0.3)  # until as much waits as gRPC takes, and more
+        time.sleep(0.3)  # until the flow-control window is full
 
         async def freezing() -> None:
-            time.sleep(2)  # noqa: ASYNC251 (as a stopped process does with all its threads)
+            time.sleep(2)  # noqa: ASYNC251 (blocking is intended: as SIGSTOP)
 
         running.run(freezing())
         assert len(list(call)) == 401
 
 
-def test_a_host_that_vanishes_is_noticed(serving: Serving) -> None:
-    """A proxy stops passing anything on, as a cable that is pulled: no side closes the connection."""
+def test_a_vanished_host_is_detected_by_keepalive(serving: Serving) -> None:
+    """A proxy stops forwarding, as with a pulled cable: neither side closes the connection."""
     with (
         serving(keepalive_seconds=1.0) as running,
         Proxy(running.address) as proxy,
@@ -339,12 +339,12 @@ def test_a_host_that_vanishes_is_noticed(serving: Serving) -> None:
         call = stub.Generate(LONG)
         next(call)
         proxy.is_cut.set()
-        until(lambda: running.server.engine_thread.num_placed == 0, seconds=15)
+        until(lambda: running.server.engine_thread.num_unfinished == 0, seconds=15)
         call.cancel()
 
 
-def test_connections_are_replaced_under_streams_that_go_on(serving: Serving) -> None:
-    """So clients look a name up again, and find servers that were added."""
+def test_connections_are_replaced_while_their_streams_go_on(serving: Serving) -> None:
+    """Clients then resolve the name again, and find servers that were added."""
     connections = 0
 
     def counted() -> Iterator[None]:
@@ -371,7 +371,7 @@ def test_connections_are_replaced_under_streams_that_go_on(serving: Serving) -> 
 
 
 class Proxy:
-    """Passes bytes between one client and a server until it is cut."""
+    """Forwards bytes between one client and a server until it is cut."""
 
     def __init__(self, target: str) -> None:
         self.is_cut = threading.Event()
@@ -386,8 +386,8 @@ class Proxy:
 
     def __exit__(self, *error: object) -> None:
         self.is_cut.set()
-        for its in self._sockets:
-            its.close()
+        for sock in self._sockets:
+            sock.close()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()

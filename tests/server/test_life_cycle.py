@@ -1,4 +1,4 @@
-"""From the first request to the last: limits told and held, refusals that say when to come back, and drains."""
+"""Limits, retry delays of rejected requests, and drains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refused(server: RunningServer) -> tuple[grpc.StatusCode, float | None]:
     return error.code(), retry_seconds(error)
 
 
-def test_every_limit_is_told(serving: Serving) -> None:
+def test_server_info_has_every_limit(serving: Serving) -> None:
     with (
         serving(
             max_running=3, max_queued=5, max_queued_tokens=700, max_message_bytes=9000, reader_timeout_seconds=7
@@ -60,7 +60,7 @@ def test_every_limit_is_told(serving: Serving) -> None:
         assert limits.max_new_tokens == running.engine.max_new_tokens
 
 
-def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None:
+def test_errors_name_the_exceeded_limit(serving: Serving) -> None:
     with (
         serving(max_running=1, max_queued=0, max_message_bytes=3000) as small,
         Client(small.address, retry=None) as client,
@@ -70,42 +70,42 @@ def test_limits_that_are_passed_are_said_to_the_client(serving: Serving) -> None
             client.explain("a" * 300, max_new_tokens=1)
         with pytest.raises(InvalidRequestError, match=str(limits.max_new_tokens)):
             client.explain("a", max_new_tokens=limits.max_new_tokens + 1)
-        with pytest.raises(InvalidRequestError, match="3000"):  # gRPC's own words; a later try fails as well
+        with pytest.raises(InvalidRequestError, match="3000"):  # gRPC's own message; a retry fails as well
             client.explain("a" * 4000, max_new_tokens=1)
         with pytest.raises(InvalidRequestError, match=f"{MAX_EVALUATION_SEQUENCES:,}"):
             client.evaluate("a" * 90, completion="b" * 100, methods=["random"], samples=1000, stride=1)
         call = small.stub.Generate(LONG)
         next(call)
-        with pytest.raises(OverloadedError, match=r"requests run and \d wait, which is the limit") as raised:
+        with pytest.raises(OverloadedError, match=r"requests running, \d queued \(limits 1 and 0\)") as raised:
             client.explain("a", max_new_tokens=1)
         assert raised.value.retry_after_seconds is not None
         assert raised.value.reason == "QUEUE_FULL"
         call.cancel()
 
 
-def test_the_retry_delay_is_about_how_long_it_takes(serving: Serving) -> None:
+def test_the_retry_delay_estimates_the_remaining_time(serving: Serving) -> None:
     with serving(max_running=1, max_queued=0) as small, fault_injection.armed("pass", fault_injection.stalling(0.02)):
         began = time.monotonic()
         first = small.stub.Generate(LONG)
         for _ in range(60):
             next(first)
-        asked = time.monotonic()
+        rejected_at = time.monotonic()
         code, seconds = refused(small)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert seconds is not None
         later = refused(small)[1]
         assert later is not None
-        assert later > seconds  # two who are refused do not come back at the same moment
+        assert later > seconds  # two rejected clients do not retry at the same moment
         list(first)
-        took = time.monotonic() - asked
-        assert took / 3 <= seconds <= 3 * took, (seconds, took, asked - began)
+        took = time.monotonic() - rejected_at
+        assert took / 3 <= seconds <= 3 * took, (seconds, took, rejected_at - began)
 
 
-def test_a_drain_finishes_what_runs_and_refuses_what_comes(serving: Serving) -> None:
+def test_a_drain_finishes_running_calls_and_rejects_new_ones(serving: Serving) -> None:
     with serving(max_running=4) as running:
-        calls = [running.stub.Generate(LONG) for _ in range(6)]  # two of them wait
+        calls = [running.stub.Generate(LONG) for _ in range(6)]  # two of them are queued
         next(calls[0])
-        until(lambda: running.server.engine_thread.num_placed == 6)
+        until(lambda: running.server.engine_thread.num_unfinished == 6)
         stopping = threading.Thread(target=lambda: running.run(running.server.stop(60)))
         with fault_injection.armed("pass", fault_injection.stalling(0.005)):
             stopping.start()
@@ -122,7 +122,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(serving: Serving) -> 
         assert not stopping.is_alive()
 
 
-def test_what_does_not_finish_in_time_is_told_and_the_server_ends_in_time(serving: Serving) -> None:
+def test_calls_beyond_the_grace_period_are_aborted(serving: Serving) -> None:
     with serving() as running, fault_injection.armed("pass", fault_injection.stalling(0.05)):
         call = running.stub.Generate(LONG)
         next(call)
@@ -147,27 +147,27 @@ def test_sigterm_under_sixteen_streams_loses_none() -> None:
             input=pb.Input(prompt="Once"), max_new_tokens=60, attribution=pb.AttributionOptions()
         )
         calls = [call(request) for _ in range(16)]
-        for its in calls:
-            next(its)
+        for stream in calls:
+            next(stream)
         process.send_signal(signal.SIGTERM)
-        for its in calls:
-            assert list(its)[-1].HasField("finished")
+        for stream in calls:
+            assert list(stream)[-1].HasField("finished")
         assert process.wait(20) == 0
 
 
-def test_a_server_that_is_stopped_twice_is_stopped(serving: Serving) -> None:
+def test_a_server_can_be_stopped_twice(serving: Serving) -> None:
     with serving() as running:
         running.run(asyncio.wait_for(running.server.stop(1.0), 10))
 
 
-def test_a_process_that_was_stopped_goes_on_with_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGSTOP for longer than a pass may take, in the midst of one."""
+def test_streams_go_on_after_sigstop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP during a pass, for longer than a pass may take."""
     monkeypatch.setenv(fault_injection.VARIABLE, "tokenizer=stall:3@30")
     with (
         process_serving("--allow-faults", "--stall-seconds", "2", "--reader-timeout", "2") as (process, address),
         Client(address, retry=None) as client,
     ):
-        with suppress(DeadlineExceededError):  # of the one that holds the engine's thread
+        with suppress(DeadlineExceededError):  # of the call that stalls the reading thread
             for _ in range(40):
                 client.tokenize("Once", timeout=0.4)
         stream = client.generate("Once upon a time", max_new_tokens=5, attribution=None)

@@ -1,4 +1,4 @@
-"""What native code writes to standard error is passed on, but for panics, which may quote a prompt."""
+"""Output of native code to standard error is copied, but for panics, which may quote a prompt."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PANIC = (
 
 @contextmanager
 def passing() -> Iterator[tuple[int, int]]:
-    """A descriptor to write to, and one to read what is passed on from."""
+    """A descriptor to write to, and one to read the copy from."""
     reading, writing = os.pipe()
     passed, passing_on = os.pipe()
-    thread = threading.Thread(target=native_stderr.pass_on, args=(reading, passing_on))
+    thread = threading.Thread(target=native_stderr.copy_without_panics, args=(reading, passing_on))
     thread.start()
     try:
         yield writing, passed
@@ -45,7 +45,7 @@ def passing() -> Iterator[tuple[int, int]]:
     "pieces",
     [[PANIC], [PANIC[:90], PANIC[90:]], [PANIC[:5], PANIC[5:20], PANIC[20:]], [b"E0000 a line of gRPC\n" + PANIC]],
 )
-def test_a_panic_s_words_are_left_out(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> None:
+def test_the_message_of_a_panic_is_omitted(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> None:
     monkeypatch.setattr(native_stderr, "QUIET_SECONDS", 0.05)
     with passing() as (writing, passed):
         for piece in pieces:
@@ -54,7 +54,7 @@ def test_a_panic_s_words_are_left_out(monkeypatch: pytest.MonkeyPatch, pieces: l
         content = os.read(passed, 1 << 16)
         while native_stderr.REPLACEMENT not in content:
             content += os.read(passed, 1 << 16)
-        threading.Event().wait(0.3)  # it is quiet again
+        threading.Event().wait(0.3)  # longer than the silence that ends a panic
         os.write(writing, b"another line\n")
         content += os.read(passed, 1 << 16)
     assert (
@@ -62,12 +62,12 @@ def test_a_panic_s_words_are_left_out(monkeypatch: pytest.MonkeyPatch, pieces: l
     )
 
 
-def test_a_process_passes_on_what_is_no_panic() -> None:
-    """Python's own standard error does not take the way through the pipe, so that its last words are never lost."""
+def test_a_process_copies_everything_but_panics() -> None:
+    """Python's own standard error does not go through the pipe, so that its last lines are not lost."""
     code = (
         "import os, sys, time\n"
-        "from gradellm_server.native_stderr import leave_out_panics\n"
-        "leave_out_panics()\n"
+        "from gradellm_server.native_stderr import redact_panics\n"
+        "redact_panics()\n"
         f"os.write(2, {PANIC!r})\n"
         "time.sleep(0.3)\n"
         "print('of Python', file=sys.stderr)\n"
@@ -77,8 +77,8 @@ def test_a_process_passes_on_what_is_no_panic() -> None:
     assert done.stderr == native_stderr.REPLACEMENT + b"of Python\n"
 
 
-def test_a_tokenizer_that_panics_ends_its_own_call_alone(tmp_path: Path) -> None:
-    """A pre-tokenizer whose expression gives up on some texts."""
+def test_a_tokenizer_panic_ends_its_own_call_alone(tmp_path: Path) -> None:
+    """A pre-tokenizer whose regular expression panics on some texts."""
     for file in CHECKPOINT.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tokenizer = json.loads((CHECKPOINT / "tokenizer.json").read_text())
@@ -93,6 +93,6 @@ def test_a_tokenizer_that_panics_ends_its_own_call_alone(tmp_path: Path) -> None
         process.terminate()
         process.wait(20)
         assert process.stderr is not None
-        said = process.stderr.read()
-    assert "panicked at" not in said
-    assert "native code panicked while it served a request" in said
+        output = process.stderr.read()
+    assert "panicked at" not in output
+    assert "native code panicked while it served a request" in output

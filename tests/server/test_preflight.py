@@ -1,4 +1,4 @@
-"""What is wrong with a server's flags, paths, ports and files is said before torch is imported."""
+"""Errors in flags, paths, ports and files are found before torch is imported."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pytest
 
 from gradellm_engine import ModelLoadError
 from gradellm_server import preflight
-from gradellm_server.preflight import Hosted
+from gradellm_server.preflight import ModelOptions
 from gradellm_server.settings import ListenError, ServerSettings
 
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port in use."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield int(listening.getsockname()[1])
 
 
-def test_what_is_wrong_is_known_without_torch(tmp_path: Path, taken: int) -> None:
+def test_errors_are_found_without_torch(tmp_path: Path, taken: int) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.toml").write_text("[somebody]\nsha256 = 3")
     (tmp_path / "bad.pem").write_text("no certificate")
@@ -39,11 +39,11 @@ def test_what_is_wrong_is_known_without_torch(tmp_path: Path, taken: int) -> Non
         (["--tokens", str(tmp_path / "bad.toml")], "sha256 must be"),
         (["--tls-cert", bad, "--tls-key", bad], "not a certificate"),
         (["--tls-cert", bad], "--tls-key"),
-        (["--listen", f"127.0.0.1:{taken}"], f"cannot listen on 127.0.0.1:{taken}: the port is taken"),
+        (["--listen", f"127.0.0.1:{taken}"], f"cannot listen on 127.0.0.1:{taken}: address already in use"),
         (["--listen", f"unix:{tmp_path}/none/a.sock"], "there is no such folder"),
         (["--listen", "203.0.113.7:0", "--insecure"], "cannot listen on 203.0.113.7:0"),
-        (["--health-port", str(taken)], "for health checks: the port is taken"),
-        (["--metrics-listen", f"127.0.0.1:{taken}"], "for metrics: the port is taken"),
+        (["--health-port", str(taken)], "for health checks: address already in use"),
+        (["--metrics-listen", f"127.0.0.1:{taken}"], "for metrics: address already in use"),
         (["--device", "cpu", "--device-map", "auto"], "not both"),
         (["--device-map", "auto", "--tensor-parallel"], "give no device map"),
         (["--quantize", "int8", "--tensor-parallel"], "give no device and no quantize"),
@@ -67,26 +67,26 @@ def test_what_is_wrong_is_known_without_torch(tmp_path: Path, taken: int) -> Non
         text=True,
         check=True,
     )
-    said = run.stderr.split("---\n")
-    for (arguments, words), answer, errors in zip(cases, run.stdout.splitlines(), said, strict=False):
+    outputs = run.stderr.split("---\n")
+    for (arguments, words), answer, errors in zip(cases, run.stdout.splitlines(), outputs, strict=False):
         assert json.loads(answer) == [2, []], arguments
         assert words in errors
     assert len(run.stdout.splitlines()) == len(cases)
 
 
-def test_what_can_be_hosted_passes(model_path: Callable[[str], Path], taken: int, tmp_path: Path) -> None:
+def test_servable_models_pass(model_path: Callable[[str], Path], taken: int, tmp_path: Path) -> None:
     settings = ServerSettings(
         listen="localhost:0", metrics_listen=f"127.0.0.1:{taken}", metrics_required=False, health_listen="127.0.0.1:0"
     )
-    preflight.check(settings, Hosted())
-    preflight.check(settings, Hosted(model=str(model_path("llama")), context_tokens=256))
-    preflight.check(ServerSettings(listen=f"unix:{tmp_path}/a.sock"), Hosted(model="ORGANISATION/NAME"))
+    preflight.check(settings, ModelOptions())
+    preflight.check(settings, ModelOptions(model=str(model_path("llama")), context_tokens=256))
+    preflight.check(ServerSettings(listen=f"unix:{tmp_path}/a.sock"), ModelOptions(model="ORGANISATION/NAME"))
     with pytest.raises(ModelLoadError, match="257 tokens was asked for; the model takes 2 to 256"):
-        preflight.check(settings, Hosted(model=str(model_path("gpt2")), context_tokens=257))
+        preflight.check(settings, ModelOptions(model=str(model_path("gpt2")), context_tokens=257))
 
 
-def test_a_port_that_has_just_been_given_up_is_free() -> None:
-    """As after a restart: connections of before may linger."""
+def test_a_port_with_lingering_connections_is_free() -> None:
+    """As after a restart, with connections in TIME_WAIT."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
         listening.bind(("127.0.0.1", 0))
@@ -96,15 +96,15 @@ def test_a_port_that_has_just_been_given_up_is_free() -> None:
             answered, _ = listening.accept()
             answered.close()
             client.recv(1)
-    preflight.check(ServerSettings(listen=f"127.0.0.1:{port}"), Hosted())
+    preflight.check(ServerSettings(listen=f"127.0.0.1:{port}"), ModelOptions())
 
 
 def test_a_missing_library_for_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelLoadError, match=r"weights in nf4 need bitsandbytes: pip install 'gradellm\[quant\]'"):
-        preflight.check(ServerSettings(listen="localhost:0"), Hosted(quantization="nf4"))
+        preflight.check(ServerSettings(listen="localhost:0"), ModelOptions(quantization="nf4"))
 
 
-def test_a_name_that_is_no_host() -> None:
+def test_an_unknown_host_name() -> None:
     with pytest.raises(ListenError, match=r"cannot listen on no\.such\.host\.invalid:0: "):
-        preflight.check(ServerSettings(listen="no.such.host.invalid:0", insecure=True), Hosted())
+        preflight.check(ServerSettings(listen="no.such.host.invalid:0", insecure=True), ModelOptions())

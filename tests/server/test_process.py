@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, what it says when it cannot, and that it ends with its parent."""
+"""The server as a process: start, errors, signals, and its end with its parent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gradellm(*arguments: str, module: str = "gradellm") -> subprocess.CompletedP
         text=True,
         timeout=START_SECONDS,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},  # a hub that cannot be reached is asked again and again otherwise
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},  # else an unreachable hub is retried
     )
 
 
@@ -68,9 +68,9 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     [
         (["--listen", "0.0.0.0:50051"], "--insecure"),
         (["--listen", "not an address"], "not an address has no port"),
-        (["--listen", "127.0.0.1"], "127.0.0.1 has no port; say HOST:PORT"),
+        (["--listen", "127.0.0.1"], "127.0.0.1 has no port; give HOST:PORT"),
         (["--listen", "127.0.0.1:http"], "127.0.0.1:http has no port"),
-        (["--listen", "127.0.0.1:99999"], "there is no port 99999; the last is 65535"),
+        (["--listen", "127.0.0.1:99999"], "port 99999 is out of range; the largest is 65535"),
         (["--max-running", "0"], "--max-running: must be at least 1"),
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),
@@ -82,7 +82,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         (["--max-context-tokens", "100000"], "100000"),
     ],
 )
-def test_settings_that_cannot_be_end_in_one_line(
+def test_invalid_settings_end_with_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert status_of(["--listen", "127.0.0.1:0", *arguments]) == 2
@@ -95,11 +95,11 @@ def status_of(arguments: list[str]) -> int:
     """The exit status of the command, in this process."""
     try:
         return main(arguments)
-    except SystemExit as ended:  # argparse's
+    except SystemExit as ended:  # from argparse
         return int(ended.code or 0)
 
 
-def test_a_model_that_is_nowhere_ends_the_process_with_one_line() -> None:
+def test_a_missing_model_ends_the_process_with_one_line() -> None:
     ended = gradellm("serve", "--listen", "127.0.0.1:0", "--model", "no/such-model")
     assert ended.returncode == 2
     last = ended.stderr.strip().splitlines()[-1]
@@ -108,7 +108,7 @@ def test_a_model_that_is_nowhere_ends_the_process_with_one_line() -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded() -> None:
+def test_a_used_port_is_refused_before_the_model_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -135,8 +135,8 @@ def test_a_model_that_is_not_supported_or_corrupt_is_named(capsys: pytest.Captur
 OURS = re.compile(r"gradellm: |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ gradellm[\w.]*: ")
 
 
-def test_standard_error_has_our_own_lines_alone() -> None:
-    """From the start to the end, with a call between: libraries have much to say of themselves."""
+def test_standard_error_has_only_lines_of_the_server() -> None:
+    """From start to end, with a call between; libraries write nothing."""
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "gradellm_server", "--listen", address, "--metrics-listen", "none"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -179,9 +179,9 @@ def test_a_signal_before_it_is_ready_ends_it_at_once(number: signal.Signals) -> 
         assert process.stderr is not None
         assert "starting" in process.stderr.readline()
         process.send_signal(number)
-        _, told = process.communicate(timeout=5)
+        _, output = process.communicate(timeout=5)
     assert process.returncode == 128 + number
-    assert told.strip() == "gradellm: stopped before it was ready"
+    assert output.strip() == "gradellm: stopped before it was ready"
 
 
 PARENT = """
@@ -198,7 +198,7 @@ def alive(process_id: int) -> bool:
         os.kill(process_id, 0)
     except ProcessLookupError:
         return False
-    # A process that has ended may stay as an entry until its new parent looks; it is over all the same.
+    # A zombie, which its new parent has not reaped yet, has ended.
     return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
@@ -222,19 +222,19 @@ def test_explain_on_the_command_line_starts_a_server_of_its_own() -> None:
     assert ended.returncode == 0, ended.stderr
     explanation = json.loads(ended.stdout)
     assert "Traceback" not in ended.stderr
-    assert "starting a server" in ended.stderr  # a newcomer sees that something happens
+    assert "starting a server" in ended.stderr  # the user sees progress
     assert "Once upon a time" in json.dumps(explanation)
 
 
-def test_the_demo_draws_every_word() -> None:
+def test_the_demo_colours_the_words() -> None:
     ended = gradellm("demo", "--color", "always")
     assert ended.returncode == 0, ended.stderr
     assert "48;2;" in ended.stdout  # a background colour
     assert "Positive" in ended.stdout or "Negative" in ended.stdout
 
 
-def test_a_port_for_health_tells_life_before_readiness() -> None:
-    """As Kubernetes' probes ask: alive while the model loads, ready once it answers, not ready while it drains."""
+def test_the_health_port_is_live_before_it_is_ready() -> None:
+    """As Kubernetes' probes see it: live while the model loads, ready once it serves, not ready while it drains."""
     port = free_port()
 
     def status(stub: Any, service: str) -> str:

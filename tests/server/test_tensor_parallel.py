@@ -1,4 +1,4 @@
-"""A server whose model two ranks share: it serves, drains, and falls as a whole where a rank is lost."""
+"""A tensor-parallel server with two ranks: it serves, drains, and ends as a whole if a rank is lost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trials.serving import SERVING, Served, free_port
 
 PROMPT = "Once upon a time"
 READY_SECONDS = 120
-LOST_SECONDS = 20  # far more than it takes
+LOST_SECONDS = 20  # a generous limit
 
 Ranks = tuple[Served, list[subprocess.Popen[str]], str]
 
 
 @pytest.fixture
 def ranks(model_path: Callable[[str], Path]) -> Iterator[Ranks]:
-    """The first rank as a server, and both processes."""
+    """Rank 0 as a server, and both processes."""
     address, health, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
     command = ["-m", "gradellm_server", "--tensor-parallel", "--model", str(model_path("llama")), "--kv-memory", "4MiB"]
     command += ["--listen", address, "--health-port", health, "--metrics-listen", metrics, "--threads", "1"]
@@ -54,7 +54,7 @@ def test_it_serves_and_drains(ranks: Ranks) -> None:
             assert b"gradellm_num_requests_running" in answer.read()
         events = client.generate(PROMPT, max_new_tokens=30, temperature=0.0)
         next(events)
-        for process in started:  # a launcher tells all of them
+        for process in started:  # a launcher signals all ranks
             process.send_signal(signal.SIGTERM)
         assert sum(event.token is not None for event in events) > 0
     assert [process.wait(3 * LOST_SECONDS) for process in started] == [0, 0]
@@ -62,7 +62,7 @@ def test_it_serves_and_drains(ranks: Ranks) -> None:
 
 def test_a_lost_rank_ends_the_group(ranks: Ranks) -> None:
     server, (first, second), _ = ranks
-    time.sleep(1)  # nothing runs: it is found out all the same
+    time.sleep(1)  # found even without a running request
     second.kill()
     _until(lambda: _health(server, READY) not in (SERVING, None), LOST_SECONDS)
     assert _health(server, LIVE) != SERVING
@@ -82,7 +82,7 @@ def test_streams_of_a_lost_rank_end_as_unavailable(ranks: Ranks) -> None:
     assert first.wait(LOST_SECONDS) == 1
 
 
-def test_the_first_rank_s_end_ends_the_others(ranks: Ranks) -> None:
+def test_the_end_of_rank_0_ends_the_others(ranks: Ranks) -> None:
     _, (first, second), _ = ranks
     first.kill()
     assert second.wait(LOST_SECONDS) == 1
@@ -90,7 +90,7 @@ def test_the_first_rank_s_end_ends_the_others(ranks: Ranks) -> None:
 
 
 def _health(server: Served, service: str) -> int | None:
-    """None where nobody answers."""
+    """The status of a health service; None without a response."""
     try:
         return server.health(service, timeout=1.0)
     except grpc.RpcError:

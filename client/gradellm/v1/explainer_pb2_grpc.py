@@ -67,7 +67,7 @@ class ExplainerServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Generates a completion and streams every token, with its attribution over the prompt where one is asked for.
+        """Generates a completion and streams every token, with its attribution over the prompt if requested.
         Sends `started` once, then `token` and `attribution` events, then `finished` once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -75,16 +75,16 @@ class ExplainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Attribute(self, request, context):
-        """Explains a completion that exists already: the same events as Generate for tokens that the caller gives.
+        """Attributes a given completion: the same events as Generate, for tokens that the caller gives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Evaluate(self, request, context):
-        """Tells how faithful explanations of a completion are, by methods of the server or by the caller's own scores. Sends
-        `started`, then the completion's `token` events, `progress` and an `item` a step, method and metric, then `summary`,
-        then `finished`. It gives way to all other calls.
+        """Measures the faithfulness of attributions, by methods of the server or by the caller's own scores. Sends
+        `started`, then the completion's `token` events, `progress`, an `item` for each step, method and metric, then
+        `summary` and `finished`. All other calls take precedence over it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +98,7 @@ class ExplainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Tells which model is served, what can be asked of it and where the limits are.
+        """Describes the served model, the attribution methods and the limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

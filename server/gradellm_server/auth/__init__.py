@@ -1,1 +1,1 @@
-"""Who may call, and how much: tokens, quotas, TLS, and files that are read again when they change."""
+"""Authentication: tokens, quotas, TLS, and reloading of their files."""

@@ -1,4 +1,4 @@
-"""What an operator may change while the server runs: read from files, and read again when they have changed."""
+"""Values that are loaded from files, and loaded again when the files change while the server runs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-CHECK_SECONDS = 1.0  # between two looks at the files: a look costs a system call a file
+CHECK_SECONDS = 1.0  # between two checks; a check costs one stat a file
 
 Value = TypeVar("Value")
-_Mark = tuple[int, int, int] | None
+_Stamp = tuple[int, int, int] | None  # modification time, size, inode; None for a missing file
 
 logger = logging.getLogger(__name__)
 
 
 class SecurityFileError(Exception):
-    """A file of certificates or tokens cannot be used; names the file, what is wrong and what to do."""
+    """A file of certificates or tokens cannot be used; the message names the file, the problem and the remedy."""
 
 
-class Reloading(Generic[Value]):
-    """A value that files say, from any thread.
+class FileWatcher(Generic[Value]):
+    """A value loaded from files; safe to use from any thread.
 
     Args:
         paths: the files.
@@ -30,28 +30,28 @@ class Reloading(Generic[Value]):
         check_seconds: how long a change may go unnoticed.
 
     Raises:
-        SecurityFileError: where `load` does the first time. Later, what is broken is told in the log, once a change,
-            and the value stays as it was: a renewal that failed must not shut everybody out.
+        SecurityFileError: if the first `load` raises it. Later failures are logged, once for each change, and the value
+            is kept: a failed renewal must not lock every client out.
     """
 
     def __init__(self, paths: Sequence[Path], load: Callable[[], Value], *, check_seconds: float | None = None) -> None:
         self._paths, self._load = paths, load
         self._check_seconds = CHECK_SECONDS if check_seconds is None else check_seconds
         self._lock = threading.Lock()
-        self._marks = self._look()
-        self._looked_at = time.monotonic()
+        self._stamps = self._stat()
+        self._checked_at = time.monotonic()
         self._value = load()
 
     @property
     def value(self) -> Value:
-        """What the files say now."""
+        """The current value."""
         with self._lock:
             now = time.monotonic()
-            if now - self._looked_at >= self._check_seconds:
-                self._looked_at = now
-                marks = self._look()  # before they are read: what changes meanwhile is found the next time
-                if marks != self._marks:
-                    self._marks = marks
+            if now - self._checked_at >= self._check_seconds:
+                self._checked_at = now
+                stamps = self._stat()  # before loading, so that a change during the load is found next time
+                if stamps != self._stamps:
+                    self._stamps = stamps
                     self._reload()
             return self._value
 
@@ -59,28 +59,28 @@ class Reloading(Generic[Value]):
         try:
             self._value = self._load()
         except SecurityFileError as error:
-            logger.warning("what was loaded before stays in use: %s", error)
+            logger.warning("Reload failed; keeping the previous version: %s", error)
         else:
-            logger.info("loaded anew: %s", ", ".join(map(str, self._paths)))
+            logger.info("Reloaded %s", ", ".join(map(str, self._paths)))
 
-    def _look(self) -> list[_Mark]:
-        return [_mark(path) for path in self._paths]
+    def _stat(self) -> list[_Stamp]:
+        return [_stamp(path) for path in self._paths]
 
 
-def _mark(path: Path) -> _Mark:
-    """What differs when a file has been written or another has taken its place; symbolic links are followed."""
+def _stamp(path: Path) -> _Stamp:
+    """Changes when a file is written or replaced; symbolic links are followed."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def read_file(path: Path, what: str) -> bytes:
     """A file's content.
 
     Raises:
-        SecurityFileError: where it cannot be read.
+        SecurityFileError: if it cannot be read.
     """
     try:
         return path.read_bytes()

@@ -1,13 +1,13 @@
-"""What one client takes of the server at a time and in a minute.
+"""Quotas of one client: concurrent streams, and tokens in any 60 seconds (a sliding window).
 
-Tokens are charged before they are computed: when a request has been read, it takes all that it may come to (the
-prompt's tokens and `max_new_tokens`), and what it did not use is given back when it ends: all that the model did not
-read or choose, whether or not the client took any of it. In any 60 seconds requests are so admitted for at most the
-limit, however many come at once. One that is refused, or leaves before it runs, is charged nothing. Tokenize is charged
-for the tokens that it counts.
+Tokens are charged before they are computed. When a request has been read, it reserves the most that it can use: the
+prompt's tokens and `max_new_tokens`. At its end it gives back every token that the model neither read nor chose,
+whether or not the client took the responses. Requests admitted in any 60 seconds therefore reserve at most the limit,
+however many arrive at once. A request that is refused, or leaves before it runs, is charged nothing. Tokenize is
+charged for the tokens that it counts.
 
-The methods of Attribute and Evaluate read tokens more than once; they count once all the same. Where that is too much
-to give away, a client's `methods` leaves these calls out.
+The methods of Attribute and Evaluate run several passes over the same tokens, which are charged once. To exclude their
+cost, leave these RPCs out of a client's `methods`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import ParamSpec, Protocol, TypeVar
 from gradellm_server.auth.tokens import Client
 
 WINDOW_SECONDS = 60.0
-STREAM_RETRY_SECONDS = 1.0  # when another stream ends is not known
+STREAM_RETRY_SECONDS = 1.0  # when another stream of the client ends cannot be estimated
 
 
 class QuotaError(Exception):
-    """A client has taken all that it may take now.
+    """A client has reached a limit.
 
     Attributes:
-        retry_seconds: until there is room; None where a later try fails as well.
+        retry_seconds: until there is room; None if a retry fails as well.
     """
 
     def __init__(self, message: str, retry_seconds: float | None) -> None:
@@ -38,29 +38,29 @@ class QuotaError(Exception):
 
 
 class TooManyStreamsError(QuotaError):
-    """As many streams of the client run as may."""
+    """The client's limit of concurrent streams is reached."""
 
 
 class TooManyTokensError(QuotaError):
-    """The client's tokens of this minute are used up, or fewer than the request may take are left."""
+    """The client has fewer tokens left in this window than the request may use."""
 
 
 class _Charge:
-    """Tokens that one request has been charged."""
+    """Tokens that were charged to a client at one moment."""
 
     def __init__(self, at: float, count: int) -> None:
         self.at, self.count = at, count
 
 
 class Quota:
-    """One client's use, from any thread. `now` is a clock in seconds that never goes back."""
+    """The use of one client; safe to use from any thread. `now` is a monotonic clock in seconds."""
 
     def __init__(self, client: Client, now: Callable[[], float] = time.monotonic) -> None:
-        self.client = client  # replaced when the file says other limits
+        self.client = client  # replaced when the file of tokens changes
         self._now = now
         self._lock = threading.Lock()
         self._num_streams = 0
-        self._charges: deque[_Charge] = deque()  # of the last minute, the oldest first
+        self._charges: deque[_Charge] = deque()  # within the window, oldest first
         self._num_charged = 0
 
     @property
@@ -69,30 +69,30 @@ class Quota:
         return self._num_streams
 
     def open_stream(self) -> None:
-        """Count a stream; `close_stream` is called exactly once for each.
+        """Count a stream; `close_stream` must be called once for each.
 
         Raises:
-            TooManyStreamsError: where as many run as may.
+            TooManyStreamsError: at the limit.
         """
         with self._lock:
             limit = self.client.max_concurrent_streams
             if limit is not None and self._num_streams >= limit:
                 raise TooManyStreamsError(
-                    f"{self._num_streams} streams of {self.client.name} run; the limit is {limit} at a time",
+                    f"{self.client.name} has {self._num_streams} concurrent streams; the limit is {limit}",
                     STREAM_RETRY_SECONDS,
                 )
             self._num_streams += 1
 
     def close_stream(self) -> None:
-        """A stream is over."""
+        """Count a stream's end."""
         with self._lock:
             self._num_streams -= 1
 
     def check(self) -> None:
-        """See that anything is left, before a request is read.
+        """Check that a token is left, before a request is read.
 
         Raises:
-            TooManyTokensError: where nothing is.
+            TooManyTokensError: if none is.
         """
         with self._lock:
             now = self._now()
@@ -105,7 +105,7 @@ class Quota:
         """Charge tokens.
 
         Raises:
-            TooManyTokensError: where they are more than what is left of this minute's.
+            TooManyTokensError: if fewer are left in the window.
         """
         with self._lock:
             now = self._now()
@@ -124,25 +124,25 @@ class Quota:
             self._forget_before(self._now() - WINDOW_SECONDS)
             unused = max(0, charge.count - used)
             charge.count -= unused
-            if self._charges and self._charges[0].at <= charge.at:  # else its minute is over
+            if self._charges and self._charges[0].at <= charge.at:  # else the charge has left the window
                 self._num_charged -= unused
 
     def _refusal(self, count: int, limit: int, now: float) -> TooManyTokensError:
-        asked = (
+        need = (
             f"the request may take {count} tokens, prompt and max_new_tokens together"
             if count > 1
             else "the request takes tokens"
         )
-        whose = f"{self.client.name} may take {limit} a minute"
+        allowance = f"{self.client.name} may take {limit} a minute"
         if count > limit:
-            return TooManyTokensError(f"{asked}; {whose}: ask for fewer", None)
+            return TooManyTokensError(f"{need}; {allowance}: ask for fewer", None)
         left = self._num_charged
         for charge in self._charges:
             left -= charge.count
             if left + count <= limit:
                 break
         return TooManyTokensError(
-            f"{asked}; {whose}, of which {max(0, limit - self._num_charged)} are left now",
+            f"{need}; {allowance}, of which {max(0, limit - self._num_charged)} are left now",
             max(0.001, charge.at + WINDOW_SECONDS - now),
         )
 
@@ -151,8 +151,8 @@ class Quota:
             self._num_charged -= self._charges.popleft().count
 
 
-class Metered(Protocol):
-    """A request's stream, as the engine knows it: tokens that it may take, those that it has, whether it ever ran."""
+class MeteredRequest(Protocol):
+    """The engine's request: tokens that it may use, those that it has, and whether it has run."""
 
     max_num_tokens: int
     ids: list[int]
@@ -160,88 +160,86 @@ class Metered(Protocol):
 
 
 P = ParamSpec("P")
-Result = TypeVar("Result", bound=Metered)
-Counted = TypeVar("Counted")
+ReadRequest = TypeVar("ReadRequest", bound=MeteredRequest)
+Response = TypeVar("Response")
 
 
-class Meter:
-    """Charges one request to the client that sent it; to nobody where the server asks for no tokens."""
+class QuotaReservation:
+    """The tokens that one request reserves of its client's quota; none if the server needs no tokens."""
 
     def __init__(self, quota: Quota | None) -> None:
         self._quota = quota
         self._lock = threading.Lock()
-        self._stream: Metered | None = None
+        self._request: MeteredRequest | None = None
         self._charge: _Charge | None = None
         self._is_settled = False
 
-    def metered(self, read: Callable[P, Result]) -> Callable[P, Result]:
-        """Read a request as `read` does, and charge for the stream that it is.
+    def reserving(self, read: Callable[P, ReadRequest]) -> Callable[P, ReadRequest]:
+        """Wrap `read`, so that the request that it returns reserves its tokens.
 
-        Raises:
-            TooManyTokensError: when it is called, where the client has not so many left. The stream never runs then.
+        The wrapper raises TooManyTokensError if the client has fewer left; the request never runs then.
         """
         if self._quota is None:
             return read
 
-        def charged(*args: P.args, **keywords: P.kwargs) -> Result:
-            stream = read(*args, **keywords)
-            self._take(stream)
-            return stream
+        def reserve(*args: P.args, **keywords: P.kwargs) -> ReadRequest:
+            request = read(*args, **keywords)
+            self._reserve(request)
+            return request
 
-        return charged
+        return reserve
 
-    def counted(self, read: Callable[P, Counted], count: Callable[[Counted], int]) -> Callable[P, Counted]:
-        """Read a request as `read` does, and charge for so many tokens as its answer counts.
+    def charging(self, answer: Callable[P, Response], count: Callable[[Response], int]) -> Callable[P, Response]:
+        """Wrap `answer`, so that the tokens that `count` finds in its response are charged.
 
-        Raises:
-            TooManyTokensError: when it is called, where the client has not so many left.
+        The wrapper raises TooManyTokensError if the client has fewer left.
         """
         if self._quota is None:
-            return read
+            return answer
         quota = self._quota
 
-        def charged(*args: P.args, **keywords: P.kwargs) -> Counted:
-            answer = read(*args, **keywords)
-            quota.charge(count(answer))
-            return answer
+        def charge(*args: P.args, **keywords: P.kwargs) -> Response:
+            response = answer(*args, **keywords)
+            quota.charge(count(response))
+            return response
 
-        return charged
+        return charge
 
     def check(self) -> None:
-        """See that the client has anything left, before its request is read.
+        """Check that the client has a token left, before its request is read.
 
         Raises:
-            TooManyTokensError: where it has not.
+            TooManyTokensError: if it has not.
         """
         if self._quota is not None:
             self._quota.check()
 
-    def _take(self, stream: Metered) -> None:
-        with self._lock:  # against the end of a call that is cancelled while it is read
-            if self._quota is not None and not self._is_settled:
-                self._charge, self._stream = self._quota.charge(stream.max_num_tokens), stream
-
     def settle(self) -> None:
-        """The request is over: give back what it did not use, and all where it never ran."""
+        """End the request: give back what it did not use, and everything if it never ran."""
         with self._lock:
             self._is_settled = True
-            if self._quota is not None and self._charge is not None and self._stream is not None:
-                self._quota.settle(self._charge, len(self._stream.ids) if self._stream.has_run else 0)
-                self._charge = self._stream = None
+            if self._quota is not None and self._charge is not None and self._request is not None:
+                self._quota.settle(self._charge, len(self._request.ids) if self._request.has_run else 0)
+                self._charge = self._request = None
+
+    def _reserve(self, request: MeteredRequest) -> None:
+        with self._lock:  # the call may be cancelled, and settled, while its request is read
+            if self._quota is not None and not self._is_settled:
+                self._charge, self._request = self._quota.charge(request.max_num_tokens), request
 
 
 class Quotas:
-    """All clients' use, by name: it goes on when the file of tokens is loaded anew."""
+    """The quotas of all clients, by name; use is kept when the file of tokens changes."""
 
     def __init__(self) -> None:
         self._quotas: dict[str, Quota] = {}
 
     def of(self, client: Client) -> Quota:
-        """A client's use, under its limits of now."""
+        """A client's quota, with its present limits."""
         quota = self._quotas.setdefault(client.name, Quota(client))
         quota.client = client
         return quota
 
 
-# The caller's, as the gate found it (interceptors run in the task of the call); None where no token is asked for.
+# The caller's quota, set by the auth interceptor (which runs in the call's task); None if the server needs no tokens.
 current_quota: ContextVar[Quota | None] = ContextVar("gradellm_quota", default=None)

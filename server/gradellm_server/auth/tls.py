@@ -1,8 +1,8 @@
-"""TLS: the server's certificate, and whose certificates it asks of clients.
+"""TLS: the server's certificate, and the certificate authority for clients (mutual TLS).
 
-gRPC asks for the certificates at every new connection, so that renewed files are in use from the next one on;
-connections that stand keep theirs. Files are checked by OpenSSL before gRPC gets them: that a key belongs to another
-certificate shows in gRPC only when a client connects.
+gRPC fetches the certificates for each new connection, so that renewed files take effect with the next connection;
+existing connections keep theirs. OpenSSL checks the files before gRPC gets them, since gRPC notices a mismatch of key
+and certificate only when a client connects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NoReturn
 
 import grpc
 
-from gradellm_server.auth.file_watcher import Reloading, SecurityFileError, read_file
+from gradellm_server.auth.file_watcher import FileWatcher, SecurityFileError, read_file
 
-_TRIES = 3  # to read files that somebody is just renewing
+_ATTEMPTS = 3  # to read files while they are being renewed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TlsFiles:
     Attributes:
         cert: the server's certificate, with intermediate ones after it.
         key: its private key, not encrypted.
-        client_ca: certificates of who signs clients'; None where clients need none.
+        client_ca: the authority that signs clients' certificates; None if clients need none.
     """
 
     cert: Path
@@ -39,17 +39,17 @@ class TlsFiles:
         return (self.cert, self.key) if self.client_ca is None else (self.cert, self.key, self.client_ca)
 
     def read(self) -> tuple[bytes, bytes, bytes | None]:
-        """Certificate, key, and the clients' authorities, as PEM; they belong together.
+        """Certificate, private key and the clients' authority, in PEM; checked to belong together.
 
         Raises:
-            SecurityFileError: where one cannot be read or is none, or they do not belong together.
+            SecurityFileError: if a file cannot be read or parsed, or key and certificate do not match.
         """
-        for _ in range(_TRIES):
-            found = self._content()
-            self._check(found[2])
-            if found == self._content():  # OpenSSL reads the files itself: see that it read the same
-                return found
-        raise SecurityFileError(f"{self.cert} and {self.key} change all the time")
+        for _ in range(_ATTEMPTS):
+            content = self._content()
+            self._check(content[2])
+            if content == self._content():  # OpenSSL reads the files itself; it must have read the same
+                return content
+        raise SecurityFileError(f"{self.cert} and {self.key} changed each time they were read; try again")
 
     def _content(self) -> tuple[bytes, bytes, bytes | None]:
         return (
@@ -61,7 +61,7 @@ class TlsFiles:
     def _check(self, client_ca: bytes | None) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # OpenSSL would ask for a password on the terminal, and wait.
+            # Without a callback, OpenSSL would prompt for a password on the terminal.
             context.load_cert_chain(self.cert, self.key, password=self._refuse_encrypted)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
@@ -85,19 +85,19 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """What a port takes to speak TLS, by the files as they are at each connection.
+    """Credentials for a port, from the files as they are at each connection.
 
-    Where `files` says whose certificates clients need, a connection without one ends in its handshake.
+    If `files` has a `client_ca`, a client without a certificate fails in the handshake.
 
     Raises:
-        SecurityFileError: where the files cannot be used now.
+        SecurityFileError: if the files cannot be used now.
     """
 
     def load() -> grpc.ServerCertificateConfiguration:
         cert, key, client_ca = files.read()
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
 
-    certificates = Reloading(files.paths, load)
+    certificates = FileWatcher(files.paths, load)
     return grpc.dynamic_ssl_server_credentials(
         certificates.value, lambda: certificates.value, require_client_authentication=files.client_ca is not None
     )

@@ -1,15 +1,15 @@
-"""Bearer tokens: who may call, what and how much. A file in TOML, a table a client:
+"""Bearer tokens: the clients of a server and their limits, in a TOML file with one table for each client:
 
     [alice]
-    sha256 = "9f86d081..."                # of the token; or a list, while one token replaces another
+    sha256 = "9f86d081..."                # of the token; a list during a rotation
     expires = 2027-01-01T00:00:00Z        # optional
     max_concurrent_streams = 4            # optional
     tokens_per_minute = 60000             # optional; prompt and generated tokens
     methods = ["Generate", "Tokenize"]    # optional; all by default
 
 `gradellm token NAME` makes a token and prints it once, with the table for the file. The file holds no secret: a token
-is 256 random bits, so that no guessing finds it from its SHA-256. Slow hashes such as scrypt are for passwords, which
-people choose; here they would only let anybody keep the server busy.
+has 256 random bits and cannot be found from its SHA-256. Slow hashes such as scrypt are for passwords with less
+entropy; here they would only make denial of service cheaper.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gradellm._version import __version__
 from gradellm_server import cli_types
 from gradellm_server.auth.file_watcher import SecurityFileError, read_file
 
-PREFIX = "gradellm_"  # lets scanners for secrets, and people, see what it is
+PREFIX = "gradellm_"  # recognizable to secret scanners
 TOKEN_BYTES = 32
 MAX_DAYS = 36500
 METHODS = ("Generate", "Attribute", "Evaluate", "Tokenize", "GetServerInfo", "ServerReflectionInfo")
@@ -42,15 +42,15 @@ _KEYS = ("sha256", "expires", "max_concurrent_streams", "tokens_per_minute", "me
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who may call.
+    """A client of the server.
 
     Attributes:
         name: in logs and metrics.
         hashes: SHA-256 of each token, 32 bytes.
-        expires: from when on tokens are not taken any more.
-        max_concurrent_streams: calls with a stream of answers at a time.
-        tokens_per_minute: of prompts and completions, in any 60 seconds.
-        methods: what may be called, by name; None for everything.
+        expires: when its tokens become invalid; None for never.
+        max_concurrent_streams: limit of concurrent streaming calls.
+        tokens_per_minute: limit of prompt and generated tokens in any 60 seconds.
+        methods: RPCs that it may call; None for all.
     """
 
     name: str
@@ -63,61 +63,77 @@ class Client:
 
 @dataclass(frozen=True)
 class Clients:
-    """All who may call."""
+    """All clients of a server."""
 
     clients: tuple[Client, ...]
 
     def find(self, token: str, now: datetime | None = None) -> Client | None:
-        """Whose token it is; None where it is nobody's, or has expired.
+        """The client of a token; None if the token is unknown or has expired.
 
-        It takes as long for a token that is known as for one that is not.
+        Takes the same time for a valid token as for an unknown one.
         """
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
         found: Client | None = None
         for client in self.clients:
-            for known in client.hashes:
-                if hmac.compare_digest(known, digest):
-                    found = client  # and on, to the end
+            for token_hash in client.hashes:
+                if hmac.compare_digest(token_hash, digest):
+                    found = client  # no break, for constant time
         if found is not None and found.expires is not None and found.expires <= (now or datetime.now(UTC)):
             return None
         return found
 
 
+class UnknownClientError(Exception):
+    """A call without a token, or with an unknown or expired one; the message does not say which."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a token is needed that this server knows and that has not expired: metadata `authorization: Bearer TOKEN`"
+        )
+
+
+class MethodNotAllowedError(Exception):
+    """A call of a method that the client may not call."""
+
+    def __init__(self, client: Client, method: str) -> None:
+        allowed = ", ".join(name for name in METHODS if name in (client.methods or ())) or "nothing"
+        super().__init__(f"{client.name} may not call {method}; it may call {allowed}")
+
+
 def read_clients(path: Path) -> Clients:
-    """The clients that a file names; nobody may call where it names none.
+    """The clients of a file; with none, every call is rejected.
 
     Raises:
-        SecurityFileError: where it cannot be read, or says something that it should not.
+        SecurityFileError: if the file cannot be read, or is invalid.
     """
     content = read_file(path, "the file of tokens")
     try:
         tables = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        twice = (
-            "; a client with several tokens has them in one list: sha256 = [..., ...]" if "twice" in str(error) else ""
-        )
-        raise SecurityFileError(f"{path} is not TOML: {error}{twice}") from error
+        is_duplicate = "twice" in str(error)  # tomllib: "Cannot declare ('alice',) twice"
+        hint = "; a client with several tokens has them in one list: sha256 = [..., ...]" if is_duplicate else ""
+        raise SecurityFileError(f"{path} is not TOML: {error}{hint}") from error
     clients = tuple(_Table(path, name, table).client() for name, table in tables.items())
     owners: dict[bytes, str] = {}
     for client in clients:
-        for known in client.hashes:
-            if known in owners:
-                raise SecurityFileError(f"{path}: {owners[known]} and {client.name} have the same token")
-            owners[known] = client.name
+        for token_hash in client.hashes:
+            if token_hash in owners:
+                raise SecurityFileError(f"{path}: {owners[token_hash]} and {client.name} have the same token")
+            owners[token_hash] = client.name
     return Clients(clients)
 
 
 class _Table:
-    """One client's table, on its way to a `Client`."""
+    """Parser of one client's table."""
 
     def __init__(self, path: Path, name: str, table: object) -> None:
         self._where = f"{path}: [{name[:64]}]" if _NAME.fullmatch(name) else f"{path}: a table's name"
         if not _NAME.fullmatch(name):
-            raise self._wrong("must be 1 to 64 letters, digits, - and _")
+            raise self._error("must be 1 to 64 letters, digits, - and _")
         if not isinstance(table, Mapping):
-            raise self._wrong("must be a table; limits belong under a client's name")
+            raise self._error("must be a table; limits belong under a client's name")
         if unknown := table.keys() - set(_KEYS):
-            raise self._wrong(f"has {', '.join(sorted(unknown))}, which it cannot; it may have {', '.join(_KEYS)}")
+            raise self._error(f"has unknown keys {', '.join(sorted(unknown))}; the keys are {', '.join(_KEYS)}")
         self._name, self._table = name, table
 
     def client(self) -> Client:
@@ -131,34 +147,34 @@ class _Table:
         )
 
     def _hashes(self) -> tuple[bytes, ...]:
-        given: Any = self._table.get("sha256")
-        hashes: list[Any] = given if isinstance(given, list) else [given]
-        if not hashes or not all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes):
-            # Without what it is instead: that may be the token itself.
-            raise self._wrong("sha256 must be 64 hexadecimal digits, or a list of such; `gradellm token` prints them")
-        return tuple(bytes.fromhex(each) for each in hashes)
+        value: Any = self._table.get("sha256")
+        hashes: list[Any] = value if isinstance(value, list) else [value]
+        if not hashes or not all(isinstance(item, str) and _HASH.fullmatch(item) for item in hashes):
+            # The message does not quote the value, which may be the token itself.
+            raise self._error("sha256 must be 64 hexadecimal digits, or a list of such; `gradellm token` prints them")
+        return tuple(bytes.fromhex(item) for item in hashes)
 
     def _expires(self) -> datetime | None:
-        given = self._table.get("expires")
-        if given is not None and not (isinstance(given, datetime) and given.tzinfo is not None):
-            raise self._wrong("expires must be a time with its zone and without quotes, such as 2027-01-01T00:00:00Z")
-        return given
+        value = self._table.get("expires")
+        if value is not None and not (isinstance(value, datetime) and value.tzinfo is not None):
+            raise self._error("expires must be a time with its zone and without quotes, such as 2027-01-01T00:00:00Z")
+        return value
 
     def _limit(self, key: str) -> int | None:
-        given = self._table.get(key)
-        if given is not None and not (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
-            raise self._wrong(f"{key} must be a whole number of at least 1")
-        return given
+        value = self._table.get(key)
+        if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise self._error(f"{key} must be a whole number of at least 1")
+        return value
 
     def _methods(self) -> frozenset[str] | None:
-        given = self._table.get("methods")
-        if given is None:
+        value = self._table.get("methods")
+        if value is None:
             return None
-        if not isinstance(given, list) or not all(each in METHODS for each in given):
-            raise self._wrong(f"methods must be a list of {', '.join(METHODS)}")
-        return frozenset(given)
+        if not isinstance(value, list) or not all(item in METHODS for item in value):
+            raise self._error(f"methods must be a list of {', '.join(METHODS)}")
+        return frozenset(value)
 
-    def _wrong(self, what: str) -> SecurityFileError:
+    def _error(self, what: str) -> SecurityFileError:
         return SecurityFileError(f"{self._where} {what}")
 
 
@@ -169,16 +185,16 @@ def make_token() -> tuple[str, str]:
 
 
 def entry(name: str, sha256: str, limits: Mapping[str, Any]) -> str:
-    """A client's table for the file; `limits` by their keys there."""
+    """A client's table for the file; `limits` by the keys of the table."""
     lines = [f"[{name}]", f'sha256 = "{sha256}"']
     for key, value in limits.items():
         if isinstance(value, datetime):
-            said = value.isoformat(timespec="seconds").replace("+00:00", "Z")
+            text = value.isoformat(timespec="seconds").replace("+00:00", "Z")
         elif isinstance(value, list):
-            said = "[" + ", ".join(f'"{each}"' for each in value) + "]"
+            text = "[" + ", ".join(f'"{item}"' for item in value) + "]"
         else:
-            said = str(value)
-        lines.append(f"{key} = {said}")
+            text = str(value)
+        lines.append(f"{key} = {text}")
     return "\n".join(lines)
 
 
@@ -193,7 +209,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make a token: the token to standard error, once, and the table for the file to standard output."""
+    """Make a token; print the token to standard error, and the table for the file to standard output."""
     options = parser().parse_args(argv)
     limits: dict[str, Any] = {
         "expires": options.expires_days and datetime.now(UTC) + timedelta(days=options.expires_days),
@@ -202,30 +218,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         "methods": options.methods,
     }
     token, sha256 = make_token()
-    print(f"The token, shown once; whoever has it is {options.name}:\n{token}", file=sys.stderr, flush=True)
-    print("The entry for the file that the server reads (--tokens):", file=sys.stderr, flush=True)
+    print(f"The token of {options.name}, shown only once; keep it secret:\n{token}", file=sys.stderr, flush=True)
+    print("The entry for the server's file of tokens (--tokens):", file=sys.stderr, flush=True)
     print(entry(options.name, sha256, {key: value for key, value in limits.items() if value}), flush=True)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    made = argparse.ArgumentParser(
+    """The command-line parser."""
+    parser = argparse.ArgumentParser(
         prog="gradellm token",
         description="Make a token for a client of `gradellm serve --tokens FILE`.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--version", action="version", version=f"gradellm {__version__}")
-    made.add_argument("name", type=_name, metavar="NAME", help="of the client, in logs and metrics")
-    made.add_argument("--expires-days", type=_days, metavar="N", help="days that it is taken for (default: for ever)")
-    made.add_argument("--max-concurrent-streams", type=cli_types.count, metavar="N", help="streams at a time")
-    made.add_argument(
-        "--tokens-per-minute", type=cli_types.count, metavar="N", help="prompt and generated tokens a minute"
+    parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
+    parser.add_argument("name", type=_name, metavar="NAME", help="the client's name, in logs and metrics")
+    parser.add_argument("--expires-days", type=_days, metavar="N", help="days until the token expires (default: never)")
+    parser.add_argument(
+        "--max-concurrent-streams",
+        type=cli_types.count,
+        metavar="N",
+        help="limit of concurrent streams (default: none)",
     )
-    made.add_argument("--methods", type=_methods, metavar="A,B", help=f"of {', '.join(METHODS)} (default: all)")
-    return made
+    parser.add_argument(
+        "--tokens-per-minute",
+        type=cli_types.count,
+        metavar="N",
+        help="limit of prompt and generated tokens in any minute (default: none)",
+    )
+    parser.add_argument(
+        "--methods",
+        type=_methods,
+        metavar="A,B",
+        help=f"RPCs that the client may call, of {', '.join(METHODS)} (default: all)",
+    )
+    return parser
 
 
 def _name(text: str) -> str:

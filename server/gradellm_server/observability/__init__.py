@@ -1,1 +1,1 @@
-"""What operators see of a server: metrics, logs, traces and statistics of calls."""
+"""Observability: metrics, logs, traces and statistics of calls."""

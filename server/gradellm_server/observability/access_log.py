@@ -1,4 +1,4 @@
-"""A line a call: who, what, how much, how long and how it ended. Never what was asked or answered."""
+"""The access log: one line for each call, with client, counts, times and status; never the text of a request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gradellm_server.observability.logging_setup import FIELDS
 logger = logging.getLogger(__name__)
 
 
-class RequestLog(CallObserver):
-    """A watcher of calls."""
+class AccessLog(CallObserver):
+    """Logs each call when it ends."""
 
-    def ended(self, call: Call) -> None:
-        """See `calls.Watcher`."""
+    def on_end(self, call: Call) -> None:
+        """See `CallObserver`."""
         logger.info("%s %s", call.method, call.code, extra={FIELDS: fields(call)})
 
 
 def fields(call: Call) -> dict[str, Any]:
-    """What a line tells of a call beside its method and code; counts and times only of a stream."""
-    facts, timings = call.facts, call.facts.timings
-    told: dict[str, Any] = {
+    """The fields of a call's line beside method and code; counts and times only of a stream."""
+    stats, timings = call.stats, call.stats.timings
+    values: dict[str, Any] = {
         "id": call.id,
         "trace_id": call.trace_id,
         "client": call.client,
@@ -31,26 +31,26 @@ def fields(call: Call) -> dict[str, Any]:
         "reason": call.reason,
         "total_seconds": _rounded(call.seconds),
     }
-    if not facts.num_prompt_tokens:
-        return told
-    first = None if facts.first_token_at is None else facts.first_token_at - call.began
-    told |= {
-        "method": facts.method,
-        "finish_reason": facts.finish_reason,
-        "prompt_tokens": facts.num_prompt_tokens,
-        "reused_tokens": facts.num_reused_tokens,
-        "completion_tokens": facts.num_tokens,
-        "attributed_tokens": facts.num_attributed,
+    if not stats.num_prompt_tokens:
+        return values
+    first = None if stats.first_token_at is None else stats.first_token_at - call.started_at
+    values |= {
+        "method": stats.method,
+        "finish_reason": stats.finish_reason,
+        "prompt_tokens": stats.num_prompt_tokens,
+        "reused_tokens": stats.num_reused_tokens,
+        "completion_tokens": stats.num_tokens,
+        "attributed_tokens": stats.num_attributed,
         "first_token_seconds": _rounded(first),
     }
     if timings is not None:
-        told |= {
+        values |= {
             "queue_seconds": _rounded(timings.queue),
             "prefill_seconds": _rounded(timings.prefill),
             "decode_seconds": _rounded(timings.decode),
             "attribution_seconds": _rounded(timings.attribution),
         }
-    return told
+    return values
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""One RPC on its way through the server, and who watches it."""
+"""A call (one RPC) and its observers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from google.protobuf.message import Message
 
 from gradellm_server.observability.call_stats import CallStats
-from gradellm_server.observability.metadata import Metadata, value_of
-from gradellm_server.observability.trace_context import trace_context
+from gradellm_server.observability.trace_context import Metadata, metadata_value, trace_context
 
 logger = logging.getLogger(__name__)
 
-# Who calls, as the gate found it (interceptors run in the task of the call).
+# The client's name, set by the auth interceptor: interceptors run in the task of the call.
 current_client: ContextVar[str | None] = ContextVar("gradellm_client", default=None)
 
-_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)  # nothing that could break a line of a log
+_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)  # no characters that could break a line of the log
 
 
 @dataclass
@@ -30,16 +29,16 @@ class Call:
 
     Attributes:
         method: its name, such as Generate.
-        metadata: what the caller sent beside the request.
-        id: of this request, in logs; the caller's own (metadata x-request-id), or a new one.
-        client: the name of the token that it came with; None where the server asks for none.
-        trace_id: of the trace that it belongs to, 32 hexadecimal digits; empty where there is none.
-        began: seconds of the monotonic clock.
-        ended: likewise; None until it has ended.
-        code: the gRPC status that it ended with, by name; CANCELLED until it has ended.
-        reason: of the error, in capitals; empty where there is none.
-        num_answers: messages sent so far.
-        facts: what its messages tell of it.
+        metadata: sent by the caller with the request.
+        id: of the call in logs; the caller's own (metadata x-request-id), or a new one.
+        client: name of the token's client; None if the server needs no tokens.
+        trace_id: of its trace, 32 hexadecimal digits; empty if there is none.
+        started_at: seconds of the monotonic clock.
+        ended_at: likewise; None until it has ended.
+        code: name of its final gRPC status; CANCELLED until it has ended.
+        reason: of its error, in capitals; empty if there is none.
+        num_responses: messages sent so far.
+        stats: counts and times of its messages.
     """
 
     method: str
@@ -47,88 +46,88 @@ class Call:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     client: str | None = None
     trace_id: str = ""
-    began: float = field(default_factory=time.monotonic)
-    ended: float | None = None
+    started_at: float = field(default_factory=time.monotonic)
+    ended_at: float | None = None
     code: str = "CANCELLED"
     reason: str = ""
-    num_answers: int = 0
-    facts: CallStats = field(default_factory=CallStats)
+    num_responses: int = 0
+    stats: CallStats = field(default_factory=CallStats)
 
     @classmethod
-    def arriving(cls, method: str, metadata: Metadata | None) -> Call:
-        """A call that begins now, in its own task."""
+    def start(cls, method: str, metadata: Metadata | None) -> Call:
+        """A call that starts now; called in its own task."""
         metadata = metadata or ()
         call = cls(method, metadata, client=current_client.get())
-        own_id = value_of(metadata, "x-request-id")
-        if _ID.fullmatch(own_id):
-            call.id = own_id
+        request_id = metadata_value(metadata, "x-request-id")
+        if _ID.fullmatch(request_id):
+            call.id = request_id
         if context := trace_context(metadata):
             call.trace_id = context.trace_id
         return call
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has taken so far."""
-        return (time.monotonic() if self.ended is None else self.ended) - self.began
+        """Its duration, so far if it has not ended."""
+        return (time.monotonic() if self.ended_at is None else self.ended_at) - self.started_at
 
 
 class CallObserver:
-    """Who is told of calls, on the event loop: metrics, the log, traces. What one does not define, it does not hear."""
+    """Base class of metrics, access log and tracing; its methods are called on the event loop."""
 
-    def began(self, call: Call) -> None:
-        """It has been let in; nothing is known of its request yet."""
+    def on_start(self, call: Call) -> None:
+        """The call has been admitted; its request has not been parsed."""
 
-    def read(self, call: Call, request: Message) -> None:
-        """Its request."""
+    def on_request(self, call: Call, request: Message) -> None:
+        """The request has been parsed."""
 
-    def answered(self, call: Call, answer: Message) -> None:
+    def on_response(self, call: Call, response: Message) -> None:
         """A message has been sent."""
 
-    def ended(self, call: Call) -> None:
-        """It is over, whatever the reason: `code` says it."""
+    def on_end(self, call: Call) -> None:
+        """The call has ended; `code` and `reason` say how."""
 
 
-class Watchers:
-    """Tells several watchers, in their order. One that fails harms no call and is logged once."""
+class CallObservers:
+    """Several observers, called in order. An exception of an observer harms no call, and is logged once."""
 
-    def __init__(self, watchers: Sequence[CallObserver] = ()) -> None:
-        self._watchers = watchers
-        self._failed: set[int] = set()  # that have been logged
+    def __init__(self, observers: Sequence[CallObserver] = ()) -> None:
+        self._observers = observers
+        self._failed: set[int] = set()  # indexes of observers whose failure has been logged
 
-    def began(self, call: Call) -> None:
+    def on_start(self, call: Call) -> None:
         """See `CallObserver`."""
-        self._tell(lambda watcher: watcher.began(call))
+        self._notify(lambda observer: observer.on_start(call))
 
-    def read(self, call: Call, request: Message) -> None:
+    def on_request(self, call: Call, request: Message) -> None:
         """See `CallObserver`."""
-        call.facts.read(request)
-        self._tell(lambda watcher: watcher.read(call, request))
+        call.stats.on_request(request)
+        self._notify(lambda observer: observer.on_request(call, request))
 
-    def answered(self, call: Call, answer: Message) -> None:
+    def on_response(self, call: Call, response: Message) -> None:
         """See `CallObserver`."""
-        call.num_answers += 1
-        call.facts.answered(answer, time.monotonic())
-        self._tell(lambda watcher: watcher.answered(call, answer))
+        call.num_responses += 1
+        call.stats.on_response(response, time.monotonic())
+        self._notify(lambda observer: observer.on_response(call, response))
 
-    def ended(self, call: Call) -> None:
+    def on_end(self, call: Call) -> None:
         """See `CallObserver`."""
-        call.ended = time.monotonic()
-        self._tell(lambda watcher: watcher.ended(call))
+        call.ended_at = time.monotonic()
+        self._notify(lambda observer: observer.on_end(call))
 
-    def turned_away(self, method: str, metadata: Metadata | None, code: str, reason: str) -> None:
-        """A call was refused before it could begin: who asks, or what for, is not let in."""
-        call = Call.arriving(method, metadata)
+    def on_rejected(self, method: str, metadata: Metadata | None, code: str, reason: str) -> None:
+        """A call was rejected before it was admitted: its start and its end at once."""
+        call = Call.start(method, metadata)
         call.code, call.reason = code, reason
-        self.began(call)
-        self.ended(call)
+        self.on_start(call)
+        self.on_end(call)
 
-    def _tell(self, what: Callable[[CallObserver], None]) -> None:
-        for index, watcher in enumerate(self._watchers):
+    def _notify(self, notify: Callable[[CallObserver], None]) -> None:
+        for index, observer in enumerate(self._observers):
             try:
-                what(watcher)
+                notify(observer)
             except Exception:
                 if index not in self._failed:
                     self._failed.add(index)
                     logger.exception(
-                        "%s failed to watch a call; further failures of it are not logged", type(watcher).__name__
+                        "%s failed to observe a call; its further failures are not logged", type(observer).__name__
                     )

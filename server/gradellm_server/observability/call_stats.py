@@ -1,4 +1,4 @@
-"""What the messages of a call tell of it: counts and times, for metrics, the log and traces; never text."""
+"""Statistics of a call's messages, for metrics, the access log and traces: counts and times, never text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from google.protobuf.message import Message
 
 from gradellm.v1 import explainer_pb2 as pb
 
-Answer = pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse
+StreamResponse = pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse
+
+_RPCS = pb.DESCRIPTOR.services_by_name["ExplainerService"].methods
+RPC_NAMES = tuple(rpc.name for rpc in _RPCS)
+STREAMING_RPC_NAMES = tuple(rpc.name for rpc in _RPCS if rpc.server_streaming)
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What a finished call spent, in seconds; see `gradellm_engine.core.outputs.Finished`."""
+    """Where a finished call spent its time, in seconds; see `gradellm_engine.Finished`."""
 
     queue: float
     prefill: float
@@ -24,26 +28,26 @@ class Timings:
 
 @dataclass
 class CallStats:
-    """Of one call, up to its latest message.
+    """Statistics of one call, up to its latest message.
 
     Attributes:
-        generates: whether its tokens are the model's own, rather than the caller's.
-        is_chat: whether its prompt is messages.
-        method: what explains its tokens, by the registry's name; empty where nothing does.
-        sampling: how tokens are chosen, as numbers by their names on the wire.
-        num_prompt_tokens: as `started` said it.
-        num_reused_tokens: of them, read by an earlier call; known at the end.
-        num_tokens: tokens told.
-        num_attributed: tokens whose scores were told.
-        first_token_at: seconds of the monotonic clock; None until there is one.
+        generates: whether the model generates its tokens; False for a given completion.
+        is_chat: whether its prompt is given as messages.
+        method: name of the attribution method; empty without attribution.
+        sampling: sampling parameters by their fields' names.
+        num_prompt_tokens: from `started`.
+        num_reused_tokens: prompt tokens from the prefix cache; from `finished`.
+        num_tokens: tokens sent.
+        num_attributed: tokens whose scores were sent.
+        first_token_at: seconds of the monotonic clock; None before the first token.
         last_token_at: likewise.
-        finish_reason: in small letters; empty until it has finished.
-        timings: None until it has finished.
+        finish_reason: in lower case; empty before `finished`.
+        timings: None before `finished`.
         kind: of the latest message: started, token, attribution, progress, prompt_progress, item, summary or
             finished.
-        gap_seconds: before the latest message, if it is a token and not the first.
-        lag_tokens: told since the token that the latest message explains, if it explains one.
-        metric: of the latest message, if it is an item: in small letters.
+        gap_seconds: inter-token latency before the latest message, if it is a token and not the first.
+        lag_tokens: tokens sent between a token and its scores, if the latest message has scores.
+        metric: of the latest message, in lower case, if it is an evaluation item.
     """
 
     generates: bool = False
@@ -64,47 +68,47 @@ class CallStats:
     metric: str = ""
     _last_index: int = -1
 
-    def read(self, request: Message) -> None:
-        """Take a request."""
+    def on_request(self, request: Message) -> None:
+        """Take the request into account."""
         match request:
             case pb.GenerateRequest():
                 self.generates = True
             case pb.EvaluateRequest():
-                given = request.HasField("completion") or request.completion_ids or request.labels
-                self.generates = not given
+                has_completion = request.HasField("completion") or request.completion_ids or request.labels
+                self.generates = not has_completion
             case pb.AttributeRequest() | pb.TokenizeRequest():
                 pass
             case _:
                 return
         self.is_chat = bool(request.input.messages)
 
-    def answered(self, answer: Message, now: float) -> None:
-        """Take an answer, told at `now`, in seconds of the monotonic clock."""
+    def on_response(self, response: Message, now: float) -> None:
+        """Take a response into account that was sent at `now`, in seconds of the monotonic clock."""
         self.gap_seconds, self.lag_tokens, self.metric = None, None, ""
-        if not isinstance(answer, Answer):
+        if not isinstance(response, StreamResponse):
             self.kind = ""
             return
-        self.kind = cast("str", answer.WhichOneof("event"))
+        self.kind = cast("str", response.WhichOneof("event"))
         match self.kind:
             case "started":
-                self._started(answer.started)
+                self._started(response.started)
             case "token":
-                self._token(answer.token, now)
-            case "attribution" if not isinstance(answer, pb.EvaluateResponse):
+                self._token(response.token, now)
+            case "attribution" if not isinstance(response, pb.EvaluateResponse):
                 self.num_attributed += 1
-                self.lag_tokens = max(0, self._last_index - answer.attribution.token_index)
-            case "item" if isinstance(answer, pb.EvaluateResponse):
-                self.metric = _small(pb.Metric.Name(answer.item.metric), "METRIC_")
+                self.lag_tokens = max(0, self._last_index - response.attribution.token_index)
+            case "item" if isinstance(response, pb.EvaluateResponse):
+                self.metric = _lower(pb.Metric.Name(response.item.metric), "METRIC_")
             case "finished":
-                self._finished(answer.finished)
+                self._finished(response.finished)
 
     def _started(self, started: pb.Started) -> None:
         provenance = started.provenance
         self.num_prompt_tokens = len(started.prompt_tokens)
         self.method = provenance.attribution.method
-        chosen = provenance.sampling
-        self.sampling = {"max_new_tokens": chosen.max_new_tokens, "temperature": chosen.temperature}
-        self.sampling |= {"top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
+        sampling = provenance.sampling
+        self.sampling = {"max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+        self.sampling |= {"top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed}
 
     def _token(self, token: pb.Token, now: float) -> None:
         self.gap_seconds = None if self.last_token_at is None else now - self.last_token_at
@@ -115,15 +119,17 @@ class CallStats:
         self._last_index = token.index
 
     def _finished(self, finished: pb.Finished) -> None:
-        self.finish_reason = _small(pb.FinishReason.Name(finished.reason), "FINISH_REASON_")
+        self.finish_reason = _lower(pb.FinishReason.Name(finished.reason), "FINISH_REASON_")
         self.num_reused_tokens = finished.usage.reused_prompt_tokens
-        took = finished.timings
-        self.timings = Timings(took.queue_seconds, took.prefill_seconds, took.decode_seconds, took.attribution_seconds)
+        timings = finished.timings
+        self.timings = Timings(
+            timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds, timings.attribution_seconds
+        )
 
 
-def _small(name: str, prefix: str) -> str:
+def _lower(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).lower()
 
 
-FINISH_REASONS = tuple(_small(name, "FINISH_REASON_") for name in pb.FinishReason.keys()[1:])
-EVALUATION_METRICS = tuple(_small(name, "METRIC_") for name in pb.Metric.keys()[1:])
+FINISH_REASONS = tuple(_lower(name, "FINISH_REASON_") for name in pb.FinishReason.keys()[1:])
+EVALUATION_METRICS = tuple(_lower(name, "METRIC_") for name in pb.Metric.keys()[1:])

@@ -1,4 +1,4 @@
-"""What helps to look into a server that misbehaves; off unless an operator asks for it (`--debug`)."""
+"""Debugging aids for operators: channelz and stack dumps; off by default (`--debug`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CHANNELZ_NAME = "grpc.channelz.v1.Channelz"
 
 
 def dump_stacks_on_signal() -> None:
-    """On SIGUSR1, write where every thread is to standard error; also while one of them never lets go of Python."""
+    """Write the stacks of all threads to standard error on SIGUSR1, also while a thread holds the GIL."""
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
 
 
 def add_channelz(server: grpc.aio.Server) -> None:
-    """Answer channelz, which tells of connections, their addresses and counts of calls; not of what they carry."""
+    """Serve channelz: connections, their addresses and counts of calls, and none of their content."""
     channelz.add_channelz_servicer(server)

@@ -1,4 +1,4 @@
-"""How the process logs: lines for people, or a JSON object a line for programs. No prompt text is ever logged."""
+"""Logging of the process: lines of text, or JSON lines. No text of a prompt is ever logged."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from gradellm_server.observability.redacted_tracebacks import WithoutWords
+from gradellm_server.observability.redacted_tracebacks import RedactingFormatter
 
 FORMATS = ("text", "json")
-FIELDS = "fields"  # of a record: what it says beside its message, by name
+FIELDS = "fields"  # the attribute of a record that holds its own fields, by name
 
 logger = logging.getLogger("gradellm")
 
 
-class JsonFormatter(WithoutWords):
+class JsonFormatter(RedactingFormatter):
     """A record as one line of JSON: time, level, logger, message, then its own fields, and an exception's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        told: dict[str, Any] = {
+        """See `logging.Formatter`."""
+        values: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -29,34 +29,37 @@ class JsonFormatter(WithoutWords):
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
+            values["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
-            told["stack"] = self.formatStack(record.stack_info)
-        return json.dumps(told, ensure_ascii=False, default=str)
+            values["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(values, ensure_ascii=False, default=str)
 
 
-class TextFormatter(WithoutWords):
-    """A record as a line for people, its own fields after the message."""
+class TextFormatter(RedactingFormatter):
+    """A record as a line of text, with its own fields after the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
-        """The line without traceback."""
+        """See `logging.Formatter`."""
         fields = getattr(record, FIELDS, {})
-        said = "".join(f" {name}={value}" for name, value in fields.items() if value not in ("", None))
-        return super().formatMessage(record) + said
+        suffix = "".join(f" {name}={value}" for name, value in fields.items() if value not in ("", None))
+        return super().formatMessage(record) + suffix
 
 
 def configure(style: str, level: str) -> None:
-    """Send all records of at least `level` to standard error, as `text` or `json`, unless they go somewhere already."""
+    """Log records of at least `level` to standard error, in the style `text` or `json`.
+
+    Has no effect if the root logger has a handler already.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
-def say(stage: str) -> None:
-    """What the process is at: a line for whoever started it, whatever the level; a record where records are JSON."""
+def report_stage(stage: str) -> None:
+    """Tell the operator what the server is doing, whatever the log level: a line, or a record if records are JSON."""
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         logger.info("%s", stage)
     else:

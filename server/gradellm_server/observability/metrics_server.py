@@ -1,8 +1,8 @@
-"""The port that Prometheus scrapes: bound early, so that a taken one is known before a model is loaded.
+"""The HTTP server of the metrics, for Prometheus; bound before the model is loaded, so that a used port fails early.
 
-One thread with an event loop of its own serves all connections, each for one request: no number of them makes threads,
-and none keeps a place that a scrape needs. A connection lives for `CONNECTION_SECONDS` at most, whatever it sends or
-reads; where `MAX_CONNECTIONS` are open, the oldest makes way for the next.
+One thread with its own event loop serves all connections, one request each, so that many connections neither start
+threads nor block a scrape. A connection lives for `CONNECTION_SECONDS` at most; beyond `MAX_CONNECTIONS` the oldest is
+closed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from gradellm_server.addresses import resolve
 from gradellm_server.settings import ListenError, split_address
 
-CONNECTION_SECONDS = 10.0  # that a client has for sending a request and taking its answer
+CONNECTION_SECONDS = 10.0  # for a client to send a request and read the response
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 16 << 10  # of a request's line and headers
 END_OF_HEAD = b"\r\n\r\n"
@@ -32,23 +32,23 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 logger = logging.getLogger(__name__)
 
 
-class MetricsPort:
-    """Serves a registry over HTTP, in a thread of its own, from when it is made until it is closed.
+class MetricsServer:
+    """Serves a registry over HTTP on a thread of its own, from its creation until `close`.
 
     Attributes:
-        address: host:port, with the port that was taken where 0 was asked for.
+        address: host:port, with the port that was bound if 0 was asked for.
     """
 
     def __init__(self, listen: str, registry: CollectorRegistry) -> None:
         """Bind.
 
         Raises:
-            ListenError: where the address is taken or is none.
+            ListenError: if the address is in use or does not exist.
         """
         host, port = split_address(listen)
         try:
-            family, _, _, place = resolve(host, port)[0]
-            listener = socket.create_server(place[:2], family=family, backlog=MAX_CONNECTIONS)
+            family, _, _, sockaddr = resolve(host, port)[0]
+            listener = socket.create_server(sockaddr[:2], family=family, backlog=MAX_CONNECTIONS)
         except OSError as error:
             raise ListenError(
                 f"cannot listen on {listen} for metrics: {error.strerror or error}; say --metrics-listen HOST:PORT, "
@@ -64,7 +64,7 @@ class MetricsPort:
         self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._stop)
         self._thread.join()
         self._loop.close()
@@ -73,7 +73,7 @@ class MetricsPort:
         self._server.close()
         for connection in list(self._connections):
             connection.abort()
-        self._loop.call_soon(self._loop.stop)  # after what the lines above have put off
+        self._loop.call_soon(self._loop.stop)  # after the callbacks that the lines above have scheduled
 
 
 class _Connection(asyncio.Protocol):
@@ -82,10 +82,10 @@ class _Connection(asyncio.Protocol):
     def __init__(self, app: App, connections: dict[_Connection, None]) -> None:
         self._app, self._connections = app, connections
         self._head = bytearray()
-        self._is_answered = False
+        self._has_responded = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio's."""
+        """See `asyncio.Protocol`."""
         self._transport: Any = transport
         while len(self._connections) >= MAX_CONNECTIONS:
             next(iter(self._connections)).abort()
@@ -93,24 +93,24 @@ class _Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio's."""
+        """See `asyncio.Protocol`."""
         self._timer.cancel()
         self._connections.pop(self, None)
 
     def abort(self) -> None:
-        """Hang up at once."""
+        """Close the connection at once."""
         self._connections.pop(self, None)
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio's."""
-        if self._is_answered:
+        """See `asyncio.Protocol`."""
+        if self._has_responded:
             return
         searched = max(0, len(self._head) - len(END_OF_HEAD) + 1)
         self._head += data
         end = self._head.find(END_OF_HEAD, searched)
         if end > MAX_REQUEST_BYTES or (end < 0 and len(self._head) > MAX_REQUEST_BYTES):
-            self._answer("431 Request Header Fields Too Large", [], f"at most {MAX_REQUEST_BYTES} bytes\n".encode())
+            self._respond("431 Request Header Fields Too Large", [], f"at most {MAX_REQUEST_BYTES} bytes\n".encode())
         elif end >= 0:
             self._run_app(bytes(self._head[: end + len(END_OF_HEAD)]))
 
@@ -118,19 +118,19 @@ class _Connection(asyncio.Protocol):
         try:
             environment = _environment(head)
         except (ValueError, http.client.HTTPException):
-            self._answer("400 Bad Request", [], b"not a request of HTTP/1.1\n")
+            self._respond("400 Bad Request", [], b"not a request of HTTP/1.1\n")
             return
-        said: list[Any] = []
+        status_and_headers: list[Any] = []
         try:
-            body = b"".join(self._app(environment, lambda *status_and_headers: said.extend(status_and_headers)))
+            body = b"".join(self._app(environment, lambda *values: status_and_headers.extend(values)))
         except Exception:
-            logger.exception("metrics cannot be told")
-            self._answer("500 Internal Server Error", [], b"see the server's log\n")
+            logger.exception("Exporting the metrics failed")
+            self._respond("500 Internal Server Error", [], b"see the server's log\n")
             return
-        self._answer(said[0], said[1], body)
+        self._respond(status_and_headers[0], status_and_headers[1], body)
 
-    def _answer(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        self._is_answered = True
+    def _respond(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        self._has_responded = True
         headers = [*headers, ("Content-Length", str(len(body))), ("Connection", "close")]
         lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
         with suppress(OSError):
@@ -139,11 +139,11 @@ class _Connection(asyncio.Protocol):
 
 
 def _environment(head: bytes) -> dict[str, Any]:
-    """What a WSGI app is told of a request.
+    """The WSGI environment of a request.
 
     Raises:
-        ValueError: where it is none.
-        HTTPException: likewise.
+        ValueError: if its first line is malformed.
+        HTTPException: if its headers are.
     """
     line, _, rest = head.partition(b"\r\n")
     method, target, version = line.decode("latin-1").split(" ")

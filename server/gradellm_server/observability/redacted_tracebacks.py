@@ -1,7 +1,7 @@
-"""Tracebacks for the log, without what was worked on: an exception's own words may quote a prompt.
+"""Tracebacks for the log without exception messages, which may quote a prompt.
 
-Where it happened is told for every exception. Its words are told only for kinds that speak of machines: of memory, of
-files, of tensors' shapes.
+The stack is logged for every exception. The message is logged only for types whose messages are about the machine
+(memory, files, shapes of tensors), and not about a request.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import logging
 import traceback
 from types import TracebackType
 
-SPEAK_OF_MACHINES = (OSError, MemoryError, RuntimeError)
-MAX_WORDS = 500
+SAFE_MESSAGE_TYPES = (OSError, MemoryError, RuntimeError)
+MAX_MESSAGE_CHARACTERS = 500
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def without_words(error: BaseException) -> str:
-    """A traceback, with those of its causes before it."""
+def redact(error: BaseException) -> str:
+    """An exception's traceback without messages, after those of its causes."""
     parts: list[str] = []
     seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        kind = type(each)
-        words = f": {str(each)[:MAX_WORDS]}" if isinstance(each, SPEAK_OF_MACHINES) else ""
-        parts.append("".join(traceback.format_tb(each.__traceback__)) + f"{kind.__module__}.{kind.__qualname__}{words}")
-        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        kind = f"{type(cause).__module__}.{type(cause).__qualname__}"
+        message = f": {str(cause)[:MAX_MESSAGE_CHARACTERS]}" if isinstance(cause, SAFE_MESSAGE_TYPES) else ""
+        parts.append("".join(traceback.format_tb(cause.__traceback__)) + f"{kind}{message}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "\nwhich led to:\n".join(reversed(parts))
 
 
-class WithoutWords(logging.Formatter):
-    """Beneath a formatter: tracebacks as above."""
+class RedactingFormatter(logging.Formatter):
+    """A formatter whose tracebacks are redacted; the base of the others."""
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802  (logging's name)
-        """The traceback of a record."""
-        return without_words(ei[1]) if ei[1] is not None else ""
+        """See `logging.Formatter`."""
+        return redact(ei[1]) if ei[1] is not None else ""

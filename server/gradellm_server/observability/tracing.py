@@ -1,12 +1,11 @@
-"""A span a call, sent to an OpenTelemetry collector; the extra `[otel]`.
+"""OpenTelemetry tracing: one span for each call, sent to a collector; needs the extra `[otel]`.
 
-A call's span is a child of the caller's, where the metadata says one (`traceparent`). It has children queue, prefill,
-decode and attribution, as long as `finished` says that they took. A call's steps and explanations alternate; its
-children are laid one after the other all the same, so that a trace shows what the time went into, not when each
-millisecond was.
+A call's span is a child of the caller's span, if the metadata has one (`traceparent`). Its children queue, prefill,
+decode and attribution have the durations that `finished` reports. Decode steps and attribution alternate, but the
+children are laid out one after another: a trace shows where the time went, not the moment of each step.
 
-Attributes follow OpenTelemetry's conventions for generative models and RPCs where there is one, and begin with gradellm
-where there is none. No text is among them. The environment's OTEL_ variables hold: sampling, headers, resource.
+Attributes follow OpenTelemetry's semantic conventions for generative AI and RPC; those without a convention begin with
+`gradellm`. None holds text. The OTEL_ environment variables for sampling, headers and resource apply.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ if TYPE_CHECKING:
 EXTRA = "spans need the extra: pip install 'gradellm[server,otel]'"
 CLOSE_SECONDS = 3.0
 SERVICE = "gradellm.v1.ExplainerService"
-SAMPLING = {  # on the wire, and in the conventions
+SAMPLING_ATTRIBUTES = {  # field on the wire: attribute
     "max_new_tokens": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
     "top_k": "gen_ai.request.top_k",
     "top_p": "gen_ai.request.top_p",
     "seed": "gen_ai.request.seed",
 }
-# Codes that are the server's own fault, by the conventions for spans of gRPC servers.
-FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+# Codes that set a span's status to ERROR, by the conventions for spans of gRPC servers.
+ERROR_CODES = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
 
 class TracingError(Exception):
-    """Spans cannot be made."""
+    """Spans cannot be exported: the extra is missing, or the endpoint is malformed."""
 
 
 class Tracing(CallObserver):
-    """A watcher of calls. Tell others of a call's end after it: it may give the call its trace id."""
+    """Makes a span for each call. It must come before the access log, since it may set the call's trace id."""
 
     def __init__(self, processor: SpanProcessor, version: str) -> None:
         """Send spans to `processor`.
 
         Raises:
-            TracingError: where the extra is not installed.
+            TracingError: if the extra is not installed.
         """
         try:
             from opentelemetry import trace
@@ -59,104 +58,104 @@ class Tracing(CallObserver):
             raise TracingError(EXTRA) from error
         self._trace = trace
         own = Resource.create({SERVICE_NAME: "gradellm", SERVICE_VERSION: version})
-        resource = own.merge(OTELResourceDetector().detect())  # the environment's word counts for more
+        resource = own.merge(OTELResourceDetector().detect())  # the environment takes precedence
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # see `close`
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("gradellm_server", version)
         self._propagator = TraceContextTextMapPropagator()
         self._model = ""
 
-    def serve(self, model: str) -> None:
-        """Name the model that is served."""
+    def set_model(self, model: str) -> None:
+        """Set the name of the model that is served."""
         self._model = model
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Send what has not been sent; a collector that does not answer holds up the server's end for no longer."""
+        """Send the remaining spans, within the timeout: an unreachable collector must not hold up the server's exit."""
         closing = threading.Thread(target=self._provider.shutdown, name="spans-close", daemon=True)
         closing.start()
         closing.join(timeout_seconds)
 
-    def ended(self, call: Call) -> None:
-        """See `calls.Watcher`. All spans are made now, with the times that they had."""
+    def on_end(self, call: Call) -> None:
+        """See `CallObserver`. All spans of the call are made now, with their times in the past."""
         end = time.time_ns()
-        began = end - _nanoseconds(call.seconds)
+        start = end - _nanoseconds(call.seconds)
         span = self._tracer.start_span(
             f"{SERVICE}/{call.method}",
             context=self._caller(call),
             kind=self._trace.SpanKind.SERVER,
             attributes={**self._attributes(call), "gradellm.request.id": call.id},
-            start_time=began,
+            start_time=start,
         )
         call.trace_id = f"{span.get_span_context().trace_id:032x}"
-        if call.facts.first_token_at is not None:
-            span.add_event("first token", timestamp=began + _nanoseconds(call.facts.first_token_at - call.began))
-        if call.code in FAULTS:
+        if call.stats.first_token_at is not None:
+            span.add_event("first token", timestamp=start + _nanoseconds(call.stats.first_token_at - call.started_at))
+        if call.code in ERROR_CODES:
             span.set_status(self._trace.StatusCode.ERROR, call.reason or call.code)
-        if call.facts.timings is not None:
-            self._children(call, self._trace.set_span_in_context(span), began)
+        if call.stats.timings is not None:
+            self._children(call, self._trace.set_span_in_context(span), start)
         span.end(end)
 
-    def _children(self, call: Call, parent: Context, began: int) -> None:
-        timings = call.facts.timings
+    def _children(self, call: Call, parent: Context, start: int) -> None:
+        timings = call.stats.timings
         for name in ("queue", "prefill", "decode", "attribution"):
             if seconds := getattr(timings, name):
-                child = self._tracer.start_span(name, context=parent, start_time=began)
-                began += _nanoseconds(seconds)
-                child.end(began)
+                child = self._tracer.start_span(name, context=parent, start_time=start)
+                start += _nanoseconds(seconds)
+                child.end(start)
 
     def _caller(self, call: Call) -> Context:
-        """What the caller's metadata says of its own span."""
+        """The caller's span, from the metadata."""
         from opentelemetry.context import Context
 
         carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
         return self._propagator.extract(carrier, Context())
 
     def _attributes(self, call: Call) -> dict[str, Any]:
-        facts = call.facts
-        told: dict[str, Any] = {
+        stats = call.stats
+        attributes: dict[str, Any] = {
             "rpc.system.name": "grpc",
             "rpc.method": f"{SERVICE}/{call.method}",
             "rpc.response.status_code": call.code,
         }
         if call.code != "OK":
-            told["error.type"] = call.reason or call.code
+            attributes["error.type"] = call.reason or call.code
         if call.client is not None:
-            told["gradellm.client"] = call.client
-        if not facts.num_prompt_tokens:
-            return told
-        told |= {
+            attributes["gradellm.client"] = call.client
+        if not stats.num_prompt_tokens:
+            return attributes
+        attributes |= {
             "gen_ai.operation.name": self._operation(call),
             "gen_ai.provider.name": "gradellm",
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
             "gen_ai.response.id": call.id,
-            "gen_ai.usage.input_tokens": facts.num_prompt_tokens,
-            "gen_ai.usage.output_tokens": facts.num_tokens if facts.generates else 0,
-            "gen_ai.usage.cache_read.input_tokens": facts.num_reused_tokens,
-            "gradellm.attributed_tokens": facts.num_attributed,
+            "gen_ai.usage.input_tokens": stats.num_prompt_tokens,
+            "gen_ai.usage.output_tokens": stats.num_tokens if stats.generates else 0,
+            "gen_ai.usage.cache_read.input_tokens": stats.num_reused_tokens,
+            "gradellm.attributed_tokens": stats.num_attributed,
         }
-        if facts.generates:
-            told |= {SAMPLING[name]: value for name, value in facts.sampling.items()}
-        if facts.method:
-            told["gradellm.method"] = facts.method
-        if facts.finish_reason:
-            told["gen_ai.response.finish_reasons"] = (facts.finish_reason,)
-        if facts.first_token_at is not None:
-            told["gen_ai.response.time_to_first_chunk"] = facts.first_token_at - call.began
-        return told
+        if stats.generates:
+            attributes |= {SAMPLING_ATTRIBUTES[name]: value for name, value in stats.sampling.items()}
+        if stats.method:
+            attributes["gradellm.method"] = stats.method
+        if stats.finish_reason:
+            attributes["gen_ai.response.finish_reasons"] = (stats.finish_reason,)
+        if stats.first_token_at is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = stats.first_token_at - call.started_at
+        return attributes
 
     @staticmethod
     def _operation(call: Call) -> str:
         if call.method == "Generate":
-            return "chat" if call.facts.is_chat else "text_completion"
+            return "chat" if call.stats.is_chat else "text_completion"
         return call.method.lower()
 
 
-def exporting(endpoint: str, version: str) -> Tracing:
-    """Spans that go to a collector by OTLP over gRPC, in batches, on a thread of their own.
+def otlp_tracing(endpoint: str, version: str) -> Tracing:
+    """Tracing that exports to a collector by OTLP over gRPC, in batches, on a thread of its own.
 
     Raises:
-        TracingError: where the extra is not installed, or the endpoint is no http(s)://HOST:PORT.
+        TracingError: if the extra is not installed, or the endpoint is not http(s)://HOST:PORT.
     """
     if not endpoint.startswith(("http://", "https://")):
         raise TracingError(f"{endpoint} is not http://HOST:PORT or https://HOST:PORT")
@@ -170,7 +169,7 @@ def exporting(endpoint: str, version: str) -> Tracing:
 
 
 def _channel_options(endpoint: str) -> Any:  # noqa: ANN401 (the exporter's annotation is wrong: values may be numbers)
-    """A collector on this machine is reached directly: gRPC would send spans to a proxy of the environment."""
+    """Reach a collector on this machine directly: gRPC would use the environment's proxy."""
     return (("grpc.enable_http_proxy", 0),) if is_local(f"{urlsplit(endpoint).hostname}:0") else ()
 
 

@@ -1,1 +1,1 @@
-"""The gRPC side: service, conversion of messages, status codes, authentication."""
+"""The gRPC service: handlers, conversion of messages, status codes, and interceptors."""

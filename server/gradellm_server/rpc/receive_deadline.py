@@ -1,7 +1,7 @@
-"""Requests that do not arrive: a call whose request takes longer than it may ends.
+"""A deadline for receiving requests: a call whose request does not arrive in time ends.
 
-gRPC waits for the one message of a request for as long as the connection lasts, and holds what has come of it; its
-handlers know nothing of such a call, so that neither they nor a client's limits can end it.
+gRPC waits for the single message of a request as long as the connection lasts, and buffers what has arrived; the
+handler has not been called yet, so that neither it nor a client's quota can end such a call.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
-class Receiving(grpc.aio.ServerInterceptor):
-    """Gives every call with one request so long to send it.
+class ReceiveDeadline(grpc.aio.ServerInterceptor):
+    """Gives every call with one request a limited time to send it.
 
-    Handlers get their request taken from a stream of requests, which is the same on the wire.
+    Handlers are wrapped as handlers of a stream of requests, which is the same on the wire.
 
     Args:
-        seconds: from the call's beginning to the end of its request.
+        seconds: from the start of the call to the end of its request.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401  (the type of a handler is gRPC's own affair)
-        """The call's handler, which waits no longer than it may."""
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401  (gRPC does not type its handlers)
+        """The call's handler, with the deadline."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
         if handler.response_streaming:
 
             async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-                answers = handler.unary_stream(await self._request(requests, context), context)
-                if not hasattr(answers, "__aiter__"):  # a handler that writes by its context
-                    await answers
+                responses = handler.unary_stream(await self._request(requests, context), context)
+                if not hasattr(responses, "__aiter__"):  # a handler that writes through its context
+                    await responses
                     return
-                async with aclosing(answers):  # its end must not wait for the garbage collector
-                    async for answer in answers:
-                        yield answer
+                async with aclosing(responses):  # ends the handler now, and not when it is garbage-collected
+                    async for response in responses:
+                        yield response
 
             make: Any = grpc.stream_stream_rpc_method_handler
             return make(stream, handler.request_deserializer, handler.response_serializer)
 
-        async def single(requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: ANN401
+        async def unary(requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: ANN401
             request = await self._request(requests, context)
-            answer = handler.unary_unary(request, context)
-            return await answer if hasattr(answer, "__await__") else answer
+            response = handler.unary_unary(request, context)
+            return await response if hasattr(response, "__await__") else response
 
-        return grpc.stream_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
 
     async def _request(self, requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: ANN401
         try:

@@ -1,6 +1,6 @@
-"""ExplainerService over grpc.aio: bytes in, jobs on the engine thread, events out.
+"""ExplainerService over grpc.aio: each call becomes a job on the engine thread.
 
-Requests are parsed here and not by gRPC, which would answer bytes that are no message with UNKNOWN.
+Requests are parsed here and not by gRPC, which would answer bytes that are not a valid message with UNKNOWN.
 """
 
 from __future__ import annotations
@@ -15,37 +15,48 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import Message
 
+from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
-from gradellm_server.auth.quota import Meter, current_quota
-from gradellm_server.engine_thread import EngineThread, Job, Tell
-from gradellm_server.observability.call import Call, Watchers
-from gradellm_server.rpc import conversion
+from gradellm_server.auth.quota import QuotaReservation, current_quota
+from gradellm_server.engine_loop.engine_thread import EngineThread
+from gradellm_server.engine_loop.job import ConvertEvent, Job
+from gradellm_server.observability.call import Call, CallObservers
+from gradellm_server.rpc import events_to_wire, requests_from_wire
+from gradellm_server.rpc.rpcs import SERVICE_NAME, STREAMING_RPCS, UNARY_RPCS, num_tokens
+from gradellm_server.rpc.server_info import server_info
 from gradellm_server.rpc.status import reason_of, status_of
 
 Context = grpc.aio.ServicerContext[bytes, Message]
-Stream = Callable[[bytes, Context], AsyncIterator[Message]]
-Unary = Callable[[bytes, Context], Awaitable[Message]]
+StreamHandler = Callable[[bytes, Context], AsyncIterator[Message]]
+UnaryHandler = Callable[[bytes, Context], Awaitable[Message]]
 
 
 @dataclass
-class Watched:
-    """A call that is watched, what it has on the engine thread, what it failed with, and who is charged for it."""
+class ActiveCall:
+    """A call that is being handled.
+
+    Attributes:
+        call: what its observers see.
+        job: its request on the engine thread, once submitted.
+        status: the error that it ends with, if any.
+        quota: what its client is charged.
+    """
 
     call: Call
     job: Job[Message] | None = None
     status: grpc.Status | None = None
-    meter: Meter = field(default_factory=lambda: Meter(current_quota.get()))
+    quota: QuotaReservation = field(default_factory=lambda: QuotaReservation(current_quota.get()))
 
 
 class ExplainerService:
-    """The service's handlers, over one engine and its thread."""
+    """The handlers of the service, for one engine and its thread."""
 
     def __init__(
-        self, engine: Engine, thread: EngineThread, *, max_message_bytes: int, watchers: Watchers | None = None
+        self, engine: Engine, thread: EngineThread, *, max_message_bytes: int, observers: CallObservers | None = None
     ) -> None:
         self._engine, self._thread = engine, thread
-        self._watchers = watchers or Watchers()
-        self._info = conversion.server_info(
+        self._observers = observers or CallObservers()
+        self._info = server_info(
             engine,
             {
                 "max_running_requests": thread.max_running,
@@ -57,117 +68,124 @@ class ExplainerService:
         )
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a server registers."""
-        stream: Any = partial(grpc.unary_stream_rpc_method_handler, response_serializer=_serialise)
-        unary: Any = partial(grpc.unary_unary_rpc_method_handler, response_serializer=_serialise)
+        """The handler to add to a gRPC server."""
+        stream: Any = partial(grpc.unary_stream_rpc_method_handler, response_serializer=_serialize)
+        unary: Any = partial(grpc.unary_unary_rpc_method_handler, response_serializer=_serialize)
         return grpc.method_handlers_generic_handler(
-            conversion.SERVICE_NAME,
+            SERVICE_NAME,
             {
-                **{name: stream(self._streaming(name, *call)) for name, call in conversion.STREAMS.items()},
-                **{name: unary(self._single(name, *call)) for name, call in conversion.SINGLES.items()},
+                **{name: stream(self._stream_handler(name, *rpc)) for name, rpc in STREAMING_RPCS.items()},
+                **{name: unary(self._unary_handler(name, *rpc)) for name, rpc in UNARY_RPCS.items()},
                 "GetServerInfo": unary(self._get_server_info),
             },
         )
 
-    def _streaming(self, name: str, kind: type[Message], work: Callable[..., Any], answer: type[Any]) -> Stream:
-        tell: Tell[Message] = partial(conversion.answers, answer, self._engine)
+    def _stream_handler(
+        self, name: str, request_type: type[Message], start: Callable[..., Any], response_type: type[Any]
+    ) -> StreamHandler:
+        convert: ConvertEvent[Message] = partial(events_to_wire.responses, response_type, self._engine)
 
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
-            with self._watched(name, context) as watched:
-                metered = watched.meter.metered(partial(work, tenant=watched.call.client))
-                job = self._submit(watched, kind, payload, metered, tell)
-                job.when_abandoned = partial(_tell_abandoned, context, watched)
-                async for event in job:
-                    yield event
-                    self._watchers.answered(watched.call, event)
-            if watched.status is not None:
-                await context.abort_with_status(watched.status)
+            with self._active_call(name, context) as active:
+                read = active.quota.reserving(partial(start, tenant=active.call.client))
+                job = self._submit(active, request_type, payload, read, convert)
+                job.on_slow_reader = partial(_abort_slow_reader, context, active)
+                async for response in job:
+                    yield response
+                    self._observers.on_response(active.call, response)
+            if active.status is not None:
+                await context.abort_with_status(active.status)
 
         return handle
 
-    def _single(self, name: str, kind: type[Message], work: Callable[..., Any]) -> Unary:
+    def _unary_handler(self, name: str, request_type: type[Message], answer: Callable[..., Any]) -> UnaryHandler:
         async def handle(payload: bytes, context: Context) -> Message:
-            with self._watched(name, context) as watched:
-                counted = watched.meter.counted(work, conversion.num_tokens)
-                job = self._submit(watched, kind, payload, counted, _tells_nothing)
-                answer = await anext(aiter(job))
-                self._watchers.answered(watched.call, answer)
-                return answer
-            return await _abort(context, watched)
+            with self._active_call(name, context) as active:
+                read = active.quota.charging(answer, num_tokens)
+                job = self._submit(active, request_type, payload, read, _no_events)
+                response = await anext(aiter(job))
+                self._observers.on_response(active.call, response)
+                return response
+            return await _abort(context, active)
 
         return handle
 
     async def _get_server_info(self, payload: bytes, context: Context) -> Message:
-        with self._watched("GetServerInfo", context) as watched:
-            self._watchers.read(watched.call, conversion.info_request(payload))
-            self._watchers.answered(watched.call, self._info)
+        with self._active_call("GetServerInfo", context) as active:
+            self._observers.on_request(active.call, requests_from_wire.parse(pb.GetServerInfoRequest, payload))
+            self._observers.on_response(active.call, self._info)
             return self._info
-        return await _abort(context, watched)
+        return await _abort(context, active)
 
     def _submit(
-        self, watched: Watched, kind: type[Message], payload: bytes, work: Callable[..., Any], tell: Tell[Message]
+        self,
+        active: ActiveCall,
+        request_type: type[Message],
+        payload: bytes,
+        read: Callable[..., Any],
+        convert: ConvertEvent[Message],
     ) -> Job[Message]:
-        """A request on its way to the engine thread, taken off it when the call ends."""
-        watched.meter.check()
-        request = conversion.parse(kind, payload)
-        self._watchers.read(watched.call, request)
-        watched.job = self._thread.submit(partial(work, request), tell, len(payload))
-        return watched.job
+        """Parse a request and submit it to the engine thread."""
+        active.quota.check()
+        request = requests_from_wire.parse(request_type, payload)
+        self._observers.on_request(active.call, request)
+        active.job = self._thread.submit(partial(read, request), convert, len(payload))
+        return active.job
 
     @contextmanager
-    def _watched(self, name: str, context: Context) -> Iterator[Watched]:
-        """Have a call watched from its beginning to its end; an error becomes its status, to be told by the caller.
+    def _active_call(self, name: str, context: Context) -> Iterator[ActiveCall]:
+        """Observe a call from start to end, and free its resources; an error becomes the call's `status`.
 
-        Watchers know of the end before the client does.
+        Observers see the end before the client does.
         """
-        watched = Watched(Call.arriving(name, tuple(context.invocation_metadata() or ())))
-        call = watched.call
-        self._watchers.began(call)
+        active = ActiveCall(Call.start(name, tuple(context.invocation_metadata() or ())))
+        call = active.call
+        self._observers.on_start(call)
         try:
-            yield watched
+            yield active
             call.code = "OK"
-        except Exception as error:  # everything has a status; a cancelled call raises no Exception
-            watched.status = status_of(error)
-            call.code, call.reason = watched.status.code.name, reason_of(watched.status)
+        except Exception as error:  # cancellation is no Exception, and leaves the code CANCELLED
+            active.status = status_of(error)
+            call.code, call.reason = active.status.code.name, reason_of(active.status)
         finally:
-            # Also when the client has left, or its deadline has passed: the slot is free before the next step.
-            if watched.job is not None:
-                watched.job.cancel()
-            watched.meter.settle()
+            # Also after a disconnect or a deadline: the slot is free before the next step.
+            if active.job is not None:
+                active.job.cancel()
+            active.quota.settle()
             if call.code == "CANCELLED" and context.time_remaining() == 0:
                 call.code = "DEADLINE_EXCEEDED"
-            self._watchers.ended(call)
+            self._observers.on_end(call)
 
 
-async def _abort(context: Context, watched: Watched) -> NoReturn:
-    """End a call with the error that it came to."""
-    if watched.status is None:
-        raise ValueError("a call without an answer has a status")
-    await context.abort_with_status(watched.status)
+async def _abort(context: Context, active: ActiveCall) -> NoReturn:
+    """End a unary call with its error."""
+    if active.status is None:
+        raise ValueError("a call without a response has a status")
+    await context.abort_with_status(active.status)
     raise AssertionError  # for the type checker: abort_with_status has raised
 
 
-def _tell_abandoned(context: Context, watched: Watched, error: Exception) -> None:
-    """Send the end of a stream whose handler is blocked in a message that the client does not read."""
+def _abort_slow_reader(context: Context, active: ActiveCall, error: Exception) -> None:
+    """Send the status of a stream whose handler is blocked in a write that the client does not read."""
     status = status_of(error)
-    watched.call.code, watched.call.reason = status.code.name, reason_of(status)
+    active.call.code, active.call.reason = status.code.name, reason_of(status)
 
-    async def tell() -> None:
-        with suppress(Exception):  # abort raises what would end a handler; here it ends this task
+    async def abort() -> None:
+        with suppress(Exception):  # abort_with_status always raises
             await context.abort_with_status(status)
 
-    task = asyncio.get_running_loop().create_task(tell())
-    _telling.add(task)  # the loop itself keeps no task alive
-    task.add_done_callback(_telling.discard)
+    task = asyncio.get_running_loop().create_task(abort())
+    _pending_aborts.add(task)  # the event loop holds tasks by weak references alone
+    task.add_done_callback(_pending_aborts.discard)
 
 
-_telling: set[asyncio.Task[None]] = set()
+_pending_aborts: set[asyncio.Task[None]] = set()
 
 
-def _tells_nothing(event: object) -> Sequence[Message]:
-    """A single answer has no events."""
+def _no_events(event: object) -> Sequence[Message]:
+    """A unary call has no events."""
     return []
 
 
-def _serialise(message: Message) -> bytes:
+def _serialize(message: Message) -> bytes:
     return message.SerializeToString()

@@ -1,4 +1,4 @@
-"""From an error to what the wire says of it: one table, with the details that a client can act on."""
+"""The gRPC status of each error: code, reason, and the details that a client can act on, in one table."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from gradellm_engine import (
     TokenizerError,
     UnsupportedModelError,
 )
-from gradellm_server.auth.access import MethodNotAllowedError, UnknownClientError
 from gradellm_server.auth.quota import TooManyStreamsError, TooManyTokensError
-from gradellm_server.engine_thread import (
+from gradellm_server.auth.tokens import MethodNotAllowedError, UnknownClientError
+from gradellm_server.engine_loop.errors import (
     EngineFailedError,
     QueueFullError,
     ReadingFailedError,
@@ -34,14 +34,14 @@ from gradellm_server.engine_thread import (
 )
 
 DOMAIN = "gradellm"
-RETRY_SECONDS = 1.0  # where an error does not know better
+RETRY_SECONDS = 1.0  # default delay of errors that do not estimate one
 MAX_TEXT_BYTES = 1000
 
 logger = logging.getLogger(__name__)
 
 
 class StatusMapping(NamedTuple):
-    """How one kind of error is told: its gRPC code, its reason in capitals, and details beside."""
+    """The status of one kind of error: gRPC code, reason (in capitals), and further details."""
 
     code: int
     reason: str
@@ -51,22 +51,22 @@ class StatusMapping(NamedTuple):
 def _violations(error: Exception) -> list[Message]:
     if not isinstance(error, InvalidRequestError):
         return []
-    description = shortened(error.description)
+    description = truncate(error.description)
     violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
     return [error_details_pb2.BadRequest(field_violations=[violation])]
 
 
 def _retry(error: Exception) -> list[Message]:
-    """When a later try may do; nothing where none will."""
+    """The delay before a retry; nothing if a retry would fail as well."""
     seconds: float | None = getattr(error, "retry_seconds", RETRY_SECONDS)
     if seconds is None:
         return []
     delay = duration_pb2.Duration()
-    delay.FromMilliseconds(math.ceil(seconds * 1000))  # never before there is room
+    delay.FromMilliseconds(math.ceil(seconds * 1000))  # rounded up: not before there is room
     return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
-TABLE: dict[type[Exception], StatusMapping] = {
+STATUS_BY_ERROR: dict[type[Exception], StatusMapping] = {
     InvalidRequestError: StatusMapping(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", _violations),
     QueueFullError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", _retry),
     BusyError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "BUSY", _retry),
@@ -76,7 +76,7 @@ TABLE: dict[type[Exception], StatusMapping] = {
     EngineFailedError: StatusMapping(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
     GroupLostError: StatusMapping(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
     ReadingFailedError: StatusMapping(code_pb2.INVALID_ARGUMENT, "TOKENIZER_FAILED"),
-    TokenizerError: StatusMapping(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on the model's own tokens
+    TokenizerError: StatusMapping(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on tokens that the model chose
     SlowConsumerError: StatusMapping(code_pb2.ABORTED, "SLOW_READER"),
     UnsupportedModelError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
     ModelLoadError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
@@ -84,21 +84,19 @@ TABLE: dict[type[Exception], StatusMapping] = {
     MethodNotAllowedError: StatusMapping(code_pb2.PERMISSION_DENIED, "METHOD_NOT_ALLOWED"),
     TooManyStreamsError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_STREAMS", _retry),
     TooManyTokensError: StatusMapping(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOKENS_PER_MINUTE", _retry),
-    ComputationError: StatusMapping(code_pb2.INTERNAL, "NOT_FINITE"),  # the model's own fault, whatever was asked
+    ComputationError: StatusMapping(code_pb2.INTERNAL, "NOT_FINITE"),  # of the model, not of the request
 }
 
 
 def status_of(error: Exception) -> grpc.Status:
-    """The gRPC status of an error. What nobody expected is logged here and told without its text."""
-    row = next((row for kind, row in TABLE.items() if isinstance(error, kind)), None)
+    """The gRPC status of an error. An unexpected error is logged, and its text is not sent to the client."""
+    row = next((row for kind, row in STATUS_BY_ERROR.items() if isinstance(error, kind)), None)
     message = str(error) or type(error).__name__
     if row is None:
-        logger.error("unexpected error", exc_info=error)
-        row, message = (
-            StatusMapping(code_pb2.INTERNAL, "INTERNAL"),
-            "the server failed in a way that it did not expect; see its log",
-        )
-    status = status_pb2.Status(code=row.code, message=shortened(message))
+        logger.error("Unexpected error in a call; it ends with INTERNAL", exc_info=error)
+        row = StatusMapping(code_pb2.INTERNAL, "INTERNAL")
+        message = "the server failed in a way that it did not expect; see its log"
+    status = status_pb2.Status(code=row.code, message=truncate(message))
     for detail in [error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN), *row.details(error)]:
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -106,18 +104,18 @@ def status_of(error: Exception) -> grpc.Status:
     return rpc_status.to_status(status)
 
 
-def shortened(text: str) -> str:
-    """What fits into a call's trailers, several times and in their encodings: errors may quote names and labels."""
+def truncate(text: str) -> str:
+    """Cut a message that quotes long names or labels, so that it fits into the trailers several times."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= MAX_TEXT_BYTES:
         return text
     left = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
-    words = left.rpartition(" ")[0]  # not in the midst of a word, nor of an escape in something quoted
+    words = left.rpartition(" ")[0]  # between words, and so not inside an escape sequence
     return f"{words if len(words) > len(left) // 2 else left} ..."
 
 
 def reason_of(status: grpc.Status) -> str:
-    """The reason that a status of ours tells, in capitals; empty where it tells none."""
+    """The reason in a status of this server, in capitals; empty if it has none."""
     for key, value in status.trailing_metadata or ():
         if key == "grpc-status-details-bin":
             info = error_details_pb2.ErrorInfo()

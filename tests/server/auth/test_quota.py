@@ -1,4 +1,4 @@
-"""One client's limits: never more than they say, however many ask at once, and exact about when there is room."""
+"""Quotas: limits hold under concurrency, and retry delays are exact."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from functools import partial
 
 import pytest
 
-from gradellm_server.auth.quota import Meter, Quota, TooManyStreamsError, TooManyTokensError
+from gradellm_server.auth.quota import Quota, QuotaReservation, TooManyStreamsError, TooManyTokensError
 from gradellm_server.auth.tokens import Client
 
 
 class Clock:
-    """Seconds, as a test says."""
+    """A clock that a test sets, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -35,7 +35,7 @@ def quota_of(clock: Clock, **limits: int) -> Quota:
     return Quota(Client("alice", (), **limits), clock)  # type: ignore[arg-type]
 
 
-def test_tokens_come_back_a_minute_after_they_were_charged() -> None:
+def test_tokens_are_available_again_a_minute_after_the_charge() -> None:
     clock = Clock()
     quota = quota_of(clock, tokens_per_minute=100)
     quota.charge(60)
@@ -46,7 +46,7 @@ def test_tokens_come_back_a_minute_after_they_were_charged() -> None:
     assert refused.value.retry_seconds == 40
     with pytest.raises(TooManyTokensError) as refused:
         quota.charge(61)
-    assert refused.value.retry_seconds == 60  # the second charge must be over, too
+    assert refused.value.retry_seconds == 60  # the second charge must leave the window, too
     clock.seconds += 39.9
     with pytest.raises(TooManyTokensError):
         quota.charge(1)
@@ -54,7 +54,7 @@ def test_tokens_come_back_a_minute_after_they_were_charged() -> None:
     quota.charge(60)
 
 
-def test_what_can_never_fit_is_told_without_a_time_to_come_back() -> None:
+def test_a_request_beyond_the_limit_has_no_retry_delay() -> None:
     with pytest.raises(TooManyTokensError, match="ask for fewer") as refused:
         quota_of(Clock(), tokens_per_minute=100).charge(101)
     assert refused.value.retry_seconds is None
@@ -68,12 +68,12 @@ def test_unused_tokens_are_given_back_at_once_and_only_once() -> None:
     late = quota.charge(70)
     clock.seconds += 61
     quota.charge(100)
-    quota.settle(late, 0)  # its minute is over: nothing to give back
+    quota.settle(late, 0)  # it has left the window: nothing to give back
     with pytest.raises(TooManyTokensError):
         quota.charge(1)
 
 
-def test_any_minute_is_within_the_limit() -> None:
+def test_charges_of_any_minute_are_within_the_limit() -> None:
     clock, draw = Clock(), random.Random(0)
     quota = quota_of(clock, tokens_per_minute=1000)
     admitted: list[tuple[float, int]] = []
@@ -86,7 +86,7 @@ def test_any_minute_is_within_the_limit() -> None:
             wait = refused.retry_seconds or 0.0
             assert 0 < wait <= 60
             clock.seconds += wait + 1e-6
-            charge = quota.charge(count)  # there is room when it was said
+            charge = quota.charge(count)  # there is room after the retry delay
         used = draw.randint(0, count)
         quota.settle(charge, used)
         admitted.append((clock.seconds, used))
@@ -123,31 +123,31 @@ def test_limits_hold_for_many_threads() -> None:
     assert quota.num_streams == 0
 
 
-def test_a_request_is_charged_from_when_it_runs_whatever_its_client_takes_of_it() -> None:
+def test_a_request_that_ran_is_charged_whether_or_not_its_client_reads_it() -> None:
     quota = quota_of(Clock(), tokens_per_minute=100)
     for has_run, left in ((False, 100), (True, 93)):
-        meter = Meter(quota)
-        stream = meter.metered(lambda: FakeStream(100, list(range(7)), has_run))()  # noqa: B023 (called at once)
+        reservation = QuotaReservation(quota)
+        stream = reservation.reserving(lambda: FakeStream(100, list(range(7)), has_run))()  # noqa: B023 (called at once)
         with pytest.raises(TooManyTokensError):
             quota.charge(1)
         assert len(stream.ids) == 7
-        meter.settle()
-        meter.settle()
+        reservation.settle()
+        reservation.settle()
         with pytest.raises(TooManyTokensError):
             quota.charge(left + 1)
 
 
-def test_a_call_that_ended_while_it_was_read_is_not_charged() -> None:
+def test_a_call_that_ended_while_its_request_was_read_is_not_charged() -> None:
     quota = quota_of(Clock(), tokens_per_minute=100)
-    meter = Meter(quota)
-    read = meter.metered(lambda: FakeStream(100))
-    meter.settle()
+    reservation = QuotaReservation(quota)
+    read = reservation.reserving(lambda: FakeStream(100))
+    reservation.settle()
     read()
     quota.charge(100)
 
 
-def test_without_a_quota_nothing_is_measured() -> None:
-    meter = Meter(None)
+def test_without_a_quota_nothing_is_charged() -> None:
+    reservation = QuotaReservation(None)
     read = partial(FakeStream, 100)
-    assert meter.metered(read) is read
-    meter.settle()
+    assert reservation.reserving(read) is read
+    reservation.settle()

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS on a real server: who gets in, renewal without a restart, and files that cannot be."""
+"""TLS and mutual TLS on a real server: handshakes, renewal without a restart, and unusable files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pair(authority: Authority) -> Pair:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changed files are found at the next look, not a second later."""
+    """Changed files are found at the next connection, not a second later."""
     monkeypatch.setattr(file_watcher, "CHECK_SECONDS", 0.0)
 
 
@@ -45,7 +45,7 @@ def model_of(server: RunningServer, tls: Tls) -> str:
         return client.server_info(timeout=20).model.family
 
 
-def test_tls_encrypts_for_who_trusts_the_authority(serving: Serving, authority: Authority, pair: Pair) -> None:
+def test_tls_needs_a_client_that_trusts_the_authority(serving: Serving, authority: Authority, pair: Pair) -> None:
     other = Authority(authority.cert.parent, "other")
     with serving(tls_cert=pair.cert, tls_key=pair.key) as server:
         assert model_of(server, Tls(ca=authority.cert)) == "llama"
@@ -55,7 +55,7 @@ def test_tls_encrypts_for_who_trusts_the_authority(serving: Serving, authority: 
             client.server_info(timeout=20)
 
 
-def test_mutual_tls_lets_in_only_valid_certificates_of_the_clients_authority(
+def test_mutual_tls_accepts_only_valid_certificates_of_the_client_authority(
     serving: Serving, authority: Authority, pair: Pair
 ) -> None:
     clients = Authority(authority.cert.parent, "clients")
@@ -67,7 +67,7 @@ def test_mutual_tls_lets_in_only_valid_certificates_of_the_clients_authority(
             Tls(authority.cert, wrong.cert, wrong.key),
             Tls(authority.cert),
         ):
-            # The handshake ends, before there is a call that could have a status.
+            # The handshake fails before there is a call that could have a status.
             with pytest.raises((UnavailableError, UnauthenticatedError)) as refused:
                 model_of(server, tls)
             cause = refused.value.__cause__
@@ -96,14 +96,14 @@ def test_renewed_certificates_are_used_without_a_restart(
             assert model_of(server, Tls(after.cert)) == "llama"
             with pytest.raises(UnauthenticatedError):
                 model_of(server, Tls(before.cert))
-            assert standing.server_info().model.family == "llama"  # a connection that stands goes on
+            assert standing.server_info().model.family == "llama"  # an existing connection goes on
         with caplog.at_level(logging.WARNING):
             pair.key.write_text("a renewal that went wrong")
             assert model_of(server, Tls(after.cert)) == "llama"
             assert model_of(server, Tls(after.cert)) == "llama"
         warnings = [record for record in caplog.records if record.name == "gradellm_server.auth.file_watcher"]
-        assert len(warnings) == 1  # once a change
-        assert "stays in use" in warnings[0].getMessage()
+        assert len(warnings) == 1  # once for each change
+        assert "keeping the previous version" in warnings[0].getMessage()
         replace(pair, before.sign("again"))
         assert model_of(server, Tls(before.cert)) == "llama"
 
@@ -134,7 +134,7 @@ def _no_authority(authority: Authority, pair: Pair) -> tuple[TlsFiles, str]:
 
 
 @pytest.mark.parametrize("broken", [_absent, _mismatched, _no_certificate, _encrypted, _no_authority])
-def test_files_that_cannot_be_used_are_named(authority: Authority, pair: Pair, broken: Broken) -> None:
+def test_errors_name_the_unusable_file(authority: Authority, pair: Pair, broken: Broken) -> None:
     files, words = broken(authority, pair)
     with pytest.raises(SecurityFileError, match=words):
         files.read()
@@ -143,12 +143,12 @@ def test_files_that_cannot_be_used_are_named(authority: Authority, pair: Pair, b
     assert main([*arguments, "--model", "never/looked-for"]) == 2
 
 
-def test_broken_files_end_the_start_in_one_line(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
+def test_broken_files_end_the_start_with_one_line(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
     absent = pair.key.with_name("absent.key")
     assert main(["--listen", "127.0.0.1:0", "--tls-cert", str(pair.cert), "--tls-key", str(absent)]) == 2
-    said = capsys.readouterr().err
-    assert said.strip().splitlines()[-1].startswith("error: the private key")
-    assert "weights" not in said
+    output = capsys.readouterr().err
+    assert output.strip().splitlines()[-1].startswith("error: the private key")
+    assert "weights" not in output
 
 
 def test_plain_text_needs_loopback_or_insecure(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The file of tokens: what it may say, whose a token is, how one is made, and that changes are found."""
+"""The file of tokens: parsing, look-up, the command that makes tokens, and reloading."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gradellm_server.auth.file_watcher import Reloading, SecurityFileError
+from gradellm_server.auth.file_watcher import FileWatcher, SecurityFileError
 from gradellm_server.auth.tokens import METHODS, Client, Clients, entry, main, make_token, read_clients
-from gradellm_server.rpc.conversion import SINGLES, STREAMS
+from gradellm_server.rpc.rpcs import STREAMING_RPCS, UNARY_RPCS
 
 
 def written(path: Path, text: str) -> Path:
@@ -21,11 +21,11 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_methods_are_those_of_the_wire() -> None:
-    assert {*STREAMS, *SINGLES, "GetServerInfo", "ServerReflectionInfo"} == set(METHODS)
+def test_methods_match_the_wire_contract() -> None:
+    assert {*STREAMING_RPCS, *UNARY_RPCS, "GetServerInfo", "ServerReflectionInfo"} == set(METHODS)
 
 
-def test_a_file_says_who_may_call_and_what(tmp_path: Path) -> None:
+def test_a_file_names_clients_and_their_limits(tmp_path: Path) -> None:
     (alice, its_hash), (bob, bobs), (bobs_next, bobs_second) = make_token(), make_token(), make_token()
     path = written(
         tmp_path / "tokens.toml",
@@ -52,7 +52,7 @@ def test_a_file_says_who_may_call_and_what(tmp_path: Path) -> None:
         assert clients.find(nobodys) is None
 
 
-def test_a_token_is_taken_until_it_expires() -> None:
+def test_a_token_is_valid_until_it_expires() -> None:
     token, sha256 = make_token()
     end = datetime(2030, 1, 1, tzinfo=UTC)
     clients = Clients((Client("alice", (bytes.fromhex(sha256),), expires=end),))
@@ -78,19 +78,21 @@ HASH = "0" * 64
         (f'[alice]\nsha256 = "{HASH}"\ntokens_per_minute = true', "tokens_per_minute must be a whole number"),
         (f'[alice]\nsha256 = "{HASH}"\nmethods = ["Generat"]', "methods must be a list of Generate"),
         (f'[alice]\nsha256 = "{HASH}"\nmethods = "Generate"', "methods must be a list of Generate"),
-        (f'[alice]\nsha256 = "{HASH}"\nmax_streams = 3', r"\[alice\] has max_streams, which it cannot"),
+        (f'[alice]\nsha256 = "{HASH}"\nmax_streams = 3', r"\[alice\] has unknown keys max_streams;"),
         (f'[alice]\nsha256 = "{HASH}"\n[bob]\nsha256 = "{HASH}"', "alice and bob have the same token"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_without_its_secrets(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_of_a_file_do_not_quote_its_secrets(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SecurityFileError, match=words) as refused:
         read_clients(written(tmp_path / "tokens.toml", text))
     assert "gradellm_secret" not in str(refused.value)
 
 
-def test_changes_are_found_and_a_broken_file_keeps_the_old(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_reloaded_and_a_broken_file_keeps_the_previous_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = written(tmp_path / "tokens.toml", f'[alice]\nsha256 = "{HASH}"\n')
-    clients = Reloading([path], lambda: read_clients(path), check_seconds=0)
+    clients = FileWatcher([path], lambda: read_clients(path), check_seconds=0)
     assert [client.name for client in clients.value.clients] == ["alice"]
     written(path, f'[bobby]\nsha256 = "{HASH}"\n')
     assert [client.name for client in clients.value.clients] == ["bobby"]
@@ -102,19 +104,19 @@ def test_changes_are_found_and_a_broken_file_keeps_the_old(tmp_path: Path, caplo
         assert [client.name for client in clients.value.clients] == ["bobby"]
     assert sum(record.levelname == "WARNING" for record in caplog.records) == 2  # one for each change
     written(path, "")
-    assert clients.value.clients == ()  # nobody may call any more
+    assert clients.value.clients == ()  # every call is rejected now
     with pytest.raises(SecurityFileError, match="cannot be read: No such file"):
         read_clients(tmp_path / "absent.toml")
 
 
-def test_the_command_shows_a_token_once_and_its_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_token_and_its_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["alice", "--expires-days", "2", "--max-concurrent-streams", "3", "--tokens-per-minute", "500"]
     assert main([*arguments, "--methods", "Generate,Tokenize"]) == 0
-    told = capsys.readouterr()
-    token = next(line for line in told.err.splitlines() if line.startswith("gradellm_"))
+    captured = capsys.readouterr()
+    token = next(line for line in captured.err.splitlines() if line.startswith("gradellm_"))
     assert len(token) == len("gradellm_") + 43  # 256 bits
-    assert token not in told.out
-    found = read_clients(written(tmp_path / "tokens.toml", told.out)).find(token)
+    assert token not in captured.out
+    found = read_clients(written(tmp_path / "tokens.toml", captured.out)).find(token)
     assert found is not None
     assert found.hashes == (hashlib.sha256(token.encode()).digest(),)
     assert found.expires is not None
@@ -124,20 +126,20 @@ def test_the_command_shows_a_token_once_and_its_entry(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("arguments", [["a b"], ["alice", "--methods", "All"], ["alice", "--expires-days", "0"], []])
-def test_the_command_refuses_what_the_file_may_not_say(arguments: list[str]) -> None:
+def test_the_command_refuses_invalid_entries(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
 
 
-def test_gradellm_token_is_the_command(tmp_path: Path) -> None:
+def test_gradellm_token_runs_the_command(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "gradellm", "token", "alice"], capture_output=True, text=True, timeout=60, check=True
     )
     assert read_clients(written(tmp_path / "tokens.toml", ended.stdout)).find(ended.stderr.splitlines()[1]) is not None
 
 
-def test_an_entry_reads_as_it_was_meant(tmp_path: Path) -> None:
+def test_an_entry_is_read_back_unchanged(tmp_path: Path) -> None:
     path = written(tmp_path / "tokens.toml", entry("a", HASH, {"expires": datetime(2030, 1, 1, tzinfo=UTC)}) + "\n")
     assert read_clients(path).clients[0].expires == datetime(2030, 1, 1, tzinfo=UTC)
     assert "2030-01-01T00:00:00Z" in path.read_text()

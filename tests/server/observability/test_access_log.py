@@ -1,4 +1,4 @@
-"""A line a call, with what it came to and never with what was said."""
+"""The access log: one line for each call, without any text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
-from gradellm_server.observability.access_log import RequestLog
+from gradellm_server.observability.access_log import AccessLog
 from gradellm_server.observability.logging_setup import FIELDS, JsonFormatter, TextFormatter
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
@@ -25,7 +25,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 @pytest.fixture(scope="module")
 def server(engine: Engine) -> Iterator[RunningServer]:
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[RequestLog()])
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[AccessLog()])
     yield running
     running.close()
 
@@ -45,7 +45,9 @@ def line_of(lines: Callable[[], list[dict[str, Any]]]) -> dict[str, Any]:
     return line
 
 
-def test_a_stream_tells_counts_and_times(server: RunningServer, lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_the_line_of_a_stream_has_counts_and_times(
+    server: RunningServer, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
     request = pb.GenerateRequest(
         input=pb.Input(prompt=SECRET), max_new_tokens=3, attribution=pb.AttributionOptions(), stop=["qqqq"]
     )
@@ -65,7 +67,9 @@ def test_a_stream_tells_counts_and_times(server: RunningServer, lines: Callable[
     assert 0 < line["first_token_seconds"] < line["total_seconds"]
 
 
-def test_a_cancelled_stream_tells_what_it_had(server: RunningServer, lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_the_line_of_a_cancelled_stream_counts_what_was_sent(
+    server: RunningServer, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=SECRET), max_new_tokens=200))
     for _ in range(4):
         next(call)
@@ -76,7 +80,9 @@ def test_a_cancelled_stream_tells_what_it_had(server: RunningServer, lines: Call
     assert "queue_seconds" not in line
 
 
-def test_a_deadline_is_told_from_a_cancel(server: RunningServer, lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_a_deadline_is_distinguished_from_a_cancellation(
+    server: RunningServer, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
     options = pb.AttributionOptions()
     request = pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=250, attribution=options)
     with pytest.raises(grpc.RpcError):

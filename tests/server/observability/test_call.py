@@ -1,4 +1,4 @@
-"""What is known of a call, and that those who watch calls harm none."""
+"""A call's id, client and observers; a failing observer harms no call."""
 
 from __future__ import annotations
 
@@ -8,72 +8,72 @@ import pytest
 from google.protobuf.message import Message
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_server.observability.call import Call, CallObserver, Watchers, current_client
+from gradellm_server.observability.call import Call, CallObserver, CallObservers, current_client
 
 
 class Recorder(CallObserver):
-    """Writes down what it is told."""
+    """Records its notifications."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.notifications: list[str] = []
 
-    def began(self, call: Call) -> None:
-        self.told.append("began")
+    def on_start(self, call: Call) -> None:
+        self.notifications.append("start")
 
-    def read(self, call: Call, request: Message) -> None:
-        self.told.append(type(request).__name__)
+    def on_request(self, call: Call, request: Message) -> None:
+        self.notifications.append(type(request).__name__)
 
-    def answered(self, call: Call, answer: Message) -> None:
-        self.told.append(call.facts.kind)
+    def on_response(self, call: Call, response: Message) -> None:
+        self.notifications.append(call.stats.kind)
 
-    def ended(self, call: Call) -> None:
-        self.told.append(call.code)
+    def on_end(self, call: Call) -> None:
+        self.notifications.append(call.code)
 
 
 class Failing(Recorder):
-    """Fails at everything."""
+    """Fails at every notification."""
 
-    def began(self, call: Call) -> None:
+    def on_start(self, call: Call) -> None:
         raise ValueError("cannot begin")
 
-    def ended(self, call: Call) -> None:
+    def on_end(self, call: Call) -> None:
         raise ValueError("cannot end")
 
 
 def test_an_own_id_is_kept_where_it_fits_a_line() -> None:
-    assert Call.arriving("Generate", [("x-request-id", "job-7/a.b:c")]).id == "job-7/a.b:c"
+    assert Call.start("Generate", [("x-request-id", "job-7/a.b:c")]).id == "job-7/a.b:c"
     for wrong in ("two\nlines", "sp ace", "x" * 129, "", "ü"):
-        made = Call.arriving("Generate", [("x-request-id", wrong)]).id
-        assert made != wrong
-        assert len(made) == 32
+        call_id = Call.start("Generate", [("x-request-id", wrong)]).id
+        assert call_id != wrong
+        assert len(call_id) == 32
 
 
-def test_the_client_is_whom_the_gate_found() -> None:
-    assert Call.arriving("Generate", None).client is None
+def test_the_client_is_the_one_that_the_interceptor_found() -> None:
+    assert Call.start("Generate", None).client is None
     token = current_client.set("alice")
     try:
-        assert Call.arriving("Generate", ()).client == "alice"
+        assert Call.start("Generate", ()).client == "alice"
     finally:
         current_client.reset(token)
 
 
-def test_one_that_fails_harms_nobody_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_fails_harms_no_call_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
-    watchers = Watchers([Failing(), recorder])
+    observers = CallObservers([Failing(), recorder])
     call = Call("Generate")
     with caplog.at_level(logging.ERROR):
-        watchers.began(call)
-        watchers.read(call, pb.GenerateRequest())
-        watchers.answered(call, pb.GenerateResponse(progress=pb.Progress(done=0.5)))
-        watchers.ended(call)
-    assert recorder.told == ["began", "GenerateRequest", "progress", "CANCELLED"]
+        observers.on_start(call)
+        observers.on_request(call, pb.GenerateRequest())
+        observers.on_response(call, pb.GenerateResponse(progress=pb.Progress(done=0.5)))
+        observers.on_end(call)
+    assert recorder.notifications == ["start", "GenerateRequest", "progress", "CANCELLED"]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["Failing"]
-    assert call.num_answers == 1
-    assert call.ended is not None
+    assert call.num_responses == 1
+    assert call.ended_at is not None
     assert call.seconds >= 0
 
 
-def test_a_call_that_is_turned_away_begins_and_ends() -> None:
+def test_a_rejected_call_starts_and_ends() -> None:
     recorder = Recorder()
-    Watchers([recorder]).turned_away("Generate", None, "UNAUTHENTICATED", "UNAUTHENTICATED")
-    assert recorder.told == ["began", "UNAUTHENTICATED"]
+    CallObservers([recorder]).on_rejected("Generate", None, "UNAUTHENTICATED", "UNAUTHENTICATED")
+    assert recorder.notifications == ["start", "UNAUTHENTICATED"]

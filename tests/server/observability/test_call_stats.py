@@ -1,4 +1,4 @@
-"""What messages tell: counts, gaps and lag."""
+"""Statistics of a call's messages: counts, gaps and lag."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ def row(index: int) -> pb.GenerateResponse:
 
 
 def test_lag_counts_the_tokens_after_the_one_that_is_explained() -> None:
-    facts = CallStats()
+    stats = CallStats()
     lags = []
     for message in (token(0), row(0), token(1), token(2), token(3), row(1), row(2), row(3)):
-        facts.answered(message, 0.0)
-        lags.append(facts.lag_tokens)
+        stats.on_response(message, 0.0)
+        lags.append(stats.lag_tokens)
     assert lags == [None, 0, None, None, None, 2, 1, 0]
-    assert (facts.num_tokens, facts.num_attributed) == (4, 4)
+    assert (stats.num_tokens, stats.num_attributed) == (4, 4)
 
 
 def test_rows_of_given_tokens_have_no_lag() -> None:
-    facts = CallStats()
-    facts.answered(row(5), 0.0)
-    assert facts.lag_tokens == 0
+    stats = CallStats()
+    stats.on_response(row(5), 0.0)
+    assert stats.lag_tokens == 0
 
 
 def test_gaps_are_between_tokens_and_not_before_the_first() -> None:
-    facts = CallStats()
+    stats = CallStats()
     gaps = []
     for message, now in ((token(0), 1.0), (row(0), 1.5), (token(1), 2.0), (token(2), 2.25)):
-        facts.answered(message, now)
-        gaps.append(facts.gap_seconds)
+        stats.on_response(message, now)
+        gaps.append(stats.gap_seconds)
     assert gaps == [None, None, 1.0, 0.25]
-    assert (facts.first_token_at, facts.last_token_at) == (1.0, 2.25)
+    assert (stats.first_token_at, stats.last_token_at) == (1.0, 2.25)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +57,22 @@ def test_gaps_are_between_tokens_and_not_before_the_first() -> None:
     ],
 )
 def test_who_chooses_the_tokens(request_: pb.GenerateRequest, generates: bool) -> None:
-    facts = CallStats()
-    facts.read(request_)
-    assert facts.generates is generates
+    stats = CallStats()
+    stats.on_request(request_)
+    assert stats.generates is generates
 
 
 def test_the_end_says_reason_and_timings_and_an_item_its_metric() -> None:
-    facts = CallStats()
+    stats = CallStats()
     finished = pb.Finished(
         reason=pb.FINISH_REASON_STOP_TEXT,
         usage=pb.Usage(reused_prompt_tokens=3),
         timings=pb.Timings(queue_seconds=1, prefill_seconds=2, decode_seconds=3, attribution_seconds=4),
     )
-    facts.answered(pb.EvaluateResponse(item=pb.EvaluationItem(metric=pb.METRIC_PI_SOFT_NS)), 0.0)
-    assert facts.metric == "pi_soft_ns"
-    facts.answered(pb.EvaluateResponse(finished=finished), 0.0)
-    assert (facts.finish_reason, facts.num_reused_tokens, facts.timings) == ("stop_text", 3, Timings(1, 2, 3, 4))
-    assert facts.finish_reason in FINISH_REASONS
+    stats.on_response(pb.EvaluateResponse(item=pb.EvaluationItem(metric=pb.METRIC_PI_SOFT_NS)), 0.0)
+    assert stats.metric == "pi_soft_ns"
+    stats.on_response(pb.EvaluateResponse(finished=finished), 0.0)
+    assert (stats.finish_reason, stats.num_reused_tokens, stats.timings) == ("stop_text", 3, Timings(1, 2, 3, 4))
+    assert stats.finish_reason in FINISH_REASONS
     assert "pi_soft_nc" in EVALUATION_METRICS
     assert "unspecified" not in (*FINISH_REASONS, *EVALUATION_METRICS)

@@ -1,4 +1,4 @@
-"""What --debug adds, and that it is not there without."""
+"""`--debug`: channelz and stack dumps, and neither without it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ print("still there", flush=True)
 """
 
 
-def test_channelz_counts_calls_and_knows_connections(serving: Serving) -> None:
+def test_channelz_shows_calls_and_connections(serving: Serving) -> None:
     with serving(debug=True) as server:
         server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")))
         stub = channelz_pb2_grpc.ChannelzStub(server.channel)
-        known = stub.GetServers(channelz_pb2.GetServersRequest()).server
-        busy = [its for its in known if its.data.calls_succeeded >= 1]
+        servers = stub.GetServers(channelz_pb2.GetServersRequest()).server
+        busy = [server_info for server_info in servers if server_info.data.calls_succeeded >= 1]
         assert busy
         sockets = [
             socket.name
-            for its in busy
+            for server_info in busy
             for socket in stub.GetServerSockets(
-                channelz_pb2.GetServerSocketsRequest(server_id=its.ref.server_id)
+                channelz_pb2.GetServerSocketsRequest(server_id=server_info.ref.server_id)
             ).socket_ref
         ]
         assert any("127.0.0.1" in name for name in sockets), sockets
@@ -52,7 +52,7 @@ def test_without_the_flag_there_is_no_channelz(serving: Serving) -> None:
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_signal_writes_all_stacks_and_ends_nothing() -> None:
+def test_a_signal_dumps_all_stacks_and_the_server_goes_on() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdin=subprocess.PIPE,
@@ -64,7 +64,7 @@ def test_a_signal_writes_all_stacks_and_ends_nothing() -> None:
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGUSR1)
         time.sleep(0.2)
-        told, stacks = process.communicate("")
-    assert told == "still there\n"
+        output, stacks = process.communicate("")
+    assert output == "still there\n"
     assert "in lingering" in stacks
     assert stacks.count("Thread 0x") + stacks.count("Current thread 0x") == 2

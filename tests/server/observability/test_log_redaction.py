@@ -1,4 +1,4 @@
-"""What a caller sends is in no log, no metric and no other caller's answer; what an error quotes of it is short."""
+"""The text of requests is in no log, metric or other caller's response; errors quote little of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START_SECONDS = 90
 
 @contextmanager
 def process(tmp_path: Path, *arguments: str) -> Iterator[tuple[str, Path]]:
-    """A server process with all that it can log; its address, and the file with its lines."""
+    """A server process at log level debug; its address, and the file of its output."""
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(entry("alice", HASH, {}) + "\n" + entry("bob", make_token()[1], {}))
     log = tmp_path / "log"
@@ -67,8 +67,8 @@ def _answers(address: str) -> bool:
 
 
 def requests(text: str) -> list[tuple[str, Any]]:
-    """Every RPC, well and ill formed in every way that is found at another place."""
-    given = pb.Input(prompt=text)
+    """Requests of every RPC: valid, and invalid in each way that another part of the server detects."""
+    prompt_input = pb.Input(prompt=text)
     chat = pb.Input(messages=[pb.Message(role=text, content=text), pb.Message(role="user", content=text)])
     bad_segment = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=10**6)])
     twice = pb.Input(prompt=text, segments=[pb.Segment(name=text, start=0, end=3)] * 2)
@@ -78,46 +78,46 @@ def requests(text: str) -> list[tuple[str, Any]]:
     options = pb.AttributionOptions(method=text)
     scores = pb.GivenScores(name=text, rows=[pb.ScoreRow(step=0, scores=[float("nan")])])
     return [
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, attribution=pb.AttributionOptions())),
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=2, stop=[text])),
-        ("Generate", pb.GenerateRequest(input=given, max_new_tokens=10**9)),
-        ("Generate", pb.GenerateRequest(input=given, temperature=float("nan"))),
-        ("Generate", pb.GenerateRequest(input=given, attribution=options)),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=2, attribution=pb.AttributionOptions())),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=2, stop=[text])),
+        ("Generate", pb.GenerateRequest(input=prompt_input, max_new_tokens=10**9)),
+        ("Generate", pb.GenerateRequest(input=prompt_input, temperature=float("nan"))),
+        ("Generate", pb.GenerateRequest(input=prompt_input, attribution=options)),
         ("Generate", pb.GenerateRequest(input=pb.Input(prompt=text * 2000))),
         ("Generate", pb.GenerateRequest(input=chat, max_new_tokens=2)),
         *(("Generate", pb.GenerateRequest(input=each)) for each in (bad_segment, twice, overlapping)),
         (
             "Generate",
             pb.GenerateRequest(
-                input=given, attribution=pb.AttributionOptions(contrast=pb.Contrast(text=text)), max_new_tokens=1
+                input=prompt_input, attribution=pb.AttributionOptions(contrast=pb.Contrast(text=text)), max_new_tokens=1
             ),
         ),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text)),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text, attribution=options)),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text, completion_ids=[1])),
-        ("Attribute", pb.AttributeRequest(input=given, completion=text * 2000)),
-        ("Evaluate", pb.EvaluateRequest(input=given, labels=[text, text])),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text)),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text, attribution=options)),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text, completion_ids=[1])),
+        ("Attribute", pb.AttributeRequest(input=prompt_input, completion=text * 2000)),
+        ("Evaluate", pb.EvaluateRequest(input=prompt_input, labels=[text, text])),
         (
             "Evaluate",
-            pb.EvaluateRequest(input=given, completion=text, evaluation=pb.EvaluationOptions(scores=[scores])),
+            pb.EvaluateRequest(input=prompt_input, completion=text, evaluation=pb.EvaluationOptions(scores=[scores])),
         ),
         (
             "Evaluate",
             pb.EvaluateRequest(
-                input=given,
+                input=prompt_input,
                 evaluation=pb.EvaluationOptions(
                     methods=[pb.EvaluatedMethod(name=text, attribution=options)], rationale=[text]
                 ),
             ),
         ),
-        ("Tokenize", pb.TokenizeRequest(input=given)),
+        ("Tokenize", pb.TokenizeRequest(input=prompt_input)),
         ("Tokenize", pb.TokenizeRequest(input=bad_segment)),
         ("Tokenize", pb.TokenizeRequest()),
     ]
 
 
 def ask(channel: grpc.Channel, token: str) -> list[grpc.RpcError]:
-    """Send them all, and bytes that are no messages; the errors that came back."""
+    """Send all requests and malformed bytes; returns the errors."""
     stub = explainer_pb2_grpc.ExplainerServiceStub(channel)  # type: ignore[no-untyped-call]
     metadata = [("authorization", f"Bearer {token}"), ("x-note", MARKER)]
     errors = []
@@ -141,12 +141,12 @@ def ask(channel: grpc.Channel, token: str) -> list[grpc.RpcError]:
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_no_log_of_a_real_process_holds_what_was_sent(tmp_path: Path, style: str) -> None:
+def test_the_log_of_a_process_holds_no_text_of_requests(tmp_path: Path, style: str) -> None:
     with process(tmp_path, "--log-format", style) as (address, log), grpc.insecure_channel(address) as channel:
         errors = ask(channel, TOKEN)
         refused = ask_refused(channel)
     lines = log.read_text()
-    assert "Generate" in lines  # it has logged
+    assert "Generate" in lines  # until it has logged
     assert MARKER not in lines
     assert TOKEN not in lines
     assert len(errors) > 20
@@ -155,9 +155,9 @@ def test_no_log_of_a_real_process_holds_what_was_sent(tmp_path: Path, style: str
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,  # the longest are larger than a message may be
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # the longest exceed the limit of a message
     }
-    for error in errors:  # a caller's own names come back to it, shortened
+    for error in errors:  # errors quote the caller's own names, truncated
         assert len((error.details() or "").encode()) <= MAX_TEXT_BYTES + 4
     for error in refused:
         assert MARKER not in (error.details() or "")
@@ -175,7 +175,7 @@ def ask_refused(channel: grpc.Channel) -> list[grpc.RpcError]:
     return errors
 
 
-def test_no_metric_holds_what_was_sent(tmp_path: Path) -> None:
+def test_metrics_hold_no_text_of_requests(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -191,7 +191,7 @@ def test_no_metric_holds_what_was_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
-def test_tracebacks_say_where_and_not_what(formatter: type[logging.Formatter]) -> None:
+def test_tracebacks_have_the_stack_and_no_message(formatter: type[logging.Formatter]) -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter())
@@ -206,11 +206,11 @@ def test_tracebacks_say_where_and_not_what(formatter: type[logging.Formatter]) -
     except ValueError:
         logger.exception("a pass failed")
     logger.error("memory", exc_info=RuntimeError("CUDA out of memory"))
-    said = stream.getvalue()
-    assert MARKER not in said
-    assert "builtins.ValueError" in said
-    assert "builtins.KeyError" in said
-    assert "test_log_redaction.py" in said
-    assert "CUDA out of memory" in said
+    output = stream.getvalue()
+    assert MARKER not in output
+    assert "builtins.ValueError" in output
+    assert "builtins.KeyError" in output
+    assert "test_log_redaction.py" in output
+    assert "CUDA out of memory" in output
     if formatter is JsonFormatter:
-        assert [json.loads(line)["level"] for line in said.splitlines()] == ["error", "error"]
+        assert [json.loads(line)["level"] for line in output.splitlines()] == ["error", "error"]

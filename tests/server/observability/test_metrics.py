@@ -1,4 +1,4 @@
-"""Metrics are what really happened: counts of known calls, and nothing that a request could choose for a label."""
+"""Metrics of known calls have the right values, and no label comes from a request."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NUM_PROMPT_TOKENS = len(PROMPT) + 1
 
 @pytest.fixture
 def server(engine: Engine) -> Iterator[RunningServer]:
-    """One of its own for each test: it has counted nothing."""
+    """A server of its own for each test, with all counts at zero."""
     running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"))
     yield running
     running.close()
 
 
 def value(server: RunningServer, name: str, **labels: str) -> float:
-    """One sample; 0 for one that is not there."""
+    """A sample's value; 0 if there is no such sample."""
     return server.server.metrics.registry.get_sample_value(f"gradellm_{name}", labels) or 0.0
 
 
@@ -71,14 +71,14 @@ def test_three_requests_of_known_lengths(server: RunningServer) -> None:
     assert value(server, "attribution_seconds_count", rpc="Generate") == 2
     for phase in ("queue", "prefill", "decode"):
         name = f"request_{phase}_time_seconds"
-        told = sum(getattr(answer[-1].finished.timings, f"{phase}_seconds") for answer in answers)
+        reported = sum(getattr(answer[-1].finished.timings, f"{phase}_seconds") for answer in answers)
         assert value(server, f"{name}_count", rpc="Generate") == 3
-        assert value(server, f"{name}_sum", rpc="Generate") == pytest.approx(told)
-    told = sum(answer[-1].finished.timings.attribution_seconds for answer in answers[1:])
-    assert value(server, "attribution_seconds_sum", rpc="Generate") == pytest.approx(told)
-    whole = value(server, "e2e_request_latency_seconds_sum", rpc="Generate")
+        assert value(server, f"{name}_sum", rpc="Generate") == pytest.approx(reported)
+    reported = sum(answer[-1].finished.timings.attribution_seconds for answer in answers[1:])
+    assert value(server, "attribution_seconds_sum", rpc="Generate") == pytest.approx(reported)
+    total = value(server, "e2e_request_latency_seconds_sum", rpc="Generate")
     parts = value(server, "time_to_first_token_seconds_sum") + value(server, "inter_token_latency_seconds_sum")
-    assert 0 < parts <= whole
+    assert 0 < parts <= total
     assert value(server, "num_requests_running") == 0
     assert value(server, "num_requests_waiting") == 0
 
@@ -99,7 +99,7 @@ def test_a_given_completion_is_explained_and_not_generated(server: RunningServer
     assert value(server, "request_success_total", rpc="Attribute", finished_reason="end_of_completion") == 1
 
 
-def test_an_evaluation_tells_its_results(server: RunningServer) -> None:
+def test_an_evaluation_counts_its_items(server: RunningServer) -> None:
     request = pb.EvaluateRequest(
         input=pb.Input(prompt=PROMPT),
         generation=pb.GenerationOptions(max_new_tokens=2),
@@ -173,14 +173,14 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
     assert value(server, "rpc_refused_total", reason="INTERNAL") == 0
 
 
-def test_clients_are_told_apart_by_their_tokens_names_and_strangers_counted(serving: Serving, tmp_path: Path) -> None:
+def test_calls_are_counted_by_client_and_unknown_callers_too(serving: Serving, tmp_path: Path) -> None:
     token, its_hash = make_token()
     file = tmp_path / "tokens.toml"
     file.write_text(entry("alice", its_hash, {"methods": ["Generate"]}))
     with serving(tokens=file) as server:
-        known = [("authorization", f"Bearer {token}")]
-        list(server.stub.Generate(generate(1), metadata=known))
-        for metadata in (known, [("authorization", "Bearer mallory")]):
+        credentials = [("authorization", f"Bearer {token}")]
+        list(server.stub.Generate(generate(1), metadata=credentials))
+        for metadata in (credentials, [("authorization", "Bearer mallory")]):
             with pytest.raises(grpc.RpcError):
                 server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")), metadata=metadata)
         assert value(server, "rpc_requests_total", rpc="Generate", code="OK", client="alice") == 1
@@ -189,15 +189,15 @@ def test_clients_are_told_apart_by_their_tokens_names_and_strangers_counted(serv
         assert value(server, "rpc_refused_total", reason="METHOD_NOT_ALLOWED") == 1
 
 
-def test_prefixes_that_are_found_again(server: RunningServer) -> None:
+def test_prefix_cache_queries_and_hits(server: RunningServer) -> None:
     prompt = "A prompt that nobody has asked for, longer than sixteen tokens"
-    asked, found = (value(server, f"prefix_cache_{what}_total") for what in ("queries", "hits"))
+    queries, hits = (value(server, f"prefix_cache_{what}_total") for what in ("queries", "hits"))
     for _ in range(2):
         answers = list(server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=1)))
     reused = answers[-1].finished.usage.reused_prompt_tokens
     assert reused > 0
-    assert value(server, "prefix_cache_queries_total") - asked == 2 * (len(prompt) + 1)
-    assert value(server, "prefix_cache_hits_total") - found == reused
+    assert value(server, "prefix_cache_queries_total") - queries == 2 * (len(prompt) + 1)
+    assert value(server, "prefix_cache_hits_total") - hits == reused
 
 
 def test_a_scrape_waits_for_no_pass(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,21 +224,25 @@ def test_a_scrape_waits_for_no_pass(server: RunningServer, monkeypatch: pytest.M
 
 
 def scraped(server: RunningServer) -> str:
-    """What Prometheus would get."""
+    """The text of a scrape."""
     with urllib.request.urlopen(f"http://{server.server.metrics_address}/metrics", timeout=10) as answer:
         return str(answer.read().decode())
 
 
 def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told() -> dict[str, float]:
+    def reported() -> dict[str, float]:
         samples = [sample for family in server.server.metrics.registry.collect() for sample in family.samples]
-        return {f"{its.name} {its.labels['device']}": its.value for its in samples if "device_memory" in its.name}
+        return {
+            f"{sample.name} {sample.labels['device']}": sample.value
+            for sample in samples
+            if "device_memory" in sample.name
+        }
 
-    assert told() == {}  # the model is on the processor
+    assert reported() == {}  # the model is on the CPU
     monkeypatch.setattr(
         "gradellm_server.observability.metrics.gpu_memory", lambda devices: {"cuda:0": (3, 8), "cuda:1": (5, 8)}
     )
-    assert told() == {
+    assert reported() == {
         "gradellm_device_memory_bytes cuda:0": 8,
         "gradellm_device_memory_bytes cuda:1": 8,
         "gradellm_device_memory_free_bytes cuda:0": 3,
@@ -246,7 +250,7 @@ def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
-def test_the_port_tells_the_registry(server: RunningServer) -> None:
+def test_the_port_serves_the_registry(server: RunningServer) -> None:
     list(server.stub.Generate(generate(2)))
     families = {family.name: family for family in text_string_to_metric_families(scraped(server))}
     (info,) = families["gradellm_model_info"].samples

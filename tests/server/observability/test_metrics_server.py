@@ -1,4 +1,4 @@
-"""The port of metrics: taken early, refused clearly, closed with the server."""
+"""The metrics server: bound early, closed with the server, and robust against hostile clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_server.__main__ import main
 from gradellm_server.observability import metrics_server
-from gradellm_server.observability.metrics_server import MetricsPort
+from gradellm_server.observability.metrics_server import MetricsServer
 from gradellm_server.settings import ListenError, ServerSettings
 from server.conftest import Serving
 
@@ -32,42 +32,38 @@ def taken() -> Iterator[str]:
         yield f"127.0.0.1:{holder.getsockname()[1]}"
 
 
-def test_a_taken_port_is_a_clear_error_before_the_model_is_loaded(
-    taken: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_used_port_is_an_error_before_the_model_is_loaded(taken: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ListenError, match=f"cannot listen on {taken} for metrics"):
-        MetricsPort(taken, CollectorRegistry())
+        MetricsServer(taken, CollectorRegistry())
     assert main(["--listen", "127.0.0.1:0", "--metrics-listen", taken]) == 2
-    told = capsys.readouterr().err
-    assert told.strip().splitlines()[-1].startswith(f"error: cannot listen on {taken} for metrics")
-    assert "weights" not in told
+    output = capsys.readouterr().err
+    assert output.strip().splitlines()[-1].startswith(f"error: cannot listen on {taken} for metrics")
+    assert "weights" not in output
 
 
 @pytest.mark.parametrize("wrong", ["9090", ":9090", "localhost", "localhost:http", "localhost:70000", "unix:/x"])
-def test_an_address_that_is_none_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_address_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ListenError, match="is not HOST:PORT"):
         ServerSettings(metrics_listen=wrong)
     assert main(["--metrics-listen", wrong]) == 2
     assert "is not HOST:PORT" in capsys.readouterr().err
 
 
-def test_a_closed_port_answers_no_more_and_can_be_taken_again() -> None:
-    port = MetricsPort("localhost:0", CollectorRegistry())
+def test_a_closed_port_can_be_bound_again() -> None:
+    port = MetricsServer("localhost:0", CollectorRegistry())
     url = f"http://{port.address}/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         assert answer.status == 200
     port.close()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=5)
-    MetricsPort(port.address, CollectorRegistry()).close()
+    MetricsServer(port.address, CollectorRegistry()).close()
 
 
-def test_a_default_port_that_is_taken_is_a_warning(
-    taken: str, serving: Serving, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_used_default_port_is_a_warning(taken: str, serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
     with serving(metrics_listen=taken, metrics_required=False) as server:
         assert server.server.metrics_address is None
-        assert f"without metrics: cannot listen on {taken}" in caplog.text
+        assert f"Serving without metrics: cannot listen on {taken}" in caplog.text
         server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")))
 
 
@@ -75,15 +71,17 @@ def test_a_default_port_that_is_taken_is_a_warning(
 
 
 @pytest.fixture
-def port() -> Iterator[MetricsPort]:
+def port() -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
     Counter("a", "b", registry=registry).inc()
-    made = MetricsPort("127.0.0.1:0", registry)
-    yield made
-    made.close()
+    metrics_server_ = MetricsServer("127.0.0.1:0", registry)
+    yield metrics_server_
+    metrics_server_.close()
 
 
-def scrape(port: MetricsPort, headers: dict[str, str] | None = None, path: str = "/metrics") -> tuple[int, bytes, Any]:
+def scrape(
+    port: MetricsServer, headers: dict[str, str] | None = None, path: str = "/metrics"
+) -> tuple[int, bytes, Any]:
     connection = http.client.HTTPConnection(port.address, timeout=5)
     connection.request("GET", path, headers=headers or {})
     answer = connection.getresponse()
@@ -92,7 +90,7 @@ def scrape(port: MetricsPort, headers: dict[str, str] | None = None, path: str =
     return answer.status, content, answer.headers
 
 
-def connect(port: MetricsPort) -> socket.socket:
+def connect(port: MetricsServer) -> socket.socket:
     host, _, number = port.address.rpartition(":")
     return socket.create_connection((host, int(number)), timeout=5)
 
@@ -104,7 +102,7 @@ def hung_up(connection: socket.socket) -> bool:
         return True
 
 
-def test_it_answers_as_prometheus_asks(port: MetricsPort) -> None:
+def test_it_serves_the_formats_of_prometheus(port: MetricsServer) -> None:
     status, content, headers = scrape(port)
     assert status == 200
     assert b"a_total 1.0" in content
@@ -116,7 +114,7 @@ def test_it_answers_as_prometheus_asks(port: MetricsPort) -> None:
     assert b"a_total" not in scrape(port, path="/metrics?name[]=other")[1]
 
 
-def test_idle_connections_make_no_threads_and_hold_up_no_scrape(port: MetricsPort) -> None:
+def test_idle_connections_start_no_threads_and_block_no_scrape(port: MetricsServer) -> None:
     before = threading.active_count()
     idle = [connect(port) for _ in range(300)]
     try:
@@ -124,15 +122,15 @@ def test_idle_connections_make_no_threads_and_hold_up_no_scrape(port: MetricsPor
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
         assert scrape(port)[0] == 200
         assert threading.active_count() <= before
-        assert hung_up(idle[0])  # the oldest made way
+        assert hung_up(idle[0])  # the oldest was closed
     finally:
         for connection in idle:
             connection.close()
 
 
 @pytest.mark.parametrize("sends", [b"", b"GET /met", b"GET / HTTP/1.1\r\nA: b\r\n"])
-def test_a_request_that_does_not_end_is_hung_up_on(
-    port: MetricsPort, sends: bytes, monkeypatch: pytest.MonkeyPatch
+def test_the_connection_of_an_unfinished_request_is_closed(
+    port: MetricsServer, sends: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_server, "CONNECTION_SECONDS", 0.2)
     with connect(port) as connection:
@@ -140,7 +138,9 @@ def test_a_request_that_does_not_end_is_hung_up_on(
         assert hung_up(connection)
 
 
-def test_a_request_byte_by_byte_is_hung_up_on(port: MetricsPort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_of_a_request_sent_byte_by_byte_is_closed(
+    port: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics_server, "CONNECTION_SECONDS", 0.2)
     until = time.monotonic() + 3
     with connect(port) as connection, suppress(OSError):
@@ -163,7 +163,7 @@ def test_a_request_byte_by_byte_is_hung_up_on(port: MetricsPort, monkeypatch: py
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"405"),
     ],
 )
-def test_what_is_no_scrape_is_refused(port: MetricsPort, sends: bytes, status: bytes) -> None:
+def test_malformed_requests_are_refused(port: MetricsServer, sends: bytes, status: bytes) -> None:
     with connect(port) as connection:
         connection.sendall(sends)
         assert connection.recv(4096).startswith(b"HTTP/1.1 " + status)

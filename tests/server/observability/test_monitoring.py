@@ -1,4 +1,4 @@
-"""deploy/monitoring: the board and the rules ask for what the server tells, and Prometheus itself understands them."""
+"""deploy/monitoring: dashboard and rules use exported metrics, and Prometheus itself accepts them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_server.observability import metrics
 from gradellm_server.observability.metrics import Metrics
 from server.conftest import Serving
 
@@ -36,19 +37,22 @@ def needs(program: str) -> str:
 
 
 def sample_names() -> set[str]:
-    """Every name that a scrape has, once something has happened."""
+    """Every name of a sample that a scrape can have."""
     suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
     families = Metrics().registry.collect()
     return OWN | {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
 
 
 def labels_of(name: str) -> set[str]:
-    from gradellm_server.observability import metrics as told
-
-    gauges = {**told.GAUGES, **told.ENGINE_GAUGES, **told.DEVICE_GAUGES, **told.INFOS}
-    known = {**told.COUNTERS, **told.ENGINE_COUNTERS, **told.HISTOGRAMS, **gauges}
+    gauges = {
+        **metrics.GAUGES,
+        **metrics.ENGINE_GAUGES,
+        **metrics.DEVICE_GAUGES,
+        **metrics.INFOS,
+    }
+    families = {**metrics.COUNTERS, **metrics.ENGINE_COUNTERS, **metrics.HISTOGRAMS, **gauges}
     short = re.sub(r"_(total|bucket|sum|count)$", "", name.removeprefix("gradellm_"))
-    return set(known[short].labels) if short in known else set()
+    return set(families[short].labels) if short in families else set()
 
 
 def board() -> Any:
@@ -56,35 +60,35 @@ def board() -> Any:
 
 
 def queries() -> list[str]:
-    asked = [target["expr"] for panel in board()["panels"] for target in panel.get("targets", ())]
-    return asked + [v["definition"] for v in board()["templating"]["list"] if v["type"] == "query"]
+    expressions = [target["expr"] for panel in board()["panels"] for target in panel.get("targets", ())]
+    return expressions + [v["definition"] for v in board()["templating"]["list"] if v["type"] == "query"]
 
 
 def rules() -> list[str]:
-    """Each rule's expression, by what stands between expr: and the next key."""
+    """Each rule's expression: the text between `expr:` and the next key."""
     text = (MONITORING / "alerts.yml").read_text()
     return re.findall(r"expr:(.*?)\n\s+(?:for|labels):", text, re.DOTALL)
 
 
-def test_every_query_and_rule_asks_for_a_metric_that_exists() -> None:
+def test_every_query_and_rule_uses_an_exported_metric() -> None:
     assert len(queries()) > 30
     assert len(rules()) == 8
     names = sample_names()
-    for asked in queries() + rules():
-        used = set(NAME.findall(asked))
-        assert used, asked
-        assert used <= names, asked
+    for query in queries() + rules():
+        used = set(NAME.findall(query))
+        assert used, query
+        assert used <= names, query
 
 
-def test_every_query_asks_for_labels_that_exist() -> None:
-    for asked in queries() + rules():
-        allowed = {"instance", "job", "le"}.union(*(labels_of(name) for name in NAME.findall(asked)))
-        grouped = [label for group in re.findall(r"by \(([^)]*)\)", asked) for label in re.split(r",\s*", group)]
-        selected = re.findall(r"(\w+)(?:=~|!=|=)\"", asked)
-        assert set(grouped + selected) <= allowed, asked
+def test_every_query_uses_existing_labels() -> None:
+    for query in queries() + rules():
+        allowed = {"instance", "job", "le"}.union(*(labels_of(name) for name in NAME.findall(query)))
+        grouped = [label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", group)]
+        selected = re.findall(r"(\w+)(?:=~|!=|=)\"", query)
+        assert set(grouped + selected) <= allowed, query
 
 
-def test_the_board_has_its_rows_and_no_data_source_of_its_own() -> None:
+def test_the_dashboard_has_its_rows_and_no_data_source() -> None:
     panels = board()["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == ROWS
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -106,7 +110,7 @@ def test_every_alert_says_what_to_do() -> None:
     "arguments",
     [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"], ["check", "config", "prometheus.yml"]],
 )
-def test_promtool_agrees(arguments: list[str]) -> None:
+def test_promtool_accepts_the_rules(arguments: list[str]) -> None:
     ended = subprocess.run(
         [needs("promtool"), *arguments], cwd=MONITORING, capture_output=True, text=True, check=False, timeout=60
     )
@@ -121,7 +125,7 @@ def test_every_alert_is_tested() -> None:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], Any]]:
-    """A real one, that scrapes a target by our own example; what it answers to queries."""
+    """A real Prometheus that scrapes a target with our example configuration; yields a function for queries."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -143,7 +147,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], Any]]:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{query}: {error.read().decode()}") from error
         except OSError:
-            return []  # it starts
+            return []  # while it starts
 
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -154,7 +158,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], Any]]:
         process.wait(20)
 
 
-def test_prometheus_scrapes_a_server_and_answers_the_boards_queries(serving: Serving, tmp_path: Path) -> None:
+def test_prometheus_scrapes_a_server_and_answers_the_dashboards_queries(serving: Serving, tmp_path: Path) -> None:
     needs("prometheus")
     with serving(metrics_listen="127.0.0.1:0") as server:
         assert server.server.metrics_address is not None
@@ -177,7 +181,7 @@ def test_prometheus_scrapes_a_server_and_answers_the_boards_queries(serving: Ser
             assert count["value"][1] == "3"
             (model,) = ask("gradellm_model_info")
             assert model["metric"]["family"] == server.engine.info.family
-            for asked in queries():
-                if not asked.startswith("label_values"):
-                    plain = asked.replace("$instance", ".*").replace("$__rate_interval", "1m")
+            for query in queries():
+                if not query.startswith("label_values"):
+                    plain = query.replace("$instance", ".*").replace("$__rate_interval", "1m")
                     assert isinstance(ask(plain), list)

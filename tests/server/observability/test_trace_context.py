@@ -1,4 +1,4 @@
-"""Traces that callers name, and what is no name."""
+"""Parsing of `traceparent`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from gradellm_server.observability.trace_context import trace_context
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-@pytest.mark.parametrize("said", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"])
-def test_a_callers_trace_is_read(said: str) -> None:
-    context = trace_context([("other", "x"), ("traceparent", said)])
+@pytest.mark.parametrize(
+    "traceparent", [f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00", f"01-{TRACE}-{SPAN}-01-more"]
+)
+def test_a_callers_trace_is_read(traceparent: str) -> None:
+    context = trace_context([("other", "x"), ("traceparent", traceparent)])
     assert context == (TRACE, SPAN)
-    assert Call.arriving("Generate", [("traceparent", said)]).trace_id == TRACE
+    assert Call.start("Generate", [("traceparent", traceparent)]).trace_id == TRACE
 
 
 @pytest.mark.parametrize(
-    "said",
+    "traceparent",
     [
         "",
         "nonsense",
@@ -30,10 +32,10 @@ def test_a_callers_trace_is_read(said: str) -> None:
         f"00-{TRACE}-{SPAN}-01\nforged=1",
     ],
 )
-def test_what_is_no_trace_is_none(said: str) -> None:
-    assert trace_context([("traceparent", said)]) is None
-    assert Call.arriving("Generate", [("traceparent", said)]).trace_id == ""
+def test_a_malformed_traceparent_is_ignored(traceparent: str) -> None:
+    assert trace_context([("traceparent", traceparent)]) is None
+    assert Call.start("Generate", [("traceparent", traceparent)]).trace_id == ""
 
 
-def test_binary_metadata_is_none() -> None:
+def test_binary_metadata_is_ignored() -> None:
     assert trace_context([("traceparent", b"00")]) is None

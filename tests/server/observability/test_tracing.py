@@ -1,4 +1,4 @@
-"""Spans: whose they are, how long their parts were, and that they carry no text."""
+"""Spans: parents, durations of their children, and no text in attributes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.observability.call import Call
-from gradellm_server.observability.tracing import Tracing, TracingError, exporting
+from gradellm_server.observability.tracing import Tracing, TracingError, otlp_tracing
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from support.http_proxy import FakeProxy, proxy
@@ -40,14 +40,14 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture(scope="module")
 def tracing(exporter: InMemorySpanExporter) -> Tracing:
-    made = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
-    made.serve("a-model")
-    return made
+    exported = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
+    exported.set_model("a-model")
+    return exported
 
 
 @pytest.fixture(scope="module")
 def server(engine: Engine, tracing: Tracing) -> Iterator[RunningServer]:
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
     yield running
     running.close()
 
@@ -58,12 +58,12 @@ def _empty(exporter: InMemorySpanExporter) -> None:
 
 
 def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
-    """By name, once the call's own is there."""
+    """The exported spans by name, once the call's own is among them."""
     limit = time.monotonic() + 10
     while True:
-        made = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
-        if any(span.kind is SpanKind.SERVER for span in made.values()):
-            return made
+        exported = {span.name.rpartition("/")[2]: span for span in exporter.get_finished_spans()}
+        if any(span.kind is SpanKind.SERVER for span in exported.values()):
+            return exported
         assert time.monotonic() < limit, "no span"
         time.sleep(0.005)
 
@@ -86,8 +86,8 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
         attribution=pb.AttributionOptions(),
     )
     answers = list(server.stub.Generate(request, metadata=[PARENT, ("x-request-id", "job-7")]))
-    made = spans(exporter)
-    root = made["Generate"]
+    exported = spans(exporter)
+    root = exported["Generate"]
     assert root.name == "gradellm.v1.ExplainerService/Generate"
     assert root.parent is not None
     assert root.context is not None
@@ -95,42 +95,42 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
     timings = answers[-1].finished.timings
     end = root.start_time
     for name in ("queue", "prefill", "decode", "attribution"):
-        child = made[name]
+        child = exported[name]
         assert child.parent is not None
         assert child.parent.span_id == root.context.span_id
         assert seconds(child) == pytest.approx(getattr(timings, f"{name}_seconds"), abs=1e-6)
         assert child.start_time == end
         end = child.end_time
-    assert sum(seconds(made[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
-    told: Any = root.attributes
-    assert told["gen_ai.operation.name"] == "text_completion"
-    assert (told["gen_ai.request.model"], told["gen_ai.response.id"]) == ("a-model", "job-7")
-    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
-    assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.temperature"]) == (3, 0.5)
-    assert told["gen_ai.request.seed"] == 7
-    assert told["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
-    assert (told["gradellm.method"], told["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
-    assert told["rpc.response.status_code"] == "OK"
+    assert sum(seconds(exported[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
+    attributes: Any = root.attributes
+    assert attributes["gen_ai.operation.name"] == "text_completion"
+    assert (attributes["gen_ai.request.model"], attributes["gen_ai.response.id"]) == ("a-model", "job-7")
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
+    assert (attributes["gen_ai.request.max_tokens"], attributes["gen_ai.request.temperature"]) == (3, 0.5)
+    assert attributes["gen_ai.request.seed"] == 7
+    assert attributes["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
+    assert (attributes["gradellm.method"], attributes["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
+    assert attributes["rpc.response.status_code"] == "OK"
     assert [event.name for event in root.events] == ["first token"]
-    assert "secret" not in "".join(span.to_json() for span in made.values())
+    assert "secret" not in "".join(span.to_json() for span in exported.values())
     assert root.resource.attributes["service.name"] == "gradellm"
     assert root.resource.attributes["service.version"] == "1.2.3"
 
 
-def test_a_refused_call_is_a_span_without_parts(server: RunningServer, exporter: InMemorySpanExporter) -> None:
+def test_a_refused_call_is_a_span_without_children(server: RunningServer, exporter: InMemorySpanExporter) -> None:
     with pytest.raises(grpc.RpcError):
         list(server.stub.Generate(pb.GenerateRequest()))
-    made = spans(exporter)
-    (root,) = made.values()
+    exported = spans(exporter)
+    (root,) = exported.values()
     assert root.parent is None
-    told: Any = root.attributes
-    assert (told["rpc.response.status_code"], told["error.type"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    attributes: Any = root.attributes
+    assert (attributes["rpc.response.status_code"], attributes["error.type"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert root.status.status_code is StatusCode.UNSET  # the client's fault
 
 
 def test_a_fault_of_the_server_is_an_error(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    call = Call("Generate", code="INTERNAL", reason="NOT_FINITE", ended=time.monotonic(), client="alice")
-    tracing.ended(call)
+    call = Call("Generate", code="INTERNAL", reason="NOT_FINITE", ended_at=time.monotonic(), client="alice")
+    tracing.on_end(call)
     (root,) = spans(exporter).values()
     assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, "NOT_FINITE")
     assert root.attributes is not None
@@ -141,7 +141,7 @@ def test_a_fault_of_the_server_is_an_error(tracing: Tracing, exporter: InMemoryS
 
 def test_messages_are_a_chat(tracing: Tracing) -> None:
     call = Call("Generate")
-    call.facts.is_chat = True
+    call.stats.is_chat = True
     assert tracing._operation(call) == "chat"
     assert tracing._operation(Call("Evaluate")) == "evaluate"
 
@@ -149,19 +149,19 @@ def test_messages_are_a_chat(tracing: Tracing) -> None:
 @pytest.mark.parametrize("wrong", ["localhost:4317", "ftp://x"])
 def test_an_endpoint_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(TracingError, match="http"):
-        exporting(wrong, "1")
+        otlp_tracing(wrong, "1")
 
 
-def test_a_collector_that_is_not_there_holds_up_no_end() -> None:
-    tracing = exporting("http://127.0.0.1:1", "1")
-    tracing.ended(Call("Generate", ended=time.monotonic()))
+def test_an_unreachable_collector_does_not_delay_close() -> None:
+    tracing = otlp_tracing("http://127.0.0.1:1", "1")
+    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
     began = time.monotonic()
     tracing.close(0.2)
     assert time.monotonic() - began < 2
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """What an OpenTelemetry collector is to an exporter."""
+    """An OpenTelemetry collector."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -183,26 +183,26 @@ def test_spans_reach_a_collector(engine: Engine) -> None:
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
     port = backend.add_insecure_port("127.0.0.1:0")
     backend.start()
-    tracing = exporting(f"http://127.0.0.1:{port}", "1")
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), watchers=[tracing])
+    tracing = otlp_tracing(f"http://127.0.0.1:{port}", "1")
+    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
     try:
         list(running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=1), metadata=[PARENT]))
     finally:
         running.close()
-        tracing.close()  # sends what is left
+        tracing.close()  # flushes the remaining spans
         backend.stop(0).wait()
     assert sorted(collected(collector.requests, lambda span: span.name.rpartition("/")[2]))[0] == "Generate"
     assert {span_id.hex() for span_id in collected(collector.requests, lambda span: span.trace_id)} == {TRACE}
 
 
-def test_a_collector_on_this_machine_is_reached_past_a_proxy(proxy: FakeProxy) -> None:
+def test_a_local_collector_is_reached_without_a_proxy(proxy: FakeProxy) -> None:
     collector = Collector()
     backend = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
     port = backend.add_insecure_port("127.0.0.1:0")
     backend.start()
-    tracing = exporting(f"http://localhost:{port}", "1")
-    tracing.ended(Call("Generate", ended=time.monotonic()))
+    tracing = otlp_tracing(f"http://localhost:{port}", "1")
+    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
     tracing.close()
     backend.stop(0).wait()
     assert len(collector.requests) == 1

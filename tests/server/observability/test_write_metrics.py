@@ -1,4 +1,4 @@
-"""docs/metrics.md is what the registry says."""
+"""docs/metrics.md matches the registry."""
 
 from __future__ import annotations
 

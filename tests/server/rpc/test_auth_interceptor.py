@@ -1,4 +1,4 @@
-"""Tokens on a real server: who gets in, what they may call, limits for many at once, and nothing for all others."""
+"""Tokens on a real server: authentication, allowed methods, and limits under concurrency."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def quotas(monkeypatch: pytest.MonkeyPatch) -> dict[str, Quota]:
-    """What clients use, by name; asked for before the server is started."""
-    made: dict[str, Quota] = {}
+    """The clients' quotas, by name; to be requested before the server is started."""
+    by_name: dict[str, Quota] = {}
 
     def of(self: Quotas, client: Any) -> Quota:
-        return made.setdefault(client.name, Quota(client))
+        return by_name.setdefault(client.name, Quota(client))
 
     monkeypatch.setattr(Quotas, "of", of)
-    return made
+    return by_name
 
 
 @pytest.fixture
@@ -71,15 +71,17 @@ def calls(server: RunningServer, metadata: Any) -> dict[str, Callable[[], Any]]:
     stub = explainer_pb2_grpc.ExplainerServiceStub(server.channel)  # type: ignore[no-untyped-call]
     reflection: Any = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     nothing: Any = server.channel.unary_unary("/some.Service/Nothing")
-    given = pb.Input(prompt="MARKER once upon a time")
+    text_input = pb.Input(prompt="MARKER once upon a time")
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
     return {
-        "Generate": lambda: list(stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=2), metadata=metadata)),
-        "Attribute": lambda: list(
-            stub.Attribute(pb.AttributeRequest(input=given, completion=" there"), metadata=metadata)
+        "Generate": lambda: list(
+            stub.Generate(pb.GenerateRequest(input=text_input, max_new_tokens=2), metadata=metadata)
         ),
-        "Evaluate": lambda: list(stub.Evaluate(pb.EvaluateRequest(input=given), metadata=metadata)),
-        "Tokenize": lambda: stub.Tokenize(pb.TokenizeRequest(input=given), metadata=metadata),
+        "Attribute": lambda: list(
+            stub.Attribute(pb.AttributeRequest(input=text_input, completion=" there"), metadata=metadata)
+        ),
+        "Evaluate": lambda: list(stub.Evaluate(pb.EvaluateRequest(input=text_input), metadata=metadata)),
+        "Tokenize": lambda: stub.Tokenize(pb.TokenizeRequest(input=text_input), metadata=metadata),
         "GetServerInfo": lambda: stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=metadata),
         "ServerReflectionInfo": lambda: list(reflection.ServerReflectionInfo(iter([listing]), metadata=metadata)),
         "Nothing": lambda: nothing(b"\xff" * 100, metadata=metadata),
@@ -87,7 +89,7 @@ def calls(server: RunningServer, metadata: Any) -> dict[str, Callable[[], Any]]:
 
 
 def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, str]:
-    """Code, message and reason of what a call fails with."""
+    """Code, message and reason of a failed call."""
     with pytest.raises(grpc.RpcError) as refused:
         call()
     error: Any = refused.value
@@ -99,34 +101,34 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, str]:
 
 @pytest.fixture
 def untouched(guarded: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails a test in which anything reaches the engine, or is even parsed."""
+    """Fails a test in which a request is parsed, or reaches the engine."""
 
     def reached(*args: object, **keywords: object) -> None:
         pytest.fail("a refused call reached the engine")
 
     monkeypatch.setattr(guarded.server.engine_thread, "submit", reached)
-    monkeypatch.setattr("gradellm_server.rpc.conversion.parse", reached)
-    for name in ("stream", "completion_stream", "evaluation_stream", "tokenize"):
+    monkeypatch.setattr("gradellm_server.rpc.requests_from_wire.parse", reached)
+    for name in ("generation_request", "attribution_request", "evaluation_request", "tokenize"):
         monkeypatch.setattr(guarded.engine, name, reached)
 
 
 @pytest.mark.usefixtures("untouched")
-def test_who_has_no_valid_token_is_refused_in_the_same_words_everywhere(guarded: RunningServer) -> None:
-    told = set()
+def test_every_rpc_refuses_an_invalid_token_with_the_same_message(guarded: RunningServer) -> None:
+    refusals = set()
     for value in REFUSED:
         metadata = [] if value is None else [("authorization", value)]
         for call in calls(guarded, metadata).values():
-            told.add(refusal(call))
+            refusals.add(refusal(call))
     two = [("authorization", f"Bearer {WHOLE[0]}"), ("authorization", "Bearer x")]
-    told.add(refusal(calls(guarded, two)["Generate"]))
-    ((code, message, reason),) = told  # whatever is asked for and whatever is wrong with the token
+    refusals.add(refusal(calls(guarded, two)["Generate"]))
+    ((code, message, reason),) = refusals  # for every RPC and every kind of invalid token
     assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_NOT_ACCEPTED")
     assert "gradellm_" not in message
     assert "whole" not in message
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_refused_call_is_answered_before_its_request_has_come(guarded: RunningServer) -> None:
+def test_a_refused_call_ends_before_its_request_has_arrived(guarded: RunningServer) -> None:
     def never() -> Iterator[bytes]:
         time.sleep(30)
         yield b""
@@ -135,7 +137,7 @@ def test_a_refused_call_is_answered_before_its_request_has_come(guarded: Running
     assert refusal(lambda: list(send(never(), timeout=5)))[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_token_opens_everything_unless_methods_are_named(guarded: RunningServer) -> None:
+def test_a_token_allows_every_rpc_unless_methods_are_named(guarded: RunningServer) -> None:
     with Client(guarded.address, token=WHOLE[0], retry=None) as client:
         assert client.explain("Once upon a time", max_new_tokens=2).tokens
         assert client.tokenize("Once").tokens
@@ -185,7 +187,7 @@ def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Q
                 {"CLIENT_STREAMS"} <= {one.reason for one in refused} <= {"CLIENT_STREAMS", "CLIENT_TOKENS_PER_MINUTE"}
             )
             assert all(one.retry_after_seconds for one in refused)
-            assert other.explain("Once", max_new_tokens=1).tokens  # others go on
+            assert other.explain("Once", max_new_tokens=1).tokens  # other clients go on
             for stream in streams:
                 stream.close()
     _until(lambda: quotas["limited"].num_streams == 0)
@@ -198,7 +200,7 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_clients_tokens_of_a_minute_are_never_exceeded_by_many_at_once(guarded: RunningServer) -> None:
+def test_concurrent_requests_do_not_exceed_a_clients_tokens_per_minute(guarded: RunningServer) -> None:
     prompt = "Once upon a time"
     with Client(guarded.address, token=WHOLE[0], retry=None) as client:
         size = len(client.tokenize(prompt).tokens) + 8
@@ -222,7 +224,7 @@ def test_a_clients_tokens_of_a_minute_are_never_exceeded_by_many_at_once(guarded
             client.explain(prompt, max_new_tokens=8)
 
 
-def test_a_request_for_more_than_a_minute_s_tokens_is_told_to_ask_for_fewer(guarded: RunningServer) -> None:
+def test_a_request_beyond_tokens_per_minute_has_no_retry_delay(guarded: RunningServer) -> None:
     with Client(guarded.address, token=LIMITED[0], retry=None) as client:
         with pytest.raises(OverloadedError, match=r"may take 20\d tokens.*ask for fewer") as refused:
             client.explain("Once", max_new_tokens=200)
@@ -232,17 +234,17 @@ def test_a_request_for_more_than_a_minute_s_tokens_is_told_to_ask_for_fewer(guar
             client.explain("Once", attribution=None, max_new_tokens=90)
 
 
-def test_tokens_that_are_not_used_come_back(quotas: dict[str, Quota], guarded: RunningServer) -> None:
+def test_unused_tokens_are_given_back(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     with Client(guarded.address, token=LIMITED[0], retry=None) as client:
         one = client.explain("Once", attribution=None, max_new_tokens=1)
         ended = [client.explain("Once", attribution=None, max_new_tokens=60, stop=[one.text]) for _ in range(2)]
         usages = [explanation.finished.usage for explanation in (one, *ended) if explanation.finished]
-        assert len(usages) == 3  # without what comes back, the last would not fit
+        assert len(usages) == 3  # without the tokens given back, the last would not fit
         total = sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
         assert quotas["limited"]._num_charged == total < 60
 
 
-def test_the_file_may_change(guarded: RunningServer, tokens: Path) -> None:
+def test_changes_of_the_file_take_effect(guarded: RunningServer, tokens: Path) -> None:
     late, its_hash = make_token()
     with (
         Client(guarded.address, token=late, retry=None) as client,
@@ -258,10 +260,10 @@ def test_the_file_may_change(guarded: RunningServer, tokens: Path) -> None:
         assert client.server_info().model.family == "llama"
 
 
-def test_two_clients_share_no_prefix(serving: Serving, tmp_path: Path) -> None:
-    (alice, its), (bob, his) = make_token(), make_token()
+def test_clients_do_not_share_the_prefix_cache(serving: Serving, tmp_path: Path) -> None:
+    (alice, alice_hash), (bob, bob_hash) = make_token(), make_token()
     path = tmp_path / "two.toml"
-    path.write_text(f"{entry('alice', its, {})}\n{entry('bob', his, {})}\n")
+    path.write_text(f"{entry('alice', alice_hash, {})}\n{entry('bob', bob_hash, {})}\n")
     prompt = "The very same words, sent by two clients, long enough for a prefix to be worth it, and then some."
     with serving(tokens=path) as server:
         found = []
@@ -281,12 +283,12 @@ def test_refusals_name_the_client_but_never_a_token(guarded: RunningServer, capl
         for value in REFUSED[1:]:
             for call in calls(guarded, [("authorization", str(value))]).values():
                 refusal(call)
-    said = json.dumps([record.getMessage() for record in caplog.records])
-    assert "gradellm_" not in said.replace("gradellm_server", "")
-    assert "MARKER" not in said
+    logged = json.dumps([record.getMessage() for record in caplog.records])
+    assert "gradellm_" not in logged.replace("gradellm_server", "")
+    assert "MARKER" not in logged
 
 
-def test_tokenize_takes_of_a_clients_tokens(guarded: RunningServer) -> None:
+def test_tokenize_is_charged_to_the_client(guarded: RunningServer) -> None:
     with Client(guarded.address, token=LIMITED[0], retry=None) as client:
         size = len(client.tokenize("once upon a time there was a").tokens)
         for _ in range(100 // size - 1):
@@ -297,7 +299,7 @@ def test_tokenize_takes_of_a_clients_tokens(guarded: RunningServer) -> None:
 
 
 class UnreadCall:
-    """A call over a bare socket whose client opens no window: not one byte of an answer can be sent to it."""
+    """A call over a bare socket with an HTTP/2 window of 0, so that the server cannot send a byte of a response."""
 
     def __init__(self, address: str, rpc: str, token: str, request: pb.GenerateRequest) -> None:
         host, _, port = address.rpartition(":")
@@ -343,13 +345,15 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3) + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def test_who_opens_no_window_and_resets_is_charged(quotas: dict[str, Quota], guarded: RunningServer) -> None:
+def test_a_reset_call_without_flow_control_window_is_charged(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     request = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=60)
     call = UnreadCall(guarded.address, "Generate", LIMITED[0], request)
     try:
         _until(lambda: guarded.server.engine_thread.num_running == 1)
         _until(
-            lambda: guarded.server.engine_thread.num_placed == 0 or guarded.engine.scheduler.running[0].num_tokens > 9
+            lambda: (
+                guarded.server.engine_thread.num_unfinished == 0 or guarded.engine.scheduler.running[0].num_tokens > 9
+            )
         )
         call.reset()
         _until(lambda: quotas["limited"].num_streams == 0)

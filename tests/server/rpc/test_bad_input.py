@@ -1,4 +1,4 @@
-"""Every entrance checks what comes in: the right code, the field by its name, the limit, and the server goes on."""
+"""Invalid input: status code, field name and limit in the error, and the server goes on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def segments(*named: tuple[str, int, int]) -> pb.Input:
     return pb.Input(prompt="Hello", segments=[pb.Segment(name=n, start=a, end=b) for n, a, b in named])
 
 
-# A request, the field that the answer names, and words that it says.
+# A request, the field that the error names, and a part of its message.
 CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "no input": (pb.GenerateRequest(), "input", "none was given"),
     "empty prompt": (generate(pb.Input(prompt="")), "input.prompt", "empty"),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         explained(magnitude=pb.MAGNITUDE_HEAD_ABS), "attribution.magnitude", "rectify none"),
     "a layer that is not there": (explained(layers=pb.Layers(indexes=[0, 3])), "attribution.layers", "layers 0 to 2"),
     "more last layers than there are": (explained(layers=pb.Layers(last=4)), "attribution.layers", "has 3"),
-    "no last layer": (explained(layers=pb.Layers(last=0)), "attribution.layers", "1 or more"),
+    "no last layer": (explained(layers=pb.Layers(last=0)), "attribution.layers", "at least 1"),
     "layers said twice": (explained(layers=pb.Layers(last=1, indexes=[0])), "attribution.layers", "not both"),
     "a layer twice": (explained(layers=pb.Layers(indexes=[1, 1])), "attribution.layers", "once"),
     "target beyond the vocabulary": (explained(target_token_id=261), "attribution.target_token_id", "261"),
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
 
 
 def attributed(**options: Any) -> pb.AttributeRequest:
-    """A completion explained with options."""
+    """An Attribute request with options."""
     return pb.AttributeRequest(input=PROMPT, completion="ab", attribution=pb.AttributionOptions(**options))
 
 
@@ -150,7 +150,7 @@ ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, str], str]:
-    """The code, message, field violations and reason of a call that must fail."""
+    """Code, message, field violations and reason of a failed call."""
     with pytest.raises(grpc.RpcError) as raised:
         call()
     error: Any = raised.value
@@ -173,7 +173,7 @@ def still_serves(server: RunningServer) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_generate_names_what_is_wrong(server: RunningServer, name: str) -> None:
+def test_generate_names_the_invalid_field(server: RunningServer, name: str) -> None:
     request, field, words = CASES[name]
     code, message, violations, reason = refusal(lambda: list(server.stub.Generate(request)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -185,7 +185,7 @@ def test_generate_names_what_is_wrong(server: RunningServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTRIBUTE_CASES)
-def test_attribute_names_what_is_wrong(server: RunningServer, name: str) -> None:
+def test_attribute_names_the_invalid_field(server: RunningServer, name: str) -> None:
     request, field, words = ATTRIBUTE_CASES[name]
     code, _, violations, _ = refusal(lambda: list(server.stub.Attribute(request)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -196,13 +196,13 @@ def test_attribute_names_what_is_wrong(server: RunningServer, name: str) -> None
 MALFORMED = {
     "malformed": b"\xff\xff\xff\xff",
     "cut off": b"\x0a\x7f",  # a length that the message does not have
-    "not UTF-8": b"\x0a\x04\x0a\x02\xc3\x28",  # as input.prompt
+    "not UTF-8": b"\x0a\x04\x0a\x02\xc3\x28",  # the tag of input.prompt
 }
 
 
 @pytest.mark.parametrize(
     ("method", "payload"),
-    # To GetServerInfo, whose request is empty, the last is an unknown field: any bytes will do there.
+    # GetServerInfo has an empty request, to which the last is an unknown field.
     [
         pytest.param(method, payload, id=f"{method}, {name}")
         for method in ("Generate", "Attribute", "Tokenize", "GetServerInfo")
@@ -210,7 +210,7 @@ MALFORMED = {
         if (method, name) != ("GetServerInfo", "not UTF-8")
     ],
 )
-def test_bytes_that_are_no_message_are_invalid_not_unknown(server: RunningServer, method: str, payload: bytes) -> None:
+def test_malformed_bytes_are_invalid_argument(server: RunningServer, method: str, payload: bytes) -> None:
     streams = method in ("Generate", "Attribute")
     channel: Any = server.channel
     call = (channel.unary_stream if streams else channel.unary_unary)(f"/gradellm.v1.ExplainerService/{method}")
@@ -223,7 +223,7 @@ def test_bytes_that_are_no_message_are_invalid_not_unknown(server: RunningServer
 
 @settings(max_examples=60, deadline=None)
 @given(payload=st.binary(max_size=60))
-def test_any_bytes_are_answered_or_blamed_on_the_caller(server: RunningServer, payload: bytes) -> None:
+def test_any_bytes_are_answered_or_refused_as_the_callers_error(server: RunningServer, payload: bytes) -> None:
     channel: Any = server.channel
     call = channel.unary_unary("/gradellm.v1.ExplainerService/Tokenize").future(payload, timeout=30)
     assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)

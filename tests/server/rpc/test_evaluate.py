@@ -1,4 +1,4 @@
-"""Evaluate over the wire: what is told in which order, what is refused, who gives way, and clients that leave."""
+"""Evaluate over the wire: order of messages, refusals, scheduling beside generation, and disconnects."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def request(completion: str | None = "abcdefgh", given: pb.Input = PROMPT, **opt
     return pb.EvaluateRequest(input=given, completion=completion, evaluation=evaluation(**options))
 
 
-def told(server: RunningServer, asked: pb.EvaluateRequest) -> list[pb.EvaluateResponse]:
-    return list(server.stub.Evaluate(asked))
+def evaluate(server: RunningServer, message: pb.EvaluateRequest) -> list[pb.EvaluateResponse]:
+    return list(server.stub.Evaluate(message))
 
 
 def items(events: list[pb.EvaluateResponse]) -> list[pb.EvaluationItem]:
     return [event.item for event in events if event.HasField("item")]
 
 
-def test_tells_what_was_understood_then_items_then_what_they_come_to(server: RunningServer) -> None:
+def test_streams_started_items_summary_finished(server: RunningServer) -> None:
     metrics = [number for number in pb.Metric.values() if number not in (0, pb.METRIC_AUPRC, pb.METRIC_TOKEN_F1)]
-    events = told(server, request(metrics=metrics))
+    events = evaluate(server, request(metrics=metrics))
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "started"
     assert kinds[-2:] == ["summary", "finished"]
@@ -70,32 +70,32 @@ def test_tells_what_was_understood_then_items_then_what_they_come_to(server: Run
         assert of.interval.mean == pytest.approx(mean, abs=1e-12)
 
 
-def test_what_was_resolved_gives_the_same_again(server: RunningServer) -> None:
-    events = told(server, request(metrics=[pb.METRIC_PI_SOFT_NS], seed=7, stride=3, offset=1))
+def test_provenance_reproduces_the_evaluation(server: RunningServer) -> None:
+    events = evaluate(server, request(metrics=[pb.METRIC_PI_SOFT_NS], seed=7, stride=3, offset=1))
     resolved = events[0].started.provenance.evaluation
     assert (resolved.seed, resolved.stride, resolved.offset, resolved.perturb) == (7, 3, 1, pb.PERTURB_USER)
-    assert resolved.methods[1].attribution.seed == 7  # random draws by the evaluation's seed
+    assert resolved.methods[1].attribution.seed == 7  # random takes the evaluation's seed
     again = pb.EvaluateRequest(input=PROMPT, completion="abcdefgh", evaluation=resolved)
-    assert items(told(server, again)) == items(events)
+    assert items(evaluate(server, again)) == items(events)
 
 
 def test_defaults_are_those_of_the_method(server: RunningServer) -> None:
-    asked = pb.EvaluateRequest(input=PROMPT, completion="a", evaluation=pb.EvaluationOptions(methods=[RANDOM]))
-    events = told(server, asked)
+    message = pb.EvaluateRequest(input=PROMPT, completion="a", evaluation=pb.EvaluationOptions(methods=[RANDOM]))
+    events = evaluate(server, message)
     resolved = events[0].started.provenance.evaluation
     assert tuple(resolved.pis) == PIS
     assert (resolved.samples, resolved.stride, resolved.seed) == (3, 5, 0)
     assert list(resolved.metrics) == [pb.METRIC_PI_SOFT_NS, pb.METRIC_PI_SOFT_NC]
 
 
-def test_scores_of_ones_own_are_judged_like_a_method_s(server: RunningServer) -> None:
+def test_given_scores_are_evaluated_like_a_methods_own(server: RunningServer) -> None:
     given = [
         event.attribution
         for event in server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abcdefgh"))
         if event.HasField("attribution")
     ]
     rows = [pb.ScoreRow(step=row.token_index, scores=row.scores) for row in given]
-    found = items(told(server, request(scores=[pb.GivenScores(name="mine", rows=rows)])))
+    found = items(evaluate(server, request(scores=[pb.GivenScores(name="mine", rows=rows)])))
     values = {(i.name, i.step, i.metric): i.value for i in found}
     for (name, step, metric), value in values.items():
         if name == "mine":
@@ -104,17 +104,17 @@ def test_scores_of_ones_own_are_judged_like_a_method_s(server: RunningServer) ->
 
 def test_a_completion_can_be_generated_first(server: RunningServer) -> None:
     generation = pb.GenerationOptions(max_new_tokens=6, temperature=1.0, seed=3)
-    asked = pb.EvaluateRequest(input=PROMPT, generation=generation, evaluation=evaluation())
-    events = told(server, asked)
+    message = pb.EvaluateRequest(input=PROMPT, generation=generation, evaluation=evaluation())
+    events = evaluate(server, message)
     ids = [event.token.id for event in events if event.HasField("token")]
     same = server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=6, temperature=1.0, seed=3))
     assert ids == [event.token.id for event in same if event.HasField("token")]
     assert list(events[-2].summary.steps) == [0, 5]
 
 
-def test_labels_explain_the_likeliest_of_them(server: RunningServer) -> None:
+def test_labels_attribute_the_most_likely_one(server: RunningServer) -> None:
     labels = ["a", "b", "c"]
-    events = told(server, pb.EvaluateRequest(input=PROMPT, labels=labels, evaluation=evaluation()))
+    events = evaluate(server, pb.EvaluateRequest(input=PROMPT, labels=labels, evaluation=evaluation()))
     (first,) = [
         e.token
         for e in server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=1, num_alternatives=20))
@@ -128,7 +128,7 @@ def test_labels_explain_the_likeliest_of_them(server: RunningServer) -> None:
     assert summary.answer_outside_labels == (ranked[0] not in labels)
 
 
-# A request, the field that the answer names, and words that it says.
+# A request, the field that the error names, and a part of its message.
 CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
     "nothing to evaluate": (request(methods=[]), "methods", "between 1 and 64"),
     "a method twice": (request(methods=[RANDOM, RANDOM]), "methods", "'random' is given twice"),
@@ -176,7 +176,7 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
         "scores", "need the completion"),
     "a completion and labels": (
         pb.EvaluateRequest(input=PROMPT, completion="a", labels=["a", "b"], evaluation=evaluation()),
-        "completion", "one of completion, completion_ids, labels, generation at most"),
+        "completion", "at most one of completion, completion_ids, labels, generation"),
     "one label": (pb.EvaluateRequest(input=PROMPT, labels=["a"], evaluation=evaluation()), "labels", "two or more"),
     "labels that begin alike": (
         pb.EvaluateRequest(input=PROMPT, labels=["ab", "ac"], evaluation=evaluation()), "labels[1]", "same token"),
@@ -193,17 +193,17 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refuses_before_any_work_and_goes_on(server: RunningServer, case: str) -> None:
-    asked, field, words = CASES[case]
-    code, _, violations, _ = refusal(lambda: told(server, asked))
+def test_invalid_requests_are_refused_before_any_work(server: RunningServer, case: str) -> None:
+    message, field, words = CASES[case]
+    code, _, violations, _ = refusal(lambda: evaluate(server, message))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert list(violations) == [field]
     assert words in violations[field]
-    assert told(server, request())[-1].HasField("finished")
+    assert evaluate(server, request())[-1].HasField("finished")
 
 
 def begun(server: RunningServer) -> Iterator[pb.EvaluateResponse]:
-    """An evaluation that would take minutes, and has begun its work."""
+    """An evaluation that would take minutes, after its first result."""
     call = server.stub.Evaluate(request(samples=1000, stride=1))
     for event in call:
         if event.HasField("progress"):
@@ -229,14 +229,14 @@ def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: p
     assert batches <= after + 1
 
 
-def test_gives_way_to_others(server: RunningServer) -> None:
+def test_generation_goes_on_beside_an_evaluation(server: RunningServer) -> None:
     call = begun(server)
     try:
         text = server.stub.Generate(
             pb.GenerateRequest(input=PROMPT, max_new_tokens=40, attribution=pb.AttributionOptions()), timeout=30
         )
         assert list(text)[-1].HasField("finished")
-        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # and goes on
+        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # the server goes on
     finally:
         call.cancel()  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Whatever is sent, the server answers, blames the caller where the caller is to blame, and goes on."""
+"""Fuzzing: the server answers every request, or refuses it as the caller's error, and goes on."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections import Counter
 from server.conftest import RunningServer
 from support import fuzzing
 
-SECONDS = 60  # for one request, far more than any takes: one that hangs fails the test
+SECONDS = 60  # for one request; far more than any takes, so that a hanging one fails the test
 
 
 def test_a_few_hundred_requests_of_any_kind(server: RunningServer) -> None:
     codes: Counter[str] = Counter()
     for request in fuzzing.many(300, number=1):
-        code, said = fuzzing.send(server.channel, request, SECONDS)
-        assert code in fuzzing.ALLOWED, f"{code}: {said}: {request}"
+        code, message = fuzzing.send(server.channel, request, SECONDS)
+        assert code in fuzzing.ALLOWED, f"{code}: {message}: {request}"
         codes[code.name] += 1
-    assert codes["OK"] >= 30  # or nothing got as far as the model
+    assert codes["OK"] >= 30  # else no request has reached the model
     assert codes["INVALID_ARGUMENT"] >= 30
     thread = server.server.engine_thread
     assert thread.is_alive
-    assert thread.num_placed == 0
+    assert thread.num_unfinished == 0
     pool = server.engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
 
 
-def test_requests_are_the_same_for_the_same_number() -> None:
+def test_a_seed_reproduces_the_requests() -> None:
     assert fuzzing.many(20, number=3) == fuzzing.many(20, number=3) != fuzzing.many(20, number=4)

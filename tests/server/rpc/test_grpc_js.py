@@ -1,4 +1,4 @@
-"""The contract, spoken by another implementation of gRPC: @grpc/grpc-js with the .proto."""
+"""The wire contract with another implementation of gRPC: @grpc/grpc-js with the .proto file."""
 
 from __future__ import annotations
 

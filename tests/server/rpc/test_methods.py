@@ -1,4 +1,4 @@
-"""Every method over the wire: rows, progress, costs, refusals, and clients that leave in the middle."""
+"""Every method over the wire: rows, progress, costs, refusals and disconnects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.rpc.test_bad_input import refusal
 from server.test_disconnects import until
 
 PROMPT = pb.Input(prompt="Once upon a time")
-SMALL = {"steps": 3, "samples": 5}  # so that the slow ones are quick
+SMALL = {"steps": 3, "samples": 5}  # smaller than the defaults, for speed
 
 
 def request(name: str, **options: Any) -> pb.AttributeRequest:
@@ -26,7 +26,7 @@ def request(name: str, **options: Any) -> pb.AttributeRequest:
 
 
 def long_work(server: RunningServer) -> Any:
-    """A call that would take long, and has begun its work."""
+    """A call that would take long, after its first progress."""
     options = pb.AttributionOptions(method="integrated_gradients", steps=1000)
     call = server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abc", attribution=options))
     for event in call:
@@ -47,25 +47,25 @@ def test_attribute_offers_every_method(server: RunningServer, name: str) -> None
     assert [row.token_index for row in rows] == [0, 1, 2]
     assert {len(row.scores) for row in rows} == {len(events[0].started.prompt_tokens)}
     assert all(row.HasField("error") == bool(METHODS[name].error) for row in rows)
-    # What was resolved, sent back, gives the same.
+    # Sending the provenance back gives the same scores.
     again = pb.AttributeRequest(input=PROMPT, completion="abc", attribution=provenance)
     assert [e.attribution for e in server.stub.Attribute(again) if e.HasField("attribution")] == rows
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.streams])
-def test_generate_offers_those_that_need_a_step_alone(server: RunningServer, name: str) -> None:
+def test_generate_offers_the_in_pass_methods(server: RunningServer, name: str) -> None:
     call = pb.GenerateRequest(input=PROMPT, max_new_tokens=3, attribution=pb.AttributionOptions(method=name))
     rows = [event for event in server.stub.Generate(call) if event.HasField("attribution")]
     assert len(rows) == 3
 
 
-def test_words_and_the_largest_scores_are_made_of_any_methods(server: RunningServer) -> None:
+def test_words_and_top_k_work_with_any_method(server: RunningServer) -> None:
     options = {"resolution": pb.RESOLUTION_WORD, "top_k_sources": 2}
     rows = [e.attribution for e in server.stub.Attribute(request("saliency", **options)) if e.HasField("attribution")]
     assert all(len(row.scores) == len(row.source_indexes) == 2 for row in rows)
 
 
-def test_long_work_says_how_far_it_is(server: RunningServer) -> None:
+def test_long_methods_report_progress(server: RunningServer) -> None:
     events = list(server.stub.Attribute(request("value_zeroing")))
     done = [event.progress.done for event in events if event.HasField("progress")]
     assert len(done) >= 2
@@ -73,7 +73,7 @@ def test_long_work_says_how_far_it_is(server: RunningServer) -> None:
     assert 0 < done[0] <= done[-1] <= 1
 
 
-def test_info_says_what_each_costs(server: RunningServer) -> None:
+def test_server_info_has_the_cost_of_each_method(server: RunningServer) -> None:
     info = server.stub.GetServerInfo(pb.GetServerInfoRequest())
     methods = {method.name: method for method in info.methods}
     assert set(methods) == set(METHODS)
@@ -91,7 +91,9 @@ def test_info_says_what_each_costs(server: RunningServer) -> None:
     assert methods["integrated_gradients"].estimate.seconds > 10 * methods["saliency"].estimate.seconds
 
 
-def test_what_does_not_fit_is_refused_with_what_would(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_beyond_memory_is_refused_with_what_would_fit(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = server.engine
     model_cost = engine.model_cost
     long = pb.AttributeRequest(
@@ -128,16 +130,16 @@ def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monke
     assert not any(module._forward_hooks for _, module in server.engine.model.runner.named_modules())
 
 
-def test_others_go_on_while_a_long_method_works(serving: Serving) -> None:
+def test_generation_goes_on_beside_a_long_method(serving: Serving) -> None:
     with serving() as server:
         long = long_work(server)
         generated = list(server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=5)))
         assert sum(event.HasField("token") for event in generated) == 5
-        assert any(event.HasField("progress") for event in long)  # it is not through yet
+        assert any(event.HasField("progress") for event in long)  # it has not finished yet
         long.cancel()
 
 
-def test_not_a_number_in_a_method_ends_its_stream_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_in_a_method_ends_its_stream_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = server.engine.model.runner.model
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, output: output * float("nan"))

@@ -1,4 +1,4 @@
-"""A server with SmolLM2-135M-Instruct: a real chat template without BOS, a real vocabulary, faults found with it."""
+"""A server with SmolLM2-135M-Instruct: a real chat template without BOS, a real vocabulary, and past faults."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def test_messages_that_imitate_the_template_are_placed_at_once(client: Client) -
     )
     for index, content in enumerate(contents):
         own = "".join(token.text for token in prompt.tokens if token.message == index)
-        # Special tokens in a content are nobody's words.
+        # Special tokens in a content belong to no word.
         assert own == content.replace("<|im_end|>", "").replace("<|im_start|>", "")
     assert prompt.unplaced_messages == ()
 
 
 def test_words_of_a_conversation_are_its_own(client: Client) -> None:
-    said = ["Be brief.", "Why is the sky\n\nblue?  ", "<think>hm</think>It scatters.", "日本語で 😀"]
+    contents = ["Be brief.", "Why is the sky\n\nblue?  ", "<think>hm</think>It scatters.", "日本語で 😀"]
     roles = ["system", "user", "assistant", "user"]
-    prompt = client.tokenize(messages=[{"role": r, "content": c} for r, c in zip(roles, said, strict=True)])
-    for index, content in enumerate(said):
+    prompt = client.tokenize(messages=[{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
+    for index, content in enumerate(contents):
         own = [token for token in prompt.tokens if token.message == index]
         assert {token.role for token in own} == {roles[index]}
         assert prompt.prompt_text[own[0].start : own[-1].end].strip() == content.strip()
@@ -94,12 +94,12 @@ def test_hostile_requests_have_an_answer(real_server: RunningServer) -> None:
     material = Material.of(real_server.engine)
     codes: Counter[str] = Counter()
     for number in range(150):
-        its = hostile(material, number, 2 ** (3 + number % 14))
-        request = fuzzing.Request(its.call, its.request.SerializeToString())
-        if its.call == "Evaluate" or len(request.payload) > 200_000:
-            continue  # taken, these run for minutes
-        code, said = fuzzing.send(real_server.channel, request, 60)
-        assert code in fuzzing.ALLOWED, f"number {number}, {its.kind}: {code}: {said}"
+        hostile_request = hostile(material, number, 2 ** (3 + number % 14))
+        request = fuzzing.Request(hostile_request.call, hostile_request.request.SerializeToString())
+        if hostile_request.call == "Evaluate" or len(request.payload) > 200_000:
+            continue  # if accepted, these run for minutes
+        code, message = fuzzing.send(real_server.channel, request, 60)
+        assert code in fuzzing.ALLOWED, f"number {number}, {hostile_request.kind}: {code}: {message}"
         codes[code.name] += 1
     assert codes["OK"] >= 10
     assert codes["INVALID_ARGUMENT"] >= 10

@@ -1,4 +1,4 @@
-"""Connections and calls that say nothing, or not all that they began to: none stays for long."""
+"""Connections without a handshake, and calls whose request does not arrive, are closed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALLS = [
 
 @pytest.fixture
 def never() -> Iterator[Any]:
-    """Makes the requests of a call that sends none and does not end."""
+    """An iterator of requests that yields none and does not end."""
     over = threading.Event()
 
     def requests() -> Iterator[bytes]:
@@ -61,7 +61,7 @@ def test_a_call_without_a_request_is_refused(server: RunningServer, method: str)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_many_unfinished_requests_hold_up_nobody(serving: Serving, never: Any) -> None:
+def test_many_unfinished_requests_do_not_delay_others(serving: Serving, never: Any) -> None:
     with serving(receive_seconds=0.5) as running:
         begun: Any = running.channel.stream_unary(CALLS[0])
         calls = [begun.future(never()) for _ in range(20)]
@@ -72,7 +72,7 @@ def test_many_unfinished_requests_hold_up_nobody(serving: Serving, never: Any) -
 
 @pytest.mark.parametrize("sends", [b"", b"PRI * HTTP/2.0\r\n"])
 @pytest.mark.parametrize("where", ["listen", "health"])
-def test_a_connection_that_says_nothing_is_hung_up_on(
+def test_a_connection_without_handshake_is_closed(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, sends: bytes, where: str
 ) -> None:
     monkeypatch.setattr(server_module, "HANDSHAKE_SECONDS", 0.3)
@@ -89,7 +89,7 @@ def test_a_connection_that_says_nothing_is_hung_up_on(
             assert time.monotonic() - began < 3
 
 
-def test_the_port_for_health_takes_no_large_requests(serving: Serving) -> None:
+def test_the_health_port_refuses_large_requests(serving: Serving) -> None:
     port = free_port()
     with serving(health_listen=f"127.0.0.1:{port}"), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         check: Any = channel.unary_unary(CALLS[2])

@@ -1,4 +1,4 @@
-"""Streams whose connection is cut off are those of an undisturbed run, for the caller."""
+"""Resumed streams equal those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 
 def calls(name: str) -> Callable[[Any], Any]:
-    """A call of either client: its events."""
+    """A call of the synchronous or asynchronous client; returns its events."""
     kind, _, which = name.partition(" ")
     if kind == "generate":
         return lambda client: client.generate(
             PROMPT, **{"max_new_tokens": 32, "seed": 0, "timeout": SECONDS, **GENERATED[which]}
         )
     if kind == "attribute":
-        given = {"completion": " and it ran into the wood to sleep", **GIVEN[which]}
-        return lambda client: client.attribute_events(PROMPT, timeout=SECONDS, **given)
-    asked = {"max_new_tokens": 6, "temperature": 1.0, "stride": 1, "pis": [0.2, 0.6], "metrics": ["pi_soft_ns"]}
-    return lambda client: client.evaluate_events(PROMPT, timeout=SECONDS, **asked)
+        keywords = {"completion": " and it ran into the wood to sleep", **GIVEN[which]}
+        return lambda client: client.attribute_events(PROMPT, timeout=SECONDS, **keywords)
+    keywords = {"max_new_tokens": 6, "temperature": 1.0, "stride": 1, "pis": [0.2, 0.6], "metrics": ["pi_soft_ns"]}
+    return lambda client: client.evaluate_events(PROMPT, timeout=SECONDS, **keywords)
 
 
 NAMES = [f"generate {name}" for name in GENERATED] + [f"attribute {name}" for name in GIVEN] + ["evaluate"]
 
 
 def comparable(event: Event) -> Any:
-    """All but times and numbers that may be rounded otherwise."""
+    """An event without times, and with numbers rounded."""
     if event.finished is not None:
         usage = replace(event.finished.usage, reused_prompt_tokens=0)
         return replace(event.finished, timings=None, usage=usage)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def comparable(event: Event) -> Any:
 
 
 def in_order(events: list[Event]) -> list[Event]:
-    """Attributions where they belong: chunks are others after a cut, and come at other moments."""
+    """Events with attributions at the end: after a cut, chunks start elsewhere and arrive at other times."""
     rows = [event for event in events if event.attribution is not None]
     return [event for event in events if event.attribution is None] + rows
 
@@ -93,7 +93,7 @@ def byte_counts(seed: int) -> Iterator[int | None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_is_whole_whatever_is_cut_off(server: RunningServer, name: str) -> None:
+def test_a_stream_is_complete_wherever_it_is_cut(server: RunningServer, name: str) -> None:
     call = calls(name)
     with Client(server.address) as client:
         undisturbed = list(call(client))
@@ -102,7 +102,7 @@ def test_a_stream_is_whole_whatever_is_cut_off(server: RunningServer, name: str)
         with cutting(server.address, byte_counts(seed)) as proxy, Client(proxy.target, retry=RETRY) as client:
             events = list(call(client))
             num_cuts += proxy.num_cuts
-        if name == "evaluate":  # whose seed the server chose: another run's completion may end elsewhere
+        if name == "evaluate":  # the server chose the seed: another run's completion may end elsewhere
             assert events[-1].finished is not None
             steps = [event.token.index for event in events if event.token is not None]
             items = [(event.item.step, event.item.name) for event in events if event.item is not None]
@@ -135,7 +135,7 @@ def test_many_asynchronous_streams_over_two_targets(server: RunningServer) -> No
         same(events, undisturbed)
 
 
-def test_a_server_with_another_model_cannot_go_on(server: RunningServer) -> None:
+def test_a_stream_is_not_resumed_with_another_model(server: RunningServer) -> None:
     stream = ResumableStream(client_calls.generate(PROMPT, {"max_new_tokens": 4}))
     started = server.stub.Generate(stream.request).next()
     assert stream.take(started, "a") is not None
@@ -149,7 +149,7 @@ def test_a_server_with_another_model_cannot_go_on(server: RunningServer) -> None
     changed.started.provenance.model.config_sha256 = "other"
     with pytest.raises(StreamBrokenError, match="its config_sha256 is other"):
         stream.take(changed, "b")
-    changed.started.provenance.model.config_sha256 = ""  # a server of an earlier version
+    changed.started.provenance.model.config_sha256 = ""  # as from a server of an earlier version
     assert stream.take(changed, "b") is None
     changed.CopyFrom(started)
     changed.started.prompt_tokens[0].id += 1
@@ -166,7 +166,7 @@ def test_without_retry_a_cut_is_an_error(server: RunningServer) -> None:
         list(calls("generate greedy")(client))
 
 
-def test_a_stream_that_is_over_is_not_taken_up_again() -> None:
+def test_a_finished_stream_is_not_resumed() -> None:
     stream = ResumableStream(client_calls.generate(PROMPT, {}))
     for event in ({"started": pb.Started()}, {"finished": pb.Finished()}):
         assert not stream.is_over
@@ -183,23 +183,25 @@ def test_progress_never_goes_back() -> None:
     assert [event is not None for event in seen] == [True, True, False, False, True]
 
 
-def test_progress_of_a_prompt_that_is_read_again_is_not_told_again() -> None:
+def test_progress_of_a_prompt_is_not_repeated_after_a_resume() -> None:
     stream = ResumableStream(client_calls.generate(PROMPT, {}))
-    told = [stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)]
-    assert [event.prompt_progress.done for event in told if event and event.prompt_progress] == [0.5, 0.75]
+    taken = [
+        stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)
+    ]
+    assert [event.prompt_progress.done for event in taken if event and event.prompt_progress] == [0.5, 0.75]
     stream.take(pb.GenerateResponse(token=pb.Token(index=0, id=3)), "a")
     assert stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=0.9)), "b") is None
 
 
-def test_closing_ends_the_waiting_of_every_twin(server: RunningServer) -> None:
+def test_close_ends_the_retry_delays_of_all_streams(server: RunningServer) -> None:
     async def run() -> float:
         client = AsyncClient("127.0.0.1:1", retry=Retry(initial_seconds=20, max_seconds=20))
-        asked = asyncio.ensure_future(client.with_token("t").server_info())
+        keywords = asyncio.ensure_future(client.with_token("t").server_info())
         await asyncio.sleep(0.3)
         began = asyncio.get_running_loop().time()
         await client.close()
         with pytest.raises(ClientClosedError):
-            await asked
+            await keywords
         with pytest.raises(ClientClosedError):
             await client.with_token(None).server_info()
         return asyncio.get_running_loop().time() - began

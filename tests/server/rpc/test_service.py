@@ -1,4 +1,4 @@
-"""The service through a real channel: what it streams is what the engine computes."""
+"""The service through a real channel: streams hold what the engine computes."""
 
 from __future__ import annotations
 
@@ -71,61 +71,61 @@ def test_generate_streams_started_tokens_with_attributions_finished(server: Runn
     assert finished.timings.attribution_seconds > 0
 
 
-def test_provenance_says_every_switch_and_the_seed(server: RunningServer) -> None:
+def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None:
     options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2))
     request = pb.GenerateRequest(
         input=pb.Input(prompt=PROMPT), max_new_tokens=1, temperature=0.7, stop=["x"], attribution=options
     )
     first = events(server.stub.Generate(request))
     provenance = first[0].started.provenance
-    said = provenance.attribution
-    assert said.loosening == pb.LOOSENING_NONE
-    assert said.rectify == pb.RECTIFY_NONE
-    assert said.magnitude == pb.MAGNITUDE_KNOCKOUT
-    assert list(said.layers.indexes) == [1, 2]
-    assert (said.similarity, said.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
-    assert (said.sources, said.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
+    attribution_options = provenance.attribution
+    assert attribution_options.loosening == pb.LOOSENING_NONE
+    assert attribution_options.rectify == pb.RECTIFY_NONE
+    assert attribution_options.magnitude == pb.MAGNITUDE_KNOCKOUT
+    assert list(attribution_options.layers.indexes) == [1, 2]
+    assert (attribution_options.similarity, attribution_options.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
+    assert (attribution_options.sources, attribution_options.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
     assert provenance.model.weights_sha256 == server.engine.info.weights_sha256
     assert provenance.model.config_sha256 == server.engine.info.config_sha256 != ""
     assert set(provenance.versions) == {"gradellm", "torch", "transformers", "tokenizers"}
     assert provenance.sampling.temperature == 0.7
     assert list(provenance.sampling.stop) == ["x"]
-    # The request again, with all that provenance says, gives the same.
+    # A request with the settings of the provenance gives the same.
     again = pb.GenerateRequest(
         input=pb.Input(prompt=PROMPT),
         max_new_tokens=1,
         temperature=0.7,
         seed=provenance.sampling.seed,
-        attribution=said,
+        attribution=attribution_options,
     )
     second = events(server.stub.Generate(again))
     assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
     assert second[2].attribution == first[2].attribution
 
 
-def test_a_long_prompt_says_how_far_it_is_read(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "MAX_PREFILL_CHUNK_TOKENS", {"cpu": 16, "cuda": 16})
     prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
-    asked = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
-    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(asked)]
+    request_ = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
+    kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(request_)]
     assert kinds == ["started", *["prompt_progress"] * 6, "token", "token", "finished"]
-    told: list[float] = []
+    progress: list[float] = []
 
     def hear(event: Event) -> None:
-        told.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
+        progress.extend([] if event.prompt_progress is None else [event.prompt_progress.done])
 
     with Client(server.address) as client:
         completion = {"completion": "ab", "timeout": 60}
         client.attribute(prompt[::-1], on_event=hear, **completion)  # type: ignore[arg-type]
-        assert told == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
-        told.clear()
+        assert progress == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
+        progress.clear()
         client.explain("short", max_new_tokens=1, on_event=hear)
-        assert told == []
+        assert progress == []
         asked_once = client.generate(prompt[1:], max_new_tokens=1)
         assert all(event.prompt_progress is None for event in asked_once)
 
 
-def test_without_options_tokens_come_alone(server: RunningServer) -> None:
+def test_without_attribution_options_there_are_tokens_alone(server: RunningServer) -> None:
     received = events(server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=3)))
     assert [event.WhichOneof("event") for event in received] == ["started", "token", "token", "token", "finished"]
     assert not received[0].started.provenance.HasField("attribution")
@@ -133,11 +133,11 @@ def test_without_options_tokens_come_alone(server: RunningServer) -> None:
 
 
 def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) -> None:
-    given = pb.Input()
-    given.CopyFrom(CHAT)
-    given.segments.add(name="greeting", message=1, start=1, end=6)
+    chat_input = pb.Input()
+    chat_input.CopyFrom(CHAT)
+    chat_input.segments.add(name="greeting", message=1, start=1, end=6)
     options = pb.AttributionOptions(resolution=pb.RESOLUTION_SEGMENT, sources=pb.SOURCES_PREFIX)
-    received = events(server.stub.Generate(pb.GenerateRequest(input=given, max_new_tokens=3, attribution=options)))
+    received = events(server.stub.Generate(pb.GenerateRequest(input=chat_input, max_new_tokens=3, attribution=options)))
     started = received[0].started
     assert started.prompt_text == "<s><|system|>Be kind.</s><|user|>Hello you</s><|assistant|>"
     user = [token for token in started.prompt_tokens if token.role == pb.ROLE_USER]
@@ -146,7 +146,7 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
     assert "".join(token.text for token in user if token.segment == "greeting") == "Hello"
     assert [source.label for source in started.sources] == ["template", "system", "greeting", "user"]
     rows = [event.attribution.scores for event in received if event.HasField("attribution")]
-    assert [len(row) for row in rows] == [4, 5, 5]  # one source more for all that was generated
+    assert [len(row) for row in rows] == [4, 5, 5]  # one more source for the generated tokens
     token = next(event.token for event in received if event.HasField("token"))
     assert token.source_index == 4
     assert [one.word for one in started.prompt_tokens] == sorted(one.word for one in started.prompt_tokens)
@@ -176,12 +176,12 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
     assert {t.role for t in by_token.started.prompt.tokens} == {Role.TEMPLATE, Role.SYSTEM, Role.USER}
 
 
-def test_chunked_scores_come_late_but_never_later_than_was_said(server: RunningServer) -> None:
+def test_chunked_scores_lag_by_at_most_a_chunk(server: RunningServer) -> None:
     def received(**options: Any) -> list[pb.GenerateResponse]:
-        asked = pb.AttributionOptions(**options)
+        request_ = pb.AttributionOptions(**options)
         return events(
             server.stub.Generate(
-                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=asked)
+                pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=11, attribution=request_)
             )
         )
 
@@ -190,18 +190,18 @@ def test_chunked_scores_come_late_but_never_later_than_was_said(server: RunningS
     assert chunked[0].started.provenance.attribution.delivery == pb.DELIVERY_CHUNKED
     assert [event.WhichOneof("event") for event in chunked[:6]] == ["started", *["token"] * 4, "attribution"]
     assert chunked[-1].HasField("finished")
-    told = explained = 0
+    progress = explained = 0
     for event in chunked:
-        told += event.HasField("token")
+        progress += event.HasField("token")
         explained += event.HasField("attribution")
-        assert 0 <= told - explained <= 4
+        assert 0 <= progress - explained <= 4
     rows = [event.attribution for event in chunked if event.HasField("attribution")]
     assert [row.token_index for row in rows] == list(range(11))
     for row, scores in zip(rows, expected, strict=True):
         assert row.scores == pytest.approx(scores, rel=1e-4, abs=1e-5)
 
 
-def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there_on(server: RunningServer) -> None:
+def test_a_shared_prefix_is_reused(server: RunningServer) -> None:
     first = "The story of a fox and a bear that I tell. "
     request = pb.GenerateRequest(input=pb.Input(prompt=first), max_new_tokens=3)
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there_on(server: 
     assert longer.reused_prompt_tokens == usage.prompt_tokens
 
 
-def test_attribute_explains_a_given_completion_like_generate(server: RunningServer) -> None:
+def test_attribute_scores_a_given_completion_like_generate(server: RunningServer) -> None:
     options = pb.AttributionOptions(top_k_sources=3)
     generated = events(
         server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=PROMPT), max_new_tokens=4, attribution=options))
@@ -225,7 +225,7 @@ def test_attribute_explains_a_given_completion_like_generate(server: RunningServ
     )
     assert attributed[-1].finished.reason == pb.FINISH_REASON_END_OF_COMPLETION
     for a, b in zip(tokens(attributed), tokens(generated), strict=True):
-        assert math.isclose(a.logprob, b.logprob, abs_tol=1e-5)  # in one pass, and token by token
+        assert math.isclose(a.logprob, b.logprob, abs_tol=1e-5)  # scored in one pass, and generated token by token
         a.logprob = b.logprob = 0
         assert a == b
     for one, other in zip(
@@ -262,7 +262,7 @@ def test_a_stream_resumes_from_the_tokens_that_a_client_holds(server: RunningSer
         assert list(one.scores) == pytest.approx(list(other.scores), rel=1e-4, abs=1e-7)
 
 
-def test_tokenize_answers_what_generate_would_start_with(server: RunningServer) -> None:
+def test_tokenize_returns_the_prompt_tokens_of_generate(server: RunningServer) -> None:
     answer = server.stub.Tokenize(pb.TokenizeRequest(input=CHAT))
     started = next(iter(server.stub.Generate(pb.GenerateRequest(input=CHAT, max_new_tokens=1)))).started
     assert answer.prompt_text == started.prompt_text
@@ -280,8 +280,8 @@ def test_server_info_advertises_model_methods_and_limits(server: RunningServer) 
     assert info.limits.max_message_bytes == 4 * 2**20
     assert info.limits.method_bytes == server.engine.method_bytes > 0
     assert info.methods[0].name == "grad_ellm"
-    known = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
-    assert all(set(method.switches) <= known for method in info.methods)
+    field_names = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
+    assert all(set(method.switches) <= field_names for method in info.methods)
 
 
 def test_health_and_reflection_answer(server: RunningServer) -> None:
@@ -294,8 +294,8 @@ def test_health_and_reflection_answer(server: RunningServer) -> None:
     assert database.FindFileByName("gradellm/v1/explainer.proto").package == "gradellm.v1"
 
 
-def test_streams_take_turns(server: RunningServer) -> None:
-    """A short request finishes while a long one runs: nobody waits for another's end."""
+def test_streams_run_concurrently(server: RunningServer) -> None:
+    """A short request finishes while a long one runs."""
     with Client(server.address, retry=None) as client:
         long = client.generate(PROMPT, max_new_tokens=200)
         seen = [next(long) for _ in range(4)]

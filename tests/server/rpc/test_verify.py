@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from gradellm import AsyncClient, Client, Explanation, InvalidExplanationError, TokenizedPrompt
 from gradellm.cli import main
-from gradellm.errors import InvalidRequestError
 from gradellm.explanation.io import write_jsonl
-from gradellm.explanation.verify import Verdict, compared, prompt_again, replay_keywords, verified
+from gradellm.explanation.verify import compared, prompt_again, replay_keywords, verified
 from gradellm.models import PromptToken
-from gradellm_engine import Engine
-from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
 PROMPT = "Once upon a time, there was a small red fox"
@@ -39,14 +35,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(server: RunningServer, **settings: Any) -> Explanation:
+def explain(server: RunningServer, **settings: Any) -> Explanation:
     with Client(server.address) as client:
         return client.explain(PROMPT, max_new_tokens=12, **settings)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_an_explanation_is_found_again(server: RunningServer, name: str) -> None:
-    stored = made(server, **SETTINGS[name])
+def test_an_explanation_is_reproduced(server: RunningServer, name: str) -> None:
+    stored = explain(server, **SETTINGS[name])
     with Client(server.address) as client:
         verdict = compared(stored, client.attribute(**replay_keywords(stored)))
     assert verdict.holds
@@ -56,7 +52,7 @@ def test_an_explanation_is_found_again(server: RunningServer, name: str) -> None
     assert verdict.mismatches == ()
 
 
-def test_a_method_after_the_fact(server: RunningServer) -> None:
+def test_a_post_hoc_method_is_reproduced(server: RunningServer) -> None:
     with Client(server.address) as client:
         stored = client.attribute(PROMPT, completion=" and it ran", method="integrated_gradients", steps=8)
         assert compared(stored, client.attribute(**replay_keywords(stored))).holds
@@ -70,13 +66,13 @@ def changed(stored: Explanation, factor: float) -> Explanation:
     )
 
 
-def test_what_was_changed_is_found(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = made(server)
+def test_a_changed_score_is_found(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = explain(server)
     changed(stored, 1.01).save(tmp_path / "a.json")
     assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
-    said = capsys.readouterr().out
-    assert "DIFFERS" in said
-    assert "token 5" in said
+    output = capsys.readouterr().out
+    assert "DIFFERS" in output
+    assert "token 5" in output
     assert main(["verify", str(tmp_path / "a.json"), "--tolerance", ".02", "--target", server.address]) == 0
 
 
@@ -98,8 +94,8 @@ def with_row(it: Explanation, **changes: Any) -> Explanation:
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-def test_what_was_tampered_with_does_not_hold(server: RunningServer, how: str) -> None:
-    stored = TAMPERED[how](made(server))
+def test_a_tampered_explanation_does_not_hold(server: RunningServer, how: str) -> None:
+    stored = TAMPERED[how](explain(server))
     with Client(server.address) as client:
         verdict = compared(stored, client.attribute(**replay_keywords(stored)))
     assert not verdict.holds
@@ -107,9 +103,9 @@ def test_what_was_tampered_with_does_not_hold(server: RunningServer, how: str) -
 
 
 def test_the_largest_sources_cannot_be_left_out(server: RunningServer) -> None:
-    stored = made(server, top_k_sources=3)
+    stored = explain(server, top_k_sources=3)
     rows = list(stored.attributions)
-    whole = made(server).attributions[5].scores
+    whole = explain(server).attributions[5].scores
     least = tuple(sorted(range(len(whole)), key=lambda column: abs(whole[column]))[2::-1])
     rows[5] = replace(rows[5], scores=tuple(whole[column] for column in least), source_indexes=least)
     with Client(server.address) as client:
@@ -118,7 +114,7 @@ def test_the_largest_sources_cannot_be_left_out(server: RunningServer) -> None:
 
 
 def of_another(stored: Explanation, **changes: Any) -> Explanation:
-    """An explanation as a server with another model would have made it."""
+    """The explanation with another model in its provenance."""
     provenance = stored.provenance
     return replace(
         stored,
@@ -127,7 +123,7 @@ def of_another(stored: Explanation, **changes: Any) -> Explanation:
 
 
 def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = made(server)
+    stored = explain(server)
     old = of_another(stored, dtype="bfloat16", chat_template_sha256="x", name="other")
     provenance = replace(old.provenance, versions={**stored.provenance.versions, "torch": "1.0"})
     old = replace(old, started=replace(old.started, provenance=provenance))
@@ -145,9 +141,9 @@ def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pyt
     }
     assert second["file"].endswith("a.jsonl:2")
     assert main(["verify", str(tmp_path / "a.jsonl"), "--target", server.address]) == 0
-    said = capsys.readouterr().out
-    assert "model.dtype was bfloat16, is float32" in said
-    assert ":2: holds, though not all is as it was" in said
+    output = capsys.readouterr().out
+    assert "model.dtype was bfloat16, is float32" in output
+    assert ":2: holds, though not all is as it was" in output
     assert main(["verify", str(tmp_path / "a.jsonl"), "--strict", "--target", server.address]) == 1
     assert ":2: DIFFERS: the numbers hold, and not all is as it was (--strict)" in capsys.readouterr().out
     stored.save(tmp_path / "a.json")
@@ -155,14 +151,14 @@ def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("hash_of", ["weights_sha256", "config_sha256"])
-def test_another_model_is_told_before_anything_is_replayed(
+def test_another_model_is_reported_before_any_replay(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], hash_of: str
 ) -> None:
-    stored = made(server)
+    stored = explain(server)
     info = replace(stored.provenance.model, config_sha256="c" * 64)
     other = of_another(stored, **{"config_sha256": "c" * 64, hash_of: "a" * 64, "name": "big-model"})
-    asked = SimpleNamespace(server_info=lambda timeout: SimpleNamespace(model=info))  # knows no other call
-    verdict = verified(cast("Client", asked), other)
+    stub_client = SimpleNamespace(server_info=lambda timeout: SimpleNamespace(model=info))  # has no other call
+    verdict = verified(cast("Client", stub_client), other)
     assert not verdict.holds
     assert "hosts another model" in verdict.other_model
     assert "big-model" in verdict.other_model
@@ -170,165 +166,6 @@ def test_another_model_is_told_before_anything_is_replayed(
         other.save(tmp_path / "a.json")
         assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
         assert "hosts another model" in capsys.readouterr().out
-
-
-# --- every field ------------------------------------------------------------------------------------------------------
-
-
-class Asked:
-    """A client that is asked each thing once."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._known: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(**keywords: Any) -> Any:
-            key = f"{name} {keywords!r}"
-            if key not in self._known:
-                try:
-                    self._known[key] = getattr(self._client, name)(**keywords)
-                except InvalidRequestError as error:
-                    self._known[key] = error
-            if isinstance(self._known[key], InvalidRequestError):
-                raise self._known[key]
-            return self._known[key]
-
-        return ask
-
-
-Path_ = tuple[str | int, ...]
-
-
-def changes(kind: Any, plain: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Every single value of a file, and every list's length, with another of its type in its place."""
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        arms = [arm for arm in get_args(kind) if arm is not type(None)]
-        if plain is None:
-            for arm in arms:
-                yield from ((path, value) for value in others(arm, None))
-            return
-        kind = next((arm for arm in arms if fits(arm, plain)), arms[0])
-        origin = get_origin(kind)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        for field in fields(kind):
-            yield from changes(hints[field.name], plain[field.name], (*path, field.name))
-    elif isinstance(plain, dict):
-        for name, value in plain.items():
-            yield (*path, name), f"{value}x"
-    elif isinstance(plain, list):
-        if plain:
-            yield path, plain[:-1]
-        for index, item in enumerate(plain):
-            yield from changes(get_args(kind)[0], item, (*path, index))
-        if not plain:
-            yield from ((path, [value]) for value in others(get_args(kind)[0], None))
-    else:
-        yield from ((path, value) for value in others(kind, plain))
-
-
-def fits(kind: Any, plain: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return plain in get_args(kind)
-    if is_dataclass(kind):
-        return isinstance(plain, dict)
-    return isinstance(plain, list) if get_origin(kind) is tuple else type(plain) is kind
-
-
-def others(kind: Any, plain: Any) -> Iterator[Any]:
-    if get_origin(kind) is Literal:
-        yield from (arm for arm in get_args(kind) if arm != plain)
-    elif kind is bool:
-        yield not plain
-    elif kind is int:
-        yield (plain or 0) + 1
-    elif kind is float:
-        yield (plain if isinstance(plain, float) else 0.0) + 1.0
-    elif kind is str:
-        yield f"{plain or ''}x"
-
-
-def with_change(plain: Any, path: Path_, value: Any) -> str:
-    changed = copy.deepcopy(plain)
-    inner = changed
-    for step in path[:-1]:
-        inner = inner[step]
-    inner[path[-1]] = value
-    return json.dumps(changed)
-
-
-def is_told(verdict: Verdict, path: Path_) -> bool:
-    """Whether the report names the field, as changed or as not checked."""
-    names = [step for step in path if isinstance(step, str)]
-    whole = ".".join(names)
-    told = [mismatch.what for mismatch in verdict.mismatches]
-    told += [one.what for one in verdict.not_checked]
-    bare = whole.removeprefix("started.")
-    return any(
-        one in (whole, bare, bare.removeprefix("provenance."))
-        or bare.startswith(f"{one}.")
-        or whole.startswith(f"{one}.")
-        for one in told
-    )
-
-
-WHOLE: dict[str, dict[str, Any]] = {
-    "plain": {"prompt": "Once upon a", "max_new_tokens": 3, "num_alternatives": 2},
-    "segments": {
-        "prompt": "Once upon a time",
-        "max_new_tokens": 3,
-        "segments": {"upon": (5, 9)},
-        "resolution": "segment",
-        "sources": "prefix",
-    },
-    "words": {
-        "prompt": "Once upon a time",
-        "max_new_tokens": 3,
-        "resolution": "word",
-        "top_k_sources": 2,
-        "stop": "zzz",
-    },
-    "chat": {
-        "messages": [("system", "Be kind."), ("user", "Hi, fox")],
-        "max_new_tokens": 3,
-        "temperature": 1.0,
-        "seed": 5,
-        "contrast": "runner_up",
-        "normalise_over": "user",
-    },
-    "ids": {"prompt_ids": [70, 71, 72], "max_new_tokens": 3, "attribution": "knockout", "layers": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def demo(model_path: Callable[[str], Path]) -> Iterator[RunningServer]:
-    """A server whose model has a chat template."""
-    running = RunningServer(Engine.load(str(model_path("demo"))), ServerSettings(listen="127.0.0.1:0"))
-    yield running
-    running.close()
-
-
-@pytest.mark.parametrize("regenerate", [False, True])
-@pytest.mark.parametrize("how", WHOLE)
-def test_every_field_is_compared_or_named(demo: RunningServer, how: str, regenerate: bool) -> None:
-    with Client(demo.address) as client:
-        asked = cast("Client", Asked(client))
-        stored = client.explain(**WHOLE[how])
-        whole = verified(asked, stored, regenerate=regenerate)
-        assert whole.holds_strictly, whole
-        plain = json.loads(stored.to_json())
-        passed = []
-        for path, value in changes(Explanation, plain):
-            try:
-                changed = Explanation.from_json(with_change(plain, path, value))
-                verdict = verified(asked, changed, regenerate=regenerate)
-            except InvalidExplanationError:
-                continue
-            if verdict.holds and not is_told(verdict, path):
-                passed.append((path, value))
-        assert passed == []
 
 
 FAKED: dict[str, Callable[[Explanation], Explanation]] = {
@@ -390,7 +227,7 @@ def test_a_faked_file_does_not_hold(
 
 
 @pytest.mark.parametrize("change", [{"seed": 3}, {"temperature": 0.5}, {"max_new_tokens": 9}, {"stop": ("e",)}])
-def test_sampling_is_drawn_again_where_it_is_asked_for(
+def test_regenerate_draws_the_tokens_again(
     demo: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
 ) -> None:
     with Client(demo.address) as client:
@@ -413,7 +250,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", INPUTS)
-def test_whatever_was_sent_is_found_from_the_tokens(demo: RunningServer, how: str) -> None:
+def test_the_input_is_reconstructed_from_the_tokens(demo: RunningServer, how: str) -> None:
     with Client(demo.address) as client:
         stored = client.explain(**INPUTS[how], max_new_tokens=2)
         again = prompt_again(lambda keywords: client.tokenize(**keywords), stored)
@@ -422,7 +259,7 @@ def test_whatever_was_sent_is_found_from_the_tokens(demo: RunningServer, how: st
 
 
 def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
-    """Another day is told; another role on that day is found."""
+    """Another date is reported as not checked; a changed role is found despite it."""
     with Client(demo.address) as client:
         stored = client.explain(messages=[("system", "Today is 3 May"), ("user", "Hi")], max_new_tokens=2)
 
@@ -432,9 +269,9 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
         def tokenize(keywords: dict[str, Any]) -> TokenizedPrompt:
             if "messages" not in keywords:
                 return client.tokenize(**keywords)
-            (_, *others) = keywords["messages"]
-            made = client.tokenize(messages=[("system", "Today is 17 June"), *others])  # as if the template said so
-            return replace(made, tokens=tuple(map(as_template, made.tokens)))
+            (_, *rest) = keywords["messages"]
+            explain = client.tokenize(messages=[("system", "Today is 17 June"), *rest])  # as if the template wrote it
+            return replace(explain, tokens=tuple(map(as_template, explain.tokens)))
 
         dated = with_roles(stored, as_template)
         again = prompt_again(tokenize, dated)
@@ -444,8 +281,8 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
         assert prompt_again(tokenize, faked).problems
 
 
-def test_a_template_that_says_what_it_takes_away(demo: RunningServer) -> None:
-    """A system message's "/no_think" is not shown, and changes the template's own text: told, and no difference."""
+def test_a_template_that_replaces_a_command_by_its_own_text(demo: RunningServer) -> None:
+    """A system message's "/no_think" is dropped and changes the template's own text: reported, and not a difference."""
     with Client(demo.address) as client:
         stored = client.explain(
             messages=[("user", "Mode: quiet. Say it in your own words."), ("user", "Hi")], max_new_tokens=2
@@ -459,36 +296,36 @@ def test_a_template_that_says_what_it_takes_away(demo: RunningServer) -> None:
         def tokenize(keywords: dict[str, Any]) -> TokenizedPrompt:
             if "messages" not in keywords:
                 return client.tokenize(**keywords)
-            (role, content), *others = keywords["messages"]
-            made = client.tokenize(messages=[(role, f"{modes[1].removesuffix('Say')}{content}"), *others])
-            return TokenizedPrompt(made.prompt_text, as_template(made.tokens, made.prompt_text))
+            (role, content), *rest = keywords["messages"]
+            explain = client.tokenize(messages=[(role, f"{modes[1].removesuffix('Say')}{content}"), *rest])
+            return TokenizedPrompt(explain.prompt_text, as_template(explain.tokens, explain.prompt_text))
 
-        told = replace(
+        replaced = replace(
             stored,
             started=replace(stored.started, prompt_tokens=as_template(stored.prompt_tokens, stored.prompt_text)),
         )
-        again = prompt_again(tokenize, told)
+        again = prompt_again(tokenize, replaced)
         assert (again.is_exact, again.problems) == (False, ())
         assert [one.what for one in again.not_checked] == ["the chat template's own text"]
-        faked = with_roles(told, lambda t: replace(t, role="system") if t.message == 1 else t)
+        faked = with_roles(replaced, lambda t: replace(t, role="system") if t.message == 1 else t)
         assert prompt_again(tokenize, faked).problems
 
 
-def test_what_the_server_refuses_is_a_difference(
+def test_a_refusal_of_the_server_is_a_difference(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = made(server)
+    stored = explain(server)
     tokens = (replace(stored.tokens[0], id=10**6), *stored.tokens[1:])
     replace(stored, tokens=tokens).save(tmp_path / "a.json")
     assert main(["verify", str(tmp_path / "a.json"), "--target", server.address]) == 1
     assert "cannot be computed again: the server refuses" in capsys.readouterr().out
 
 
-def test_what_cannot_be_verified_is_said_before_anything_runs(tmp_path: Path, server: RunningServer) -> None:
-    stored = made(server, attribution=None)
+def test_unverifiable_files_are_refused_before_any_call(tmp_path: Path, server: RunningServer) -> None:
+    stored = explain(server, attribution=None)
     with pytest.raises(InvalidExplanationError, match="nothing was explained"):
         replay_keywords(stored)
-    forced = made(server, forced_ids=[70, 71])
+    forced = explain(server, forced_ids=[70, 71])
     with pytest.raises(InvalidExplanationError, match="forced tokens"):
         replay_keywords(forced)
     (tmp_path / "none.jsonl").write_text("")
@@ -496,8 +333,8 @@ def test_what_cannot_be_verified_is_said_before_anything_runs(tmp_path: Path, se
     assert main(["verify", str(tmp_path / "absent.json"), "--target", server.address]) == 65
 
 
-def test_why_this_token_and_not_another(server: RunningServer) -> None:
-    stored = made(server, sources="prefix")
+def test_contrast_explains_one_token_against_another(server: RunningServer) -> None:
+    stored = explain(server, sources="prefix")
     index = stored.words[0].token_indexes[0]
     with Client(server.address) as client:
         row = client.contrast(stored, stored.words[0], "a")
@@ -514,8 +351,8 @@ def test_why_this_token_and_not_another(server: RunningServer) -> None:
             client.contrast(stored, 99, "a")
 
 
-def test_the_asynchronous_client_tells_it_too(server: RunningServer) -> None:
-    stored = made(server)
+def test_contrast_with_the_asynchronous_client(server: RunningServer) -> None:
+    stored = explain(server)
 
     async def ask() -> Any:
         async with AsyncClient(server.address) as client:

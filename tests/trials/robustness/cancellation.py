@@ -63,12 +63,12 @@ def cancel(scale: float) -> list[Finding]:
             survivors = [same for same in pool.map(run_stream, range(count)) if same is not None]
         thread = server.server.engine_thread
         limit = time.monotonic() + 10
-        while thread.num_placed and time.monotonic() < limit:
+        while thread.num_unfinished and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(1)
         after = process.num_threads(), process.num_fds()
         kv = server.engine.model.runner.pool
-        free, total, placed = kv.num_free_tokens, kv.num_tokens, thread.num_placed
+        free, total, placed = kv.num_free_tokens, kv.num_tokens, thread.num_unfinished
     return [
         Finding("streams", f"{count:,}, of which {len(survivors)} were not cancelled"),
         Finding("requests left in the engine", str(placed), "none", placed == 0),

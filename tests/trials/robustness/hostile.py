@@ -17,7 +17,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from gradellm_engine import Engine, EngineError
-from gradellm_server.rpc import conversion
+from gradellm_server.rpc.requests_from_wire import parse
+from gradellm_server.rpc.rpcs import STREAMING_RPCS, UNARY_RPCS
 from support import hostile as requests
 from trials.report import Finding, percentile
 from trials.serving import SERVING, Served, load, result, served
@@ -110,18 +111,18 @@ def _min_seconds(engine: Engine, material: requests.Material, number: int, size:
 def _cost(engine: Engine, hostile_request: requests.Hostile) -> Cost:
     payload = hostile_request.request.SerializeToString()
     readers: dict[str, tuple[type[Message], Callable[..., Any]]] = {
-        **{name: (kind, read) for name, (kind, read, _) in conversion.STREAMS.items()},
-        **conversion.SINGLES,
+        **{name: (kind, read) for name, (kind, read, _) in STREAMING_RPCS.items()},
+        **UNARY_RPCS,
     }
     kind, read = readers[hostile_request.call]
     start = time.process_time()
     try:
-        accepted = read(conversion.parse(kind, payload), engine)
+        accepted = read(parse(kind, payload), engine)
         outcome = f"{hostile_request.kind}, taken"
     except EngineError as error:
         accepted, outcome = None, f"refused: {error}"[:120]
     seconds = time.process_time() - start
-    if accepted is not None and hostile_request.call in conversion.STREAMS:
+    if accepted is not None and hostile_request.call in STREAMING_RPCS:
         accepted.close()
     return Cost(seconds, len(payload), outcome)
 

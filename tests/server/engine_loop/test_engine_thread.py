@@ -1,4 +1,4 @@
-"""The queue, the places and the readers, around a real engine whose passes wait for the test."""
+"""Queue, slots and readers of the engine thread, with a real engine whose passes wait for the test."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from gradellm_engine import Engine, Event, Finished, PromptInput, Request, Sampling, Step
 from gradellm_engine.passes.base import SequenceChunk
-from gradellm_server.engine_thread import UNREAD_BATCHES, EngineThread, Job, QueueFullError, ShuttingDownError
+from gradellm_server.engine_loop.engine_thread import EngineThread
+from gradellm_server.engine_loop.errors import QueueFullError, ShuttingDownError
+from gradellm_server.engine_loop.job import Job
+from gradellm_server.engine_loop.response_queue import MAX_UNREAD_BATCHES
 
 Answers = Job[Event]
 
 
 class Gate:
-    """Passes of the decoder wait here while it is closed, and are counted; one of them may fail."""
+    """Holds back passes of the model while it is closed, and counts them; one of them may fail."""
 
     def __init__(self, engine: Engine) -> None:
         self._step = engine.model.runner.step
@@ -109,21 +112,19 @@ def test_running_requests_share_their_passes(thread: Callable[..., Any], gate: G
             await until(lambda: engine_thread.num_running == 3)
             gate.open.set()
             assert await asyncio.gather(*map(steps, jobs)) == [list(range(20))] * 3
-            assert gate.num_passes <= 22  # the first may have begun with one of them alone
+            assert gate.num_passes <= 22  # the first pass may have had one of them alone
 
     run(test)
 
 
-def test_a_full_queue_refuses_at_once_and_takes_again_when_a_place_is_free(
-    thread: Callable[..., Any], gate: Gate
-) -> None:
+def test_a_full_queue_rejects_at_once_until_a_slot_is_free(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread(max_running=1, max_queued=1) as engine_thread:
             gate.open.clear()
             first = submit(engine_thread, 1)
             await until(lambda: engine_thread.num_running == 1)
             second = submit(engine_thread, 1)
-            with pytest.raises(QueueFullError, match="1 requests run and 1 wait"):
+            with pytest.raises(QueueFullError, match=r"1 requests running, 1 queued \(limits 1 and 1\)"):
                 submit(engine_thread, 1)
             second.cancel()
             third = submit(engine_thread, 1)
@@ -134,23 +135,23 @@ def test_a_full_queue_refuses_at_once_and_takes_again_when_a_place_is_free(
     run(test)
 
 
-def test_tokens_that_wait_are_limited(thread: Callable[..., Any], gate: Gate) -> None:
+def test_queued_tokens_are_limited(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread(max_running=1, max_queued=5, max_queued_tokens=60) as engine_thread:
             gate.open.clear()
             first = submit(engine_thread, 1)
             await until(lambda: engine_thread.num_running == 1)
-            jobs = [submit(engine_thread, 100), submit(engine_thread, 10)]  # one that is longer than that may wait
+            jobs = [submit(engine_thread, 100), submit(engine_thread, 10)]  # a single request may exceed the limit
             gate.open.set()
             assert await steps(first) == [0]
             assert len(await steps(jobs[0])) == 100
-            with pytest.raises(QueueFullError, match="1 requests of 105 tokens wait for memory"):
+            with pytest.raises(QueueFullError, match="1 queued requests have 105 tokens"):
                 await steps(jobs[1])
 
     run(test)
 
 
-def test_a_bad_request_is_told_at_once_however_long_the_queue(thread: Callable[..., Any], gate: Gate) -> None:
+def test_an_invalid_request_fails_at_once_despite_the_queue(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread(max_running=1, max_queued=2) as engine_thread:
             gate.open.clear()
@@ -194,20 +195,20 @@ def test_a_cancelled_stream_stops_before_its_next_pass(thread: Callable[..., Any
     run(test)
 
 
-def test_a_reader_that_falls_behind_holds_up_its_own_stream_alone(thread: Callable[..., Any], gate: Gate) -> None:
+def test_a_slow_consumer_delays_its_own_stream_alone(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread() as engine_thread:
-            unread = submit(engine_thread, 3 * UNREAD_BATCHES)
-            await until(lambda: gate.num_passes >= UNREAD_BATCHES - 1)
+            unread = submit(engine_thread, 3 * MAX_UNREAD_BATCHES)
+            await until(lambda: gate.num_passes >= MAX_UNREAD_BATCHES - 1)
             await asyncio.sleep(0.05)
-            assert gate.num_passes <= UNREAD_BATCHES
-            assert len(await steps(submit(engine_thread, UNREAD_BATCHES))) == UNREAD_BATCHES
-            assert len(await steps(unread)) == 3 * UNREAD_BATCHES  # reading lets it go on, and nothing was lost
+            assert gate.num_passes <= MAX_UNREAD_BATCHES
+            assert len(await steps(submit(engine_thread, MAX_UNREAD_BATCHES))) == MAX_UNREAD_BATCHES
+            assert len(await steps(unread)) == 3 * MAX_UNREAD_BATCHES  # it goes on once it is read, and nothing is lost
 
     run(test)
 
 
-def test_an_error_in_a_pass_ends_the_streams_of_that_pass_alone(thread: Callable[..., Any], gate: Gate) -> None:
+def test_an_error_in_a_pass_ends_the_requests_of_that_pass_alone(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread() as engine_thread:
             gate.error = RuntimeError("this pass fails")
@@ -218,7 +219,7 @@ def test_an_error_in_a_pass_ends_the_streams_of_that_pass_alone(thread: Callable
     run(test)
 
 
-def test_stopping_fails_what_has_not_finished(thread: Callable[..., Any], gate: Gate) -> None:
+def test_stopping_fails_unfinished_requests(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread(max_running=1, max_queued=1) as engine_thread:
             gate.open.clear()
@@ -237,7 +238,7 @@ def test_stopping_fails_what_has_not_finished(thread: Callable[..., Any], gate: 
     run(test)
 
 
-def test_a_stream_says_how_long_it_waited(thread: Callable[..., Any], gate: Gate) -> None:
+def test_a_stream_reports_its_time_in_the_queue(thread: Callable[..., Any], gate: Gate) -> None:
     async def test() -> None:
         async with thread(max_running=1) as engine_thread:
             gate.open.clear()
@@ -248,6 +249,6 @@ def test_a_stream_says_how_long_it_waited(thread: Callable[..., Any], gate: Gate
             gate.open.set()
             await steps(first)
             (finished,) = [event async for event in second if isinstance(event, Finished)]
-            assert 0.05 <= finished.queue_seconds <= 5  # whether it was read before the first one's pass or after it
+            assert 0.05 <= finished.queue_seconds <= 5  # whether it is read before or after the first request's pass
 
     run(test)

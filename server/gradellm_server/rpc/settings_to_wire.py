@@ -1,0 +1,105 @@
+"""Settings to the wire: the provenance of a stream, with every default spelt out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from gradellm._version import __version__
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import (
+    AttributionSettings,
+    Engine,
+    EvaluationSettings,
+    Sampling,
+    Started,
+    Switches,
+    software_versions,
+)
+from gradellm_server.rpc.wire_enums import SWITCH_ENUMS, number_of
+
+
+def model_info(engine: Engine) -> pb.ModelInfo:
+    """The model that is served."""
+    return pb.ModelInfo(**asdict(engine.info))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that computes the numbers."""
+    return {"gradellm": __version__, **software_versions()}
+
+
+def provenance(started: Started, engine: Engine) -> pb.Provenance:
+    """Model, versions and settings of a stream: all that is needed to compute it again."""
+    attribution, evaluation = started.attribution, started.evaluation
+    return pb.Provenance(
+        model=model_info(engine),
+        versions=versions(),
+        sampling=_sampling(started.sampling),
+        attribution=None if attribution is None else _attribution(attribution),
+        evaluation=None if evaluation is None else _evaluation(evaluation),
+    )
+
+
+def _sampling(sampling: Sampling) -> pb.Sampling:
+    return pb.Sampling(
+        max_new_tokens=sampling.max_new_tokens or 0,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed or 0,
+        stop=sampling.stop,
+    )
+
+
+def _attribution(settings: AttributionSettings) -> pb.AttributionOptions:
+    contrast = settings.contrast
+    return pb.AttributionOptions(
+        **_switches(settings.method),
+        target_token_id=settings.target_token_id,
+        contrast=None
+        if contrast is None
+        else pb.Contrast(**{name: value for name, value in asdict(contrast).items() if value not in (None, False)}),
+        sources=number_of(pb.Sources, settings.sources),  # type: ignore[arg-type]
+        resolution=number_of(pb.Resolution, settings.resolution),  # type: ignore[arg-type]
+        top_k_sources=settings.top_k_sources,
+        delivery=number_of(pb.Delivery, settings.delivery),  # type: ignore[arg-type]
+        chunk_size=settings.chunk_size,
+    )
+
+
+def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
+    """All but the values of the caller's own scores."""
+    return pb.EvaluationOptions(
+        methods=[
+            pb.EvaluatedMethod(name=judged.name, attribution=pb.AttributionOptions(**_switches(judged.method)))
+            for judged in settings.methods
+            if judged.method is not None
+        ],
+        scores=[pb.GivenScores(name=judged.name) for judged in settings.methods if judged.method is None],
+        metrics=[number_of(pb.Metric, metric) for metric in settings.metrics],  # type: ignore[misc]
+        pis=settings.pis,
+        samples=settings.samples,
+        stride=settings.stride,
+        offset=settings.offset,
+        seed=settings.seed,
+        perturb=number_of(pb.Perturb, settings.perturb),  # type: ignore[arg-type]
+        removal=number_of(pb.Removal, settings.removal),  # type: ignore[arg-type]
+        raw_scores=settings.raw_scores,
+        rationale=settings.rationale,
+        perturb_positions=settings.positions,
+    )
+
+
+def _switches(method: Switches) -> dict[str, Any]:
+    """A method's name and switches, as fields of AttributionOptions."""
+    switches = asdict(method)
+    layers = switches.pop("layers", None)
+    return {
+        "method": method.name,
+        "layers": None if layers is None else pb.Layers(indexes=layers),
+        **{
+            name: number_of(SWITCH_ENUMS[name][1], value) if name in SWITCH_ENUMS else value
+            for name, value in switches.items()
+        },
+    }

@@ -1,0 +1,86 @@
+"""Enums and optional fields of the wire contract, and the engine's enums and arguments that they stand for.
+
+An enum's member has the same name on both sides, behind the wire's prefix: ROTARY_FULL is `Rotary.FULL`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
+
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import (
+    Aggregation,
+    InvalidRequestError,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    Objective,
+    Rectify,
+    Role,
+    Rotary,
+    Similarity,
+)
+
+PRESETS: dict[int, str] = {
+    pb.PRESET_PAPER: "paper",
+    pb.PRESET_UNLOOSENED: "unloosened",
+    pb.PRESET_GRAD_ECLIP: "grad_eclip",
+    pb.PRESET_KNOCKOUT: "knockout",
+}
+ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
+# The switches of methods that are enums, by their fields' names.
+SWITCH_ENUMS: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
+    "loosening": (Loosening, pb.Loosening),
+    "similarity": (Similarity, pb.Similarity),
+    "rotary": (Rotary, pb.Rotary),
+    "rectify": (Rectify, pb.Rectify),
+    "magnitude": (Magnitude, pb.Magnitude),
+    "normalise_over": (NormaliseOver, pb.NormaliseOver),
+    "objective": (Objective, pb.Objective),
+    "aggregation": (Aggregation, pb.Aggregation),
+}
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+def member_of(kind: type[Member], wire: EnumTypeWrapper, number: int, field: str) -> Member:
+    """The engine's member for a number on the wire.
+
+    Raises:
+        InvalidRequestError: naming the field, if the number is unspecified or unknown.
+    """
+    if number not in wire.values()[1:]:
+        raise InvalidRequestError(
+            field, f"{number} is not a value that this server knows; it knows {', '.join(wire.keys()[1:])}"
+        )
+    return kind(wire.Name(number).removeprefix(_prefix(wire)).lower())
+
+
+def number_of(wire: EnumTypeWrapper, member: str) -> int:
+    """The number on the wire for a member of the engine's enum."""
+    return int(wire.Value(f"{_prefix(wire)}{member.upper()}"))
+
+
+def choice(
+    kind: type[Member], wire: EnumTypeWrapper, request: Message, field: str, parent: str = "attribution"
+) -> Member | None:
+    """The engine's member that an enum field holds; None if the field is unspecified.
+
+    Raises:
+        InvalidRequestError: naming `parent.field`, if the number is unknown.
+    """
+    number = getattr(request, field)
+    return None if number == 0 else member_of(kind, wire, number, f"{parent}.{field}")
+
+
+def set_fields(request: Message, *names: str) -> dict[str, Any]:
+    """The values of those optional fields that are set."""
+    return {name: getattr(request, name) for name in names if request.HasField(name)}
+
+
+def _prefix(wire: EnumTypeWrapper) -> str:
+    return str(wire.Name(0)).removesuffix("UNSPECIFIED")
