@@ -129,8 +129,12 @@ def wheel_of(path: Path, names: dict[str, str]) -> Path:
 
 
 def whole_wheel() -> dict[str, str]:
-    told = f"Name: gradellm\nVersion: {distributions.version()}\nLicense-Expression: Apache-2.0\n"
-    return {**dict.fromkeys(distributions.NEEDED, ""), f"{INFO}/METADATA": told, f"{INFO}/licenses/LICENSE": "Apache"}
+    message = f"Name: gradellm\nVersion: {distributions.version()}\nLicense-Expression: Apache-2.0\n"
+    return {
+        **dict.fromkeys(distributions.NEEDED, ""),
+        f"{INFO}/METADATA": message,
+        f"{INFO}/licenses/LICENSE": "Apache",
+    }
 
 
 def tree_of(names: dict[str, str]) -> list[str]:
@@ -142,28 +146,28 @@ Change = Callable[[dict[str, str]], None]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda names: None, None),
         (lambda names: names.pop("gradellm/py.typed"), "gradellm/py.typed is not in the wheel"),
         (lambda names: names.update({"tests/test_a.py": ""}), "tests/test_a.py does not belong"),
         (lambda names: names.update({"gradellm/__pycache__/a.pyc": ""}), "a.pyc does not belong"),
         (lambda names: names.pop(f"{INFO}/licenses/LICENSE"), "no licence text"),
-        (lambda names: names.update({f"{INFO}/METADATA": "Version: 9"}), "does not say Version"),
+        (lambda names: names.update({f"{INFO}/METADATA": "Version: 9"}), "lacks Version"),
     ],
 )
-def test_faults_of_wheels_are_told(tmp_path: Path, change: Change, told: str | None) -> None:
+def test_faults_of_wheels_are_reported(tmp_path: Path, change: Change, message: str | None) -> None:
     names = whole_wheel()
     tree = tree_of(names)
     change(names)
     faults = distributions.wheel_faults(wheel_of(tmp_path / "a.whl", names), tree)
-    if told is None:
+    if message is None:
         assert faults == []
     else:
-        assert any(told in fault for fault in faults), faults
+        assert any(message in fault for fault in faults), faults
 
 
-def test_faults_of_sdists_are_told(tmp_path: Path) -> None:
+def test_faults_of_sdists_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name in ("LICENSE", "README.md", "Makefile", "secret.key", "tests/a.py"):
@@ -181,23 +185,23 @@ def component(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("its", "told"),
+    ("its", "message"),
     [
         (component(), None),
         (component(version="1.0+cpu"), None),  # a build of the pinned version
         (component(licenses=[{"expression": "MIT OR Apache-2.0"}]), None),
-        (component(version="1.1"), "a-b is 1.1, and deploy/constraints.txt pins 1.0"),
+        (component(version="1.1"), "a-b is 1.1, but deploy/constraints.txt pins 1.0"),
         (component(name="c"), "c 1.0 is not pinned"),
-        (component(licenses=[]), "a-b 1.0 does not say its licence"),
-        (component(purl=""), "a-b has no version or no address"),
+        (component(licenses=[]), "a-b 1.0 has no licence"),
+        (component(purl=""), "a-b has no version or no package URL"),
     ],
 )
-def test_what_a_bill_leaves_open_is_told(its: dict[str, Any], told: str | None) -> None:
+def test_faults_of_a_bill_of_materials_are_reported(its: dict[str, Any], message: str | None) -> None:
     faults = sbom.faults_of({"components": [its]}, sbom.pinned("# pins\nA.b==1.0 ; python_version > '3'\n"))
-    if told is None:
+    if message is None:
         assert faults == []
     else:
-        assert any(told in fault for fault in faults), faults
+        assert any(message in fault for fault in faults), faults
 
 
 def test_licences_are_listed_by_name() -> None:

@@ -71,7 +71,7 @@ def image_extras(image: str, dockerfile: str) -> str:
 
 def bill(python: str) -> dict[str, Any]:
     """The CycloneDX document of an environment, validated against the schema; gradellm itself is its subject."""
-    tool, project = str(Path(sys.executable).with_normalized("cyclonedx-py")), str(ROOT / "pyproject.toml")
+    tool, project = str(Path(sys.executable).with_name("cyclonedx-py")), str(ROOT / "pyproject.toml")
     options = ["--spec-version", SPECIFICATION, "--output-reproducible", "--validate", "--output-format", "JSON"]
     listing = subprocess.run(  # noqa: S603  (a tool of this environment, without a shell)
         [tool, "environment", "--pyproject", project, *options, python],

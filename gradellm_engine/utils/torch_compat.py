@@ -26,7 +26,7 @@ Autograd calls the same operator; it has no public name. Since torch 1.11.
 """
 
 functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
-"""Whether code runs inside `torch.func.vmap`, `grad`, `jvp` or another transform. Since torch 2.2.
+"""Whether code runs inside `torch.func.vmap`, `grad`, `jvp` or another transform. Since torch 2.0.
 
 A plain `torch.autograd.Function` cannot run there.
 """
@@ -75,7 +75,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def allow_recompiles(count: int) -> None:
-    """Let torch.compile specialise one function at least `count` times before it falls back to eager. Since torch 2.6.
+    """Let torch.compile specialise one function at least `count` times before it falls back to eager. Since torch 2.7.
 
     The limit is the process's; it is never lowered here.
     """
@@ -83,11 +83,12 @@ def allow_recompiles(count: int) -> None:
 
 
 def set_default_group_timeout(timeout: timedelta) -> None:
-    """Change how long collectives of the default process group may take. Since torch 2.2.
+    """Change how long collectives of the default process group may take. Since torch 2.3.
 
-    Publicly it is an argument of `init_process_group` alone, before weights are read and the wait is longest.
+    Releases without the public `torch.distributed.set_timeout` have a private function for it.
     """
-    dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timeout, dist.group.WORLD)
 
 
 def changes_argument(operator: Any) -> bool:  # noqa: ANN401 (torch.ops' overloads have no public type)

@@ -35,7 +35,7 @@ def scanned(failed: int = 0, reasons: tuple[str, ...] = (), passed: int = 1000) 
     ],
 )
 def test_what_fails_and_what_has_no_reason_is_an_error(reports: list[dict[str, Any]], status: int) -> None:
-    assert module(SCRIPT).tell(reports) == status
+    assert module(SCRIPT).report_results(reports) == status
 
 
 def test_pods_of_a_group_are_scanned_under_their_own_exceptions() -> None:
