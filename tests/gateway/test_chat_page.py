@@ -1,4 +1,4 @@
-"""The chat page in a real browser, before the demo model."""
+"""The chat page in a real browser, with the demo model."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def demo_url(demo: RunningServer) -> Iterator[str]:
 
 @pytest.fixture
 def show(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a gateway. Whatever the console says is a failure, but for what is expected.
+    """A function that opens the page of a gateway. Any console message is a failure, except `expected`.
 
-    Playwright's waiting evaluates text, which the page's policy forbids: it is off but where a test asks for it.
+    Playwright's waiting evaluates script text, which the page's Content-Security-Policy forbids: the policy is bypassed
+    unless a test needs it (`policy=True`).
     """
     said: list[str] = []
     contexts: list[Any] = []

@@ -1,4 +1,4 @@
-"""Clients that say nothing, send slowly or in crumbs, or do not read: each has its time, and holds up no others."""
+"""Slow clients, which send nothing, send slowly or in tiny chunks, or do not read: they time out and delay no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every known field of a chat request with values of every wrong type, and what errors call the field."""
+"""Validation of every known field with values of every type, and field names in errors."""
 
 from __future__ import annotations
 

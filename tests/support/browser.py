@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: Debian's Chromium, driven by Playwright. Tests skip where it is not there."""
+"""A fixture with a real browser: the machine's Chromium, driven by Playwright. Tests skip without it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Import it where it is needed: fixtures are found by their names."""
+    """The browser. Test modules import this fixture."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser

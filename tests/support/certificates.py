@@ -1,4 +1,4 @@
-"""Certificates for tests: authorities, and who they sign for; as PEM files."""
+"""Certificate authorities and certificates for tests, as PEM files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class Pair:
-    """A certificate and its key, as files."""
+    """PEM files of a certificate and its private key."""
 
     cert: Path
     key: Path

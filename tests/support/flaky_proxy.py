@@ -1,4 +1,4 @@
-"""A TCP proxy before a server that cuts its connections off, as a server does that dies."""
+"""A TCP proxy that cuts connections after some bytes, as a server that dies does."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-class CuttingProxy:
-    """Passes bytes on between clients and the server at `address`.
+class FlakyProxy:
+    """Forwards bytes between clients and the server at `address`.
 
     Attributes:
-        target: where clients connect.
-        num_cuts: connections that it cut off after they had carried what they may.
+        target: address for clients.
+        num_cuts: connections that were cut.
     """
 
     def __init__(self, address: str, allowances: Iterator[int | None]) -> None:
-        """Each connection may carry so many of the server's bytes, None for any number, and is then cut off."""
+        """`allowances`: for each connection, the bytes from the server after which it is cut; None for no limit."""
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         self._allowances = allowances
@@ -75,9 +75,9 @@ class CuttingProxy:
 
 
 @contextmanager
-def cutting(address: str, allowances: Iterator[int | None]) -> Iterator[CuttingProxy]:
+def cutting(address: str, allowances: Iterator[int | None]) -> Iterator[FlakyProxy]:
     """A proxy while it is needed."""
-    proxy = CuttingProxy(address, allowances)
+    proxy = FlakyProxy(address, allowances)
     try:
         yield proxy
     finally:

@@ -1,8 +1,7 @@
-"""Requests that nobody would send: structured by the wire contract, and bytes that are changed on the wire.
+"""Random requests for fuzzing: messages generated from the wire contract, and messages with corrupted bytes.
 
-Strategies are made from the message descriptors, so that a new field is fuzzed without a word here. Values are often
-of the kind that works, so that a good part of the requests gets as far as the model; sizes stay small, so that each
-takes a moment.
+Strategies are built from the message descriptors, so that new fields are fuzzed automatically. Many values are valid,
+so that a good share of the requests reaches the model; sizes are small, so that each request is fast.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ CALLS: dict[str, type[Message]] = {
     "GetServerInfo": pb.GetServerInfoRequest,
 }
 STREAMS = ("Generate", "Attribute", "Evaluate")
-# What the caller or the load may be blamed for. DEADLINE_EXCEEDED and CANCELLED are the caller's own.
+# Statuses that a server may return to any request. DEADLINE_EXCEEDED and CANCELLED come from the caller.
 ALLOWED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-# Fields that decide how long a request takes, and what they may be here.
+# Fields that determine a request's cost, and their values here.
 SMALL: dict[str, st.SearchStrategy[int]] = {
     "max_new_tokens": st.sampled_from([1, 2, 3, 4, 0, -1, 2**31 - 1]),
     "samples": st.sampled_from([2, 3, 1, 0, -1]),

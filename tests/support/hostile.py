@@ -1,7 +1,7 @@
-"""Requests that are meant to cost a server much: built from a model's own special tokens, the separators of its chat
-template, bytes that are no characters, deep repeats and huge counts.
+"""Requests that try to be expensive for a server: built from a model's special tokens, chat template separators, bytes
+that are not characters, deep repetitions and huge counts.
 
-A request is a pure function of a number and a size, so that what one costs can be held against one of twice the size.
+A request is a pure function of a number and a size, so that its cost can be compared with that of twice the size.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Hostile:
-    """A request.
+    """A hostile request.
 
     Attributes:
-        kind: what it is made of.
-        call: which RPC it is for.
+        kind: key of `KINDS`.
+        call: name of its RPC.
         request: its message.
     """
 
@@ -35,14 +35,14 @@ class Hostile:
 
 @dataclass(frozen=True)
 class Material:
-    """What a model's requests are made of.
+    """Parts of a model's requests.
 
     Attributes:
-        pieces: texts that its tokenizer and its chat template treat in their own ways.
-        unfinished_ids: tokens that are a part of a character.
-        vocab_size: ids are below this.
-        max_new_tokens: of a completion.
-        is_chat: whether it has a chat template.
+        pieces: texts that its tokenizer or chat template treats specially.
+        unfinished_ids: tokens that are part of a multi-byte character.
+        vocab_size: upper bound of token ids.
+        max_new_tokens: limit of a completion.
+        is_chat: whether the model has a chat template.
     """
 
     pieces: tuple[str, ...]
@@ -53,7 +53,7 @@ class Material:
 
     @classmethod
     def of(cls, engine: Engine) -> Material:
-        """A model's."""
+        """The material of an engine's model."""
         encoder = engine.model.encoder
         special = [encoder.decode_alone(token_id) for token_id in sorted(encoder.special_ids)][:24]
         separators = [
@@ -81,46 +81,46 @@ class Material:
 
 
 def hostile(material: Material, number: int, size: int) -> Hostile:
-    """The request with this number, of about `size` characters, tokens or parts."""
-    draw = random.Random(number)
-    kind = draw.choice(sorted(KINDS))
-    call, request = KINDS[kind](material, draw, size)
+    """Request `number`, of about `size` characters, tokens or parts."""
+    rng = random.Random(number)
+    kind = rng.choice(sorted(KINDS))
+    call, request = KINDS[kind](material, rng, size)
     return Hostile(kind, call, request)
 
 
-def text(material: Material, draw: random.Random, size: int) -> str:
-    """Some pieces, repeated: each alone many times over, or all of them in turn."""
-    pieces = draw.choices(material.pieces, k=draw.randint(1, 4))
+def text(material: Material, rng: random.Random, size: int) -> str:
+    """One to four pieces, joined and repeated up to `size` characters."""
+    pieces = rng.choices(material.pieces, k=rng.randint(1, 4))
     unit = "".join(pieces)
     return (unit * (size // len(unit) + 1))[:size]
 
 
-def _input(material: Material, draw: random.Random, size: int) -> pb.Input:
-    if material.is_chat and draw.random() < 0.5:
-        count = max(1, draw.choice([1, 4, size // 200, size // 8]))
-        roles = draw.choices(["user", "assistant", "system", "gradellm1content", "tool", text(material, draw, 9)], k=3)
-        contents = [text(material, draw, max(1, size // count)) for _ in range(3)]
+def _input(material: Material, rng: random.Random, size: int) -> pb.Input:
+    if material.is_chat and rng.random() < 0.5:
+        count = max(1, rng.choice([1, 4, size // 200, size // 8]))
+        roles = rng.choices(["user", "assistant", "system", "gradellm1content", "tool", text(material, rng, 9)], k=3)
+        contents = [text(material, rng, max(1, size // count)) for _ in range(3)]
         return pb.Input(
             messages=[pb.Message(role=roles[i % 3], content=contents[i % 3]) for i in range(min(count, 200_000))]
         )
-    return pb.Input(prompt=text(material, draw, size))
+    return pb.Input(prompt=text(material, rng, size))
 
 
-def _tokenize(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    return "Tokenize", pb.TokenizeRequest(input=_input(material, draw, size))
+def _tokenize(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    return "Tokenize", pb.TokenizeRequest(input=_input(material, rng, size))
 
 
-def _ids(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    some = draw.choices(material.unfinished_ids, k=draw.randint(1, 3))
-    if draw.random() < 0.3:
-        some = [draw.randrange(material.vocab_size) for _ in range(50)]
-    return "Tokenize", pb.TokenizeRequest(input=pb.Input(prompt_ids=(some * (size // len(some) + 1))[:size]))
+def _ids(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    unit_ids = rng.choices(material.unfinished_ids, k=rng.randint(1, 3))
+    if rng.random() < 0.3:
+        unit_ids = [rng.randrange(material.vocab_size) for _ in range(50)]
+    return "Tokenize", pb.TokenizeRequest(input=pb.Input(prompt_ids=(unit_ids * (size // len(unit_ids) + 1))[:size]))
 
 
-def _segments(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    given = _input(material, draw, size)
+def _segments(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    given = _input(material, rng, size)
     content = given.prompt or given.messages[0].content
-    width = draw.choice([1, 2, 10])
+    width = rng.choice([1, 2, 10])
     for index in range(min(size, len(content) // width)):
         segment = given.segments.add(name=str(index), start=index * width, end=(index + 1) * width)
         if given.messages:
@@ -128,51 +128,51 @@ def _segments(material: Material, draw: random.Random, size: int) -> tuple[str, 
     return "Tokenize", pb.TokenizeRequest(input=given)
 
 
-def _forced(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    some = draw.choices(material.unfinished_ids, k=2)
-    ids = (some * (size // 2 + 1))[:size]
+def _forced(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    unit_ids = rng.choices(material.unfinished_ids, k=2)
+    ids = (unit_ids * (size // 2 + 1))[:size]
     return "Generate", pb.GenerateRequest(input=pb.Input(prompt="a"), forced_ids=ids, max_new_tokens=len(ids) + 1)
 
 
-def _stops(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    count = draw.choice([1, 16, max(1, size // 4)])
-    stop = [text(material, draw, max(1, size // count)) for _ in range(min(count, 200_000))]
-    return "Generate", pb.GenerateRequest(input=_input(material, draw, 40), stop=stop, max_new_tokens=1)
+def _stops(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    count = rng.choice([1, 16, max(1, size // 4)])
+    stop = [text(material, rng, max(1, size // count)) for _ in range(min(count, 200_000))]
+    return "Generate", pb.GenerateRequest(input=_input(material, rng, 40), stop=stop, max_new_tokens=1)
 
 
-def _contrast(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    options = pb.AttributionOptions(contrast=pb.Contrast(text=text(material, draw, size)))
-    return "Generate", pb.GenerateRequest(input=_input(material, draw, 200), attribution=options, max_new_tokens=1)
+def _contrast(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    options = pb.AttributionOptions(contrast=pb.Contrast(text=text(material, rng, size)))
+    return "Generate", pb.GenerateRequest(input=_input(material, rng, 200), attribution=options, max_new_tokens=1)
 
 
-def _generate(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
+def _generate(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
     options = pb.AttributionOptions(
-        resolution=draw.choice([pb.RESOLUTION_TOKEN, pb.RESOLUTION_WORD, pb.RESOLUTION_SEGMENT]),
-        normalise_over=draw.choice([pb.NORMALISE_OVER_UNSPECIFIED, pb.NORMALISE_OVER_USER]),
+        resolution=rng.choice([pb.RESOLUTION_TOKEN, pb.RESOLUTION_WORD, pb.RESOLUTION_SEGMENT]),
+        normalise_over=rng.choice([pb.NORMALISE_OVER_UNSPECIFIED, pb.NORMALISE_OVER_USER]),
     )
-    return "Generate", pb.GenerateRequest(input=_input(material, draw, size), attribution=options, max_new_tokens=1)
+    return "Generate", pb.GenerateRequest(input=_input(material, rng, size), attribution=options, max_new_tokens=1)
 
 
-def _completion(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    given = _input(material, draw, draw.choice([20, size]))
-    if draw.random() < 0.5:
-        return "Attribute", pb.AttributeRequest(input=given, completion=text(material, draw, size))
-    ids = draw.choices(material.unfinished_ids, k=2)
+def _completion(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    given = _input(material, rng, rng.choice([20, size]))
+    if rng.random() < 0.5:
+        return "Attribute", pb.AttributeRequest(input=given, completion=text(material, rng, size))
+    ids = rng.choices(material.unfinished_ids, k=2)
     return "Attribute", pb.AttributeRequest(input=given, completion_ids=(ids * (size // 2 + 1))[:size])
 
 
-def _evaluation(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
+def _evaluation(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
     options = pb.EvaluationOptions(
-        methods=[pb.EvaluatedMethod(name=str(i)) for i in range(draw.choice([1, 3, max(1, size // 4)]))][:200_000],
+        methods=[pb.EvaluatedMethod(name=str(i)) for i in range(rng.choice([1, 3, max(1, size // 4)]))][:200_000],
         pis=[(i + 1) / 100 for i in range(99)],
-        samples=draw.choice([3, 200, 900]),
+        samples=rng.choice([3, 200, 900]),
     )
-    request = pb.EvaluateRequest(input=_input(material, draw, min(size, 2000)), evaluation=options)
-    match draw.randrange(4):
+    request = pb.EvaluateRequest(input=_input(material, rng, min(size, 2000)), evaluation=options)
+    match rng.randrange(4):
         case 0:
-            request.labels.extend(text(material, draw, 9) + str(i) for i in range(min(size, 200_000)))
+            request.labels.extend(text(material, rng, 9) + str(i) for i in range(min(size, 200_000)))
         case 1:
-            request.completion = text(material, draw, size)
+            request.completion = text(material, rng, size)
         case 2:
             del options.methods[:]
             rows = [pb.ScoreRow(step=i, scores=[0.5] * min(size, 50)) for i in range(min(size // 8, 50_000))]
@@ -182,10 +182,10 @@ def _evaluation(material: Material, draw: random.Random, size: int) -> tuple[str
     return "Evaluate", request
 
 
-def _masks(material: Material, draw: random.Random, size: int) -> tuple[str, Message]:
-    """An evaluation that is taken, of as many masks as may be asked for."""
+def _masks(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
+    """A valid evaluation with as many masks as the limits allow."""
     options = pb.EvaluationOptions(
-        methods=[pb.EvaluatedMethod()], pis=[(i + 1) / 100 for i in range(99)], samples=draw.choice([200, 450, 900])
+        methods=[pb.EvaluatedMethod()], pis=[(i + 1) / 100 for i in range(99)], samples=rng.choice([200, 450, 900])
     )
     return "Evaluate", pb.EvaluateRequest(
         input=pb.Input(prompt="a film " * min(size, 90)),

@@ -1,4 +1,4 @@
-"""An HTTP proxy that every variable of the environment names, and that notes what is sent to it."""
+"""A fake HTTP proxy, set in all proxy variables of the environment, that records what it receives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY_CASE = (*VARIABLES, *(name.upper() for name in VARIABLES))
 
 
 class FakeProxy:
-    """Notes what the first bytes of each connection are, and answers as it is told."""
+    """Records the first bytes of each connection in `heard`, and responds with `answer`."""
 
     def __init__(self) -> None:
         self.heard: list[bytes] = []
