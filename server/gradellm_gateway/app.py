@@ -31,7 +31,7 @@ from gradellm import (
 )
 from gradellm.explanation.html import shades
 from gradellm.serialization import to_plain
-from gradellm.wire.requests import AttributeKeywords, EvaluateKeywords
+from gradellm.wire.keywords import AttributeKeywords, EvaluateKeywords
 from gradellm_gateway.chat import ChatRequest, Completion, named
 from gradellm_gateway.errors import (
     ModelNotFoundError,

@@ -23,13 +23,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradellm import __version__
-from gradellm.cli import evaluate_dataset, report_error
+from gradellm.cli import report_error
 from gradellm.cli.commands import evaluate
-from gradellm.cli.progress import Progress
+from gradellm.cli.dataset_run import DatasetRun, read_dataset_run, resolve_for_model
+from gradellm.cli.evaluate_dataset import print_failures
+from gradellm.cli.evaluation_output import write_tables
+from gradellm.cli.progress import Progress, print_status
 from gradellm.errors import GradellmError
 from gradellm.evaluation import statistics
+from gradellm.evaluation.names import data_title
 from gradellm.evaluation.results_file import ResultsFile
-from gradellm.evaluation.run_results import data_title, read_run
+from gradellm.evaluation.run_results import read_run
 from gradellm.evaluation.run_spec import PRESETS
 from gradellm.evaluation.runner import Server
 from gradellm.local.processes import require_server_extra
@@ -148,7 +152,7 @@ def _share(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     evaluate.check_flags(args)
     statistics.require_numpy()
-    asked = evaluate_dataset.read_asked(args)
+    asked = read_dataset_run(args)
     from gradellm_engine import EngineError
     from gradellm_ray.evaluator import EngineOptions, Evaluator
 
@@ -179,10 +183,10 @@ def _run(args: argparse.Namespace) -> int:
             facts = source.facts(presets)
         except EngineError as error:
             raise GradellmError(str(error)) from error
-        asked = _possible(evaluate_dataset.for_model(args, asked, facts.info), facts.refusals)
-        with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, facts.info.model)) as kept:
+        asked = _possible(resolve_for_model(args, asked, facts.info), facts.refusals)
+        with ResultsFile(asked.output.results, asked.spec.settings(asked.examples, facts.info.model)) as kept:
             _evaluate(args, asked, source, kept)
-    return evaluate_dataset.made(args, [read_run(args.out)], asked.output)
+    return write_tables(args, [read_run(args.out)], asked.output)
 
 
 def _lock_out_others() -> None:
@@ -194,26 +198,24 @@ def _lock_out_others() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _possible(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> evaluate_dataset.Asked:
+def _possible(asked: DatasetRun, refusals: Mapping[str, str]) -> DatasetRun:
     """Leave out presets that the model cannot be explained by."""
-    methods = dict(asked.plan.methods)
+    methods = dict(asked.spec.methods)
     for name in refusals.keys() & methods.keys():
-        evaluate_dataset.say(f"{name} is left out: {refusals[name]}")
+        print_status(f"{name} is left out: {refusals[name]}")
         del methods[name]
-    return replace(asked, plan=replace(asked.plan, methods=methods))
+    return replace(asked, spec=replace(asked.spec, methods=methods))
 
 
-def _evaluate(
-    args: argparse.Namespace, asked: evaluate_dataset.Asked, source: Actors | Evaluator, kept: ResultsFile
-) -> None:
+def _evaluate(args: argparse.Namespace, asked: DatasetRun, source: Actors | Evaluator, kept: ResultsFile) -> None:
     """Evaluate what the results file lacks."""
     left = [example for example in asked.examples if example.id not in kept.done]
     standing = Standing(len(asked.examples), len(asked.examples) - len(left))
     if standing.done_before:
-        evaluate_dataset.say(f"{standing.done_before} of {standing.total} examples are done; the others follow")
-    progress = Progress(data_title(asked.plan.preset.name))
+        print_status(f"{standing.done_before} of {standing.total} examples are done; the others follow")
+    progress = Progress(data_title(asked.spec.preset.name))
     try:
-        for one, outcome in source.outcomes(asked.plan, left) if left else ():
+        for one, outcome in source.outcomes(asked.spec, left) if left else ():
             if outcome.record is None:
                 standing.failed_now += kept.append_failure(one, outcome.error)
             else:
@@ -222,14 +224,14 @@ def _evaluate(
     except BaseException:
         progress.close(standing)
         done = standing.done_before + standing.done_now
-        evaluate_dataset.say(
+        print_status(
             f"stopped: {done} of {standing.total} examples are done and kept in {kept.path}; those under way are "
             "evaluated anew, for only whole examples are kept; this goes on from there:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise
     progress.close(standing)
-    evaluate_dataset.tell_failures(kept, standing.total)
+    print_failures(kept, standing.total)
 
 
 if __name__ == "__main__":

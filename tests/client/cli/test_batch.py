@@ -1,4 +1,4 @@
-"""Many prompts from a file, and explanations to one."""
+"""Batches: prompts from a file, explanations to a file."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_a_stream_that_is_over_is_not_taken_up_again() -> None:
         assert not stream.is_over
         stream.take(pb.GenerateResponse(**event), "a")
     assert stream.is_over
-    assert stream.cut_off("a") is None
+    assert stream.truncated("a") is None
 
 
 def test_progress_never_goes_back() -> None:
