@@ -40,7 +40,6 @@ __all__ = [
     "LocalServerError",
     "OverloadedError",
     "PermissionDeniedError",
-    "RetryableError",
     "ServerError",
     "StreamBrokenError",
     "UnauthenticatedError",
@@ -80,18 +79,18 @@ class InvalidRequestError(GradellmError, ValueError):
         return cls(f"{field}: {description}", [Violation(field, description)])
 
 
-class RetryableError(GradellmError):
+class _RetryableError(GradellmError):
     """Base class of errors after which a retry may succeed."""
 
     retry_after_seconds: float | None = None
     """How long the server asks to wait before a retry; None if it does not say."""
 
 
-class OverloadedError(RetryableError):
+class OverloadedError(_RetryableError):
     """The server has no capacity for the request now: its queue or its memory is full."""
 
 
-class UnavailableError(RetryableError):
+class UnavailableError(_RetryableError):
     """No server answers at the target, or it is starting or draining."""
 
     is_starting: bool = False

@@ -48,7 +48,7 @@ def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
     assert main(asked(data, out, "--actors", "0", "--methods", "all", "--metrics", "pi_soft_ns")) == 0
     captured = capsys.readouterr()
     assert "gradellm demo model; SST2 n = 4" in captured.out
-    assert "1 row cannot be asked, listed in" in captured.err
+    assert "1 bad row, listed in" in captured.err
     assert f"1 example of 5 failed, the first: e2: {data}, line 3: input.messages: " in captured.err
     assert "Made by: `python -m gradellm_ray --preset sst2" in (out / "table1.md").read_text()
 

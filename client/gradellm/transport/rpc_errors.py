@@ -16,7 +16,6 @@ from gradellm.errors import (
     InvalidRequestError,
     OverloadedError,
     PermissionDeniedError,
-    RetryableError,
     ServerError,
     UnauthenticatedError,
     UnavailableError,
@@ -84,7 +83,7 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None, has_be
         )
     else:
         result = kind(_message(kind, message, target, timeout, by_server=bool(details.reason), has_begun=has_begun))
-    if isinstance(result, RetryableError):
+    if isinstance(result, OverloadedError | UnavailableError):
         result.retry_after_seconds = details.retry_after_seconds
         if details.retry_after_seconds is not None:
             result.args = (f"{result}; try again in {details.retry_after_seconds:g} s",)

@@ -100,10 +100,10 @@ def test_what_cannot_be_one_run(tmp_path: Path) -> None:
     first = kept(tmp_path / "0.jsonl", "e0", "e1")
     for other, message in [
         (kept(tmp_path / "1.jsonl", "e2", seed=1), "belong to different runs: seed was 0, and is 1 now"),
-        (kept(tmp_path / "2.jsonl", "e1", "e2"), f"example e1 is done in {first} and in {tmp_path / '2.jsonl'} too"),
+        (kept(tmp_path / "2.jsonl", "e1", "e2"), f"example e1 has results in {first} and in {tmp_path / '2.jsonl'}"),
         (first, "is given twice"),
         (tmp_path / "absent.jsonl", "cannot be read: No such file"),
-        (kept(tmp_path / "3.jsonl", *(f"x{i}" for i in range(6))), "hold 8 examples, and the run has 7"),
+        (kept(tmp_path / "3.jsonl", *(f"x{i}" for i in range(6))), "have 8 examples, but the run has 7"),
     ]:
         with pytest.raises(ResultsFileError, match=message):
             merged([first, other])

@@ -208,7 +208,7 @@ def test_runs_that_cannot_stand_in_one_table() -> None:
     one = run({"pi_soft_ns": NS})
     with pytest.raises(InvalidRequestError, match=r"SST2/results\.jsonl is given twice"):
         tables([one, one], "")
-    with pytest.raises(InvalidRequestError, match="other pis"):
+    with pytest.raises(InvalidRequestError, match="different pis"):
         tables([one, run({"pi_soft_ns": NS}, title="IMDb", preset="imdb", pis=[0.5])], "")
 
 

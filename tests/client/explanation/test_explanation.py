@@ -125,7 +125,7 @@ def test_from_events_takes_lagging_rows_and_broken_streams() -> None:
         ([Event(started=start()), Event(token=token(0)), Event(token=token(0))], "must ascend"),
         ([Event(started=start()), Event(token=token(-1))], "must ascend"),
         ([Event(started=start()), *[Event(attribution=row(0, 1))] * 2], "must ascend"),
-        ([Event(started=start()), Event(attribution=row(0, 1, 2, 3))], "there are 2 columns before"),
+        ([Event(started=start()), Event(attribution=row(0, 1, 2, 3))], "more than the 2 columns before"),
         ([Event(started=start()), Event(attribution=row(0, 1, columns=(2,)))], "there are 2 columns before"),
         ([Event(started=start()), Event(attribution=row(0, 1, columns=(-1,)))], "there are 2 columns before"),
         ([Event(started=start()), Event(attribution=row(0, 1, 2, columns=(1,)))], "2 scores for 1 source_indexes"),

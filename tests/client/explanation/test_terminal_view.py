@@ -177,7 +177,7 @@ def test_retention_draws_the_prompt_once() -> None:
     kept = explanation.retention(0.4)
     drawn = explanation.to_ansi(retention=0.4, color="never")
     assert drawn.startswith("π = 0.4  ")
-    assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens in the mean" in drawn
+    assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens expected" in drawn
     assert drawn.count("█") > 0
 
 
