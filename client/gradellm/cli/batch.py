@@ -69,7 +69,7 @@ def run(
     if args.concurrency < 1:
         raise InvalidRequestError.of("concurrency", f"must be 1 or more, not {args.concurrency}")
     if args.output is not None and Path(args.output).suffix != ".jsonl":
-        raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl beside --batch")
+        raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl with --batch")
     rows = list(_rows(args.batch))
     for line, row in rows:
         try:

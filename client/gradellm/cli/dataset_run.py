@@ -75,7 +75,7 @@ def resolve_for_model(args: argparse.Namespace, run: DatasetRun, info: ServerInf
 def data_preset(args: argparse.Namespace) -> tuple[Preset, str]:
     """Return the preset of --preset or --prompt-template, and the source of the data."""
     if args.preset is not None and args.prompt_template is not None:
-        raise InvalidRequestError.of("prompt_template", f"has no meaning beside --preset {args.preset}; give one")
+        raise InvalidRequestError.of("prompt_template", f"cannot be combined with --preset {args.preset}; give one")
     if args.preset is not None:
         preset, source = _named_preset(args)
     elif args.prompt_template is not None:

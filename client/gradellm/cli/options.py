@@ -382,4 +382,4 @@ def refuse(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
     """Raise InvalidRequestError if one of the flags was given."""
     for name in names:
         if (value := getattr(args, name)) is not None and value is not False:
-            raise InvalidRequestError.of(name, f"has no meaning beside {beside}")
+            raise InvalidRequestError.of(name, f"cannot be combined with {beside}")

@@ -71,7 +71,7 @@ class Credentials:
         token: str | None = None,
     ) -> None:
         if channel is not None and tls:
-            raise InvalidRequestError.of("tls", "has no meaning beside credentials; give one of the two")
+            raise InvalidRequestError.of("tls", "cannot be combined with credentials; give one of the two")
         self.channel = channel
         """None for an insecure channel."""
         if tls:

@@ -39,7 +39,7 @@ def evaluate_request(prompt: str | None, keywords: EvaluateKeywords) -> pb.Evalu
     sources += [name for name in _GENERATION if keywords.get(name) is not None][:1]
     if len(sources) > 1:
         raise InvalidRequestError.of(
-            sources[1], f"has no meaning beside {sources[0]}: the completion is either given or generated"
+            sources[1], f"cannot be combined with {sources[0]}: the completion is either given or generated"
         )
     return request
 
@@ -63,9 +63,9 @@ def _explanation_request(
     """Build the request from a stored explanation: its token ids, and by default its user tokens as perturbable."""
     for name in ("messages", "prompt_ids", "segments", "completion", "completion_ids", "labels", *_GENERATION):
         if keywords.get(name) is not None:
-            raise InvalidRequestError.of(name, "has no meaning beside explanation, which has prompt and completion")
+            raise InvalidRequestError.of(name, "cannot be combined with explanation, which has prompt and completion")
     if prompt is not None:
-        raise InvalidRequestError.of("prompt", "has no meaning beside explanation, which has prompt and completion")
+        raise InvalidRequestError.of("prompt", "cannot be combined with explanation, which has prompt and completion")
     scores = _scores_of(explanation)
     if scores.keys() & (keywords.get("scores") or {}).keys():
         raise InvalidRequestError.of("scores", "the name 'explanation' is reserved for the explanation's own scores")

@@ -136,9 +136,9 @@ def test_what_cannot_be_said_is_named(keywords: dict[str, Any], field: str) -> N
 
 def test_what_has_no_meaning_beside_an_explanation(explanation: Explanation) -> None:
     for name, value in (("completion", "a"), ("labels", ["a", "b"]), ("prompt_ids", [1]), ("max_new_tokens", 3)):
-        with pytest.raises(InvalidRequestError, match=f"{name}: has no meaning beside explanation"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: cannot be combined with explanation"):
             request(None, explanation=explanation, **{name: value})
-    with pytest.raises(InvalidRequestError, match="prompt: has no meaning beside explanation"):
+    with pytest.raises(InvalidRequestError, match="prompt: cannot be combined with explanation"):
         request("Once", explanation=explanation)
     with pytest.raises(InvalidRequestError, match="is reserved for the explanation's own scores"):
         request(None, explanation=explanation, scores={"explanation": {}})
