@@ -65,7 +65,7 @@ def run(
         check: raises InvalidRequestError for an invalid prompt or keywords.
         send: sends a request.
     """
-    options.refuse(args, [name for name in _SINGLE_PROMPT_FLAGS if hasattr(args, name)], "--batch")
+    options.refuse_flags(args, [name for name in _SINGLE_PROMPT_FLAGS if hasattr(args, name)], "--batch")
     if args.concurrency < 1:
         raise InvalidRequestError.of("concurrency", f"must be 1 or more, not {args.concurrency}")
     if args.output is not None and Path(args.output).suffix != ".jsonl":
@@ -78,7 +78,7 @@ def run(
         except (InvalidRequestError, TypeError) as error:  # TypeError for an unknown keyword
             raise DataError(f"{args.batch}:{line}: {error}") from error
     failed = 0
-    with options.connected(args) as client, ThreadPoolExecutor(args.concurrency) as pool:
+    with options.connect(args) as client, ThreadPoolExecutor(args.concurrency) as pool:
 
         def explain(row: dict[str, Any]) -> Explanation | GradellmError:
             try:

@@ -94,7 +94,7 @@ def data_preset(args: argparse.Namespace) -> tuple[Preset, str]:
 
 
 def _named_preset(args: argparse.Namespace) -> tuple[Preset, str]:
-    options.refuse(args, _TEMPLATE_FLAGS, "--preset, which has its own; it belongs to --prompt-template")
+    options.refuse_flags(args, _TEMPLATE_FLAGS, "--preset, which has its own; it belongs to --prompt-template")
     if args.preset not in DATA_PRESETS:
         raise InvalidRequestError.of("preset", did_you_mean("preset", args.preset, DATA_PRESETS))
     preset = replace(DATA_PRESETS[args.preset], name=args.name or args.preset)
@@ -133,7 +133,9 @@ def _run_spec(args: argparse.Namespace, preset: Preset) -> RunSpec:
         "raw_scores": bool(args.raw_scores),
         "balance": bool(args.balance),
         "chat": not args.raw,
-        **options.given(args, "samples", "stride", "offset", "seed", "perturb", "removal", "max_new_tokens", "sample"),
+        **options.given_values(
+            args, "samples", "stride", "offset", "seed", "perturb", "removal", "max_new_tokens", "sample"
+        ),
     }
     return RunSpec(preset, {"random": {"method": "random"}}, **cast("Any", settings))
 

@@ -31,7 +31,7 @@ from gradellm.evaluation.results_file import ResultsFile
 from gradellm.evaluation.run_results import Output, read_run
 from gradellm.evaluation.run_spec import PRESETS
 from gradellm.evaluation.runner import PATIENCE_SECONDS, Runner, close, connect_servers
-from gradellm.evaluation.shards import Shard, merged, missing_ids, num_missing, results_files, write_merged
+from gradellm.evaluation.shards import Shard, merge_results, missing_ids, num_missing, results_files, write_merged
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +75,7 @@ def _targets(args: argparse.Namespace) -> Iterator[list[str]]:
         options.local_server_keywords(args)
         yield targets
         return
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         yield [client.target]
 
 
@@ -188,7 +188,7 @@ def merge(args: argparse.Namespace) -> int:
     if not args.out:
         raise InvalidRequestError.of("out", "must be given: a folder for the run and its tables, or a file X.jsonl")
     files = results_files(args.merge)
-    results = merged(files)
+    results = merge_results(files)
     count = num_missing(results)
     ids: list[str] = []
     if any(getattr(args, name) is not None for name in ("preset", "data", "prompt_template")):

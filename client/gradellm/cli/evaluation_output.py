@@ -42,7 +42,7 @@ def write_tables(args: argparse.Namespace, runs: Sequence[Run], output: Output |
     print(_subtitle(first), end="\n\n")
     print(first.to_text(color=color))
     for line in (*first.against_random(), *first.notes[:1]):
-        print(options.wrapped(line))
+        print(options.wrap_text(line))
     if files:
         print_status(f"\nwritten to {files[0].parent}: {', '.join(file.name for file in files)}")
     return 0

@@ -34,18 +34,18 @@ __all__ = [
     "add_input",
     "add_server",
     "attribution_keywords",
-    "connected",
-    "given",
+    "connect",
+    "given_values",
     "input_keywords",
     "local_server_keywords",
     "names",
     "numbers",
     "pairs",
-    "refuse",
+    "refuse_flags",
     "security",
     "style",
     "token_ids",
-    "wrapped",
+    "wrap_text",
 ]
 
 TOKEN_VARIABLE = "GRADELLM_TOKEN"  # noqa: S105  (a name); not a flag, because other processes can read command lines
@@ -101,7 +101,7 @@ def add_server(parser: argparse.ArgumentParser, *, model: bool = True, several: 
 
 
 @contextmanager
-def connected(args: argparse.Namespace) -> Iterator[Client]:
+def connect(args: argparse.Namespace) -> Iterator[Client]:
     """Connect to --target, or start a local server and report its start on standard error."""
     local = local_server_keywords(args)
     if args.target:
@@ -136,7 +136,7 @@ class _RetryMessages:
 
 def local_server_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of `Client.local`. Raises InvalidRequestError for them beside --target."""
-    local = given(args, "model", "dtype", "device")
+    local = given_values(args, "model", "dtype", "device")
     if args.target and local:
         raise InvalidRequestError.of(next(iter(local)), f"is for a local server, not for {args.target}")
     for name in _SECURITY:
@@ -198,7 +198,7 @@ def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the prompt as the SDK's keywords."""
     prompt = _read_standard_input() if args.prompt == "-" else args.prompt
     chat = prompt is not None and (args.chat or args.system is not None)
-    keywords: dict[str, Any] = given(args, "prompt_ids")
+    keywords: dict[str, Any] = given_values(args, "prompt_ids")
     if chat:
         system = [("system", args.system)] if args.system is not None else []
         keywords["messages"] = [*system, ("user", prompt)]
@@ -318,7 +318,7 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
 
 def attribution_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the attribution flags as the SDK's keywords."""
-    keywords = given(args, *(name for name in AttributionKeywords.__annotations__ if name != "target"))
+    keywords = given_values(args, *(name for name in AttributionKeywords.__annotations__ if name != "target"))
     keywords.update({"target": args.target_token} if args.target_token is not None else {})
     keywords.update({"attribution": None} if args.attribution == "none" else {})
     return keywords
@@ -367,18 +367,18 @@ def _width(text: str) -> int:
     return int(text)
 
 
-def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+def given_values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return the values of the flags that were given."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
-def wrapped(text: str) -> str:
+def wrap_text(text: str) -> str:
     """Wrap a sentence to the terminal's width, with indented continuation lines."""
     width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     return textwrap.fill(visible(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def refuse(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+def refuse_flags(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
     """Raise InvalidRequestError if one of the flags was given."""
     for name in names:
         if (value := getattr(args, name)) is not None and value is not False:

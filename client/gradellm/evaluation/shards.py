@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gradellm.evaluation.examples import Example
 
-__all__ = ["Shard", "merged", "missing_ids", "num_missing", "results_files", "write_merged"]
+__all__ = ["Shard", "merge_results", "missing_ids", "num_missing", "results_files", "write_merged"]
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def results_files(places: Iterable[str]) -> list[Path]:
     return files
 
 
-def merged(files: Sequence[Path]) -> Results:
+def merge_results(files: Sequence[Path]) -> Results:
     """Return the merged results of the files of one run.
 
     Raises ResultsFileError if they belong to several runs, a file is given twice, or an example has two results.

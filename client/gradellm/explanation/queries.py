@@ -29,7 +29,7 @@ __all__ = [
     "led_to",
     "parts",
     "retention",
-    "selected",
+    "selected_tokens",
     "top_sources",
 ]
 
@@ -51,7 +51,7 @@ class Part:
     """Its columns in `sources`."""
 
 
-def selected(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
+def selected_tokens(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
     """Return the token indexes of a selection, with and without attribution.
 
     Raises InvalidExplanationError for a selection outside the completion.
@@ -87,7 +87,7 @@ def attribution_of(explanation: Explanation, selection: Selection = None) -> tup
     Raises InvalidExplanationError if no token of the selection has an attribution.
     """
     sums = [0.0] * len(explanation.sources)
-    rows = [row for index in selected(explanation, selection) if (row := explanation.row(index)) is not None]
+    rows = [row for index in selected_tokens(explanation, selection) if (row := explanation.row(index)) is not None]
     if not rows:
         raise InvalidExplanationError("no token of the selection was explained")
     for row in rows:

@@ -313,7 +313,7 @@ def test_exit_codes(fake: FakeServer, capsys: Out, code: int, exit_code: int) ->
         (["explain", "a", "--max-new-tokens", "9999999999"], "--max-new-tokens: must be a signed 32-bit integer"),
         (["explain", "\udce4"], "prompt: has a lone surrogate"),
         (["explain", "a", "--retention", "2"], "--retention: must be between 0 and 1, not 2"),
-        (["attribute", "a", "--completion", "b", "--retention", "0.5", "--output", "x.html"], "beside --retention"),
+        (["attribute", "a", "--completion", "b", "--retention", "0.5", "--output", "x.html"], "combined with --retention"),
     ],
 )
 def test_wrong_requests_start_no_server(arguments: list[str], message: str, capsys: Out) -> None:

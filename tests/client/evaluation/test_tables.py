@@ -18,8 +18,8 @@ from gradellm.errors import InvalidRequestError
 from gradellm.evaluation.figures import run_figure, save
 from gradellm.evaluation.results_file import ResultsFile, ResultsFileError
 from gradellm.evaluation.run_results import Output, Run, read_run
-from gradellm.evaluation.shards import merged, num_missing
-from gradellm.evaluation.tables.table import Table, aligned
+from gradellm.evaluation.shards import merge_results, num_missing
+from gradellm.evaluation.tables.table import Table, align_columns
 from gradellm.evaluation.tables.tables import tables
 
 Numbers = Mapping[str, Sequence[Mapping[str, float] | float | None]]
@@ -194,7 +194,8 @@ def test_text_for_a_terminal() -> None:
     )
     assert "\x1b[1m0.300\x1b[0m" in table.to_text(color=True)
     assert (
-        aligned([["a", "bb"], ["heading"], ["ccc", "\x1b[1md\x1b[0m"]]) == "a    bb\nheading\nccc   \x1b[1md\x1b[0m\n"
+        align_columns([["a", "bb"], ["heading"], ["ccc", "\x1b[1md\x1b[0m"]])
+        == "a    bb\nheading\nccc   \x1b[1md\x1b[0m\n"
     )
 
 
@@ -341,7 +342,7 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
     (folder / "results.jsonl").write_text(written(plain.get("settings"), plain.get("record")))
     try:
         made = tables([read_run(str(folder))], "gradellm evaluate ...")
-        num_missing(merged([folder / "results.jsonl"]))
+        num_missing(merge_results([folder / "results.jsonl"]))
     except (ResultsFileError, InvalidRequestError):
         return
     for table in made:

@@ -44,16 +44,16 @@ def add_parser(commands: options.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attribute the completion and print the result."""
-    keywords = options.attribution_keywords(args) | options.given(args, "num_alternatives", "timeout")
+    keywords = options.attribution_keywords(args) | options.given_values(args, "num_alternatives", "timeout")
     if args.batch is not None:
         check = cast("batch.Check", calls.attribute)
         return batch.run(args, keywords, check, lambda client, row: client.attribute(**row))
     explain.check_output(args)
-    keywords |= options.input_keywords(args) | options.given(args, "completion", "completion_ids")
+    keywords |= options.input_keywords(args) | options.given_values(args, "completion", "completion_ids")
     prompt = keywords.pop("prompt", None)
     calls.attribute(
         prompt, cast("AttributeKeywords", keywords)
     )  # refuses an invalid request before a server is started
-    with options.connected(args) as client, CallProgress("explained") as progress:
+    with options.connect(args) as client, CallProgress("explained") as progress:
         explain.show(client.attribute_events(prompt, on_event=progress, **keywords), args)
     return 0

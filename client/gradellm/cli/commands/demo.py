@@ -36,11 +36,11 @@ def add_parser(commands: options.SubParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate and draw the prompts."""
     style = options.style(args)
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         for number, scene in enumerate(SCENES, 1):
             print(style.bold(f"{number}/{len(SCENES)}  {scene.title}") + "\n", flush=True)
             events = client.generate(
-                messages=scene.messages, max_new_tokens=scene.max_new_tokens, **options.given(args, "timeout")
+                messages=scene.messages, max_new_tokens=scene.max_new_tokens, **options.given_values(args, "timeout")
             )
             for piece in draw(events, style):
                 sys.stdout.write(piece)

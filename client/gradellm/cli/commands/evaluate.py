@@ -23,7 +23,7 @@ from gradellm.evaluation.names import metric_heading
 from gradellm.evaluation.presets import PRESETS as DATA_PRESETS
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.evaluation.run_spec import METRICS, did_you_mean, named_methods
-from gradellm.evaluation.tables.table import aligned
+from gradellm.evaluation.tables.table import align_columns
 from gradellm.rendering.terminal import ColorMode, use_color, visible
 from gradellm.transport import calls
 
@@ -176,21 +176,23 @@ def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def run(args: argparse.Namespace) -> int:
     """Evaluate a prompt or a data set, merge shards, or make tables."""
     if args.tables is not None:
-        options.refuse(
+        options.refuse_flags(
             args,
             (*_PROMPT_FLAGS, *_DATA_FLAGS, *_EVALUATION_FLAGS, *_SERVER_FLAGS, "system", "max_new_tokens"),
             "--tables",
         )
-        options.refuse(args, ("merge",), "--tables")
+        options.refuse_flags(args, ("merge",), "--tables")
         return evaluate_dataset.make_tables(args)
     check_flags(args)
     if args.merge is not None:
-        options.refuse(args, (*_PROMPT_FLAGS, *_NOT_WITH_MERGE, *_SERVER_FLAGS), "--merge, which evaluates nothing")
+        options.refuse_flags(
+            args, (*_PROMPT_FLAGS, *_NOT_WITH_MERGE, *_SERVER_FLAGS), "--merge, which evaluates nothing"
+        )
         return evaluate_dataset.merge(args)
     if any(getattr(args, name) is not None for name in ("preset", "data", "prompt_template")):
-        options.refuse(args, _PROMPT_FLAGS, "a data set")
+        options.refuse_flags(args, _PROMPT_FLAGS, "a data set")
         return evaluate_dataset.evaluate(args)
-    options.refuse(
+    options.refuse_flags(
         args, (*_DATA_FLAGS, "out"), "a prompt; it belongs to a data set, which needs --preset or --prompt-template"
     )
     return _evaluate_prompt(args)
@@ -231,7 +233,7 @@ def _label_words(text: str) -> list[str] | dict[str, list[str]]:
 
 def _evaluate_prompt(args: argparse.Namespace) -> int:
     """Evaluate one prompt."""
-    keywords = options.input_keywords(args) | options.given(
+    keywords = options.input_keywords(args) | options.given_values(
         args, "completion", "completion_ids", "labels", "max_new_tokens", "rationale", "timeout", *_EVALUATION_FLAGS
     )
     if args.target and "," in args.target:
@@ -244,9 +246,9 @@ def _evaluate_prompt(args: argparse.Namespace) -> int:
         check_folder(Path(args.plot).absolute().parent)
     prompt = keywords.pop("prompt", None)
     calls.evaluate(prompt, cast("EvaluateKeywords", keywords))  # refuses an invalid request before a server is started
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         if args.methods:
-            info = client.server_info(**options.given(args, "timeout"))
+            info = client.server_info(**options.given_values(args, "timeout"))
             keywords["methods"] = named_methods(args.methods, info, args.metrics or ())
         with CallProgress("evaluated") as progress:
             report = client.evaluate(prompt, on_event=progress, **keywords)
@@ -279,7 +281,7 @@ def _report_lines(report: EvaluationReport, color: bool) -> Iterator[str]:
     blocks = []
     for metric in report.metrics:
         block = [result for result in summary.metrics if result.metric == metric]
-        blocks.append(aligned([_report_head(metric, block), *(_report_row(result, block) for result in block)]))
+        blocks.append(align_columns([_report_head(metric, block), *(_report_row(result, block) for result in block)]))
     for lines in blocks:
         head, *rows = lines.rstrip("\n").split("\n")
         yield f"\x1b[1m{head}\x1b[0m" if color else head
@@ -287,7 +289,7 @@ def _report_lines(report: EvaluationReport, color: bool) -> Iterator[str]:
         yield ""
     if any(result.interval.low is not None for result in summary.metrics):
         samples = report.provenance.evaluation.samples if report.provenance.evaluation else None
-        yield options.wrapped(
+        yield options.wrap_text(
             f"Intervals at 95 % are over the {samples or ''} masks per retention share of this prompt; they say "
             "nothing about other prompts."
         )

@@ -62,7 +62,7 @@ def add_parser(commands: options.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate a completion and print the result."""
-    keywords = options.attribution_keywords(args) | options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    keywords = options.attribution_keywords(args) | options.given_values(args, *_SAMPLING, *_RESUMING, "timeout")
     if args.batch is not None:
         check = cast("batch.Check", calls.generate)
         return batch.run(args, keywords, check, lambda client, row: client.explain(**row))
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     keywords |= options.input_keywords(args)
     prompt = keywords.pop("prompt", None)
     calls.generate(prompt, cast("GenerateKeywords", keywords))  # refuses an invalid request before a server is started
-    with options.connected(args) as client, CallProgress("explained") as progress:
+    with options.connect(args) as client, CallProgress("explained") as progress:
         show(client.generate(prompt, on_event=progress, **keywords), args)
     return 0
 
@@ -100,10 +100,10 @@ def check_output(args: argparse.Namespace) -> None:
     if args.retention is not None:
         if not 0 < args.retention < 1:
             raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
-        options.refuse(args, ("format", "output"), "--retention, which prints a drawing")
+        options.refuse_flags(args, ("format", "output"), "--retention, which prints a drawing")
     if args.output is not None:
         io.check(args.output)
-        options.refuse(args, ("format",), "--output, whose suffix selects the format")
+        options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
     elif args.format == "png" and sys.stdout.isatty():
         raise InvalidRequestError.of("format", "a PNG cannot be printed on a terminal: give --output FILE.png")
     elif args.format in ("png", "svg"):

@@ -34,8 +34,8 @@ def add_parser(commands: options.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the server's information."""
-    with options.connected(args) as client:
-        info = client.server_info(**options.given(args, "timeout"))
+    with options.connect(args) as client:
+        info = client.server_info(**options.given_values(args, "timeout"))
     print(json.dumps(to_plain(info), ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(info)))
     return 0
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         except InvalidExplanationError as error:
             raise InvalidExplanationError(f"{name}: {error}") from error
     holds = True
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         for name, explanation in stored:
             try:
                 verdict = verified(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
                     explanation,
                     tolerance=args.tolerance,
                     regenerate=args.regenerate,
-                    **options.given(args, "timeout"),
+                    **options.given_values(args, "timeout"),
                 )
             except InvalidExplanationError as error:
                 raise InvalidExplanationError(f"{name}: {error}") from error

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradellm.evaluation.tables.table_model import Block, Cell, Panel, Row
     from gradellm.models import Interval
 
-__all__ = ["Table", "aligned"]
+__all__ = ["Table", "align_columns"]
 
 
 _DETAIL_COLUMNS = (
@@ -88,7 +88,7 @@ class Table:
                     ]
                     for row in block.rows
                 ]
-        return aligned(grid)
+        return align_columns(grid)
 
     def to_csv(self) -> str:
         """Return one line per value, with its model, data set, metric and method."""
@@ -277,7 +277,7 @@ def _code_span(text: str) -> str:
 _STYLING = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def aligned(grid: Sequence[Sequence[str]], gap: int = 2) -> str:
+def align_columns(grid: Sequence[Sequence[str]], gap: int = 2) -> str:
     """Align rows of cells in columns, the first to the left, others to the right. A row of one cell is a heading."""
     full = [row for row in grid if len(row) > 1]
     columns = max(map(len, full), default=0)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from gradellm.errors import InvalidExplanationError
-from gradellm.explanation.queries import selected
+from gradellm.explanation.queries import selected_tokens
 from gradellm.explanation.words import Word
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def contrast_keywords(explanation: Explanation, place: Word | int, instead: str 
     Raises InvalidExplanationError if the explanation has no such token or lacks information that is needed.
     """
     index = place.token_indexes[0] if isinstance(place, Word) else place
-    (index,) = selected(explanation, index)
+    (index,) = selected_tokens(explanation, index)
     keywords: dict[str, Any] = dict(replay_keywords(explanation))
     keywords["completion_ids"] = keywords["completion_ids"][: index + 1]
     keywords["contrast"] = instead
