@@ -17,7 +17,7 @@ FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "T
 BESIDE = {  # public names that the package itself does not export
     "gradellm.explanation.queries": ("Part",),
     "gradellm.explanation.words": ("Word",),
-    "gradellm.wire.requests": (
+    "gradellm.wire.keywords": (
         "CallKeywords",
         "InputKeywords",
         "AttributionKeywords",
@@ -28,7 +28,7 @@ BESIDE = {  # public names that the package itself does not export
     ),
     "gradellm.local.server": ("LocalServerKeywords",),
     "gradellm.explanation.io": ("read_jsonl", "write_jsonl"),
-    "gradellm.explanation.verify": ("replay_keywords", "compared", "Verdict", "Mismatch"),
+    "gradellm.explanation.verification": ("replay_keywords", "compared", "Verdict", "Mismatch"),
 }
 
 

@@ -1,4 +1,4 @@
-"""One file holds the version; whatever else names one follows it."""
+"""The version is defined in one file; every other mention of a version follows it."""
 
 from __future__ import annotations
 

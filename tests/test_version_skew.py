@@ -1,7 +1,7 @@
-"""Clients and servers of different versions: what the other does not know is passed over, and nothing else is lost.
+"""Clients and servers of different versions ignore unknown fields, and lose nothing else.
 
-A proxy between a real server and the SDK plays the newer side: it adds fields that this version's contract has not to
-every message, at every level of the outermost event, and events of a kind that it has not.
+A proxy between a real server and the SDK simulates the newer side: it adds unknown fields to every message, at every
+level of the outermost event, and events of an unknown kind.
 """
 
 from __future__ import annotations

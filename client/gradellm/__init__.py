@@ -1,13 +1,12 @@
-"""Every generated token, with its attribution over the prompt: the client of the gradellm explanation server.
+"""The client of the gradellm explanation server: every generated token with its attribution over the prompt.
 
     from gradellm import Client
 
-    with Client("localhost:50051") as client:  # or Client.local(), which starts a server of its own
+    with Client("localhost:50051") as client:  # or Client.local(), which starts a server
         explanation = client.explain("Once upon a time", max_new_tokens=32)
         print(explanation.to_ansi())
 
-`Client` is for ordinary code, `AsyncClient` for asyncio. Names are loaded when they are first used, so that
-`import gradellm` is cheap.
+`AsyncClient` is the client for asyncio. Names are imported on first use, so that `import gradellm` is cheap.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker is to find the names above, and no others
+if not TYPE_CHECKING:  # for a type checker only the names above exist
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

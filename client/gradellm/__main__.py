@@ -1,4 +1,4 @@
-"""The process behind `gradellm` and `python -m gradellm`: the command line, and what an interrupt does to it."""
+"""Entry point of `gradellm` and `python -m gradellm`, with the handling of interrupts."""
 
 import _thread
 import os
@@ -7,16 +7,16 @@ import sys
 import time
 from typing import NoReturn
 
-_INTERRUPTED = 130  # what a shell says of SIGINT
-_SECONDS_TO_LEAVE = 2.0
+_INTERRUPTED = 130  # a shell's exit code for SIGINT
+_SECONDS_TO_EXIT = 2.0
 
 
 def start() -> NoReturn:
     """Run the command of `sys.argv`."""
     signal.signal(signal.SIGINT, _on_interrupt)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else its own lines about lost connections go between ours
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # without gRPC's log of lost connections
     try:
-        from gradellm.cli import main  # takes a moment, in which somebody may change their mind
+        from gradellm.cli import main  # slow enough to be interrupted
 
         sys.exit(main())
     except KeyboardInterrupt:
@@ -24,18 +24,18 @@ def start() -> NoReturn:
 
 
 def _on_interrupt(number: int, frame: object) -> NoReturn:
-    """Cancel what runs, and end in order; a second interrupt ends at once.
+    """Raise KeyboardInterrupt; a second interrupt, or a timeout, ends the process at once.
 
-    In order may fail: an exception that rises inside a library, between two lines that belong together, can leave it
-    waiting for ever, or be lost in it.
+    The timeout is needed because an exception raised in the middle of library code may leave a lock held, or be
+    swallowed.
     """
     signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
-    _thread.start_new_thread(_leave_late, ())  # takes no lock that the interrupted line may hold
+    _thread.start_new_thread(_exit_late, ())  # needs no lock that the interrupted code may hold
     raise KeyboardInterrupt
 
 
-def _leave_late() -> None:
-    time.sleep(_SECONDS_TO_LEAVE)
+def _exit_late() -> None:
+    time.sleep(_SECONDS_TO_EXIT)
     os._exit(_INTERRUPTED)
 
 

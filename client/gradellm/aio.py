@@ -1,4 +1,4 @@
-"""The client for asyncio, the twin of `gradellm.client`; what they share is in `gradellm.transport.calls`."""
+"""The asyncio client, the counterpart of `gradellm.client`, which says what the two share."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
-from gradellm.errors import (
-    CallCancelledError,
-    ClientClosedError,
-    DeadlineExceededError,
-    UnavailableError,
-)
+from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExceededError, UnavailableError
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation.explanation import Collector
-from gradellm.explanation.verify import contrast_keywords, explained_row
+from gradellm.explanation.verification.replay import attribution_row, contrast_keywords
 from gradellm.local.server import LocalServer
 from gradellm.transport import calls
-from gradellm.transport.credentials import Security
-from gradellm.transport.load_balancing import Rotation, check_ports, may_be_several, split
+from gradellm.transport.channels import CONNECT_SECONDS, CONNECTED, REPLICA_SECONDS, channel_options
 from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.transport.retry import Retry
+from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
@@ -33,13 +28,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    from google.protobuf.message import Message
+
     from gradellm.explanation.explanation import Explanation
     from gradellm.explanation.words import Word
     from gradellm.local.server import LocalServerKeywords
     from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
     from gradellm.transport.credentials import Tls
     from gradellm.transport.retry import Attempts
-    from gradellm.wire.requests import (
+    from gradellm.wire.keywords import (
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
@@ -55,7 +52,7 @@ Result = TypeVar("Result")
 class AsyncClient:
     """`gradellm.Client` for asyncio: the same calls, keywords and exceptions.
 
-    It connects at its first call and belongs to the event loop of that call.
+    It connects at its first call, and is bound to the event loop of that call.
     """
 
     def __init__(
@@ -65,29 +62,24 @@ class AsyncClient:
         token: str | None = None,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
-        retry: Retry | None = Retry(),  # noqa: B008 (it cannot change)
+        retry: Retry | None = Retry(),  # noqa: B008 (immutable)
     ) -> None:
-        self.targets = split(target)
+        self._session = Session(target, token=token, tls=tls, credentials=credentials, retry=retry)
+        self.targets = self._session.targets
         self.target = ",".join(self.targets)
-        self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
-        if self._security.credentials is None:
-            check_ports(self.targets)
-        self._retry = retry
-        self._rotation = Rotation(len(self.targets))
-        self._has_settled = [not may_be_several(one) for one in self.targets]
-        self._settling = asyncio.Lock()
-        self._closing = asyncio.Event()  # which twins share, as all above
+        self._connecting = asyncio.Lock()
+        self._closing = asyncio.Event()
         self._server: LocalServer | None = None
 
     @cached_property
     def _channels(self) -> list[grpc.aio.Channel]:
-        """The connections, made at the first call, since they take the running event loop."""
+        """The channels, made at the first call because they are bound to the running event loop."""
         return [self._connect(target) for target in self.targets]
 
     def _connect(self, target: str) -> grpc.aio.Channel:
-        if self._security.credentials is None:
-            return grpc.aio.insecure_channel(target, calls.channel_options(target))
-        return grpc.aio.secure_channel(target, self._security.credentials, calls.channel_options(target))
+        if self._session.credentials.channel is None:
+            return grpc.aio.insecure_channel(target, channel_options(target))
+        return grpc.aio.secure_channel(target, self._session.credentials.channel, channel_options(target))
 
     @cached_property
     def _stubs(self) -> list[explainer_pb2_grpc.ExplainerServiceStub]:
@@ -95,24 +87,23 @@ class AsyncClient:
 
     @classmethod
     async def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:
-        """Start a server for this client alone, as `Client.local` does."""
+        """Start a local server, as `Client.local` does."""
         server = LocalServer(keywords)
         client = cls(server.target)
         client._server = server
         try:
-            for pause_seconds in server.startup():
-                await asyncio.sleep(pause_seconds)
-                if server.may_answer and await client._answers():
+            for delay_seconds in server.startup():
+                await asyncio.sleep(delay_seconds)
+                if server.is_listening and await client._is_ready():
                     break
         except BaseException:
             await client.close()
             raise
         return client
 
-    async def _answers(self) -> bool:
-        call = calls.server_info({"timeout": LocalServer.PROBE_SECONDS})
+    async def _is_ready(self) -> bool:
         try:
-            await self._answer(call, None)
+            await self._unary(calls.server_info({"timeout": LocalServer.PROBE_SECONDS}), None)
         except (UnavailableError, DeadlineExceededError):
             return False
         return True
@@ -124,7 +115,7 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[GenerateKeywords],
     ) -> AsyncGenerator[Event, None]:
-        """Generate a completion: yield events as `Client.generate` does.
+        """Generate a completion and yield its events, as `Client.generate` does.
 
         Leaving the loop and `aclose()` cancel the call.
         """
@@ -137,8 +128,8 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[GenerateKeywords],
     ) -> Explanation:
-        """Generate a completion and return it with its attribution, collected. Keywords as in `Client.generate`."""
-        return await _collected(self._events(calls.generate(prompt, keywords), on_event))
+        """Generate a completion and return it with its attribution. Keywords as in `Client.generate`."""
+        return await _collect(self._events(calls.generate(prompt, keywords), on_event))
 
     def attribute_events(
         self,
@@ -147,7 +138,7 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[AttributeKeywords],
     ) -> AsyncGenerator[Event, None]:
-        """Explain a completion that exists already. Keywords as in `Client.attribute_events`."""
+        """Attribute a given completion, and yield events. Keywords as in `Client.attribute_events`."""
         return self._events(calls.attribute(prompt, keywords), on_event)
 
     async def attribute(
@@ -157,19 +148,18 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[AttributeKeywords],
     ) -> Explanation:
-        """Explain a completion that exists already, collected. Keywords as in `Client.attribute_events`."""
-        return await _collected(self._events(calls.attribute(prompt, keywords), on_event))
+        """Attribute a given completion, and return it. Keywords as in `Client.attribute_events`."""
+        return await _collect(self._events(calls.attribute(prompt, keywords), on_event))
 
     async def contrast(
         self, explanation: Explanation, place: Word | int, instead: str | int, **keywords: Unpack[CallKeywords]
     ) -> Attribution:
-        """Tell why a token came and not another one: scores for the difference of their logits, one a prompt token.
+        """Return a contrastive attribution: why a token was generated instead of another one.
 
-        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a
-        text, whose first token is meant, a token id, or "runner_up".
+        Arguments as in `Client.contrast`.
         """
-        index, asked = contrast_keywords(explanation, place, instead)
-        return explained_row(await self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
+        index, replay = contrast_keywords(explanation, place, instead)
+        return attribution_row(await self.attribute(**cast("AttributeKeywords", {**replay, **keywords})), index)
 
     def evaluate_events(
         self,
@@ -178,7 +168,7 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[EvaluateKeywords],
     ) -> AsyncGenerator[Event, None]:
-        """Tell how faithful explanations of a completion are. Keywords as in `Client.evaluate_events`."""
+        """Evaluate attributions of a completion, and yield events. Keywords as in `Client.evaluate_events`."""
         return self._events(calls.evaluate(prompt, keywords), on_event)
 
     async def evaluate(
@@ -188,30 +178,30 @@ class AsyncClient:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[EvaluateKeywords],
     ) -> EvaluationReport:
-        """Tell how faithful explanations of a completion are, collected. Keywords as in `Client.evaluate_events`."""
+        """Evaluate attributions of a completion, and return the report. Keywords as in `Client.evaluate_events`."""
         events = self._events(calls.evaluate(prompt, keywords), on_event)
         return EvaluationReport.from_events([event async for event in events])
 
     async def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
-        """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""
-        return await self._answer(calls.tokenize(prompt, keywords), self._retry)
+        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments."""
+        return await self._unary(calls.tokenize(prompt, keywords), self._session.retry)
 
     async def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
-        """Ask which model is served, what can be asked of it and where the limits are."""
-        return await self._answer(calls.server_info(keywords), self._retry)
+        """Return the model, the supported methods and the limits."""
+        return await self._unary(calls.server_info(keywords), self._session.retry)
 
     def with_token(self, token: str | None) -> Self:
-        """Return this client for another caller: by that token, over the same connections.
+        """Return a client for another caller that shares the connections of this one.
 
-        It is of use until this client is closed; it need not be closed itself.
+        It is closed with this client and need not be closed itself.
         """
-        _ = self._stubs  # which the twin shares, and so its connections
-        twin = copy.copy(self)
-        twin._security = Security(self.targets, credentials=self._security.credentials, token=token)
-        return twin
+        _ = self._stubs  # made before the copy, so that both clients share the connections
+        client = copy.copy(self)
+        client._session = self._session.with_token(token)
+        return client
 
     async def close(self) -> None:
-        """Cancel what is under way, close the connections, and end the server if it is this client's own."""
+        """Cancel running calls, close the connections, and stop the local server, if any."""
         self._closing.set()
         if "_channels" in self.__dict__:
             for channel in self._channels:
@@ -227,26 +217,26 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _answer(self, call: calls.Call[Result], retry: Retry | None) -> Result:
-        attempts = call.attempts(retry, self.targets)
+    async def _unary(self, call: calls.Call[Result], retry: Retry | None) -> Result:
+        session = self._session
+        attempts = session.attempts(call, retry)
         while True:
             self._check_open()
-            index = self._rotation.take()
+            index = session.rotation.pick()
             try:
-                await self._settle(index, attempts)
-                send = getattr(self._stubs[index], call.rpc)
-                answer = await send(call.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+                await self._await_connections(index, attempts)
+                response = await self._send(index, call.rpc, call.request, attempts)
             except grpc.RpcError as error:
-                await self._wait_after(error, call, attempts, index)
+                await self._wait_before_retry(error, call, attempts, index)
             except asyncio.CancelledError as error:
-                self._raise_if_closed_meanwhile(error)
+                self._raise_if_closed(error)
                 raise
             else:
-                self._rotation.worked(index)
-                return call.read(answer)
+                session.rotation.mark_up(index)
+                return call.read(response)
 
     def _events(
-        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None = None
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> AsyncGenerator[Event, None]:
         self._check_open()
         return self._stream(call, on_event)
@@ -254,13 +244,13 @@ class AsyncClient:
     async def _stream(
         self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> AsyncGenerator[Event, None]:
-        stream, attempts = ResumableStream(call), call.attempts(self._retry, self.targets)
+        session = self._session
+        stream, attempts = ResumableStream(call), session.attempts(call, session.retry)
         while True:
             self._check_open()
-            index = self._rotation.take()
-            await self._settle(index, attempts)
-            send = getattr(self._stubs[index], call.rpc)
-            responses = send(stream.request, timeout=attempts.seconds_left, metadata=self._security.metadata)
+            index = session.rotation.pick()
+            await self._await_connections(index, attempts)
+            responses = self._send(index, call.rpc, stream.request, attempts)
             failure: grpc.RpcError | UnavailableError | None
             try:
                 while True:
@@ -270,59 +260,60 @@ class AsyncClient:
                         failure = None if stream.is_over else error
                         break
                     if response is grpc.aio.EOF:
-                        failure = stream.cut_off(self.targets[index])
+                        failure = stream.truncated(self.targets[index])
                         break
-                    if (event := stream.take(response, self.targets[index])) is not None:
-                        attempts.progressed()
-                        if on_event is not None:
-                            on_event(event)
-                        if event.prompt_progress is None:  # who iterates has one of the documented kinds
-                            yield event
+                    if (event := session.accept(response, stream, attempts, index, on_event)) is not None:
+                        yield event
             except asyncio.CancelledError as error:
-                self._raise_if_closed_meanwhile(error)
+                self._raise_if_closed(error)
                 raise
             finally:
-                responses.cancel()  # without effect on a call that is over
+                responses.cancel()  # no effect on a call that has ended
             if failure is None:
-                self._rotation.worked(index)
+                session.rotation.mark_up(index)
                 return
-            await self._wait_after(failure, call, attempts, index)
+            await self._wait_before_retry(failure, call, attempts, index)
 
-    async def _settle(self, index: int, attempts: Attempts) -> None:
-        """Before the first call to a target that may be several servers, wait for their connections."""
-        if self._has_settled[index]:
+    def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
+        send = getattr(self._stubs[index], rpc)
+        return send(request, timeout=attempts.seconds_left, metadata=self._session.credentials.metadata)
+
+    async def _await_connections(self, index: int, attempts: Attempts) -> None:
+        """Before the first call to a target that resolves to many, wait for the connections of its replicas."""
+        has_connections = self._session.has_connections
+        if has_connections[index]:
             return
-        async with self._settling:
-            if not self._has_settled[index]:
-                channel, until = self._channels[index], time.monotonic() + attempts.at_most(calls.CONNECT_SECONDS)
+        async with self._connecting:
+            if not has_connections[index]:
+                channel, until = self._channels[index], time.monotonic() + attempts.at_most(CONNECT_SECONDS)
                 while time.monotonic() < until:
-                    if channel.get_state(try_to_connect=True) in calls.CONNECTED:
+                    if channel.get_state(try_to_connect=True) in CONNECTED:
                         break
                     await asyncio.sleep(0.01)
-                await asyncio.sleep(attempts.at_most(calls.SETTLE_SECONDS))
-                self._has_settled[index] = True
+                await asyncio.sleep(attempts.at_most(REPLICA_SECONDS))
+                has_connections[index] = True
         self._check_open()
 
-    async def _wait_after(
+    async def _wait_before_retry(
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int
     ) -> None:
-        """Wait for the next try; raise what the caller gets where there is none."""
-        pause = call.pause_after(failure, attempts, self._rotation, index, self.targets[index])
-        with suppress(TimeoutError):  # the ordinary end; closing ends it sooner
-            await asyncio.wait_for(self._closing.wait(), pause)
+        """Wait before the next attempt. Raises the error of the call if there is none."""
+        delay = self._session.next_delay(failure, call, attempts, index)
+        with suppress(TimeoutError):  # the regular end of the wait; closing the client ends it sooner
+            await asyncio.wait_for(self._closing.wait(), delay)
 
-    def _raise_if_closed_meanwhile(self, error: asyncio.CancelledError) -> None:
-        """Tell the closing of the channel from the cancelling of the task: gRPC raises the same for both."""
+    def _raise_if_closed(self, error: asyncio.CancelledError) -> None:
+        """Raise CallCancelledError for a closed client; gRPC raises CancelledError for that and for cancelled tasks."""
         task = asyncio.current_task()
         if self._closing.is_set() and not (task and task.cancelling()):
-            raise CallCancelledError("the call was cancelled: its client was closed meanwhile") from error
+            raise CallCancelledError("the call was cancelled: its client was closed during the call") from error
 
     def _check_open(self) -> None:
         if self._closing.is_set():
             raise ClientClosedError("this client is closed; make a new one")
 
 
-async def _collected(events: AsyncGenerator[Event, None]) -> Explanation:
+async def _collect(events: AsyncGenerator[Event, None]) -> Explanation:
     collector = Collector()
     async for event in events:
         collector.add(event)

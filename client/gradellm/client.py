@@ -1,4 +1,8 @@
-"""The synchronous client. `gradellm.aio` is the asynchronous one; they share `gradellm.transport.calls`."""
+"""The synchronous client.
+
+`gradellm.aio` is its asyncio counterpart. Each of the two owns its gRPC channels and waits in its own way; requests,
+retries, load balancing and resumed streams are shared (`gradellm.transport`: calls, session and resumable_stream).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ import grpc
 from gradellm.errors import ClientClosedError, DeadlineExceededError, UnavailableError
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation.explanation import Explanation
-from gradellm.explanation.verify import contrast_keywords, explained_row
+from gradellm.explanation.verification.replay import attribution_row, contrast_keywords
 from gradellm.local.server import LocalServer
 from gradellm.transport import calls
-from gradellm.transport.credentials import Security
-from gradellm.transport.load_balancing import Rotation, check_ports, may_be_several, split
+from gradellm.transport.channels import CONNECT_SECONDS, CONNECTED, REPLICA_SECONDS, channel_options
 from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.transport.retry import Retry
+from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
     from gradellm.transport.credentials import Tls
     from gradellm.transport.retry import Attempts
-    from gradellm.wire.requests import (
+    from gradellm.wire.keywords import (
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
@@ -47,17 +51,18 @@ Result = TypeVar("Result")
 
 
 class Client:
-    """Talks to the explanation server at `target`: "host:port", "unix:/path" or "dns:///name:port".
+    """Client of the explanation server at `target`: "host:port", "unix:/path" or "dns:///name:port".
 
-    Several targets, as a list or with commas between, are servers that host the same model: calls take turns over
-    them, as they do over the addresses of a dns:/// name, those that are added to it while it is used among them. Close
-    it after use, or use it as a context manager. It may be shared between threads. Connections are plain text unless
-    `tls` says otherwise: True, or `Tls(ca=..., cert=..., key=...)` for certificates of one's own. `token` is what a
-    server with `--tokens` knows its clients by; it is not sent in the open to other machines. `credentials` are gRPC's
-    own, in place of `tls`.
+    Several targets, as a list or separated by commas, are replicas that host the same model: calls are balanced over
+    them round robin, as they are over the addresses of a dns:/// name, including addresses that are added later. The
+    client is thread-safe. Close it after use, or use it as a context manager.
 
-    A call that finds no server, or no room, is tried again as `retry` says, and a stream that breaks off in its midst
-    is taken up where it was, on another server or on the same one. With retry=None every failure is raised at once.
+    Connections are unencrypted by default. `tls` is True, or `Tls(ca=..., cert=..., key=...)` for your own
+    certificates; `credentials` are gRPC channel credentials, in place of `tls`. `token` is the bearer token for a
+    server with `--tokens`; it is not sent unencrypted to other machines.
+
+    A call that finds no server or no capacity is retried by the policy `retry`, and a stream that breaks off is
+    resumed, on another server or on the same one. With retry=None every failure is raised at once.
 
     Every call takes the keyword `timeout`, in seconds, and raises the exceptions of `gradellm.errors`.
     """
@@ -69,53 +74,47 @@ class Client:
         token: str | None = None,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
-        retry: Retry | None = Retry(),  # noqa: B008 (it cannot change)
+        retry: Retry | None = Retry(),  # noqa: B008 (immutable)
     ) -> None:
-        self.targets = split(target)
+        self._session = Session(target, token=token, tls=tls, credentials=credentials, retry=retry)
+        self.targets = self._session.targets
         self.target = ",".join(self.targets)
-        self._security = Security(self.targets, credentials=credentials, tls=tls, token=token)
-        if self._security.credentials is None:
-            check_ports(self.targets)
-        self._retry = retry
-        self._rotation = Rotation(len(self.targets))
-        self._channels = [self._connect(one) for one in self.targets]
-        self._stubs = [explainer_pb2_grpc.ExplainerServiceStub(one) for one in self._channels]  # type: ignore[no-untyped-call]
-        self._has_settled = [not may_be_several(one) for one in self.targets]
-        self._settling = threading.Lock()
+        self._channels = [self._connect(target) for target in self.targets]
+        self._stubs = [explainer_pb2_grpc.ExplainerServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
+        self._connecting = threading.Lock()
         self._closing = threading.Event()
         self._server: LocalServer | None = None
 
     def _connect(self, target: str) -> grpc.Channel:
-        if self._security.credentials is None:
-            return grpc.insecure_channel(target, calls.channel_options(target))
-        return grpc.secure_channel(target, self._security.credentials, calls.channel_options(target))
+        if self._session.credentials.channel is None:
+            return grpc.insecure_channel(target, channel_options(target))
+        return grpc.secure_channel(target, self._session.credentials.channel, channel_options(target))
 
     @classmethod
     def local(cls, **keywords: Unpack[LocalServerKeywords]) -> Self:
-        """Start a server for this client alone, and end it when the client is closed or this process ends.
+        """Start a local server, and stop it when the client is closed or this process ends.
 
-        Keywords: model (a path or hub id; the demo model by default), dtype, device, server_args,
+        Keywords: model (a path or hub id; by default the demo model), dtype, device, server_args,
         startup_timeout_seconds, inherit_stderr; see LocalServerKeywords.
 
-        Raises LocalServerError where it does not start, with the server's own words.
+        Raises LocalServerError, with the last lines of its log, if it does not start.
         """
         server = LocalServer(keywords)
         client = cls(server.target)
         client._server = server
         try:
-            for pause_seconds in server.startup():
-                time.sleep(pause_seconds)
-                if server.may_answer and client._answers():
+            for delay_seconds in server.startup():
+                time.sleep(delay_seconds)
+                if server.is_listening and client._is_ready():
                     break
         except BaseException:
             client.close()
             raise
         return client
 
-    def _answers(self) -> bool:
-        call = calls.server_info({"timeout": LocalServer.PROBE_SECONDS})
+    def _is_ready(self) -> bool:
         try:
-            self._answer(call, None)
+            self._unary(calls.server_info({"timeout": LocalServer.PROBE_SECONDS}), None)
         except (UnavailableError, DeadlineExceededError):
             return False
         return True
@@ -127,17 +126,16 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[GenerateKeywords],
     ) -> Generator[Event, None, None]:
-        """Generate a completion: yield `started`, then tokens and their attributions as they come, then `finished`.
+        """Generate a completion and yield its events: `started`, tokens and their attributions, `finished`.
 
-        The request is checked at once and sent when the first event is asked for. Leaving the loop cancels the call.
-        `on_event` is called with every event as it comes, with `prompt_progress` among them, which is not yielded: how
-        far a long prompt is read.
+        The request is validated at once and sent when iteration begins. Leaving the loop cancels the call. `on_event`
+        is called with every event, including `prompt_progress`, the progress of a long prefill, which is not yielded.
 
         Keywords: messages or prompt_ids in place of prompt, segments; max_new_tokens, temperature, top_k, top_p, seed,
         stop, num_alternatives, forced_ids, first_attribution; attribution ("paper", "unloosened", "grad_eclip",
-        "knockout", or None for tokens alone), method, loosening, layers, similarity, rotary, rectify, magnitude,
-        normalise_over, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size. GenerateKeywords
-        says what each means.
+        "knockout", or None for tokens only), method, loosening, layers, similarity, rotary, rectify, magnitude,
+        normalise_over, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size; see
+        GenerateKeywords.
         """
         return self._events(calls.generate(prompt, keywords), on_event)
 
@@ -148,9 +146,9 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[GenerateKeywords],
     ) -> Explanation:
-        """Generate a completion and return it with its attribution, collected.
+        """Generate a completion and return it with its attribution.
 
-        `on_event` is called with every event as it comes. Other keywords as in `generate`.
+        `on_event` is called with every event. Other keywords as in `generate`.
         """
         return Explanation.from_events(self._events(calls.generate(prompt, keywords), on_event))
 
@@ -161,11 +159,11 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[AttributeKeywords],
     ) -> Generator[Event, None, None]:
-        """Explain a completion that exists already: the same events as `generate` for tokens that the caller gives.
+        """Attribute a given completion (teacher-forced), and yield the same events as `generate`.
 
-        `on_event` is called with every event as it comes, as in `generate`.
-        Keywords: completion or completion_ids; messages, prompt_ids, segments; num_alternatives; and those of
-        attribution as in `generate`. AttributeKeywords says what each means.
+        `on_event` is called with every event, as in `generate`.
+        Keywords: completion or completion_ids; messages, prompt_ids, segments; num_alternatives; and the attribution
+        keywords of `generate`; see AttributeKeywords.
         """
         return self._events(calls.attribute(prompt, keywords), on_event)
 
@@ -176,22 +174,23 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[AttributeKeywords],
     ) -> Explanation:
-        """Explain a completion that exists already, collected.
+        """Attribute a given completion (teacher-forced), and return it with its attribution.
 
-        `on_event` is called with every event as it comes. Other keywords as in `attribute_events`.
+        `on_event` is called with every event. Other keywords as in `attribute_events`.
         """
         return Explanation.from_events(self._events(calls.attribute(prompt, keywords), on_event))
 
     def contrast(
         self, explanation: Explanation, place: Word | int, instead: str | int, **keywords: Unpack[CallKeywords]
     ) -> Attribution:
-        """Tell why a token came and not another one: scores for the difference of their logits, one a prompt token.
+        """Return a contrastive attribution: why a token was generated instead of another one.
 
-        `place` is a word of the explanation (its first token) or a token's place in the completion; `instead` is a
-        text, whose first token is meant, a token id, or "runner_up".
+        Scores explain the difference of the two logits, one per prompt token. `place` is a word of the explanation
+        (its first token) or a token's index in the completion; `instead` is a text (its first token), a token id, or
+        "runner_up".
         """
-        index, asked = contrast_keywords(explanation, place, instead)
-        return explained_row(self.attribute(**cast("AttributeKeywords", {**asked, **keywords})), index)
+        index, replay = contrast_keywords(explanation, place, instead)
+        return attribution_row(self.attribute(**cast("AttributeKeywords", {**replay, **keywords})), index)
 
     def evaluate_events(
         self,
@@ -200,12 +199,13 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[EvaluateKeywords],
     ) -> Generator[Event, None, None]:
-        """Tell how faithful explanations of a completion are: `started`, tokens, progress and items, then `summary`.
+        """Evaluate the faithfulness of attributions of a completion, and yield events.
 
-        `on_event` is called with every event as it comes, as in `generate`.
+        These are `started`, tokens, progress, items, `summary` and `finished`. `on_event` is called with every event,
+        as in `generate`.
         Keywords: completion, completion_ids, labels or explanation; messages, prompt_ids, segments; max_new_tokens and
-        others for a completion that is generated first; methods, scores, metrics, pis, samples, stride, offset, seed,
-        perturb, perturb_positions, removal, raw_scores, rationale. EvaluateKeywords says what each means.
+        other sampling keywords for a completion that is generated first; methods, scores, metrics, pis, samples,
+        stride, offset, seed, perturb, perturb_positions, removal, raw_scores, rationale; see EvaluateKeywords.
         """
         return self._events(calls.evaluate(prompt, keywords), on_event)
 
@@ -216,31 +216,31 @@ class Client:
         on_event: Callable[[Event], object] | None = None,
         **keywords: Unpack[EvaluateKeywords],
     ) -> EvaluationReport:
-        """Tell how faithful explanations of a completion are, collected.
+        """Evaluate the faithfulness of attributions of a completion, and return the report.
 
-        `on_event` is called with every event as it comes. Other keywords as in `evaluate_events`.
+        `on_event` is called with every event. Other keywords as in `evaluate_events`.
         """
         return EvaluationReport.from_events(self._events(calls.evaluate(prompt, keywords), on_event))
 
     def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
-        """Render and tokenise a prompt exactly as `generate` would. Keywords: messages, prompt_ids, segments."""
-        return self._answer(calls.tokenize(prompt, keywords), self._retry)
+        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments."""
+        return self._unary(calls.tokenize(prompt, keywords), self._session.retry)
 
     def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
-        """Ask which model is served, what can be asked of it and where the limits are."""
-        return self._answer(calls.server_info(keywords), self._retry)
+        """Return the model, the supported methods and the limits."""
+        return self._unary(calls.server_info(keywords), self._session.retry)
 
     def with_token(self, token: str | None) -> Self:
-        """Return this client for another caller: by that token, over the same connections.
+        """Return a client for another caller that shares the connections of this one.
 
-        It is of use until this client is closed; it need not be closed itself.
+        It is closed with this client and need not be closed itself.
         """
-        twin = copy.copy(self)
-        twin._security = Security(self.targets, credentials=self._security.credentials, token=token)
-        return twin
+        client = copy.copy(self)
+        client._session = self._session.with_token(token)
+        return client
 
     def close(self) -> None:
-        """Cancel what is under way, close the connections, and end the server if it is this client's own."""
+        """Cancel running calls, close the connections, and stop the local server, if any."""
         self._closing.set()
         for channel in self._channels:
             channel.close()
@@ -255,21 +255,22 @@ class Client:
     ) -> None:
         self.close()
 
-    def _answer(self, call: calls.Call[Result], retry: Retry | None) -> Result:
-        attempts = call.attempts(retry, self.targets)
+    def _unary(self, call: calls.Call[Result], retry: Retry | None) -> Result:
+        session = self._session
+        attempts = session.attempts(call, retry)
         while True:
             self._check_open()
-            index = self._rotation.take()
+            index = session.rotation.pick()
             try:
-                answer = self._send(index, call.rpc, call.request, attempts)
+                response = self._send(index, call.rpc, call.request, attempts)
             except grpc.RpcError as error:
-                self._wait_after(error, call, attempts, index)
+                self._wait_before_retry(error, call, attempts, index)
             else:
-                self._rotation.worked(index)
-                return call.read(answer)
+                session.rotation.mark_up(index)
+                return call.read(response)
 
     def _events(
-        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None = None
+        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> Generator[Event, None, None]:
         self._check_open()
         return self._stream(call, on_event)
@@ -277,10 +278,11 @@ class Client:
     def _stream(
         self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> Generator[Event, None, None]:
-        stream, attempts = ResumableStream(call), call.attempts(self._retry, self.targets)
+        session = self._session
+        stream, attempts = ResumableStream(call), session.attempts(call, session.retry)
         while True:
             self._check_open()
-            index = self._rotation.take()
+            index = session.rotation.pick()
             responses = self._send(index, call.rpc, stream.request, attempts)
             failure: grpc.RpcError | UnavailableError | None
             try:
@@ -288,57 +290,54 @@ class Client:
                     try:
                         response = next(responses)
                     except StopIteration:
-                        failure = stream.cut_off(self.targets[index])
+                        failure = stream.truncated(self.targets[index])
                         break
                     except grpc.RpcError as error:
                         failure = None if stream.is_over else error
                         break
-                    if (event := stream.take(response, self.targets[index])) is not None:
-                        attempts.progressed()
-                        if on_event is not None:
-                            on_event(event)
-                        if event.prompt_progress is None:  # who iterates has one of the documented kinds
-                            yield event
+                    if (event := session.accept(response, stream, attempts, index, on_event)) is not None:
+                        yield event
             finally:
-                responses.cancel()  # without effect on a call that is over
+                responses.cancel()  # no effect on a call that has ended
             if failure is None:
-                self._rotation.worked(index)
+                session.rotation.mark_up(index)
                 return
-            self._wait_after(failure, call, attempts, index)
+            self._wait_before_retry(failure, call, attempts, index)
 
     def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
         send = getattr(self._stubs[index], rpc)
         try:
-            self._settle(index, attempts)
-            return send(request, timeout=attempts.seconds_left, metadata=self._security.metadata)
-        except ValueError:  # gRPC's word for a channel that another thread has just closed
+            self._await_connections(index, attempts)
+            return send(request, timeout=attempts.seconds_left, metadata=self._session.credentials.metadata)
+        except ValueError:  # gRPC raises it for a channel that another thread has just closed
             self._check_open()
             raise
 
-    def _settle(self, index: int, attempts: Attempts) -> None:
-        """Before the first call to a target that may be several servers, wait for their connections."""
-        if self._has_settled[index]:
+    def _await_connections(self, index: int, attempts: Attempts) -> None:
+        """Before the first call to a target that resolves to many, wait for the connections of its replicas."""
+        has_connections = self._session.has_connections
+        if has_connections[index]:
             return
-        with self._settling:
-            if self._has_settled[index]:
+        with self._connecting:
+            if has_connections[index]:
                 return
-            channel, is_known = self._channels[index], threading.Event()
+            channel, is_connected = self._channels[index], threading.Event()
 
-            def changed(state: grpc.ChannelConnectivity) -> None:
-                if state in calls.CONNECTED:
-                    is_known.set()
+            def on_state(state: grpc.ChannelConnectivity) -> None:
+                if state in CONNECTED:
+                    is_connected.set()
 
-            channel.subscribe(changed, try_to_connect=True)
-            is_known.wait(attempts.at_most(calls.CONNECT_SECONDS))
-            channel.unsubscribe(changed)
-            self._closing.wait(attempts.at_most(calls.SETTLE_SECONDS))
-            self._has_settled[index] = True
+            channel.subscribe(on_state, try_to_connect=True)
+            is_connected.wait(attempts.at_most(CONNECT_SECONDS))
+            channel.unsubscribe(on_state)
+            self._closing.wait(attempts.at_most(REPLICA_SECONDS))
+            has_connections[index] = True
 
-    def _wait_after(
+    def _wait_before_retry(
         self, failure: grpc.RpcError | UnavailableError, call: calls.Call[Any], attempts: Attempts, index: int
     ) -> None:
-        """Wait for the next try; raise what the caller gets where there is none."""
-        self._closing.wait(call.pause_after(failure, attempts, self._rotation, index, self.targets[index]))
+        """Wait before the next attempt. Raises the error of the call if there is none."""
+        self._closing.wait(self._session.next_delay(failure, call, attempts, index))
 
     def _check_open(self) -> None:
         if self._closing.is_set():

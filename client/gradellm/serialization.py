@@ -1,9 +1,9 @@
-"""Frozen dataclasses to and from what JSON can hold, exactly.
+"""Lossless JSON serialization of frozen dataclasses.
 
-Floats that JSON has no literal for are the texts "NaN", "Infinity" and "-Infinity", as in protobuf's own JSON.
+NaN and infinities are the texts "NaN", "Infinity" and "-Infinity", as in protobuf's JSON mapping.
 
-Files come from anywhere, so reading one is linear in its bytes, and what nothing behind it could hold is refused here,
-with its place: an integer beyond 64 bits, half a surrogate pair, a name that an object has twice.
+Files are untrusted. Reading is linear in their size, and values that other parts of the program cannot hold are refused
+with their path: integers beyond 64 bits, lone surrogates, and duplicate names in an object.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 T = TypeVar("T")
 
-__all__ = ["MalformedError", "from_document", "from_json", "from_plain", "shown", "to_document", "to_plain"]
+__all__ = ["MalformedError", "from_document", "from_json", "from_plain", "short_repr", "to_document", "to_plain"]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_INT64 = range(-(2**63), 2**63)  # the widest integer of the wire
-_MOST_LEVELS = 32
-"""Of nesting: what gradellm writes has 8 at most, and Python's own functions recurse."""
-_LONGEST_NUMBER = 1_000  # characters: Python reads an integer's digits in quadratic time, and refuses 4,301
+_INT64 = range(-(2**63), 2**63)  # the largest integers of protobuf
+_MAX_LEVELS = 32
+"""Of nesting. gradellm writes at most 8 levels; more would exhaust Python's recursion limit."""
+_MAX_NUMBER_LENGTH = 1_000  # characters; Python parses integers in quadratic time, and refuses 4,301 digits
 
 
 class MalformedError(ValueError):
-    """The value has not the shape of the type; the message begins with the path to the place."""
+    """A value that does not match the type; the message begins with the path to it."""
 
 
 def to_plain(value: object) -> Any:  # noqa: ANN401  (what json.dumps takes)
-    """Return `value` in dicts, lists, texts and numbers."""
+    """Return `value` as dicts, lists, texts and numbers."""
     if is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
@@ -47,23 +47,23 @@ def to_plain(value: object) -> Any:  # noqa: ANN401  (what json.dumps takes)
 
 
 def from_plain(kind: type[T], plain: object, path: str = "") -> T:
-    """Return the value of type `kind` that `to_plain` made `plain` of.
+    """Return the value of type `kind` from the result of `to_plain`.
 
-    Raises MalformedError where a part is missing, too many, or of another type.
+    Raises MalformedError for missing or unknown fields, or values of another type.
     """
     return cast("T", _read(kind, plain, path))
 
 
 def to_document(value: object, form: str, version: int) -> str:
-    """Write a dataclass as JSON, one line, that says what it is. `from_document` gives back an equal one."""
+    """Serialize a dataclass as one line of JSON with its format and version. `from_document` restores an equal one."""
     plain = {"format": form, "version": version, **to_plain(value)}
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def from_document(kind: type[T], text: str, form: str, version: int, what: str) -> T:
-    """Read what `to_document` wrote; `what` is what people call it, with its article.
+    """Read the result of `to_document`; `what` is its name in errors, with an article.
 
-    Raises MalformedError where it is something else, or of a version that is not known here.
+    Raises MalformedError for other JSON, or an unsupported version.
     """
     the = f"the {what.partition(' ')[2]}"
     plain = from_json(text)
@@ -71,19 +71,18 @@ def from_document(kind: type[T], text: str, form: str, version: int, what: str) 
         raise MalformedError(f'this is not {what}: it has no "format": "{form}"')
     found = plain.pop("version", None)
     if type(found) is not int or found != version:
-        raise MalformedError(f"{the} has version {shown(found)}; this gradellm reads version {version} alone")
+        raise MalformedError(f"{the} has version {short_repr(found)}; this gradellm reads version {version} only")
     try:
         return from_plain(kind, plain)
     except MalformedError as error:
         raise MalformedError(f"{the} is malformed: {error}") from error
 
 
-def from_json(text: str | bytes, *, half_pairs: bool = False) -> Any:  # noqa: ANN401  (whatever JSON holds)
-    """Read JSON from an untrusted source.
+def from_json(text: str | bytes, *, lone_surrogates: bool = False) -> Any:  # noqa: ANN401  (whatever JSON holds)
+    """Parse JSON from an untrusted source.
 
-    Raises MalformedError where it is no JSON (NaN and Infinity are none), is nested more than 32 levels deep, has a
-    name twice in one object, of which other readers may take the other value, or has a number or text that no message
-    could carry. `half_pairs` takes texts with half a surrogate pair all the same.
+    Raises MalformedError for malformed JSON (including NaN and Infinity), more than 32 levels of nesting, duplicate
+    names in an object, and numbers or texts that protobuf cannot carry. `lone_surrogates` allows texts with them.
     """
     try:
         if isinstance(text, bytes):
@@ -101,12 +100,10 @@ def from_json(text: str | bytes, *, half_pairs: bool = False) -> Any:  # noqa: A
         raise MalformedError(f"this is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedError(
-            f"this is not JSON that is read: it is nested deeper than {_MOST_LEVELS} levels"
+            f"this is not JSON that can be read: it is nested deeper than {_MAX_LEVELS} levels"
         ) from error
     _check_nesting(value)
-    if not half_pairs and _ESCAPED_SURROGATE.search(
-        text
-    ):  # else there can be no half of a pair, for the text was decoded
+    if not lone_surrogates and _ESCAPED_SURROGATE.search(text):  # decoded UTF-8 without such escapes has none
         _check_texts(value)
     return value
 
@@ -115,31 +112,31 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def _parsed_int(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(digits):,} characters, and {_LONGEST_NUMBER:,} are read")
+    if len(digits) > _MAX_NUMBER_LENGTH:
+        raise ValueError(f"a number has {len(digits):,} characters, more than the limit of {_MAX_NUMBER_LENGTH:,}")
     return int(digits)
 
 
 def _parsed_float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"{shown(digits)} is larger than a float can be")
+        raise ValueError(f"{short_repr(digits)} is larger than a float can be")
     return value
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"an object has the name {shown(twice)} twice")
-    return made
+        duplicate = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"an object has the name {short_repr(duplicate)} twice")
+    return result
 
 
 def _check_nesting(value: object) -> None:
-    """Refuse what is nested so deeply that a later step would recurse too far. Level by level, without recursion."""
+    """Raise MalformedError for too many levels, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(_MOST_LEVELS):
+    for _ in range(_MAX_LEVELS):
         level = [
             item
             for outer in level
@@ -148,11 +145,11 @@ def _check_nesting(value: object) -> None:
         ]
         if not level:
             return
-    raise MalformedError(f"this is not JSON that is read: it is nested deeper than {_MOST_LEVELS} levels")
+    raise MalformedError(f"this is not JSON that can be read: it is nested deeper than {_MAX_LEVELS} levels")
 
 
 def _check_texts(value: object, path: str = "") -> None:
-    """Refuse half a surrogate pair, in a text or in a name."""
+    """Raise MalformedError for a lone surrogate in a text or a name."""
     if isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, dict):
@@ -170,12 +167,12 @@ def _check_text(text: str, path: str) -> None:
     except UnicodeEncodeError as error:
         where = f"{path or 'value'}: " if path.isascii() else ""
         raise MalformedError(
-            f"{where}has half a surrogate pair at position {error.start}, which no text can carry"
+            f"{where}has a lone surrogate at position {error.start}, which UTF-8 cannot encode"
         ) from None
 
 
 def _refuse_constant(name: str) -> Any:  # noqa: ANN401  (json's own hook)
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read(kind: Any, plain: object, path: str) -> Any:  # noqa: ANN401  (any type, and a value of it)
@@ -198,7 +195,7 @@ def _read(kind: Any, plain: object, path: str) -> Any:  # noqa: ANN401  (any typ
         return _read_dataclass(kind, plain, path)
     if kind is float and isinstance(plain, str) and plain in _NOT_FINITE:
         return _NOT_FINITE[plain]
-    if kind is float and type(plain) is int:  # other languages write 1.0 as 1
+    if kind is float and type(plain) is int:  # other languages serialize 1.0 as 1
         return _read_float(plain, path)
     if type(plain) is not kind:
         raise _malformed(path, _NAMES[kind], plain)
@@ -210,7 +207,7 @@ def _read(kind: Any, plain: object, path: str) -> Any:  # noqa: ANN401  (any typ
 def _read_items(kind: Any, items: list[Any], path: str) -> tuple[Any, ...]:  # noqa: ANN401
     alike = kind in (int, float, str) and all(type(item) is kind for item in items)
     if alike and (kind is not int or not items or (min(items) in _INT64 and max(items) in _INT64)):
-        return tuple(items)  # a long row, at once
+        return tuple(items)  # fast path for long rows
     return tuple(_read(kind, item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
@@ -229,12 +226,12 @@ def _read_dataclass(kind: type, plain: object, path: str) -> object:
     if not isinstance(plain, dict):
         raise _malformed(path, "an object", plain)
     hints = _hints(kind)
-    for name in hints:  # what has a default came later than what was written
+    for name in hints:  # fields with a default are missing in older files
         if name not in plain and kind.__dataclass_fields__[name].default is MISSING:  # type: ignore[attr-defined]
             raise MalformedError(f"{_below(path, name)}: is missing")
     if len(plain) > len(hints) or not plain.keys() <= hints.keys():
         unknown = next(name for name in plain if name not in hints)
-        raise MalformedError(f"{_below(path, unknown)}: is not known here")
+        raise MalformedError(f"{_below(path, unknown)}: is unknown")
     return kind(**{name: _read(hint, plain[name], _below(path, name)) for name, hint in hints.items() if name in plain})
 
 
@@ -257,22 +254,22 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _below(path: str, name: str) -> str:
-    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
-    return f"{path}.{shown}" if path else shown
+    short = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..."
+    return f"{path}.{short}" if path else short
 
 
 def _malformed(path: str, wanted: str, plain: object) -> MalformedError:
-    return MalformedError(f"{path or 'value'}: must be {wanted}, not {shown(plain)}")
+    return MalformedError(f"{path or 'value'}: must be {wanted}, not {short_repr(plain)}")
 
 
-def shown(value: object) -> str:
-    """Return a value as an error quotes it, whatever its size and depth."""
+def short_repr(value: object) -> str:
+    """Return a short `repr` of a value of any size and depth, for an error message."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     text = _SHORT.repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return text if len(text) <= _MAX_REPR_LENGTH else f"{text[:_MAX_REPR_LENGTH]}..."
 
 
-_LONGEST_NAME, _LONGEST_SHOWN = 60, 60
+_MAX_NAME_LENGTH, _MAX_REPR_LENGTH = 60, 60
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 50, 50, 50

@@ -30,7 +30,7 @@ from gradellm import (
 )
 from gradellm.explanation.html import shades
 from gradellm.serialization import to_plain
-from gradellm.wire.requests import AttributeKeywords, EvaluateKeywords
+from gradellm.wire.keywords import AttributeKeywords, EvaluateKeywords
 from gradellm_gateway.chat import ChatRequest, Completion, event_object
 from gradellm_gateway.errors import ModelNotFoundError, body_of, error_object, headers_of, status_of
 from gradellm_gateway.fields import FieldNames, object_, quoted, truncated

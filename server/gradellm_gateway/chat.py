@@ -16,7 +16,7 @@ from typing import Any
 from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Token
 from gradellm.serialization import to_plain
-from gradellm.wire.requests import AttributionKeywords
+from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
 _OWN = {*AttributionKeywords.__annotations__, "segments", "top_k", "forced_ids", "first_attribution", "timeout"}

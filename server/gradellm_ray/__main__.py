@@ -23,13 +23,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradellm import __version__
-from gradellm.cli import evaluate_dataset, report_error
+from gradellm.cli import report_error
 from gradellm.cli.commands import evaluate
-from gradellm.cli.progress import Progress
+from gradellm.cli.dataset_run import DatasetRun, read_dataset_run, resolve_for_model
+from gradellm.cli.evaluate_dataset import print_failures
+from gradellm.cli.evaluation_output import write_tables
+from gradellm.cli.progress import Progress, print_status
 from gradellm.errors import GradellmError
 from gradellm.evaluation import statistics
+from gradellm.evaluation.names import data_title
 from gradellm.evaluation.results_file import ResultsFile
-from gradellm.evaluation.run_results import data_title, read_run
+from gradellm.evaluation.run_results import read_run
 from gradellm.evaluation.run_spec import PRESETS
 from gradellm.evaluation.runner import Server
 from gradellm.local.processes import require_server_extra
@@ -162,7 +166,7 @@ def _share(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     evaluate.check_flags(args)
     statistics.require_numpy()
-    asked = evaluate_dataset.read_asked(args)
+    asked = read_dataset_run(args)
     from gradellm_engine import EngineError
     from gradellm_ray.evaluator import EngineOptions, Evaluator
 
@@ -193,10 +197,10 @@ def _run(args: argparse.Namespace) -> int:
             description = source.describe_model(presets)
         except EngineError as error:
             raise GradellmError(str(error)) from error
-        asked = _without_unsupported(evaluate_dataset.for_model(args, asked, description.info), description.refusals)
-        with ResultsFile(asked.output.results, asked.plan.settings(asked.examples, description.info.model)) as kept:
+        asked = _without_unsupported(resolve_for_model(args, asked, description.info), description.refusals)
+        with ResultsFile(asked.output.results, asked.spec.settings(asked.examples, description.info.model)) as kept:
             _evaluate(args, asked, source, kept)
-    return evaluate_dataset.made(args, [read_run(args.out)], asked.output)
+    return write_tables(args, [read_run(args.out)], asked.output)
 
 
 def _require_ray_token() -> None:
@@ -208,26 +212,24 @@ def _require_ray_token() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _without_unsupported(asked: evaluate_dataset.Asked, refusals: Mapping[str, str]) -> evaluate_dataset.Asked:
+def _without_unsupported(asked: DatasetRun, refusals: Mapping[str, str]) -> DatasetRun:
     """Leave out presets that do not support the model."""
-    methods = dict(asked.plan.methods)
+    methods = dict(asked.spec.methods)
     for name in refusals.keys() & methods.keys():
-        evaluate_dataset.say(f"{name} is left out: {refusals[name]}")
+        print_status(f"{name} is left out: {refusals[name]}")
         del methods[name]
-    return replace(asked, plan=replace(asked.plan, methods=methods))
+    return replace(asked, spec=replace(asked.spec, methods=methods))
 
 
-def _evaluate(
-    args: argparse.Namespace, asked: evaluate_dataset.Asked, source: ActorPool | Evaluator, kept: ResultsFile
-) -> None:
+def _evaluate(args: argparse.Namespace, asked: DatasetRun, source: ActorPool | Evaluator, kept: ResultsFile) -> None:
     """Evaluate the examples that the results file lacks."""
     remaining = [example for example in asked.examples if example.id not in kept.done]
     status = RunStatus(len(asked.examples), len(asked.examples) - len(remaining))
     if status.done_before:
-        evaluate_dataset.say(f"{status.done_before} of {status.total} examples are done; evaluating the rest")
-    progress = Progress(data_title(asked.plan.preset.name))
+        print_status(f"{status.done_before} of {status.total} examples are done; evaluating the rest")
+    progress = Progress(data_title(asked.spec.preset.name))
     try:
-        for example_id, outcome in source.outcomes(asked.plan, remaining) if remaining else ():
+        for example_id, outcome in source.outcomes(asked.spec, remaining) if remaining else ():
             if outcome.record is None:
                 status.failed_now += kept.append_failure(example_id, outcome.error)
             else:
@@ -236,14 +238,14 @@ def _evaluate(
     except BaseException:
         progress.close(status)
         done = status.done_before + status.done_now
-        evaluate_dataset.say(
+        print_status(
             f"stopped: {done} of {status.total} examples are done and kept in {kept.path}; examples that were "
             "running will be evaluated again; to resume:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise
     progress.close(status)
-    evaluate_dataset.tell_failures(kept, status.total)
+    print_failures(kept, status.total)
 
 
 if __name__ == "__main__":

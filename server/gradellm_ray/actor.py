@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # an actor has no te
 
 import ray
 
-from gradellm.evaluation.datasets import Example
-from gradellm.evaluation.run_spec import Plan
+from gradellm.evaluation.examples import Example
+from gradellm.evaluation.run_spec import RunSpec
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Outcome
 
 MAX_TRIES = 3  # of an example whose actor ended
@@ -37,7 +37,7 @@ class Tries:
 class EngineActor:
     """Holds one engine and evaluates batches of examples."""
 
-    def __init__(self, options: EngineOptions, plan: Plan, tries: Any) -> None:  # noqa: ANN401  (a handle of Ray's)
+    def __init__(self, options: EngineOptions, plan: RunSpec, tries: Any) -> None:  # noqa: ANN401  (a handle of Ray's)
         self._plan, self._tries = plan, tries
         self._evaluator = Evaluator(options)
 

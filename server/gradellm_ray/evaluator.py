@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.examples import Example
 from gradellm.evaluation.report import EvaluationReport
-from gradellm.evaluation.run_spec import PLAUSIBILITY, Plan
+from gradellm.evaluation.run_spec import PLAUSIBILITY, RunSpec
 from gradellm.models import Event, Metric, ServerInfo
 from gradellm.transport import calls
 from gradellm.wire import responses
@@ -112,12 +112,12 @@ class Evaluator:
                 refusals[name] = str(error)
         return ModelDescription(responses.server_info(server_info(self._engine, {})), refusals)
 
-    def outcomes(self, plan: Plan, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
+    def outcomes(self, plan: RunSpec, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
         """Evaluate examples; yields each one's id and outcome."""
         for example in examples:
             yield example.id, self.outcome(plan, example)
 
-    def outcome(self, plan: Plan, example: Example) -> Outcome:
+    def outcome(self, plan: RunSpec, example: Example) -> Outcome:
         """Evaluate an example. Errors of the example itself are outcomes; other errors are raised."""
         try:
             try:
@@ -130,7 +130,7 @@ class Evaluator:
         except (RefusedError, InvalidRequestError, ComputationError, OutOfMemoryError) as error:
             return Outcome(None, f"{example.origin}: {error}")
 
-    def _record(self, plan: Plan, example: Example, without: Sequence[Metric]) -> dict[str, Any]:
+    def _record(self, plan: RunSpec, example: Example, without: Sequence[Metric]) -> dict[str, Any]:
         prompt, keywords = plan.request(example, without=without)
         start: Callable[..., Request]
         kind: Any

@@ -21,8 +21,8 @@ import ray.data
 import ray.exceptions
 
 from gradellm.errors import UnavailableError
-from gradellm.evaluation.datasets import Example
-from gradellm.evaluation.run_spec import Plan
+from gradellm.evaluation.examples import Example
+from gradellm.evaluation.run_spec import RunSpec
 from gradellm_engine import EngineError
 from gradellm_ray.actor import EngineActor, Tries, packed, unpacked
 from gradellm_ray.evaluator import EngineOptions, Evaluator, ModelDescription, Outcome
@@ -81,7 +81,7 @@ class ActorPool:
             raise (error.cause if isinstance(error.cause, EngineError) else error) from None
         return description
 
-    def outcomes(self, plan: Plan, examples: Sequence[Example]) -> Iterator[tuple[str, Outcome]]:
+    def outcomes(self, plan: RunSpec, examples: Sequence[Example]) -> Iterator[tuple[str, Outcome]]:
         """Evaluate examples; yields ids and outcomes as they arrive. Raises RayError if Ray fails."""
         tries = ray.remote(num_cpus=0)(Tries).remote()
         rows = [{"example": packed(example)} for example in examples]

@@ -31,7 +31,7 @@ COMMANDS = {
 }
 # What the SDK's calls take as **keywords.
 KEYWORDS = {
-    "gradellm.wire.requests": ("AttributeKeywords", "EvaluateKeywords", "GenerateKeywords", "TokenizeKeywords"),
+    "gradellm.wire.keywords": ("AttributeKeywords", "EvaluateKeywords", "GenerateKeywords", "TokenizeKeywords"),
     "gradellm.local.server": ("LocalServerKeywords",),
 }
 SUBCOMMANDS = ("demo", "explain", "attribute", "evaluate", "verify", "info", "completion")

@@ -1,4 +1,4 @@
-"""A server without a model, behind a real channel: it plays what a test tells it to, and notes what it was asked."""
+"""A fake server without a model, behind a real channel: it replays scripted responses and records requests."""
 
 from __future__ import annotations
 

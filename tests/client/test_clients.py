@@ -1,4 +1,4 @@
-"""Both clients, over a real channel, by the same tests: `Client` as it is and `AsyncClient` behind a thin bridge."""
+"""Both clients over a real channel, by the same tests: `Client`, and `AsyncClient` behind a thin bridge."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
     with Client(silent, retry=None) as client, pytest.raises(UnavailableError) as caught:
         client.server_info()
     assert caught.value.is_starting
-    assert str(caught.value).startswith(f"the server at {silent} listens and does not answer yet: it is likely to be")
+    assert str(caught.value).startswith(f"the server at {silent} listens and does not answer yet: it is probably")
     assert "no gradellm server answers" not in str(caught.value)
 
 

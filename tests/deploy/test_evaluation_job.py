@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from client.cli.test_evaluate import numbers, write
-from client.evaluation.fake_evaluator import FakeEvaluator
+from client.cli.test_evaluate_dataset import numbers
+from client.evaluation.fake_evaluator import FakeEvaluator, write_data
 from deploy.manifests import Resource, built, of_kind
 from gradellm.cli import main
 
@@ -40,7 +40,7 @@ def arguments(name: str, folder: Path, **said: str) -> list[str]:
 
 def test_the_jobs_as_they_stand_make_the_tables_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
-    data = write(tmp_path / "data" / "sst2.jsonl", 21, e3="long")
+    data = write_data(tmp_path / "data" / "sst2.jsonl", 21, e3="long")
     server = FakeEvaluator()
     target = {"dns:///gradellm-headless.gradellm.svc:50051": server.target}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradellm import InvalidRequestError
-from gradellm.wire.requests import AttributionKeywords
+from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.chat import ChatRequest
 from gradellm_gateway.fields import FIELDS, FieldNames, quoted
 

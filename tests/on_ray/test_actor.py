@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'gradellm[ray]'")
 
-from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.examples import Example
 from gradellm_ray import actor
 from gradellm_ray.actor import MAX_TRIES, EngineActor, Tries, example_of, packed, unpacked
 from gradellm_ray.evaluator import Outcome

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
-from client.cli.test_evaluate import write
+from client.evaluation.fake_evaluator import write_data
 from gradellm.cli import main as cli
-from gradellm.evaluation.datasets import Example, load_rows
+from gradellm.evaluation.datasets import load_rows
+from gradellm.evaluation.examples import Example
 from gradellm.evaluation.presets import PRESETS as DATA_PRESETS
 from gradellm.evaluation.presets import custom_preset
 from gradellm.evaluation.results_file import read_results
-from gradellm.evaluation.run_spec import PRESETS, Plan
+from gradellm.evaluation.run_spec import PRESETS, RunSpec
 from gradellm_engine import Engine
 from gradellm_engine.core import scheduler
 from gradellm_ray.evaluator import EngineOptions, Evaluator, Outcome
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
-PLAN = Plan(
+PLAN = RunSpec(
     DATA_PRESETS["sst2"],
     {"grad_ellm": {"method": "grad_ellm"}, "saliency": {"method": "saliency"}, "random": {"method": "random"}},
     metrics=("pi_soft_ns", "pi_soft_nc", "deletion"),
@@ -39,7 +40,9 @@ def evaluator() -> Evaluator:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
-    data = write(tmp_path_factory.mktemp("data") / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
+    data = write_data(
+        tmp_path_factory.mktemp("data") / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely"
+    )
     return load_rows(data, PLAN.preset).examples
 
 
@@ -68,7 +71,7 @@ def test_how_busy_the_machine_is_moves_no_digit(
 def test_it_is_what_a_server_says(
     examples: tuple[Example, ...], whole: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write(tmp_path / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
+    data = write_data(tmp_path / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
     server = RunningServer(Engine.load(threads=1), ServerSettings(listen="127.0.0.1:0"))
     flags = ["--methods", "grad_ellm,saliency,random", "--metrics", "pi_soft_ns,pi_soft_nc,deletion"]
     flags += ["--pis", "0.25,0.5,0.75", "--samples", "2", "--target", server.address, "--out", str(tmp_path / "o")]

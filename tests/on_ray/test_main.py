@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.cli.test_evaluate import write
+from client.evaluation.fake_evaluator import write_data
 from gradellm.cli import main as cli
 from gradellm_ray.__main__ import main
 from trials.ray_actors import engine_processes
@@ -42,13 +42,13 @@ def ids(out: Path) -> list[str]:
 
 
 def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
-    data = write(tmp_path / "d.jsonl", 5, e2="word " * 5000)
+    data = write_data(tmp_path / "d.jsonl", 5, e2="word " * 5000)
     data.write_text(data.read_text() + '{"text": ""}\n')
     out = tmp_path / "out"
     assert main(asked(data, out, "--actors", "0", "--methods", "all", "--metrics", "pi_soft_ns")) == 0
     captured = capsys.readouterr()
     assert "gradellm demo model; SST2 n = 4" in captured.out
-    assert "1 row cannot be asked, listed in" in captured.err
+    assert "1 bad row, listed in" in captured.err
     assert f"1 example of 5 failed, the first: e2: {data}, line 3: input.messages: " in captured.err
     assert "Made by: `python -m gradellm_ray --preset sst2" in (out / "table1.md").read_text()
 
@@ -61,7 +61,7 @@ def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
 
 
 def test_its_file_is_one_that_gradellm_evaluate_goes_on_with(tmp_path: Path, capsys: Out) -> None:
-    data, out = write(tmp_path / "d.jsonl", 3), tmp_path / "out"
+    data, out = write_data(tmp_path / "d.jsonl", 3), tmp_path / "out"
     assert main(asked(data, out, "--actors", "0")) == 0
     assert cli(["evaluate", *asked(data, out)]) == 0  # with a server of its own, which has nothing to do
     assert "3 of 3 examples are done" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_its_file_is_one_that_gradellm_evaluate_goes_on_with(tmp_path: Path, cap
     ],
 )
 def test_what_it_says_no_to(flags: list[str], code: int, message: str, tmp_path: Path, capsys: Out) -> None:
-    data = write(tmp_path / "d.jsonl", 2)
+    data = write_data(tmp_path / "d.jsonl", 2)
     assert main(asked(data, tmp_path / "out", "--actors", "0", *flags)) == code
     assert message in capsys.readouterr().err
 
@@ -118,7 +118,7 @@ def until_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
 @needs_ray
 @pytest.mark.slow
 def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_path: Path) -> None:
-    data = write(tmp_path / "d.jsonl", 24, e7="word " * 5000)
+    data = write_data(tmp_path / "d.jsonl", 24, e7="word " * 5000)
     assert main(asked(data, tmp_path / "one", "--actors", "0")) == 0
     for out, is_killed in ((tmp_path / "two", False), (tmp_path / "killed", True)):
         process = started(*asked(data, out, "--actors", "2"))
@@ -141,7 +141,7 @@ def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_p
 @needs_ray
 @pytest.mark.slow
 def test_a_job_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    data = write(tmp_path / "d.jsonl", 12)
+    data = write_data(tmp_path / "d.jsonl", 12)
     assert main(asked(data, tmp_path / "one", "--actors", "0")) == 0
     out = tmp_path / "out"
     process = started(*asked(data, out, "--actors", "1"))
@@ -163,7 +163,7 @@ def test_a_job_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 @needs_ray
 @pytest.mark.slow
 def test_no_model_and_no_cluster(tmp_path: Path) -> None:
-    data = write(tmp_path / "d.jsonl", 2)
+    data = write_data(tmp_path / "d.jsonl", 2)
     for flags, code, message in (
         (["--model", "nowhere/at/all"], 70, "error: "),
         (["--address", "127.0.0.1:1"], 69, "error: there is no Ray cluster at 127.0.0.1:1"),
@@ -180,7 +180,7 @@ ENTER = "import sys, ray; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_of_its_own_lets_nobody_else_in(tmp_path: Path) -> None:
-    process = started(*asked(write(tmp_path / "d.jsonl", 500), tmp_path / "out", "--actors", "1"))
+    process = started(*asked(write_data(tmp_path / "d.jsonl", 500), tmp_path / "out", "--actors", "1"))
     try:
         until_lines(process, tmp_path / "out", 2)
         (head,) = [one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "gcs_server"]

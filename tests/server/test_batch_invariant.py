@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradellm import AsyncClient, Client, Explanation
-from gradellm.explanation.verify import compared, replay_keywords
+from gradellm.explanation.verification import compared, replay_keywords
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer

@@ -1,8 +1,8 @@
 """Many prompts from a file: `gradellm explain --batch FILE` and `gradellm attribute --batch FILE`.
 
-A line of the file is a JSON object of the SDK's keywords, such as {"prompt": "Once"} or {"messages": [...], "seed": 1};
-the command's flags hold for all lines that do not say otherwise. Explanations come out as JSON, a line each, in the
-file's order; what could not be explained is told with its line, and the others are.
+A line of the file is a JSON object of the SDK's keywords, such as {"prompt": "Once"} or {"messages": [...], "seed": 1},
+which override the command's flags. Explanations are written as JSON Lines in the file's order. An error is reported
+with its line, and does not stop the other lines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradellm.cli import options
 from gradellm.errors import GradellmError, InvalidRequestError
-from gradellm.evaluation.datasets import DataError
+from gradellm.evaluation.examples import DataError
 from gradellm.rendering.terminal import visible
 from gradellm.serialization import MalformedError, from_json
 
@@ -30,60 +30,71 @@ if TYPE_CHECKING:
 
 __all__ = ["add_flags", "run"]
 
-_ALONE = ("prompt", "system", "prompt_ids", "segment", "retention", "format", "completion", "completion_ids")
+_SINGLE_PROMPT_FLAGS = (
+    "prompt",
+    "system",
+    "prompt_ids",
+    "segment",
+    "retention",
+    "format",
+    "completion",
+    "completion_ids",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a command that takes many prompts, too."""
+    """Add the flags of a batch of prompts."""
     group = parser.add_argument_group("many prompts")
-    group.add_argument("--batch", metavar="FILE", help="a JSON object of keywords a line; - is standard input")
-    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="asked at a time (default: %(default)s)")
+    group.add_argument("--batch", metavar="FILE", help="one JSON object of keywords per line; - is standard input")
+    group.add_argument(
+        "--concurrency", type=int, default=4, metavar="N", help="requests in flight (default: %(default)s)"
+    )
 
 
 def run(
     args: argparse.Namespace,
     keywords: dict[str, Any],
     check: Check,
-    ask: Callable[[Client, dict[str, Any]], Explanation],
+    send: Callable[[Client, dict[str, Any]], Explanation],
 ) -> int:
-    """Explain all lines, and return 0, or 1 where some could not be.
+    """Explain all lines. Return 0, or 1 if some failed.
 
     Args:
-        args: the command line's.
-        keywords: what holds for all lines.
-        check: raises InvalidRequestError for a prompt and keywords that cannot be sent.
-        ask: sends them.
+        args: the parsed command line.
+        keywords: defaults for all lines.
+        check: raises InvalidRequestError for an invalid prompt or keywords.
+        send: sends a request.
     """
-    options.refuse(args, [name for name in _ALONE if hasattr(args, name)], "--batch")
+    options.refuse_flags(args, [name for name in _SINGLE_PROMPT_FLAGS if hasattr(args, name)], "--batch")
     if args.concurrency < 1:
         raise InvalidRequestError.of("concurrency", f"must be 1 or more, not {args.concurrency}")
     if args.output is not None and Path(args.output).suffix != ".jsonl":
-        raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl beside --batch")
+        raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl with --batch")
     rows = list(_rows(args.batch))
     for line, row in rows:
         try:
-            asked = {**keywords, **row}
-            check(asked.pop("prompt", None), asked)
-        except (InvalidRequestError, TypeError) as error:  # the latter for an unknown keyword
+            request = {**keywords, **row}
+            check(request.pop("prompt", None), request)
+        except (InvalidRequestError, TypeError) as error:  # TypeError for an unknown keyword
             raise DataError(f"{args.batch}:{line}: {error}") from error
     failed = 0
-    with options.connected(args) as client, ThreadPoolExecutor(args.concurrency) as pool:
+    with options.connect(args) as client, ThreadPoolExecutor(args.concurrency) as pool:
 
-        def one(row: dict[str, Any]) -> Explanation | GradellmError:
+        def explain(row: dict[str, Any]) -> Explanation | GradellmError:
             try:
-                return ask(client, {**keywords, **row})
+                return send(client, {**keywords, **row})
             except GradellmError as error:
                 return error
 
         with _writer(args.output) as write:
-            for number, ((line, _), made) in enumerate(
-                zip(rows, pool.map(one, [row for _, row in rows]), strict=True), 1
+            for number, ((line, _), result) in enumerate(
+                zip(rows, pool.map(explain, [row for _, row in rows]), strict=True), 1
             ):
-                if isinstance(made, GradellmError):
+                if isinstance(result, GradellmError):
                     failed += 1
-                    _tell(f"{args.batch}:{line}: {made}")
+                    _print_error(f"{args.batch}:{line}: {result}")
                 else:
-                    write(made.to_json() + "\n")
+                    write(result.to_json() + "\n")
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r{number} of {len(rows)}, {failed} failed\033[K")
     if sys.stderr.isatty():
@@ -95,7 +106,7 @@ def run(
 
 @contextmanager
 def _writer(path: str | None) -> Iterator[Callable[[str], object]]:
-    """Writes to a file, whole or not at all, or to standard output."""
+    """Return the write function of a file that is replaced atomically, or of standard output."""
     if path is None:
         yield sys.stdout.write
         return
@@ -130,6 +141,6 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     lead = "\r\033[K" if sys.stderr.isatty() else ""
     print(f"{lead}{visible(text)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The prompts that the demo plays, of kinds that the demo model knows. Two have the paper's own words (its table 3)."""
+"""The prompts of `gradellm demo`, of kinds that the demo model was trained on. Two are the paper's (table 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags that commands share. A flag has the name of the SDK's keyword, and its default."""
+"""Flags that several commands share. A flag has the name and default of the SDK's keyword."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from gradellm import models
 from gradellm.client import Client
 from gradellm.errors import GradellmError, InvalidRequestError, UnavailableError
-from gradellm.rendering.terminal import ColorMode, Style, Theme, visible
+from gradellm.rendering.colormap import Theme
+from gradellm.rendering.terminal import ColorMode, Style, visible
 from gradellm.transport.credentials import Tls
 from gradellm.transport.retry import Retry
-from gradellm.wire.requests import AttributionKeywords
+from gradellm.wire.keywords import AttributionKeywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,30 +34,30 @@ __all__ = [
     "add_input",
     "add_server",
     "attribution_keywords",
-    "connected",
-    "given",
+    "connect",
+    "given_values",
     "input_keywords",
+    "local_server_keywords",
     "names",
     "numbers",
-    "own_server",
     "pairs",
-    "refuse",
+    "refuse_flags",
     "security",
     "style",
     "token_ids",
-    "wrapped",
+    "wrap_text",
 ]
 
-TOKEN_VARIABLE = "GRADELLM_TOKEN"  # noqa: S105  (its name, not the token); never a flag, which all processes can see
+TOKEN_VARIABLE = "GRADELLM_TOKEN"  # noqa: S105  (a name); not a flag, because other processes can read command lines
 _SECURITY = ("tls", "tls_ca", "tls_cert", "tls_key", "token_file")
-_STARTING_SECONDS = 600.0  # that a server may take to load its model, as one that a command starts itself
-_WIDEST = 100  # columns: longer lines are hard to read
+_STARTING_SECONDS = 600.0  # how long a server may load its model, the same as for a local server
+_MAX_WIDTH = 100  # columns; longer lines are hard to read
 
 
 def add_command(
     commands: SubParsers, name: str, summary: str, examples: str, usage: str | None = None
 ) -> argparse.ArgumentParser:
-    """Add a command's parser, with examples under its help."""
+    """Add a command's parser, with examples below its help."""
     return commands.add_parser(
         name,
         help=summary,
@@ -68,84 +69,84 @@ def add_command(
     )
 
 
-# --- the server to ask ----------------------------------------------------------------------------------------------
+# --- the server -----------------------------------------------------------------------------------------------------
 
 
 def add_server(parser: argparse.ArgumentParser, *, model: bool = True, several: bool = False) -> None:
-    """Add the flags that choose the server: one that runs, or one for this command alone."""
-    group = parser.add_argument_group("server", "Without --target, a server is started for this command alone.")
-    meaning = "the server to ask; also unix:/path or dns:///name:port"
+    """Add the flags that choose the server: a running one, or a local one for this command."""
+    group = parser.add_argument_group("server", "Without --target, a local server is started for this command.")
+    meaning = "the server; also unix:/path or dns:///name:port"
     group.add_argument(
         "--target",
         metavar="HOST:PORT[,...]",
-        help=f"{meaning}; several, with commas between, {'share a data set' if several else 'take turns'}",
+        help=f"{meaning}; several, separated by commas, {'share a data set' if several else 'are used in turn'}",
     )
-    if not several:  # a data set has its own patience
-        group.add_argument("--no-retry", action="store_true", help="do not try again where there is no server or room")
-    group.add_argument("--tls", action="store_true", help="connect to --target by TLS")
-    group.add_argument("--tls-ca", metavar="FILE", help="who signs the server's certificate (PEM); implies --tls")
-    group.add_argument("--tls-cert", metavar="FILE", help="this client's own certificate (PEM); implies --tls")
+    if not several:  # a data set has its own retries
+        group.add_argument("--no-retry", action="store_true", help="do not retry if there is no server or no capacity")
+    group.add_argument("--tls", action="store_true", help="connect to --target with TLS")
+    group.add_argument("--tls-ca", metavar="FILE", help="authority of the server's certificate (PEM); implies --tls")
+    group.add_argument("--tls-cert", metavar="FILE", help="this client's certificate (PEM); implies --tls")
     group.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
     group.add_argument(
         "--token-file",
         metavar="FILE",
-        help=f"holds the token that the server knows this client by; or the environment variable {TOKEN_VARIABLE} does",
+        help=f"file with this client's token; or set the environment variable {TOKEN_VARIABLE}",
     )
     if model:
-        group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model that comes along")
-    group.add_argument("--dtype", metavar="D", help="what the weights are computed in: float32, bfloat16, ...")
-    group.add_argument("--device", metavar="D", help="where the model lies: cpu, cuda, ...")
-    group.add_argument("--server-log", action="store_true", help="show the started server's own log")
-    group.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long; no limit by default")
+        group.add_argument("--model", metavar="M", help="a path or hub id; by default the demo model")
+    group.add_argument("--dtype", metavar="D", help="dtype of computation: float32, bfloat16, ...")
+    group.add_argument("--device", metavar="D", help="device of the model: cpu, cuda, ...")
+    group.add_argument("--server-log", action="store_true", help="show the local server's log")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="time limit of a call; no limit by default")
 
 
 @contextmanager
-def connected(args: argparse.Namespace) -> Iterator[Client]:
-    """Connect to --target, or start a server and tell on standard error how that goes."""
-    own = own_server(args)
+def connect(args: argparse.Namespace) -> Iterator[Client]:
+    """Connect to --target, or start a local server and report its start on standard error."""
+    local = local_server_keywords(args)
     if args.target:
-        patient = Retry(on_wait=_Waiting(), starting_seconds=_STARTING_SECONDS)
-        retry = None if getattr(args, "no_retry", False) else patient
+        policy = Retry(on_wait=_RetryMessages(), starting_seconds=_STARTING_SECONDS)
+        retry = None if getattr(args, "no_retry", False) else policy
         with Client(args.target, **security(args), retry=retry) as client:
             yield client
         return
     began = time.monotonic()
-    print(f"starting a server for {own.get('model', 'the demo model')} ...", file=sys.stderr, flush=True)
-    with Client.local(**own, inherit_stderr=args.server_log) as client:
+    print(f"starting a server for {local.get('model', 'the demo model')} ...", file=sys.stderr, flush=True)
+    with Client.local(**local, inherit_stderr=args.server_log) as client:
         print(f"ready after {time.monotonic() - began:.1f} s\n", file=sys.stderr, flush=True)
         yield client
 
 
-class _Waiting:
-    """Tells what is waited for; of a server that starts, once."""
+class _RetryMessages:
+    """Prints why a call waits; for a starting server only once."""
 
     def __init__(self) -> None:
-        self._told = ""
+        self._last = ""
 
     def __call__(self, error: GradellmError, seconds: float) -> None:
-        """Be told of a pause, as `Retry.on_wait`."""
-        said = visible(str(error))
+        """Print the error and the delay, as `Retry.on_wait`."""
+        message = visible(str(error))
         is_starting = isinstance(error, UnavailableError) and error.is_starting
         if not is_starting:
-            print(f"{said}\ntrying again after {seconds:.1f} s ...", file=sys.stderr, flush=True)
-        elif said != self._told:
-            print(f"{said}\nwaiting for it ...", file=sys.stderr, flush=True)
-        self._told = said
+            print(f"{message}\ntrying again after {seconds:.1f} s ...", file=sys.stderr, flush=True)
+        elif message != self._last:
+            print(f"{message}\nwaiting for it ...", file=sys.stderr, flush=True)
+        self._last = message
 
 
-def own_server(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags for a server that is started here. Refuses them beside --target."""
-    own = given(args, "model", "dtype", "device")
-    if args.target and own:
-        raise InvalidRequestError.of(next(iter(own)), f"is for a server that is started here, not for {args.target}")
+def local_server_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of `Client.local`. Raises InvalidRequestError for them beside --target."""
+    local = given_values(args, "model", "dtype", "device")
+    if args.target and local:
+        raise InvalidRequestError.of(next(iter(local)), f"is for a local server, not for {args.target}")
     for name in _SECURITY:
         if not args.target and getattr(args, name):
-            raise InvalidRequestError.of(name, "is for a server that runs elsewhere: say which with --target")
-    return own
+            raise InvalidRequestError.of(name, "needs --target: it does not apply to a local server")
+    return local
 
 
 def security(args: argparse.Namespace) -> SecurityKeywords:
-    """Return how to connect to --target and by which token, as keywords of a client."""
+    """Return the keywords of a client for TLS and token."""
     tls: bool | Tls = args.tls
     if args.tls_ca or args.tls_cert or args.tls_key:
         tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
@@ -153,7 +154,7 @@ def security(args: argparse.Namespace) -> SecurityKeywords:
 
 
 class SecurityKeywords(TypedDict):
-    """See `Client`."""
+    """Keywords of `Client`."""
 
     tls: bool | Tls
     token: str | None
@@ -168,7 +169,7 @@ def _token(args: argparse.Namespace) -> str | None:
         why = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
         raise InvalidRequestError.of("token_file", f"{args.token_file} cannot be read: {why}") from error
     if len(token.split()) != 1:
-        raise InvalidRequestError.of("token_file", f"{args.token_file} must hold one token and nothing else")
+        raise InvalidRequestError.of("token_file", f"{args.token_file} must contain one token and nothing else")
     return token
 
 
@@ -176,20 +177,20 @@ def _token(args: argparse.Namespace) -> str | None:
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
-    """Add the prompt in its forms."""
+    """Add the flags of the prompt."""
     group = parser.add_argument_group("prompt")
     group.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt's text; - reads it from standard input")
     group.add_argument(
-        "--chat", action="store_true", help="send PROMPT as a user message, by the model's chat template"
+        "--chat", action="store_true", help="send PROMPT as a user message, with the model's chat template"
     )
-    group.add_argument("--system", metavar="TEXT", help="put a system message before it; implies --chat")
+    group.add_argument("--system", metavar="TEXT", help="system message before PROMPT; implies --chat")
     group.add_argument("--prompt-ids", type=token_ids, metavar="1,2,3", help="token ids in place of PROMPT")
     group.add_argument(
         "--segment",
         type=_segment,
         action="append",
         metavar="NAME=START:END",
-        help="name a stretch of PROMPT, in characters; NAME=MESSAGE:START:END for another message; repeatable",
+        help="name a span of PROMPT, in characters; NAME=MESSAGE:START:END for another message; repeatable",
     )
 
 
@@ -197,7 +198,7 @@ def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the prompt as the SDK's keywords."""
     prompt = _read_standard_input() if args.prompt == "-" else args.prompt
     chat = prompt is not None and (args.chat or args.system is not None)
-    keywords: dict[str, Any] = given(args, "prompt_ids")
+    keywords: dict[str, Any] = given_values(args, "prompt_ids")
     if chat:
         system = [("system", args.system)] if args.system is not None else []
         keywords["messages"] = [*system, ("user", prompt)]
@@ -206,8 +207,8 @@ def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     if args.segment:
         in_message = len(keywords["messages"]) - 1 if chat else None
         keywords["segments"] = {
-            name: (in_message, *stretch) if in_message is not None and len(stretch) == 2 else stretch
-            for name, stretch in args.segment
+            name: (in_message, *span) if in_message is not None and len(span) == 2 else span
+            for name, span in args.segment
         }
     return keywords
 
@@ -224,15 +225,15 @@ def token_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be integers with commas between, such as 1,2,3, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be integers separated by commas, such as 1,2,3, not {text!r}") from None
 
 
 def names(text: str) -> list[str]:
     """Parse "a,b"."""
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"must be names with commas between, such as a,b, not {text!r}")
-    return found
+    parsed = [part.strip() for part in text.split(",")]
+    if not all(parsed):
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, such as a,b, not {text!r}")
+    return parsed
 
 
 def numbers(text: str) -> list[float]:
@@ -241,16 +242,16 @@ def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be numbers with commas between, such as 0.1,0.5, not {text!r}"
+            f"must be numbers separated by commas, such as 0.1,0.5, not {text!r}"
         ) from None
 
 
 def pairs(text: str) -> dict[str, str]:
     """Parse "a=b,c=d"."""
-    found = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, _, value in found):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, with commas between, not {text!r}")
-    return {name.strip(): value.strip() for name, _, value in found}
+    parsed = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in parsed):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, separated by commas, not {text!r}")
+    return {name.strip(): value.strip() for name, _, value in parsed}
 
 
 def _segment(text: str) -> tuple[str, tuple[int, ...]]:
@@ -265,33 +266,36 @@ def _segment(text: str) -> tuple[str, tuple[int, ...]]:
 
 _PRESETS = (*get_args(models.Preset), "none")
 _SWITCHES: dict[str, tuple[Any, str]] = {
-    "loosening": (models.Loosening, "how attention's token weights enter"),
-    "similarity": (models.Similarity, "how query and key are compared"),
-    "rotary": (models.Rotary, "query and key after or before the rotary embedding"),
-    "rectify": (models.Rectify, "where negative contributions are cut off"),
+    "loosening": (models.Loosening, "use of the attention's token weights"),
+    "similarity": (models.Similarity, "similarity of query and key"),
+    "rotary": (models.Rotary, "query and key after or before rotary embedding"),
+    "rectify": (models.Rectify, "where negative contributions are set to 0"),
     "magnitude": (models.Magnitude, "how heads and channels are combined"),
-    "normalise_over": (models.NormaliseOver, "the tokens over which token weights are normalised"),
-    "objective": (models.Objective, "what of the target is followed; logit by default"),
-    "aggregation": (models.Aggregation, "how a token's channels become one score; norm by default"),
-    "sources": (models.Sources, "score the prompt (the default), or the completion so far as well"),
-    "resolution": (models.Resolution, "what one score stands for; token by default"),
-    "delivery": (models.Delivery, "scores with each token (the default), or for several at once, which costs less"),
+    "normalise_over": (models.NormaliseOver, "tokens over which token weights are normalised"),
+    "objective": (models.Objective, "the explained function of the target; logit by default"),
+    "aggregation": (models.Aggregation, "reduction over a token's channels; norm by default"),
+    "sources": (models.Sources, "score the prompt (the default), or prompt and completion so far"),
+    "resolution": (models.Resolution, "one score per token (the default), word or segment"),
+    "delivery": (
+        models.Delivery,
+        "scores with each token (the default), or for several tokens at once, which is cheaper",
+    ),
 }
 
 
 def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> None:
-    """Add what to explain, and how."""
+    """Add the flags of the attribution method."""
     group = parser.add_argument_group(
         "attribution",
-        "A switch that is not given has its preset's or its method's value; `gradellm info` tells whose it is.",
+        "Default values are the preset's or the method's; `gradellm info` lists the switches of each method.",
     )
     group.add_argument(
         "--attribution",
         choices=_PRESETS if can_be_off else _PRESETS[:-1],
-        help="the preset; paper by default" + (", none for plain text" if can_be_off else ""),
+        help="the preset; paper by default" + (", none for no attribution" if can_be_off else ""),
     )
-    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists what there is")
-    group.add_argument("--layers", type=_layers, metavar="last:4|0,1|all", help="which layers are summed")
+    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists all")
+    group.add_argument("--layers", type=_layers, metavar="last:4|0,1|all", help="the layers to sum over")
     for name, (values, meaning) in _SWITCHES.items():
         group.add_argument(f"--{name.replace('_', '-')}", choices=get_args(values), help=meaning)
     group.add_argument("--target-token", type=int, dest="target_token", metavar="ID", help="explain this token's logit")
@@ -299,22 +303,22 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
         "--contrast",
         type=_contrast,
         metavar="ID|TEXT|runner_up",
-        help="explain why the token and not this one; text:12 where the text is a number",
+        help="contrastive: why the token and not this one; text:12 for the text 12",
     )
-    group.add_argument("--top-k-sources", type=int, metavar="K", help="only the K largest scores a token")
-    group.add_argument("--steps", type=int, metavar="N", help="places on the path of integrated gradients")
-    group.add_argument("--samples", type=int, metavar="N", help="samples of methods that draw some")
-    group.add_argument("--attribution-seed", type=int, metavar="N", help="of methods that draw; 0 by default")
-    group.add_argument("--layer", type=int, metavar="N", help="whose output is taken; -1 is the embedding")
+    group.add_argument("--top-k-sources", type=int, metavar="K", help="return the K largest scores per token")
+    group.add_argument("--steps", type=int, metavar="N", help="steps of integrated gradients")
+    group.add_argument("--samples", type=int, metavar="N", help="samples of sampling methods")
+    group.add_argument("--attribution-seed", type=int, metavar="N", help="seed of sampling methods; 0 by default")
+    group.add_argument("--layer", type=int, metavar="N", help="the attributed layer; -1 is the embedding")
     group.add_argument(
-        "--baseline-ids", type=token_ids, metavar="1,2,3", help="token ids in place of the prompt's, one for each"
+        "--baseline-ids", type=token_ids, metavar="1,2,3", help="baseline token ids, one per prompt token"
     )
-    group.add_argument("--chunk-size", type=int, metavar="N", help="tokens that are explained at once, 1 to 256")
+    group.add_argument("--chunk-size", type=int, metavar="N", help="tokens per attribution chunk, 1 to 256")
 
 
 def attribution_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what to explain as the SDK's keywords."""
-    keywords = given(args, *(name for name in AttributionKeywords.__annotations__ if name != "target"))
+    """Return the attribution flags as the SDK's keywords."""
+    keywords = given_values(args, *(name for name in AttributionKeywords.__annotations__ if name != "target"))
     keywords.update({"target": args.target_token} if args.target_token is not None else {})
     keywords.update({"attribution": None} if args.attribution == "none" else {})
     return keywords
@@ -336,42 +340,46 @@ def _contrast(text: str) -> int | str:
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add how the result is shown, and return the group of flags."""
+    """Add the flags of the output, and return their group."""
     group = parser.add_argument_group("output")
-    group.add_argument("--color", choices=get_args(ColorMode), default="auto", help="auto by default, by the terminal")
-    group.add_argument("--theme", choices=("auto", *get_args(Theme)), default="auto", help="the terminal's background")
-    group.add_argument("--width", type=_width, metavar="COLUMNS", help="the terminal's by default, at most 100")
     group.add_argument(
-        "--full", action="store_true", help="draw every line of long prompts, not only those that matter"
+        "--color", choices=get_args(ColorMode), default="auto", help="colours; auto, the default, follows the terminal"
+    )
+    group.add_argument("--theme", choices=("auto", *get_args(Theme)), default="auto", help="background of the terminal")
+    group.add_argument(
+        "--width", type=_width, metavar="COLUMNS", help="line width; by default the terminal's, at most 100"
+    )
+    group.add_argument(
+        "--full", action="store_true", help="draw all lines of long prompts, not only those with large scores"
     )
     return group
 
 
 def style(args: argparse.Namespace) -> Style:
-    """Return how to draw."""
-    width = args.width or min(shutil.get_terminal_size().columns, _WIDEST)
+    """Return the drawing style."""
+    width = args.width or min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     return Style.of(width=width, color=args.color, theme=args.theme, fold=not args.full)
 
 
 def _width(text: str) -> int:
     if not (text.isdecimal() and 20 <= int(text) <= 10_000):
-        raise argparse.ArgumentTypeError(f"must be a number of columns from 20 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of columns, at least 20, not {text!r}")
     return int(text)
 
 
-def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return those of the flags that were given."""
+def given_values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the values of the flags that were given."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
-def wrapped(text: str) -> str:
-    """Return a sentence in lines that fit the terminal, the second and others indented."""
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+def wrap_text(text: str) -> str:
+    """Wrap a sentence to the terminal's width, with indented continuation lines."""
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     return textwrap.fill(visible(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def refuse(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
-    """Refuse flags that contradict what is done."""
+def refuse_flags(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+    """Raise InvalidRequestError if one of the flags was given."""
     for name in names:
         if (value := getattr(args, name)) is not None and value is not False:
-            raise InvalidRequestError.of(name, f"has no meaning beside {beside}")
+            raise InvalidRequestError.of(name, f"cannot be combined with {beside}")

@@ -1,14 +1,18 @@
-"""Evaluations: the report of one completion, and the data-set side of `gradellm evaluate`.
+"""Evaluations: the report of one completion, and runs of `gradellm evaluate` over data sets.
 
-report.py        what an evaluation of one completion came to
-figures.py       curves over the share of the text that is kept
-presets.py       the paper's prompts and labels, as a table; a prompt of one's own
-datasets.py      data files and data sets of the hub to examples; what is wrong with a row; sampling
-run_spec.py      what is asked of every example, and what of the answer is kept; methods by name; the run's identity
-runner.py        examples over servers that come and go
-results_file.py  finished examples, one a line, so that a stopped run can be resumed
-run_results.py   such a file taken up again
-shards.py        a run in parts, and the parts as one run again
-statistics.py    means over prompts, with intervals
-tables/          the paper's tables, and what stands under them
+report.py          the report of an evaluation of one completion
+figures.py         curves over the retention share
+names.py           the paper's names of methods, metrics and data sets
+presets.py         prompts, columns and labels of the paper's data sets; custom prompts
+readers.py         records of data files and of the hub
+datasets.py        from records to examples
+examples.py        examples, and samples of them
+run_spec.py        the settings of a run: methods, requests, records, and the run's identity
+runner.py          evaluates examples on servers, with retries
+results_file.py    results as JSON Lines, so that a stopped run can be resumed
+results_schema.py  the schema of results files
+run_results.py     the results of a run, read for tables
+shards.py          parts of a run, and their merge
+statistics.py      means over prompts, with intervals
+tables/            the paper's tables and their notes
 """

@@ -1,4 +1,4 @@
-"""Curves over the share of the text that is kept, as the paper's figure 2 has them. Needs matplotlib."""
+"""Curves of pi-Soft metrics over the retention share, as in the paper's figure 2. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from gradellm.errors import GradellmError
+from gradellm.evaluation.names import method_title, metric_title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,19 +16,19 @@ if TYPE_CHECKING:
 
     from gradellm.evaluation.run_results import Run
 
-__all__ = ["can_draw", "curves_figure", "run_figure", "save"]
+__all__ = ["curves_figure", "missing_package", "run_figure", "save"]
 
 _MARKERS = "osD^vP*X<>hpd"
 _COLORS = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#5254a3", "#b5651d",
     "#637939", "#7b4173",
 )  # fmt: skip
-_OURS = ("grad_ellm", "#d62728")  # what the paper is about stands out
-_MISSING = "drawing needs matplotlib: pip install 'gradellm[plots]'"
+_OURS = ("grad_ellm", "#d62728")  # highlighted
+_MISSING = "plotting needs matplotlib: pip install 'gradellm[plots]'"
 
 
-def can_draw() -> str:
-    """Return an empty text, or what to install."""
+def missing_package() -> str:
+    """Return how to install matplotlib; empty if it is installed."""
     return "" if importlib.util.find_spec("matplotlib") is not None else _MISSING
 
 
@@ -38,20 +39,20 @@ def curves_figure(
     heading: str = "",
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw curves by metric and name, a panel a metric, each with its band (low, high) where there is one.
+    """Plot curves by metric and name, one panel per metric, with their bands (low, high), if given.
 
-    `labels` are what the legend calls them, where that is not their name.
+    `labels` has the names in the legend that differ from the curves' names.
+
+    Raises GradellmError without matplotlib.
     """
-    if missing := can_draw():
+    if missing := missing_package():
         raise GradellmError(missing)
     from matplotlib.figure import Figure
-
-    from gradellm.evaluation.report import title
 
     figure = Figure(figsize=(5.2 * len(curves), 4.4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (metric, by_name) in zip(panels, curves.items(), strict=True):
-        apart = 3 if len(by_name) > 4 else 1  # curves that lie upon one another show markers in turn
+        spacing = 3 if len(by_name) > 4 else 1  # so that overlapping curves show alternating markers
         for i, (name, values) in enumerate(by_name.items()):
             is_random, is_ours = name == "random", name == _OURS[0]
             color = "black" if is_random else _OURS[1] if is_ours else _COLORS[i % len(_COLORS)]
@@ -63,18 +64,18 @@ def curves_figure(
                 linestyle="--" if is_random else "-",
                 linewidth=2.2 if is_ours else 1.3,
                 marker=_MARKERS[i % len(_MARKERS)],
-                markersize=4 if apart > 1 else 3.5,
-                markevery=(i % apart, apart),
+                markersize=4 if spacing > 1 else 3.5,
+                markevery=(i % spacing, spacing),
                 zorder=3 if is_ours else 2,
             )
             if bands and (band := bands.get(metric, {}).get(name)):
-                stands_out = is_random or is_ours or len(by_name) <= 4
-                panel.fill_between(pis, *band, color=color, alpha=0.13 if stands_out else 0.05, linewidth=0)
-        panel.set_xlabel("share of the text that is kept, π")
-        panel.set_ylabel(f"{title(metric)} (higher is better)")
+                is_prominent = is_random or is_ours or len(by_name) <= 4
+                panel.fill_between(pis, *band, color=color, alpha=0.13 if is_prominent else 0.05, linewidth=0)
+        panel.set_xlabel("retention share π")
+        panel.set_ylabel(f"{metric_title(metric)} (higher is better)")
         panel.set_xlim(0, 1)
         peak = max((max(values) for values in by_name.values()), default=1.0)
-        panel.set_ylim(0, max(1.25 * peak if bands else 1.08 * peak, 1e-3))  # a band may be cut, no curve is
+        panel.set_ylim(0, max(1.25 * peak if bands else 1.08 * peak, 1e-3))  # bands may be clipped, curves not
         panel.grid(alpha=0.25)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=9)
@@ -84,9 +85,8 @@ def curves_figure(
 
 
 def run_figure(run: Run) -> Figure | None:
-    """Draw a data set's curves, each with the band of its means at 95 %. None where no pi-Soft metric was measured."""
+    """Plot the mean curves of a data set with their bands at 95 %. None if no pi-Soft metric was measured."""
     from gradellm.evaluation import statistics
-    from gradellm.evaluation.run_results import method_title
 
     curves: dict[str, dict[str, list[float]]] = {}
     bands: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
@@ -94,22 +94,22 @@ def run_figure(run: Run) -> Figure | None:
     for metric in ("pi_soft_ns", "pi_soft_nc"):
         if rows := run.curves(metric):
             n = len(next(iter(rows.values())))
-            found = statistics.bands(rows, run.settings["seed"])
-            curves[metric] = {name: mean for name, (mean, _, _) in found.items()}
-            bands[metric] = {name: (low, high) for name, (_, low, high) in found.items()}
+            with_bands = statistics.bands(rows, run.settings["seed"])
+            curves[metric] = {name: mean for name, (mean, _, _) in with_bands.items()}
+            bands[metric] = {name: (low, high) for name, (_, low, high) in with_bands.items()}
     if not curves:
         return None
-    said = "1 example" if n == 1 else f"{n:,} examples; bands: bootstrap over examples, 95 %"
+    count = "1 example" if n == 1 else f"{n:,} examples; bands: bootstrap over examples, 95 %"
     labels = {name: method_title(name) for name in run.methods}
     return curves_figure(
-        run.settings["pis"], curves, bands if n > 1 else None, f"{run.title}, {run.model_title}: {said}", labels
+        run.settings["pis"], curves, bands if n > 1 else None, f"{run.title}, {run.model_title}: {count}", labels
     )
 
 
 def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure to a file; equal figures make equal ones. The name's end says of which kind: .png, .svg, .pdf.
+    """Write a figure to a .png, .svg or .pdf file, reproducibly: equal figures make equal files.
 
-    Raises GradellmError where it cannot be written.
+    Raises GradellmError if it cannot be written.
     """
     from matplotlib import rc_context
 

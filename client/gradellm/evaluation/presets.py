@@ -1,10 +1,9 @@
-"""The prompts of the paper's data sets (its table 3), which columns they are filled from, and which words answer them.
+"""Presets of data sets: prompt, columns and label words. `PRESETS` has those of the paper (its table 3).
 
-A preset is a row of the table `PRESETS`, or made from the user's own template by `custom_preset`. It is plain data:
-what reads files is datasets.py.
+`custom_preset` makes a preset from a prompt template. Presets are plain data; datasets.py reads the files.
 
-A prompt is a chat: a system message, if the preset has one, and the user's. Models without a chat template get one text
-instead: the system text, an empty line, the user's text.
+A prompt is a chat with a system message, if the preset has one, and a user message. For models without a chat template
+it is one text: the system text, an empty line, the user's text.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ __all__ = [
 ]
 
 Level = Literal["token", "sequence"]
-"""What is evaluated: the label word's first token, or every fifth token of an open answer."""
+"""What is evaluated: the first token of the label word, or every fifth token of an open answer."""
 RationaleUnit = Literal["words", "characters"]
 Column = str | tuple[str, ...]
-"""A column's name, or the names of several whose texts are joined by a space."""
+"""A column's name, or the names of several columns whose texts are joined by a space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Where a public data set lies."""
+    """A public data set of the Hugging Face hub."""
 
     name: str
     split: str
@@ -51,60 +50,62 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Rationale:
-    """Where the data says which parts of a text a human found decisive."""
+    """The columns of human rationales."""
 
     field: str
-    """The field whose text is meant."""
+    """The template field whose text they annotate."""
     columns: tuple[str, ...] = ("rationale",)
-    """The first of these that a row has is taken."""
+    """The first of these columns that a row has is used."""
     unit: RationaleUnit = "words"
-    """What is counted: words of the text split at white space, or code points. A rationale is a list of pairs
-    [start, end), and of words also of single indexes."""
+    """The unit of positions: words, split at white space, or code points. A rationale is a list of pairs [start, end);
+    for words also of single indexes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A filled prompt, in one of two forms: the other is None."""
+    """A rendered prompt in one of two forms; the other is None."""
 
     messages: tuple[tuple[str, str], ...] | None
-    """(role, content), as the client's keyword of that name takes them."""
+    """Pairs (role, content), as the client's keyword of that name."""
     prompt: str | None
     starts: Mapping[str, tuple[int, ...]]
-    """Where each field's text begins, in code points of the last message or of the prompt."""
+    """The offsets of each field's text, in code points of the last message or of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What is asked about a row of data, and how the data says it."""
+    """The prompt for a row of data, and the columns that it is filled from."""
 
     name: str
     user: str
-    """The user's message, with {field} for each text of the data; a brace that is meant is doubled."""
+    """The user's message, with {field} for each text of the data; literal braces are doubled."""
     columns: Mapping[str, tuple[Column, ...]]
-    """For each field the columns that it may be taken from; the first that a row has is."""
+    """For each field its possible columns; the first that a row has is used."""
     system: str | None = None
     label_words: tuple[str, ...] = ()
-    """The answers as the model is to write them; none for open generation."""
+    """The answers that the model chooses from; empty for open generation."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the data may say, in lower case, to the label word that it means."""
+    """From values of the data, in lower case, to label words."""
     label_columns: tuple[str, ...] = ()
     label_required: bool = False
-    """Whether a row without a label is bad. Faithfulness needs none: it is measured on the predicted label."""
+    """Whether a row without a label is bad. Faithfulness is measured on the predicted label and needs no gold label."""
     level: Level = "sequence"
     rationale: Rationale | None = None
     sentences: Mapping[str, int] = field(default_factory=dict)
-    """Columns of whose text only so many first sentences are taken."""
+    """By column: how many sentences of its text are used."""
     hub: Hub | None = None
-    """The public data set, where none is given."""
+    """The data set that is used without --data."""
 
     def label(self, value: object) -> str | None:
-        """Return the label word that a value of the data means, or None if it means none of them."""
-        if isinstance(value, float) and value.is_integer():  # how a column of integers with gaps is often stored
+        """Return the label word of a value of the data; None if it is not a label."""
+        if (
+            isinstance(value, float) and value.is_integer()
+        ):  # integer columns with missing values are often stored as floats
             value = int(value)
         return self.labels.get(str(value).strip().lower())
 
     def render(self, values: Mapping[str, str], *, chat: bool = True) -> Rendered:
-        """Fill the template, as messages or (`chat` False) as one text."""
+        """Render the prompt as messages or (`chat` False) as one text."""
         before = "" if chat or self.system is None else f"{self.system}\n\n"
         parts, length = [before], len(before)
         starts: dict[str, tuple[int, ...]] = {}
@@ -123,7 +124,7 @@ class Preset:
 
 
 def _parsed(template: str) -> list[tuple[str, str | None]]:
-    """Split a template into literal texts, each with the field behind it."""
+    """Split a template into pairs of a literal text and the field after it."""
     return [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
 
 
@@ -153,7 +154,7 @@ def _sentiment(name: str, columns: tuple[Column, ...], hub: Hub) -> Preset:
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
-        # The split that has 1,000 of each label: validation has 872 sentences, and test no labels.
+        # The train split, because validation has only 872 sentences and test has no labels.
         _sentiment("sst2", ("sentence", "text"), Hub("stanfordnlp/sst2", "train")),
         _sentiment("imdb", ("text", "review"), Hub("stanfordnlp/imdb", "test")),
         Preset(
@@ -181,7 +182,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="wikibio",
             user="{text}",
-            columns={"text": ("text", "wiki_bio_text")},  # a text is taken as it is, of a biography its beginning
+            columns={"text": ("text", "wiki_bio_text")},  # a text in full, of a biography the first sentences
             sentences={"wiki_bio_text": 2},
             hub=Hub("potsawee/wiki_bio_gpt3_hallucination", "evaluation"),
         ),
@@ -189,7 +190,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-# --- a preset of one's own --------------------------------------------------------------------------------------------
+# --- custom presets ---------------------------------------------------------------------------------------------------
 
 
 def custom_preset(
@@ -202,14 +203,18 @@ def custom_preset(
     rationale_unit: RationaleUnit = "words",
     name: str = "custom",
 ) -> Preset:
-    """Make a preset of a prompt of one's own.
+    """Make a preset from a prompt template.
 
-    `prompt_template` is the user's message, with {field} for each text of the data. `columns` maps a field to the
-    column that it is taken from, where that has another name, and likewise "label" and "rationale". `label_words` are
-    the possible answers, none for open generation; a mapping also says what the data calls them:
-    {"good": ["1", "pos"], "bad": ["0", "neg"]}. Upper and lower case are one in the data. Labels are read from the
-    column "label" where there is one; if `columns` names it, every row must have it. Rationales are read only if
-    `columns` names them, and are of the template's first field unless `rationale_field` says otherwise.
+    Args:
+        prompt_template: the user's message, with {field} for each text of the data.
+        system: the system message.
+        columns: maps fields, "label" and "rationale" to columns with other names. A mapped label is required in every
+            row; rationales are read only if they are mapped.
+        label_words: the possible answers; empty for open generation. A mapping also has the values of the data, in any
+            case: {"good": ["1", "pos"], "bad": ["0", "neg"]}.
+        rationale_field: the field that rationales annotate; by default the template's first.
+        rationale_unit: the unit of positions in rationales.
+        name: the preset's name.
 
     Raises InvalidRequestError, which names the keyword.
     """
@@ -219,16 +224,14 @@ def custom_preset(
         if key not in (*fields, "label", "rationale"):
             raise InvalidRequestError.of(
                 "columns",
-                f"names {key!r}, which is no field of the template; it has {_listed(fields)}, label, rationale",
+                f"names {key!r}, which is not a field of the template; allowed are {_join(fields)}, label, rationale",
             )
     labels = _labels_of(label_words)
     if "label" in columns and not labels:
-        raise InvalidRequestError.of(
-            "label_words", f"must be given where columns has a label ({columns['label']}): the words that are answers"
-        )
+        raise InvalidRequestError.of("label_words", f"must be given with a label column ({columns['label']})")
     if rationale_field is not None and rationale_field not in fields:
         raise InvalidRequestError.of(
-            "rationale_field", f"must be a field of the template, one of {_listed(fields)}, not {rationale_field!r}"
+            "rationale_field", f"must be a field of the template, one of {_join(fields)}, not {rationale_field!r}"
         )
     rationale = (
         Rationale(rationale_field or fields[0], (columns["rationale"],), rationale_unit)
@@ -239,7 +242,7 @@ def custom_preset(
         name=name,
         system=system,
         user=prompt_template,
-        columns={one: (columns.get(one, one),) for one in fields},
+        columns={field: (columns.get(field, field),) for field in fields},
         label_words=tuple(label_words),
         labels=labels,
         label_columns=(columns.get("label", "label"),) if labels else (),
@@ -256,59 +259,58 @@ def _fields_of(template: str) -> list[str]:
     except ValueError as error:
         raise InvalidRequestError.of(
             "prompt_template",
-            f"has a brace without its other half ({error}); write a brace that is meant as {{{{ or }}}}",
+            f"has an unmatched brace ({error}); write literal braces as {{{{ and }}}}",
         ) from error
     fields = []
     for _, name, form, conversion in parsed:
         if name is None:
             continue
         if not re.fullmatch(r"\w+", name) or name.isdigit() or form or conversion:
-            shown = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            placeholder = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             raise InvalidRequestError.of(
                 "prompt_template",
-                f"has {{{shown}}}, which is no plain field; write {{name}}, and a brace that is meant as {{{{ or }}}}",
+                f"has {{{placeholder}}}, not a plain field; write {{name}}, and literal braces as {{{{ and }}}}",
             )
         if name in ("label", "rationale"):
             raise InvalidRequestError.of(
-                "prompt_template", f"has the field {{{name}}}, which is the answer to be found; give it another name"
+                "prompt_template",
+                f"has the field {{{name}}}, which is reserved for the expected answer; give it another name",
             )
         fields.append(name)
     if not fields:
         raise InvalidRequestError.of(
             "prompt_template",
-            "has no field, so that every row would be asked the same; write {text} where the text goes",
+            "has no field, so every prompt would be the same; write {text} where the text goes",
         )
     return list(dict.fromkeys(fields))
 
 
 def _labels_of(label_words: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return what the data may say, to the label word that it means."""
+    """Return the mapping from values of the data, in lower case, to label words."""
     if isinstance(label_words, str):
         raise InvalidRequestError.of("label_words", f"must be a list of words, not the text {label_words!r}")
-    said = label_words if isinstance(label_words, Mapping) else dict.fromkeys(label_words, ())
+    values_by_word = label_words if isinstance(label_words, Mapping) else dict.fromkeys(label_words, ())
     if len(label_words) == 1:
         raise InvalidRequestError.of(
-            "label_words", f"has {next(iter(said))!r} alone; give two or more, or none for open generation"
+            "label_words", f"has only {next(iter(values_by_word))!r}; give at least two, or none for open generation"
         )
     labels: dict[str, str] = {}
-    if len(said) != len(label_words):
-        raise InvalidRequestError.of("label_words", f"has a word twice: {_listed(label_words)}")
-    for word, values in said.items():
+    if len(values_by_word) != len(label_words):
+        raise InvalidRequestError.of("label_words", f"has duplicates: {_join(label_words)}")
+    for word, values in values_by_word.items():
         if not word.strip():
-            raise InvalidRequestError.of(
-                "label_words", "has an empty word; a label word is what the model is to answer"
-            )
+            raise InvalidRequestError.of("label_words", "has an empty word")
         for value in dict.fromkeys(str(value).strip().lower() for value in (word, *values)):
             if value in labels:
                 raise InvalidRequestError.of(
                     "label_words",
-                    f"{value!r} would mean both {labels[value]!r} and {word!r}; upper and lower case are one",
+                    f"{value!r} is mapped to both {labels[value]!r} and {word!r}; case is ignored",
                 )
             labels[value] = word
     return labels
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
@@ -317,32 +319,31 @@ def _listed(names: Iterable[str]) -> str:
 _ABBREVIATIONS = re.compile(
     r"(mr|mrs|ms|dr|prof|rev|hon|st|sr|jr|gen|col|maj|capt|cmdr|lt|sgt|gov|sen|rep|pres|no|vol|ca|cf|fl|vs|approx"
     r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
-    r"|\w|.*\w\.\w+)\."  # an initial, or what has a full stop inside
+    r"|\w|.*\w\.\w+)\."  # an initial, or a word with a full stop inside
 )
 _END = re.compile(r"""[.!?]+["'”’»)\]]*(?=\s+["'“‘«(\[]*(\w))""")
 
 
 def first_sentences(text: str, count: int) -> str:
-    """Return the beginning of `text`, to the end of its `count`-th sentence; all of it where it has fewer.
+    """Return the first `count` sentences of `text`; all of it if there are fewer.
 
-    A sentence ends at . ! or ?, with the quotation marks and brackets that close there, if white space and something
-    that is no lower-case letter follow. It does not end inside round brackets, nor after an initial ("W."), after what
-    has a full stop inside ("U.S."), or after one of some known abbreviations ("Jr.", "ca."). So a sentence that does
-    end with "U.S." is taken together with the next.
+    A sentence ends at . ! or ? and closing quotation marks and brackets, if white space and no lower-case letter
+    follow. It does not end inside round brackets, after an initial ("W."), after a word with a full stop inside
+    ("U.S."), or after a known abbreviation ("Jr.", "ca."). So a sentence that ends with "U.S." is joined with the next.
     """
-    found = 0
+    num_sentences = 0
     for match in _END.finditer(text):
         end = match.end()
         inside = text.count("(", 0, end) > text.count(")", 0, end) and ")" in text[end:]
         if inside or match[1].islower() or _abbreviates(text[: match.start() + 1]):
             continue
-        found += 1
-        if found == count:
+        num_sentences += 1
+        if num_sentences == count:
             return text[:end]
     return text
 
 
 def _abbreviates(beginning: str) -> bool:
-    """Whether the full stop that `beginning` ends with belongs to its last word."""
+    """Whether the full stop at the end of `beginning` belongs to an abbreviation."""
     word = beginning.rsplit(maxsplit=1)[-1].lstrip("\"'“‘«([").lower()
     return _ABBREVIATIONS.fullmatch(word) is not None

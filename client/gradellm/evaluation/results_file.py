@@ -1,14 +1,14 @@
-"""The file that a run's results are kept in: a line of JSON for each example, so that a stopped run can be resumed.
+"""The results file of a run: one line of JSON per example, so that a stopped run can be resumed.
 
     {"format": "gradellm evaluation", "version": 1, "settings": {...}}     the run's identity
-    {"id": "dev-7", "result": {...}}                                       an example that is done
-    {"id": "dev-8", "error": "..."}                                        one that failed; a later line may say better
+    {"id": "dev-7", "result": {...}}                                       a finished example
+    {"id": "dev-8", "error": "..."}                                        a failed one; a later line may have a result
 
-A line is on the disk before `append` returns, and nothing is ever changed but the end. Whenever a process ends, then,
-only the last line can be incomplete: it is cut off when the file is opened again, and its example is done once more.
-Any other line that cannot be read is an error, for a file that was changed by something else is no result.
+The file is append-only, and a line is on disk before `append` returns. So if the process is killed, at most the last
+line is incomplete: it is truncated when the file is opened again, and its example is evaluated again. Any other
+unreadable line is an error, because something else has changed the file.
 
-Two runs cannot write one file: it is locked while it is open, where the system and the file system have locks.
+The file is locked while it is open, if the file system supports locks, so that only one run writes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gradellm.errors import GradellmError
-from gradellm.serialization import MalformedError, from_json, shown
+from gradellm.serialization import MalformedError, from_json, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,22 +35,22 @@ _BEGINNING = json.dumps({"format": _FORMAT})[:-1].encode()
 
 
 class ResultsFileError(GradellmError):
-    """A results file cannot be opened, read or written, or belongs to another run."""
+    """A results file that cannot be opened, read or written, or belongs to another run."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a results file holds."""
+    """The contents of a results file."""
 
     settings: Mapping[str, Any]
     done: Mapping[str, Any]
-    """The records of examples that are done, by id."""
+    """The records of finished examples, by id."""
     failed: Mapping[str, str]
-    """What went wrong with the others that were tried."""
+    """The errors of failed examples, by id."""
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """Read a results file, whatever its settings; it is not changed, and may be growing. Raises ResultsFileError."""
+    """Read a results file with any settings, also while a run appends to it. Raises ResultsFileError."""
     file = ResultsFile(path, {})
     try:
         with open(file.path, "rb") as opened:
@@ -61,52 +61,51 @@ def read_results(path: str | os.PathLike[str]) -> Results:
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
-    """Write a results file at once, in the order of ids: whole, or not at all. What stands there is replaced.
-
-    Raises ResultsFileError.
-    """
+    """Write a results file atomically, in the order of ids, replacing an existing file. Raises ResultsFileError."""
     path = Path(path)
     lines = [_header_line(results.settings)]
-    for one in sorted({*results.done, *results.failed}):
-        if one in results.done:
-            lines.append(_line({"id": one, "result": results.done[one]}, f"the result of example {one}"))
+    for example_id in sorted({*results.done, *results.failed}):
+        if example_id in results.done:
+            entry = {"id": example_id, "result": results.done[example_id]}
+            lines.append(_line(entry, f"the result of example {example_id}"))
         else:
-            lines.append(_line({"id": one, "error": results.failed[one]}, f"the failure of example {one}"))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+            entry = {"id": example_id, "error": results.failed[example_id]}
+            lines.append(_line(entry, f"the failure of example {example_id}"))
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise ResultsFileError(f"the results file {path} cannot be written: {error.strerror}") from error
 
 
 class ResultsFile:
-    """A run's results, on disk and in memory.
+    """The results of a run, on disk and in memory.
 
     with ResultsFile("out.jsonl", settings={"model": ..., "methods": [...]}) as results:
         for example in examples:
             if example.id not in results.done:
                 results.append(example.id, evaluate(example))
 
-    `settings` is all that decides what comes out, as JSON can hold it. A file that exists is resumed if its settings
-    are the same, else refused. One thread may use it. Raises ResultsFileError.
+    `settings` is the run's identity, as JSON-compatible values. An existing file is resumed if its settings are equal,
+    else refused. Not thread-safe. Raises ResultsFileError.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = os.fspath(path)
         self.settings: dict[str, Any] = json.loads(_line(dict(settings), "the settings"))
         self.done: dict[str, Any] = {}
-        """The records of examples that are done, by id, as one reads them from the file."""
+        """The records of finished examples, by id, as read back from JSON."""
         self.failed: dict[str, str] = {}
-        """What went wrong with examples that failed, and have not been done since."""
+        """The errors of failed examples without a later result, by id."""
         self.cut_bytes = 0
-        """The length of an incomplete last line that opening the file cut off."""
+        """The length of an incomplete last line that was truncated on opening."""
         self._fd: int | None = None
-        self._end = 0  # where the last complete line ends
+        self._end = 0  # of the last complete line
 
     def __enter__(self) -> Self:
         if self._fd is not None:
@@ -117,11 +116,11 @@ class ResultsFile:
         except OSError as error:
             raise ResultsFileError(
                 f"the results file {self.path} cannot be opened: {error.strerror}; its folder must exist, and both "
-                "must allow writing"
+                "must be writable"
             ) from error
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                raise ResultsFileError(f"{self.path} is no regular file, so that no results can be kept in it")
+                raise ResultsFileError(f"{self.path} is not a regular file")
             _lock(self._fd, self.path)
             with os.fdopen(self._fd, "rb", closefd=False) as file:
                 self._resume(file.read())
@@ -136,9 +135,9 @@ class ResultsFile:
         self._close()
 
     def append(self, example_id: str, record: Mapping[str, Any]) -> bool:
-        """Keep what came out of an example, on disk before this returns.
+        """Append the record of an example; it is on disk when this returns.
 
-        Returns False, and writes nothing, where the example is done already: it is counted once.
+        Return False, and write nothing, if the example has a result already.
         """
         if example_id in self.done:
             return False
@@ -149,9 +148,9 @@ class ResultsFile:
         return True
 
     def append_failure(self, example_id: str, error: str) -> bool:
-        """Keep why an example failed. It is not done by that: a resumed run may try it again.
+        """Append the error of an example, which a resumed run evaluates again.
 
-        Returns False, and writes nothing, where the example is done already.
+        Return False, and write nothing, if the example has a result already.
         """
         if example_id in self.done:
             return False
@@ -162,7 +161,7 @@ class ResultsFile:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def _write(self, line: bytes) -> None:
-        """Put a line at the end, whole or not at all."""
+        """Append a line atomically."""
         if self._fd is None:
             raise ResultsFileError(f"{self.path} is not open; write to it inside `with ResultsFile(...) as results:`")
         try:
@@ -171,25 +170,25 @@ class ResultsFile:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
             os.fsync(self._fd)
-        except BaseException as error:  # an interrupt, too, must leave whole lines
-            self._cut_off()
+        except BaseException as error:  # an interrupt, too, must leave complete lines
+            self._truncate()
             if isinstance(error, OSError):
                 raise ResultsFileError(
-                    f"the results file {self.path} cannot be written: {error.strerror}; it holds all that came before: "
-                    "make room, and resume the run"
+                    f"the results file {self.path} cannot be written: {error.strerror}; its earlier lines are intact: "
+                    "free disk space, and resume the run"
                 ) from error
             raise
         self._end += len(line)
 
-    def _cut_off(self) -> None:
-        """Take away what follows the last complete line."""
+    def _truncate(self) -> None:
+        """Truncate the file after the last complete line."""
         if self._fd is None:
             return
         try:
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
         except OSError:
-            self._close()  # another line would stand behind half a one; opening the file again cuts that off
+            self._close()  # so that no line is appended to an incomplete one; reopening truncates it
 
     def _close(self) -> None:
         if self._fd is not None:
@@ -199,7 +198,7 @@ class ResultsFile:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read_only(self, data: bytes) -> Results:
-        """Take up what a file holds, without opening it for more."""
+        """Parse the contents of a file without opening it for appending."""
         *lines, tail = data.split(b"\n")
         if not lines:
             raise ResultsFileError(self._no_results(tail))
@@ -211,7 +210,7 @@ class ResultsFile:
         return Results(_settings_of(header), self.done, self.failed)
 
     def _resume(self, data: bytes) -> None:
-        """Take up what the file holds: nothing, or a run's lines."""
+        """Parse the contents of the opened file, which may be empty."""
         *lines, tail = data.split(b"\n")
         if not lines:
             self._begin(tail)
@@ -222,25 +221,25 @@ class ResultsFile:
             last = number == len(lines) and not tail
             if not self._read(line, number, may_be_torn=last):
                 self._end -= len(line) + 1
-        if tail and self._read(tail, len(lines) + 1, may_be_torn=True):  # complete but for its line's end
+        if tail and self._read(tail, len(lines) + 1, may_be_torn=True):  # complete except for the line break
             self._write(tail + b"\n")
             return
         self.cut_bytes = len(data) - self._end
         if self.cut_bytes:
-            self._cut_off()
+            self._truncate()
 
     def _begin(self, found: bytes) -> None:
-        """Write the header of a new file, or of one whose run was stopped while it did so."""
+        """Write the header of a new file, or of one with an incomplete header."""
         if not _BEGINNING.startswith(found[: len(_BEGINNING)]):
             raise ResultsFileError(self._no_results(found))
-        self._cut_off()
+        self._truncate()
         self._write(_header_line(self.settings))
-        if hasattr(os, "O_DIRECTORY"):  # that the file is there is kept in its folder
+        if hasattr(os, "O_DIRECTORY"):  # make the new directory entry durable
             folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
             except OSError:
-                pass  # some file systems do not do it
+                pass  # not supported by all file systems
             finally:
                 os.close(folder)
 
@@ -249,7 +248,7 @@ class ResultsFile:
         if differing := list(differences(header.get("settings"), self.settings)):
             raise ResultsFileError(
                 f"{self.path} belongs to a run with other settings: {'; '.join(differing)}; "
-                "give the same settings to resume it, or choose another file"
+                "use the same settings to resume it, or choose another file"
             )
 
     def _header(self, line: bytes) -> dict[str, Any]:
@@ -258,13 +257,13 @@ class ResultsFile:
             raise ResultsFileError(self._no_results(line))
         if header.get("version") != _VERSION:
             raise ResultsFileError(
-                f"{self.path} has version {shown(header.get('version'))} of the format, and this gradellm reads "
-                f"{_VERSION}; resume it with the gradellm that began it, or choose another file"
+                f"{self.path} has format version {short_repr(header.get('version'))}, but this gradellm reads version "
+                f"{_VERSION}; resume the run with the gradellm that began it, or choose another file"
             )
         return header
 
     def _read(self, line: bytes, number: int, *, may_be_torn: bool) -> bool:
-        """Take up a line; False if it is torn, and may be."""
+        """Parse a line. Return False for an incomplete line, if `may_be_torn` allows it."""
         entry = _parsed(line)
         if entry is None and may_be_torn:
             return False
@@ -277,13 +276,13 @@ class ResultsFile:
                     self.failed[example_id] = error
             case _:
                 raise ResultsFileError(
-                    f"line {number} of {self.path} is no result: {_shown(line)}; the file was changed after it was "
-                    "written. Take that line out to do its example anew, or choose another file"
+                    f"line {number} of {self.path} is not a result: {_quoted(line)}; the file was changed after it was "
+                    "written. Remove the line to evaluate its example again, or choose another file"
                 )
         return True
 
     def _no_results(self, line: bytes) -> str:
-        return f"{self.path} holds something else than results: it begins with {_shown(line)}; choose another file"
+        return f"{self.path} is not a results file: it begins with {_quoted(line)}; choose another file"
 
 
 def _settings_of(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,7 +302,7 @@ def _lock(fd: int, path: str) -> None:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
             return
         raise ResultsFileError(
-            f"another run is writing {path}; wait until it has ended, or choose another file"
+            f"another run is writing {path}; wait until it has finished, or choose another file"
         ) from error
 
 
@@ -322,34 +321,34 @@ def _line(value: object, what: str) -> bytes:
 
 
 def _parsed(line: bytes) -> object:
-    """Return what the line holds, None if it is no JSON that is read."""
+    """Return the JSON value of a line; None if it is malformed."""
     try:
-        value: object = from_json(line, half_pairs=True)  # ids are the caller's own
+        value: object = from_json(line, lone_surrogates=True)  # ids may contain lone surrogates
     except MalformedError:
         return None
     return value
 
 
 _ABSENT = object()
-_TOLD_LATER = "model.config_sha256"  # by servers of later versions: a run that an earlier one began may go on
+_LATER_FIELD = "model.config_sha256"  # older servers do not send it; their runs may be resumed
 
 
 def differences(was: object, now: object, path: str = "") -> Iterator[str]:
-    """Say which settings differ, by their paths."""
+    """Yield the settings that differ, with their paths."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in dict.fromkeys((*was, *now)):
             inner = f"{path}.{name}" if path else name
             yield from differences(was.get(name, _ABSENT), now.get(name, _ABSENT), inner)
-    elif path == _TOLD_LATER and any(one is _ABSENT or one == "" for one in (was, now)):
+    elif path == _LATER_FIELD and any(value is _ABSENT or value == "" for value in (was, now)):
         return
-    elif _said(was) != _said(now):
-        yield f"{path or 'settings'} was {_said(was)}, and is {_said(now)} now"
+    elif _as_text(was) != _as_text(now):
+        yield f"{path or 'settings'} was {_as_text(was)}, and is {_as_text(now)} now"
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)
 
 
-def _shown(line: bytes) -> str:
+def _quoted(line: bytes) -> str:
     text = line[:60].decode(errors="backslashreplace")
     return repr(text + "..." if len(line) > 60 else text)

@@ -1,10 +1,10 @@
-"""What a run asks of every example, and what of the answer it keeps.
+"""The specification of a run: the request for each example, and the record that is kept of its report.
 
-1. Methods are named by themselves, by Grad-ELLM's presets, or as sets: "paper" and "all".
-2. Each example is asked with a seed of its own, a pure function of the run's seed and the example's id: masks differ
-   between examples, and come again whatever server or order.
-3. The run's identity is all that changes numbers, and nothing else; the results file keeps it.
-4. Of a report a record stays: for each metric and method its mean over steps.
+1. Methods are given by name, as presets of Grad-ELLM, or as the sets "paper" and "all".
+2. Each example has its own seed, a pure function of the run's seed and the example's id, so that masks differ between
+   examples but do not depend on the server or the order.
+3. The run's identity, which the results file stores, consists of all settings that affect values.
+4. A record has the mean over steps of each metric and method.
 """
 
 from __future__ import annotations
@@ -16,52 +16,39 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from gradellm import models
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.datasets import digest
+from gradellm.evaluation.examples import digest
+from gradellm.evaluation.names import PAPER_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from gradellm.evaluation.datasets import Example
+    from gradellm.evaluation.examples import Example
     from gradellm.evaluation.presets import Preset
     from gradellm.evaluation.report import EvaluationReport
     from gradellm.models import Metric, ModelInfo, ServerInfo
-    from gradellm.wire.requests import EvaluateKeywords
+    from gradellm.wire.keywords import EvaluateKeywords
 
 __all__ = [
     "METRICS",
-    "PAPER_METHODS",
     "PIS",
     "PRESETS",
     "Methods",
-    "Plan",
+    "RunSpec",
     "did_you_mean",
-    "difference",
+    "model_difference",
     "named_methods",
     "seed_of",
 ]
 
 Methods = dict[str, dict[str, Any]]
-"""What is evaluated: by name, the keywords of attribution."""
+"""The methods of a run: attribution keywords by name."""
 
 METRICS: tuple[Metric, ...] = get_args(models.Metric)
 PRESETS: tuple[str, ...] = get_args(models.Preset)
 PIS: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(1, 20))
-"""The paper's: 0.05, 0.10 .. 0.95."""
+"""The paper's retention shares: 0.05, 0.10 .. 0.95."""
 PLAUSIBILITY: tuple[Metric, ...] = ("auprc", "token_f1")
 RANKED: tuple[Metric, ...] = ("insertion", "deletion")
-
-PAPER_METHODS: Mapping[str, dict[str, Any]] = {
-    "attention": {"method": "attention"},
-    "deeplift": {"method": "deeplift"},
-    "input_x_gradient": {"method": "input_x_gradient"},
-    "integrated_gradients": {"method": "integrated_gradients"},
-    "layer_gradient_x_activation": {"method": "layer_gradient_x_activation", "layer": -1},
-    "random": {"method": "random"},
-    "saliency": {"method": "saliency"},
-    "value_zeroing": {"method": "value_zeroing"},
-    "grad_ellm": {"method": "grad_ellm"},
-}
-"""The columns of the paper's table 1. At the embedding, layer gradient x activation gives the paper's numbers."""
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -70,47 +57,48 @@ PAPER_METHODS: Mapping[str, dict[str, Any]] = {
 def named_methods(names: Sequence[str], info: ServerInfo, metrics: Sequence[Metric] = ()) -> Methods:
     """Return the methods of these names, each once, in their order.
 
-    "paper" stands for the paper's nine and the preset knockout; with insertion or deletion among the metrics also for
-    Grad-ELLM without loosening, as its tables 4 and 5 have it. "all" is every method that the server does not refuse,
-    and the presets.
+    "paper" stands for the paper's nine methods and the preset knockout; with insertion or deletion among the metrics
+    also for Grad-ELLM without loosening, as in the paper's tables 4 and 5. "all" stands for every method that supports
+    the model, and the presets.
 
-    Raises InvalidRequestError for a name that the server does not know, or a method that it refuses.
+    Raises InvalidRequestError for an unknown name, or a method that does not support the model.
     """
-    known = {method.name: method for method in info.methods}
-    found: Methods = {}
+    available = {method.name: method for method in info.methods}
+    methods: Methods = {}
     for name in names:
         if name == "paper":
-            found |= {**PAPER_METHODS} | {preset: {"attribution": preset} for preset in _paper_presets(metrics)}
+            methods |= {**PAPER_METHODS} | {preset: {"attribution": preset} for preset in _paper_presets(metrics)}
         elif name == "all":
-            found |= {each: {"method": each} for each, method in known.items() if not method.refusal}
-            found |= {preset: {"attribution": preset} for preset in PRESETS if preset != "paper"}  # that is grad_ellm
+            methods |= {name: {"method": name} for name, method in available.items() if not method.refusal}
+            methods |= {preset: {"attribution": preset} for preset in PRESETS if preset != "paper"}  # same as grad_ellm
         elif name in PRESETS:
-            found[name] = {"attribution": name}
-        elif name in known:
-            found.setdefault(name, {"method": name})
+            methods[name] = {"attribution": name}
+        elif name in available:
+            methods.setdefault(name, {"method": name})
         else:
-            there = sorted({*known, *PRESETS, "all"})
-            raise InvalidRequestError.of("methods", did_you_mean("method", name, there))
-    for name, keywords in found.items():
-        method = known.get(keywords.get("method", "grad_ellm"))
+            raise InvalidRequestError.of("methods", did_you_mean("method", name, sorted({*available, *PRESETS, "all"})))
+    for name, keywords in methods.items():
+        method = available.get(keywords.get("method", "grad_ellm"))
         if method is None:
-            raise InvalidRequestError.of("methods", f"{name} is not known to the server; name those that it has")
+            raise InvalidRequestError.of(
+                "methods", f"the server does not have {name}; `gradellm info` lists its methods"
+            )
         if method.refusal:
             raise InvalidRequestError.of(
-                "methods", f"{name} cannot be computed for this model: {method.refusal}; name the others"
+                "methods", f"{name} cannot be computed for this model: {method.refusal}; leave it out"
             )
-    return found
+    return methods
 
 
 def _paper_presets(metrics: Sequence[Metric]) -> tuple[str, ...]:
     return ("unloosened", "knockout") if set(metrics) & set(RANKED) else ("knockout",)
 
 
-def did_you_mean(what: str, name: str, known: Iterable[str]) -> str:
-    """Say that a name is unknown, with the closest one, or all."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+def did_you_mean(what: str, name: str, candidates: Iterable[str]) -> str:
+    """Return the error message for an unknown name, with the closest known name, or all of them."""
+    names = list(candidates)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
     return f"there is no {what} {name!r}; {hint}"
 
 
@@ -126,30 +114,30 @@ _IDENTITY = {
 }
 
 
-def difference(one: ModelInfo, other: ModelInfo) -> str | None:
-    """Say how two servers' models differ in what changes numbers; None where they do not."""
+def model_difference(first: ModelInfo, second: ModelInfo) -> str | None:
+    """Return the first difference of two models that affects values; None if there is none."""
     for name, title in _IDENTITY.items():
-        first, second = getattr(one, name), getattr(other, name)
-        if name == "config_sha256" and not (first and second):
-            continue  # one of the servers is older, and does not tell it
-        if first != second:
-            first, second = (value[:12] or "none" for value in (first, second))
-            return f"different {title}, {first} ({one.name}) and {second} ({other.name})"
+        values = getattr(first, name), getattr(second, name)
+        if name == "config_sha256" and not all(values):
+            continue  # older servers do not send it
+        if values[0] != values[1]:
+            first_value, second_value = (value[:12] or "none" for value in values)
+            return f"different {title}, {first_value} ({first.name}) and {second_value} ({second.name})"
     return None
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the specification ------------------------------------------------------------------------------------------------
 
 
 def seed_of(seed: int, example_id: str) -> int:
-    """The seed of an example's masks, from 0 to 2**63 - 1."""
-    said = hashlib.sha256(f"gradellm evaluate:{seed}:{example_id}".encode()).digest()
-    return int.from_bytes(said[:8]) >> 1
+    """Return the seed of an example's masks, from 0 to 2**63 - 1."""
+    hashed = hashlib.sha256(f"gradellm evaluate:{seed}:{example_id}".encode()).digest()
+    return int.from_bytes(hashed[:8]) >> 1
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is asked of every example. Every setting is said, so that no server's default decides a number."""
+class RunSpec:
+    """The settings of a run. Requests contain all of them, so that no default of a server affects values."""
 
     preset: Preset
     methods: Methods
@@ -164,17 +152,17 @@ class Plan:
     raw_scores: bool = False
     max_new_tokens: int = 32
     chat: bool = True
-    """Whether the model's chat template is used, or the prompt is one raw text."""
+    """Whether prompts use the model's chat template; otherwise they are raw texts."""
     sample: int | None = None
     balance: bool = False
 
     def request(self, example: Example, *, without: Sequence[Metric] = ()) -> tuple[str | None, EvaluateKeywords]:
-        """Return what is asked: the prompt, and the keywords of `evaluate`."""
+        """Return the prompt of an example and the keywords of `evaluate`, without the metrics `without`."""
         metrics = [metric for metric in self.metrics if metric not in without]
         if not example.rationale:
             metrics = [metric for metric in metrics if metric not in PLAUSIBILITY]
         if not metrics:
-            raise InvalidRequestError.of("rationale", "there is none, and nothing else is measured")
+            raise InvalidRequestError.of("rationale", "the example has none, and no other metric is measured")
         keywords: EvaluateKeywords = {
             "methods": self.methods,
             "metrics": metrics,
@@ -203,7 +191,7 @@ class Plan:
         return example.prompt, keywords
 
     def settings(self, examples: Iterable[Example], model: ModelInfo) -> dict[str, Any]:
-        """The run's identity: all that changes its numbers."""
+        """Return the run's identity: all settings that affect values."""
         examples = list(examples)
         preset = self.preset
         return {
@@ -231,18 +219,18 @@ class Plan:
         }
 
     def record(self, example: Example, report: EvaluationReport) -> dict[str, Any]:
-        """What stays of a report, as JSON can hold it."""
+        """Return the record of a report, as JSON-compatible values."""
         summary, model = report.summary, report.provenance.model
         measured: dict[str, dict[str, Any]] = {}
-        for of in summary.metrics:
-            if of.metric is None:  # a newer server's
+        for result in summary.metrics:
+            if result.metric is None:  # a metric of a newer server
                 continue
-            kept: dict[str, Any] = {"value": of.interval.mean, "steps": of.steps}
-            if of.curve:
-                kept["curve"] = list(of.curve)
-            if of.expected_tokens is not None:
-                kept["expected_tokens"] = of.expected_tokens
-            measured.setdefault(of.metric, {})[of.name] = kept
+            values: dict[str, Any] = {"value": result.interval.mean, "steps": result.steps}
+            if result.curve:
+                values["curve"] = list(result.curve)
+            if result.expected_tokens is not None:
+                values["expected_tokens"] = result.expected_tokens
+            measured.setdefault(result.metric, {})[result.name] = values
         words = self.preset.label_words
         predicted = words[summary.label_index] if words and summary.label_index is not None else None
         return {

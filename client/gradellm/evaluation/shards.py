@@ -1,9 +1,8 @@
-"""A run in parts: every N-th example is a shard, evaluated somewhere on its own; their results files make one again.
+"""Shards of a run: shard I of N has every N-th example from I on. Their results files are merged into one.
 
-1. A shard's results file has the settings of the whole run: that they are equal says that the files are of one run.
-2. What comes of an example does not depend on where it is evaluated, so that the union of all shards is the run.
-3. An example that two files hold is an error, for which of its two results counts would be nobody's choice. One that
-   none holds is missing, and told.
+1. A shard's results file has the settings of the whole run; files with equal settings belong to one run.
+2. The result of an example does not depend on the server, so that the union of all shards is the run.
+3. An example with results in two files is an error. Examples without a result are reported as missing.
 """
 
 from __future__ import annotations
@@ -13,34 +12,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.datasets import DataError, digest
+from gradellm.evaluation.examples import DataError, digest
 from gradellm.evaluation.results_file import Results, ResultsFileError, differences, read_results, write_results
 from gradellm.evaluation.run_results import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gradellm.evaluation.datasets import Example
+    from gradellm.evaluation.examples import Example
 
-__all__ = ["Shard", "merged", "missing_ids", "num_missing", "results_files", "write_merged"]
+__all__ = ["Shard", "merge_results", "missing_ids", "num_missing", "results_files", "write_merged"]
 
 T = TypeVar("T")
 
 _FOLDER = "shards"
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the parts of a run."""
+    """One of the shards of a run."""
 
     index: int
-    """From 0 on."""
+    """From 0."""
     count: int
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Read "3/8", the fourth of eight. Raises InvalidRequestError."""
+        """Parse "3/8", the fourth of eight. Raises InvalidRequestError."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
             raise InvalidRequestError.of(
@@ -52,11 +51,11 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of_all(self, examples: Sequence[T]) -> Sequence[T]:
-        """Return its part of the examples."""
+        """Return the shard's examples."""
         return examples[self.index :: self.count]
 
     def output(self, out: str) -> Output:
-        """Return where its files go: for a folder that all shards are given, into one of their own names."""
+        """Return the shard's files: below the folder `out` that all shards share, or a results file of its own."""
         whole = Output.of(out)
         if Path(out) == whole.results:
             return whole
@@ -65,9 +64,9 @@ class Shard:
 
 
 def results_files(places: Iterable[str]) -> list[Path]:
-    """Return the results files that are meant: a file itself, of a folder those of its shards, or its own.
+    """Return results files: of a path to a file, that file; of a run's folder, those of its shards, or its own.
 
-    Raises ResultsFileError where a folder of shards is empty.
+    Raises ResultsFileError for an empty folder of shards.
     """
     files: list[Path] = []
     for place in places:
@@ -75,108 +74,110 @@ def results_files(places: Iterable[str]) -> list[Path]:
         if folder.is_dir():
             found = sorted(folder.glob("*.jsonl"))
             if not found:
-                raise ResultsFileError(f"{folder} holds no results file: no shard of that run has begun")
+                raise ResultsFileError(f"{folder} contains no results file: no shard of that run has started")
             files += found
         else:
             files.append(Output.of(place).results)
     return files
 
 
-def merged(files: Sequence[Path]) -> Results:
-    """Return what the files of one run hold together.
+def merge_results(files: Sequence[Path]) -> Results:
+    """Return the merged results of the files of one run.
 
-    Raises ResultsFileError where they are not of one run, one is given twice, or an example is done in two of them.
+    Raises ResultsFileError if they belong to several runs, a file is given twice, or an example has two results.
     """
     given: dict[Path, Path] = {}
     for path in files:
         if path.resolve() in given:
             raise ResultsFileError(f"{path} is given twice; each results file counts once")
         given[path.resolve()] = path
-    of = [(path, read_results(path)) for path in files]
-    first_path, first = of[0]
+    by_file = [(path, read_results(path)) for path in files]
+    first_path, first = by_file[0]
     done: dict[str, object] = {}
     where: dict[str, Path] = {}
     failed: dict[str, str] = {}
-    for path, results in of:
+    for path, results in by_file:
         if differing := list(differences(first.settings, results.settings)):
             raise ResultsFileError(
-                f"{first_path} and {path} are not of one run: {'; '.join(differing)} (from the first to the second); "
-                "merge those that were begun with the same flags, data and model"
+                f"{first_path} and {path} belong to different runs: {'; '.join(differing)} (from the first to the "
+                "second); merge files with the same flags, data and model"
             )
-        if twice := sorted(results.done.keys() & done.keys()):
+        if duplicates := sorted(results.done.keys() & done.keys()):
+            have = "has results" if len(duplicates) == 1 else "have results"
             raise ResultsFileError(
-                f"{_listed(twice)} {'is' if len(twice) == 1 else 'are'} done in {where[twice[0]]} and in {path} too; "
-                "an example counts once: leave one of the files out, or take those lines out of one"
+                f"{_examples_text(duplicates)} {have} in {where[duplicates[0]]} and in {path}; leave one of the files "
+                "out, or remove those lines from one"
             )
         done |= results.done
         where |= dict.fromkeys(results.done, path)
         failed |= results.failed
-    left = {one: why for one, why in failed.items() if one not in done}
-    both = Results(first.settings, done, left)
+    failed = {example_id: error for example_id, error in failed.items() if example_id not in done}
+    both = Results(first.settings, done, failed)
     if num_missing(both) < 0:
         raise ResultsFileError(
-            f"the files hold {len(done) + len(left)} examples, and the run has {_examples(both)}; one of them was "
+            f"the files have {len(done) + len(failed)} examples, but the run has {_num_examples(both)}; a file was "
             "changed after it was written"
         )
     return both
 
 
 def num_missing(results: Results) -> int:
-    """Return how many examples of the run have neither been done nor failed."""
-    return _examples(results) - len(results.done) - len(results.failed)
+    """Return the number of examples that have neither a result nor a failure."""
+    return _num_examples(results) - len(results.done) - len(results.failed)
 
 
 def missing_ids(results: Results, examples: Sequence[Example]) -> list[str]:
-    """Return which those are, in the run's order. Raises DataError where the results are of other examples."""
-    its = str(results.settings["data"].get("sha256"))
-    if (found := digest(examples)) != its:
+    """Return their ids in the run's order. Raises DataError if the results belong to other examples."""
+    expected = str(results.settings["data"].get("sha256"))
+    if (actual := digest(examples)) != expected:
         raise DataError(
-            f"these are not the examples that the results are of: their digest is {found[:12]}, that of the results "
-            f"{its[:12]}; give the same --data, prompt, --sample, --balance and --seed as the run had"
+            f"these are not the examples of the results: their digest is {actual[:12]}, that of the results "
+            f"{expected[:12]}; give the same --data, prompt, --sample, --balance and --seed as for the run"
         )
-    return [one.id for one in examples if one.id not in results.done and one.id not in results.failed]
+    ids = [example.id for example in examples]
+    return [each for each in ids if each not in results.done and each not in results.failed]
 
 
 def write_merged(output: Output, results: Results, files: Iterable[Path]) -> None:
-    """Write the run's results file, and the bad rows that its shards have listed.
+    """Write the merged results file, and the bad rows of the shards.
 
-    Raises ResultsFileError where the place is taken by anything but an earlier state of the same.
+    Raises ResultsFileError if the file exists and is not an earlier merge of the same run.
     """
     place = output.results
     if place.resolve() in {path.resolve() for path in files}:
-        raise ResultsFileError(f"{place} is one of the files that are merged; choose another --out")
+        raise ResultsFileError(f"{place} is one of the merged files; choose another --out")
     if place.exists():
-        there = read_results(place)
-        changed = [one for one, record in there.done.items() if one not in results.done or results.done[one] != record]
-        if changed or list(differences(there.settings, results.settings)):
+        existing = read_results(place)
+        changed = [each for each, record in existing.done.items() if results.done.get(each) != record]
+        if changed or list(differences(existing.settings, results.settings)):
             raise ResultsFileError(
-                f"{place} holds results that the merged files do not have"
+                f"{place} has results that the merged files lack"
                 f"{f', such as of {changed[0]}' if changed else ''}; choose another --out, or merge it as well"
             )
     write_results(place, results)
-    bad = [Output.of(str(path)).file("bad_rows.txt") for path in files]
+    bad_rows = [Output.of(str(path)).file("bad_rows.txt") for path in files]
     lines = dict.fromkeys(
         line
-        for path in bad
+        for path in bad_rows
         if path.exists()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
-    listed = output.file("bad_rows.txt")
-    listed.unlink(missing_ok=True)
+    merged_bad_rows = output.file("bad_rows.txt")
+    merged_bad_rows.unlink(missing_ok=True)
     if lines:
-        listed.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        merged_bad_rows.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _examples(results: Results) -> int:
+def _num_examples(results: Results) -> int:
     data = results.settings.get("data")
     count = data.get("examples") if isinstance(data, dict) else None
     if type(count) is not int or count < 0:
         raise ResultsFileError(
-            "the results were not written by `gradellm evaluate`: they do not say how many examples the run has"
+            "the results were not written by `gradellm evaluate`: their settings lack the number of examples"
         )
     return count
 
 
-def _listed(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _MOST_LISTED} more" if len(ids) > _MOST_LISTED else ""
-    return f"{'example' if len(ids) == 1 else 'examples'} {', '.join(ids[:_MOST_LISTED])}{more}"
+def _examples_text(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
+    return f"{'example' if len(ids) == 1 else 'examples'} {', '.join(ids[:_MAX_LISTED])}{more}"

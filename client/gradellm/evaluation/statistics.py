@@ -1,8 +1,7 @@
-"""Means over prompts, with intervals at 95 %: percentile bootstraps of 10,000 seeded resamples.
+"""Means over prompts with intervals at 95 %: percentile bootstrap with 10,000 seeded resamples.
 
-The numbers are those of the engine's own `bootstrap_interval`, of the same stream: equal values and seeds give equal
-intervals. All methods meet the same resamples of the same prompts. numpy is loaded when something is computed; the
-client does without it until then.
+The results equal those of the engine's `bootstrap_interval`, with the same random numbers: equal values and seeds give
+equal intervals. All methods use the same resamples of prompts. numpy is imported only when something is computed.
 """
 
 from __future__ import annotations
@@ -31,34 +30,33 @@ __all__ = [
 
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
-_CHUNK = 2**20  # numbers drawn at once: what bounds the memory, and changes nothing else
+_CHUNK = 2**20  # random numbers per chunk, which bounds the memory
 
 Key = TypeVar("Key")
 
 
 def require_numpy() -> Any:  # noqa: ANN401  (a module)
-    """Return numpy. Raises GradellmError, which says how to install it, where it is absent."""
+    """Return numpy. Raises GradellmError with installation instructions if it is not installed."""
     try:
         import numpy
     except ImportError as error:
         raise GradellmError(
-            f"means and intervals over a data set are computed with numpy, which this Python lacks ({error}): "
-            "pip install 'gradellm[data]'"
+            f"statistics over a data set need numpy, which is not installed ({error}): pip install 'gradellm[data]'"
         ) from error
     return numpy
 
 
 def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Return the mean over prompts. A single prompt has a mean, but no interval."""
+    """Return the mean over prompts with its interval. A single prompt has no interval."""
     return bootstrap_intervals({"": values}, seed, resamples)[""]
 
 
 def bootstrap_intervals(
     columns: Mapping[Key, Sequence[float]], seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, Interval]:
-    """Return each column's mean over the same prompts, in the same order.
+    """Return the mean of each column with its interval. Columns have the same prompts in the same order.
 
-    Raises ValueError where there are no prompts, or a number is not finite.
+    Raises ValueError for no prompts, or a value that is not finite.
     """
     arrays = _columns(columns)
     if not arrays:
@@ -76,9 +74,9 @@ def bootstrap_intervals(
 def average_intervals(
     groups: Sequence[Mapping[Key, Sequence[float]]], seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, Interval]:
-    """Return the mean of several data sets' means, each counting the same; each is resampled by itself.
+    """Return the mean over data sets of their means, with equal weights; each data set is resampled separately.
 
-    A column that one of the data sets lacks is left out.
+    Columns that a data set lacks are left out.
     """
     np = require_numpy()
     columns = [_columns(group) for group in groups]
@@ -86,16 +84,16 @@ def average_intervals(
     if not keys:
         return {}
     sums = {key: np.zeros(resamples) for key in keys}
-    for place, group in enumerate(columns):
+    for index, group in enumerate(columns):
         n = len(next(iter(group.values())))
         done = 0
-        for picks in _picks(n, _stream(seed, "bootstrap_average", place), resamples):
+        for picks in _picks(n, _stream(seed, "bootstrap_average", index), resamples):
             for key in keys:
                 sums[key][done : done + len(picks)] += group[key][picks].mean(1)
             done += len(picks)
     count = sum(len(next(iter(group.values()))) for group in columns)
     means = {key: float(np.mean([group[key].mean() for group in columns])) for key in keys}
-    if any(len(next(iter(group.values()))) == 1 for group in columns):  # one prompt says nothing about others
+    if any(len(next(iter(group.values()))) == 1 for group in columns):  # no interval from one prompt
         return {key: Interval(means[key], None, None, "bootstrap", count) for key in keys}
     return {key: _interval(means[key], [sums[key] / len(columns)], count) for key in keys}
 
@@ -103,9 +101,9 @@ def average_intervals(
 def bands(
     curves: Mapping[Key, Sequence[Sequence[float]]], seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, tuple[list[float], list[float], list[float]]]:
-    """Return each curve's mean over prompts and where its band at 95 % begins and ends, point by point.
+    """Return the mean of each curve over prompts, and the lower and upper bounds of its pointwise band at 95 %.
 
-    `curves` has for each key a row a prompt, of one number a point. A single prompt's band is its curve.
+    `curves` has for each key one row per prompt, with one value per point. The band of a single prompt is its curve.
     """
     np = require_numpy()
     arrays = {key: np.asarray(rows, dtype=np.float64) for key, rows in curves.items()}  # each [n, P]
@@ -113,43 +111,43 @@ def bands(
         return {}
     n, size = next(iter(arrays.values())).shape
     table = np.concatenate(list(arrays.values()), axis=1)  # [n, K P]
-    found = []
+    resampled = []
     for picks in _picks(n, _stream(seed, "bootstrap"), resamples):  # picks [B, n]
-        places = picks + n * np.arange(len(picks))[:, None]
-        counts = np.bincount(places.ravel(), minlength=picks.size).reshape(picks.shape)
-        found.append(counts @ table / n)  # [B, K P]
-    low, high = np.percentile(np.concatenate(found), PERCENTILES, axis=0)
+        offsets = picks + n * np.arange(len(picks))[:, None]
+        counts = np.bincount(offsets.ravel(), minlength=picks.size).reshape(picks.shape)
+        resampled.append(counts @ table / n)  # [B, K P]
+    low, high = np.percentile(np.concatenate(resampled), PERCENTILES, axis=0)
     mean = table.mean(0)
     return {
-        key: tuple(row[place * size : (place + 1) * size].tolist() for row in (mean, low, high))
-        for place, key in enumerate(arrays)
+        key: tuple(row[index * size : (index + 1) * size].tolist() for row in (mean, low, high))
+        for index, key in enumerate(arrays)
     }
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the middle value; the mean of the two middle ones of an even number."""
+    """Return the median."""
     return float(require_numpy().median(_columns({"": values})[""]))
 
 
 def has_zero(interval: Interval) -> bool:
-    """Whether zero cannot be ruled out."""
+    """Whether the interval contains zero; true without an interval."""
     return interval.low is None or interval.high is None or interval.low <= 0 <= interval.high
 
 
 def _columns(columns: Mapping[Key, Sequence[float]]) -> dict[Key, NDArray[np.float64]]:
-    """As arrays of one length, checked."""
+    """Return the columns as arrays [n] of equal length, validated."""
     np = require_numpy()
     arrays = {key: np.asarray(values, dtype=np.float64) for key, values in columns.items()}
     if len({array.shape for array in arrays.values()}) > 1:
-        raise ValueError("columns must hold the same prompts, their lengths differ")
+        raise ValueError("columns must have the same prompts, but their lengths differ")
     for key, array in arrays.items():
         if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-            raise ValueError(f"{key!r}: a mean needs one or more finite numbers, of shape {array.shape} they are not")
+            raise ValueError(f"{key!r}: a mean needs a non-empty vector of finite numbers; its shape is {array.shape}")
     return arrays
 
 
 def _stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
-    """The stream of random numbers for a purpose, as the engine's `draws.stream` has it."""
+    """Return the random generator of a purpose, the same as the engine's `utils.rng.stream`."""
     numpy = require_numpy()
     bits = numpy.random.PCG64([seed, zlib.crc32(purpose.encode()), *key])
     generator: np.random.Generator = numpy.random.Generator(bits)
@@ -157,7 +155,7 @@ def _stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
 
 
 def _picks(n: int, draws: np.random.Generator, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """Yield which prompts each resample has, some resamples at once. [B, n]"""
+    """Yield the prompt indexes of resamples, in chunks. [B, n]"""
     most = max(1, _CHUNK // n)
     for done in range(0, resamples, most):
         yield draws.integers(0, n, (min(most, resamples - done), n))

@@ -1,1 +1,13 @@
-"""Explanations: queries, words, files, plots, pages and verification."""
+"""Explanations: a completion with its attribution, and what is made of it.
+
+explanation.py     Explanation, the facade whose methods call the modules below
+queries.py         sums of scores by word, segment, role or message
+words.py           tokens grouped into words
+retention.py       keep probabilities of tokens
+validation.py      consistency checks
+io.py              files: JSON, safetensors, HTML, images
+html.py            a web page, with assets/
+plot.py            a matrix as an image
+terminal_view.py   a heat map per word on a terminal
+verification/      replay of a stored explanation on a server
+"""

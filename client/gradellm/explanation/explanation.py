@@ -1,4 +1,4 @@
-"""A completion with the attribution of its tokens: the events of one stream, collected."""
+"""A completion with its attribution, collected from the events of a stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradellm.explanation.queries import By, Part, Selection
-    from gradellm.rendering.terminal import ColorMode, Theme
+    from gradellm.rendering.colormap import Theme
+    from gradellm.rendering.terminal import ColorMode
 
 __all__ = ["Collector", "Explanation"]
 
@@ -32,28 +33,28 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Explanation:
-    """A completion and why: which parts of the prompt each of its tokens came from.
+    """A completion with its attribution: how much each part of the prompt contributed to each of its tokens.
 
     It prints as its text; `scores`, `sources` and `matrix()` have the attribution.
     """
 
     started: Started
-    """How the request was understood."""
+    """The prompt as tokens, and the resolved settings."""
     tokens: tuple[Token, ...]
-    """The completion's tokens; those that the request forced are not among them."""
+    """The completion's tokens, without forced tokens."""
     attributions: tuple[Attribution, ...]
-    """As sent, by `token_index`. Forced tokens can have one."""
+    """Attribution rows, sorted by `token_index`. Forced tokens can have one."""
     finished: Finished | None
-    """Why the completion ended, and what it took. None where the events broke off before."""
+    """Why the completion ended, token counts and timings. None for an interrupted stream."""
 
     def __post_init__(self) -> None:
-        check_explanation(self)
+        check_explanation(self.started, self.tokens, self.attributions)
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> Explanation:
-        """Collect the events of one stream, or its beginning.
+        """Collect the events of one stream, or of its beginning.
 
-        Raises InvalidExplanationError where they are not in a stream's order.
+        Raises InvalidExplanationError for events that are not in a stream's order.
         """
         collector = Collector()
         for event in events:
@@ -61,7 +62,7 @@ class Explanation:
         return collector.explanation()
 
     def events(self) -> Iterator[Event]:
-        """Yield the events that it was made of, each attribution as early as can be."""
+        """Yield the events again, each attribution as early as possible."""
         yield Event(started=self.started)
         rows = deque(self.attributions)
         for token in self.tokens:
@@ -83,7 +84,7 @@ class Explanation:
 
     @property
     def prompt_text(self) -> str:
-        """The text that the prompt's tokens were made from, chat template included."""
+        """The text that was tokenized, chat template included."""
         return self.started.prompt_text
 
     @property
@@ -93,29 +94,29 @@ class Explanation:
 
     @property
     def provenance(self) -> Provenance:
-        """All that it takes to compute the same again."""
+        """Model, versions and settings, which are needed to compute the explanation again."""
         return self.started.provenance
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """What the columns of scores stand for: the prompt's tokens, words or segments, then generated tokens."""
+        """The columns of scores: the prompt's tokens, words or segments, then generated tokens."""
         prompt = self._prompt_sources
         completion: dict[int, list[Token]] = {}
         for token in self.tokens:
             if token.source_index is not None:
                 completion.setdefault(token.source_index, []).append(token)
         last = max((*completion, *(_last_column(row) for row in self.attributions)), default=-1)
-        behind = []
+        generated = []
         for column in range(len(prompt), last + 1):
-            parts = completion.get(column, [])  # none for a forced token, which is not sent back
+            parts = completion.get(column, [])  # empty for a forced token, which is not sent back
             text = "".join(token.text for token in parts)
-            label = text.strip() if self.started.sources else text  # as the prompt's words and tokens have it
-            behind.append(Source(label, (), tuple(token.index for token in parts)))
-        return (*prompt, *behind)
+            label = text.strip() if self.started.sources else text  # as for the prompt's words and tokens
+            generated.append(Source(label, (), tuple(token.index for token in parts)))
+        return (*prompt, *generated)
 
     @property
     def num_prompt_columns(self) -> int:
-        """How many of `sources` are parts of the prompt; the others are generated tokens."""
+        """The number of `sources` that are parts of the prompt; the others are generated tokens."""
         return len(self._prompt_sources)
 
     @cached_property
@@ -126,26 +127,26 @@ class Explanation:
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """The words of the completion, as the engine tells them: with punctuation, without white space."""
+        """The words of the completion, as segmented by the engine: with punctuation, without white space."""
         return tuple(words(self.tokens))
 
     @cached_property
     def prompt_words(self) -> tuple[tuple[str, int], ...]:
-        """For each token of the prompt the word that it belongs to, and that word's first code point."""
+        """For each prompt token its word, and the word's first code point."""
         return prompt_words(self.prompt_text, self.prompt_tokens)
 
     @cached_property
     def drawn(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The columns of scores as they are drawn, labelled: most alone, those that share a character together."""
+        """The columns of scores as they are drawn, with labels: columns that share a character are drawn together."""
         return tuple(queries.drawn(self))
 
     @cached_property
     def drawn_places(self) -> tuple[int, ...]:
-        """For each column of `sources` its place in `drawn`."""
-        return tuple(place for place, (_, columns) in enumerate(self.drawn) for _ in columns)
+        """For each column of `sources` its index in `drawn`."""
+        return tuple(index for index, (_, columns) in enumerate(self.drawn) for _ in columns)
 
     def row(self, index: int) -> Attribution | None:
-        """Return the attribution of the token at that place in the completion; None where it was not explained."""
+        """Return the attribution row of a token, by its index in the completion; None if it has none."""
         return self._rows.get(index)
 
     @cached_property
@@ -154,20 +155,20 @@ class Explanation:
 
     @cached_property
     def scores(self) -> tuple[tuple[float, ...], ...]:
-        """One row a token, in the order of `tokens`: its raw scores. A token that was not explained has an empty row.
+        """One row of raw scores per token, in the order of `tokens`; empty for a token without attribution.
 
-        A row has one score a column of `sources`, as many as there are before its token; with top_k_sources one score
-        for each of the same row of `source_indexes`.
+        A row has one score for each column of `sources` before its token; with top_k_sources one score for each column
+        in the same row of `source_indexes`.
         """
         return tuple(row.scores if (row := self._rows.get(token.index)) else () for token in self.tokens)
 
     @cached_property
     def source_indexes(self) -> tuple[tuple[int, ...], ...]:
-        """With top_k_sources: one row a token, the columns of its scores. Else empty rows."""
+        """With top_k_sources: the columns of the scores, one row per token. Else empty rows."""
         return tuple(row.source_indexes if (row := self._rows.get(token.index)) else () for token in self.tokens)
 
     def matrix(self) -> NDArray[np.float64]:
-        """Return the scores as a numpy array, [tokens, sources]. NaN where a token has no score. Needs numpy."""
+        """Return the scores as a numpy array [tokens, sources], NaN for missing scores. Needs numpy."""
         import numpy as np
 
         matrix = np.full((len(self.tokens), len(self.sources)), np.nan)
@@ -175,51 +176,49 @@ class Explanation:
             values[list(columns) or slice(len(scores))] = scores
         return matrix
 
-    # What people ask: `gradellm.explanation.queries` says how it is answered.
-
     def attribution_of(self, selection: Selection = None) -> tuple[float, ...]:
         """Return a score for each of `sources`: the sum over the tokens of a selection.
 
-        A selection is a word, a token's place, a range of places, or a text in the completion; None for all of it.
+        A selection is a word, a token index, a range of token indexes, or a text in the completion; None for all of it.
         """
         return queries.attribution_of(self, selection)
 
     def parts(self, by: By = "segment", selection: Selection = None) -> tuple[Part, ...]:
-        """Return what each "segment", "role", "message", "word" or "source" contributed, in the order of the text."""
+        """Return the contribution of each "segment", "role", "message", "word" or "source", in text order."""
         return queries.parts(self, by, selection)
 
     def top_sources(
         self, selection: Selection = None, *, n: int = 5, by: By = "word", written: bool = True
     ) -> tuple[Part, ...]:
-        """Return the n parts that contributed most to a selection, the largest by magnitude first.
+        """Return the n parts with the largest contributions to a selection, sorted by magnitude.
 
-        With `written`, the default, only those of what people wrote: no template, no special tokens.
+        With `written`, the default, without template and special tokens.
         """
         return queries.top_sources(self, selection, n=n, by=by, written=written)
 
     def led_to(self, source: Sequence[int] | int | str) -> tuple[tuple[Word, float], ...]:
-        """Return what a source led to: each word of the completion, and the score that the source has for it.
+        """Return each word of the completion with the score that a source has for it.
 
-        `source` is a place in `sources`, several, or a segment's name.
+        `source` is an index in `sources`, several indexes, or a segment's name.
         """
         return queries.led_to(self, source)
 
     def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
-        """Return with what probability each token of the user's text is kept where a share `pi` of them is.
+        """Return the keep probability of each token of the user's text at the retention share `pi`.
 
-        That is what pi-Soft metrics do with the scores, and what the paper's figures 3 to 6 show.
+        These are the probabilities of pi-Soft metrics, as in the paper's figures 3 to 6.
         """
         return queries.retention(self, pi, selection)
 
     def to_json(self) -> str:
-        """Write all of it as JSON, one line. `from_json` gives back an equal explanation."""
+        """Serialize the explanation as one line of JSON. `from_json` restores an equal explanation."""
         return to_document(self, _FORMAT, _VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Explanation:
-        """Read what `to_json` wrote.
+        """Read the result of `to_json`.
 
-        Raises InvalidExplanationError where it is something else, or of a version that is not known here.
+        Raises InvalidExplanationError for other JSON, or an unsupported version.
         """
         try:
             return from_document(cls, text, _FORMAT, _VERSION, "an explanation")
@@ -227,7 +226,7 @@ class Explanation:
             raise InvalidExplanationError(str(error)) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, as its name ends: .json, .safetensors, .html, .png, .svg, or .txt for a drawing.
+        """Write a file by its suffix: .json, .safetensors, .html, .png, .svg, or .txt for a drawing.
 
         `load` reads the first two. PNG and SVG need the extra [plots], safetensors the extra [data].
         """
@@ -237,27 +236,27 @@ class Explanation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
-        """Read a .json or .safetensors file that `save` wrote.
+        """Read a .json or .safetensors file of `save`.
 
-        Raises InvalidExplanationError, with the file's name, where it cannot be read or is something else.
+        Raises InvalidExplanationError, with the file's name, if it is unreadable or not an explanation.
         """
         from gradellm.explanation.io import load
 
         return load(path)
 
     def to_html(self) -> str:
-        """Make a page of its own, for any browser and without a network.
+        """Return a self-contained web page, which works offline.
 
-        Point at a word to see what it came from, at a source to see what it led to; or see all of it as a matrix.
+        Hover a word to see its sources, hover a source to see the words that it contributed to, or open the matrix.
         """
         from gradellm.explanation.html import page
 
         return page(self)
 
     def _repr_html_(self) -> str:
-        from gradellm.explanation.html import framed
+        from gradellm.explanation.html import repr_html
 
-        return framed(self)
+        return repr_html(self)
 
     def to_ansi(
         self,
@@ -268,14 +267,13 @@ class Explanation:
         fold: bool = True,
         retention: float | None = None,
     ) -> str:
-        """Draw the completion word by word for a terminal, each over the prompt's text with its attribution in colour.
+        """Draw a heat map of the prompt for each word of the completion, for a terminal.
 
-        `width` is in columns; `color="never"` draws with blocks under the text; `theme` is the terminal's background.
-        Of long prompts only the lines that matter to a word are drawn, with `fold=False` every line.
-        With `retention` it is the prompt alone, with what would be kept of it where that share of the tokens is, by the
-        whole answer's attribution.
+        `width` is in columns; `color="never"` draws blocks below the text; `theme` is the terminal's background. Of
+        long prompts only lines with large scores are drawn, with `fold=False` every line. With `retention` draw the
+        prompt once, with the keep probabilities of the whole completion's attribution at that retention share.
         """
-        from gradellm.rendering.heatmap import draw, draw_retention
+        from gradellm.explanation.terminal_view import draw, draw_retention
         from gradellm.rendering.terminal import Style
 
         style = Style.of(width=width, color=color, theme=theme, fold=fold)
@@ -285,7 +283,7 @@ class Explanation:
 
 
 class Collector:
-    """Takes the events of one stream one by one, for both clients."""
+    """Collects the events of one stream one by one."""
 
     def __init__(self) -> None:
         self._started: Started | None = None
@@ -294,9 +292,9 @@ class Collector:
         self._finished: Finished | None = None
 
     def add(self, event: Event) -> None:
-        """Take the next event. Raises InvalidExplanationError where it cannot come now."""
+        """Add the next event. Raises InvalidExplanationError for an event out of order."""
         if self._finished is not None:
-            raise InvalidExplanationError("events: something follows `finished`; give the events of one stream")
+            raise InvalidExplanationError("events: there are events after `finished`; give the events of one stream")
         if (event.started is None) != (self._started is not None):
             raise InvalidExplanationError("events: `started` must come first and once; give the events of one stream")
         if event.started is not None:
@@ -309,7 +307,7 @@ class Collector:
             self._finished = event.finished
 
     def explanation(self) -> Explanation:
-        """Return what was collected. Raises InvalidExplanationError where nothing was."""
+        """Return the collected explanation. Raises InvalidExplanationError without events."""
         if self._started is None:
             raise InvalidExplanationError("events: there are none, not even `started`")
         rows = sorted(self._rows, key=lambda row: row.token_index)

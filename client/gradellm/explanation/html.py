@@ -1,8 +1,7 @@
-"""An explanation as a web page of its own: one file, without a network.
+"""A self-contained web page of an explanation, which works offline.
 
-`explanation.html` is the frame, `explanation.css` the looks, `explanation.js` what the page does. What they show
-travels in the page as JSON: texts by token, and each row of scores as 16-bit integers of its largest, in base64, so
-that a million scores take less than three megabytes.
+Its HTML, CSS and JavaScript are in assets/. The data is embedded as JSON: texts by token, and each row of scores as
+16-bit integers relative to its largest, in base64, so that a million scores take less than three megabytes.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gradellm.explanation.queries import is_written, label_of
+from gradellm.explanation.terminal_view import columns_by_token
 from gradellm.explanation.words import characters
-from gradellm.rendering.heatmap import columns_by_token
-from gradellm.rendering.terminal import ramp, readable_on
+from gradellm.rendering.colormap import ramp, readable_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gradellm.explanation.explanation import Explanation
     from gradellm.models import Attribution
-    from gradellm.rendering.terminal import Theme
+    from gradellm.rendering.colormap import Theme
 
-__all__ = ["framed", "page", "shades"]
+__all__ = ["page", "repr_html", "shades"]
 
 LEVELS = 24  # shades from 0 to the largest score
-_LARGEST = 32767  # of 16 bits
+_MAX_INT16 = 32767
 
 
 def page(explanation: Explanation) -> str:
@@ -49,8 +48,8 @@ def page(explanation: Explanation) -> str:
     return text
 
 
-def framed(explanation: Explanation) -> str:
-    """Return the page in a frame of its own, for notebooks: its styles and scripts meet nobody else's."""
+def repr_html(explanation: Explanation) -> str:
+    """Return the page in a sandboxed iframe for notebooks, isolated from the notebook's styles and scripts."""
     return (
         f'<iframe srcdoc="{html.escape(page(explanation))}" title="{html.escape(_title(explanation))}" '
         'sandbox="allow-scripts" style="width:100%;height:32em;border:0" loading="lazy"></iframe>'
@@ -58,11 +57,11 @@ def framed(explanation: Explanation) -> str:
 
 
 def page_data(explanation: Explanation) -> dict[str, Any]:
-    """Return what the page shows, in what JSON can hold."""
+    """Return the page's data as JSON-compatible values."""
     settings = explanation.provenance.attribution
     firsts = [columns[0] for _, columns in explanation.drawn]
-    named = [label_of(explanation, column, "word") for column in firsts]
-    places = {label: place for place, label in enumerate(dict.fromkeys(named))}
+    words = [label_of(explanation, column, "word") for column in firsts]
+    word_indexes = {word: index for index, word in enumerate(dict.fromkeys(words))}
     return {
         "model": explanation.provenance.model.name,
         "method": settings.method if settings else "",
@@ -80,25 +79,25 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
         ],
         "words": [word.token_indexes for word in explanation.words],
         "columns": [
-            {"label": label, "written": is_written(explanation, first), "word": places[name]}
-            for (label, _), first, name in zip(explanation.drawn, firsts, named, strict=True)
+            {"label": label, "written": is_written(explanation, first), "word": word_indexes[word]}
+            for (label, _), first, word in zip(explanation.drawn, firsts, words, strict=True)
         ],
-        "promptWords": [label if isinstance(label, str) else label[0] for label in places],
+        "promptWords": [word if isinstance(word, str) else word[0] for word in word_indexes],
         "rows": [_packed(explanation, row) for row in explanation.attributions],
     }
 
 
 def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
-    """Yield the prompt's text piece by piece, most often a token each, so that every character stands there once."""
+    """Yield the prompt's text in pieces, usually one per token, with every character once."""
     columns = columns_by_token(explanation.started)
-    shown = 0
+    end = 0
     for part in characters(explanation.prompt_text, explanation.prompt_tokens):
         token = explanation.prompt_tokens[part.token_indexes[-1]]
-        if part.start > shown:  # what no token stands for
-            yield {"text": explanation.prompt_text[shown : part.start], "columns": [], "role": "template"}
-        shown = max(shown, part.end)
-        its = [column for index in part.token_indexes for column in columns.get(index, ())]
-        drawn = dict.fromkeys(explanation.drawn_places[column] for column in its)
+        if part.start > end:  # text that no token covers
+            yield {"text": explanation.prompt_text[end : part.start], "columns": [], "role": "template"}
+        end = max(end, part.end)
+        indexes = [column for index in part.token_indexes for column in columns.get(index, ())]
+        drawn = dict.fromkeys(explanation.drawn_places[column] for column in indexes)
         piece: dict[str, Any] = {"text": part.text, "columns": [*drawn], "role": token.role}
         if token.special:
             piece["role"] = "template"
@@ -110,20 +109,20 @@ def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
 
 
 def _packed(explanation: Explanation, row: Attribution) -> dict[str, Any]:
-    """A row as 16-bit integers, of the largest; what is no number is 0."""
+    """Return a row as 16-bit integers relative to its largest score; NaN and infinities become 0."""
     scores = [score if math.isfinite(score) else 0.0 for score in row.scores]
     columns = row.source_indexes
-    if len(explanation.drawn) < len(explanation.sources):  # some columns are drawn as one
+    if len(explanation.drawn) < len(explanation.sources):  # some columns are drawn together
         sums: dict[int, float] = {}
         for column, score in zip(columns or range(len(scores)), scores, strict=True):
-            place = explanation.drawn_places[column]
-            sums[place] = sums.get(place, 0.0) + score
+            index = explanation.drawn_places[column]
+            sums[index] = sums.get(index, 0.0) + score
         columns, scores = tuple(sums) if columns else (), [*sums.values()]
     peak = max(map(abs, scores), default=0.0)
     packed: dict[str, Any] = {
         "token": row.token_index,
         "peak": peak,
-        "scores": _base64("h", [round(_LARGEST * score / peak) if peak else 0 for score in scores]),
+        "scores": _base64("h", [round(_MAX_INT16 * score / peak) if peak else 0 for score in scores]),
     }
     if columns:
         packed["columns"] = _base64("i", columns)
@@ -133,12 +132,12 @@ def _packed(explanation: Explanation, row: Attribution) -> dict[str, Any]:
 def _base64(kind: str, numbers: list[int] | tuple[int, ...]) -> str:
     packed = array.array(kind, numbers)
     if sys.byteorder == "big":
-        packed.byteswap()  # browsers' own order is little-endian everywhere
+        packed.byteswap()  # typed arrays of browsers are little-endian
     return base64.b64encode(packed.tobytes()).decode()
 
 
 def _embedded(data: object) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -150,7 +149,7 @@ def _title(explanation: Explanation) -> str:
 
 @cache
 def shades() -> str:
-    """The scale as classes: f1.. for scores above 0, a1.. for those below, in light and dark."""
+    """Return the colour scale as CSS classes for light and dark: f1.. for positive scores, a1.. for negative ones."""
     light, dark = ("\n".join(_shades_of(theme)) for theme in ("light", "dark"))
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
 

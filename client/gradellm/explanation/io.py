@@ -1,4 +1,4 @@
-"""Explanations in files: what each form holds, and how it is read again."""
+"""Reads and writes files of explanations, in a format chosen by the suffix."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["as_bytes", "check", "load", "read_jsonl", "save", "write_jsonl"]
 
 
 def save(explanation: Explanation, path: str | os.PathLike[str]) -> None:
-    """Write an explanation as the file's name ends; nothing is left of a file that could not be written whole.
+    """Write an explanation atomically, in the format of the file's suffix.
 
-    Raises InvalidRequestError where that is no known form, what it needs is not installed, or it cannot be written.
+    Raises InvalidRequestError for an unknown suffix, a missing package, or a file that cannot be written.
     """
     path = Path(path)
     check(path)
@@ -40,36 +40,36 @@ def save(explanation: Explanation, path: str | os.PathLike[str]) -> None:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise InvalidRequestError where `save` could not write such a file."""
+    """Raise InvalidRequestError if `save` could not write such a file."""
     path = Path(path)
-    form = _FORMS.get(path.suffix.lower())
-    if form is None:
-        raise InvalidRequestError.of("path", f"{path} must end in one of {', '.join(_FORMS)}")
+    file_format = _FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise InvalidRequestError.of("path", f"{path} must end in one of {', '.join(_FORMATS)}")
     if not path.parent.is_dir():
         raise InvalidRequestError.of("path", f"{path} cannot be written: there is no folder {path.parent}")
-    _check_needs(path, form)
+    _check_needs(path, file_format)
 
 
-def _check_needs(path: Path, form: _Form) -> None:
-    if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
+def _check_needs(path: Path, file_format: _Format) -> None:
+    if missing := [name for name in file_format.needs if importlib.util.find_spec(name) is None]:
         extra = "plots" if "matplotlib" in missing else "data"
         raise InvalidRequestError.of("path", f"{path.suffix} files need {missing[0]}: pip install 'gradellm[{extra}]'")
 
 
 def as_bytes(explanation: Explanation, suffix: str) -> bytes:
-    """Return what a file that ends so holds."""
-    return _FORMS[suffix].write(explanation)
+    """Return the contents of a file with this suffix."""
+    return _FORMATS[suffix].write(explanation)
 
 
 def load(path: str | os.PathLike[str]) -> Explanation:
     """Read a .json or .safetensors file.
 
-    Raises InvalidExplanationError, with the file's name, where it cannot be read or is something else.
+    Raises InvalidExplanationError, with the file's name, if it is unreadable or not an explanation.
     """
     path = Path(path)
     try:
         if path.suffix.lower() not in (".json", ".safetensors"):
-            raise InvalidExplanationError("only .json and .safetensors files are read again")
+            raise InvalidExplanationError("only .json and .safetensors files can be read")
         return _from_safetensors(path) if path.suffix.lower() == ".safetensors" else _from_json(path)
     except OSError as error:
         raise InvalidExplanationError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Explanation:
 
 
 def write_jsonl(explanations: Iterable[Explanation], path: str | os.PathLike[str]) -> int:
-    """Write explanations, a line each; return how many."""
+    """Write explanations as JSON Lines. Return their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for explanation in explanations:
@@ -88,7 +88,7 @@ def write_jsonl(explanations: Iterable[Explanation], path: str | os.PathLike[str
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Explanation]:
-    """Read explanations, a line each. Raises InvalidExplanationError with the line's number."""
+    """Yield the explanations of a JSON Lines file. Raises InvalidExplanationError with the line's number."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -110,7 +110,7 @@ def _from_json(path: Path) -> Explanation:
         raise InvalidExplanationError("it is not UTF-8") from error
 
 
-# --- safetensors: numbers as tensors, all else as JSON in the metadata ------------------------------------------------
+# --- safetensors: ids and scores as tensors, the rest as JSON in the metadata -----------------------------------------
 
 _METADATA = "gradellm.explanation"
 
@@ -121,7 +121,7 @@ def _to_safetensors(explanation: Explanation) -> bytes:
 
     rows = explanation.attributions
     scores = np.array([score for row in rows for score in row.scores], np.float64)
-    narrow = scores.astype(np.float32)  # as they came over the wire
+    narrow = scores.astype(np.float32)  # the wire's type
     columns = [column for row in rows for column in row.source_indexes or range(len(row.scores))]
     tensors = {
         "prompt_ids": np.array([token.id for token in explanation.prompt_tokens], np.int64),
@@ -138,7 +138,7 @@ def _to_safetensors(explanation: Explanation) -> bytes:
 
 
 def _from_safetensors(path: Path) -> Explanation:
-    _check_needs(path, _FORMS[".safetensors"])
+    _check_needs(path, _FORMATS[".safetensors"])
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -146,7 +146,7 @@ def _from_safetensors(path: Path) -> Explanation:
             metadata = file.metadata() or {}
             if _METADATA not in metadata:
                 raise InvalidExplanationError("this is not an explanation")
-            held = {name: _numbers(file.get_tensor(name), name, kinds) for name, kinds in _TENSORS.items()}
+            tensors = {name: _numbers(file.get_tensor(name), name, dtypes) for name, dtypes in _TENSOR_DTYPES.items()}
         bare = Explanation.from_json(metadata[_METADATA])
         has_columns = from_json(metadata["has_columns"])
     except InvalidExplanationError:
@@ -154,18 +154,20 @@ def _from_safetensors(path: Path) -> Explanation:
     except (SafetensorError, KeyError, TypeError, ValueError, EOFError) as error:
         raise InvalidExplanationError(f"it is damaged: {error}") from error
     rows = bare.attributions
-    _check_tensors(held, bare, has_columns)
-    scores, columns = held["scores"], held["columns"]
+    _check_tensors(tensors, bare, has_columns)
+    scores, columns = tensors["scores"], tensors["columns"]
     return replace(
         bare,
         attributions=tuple(
             replace(row, scores=tuple(scores[start:end]), source_indexes=tuple(columns[start:end]) if has else ())
-            for row, start, end, has in zip(rows, [0, *held["row_ends"]], held["row_ends"], has_columns, strict=False)
+            for row, start, end, has in zip(
+                rows, [0, *tensors["row_ends"]], tensors["row_ends"], has_columns, strict=False
+            )
         ),
     )
 
 
-_TENSORS = {
+_TENSOR_DTYPES = {
     "prompt_ids": ("int64",),
     "token_ids": ("int64",),
     "token_indexes": ("int64",),
@@ -175,39 +177,40 @@ _TENSORS = {
 }
 
 
-def _numbers(tensor: Any, name: str, kinds: Sequence[str]) -> list[Any]:  # noqa: ANN401  (a numpy array)
-    if tensor.ndim != 1 or tensor.dtype.name not in kinds:
+def _numbers(tensor: Any, name: str, dtypes: Sequence[str]) -> list[Any]:  # noqa: ANN401  (a numpy array)
+    if tensor.ndim != 1 or tensor.dtype.name not in dtypes:
         raise InvalidExplanationError(
-            f"its tensor {name} is {tensor.dtype.name} with {tensor.ndim} dimensions, not {' or '.join(kinds)} with one"
+            f"its tensor {name} is {tensor.dtype.name} with {tensor.ndim} dimensions, not "
+            f"{' or '.join(dtypes)} with one"
         )
     numbers: list[Any] = tensor.tolist()
     return numbers
 
 
-def _check_tensors(held: dict[str, list[Any]], bare: Explanation, has_columns: object) -> None:
-    """Refuse tensors that tell something else than the metadata beside them."""
+def _check_tensors(tensors: dict[str, list[Any]], bare: Explanation, has_columns: object) -> None:
+    """Raise InvalidExplanationError for tensors that contradict the metadata."""
     rows = bare.attributions
-    told = {
+    expected = {
         "prompt_ids": [token.id for token in bare.prompt_tokens],
         "token_ids": [token.id for token in bare.tokens],
         "token_indexes": [row.token_index for row in rows],
     }
-    for name, numbers in told.items():
-        if held[name] != numbers:
-            raise InvalidExplanationError(f"its tensor {name} is not what its metadata says")
-    ends, count = held["row_ends"], len(held["scores"])
+    for name, numbers in expected.items():
+        if tensors[name] != numbers:
+            raise InvalidExplanationError(f"its tensor {name} contradicts its metadata")
+    ends, count = tensors["row_ends"], len(tensors["scores"])
     if len(ends) != len(rows) or any(b < a for a, b in pairwise([0, *ends])) or (ends[-1] if ends else 0) != count:
-        raise InvalidExplanationError(f"its tensor row_ends does not part {count} scores into {len(rows)} rows")
-    if len(held["columns"]) != count:
-        raise InvalidExplanationError(f"its tensor columns has {len(held['columns'])} numbers for {count} scores")
+        raise InvalidExplanationError(f"its tensor row_ends does not split {count} scores into {len(rows)} rows")
+    if len(tensors["columns"]) != count:
+        raise InvalidExplanationError(f"its tensor columns has {len(tensors['columns'])} numbers for {count} scores")
     if any(row.scores or row.source_indexes for row in rows):
-        raise InvalidExplanationError("its metadata has scores beside those of its tensors")
-    is_list = isinstance(has_columns, list) and all(isinstance(one, bool) for one in has_columns)
+        raise InvalidExplanationError("its metadata has scores in addition to its tensors")
+    is_list = isinstance(has_columns, list) and all(isinstance(item, bool) for item in has_columns)
     if not (is_list and len(cast("list[bool]", has_columns)) == len(rows)):
-        raise InvalidExplanationError(f"its has_columns must be a list of {len(rows)} times true or false")
+        raise InvalidExplanationError(f"its has_columns must be a list of {len(rows)} booleans")
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- formats ----------------------------------------------------------------------------------------------------------
 
 
 def _to_plot(explanation: Explanation, form: str) -> bytes:
@@ -217,19 +220,19 @@ def _to_plot(explanation: Explanation, form: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """A kind of file."""
+class _Format:
+    """A file format."""
 
     write: Callable[[Explanation], bytes]
     needs: tuple[str, ...] = ()
-    """Packages that the base install does not have."""
+    """Packages beyond the base install."""
 
 
-_FORMS = {
-    ".json": _Form(lambda explanation: f"{explanation.to_json()}\n".encode()),
-    ".safetensors": _Form(_to_safetensors, ("numpy", "safetensors")),
-    ".html": _Form(lambda explanation: explanation.to_html().encode()),
-    ".png": _Form(partial(_to_plot, form="png"), ("matplotlib",)),
-    ".svg": _Form(partial(_to_plot, form="svg"), ("matplotlib",)),
-    ".txt": _Form(lambda explanation: explanation.to_ansi(color="never", width=100).encode()),
+_FORMATS = {
+    ".json": _Format(lambda explanation: f"{explanation.to_json()}\n".encode()),
+    ".safetensors": _Format(_to_safetensors, ("numpy", "safetensors")),
+    ".html": _Format(lambda explanation: explanation.to_html().encode()),
+    ".png": _Format(partial(_to_plot, form="png"), ("matplotlib",)),
+    ".svg": _Format(partial(_to_plot, form="svg"), ("matplotlib",)),
+    ".txt": _Format(lambda explanation: explanation.to_ansi(color="never", width=100).encode()),
 }

@@ -1,4 +1,4 @@
-"""An explanation as a picture: a row a word of the completion, a column a source. Needs matplotlib."""
+"""The matrix of scores as an image: one row per word of the completion, one column per source. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation.queries import attribution_of, is_written
-from gradellm.rendering.terminal import ramp, visible
+from gradellm.rendering.colormap import ramp
+from gradellm.rendering.terminal import visible
 
 if TYPE_CHECKING:
     from gradellm.explanation.explanation import Explanation
 
 __all__ = ["plot"]
 
-_LABELLED = 80  # rows or columns at most that are labelled one by one
+_MAX_LABELS = 80  # rows or columns that are labelled individually
 _CELL_INCHES = 0.19
-_LONGEST_LABEL = 18  # characters
+_MAX_LABEL_LENGTH = 18  # characters
 _SHADES = 128
 
 
 def plot(explanation: Explanation, form: str) -> bytes:
-    """Draw the matrix of scores as "png" or "svg", each word's row scaled to its largest.
+    """Plot the matrix of scores as "png" or "svg", each word's row divided by its largest score.
 
-    Raises InvalidExplanationError where nothing was explained.
+    Raises InvalidExplanationError if no word was explained.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     columns = [part for part in explanation.drawn if is_written(explanation, part[1][0])]
-    words = [word for word in explanation.words if any(explanation.row(place) for place in word.token_indexes)]
+    words = [word for word in explanation.words if any(explanation.row(index) for index in word.token_indexes)]
     if not columns or not words:
-        raise InvalidExplanationError("there is nothing to draw: no word was explained")
+        raise InvalidExplanationError("there is nothing to plot: no word was explained")
     shares = []
     for word in words:
         scores = attribution_of(explanation, word)
-        row = [sum(scores[i] for i in its if math.isfinite(scores[i])) for _, its in columns]
+        row = [sum(scores[i] for i in indexes if math.isfinite(scores[i])) for _, indexes in columns]
         peak = max(map(abs, row)) or 1.0
         shares.append([score / peak for score in row])
     is_signed = any(share < 0 for row in shares for share in row)
     low = -1 if is_signed else 0
     shades = [ramp(low + (1 - low) * i / (_SHADES - 1), "light") for i in range(_SHADES)]
-    size = [3 + _CELL_INCHES * min(len(columns), 3 * _LABELLED), 1.9 + _CELL_INCHES * min(len(words), 2 * _LABELLED)]
+    size = [
+        3 + _CELL_INCHES * min(len(columns), 3 * _MAX_LABELS),
+        1.9 + _CELL_INCHES * min(len(words), 2 * _MAX_LABELS),
+    ]
     figure = Figure(figsize=(size[0], size[1]), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
@@ -53,12 +57,12 @@ def plot(explanation: Explanation, form: str) -> bytes:
         aspect="auto",
         interpolation="nearest",
     )
-    if len(columns) <= _LABELLED:
+    if len(columns) <= _MAX_LABELS:
         labels = [_label(text) for text, _ in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8, parse_math=False)
     else:
         axes.set_xlabel(f"{len(columns):,} sources")
-    if len(words) <= _LABELLED:
+    if len(words) <= _MAX_LABELS:
         axes.set_yticks(range(len(words)), [_label(word.text) for word in words], fontsize=8, parse_math=False)
     else:
         axes.set_ylabel(f"{len(words):,} words")
@@ -66,11 +70,11 @@ def plot(explanation: Explanation, form: str) -> bytes:
     method = "" if settings is None else f", {settings.method}{f' ({settings.preset})' if settings.preset else ''}"
     axes.set_title(_label(f"{explanation.provenance.model.name}{method}", 80), fontsize=9, parse_math=False)
     figure.colorbar(image, ax=axes, label="attribution over the row’s largest", shrink=0.8)
-    drawn = BytesIO()
-    figure.savefig(drawn, format=form, dpi=150)
-    return drawn.getvalue()
+    image_file = BytesIO()
+    figure.savefig(image_file, format=form, dpi=150)
+    return image_file.getvalue()
 
 
-def _label(text: str, longest: int = _LONGEST_LABEL) -> str:
+def _label(text: str, max_length: int = _MAX_LABEL_LENGTH) -> str:
     bare = visible(text.strip()) or "␣"
-    return bare if len(bare) <= longest else f"{bare[: longest - 1]}…"
+    return bare if len(bare) <= max_length else f"{bare[: max_length - 1]}…"

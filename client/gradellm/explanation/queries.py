@@ -1,7 +1,7 @@
-"""Questions that people put to an explanation, answered from its scores: pure functions.
+"""Queries on the scores of an explanation. Pure functions.
 
-A selection says of which part of the completion: nothing for all of it, a word, a token's place, a range of places, or
-a text that stands in it. Its attribution is the sum of its tokens' rows, as a word's is.
+A selection is a part of the completion: None for all of it, a word, a token index, a range of token indexes, or a text
+in it. Its attribution is the sum of its tokens' rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "led_to",
     "parts",
     "retention",
-    "selected",
+    "selected_tokens",
     "top_sources",
 ]
 
@@ -39,40 +39,40 @@ By = Literal["source", "word", "segment", "role", "message"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of what was scored, with what it contributed."""
+    """A part of the prompt or the completion, and its contribution."""
 
     label: str
-    """The token, the word, the segment's name, the role, or the message's number."""
+    """The token, the word, the segment's name, the role, or the message's index."""
     score: float
-    """The sum of its columns' scores."""
+    """The sum of the scores of its columns."""
     share: float
-    """Of the sum of all scores' magnitudes, 0 to 1."""
+    """Its magnitude divided by the sum of the magnitudes of all scores, 0 to 1."""
     columns: tuple[int, ...]
-    """Which columns of `sources` it is made of."""
+    """Its columns in `sources`."""
 
 
-def selected(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
-    """Return the places in the completion of the tokens that are meant, explained or not.
+def selected_tokens(explanation: Explanation, selection: Selection) -> tuple[int, ...]:
+    """Return the token indexes of a selection, with and without attribution.
 
-    Raises InvalidExplanationError where there is no such part.
+    Raises InvalidExplanationError for a selection outside the completion.
     """
     tokens = explanation.tokens
     present = range(tokens[0].index, tokens[-1].index + 1) if tokens else range(0)
     if selection is None:
         return tuple(present)
     if isinstance(selection, Word):
-        wanted: tuple[int, ...] = selection.token_indexes
+        indexes: tuple[int, ...] = selection.token_indexes
     elif isinstance(selection, str):
-        wanted = _places_of(explanation, selection)
+        indexes = _indexes_of(explanation, selection)
     else:
-        wanted = (selection,) if isinstance(selection, int) else tuple(selection)
-    if not wanted or not all(place in present for place in wanted):
-        held = f"{present[0]} to {present[-1]}" if present else "none"
-        raise InvalidExplanationError(f"the completion has no tokens {selection!r}; its tokens are {held}")
-    return wanted
+        indexes = (selection,) if isinstance(selection, int) else tuple(selection)
+    if not indexes or not all(index in present for index in indexes):
+        existing = f"{present[0]} to {present[-1]}" if present else "none"
+        raise InvalidExplanationError(f"the completion has no tokens {selection!r}; its tokens are {existing}")
+    return indexes
 
 
-def _places_of(explanation: Explanation, text: str) -> tuple[int, ...]:
+def _indexes_of(explanation: Explanation, text: str) -> tuple[int, ...]:
     offset = explanation.tokens[0].start if explanation.tokens else 0
     start = explanation.text.find(text)
     if start < 0 or not text:
@@ -82,14 +82,14 @@ def _places_of(explanation: Explanation, text: str) -> tuple[int, ...]:
 
 
 def attribution_of(explanation: Explanation, selection: Selection = None) -> tuple[float, ...]:
-    """Return a score for each of `sources`: the sum over the selection's tokens. 0 where none has one.
+    """Return a score for each of `sources`: the sum over the selection's tokens, 0 without scores.
 
-    Raises InvalidExplanationError where nothing of the selection was explained.
+    Raises InvalidExplanationError if no token of the selection has an attribution.
     """
     sums = [0.0] * len(explanation.sources)
-    rows = [row for place in selected(explanation, selection) if (row := explanation.row(place)) is not None]
+    rows = [row for index in selected_tokens(explanation, selection) if (row := explanation.row(index)) is not None]
     if not rows:
-        raise InvalidExplanationError("nothing of that was explained")
+        raise InvalidExplanationError("no token of the selection was explained")
     for row in rows:
         for column, score in row.by_column().items():
             sums[column] += score
@@ -97,13 +97,13 @@ def attribution_of(explanation: Explanation, selection: Selection = None) -> tup
 
 
 def parts(explanation: Explanation, by: By = "segment", selection: Selection = None) -> tuple[Part, ...]:
-    """Return what each part contributed to a selection, in the order of the text.
+    """Return the contribution of each part to a selection, in the order of the text.
 
-    By "source" one of `sources`, those of tokens that share a character as one; by "word", "segment", "role" or
-    "message" of the prompt. What lies in none is called "" (or "template", by role), and the completion so far, where
-    it is scored, "completion".
+    By "source" a part is one of `sources`, or several whose tokens share a character; otherwise a "word", "segment",
+    "role" or "message" of the prompt. Tokens outside of these have the label "" (by role "template"), and the
+    completion so far, if it is scored, has the label "completion".
 
-    Raises InvalidExplanationError for another `by`, or where scores were asked for more coarsely than that.
+    Raises InvalidExplanationError for another `by`, or if the resolution of the scores is too coarse for it.
     """
     if by not in get_args(By):
         raise InvalidExplanationError(f"by: must be one of {', '.join(get_args(By))}, not {by!r}")
@@ -112,16 +112,16 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
     labels: dict[str | tuple[str, int], list[int]] = {}
     for column in range(len(scores)):
         labels.setdefault(label_of(explanation, column, by), []).append(column)
-    made = []
+    found = []
     for label, columns in labels.items():
         score = total_of(scores[column] for column in columns)
         name = label if isinstance(label, str) else label[0]
-        made.append(Part(name, score, abs(score) / total if total else 0.0, tuple(columns)))
-    return tuple(made)
+        found.append(Part(name, score, abs(score) / total if total else 0.0, tuple(columns)))
+    return tuple(found)
 
 
 def total_of(scores: Iterable[float]) -> float:
-    """Return the exact sum; of infinities of both signs, which have none, NaN."""
+    """Return the exactly rounded sum; NaN for infinities of both signs."""
     try:
         return math.fsum(scores)
     except ValueError:
@@ -129,23 +129,23 @@ def total_of(scores: Iterable[float]) -> float:
 
 
 def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, int]:
-    """What a column is counted under; with a number beside it where labels may be alike."""
+    """Return the label of a column's part, with a number if labels may repeat."""
     source = explanation.sources[column]
     if by == "source":
-        place = explanation.drawn_places[column]
-        return explanation.drawn[place][0], place
+        index = explanation.drawn_places[column]
+        return explanation.drawn[index][0], index
     if column >= explanation.num_prompt_columns:
         return "completion"
     if by == "word":
         words = {explanation.prompt_words[index] for index in source.token_indexes}
         return words.pop() if len(words) == 1 else (source.label, -1 - column)  # a segment
-    found = {_of(explanation.prompt_tokens[index], by) for index in source.token_indexes}
-    if len(found) > 1:
-        raise InvalidExplanationError(f"by: {source.label!r} has parts in several; explain with resolution='token'")
-    return found.pop() if found else ""
+    labels = {_token_label(explanation.prompt_tokens[index], by) for index in source.token_indexes}
+    if len(labels) > 1:
+        raise InvalidExplanationError(f"by: {source.label!r} spans several parts; explain with resolution='token'")
+    return labels.pop() if labels else ""
 
 
-def _of(token: PromptToken, by: By) -> str:
+def _token_label(token: PromptToken, by: By) -> str:
     if by == "segment":
         return token.segment
     if by == "message":
@@ -154,12 +154,9 @@ def _of(token: PromptToken, by: By) -> str:
 
 
 def drawn(explanation: Explanation) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield what is drawn as one: its text, and its columns in `sources`.
-
-    Those are the columns one by one, but for tokens that share a character: together, they have its text once.
-    """
+    """Yield the text and the columns in `sources` of each drawn unit: a source, or several that share a character."""
     sources, num_prompt_columns = explanation.sources, explanation.num_prompt_columns
-    if explanation.started.sources:  # words and segments share none
+    if explanation.started.sources:  # words and segments share no characters
         yield from ((source.label, (column,)) for column, source in enumerate(sources))
         return
     for part in characters(explanation.prompt_text, explanation.prompt_tokens):
@@ -168,8 +165,8 @@ def drawn(explanation: Explanation) -> Iterator[tuple[str, tuple[int, ...]]]:
     parts: tuple[int, ...] = ()
     for column in range(num_prompt_columns, len(sources)):
         parts += (column,)
-        places = sources[column].completion_indexes
-        if not places or not without_text.issuperset(places) or column == len(sources) - 1:
+        indexes = sources[column].completion_indexes
+        if not indexes or not without_text.issuperset(indexes) or column == len(sources) - 1:
             yield sources[column].label, parts
             parts = ()
 
@@ -177,9 +174,9 @@ def drawn(explanation: Explanation) -> Iterator[tuple[str, tuple[int, ...]]]:
 def top_sources(
     explanation: Explanation, selection: Selection = None, *, n: int = 5, by: By = "word", written: bool = True
 ) -> tuple[Part, ...]:
-    """Return the parts that contributed most, by magnitude, the largest first.
+    """Return the n parts with the largest contributions, sorted by magnitude.
 
-    With `written`, the default, only those of what people wrote: no template, no special tokens.
+    With `written`, the default, without template and special tokens.
     """
     found = parts(explanation, by, selection)
     if written:
@@ -188,36 +185,36 @@ def top_sources(
 
 
 def is_written(explanation: Explanation, column: int) -> bool:
-    """Whether a column stands for something that a person or the model wrote, not for the template."""
+    """Whether a column belongs to a message or the completion, not to the template."""
     if column >= explanation.num_prompt_columns:
         return True
     return any(token_is_written(explanation.prompt_tokens[i]) for i in explanation.sources[column].token_indexes)
 
 
 def led_to(explanation: Explanation, columns: Sequence[int] | int | str) -> tuple[tuple[Word, float], ...]:
-    """Return what a source led to: each word of the completion with the score that the source has for it.
+    """Return each word of the completion with the score that a source has for it.
 
-    `columns` are places in `sources`, one of them, or the name of a segment.
+    `columns` is an index in `sources`, several indexes, or the name of a segment.
 
-    Raises InvalidExplanationError where there is no such source.
+    Raises InvalidExplanationError for an unknown source.
     """
     if isinstance(columns, str):
-        wanted = [i for i in range(explanation.num_prompt_columns) if columns == label_of(explanation, i, "segment")]
-        if not wanted or not columns:
+        indexes = [i for i in range(explanation.num_prompt_columns) if columns == label_of(explanation, i, "segment")]
+        if not indexes or not columns:
             raise InvalidExplanationError(f"the prompt has no segment {columns!r}")
     else:
-        wanted = [columns] if isinstance(columns, int) else list(columns)
-    if not wanted or not all(0 <= column < len(explanation.sources) for column in wanted):
-        raise InvalidExplanationError(f"there are {len(explanation.sources)} sources, and none {columns!r}")
-    led = []
+        indexes = [columns] if isinstance(columns, int) else list(columns)
+    if not indexes or not all(0 <= column < len(explanation.sources) for column in indexes):
+        raise InvalidExplanationError(f"there is no source {columns!r}; there are {len(explanation.sources)} sources")
+    scores = []
     for word in explanation.words:
-        rows = [row for place in word.token_indexes if (row := explanation.row(place)) is not None]
-        led.append((word, total_of(score for row in rows for score in _scores_of(row, wanted))))
-    return tuple(led)
+        rows = [row for index in word.token_indexes if (row := explanation.row(index)) is not None]
+        scores.append((word, total_of(score for row in rows for score in _scores_of(row, indexes))))
+    return tuple(scores)
 
 
 def _scores_of(row: Attribution, columns: Sequence[int]) -> list[float]:
-    """The scores that a row has for some columns: without reading all of it, where it has every column."""
+    """Return a row's scores of some columns; a dense row is indexed directly."""
     if row.source_indexes:
         by_column = row.by_column()
         return [by_column[column] for column in columns if column in by_column]
@@ -227,13 +224,13 @@ def _scores_of(row: Attribution, columns: Sequence[int]) -> list[float]:
 def retention(
     explanation: Explanation, pi: float, selection: Selection = None
 ) -> tuple[tuple[PromptToken, float], ...]:
-    """Return with what probability pi-Soft metrics keep each token of the user's own text: the paper's figures 3 to 6.
+    """Return the keep probability of each token of the user's text in pi-Soft metrics (the paper's figures 3 to 6).
 
-    Raises InvalidExplanationError where scores are not one a token, or pi is not between 0 and 1.
+    Raises InvalidExplanationError if there is not one score per token, or pi is not between 0 and 1.
     """
     if explanation.started.sources:
-        raise InvalidExplanationError("retention needs one score a token: explain with resolution='token'")
+        raise InvalidExplanationError("retention needs one score per token: explain with resolution='token'")
     scores = attribution_of(explanation, selection)
-    own = [i for i, token in enumerate(explanation.prompt_tokens) if token.role == "user" and not token.special]
-    probs = retention_probs([scores[i] for i in own], pi)
-    return tuple((explanation.prompt_tokens[i], prob) for i, prob in zip(own, probs, strict=True))
+    user = [i for i, token in enumerate(explanation.prompt_tokens) if token.role == "user" and not token.special]
+    probs = retention_probs([scores[i] for i in user], pi)
+    return tuple((explanation.prompt_tokens[i], prob) for i, prob in zip(user, probs, strict=True))

@@ -1,1 +1,1 @@
-"""A server of one's own, as a child process."""
+"""A local server in a child process."""

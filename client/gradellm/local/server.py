@@ -1,10 +1,10 @@
-"""A server of one's own: started as a child process, reached by a Unix socket, ended with its client.
+"""A local server: a child process with a Unix socket, which ends with its client.
 
-The child's standard input is a pipe that only this process holds. When this process ends, however that happens, the
-pipe closes and the child ends too; there is nothing to clean up by hand and no port to choose.
+The child's standard input is a pipe that only this process holds. When this process ends, even by a crash, the pipe
+closes and the child exits; there is no port to choose and nothing to clean up.
 
-A process that this one makes by os.fork has copies of all that, and ends without taking the server or its socket along:
-both belong to the process that started them.
+A process made by os.fork inherits copies of the pipe and the socket, but neither stops the server nor removes the
+socket: both belong to the process that started them.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalServer", "LocalServerKeywords"]
 
-_STOP_SECONDS = 10.0  # for each of: its standard input closed, SIGTERM, SIGKILL
-_LAST_LINES = 12
-_PAUSE_SECONDS = 5.0  # between two looks, beyond which this process itself was stopped: not the server's time
+_STOP_SECONDS = 10.0  # after each of: closing standard input, SIGTERM, SIGKILL
+_LOG_LINES = 12  # in an error
+_MAX_STEP_SECONDS = 5.0  # a longer time between two polls means that this process was suspended
 
 
 class LocalServerKeywords(TypedDict, total=False):
     """The keywords of `Client.local`."""
 
     model: str | os.PathLike[str] | None
-    """A path or hub id. By default the demo model that is shipped with the server."""
+    """A path or hub id; by default the demo model."""
     dtype: str | None
-    """What the weights are computed in: float32, bfloat16, ..."""
+    """The dtype of computation: float32, bfloat16, ..."""
     device: str | None
-    """Where the model lies: cpu, cuda, cuda:1, ..."""
+    """The model's device: cpu, cuda, cuda:1, ..."""
     server_args: Sequence[str]
     """Further arguments of `gradellm serve`."""
     startup_timeout_seconds: float
-    """How long it may take to load the model. 600 by default."""
+    """How long it may take to load the model; 600 by default."""
     inherit_stderr: bool
-    """Let the server's own lines through to this process's standard error, instead of keeping them for errors."""
+    """Write the server's log to this process's standard error, instead of keeping its last lines for errors."""
 
 
 class LocalServer:
-    """The child process. The constructor starts it; `startup` tells whether it lives; `close` ends it."""
+    """The server process. The constructor starts it, `startup` polls it until it is ready, `close` stops it."""
 
     PROBE_SECONDS: Final = 2.0
-    """How long to wait for one answer while it starts."""
+    """Timeout of a call that checks whether it is ready."""
 
     def __init__(self, keywords: LocalServerKeywords) -> None:
         if unknown := keywords.keys() - LocalServerKeywords.__annotations__.keys():
-            known = ", ".join(LocalServerKeywords.__annotations__)
-            raise TypeError(f"local() has no keyword {', '.join(sorted(unknown))}; it has {known}")
+            allowed = ", ".join(LocalServerKeywords.__annotations__)
+            raise TypeError(f"local() has no keyword {', '.join(sorted(unknown))}; it has {allowed}")
         self._timeout = keywords.get("startup_timeout_seconds", 600.0)
         require_server_extra()
         self._owner = os.getpid()
@@ -88,44 +88,44 @@ class LocalServer:
         _running.add(self)
 
     @property
-    def may_answer(self) -> bool:
-        """Whether it listens. A connection tried before would make gRPC pause for longer and longer."""
+    def is_listening(self) -> bool:
+        """Whether its socket exists. Connection attempts before that would start gRPC's backoff."""
         return self._socket.exists()
 
     def startup(self) -> Iterator[float]:
-        """Yield how long to pause, in seconds, before each look whether it answers.
+        """Yield the delay in seconds before each poll.
 
-        Raises LocalServerError where the child has exited, or its time is over.
+        Raises LocalServerError if the process has exited, or is not ready in time.
         """
-        waited, looked_at = 0.0, time.monotonic()
+        waited, polled_at = 0.0, time.monotonic()
         while waited < self._timeout:
             yield 0.05
             now = time.monotonic()
-            waited, looked_at = waited + min(now - looked_at, _PAUSE_SECONDS), now
+            waited, polled_at = waited + min(now - polled_at, _MAX_STEP_SECONDS), now
             if self._process.poll() is not None:
                 code = self._process.returncode
-                how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+                how = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
                 raise self._error(f"the local server {how} before it was ready", code)
         raise self._error(
             f"the local server was not ready within {self._timeout:g} s; "
-            "if the model is large, allow it a longer startup_timeout_seconds"
+            "a large model may need a longer startup_timeout_seconds"
         )
 
     def close(self) -> None:
-        """End the child, by force if it does not end by itself, and remove the socket.
+        """Stop the process, by force if necessary, and remove the socket.
 
-        In a process that was forked off after the start, the server is the parent's and stays.
+        No effect in a fork of the process that started it.
         """
         if os.getpid() != self._owner:
             return
         self._close_stdin()
-        for harder in (self._process.terminate, self._process.kill, None):
+        for next_signal in (self._process.terminate, self._process.kill, None):
             try:
                 self._process.wait(_STOP_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                if harder is not None:
-                    harder()
+                if next_signal is not None:
+                    next_signal()
         self._remove_directory()
 
     def _close_stdin(self) -> None:
@@ -135,7 +135,7 @@ class LocalServer:
 
     def _error(self, message: str, exit_code: int | None = None) -> LocalServerError:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        last = "\n".join(lines[-_LAST_LINES:])
+        last = "\n".join(lines[-_LOG_LINES:])
         message += f"; its last lines:\n{last}" if last else ""
         return LocalServerError(message, exit_code=exit_code, stderr=last)
 
@@ -143,18 +143,18 @@ class LocalServer:
 _running: weakref.WeakSet[LocalServer] = weakref.WeakSet()
 
 
-def _let_go_after_fork() -> None:
-    """In a forked child: close its copies of the pipes, else servers would outlive the process that started them."""
+def _close_pipes_after_fork() -> None:
+    """Close the inherited pipes in a forked child, which would keep servers alive after their process has ended."""
     for server in list(_running):
         server._close_stdin()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_after_fork)
+    os.register_at_fork(after_in_child=_close_pipes_after_fork)
 
 
 def _socket_directory() -> str:
-    """Make a directory whose name fits into a socket's address, and into a gRPC target as it is."""
+    """Create a directory whose path fits into a socket address, and needs no escaping in a gRPC target."""
     directory = tempfile.mkdtemp(prefix="gradellm-")
     socket = f"{directory}/gradellm.sock"
     if len(socket.encode()) < 104 and re.fullmatch(r"[\w./+-]+", socket, re.ASCII):  # 108 bytes on Linux, 104 on macOS
@@ -164,6 +164,6 @@ def _socket_directory() -> str:
 
 
 def _remove(directory: str, owner: int) -> None:
-    """Remove the socket's directory when the client is closed or this process ends, and not when a fork of it does."""
+    """Remove the socket's directory, except in a fork of the process that created it."""
     if os.getpid() == owner:
         shutil.rmtree(directory, ignore_errors=True)

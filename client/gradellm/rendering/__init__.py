@@ -1,1 +1,1 @@
-"""What a terminal shows: styles, bars and heatmaps."""
+"""Heat maps of text on a terminal."""

@@ -1,189 +1,194 @@
-"""A stream of events as it is drawn in a terminal: word by word, each over the prompt with its attribution.
+"""Heat maps of text on a terminal: passages and scores to a string. Pure functions.
 
-A word's row is the sum of its tokens' rows. What is drawn of the prompt is what
-people wrote: template and special tokens are left out, and each word's line says what share of its scores lies there.
-Special tokens of the completion have no line.
+1. Text is split into cells: a character with its combining characters, escaped if it could control the terminal.
+2. A cell's score is the sum over the columns that cover it. The largest score by magnitude has the full colour.
+3. Cells are wrapped to the terminal's width.
+4. Of a long passage only lines with large scores are kept, and the others are counted.
+5. Lines are painted: with colours as backgrounds in orange, and in blue for negative scores, with a readable
+   foreground; without colours as blocks below the text.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gradellm.explanation.words import Grouping, characters, is_written
-from gradellm.rendering.terminal import Passage, Span, heat_map, isolated, legend, visible
+from gradellm.rendering.colormap import ramp, readable_on
+from gradellm.rendering.terminal import clusters, display_width, isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from gradellm.models import Event, Finished, PromptToken, Started, Token
+    from gradellm.rendering.colormap import Theme
     from gradellm.rendering.terminal import Style
 
-__all__ = ["columns_by_token", "draw", "draw_retention"]
+__all__ = ["Cell", "Passage", "Span", "heat_map", "legend"]
 
-Row = dict[int, float]
-"""Scores by column."""
-
-
-def draw(events: Iterable[Event], style: Style) -> Iterator[str]:
-    """Draw a stream's events as they come. Yield text to write to the terminal, piece by piece."""
-    drawing: _Drawing | None = None
-    for event in events:
-        if event.started is not None:
-            drawing = _Drawing(event.started, style)
-        elif drawing is not None:
-            yield from drawing.take(event)
-    if drawing is not None:
-        yield from drawing.end()
+_MIN_SHARE = 0.03  # of the largest score; smaller shares have no visible colour
+_LONG_PASSAGE, _KEPT_SHARE = 12, 0.25  # longer passages are folded to the lines with this share of the largest score
+_LINE_BREAK = "\n"
 
 
-def draw_retention(started: Started, kept: Iterable[tuple[PromptToken, float]], pi: float, style: Style) -> str:
-    """Draw the prompt with the probability that each token is kept: the paper's figures 3 to 6."""
-    places = {id(token): place for place, token in enumerate(started.prompt_tokens)}
-    probs = {places[id(token)]: prob for token, prob in kept}
-    tokens = f"{sum(probs.values()):.1f} of {len(probs)} tokens"
-    title = f"{style.bold(f'π = {pi:g}')}  {style.dim(f'the stronger, the surer kept; {tokens} in the mean')}"
-    return f"{title}\n{heat_map(_prompt_passages(started), probs, style)}"
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of a passage's text, in code points, with its column of scores."""
+
+    start: int
+    end: int
+    column: int
 
 
-class _Drawing:
-    """One stream's drawing: what is drawn, and the tokens that wait for their word's end or for their rows."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text to draw, with a label before it and its scored spans."""
 
-    def __init__(self, started: Started, style: Style) -> None:
-        self.style = style
-        self.explained = started.provenance.attribution is not None
-        self.passages = tuple(_prompt_passages(started))
-        self.drawn: list[Token] = []
-        self.so_far: list[Span] = []  # of the drawn tokens that are scored
-        self.grouping = Grouping()
-        self.waiting: deque[list[Token]] = deque()  # words that are whole
-        self.rows: dict[int, Row] = {}
-        self.num_words = 0
-        self.signed = False
-        self.finished: Finished | None = None
-
-    def take(self, event: Event) -> Iterator[str]:
-        if event.token is not None and not self.explained:
-            self.drawn.append(event.token)
-            yield "\n".join(map(visible, event.token.text.split("\n")))  # in pieces: nothing of ours stands beside it
-        elif event.token is not None:
-            self._wait(self.grouping.push(event.token))
-        elif event.attribution is not None:
-            self.rows[event.attribution.token_index] = event.attribution.by_column()
-        elif event.finished is not None:
-            self.finished = event.finished
-            self._wait(self.grouping.finish())
-        while self.waiting and (self.finished or all(token.index in self.rows for token in reversed(self.waiting[0]))):
-            yield self._draw_word(self.waiting.popleft())
-
-    def end(self) -> Iterator[str]:
-        self._wait(self.grouping.finish())
-        yield from map(self._draw_word, self.waiting)
-        if not self.explained:
-            yield "\n"
-        elif self.num_words > 1:
-            yield f"{self.style.dim('in full:')} {_answer(self.drawn)}\n\n"
-        if self.rows:
-            yield legend(self.style, signed=self.signed)
-        if self.finished is not None:
-            yield self.style.dim(_summary(self.finished)) + "\n"
-
-    def _wait(self, word: list[Token]) -> None:
-        if word:
-            self.waiting.append(word)
-
-    def _note(self, word: list[Token]) -> None:
-        """Note a word that is drawn, for the words after it."""
-        self.drawn += word
-        for token in word:
-            start = token.start - self.drawn[0].start
-            if token.source_index is not None:
-                self.so_far.append(Span(start, start + token.end - token.start, token.source_index))
-
-    def _so_far(self) -> Iterator[Passage]:
-        """Yield the completion so far, where it is scored too."""
-        if self.so_far:
-            yield Passage("so far", "".join(token.text for token in self.drawn), tuple(self.so_far))
-
-    def _draw_word(self, word: list[Token]) -> str:
-        row: Row = {}
-        for token in word:
-            for column, score in self.rows.get(token.index, {}).items():
-                row[column] = row.get(column, 0.0) + score
-        passages = (*self.passages, *self._so_far())
-        self._note(word)
-        if all(token.special and not token.text for token in word):
-            return ""  # the model's own punctuation, such as its end of turn, which the summary tells
-        self.num_words += 1
-        name = self.style.bold(isolated(visible(_label(word))))
-        if not row:
-            return f"{name}  {self.style.dim('not explained')}\n\n"
-        self.signed = self.signed or any(score < 0 for score in row.values())
-        return f"{name}  {self.style.dim(_sums(row, passages))}\n{heat_map(passages, row, self.style)}\n"
+    label: str
+    text: str
+    spans: tuple[Span, ...]
 
 
-def _prompt_passages(started: Started) -> Iterator[Passage]:
-    """Yield one passage a message, or one for a raw prompt, without what the template and the tokenizer added."""
-    columns = columns_by_token(started)
-    parts = [
-        (started.prompt_tokens[part.token_indexes[0]], part)
-        for part in characters(started.prompt_text, started.prompt_tokens)
-        if is_written(started.prompt_tokens[part.token_indexes[0]]) and part.end > part.start
-    ]
-    for message, group in groupby(parts, key=lambda pair: pair[0].message):
-        its = list(group)
-        start, end = min(part.start for _, part in its), max(part.end for _, part in its)
-        spans = tuple(
-            Span(part.start - start, part.end - start, column)
-            for _, part in its
-            for column in dict.fromkeys(column for index in part.token_indexes for column in columns.get(index, ()))
-        )
-        label = "" if message is None else its[0][0].role or ""
-        yield Passage(label, started.prompt_text[start:end], spans)
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A character with its combining characters, or its escaped form."""
+
+    text: str
+    width: int
+    """Columns on screen."""
+    share: float = 0.0
+    """Its score divided by the largest magnitude, in -1..1."""
 
 
-def columns_by_token(started: Started) -> dict[int, list[int]]:
-    """Return which columns of scores stand for each token of the prompt, by its place."""
-    if not started.sources:
-        return {index: [index] for index in range(len(started.prompt_tokens))}
-    columns: dict[int, list[int]] = {}
-    for column, source in enumerate(started.sources):
-        for index in source.token_indexes:
-            columns.setdefault(index, []).append(column)
+def heat_map(passages: Iterable[Passage], scores: Mapping[int, float], style: Style) -> str:
+    """Draw passages below each other, each span with the score of its column. Ends with a line break.
+
+    The largest drawn score by magnitude has the full colour.
+    """
+    passages = tuple(passages)
+    finite = {column: score for column, score in scores.items() if math.isfinite(score)}
+    covering = {tuple(columns) for passage in passages for columns in _columns_by_character(passage)}
+    peak = max((abs(sum(finite.get(column, 0.0) for column in columns)) for columns in covering), default=0.0)
+    shares = {column: score / peak for column, score in scores.items() if peak and math.isfinite(score)}
+    gutter = 2 + max((display_width(passage.label) + 2 for passage in passages if passage.label), default=0)
+    drawing: list[str] = []
+    for passage in passages:
+        margin = style.dim(f"  {passage.label}".ljust(gutter))
+        lines = list(_wrapped(_cells(passage, shares), max(1, style.width - gutter)))
+        for line in _folded(lines) if style.fold else lines:
+            drawing += _draw_line(line, margin, gutter, style)
+            margin = " " * gutter
+    return "".join(f"{line.rstrip()}\n" for line in drawing)
+
+
+def _draw_line(line: list[Cell] | str, margin: str, gutter: int, style: Style) -> list[str]:
+    if isinstance(line, str):
+        return [margin + style.dim(line)]
+    if style.color:
+        return [margin + isolated(_paint(line, style.theme))]
+    text = margin + isolated("".join(cell.text for cell in line))
+    blocks = "".join(_block(cell.share) * cell.width for cell in line)
+    return [text, " " * gutter + blocks] if blocks.strip() else [text]
+
+
+def legend(style: Style, *, signed: bool) -> str:
+    """Return one line that explains the colours."""
+    if not style.color:
+        shades = " and ░▒▓ below 0" if signed else ""
+        return f"▁▂▃▄▅▆▇█ attribution of the text above{shades}, scaled to each word’s largest\n"
+    low = -1.0 if signed else 0.0
+    steps = 24 if signed else 12
+    bar = _paint([Cell(" ", 1, low + (1 - low) * step / steps) for step in range(steps + 1)], style.theme)
+    left, right = ("against", "for") if signed else ("0", "largest")
+    return f"{style.dim(left)} {bar} {style.dim(f'{right}: attribution, scaled to each word’s largest')}\n"
+
+
+def _cells(passage: Passage, shares: Mapping[int, float]) -> Iterator[Cell]:
+    columns = _columns_by_character(passage)
+    for form, width, start, end in clusters(passage.text):
+        covering = {column for index in range(start, end) for column in columns[index]}
+        share = sum(shares.get(column, 0.0) for column in sorted(covering))
+        share = 0.0 if abs(share) < _MIN_SHARE else max(-1.0, min(1.0, share))
+        if passage.text[start] != "\n":
+            yield Cell(form, width, share)
+            continue
+        if share:
+            yield Cell(form, width, share)
+        yield Cell(_LINE_BREAK, 0)
+
+
+def _columns_by_character(passage: Passage) -> list[list[int]]:
+    """Return the columns that cover each character.
+
+    Spaces at the ends of a span are left out, so that words are separate chips although most tokens begin with a space;
+    spans of spaces only are kept.
+    """
+    columns: list[list[int]] = [[] for _ in passage.text]
+    for span in passage.spans:
+        text = passage.text[span.start : span.end]
+        bare = text.strip(" ")
+        start = span.start + (len(text) - len(text.lstrip(" ")) if bare else 0)
+        for index in range(start, min(start + len(bare or text), len(columns))):
+            columns[index].append(span.column)
     return columns
 
 
-def _label(word: list[Token]) -> str:
-    text = "".join(token.text for token in word)
-    return text.strip() or text or "(a token without text)"
+def _wrapped(cells: Iterable[Cell], width: int) -> Iterator[list[Cell]]:
+    """Break lines after spaces if possible, else anywhere."""
+    line: list[Cell] = []
+    columns = 0
+    for cell in cells:
+        if cell.text == _LINE_BREAK:
+            yield line
+            line, columns = [], 0
+            continue
+        while line and columns + cell.width > width and cell.text != " ":
+            cut = _last_break(line)
+            yield line[:cut]
+            line = line[cut:]
+            columns = sum(c.width for c in line)
+        line.append(cell)
+        columns += cell.width
+    if line:
+        yield line
 
 
-def _answer(tokens: list[Token]) -> str:
-    text = "".join(token.text for token in tokens).strip()
-    return "\n".join(isolated(visible(line)) for line in text.split("\n"))
+def _folded(lines: list[list[Cell]]) -> Iterator[list[Cell] | str]:
+    """Yield the lines to keep, and a count in place of each run of other lines."""
+    if len(lines) <= _LONG_PASSAGE:
+        yield from lines
+        return
+    for kept, run in groupby(lines, key=lambda line: any(abs(cell.share) >= _KEPT_SHARE for cell in line)):
+        group = list(run)
+        if kept or len(group) == 1:
+            yield from group
+        else:
+            yield f"⋯ {len(group)} lines below {_KEPT_SHARE:.0%} of the largest"
 
 
-def _sums(row: Row, passages: Iterable[Passage]) -> str:
-    drawn = {span.column for passage in passages for span in passage.spans}
-    finite = {column: score for column, score in row.items() if math.isfinite(score)}
-    total = sum(map(abs, finite.values()))
-    largest = max((finite[column] for column in finite.keys() & drawn), key=abs, default=0.0)
-    elsewhere = sum(abs(score) for column, score in finite.items() if column not in drawn)
-    return f"largest {largest:.3g}" + (
-        f" · {elsewhere / total:.0%} on tokens not shown" if elsewhere >= 0.005 * total > 0 else ""
-    )
+def _last_break(line: list[Cell]) -> int:
+    """Return the index after the last space or before the last wide character; the end if there are none."""
+    for cut in range(len(line), 0, -1):
+        if line[cut - 1].text == " " or (cut > 1 and line[cut - 1].width > 1):
+            return cut
+    return len(line)
 
 
-def _summary(finished: Finished) -> str:
-    reason = {
-        "end_of_text": "the model ended its turn",
-        "stop_text": f"met the stop text {isolated(visible(finished.stop))}",
-        "max_new_tokens": "reached max_new_tokens",
-        "end_of_completion": "the whole completion",
-    }.get(finished.reason or "", "ended")
-    timings = finished.timings
-    seconds = timings.queue_seconds + timings.prefill_seconds + timings.decode_seconds + timings.attribution_seconds
-    count = finished.usage.completion_tokens
-    return f"{count} token{'' if count == 1 else 's'}, {reason}, {seconds:.2f} s"
+def _paint(line: list[Cell], theme: Theme) -> str:
+    painted = []
+    for share, cells in groupby(line, key=lambda cell: cell.share):
+        text = "".join(cell.text for cell in cells)
+        painted.append(f"{_sgr(share, theme)}{text}\x1b[0m" if share else text)
+    return "".join(painted)
+
+
+@lru_cache(4096)
+def _sgr(share: float, theme: Theme) -> str:
+    background = ramp(share, theme)
+    foreground = readable_on(background)
+    return "\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*foreground, *background)
+
+
+def _block(share: float) -> str:
+    blocks = "▁▂▃▄▅▆▇█" if share > 0 else "░▒▓"
+    return blocks[min(int(abs(share) * len(blocks)), len(blocks) - 1)] if share else " "

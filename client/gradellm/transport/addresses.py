@@ -1,8 +1,8 @@
-"""Where a gRPC target lies: whether on this machine, and behind which HTTP proxy of the environment.
+"""Parses gRPC targets: whether one is on this machine, and which HTTP proxy of the environment gRPC uses for it.
 
-gRPC takes the first of `grpc_proxy`, `https_proxy` and `http_proxy` that is set, and sends every call through that
-proxy unless `no_grpc_proxy` or `no_proxy` names its host: calls to localhost too, token and prompt in the open. So
-channels to this machine are made with proxies off (`proxy_options`), and errors of the others name the proxy.
+gRPC uses the first of `grpc_proxy`, `https_proxy` and `http_proxy` that is set for every call, unless `no_grpc_proxy`
+or `no_proxy` names the host. That includes calls to localhost, whose tokens and prompts would be sent to the proxy
+unencrypted. So channels to this machine disable proxies (`proxy_options`), and errors of other targets name the proxy.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Proxy", "hosts_of", "is_local", "is_on_this_machine", "proxy_of", "proxy_options"]
 
-_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC's, in its order, in lower case alone
+_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, in its order; lower case only
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 class Proxy(NamedTuple):
-    """A proxy that the environment names."""
+    """A proxy of the environment."""
 
     address: str
-    """Host and port, without its user and password."""
+    """Host and port, without user and password."""
     variable: str
-    """Which environment variable names it."""
+    """The environment variable that names it."""
 
     def __str__(self) -> str:
-        """Return it as an error names it."""
+        """Return the description that error messages use."""
         return f"the proxy {self.address} (environment variable {self.variable})"
 
 
 def is_local(target: str) -> bool:
-    """Whether only this machine can listen to what is said to a gRPC target."""
+    """Whether traffic to a gRPC target stays on this machine: a Unix socket or a loopback address."""
     return target.startswith(("unix:", "unix-abstract:")) or all(map(_is_loopback, hosts_of(target)))
 
 
 def hosts_of(target: str) -> list[str]:
-    """Return the hosts that a gRPC target names, without ports and brackets; none for a Unix socket."""
+    """Return the hosts of a gRPC target, without ports and brackets; none for a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return []
     addresses = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:)", "", target)
@@ -65,20 +65,20 @@ def _is_loopback(host: str) -> bool:
 
 
 def proxy_options(target: str) -> tuple[tuple[str, Any], ...]:
-    """Return the options of a gRPC channel to one target that keep its calls from a proxy, where none may see them."""
+    """Return the channel options that disable proxies for a target on this machine; none for other targets."""
     return (("grpc.enable_http_proxy", 0),) if is_on_this_machine(target) else ()
 
 
 def is_on_this_machine(target: str) -> bool:
     """Whether a gRPC target, or one of the addresses that it lists, is this machine.
 
-    More than `is_local`, which decides where a token may go in the open: 0.0.0.0 and *.localhost are meant for this
-    machine, though nothing but the system's resolver promises it.
+    Includes 0.0.0.0 and *.localhost, which `is_local` excludes: it decides where a token may be sent unencrypted, and
+    these names depend on the system's resolver.
     """
-    return is_local(target) or any(map(_is_meant_for_this_machine, hosts_of(target)))
+    return is_local(target) or any(map(_is_this_host, hosts_of(target)))
 
 
-def _is_meant_for_this_machine(host: str) -> bool:
+def _is_this_host(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -87,7 +87,7 @@ def _is_meant_for_this_machine(host: str) -> bool:
 
 
 def proxy_of(target: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """Return the proxy through which gRPC reaches a target; None where it goes there directly."""
+    """Return the proxy that gRPC uses for a target; None for a direct connection."""
     variable = next((name for name in _VARIABLES if name in environment), None)
     if variable is None or is_on_this_machine(target):
         return None
@@ -96,7 +96,7 @@ def proxy_of(target: str, environment: Mapping[str, str] = os.environ) -> Proxy 
         host, port = url.hostname, url.port
     except ValueError:
         return None
-    if url.scheme != "http" or not host:  # gRPC speaks to no other kind, and then goes without
+    if url.scheme != "http" or not host:  # gRPC supports HTTP proxies only, and connects directly otherwise
         return None
     exceptions = next((environment[name] for name in _EXCEPTIONS if name in environment), "")
     if any(_is_included(host, entry.strip()) for host in hosts_of(target) for entry in exceptions.split(",")):
@@ -106,7 +106,7 @@ def proxy_of(target: str, environment: Mapping[str, str] = os.environ) -> Proxy 
 
 
 def _is_included(host: str, entry: str) -> bool:
-    """Whether an entry of no_proxy names a host: the end of its name, or a network."""
+    """Whether an entry of no_proxy, a domain suffix or a network, matches a host."""
     if not entry:
         return False
     try:

@@ -1,4 +1,4 @@
-"""How a client connects, and by which token it is let in."""
+"""Channel credentials (TLS) and call credentials (the token) of a client."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from gradellm.transport.addresses import is_local
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Security", "Tls", "is_local"]
+__all__ = ["Credentials", "Tls", "is_local"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS by certificates of one's own, in PEM files. `tls=True` takes the well-known authorities alone."""
+    """TLS with your own certificates, as PEM files. `tls=True` trusts the well-known authorities only."""
 
     ca: str | os.PathLike[str] | None = None
-    """Certificates of who signs the server's; None for the well-known authorities."""
+    """Certificates of the authorities that sign the server's certificate; None for the well-known ones."""
     cert: str | os.PathLike[str] | None = None
-    """This client's certificate, where the server asks for one."""
+    """This client's certificate, for a server that requires one."""
     key: str | os.PathLike[str] | None = None
-    """Its private key."""
+    """The private key of `cert`."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files. Raises InvalidRequestError where one cannot be read, or `cert` and `key` are not together."""
+        """Read the files. Raises InvalidRequestError for an unreadable file, or `cert` without `key`."""
         if (self.cert is None) != (self.key is None):
-            raise InvalidRequestError.of("tls", "cert and key belong together: a certificate and its private key")
+            raise InvalidRequestError.of(
+                "tls", "cert and key must be given together: a certificate and its private key"
+            )
         ca, key, cert = _read("ca", self.ca), _read("key", self.key), _read("cert", self.cert)
         for name, path, content, kind in (
             ("ca", self.ca, ca, "CERTIFICATE"),
@@ -42,45 +44,47 @@ class Tls:
         ):
             if content is not None and not re.search(rb"-----BEGIN [A-Z ]*%s-----" % kind.encode(), content):
                 raise InvalidRequestError.of(
-                    "tls", f"{name} {os.fspath(path or '')} holds no {kind.lower()} in PEM form"
+                    "tls", f"{name} {os.fspath(path or '')} contains no {kind.lower()} in PEM format"
                 )
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-class Security:
-    """What both kinds of client know of it.
+class Credentials:
+    """Channel credentials and call metadata, for both clients.
 
     Args:
-        targets: where servers are.
-        credentials: gRPC's own, in place of `tls`.
-        tls: whether to encrypt, and by which certificates.
-        token: what the server knows this client by.
+        targets: the servers' targets.
+        channel: gRPC channel credentials, in place of `tls`.
+        tls: whether to use TLS, and with which certificates.
+        token: the bearer token.
 
-    Raises InvalidRequestError where files cannot be read, the token is none, or it would travel in the open.
+    Raises InvalidRequestError for an unreadable file, a malformed token, or a token that would be sent unencrypted to
+    another machine.
     """
 
     def __init__(
         self,
         targets: Sequence[str],
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        channel: grpc.ChannelCredentials | None = None,
         tls: bool | Tls = False,
         token: str | None = None,
     ) -> None:
-        if credentials is not None and tls:
-            raise InvalidRequestError.of("tls", "credentials say already how to connect; give one of the two")
-        self.credentials = credentials
+        if channel is not None and tls:
+            raise InvalidRequestError.of("tls", "cannot be combined with credentials; give one of the two")
+        self.channel = channel
+        """None for an insecure channel."""
         if tls:
-            self.credentials = (tls if isinstance(tls, Tls) else Tls()).credentials()
+            self.channel = (tls if isinstance(tls, Tls) else Tls()).credentials()
         self.metadata: tuple[tuple[str, str], ...] = ()
-        """Beside every call."""
+        """Sent with every call."""
         if token is not None:
-            if not re.fullmatch(r"[!-~]+", token):  # without quoting it: errors end in logs
+            if not re.fullmatch(r"[!-~]+", token):  # not quoted: errors end up in logs
                 raise InvalidRequestError.of("token", "must be printable ASCII characters without spaces")
-            open_to = None if self.credentials is not None else next((t for t in targets if not is_local(t)), None)
-            if open_to is not None:
+            insecure = None if self.channel is not None else next((t for t in targets if not is_local(t)), None)
+            if insecure is not None:
                 raise InvalidRequestError.of(
-                    "token", f"would be sent to {open_to} in the open; connect by TLS (tls=True, --tls)"
+                    "token", f"would be sent to {insecure} unencrypted; use TLS (tls=True, --tls)"
                 )
             self.metadata = (("authorization", f"Bearer {token}"),)
 

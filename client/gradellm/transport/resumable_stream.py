@@ -1,11 +1,11 @@
-"""A stream of events that outlives the server it came from.
+"""A stream of events that is resumed on another server when its server fails or drains.
 
-When a server dies or drains in mid-stream, another one can go on: token ids are truth, a sampling draw is a pure
-function of (seed, step), and a vector is a pure function of the tokens before it. So a broken Generate is sent again
-with the tokens that have come as its forced beginning; Attribute and Evaluate, which compute the same again, are sent
-as they were, and what has come already is passed over. The caller sees one stream: no token twice, none missing.
+A sampled token is a pure function of (seed, step) and the tokens before it, and so is an attribution row. So a broken
+Generate is resumed with the received tokens as forced ids; Attribute and Evaluate, which are deterministic, are
+repeated, and the events that were already received are dropped. The caller sees one stream without missing or repeated
+events.
 
-There is no input or output here: both clients send what `request` says and give back what comes.
+Pure logic without I/O: both clients send `request` and pass the responses to `take`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SAME_MODEL = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_temp
 
 
 class ResumableStream:
-    """One stream, over as many calls as it takes."""
+    """One stream of events over one or more calls."""
 
     def __init__(self, call: Call[Event | None]) -> None:
         self._call = call
         self._request: Any = call.request
         self._started: Started | None = None
-        self._ids: list[int] = []  # of tokens that came
+        self._ids: list[int] = []  # of received tokens
         self._next_token = len(self._forced)
         self._next_attribution = self._next_token
         if isinstance(self._request, pb.GenerateRequest) and self._request.HasField("first_attribution"):
@@ -49,32 +49,32 @@ class ResumableStream:
 
     @property
     def request(self) -> Message:
-        """What the next call is to send."""
+        """The request of the next call."""
         self._num_calls += 1
         if self._started is None:
             return self._call.request
         sampling = self._started.provenance.sampling
         if isinstance(self._request, pb.EvaluateRequest):
-            again = pb.EvaluateRequest()
-            again.CopyFrom(self._request)
-            if again.HasField("generation") and sampling is not None:
-                again.generation.seed = sampling.seed
-            return again
+            retried = pb.EvaluateRequest()
+            retried.CopyFrom(self._request)
+            if retried.HasField("generation") and sampling is not None:
+                retried.generation.seed = sampling.seed
+            return retried
         if not isinstance(self._request, pb.GenerateRequest):
             return self._call.request
-        on = pb.GenerateRequest()
-        on.CopyFrom(self._request)
+        resumed = pb.GenerateRequest()
+        resumed.CopyFrom(self._request)
         if sampling is not None:
-            on.max_new_tokens, on.seed = sampling.max_new_tokens, sampling.seed
-        on.forced_ids[:] = [*self._forced, *self._ids]
-        if on.HasField("attribution"):
-            on.first_attribution = self._next_attribution
-        return on
+            resumed.max_new_tokens, resumed.seed = sampling.max_new_tokens, sampling.seed
+        resumed.forced_ids[:] = [*self._forced, *self._ids]
+        if resumed.HasField("attribution"):
+            resumed.first_attribution = self._next_attribution
+        return resumed
 
     def take(self, response: Any, target: str) -> Event | None:  # noqa: ANN401 (one of three messages)
-        """Return the event that a message carries; None where the caller has it already, or need not know it.
+        """Return the event of a message; None if the caller has it already, or the client does not know its kind.
 
-        Raises StreamBrokenError where the server at `target` is not one that can go on.
+        Raises StreamBrokenError if the server at `target` cannot resume the stream.
         """
         event = self._call.read(response)
         if event is None:
@@ -110,16 +110,16 @@ class ResumableStream:
             self._has_summary = True
         elif event.finished is not None:
             self._is_over = True
-            return Event(finished=self._whole(event.finished))
+            return Event(finished=self._with_total_usage(event.finished))
         return event
 
     @property
     def is_over(self) -> bool:
-        """Whether its last event has come: what fails now is no loss."""
+        """Whether the last event has arrived; a later failure of the call does not matter."""
         return self._is_over
 
-    def cut_off(self, target: str) -> UnavailableError | None:
-        """Return what failed where a call ended in order, but its stream did not: a proxy may have cut it off."""
+    def truncated(self, target: str) -> UnavailableError | None:
+        """Return the error of a call that ended without an error before `finished`, as when a proxy truncates it."""
         if self._is_over or self._started is None:
             return None
         return UnavailableError(f"the stream from {target} ended before it was finished")
@@ -130,30 +130,30 @@ class ResumableStream:
 
     def _take_started(self, event: Event, target: str) -> Event | None:
         started = event.started
-        before, self._started = self._started, self._started or started
-        if before is None or started is None:
+        first, self._started = self._started, self._started or started
+        if first is None or started is None:
             return event
-        ours, theirs = before.provenance.model, started.provenance.model
+        expected, model = first.provenance.model, started.provenance.model
         for name in _SAME_MODEL:
-            if ours is None or theirs is None:
+            if expected is None or model is None:
                 break
-            was, now = getattr(ours, name, None), getattr(theirs, name, None)
+            was, now = getattr(expected, name, None), getattr(model, name, None)
             if name == "config_sha256" and not (was and now):
-                continue  # one of the two servers is older, and does not tell it
+                continue  # older servers do not send it
             if was != now:
                 raise StreamBrokenError(
-                    f"the stream cannot go on at {target}: its {name} is {now or 'none'}, where the stream began "
-                    f"it was {was or 'none'}; replicas must host the same model in the same way"
+                    f"the stream cannot be resumed at {target}: its {name} is {now or 'none'}, and was "
+                    f"{was or 'none'} where the stream began; replicas must host the same model with the same settings"
                 )
-        if [token.id for token in before.prompt_tokens] != [token.id for token in started.prompt_tokens]:
+        if [token.id for token in first.prompt_tokens] != [token.id for token in started.prompt_tokens]:
             raise StreamBrokenError(
-                f"the stream cannot go on at {target}: it makes other tokens of the prompt, perhaps since its chat "
-                "template writes the time; send prompt_ids"
+                f"the stream cannot be resumed at {target}: it tokenizes the prompt differently, perhaps because its "
+                "chat template includes the time; send prompt_ids"
             )
         return None
 
-    def _whole(self, finished: Finished) -> Finished:
-        """Counts of the whole stream, where the server that ended it knows only its own part."""
+    def _with_total_usage(self, finished: Finished) -> Finished:
+        """Replace the last server's count of attributed tokens by that of the whole stream."""
         if self._num_calls == 1 or not isinstance(self._request, pb.GenerateRequest):
             return finished
         return replace(finished, usage=replace(finished.usage, attributed_tokens=self._num_attributed))

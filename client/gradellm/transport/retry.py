@@ -1,7 +1,6 @@
-"""When a call that failed is tried again.
+"""Retries: which failed calls are retried, and when. Pure logic without I/O, for both clients.
 
-Every call of the service may be: it changes nothing. What is tried again, and when, is decided here without input or
-output, for both clients.
+Every call of the service is idempotent, so that every one may be retried.
 """
 
 from __future__ import annotations
@@ -23,26 +22,25 @@ __all__ = ["Attempts", "Retry"]
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often, and after how long, a call is tried again that found no server or no room.
+    """Retry policy for calls that find no server or no capacity: exponential backoff with jitter.
 
-    The pause doubles from `initial_seconds` to `max_seconds`, each time shortened by up to a half at random, so that
-    many clients do not come back together. Where the server says how long to wait, that counts. What it has no room for
-    and names no time for, a later try does not mend.
+    The delay doubles from `initial_seconds` to `max_seconds`, each time shortened by up to a half at random. A delay
+    that the server asks for (`retry_after_seconds`) takes precedence. An OverloadedError with a reason but without such
+    a delay is not retried: the request exceeds a limit that does not change.
     """
 
     attempts: int = 4
-    """Tries of a call from which nothing has come yet. 1: the first failure is raised."""
+    """Attempts of a call before its first event. 1: the first failure is raised."""
     initial_seconds: float = 0.2
     max_seconds: float = 5.0
     longest_wait_seconds: float = 30.0
-    """Where a server asks to wait longer, its refusal is raised instead."""
+    """If a server asks for a longer delay, the error is raised instead."""
     on_wait: Callable[[GradellmError, float], object] | None = None
-    """Is told what failed and how many seconds will be waited."""
+    """Called before each delay with the error and the delay in seconds."""
     resume_seconds: float = 60.0
-    """For so long after it broke, a stream that had begun is taken up again. 0: never."""
+    """How long after its failure a stream that had begun is resumed. 0: never."""
     starting_seconds: float = 0.0
-    """For so long a server that listens and does not answer yet, since it loads its model, is asked again, whatever
-    `attempts` says."""
+    """How long a server that listens but is still loading its model is retried, regardless of `attempts`."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -53,15 +51,15 @@ class Retry:
 
 
 class Attempts:
-    """The tries of one call.
+    """The retry state of one call.
 
     Args:
-        retry: how often.
-        timeout: seconds for all tries together; None for no limit.
-        num_targets: how many there are: each is asked once before there is a pause.
-        has_replicas: whether one target may stand for several servers, so that another one may have what this lacks.
-        clock: seconds.
-        share: a random share of 0..1.
+        retry: the policy.
+        timeout: seconds for all attempts together; None for no limit.
+        num_targets: number of targets; each is tried once before there is a delay.
+        has_replicas: whether a target may resolve to several servers, so that a retry may reach another one.
+        clock: returns seconds.
+        jitter: returns a random number in 0..1.
     """
 
     def __init__(
@@ -72,83 +70,83 @@ class Attempts:
         num_targets: int = 1,
         has_replicas: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        share: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._retry, self._clock, self._share = retry, clock, share
+        self._retry, self._clock, self._jitter = retry, clock, jitter
         self._num_targets, self._has_replicas = num_targets, has_replicas
-        self._switched = 0  # from one target to the next since the last pause
+        self._switched = 0  # changes of target since the last delay
         self.timeout = timeout
         self._until = None if timeout is None else clock() + timeout
-        self._failed = 0  # tries in a row from which nothing came
-        self._waited = 0  # tries, beside them, of a server that starts
+        self._failed = 0  # consecutive attempts without an event
+        self._waited = 0  # attempts at a starting server, which are counted apart
         self._broken_since: float | None = None
         self._starting_since: float | None = None
         self._has_begun = False
 
     @property
     def seconds_left(self) -> float | None:
-        """For the next try; None for no limit."""
+        """The timeout of the next attempt; None for no limit."""
         return None if self._until is None else max(0.0, self._until - self._clock())
 
     def at_most(self, seconds: float) -> float:
-        """So long, or for what is left."""
+        """Return `seconds`, or the remaining time if that is less."""
         return seconds if self._until is None else min(seconds, max(0.0, self._until - self._clock()))
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything came yet."""
+        """Whether an event has arrived."""
         return self._has_begun
 
     def progressed(self) -> None:
-        """Something came that the caller had not had before."""
+        """Record that a new event arrived."""
         self._has_begun, self._failed, self._waited, self._switched, self._broken_since = True, 0, 0, 0, None
 
-    def pause_after(self, error: GradellmError, *, has_other: bool) -> float:
-        """Return how many seconds to wait before the next try; raise `error` where there is none.
+    def next_delay(self, error: GradellmError, *, has_other: bool) -> float:
+        """Return the delay in seconds before the next attempt. Raises `error` if there is none.
 
         Args:
-            error: what came of the last one.
-            has_other: whether another server can be asked at once.
+            error: the error of the last attempt.
+            has_other: whether another target can be tried without delay.
         """
         now = self._clock()
         if not isinstance(error, UnavailableError | OverloadedError):
             raise error
         if isinstance(error, OverloadedError) and error.retry_after_seconds is None and error.reason:
-            raise error  # the request is too large for what the caller may ever take
+            raise error  # a limit that a retry would exceed again
         switches = has_other and self._switched < self._num_targets - 1
         self._switched = self._switched + 1 if switches else 0
         self._broken_since = now if self._broken_since is None else self._broken_since
-        if self._is_worth_waiting(error, now):
+        if self._may_wait_for_start(error, now):
             self._waited += not switches
         else:
             self._failed += not switches
-            if not self._may_go_on(now):
+            if not self._may_retry(now):
                 raise error
-        pause = 0.0 if switches else self._pause(error)
-        if pause > max(self._retry.longest_wait_seconds, self._retry.max_seconds):
+        delay = 0.0 if switches else self._backoff(error)
+        if delay > max(self._retry.longest_wait_seconds, self._retry.max_seconds):
             raise error
-        if self._until is not None and now + pause >= self._until:
+        if self._until is not None and now + delay >= self._until:
             raise error
-        if pause and self._retry.on_wait is not None:
-            self._retry.on_wait(error, pause)
-        return pause
+        if delay and self._retry.on_wait is not None:
+            self._retry.on_wait(error, delay)
+        return delay
 
-    def _may_go_on(self, now: float) -> bool:
+    def _may_retry(self, now: float) -> bool:
         if self._has_begun:
             return self._broken_since is not None and now - self._broken_since < self._retry.resume_seconds
         return self._failed < self._retry.attempts
 
-    def _is_worth_waiting(self, error: UnavailableError | OverloadedError, now: float) -> bool:
-        """Whether a server that starts may still be waited for."""
+    def _may_wait_for_start(self, error: UnavailableError | OverloadedError, now: float) -> bool:
+        """Whether to keep waiting for a server that loads its model."""
         if not (isinstance(error, UnavailableError) and error.is_starting):
             return False
         self._starting_since = now if self._starting_since is None else self._starting_since
         return now - self._starting_since < self._retry.starting_seconds
 
-    def _pause(self, error: UnavailableError | OverloadedError) -> float:
-        grown: float = self._retry.initial_seconds * 2 ** min(self._failed + self._waited - 1, 20)
-        pause = min(self._retry.max_seconds, grown) * (1 - self._share() / 2)
-        asked = error.retry_after_seconds
-        if asked is None or (self._has_replicas and isinstance(error, UnavailableError)):
-            return pause
-        return max(pause, asked)
+    def _backoff(self, error: UnavailableError | OverloadedError) -> float:
+        doubled: float = self._retry.initial_seconds * 2 ** min(self._failed + self._waited - 1, 20)
+        delay = min(self._retry.max_seconds, doubled) * (1 - self._jitter() / 2)
+        requested = error.retry_after_seconds
+        if requested is None or (self._has_replicas and isinstance(error, UnavailableError)):
+            return delay
+        return max(delay, requested)

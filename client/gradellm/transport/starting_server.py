@@ -1,4 +1,4 @@
-"""Whether a server that does not answer is there all the same: it takes its port first, and then loads its model."""
+"""Detects a starting server: it binds its port first and answers only after loading its model."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import socket
 
 __all__ = ["is_starting"]
 
-_SECONDS = 0.25
-_SILENCE = "before receiving SETTINGS frame"  # gRPC's words where a port takes a connection and says nothing
-# gRPC's words where no connection came about: where one was cut off, its server had answered before.
+_PROBE_SECONDS = 0.25
+_NO_SETTINGS = "before receiving SETTINGS frame"  # gRPC's message for a port that accepts but does not answer
+# gRPC's messages for a connection that was never established.
 _NO_CONNECTION = re.compile(r"failed to connect|Failed to connect|connection attempt timed out|all backends failing")
-# And where something else than a server that starts is behind the port.
-_OTHERS = re.compile(r"[Hh]andshake|http1|HTTP/1|Socket closed|[Cc]onnection reset|SSL|TLS|[Cc]ertificate")
+# gRPC's messages for a port at which something else than a starting server listens.
+_NOT_STARTING = re.compile(r"[Hh]andshake|http1|HTTP/1|Socket closed|[Cc]onnection reset|SSL|TLS|[Cc]ertificate")
 
 
-def is_starting(target: str, said: str) -> bool:
-    """Whether the server at a target listens and does not speak yet.
+def is_starting(target: str, message: str) -> bool:
+    """Whether the server at a target listens but does not answer yet.
 
-    gRPC says so only where it has just waited for it. Of this machine's own addresses, a connection tells at once;
-    others are not tried: that could take as long as a name or a host that is not there.
+    gRPC's message says so only right after it waited for the server. For loopback and Unix sockets a connection is
+    tried as well; other addresses are not, because an unreachable host would delay the error.
 
     Args:
-        target: as gRPC takes it.
-        said: gRPC's words for the failure.
+        target: a gRPC target.
+        message: gRPC's message for the failure.
     """
-    if _OTHERS.search(said) or not _NO_CONNECTION.search(said):
+    if _NOT_STARTING.search(message) or not _NO_CONNECTION.search(message):
         return False
-    return _SILENCE in said or _listens(target)
+    return _NO_SETTINGS in message or _listens(target)
 
 
 def _listens(target: str) -> bool:
-    """Whether a connection to a socket or loopback address of this machine is taken."""
+    """Whether a Unix socket or loopback address accepts a connection."""
     if target.startswith("unix:"):
         path = target.removeprefix("unix:")
         path = path.removeprefix("//") if path.startswith("///") else path
@@ -42,13 +42,13 @@ def _listens(target: str) -> bool:
         return False
     host, port = match[1], int(match[2])
     hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host]
-    for one in hosts:
+    for candidate in hosts:
         try:
-            address = ipaddress.ip_address(one)
+            address = ipaddress.ip_address(candidate)
         except ValueError:
             continue
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        if address.is_loopback and port <= 65535 and _connects(family, (one, port)):
+        if address.is_loopback and port <= 65535 and _connects(family, (candidate, port)):
             return True
     return False
 
@@ -56,7 +56,7 @@ def _listens(target: str) -> bool:
 def _connects(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(_SECONDS)
+            probe.settimeout(_PROBE_SECONDS)
             probe.connect(address)
     except (OSError, ValueError):
         return False

@@ -1,7 +1,7 @@
-"""From response protos to the dataclasses of `results`: by name, field for field.
+"""From response protos to the dataclasses of `gradellm.models`, field by field.
 
-Only two messages have another shape here than on the wire: Layers and Contrast become the values that the keywords of
-the same names take. What a newer server adds (fields, enum values, kinds of events) is passed over.
+Only Layers and Contrast differ from the wire: they become values of the keywords of the same names. Fields, enum values
+and events that this client does not know are ignored.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = ["enum_names", "event", "server_info", "tokenized_prompt"]
 
 
 def event(response: pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse) -> Event | None:
-    """Return the event that a stream's message carries; None where it is of a kind that this client does not know."""
+    """Return the event of a stream's message; None for an unknown kind."""
     return _converted(Event, response) if response.WhichOneof("event") else None
 
 
 def tokenized_prompt(response: pb.TokenizeResponse) -> TokenizedPrompt:
-    """Return the answer to Tokenize."""
+    """Return the response of Tokenize."""
     return _converted(TokenizedPrompt, response)
 
 
 def server_info(response: pb.GetServerInfoResponse) -> ServerInfo:
-    """Return the answer to GetServerInfo."""
+    """Return the response of GetServerInfo."""
     return _converted(ServerInfo, response)
 
 
 def enum_names(enum: EnumDescriptor) -> dict[int, str]:
-    """Return each value's lower-case name without the enum's own, but for the one that means "not said"."""
+    """Return the values' lower-case names without the enum's prefix; UNSPECIFIED is left out."""
     prefix = len(enum.values_by_number[0].name) - len("UNSPECIFIED")
     return {value.number: value.name[prefix:].lower() for value in enum.values if value.number != 0}
 
@@ -70,7 +70,7 @@ def _converted(kind: type[T], message: Message) -> T:
 
 @cache
 def _readers(kind: type[Any], message_name: str) -> dict[str, Callable[[Message], Any]]:
-    """Return how each of the dataclass's fields that the message has is read."""
+    """Return a reader for each field that the dataclass and the message share."""
     descriptor = pb.DESCRIPTOR.message_types_by_name[message_name.rpartition(".")[2]]
     hints = get_type_hints(kind)
     return {
@@ -88,13 +88,13 @@ def _reader(field: Any, hint: Any) -> Callable[[Message], Any]:  # noqa: ANN401 
     if get_origin(kind) is Mapping:
         return lambda message: dict(sorted(getattr(message, name).items()))
     if get_origin(kind) is tuple and field.enum_type is not None:
-        known = enum_names(field.enum_type)
-        return lambda message: tuple(known[number] for number in getattr(message, name) if number in known)
+        enum = enum_names(field.enum_type)
+        return lambda message: tuple(enum[number] for number in getattr(message, name) if number in enum)
     if get_origin(kind) is tuple and field.message_type is not None:
         (item, _) = get_args(kind)
         return lambda message: tuple(_converted(item, part) for part in getattr(message, name))
     if get_origin(kind) is tuple:
-        return lambda message: tuple(getattr(message, name)[:])  # a third faster than number by number
+        return lambda message: tuple(getattr(message, name)[:])  # a third faster than iterating over numbers
     if field.enum_type is not None:
         names = enum_names(field.enum_type)
         return lambda message: names.get(getattr(message, name))

@@ -1,4 +1,4 @@
-"""Checks of keywords' values, each naming its keyword: types, ranges, unknown names, and "exactly one of"."""
+"""Validation of keywords: types, ranges, unknown names, and exclusive choices. Every error names its keyword."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 
-def refuse_unknown(call: str, keywords: Mapping[str, object], known: type) -> None:
-    """Refuse a keyword that a call does not have, with the nearest that it has."""
-    names = list(known.__annotations__)
+def refuse_unknown(call: str, keywords: Mapping[str, object], allowed: type) -> None:
+    """Raise TypeError for a keyword that a call does not have, with the closest one that it has."""
+    names = list(allowed.__annotations__)
     for name in keywords.keys() - names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
@@ -25,138 +25,142 @@ def refuse_unknown(call: str, keywords: Mapping[str, object], known: type) -> No
 
 
 def exactly_one(choices: Mapping[str, object]) -> None:
-    """Refuse all but one choice given."""
+    """Raise InvalidRequestError unless exactly one of the choices is not None."""
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
         *names, last = choices
         wanted = f"exactly one of {', '.join(names)} and {last} must be given"
-        raise InvalidRequestError.of(given[1] if given else next(iter(choices)), f"{wanted}; given: {listed(given)}")
+        raise InvalidRequestError.of(
+            given[1] if given else next(iter(choices)), f"{wanted}; given: {join_names(given)}"
+        )
 
 
 def optional(check: Callable[[str, object], Any], name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """A keyword's value, checked; None where it is not given."""
+    """Return the validated value of a keyword; None if it is absent."""
     value = keywords.get(name)
     return None if value is None else check(name, value)
 
 
 def enum_value(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401  (any of the enums)
-    """An enum's number by its name."""
+    """Return the number of an enum value by its name; None if the keyword is absent."""
     value = keywords.get(name)
     if value is None:
         return None
-    numbers = {known: number for number, known in enum_names(enum.DESCRIPTOR).items()}
+    numbers = {value_name: number for number, value_name in enum_names(enum.DESCRIPTOR).items()}
     if not isinstance(value, str) or value not in numbers:
-        raise InvalidRequestError.of(name, f"must be one of {listed(numbers)}, not {shown(value)}")
+        raise InvalidRequestError.of(name, f"must be one of {join_names(numbers)}, not {short_repr(value)}")
     return numbers[value]
 
 
 def enum_values(enum: EnumTypeWrapper, name: str, keywords: Mapping[str, Any]) -> list[Any]:
-    """The numbers of several."""
-    return [enum_value(enum, name, {name: value}) for value in several(name, keywords)]
+    """Return the numbers of several enum values."""
+    return [enum_value(enum, name, {name: value}) for value in optional_list(name, keywords)]
 
 
-def several(name: str, keywords: Mapping[str, Any]) -> list[Any]:
-    """A keyword's values as a list; none where it is not given."""
+def optional_list(name: str, keywords: Mapping[str, Any]) -> list[Any]:
+    """Return the values of a keyword as a list; empty if it is absent."""
     values = keywords.get(name)
-    return [] if values is None else items(name, values)
+    return [] if values is None else as_list(name, values)
 
 
 def texts(name: str, keywords: Mapping[str, Any]) -> list[str]:
-    """Several texts; none where they are not given."""
-    return [text(f"{name}[{index}]", one) for index, one in enumerate(several(name, keywords))]
+    """Return the texts of a keyword; empty if it is absent."""
+    return [text(f"{name}[{index}]", value) for index, value in enumerate(optional_list(name, keywords))]
 
 
 def stop_texts(stop: object) -> list[str]:
-    """One text or several."""
-    stops = [stop] if isinstance(stop, str) else [] if stop is None else items("stop", stop)
-    return [text("stop", one) for one in stops]
+    """Return stop texts, given as one text or as several."""
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else as_list("stop", stop)
+    return [text("stop", value) for value in stops]
 
 
 def mapping(name: str, value: object) -> Mapping[Any, Any]:
-    """A mapping."""
+    """Return a mapping, validated."""
     if not isinstance(value, Mapping):
-        raise InvalidRequestError.of(name, f"must be a mapping, not {shown(value)}")
+        raise InvalidRequestError.of(name, f"must be a mapping, not {short_repr(value)}")
     return value
 
 
 def text(name: str, value: object) -> str:
-    """A text that UTF-8 can carry."""
+    """Return a text that UTF-8 can encode."""
     if not isinstance(value, str):
-        raise InvalidRequestError.of(name, f"must be a text, not {shown(value)}")
+        raise InvalidRequestError.of(name, f"must be a text, not {short_repr(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequestError.of(
-            name, f"has half a surrogate pair at position {error.start}, which no text can carry; decode it anew"
+            name, f"has a lone surrogate at position {error.start}, which UTF-8 cannot encode; decode the text again"
         ) from error
     return value
 
 
 def boolean(name: str, value: object) -> bool:
-    """True or False, and nothing that Python would take for one of them."""
+    """Return a bool; 0, 1 and other values that Python takes for one are refused."""
     if not isinstance(value, bool):
-        raise InvalidRequestError.of(name, f"must be True or False, not {shown(value)}")
+        raise InvalidRequestError.of(name, f"must be True or False, not {short_repr(value)}")
     return value
 
 
 def number(name: str, value: object) -> float:
-    """A float."""
+    """Return a number as a float."""
     if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
-        raise InvalidRequestError.of(name, f"must be a number, not {shown(value)}")
+        raise InvalidRequestError.of(name, f"must be a number, not {short_repr(value)}")
     try:
-        return float(value)  # type: ignore[arg-type]  # has one of the two, as just asked
+        return float(value)  # type: ignore[arg-type]  # has one of the two methods
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequestError.of(name, f"must be a number that a float can hold, not {shown(value)}") from error
+        raise InvalidRequestError.of(
+            name, f"must be a number that a float can hold, not {short_repr(value)}"
+        ) from error
 
 
 def integer(name: str, value: object, bits: int) -> int:
-    """An integer of so many bits, with sign."""
+    """Return a signed integer of at most this many bits."""
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]  # what has no index raises
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError without __index__
     except TypeError:
-        raise InvalidRequestError.of(name, f"must be an integer, not {shown(value)}") from None
+        raise InvalidRequestError.of(name, f"must be an integer, not {short_repr(value)}") from None
     if not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
-        raise InvalidRequestError.of(name, f"must fit {bits} bits with sign, and {shown(number)} does not")
+        raise InvalidRequestError.of(name, f"must be a signed {bits}-bit integer, not {short_repr(number)}")
     return number
 
 
 def int32(name: str, value: object) -> int:
-    """An integer of 32 bits."""
+    """Return a signed 32-bit integer."""
     return integer(name, value, 32)
 
 
 def int64(name: str, value: object) -> int:
-    """An integer of 64 bits."""
+    """Return a signed 64-bit integer."""
     return integer(name, value, 64)
 
 
 def int32s(name: str, values: object) -> list[int]:
-    """Several."""
-    return [int32(f"{name}[{index}]", value) for index, value in enumerate(items(name, values))]
+    """Return a list of signed 32-bit integers."""
+    return [int32(f"{name}[{index}]", value) for index, value in enumerate(as_list(name, values))]
 
 
 def some_int32s(name: str, values: object) -> list[int]:
-    """Several, and one at least: a proto cannot tell none from absent."""
+    """Return a non-empty list of signed 32-bit integers: a repeated proto field cannot tell empty from absent."""
     numbers = int32s(name, values)
     if not numbers:
-        raise InvalidRequestError.of(name, "is empty, which cannot be told from absent; leave it out or give some")
+        raise InvalidRequestError.of(name, "is empty; leave it out or give at least one")
     return numbers
 
 
-def items(name: str, values: object) -> list[Any]:
-    """Anything that can be iterated, as a list; not a text."""
+def as_list(name: str, values: object) -> list[Any]:
+    """Return an iterable other than a text or a mapping as a list."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidRequestError.of(name, f"must be a list, not {shown(values)}")
+        raise InvalidRequestError.of(name, f"must be a list, not {short_repr(values)}")
     try:
         return list(values)
-    except TypeError:  # an array without dimensions
-        raise InvalidRequestError.of(name, f"must be a list, not {shown(values)}") from None
+    except TypeError:  # a zero-dimensional array
+        raise InvalidRequestError.of(name, f"must be a list, not {short_repr(values)}") from None
 
 
 class _Short(reprlib.Repr):
-    """Values in a bounded number of characters, each part whole or left out: no cut runs through an escape."""
+    """`repr` of bounded length. Each part is whole or left out, so that no escape sequence is cut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,34 +168,33 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 4
 
     def repr_str(self, value: str, level: int) -> str:
-        """See reprlib's."""
+        """Shorten a text, as `reprlib.Repr` calls it."""
         return _quoted(value)
 
     def repr_bytes(self, value: bytes, level: int) -> str:
-        """What `repr` calls for bytes."""
+        """Shorten bytes, as `reprlib.Repr` calls it."""
         return _quoted(value)
 
     def repr_int(self, value: int, level: int) -> str:
-        """See reprlib's."""
-        # Python refuses to print the largest.
+        """Describe large integers by their size: `repr` refuses the largest."""
         return f"an integer of {value.bit_length()} bits" if value.bit_length() > 256 else repr(value)
 
 
 _SHORT = _Short()
-_QUOTED = 60  # characters of a text, at most
+_MAX_QUOTED = 60  # characters of a text
 
 
 def _quoted(value: str | bytes) -> str:
-    if len(value) <= _QUOTED:
+    if len(value) <= _MAX_QUOTED:
         return repr(value)
-    return f"{value[:_QUOTED]!r}... ({type(value).__name__}, {len(value)} in all)"
+    return f"{value[:_MAX_QUOTED]!r}... ({type(value).__name__}, {len(value)} in all)"
 
 
-def shown(value: object) -> str:
-    """A value as an error quotes it."""
+def short_repr(value: object) -> str:
+    """Return a short `repr` of a value, for an error message."""
     return _SHORT.repr(value)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as an error lists them."""
+def join_names(names: Iterable[str]) -> str:
+    """Return names separated by commas, for an error message."""
     return ", ".join(map(str, names)) or "none"

@@ -1,4 +1,4 @@
-"""Many prompts from a file, and explanations to one."""
+"""Batches: prompts from a file, explanations to a file."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_what_fails_is_told_with_its_line_and_the_others_are_written(
         ([{"prompt": "a"}, {"prompt": "a", "seed": "x"}], [], 65, "a.jsonl:2: seed"),
         ([{"prompt": "a"}], ["--concurrency", "0"], 2, "--concurrency: must be 1 or more"),
         ([{"prompt": "a"}], ["--output", "x.json"], 2, "must end in .jsonl"),
-        ([{"prompt": "a"}], ["--format", "json"], 2, "has no meaning beside --batch"),
-        ([{"prompt": "a"}], ["words"], 2, "has no meaning beside --batch"),
+        ([{"prompt": "a"}], ["--format", "json"], 2, "cannot be combined with --batch"),
+        ([{"prompt": "a"}], ["words"], 2, "cannot be combined with --batch"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_sent(

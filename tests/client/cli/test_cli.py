@@ -308,12 +308,15 @@ def test_exit_codes(fake: FakeServer, capsys: Out, code: int, exit_code: int) ->
         (["attribute", "a"], "exactly one of completion and completion_ids"),
         (
             ["explain", "a", "--target", "x:1", "--model", "m"],
-            "model: is for a server that is started here, not for x:1",
+            "model: is for a local server, not for x:1",
         ),
-        (["explain", "a", "--max-new-tokens", "9999999999"], "--max-new-tokens: must fit 32 bits"),
-        (["explain", "\udce4"], "prompt: has half a surrogate pair"),
-        (["explain", "a", "--retention", "2"], "--retention: must lie between 0 and 1, not 2"),
-        (["attribute", "a", "--completion", "b", "--retention", "0.5", "--output", "x.html"], "beside --retention"),
+        (["explain", "a", "--max-new-tokens", "9999999999"], "--max-new-tokens: must be a signed 32-bit integer"),
+        (["explain", "\udce4"], "prompt: has a lone surrogate"),
+        (["explain", "a", "--retention", "2"], "--retention: must be between 0 and 1, not 2"),
+        (
+            ["attribute", "a", "--completion", "b", "--retention", "0.5", "--output", "x.html"],
+            "combined with --retention",
+        ),
     ],
 )
 def test_wrong_requests_start_no_server(arguments: list[str], message: str, capsys: Out) -> None:

@@ -1,18 +1,20 @@
-"""A server that evaluates without a model: its numbers are a pure function of the request. As a module also a process.
+"""A fake evaluation server: its values are a pure function of the request. `python -m` runs it as a process.
 
-What it does is said by words of the prompt: "long" is refused, "poison" fails inside, "slow" takes a while, "nothing"
+Words of the prompt select its behaviour: "long" is refused, "poison" is an internal error, "slow" is delayed, "nothing"
 cannot be measured.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 from google.protobuf.message import Message
@@ -157,6 +159,28 @@ def _abort(context: grpc.ServicerContext, code: int, message: str, field: str = 
         retry.retry_delay.FromMilliseconds(200)
         status.details.add().Pack(retry)
     context.abort_with_status(rpc_status.to_status(status))
+
+
+# --- command lines over data ------------------------------------------------------------------------------------------
+
+FEW = ("--methods", "grad_ellm,random", "--pis", "0.25,0.5")
+NOWHERE = ["--target", "127.0.0.1:1"]
+
+
+def write_data(path: Path, count: int, **words: str) -> Path:
+    """Write labelled sentences. Words are added to the texts of the examples that they are given for: e3="long"."""
+    lines = [
+        {"id": f"e{i}", "text": f"text {i} {words.get(f'e{i}', '')}".strip(), "label": "positive" if i % 2 else 0}
+        for i in range(count)
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def evaluate_command(data: Path, out: Path, server: FakeEvaluator, *more: str) -> list[str]:
+    """Return the arguments that evaluate a data set on a server."""
+    flags = ["--preset", "sst2", "--data", str(data), "--out", str(out), "--target", server.target]
+    return ["evaluate", *flags, *FEW, *more]
 
 
 if __name__ == "__main__":

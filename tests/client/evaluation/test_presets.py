@@ -1,4 +1,4 @@
-"""Presets say exactly what the paper's table 3 says, and a prompt of one's own is refused where it means nothing."""
+"""Presets equal the paper's table 3; invalid custom prompts are refused."""
 
 from __future__ import annotations
 
@@ -172,12 +172,12 @@ def test_a_prompt_of_ones_own_without_labels_is_for_open_generation() -> None:
         (lambda: custom_preset("{text[0]}"), "prompt_template", "{text[0]}"),
         (lambda: custom_preset("{text!r}"), "prompt_template", "{text!r}"),
         (lambda: custom_preset("{text:>9}"), "prompt_template", "{text:>9}"),
-        (lambda: custom_preset("{text} {label}"), "prompt_template", "the answer"),
+        (lambda: custom_preset("{text} {label}"), "prompt_template", "the expected answer"),
         (lambda: custom_preset("{text}", columns={"txt": "body"}), "columns", "'txt'"),
         (lambda: custom_preset("{text}", columns={"label": "y"}), "label_words", "y"),
-        (lambda: custom_preset("{text}", label_words=["good"]), "label_words", "alone"),
+        (lambda: custom_preset("{text}", label_words=["good"]), "label_words", "has only"),
         (lambda: custom_preset("{text}", label_words="good bad"), "label_words", "list"),
-        (lambda: custom_preset("{text}", label_words=["good", "good"]), "label_words", "twice"),
+        (lambda: custom_preset("{text}", label_words=["good", "good"]), "label_words", "duplicates"),
         (lambda: custom_preset("{text}", label_words=["Good", "good"]), "label_words", "both"),
         (lambda: custom_preset("{text}", label_words=["good", " "]), "label_words", "empty"),
         (lambda: custom_preset("{text}", label_words={"good": ["1"], "bad": ["1"]}), "label_words", "'1'"),

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what it finds in a stream's events, its table, and its JSON."""
+"""Evaluation reports: collected from events, as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_prints_what_one_must_know_to_read_it() -> None:
     table, outside, skipped = str(it).split("\n\n")
     assert table == it.table()
     assert outside == (
-        "The answer lies outside the labels: the model's likeliest token begins none of them. The numbers are of the "
-        "likeliest label, 'there'."
+        "The answer is outside the labels: the model's most probable token begins none of them. The values are "
+        "those of the most probable label, 'there'."
     )
     assert skipped.startswith("2 of 3 steps are skipped")
     assert str(report()) == report().table()
@@ -134,8 +134,8 @@ def test_json_gives_back_an_equal_report() -> None:
     ("text", "words"),
     [
         ("{", "not JSON"),
-        ("{}", "not a report"),
-        ('{"format": "gradellm.explanation", "version": 1}', "not a report"),
+        ("{}", "not an evaluation report"),
+        ('{"format": "gradellm.explanation", "version": 1}', "not an evaluation report"),
         ('{"format": "gradellm.evaluation", "version": 2}', "version 2"),
         ('{"format": "gradellm.evaluation", "version": 1}', "is missing"),
     ],

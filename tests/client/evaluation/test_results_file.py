@@ -1,4 +1,4 @@
-"""Whatever ends a run, what its results file said to be done is done, once, and everything else is done anew."""
+"""Results files: after any kind of end, finished examples are kept once, and the others are evaluated again."""
 
 from __future__ import annotations
 
@@ -204,7 +204,9 @@ def test_a_line_that_could_not_be_written_leaves_nothing(
             with pytest.raises(ResultsFileError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
                 results.append("b", {"long": "x" * 1000})
         assert path.read_bytes() == before
-        assert isinstance(failure, KeyboardInterrupt) or "No space left on device; it holds all" in str(caught.value)
+        assert isinstance(failure, KeyboardInterrupt) or "No space left on device; its earlier lines are intact" in str(
+            caught.value
+        )
         assert results.append("b", {})
     assert list(content(path)[0]) == ["a", "b"]
 
@@ -260,7 +262,7 @@ def test_a_line_that_is_corrupt_in_the_middle_is_an_error(path: Path, line: str)
     run(path, "a", "b")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:], ""]))
-    assert f"line 3 of {path} is no result: {line!r}" in refusal(path)
+    assert f"line 3 of {path} is not a result: {line!r}" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -268,18 +270,18 @@ def test_a_line_that_is_corrupt_in_the_middle_is_an_error(path: Path, line: str)
 )
 def test_other_files_are_left_alone(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    assert "holds something else than results" in refusal(path)
+    assert "is not a results file" in refusal(path)
 
 
 def test_other_versions_are_refused(path: Path) -> None:
     path.write_text('{"format": "gradellm evaluation", "version": 2, "settings": {}}\n')
-    assert "has version 2 of the format, and this gradellm reads 1" in refusal(path)
+    assert "has format version 2, but this gradellm reads version 1" in refusal(path)
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(tmp_path / "no" / "folder.jsonl")
     assert "Is a directory" in refusal(tmp_path)
-    assert "no regular file" in refusal(Path(os.devnull))
+    assert "not a regular file" in refusal(Path(os.devnull))
     assert issubclass(ResultsFileError, GradellmError)
 
 

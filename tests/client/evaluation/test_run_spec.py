@@ -1,4 +1,4 @@
-"""What a run asks: methods by name, a seed for each example, the run's identity."""
+"""Run specifications: methods by name, a seed for each example, the run's identity."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.examples import Example
+from gradellm.evaluation.names import PAPER_METHODS
 from gradellm.evaluation.presets import PRESETS, custom_preset
-from gradellm.evaluation.run_spec import PAPER_METHODS, Plan, difference, named_methods, seed_of
+from gradellm.evaluation.run_spec import RunSpec, model_difference, named_methods, seed_of
 from gradellm.models import ModelInfo, ServerInfo
 from gradellm.transport import calls
 from gradellm.v1 import explainer_pb2 as pb
@@ -19,7 +20,7 @@ from gradellm.wire.responses import server_info
 
 NAMES = (*PAPER_METHODS, "lime", "relevance")
 EXAMPLE = Example("7", "d.jsonl, line 1", (("system", "S"), ("user", "Text: a b")), None, "Positive", None, {})
-PLAN = Plan(PRESETS["sst2"], {"random": {"method": "random"}})
+PLAN = RunSpec(PRESETS["sst2"], {"random": {"method": "random"}})
 
 
 def info(**model: Any) -> ServerInfo:
@@ -124,12 +125,12 @@ def test_data_and_model_are_the_runs_identity_but_not_where_they_lie() -> None:
 
 
 def test_models_that_differ() -> None:
-    assert difference(model(), model(device="cuda")) is None
-    assert difference(model(dtype="float32"), model(dtype="int8")) == "different dtypes, float32 (m) and int8 (m)"
+    assert model_difference(model(), model(device="cuda")) is None
+    assert model_difference(model(dtype="float32"), model(dtype="int8")) == "different dtypes, float32 (m) and int8 (m)"
     assert "different configurations, cdcdcdcdcdcd (m) and efefefefefef (m)" in str(
-        difference(model(config_sha256="cd" * 32), model(config_sha256="ef" * 32))
+        model_difference(model(config_sha256="cd" * 32), model(config_sha256="ef" * 32))
     )
-    assert difference(model(config_sha256="cd" * 32), model()) is None  # an older server does not tell it
+    assert model_difference(model(config_sha256="cd" * 32), model()) is None  # an older server does not tell it
     assert "different weights, abababababab (m) and none (m)" in str(
-        difference(model(weights_sha256="ab" * 32), model())
+        model_difference(model(weights_sha256="ab" * 32), model())
     )

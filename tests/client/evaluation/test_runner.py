@@ -1,4 +1,4 @@
-"""Whatever becomes of the servers, every example is evaluated once."""
+"""Every example is evaluated once, even if servers fail, overload or come back."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from client.evaluation import fake_evaluator
 from client.evaluation.fake_evaluator import FakeEvaluator
 from gradellm.errors import InvalidRequestError, UnavailableError
 from gradellm.evaluation import runner
-from gradellm.evaluation.datasets import Example
+from gradellm.evaluation.examples import Example
 from gradellm.evaluation.presets import PRESETS
 from gradellm.evaluation.results_file import ResultsFile
-from gradellm.evaluation.run_spec import Plan
-from gradellm.evaluation.runner import Runner, ask_servers
+from gradellm.evaluation.run_spec import RunSpec
+from gradellm.evaluation.runner import Runner, connect_servers
 
 METHODS = {"grad_ellm": {"method": "grad_ellm"}, "random": {"method": "random"}}
-PLAN = Plan(PRESETS["sst2"], METHODS, pis=(0.25, 0.5))
+PLAN = RunSpec(PRESETS["sst2"], METHODS, pis=(0.25, 0.5))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "FIRST_DELAY_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -80,16 +80,22 @@ class Outcome:
 
 def go(
     path: Path, targets: Sequence[str], asked: Sequence[Example], *, during: Callable[[Runner], None] | None = None,
-    plan: Plan = PLAN, **keywords: Any,
+    plan: RunSpec = PLAN, **keywords: Any,
 ) -> Outcome:  # fmt: skip
     """Run to the end."""
     told: list[str] = []
 
     async def work() -> None:
-        servers = await ask_servers(targets)
+        servers = await connect_servers(targets)
         with ResultsFile(path, {}) as results:
             await Runner(
-                servers, plan, asked, results, tell=told.append, show=during or (lambda _: None), **keywords
+                servers,
+                plan,
+                asked,
+                results,
+                on_message=told.append,
+                on_progress=during or (lambda _: None),
+                **keywords,
             ).run()
 
     try:
@@ -160,7 +166,7 @@ def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Pa
     assert outcome.done.keys() == {f"e{i}" for i in range(24)}
     assert len(outcome.lines) == 24
     assert outcome.failed == {}
-    assert any(told.startswith(f"{first} rests for ") for told in outcome.told)
+    assert any(told.startswith(f"{first} is taken out for ") for told in outcome.told)
 
 
 def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
@@ -251,7 +257,7 @@ def test_one_examples_fault_is_its_own(start: Callable[..., FakeEvaluator], path
 def test_a_slow_example_is_given_up(start: Callable[..., FakeEvaluator], path: Path) -> None:
     outcome = go(path, [start().target], examples(3, e1="slow"), timeout=0.8)
     assert outcome.done.keys() == {"e0", "e2"}
-    assert "was not done within timeout=0.8 s" in outcome.failed["e1"]
+    assert "did not finish within timeout=0.8 s" in outcome.failed["e1"]
 
 
 def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., FakeEvaluator], path: Path) -> None:
@@ -265,7 +271,7 @@ def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., Fak
 def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
     start: Callable[..., FakeEvaluator], path: Path
 ) -> None:
-    plan = Plan(PRESETS["sst2"], METHODS, metrics=("pi_soft_ns", "auprc"), pis=(0.5,))
+    plan = RunSpec(PRESETS["sst2"], METHODS, metrics=("pi_soft_ns", "auprc"), pis=(0.5,))
     asked = [
         Example(f"e{i}", "", (("user", text),), None, None, ((0, 4),), {}) for i, text in enumerate(("a", "rationale"))
     ]
@@ -279,7 +285,7 @@ def test_servers_must_serve_the_same_model(start: Callable[..., FakeEvaluator]) 
     with pytest.raises(
         InvalidRequestError, match=f"{one.target} and {two.target} serve different quantizations, none .* and int8"
     ):
-        asyncio.run(ask_servers([one.target, two.target]))
+        asyncio.run(connect_servers([one.target, two.target]))
 
 
 def test_a_server_may_be_down_at_first(start: Callable[..., FakeEvaluator], path: Path) -> None:
@@ -288,4 +294,4 @@ def test_a_server_may_be_down_at_first(start: Callable[..., FakeEvaluator], path
     outcome = go(path, [down.target, up.target], examples(5))
     assert len(outcome.done) == 5
     with pytest.raises(UnavailableError, match="none of 2 servers answers"):
-        asyncio.run(ask_servers([down.target, "127.0.0.1:1"]))
+        asyncio.run(connect_servers([down.target, "127.0.0.1:1"]))

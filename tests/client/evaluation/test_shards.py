@@ -1,4 +1,4 @@
-"""A run in parts is the run: every example in one part, and the parts together as if there had been none."""
+"""Shards partition a run, and their merge equals the run without shards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradellm.errors import InvalidRequestError
-from gradellm.evaluation.datasets import DataError, Example, digest
+from gradellm.evaluation.examples import DataError, Example, digest
 from gradellm.evaluation.results_file import Results, ResultsFile, ResultsFileError, read_results, write_results
 from gradellm.evaluation.run_results import Output
-from gradellm.evaluation.shards import Shard, merged, missing_ids, num_missing, results_files, write_merged
+from gradellm.evaluation.shards import Shard, merge_results, missing_ids, num_missing, results_files, write_merged
 
 EXAMPLES = [Example(f"e{i}", f"line {i}", None, f"text {i}", None, None, {}) for i in range(7)]
 SETTINGS: dict[str, Any] = {"seed": 0, "data": {"sha256": digest(EXAMPLES), "examples": 7}, "methods": {}, "preset": ""}
@@ -59,7 +59,7 @@ def test_which_files_a_place_means(tmp_path: Path) -> None:
         Path("c.jsonl"),
     ]
     (tmp_path / "d" / "shards").mkdir(parents=True)
-    with pytest.raises(ResultsFileError, match="no shard of that run has begun"):
+    with pytest.raises(ResultsFileError, match="no shard of that run has started"):
         results_files([str(tmp_path / "d")])
 
 
@@ -69,11 +69,11 @@ def test_shards_are_one_run(tmp_path: Path) -> None:
         kept(tmp_path / "1.jsonl", "e1", "e3"),  # done elsewhere meanwhile
         kept(tmp_path / "2.jsonl"),
     ]
-    results = merged(files)
+    results = merge_results(files)
     assert results == Results(SETTINGS, {one: {"of": one} for one in ("e6", "e0", "e1", "e3")}, {"e2": "e2 failed"})
     assert num_missing(results) == 2
     assert missing_ids(results, EXAMPLES) == ["e4", "e5"]
-    with pytest.raises(DataError, match="are not the examples that the results are of: their digest is"):
+    with pytest.raises(DataError, match="are not the examples of the results: their digest is"):
         missing_ids(results, EXAMPLES[1:])
 
 
@@ -84,31 +84,31 @@ def test_what_is_written_is_what_one_run_would_have_kept(tmp_path: Path) -> None
     (tmp_path / "0.bad_rows.txt").write_text("line 8: bad\n")
     (tmp_path / "1.bad_rows.txt").write_text("line 8: bad\nline 9: bad\n")
     output = Output.of(str(tmp_path / "out.jsonl"))
-    write_merged(output, merged(files[:2]), files[:2])  # an earlier state is replaced
-    write_merged(output, merged(files), files)
+    write_merged(output, merge_results(files[:2]), files[:2])  # an earlier state is replaced
+    write_merged(output, merge_results(files), files)
     assert output.results.read_bytes() == whole.read_bytes()
     assert (tmp_path / "out.bad_rows.txt").read_text() == "line 8: bad\nline 9: bad\n"
-    assert read_results(output.results) == merged(files)
-    with pytest.raises(ResultsFileError, match="one of the files that are merged"):
-        write_merged(Output.of(str(files[0])), merged(files), files)
+    assert read_results(output.results) == merge_results(files)
+    with pytest.raises(ResultsFileError, match="one of the merged files"):
+        write_merged(Output.of(str(files[0])), merge_results(files), files)
     for taken in (kept(tmp_path / "a.jsonl", "e0", seed=1), kept(tmp_path / "b.jsonl", "other")):
-        with pytest.raises(ResultsFileError, match="holds results that the merged files do not have"):
-            write_merged(Output.of(str(taken)), merged(files), files)
+        with pytest.raises(ResultsFileError, match="has results that the merged files lack"):
+            write_merged(Output.of(str(taken)), merge_results(files), files)
 
 
 def test_what_cannot_be_one_run(tmp_path: Path) -> None:
     first = kept(tmp_path / "0.jsonl", "e0", "e1")
     for other, message in [
-        (kept(tmp_path / "1.jsonl", "e2", seed=1), "not of one run: seed was 0, and is 1 now"),
-        (kept(tmp_path / "2.jsonl", "e1", "e2"), f"example e1 is done in {first} and in {tmp_path / '2.jsonl'} too"),
+        (kept(tmp_path / "1.jsonl", "e2", seed=1), "belong to different runs: seed was 0, and is 1 now"),
+        (kept(tmp_path / "2.jsonl", "e1", "e2"), f"example e1 has results in {first} and in {tmp_path / '2.jsonl'}"),
         (first, "is given twice"),
         (tmp_path / "absent.jsonl", "cannot be read: No such file"),
-        (kept(tmp_path / "3.jsonl", *(f"x{i}" for i in range(6))), "hold 8 examples, and the run has 7"),
+        (kept(tmp_path / "3.jsonl", *(f"x{i}" for i in range(6))), "have 8 examples, but the run has 7"),
     ]:
         with pytest.raises(ResultsFileError, match=message):
-            merged([first, other])
+            merge_results([first, other])
     with pytest.raises(ResultsFileError, match="not written by `gradellm evaluate`"):
-        merged([kept(tmp_path / "4.jsonl", data=None)])
+        merge_results([kept(tmp_path / "4.jsonl", data=None)])
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

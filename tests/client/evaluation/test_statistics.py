@@ -1,4 +1,4 @@
-"""Intervals over prompts: the engine's own numbers, and averages of data sets."""
+"""Intervals over prompts equal the engine's; averages over data sets."""
 
 from __future__ import annotations
 

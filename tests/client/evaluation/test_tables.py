@@ -1,4 +1,4 @@
-"""Tables against numbers computed by hand."""
+"""Tables equal values computed by hand."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from gradellm.errors import InvalidRequestError
 from gradellm.evaluation.figures import run_figure, save
 from gradellm.evaluation.results_file import ResultsFile, ResultsFileError
 from gradellm.evaluation.run_results import Output, Run, read_run
-from gradellm.evaluation.shards import merged, num_missing
-from gradellm.evaluation.tables.tables import Table, aligned, tables
+from gradellm.evaluation.shards import merge_results, num_missing
+from gradellm.evaluation.tables.table import Table, align_columns
+from gradellm.evaluation.tables.tables import tables
 
 Numbers = Mapping[str, Sequence[Mapping[str, float] | float | None]]
 """By method a number an example; None where the step was skipped."""
@@ -99,7 +100,7 @@ def test_markdown_marks_the_best_and_carries_what_it_takes() -> None:
         in text
     )
     assert "n = 2 of 4 examples, 0 failed, 0 bad rows, 0 of 2 steps skipped" in text
-    assert "1 answers outside the labels, accuracy 0.500 (1 of 2); 2 are not done yet" in text
+    assert "1 answers outside the labels, accuracy 0.500 (1 of 2); 2 are missing" in text
     assert "Attn = Attention; Rnd = Random; Ours = Grad-ELLM; lime." in text
     assert "seed 0; 3 masks for each π of 0.5, 0.75; perturbed: user" in text
     assert "float32, quantization none, attention kernel k, on cpu; torch 2 (2 examples)" in text
@@ -136,10 +137,10 @@ def test_several_data_sets_and_their_average() -> None:
     assert float(line["less_random_mean"]) == pytest.approx((0.6 + 0.1) / 2)
     assert line["n"] == "12"
     assert line["median"] == ""
-    assert "each data set is resampled by itself" in text
+    assert "its interval resamples each data set separately" in text
     assert list(table.against_random()) == [
         "AUC π-Soft-NS: all are better than random",
-        "Fewer than 20 examples (IMDb, SST2): such intervals are too narrow to rely on.",
+        "Fewer than 20 examples (IMDb, SST2): the intervals are too narrow.",
     ]
 
 
@@ -167,7 +168,7 @@ def test_the_original_metrics_with_expected_tokens() -> None:
     text = table.to_markdown()
     assert table.name == "table2"
     assert "| **E[R]** | | | | |\n| SST2 | 5.0 | 5.0 | 5.0 | 5.0 |" in text
-    assert "Scores are taken as they are, clipped to 0..1" in text
+    assert "Scores are clipped to 0..1" in text
     assert "E[R]" not in "\n".join(table.against_random())
 
 
@@ -193,7 +194,8 @@ def test_text_for_a_terminal() -> None:
     )
     assert "\x1b[1m0.300\x1b[0m" in table.to_text(color=True)
     assert (
-        aligned([["a", "bb"], ["heading"], ["ccc", "\x1b[1md\x1b[0m"]]) == "a    bb\nheading\nccc   \x1b[1md\x1b[0m\n"
+        align_columns([["a", "bb"], ["heading"], ["ccc", "\x1b[1md\x1b[0m"]])
+        == "a    bb\nheading\nccc   \x1b[1md\x1b[0m\n"
     )
 
 
@@ -205,9 +207,9 @@ def test_what_quotes_data_is_nothing_but_text() -> None:
 
 def test_runs_that_cannot_stand_in_one_table() -> None:
     one = run({"pi_soft_ns": NS})
-    with pytest.raises(InvalidRequestError, match=r"SST2/results\.jsonl is there twice"):
+    with pytest.raises(InvalidRequestError, match=r"SST2/results\.jsonl is given twice"):
         tables([one, one], "")
-    with pytest.raises(InvalidRequestError, match="other pis"):
+    with pytest.raises(InvalidRequestError, match="different pis"):
         tables([one, run({"pi_soft_ns": NS}, title="IMDb", preset="imdb", pis=[0.5])], "")
 
 
@@ -255,14 +257,14 @@ def test_results_that_make_no_table(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     with ResultsFile(path, settings(["random"])) as results:
         results.append_failure("a", "too long")
-    with pytest.raises(ResultsFileError, match="no example that is done, of which to make a table; 1 failed, too long"):
+    with pytest.raises(ResultsFileError, match="no finished example to make a table of; 1 failed, too long"):
         read_run(str(path))
     with ResultsFile(tmp_path / "y.jsonl", {"a": 1}):
         pass
     with pytest.raises(ResultsFileError, match="not written by `gradellm evaluate`"):
         read_run(str(tmp_path / "y.jsonl"))
     (tmp_path / "z.jsonl").write_text("hello")
-    with pytest.raises(ResultsFileError, match="holds something else than results"):
+    with pytest.raises(ResultsFileError, match="is not a results file"):
         read_run(str(tmp_path / "z.jsonl"))
 
 
@@ -340,7 +342,7 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
     (folder / "results.jsonl").write_text(written(plain.get("settings"), plain.get("record")))
     try:
         made = tables([read_run(str(folder))], "gradellm evaluate ...")
-        num_missing(merged([folder / "results.jsonl"]))
+        num_missing(merge_results([folder / "results.jsonl"]))
     except (ResultsFileError, InvalidRequestError):
         return
     for table in made:
@@ -358,7 +360,7 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
         (("record", "by"), None, "the result of 'a'.by must be an object, not None"),
         (("settings", "seed"), 10**40, "settings.seed must be an integer from 0"),
         (("settings", "methods"), [], "settings.methods must be an object"),
-        (("settings", "preset"), "\ud800", "settings.preset must be a text without half"),
+        (("settings", "preset"), "\ud800", "settings.preset must be a text without lone"),
     ],
 )
 def test_what_a_results_file_must_hold_is_named(tmp_path: Path, path: Sequence[str], value: Any, message: str) -> None:
@@ -386,5 +388,5 @@ def test_what_a_results_file_must_hold_is_named(tmp_path: Path, path: Sequence[s
 def test_hostile_lines_are_named(tmp_path: Path, line: str) -> None:
     good = written(WHOLE["settings"], WHOLE["record"]).splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join([good[0], line, *good[1:]]) + "\n")
-    with pytest.raises(ResultsFileError, match=r"line 2 of .* is no result"):
+    with pytest.raises(ResultsFileError, match=r"line 2 of .* is not a result"):
         read_run(str(tmp_path))

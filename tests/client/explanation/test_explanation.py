@@ -1,4 +1,4 @@
-"""Explanations: collected from events, read as rows and matrices, and the same again through JSON."""
+"""Explanations: collected from events, as rows and matrices, and through JSON."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ def test_from_events_takes_lagging_rows_and_broken_streams() -> None:
         ([], "there are none"),
         ([Event(token=token(0))], "`started` must come first"),
         ([Event(started=start()), Event(started=start())], "`started` must come first and once"),
-        ([Event(started=start()), Event(finished=FINISHED), Event(token=token(0))], "follows `finished`"),
+        ([Event(started=start()), Event(finished=FINISHED), Event(token=token(0))], "after `finished`"),
         ([Event(started=start()), Event(token=token(0)), Event(token=token(2))], "is missing"),
-        ([Event(started=start()), Event(token=token(0)), Event(token=token(0))], "must rise"),
-        ([Event(started=start()), Event(token=token(-1))], "must rise"),
-        ([Event(started=start()), *[Event(attribution=row(0, 1))] * 2], "must rise"),
-        ([Event(started=start()), Event(attribution=row(0, 1, 2, 3))], "more than the 2 columns"),
-        ([Event(started=start()), Event(attribution=row(0, 1, columns=(2,)))], "more than the 2 columns"),
-        ([Event(started=start()), Event(attribution=row(0, 1, columns=(-1,)))], "more than the 2 columns"),
+        ([Event(started=start()), Event(token=token(0)), Event(token=token(0))], "must ascend"),
+        ([Event(started=start()), Event(token=token(-1))], "must ascend"),
+        ([Event(started=start()), *[Event(attribution=row(0, 1))] * 2], "must ascend"),
+        ([Event(started=start()), Event(attribution=row(0, 1, 2, 3))], "more than the 2 columns before"),
+        ([Event(started=start()), Event(attribution=row(0, 1, columns=(2,)))], "there are 2 columns before"),
+        ([Event(started=start()), Event(attribution=row(0, 1, columns=(-1,)))], "there are 2 columns before"),
         ([Event(started=start()), Event(attribution=row(0, 1, 2, columns=(1,)))], "2 scores for 1 source_indexes"),
         ([Event(started=start()), Event(token=token(0, "a", 10**9))], "source_index"),
     ],
@@ -224,20 +224,20 @@ def changed(**changes: Any) -> str:
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ('{"format": NaN}', "NaN is no JSON number"),
+        ('{"format": NaN}', "NaN is not a JSON number"),
         ("[]", "not an explanation"),
         ('{"format": "other"}', "not an explanation"),
         (changed(version=2), "has version 2; this gradellm reads version 1"),
         (changed(version="1"), "has version '1'"),
         (changed(version=True), "has version True"),
-        (changed(more=1), "more: is not known here"),
+        (changed(more=1), "more: is unknown"),
         (changed(tokens=None), "tokens: must be a list, not None"),
         (changed(tokens=[{}]), r"tokens\[0\]\.\w+: is missing"),
         (changed(tokens=[3]), r"tokens\[0\]: must be an object, not 3"),
         (changed(attributions=[{**json.loads(EXPLANATION.to_json())["attributions"][0], "scores": ["x"]}]),
          r"attributions\[0\]\.scores\[0\]: must be a number, not 'x'"),
         (changed(finished={"reason": "bored"}), r"finished\.\w+: is missing"),
-        (changed(attributions=json.loads(EXPLANATION.to_json())["attributions"] * 2), "must rise"),
+        (changed(attributions=json.loads(EXPLANATION.to_json())["attributions"] * 2), "must ascend"),
     ],
 )  # fmt: skip
 def test_malformed_json_is_refused(text: str, message: str) -> None:

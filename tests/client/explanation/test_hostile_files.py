@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: they load and can be shown, or are refused with the place, and nothing else."""
+"""Untrusted files: they load and can be drawn, or are refused with the path of the problem."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def changed(*path_and_value: Any) -> str:
 REFUSED: dict[str, tuple[str, str]] = {
     "a row of token 10^12": (changed("attributions", -1, "token_index", 10**12), r"attributions\[\d\]\.token_index"),
     "rows of many tokens that are not there": (
-        changed("attributions", -1, "token_index", 100), r"attributions\[\d\]\.token_index: is 100, and the last is 3"
+        changed("attributions", -1, "token_index", 100),
+        r"attributions\[\d\]\.token_index: is 100, but the last token is 3",
     ),
     "columns of 10^11": (changed("attributions", 1, "source_indexes", [10**11] * 6), "source_indexes"),
     "forced tokens of 10^12": (changed("tokens", [{**WHOLE["tokens"][0], "index": 10**12}]), r"tokens\[0\]\.index"),
@@ -125,39 +126,39 @@ REFUSED: dict[str, tuple[str, str]] = {
     "an end behind the text": (changed("started", "prompt_tokens", 1, "end", 10**9), r"prompt_tokens\[1\]"),
     "a token's end far away": (changed("tokens", 0, "end", 10**9), r"tokens\[0\]"),
     "scores of 1e308": (changed("attributions", 0, "scores", 0, 1e308), r"attributions\[0\]\.scores\[0\]: 1e\+308"),
-    "half a pair": (changed("started", "prompt_text", "a\ud800"), "started.prompt_text: has half a surrogate pair"),
+    "half a pair": (changed("started", "prompt_text", "a\ud800"), "started.prompt_text: has a lone surrogate"),
     "half a pair in a name": (
-        changed("started", "provenance", "versions", {"\udc00": "1"}), "half a surrogate pair"
+        changed("started", "provenance", "versions", {"\udc00": "1"}), "a lone surrogate"
     ),
     "an id of 10^40": (changed("tokens", 0, "id", 10**40), r"tokens\[0\]\.id: must be an integer of 64 bits"),
     "an id of 2^31": (changed("tokens", 0, "id", 2**31), r"tokens\[0\]\.id: must be a token id"),
     "a million digits": (
-        changed("tokens", 0, "id", "MANY").replace('"MANY"', "9" * 10**6), "a number of 1,000,000 characters"
+        changed("tokens", 0, "id", "MANY").replace('"MANY"', "9" * 10**6), "a number has 1,000,000 characters"
     ),
     "a float beyond floats": (changed("tokens", 0, "logprob", "X").replace('"X"', "1e999"), "larger than a float"),
-    "NaN": (changed("tokens", 0, "logprob", "X").replace('"X"', "NaN"), "NaN is no JSON number"),
+    "NaN": (changed("tokens", 0, "logprob", "X").replace('"X"', "NaN"), "NaN is not a JSON number"),
     "a column twice": (
-        changed("attributions", 1, "source_indexes", [0, 0, 1, 2, 3, 4]), "source_indexes: hold a column twice"
+        changed("attributions", 1, "source_indexes", [0, 0, 1, 2, 3, 4]), "source_indexes: have a column twice"
     ),
-    "a row twice": (changed("attributions", 1, TWICE), "must rise"),
+    "a row twice": (changed("attributions", 1, TWICE), "must ascend"),
     "a source's token that is not there": (
         changed("started", "sources", [{"label": "a", "token_indexes": [99], "completion_indexes": []}]),
-        r"sources\[0\]\.token_indexes: holds 99",
+        r"sources\[0\]\.token_indexes: has 99",
     ),
     "a source without a token": (
         changed("started", "sources", [{"label": "a", "token_indexes": [], "completion_indexes": []}]),
-        r"sources\[0\]\.token_indexes: must hold one",
+        r"sources\[0\]\.token_indexes: must have at least one",
     ),
     "a token in two sources": (
         changed("started", "sources", [{"label": "a", "token_indexes": [0], "completion_indexes": []}] * 9),
-        "one is in two",
+        "a token is in two",
     ),
     "deep lists": ("[" * 10**6, "nested"),
     "deep objects": ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested"),
     "not so deep": (changed("tokens", json.loads("[" * 400 + "]" * 400)), "nested deeper than 32 levels"),
     "a long list": (json.dumps([0] * 10**6), "this is not an explanation"),
     "a name twice": (WHOLE and json.dumps(WHOLE).replace('"started":', '"finished": null, "started":', 1), "twice"),
-    "a long unknown name": (changed("x" * 10**5, 1), "xxx...: is not known here"),
+    "a long unknown name": (changed("x" * 10**5, 1), "xxx...: is unknown"),
     "a long wrong value": (changed("tokens", "y" * 10**6), "tokens: must be a list, not 'yyy"),
 }  # fmt: skip
 
@@ -291,10 +292,10 @@ def test_a_line_of_many_is_named(tmp_path: Path) -> None:
         (b'{"a": 1, "a": 2}', "has the name 'a' twice"),
         (b'{"a": {"b": 1, "b": 1}}', "has the name 'b' twice"),
         (b"[1e400]", "larger than a float"),
-        (b"[-Infinity]", "no JSON number"),
-        (b'["\\ud800"]', "half a surrogate pair"),
+        (b"[-Infinity]", "not a JSON number"),
+        (b'["\\ud800"]', "a lone surrogate"),
         (b"[" * 33 + b"]" * 33, "nested deeper than 32"),
-        (b"1" * 5000, "a number of 5,000 characters"),
+        (b"1" * 5000, "a number has 5,000 characters"),
         (b"", "not JSON"),
     ],
 )

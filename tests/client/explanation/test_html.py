@@ -12,7 +12,7 @@ import pytest
 
 from client.explanation.test_queries import ROWS, explanation, shared
 from gradellm import Attribution, Explanation, PromptToken, Token
-from gradellm.explanation.html import framed, page
+from gradellm.explanation.html import page, repr_html
 from support.browser import browser
 
 __all__ = ["browser"]
@@ -145,8 +145,8 @@ def test_text_that_looks_like_markup_stays_text(show: Any) -> None:
     changed = replace(it, tokens=tokens, started=replace(it.started, prompt_tokens=it.prompt_tokens[:1] + prompt[1:]))
     tab = show(changed)
     assert evil in tab.locator("#answer").inner_text()
-    assert "srcdoc=" in framed(changed)
-    assert "<script>throw" not in framed(changed)
+    assert "srcdoc=" in repr_html(changed)
+    assert "<script>throw" not in repr_html(changed)
 
 
 def test_right_to_left_and_wide_text(show: Any) -> None:

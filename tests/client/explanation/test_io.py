@@ -1,4 +1,4 @@
-"""Explanations in files, and what is said of files that are none."""
+"""Explanations in files, and errors for other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an explanation answers, on one small enough to reckon by hand."""
+"""Queries on an explanation that is small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_scores_by_word_cannot_be_told_by_something_finer() -> None:
     assert [(part.label, part.score) for part in whole.parts("source")] == [("The cat sat", 1.0), ("on", 2.0)]
     with pytest.raises(InvalidExplanationError, match="resolution"):
         whole.parts("role")
-    with pytest.raises(InvalidExplanationError, match="one score a token"):
+    with pytest.raises(InvalidExplanationError, match="one score per token"):
         whole.retention(0.5)
 
 

@@ -1,4 +1,4 @@
-"""A server of one's own: started, asked, ended; and what is said where it does not start."""
+"""Local servers: start, calls, stop, and errors of a failed start."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_may_answer_late() -> None:
 
 def test_a_failing_start_has_the_servers_own_words(temporary: Path) -> None:
     with pytest.raises(
-        LocalServerError, match=r"(?s)exit code 1 before it was ready.*error: there is no model absent"
+        LocalServerError, match=r"(?s)exited with code 1 before it was ready.*error: there is no model absent"
     ) as caught:
         Client.local(model="absent")
     assert (caught.value.exit_code, caught.value.stderr) == (1, "loading absent\nerror: there is no model absent")

@@ -1,209 +1,134 @@
-"""Drawing a stream: words are grouped, come as early as can be, and leave the template out."""
+"""Heat maps: text is complete, fits the width and cannot control the terminal; colours follow the scores."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import re
+from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gradellm import Attribution, Event, Explanation, PromptToken, Source, Started, Token
-from gradellm.rendering.heatmap import draw
-from gradellm.rendering.terminal import Style, display_width
-from gradellm.v1 import explainer_pb2 as pb
-from gradellm.wire import responses
+from gradellm.rendering.heatmap import Passage, Span, heat_map, legend
+from gradellm.rendering.terminal import Style, display_width, visible
 
-PLAIN = Style(width=60, color=False, theme="dark")
-
-
-def started(**changes: Any) -> Started:
-    pieces = [
-        ("<s>", "template"),
-        ("be", "system"),
-        ("<u>", "template"),
-        ("red", "user"),
-        (" ball", "user"),
-        ("</s>", "template"),
-    ]
-    tokens, position = [], 0
-    for text, role in pieces:
-        message = {"system": 0, "user": 1}.get(role)
-        tokens.append(PromptToken(1, text, position, position + len(text), role, message, "", False))  # type: ignore[arg-type]
-        position += len(text)
-    event = responses.event(pb.GenerateResponse(started={"provenance": {"attribution": {}}}))
-    assert event is not None
-    assert event.started is not None
-    whole = replace(event.started, prompt_text="<s>be<u>red ball</s>", prompt_tokens=tuple(tokens))
-    return replace(whole, **changes)
+COLOR = Style(width=40, color=True, theme="dark")
+PLAIN = Style(width=40, color=False, theme="dark")
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("ab \n\t\x1b猫é\u0301👩\u200d\u202e\u200b"), max_size=60)
 
 
-def token(index: int, text: str, **changes: Any) -> Event:
-    return Event(token=replace(Token(index, 5, text, index, index + 1, -1.0, (), False, None), **changes))
+def words(text: str) -> Passage:
+    """A passage with a span a word, its space before it."""
+    spans = [Span(match.start(), match.end(), column) for column, match in enumerate(re.finditer(r" ?\S+", text))]
+    return Passage("", text, tuple(spans))
 
 
-def row(index: int, *scores: float, columns: tuple[int, ...] = ()) -> Event:
-    return Event(attribution=Attribution(index, scores, columns, 5, None))
+@st.composite
+def passages(draw: st.DrawFn) -> Passage:
+    text = draw(TEXTS)
+    ends = st.integers(0, len(text))
+    pairs = [sorted((draw(ends), draw(ends))) for _ in range(draw(st.integers(0, 4)))]
+    spans = [Span(start, end, column) for column, (start, end) in enumerate(pairs)]
+    return Passage(draw(st.sampled_from(["", "user"])), text, tuple(spans))
 
 
-def finished() -> Event:
-    event = responses.event(pb.GenerateResponse(finished={"reason": 1, "usage": {"completion_tokens": 3}}))
-    assert event is not None
-    return event
+SCORES = st.dictionaries(st.integers(0, 5), st.floats())
 
 
-def test_a_word_is_the_sum_of_its_tokens() -> None:
-    events = [
-        Event(started=started()),
-        token(0, " wo"), row(0, 0, 0, 0, 1.0, 0, 1.0),
-        token(1, "rd"), row(1, 0, 0, 0, 1.0, 1.0, 0),
-        token(2, " next"), row(2, 0, 4.0, 0, 0, 0, 0),
-        finished(),
-    ]  # fmt: skip
-    assert "".join(draw(events, PLAIN)) == (
-        "word  largest 2 · 25% on tokens not shown\n"
-        "  system  be\n"
-        "  user    red ball\n"
-        "          ███ ▅▅▅▅\n"
-        "\n"
-        "next  largest 4\n"
-        "  system  be\n"
-        "          ██\n"
-        "  user    red ball\n"
-        "\n"
-        "in full: word next\n"
-        "\n"
-        "▁▂▃▄▅▆▇█ attribution of the text above, scaled to each word’s largest\n"
-        "3 tokens, the model ended its turn, 0.00 s\n"
-    )
+@given(passages(), SCORES, st.integers(20, 60), st.booleans())
+def test_lines_fit_and_carry_no_escapes_but_colours(
+    passage: Passage, scores: dict[int, float], width: int, color: bool
+) -> None:
+    drawn = heat_map([passage], scores, Style(width, color, "dark"))
+    bare = SGR.sub("", drawn)
+    assert color or bare == drawn
+    for line in bare.split("\n"):
+        text = re.sub("[\u2068\u2069]", "", line)  # our own, around what runs from right to left
+        assert visible(text) == text
+        assert line.count("\u2068") == line.count("\u2069") <= 1
+        assert display_width(line) <= width
+    for line in drawn.split("\n"):
+        codes = SGR.findall(line)
+        assert not codes or codes[-1] == "\x1b[0m"  # no colour runs over the line's end
 
 
-def test_a_word_is_drawn_when_the_next_begins() -> None:
-    drawn: list[str] = []
-
-    def stream() -> Any:
-        yield Event(started=started())
-        yield token(0, "one")
-        yield row(0, *[1.0] * 6)
-        assert drawn == []  # it may go on
-        yield token(1, " two")
-        assert "".join(drawn).startswith("one  ")
-        yield token(2, " three")
-        assert "two" not in "".join(drawn)  # its row has not come
-        yield row(1, *[1.0] * 6)
-        assert "two" in "".join(drawn)
-
-    for piece in draw(stream(), PLAIN):
-        drawn.append(piece)  # noqa: PERF402  (the stream looks at it meanwhile)
-    assert "three  not explained" in "".join(drawn)
+@given(TEXTS, st.integers(20, 60))
+def test_no_text_is_lost(text: str, width: int) -> None:
+    drawn = heat_map([Passage("", text, ())], {}, Style(width, color=False, theme="dark", fold=False))
+    shown = "".join(visible(char) for char in text if char != "\n")
+    assert re.sub(r"[\s\u2068\u2069]", "", drawn) == re.sub(r"\s", "", shown)
 
 
-@pytest.mark.parametrize(
-    ("texts", "words"),
-    [
-        ((" a", " b"), ["a", "b"]),
-        (("a", "b", ","), ["ab,"]),
-        (("\n", "The", " end"), ["The", "end"]),
-        (("a", "\n", " b"), ["a", "b"]),
-        (("a ", "b", "\n"), ["a", "b", "↵"]),
-        (("猫", "が", "好"), ["猫", "が", "好"]),
-        (("猫", "", "が"), ["猫", "が"]),
-        (("é", "", ""), ["é"]),
-        (("\x1b[0m",), ["^[[0m"]),
-        (("",), ["(a token without text)"]),
-    ],
-)
-def test_grouping(texts: tuple[str, ...], words: list[str]) -> None:
-    events = [Event(started=started(prompt_tokens=())), *(token(i, text) for i, text in enumerate(texts))]
-    drawn = "".join(draw([*events, finished()], PLAIN))
-    assert [line.removesuffix("  not explained") for line in drawn.split("\n") if "not explained" in line] == words
+def test_wrapping_prefers_spaces() -> None:
+    drawn = heat_map([words("one two three four five six seven eight nine")], {}, Style(20, color=False, theme="dark"))
+    assert drawn == "  one two three four\n  five six seven\n  eight nine\n"
 
 
-def test_without_attribution_the_text_streams() -> None:
-    begin = started()
-    begin = replace(begin, provenance=replace(begin.provenance, attribution=None))
-    pieces = list(draw([Event(started=begin), token(0, "a\x1b"), token(1, " b\n"), finished()], PLAIN))
-    assert pieces[:2] == ["a^[", " b\n"]
-    assert "attribution" not in "".join(pieces)
+def test_wide_characters_wrap_without_spaces() -> None:
+    drawn = heat_map([words("猫" * 25)], {}, Style(22, color=False, theme="dark"))
+    assert drawn == f"  {'猫' * 10}\n  {'猫' * 10}\n  {'猫' * 5}\n"
 
 
-def test_special_tokens_have_no_line() -> None:
-    events = [
-        Event(started=started()),
-        token(0, "x"),
-        row(0, *[1.0] * 6),
-        token(1, "", special=True),
-        row(1, *[1.0] * 6),
-    ]
-    drawn = "".join(draw([*events, finished()], PLAIN))
-    assert drawn.count("largest 1") == 1
-    assert "without text" not in drawn
+def test_a_long_word_is_broken() -> None:
+    assert heat_map([words("x" * 30)], {}, Style(22, color=False, theme="dark")) == f"  {'x' * 20}\n  {'x' * 10}\n"
 
 
-def test_words_as_columns_and_top_k() -> None:
-    begin = started(sources=(Source("red ball", (3, 4)), Source("system", (1,))))
-    drawn = "".join(draw([Event(started=begin), token(0, "x"), row(0, 3.0, columns=(0,)), finished()], PLAIN))
-    assert "          ███ ████\n" in drawn
+def test_labels_make_a_margin() -> None:
+    two = [Passage("system", "be brief", ()), Passage("user", "hello\nthere", ())]
+    assert heat_map(two, {}, PLAIN) == "  system  be brief\n  user    hello\n          there\n"
 
 
-def test_the_completion_so_far() -> None:
-    events = [
-        Event(started=started()),
-        token(0, "one", source_index=6, start=0, end=3),
-        row(0, *[1.0] * 6),
-        token(1, " two", source_index=7, start=3, end=7),
-        row(1, *[0.0] * 6, 5.0),
-    ]
-    drawn = "".join(draw([*events, finished()], PLAIN))
-    assert drawn.count("so far") == 1
-    assert "  so far  one\n          ███\n" in drawn
+def test_blocks_stand_under_their_words() -> None:
+    drawn = heat_map([words("one 猫 three")], {0: 0.5, 1: 1.0, 2: 0.01}, PLAIN)
+    assert drawn == "  one 猫 three\n  ▅▅▅ ██\n"
 
 
-def test_signed_scores_have_a_signed_legend() -> None:
-    drawn = "".join(draw([Event(started=started()), token(0, "x"), row(0, 0, 0, 0, 1.0, -1.0, 0), finished()], PLAIN))
-    assert "          ███ ▓▓▓▓\n" in drawn
-    assert "below 0" in drawn
+def test_blocks_below_zero_are_shades() -> None:
+    assert heat_map([words("one two")], {0: 1.0, 1: -0.5}, PLAIN) == "  one two\n  ███ ▒▒▒\n"
 
 
-def test_to_ansi() -> None:
-    events = [Event(started=started()), token(0, "x"), row(0, 0, 0, 0, 1.0, 0, 0), finished()]
-    explanation = Explanation.from_events(events)
-    assert "\x1b[38;2;" in explanation.to_ansi()
-    assert explanation.to_ansi(width=60, color="never") == "".join(draw(events, PLAIN))
+def test_a_newlines_score_is_drawn() -> None:
+    passage = Passage("", "a\nb", (Span(0, 1, 0), Span(1, 2, 1)))
+    assert heat_map([passage], {0: 0.0, 1: 1.0}, PLAIN) == "  a↵\n   █\n  b\n"
+    assert heat_map([passage], {0: 1.0, 1: 0.0}, PLAIN) == "  a\n  █\n  b\n"
 
 
-def test_retention_draws_the_prompt_once() -> None:
-    events = [Event(started=started()), token(0, "x"), row(0, 0, 0, 2.0, 1.0, 0, 0), finished()]
-    explanation = Explanation.from_events(events)
-    kept = explanation.retention(0.4)
-    drawn = explanation.to_ansi(retention=0.4, color="never")
-    assert drawn.startswith("π = 0.4  ")
-    assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens in the mean" in drawn
-    assert drawn.count("█") > 0
+def test_long_passages_are_folded() -> None:
+    passage = words("\n".join(f"line{n}" for n in range(20)))
+    scores = {4: 0.3, 5: 1.0, 7: 0.2}
+    drawn = heat_map([passage], scores, PLAIN)
+    folded = "lines below 25% of the largest"
+    assert drawn == f"  ⋯ 4 {folded}\n  line4\n  ▃▃▃▃▃\n  line5\n  █████\n  ⋯ 14 {folded}\n"
+    assert "line19" in heat_map([passage], scores, Style(40, color=False, theme="dark", fold=False))
 
 
-def test_words_are_the_engines() -> None:
-    """Parts of a character go with it, and wait for it."""
-    drawn: list[str] = []
-
-    def stream() -> Any:
-        yield Event(started=started())
-        for index, (text, word) in enumerate([("你", 0), ("", None), ("好", 1), ("。", 1), ("", None)]):
-            yield token(index, text, word=word)
-            yield row(index, *[1.0] * 6)
-            assert len(drawn) == (index >= 2)  # a part may belong to the word or to the next one
-        yield token(5, "", word=2, special=True)
-        yield finished()
-
-    for piece in draw(stream(), PLAIN):
-        drawn.append(piece)  # noqa: PERF402  (the stream looks at it meanwhile)
-    assert "".join(drawn).count("  largest") == 2
-    assert "好。  largest 4 " in "".join(drawn)
+def test_tokens_that_share_a_character_add_up() -> None:
+    passage = Passage("", "猫 x", (Span(0, 1, 0), Span(0, 1, 1), Span(2, 3, 2)))
+    assert heat_map([passage], {0: 0.25, 1: 0.25, 2: 1.0}, PLAIN) == "  猫 x\n  ▅▅ █\n"
 
 
-def test_text_that_runs_right_to_left_is_kept_apart() -> None:
-    text = "عمر (1)."
-    tokens = (PromptToken(1, text, 0, len(text), "user", 0, "", False, 0),)
-    events = [Event(started=started(prompt_text=text, prompt_tokens=tokens)), token(0, "سنة.", word=0), row(0, 1.0)]
-    drawn = "".join(draw([*events, finished()], PLAIN))
-    assert drawn.startswith(f"\u2068سنة.\u2069  largest 1\n  user  \u2068{text}\u2069\n")
-    assert display_width("\u2068سنة.\u2069") == 4
+def test_the_scale_is_the_largest_drawn() -> None:
+    """Column 9 is not drawn, so that it does not pale the others."""
+    assert heat_map([words("one two")], {0: 1.0, 1: 2.0, 9: 1000.0}, PLAIN) == "  one two\n  ▅▅▅ ███\n"
+
+
+@pytest.mark.parametrize("scores", [{}, {0: 0.0}, {0: float("nan")}, {0: float("inf")}, {7: 1.0}])
+def test_nothing_to_colour(scores: Mapping[int, float]) -> None:
+    assert heat_map([words("one two")], scores, COLOR) == "  one two\n".replace("  one", "\x1b[2m  \x1b[0mone")
+
+
+def test_colours_by_sign_and_strength() -> None:
+    drawn = heat_map([words("one two three")], {0: 1.0, 1: -1.0, 2: 0.5}, COLOR)
+    backgrounds = re.findall(r"48;2;(\d+);(\d+);(\d+)m(\w+)", drawn)
+    assert [text for *_, text in backgrounds] == ["one", "two", "three"]
+    (r1, _, b1), (r2, _, b2), _ = [tuple(map(int, rgb)) for *rgb, _ in backgrounds]
+    assert r1 > b1  # orange for
+    assert b2 > r2  # blue against
+
+
+def test_legends() -> None:
+    assert "░" not in legend(PLAIN, signed=False)
+    assert "░▒▓ below 0" in legend(PLAIN, signed=True)
+    assert "against" in legend(COLOR, signed=True)
+    assert "against" not in legend(COLOR, signed=False)

@@ -1,74 +1,13 @@
-"""Heat maps: text is drawn whole, fits its width and cannot steer the terminal; colours say what they should."""
+"""Widths, escapes and styles of text on a terminal."""
 
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gradellm.rendering.terminal import (
-    Passage,
-    Span,
-    Style,
-    Theme,
-    display_width,
-    heat_map,
-    legend,
-    ramp,
-    use_color,
-    visible,
-)
-
-COLOR = Style(width=40, color=True, theme="dark")
-PLAIN = Style(width=40, color=False, theme="dark")
-SGR = re.compile(r"\x1b\[[0-9;]*m")
-TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("ab \n\t\x1b猫é\u0301👩\u200d\u202e\u200b"), max_size=60)
-
-
-def words(text: str) -> Passage:
-    """A passage with a span a word, its space before it."""
-    spans = [Span(match.start(), match.end(), column) for column, match in enumerate(re.finditer(r" ?\S+", text))]
-    return Passage("", text, tuple(spans))
-
-
-@st.composite
-def passages(draw: st.DrawFn) -> Passage:
-    text = draw(TEXTS)
-    ends = st.integers(0, len(text))
-    pairs = [sorted((draw(ends), draw(ends))) for _ in range(draw(st.integers(0, 4)))]
-    spans = [Span(start, end, column) for column, (start, end) in enumerate(pairs)]
-    return Passage(draw(st.sampled_from(["", "user"])), text, tuple(spans))
-
-
-SCORES = st.dictionaries(st.integers(0, 5), st.floats())
-
-
-@given(passages(), SCORES, st.integers(20, 60), st.booleans())
-def test_lines_fit_and_carry_no_escapes_but_colours(
-    passage: Passage, scores: dict[int, float], width: int, color: bool
-) -> None:
-    drawn = heat_map([passage], scores, Style(width, color, "dark"))
-    bare = SGR.sub("", drawn)
-    assert color or bare == drawn
-    for line in bare.split("\n"):
-        text = re.sub("[\u2068\u2069]", "", line)  # our own, around what runs from right to left
-        assert visible(text) == text
-        assert line.count("\u2068") == line.count("\u2069") <= 1
-        assert display_width(line) <= width
-    for line in drawn.split("\n"):
-        codes = SGR.findall(line)
-        assert not codes or codes[-1] == "\x1b[0m"  # no colour runs over the line's end
-
-
-@given(TEXTS, st.integers(20, 60))
-def test_no_text_is_lost(text: str, width: int) -> None:
-    drawn = heat_map([Passage("", text, ())], {}, Style(width, color=False, theme="dark", fold=False))
-    shown = "".join(visible(char) for char in text if char != "\n")
-    assert re.sub(r"[\s\u2068\u2069]", "", drawn) == re.sub(r"\s", "", shown)
+from gradellm.rendering.colormap import Theme
+from gradellm.rendering.terminal import Style, display_width, use_color, visible
 
 
 @pytest.mark.parametrize(
@@ -109,95 +48,6 @@ def test_what_could_steer_the_terminal_is_shown(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_wrapping_prefers_spaces() -> None:
-    drawn = heat_map([words("one two three four five six seven eight nine")], {}, Style(20, color=False, theme="dark"))
-    assert drawn == "  one two three four\n  five six seven\n  eight nine\n"
-
-
-def test_wide_characters_wrap_without_spaces() -> None:
-    drawn = heat_map([words("猫" * 25)], {}, Style(22, color=False, theme="dark"))
-    assert drawn == f"  {'猫' * 10}\n  {'猫' * 10}\n  {'猫' * 5}\n"
-
-
-def test_a_long_word_is_broken() -> None:
-    assert heat_map([words("x" * 30)], {}, Style(22, color=False, theme="dark")) == f"  {'x' * 20}\n  {'x' * 10}\n"
-
-
-def test_labels_make_a_margin() -> None:
-    two = [Passage("system", "be brief", ()), Passage("user", "hello\nthere", ())]
-    assert heat_map(two, {}, PLAIN) == "  system  be brief\n  user    hello\n          there\n"
-
-
-def test_blocks_stand_under_their_words() -> None:
-    drawn = heat_map([words("one 猫 three")], {0: 0.5, 1: 1.0, 2: 0.01}, PLAIN)
-    assert drawn == "  one 猫 three\n  ▅▅▅ ██\n"
-
-
-def test_blocks_below_zero_are_shades() -> None:
-    assert heat_map([words("one two")], {0: 1.0, 1: -0.5}, PLAIN) == "  one two\n  ███ ▒▒▒\n"
-
-
-def test_a_newlines_score_is_drawn() -> None:
-    passage = Passage("", "a\nb", (Span(0, 1, 0), Span(1, 2, 1)))
-    assert heat_map([passage], {0: 0.0, 1: 1.0}, PLAIN) == "  a↵\n   █\n  b\n"
-    assert heat_map([passage], {0: 1.0, 1: 0.0}, PLAIN) == "  a\n  █\n  b\n"
-
-
-def test_long_passages_are_folded() -> None:
-    passage = words("\n".join(f"line{n}" for n in range(20)))
-    scores = {4: 0.3, 5: 1.0, 7: 0.2}
-    drawn = heat_map([passage], scores, PLAIN)
-    folded = "lines below 25% of the largest"
-    assert drawn == f"  ⋯ 4 {folded}\n  line4\n  ▃▃▃▃▃\n  line5\n  █████\n  ⋯ 14 {folded}\n"
-    assert "line19" in heat_map([passage], scores, Style(40, color=False, theme="dark", fold=False))
-
-
-def test_tokens_that_share_a_character_add_up() -> None:
-    passage = Passage("", "猫 x", (Span(0, 1, 0), Span(0, 1, 1), Span(2, 3, 2)))
-    assert heat_map([passage], {0: 0.25, 1: 0.25, 2: 1.0}, PLAIN) == "  猫 x\n  ▅▅ █\n"
-
-
-def test_the_scale_is_the_largest_drawn() -> None:
-    """Column 9 is not drawn, so that it does not pale the others."""
-    assert heat_map([words("one two")], {0: 1.0, 1: 2.0, 9: 1000.0}, PLAIN) == "  one two\n  ▅▅▅ ███\n"
-
-
-@pytest.mark.parametrize("scores", [{}, {0: 0.0}, {0: float("nan")}, {0: float("inf")}, {7: 1.0}])
-def test_nothing_to_colour(scores: Mapping[int, float]) -> None:
-    assert heat_map([words("one two")], scores, COLOR) == "  one two\n".replace("  one", "\x1b[2m  \x1b[0mone")
-
-
-def test_colours_by_sign_and_strength() -> None:
-    drawn = heat_map([words("one two three")], {0: 1.0, 1: -1.0, 2: 0.5}, COLOR)
-    backgrounds = re.findall(r"48;2;(\d+);(\d+);(\d+)m(\w+)", drawn)
-    assert [text for *_, text in backgrounds] == ["one", "two", "three"]
-    (r1, _, b1), (r2, _, b2), _ = [tuple(map(int, rgb)) for *rgb, _ in backgrounds]
-    assert r1 > b1  # orange for
-    assert b2 > r2  # blue against
-
-
-def luminance(rgb: tuple[int, ...]) -> float:
-    linear = [v / 3294.6 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in rgb]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("theme", ["dark", "light"])
-@given(share=st.floats(-1, 1).filter(lambda share: abs(share) > 0.03))
-def test_every_colour_is_readable(theme: Theme, share: float) -> None:
-    drawn = heat_map([Passage("", "ab", (Span(0, 1, 0), Span(1, 2, 1)))], {0: 1.0, 1: share}, Style(40, True, theme))
-    for found in re.findall(r"38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)", drawn):
-        numbers = tuple(map(int, found))
-        low, high = sorted((luminance(numbers[:3]), luminance(numbers[3:])))
-        assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG AA
-
-
-@pytest.mark.parametrize("theme", ["dark", "light"])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_ramp_runs_one_way(theme: Theme, sign: int) -> None:
-    steps = [luminance(ramp(sign * step / 50, theme)) for step in range(1, 51)]
-    assert steps == sorted(steps, reverse=theme == "light")
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -229,10 +79,3 @@ def test_when_to_use_colour(mode: str, tty: bool, environ: dict[str, str], expec
 def test_the_theme_by_the_environment(monkeypatch: pytest.MonkeyPatch, colorfgbg: str, theme: Theme) -> None:
     monkeypatch.setenv("COLORFGBG", colorfgbg)
     assert Style.of(width=40, color="never", theme="auto").theme == theme
-
-
-def test_legends() -> None:
-    assert "░" not in legend(PLAIN, signed=False)
-    assert "░▒▓ below 0" in legend(PLAIN, signed=True)
-    assert "against" in legend(COLOR, signed=True)
-    assert "against" not in legend(COLOR, signed=False)

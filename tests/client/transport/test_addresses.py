@@ -1,4 +1,4 @@
-"""Where targets lie, and that nothing that is meant for this machine goes to a proxy of the environment."""
+"""Targets: which are on this machine, and that their calls bypass proxies of the environment."""
 
 from __future__ import annotations
 

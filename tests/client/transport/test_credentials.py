@@ -1,4 +1,4 @@
-"""How a client connects and by which token: what is sent, what is never sent in the open, and what the flags say."""
+"""TLS and tokens: what is sent, what is never sent unencrypted, and the errors of their flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from gradellm import AsyncClient, Client, InvalidRequestError, Tls
 from gradellm.cli import main
-from gradellm.transport.credentials import Security, is_local
+from gradellm.transport.credentials import Credentials, is_local
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from support.certificates import Authority
@@ -78,11 +78,11 @@ def test_both_clients_send_the_token_with_every_call(encrypted: tuple[str, Liste
 )
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_no_token_is_sent_in_the_open_to_another_machine(kind: Any, target: str) -> None:
-    with pytest.raises(InvalidRequestError, match="in the open") as refused:
+    with pytest.raises(InvalidRequestError, match="unencrypted") as refused:
         kind(target, token=TOKEN)
     assert TOKEN not in str(refused.value)
-    assert Security([target]).metadata == ()
-    assert Security([target], token=TOKEN, tls=True).metadata
+    assert Credentials([target]).metadata == ()
+    assert Credentials([target], token=TOKEN, tls=True).metadata
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,16 @@ def test_a_token_that_is_none_is_refused_without_quoting_it(token: str) -> None:
 def test_files_that_hold_something_else_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pem"
     path.write_text("no certificate")
-    with pytest.raises(InvalidRequestError, match=r"ca .*x\.pem holds no certificate in PEM form"):
+    with pytest.raises(InvalidRequestError, match=r"ca .*x\.pem contains no certificate in PEM format"):
         Client("localhost:1", tls=Tls(ca=path))
-    with pytest.raises(InvalidRequestError, match=r"cert .*x\.pem holds no certificate in PEM form"):
+    with pytest.raises(InvalidRequestError, match=r"cert .*x\.pem contains no certificate in PEM format"):
         Client("localhost:1", tls=Tls(cert=path, key=path))
 
 
 def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"absent.pem cannot be read: No such file"):
         Client("localhost:1", tls=Tls(ca=tmp_path / "absent.pem"))
-    with pytest.raises(InvalidRequestError, match="belong together"):
+    with pytest.raises(InvalidRequestError, match="be given together"):
         Client("localhost:1", tls=Tls(cert=tmp_path / "own.pem"))
     with pytest.raises(InvalidRequestError, match="give one of the two"):
         Client("localhost:1", tls=True, credentials=grpc.ssl_channel_credentials())
@@ -170,11 +170,11 @@ def test_flags_and_the_environment_say_the_same(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target", "example.org:1", "--token-file", "FILE"], "would be sent to example.org:1 in the open"),
+        (["--target", "example.org:1", "--token-file", "FILE"], "would be sent to example.org:1 unencrypted"),
         (["--target", "localhost:1", "--token-file", "absent"], "absent cannot be read"),
-        (["--target", "localhost:1", "--token-file", "EMPTY"], "must hold one token"),
-        (["--token-file", "FILE"], "say which with --target"),
-        (["--tls-ca", "FILE"], "say which with --target"),
+        (["--target", "localhost:1", "--token-file", "EMPTY"], "must contain one token"),
+        (["--token-file", "FILE"], "needs --target"),
+        (["--tls-ca", "FILE"], "needs --target"),
     ],
 )
 def test_flags_that_cannot_be(

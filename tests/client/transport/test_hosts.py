@@ -1,4 +1,4 @@
-"""One name for several servers, which come and go: real servers on loopback addresses, and a real name server."""
+"""One DNS name for several servers that start and stop: real servers on loopback addresses, and a real DNS server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from client.conftest import FakeServer
 from gradellm import AsyncClient, Client
-from gradellm.transport import calls
+from gradellm.transport import channels
 from gradellm.v1 import explainer_pb2_grpc
 from support.dns_server import DnsServer
 
@@ -112,8 +112,8 @@ def test_nobody_there_is_said_at_once(names: DnsServer) -> None:
 
 
 def test_servers_come_and_go(hosts: Hosts, names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    often = {**dict(calls.CHANNEL_OPTIONS), "grpc.dns_min_time_between_resolutions_ms": 100}
-    monkeypatch.setattr(calls, "CHANNEL_OPTIONS", tuple(often.items()))
+    often = {**dict(channels.CHANNEL_OPTIONS), "grpc.dns_min_time_between_resolutions_ms": 100}
+    monkeypatch.setattr(channels, "CHANNEL_OPTIONS", tuple(often.items()))
     with Client(_target(hosts, names)) as client:
 
         def ask_until(holds: Callable[[list[int]], bool]) -> None:

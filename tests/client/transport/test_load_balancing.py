@@ -1,4 +1,4 @@
-"""Several servers, taken in turn."""
+"""Round robin over several targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from gradellm import Client
 from gradellm.errors import InvalidRequestError
-from gradellm.transport.load_balancing import Rotation, may_be_several, split
+from gradellm.transport.load_balancing import Rotation, resolves_to_many, split
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_none_is_refused(given: str | list[str]) -> None:
     ],
 )
 def test_one_target_may_be_several_servers(target: str, several: bool) -> None:
-    assert may_be_several(target) is several
+    assert resolves_to_many(target) is several
 
 
 class Clock:
@@ -54,46 +54,46 @@ class Clock:
 
 def test_they_are_taken_in_turn() -> None:
     rotation = Rotation(3)
-    assert [rotation.take() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [rotation.pick() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_one_that_failed_waits_longer_each_time_until_it_works_again() -> None:
     clock = Clock()
     rotation = Rotation(2, clock)
     for seconds in (1, 2, 4, 8, 16, 30, 30):
-        assert rotation.failed(0)
+        assert rotation.mark_down(0)
         clock.now += seconds - 0.01
-        assert {rotation.take() for _ in range(4)} == {1}
+        assert {rotation.pick() for _ in range(4)} == {1}
         clock.now += 0.02
-        assert {rotation.take() for _ in range(4)} == {0, 1}
-    rotation.worked(0)
-    assert rotation.failed(0)
+        assert {rotation.pick() for _ in range(4)} == {0, 1}
+    rotation.mark_up(0)
+    assert rotation.mark_down(0)
     clock.now += 1.01
-    assert {rotation.take() for _ in range(4)} == {0, 1}
+    assert {rotation.pick() for _ in range(4)} == {0, 1}
 
 
 def test_one_that_failed_is_no_other_one() -> None:
-    assert not Rotation(1).failed(0, 0.0)
-    assert Rotation(2).failed(0, 0.0)
+    assert not Rotation(1).mark_down(0, 0.0)
+    assert Rotation(2).mark_down(0, 0.0)
 
 
 def test_a_server_that_says_for_how_long_is_left_alone_so_long() -> None:
     clock = Clock()
     rotation = Rotation(2, clock)
-    rotation.failed(1, 7.0)
+    rotation.mark_down(1, 7.0)
     clock.now += 6.9
-    assert {rotation.take() for _ in range(4)} == {0}
+    assert {rotation.pick() for _ in range(4)} == {0}
     clock.now += 0.2
-    assert {rotation.take() for _ in range(4)} == {0, 1}
+    assert {rotation.pick() for _ in range(4)} == {0, 1}
 
 
 def test_where_all_failed_the_first_to_come_back_is_asked() -> None:
     clock = Clock()
     rotation = Rotation(3, clock)
-    assert rotation.failed(0, 5.0)
-    assert rotation.failed(1, 2.0)
-    assert not rotation.failed(2, 9.0)
-    assert rotation.take() == 1
+    assert rotation.mark_down(0, 5.0)
+    assert rotation.mark_down(1, 2.0)
+    assert not rotation.mark_down(2, 9.0)
+    assert rotation.pick() == 1
 
 
 @pytest.mark.parametrize("target", ["localhost", "127.0.0.1", "a:1,b", "host:port"])

@@ -1,4 +1,4 @@
-"""When a failed call is tried again: decided without waiting."""
+"""Retries: which failed calls are retried and when, without waiting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 def attempts(retry: Retry, timeout: float | None = None, *, has_replicas: bool = False, share: float = 0.0) -> Attempts:
-    return Attempts(retry, timeout, has_replicas=has_replicas, clock=Clock(), share=lambda: share)
+    return Attempts(retry, timeout, has_replicas=has_replicas, clock=Clock(), jitter=lambda: share)
 
 
 def unavailable(seconds: float | None = None) -> UnavailableError:
@@ -27,7 +27,7 @@ def unavailable(seconds: float | None = None) -> UnavailableError:
 
 
 def pauses(tries: Attempts, count: int, error: GradellmError | None = None) -> list[float]:
-    return [tries.pause_after(error or unavailable(), has_other=False) for _ in range(count)]
+    return [tries.next_delay(error or unavailable(), has_other=False) for _ in range(count)]
 
 
 def test_pauses_double_and_end() -> None:
@@ -56,17 +56,17 @@ def test_a_replica_may_be_there_before_the_server_that_goes_down_is_back() -> No
 
 
 def test_each_other_server_is_asked_at_once_and_then_there_is_a_pause() -> None:
-    tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), share=lambda: 0.0)
-    asked = [tries.pause_after(unavailable(), has_other=True) for _ in range(6)]
+    tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), jitter=lambda: 0.0)
+    asked = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
     assert asked == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
     with pytest.raises(UnavailableError):
-        [tries.pause_after(unavailable(), has_other=True) for _ in range(3)]
+        [tries.next_delay(unavailable(), has_other=True) for _ in range(3)]
 
 
 @pytest.mark.parametrize("error", [ServerError("x"), InvalidRequestError("x"), DeadlineExceededError("x")])
 def test_what_a_later_try_does_not_mend_is_raised(error: GradellmError) -> None:
     with pytest.raises(type(error)):
-        attempts(Retry()).pause_after(error, has_other=True)
+        attempts(Retry()).next_delay(error, has_other=True)
 
 
 def test_one_attempt_is_none_more() -> None:
@@ -76,7 +76,7 @@ def test_one_attempt_is_none_more() -> None:
 
 def test_all_tries_share_the_timeout() -> None:
     clock = Clock()
-    tries = Attempts(Retry(attempts=9), 1.0, clock=clock, share=lambda: 0.0)
+    tries = Attempts(Retry(attempts=9), 1.0, clock=clock, jitter=lambda: 0.0)
     assert tries.seconds_left == 1.0
     assert (tries.at_most(0.4), tries.at_most(3.0)) == (0.4, 1.0)
     assert pauses(tries, 2) == pytest.approx([0.2, 0.4])
@@ -88,7 +88,7 @@ def test_all_tries_share_the_timeout() -> None:
 
 def test_a_stream_that_had_begun_is_taken_up_for_longer_and_anew_after_each_progress() -> None:
     clock = Clock()
-    tries = Attempts(Retry(attempts=1, resume_seconds=10, max_seconds=1), None, clock=clock, share=lambda: 0.0)
+    tries = Attempts(Retry(attempts=1, resume_seconds=10, max_seconds=1), None, clock=clock, jitter=lambda: 0.0)
     tries.progressed()
     for _ in range(3):
         for _ in range(9):
@@ -129,7 +129,7 @@ def test_what_never_fits_is_not_asked_again() -> None:
 def test_who_wants_to_know_is_told_of_waiting() -> None:
     told: list[tuple[str, float]] = []
     retry = Retry(on_wait=lambda error, seconds: told.append((str(error), seconds)))
-    tries = Attempts(retry, None, num_targets=2, clock=Clock(), share=lambda: 0.0)
-    assert tries.pause_after(unavailable(), has_other=True) == 0.0
+    tries = Attempts(retry, None, num_targets=2, clock=Clock(), jitter=lambda: 0.0)
+    assert tries.next_delay(unavailable(), has_other=True) == 0.0
     pauses(tries, 2)
     assert told == [("gone", 0.2), ("gone", 0.4)]

@@ -1,4 +1,4 @@
-"""Keywords of evaluate to its request: what is said arrives; what cannot be said is refused by the keyword's name."""
+"""Keywords of evaluate to its request: values arrive, and invalid ones are refused with the keyword's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from client.conftest import play
 from gradellm import Explanation, InvalidRequestError, models
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm.wire.requests import EvaluateKeywords, evaluate_request
+from gradellm.wire.evaluate_requests import evaluate_request
+from gradellm.wire.keywords import EvaluateKeywords
 from gradellm.wire.responses import enum_names, event
 
 OPTIONS = pb.AttributionOptions
@@ -135,11 +136,11 @@ def test_what_cannot_be_said_is_named(keywords: dict[str, Any], field: str) -> N
 
 def test_what_has_no_meaning_beside_an_explanation(explanation: Explanation) -> None:
     for name, value in (("completion", "a"), ("labels", ["a", "b"]), ("prompt_ids", [1]), ("max_new_tokens", 3)):
-        with pytest.raises(InvalidRequestError, match=f"{name}: has no meaning beside explanation"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: cannot be combined with explanation"):
             request(None, explanation=explanation, **{name: value})
-    with pytest.raises(InvalidRequestError, match="prompt: has no meaning beside explanation"):
+    with pytest.raises(InvalidRequestError, match="prompt: cannot be combined with explanation"):
         request("Once", explanation=explanation)
-    with pytest.raises(InvalidRequestError, match="what the explanation's own scores are called"):
+    with pytest.raises(InvalidRequestError, match="is reserved for the explanation's own scores"):
         request(None, explanation=explanation, scores={"explanation": {}})
 
 

@@ -1,4 +1,4 @@
-"""Keywords to request protos: what is said arrives, and what cannot be said is refused by the keyword's name."""
+"""Keywords to request protos: values arrive, and invalid ones are refused with the keyword's name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gradellm import InvalidRequestError, models
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm.wire.requests import AttributionKeywords, attribute_request, deadline, generate_request, tokenize_request
+from gradellm.wire.keywords import AttributionKeywords
+from gradellm.wire.requests import attribute_request, deadline, generate_request, tokenize_request
 from gradellm.wire.responses import enum_names
 
 INT32 = st.integers(-(2**31), 2**31 - 1)

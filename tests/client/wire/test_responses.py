@@ -1,4 +1,4 @@
-"""Response protos to dataclasses: by name, with nothing lost."""
+"""Response protos to dataclasses, by name and without loss."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradellm import Client, InvalidRequestError
-from gradellm.explanation import verify
+from gradellm.explanation import verification
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
@@ -70,7 +70,7 @@ def test_a_conversation_is_explained_and_verified(client: Client) -> None:
     france = next(i for i, token in enumerate(explanation.prompt_tokens) if token.text == " France")
     own = [i for i, token in enumerate(explanation.prompt_tokens) if token.role == "user"]
     assert max(own, key=lambda i: explanation.scores[paris][i]) == france
-    assert verify.verified(client, explanation).holds
+    assert verification.verified(client, explanation).holds
 
 
 def test_a_stop_text_of_the_template(client: Client) -> None:

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import gradellm_engine.errors
 import gradellm_server.engine_loop.errors
-from gradellm import errors as client_errors
+from gradellm.transport.rpc_errors import EXCEPTIONS
 from gradellm_engine import EngineError, InvalidRequestError, OutOfMemoryError
 from gradellm_server.engine_loop.errors import EngineFailedError, QueueFullError, RejectedError, ShuttingDownError
 from gradellm_server.rpc import status
@@ -58,7 +58,7 @@ def test_reasons_are_capitals_and_every_code_has_an_exception_of_the_client() ->
         assert row.reason == row.reason.upper()
         assert row.reason.isidentifier()
         # INTERNAL is a ServerError; every other code has an exception of its own.
-        assert codes[row.code] in client_errors._BY_CODE or codes[row.code] is grpc.StatusCode.INTERNAL, row
+        assert codes[row.code] in EXCEPTIONS or codes[row.code] is grpc.StatusCode.INTERNAL, row
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError()], ids=repr)

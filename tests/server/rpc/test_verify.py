@@ -15,7 +15,8 @@ import pytest
 from gradellm import AsyncClient, Client, Explanation, InvalidExplanationError, TokenizedPrompt
 from gradellm.cli import main
 from gradellm.explanation.io import write_jsonl
-from gradellm.explanation.verify import compared, prompt_again, replay_keywords, verified
+from gradellm.explanation.verification import compared, replay_keywords, verified
+from gradellm.explanation.verification.prompt import replay_prompt
 from gradellm.models import PromptToken
 from server.conftest import RunningServer
 
@@ -143,9 +144,9 @@ def test_mismatches_are_named(server: RunningServer, tmp_path: Path, capsys: pyt
     assert main(["verify", str(tmp_path / "a.jsonl"), "--target", server.address]) == 0
     output = capsys.readouterr().out
     assert "model.dtype was bfloat16, is float32" in output
-    assert ":2: holds, though not all is as it was" in output
+    assert ":2: holds, but the provenance differs" in output
     assert main(["verify", str(tmp_path / "a.jsonl"), "--strict", "--target", server.address]) == 1
-    assert ":2: DIFFERS: the numbers hold, and not all is as it was (--strict)" in capsys.readouterr().out
+    assert ":2: DIFFERS: the numbers hold, but the provenance differs (--strict)" in capsys.readouterr().out
     stored.save(tmp_path / "a.json")
     assert main(["verify", str(tmp_path / "a.json"), "--strict", "--target", server.address]) == 0
 
@@ -253,7 +254,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 def test_the_input_is_reconstructed_from_the_tokens(demo: RunningServer, how: str) -> None:
     with Client(demo.address) as client:
         stored = client.explain(**INPUTS[how], max_new_tokens=2)
-        again = prompt_again(lambda keywords: client.tokenize(**keywords), stored)
+        again = replay_prompt(lambda keywords: client.tokenize(**keywords), stored)
         assert again.is_exact, again
         assert verified(client, stored, regenerate=True).holds
 
@@ -274,11 +275,11 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
             return replace(explain, tokens=tuple(map(as_template, explain.tokens)))
 
         dated = with_roles(stored, as_template)
-        again = prompt_again(tokenize, dated)
+        again = replay_prompt(tokenize, dated)
         assert (again.is_exact, again.problems) == (False, ())
-        assert [one.why for one in again.not_checked] == ["it writes the date, which is another one now"]
+        assert [one.why for one in again.not_checked] == ["it contains the date, which has changed"]
         faked = with_roles(dated, lambda t: replace(t, role="assistant") if t.role == "user" else t)
-        assert prompt_again(tokenize, faked).problems
+        assert replay_prompt(tokenize, faked).problems
 
 
 def test_a_template_that_replaces_a_command_by_its_own_text(demo: RunningServer) -> None:
@@ -304,11 +305,11 @@ def test_a_template_that_replaces_a_command_by_its_own_text(demo: RunningServer)
             stored,
             started=replace(stored.started, prompt_tokens=as_template(stored.prompt_tokens, stored.prompt_text)),
         )
-        again = prompt_again(tokenize, replaced)
+        again = replay_prompt(tokenize, replaced)
         assert (again.is_exact, again.problems) == (False, ())
         assert [one.what for one in again.not_checked] == ["the chat template's own text"]
         faked = with_roles(replaced, lambda t: replace(t, role="system") if t.message == 1 else t)
-        assert prompt_again(tokenize, faked).problems
+        assert replay_prompt(tokenize, faked).problems
 
 
 def test_a_refusal_of_the_server_is_a_difference(

@@ -13,7 +13,7 @@ import pytest
 
 from gradellm import Client, Explanation, InvalidExplanationError
 from gradellm.errors import InvalidRequestError
-from gradellm.explanation.verify import Verdict, verified
+from gradellm.explanation.verification import Verdict, verified
 from server.conftest import RunningServer
 
 

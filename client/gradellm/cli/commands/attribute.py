@@ -1,4 +1,4 @@
-"""`gradellm attribute`: explain a completion that exists already."""
+"""`gradellm attribute`: explains a given completion (teacher-forced)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradellm.transport import calls
 if TYPE_CHECKING:
     import argparse
 
-    from gradellm.wire.requests import AttributeKeywords
+    from gradellm.wire.keywords import AttributeKeywords
 
 __all__ = ["add_parser", "run"]
 
@@ -29,8 +29,12 @@ def add_parser(commands: options.SubParsers) -> None:
     options.add_input(parser)
     group = parser.add_argument_group("completion")
     group.add_argument("--completion", metavar="TEXT", help="the completion's text")
-    group.add_argument("--completion-ids", type=options.token_ids, metavar="1,2,3", help="its token ids instead")
-    group.add_argument("--num-alternatives", type=int, metavar="N", help="most probable tokens to return beside each")
+    group.add_argument(
+        "--completion-ids", type=options.token_ids, metavar="1,2,3", help="its token ids, in place of the text"
+    )
+    group.add_argument(
+        "--num-alternatives", type=int, metavar="N", help="most probable tokens to return with each token"
+    )
     options.add_attribution(parser, can_be_off=False)
     options.add_server(parser)
     explain.add_output(parser)
@@ -39,17 +43,17 @@ def add_parser(commands: options.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Attribute and show."""
-    keywords = options.attribution_keywords(args) | options.given(args, "num_alternatives", "timeout")
+    """Attribute the completion and print the result."""
+    keywords = options.attribution_keywords(args) | options.given_values(args, "num_alternatives", "timeout")
     if args.batch is not None:
         check = cast("batch.Check", calls.attribute)
         return batch.run(args, keywords, check, lambda client, row: client.attribute(**row))
     explain.check_output(args)
-    keywords |= options.input_keywords(args) | options.given(args, "completion", "completion_ids")
+    keywords |= options.input_keywords(args) | options.given_values(args, "completion", "completion_ids")
     prompt = keywords.pop("prompt", None)
     calls.attribute(
         prompt, cast("AttributeKeywords", keywords)
-    )  # what is wrong with the request is said before a server is started for it
-    with options.connected(args) as client, CallProgress("explained") as progress:
+    )  # refuses an invalid request before a server is started
+    with options.connect(args) as client, CallProgress("explained") as progress:
         explain.show(client.attribute_events(prompt, on_event=progress, **keywords), args)
     return 0

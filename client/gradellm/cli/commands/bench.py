@@ -1,10 +1,10 @@
-"""`gradellm bench`: become the bench. Its flags are its own; the client knows nothing of them."""
+"""`gradellm bench`: replaces this process with the bench, which parses its own flags."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from gradellm.local.processes import become
+from gradellm.local.processes import exec_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,12 +15,10 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: SubParsers) -> None:
-    """Add the command to the list in the help; `run` takes its arguments before they are parsed."""
-    commands.add_parser(
-        "bench", help="measure what an explained token costs here; `gradellm bench --help` has its flags"
-    )
+    """Add the command to the help; `run` gets its arguments unparsed."""
+    commands.add_parser("bench", help="benchmark attribution on this machine; `gradellm bench --help` has its flags")
 
 
 def run(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by the bench."""
-    become("gradellm_bench", arguments)
+    """Replace this process with the bench."""
+    exec_module("gradellm_bench", arguments)

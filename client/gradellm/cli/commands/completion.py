@@ -1,4 +1,4 @@
-"""`gradellm completion`: what makes a shell complete commands and flags, made by shtab of the commands' parsers."""
+"""`gradellm completion`: prints a shell's completion script for commands and flags, made by shtab."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _EXAMPLES = """\
 """
 
 
-def add_parser(commands: options.SubParsers, whole: argparse.ArgumentParser) -> None:
-    """Add the command; `whole` is the parser of all commands."""
-    summary = "print what makes a shell complete commands and flags"
+def add_parser(commands: options.SubParsers, root: argparse.ArgumentParser) -> None:
+    """Add the command; `root` is the parser of all commands."""
+    summary = "print a completion script for a shell"
     parser = options.add_command(commands, "completion", summary, _EXAMPLES, "{bash,zsh,tcsh}")
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    parser.set_defaults(run=run, whole=whole)
+    parser.set_defaults(run=run, root=root)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the script."""
     if importlib.util.find_spec("shtab") is None:
         raise GradellmError("completion needs shtab: pip install 'gradellm[completion]'")
     import shtab
 
-    print(shtab.complete(args.whole, args.shell))
+    print(shtab.complete(args.root, args.shell))
     return 0

@@ -1,4 +1,4 @@
-"""`gradellm demo`: three prompts on the model that comes with the server, explained word by word."""
+"""`gradellm demo`: three prompts on the demo model, explained word by word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradellm.cli import options
 from gradellm.cli.demo_prompts import SCENES
-from gradellm.rendering.heatmap import draw
+from gradellm.explanation.terminal_view import draw
 
 if TYPE_CHECKING:
     import argparse
@@ -19,28 +19,28 @@ _EXAMPLES = """\
   gradellm demo --color never > demo.txt
 """
 _NEXT = """\
-Now for your own prompts:
-  gradellm explain --chat "Your question"   here; with --model PATH on your own model
-  gradellm serve --model PATH               for others; in Python: from gradellm import Client
+Next, your own prompts:
+  gradellm explain --chat "Your question"   on the demo model; with --model PATH on your own
+  gradellm serve --model PATH               a server for several clients; in Python: from gradellm import Client
 """
 
 
 def add_parser(commands: options.SubParsers) -> None:
     """Add the command."""
-    parser = options.add_command(commands, "demo", "watch three prompts being answered and explained", _EXAMPLES)
+    parser = options.add_command(commands, "demo", "answer and explain three prompts on the demo model", _EXAMPLES)
     options.add_server(parser, model=False)
     options.add_drawing(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play the scenes."""
+    """Generate and draw the prompts."""
     style = options.style(args)
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         for number, scene in enumerate(SCENES, 1):
             print(style.bold(f"{number}/{len(SCENES)}  {scene.title}") + "\n", flush=True)
             events = client.generate(
-                messages=scene.messages, max_new_tokens=scene.max_new_tokens, **options.given(args, "timeout")
+                messages=scene.messages, max_new_tokens=scene.max_new_tokens, **options.given_values(args, "timeout")
             )
             for piece in draw(events, style):
                 sys.stdout.write(piece)

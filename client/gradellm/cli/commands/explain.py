@@ -1,4 +1,4 @@
-"""`gradellm explain`: generate, and draw each word over the prompt with its attribution, as it comes."""
+"""`gradellm explain`: generates a completion, and draws the attribution of each word as it is generated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradellm.cli.progress import CallProgress
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import io
 from gradellm.explanation.explanation import Explanation
-from gradellm.rendering.heatmap import draw, draw_retention
+from gradellm.explanation.terminal_view import draw, draw_retention
 from gradellm.transport import calls
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gradellm.models import Event
-    from gradellm.wire.requests import GenerateKeywords
+    from gradellm.wire.keywords import GenerateKeywords
 
 __all__ = ["add_output", "add_parser", "check_output", "run", "show"]
 
@@ -40,13 +40,17 @@ def add_parser(commands: options.SubParsers) -> None:
     parser = options.add_command(commands, "explain", summary, _EXAMPLES, "PROMPT [flags]")
     options.add_input(parser)
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="256 by default, or what the context leaves")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="256 by default, or what is left of the context length"
+    )
     group.add_argument("--temperature", type=float, metavar="T", help="0, the default, is greedy decoding")
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="sample from the most probable tokens that hold P")
-    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of sampling")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
-    group.add_argument("--num-alternatives", type=int, metavar="N", help="most probable tokens to return beside each")
+    group.add_argument(
+        "--num-alternatives", type=int, metavar="N", help="most probable tokens to return with each token"
+    )
     group.add_argument("--forced-ids", type=options.token_ids, metavar="1,2,3", help="resume after these tokens")
     group.add_argument("--first-attribution", type=int, metavar="N", help="with --forced-ids: the first to explain")
     options.add_attribution(parser, can_be_off=True)
@@ -57,18 +61,16 @@ def add_parser(commands: options.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate and show."""
-    keywords = options.attribution_keywords(args) | options.given(args, *_SAMPLING, *_RESUMING, "timeout")
+    """Generate a completion and print the result."""
+    keywords = options.attribution_keywords(args) | options.given_values(args, *_SAMPLING, *_RESUMING, "timeout")
     if args.batch is not None:
         check = cast("batch.Check", calls.generate)
         return batch.run(args, keywords, check, lambda client, row: client.explain(**row))
     check_output(args)
     keywords |= options.input_keywords(args)
     prompt = keywords.pop("prompt", None)
-    calls.generate(
-        prompt, cast("GenerateKeywords", keywords)
-    )  # what is wrong with the request is said before a server is started for it
-    with options.connected(args) as client, CallProgress("explained") as progress:
+    calls.generate(prompt, cast("GenerateKeywords", keywords))  # refuses an invalid request before a server is started
+    with options.connect(args) as client, CallProgress("explained") as progress:
         show(client.generate(prompt, on_event=progress, **keywords), args)
     return 0
 
@@ -77,9 +79,9 @@ FORMS = ("ansi", "json", "html", "png", "svg")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the form of the output."""
+    """Add the flags of the output."""
     group = options.add_drawing(parser)
-    group.add_argument("--format", choices=FORMS, help="a drawing (ansi, the default), JSON, a page, or a picture")
+    group.add_argument("--format", choices=FORMS, help="a drawing (ansi, the default), JSON, HTML, or an image")
     group.add_argument(
         "--output",
         metavar="FILE",
@@ -89,27 +91,27 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "--retention",
         type=float,
         metavar="PI",
-        help="draw the prompt once, with what is kept of it where that share of its tokens is",
+        help="draw the keep probabilities of prompt tokens at this retention share",
     )
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Refuse what cannot be written, before anything is computed."""
+    """Raise InvalidRequestError for output that cannot be written, before anything is computed."""
     if args.retention is not None:
         if not 0 < args.retention < 1:
-            raise InvalidRequestError.of("retention", f"must lie between 0 and 1, not {args.retention:g}")
-        options.refuse(args, ("format", "output"), "--retention, which draws")
+            raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
+        options.refuse_flags(args, ("format", "output"), "--retention, which prints a drawing")
     if args.output is not None:
         io.check(args.output)
-        options.refuse(args, ("format",), "--output, whose ending says the form")
+        options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
     elif args.format == "png" and sys.stdout.isatty():
-        raise InvalidRequestError.of("format", "a PNG is not for terminals: give --output FILE.png")
+        raise InvalidRequestError.of("format", "a PNG cannot be printed on a terminal: give --output FILE.png")
     elif args.format in ("png", "svg"):
         io.check(f"x.{args.format}")
 
 
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
-    """Draw events as they come, or write them collected."""
+    """Draw a stream's events as they arrive, or write the collected explanation."""
     if args.output is None and args.format in (None, "ansi") and args.retention is None:
         for piece in draw(events, options.style(args)):
             sys.stdout.write(piece)

@@ -1,10 +1,10 @@
-"""`gradellm gateway`: become the gateway. Its flags are its own."""
+"""`gradellm gateway`: replaces this process with the gateway, which parses its own flags."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from gradellm.local.processes import become
+from gradellm.local.processes import exec_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,12 +15,12 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: SubParsers) -> None:
-    """Add the command to the list in the help; `run` takes its arguments before they are parsed."""
+    """Add the command to the help; `run` gets its arguments unparsed."""
     commands.add_parser(
-        "gateway", help="HTTP for chat front ends, and a chat page; `gradellm gateway --help` has its flags"
+        "gateway", help="HTTP API for chat front ends, and a chat page; `gradellm gateway --help` has its flags"
     )
 
 
 def run(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by the gateway."""
-    become("gradellm_gateway", arguments, hosts_model=False)
+    """Replace this process with the gateway."""
+    exec_module("gradellm_gateway", arguments, hosts_model=False)

@@ -1,4 +1,4 @@
-"""`gradellm info`: what a server hosts, what can be asked of it and where the limits are."""
+"""`gradellm info`: the model, methods and limits of a server."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def add_parser(commands: options.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask and print."""
-    with options.connected(args) as client:
-        info = client.server_info(**options.given(args, "timeout"))
+    """Print the server's information."""
+    with options.connect(args) as client:
+        info = client.server_info(**options.given_values(args, "timeout"))
     print(json.dumps(to_plain(info), ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(info)))
     return 0
 
@@ -46,7 +46,7 @@ def _lines(info: ServerInfo) -> Iterator[str]:
     yield from _table({names[name]: value for name, value in asdict(info.model).items() if value != ""})
     yield "\nlimits"
     yield from _table({field.name.replace("_", " "): getattr(info.limits, field.name) for field in fields(info.limits)})
-    yield "\nmethods, * where they stream with generate and explain"
+    yield "\nmethods (*: available in generate and explain)"
     for method in info.methods:
         yield from _method(method)
     yield "\nversions"
@@ -54,13 +54,13 @@ def _lines(info: ServerInfo) -> Iterator[str]:
 
 
 def _method(method: MethodInfo) -> Iterator[str]:
-    """Its name and what it computes; below, its switches and what it costs."""
+    """Yield the lines of a method: name and description, cost and switches."""
     yield f"  {visible(method.name)}{' *' if method.streams else ''}: {visible(method.description)}"
     if method.refusal:
-        yield f"      not here: {visible(method.refusal)}"
+        yield f"      not available: {visible(method.refusal)}"
         return
-    what = "the completion" if method.reads_completion_alone else "prompt and completion"
-    yield f"      passes over {what}: {method.forward_passes} forward, {method.backward_passes} backward"
+    tokens = "the completion" if method.reads_completion_alone else "prompt and completion"
+    yield f"      passes over {tokens}: {method.forward_passes} forward, {method.backward_passes} backward"
     if (estimate := method.estimate) is not None:
         size = f"{estimate.completion_tokens} tokens after {estimate.prompt_tokens}"
         seconds = f"{estimate.seconds:,.0f}" if estimate.seconds >= 10 else f"{estimate.seconds:.2g}"

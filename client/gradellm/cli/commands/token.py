@@ -1,10 +1,10 @@
-"""`gradellm token`: make a token for a client of a server. The server's own command; the client knows nothing of it."""
+"""`gradellm token`: replaces this process with the server's command that makes tokens."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from gradellm.local.processes import become
+from gradellm.local.processes import exec_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,10 +15,10 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: SubParsers) -> None:
-    """Add the command to the list in the help; `run` takes its arguments before they are parsed."""
+    """Add the command to the help; `run` gets its arguments unparsed."""
     commands.add_parser("token", help="make a token for a client of `gradellm serve --tokens FILE`")
 
 
 def run(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by the command."""
-    become("gradellm_server.auth.tokens", arguments)
+    """Replace this process with the command."""
+    exec_module("gradellm_server.auth.tokens", arguments)

@@ -1,4 +1,4 @@
-"""`gradellm verify`: compute stored explanations again, and tell what differs."""
+"""`gradellm verify`: replays stored explanations on a server, and reports differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from gradellm.cli import options
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation.io import load, read_jsonl
-from gradellm.explanation.verify import Verdict, grouped, replayable, verified
+from gradellm.explanation.verification import Verdict, verified
+from gradellm.explanation.verification.replay import check_replayable
+from gradellm.explanation.verification.verdict import group_by_reason
 from gradellm.rendering.terminal import visible
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-DIFFERS = 1  # as `cmp` and `diff` have it
+DIFFERS = 1  # as `cmp` and `diff`
 _EXAMPLES = """\
   gradellm explain "Once upon a time" --format json > story.json
   gradellm verify story.json
@@ -28,12 +30,12 @@ _EXAMPLES = """\
   gradellm verify golden.jsonl --model PATH --strict --regenerate      for CI: also the same model, versions, settings
 """
 
-_MOST_LISTED = 12  # problems of one explanation; --json has all
+_MAX_LISTED = 12  # problems of one explanation; --json has all
 
 
 def add_parser(commands: options.SubParsers) -> None:
     """Add the command."""
-    summary = "compute stored explanations again, and tell what differs"
+    summary = "replay stored explanations, and report differences"
     parser = options.add_command(commands, "verify", summary, _EXAMPLES, "FILE [FILE ...] [flags]")
     parser.add_argument("files", nargs="+", metavar="FILE", help="a .json, .jsonl or .safetensors file")
     parser.add_argument(
@@ -41,35 +43,35 @@ def add_parser(commands: options.SubParsers) -> None:
         type=_share,
         metavar="T",
         default=Verdict.__dataclass_fields__["tolerance"].default,
-        help="largest difference of a score, relative to its row's largest, and of a log-probability relative to its "
-        "own size, or 1 (default: %(default)s)",
+        help="largest difference of a score, relative to its row's largest, and of a log-probability, relative to its "
+        "value if that is above 1 (default: %(default)s)",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 also where the model, a version or a setting is another"
+        "--strict", action="store_true", help="exit with 1 also if the model, a version or a setting differs"
     )
     parser.add_argument(
         "--regenerate",
         action="store_true",
-        help="draw the tokens again, too, by their seed and sampling settings; what was generated on other hardware "
-        "may come out otherwise",
+        help="also generate the tokens again, with their seed and sampling settings; the result may differ on other "
+        "hardware",
     )
-    parser.add_argument("--json", action="store_true", help="print a line of JSON an explanation")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per explanation")
     options.add_server(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify, and return 0 where all hold."""
+    """Verify all files. Return 0 if all explanations hold."""
     stored = list(_stored(args.files))
     if not stored:
-        raise InvalidExplanationError(f"{', '.join(args.files)}: there are no explanations")
+        raise InvalidExplanationError(f"{', '.join(args.files)}: no explanations found")
     for name, explanation in stored:
         try:
-            replayable(explanation)
+            check_replayable(explanation)
         except InvalidExplanationError as error:
             raise InvalidExplanationError(f"{name}: {error}") from error
     holds = True
-    with options.connected(args) as client:
+    with options.connect(args) as client:
         for name, explanation in stored:
             try:
                 verdict = verified(
@@ -77,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
                     explanation,
                     tolerance=args.tolerance,
                     regenerate=args.regenerate,
-                    **options.given(args, "timeout"),
+                    **options.given_values(args, "timeout"),
                 )
             except InvalidExplanationError as error:
                 raise InvalidExplanationError(f"{name}: {error}") from error
             holds &= verdict.holds_strictly if args.strict else verdict.holds
-            said = {"file": name, **verdict.to_plain()}
-            print(json.dumps(said) if args.json else _told(name, verdict, strict=args.strict), flush=True)
+            plain = {"file": name, **verdict.to_plain()}
+            print(json.dumps(plain) if args.json else _verdict_text(name, verdict, strict=args.strict), flush=True)
     return 0 if holds else DIFFERS
 
 
@@ -96,27 +98,27 @@ def _stored(paths: list[str]) -> Iterator[tuple[str, Explanation]]:
             yield path, load(path)
 
 
-def _told(name: str, verdict: Verdict, *, strict: bool) -> str:
-    """What people read: the verdict, what is amiss, what is otherwise now, and what was not checked."""
+def _verdict_text(name: str, verdict: Verdict, *, strict: bool) -> str:
+    """Return the verdict, its problems and mismatches, and the fields that were not checked."""
     if verdict.other_model:
         return visible(f"{name}: DIFFERS: {verdict.other_model}. Nothing was computed")
-    what = "DIFFERS"
+    result = "DIFFERS"
     if verdict.holds and verdict.mismatches:
-        what = (
-            "DIFFERS: the numbers hold, and not all is as it was (--strict)"
+        result = (
+            "DIFFERS: the numbers hold, but the provenance differs (--strict)"
             if strict
-            else "holds, though not all is as it was"
+            else "holds, but the provenance differs"
         )
     elif verdict.holds:
-        what = "holds"
-    lines = [f"{name}: {what}{_numbers(verdict)}"]
-    lines += [f"  {problem}" for problem in verdict.problems[:_MOST_LISTED]]
-    if (more := len(verdict.problems) - _MOST_LISTED) > 0:
+        result = "holds"
+    lines = [f"{name}: {result}{_numbers(verdict)}"]
+    lines += [f"  {problem}" for problem in verdict.problems[:_MAX_LISTED]]
+    if (more := len(verdict.problems) - _MAX_LISTED) > 0:
         lines.append(f"  and {more} more; --json lists all")
-    lines += [f"  {one.what} was {one.then or 'none'}, is {one.now or 'none'}" for one in verdict.mismatches]
+    lines += [f"  {each.what} was {each.then or 'none'}, is {each.now or 'none'}" for each in verdict.mismatches]
     if verdict.rows and not verdict.mismatches:
         lines.append("  model, versions and settings match")
-    lines += [f"  not checked: {line}" for line in grouped(verdict.not_checked)]
+    lines += [f"  not checked: {line}" for line in group_by_reason(verdict.not_checked)]
     return "\n".join(map(visible, lines))
 
 
@@ -124,9 +126,8 @@ def _numbers(verdict: Verdict) -> str:
     if not verdict.rows:
         return ""
     return (
-        f"; the largest difference of {verdict.rows} rows is {verdict.largest_difference:.2g} "
-        f"(of the row's largest score; token {verdict.worst_token}), of log-probabilities "
-        f"{verdict.largest_logprob_difference:.2g}"
+        f"; largest difference of {verdict.rows} rows {verdict.largest_difference:.2g} of the row's largest score "
+        f"(token {verdict.worst_token}), of log-probabilities {verdict.largest_logprob_difference:.2g}"
     )
 
 

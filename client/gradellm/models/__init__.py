@@ -1,0 +1,94 @@
+"""What a server sends, as frozen dataclasses. Their fields have the names of the proto's fields.
+
+An optional proto field that is absent is None. An enum's value is its lower-case name without the prefix.
+
+server.py      ServerInfo: the model, its methods and the limits
+tokens.py      tokens of prompt and completion, sources, and attribution rows
+settings.py    sampling, attribution and evaluation settings as the server resolved them, and the provenance
+evaluation.py  results of an evaluation
+events.py      the events of a stream
+"""
+
+from gradellm.models.evaluation import (
+    EvaluationItem,
+    EvaluationPoint,
+    EvaluationSummary,
+    Interval,
+    IntervalKind,
+    MetricSummary,
+)
+from gradellm.models.events import Event, Finished, FinishReason, Progress, Started, Timings, Usage
+from gradellm.models.server import Estimate, Limits, MethodInfo, ModelInfo, ServerInfo
+from gradellm.models.settings import (
+    Aggregation,
+    AttributionSettings,
+    Delivery,
+    EvaluatedMethod,
+    EvaluationSettings,
+    GivenScores,
+    Loosening,
+    Magnitude,
+    Metric,
+    NormaliseOver,
+    Objective,
+    Perturb,
+    Preset,
+    Provenance,
+    Rectify,
+    Removal,
+    Resolution,
+    Rotary,
+    Sampling,
+    Similarity,
+    Sources,
+)
+from gradellm.models.tokens import Alternative, Attribution, PromptToken, Role, Source, Token, TokenizedPrompt
+
+__all__ = [
+    "Aggregation",
+    "Alternative",
+    "Attribution",
+    "AttributionSettings",
+    "Delivery",
+    "Estimate",
+    "EvaluatedMethod",
+    "EvaluationItem",
+    "EvaluationPoint",
+    "EvaluationSettings",
+    "EvaluationSummary",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "GivenScores",
+    "Interval",
+    "IntervalKind",
+    "Limits",
+    "Loosening",
+    "Magnitude",
+    "MethodInfo",
+    "Metric",
+    "MetricSummary",
+    "ModelInfo",
+    "NormaliseOver",
+    "Objective",
+    "Perturb",
+    "Preset",
+    "Progress",
+    "PromptToken",
+    "Provenance",
+    "Rectify",
+    "Removal",
+    "Resolution",
+    "Role",
+    "Rotary",
+    "Sampling",
+    "ServerInfo",
+    "Similarity",
+    "Source",
+    "Sources",
+    "Started",
+    "Timings",
+    "Token",
+    "TokenizedPrompt",
+    "Usage",
+]

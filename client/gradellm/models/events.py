@@ -1,0 +1,87 @@
+"""The events of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gradellm.models.evaluation import EvaluationItem, EvaluationSummary
+from gradellm.models.settings import Provenance
+from gradellm.models.tokens import Attribution, PromptToken, Source, Token
+
+FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: the prompt as tokens, and the resolved settings."""
+
+    prompt_text: str
+    """The text that was tokenized, chat template included."""
+    prompt_tokens: tuple[PromptToken, ...]
+    sources: tuple[Source, ...]
+    """The columns over the prompt at resolution word or segment; empty at resolution token."""
+    provenance: Provenance
+    unplaced_messages: tuple[int, ...] = ()
+    """Messages whose text the chat template rewrote, so that their tokens cannot be located."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Progress of a slow method, or of prefill."""
+
+    done: float
+    """Share of the work that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Forced tokens included."""
+    attributed_tokens: int
+    reused_prompt_tokens: int
+    """Prompt tokens found in the prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Durations in seconds."""
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    """Without attribution."""
+    attribution_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event."""
+
+    reason: FinishReason | None
+    """Why the stream ended. None for a reason of a newer server that this client does not know."""
+    stop: str
+    """The stop text that ended the completion."""
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream: exactly one of its fields is not None.
+
+    A generation has events of the first four kinds. `prompt_progress`, the progress of a prefill in several passes, is
+    passed to `on_event` only and is not yielded by iteration.
+    """
+
+    started: Started | None = None
+    token: Token | None = None
+    attribution: Attribution | None = None
+    finished: Finished | None = None
+    progress: Progress | None = None
+    item: EvaluationItem | None = None
+    summary: EvaluationSummary | None = None
+    prompt_progress: Progress | None = None
