@@ -1,4 +1,4 @@
-"""Wheel and sdist, and the base install as a user of the SDK gets it: small, light, without what hosts a model."""
+"""Wheel, sdist, and the base install of an SDK user: small, light, without the server's packages."""
 
 from __future__ import annotations
 

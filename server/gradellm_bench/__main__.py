@@ -234,7 +234,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run decode steps eagerly: without CUDA graphs on a GPU, without traces on a CPU",
     )
-    what = parser.add_argument_group("measurements")
+    _add_measurements(parser.add_argument_group("measurements"))
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
+    out.add_argument("--plot", type=Path, metavar="FILE", help="PNG or SVG; needs the extra [plots]")
+    return parser
+
+
+def _add_measurements(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
     )
@@ -278,10 +285,6 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--requests", type=_count, metavar="N", default=1000, help="short requests of the part memory (default: 1000)"
     )
-    out = parser.add_argument_group("output")
-    out.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
-    out.add_argument("--plot", type=Path, metavar="FILE", help="PNG or SVG; needs the extra [plots]")
-    return parser
 
 
 def _count(text: str, least: int = 1) -> int:

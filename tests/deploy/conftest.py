@@ -1,4 +1,4 @@
-"""A real server, as tests of the server have it."""
+"""The fixtures of the server's tests."""
 
 from __future__ import annotations
 

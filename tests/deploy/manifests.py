@@ -1,4 +1,4 @@
-"""What deploy/kubernetes comes to: each kustomization rendered by kubectl, and what the tests ask of the result."""
+"""The manifests of deploy/kubernetes, rendered by kubectl, and queries on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/Dockerfile: what it says of the code is so, and what carries it out without an engine reads all of it."""
+"""deploy/Dockerfile agrees with the code, and the image check's parser supports all of it."""
 
 from __future__ import annotations
 

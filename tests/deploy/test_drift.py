@@ -1,4 +1,4 @@
-"""What deploy/ says of the code is so: flags, ports, probes, times to stop in, names of metrics, versions."""
+"""deploy/ agrees with the code: flags, ports, probes, grace periods, metric names, versions."""
 
 from __future__ import annotations
 

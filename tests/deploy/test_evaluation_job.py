@@ -1,4 +1,4 @@
-"""The evaluation's Jobs: their flags are the command's, their exit codes its own, and the shards are all of the run."""
+"""The evaluation Jobs: flags and exit codes are those of the command, and the shards cover the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: everything renders, is what the schemas allow, and fits together."""
+"""deploy/kubernetes: all manifests render, validate against the schemas, and are consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy scan: what it sees, and what it takes for an exception."""
+"""The policy scan: its findings and its exceptions."""
 
 from __future__ import annotations
 

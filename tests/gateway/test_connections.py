@@ -1,4 +1,4 @@
-"""Slow clients, which send nothing, send slowly or in tiny chunks, or do not read: they time out and delay no others."""
+"""Slow clients: they send nothing, send slowly or in tiny chunks, or do not read. They time out and delay no others."""
 
 from __future__ import annotations
 

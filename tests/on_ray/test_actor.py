@@ -1,4 +1,4 @@
-"""A row in, a row out; and an example that ends its actor each time is given up."""
+"""The actor: rows in, rows out; an example that ends its actor repeatedly becomes a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes of an example depends on nothing but the example and the plan; and is what a server says of it."""
+"""An example's record depends on the example and the run spec only, and equals a server's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m gradellm_ray`: the flags, files and tables of `gradellm evaluate`; and its numbers, whoever dies."""
+"""`python -m gradellm_ray`: flags, files and tables of `gradellm evaluate`, and the same numbers when actors die."""
 
 from __future__ import annotations
 

@@ -165,35 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plan_parser = _command(commands, "plan", _plan, "servers, GPUs, cost and latency for a load")
-    source = plan_parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--passes", type=Path, metavar="FILE", help="a file that `measure` wrote")
-    source.add_argument("--bench", type=Path, metavar="FILE", help="a file that `gradellm bench --json FILE` wrote")
-    plan_parser.add_argument(
-        "--load", type=_positive, required=True, metavar="N", help="requests a second to all servers"
-    )
-    plan_parser.add_argument("--wire", type=Path, metavar="FILE", help="a file that deploy/capacity/wire.py wrote")
-    plan_parser.add_argument(
-        "--first-token",
-        type=_positive,
-        default=2.0,
-        metavar="S",
-        help="time to first token, 95th percentile (default: 2)",
-    )
-    plan_parser.add_argument(
-        "--gap", type=_positive, default=100.0, metavar="MS", help="time between tokens, 95th percentile (default: 100)"
-    )
-    plan_parser.add_argument(
-        "--refused", type=_share, default=0.001, metavar="SHARE", help="rejected requests at most (default: 0.001)"
-    )
-    plan_parser.add_argument(
-        "--spare", type=_count, default=1, metavar="N", help="servers that may be down (default: 1)"
-    )
-    plan_parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs of a server (default: 1)")
-    plan_parser.add_argument("--gpu-hour", type=_positive, metavar="PRICE", help="price of a GPU for an hour")
-    plan_parser.add_argument("--clients", type=_count, default=8, metavar="N", help="client processes (default: 8)")
-    plan_parser.add_argument(
-        "--nic-gbit", type=_positive, default=25.0, metavar="N", help="network of a server (default: 25)"
-    )
+    _add_plan_options(plan_parser)
     trial_parser = _command(commands, "trial", _validate, "the same requests on the real scheduler and simulated")
     trial_parser.add_argument(
         "--passes", type=Path, required=True, metavar="FILE", help="a file that `measure` wrote on this machine"
@@ -227,6 +199,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     document_parser.add_argument("--folder", type=Path, default=Path("docs"), help="default: docs")
     return parser
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--passes", type=Path, metavar="FILE", help="a file that `measure` wrote")
+    source.add_argument("--bench", type=Path, metavar="FILE", help="a file that `gradellm bench --json FILE` wrote")
+    parser.add_argument("--load", type=_positive, required=True, metavar="N", help="requests a second to all servers")
+    parser.add_argument("--wire", type=Path, metavar="FILE", help="a file that deploy/capacity/wire.py wrote")
+    parser.add_argument(
+        "--first-token",
+        type=_positive,
+        default=2.0,
+        metavar="S",
+        help="time to first token, 95th percentile (default: 2)",
+    )
+    parser.add_argument(
+        "--gap", type=_positive, default=100.0, metavar="MS", help="time between tokens, 95th percentile (default: 100)"
+    )
+    parser.add_argument(
+        "--refused", type=_share, default=0.001, metavar="SHARE", help="rejected requests at most (default: 0.001)"
+    )
+    parser.add_argument("--spare", type=_count, default=1, metavar="N", help="servers that may be down (default: 1)")
+    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs of a server (default: 1)")
+    parser.add_argument("--gpu-hour", type=_positive, metavar="PRICE", help="price of a GPU for an hour")
+    parser.add_argument("--clients", type=_count, default=8, metavar="N", help="client processes (default: 8)")
+    parser.add_argument(
+        "--nic-gbit", type=_positive, default=25.0, metavar="N", help="network of a server (default: 25)"
+    )
 
 
 def _command(
