@@ -54,8 +54,8 @@ from support.faithfulness.evaluations import (
     run_evaluation,
 )
 from support.faithfulness.reference import Reference, Rows
+from support.methods.reference_case import quick, scores_of
 from support.oracle import relative_error
-from support.reference_case import quick, scores_of
 from support.scheduler_harness import scheduler_of
 
 Engines = Callable[..., Engine]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gradellm_engine import Engine
-from support.reference_case import Case
+from support.methods.reference_case import Case
 from support.tiny_models import save_random_model
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.methods.attention_rollout import AttentionRollout
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5

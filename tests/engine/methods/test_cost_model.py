@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 from gradellm_engine import AttributionSettings, Engine, InvalidRequestError, PromptInput, Switches
 from gradellm_engine.methods.cost_model import check_memory, estimate, fit_line, measure_graph_bytes
 from gradellm_engine.methods.registry import METHODS
-from support.reference_case import quick
+from support.methods.reference_case import quick
 
 
 @pytest.fixture(scope="module")

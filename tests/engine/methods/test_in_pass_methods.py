@@ -13,8 +13,8 @@ from gradellm_engine import AttributionSettings, Delivery, Sampling, Sources
 from gradellm_engine.attribution.attention_weights import Attention
 from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.methods.random import Random
+from support.methods.reference_case import PROMPT, Case, scores_of
 from support.oracle import relative_error
-from support.reference_case import PROMPT, Case, scores_of
 
 MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5

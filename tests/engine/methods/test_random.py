@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradellm_engine.methods.random import Random
-from support.reference_case import COMPLETION, Case, scores_of
+from support.methods.reference_case import COMPLETION, Case, scores_of
 
 MakeCase = Callable[..., Case]
 

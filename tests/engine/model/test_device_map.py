@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import wrap_model
+from support.methods.reference_case import quick
 from support.oracle import relative_error
-from support.reference_case import quick
 
 PROMPT = "A red fox."
 

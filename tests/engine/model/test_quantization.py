@@ -23,8 +23,8 @@ from gradellm_engine import (
 )
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.quantization import check_gradients, quantization_config
+from support.methods.reference_case import quick
 from support.oracle import relative_error
-from support.reference_case import quick
 
 PROMPT = "Once upon a time, there was a small red fox"
 GREEDY = Sampling(max_new_tokens=4, temperature=0.0)

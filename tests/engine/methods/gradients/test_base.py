@@ -12,8 +12,8 @@ from torch import Tensor
 from gradellm_engine.methods import post_hoc
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.model.families import FAMILIES
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.gradients.deeplift import DeepLift
 from gradellm_engine.methods.gradients.input_x_gradient import InputXGradient
-from support.captum_reference import Target, compare_with_captum
+from support.methods.captum_reference import Target, compare_with_captum
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.gradients.gradient_shap import GradientShap
 from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
-from support.reference_case import Case, error_of
+from support.methods.reference_case import Case, error_of
 
 MakeCase = Callable[..., Case]
 

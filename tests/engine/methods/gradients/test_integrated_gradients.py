@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.gradients.integrated_gradients import IntegratedGradients
-from support.captum_reference import DTYPES, Target, compare_with_captum
-from support.reference_case import PROMPT, Case, error_of
+from support.methods.captum_reference import DTYPES, Target, compare_with_captum
+from support.methods.reference_case import PROMPT, Case, error_of
 
 MakeCase = Callable[..., Case]
 

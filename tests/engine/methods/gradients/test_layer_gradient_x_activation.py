@@ -14,8 +14,8 @@ from captum.attr import (
 from torch import Tensor
 
 from gradellm_engine.methods.gradients.layer_gradient_x_activation import LayerGradientXActivation
-from support.captum_reference import DTYPES, Target, compare_with_captum
-from support.reference_case import Case
+from support.methods.captum_reference import DTYPES, Target, compare_with_captum
+from support.methods.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

@@ -15,7 +15,7 @@ from gradellm_engine import AttributionSettings, InvalidRequestError
 from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, relevance_rules
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
-from support.reference_case import COMPLETION, PROMPT, Case
+from support.methods.reference_case import COMPLETION, PROMPT, Case
 
 MakeCase = Callable[..., Case]
 

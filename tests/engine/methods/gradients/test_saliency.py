@@ -16,8 +16,8 @@ from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.gradients.input_x_gradient import InputXGradient
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.post_hoc import Objective
-from support.captum_reference import DTYPES, compare_with_captum
-from support.reference_case import Case
+from support.methods.captum_reference import DTYPES, compare_with_captum
+from support.methods.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

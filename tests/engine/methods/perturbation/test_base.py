@@ -9,8 +9,8 @@ import pytest
 from gradellm_engine.methods import post_hoc
 from gradellm_engine.methods.perturbation.lime import Lime
 from gradellm_engine.methods.perturbation.occlusion import Occlusion
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradellm_engine import AttributionSettings
 from gradellm_engine.methods.perturbation.lime import KERNEL_WIDTH, Lime, fit, sample_masks
-from support.reference_case import Case, error_of, scores_of
+from support.methods.reference_case import Case, error_of, scores_of
 
 MakeCase = Callable[..., Case]
 SHORT = "A fox."  # seven tokens with BOS: all subsets can be enumerated

@@ -11,8 +11,8 @@ from torch import Tensor
 from gradellm_engine import Contrast
 from gradellm_engine.methods.perturbation.occlusion import Occlusion
 from gradellm_engine.methods.post_hoc import Objective
+from support.methods.reference_case import PROMPT, Case
 from support.oracle import relative_error
-from support.reference_case import PROMPT, Case
 
 MakeCase = Callable[..., Case]
 

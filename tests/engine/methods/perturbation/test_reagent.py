@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 
 from gradellm_engine.methods.perturbation.reagent import ReAgent
+from support.methods.reference_case import Case
 from support.oracle import relative_error
-from support.reference_case import Case
 
 MakeCase = Callable[..., Case]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.methods.perturbation.value_zeroing import ValueZeroing
-from support.reference_case import Case
+from support.methods.reference_case import Case
 
 MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradellm_engine import Contrast
 from gradellm_engine.methods.gradients.base import Aggregation
 from gradellm_engine.methods.post_hoc import Objective
-from support.reference_case import Case
+from support.methods.reference_case import Case
 
 CONTRAST = Contrast(token_id=80)
 # Tolerances; Transformers computes norms and softmaxes in float32 for any dtype.
