@@ -25,10 +25,8 @@ from gradellm.evaluation.run_spec import PLAUSIBILITY, RunSpec
 from gradellm.models import Event, Metric, ServerInfo
 from gradellm.transport import calls
 from gradellm.wire import responses
-from gradellm_engine import ComputationError, Engine, OutOfMemoryError
+from gradellm_engine import ComputationError, Engine, OutOfMemoryError, Quantization, Request
 from gradellm_engine import InvalidRequestError as RefusedError
-from gradellm_engine.core.request import Request
-from gradellm_engine.model.quantization import Quantization
 from gradellm_server.rpc import events_to_wire
 from gradellm_server.rpc.rpcs import STREAMING_RPCS
 from gradellm_server.rpc.server_info import server_info
