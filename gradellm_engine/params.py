@@ -235,7 +235,8 @@ class GradEllm(LayerSwitches):
         similarity: dot product, or cosine over the heads' concatenated width.
         rotary: query and key after or before the rotary embedding.
         rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
-        magnitude: signed sum over heads and channels, or sums of absolute values (beyond the paper).
+        magnitude: signed sum over heads and channels; or, beyond the paper, a sum of absolute values: of heads, of
+            channels, or of the first-order effect of removing the token from each head.
         normalise_over: the tokens over which min and max are taken; all other tokens score 0.
     """
 
@@ -281,6 +282,7 @@ class GradEllm(LayerSwitches):
         return replace(cls(), **{**PRESETS[name], **switches})
 
 
+# Every switch's default, which is the paper's: what a preset does not name has this value.
 PRESET_DEFAULTS: Mapping[str, Any] = MappingProxyType({switch.name: switch.default for switch in fields(GradEllm)})
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

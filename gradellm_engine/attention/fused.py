@@ -93,7 +93,10 @@ class FusedAttention:
 
     @staticmethod
     def map_kind(switches: LayerSwitches | None) -> MapKind | None:
-        """The maps that a method needs of a layer that it selects; None where the kernels do not compute them."""
+        """The maps that a method needs of a layer that it selects; None where the kernels do not compute them.
+
+        Every switch that changes `grad_ellm.layer_maps` is considered here; one that is not has no effect on a GPU.
+        """
         if switches is None:
             return MapKind.NOTHING
         if not isinstance(switches, GradEllm):

@@ -10,7 +10,8 @@ For the token at step t, with target logit l and last position p, in every selec
     6. H_i = sum of h_i over the layers                                                            (eq 5)
 
 The settings vary steps 2 to 6. The inputs are S = c q K^T, the weights A and U = w V^T of each head, from
-`gradellm_engine.attention.ops`; the functions are pure.
+`gradellm_engine.attention.ops`; the functions are pure. On a GPU, Triton kernels compute `layer_maps` of those switches
+that `gradellm_engine.attention.fused.FusedAttention.map_kind` names.
 Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Arguments may have a batch
 dimension before these, for sequences of one length.
 """

@@ -2,6 +2,9 @@
 
 In every layer that a method selects, attention's backward pass computes the method's maps, one number a token each.
 The maps of all layers together become scores, which are summed over the layers.
+
+A method's switches are a subclass of `LayerSwitches`. It has a row here, with its functions, and one in
+`gradellm_engine.methods.registry`, with its description and cost.
 """
 
 from __future__ import annotations

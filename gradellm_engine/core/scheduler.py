@@ -1,4 +1,4 @@
-"""Continuous batching: which requests take chunk in the model's next pass.
+"""Continuous batching: which requests take part in the model's next pass.
 
 A step does, in this order:
 

@@ -1,4 +1,8 @@
-"""All attribution methods: a row each, with description and cost."""
+"""All attribution methods: a row each, with description and cost.
+
+A row with `explain` is a post-hoc method, one with `scores` runs no model, and one with neither is an in-pass method,
+whose functions have a row in `gradellm_engine.attribution.in_pass`.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Executes batches of sequence chunks: any number of sequences in one pass over the engine's own KV cache.
 
 The model is called without a cache and with explicit positions, so that it computes the new tokens alone; the pass that
-runs reads and writes the KV cache in its attention layers. An explained pass is one forward and one backward pass
-through its own tokens.
+runs reads and writes the KV cache in its attention layers (`gradellm_engine.model.attention_interface`). An explained
+pass is one forward and one backward pass through its own tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A reference implementation of Grad-ELLM in float64: METHOD's formulas term by term.
+"""A reference implementation of Grad-ELLM in float64: the formulas of docs/methods/grad_ellm.md, term by term.
 
 It runs the whole prefix without a KV cache, with Transformers' eager attention and autograd. Queries, keys and values
 are taken from the projections and rotated here; gradellm_engine provides only the names of the options.
@@ -23,6 +23,8 @@ from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver
 Captured = dict[str, Tensor]
 
 LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
+# Every defined combination of values, with the layers in turn, for tests/engine/test_oracle.py. A new switch belongs
+# here and in `layer_scores`.
 SWITCHES = [
     GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
     for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
@@ -143,7 +145,7 @@ class FamilyOracle:
 
 
 def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
-    """METHOD section 2, over the layers that `switches` selects. [S]"""
+    """H, of docs/methods/grad_ellm.md, over the layers that `switches` selects. [S]"""
     selected = switches.layers
     if isinstance(selected, int):
         layers = layers[-selected:]

@@ -46,6 +46,7 @@ SHAPE: dict[str, Any] = {
 }
 WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# By family: configuration beside SHAPE, so that a random model has the family's special features.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},

@@ -1,4 +1,7 @@
-"""The settings of a request as the server resolved them, and the provenance of its results."""
+"""The settings of a request as the server resolved them, and the provenance of its results.
+
+Saved explanations hold these classes: a new field has a default and comes last, so that older files are read.
+"""
 
 from __future__ import annotations
 

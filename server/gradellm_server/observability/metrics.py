@@ -5,6 +5,9 @@ rules can be shared (vllm-project/vllm, vllm/v1/metrics/loggers.py, 2026). Metri
 
 The values of labels are bounded: RPCs, codes, reasons, methods and metrics are fixed sets, and clients are named by the
 operator. No label comes from the content of a request.
+
+A row of a table below declares a metric. Its value is set in `Metrics`, from the calls, or in `_values`, from the
+engine; an engine metric without a value there is exported without samples.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Family(NamedTuple):
 
 
 RPC = ("rpc",)
+# Labels: none or RPC, which `Metrics._initialize_labels` counts on.
 HISTOGRAMS = {
     "time_to_first_token_seconds": Family(
         "Time from the start of a Generate call to its first token.", buckets=FIRST_TOKEN_BUCKETS

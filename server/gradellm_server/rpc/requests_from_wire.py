@@ -35,6 +35,7 @@ from gradellm_engine import (
 from gradellm_engine import Message as ChatMessage
 from gradellm_server.rpc.wire_enums import PRESETS, SWITCH_ENUMS, choice, member_of, set_fields
 
+# The switches of methods that are numbers, by their fields' names; `wire_enums.SWITCH_ENUMS` has the enums.
 NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
 NO_MEANING_IN_EVALUATE = "has no meaning in Evaluate, which perturbs each token of the prompt and looks at what follows"
 

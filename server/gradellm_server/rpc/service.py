@@ -1,6 +1,7 @@
 """ExplainerService over grpc.aio: each call becomes a job on the engine thread.
 
-Requests are parsed here and not by gRPC, which would answer bytes that are not a valid message with UNKNOWN.
+Requests are parsed here and not by gRPC, which would answer bytes that are not a valid message with UNKNOWN. What a
+call asks of the engine is in `gradellm_server.rpc.rpcs`; a reader thread runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Enums and optional fields of the wire contract, and the engine's enums and arguments that they stand for.
 
-An enum's member has the same name on both sides, behind the wire's prefix: ROTARY_FULL is `Rotary.FULL`.
+An enum's member has the same name on both sides, behind the wire's prefix: ROTARY_UNROTATED is `Rotary.UNROTATED`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PRESETS: dict[int, str] = {
     pb.PRESET_KNOCKOUT: "knockout",
 }
 ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
-# The switches of methods that are enums, by their fields' names.
+# The switches of methods that are enums, by their fields' names. Requests and provenance read this table; those that
+# are numbers stand in `requests_from_wire.NUMERIC_SWITCHES`.
 SWITCH_ENUMS: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
     "loosening": (Loosening, pb.Loosening),
     "similarity": (Similarity, pb.Similarity),

@@ -1,4 +1,4 @@
-"""The pure arithmetic of Grad-ELLM: identities, bounds and invariances of METHOD section 2."""
+"""The pure arithmetic of Grad-ELLM: identities, bounds and invariances of docs/methods/grad_ellm.md."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ LAYER_SWITCHES = [
 
 
 def plain_scores(layer: Drawn, switches: GradEllm, domain: Tensor, unrotated: tuple[Tensor, Tensor]) -> Tensor:
-    """Steps 2 to 5 of METHOD section 2, a token at a time, heads concatenated."""
+    """Steps 2 to 5 of `grad_ellm`, a token at a time, heads concatenated."""
     G, r, T, N = layer.forward.A.shape
     rows = torch.zeros(T, N, dtype=torch.float64)
     q, K = unrotated if switches.rotary is Rotary.UNROTATED else (layer.forward.q, layer.forward.K)
