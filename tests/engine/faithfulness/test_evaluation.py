@@ -290,7 +290,7 @@ def test_models_with_and_without_logits_to_keep(load: Engines, monkeypatch: pyte
         FAMILY_SETTINGS, methods=(EvaluatedMethod("own", rows=own_scores(1, 10)),), removal=Removal.REMOVE
     )
     expected = run_evaluation(engine, engine.evaluation_request(RAW[:9], settings, [70]))
-    monkeypatch.setattr(runner, "_chooses_logits", chooses)
+    monkeypatch.setattr(runner, "_takes_logits_to_keep", chooses)
     widths.clear()
     found = run_evaluation(engine, engine.evaluation_request(RAW[:9], settings, [70]))
     hook.remove()

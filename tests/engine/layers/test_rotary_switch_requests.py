@@ -61,7 +61,7 @@ CHUNKED = replace(SETTINGS, delivery=Delivery.CHUNKED, chunk_size=5)
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill chunks end neither at the switch nor together."""
-    for name in ("MAX_PIECE_TOKENS", "MIN_PIECE_TOKENS"):
+    for name in ("MAX_PREFILL_CHUNK_TOKENS", "MIN_PREFILL_CHUNK_TOKENS"):
         monkeypatch.setattr(scheduling, name, {"cpu": 7, "cuda": 7})
 
 
