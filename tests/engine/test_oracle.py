@@ -114,12 +114,12 @@ def test_every_switch_equals_the_oracle_in_batches_and_chunks(case: Callable[[st
     assert_within_tolerance(model, errors)
 
 
-@pytest.mark.parametrize("kernel", ["STRETCHED", "ONEDNN"])
+@pytest.mark.parametrize("kernel", ["TILED", "ONEDNN"])
 @pytest.mark.parametrize("model", ["llama", "demo"])
 def test_linear_layers_by_every_kernel_equal_the_oracle(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str, kernel: str
 ) -> None:
-    for name in ("STRETCHED", "ONEDNN"):  # these models have no layer of that size
+    for name in ("TILED", "ONEDNN"):  # these models have no layer of that size
         monkeypatch.setattr(gemm, f"MIN_{name}_WEIGHTS", 0 if name == kernel else 2**30)
     subject = Case(model_path(model))
     errors = {}

@@ -54,7 +54,7 @@ def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
 
     before = (out / "results.jsonl").read_bytes()
     assert main(asked(data, out, "--actors", "0", "--methods", "all", "--metrics", "pi_soft_ns")) == 0
-    assert "4 of 5 examples are done; the others follow" in capsys.readouterr().err
+    assert "4 of 5 examples are done; evaluating the rest" in capsys.readouterr().err
     assert (out / "results.jsonl").read_bytes().startswith(before)
     assert main(asked(data, out, "--actors", "0", "--seed", "1")) == 65
     assert "belongs to a run with other settings" in capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         main(["--preset", "sst2", "--actors", "2"])
-    assert "pip install 'gradellm[ray]'; --actors 0 does without" in capsys.readouterr().err
+    assert "pip install 'gradellm[ray]'; --actors 0 runs without it" in capsys.readouterr().err
 
 
 # --- actors -----------------------------------------------------------------------------------------------------------

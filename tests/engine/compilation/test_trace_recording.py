@@ -23,7 +23,7 @@ class Tokens:
     graph_anchor, lowest, output_is_used = None, 0, True
 
     def __init__(self, *ids: int) -> None:
-        self.row = torch.tensor([ids, range(len(ids))])
+        self.ids_and_positions = torch.tensor([ids, range(len(ids))])
 
 
 def context_of(*ids: int) -> TraceContext:

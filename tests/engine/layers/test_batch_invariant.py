@@ -191,7 +191,7 @@ def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, An
 
 def test_a_processor_whose_results_vary_is_refused(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
-    with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
+    with pytest.raises(UnsupportedModelError, match="a token's numbers still depend on the rest of its batch"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
 

@@ -122,7 +122,7 @@ def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_
 
 @pytest.mark.parametrize("name", CASES)
 def test_contexts(checkpoint: Any, name: str, load_case: Any) -> None:
-    config = load_case(name).model.runner._config
+    config = load_case(name).model.runner.config
     assert context_limit(config).num_tokens == load_case(name).info.context_tokens
     assert load_case(name).info.context_tokens == (SWITCH if name == "dynamic" else CONTEXT)
     assert switch_tokens(config) == (SWITCH if name in LONGROPES else None)

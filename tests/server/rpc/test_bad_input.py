@@ -123,12 +123,12 @@ ATTRIBUTE_CASES: dict[str, tuple[pb.AttributeRequest, str, str]] = {
     "a layer that is not there": (
         attributed(method="layer_gradient_x_activation", layer=3),
         "attribution.layer",
-        "layers 0 to 2, and -1",
+        "give 0 to 2, or -1 for the embedding",
     ),
     "a baseline of the wrong length": (
         attributed(method="occlusion", baseline_ids=[1, 2]),
         "attribution.baseline_ids",
-        "are 2 tokens; the prompt has",
+        "are 2 tokens; give one for each of the prompt",
     ),
     "a baseline beyond the vocabulary": (
         attributed(method="deeplift", baseline_ids=[1, 999]),
