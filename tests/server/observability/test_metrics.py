@@ -19,7 +19,14 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.auth.tokens import entry, make_token
 from gradellm_server.observability.call_stats import EVALUATION_METRICS, FINISH_REASONS
-from gradellm_server.observability.metrics import REQUEST_BUCKETS, Metrics
+from gradellm_server.observability.metrics import (
+    ENGINE_COUNTERS,
+    ENGINE_GAUGES,
+    INFOS,
+    PREFIX,
+    REQUEST_BUCKETS,
+    Metrics,
+)
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer, Serving
 
@@ -248,6 +255,12 @@ def test_memory_of_gpus(server: RunningServer, monkeypatch: pytest.MonkeyPatch) 
         "gradellm_device_memory_free_bytes cuda:0": 3,
         "gradellm_device_memory_free_bytes cuda:1": 5,
     }
+
+
+def test_every_metric_of_the_engine_has_a_value(server: RunningServer) -> None:
+    samples = {family.name: family.samples for family in text_string_to_metric_families(scraped(server))}
+    missing = [name for name in (*ENGINE_COUNTERS, *ENGINE_GAUGES, *INFOS) if not samples[f"{PREFIX}_{name}"]]
+    assert missing == []
 
 
 def test_the_port_serves_the_registry(server: RunningServer) -> None:

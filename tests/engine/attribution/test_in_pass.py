@@ -1,0 +1,28 @@
+"""Methods within the pass: every one that the registry lists can be computed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from gradellm_engine.attention.fused import FusedAttention, MapKind
+from gradellm_engine.attribution.in_pass import in_pass_method
+from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.params import GradEllm, LayerSwitches
+
+# The switches that `grad_ellm.layer_maps` reads, and those that only `layer_scores` and `heat_map` read.
+SWITCHES_OF_MAPS = {"loosening", "similarity", "rotary", "magnitude"}
+SWITCHES_OF_SCORES = {"layers", "rectify", "normalise_over"}
+
+
+def test_every_registered_method_within_the_pass_has_its_functions() -> None:
+    in_pass = [method for method in METHODS.values() if method.explain is None and method.scores is None]
+    assert len(in_pass) >= 3
+    for method in in_pass:
+        assert issubclass(method.switches, LayerSwitches)
+        assert in_pass_method(method.switches()) is not None
+
+
+def test_every_switch_of_grad_ellm_is_known_to_the_fused_kernels() -> None:
+    """A switch that changes the maps must be read by `FusedAttention.map_kind`, or a GPU ignores it silently."""
+    assert {field.name for field in fields(GradEllm)} == SWITCHES_OF_MAPS | SWITCHES_OF_SCORES
+    assert FusedAttention.map_kind(GradEllm()) is MapKind.PRODUCTS
