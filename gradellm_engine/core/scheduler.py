@@ -238,7 +238,7 @@ class Scheduler:
         began = time.perf_counter()
         with self._run_pass(chosen):
             self._announce(chosen)
-            self._runner.read([chunk for _, chunk in work])
+            self._runner.prefill([chunk for _, chunk in work])
             for request in chosen:
                 request.emit_prompt_progress()
         _add_time(chosen, "prefill", began)

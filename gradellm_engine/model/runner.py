@@ -135,7 +135,7 @@ class ModelRunner(TransformersModel):
         finally:
             slot.close()
 
-    def read(self, chunks: Sequence[SequenceChunk]) -> None:
+    def prefill(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill: write the chunks' keys and values into the KV cache. Returns once they are computed."""
         last = self._prefill(chunks, self.model.base_model)
         if last.is_cuda:  # else the time of the prefill would be charged to the pass that next waits for the GPU
@@ -242,7 +242,7 @@ class ModelRunner(TransformersModel):
         slot.ids.clear()
         slot.is_long = is_long
         while unread := ids[slot.length : slot.length + _REPREFILL_TOKENS]:
-            self.read([SequenceChunk.new(slot, unread)])
+            self.prefill([SequenceChunk.new(slot, unread)])
             yield
 
 

@@ -109,21 +109,21 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = server.engine.model.runner
-    original, chunks, going = runner.read, [], threading.Event()
+    original, lengths, started = runner.prefill, [], threading.Event()
 
-    def read(parts: Sequence[SequenceChunk]) -> None:
-        chunks.append(len(parts[0].ids))
-        going.set()
+    def slow_prefill(chunks: Sequence[SequenceChunk]) -> None:
+        lengths.append(len(chunks[0].ids))
+        started.set()
         time.sleep(0.1)
-        original(parts)
+        original(chunks)
 
-    monkeypatch.setattr(runner, "read", read)
+    monkeypatch.setattr(runner, "prefill", slow_prefill)
     monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 20)
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a" * 200), max_new_tokens=2))
-    going.wait(10)
+    started.wait(10)
     call.cancel()
     until(lambda: server.server.engine_thread.num_running == 0)
-    assert len(chunks) <= 3
+    assert len(lengths) <= 3
 
 
 def test_leaving_the_queue_frees_its_slot_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

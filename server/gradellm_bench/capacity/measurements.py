@@ -140,10 +140,10 @@ def _prefill_chunk(
         if slot is None:
             raise RuntimeError("the KV cache has no free slot for a prefill chunk")
         if context:
-            runner.read([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
+            runner.prefill([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
         chunk = SequenceChunk.new(slot, bench_model.prompt(rng, size))
         watch = Stopwatch()
-        runner.read([chunk])
+        runner.prefill([chunk])
         seconds.append(watch())
         slot.close()
     return PassMeasurement("read", 1, size, context, tuple(seconds[1:]))

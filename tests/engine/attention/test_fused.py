@@ -24,7 +24,7 @@ from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Loosening, Magnitude, Rectify
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 
 pytest.importorskip("triton")
 from gradellm_engine.attention.fused import FusedAttention, MapKind
@@ -138,19 +138,19 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     runner.allocate_pool(400)
     for method in METHODS:
         switches = replace(method, layers=method.selected_layers(runner.num_layers))
-        parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
-        (plain, rows), (logits, fused_rows) = (outcome(runner, parts, fused=fused) for fused in (False, True))
+        chunks = filled(runner, (1, 5, 30), ExplainSpec(switches))
+        (plain, rows), (logits, fused_rows) = (outcome(runner, chunks, fused=fused) for fused in (False, True))
         assert close(logits, plain.double().cpu(), 1e-5)
         for row, expected in zip(fused_rows, rows, strict=True):
             assert expected.any()
             assert close(row, expected.double(), 1e-5)
 
 
-def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, chunks: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores; what was read is forgotten."""
     runner.fused_attention = FusedAttention(DEVICE) if fused else None
-    run = runner.explained_pass(parts)
-    assert runner.runs_batched(parts)
+    run = runner.explained_pass(chunks)
+    assert runner.runs_batched(chunks)
     scores = run.heat_maps([Target(7), Target(9, 3), Target(11)])
-    forget(parts)
+    evict(chunks)
     return run.logits, scores

@@ -93,7 +93,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
     """Records batches. Batches and prefill take 0.01 s a token, a decode step 0.1 s a token."""
     batches, tick, last_logits = Batches(), Scheduler.step, ModelRunner.last_logits
-    step, read = ModelRunner.step, ModelRunner.read
+    step, prefill = ModelRunner.step, ModelRunner.prefill
 
     def counting_step(self: Scheduler, *args: Any) -> Iterator[None]:
         batches.tick += 1
@@ -106,18 +106,18 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
         clock.now += 0.01 * num_tokens
         return last_logits(self, embeddings, *args)
 
-    def stepping(self: ModelRunner, parts: Any) -> Tensor:
-        clock.now += 0.1 * len(parts)
-        return step(self, parts)
+    def slow_step(self: ModelRunner, chunks: Any) -> Tensor:
+        clock.now += 0.1 * len(chunks)
+        return step(self, chunks)
 
-    def reading(self: ModelRunner, parts: Any) -> None:
-        clock.now += 0.01 * sum(len(part.ids) for part in parts)
-        read(self, parts)
+    def slow_prefill(self: ModelRunner, chunks: Any) -> None:
+        clock.now += 0.01 * sum(len(chunk.ids) for chunk in chunks)
+        prefill(self, chunks)
 
     monkeypatch.setattr(Scheduler, "step", counting_step)
     monkeypatch.setattr(ModelRunner, "last_logits", batch)
-    monkeypatch.setattr(ModelRunner, "step", stepping)
-    monkeypatch.setattr(ModelRunner, "read", reading)
+    monkeypatch.setattr(ModelRunner, "step", slow_step)
+    monkeypatch.setattr(ModelRunner, "prefill", slow_prefill)
     return batches
 
 

@@ -85,7 +85,7 @@ def test_passes_do_not_mix_factors_in_one_beginning(load_case: Any) -> None:
     assert (runner.is_long(SWITCH), runner.is_long(SWITCH + 1)) == (False, True)
     runner.allocate_pool(100)
     slot = runner.pool.allocate_probe(50)
-    runner.read([SequenceChunk.new(slot, list(range(20)))])
+    runner.prefill([SequenceChunk.new(slot, list(range(20)))])
     from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
     embeddings = runner.embed([[1] * 8])

@@ -300,7 +300,7 @@ def test_recorded_passes_use_the_factors_of_each_sequence(
         for kinds in ((False, True), (True, False), (True, True), (False, False)):
             slots = [runner.pool.allocate_probe(50, is_long=is_long) for is_long in kinds]
             for slot in slots:
-                runner.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
+                runner.prefill([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
             results: list[Tensor] = []
             for place in (-2, -1):
                 run = runner.explained_pass(

@@ -34,7 +34,7 @@ def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tup
     generator = torch.Generator().manual_seed(begun)
     slot = runner.pool.allocate(3)
     assert slot is not None
-    runner.read([SequenceChunk.new(slot, [60, 61, 62])])
+    runner.prefill([SequenceChunk.new(slot, [60, 61, 62])])
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     gone = torch.rand(ids.shape, generator=generator) < 0.5
     lengths = [LENGTH, LENGTH, LENGTH, 9, 5, 1]
