@@ -180,12 +180,12 @@ def test_faults_of_sdists_are_reported(tmp_path: Path) -> None:
 
 
 def component(**changes: Any) -> dict[str, Any]:
-    its = {"name": "a_b", "version": "1.0", "purl": "pkg:pypi/a-b@1.0", "licenses": [{"license": {"id": "MIT"}}]}
-    return {**its, **changes}
+    fields = {"name": "a_b", "version": "1.0", "purl": "pkg:pypi/a-b@1.0", "licenses": [{"license": {"id": "MIT"}}]}
+    return {**fields, **changes}
 
 
 @pytest.mark.parametrize(
-    ("its", "message"),
+    ("bill", "message"),
     [
         (component(), None),
         (component(version="1.0+cpu"), None),  # a build of the pinned version
@@ -196,8 +196,8 @@ def component(**changes: Any) -> dict[str, Any]:
         (component(purl=""), "a-b has no version or no package URL"),
     ],
 )
-def test_faults_of_a_bill_of_materials_are_reported(its: dict[str, Any], message: str | None) -> None:
-    faults = sbom.faults_of({"components": [its]}, sbom.pinned("# pins\nA.b==1.0 ; python_version > '3'\n"))
+def test_faults_of_a_bill_of_materials_are_reported(bill: dict[str, Any], message: str | None) -> None:
+    faults = sbom.faults_of({"components": [bill]}, sbom.pinned("# pins\nA.b==1.0 ; python_version > '3'\n"))
     if message is None:
         assert faults == []
     else:

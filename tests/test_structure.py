@@ -35,7 +35,7 @@ def test_folders_hold_few_files() -> None:
     for path in sources():
         if path.name != "__init__.py":
             files[path.parent].append(path)
-    assert {shown(folder): len(its) for folder, its in files.items() if len(its) > MAX_FILES_OF_A_FOLDER} == {}
+    assert {shown(folder): len(paths) for folder, paths in files.items() if len(paths) > MAX_FILES_OF_A_FOLDER} == {}
     at_the_root = [path.name for path in sources() if path.parent == PROJECT / "gradellm_engine"]
     assert len(at_the_root) <= MAX_FILES_OF_THE_ENGINE, at_the_root
 

@@ -94,8 +94,8 @@ def test_images_are_labelled_with_it() -> None:
 
 @pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.auth.tokens"])
 def test_commands_say_it(module: str) -> None:
-    told = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
-    assert told.stdout == f"gradellm {gradellm.__version__}\n"
+    result = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"gradellm {gradellm.__version__}\n"
 
 
 def test_the_server_says_it() -> None:
@@ -112,11 +112,11 @@ def test_the_server_says_it() -> None:
 
 def test_clients_say_it_to_servers() -> None:
     """As the beginning of the user agent, which proxies and servers log."""
-    said: list[str] = []
+    versions: list[str] = []
 
     class Listening(grpc.GenericRpcHandler):
         def service(self, details: grpc.HandlerCallDetails) -> None:
-            said.extend(str(value) for key, value in details.invocation_metadata or () if key == "user-agent")
+            versions.extend(str(value) for key, value in details.invocation_metadata or () if key == "user-agent")
 
     server = grpc.server(ThreadPoolExecutor(1), handlers=[Listening()])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -126,5 +126,5 @@ def test_clients_say_it_to_servers() -> None:
             client.server_info()
     finally:
         server.stop(None)
-    assert said
-    assert said[0].startswith(f"gradellm/{gradellm.__version__} grpc-python/")
+    assert versions
+    assert versions[0].startswith(f"gradellm/{gradellm.__version__} grpc-python/")

@@ -81,8 +81,8 @@ class ProcessGroup:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LOAD_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-            said = one_line(error)
-            raise ModelLoadError(f"rank {rank} of {size} cannot meet the others at {where}: {said}") from error
+            cause = one_line(error)
+            raise ModelLoadError(f"rank {rank} of {size} cannot meet the others at {where}: {cause}") from error
         return cls(rank, size)
 
     @property

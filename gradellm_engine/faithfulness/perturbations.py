@@ -60,11 +60,11 @@ def text_batches(
     """
     batch, num_tokens, num_made = TextBatch(), 0, 0
     for step_text, measurements in steps:
-        for made in perturbed_texts(step_text, measurements, settings, pad_id):
-            if made is None:
+        for perturbed in perturbed_texts(step_text, measurements, settings, pad_id):
+            if perturbed is None:
                 yield None
                 continue
-            measurement, text = made
+            measurement, text = perturbed
             batch.texts.append((step_text.step, measurement, text))
             num_tokens += len(text)
             num_made += 1

@@ -165,7 +165,7 @@ def rotates_halves(rotate: Callable[..., tuple[Tensor, Tensor]]) -> bool:
         found = rotate(q, k, cos, sin)
     except (TypeError, ValueError, RuntimeError, IndexError):  # other arguments or other shapes
         return False
-    return all(torch.equal(ours, rotated(x, cos, sin)) for ours, x in zip(found, (q, k), strict=True))
+    return all(torch.equal(actual, rotated(x, cos, sin)) for actual, x in zip(found, (q, k), strict=True))
 
 
 def supports_row_layout(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:

@@ -149,8 +149,8 @@ def _instead(folder: Path, names: list[str]) -> str:
     if any(name in names for name in ADAPTER_FILES):
         base = ""
         if "adapter_config.json" in names:
-            said = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-            base = f" for {said}" if isinstance(said, str) and said else ""
+            base_model = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+            base = f" for {base_model}" if isinstance(base_model, str) and base_model else ""
         return f"it is an adapter{base} (such as LoRA), without its base model; {MERGE}"
     if other := _other_format(folder):
         return other
@@ -285,12 +285,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if content.startswith(_LFS):
         raise ModelLoadError(_lfs_pointer(path))
     try:
-        read = json.loads(content)
+        parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is no JSON: {one_line(error)}") from error
-    if not isinstance(read, dict):
-        raise ModelLoadError(f"{path} holds no JSON object, but {type(read).__name__}")
-    return read
+    if not isinstance(parsed, dict):
+        raise ModelLoadError(f"{path} holds no JSON object, but {type(parsed).__name__}")
+    return parsed
 
 
 def config_sha256(config: dict[str, Any], ends: dict[str, Any]) -> str:

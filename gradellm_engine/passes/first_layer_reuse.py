@@ -61,8 +61,8 @@ class TokenSubstitutions:
 
     def pairs(self, rows: Tensor) -> Tensor:
         """The two rows of each position. [B, T, hidden] -> [2, T, hidden]"""
-        at = self.replacement_row.to(rows.device)
-        return torch.stack((rows[0], rows[at, torch.arange(len(at), device=rows.device)]))
+        row_index = self.replacement_row.to(rows.device)
+        return torch.stack((rows[0], rows[row_index, torch.arange(len(row_index), device=rows.device)]))
 
     def of_each(self, pairs: Tensor) -> Tensor:
         """Each sequence's own rows. [2, T, hidden] -> [B, T, hidden]"""

@@ -118,7 +118,7 @@ class TextEncoder:
             if any(map(_SPANNING.search, self._vocabulary_texts())):
                 return False
             return all(
-                [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
+                [token_id for piece in _split(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
                 == self._encode(sample, False).ids.tolist()
                 for sample in _SAMPLES
             )
@@ -192,7 +192,7 @@ class TextEncoder:
     def _encode_in_pieces(self, text: str, max_tokens: int | None) -> list[Encoding]:
         encoded: list[Encoding] = []
         start = count = 0
-        for piece in _pieces(text, PIECE_CHARACTERS):
+        for piece in _split(text, PIECE_CHARACTERS):
             interruption_point.get()()
             raw = self._raw(piece, False)
             count += len(raw)
@@ -232,7 +232,7 @@ def _encoding_of(raw: Any) -> Encoding:  # noqa: ANN401
     return Encoding(np.asarray(raw.ids, np.int64), offsets[:, 0], offsets[:, 1])
 
 
-def _pieces(text: str, least: int) -> list[str]:
+def _split(text: str, least: int) -> list[str]:
     """A text cut at boundaries into pieces of at least `least` characters."""
     cuts = [0]
     while len(text) - cuts[-1] > least and (found := _BOUNDARY.search(text, cuts[-1] + least)):

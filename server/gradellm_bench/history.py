@@ -86,7 +86,7 @@ def _relative_throughput(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
         size = f"{row['streams']} x {row['prompt_tokens']}"
         by_size.setdefault(size, {})[row["way"]] = row["tokens_per_second"]
     return {
-        size: {way: round(speed / speeds[BASELINE], 4) for way, speed in speeds.items()}
+        size: {backend: round(speed / speeds[BASELINE], 4) for backend, speed in speeds.items()}
         for size, speeds in by_size.items()
         if BASELINE in speeds
     }

@@ -65,8 +65,8 @@ class ChatRequest:
         if own is None:
             keywords["attribution"] = None
         elif unknown := own.keys() - _OWN:
-            known = ", ".join(sorted(_OWN))
-            raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {known}")
+            names = ", ".join(sorted(_OWN))
+            raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
         else:
             keywords |= dict(own)
         return cls(

@@ -74,7 +74,7 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.parts = play()
         self.failure: grpc.Status | None = None
         self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
-        self.asked = threading.Event()
+        self.received = threading.Event()
         self.cancelled = threading.Event()
 
     def fail(self, code: int, message: str, *details: Message) -> None:
@@ -94,12 +94,12 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self, request: Message, context: grpc.ServicerContext, response: Callable[..., Message]
     ) -> Iterator[Message]:
         self.requests.append(request)
-        self.asked.set()
+        self.received.set()
         context.add_callback(self.cancelled.set)
-        for part in self.parts:
-            if (self.failure is not None or self.hold.is_set()) and isinstance(part, pb.Finished):
+        for event in self.parts:
+            if (self.failure is not None or self.hold.is_set()) and isinstance(event, pb.Finished):
                 break  # a stream that is over does not fail
-            yield response(**{type(part).__name__.lower(): part})
+            yield response(**{type(event).__name__.lower(): event})
         if self.hold.is_set():
             self.cancelled.wait(20)
         self._end(context)

@@ -72,14 +72,14 @@ class Bridge:
 
 @pytest.fixture(params=["sync", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    made: list[Any] = []
+    clients: list[Any] = []
 
     def make(target: str) -> Any:
-        made.append(Client(target, retry=None) if request.param == "sync" else Bridge(target))
-        return made[-1]
+        clients.append(Client(target, retry=None) if request.param == "sync" else Bridge(target))
+        return clients[-1]
 
     yield make
-    for client in made:
+    for client in clients:
         client.close() if isinstance(client, Client) else client.end()
 
 
@@ -183,7 +183,7 @@ def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
     async def leave() -> None:
         async with AsyncClient(fake.target, retry=None) as client:
             task = asyncio.create_task(client.explain("Once"))
-            await asyncio.to_thread(fake.asked.wait, 10)
+            await asyncio.to_thread(fake.received.wait, 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -208,7 +208,7 @@ def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> N
     async def close_meanwhile() -> None:
         client = AsyncClient(fake.target, retry=None)
         task = asyncio.create_task(client.explain("Once"))
-        await asyncio.to_thread(fake.asked.wait, 10)
+        await asyncio.to_thread(fake.received.wait, 10)
         await client.close()
         with pytest.raises(CallCancelledError, match="closed"):
             await task
@@ -324,38 +324,38 @@ def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
 
 
 def test_a_server_that_still_loads_is_waited_for(fake: FakeServer, tmp_path: Any) -> None:
-    told: list[tuple[GradellmError, float]] = []
+    waits: list[tuple[GradellmError, float]] = []
     target = f"unix:{tmp_path}/late.sock"
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{tmp_path}/late.sock")
     listening.listen()
 
     def on_wait(error: GradellmError, seconds: float) -> None:
-        told.append((error, seconds))
-        if len(told) == 3:  # more than the attempts of any other failure
+        waits.append((error, seconds))
+        if len(waits) == 3:  # more than the attempts of any other failure
             os.unlink(f"{tmp_path}/late.sock")
             os.symlink(f"{tmp_path}/fake.sock", f"{tmp_path}/late.sock")
 
     retry = Retry(attempts=2, starting_seconds=30, max_seconds=0.1, on_wait=on_wait)
     with listening, Client(target, retry=retry) as client:
         assert client.server_info().model.name == "fake"
-    assert all(isinstance(error, UnavailableError) for error, _ in told)
+    assert all(isinstance(error, UnavailableError) for error, _ in waits)
 
 
 def test_how_far_a_prompt_is_read_is_told_to_who_asks(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
     first, *rest = fake.parts
     reading = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.75)]
-    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in (first, *rest)]
-    others = [pb.GenerateResponse(**part) for part in carried]
-    monkeypatch.setattr(fake, "_stream", lambda *_: iter([others[0], *reading, *others[1:]]))
-    told: list[Event] = []
-    explanation = client.explain("Once", on_event=told.append)
-    assert [event.prompt_progress.done for event in told if event.prompt_progress is not None] == [0.25, 0.75]
+    carried: list[dict[str, Any]] = [{type(item).__name__.lower(): item} for item in (first, *rest)]
+    responses = [pb.GenerateResponse(**item) for item in carried]
+    monkeypatch.setattr(fake, "_stream", lambda *_: iter([responses[0], *reading, *responses[1:]]))
+    received: list[Event] = []
+    explanation = client.explain("Once", on_event=received.append)
+    assert [event.prompt_progress.done for event in received if event.prompt_progress is not None] == [0.25, 0.75]
     assert explanation.text == " there wasn't"
-    assert kinds(client.generate("Once")) == kinds(event for event in told if event.prompt_progress is None)
+    assert kinds(client.generate("Once")) == kinds(event for event in received if event.prompt_progress is None)
     heard: list[Event] = []
     assert set(kinds(client.generate("Once", on_event=heard.append))) <= {"started", "token", "attribution", "finished"}
-    assert len(heard) == len(told)
+    assert len(heard) == len(received)
 
 
 def test_a_message_too_large_is_no_overload(client: Any) -> None:

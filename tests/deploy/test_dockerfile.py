@@ -29,8 +29,8 @@ IMAGES = ["server", "client"]
 
 @pytest.fixture(scope="module")
 def df() -> ModuleType:
-    made: ModuleType = module(DEPLOY / "image" / "dockerfile.py")
-    return made
+    loaded: ModuleType = module(DEPLOY / "image" / "dockerfile.py")
+    return loaded
 
 
 def hadolint() -> str:
@@ -50,7 +50,7 @@ def test_every_exception_of_hadolint_has_a_reason_before_it() -> None:
     for number, line in enumerate(lines):
         if line.startswith("# hadolint ignore"):
             reason = lines[number - 1] if lines[number - 1].startswith("# ") else ""
-            same_kind = [one for one in lines[:number] if one == line]
+            same_kind = [candidate for candidate in lines[:number] if candidate == line]
             assert reason or same_kind, f"line {number + 1}"
 
 
@@ -78,7 +78,7 @@ def test_what_it_does_not_know_is_an_error(df: ModuleType, tmp_path: Path, text:
 
 def test_instructions_of_several_lines_with_comments_inside(df: ModuleType) -> None:
     text = "# c\nFROM a AS b\nRUN one \\\n  # why\n  && two\nENV A=1 \\\n    B='x y'\n"
-    assert [(one.name, one.text, one.line) for one in df.instructions(text)] == [
+    assert [(instruction.name, instruction.text, instruction.line) for instruction in df.instructions(text)] == [
         ("FROM", "a AS b", 2),
         ("RUN", "one && two", 3),
         ("ENV", "A=1 B='x y'", 6),
@@ -144,7 +144,7 @@ def test_what_is_copied_exists_and_is_not_ignored(df: ModuleType) -> None:
             if not text.startswith("--from="):
                 for source in text.split()[:-1]:
                     assert (PROJECT / source).exists(), source
-                    assert any(source == one or source.startswith(f"{one}/") for one in allowed), source
+                    assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
 
 
 def test_the_wheel_is_built_by_pinned_packages() -> None:

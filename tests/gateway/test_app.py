@@ -90,27 +90,27 @@ def events(said: str) -> list[dict[str, Any]]:
 
 
 def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
-    asked: dict[str, Any] = {"messages": MESSAGES, "completion": " there was", "method": "saliency"}
-    status, _, said = post(f"{url}/v1/gradellm/attribute", asked)
+    fields: dict[str, Any] = {"messages": MESSAGES, "completion": " there was", "method": "saliency"}
+    status, _, said = post(f"{url}/v1/gradellm/attribute", fields)
     assert status == 200
     rows = [event["attribution"]["scores"] for event in events(said) if "attribution" in event]
     with Client(server.address) as client:
         expected = client.attribute(messages=MESSAGES, completion=" there was", method="saliency")
     assert rows[0] == pytest.approx(expected.scores[0], abs=1e-6)
-    asked = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
-    status, _, said = post(f"{url}/v1/gradellm/evaluate", asked)
+    fields = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", fields)
     assert status == 200
     assert [event for event in events(said) if "summary" in event]
-    status, _, said = post(f"{url}/v1/gradellm/evaluate", {**asked, "pis": [2]})
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", {**fields, "pis": [2]})
     assert status == 400
     assert "pis" in json.loads(said)["error"]["param"]
 
 
 def test_info_and_health(url: str) -> None:
-    with urllib.request.urlopen(f"{url}/v1/gradellm/info") as answer:
-        assert json.load(answer)["model"]["family"] == "llama"
-    with urllib.request.urlopen(f"{url}/healthz") as answer:
-        assert json.load(answer) == {"status": "ok"}
+    with urllib.request.urlopen(f"{url}/v1/gradellm/info") as message_of:
+        assert json.load(message_of)["model"]["family"] == "llama"
+    with urllib.request.urlopen(f"{url}/healthz") as message_of:
+        assert json.load(message_of) == {"status": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_tokens_pass_through(serving: Serving, tmp_path: Path) -> None:
     token, sha256 = make_token()
     (tmp_path / "tokens.toml").write_text(entry("alice", sha256, {"methods": ["Generate"]}))
     with serving(tokens=tmp_path / "tokens.toml") as guarded, running(guarded.address, retry=None) as url:
-        with urllib.request.urlopen(f"{url}/healthz") as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(f"{url}/healthz") as message_of:
+            assert message_of.status == 200
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
         assert client.chat.completions.create(model="", messages=MESSAGES, max_tokens=1).choices
         with pytest.raises(openai.PermissionDeniedError):

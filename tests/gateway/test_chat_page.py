@@ -49,7 +49,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
     Playwright's waiting evaluates script text, which the page's Content-Security-Policy forbids: the policy is bypassed
     unless a test needs it (`policy=True`).
     """
-    said: list[str] = []
+    messages: list[str] = []
     contexts: list[Any] = []
 
     def opened(url: str, *, policy: bool = False, expected: str = "\0") -> Any:
@@ -61,8 +61,8 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(20_000)
-        tab.on("console", lambda message: None if expected in message.text else said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("console", lambda message: None if expected in message.text else messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(url)
         tab.wait_for_selector("#method option:nth-child(3)", state="attached")
         return tab
@@ -70,7 +70,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str)
     words = tab.locator(".turn.assistant .word:visible")
     assert words.count() > 5
     words.nth(3).click()
-    place = int(words.nth(3).get_attribute("data-word"))
+    word_index = int(words.nth(3).get_attribute("data-word"))
     pinned = shades(tab)
     words.nth(0).hover()
     assert shades(tab) != pinned
@@ -130,9 +130,9 @@ def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str)
     assert shades(tab) == pinned
     assert words.nth(3).get_attribute("aria-pressed") == "true"
     tab.keyboard.press("ArrowRight")
-    assert tab.evaluate("document.activeElement.dataset.word") == str(place + 1)
+    assert tab.evaluate("document.activeElement.dataset.word") == str(word_index + 1)
     tab.keyboard.press("Enter")
-    assert tab.locator('[aria-pressed="true"]').get_attribute("data-word") == str(place + 1)
+    assert tab.locator('[aria-pressed="true"]').get_attribute("data-word") == str(word_index + 1)
     tab.keyboard.press("Escape")
     assert tab.locator('[aria-pressed="true"]').count() == 0
 
@@ -168,10 +168,10 @@ def test_how_faithful_an_answer_is_explained(tab: Any) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     tab.get_by_role("button", name="How faithful?").click()
     tab.wait_for_selector("#faithfulness p", timeout=60_000)
-    said = tab.locator("#faithfulness").inner_text()
-    assert "pi-Soft-NS" in said
-    assert "pi-Soft-NC" in said
-    assert "more than random" in said
+    text = tab.locator("#faithfulness").inner_text()
+    assert "pi-Soft-NS" in text
+    assert "pi-Soft-NC" in text
+    assert "more than random" in text
 
 
 def test_buttons_wait_for_an_answer(tab: Any) -> None:
@@ -311,5 +311,9 @@ def test_it_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_pat
         pytest.skip("axe-core is not installed")
     tab.evaluate(AXE.read_text())
     violations = tab.evaluate("axe.run().then(found => found.violations)")
-    serious = [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
+    serious = [
+        (violation["id"], violation["nodes"][0]["html"])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+    ]
     assert serious == []

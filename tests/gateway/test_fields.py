@@ -71,8 +71,8 @@ def refused(body: Any) -> InvalidRequestError:
 
 
 def body_with(field: str, value: Any) -> dict[str, Any]:
-    beside = {"logprobs": True} if field == "top_logprobs" else {}
-    return {"messages": MESSAGES, **beside, field: value}
+    extra = {"logprobs": True} if field == "top_logprobs" else {}
+    return {"messages": MESSAGES, **extra, field: value}
 
 
 def test_the_table_has_every_field() -> None:
@@ -174,8 +174,8 @@ def test_what_a_message_may_not_hold_is_refused_by_its_path(message: Any, param:
 def test_an_answer_may_be_handed_back_as_it_came() -> None:
     nothing: dict[str, Any] = dict.fromkeys(("name", "refusal", "audio", "function_call", "tool_calls", "tool_call_id"))
     answer = {"role": "assistant", "content": "a", **nothing, "annotations": []}
-    part = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
-    assert ChatRequest.from_json({"messages": [answer, part]}).keywords["messages"] == [
+    developer_message = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
+    assert ChatRequest.from_json({"messages": [answer, developer_message]}).keywords["messages"] == [
         {"role": "assistant", "content": "a"},
         {"role": "system", "content": "b"},
     ]
@@ -200,10 +200,10 @@ def test_an_answer_may_be_handed_back_as_it_came() -> None:
     ],
 )
 def test_a_quoted_value_is_whole_json_or_none(value: Any) -> None:
-    said = quoted(value)
-    assert len(said) < 300
-    if said[0] in '"[{':
-        json.loads(said.removesuffix("..."))
+    text = quoted(value)
+    assert len(text) < 300
+    if text[0] in '"[{':
+        json.loads(text.removesuffix("..."))
 
 
 NAMES = FieldNames(

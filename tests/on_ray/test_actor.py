@@ -54,10 +54,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An actor in this process, with a counter that is none."""
     monkeypatch.setattr(actor, "ray", SimpleNamespace(get=lambda value: value))
     counter = Tries()
-    made: Any = EngineActor.__new__(EngineActor)
-    made._plan, made._evaluator = None, Failing(None)
-    made._tries = SimpleNamespace(begin=SimpleNamespace(remote=counter.begin))
-    return made
+    instance: Any = EngineActor.__new__(EngineActor)
+    instance._plan, instance._evaluator = None, Failing(None)
+    instance._tries = SimpleNamespace(begin=SimpleNamespace(remote=counter.begin))
+    return instance
 
 
 def test_what_comes_of_a_batch(engine: Any) -> None:
@@ -78,6 +78,6 @@ def test_an_example_that_ends_its_actor_is_given_up(
         with pytest.raises(SystemExit):
             engine({"example": [packed(EXAMPLE)]})
         assert "RuntimeError: CUDA error" in capsys.readouterr().out
-    ((one, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
-    assert (one, outcome.record) == ("a", None)
+    ((example_id, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
+    assert (example_id, outcome.record) == ("a", None)
     assert outcome.error.startswith(f"line 1: its actor ended in each of {MAX_TRIES} tries")

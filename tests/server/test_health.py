@@ -111,11 +111,11 @@ def test_the_health_port_serves_health_alone(serving: Serving) -> None:
 
 def test_a_used_health_port_is_refused() -> None:
     async def test() -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
+        with socket.socket() as used:
+            used.bind(("127.0.0.1", 0))
+            used.listen()
             new_server = server.Server(
-                ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{taken.getsockname()[1]}")
+                ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{used.getsockname()[1]}")
             )
             with pytest.raises(ListenError, match="health checks"):
                 await new_server.serve_health()

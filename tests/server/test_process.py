@@ -109,10 +109,10 @@ def test_a_missing_model_ends_the_process_with_one_line() -> None:
 
 
 def test_a_used_port_is_refused_before_the_model_is_loaded() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        address = f"127.0.0.1:{used.getsockname()[1]}"
         ended = gradellm("--listen", address, module="gradellm_server")
     assert ended.returncode == 2
     assert f"cannot listen on {address}" in ended.stderr

@@ -378,8 +378,8 @@ def wrap_text(text: str) -> str:
     return textwrap.fill(visible(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def refuse_flags(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+def refuse_flags(args: argparse.Namespace, names: Sequence[str], other: str) -> None:
     """Raise InvalidRequestError if one of the flags was given."""
     for name in names:
         if (value := getattr(args, name)) is not None and value is not False:
-            raise InvalidRequestError.of(name, f"cannot be combined with {beside}")
+            raise InvalidRequestError.of(name, f"cannot be combined with {other}")

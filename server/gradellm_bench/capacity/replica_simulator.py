@@ -237,12 +237,12 @@ class Replica:
         for stream in streams:
             if not room:
                 break
-            piece = min(room, stream.unread)
-            room -= piece
-            tokens += piece
-            work += read_work(piece, stream.held)
-            stream.unread -= piece
-            stream.held += piece
+            chunk = min(room, stream.unread)
+            room -= chunk
+            tokens += chunk
+            work += read_work(chunk, stream.held)
+            stream.unread -= chunk
+            stream.held += chunk
             chosen.append(stream)
         self._move_to_back(chosen)
         seconds = self._costs.read(tokens, work)
@@ -258,15 +258,15 @@ class Replica:
         self._move_to_back([stream])
 
     def _end(self) -> None:
-        left = []
+        remaining = []
         for stream in self._running:
             is_over = stream.left <= 0 if stream.mode is Mode.EVALUATE else stream.is_complete and not stream.pending
             if is_over:
                 stream.served.ended = self._now
                 self._free_slots += stream.request.places
             else:
-                left.append(stream)
-        self._running = left
+                remaining.append(stream)
+        self._running = remaining
         self._accept_arrivals()
 
     def _record(self, rows: int, tokens: int, streams: Sequence[_Stream], *, is_new: bool, is_explained: bool) -> None:

@@ -67,8 +67,8 @@ def test_chunks_come_when_they_are_due_and_at_the_end() -> None:
 
 
 def test_streams_share_passes() -> None:
-    one, other = run(request(Mode.PLAIN), request(Mode.PLAIN))
-    assert one.tokens == other.tokens
+    first, second = run(request(Mode.PLAIN), request(Mode.PLAIN))
+    assert first.tokens == second.tokens
 
 
 def test_who_finds_no_place_is_refused_and_others_wait() -> None:
@@ -98,10 +98,10 @@ def test_long_prompts_come_in_small_pieces_beside_others() -> None:
 def test_an_evaluation_gives_way() -> None:
     evaluation = request(Mode.EVALUATE, prompt=20, answer=5)
     (alone,) = run(evaluation)
-    beside, _ = run(evaluation, request(Mode.PLAIN, answer=300))
+    concurrent, _ = run(evaluation, request(Mode.PLAIN, answer=300))
     assert alone.ended is not None
-    assert beside.ended is not None
-    assert beside.ended > alone.ended + 2
+    assert concurrent.ended is not None
+    assert concurrent.ended > alone.ended + 2
 
 
 def test_shapes_that_are_new_are_recorded() -> None:
@@ -181,7 +181,7 @@ def test_traffic_is_repeatable_and_has_its_means() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"rate": 0.0}, "rate"),
         ({"prompt_tokens": 1}, "prompt_tokens"),
@@ -190,6 +190,6 @@ def test_traffic_is_repeatable_and_has_its_means() -> None:
         ({"context_tokens": 100}, "do not fit"),
     ],
 )
-def test_traffic_that_cannot_be_is_refused(wrong: dict[str, float], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_traffic_that_cannot_be_is_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(Traffic(1.0), **wrong)  # type: ignore[arg-type]

@@ -180,8 +180,8 @@ def test_progress_is_told_on_a_terminal_and_wiped_away(
 def test_the_reading_of_a_long_prompt_is_told_on_a_terminal(
     fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
-    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in fake.parts]
-    parts = [pb.GenerateResponse(**part) for part in carried]
+    carried: list[dict[str, Any]] = [{type(event).__name__.lower(): event} for event in fake.parts]
+    parts = [pb.GenerateResponse(**event) for event in carried]
     parts[1:1] = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.5)]
     monkeypatch.setattr(fake, "_stream", lambda *_: iter(parts))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
@@ -382,7 +382,7 @@ def with_path(**environ: str) -> dict[str, str]:
 def test_interrupting_cancels(fake: FakeServer) -> None:
     fake.hold.set()
     process = start("explain", "Once", "--target", fake.target)
-    assert fake.asked.wait(20)
+    assert fake.received.wait(20)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"")
@@ -409,8 +409,8 @@ start()
 def test_an_interrupt_that_a_library_swallows_still_ends_it(signals: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", _SWALLOWING], stdout=subprocess.PIPE, env=with_path())
     assert process.stdout is not None
-    for said in [b"running\n", b"swallowed\n"][:signals]:
-        assert process.stdout.readline() == said
+    for printed in [b"running\n", b"swallowed\n"][:signals]:
+        assert process.stdout.readline() == printed
         process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
 

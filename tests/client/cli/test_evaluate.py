@@ -66,7 +66,7 @@ def test_every_flag_of_a_prompt(server: FakeEvaluator) -> None:
 def test_the_completion_in_its_forms(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
     assert main(["evaluate", "Once", *flags, "--target", server.target]) == 0
     assert getattr(server.requests[0], field) == value
-    assert [one.name for one in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
+    assert [method.name for method in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
 
 
 def test_a_table_of_one_prompt(server: FakeEvaluator, capsys: Out) -> None:
@@ -114,10 +114,10 @@ def test_progress_of_a_prompt(
 
 
 def by_flag(message: str) -> str:
-    field, _, said = message.partition(": ")
+    field, _, reason = message.partition(": ")
     if field == "prompt":  # which has none
         return message
-    return f"--{field.replace('_', '-')}: {said}"
+    return f"--{field.replace('_', '-')}: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def by_flag(message: str) -> str:
 def test_flags_that_contradict_one_another(
     arguments: str, message: str, data: Path, tmp_path: Path, capsys: Out
 ) -> None:
-    said = [str(data) if word == "D" else str(tmp_path / "out") if word == "O" else word for word in arguments.split()]
-    target = [] if "--target" in said or {"--tables", "--merge"} & {*said} else NOWHERE
-    assert main(["evaluate", *said, *target]) == 2
+    argv = [str(data) if word == "D" else str(tmp_path / "out") if word == "O" else word for word in arguments.split()]
+    target = [] if "--target" in argv or {"--tables", "--merge"} & {*argv} else NOWHERE
+    assert main(["evaluate", *argv, *target]) == 2
     captured = capsys.readouterr()
     assert f"error: {by_flag(message)}" in captured.err
     assert "starting" not in captured.err

@@ -38,9 +38,9 @@ def test_the_bar_on_a_terminal() -> None:
     progress.show(run)  # too early
     progress.message("a server\x1b[2J rests")
     progress.close(run)
-    drawn, said, end = stream.getvalue().split("\r\033[K")[1:]
+    drawn, message, end = stream.getvalue().split("\r\033[K")[1:]
     assert drawn == "SST2 ▕██████      ▏ 50% 4/10 · 1 failed · 2.0 s each · 0:08 left"
-    assert said == f"a server^[[2J rests\n{drawn}"
+    assert message == f"a server^[[2J rests\n{drawn}"
     assert end == f"{drawn}\n"
 
 

@@ -38,19 +38,19 @@ LABELLED = [example(f"p{index}", "Positive") for index in range(30)] + [
 def test_a_sample_depends_on_nothing_but_the_seed(n: int, seed: int, shuffler: random.Random) -> None:
     rows = list(LABELLED)
     shuffler.shuffle(rows)
-    taken = sample(rows, n, seed)
-    assert taken == sample(LABELLED, n, seed)
-    assert len({row.id for row in taken}) == n
-    assert taken == sample(LABELLED, 50, seed)[:n]
+    sampled = sample(rows, n, seed)
+    assert sampled == sample(LABELLED, n, seed)
+    assert len({row.id for row in sampled}) == n
+    assert sampled == sample(LABELLED, 50, seed)[:n]
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_a_balanced_sample_is_balanced_wherever_it_stops(n: int, seed: int) -> None:
-    taken = sample(LABELLED, n, seed, balance_by_label=True)
-    counts = Counter(row.label for row in taken)
-    assert len({row.id for row in taken}) == n == counts.total()
+    sampled = sample(LABELLED, n, seed, balance_by_label=True)
+    counts = Counter(row.label for row in sampled)
+    assert len({row.id for row in sampled}) == n == counts.total()
     assert counts["Negative"] - counts["Positive"] in (0, 1)
-    assert taken == sample(LABELLED, 40, seed, balance_by_label=True)[:n]
+    assert sampled == sample(LABELLED, 40, seed, balance_by_label=True)[:n]
 
 
 def test_samples_of_a_seed_are_the_same_for_ever() -> None:

@@ -124,12 +124,12 @@ def test_every_field_is_where_its_start_says(text: str, chat: bool) -> None:
     preset = custom_preset("{{a}} {text} – {other}, again: {text}.", system="🙂 system")
     values = {"text": text, "other": "{text}"}
     rendered = preset.render(values, chat=chat)
-    whole = rendered.prompt if rendered.messages is None else rendered.messages[-1][1]
-    assert whole is not None
-    assert whole.endswith(f"{{a}} {text} – {{text}}, again: {text}.")
+    rendered_text = rendered.prompt if rendered.messages is None else rendered.messages[-1][1]
+    assert rendered_text is not None
+    assert rendered_text.endswith(f"{{a}} {text} – {{text}}, again: {text}.")
     assert {name: len(starts) for name, starts in rendered.starts.items()} == {"text": 2, "other": 1}
     for name, starts in rendered.starts.items():
-        assert all(whole[start : start + len(values[name])] == values[name] for start in starts)
+        assert all(rendered_text[start : start + len(values[name])] == values[name] for start in starts)
 
 
 # --- a prompt of one's own --------------------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ def interval(mean: float, half: float | None = 0.1) -> pb.Interval:
     return pb.Interval(mean=mean, low=mean - half, high=mean + half, kind=kind, count=3)
 
 
-def metric(name: str, of: Any, mean: float, less: float | None = None) -> pb.MetricSummary:
+def metric(name: str, metric_or_summary: Any, mean: float, less: float | None = None) -> pb.MetricSummary:
     return pb.MetricSummary(
         name=name,
-        metric=of,
-        interval=interval(mean, None if of == AUPRC else 0.1),
+        metric=metric_or_summary,
+        interval=interval(mean, None if metric_or_summary == AUPRC else 0.1),
         median=mean,
-        difference_from_random=None if less is None else interval(less, None if of == AUPRC else 0.1),
-        curve=[] if of == AUPRC else [mean, 2 * mean],
+        difference_from_random=None if less is None else interval(less, None if metric_or_summary == AUPRC else 0.1),
+        curve=[] if metric_or_summary == AUPRC else [mean, 2 * mean],
         steps=1,
     )
 
@@ -63,22 +63,26 @@ def report(**changes: Any) -> EvaluationReport:
 
 
 def test_has_what_was_told() -> None:
-    it = report()
-    assert it.text == " there"
-    assert (it.names, it.metrics, it.pis) == (("ours", "random"), ("pi_soft_ns", "pi_soft_nc", "auprc"), PIS)
-    assert it.auc("ours") == it.auc("ours", "pi_soft_ns") == 0.5
-    assert (it.interval("ours", "pi_soft_nc").low, it.interval("ours", "auprc").low) == (0.15, None)
-    difference = it.difference("ours")
+    loaded = report()
+    assert loaded.text == " there"
+    assert (loaded.names, loaded.metrics, loaded.pis) == (
+        ("ours", "random"),
+        ("pi_soft_ns", "pi_soft_nc", "auprc"),
+        PIS,
+    )
+    assert loaded.auc("ours") == loaded.auc("ours", "pi_soft_ns") == 0.5
+    assert (loaded.interval("ours", "pi_soft_nc").low, loaded.interval("ours", "auprc").low) == (0.15, None)
+    difference = loaded.difference("ours")
     assert difference is not None
     assert difference.mean == 0.2
-    assert it.difference("random") is None
-    assert it.curves == {
+    assert loaded.difference("random") is None
+    assert loaded.curves == {
         "pi_soft_ns": {"ours": (0.5, 1.0), "random": (0.3, 0.6)},
         "pi_soft_nc": {"ours": (0.25, 0.5), "random": (0.125, 0.25)},
     }
-    assert it.items[0].points[0].samples == (0.25, 0.75)
-    assert (it.summary.label_index, it.summary.answer_outside_labels) == (None, False)
-    evaluation = it.provenance.evaluation
+    assert loaded.items[0].points[0].samples == (0.25, 0.75)
+    assert (loaded.summary.label_index, loaded.summary.answer_outside_labels) == (None, False)
+    evaluation = loaded.provenance.evaluation
     assert evaluation is not None
     assert (evaluation.seed, evaluation.metrics, evaluation.perturb) == (3, ("pi_soft_ns", "pi_soft_nc"), "user")
 
@@ -94,12 +98,12 @@ def test_prints_as_a_table() -> None:
 
 
 def test_prints_what_one_must_know_to_read_it() -> None:
-    of = parts()[4].summary
-    of.answer_outside_labels, of.label_index = True, 1
-    of.steps[:], of.skipped_steps[:] = [0, 5, 10], [5, 10]
-    it = report(summary=of)
-    table, outside, skipped = str(it).split("\n\n")
-    assert table == it.table()
+    metric_or_summary = parts()[4].summary
+    metric_or_summary.answer_outside_labels, metric_or_summary.label_index = True, 1
+    metric_or_summary.steps[:], metric_or_summary.skipped_steps[:] = [0, 5, 10], [5, 10]
+    loaded = report(summary=metric_or_summary)
+    table, outside, skipped = str(loaded).split("\n\n")
+    assert table == loaded.table()
     assert outside == (
         "The answer is outside the labels: the model's most probable token begins none of them. The values are "
         "those of the most probable label, 'there'."

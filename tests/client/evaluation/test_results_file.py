@@ -24,8 +24,8 @@ SETTINGS = {"model": "demo", "methods": ["grad_ellm", "random"], "masks": {"samp
 def run(path: Path, *ids: str) -> None:
     """Do as a run does."""
     with ResultsFile(path, SETTINGS) as results:
-        for one in ids:
-            results.append(one, {"of": one, "auc": 0.1 + len(one)})
+        for example_id in ids:
+            results.append(example_id, {"of": example_id, "auc": 0.1 + len(example_id)})
 
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -121,9 +121,9 @@ def test_any_records_come_back(tmp_path_factory: pytest.TempPathFactory, records
     expected: dict[str, Any] = {}
     for half in (records[::2], records[1::2]):
         with ResultsFile(path, SETTINGS) as results:
-            for one, record in half:
-                assert results.append(one, record) == (one not in expected)
-                expected.setdefault(one, record)
+            for example_id, record in half:
+                assert results.append(example_id, record) == (example_id not in expected)
+                expected.setdefault(example_id, record)
     assert content(path) == (expected, {})
 
 
@@ -131,9 +131,9 @@ def test_any_records_come_back(tmp_path_factory: pytest.TempPathFactory, records
 
 
 def test_cut_off_anywhere_a_file_holds_all_whole_lines(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jsonl"
-    run(whole, "a", "b")
-    data = whole.read_bytes()
+    complete = tmp_path / "whole.jsonl"
+    run(complete, "a", "b")
+    data = complete.read_bytes()
     ends = [index for index, byte in enumerate(data) if byte == 0x0A]
     for length in range(len(data) + 1):
         path = tmp_path / "cut.jsonl"
@@ -174,15 +174,15 @@ with ResultsFile(sys.argv[1], {"seed": 0}) as results:
 
 
 def test_a_killed_run_loses_nothing_that_it_had_appended(path: Path) -> None:
-    for told in (1, 3, 10):
+    for num_lines in (1, 3, 10):
         with subprocess.Popen([sys.executable, "-c", RUN, path], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            said = [int(process.stdout.readline()) for _ in range(told)]
+            printed = [int(process.stdout.readline()) for _ in range(num_lines)]
             process.send_signal(signal.SIGKILL)
         with ResultsFile(path, {"seed": 0}) as results:  # and its lock went with it
             assert list(results.done) == [str(number) for number in range(len(results.done))]
-            assert len(results.done) > said[-1]
-            assert all(record == {"scores": [int(one)] * 2000} for one, record in results.done.items())
+            assert len(results.done) > printed[-1]
+            assert all(record == {"scores": [int(example_id)] * 2000} for example_id, record in results.done.items())
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -234,12 +234,12 @@ def test_where_not_even_cutting_off_works_nothing_more_is_written(path: Path, mo
 def test_other_settings_are_refused_by_name(path: Path) -> None:
     run(path, "a")
     other = {"model": "demo", "methods": ["random"], "masks": {"samples": True, "pis": [0.05, 0.1]}, "seed": 1}
-    said = refusal(path, other)
-    assert 'methods was ["grad_ellm", "random"], and is ["random"] now' in said
-    assert "masks.samples was 3, and is true now" in said
-    assert "seed was absent, and is 1 now" in said
-    assert "model" not in said
-    assert "pis" not in said
+    message = refusal(path, other)
+    assert 'methods was ["grad_ellm", "random"], and is ["random"] now' in message
+    assert "masks.samples was 3, and is true now" in message
+    assert "seed was absent, and is 1 now" in message
+    assert "model" not in message
+    assert "pis" not in message
     assert "methods was" in refusal(path, {name: SETTINGS[name] for name in ("model", "masks")})
     with ResultsFile(path, dict(reversed(SETTINGS.items()))) as results:  # order says nothing
         assert list(results.done) == ["a"]

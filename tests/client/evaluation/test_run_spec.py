@@ -66,9 +66,9 @@ def test_names_that_do_not_do(name: str, message: str) -> None:
 
 
 def test_an_examples_seed_is_its_own_and_always_the_same() -> None:
-    said = hashlib.sha256(b"gradellm evaluate:0:sst2-dev-0").hexdigest()
-    assert seed_of(0, "sst2-dev-0") == int(said, 16) >> 193  # its first 63 bits
-    seeds = {seed_of(seed, str(one)) for seed in range(20) for one in range(50)}
+    digest = hashlib.sha256(b"gradellm evaluate:0:sst2-dev-0").hexdigest()
+    assert seed_of(0, "sst2-dev-0") == int(digest, 16) >> 193  # its first 63 bits
+    seeds = {seed_of(seed, str(example_id)) for seed in range(20) for example_id in range(50)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
 

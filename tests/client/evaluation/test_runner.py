@@ -75,15 +75,15 @@ class Outcome:
         with ResultsFile(path, {}) as results:
             self.done, self.failed = results.done, results.failed
         self.lines = path.read_text().splitlines()[1:]
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
 
 def go(
-    path: Path, targets: Sequence[str], asked: Sequence[Example], *, during: Callable[[Runner], None] | None = None,
+    path: Path, targets: Sequence[str], requested: Sequence[Example], *, during: Callable[[Runner], None] | None = None,
     plan: RunSpec = PLAN, **keywords: Any,
 ) -> Outcome:  # fmt: skip
     """Run to the end."""
-    told: list[str] = []
+    messages: list[str] = []
 
     async def work() -> None:
         servers = await connect_servers(targets)
@@ -91,9 +91,9 @@ def go(
             await Runner(
                 servers,
                 plan,
-                asked,
+                requested,
                 results,
-                on_message=told.append,
+                on_message=messages.append,
                 on_progress=during or (lambda _: None),
                 **keywords,
             ).run()
@@ -103,7 +103,7 @@ def go(
     finally:
         outcome = Outcome(path) if path.exists() else None
         if outcome is not None:
-            outcome.told = told
+            outcome.messages = messages
     assert outcome is not None
     return outcome
 
@@ -129,12 +129,12 @@ def test_one_server(start: Callable[..., FakeEvaluator], path: Path) -> None:
 def test_two_servers_share_the_work_and_give_the_same_numbers(
     start: Callable[..., FakeEvaluator], tmp_path: Path
 ) -> None:
-    one, two = start(seconds=0.03), start(seconds=0.03)
-    both = go(tmp_path / "both.jsonl", [one.target, two.target], examples(20), concurrency=3)
-    assert len(one.requests) + len(two.requests) == 20
-    assert min(len(one.requests), len(two.requests)) >= 5
-    assert max(one.most_at_once, two.most_at_once) <= 3
-    assert go(tmp_path / "one.jsonl", [one.target], list(reversed(examples(20)))).done == both.done
+    first, second = start(seconds=0.03), start(seconds=0.03)
+    both = go(tmp_path / "both.jsonl", [first.target, second.target], examples(20), concurrency=3)
+    assert len(first.requests) + len(second.requests) == 20
+    assert min(len(first.requests), len(second.requests)) >= 5
+    assert max(first.most_at_once, second.most_at_once) <= 3
+    assert go(tmp_path / "one.jsonl", [first.target], list(reversed(examples(20)))).done == both.done
 
 
 def test_what_is_done_is_not_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Pa
     assert outcome.done.keys() == {f"e{i}" for i in range(24)}
     assert len(outcome.lines) == 24
     assert outcome.failed == {}
-    assert any(told.startswith(f"{first} is taken out for ") for told in outcome.told)
+    assert any(message.startswith(f"{first} is taken out for ") for message in outcome.messages)
 
 
 def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvalua
     outcome = go(path, [server.target], examples(10), during=restart)
     assert len(outcome.done) == len(outcome.lines) == 10
     assert again[0].requests
-    assert any("answers again" in told for told in outcome.told)
+    assert any("answers again" in message for message in outcome.messages)
 
 
 def test_a_server_that_comes_back_with_another_model_is_asked_no_more(
@@ -239,13 +239,13 @@ def test_a_full_server_is_asked_later(start: Callable[..., FakeEvaluator], path:
     began = time.monotonic()
     outcome = go(path, [server.target], examples(3), concurrency=1)
     assert time.monotonic() - began >= 0.2  # as long as it asked for
-    assert (len(outcome.done), outcome.told) == (3, [])
+    assert (len(outcome.done), outcome.messages) == (3, [])
 
 
 def test_one_examples_fault_is_its_own(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
-    asked = examples(8, e1="long", e5="poison", e6="nothing")
-    outcome = go(path, [server.target], asked, concurrency=1)
+    dataset = examples(8, e1="long", e5="poison", e6="nothing")
+    outcome = go(path, [server.target], dataset, concurrency=1)
     assert outcome.done.keys() == {"e0", "e2", "e3", "e4", "e6", "e7"}
     assert outcome.failed["e1"] == "d, line 1: input.messages: has 11 tokens, the limit is 5"
     assert "did not expect" in outcome.failed["e5"]
@@ -272,20 +272,20 @@ def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
     start: Callable[..., FakeEvaluator], path: Path
 ) -> None:
     plan = RunSpec(PRESETS["sst2"], METHODS, metrics=("pi_soft_ns", "auprc"), pis=(0.5,))
-    asked = [
+    dataset = [
         Example(f"e{i}", "", (("user", text),), None, None, ((0, 4),), {}) for i, text in enumerate(("a", "rationale"))
     ]
-    outcome = go(path, [start().target], asked, plan=plan)
+    outcome = go(path, [start().target], dataset, plan=plan)
     assert outcome.done["e0"]["metrics"].keys() == {"pi_soft_ns", "auprc"}
     assert outcome.done["e1"]["metrics"].keys() == {"pi_soft_ns"}
 
 
 def test_servers_must_serve_the_same_model(start: Callable[..., FakeEvaluator]) -> None:
-    one, two = start(), start(quantization="int8")
+    first, second = start(), start(quantization="int8")
     with pytest.raises(
-        InvalidRequestError, match=f"{one.target} and {two.target} serve different quantizations, none .* and int8"
+        InvalidRequestError, match=f"{first.target} and {second.target} serve different quantizations, none .* and int8"
     ):
-        asyncio.run(connect_servers([one.target, two.target]))
+        asyncio.run(connect_servers([first.target, second.target]))
 
 
 def test_a_server_may_be_down_at_first(start: Callable[..., FakeEvaluator], path: Path) -> None:

@@ -22,10 +22,10 @@ SETTINGS: dict[str, Any] = {"seed": 0, "data": {"sha256": digest(EXAMPLES), "exa
 def kept(path: Path, *done: str, failed: tuple[str, ...] = (), **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ResultsFile(path, {**SETTINGS, **changes}) as results:
-        for one in done:
-            results.append(one, {"of": one})
-        for one in failed:
-            results.append_failure(one, f"{one} failed")
+        for example_id in done:
+            results.append(example_id, {"of": example_id})
+        for example_id in failed:
+            results.append_failure(example_id, f"{example_id} failed")
     return path
 
 
@@ -33,7 +33,7 @@ def kept(path: Path, *done: str, failed: tuple[str, ...] = (), **changes: Any) -
 def test_every_example_is_in_one_shard(count: int, num_examples: int) -> None:
     examples = list(range(num_examples))
     parts = [list(Shard(index, count).of_all(examples)) for index in range(count)]
-    assert sorted(one for part in parts for one in part) == examples
+    assert sorted(example_id for part in parts for example_id in part) == examples
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -52,9 +52,9 @@ def test_a_shard_has_files_of_its_own_name() -> None:
 
 
 def test_which_files_a_place_means(tmp_path: Path) -> None:
-    of = [kept(tmp_path / "a" / "shards" / f"{i}-of-2.jsonl") for i in range(2)]
+    files = [kept(tmp_path / "a" / "shards" / f"{i}-of-2.jsonl") for i in range(2)]
     assert results_files([str(tmp_path / "a"), str(tmp_path / "b"), "c.jsonl"]) == [
-        *of,
+        *files,
         tmp_path / "b" / "results.jsonl",
         Path("c.jsonl"),
     ]
@@ -70,7 +70,9 @@ def test_shards_are_one_run(tmp_path: Path) -> None:
         kept(tmp_path / "2.jsonl"),
     ]
     results = merge_results(files)
-    assert results == Results(SETTINGS, {one: {"of": one} for one in ("e6", "e0", "e1", "e3")}, {"e2": "e2 failed"})
+    assert results == Results(
+        SETTINGS, {example_id: {"of": example_id} for example_id in ("e6", "e0", "e1", "e3")}, {"e2": "e2 failed"}
+    )
     assert num_missing(results) == 2
     assert missing_ids(results, EXAMPLES) == ["e4", "e5"]
     with pytest.raises(DataError, match="are not the examples of the results: their digest is"):
@@ -78,22 +80,22 @@ def test_shards_are_one_run(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_what_one_run_would_have_kept(tmp_path: Path) -> None:
-    whole = kept(tmp_path / "whole.jsonl", *sorted(example.id for example in EXAMPLES))
-    of = [[example.id for example in Shard(index, 3).of_all(EXAMPLES)] for index in range(3)]
-    files = [kept(tmp_path / f"{index}.jsonl", *ids) for index, ids in enumerate(of)]
+    expected = kept(tmp_path / "whole.jsonl", *sorted(example.id for example in EXAMPLES))
+    ids_of = [[example.id for example in Shard(index, 3).of_all(EXAMPLES)] for index in range(3)]
+    files = [kept(tmp_path / f"{index}.jsonl", *ids) for index, ids in enumerate(ids_of)]
     (tmp_path / "0.bad_rows.txt").write_text("line 8: bad\n")
     (tmp_path / "1.bad_rows.txt").write_text("line 8: bad\nline 9: bad\n")
     output = Output.of(str(tmp_path / "out.jsonl"))
     write_merged(output, merge_results(files[:2]), files[:2])  # an earlier state is replaced
     write_merged(output, merge_results(files), files)
-    assert output.results.read_bytes() == whole.read_bytes()
+    assert output.results.read_bytes() == expected.read_bytes()
     assert (tmp_path / "out.bad_rows.txt").read_text() == "line 8: bad\nline 9: bad\n"
     assert read_results(output.results) == merge_results(files)
     with pytest.raises(ResultsFileError, match="one of the merged files"):
         write_merged(Output.of(str(files[0])), merge_results(files), files)
-    for taken in (kept(tmp_path / "a.jsonl", "e0", seed=1), kept(tmp_path / "b.jsonl", "other")):
+    for results in (kept(tmp_path / "a.jsonl", "e0", seed=1), kept(tmp_path / "b.jsonl", "other")):
         with pytest.raises(ResultsFileError, match="has results that the merged files lack"):
-            write_merged(Output.of(str(taken)), merge_results(files), files)
+            write_merged(Output.of(str(results)), merge_results(files), files)
 
 
 def test_what_cannot_be_one_run(tmp_path: Path) -> None:

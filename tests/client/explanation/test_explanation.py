@@ -176,9 +176,9 @@ def starts(draw: st.DrawFn) -> Started:
     for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(start, len(text)))
         end = draw(st.integers(max(start, end), len(text)))
-        places = st.none() | st.integers(0, 2**31 - 1)
+        indexes = st.none() | st.integers(0, 2**31 - 1)
         tokens.append(
-            draw(st.builds(PromptToken, id=ids, text=texts, start=st.just(start), end=st.just(end), message=places))
+            draw(st.builds(PromptToken, id=ids, text=texts, start=st.just(start), end=st.just(end), message=indexes))
         )
     return Started(text, tuple(tokens), (), draw(provenances))
 

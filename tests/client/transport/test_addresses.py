@@ -106,10 +106,12 @@ def ask(kind: str, target: str) -> None:
 def test_an_error_names_the_proxy_and_not_its_password(proxy: FakeProxy, kind: str) -> None:
     with pytest.raises(UnavailableError) as refused:
         ask(kind, "elsewhere.example:50051")
-    said = str(refused.value)
-    assert f"elsewhere.example:50051 through the proxy 127.0.0.1:{proxy.port} (environment variable grpc_proxy)" in said
-    assert "no_proxy" in said
-    assert USERS_WORD not in said
+    message = str(refused.value)
+    assert (
+        f"elsewhere.example:50051 through the proxy 127.0.0.1:{proxy.port} (environment variable grpc_proxy)" in message
+    )
+    assert "no_proxy" in message
+    assert USERS_WORD not in message
     assert proxy.heard[0].startswith(b"CONNECT elsewhere.example:50051 ")
 
 
@@ -151,7 +153,7 @@ def test_which_proxy_is_named(environment: dict[str, str], target: str, expected
 
 
 @pytest.mark.parametrize(
-    ("target", "here"),
+    ("target", "is_local"),
     [
         ("0.0.0.0:1", True),
         ("[::]:1", True),
@@ -162,5 +164,5 @@ def test_which_proxy_is_named(environment: dict[str, str], target: str, expected
         ("dns:///a.example:1", False),
     ],
 )
-def test_what_is_on_this_machine(target: str, here: bool) -> None:
-    assert is_on_this_machine(target) is here
+def test_what_is_on_this_machine(target: str, is_local: bool) -> None:
+    assert is_on_this_machine(target) is is_local

@@ -183,8 +183,8 @@ def test_flags_that_cannot_be(
     file, empty = tmp_path / "token", tmp_path / "empty"
     file.write_text(TOKEN)
     empty.touch()
-    places = {"FILE": str(file), "EMPTY": str(empty)}
-    assert main(["explain", "Once", *(places.get(argument, argument) for argument in arguments)]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert TOKEN not in said
+    paths = {"FILE": str(file), "EMPTY": str(empty)}
+    assert main(["explain", "Once", *(paths.get(argument, argument) for argument in arguments)]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert TOKEN not in errors

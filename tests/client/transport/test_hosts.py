@@ -60,11 +60,11 @@ class Hosts:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    made = Hosts()
+    hosts = Hosts()
     for number in (1, 2, 3):
-        made.add(f"127.0.0.{number}")
-    yield made
-    made.close()
+        hosts.add(f"127.0.0.{number}")
+    yield hosts
+    hosts.close()
 
 
 @pytest.fixture

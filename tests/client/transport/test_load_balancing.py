@@ -10,7 +10,7 @@ from gradellm.transport.load_balancing import Rotation, resolves_to_many, split
 
 
 @pytest.mark.parametrize(
-    ("given", "targets"),
+    ("target", "targets"),
     [
         ("a:1", ("a:1",)),
         ("a:1, b:2", ("a:1", "b:2")),
@@ -20,14 +20,14 @@ from gradellm.transport.load_balancing import Rotation, resolves_to_many, split
         ("dns:///name:1", ("dns:///name:1",)),
     ],
 )
-def test_targets_are_split(given: str | list[str], targets: tuple[str, ...]) -> None:
-    assert split(given) == targets
+def test_targets_are_split(target: str | list[str], targets: tuple[str, ...]) -> None:
+    assert split(target) == targets
 
 
-@pytest.mark.parametrize("given", ["", [], "a:1,", [" "]])
-def test_none_is_refused(given: str | list[str]) -> None:
+@pytest.mark.parametrize("target", ["", [], "a:1,", [" "]])
+def test_none_is_refused(target: str | list[str]) -> None:
     with pytest.raises(InvalidRequestError, match="host:port"):
-        split(given)
+        split(target)
 
 
 @pytest.mark.parametrize(

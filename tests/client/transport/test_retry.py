@@ -57,8 +57,8 @@ def test_a_replica_may_be_there_before_the_server_that_goes_down_is_back() -> No
 
 def test_each_other_server_is_asked_at_once_and_then_there_is_a_pause() -> None:
     tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), jitter=lambda: 0.0)
-    asked = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
-    assert asked == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
+    delays = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
+    assert delays == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
     with pytest.raises(UnavailableError):
         [tries.next_delay(unavailable(), has_other=True) for _ in range(3)]
 
@@ -127,9 +127,9 @@ def test_what_never_fits_is_not_asked_again() -> None:
 
 
 def test_who_wants_to_know_is_told_of_waiting() -> None:
-    told: list[tuple[str, float]] = []
-    retry = Retry(on_wait=lambda error, seconds: told.append((str(error), seconds)))
+    waits: list[tuple[str, float]] = []
+    retry = Retry(on_wait=lambda error, seconds: waits.append((str(error), seconds)))
     tries = Attempts(retry, None, num_targets=2, clock=Clock(), jitter=lambda: 0.0)
     assert tries.next_delay(unavailable(), has_other=True) == 0.0
     pauses(tries, 2)
-    assert told == [("gone", 0.2), ("gone", 0.4)]
+    assert waits == [("gone", 0.2), ("gone", 0.4)]

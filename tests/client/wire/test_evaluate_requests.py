@@ -22,8 +22,8 @@ def request(prompt: str | None = "Once", **keywords: Any) -> pb.EvaluateRequest:
 
 @pytest.fixture
 def explanation() -> Explanation:
-    parts: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in play()]
-    responses = [pb.GenerateResponse(**part) for part in parts]
+    carried: list[dict[str, Any]] = [{type(item).__name__.lower(): item} for item in play()]
+    responses = [pb.GenerateResponse(**item) for item in carried]
     return Explanation.from_events(filter(None, map(event, responses)))
 
 
@@ -46,11 +46,11 @@ def test_names_of_presets_and_methods_and_names_of_ones_own() -> None:
 
 
 def test_what_is_said_arrives() -> None:
-    said = request(
+    message = request(
         completion_ids=[1, 2], metrics=["auprc", "pi_soft_nc"], pis=[0.25, 0.5], samples=7, stride=2, offset=1, seed=9,
         perturb="prefix", removal="pad", raw_scores=True, rationale=["why"], scores={"mine": {0: [0.5, 1], 2: [1.0]}},
     )  # fmt: skip
-    arrived = pb.EvaluateRequest.FromString(said.SerializeToString())
+    arrived = pb.EvaluateRequest.FromString(message.SerializeToString())
     assert arrived.completion_ids == [1, 2]
     assert arrived.evaluation == pb.EvaluationOptions(
         scores=[
@@ -87,12 +87,12 @@ def test_every_proto_option_has_its_keyword() -> None:
 
 
 def test_an_explanation_is_sent_as_it_was(explanation: Explanation) -> None:
-    said = request(None, explanation=explanation, seed=4)
-    assert said.input.prompt_ids == [token.id for token in explanation.prompt_tokens]
-    assert said.completion_ids == [token.id for token in explanation.tokens]
-    assert said.evaluation.perturb_positions == [1, 2, 3, 4]  # not the token that the tokenizer adds
-    assert [method.name for method in said.evaluation.methods] == ["random"]
-    (own,) = said.evaluation.scores
+    message = request(None, explanation=explanation, seed=4)
+    assert message.input.prompt_ids == [token.id for token in explanation.prompt_tokens]
+    assert message.completion_ids == [token.id for token in explanation.tokens]
+    assert message.evaluation.perturb_positions == [1, 2, 3, 4]  # not the token that the tokenizer adds
+    assert [method.name for method in message.evaluation.methods] == ["random"]
+    (own,) = message.evaluation.scores
     assert own.name == "explanation"
     assert [list(row.scores) for row in own.rows] == [list(row) for row in explanation.scores]
     assert not request(None, explanation=explanation, perturb="prompt").evaluation.perturb_positions

@@ -64,8 +64,8 @@ def test_what_is_said_arrives(prompt: str, integers: dict[str, Any], lists: dict
     for name, value in lists.items():
         assert list(getattr(arrived, name)) == value
     optional = integers.keys() - {"num_alternatives"}
-    said = {"max_new_tokens", "top_k", "first_attribution", "seed", "temperature", "top_p"}
-    assert {name for name in said if arrived.HasField(name)} == optional
+    fields = {"max_new_tokens", "top_k", "first_attribution", "seed", "temperature", "top_p"}
+    assert {name for name in fields if arrived.HasField(name)} == optional
     assert arrived.HasField("attribution")
     assert arrived.attribution == pb.AttributionOptions()
 

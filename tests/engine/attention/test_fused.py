@@ -66,15 +66,15 @@ def check(
     assert len(back.maps) == {MapKind.NOTHING: 0, MapKind.PRODUCTS: 2}.get(kind, 1)
     assert (back.gradients is not None) == needs_input_grad
     for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
-        first, its = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
+        first, row_slice = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
         k, v = (x[:, start + first : start + n].double() for x in (K, V))
         seen = visibility(n - T, T, first, n - first, window, torch.device("cpu"))
-        its_w = grouped(w[its].transpose(0, 1).double(), G)
-        exact = attend(grouped(q[its].transpose(0, 1).double(), G), k, v, seen, form)
+        its_w = grouped(w[row_slice].transpose(0, 1).double(), G)
+        exact = attend(grouped(q[row_slice].transpose(0, 1).double(), G), k, v, seen, form)
         U = value_gradients(exact, its_w)
         expected = exact.output().flatten(0, 1).transpose(0, 1)
-        assert close(kept.output[its], expected, EXACT)
-        assert close(output[its], expected, ROUNDED[dtype])
+        assert close(kept.output[row_slice], expected, EXACT)
+        assert close(output[row_slice], expected, ROUNDED[dtype])
         maps = back.maps[:, row].sum(1)
         assert not maps[..., : width - n + first].any()
         visible = torch.ones(T, n - first, dtype=torch.bool) if seen is None else seen
@@ -84,7 +84,7 @@ def check(
             gradients = attention_backward(exact, its_w, U, n - T - first)
             wanted_gradients = (gradients.dq.flatten(0, 1), gradients.dk, gradients.dv)
             for actual, wanted in zip(back.gradients, wanted_gradients, strict=True):
-                assert close(actual[:, its], wanted, ROUNDED[dtype])
+                assert close(actual[:, row_slice], wanted, ROUNDED[dtype])
 
 
 def expected_maps(kind: MapKind, exact: object, w: Tensor, U: Tensor) -> list[Tensor]:

@@ -258,8 +258,8 @@ def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal)
         back = attention_backward(forward, w, value_gradients(forward, w), 2)
         return [back.dq[:, :, 1], back.dk[:, 1], back.dv[:, 1]]
 
-    others = torch.tensor([True, False, True, True])[:, None]
-    changed = gradients(torch.where(others, 5 * q, q), torch.where(others, -3 * w, w))
+    is_other = torch.tensor([True, False, True, True])[:, None]
+    changed = gradients(torch.where(is_other, 5 * q, q), torch.where(is_other, -3 * w, w))
     assert all(close(a, b) for a, b in zip(changed, gradients(q, w), strict=True))
 
 
@@ -272,9 +272,9 @@ def test_outputs_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softca
     assert output.dtype == dtype
     expected = plain_attention(q.double(), K.double(), V.double(), 0, form)
     assert torch.allclose(output.double(), expected, atol=8 * torch.finfo(dtype).eps)
-    one, _ = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
-    assert one.dtype == dtype
-    assert torch.allclose(one.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
+    single, _ = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
+    assert single.dtype == dtype
+    assert torch.allclose(single.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
 
 
 def test_a_sink_takes_attention_and_gives_no_value() -> None:

@@ -63,25 +63,25 @@ def events_of(engine: Engine, num_streams: int = 3) -> dict[str, list[RequestOut
     events = {}
     for name, settings in SETTINGS.items():
         scheduler = scheduler_of(engine, max_running=num_streams, num_tokens=300)
-        streams = []
+        requests = []
         for i in range(num_streams):
             sampling = Sampling(max_new_tokens=14 - 3 * i, temperature=0.9 * (i % 2), seed=i)
-            streams.append(engine.generation_request("a small fox "[i:], sampling, settings))
-            scheduler.submit(streams[-1])
-        events[name] = finish(scheduler, streams)
+            requests.append(engine.generation_request("a small fox "[i:], sampling, settings))
+            scheduler.submit(requests[-1])
+        events[name] = finish(scheduler, requests)
     return events
 
 
 def assert_same(actual: Engine, reference: Engine) -> None:
     """Two engines give the same events, to the last bit."""
     expected = events_of(reference)
-    for name, streams in events_of(actual).items():
-        for ours, theirs in zip(streams, expected[name], strict=True):
-            assert ours.error is theirs.error is None
-            assert ours.ids == theirs.ids
-            assert [step.logprob for step in ours.steps] == [step.logprob for step in theirs.steps]
-            assert ours.attributions.keys() == theirs.attributions.keys()
-            assert all(map(torch.equal, ours.rows, theirs.rows))
+    for name, outputs in events_of(actual).items():
+        for output, expected_output in zip(outputs, expected[name], strict=True):
+            assert output.error is expected_output.error is None
+            assert output.ids == expected_output.ids
+            assert [step.logprob for step in output.steps] == [step.logprob for step in expected_output.steps]
+            assert output.attributions.keys() == expected_output.attributions.keys()
+            assert all(map(torch.equal, output.rows, expected_output.rows))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

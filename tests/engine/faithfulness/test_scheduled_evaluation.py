@@ -145,9 +145,14 @@ def items(output: RequestOutput) -> list[EvaluationItem]:
 def assert_same(a: RequestOutput, b: RequestOutput) -> None:
     """Equal results up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
-    for one, other in zip(items(a), items(b), strict=True):
-        assert (one.step, one.name, one.metric, one.flips) == (other.step, other.name, other.metric, other.flips)
-        assert one.value == pytest.approx(other.value, abs=1e-4)
+    for actual, expected in zip(items(a), items(b), strict=True):
+        assert (actual.step, actual.name, actual.metric, actual.flips) == (
+            expected.step,
+            expected.name,
+            expected.metric,
+            expected.flips,
+        )
+        assert actual.value == pytest.approx(expected.value, abs=1e-4)
     assert isinstance(a.events[-2], EvaluationSummary)
     assert isinstance(b.events[-2], EvaluationSummary)
 
@@ -304,7 +309,7 @@ def test_a_failing_evaluation_ends_alone(
     engine = load("llama")
     runner = engine.model.runner
     weight = dict(runner.named_parameters())["model.norm.weight"]
-    whole, last_logits = weight.clone(), ModelRunner.last_logits
+    original, last_logits = weight.clone(), ModelRunner.last_logits
 
     def broken(self: ModelRunner, *args: Any) -> Tensor:
         with torch.no_grad():
@@ -313,7 +318,7 @@ def test_a_failing_evaluation_ends_alone(
             try:
                 return last_logits(self, *args)
             finally:
-                weight.copy_(whole)
+                weight.copy_(original)
 
     expected = run_alone(engine, ordinary(engine))
     batches.ticks.clear()
@@ -338,8 +343,8 @@ def test_a_model_dispatched_by_accelerate(model_path: ModelPath) -> None:
     """By accelerate, whose hooks move tensors between modules: see test_device_map."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
-    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    modules = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    modules += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(modules, "cpu"), main_device="cpu", force_hooks=True)
     engines = Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
     assert_same(*(run_alone(engine, evaluation(engine)) for engine in engines))

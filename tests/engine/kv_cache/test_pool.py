@@ -40,8 +40,8 @@ def write(slot: KVSlot, ids: Sequence[int]) -> None:
     """Read `ids` into a slot, as a pass through the model does."""
     start, end = slot.length, slot.length + len(ids)
     assert end <= slot.capacity
-    whole = [*slot.ids, *ids]
-    values = torch.tensor([fingerprint(whole, position) for position in range(start, end)])
+    all_ids = [*slot.ids, *ids]
+    values = torch.tensor([fingerprint(all_ids, position) for position in range(start, end)])
     for layer in range(len(LAYERS)):
         slot.keys(layer, start, end).copy_((values + layer)[None, :, None])
         slot.values(layer, start, end).copy_((values + layer + 0.5)[None, :, None])
@@ -86,9 +86,9 @@ class Pools(RuleBasedStateMachine):
 
     def ranges(self, retained: list[KVSlot]) -> list[int]:
         """Lengths of what is free beside the live slots and those of `retained`."""
-        taken = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
-        ends = [0, *(end for _, end in taken)]
-        starts = [*(start for start, _ in taken), self.pool.num_tokens]
+        ranges = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
+        ends = [0, *(end for _, end in ranges)]
+        starts = [*(start for start, _ in ranges), self.pool.num_tokens]
         return [start - end for end, start in zip(ends, starts, strict=True)]
 
     @rule(capacity=st.integers(1, 60), source=st.integers(0, 5), length=st.integers(0, 60), token=st.integers(0, 2))
@@ -140,9 +140,9 @@ class Pools(RuleBasedStateMachine):
         read = [slot for slot in self.live if slot.length]
         slot = read[which % len(read)]
         self.live.remove(slot)
-        told = any(other.ids[: slot.length] == slot.ids for other in self.retained)
+        is_prefix = any(other.ids[: slot.length] == slot.ids for other in self.retained)
         slot.retain()
-        if told:  # by one that was kept before
+        if is_prefix:  # by one that was kept before
             return
         self.retained = [
             other for other in self.retained if common(other.ids, slot.ids) < other.length
@@ -174,9 +174,9 @@ class Pools(RuleBasedStateMachine):
         for slot in self.live:
             slot.close()
         self.live.clear()
-        whole = allocated(self.pool, self.pool.num_tokens)  # gives up what is kept
+        all_slots = allocated(self.pool, self.pool.num_tokens)  # gives up what is kept
         self.retained.clear()
-        whole.close()
+        all_slots.close()
         assert self.pool.free_ranges == [(0, self.pool.num_tokens)]
 
     @invariant()
@@ -281,11 +281,11 @@ def test_a_prefix_of_a_longer_one_is_dropped() -> None:
 def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
     """Also where the range before it is free: no empty ranges are left."""
     pool = pool_of(20)
-    before, slot, behind = (allocated(pool, count) for count in (5, 10, 5))
+    before, slot, after = (allocated(pool, count) for count in (5, 10, 5))
     before.close()
     slot.retain()
     assert pool.free_ranges == [(0, 15)]
-    behind.close()
+    after.close()
     assert pool.free_ranges == [(0, 20)]
 
 
@@ -293,9 +293,9 @@ def test_more_than_all_is_refused_and_takes_nothing() -> None:
     pool = pool_of(20)
     assert pool.allocate(21) is None
     assert pool.free_ranges == [(0, 20)]
-    whole = allocated(pool, 20)
+    slot_of_20 = allocated(pool, 20)
     assert pool.allocate(1) is None
-    whole.close()
+    slot_of_20.close()
     assert pool.num_free_tokens == 20
 
 

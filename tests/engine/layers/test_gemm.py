@@ -71,9 +71,9 @@ def test_product_and_gradient_are_those_of_float64(
         x.double() @ weight.double().t() + (0 if b is None else b.double()),
         g.double() @ weight.double(),
     )
-    for ours, exact in ((frozen.product(x), product), (frozen.gradient(g), gradient)):
-        assert ours.shape == exact.shape
-        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+    for actual, exact in ((frozen.product(x), product), (frozen.gradient(g), gradient)):
+        assert actual.shape == exact.shape
+        assert (actual - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
 def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
@@ -113,5 +113,5 @@ def test_gradients_are_batched_by_vmap(normal: Normal) -> None:
     frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     g = normal(0, 3, 1, 1, len(frozen.weight)).float()
     together = torch.func.vmap(frozen.gradient)(g)
-    for its, one in zip(together, g, strict=True):
-        torch.testing.assert_close(its, frozen.gradient(one), rtol=1e-4, atol=1e-4)
+    for batched, row in zip(together, g, strict=True):
+        torch.testing.assert_close(batched, frozen.gradient(row), rtol=1e-4, atol=1e-4)

@@ -77,10 +77,10 @@ def test_transforms_of_functions_work(normal: Normal) -> None:
     for g, gradient in zip(gs, together, strict=True):
         torch.testing.assert_close(gradient, torch.autograd.grad(output, leaf, g, retain_graph=True)[0])
     torch.testing.assert_close(torch.func.vmap(frozen)(gs), norm(gs))
-    ours, theirs = (torch.func.jvp(module, (x,), (gs[0],)) for module in (frozen, norm))
-    torch.testing.assert_close(ours, theirs)
-    ours, theirs = (torch.func.vjp(module, x)[1](gs[0]) for module in (frozen, norm))
-    torch.testing.assert_close(ours, theirs)
+    actual, reference = (torch.func.jvp(module, (x,), (gs[0],)) for module in (frozen, norm))
+    torch.testing.assert_close(actual, reference)
+    actual, reference = (torch.func.vjp(module, x)[1](gs[0]) for module in (frozen, norm))
+    torch.testing.assert_close(actual, reference)
 
 
 def test_takes_over_only_rms_norms_as_they_are() -> None:
@@ -91,15 +91,15 @@ def test_takes_over_only_rms_norms_as_they_are() -> None:
 
     placed = norms(LlamaRMSNorm)[0]
     placed.forward = placed.forward  # as accelerate's placement does
-    others = [
+    modules = [
         OtherNorm(WIDTH).requires_grad_(False),
         CohereLayerNorm(WIDTH).requires_grad_(False),
         nn.LayerNorm(WIDTH).requires_grad_(False),
         norms(LlamaRMSNorm, torch.float64)[0],
         placed,
     ]
-    model = nn.ModuleList([*others, norms(LlamaRMSNorm)[0]])
-    kinds = [type(module) for module in others]
+    model = nn.ModuleList([*modules, norms(LlamaRMSNorm)[0]])
+    kinds = [type(module) for module in modules]
     state = torch.random.get_rng_state()
     replace_norms(model)
     assert torch.equal(torch.random.get_rng_state(), state)

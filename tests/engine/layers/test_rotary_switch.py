@@ -59,9 +59,11 @@ def test_both_sets_are_transformers_own(checkpoint: Any, name: str) -> None:
     expected = [(rotary(x, short, **each), rotary(x, far, **each)) for each in types]
     rotary_switch.use_rotary_sets(model, SWITCH)
     positions = torch.cat((short, ~far), 1)
-    for each, its in zip(types, expected, strict=True):
-        for ours, parts in zip(model.model.rotary_emb(x, positions, **each), zip(*its, strict=True), strict=True):
-            assert torch.equal(ours, torch.cat(parts, 1))
+    for each, tables in zip(types, expected, strict=True):
+        for actual, expected_parts in zip(
+            model.model.rotary_emb(x, positions, **each), zip(*tables, strict=True), strict=True
+        ):
+            assert torch.equal(actual, torch.cat(expected_parts, 1))
 
 
 @pytest.mark.parametrize("name", LONGROPES)
@@ -104,7 +106,7 @@ def test_a_context_ends_where_keys_cannot_be_kept(checkpoint: Any) -> None:
 
 
 def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_path: Path) -> None:
-    full, sliding = (longrope(16, rope_theta=1e4, original_max_position_embeddings=its) for its in (24, 30))
+    full, sliding = (longrope(16, rope_theta=1e4, original_max_position_embeddings=limit) for limit in (24, 30))
     folder = save_random_model(
         tmp_path, "gemma3_text", rope_parameters={"full_attention": full, "sliding_attention": sliding}
     )

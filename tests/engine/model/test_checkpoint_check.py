@@ -93,10 +93,10 @@ def test_a_folder_without_a_model(tmp_path: Path, files: dict[str, Any], expecte
 
 def assert_contains(message: str, expected: str) -> None:
     """The parts of `expected`, separated by .*, in their order."""
-    at = 0
-    for part in expected.split(".*"):
-        at = message.find(part, at)
-        assert at >= 0, message
+    position = 0
+    for fragment in expected.split(".*"):
+        position = message.find(fragment, position)
+        assert position >= 0, message
 
 
 CHANGED: list[tuple[dict[str, Any], str]] = [

@@ -125,8 +125,8 @@ class OtherRank:
     def __init__(self) -> None:
         self.compared: dict[str, str] = {}
 
-    def assert_equal(self, what: dict[str, str]) -> None:
-        self.compared = what
+    def assert_equal(self, fingerprint: dict[str, str]) -> None:
+        self.compared = fingerprint
         raise ModelLoadError("compared")
 
 

@@ -74,9 +74,9 @@ def outcome(runner: ModelRunner, chunks: Sequence[SequenceChunk]) -> tuple[Tenso
 def assert_close(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
     assert torch.allclose(actual[0], expected[0], rtol=1e-9, atol=1e-12)
     assert len(actual[1]) == len(expected[1])
-    for its, other in zip(actual[1], expected[1], strict=True):
-        assert its.shape == other.shape
-        assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+    for actual_row, expected_row in zip(actual[1], expected[1], strict=True):
+        assert actual_row.shape == expected_row.shape
+        assert torch.allclose(actual_row, expected_row, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture
@@ -187,10 +187,10 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
             for _ in range(2):
                 actual = model.replay(replayed, targets)
                 assert recorder.num_captured == before + 1
-                for its, other in zip(actual, expected, strict=True):
-                    assert its.shape == other.shape
-                    assert other.any()
-                    assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+                for actual_row, expected_row in zip(actual, expected, strict=True):
+                    assert actual_row.shape == expected_row.shape
+                    assert expected_row.any()
+                    assert torch.allclose(actual_row, expected_row, rtol=1e-9, atol=1e-12)
             model.cuda_graphs = None
 
 

@@ -50,8 +50,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def byte_pairs(split: Split) -> Tokenizer:
     """As `byte_tokenizer`, with some merges and another split."""
     vocab = json.loads(byte_tokenizer().backend_tokenizer.to_str())["model"]["vocab"]
-    for one, other in MERGES:
-        vocab[one + other] = len(vocab)
+    for left, right in MERGES:
+        vocab[left + right] = len(vocab)
     core = Tokenizer(BPE(vocab=vocab, merges=MERGES))
     core.pre_tokenizer = split()
     core.decoder = decoders.ByteLevel()

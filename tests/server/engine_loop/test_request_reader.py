@@ -83,13 +83,13 @@ def test_reading_ends_when_its_caller_has_gone(engine: Engine) -> None:
         async with running(engine) as thread:
             looks: list[float] = []
 
-            def read(engine: Engine) -> str:
+            def tokenize_slowly(engine: Engine) -> str:
                 while True:  # as a text that is tokenized piece by piece
                     looks.append(time.monotonic())
                     interruption_point.get()()
                     time.sleep(0.001)
 
-            job = thread.submit(read, nothing_told)
+            job = thread.submit(tokenize_slowly, nothing_told)
             await until(lambda: bool(looks))
             job.cancel()
             assert thread.num_unfinished == 0

@@ -22,7 +22,7 @@ def new_queue(reader_timeout_seconds: float = 60.0, **callbacks: Callable[[], ob
     return ResponseQueue(reader_timeout_seconds, **options)
 
 
-async def read(queue: ResponseQueue[int]) -> list[int]:
+async def read_all(queue: ResponseQueue[int]) -> list[int]:
     return [response async for response in queue]
 
 
@@ -33,7 +33,7 @@ def test_batches_come_in_order_until_the_end() -> None:
         queue.put([])
         queue.put([3])
         queue.end()
-        assert await read(queue) == [1, 2, 3]
+        assert await read_all(queue) == [1, 2, 3]
 
     run(test)
 

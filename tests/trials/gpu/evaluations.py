@@ -22,7 +22,7 @@ class Gaps:
     """Gaps of interactive streams without and beside an evaluation, and the evaluation's items meanwhile."""
 
     without: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
+    with_evaluation: list[float] = field(default_factory=list)
     items: int = 0
 
 
@@ -67,25 +67,25 @@ async def _gaps_beside(address: str, streams: int, num_tokens: int, rounds: int,
             without = await stream_gaps(client, 50 + 2 * turn)
             evaluating = asyncio.create_task(evaluate(client, turn + 7))
             await asyncio.sleep(0.5)  # until it runs
-            beside = await stream_gaps(client, 51 + 2 * turn)
+            with_evaluation = await stream_gaps(client, 51 + 2 * turn)
             evaluating.cancel()
             await asyncio.gather(evaluating, return_exceptions=True)
             if turn >= 0:
                 gaps.without += without
-                gaps.beside += beside
+                gaps.with_evaluation += with_evaluation
     return gaps
 
 
 def _finding(streams: int, gaps: Gaps) -> Finding:
-    means = statistics.mean(gaps.without), statistics.mean(gaps.beside)
-    tails = percentile(gaps.without, 99), percentile(gaps.beside, 99)
+    means = statistics.mean(gaps.without), statistics.mean(gaps.with_evaluation)
+    tails = percentile(gaps.without, 99), percentile(gaps.with_evaluation, 99)
     ratios = means[1] / means[0], tails[1] / tails[0]
     return Finding(
         f"gaps of {streams} explained stream{'s' * (streams > 1)} without and with an evaluation beside: mean; "
         "99th percentile",
         f"{1e3 * means[0]:.2f} and {1e3 * means[1]:.2f} ms, {ratios[0]:.2f} times; "
         f"{1e3 * tails[0]:.2f} and {1e3 * tails[1]:.2f} ms, {ratios[1]:.2f} times; "
-        f"of {len(gaps.beside):,}; {gaps.items} items meanwhile",
+        f"of {len(gaps.with_evaluation):,}; {gaps.items} items meanwhile",
         "1.5 times",
         max(ratios) <= MAX_RATIO,
     )

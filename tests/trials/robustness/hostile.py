@@ -162,9 +162,9 @@ class Interference:
 
     def run_round(self, server: Served, file: Path, seconds: float) -> None:
         """Measure the streams' largest gap without, then with hostile requests."""
-        without, beside = (self._largest_gap(server, file, seconds, is_beside=flag) for flag in (False, True))
-        self.all_hold &= beside <= max(GAP_SECONDS, GAP_FACTOR * without)
-        self.gaps.append(f"{without * 1000:.0f} and {beside * 1000:.0f}")
+        without, with_hostile = (self._largest_gap(server, file, seconds, is_beside=flag) for flag in (False, True))
+        self.all_hold &= with_hostile <= max(GAP_SECONDS, GAP_FACTOR * without)
+        self.gaps.append(f"{without * 1000:.0f} and {with_hostile * 1000:.0f}")
 
     def _largest_gap(self, server: Served, file: Path, seconds: float, *, is_beside: bool) -> float:
         with (

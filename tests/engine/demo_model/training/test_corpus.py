@@ -172,8 +172,8 @@ def test_labels_are_balanced_in_every_construction(split: Split) -> None:
 @pytest.mark.parametrize("task", ["sentiment", "boolq"])
 def test_no_word_but_polarity_words_tells_the_label(task: Task) -> None:
     """Within 4.5 standard errors of a half, for every word that occurs often enough to say."""
-    polarity = {part for word in POLARITY for part in word.split()}
-    polarity |= {part for verbs in VERBS for verb in verbs for part in verb.split()}
+    polarity = {token for word in POLARITY for token in word.split()}
+    polarity |= {token for verbs in VERBS for verb in verbs for token in verb.split()}
     seen: dict[str, list[bool]] = defaultdict(list)
     for example in examples(task, "train", 2, 6000):
         for word in set(re.findall(r"[\w']+", example.user_content.lower())) - polarity:
@@ -209,19 +209,21 @@ def test_raw_texts(seed: int) -> None:
         for match in re.finditer(rf" (?P<verb>{_ANY_VERB}) (?P<value>\w+)\.", passage)
     }
     words = listed.split()
-    asked = dict(zip(words[::2], words[1::2], strict=True))
-    assert 2 <= len(asked) <= 4
-    assert asked.items() <= stated.items()
+    questions = dict(zip(words[::2], words[1::2], strict=True))
+    assert 2 <= len(questions) <= 4
+    assert questions.items() <= stated.items()
 
 
 @settings(max_examples=20)
 @given(seeds)
 def test_retellings_tell_half_of_it_again_word_for_word(seed: int) -> None:
-    told, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
-    assert 2 <= len(told) <= 5
-    assert len({sentence.split()[0] for sentence in told}) == len(told)  # so that a name tells which cause to repeat
-    assert len(set(again)) == len(again) == (len(told) + 1) // 2
-    assert set(again) <= set(told)
+    sentences, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
+    assert 2 <= len(sentences) <= 5
+    assert len({sentence.split()[0] for sentence in sentences}) == len(
+        sentences
+    )  # so that a name tells which cause to repeat
+    assert len(set(again)) == len(again) == (len(sentences) + 1) // 2
+    assert set(again) <= set(sentences)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -235,9 +237,9 @@ def test_boolq_answer_is_told_neither_by_denials_nor_by_position(split: Split) -
         sentences = re.findall(r"[^.]+\.", example.user_content.split("\n\n")[0])
         denials = sum(re.search(rf" ({_ANY_DENIAL}) ", fact) is not None for fact in sentences)
         (subject,) = (span for span in example.evidence if span.kind == "subject")
-        place = example.user_content[: subject.start].count(".")
+        sentence_index = example.user_content[: subject.start].count(".")
         is_true = example.answer == "true"
-        answers[f"place among {len(sentences)}", place].append(is_true)
+        answers[f"place among {len(sentences)}", sentence_index].append(is_true)
         answers["facts", len(sentences)].append(is_true)
         if len(sentences) % 2 == 0:
             assert denials == len(sentences) / 2
