@@ -99,7 +99,7 @@ def test_the_base_install_is_light(tmp_path: Path, built: Any) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist_hold_what_they_should(built: Any, files: list[str]) -> None:
+def test_contents_of_wheel_and_sdist(built: Any, files: list[str]) -> None:
     assert distributions.wheel_faults(built.wheel, files) == []
     assert distributions.sdist_faults(built.sdist, files) == []
 
@@ -210,7 +210,7 @@ def test_licences_are_listed_by_name() -> None:
 
 
 @pytest.mark.parametrize("image", ["server", "client"])
-def test_bills_are_of_what_the_dockerfile_installs(image: str) -> None:
+def test_bills_of_materials_cover_the_dockerfiles_extras(image: str) -> None:
     extras = sbom.image_extras(image, (PROJECT / "deploy" / "Dockerfile").read_text()).split(",")
     project = (PROJECT / "pyproject.toml").read_text()
     assert extras

@@ -107,7 +107,7 @@ def test_single_answers_of_a_newer_server_are_understood(address: str, through: 
         assert client.server_info().model == direct.server_info().model
 
 
-def test_a_newer_clients_request_is_answered_as_far_as_it_is_known(address: str, through: Callable[..., str]) -> None:
+def test_unknown_fields_of_a_newer_client_are_ignored(address: str, through: Callable[..., str]) -> None:
     """What a server does not know it does not do, and does not say so: the provenance says what it did."""
     with Client(address) as direct, Client(through(request=lambda payload: payload + NEW_FIELDS)) as client:
         expected = comparable(list(direct.generate(PROMPT, max_new_tokens=4, seed=1)))

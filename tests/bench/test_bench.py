@@ -53,7 +53,7 @@ def shape(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("name", OWN_BACKENDS)
-def test_ways_tell_every_token_and_its_vector(tiny: BenchModel, name: str) -> None:
+def test_backends_time_every_token_and_attribution_row(tiny: BenchModel, name: str) -> None:
     prompt = tiny.prompt(Random(0), 20)
     expected = BACKENDS["generate"].decode(tiny, prompt, 6).ids
     timeline = BACKENDS[name].decode(tiny, prompt, 6)
@@ -145,7 +145,7 @@ def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch)
     assert watch() == 7.0  # 14 since it was made, of which it stood 7
 
 
-def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
+def test_alternating_backends_decode_the_same_tokens(tiny: BenchModel) -> None:
     """Each by itself: nothing that one has read is used by another."""
     backends = [backend for backend in BACKENDS.values() if backend.mode is not None]
     prompt = tiny.prompt(Random(3), 40)
@@ -190,7 +190,7 @@ def test_ways_that_decode_other_tokens_are_not_compared(tiny: BenchModel) -> Non
         list(measuring)
 
 
-def test_a_long_prompt_comes_in_while_others_run(tiny: BenchModel) -> None:
+def test_a_long_prompt_is_admitted_during_decoding(tiny: BenchModel) -> None:
     result = admission(tiny, streams=2, new_tokens=64, rounds=1)
     assert result.median_gap > 0
     assert result.first_token >= result.largest_gap / 2 > 0  # it is read while they wait for tokens
@@ -235,7 +235,7 @@ def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:
     assert abs(used.after - used.before) < 2**26
 
 
-def test_a_second_turn_reads_what_is_new(tiny: BenchModel) -> None:
+def test_a_second_turn_prefills_only_new_tokens(tiny: BenchModel) -> None:
     turns = reuse(tiny, new_tokens=8, rounds=1)
     assert turns.reused_tokens == turns.first_tokens + 8 - 1  # the answer's last token was never read
     assert turns.second_tokens - turns.reused_tokens < 40
@@ -245,7 +245,7 @@ def test_bandwidth_is_that_of_memory() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu")) < 1e13
 
 
-def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_parts_run_and_are_reported(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "figures.json", tmp_path / "figures.png"
     pytest.importorskip("matplotlib")
     arguments = ["--shape", shape, "--prompts", "16", "32", "--new-tokens", "32", "--rounds", "1", "--requests", "8"]
@@ -276,7 +276,7 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
         (["--json", "/no/such/folder/file.json"], "/no/such/folder"),
     ],
 )
-def test_a_wrong_turn_ends_in_one_line(
+def test_an_invalid_setting_ends_with_one_line(
     shape: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     try:

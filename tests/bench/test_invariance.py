@@ -9,7 +9,7 @@ import pytest
 from gradellm_bench.invariance import main
 
 
-def test_it_tells_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ratio_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["invariance", "--demo", "--rounds", "1", "--only", "one stream, explained"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()

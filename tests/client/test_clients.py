@@ -114,7 +114,7 @@ def test_explain_collects(client: Any) -> None:
     assert explanation.finished.reason == "max_new_tokens"
 
 
-def test_attribute_explains_what_is_given(client: Any, fake: FakeServer) -> None:
+def test_attribute_explains_a_given_completion(client: Any, fake: FakeServer) -> None:
     assert kinds(client.attribute_events("Once", completion_ids=[50, 51])) == STREAM
     assert client.attribute("Once", completion=" there", method="saliency").text == " there wasn't"
     assert [type(request) for request in fake.requests] == [pb.AttributeRequest] * 2
@@ -193,7 +193,7 @@ def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
     asyncio.run(leave())
 
 
-def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
+def test_closing_the_client_fails_running_calls(fake: FakeServer) -> None:
     fake.hold.set()
     client = Client(fake.target, retry=None)
     events = client.generate("Once")
@@ -204,7 +204,7 @@ def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
     assert fake.cancelled.wait(10)
 
 
-def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> None:
+def test_closing_the_async_client_fails_running_calls(fake: FakeServer) -> None:
     async def close_meanwhile() -> None:
         client = AsyncClient(fake.target, retry=None)
         task = asyncio.create_task(client.explain("Once"))
@@ -217,7 +217,7 @@ def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> N
     asyncio.run(close_meanwhile())
 
 
-def test_a_closed_client_says_so(fake: FakeServer) -> None:
+def test_a_closed_client_raises(fake: FakeServer) -> None:
     client = Client(fake.target, retry=None)
     events = client.generate("Once")
     client.close()
@@ -278,7 +278,7 @@ def test_violations_name_their_fields(client: Any, fake: FakeServer) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_overload_says_when_to_come_back(client: Any, fake: FakeServer) -> None:
+def test_overload_carries_the_retry_delay(client: Any, fake: FakeServer) -> None:
     fake.overload()
     with pytest.raises(OverloadedError, match=r"8 requests wait .*try again in 1.5 s") as caught:
         client.explain("Once")
@@ -293,7 +293,7 @@ def test_a_deadline_that_is_over(client: Any, fake: FakeServer) -> None:
     assert fake.cancelled.wait(10)
 
 
-def test_nobody_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
+def test_no_server_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
     target = f"unix:{tmp_path}/nobody.sock"
     with pytest.raises(UnavailableError, match="gradellm serve") as caught:
         connect(target).server_info()
@@ -315,7 +315,7 @@ def silent(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
         yield f"localhost:{listening.getsockname()[1]}"
 
 
-def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
+def test_a_loading_server_is_waited_for(silent: str) -> None:
     with Client(silent, retry=None) as client, pytest.raises(UnavailableError) as caught:
         client.server_info()
     assert caught.value.is_starting
@@ -342,7 +342,7 @@ def test_a_server_that_still_loads_is_waited_for(fake: FakeServer, tmp_path: Any
     assert all(isinstance(error, UnavailableError) for error, _ in waits)
 
 
-def test_how_far_a_prompt_is_read_is_told_to_who_asks(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
+def test_prompt_progress_is_an_event(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
     first, *rest = fake.parts
     reading = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.75)]
     carried: list[dict[str, Any]] = [{type(item).__name__.lower(): item} for item in (first, *rest)]

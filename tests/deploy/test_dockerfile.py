@@ -54,7 +54,7 @@ def test_every_exception_of_hadolint_has_a_reason_before_it() -> None:
             assert reason or same_kind, f"line {number + 1}"
 
 
-def test_all_of_it_is_understood(df: ModuleType) -> None:
+def test_every_dockerfile_instruction_is_parsed(df: ModuleType) -> None:
     file = df.read(DOCKERFILE)
     assert file.arguments == {"BASE_IMAGE": "docker.io/library/debian:bookworm-slim", "DEVICE": "cpu"}
     for device in ("cpu", "cuda"):
@@ -70,7 +70,7 @@ def test_all_of_it_is_understood(df: ModuleType) -> None:
         ("RUN x\nFROM a AS b", "before the first FROM"),
     ],
 )
-def test_what_it_does_not_know_is_an_error(df: ModuleType, tmp_path: Path, text: str, message: str) -> None:
+def test_unknown_instructions_are_errors(df: ModuleType, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "Dockerfile").write_text(text)
     with pytest.raises(df.DockerfileError, match=message):
         df.read(tmp_path / "Dockerfile")
@@ -123,7 +123,7 @@ def test_the_servers_default_is_as_careful_as_the_command(df: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_is_written_is_written_where_pods_have_room(df: ModuleType, name: str) -> None:
+def test_written_paths_are_on_writable_volumes(df: ModuleType, name: str) -> None:
     """Caches lie under /cache, and every server's pod mounts it and /tmp."""
     stage = df.read(DOCKERFILE).stages[name]
     variables = df.pairs(df.expand(stage.last("ENV"), {}))
@@ -137,7 +137,7 @@ def test_what_is_written_is_written_where_pods_have_room(df: ModuleType, name: s
                     assert {"/tmp", "/cache"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
-def test_what_is_copied_exists_and_is_not_ignored(df: ModuleType) -> None:
+def test_copied_files_exist_and_are_not_ignored(df: ModuleType) -> None:
     allowed = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for stage in df.read(DOCKERFILE).stages.values():
         for text in stage.all("COPY"):

@@ -127,7 +127,7 @@ def understood(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_probes_ask_where_health_is_told_and_by_its_names(name: str) -> None:
+def test_probes_use_the_health_ports_and_service_names(name: str) -> None:
     for pod, container, options in servers(name):
         if labels(pod)["app.kubernetes.io/component"] == "rank":
             continue  # it listens to nobody
@@ -223,7 +223,7 @@ def compose(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
-def test_compose_files_are_what_the_specification_allows(name: str) -> None:
+def test_compose_files_match_the_specification(name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DEPLOY / "kubernetes" / "schemas" / "compose-spec.json").read_text())
     found = [f"{e.json_path}: {e.message}" for e in jsonschema.Draft7Validator(schema).iter_errors(compose(name))]
@@ -245,7 +245,7 @@ def test_composes_commands_are_understood_and_fit(name: str) -> None:
                 assert (DEPLOY / mount.split(":")[0]).is_file(), mount
 
 
-def test_compose_publishes_on_loopback_alone_and_what_listens() -> None:
+def test_compose_publishes_listening_ports_on_loopback_only() -> None:
     services = compose("compose.yaml")["services"]
     published = {port for item in services.values() for port in item.get("ports", [])}
     assert all(port.startswith("127.0.0.1:") for port in published)

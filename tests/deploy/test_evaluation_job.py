@@ -38,7 +38,7 @@ def arguments(name: str, folder: Path, **overrides: str) -> list[str]:
     return words
 
 
-def test_the_jobs_as_they_stand_make_the_tables_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_jobs_produce_the_tables_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
     data = write_data(tmp_path / "data" / "sst2.jsonl", 21, e3="long")
     server = FakeEvaluator()
@@ -64,7 +64,7 @@ def test_shards_are_as_many_as_completions() -> None:
 
 
 @pytest.mark.parametrize("name", [JOB, MERGE])
-def test_failures_are_told_apart_by_the_commands_exit_codes(name: str) -> None:
+def test_exit_codes_decide_the_pod_failure_action(name: str) -> None:
     rules = job(name)["podFailurePolicy"]["rules"]
     actions = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", ())}
     assert all(

@@ -58,7 +58,7 @@ def errors(resource: Resource, version: str = NEWEST) -> list[str]:
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("name", BUILDS)
-def test_everything_is_what_the_schemas_allow(name: str, version: str) -> None:
+def test_manifests_match_their_schemas(name: str, version: str) -> None:
     resources = built(name)
     assert resources
     for resource in resources:
@@ -73,7 +73,7 @@ def test_overlays_are_those_that_are_promised() -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_components_render_with_what_they_need_alone(name: str, tmp_path: Path) -> None:
+def test_components_render_with_their_requirements_only(name: str, tmp_path: Path) -> None:
     paths = [
         os.path.relpath(KUBERNETES / "components" / component, tmp_path.resolve())
         for component in [*NEEDS.get(name, []), name]
@@ -87,7 +87,7 @@ def test_components_render_with_what_they_need_alone(name: str, tmp_path: Path) 
         assert errors(resource) == []
 
 
-def test_the_schemas_refuse_what_they_do_not_know() -> None:
+def test_schemas_refuse_unknown_fields() -> None:
     seen = set()
     for name in BUILDS:
         for resource in built(name):
@@ -118,7 +118,7 @@ def test_resources_are_in_the_namespace_and_labelled(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_pods_may_no_more_than_the_restricted_standard(name: str) -> None:
+def test_pods_meet_the_restricted_standard(name: str) -> None:
     """Kubernetes' own list of it, and a root that cannot be written."""
     found = list(containers(built(name)))
     assert found
@@ -161,7 +161,7 @@ def test_mounts_have_volumes_and_models_are_only_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [f"overlays/{name}" for name in OVERLAYS])
-def test_everything_finds_what_it_names(name: str) -> None:
+def test_references_between_manifests_resolve(name: str) -> None:
     """Selectors pods, ports ports, routes services, policies routes."""
     resources = built(name)
     all_pods = [pod for resource in resources for pod in pods(resource)]
@@ -283,7 +283,7 @@ def secrets_of(resources: list[Resource]) -> set[str]:
     return named | set(text)
 
 
-def test_the_readme_says_how_to_make_every_secret_that_is_needed() -> None:
+def test_the_readme_documents_every_secret() -> None:
     readme = (DEPLOY / "README.md").read_text()
     needed: set[str] = set().union(*(secrets_of(built(f"overlays/{name}")) for name in OVERLAYS))
     assert needed == {"gradellm-tls", "gradellm-tokens", "gradellm-ca", "gradellm-gateway-tls"}

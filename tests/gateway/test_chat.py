@@ -56,7 +56,7 @@ def test_a_chat_is_streamed_a_token_a_chunk_with_its_attribution(client: openai.
     assert usage.prompt_tokens == len(expected.prompt_tokens)
 
 
-def test_who_does_not_ask_gets_no_attribution(client: openai.OpenAI) -> None:
+def test_attribution_is_off_by_default(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model="gradellm", messages=MESSAGES, max_tokens=4, stream=True)
     assert all("gradellm" not in (chunk.model_extra or {}) for chunk in stream)
 
@@ -137,7 +137,7 @@ def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningSe
         ({"gradellm": 3}, "gradellm"),
     ],
 )
-def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_named(url: str, body: dict[str, Any], param: str) -> None:
     for stream in (False, True):
         status, _, answer = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "stream": stream, **body})
         assert status == 400

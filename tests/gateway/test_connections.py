@@ -77,7 +77,7 @@ def crumbs(count: int) -> bytes:
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, None),
     ],
 )
-def test_what_is_no_whole_request_ends(
+def test_incomplete_and_invalid_requests_are_closed(
     url: str, sends: bytes, status: int, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_gateway.request_body.DISCARD_SECONDS", 0.2)
@@ -110,7 +110,7 @@ def test_a_head_in_drops_ends(url: str, fragment: bytes) -> None:
         assert time.monotonic() < until
 
 
-def test_a_second_request_has_a_time_of_its_own(url: str) -> None:
+def test_the_timeout_restarts_with_a_second_request(url: str) -> None:
     with connect(url) as connection:
         connection.sendall(WHOLE)
         answer = http.client.HTTPResponse(connection)
@@ -125,7 +125,7 @@ def test_a_second_request_has_a_time_of_its_own(url: str) -> None:
         assert read_answer(connection)[0] == 408
 
 
-def test_crumbs_cost_no_more_than_it_takes_to_see_them(url: str) -> None:
+def test_tiny_chunks_are_refused_early(url: str) -> None:
     """A body of 600 kB as chunks of one byte is 3.6 MB; it is refused at the first thousands."""
     used = time.process_time()
     with connect(url) as connection, contextlib.suppress(OSError):
@@ -177,7 +177,7 @@ def serve() -> Iterator[Callable[..., str]]:
         thread.join(10)
 
 
-def test_those_who_are_answered_are_not_hung_up_on(serve: Callable[..., str]) -> None:
+def test_connections_in_use_are_not_evicted(serve: Callable[..., str]) -> None:
     release = threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -199,7 +199,7 @@ def test_those_who_are_answered_are_not_hung_up_on(serve: Callable[..., str]) ->
         assert [read_answer(first)[0], read_answer(second)[0]] == [200, 200]
 
 
-def test_an_answer_that_nobody_reads_is_given_up(serve: Callable[..., str]) -> None:
+def test_an_unread_answer_is_aborted(serve: Callable[..., str]) -> None:
     gone = threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -220,7 +220,7 @@ def test_an_answer_that_nobody_reads_is_given_up(serve: Callable[..., str]) -> N
         assert gone.wait(5)
 
 
-def test_a_gateway_that_was_stopped_reads_what_lies_ready(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_timer_reads_pending_data_first(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A timer that is late by more than a busy loop can be has its client heard first."""
     monkeypatch.setattr(connections, "LATE_SECONDS", 0.2)
     loops: list[Any] = []

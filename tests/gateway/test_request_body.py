@@ -25,7 +25,7 @@ from gradellm_gateway.request_body import MAX_BODY_BYTES
     ],
 )
 @pytest.mark.parametrize("path", ["chat/completions", "gradellm/attribute", "gradellm/evaluate"])
-def test_what_is_no_request_is_refused(url: str, path: str, body: bytes) -> None:
+def test_invalid_bodies_are_refused(url: str, path: str, body: bytes) -> None:
     status, _, answer = post(f"{url}/v1/{path}", body)
     assert status == 400
     assert json.loads(answer)["error"]["message"].startswith("the request ")

@@ -33,7 +33,7 @@ spans = st.tuples(st.integers(0, 9), st.integers(0, 9))
         st.dictionaries(st.text(), st.text()),
     )
 )
-def test_examples_come_back_as_they_were(example: Example) -> None:
+def test_examples_survive_serialization(example: Example) -> None:
     assert example_of(packed(example)) == example
 
 
@@ -60,13 +60,13 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return instance
 
 
-def test_what_comes_of_a_batch(engine: Any) -> None:
+def test_outcomes_of_a_batch(engine: Any) -> None:
     batch = engine({"example": [packed(EXAMPLE)]})
     assert [unpacked(text) for text in batch["outcome"]] == [("a", Outcome({"value": 0.1}))]
     assert json.loads(batch["outcome"][0]) == {"id": "a", "record": {"value": 0.1}, "error": ""}
 
 
-def test_an_example_that_ends_its_actor_is_given_up(
+def test_an_example_that_kills_its_actor_is_skipped(
     engine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def end(code: int) -> None:

@@ -51,7 +51,7 @@ def expected(evaluator: Evaluator, examples: tuple[Example, ...]) -> dict[str, O
     return dict(evaluator.outcomes(PLAN, examples))
 
 
-def test_neither_order_nor_what_came_before_moves_a_digit(
+def test_results_do_not_depend_on_order_or_history(
     evaluator: Evaluator, examples: tuple[Example, ...], expected: dict[str, Outcome]
 ) -> None:
     assert dict(evaluator.outcomes(PLAN, examples[::-1])) == expected
@@ -68,7 +68,7 @@ def test_how_busy_the_machine_is_moves_no_digit(
     assert dict(evaluator.outcomes(PLAN, examples)) == expected
 
 
-def test_it_is_what_a_server_says(
+def test_the_evaluator_equals_a_server(
     examples: tuple[Example, ...], expected: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(tmp_path / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
@@ -101,7 +101,7 @@ def assert_same_but_for_last_digits(actual: Any, expected: Any) -> None:
         assert actual == expected
 
 
-def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, examples: tuple[Example, ...]) -> None:
+def test_an_invalid_example_is_an_outcome(evaluator: Evaluator, examples: tuple[Example, ...]) -> None:
     message = (("user", "word " * 5000),)
     long = replace(examples[0], messages=message)
     outcome = evaluator.outcome(PLAN, long)
@@ -110,9 +110,7 @@ def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, exa
 
 
 @pytest.mark.parametrize("spans", [((0, 100),), ((0, 1),)])
-def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
-    evaluator: Evaluator, spans: tuple[tuple[int, int], ...]
-) -> None:
+def test_an_unusable_rationale_skips_only_its_metrics(evaluator: Evaluator, spans: tuple[tuple[int, int], ...]) -> None:
     text = "It was a truly lovely film."
     preset = custom_preset("{text}", label_words=("Positive", "Negative"))
     plan = replace(PLAN, preset=preset, metrics=("pi_soft_ns", "auprc"), pis=(0.5,), samples=1)
@@ -124,14 +122,14 @@ def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
     assert "pi_soft_ns" in record["metrics"]
 
 
-def test_what_the_model_is(evaluator: Evaluator) -> None:
+def test_model_description(evaluator: Evaluator) -> None:
     description = evaluator.describe_model(PRESETS)
     assert description.info.model.name == "gradellm demo model"
     assert {method.name for method in description.info.methods} >= {"grad_ellm", "random"}
     assert all(reason for reason in description.refusals.values())
 
 
-def test_what_nobody_foresaw_is_raised(
+def test_unexpected_errors_are_raised(
     evaluator: Evaluator, examples: tuple[Example, ...], expected: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> Iterator[None]:

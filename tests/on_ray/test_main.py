@@ -41,7 +41,7 @@ def ids(out: Path) -> list[str]:
     return [json.loads(line)["id"] for line in lines(out)[1:]]
 
 
-def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
+def test_without_ray_the_evaluation_runs_in_process(tmp_path: Path, capsys: Out) -> None:
     data = write_data(tmp_path / "d.jsonl", 5, e2="word " * 5000)
     data.write_text(data.read_text() + '{"text": ""}\n')
     out = tmp_path / "out"
@@ -60,7 +60,7 @@ def test_without_ray_it_is_an_evaluation(tmp_path: Path, capsys: Out) -> None:
     assert "belongs to a run with other settings" in capsys.readouterr().err
 
 
-def test_its_file_is_one_that_gradellm_evaluate_goes_on_with(tmp_path: Path, capsys: Out) -> None:
+def test_gradellm_evaluate_resumes_its_results_file(tmp_path: Path, capsys: Out) -> None:
     data, out = write_data(tmp_path / "d.jsonl", 3), tmp_path / "out"
     assert main(arguments_of(data, out, "--actors", "0")) == 0
     assert cli(["evaluate", *arguments_of(data, out)]) == 0  # with a server of its own, which has nothing to do
@@ -78,7 +78,7 @@ def test_its_file_is_one_that_gradellm_evaluate_goes_on_with(tmp_path: Path, cap
         (["--model", "nowhere/at/all"], 70, "nowhere/at/all"),
     ],
 )
-def test_what_it_says_no_to(flags: list[str], code: int, message: str, tmp_path: Path, capsys: Out) -> None:
+def test_invalid_flags_are_refused(flags: list[str], code: int, message: str, tmp_path: Path, capsys: Out) -> None:
     data = write_data(tmp_path / "d.jsonl", 2)
     assert main(arguments_of(data, tmp_path / "out", "--actors", "0", *flags)) == code
     assert message in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_flags_that_cannot_be_read(flags: list[str], capsys: Out) -> None:
     assert "usage: python -m gradellm_ray" in capsys.readouterr().err
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+def test_a_missing_ray_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         main(["--preset", "sst2", "--actors", "2"])
@@ -117,7 +117,7 @@ def until_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
 
 @needs_ray
 @pytest.mark.slow
-def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_actors_or_their_failures(tmp_path: Path) -> None:
     data = write_data(tmp_path / "d.jsonl", 24, e7="word " * 5000)
     assert main(arguments_of(data, tmp_path / "one", "--actors", "0")) == 0
     for out, is_killed in ((tmp_path / "two", False), (tmp_path / "killed", True)):
@@ -140,7 +140,7 @@ def test_two_actors_of_which_one_is_killed_make_the_numbers_of_one_process(tmp_p
 
 @needs_ray
 @pytest.mark.slow
-def test_a_job_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_job_is_resumed(tmp_path: Path) -> None:
     data = write_data(tmp_path / "d.jsonl", 12)
     assert main(arguments_of(data, tmp_path / "one", "--actors", "0")) == 0
     out = tmp_path / "out"
@@ -179,7 +179,7 @@ ENTER = "import sys, ray; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda
 
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_of_its_own_lets_nobody_else_in(tmp_path: Path) -> None:
+def test_a_started_cluster_requires_its_token(tmp_path: Path) -> None:
     process = start(*arguments_of(write_data(tmp_path / "d.jsonl", 500), tmp_path / "out", "--actors", "1"))
     try:
         until_lines(process, tmp_path / "out", 2)

@@ -158,7 +158,7 @@ def test_a_path_with_odd_characters(loop: Loop, tmp_path: Path) -> None:
     loop.stop(server)
 
 
-def test_of_servers_that_start_together_one_gets_the_socket(path: Path) -> None:
+def test_one_of_several_starting_servers_gets_the_socket(path: Path) -> None:
     program = (
         "import asyncio, sys, time\n"
         "from gradellm_server.addresses import UnixSocket\n"

@@ -57,9 +57,7 @@ def test_a_server_that_serves_is_ready_and_live(server: RunningServer) -> None:
         assert health_status(server.channel, name) == SERVING
 
 
-def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_live_but_not_ready_before_warm_up_and_after_a_stop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(address: str, service: str) -> int:
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)

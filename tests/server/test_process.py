@@ -173,7 +173,7 @@ def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_it_is_ready_ends_it_at_once(number: signal.Signals) -> None:
+def test_a_signal_during_startup_ends_the_server_at_once(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "gradellm_server", "--listen", f"127.0.0.1:{free_port()}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -233,7 +233,7 @@ def test_the_demo_colours_the_words() -> None:
     assert "Positive" in ended.stdout or "Negative" in ended.stdout
 
 
-def test_the_health_port_is_live_before_it_is_ready() -> None:
+def test_the_health_port_reports_live_before_ready() -> None:
     """As Kubernetes' probes see it: live while the model loads, ready once it serves, not ready while it drains."""
     port = free_port()
 

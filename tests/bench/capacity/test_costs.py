@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[3] / "docs"
     st.floats(0, 1e-5),
     st.sampled_from([(128, 1024), (64, 512, 4096)]),
 )
-def test_a_model_gives_back_what_it_was_fitted_to(bases: list[float], slope: float, contexts: tuple[int, ...]) -> None:
+def test_a_model_reproduces_its_measurements(bases: list[float], slope: float, contexts: tuple[int, ...]) -> None:
     sizes = (1, 4, 16)
     passes = [
         PassMeasurement("step", size, 1, context, (base + slope * size * context,))
@@ -35,7 +35,7 @@ def test_a_model_gives_back_what_it_was_fitted_to(bases: list[float], slope: flo
         )
 
 
-def test_between_sizes_it_runs_straight_and_beyond_them_on() -> None:
+def test_costs_are_interpolated_and_extrapolated_linearly() -> None:
     model = PassModel((2, 4), (1.0, 2.0), 0.5, rounds=False, error=0.0)
     assert [model.seconds(size, 0) for size in (2, 3, 4, 6)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
     assert model.seconds(2, 10) == pytest.approx(6.0)

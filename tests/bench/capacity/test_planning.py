@@ -35,7 +35,7 @@ def test_the_highest_rate_keeps_the_level_and_little_more_does_not() -> None:
     assert rate < highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(first_token=2.0, gap=1.0), requests=200)[0]
 
 
-def test_what_cannot_be_kept_is_said() -> None:
+def test_an_unreachable_service_level_is_named() -> None:
     with pytest.raises(ValueError, match="not even one request at a time"):
         highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(gap=0.001), requests=50)
 
@@ -91,7 +91,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one answer of DNS" in output
 
 
-def test_wrong_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("{}")
     assert main(["plan", "--passes", str(tmp_path / "a.json"), "--load", "2"]) == 2
     assert "a.json is not what" in capsys.readouterr().err
@@ -111,7 +111,7 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
 
 
-def test_the_page_is_what_the_program_writes() -> None:
+def test_the_committed_page_is_current() -> None:
     """Its quick parts anew: trials, and one plan; the rest is compared with what was written beside."""
     page = (DOCS / "capacity.md").read_text()
     written = json.loads((DOCS / "capacity.json").read_text())

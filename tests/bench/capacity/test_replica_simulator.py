@@ -51,13 +51,13 @@ def test_a_plain_request_reads_and_steps() -> None:
     assert stream.ended == stream.tokens[-1]
 
 
-def test_an_explained_one_has_scores_behind_each_token() -> None:
+def test_explained_requests_have_scores_after_each_token() -> None:
     (stream,) = run(request(Mode.PER_TOKEN))
     assert stream.vectors == pytest.approx([token + SCORES for token in stream.tokens])
     assert stream.ended == stream.vectors[-1]
 
 
-def test_chunks_come_when_they_are_due_and_at_the_end() -> None:
+def test_chunks_are_explained_when_due_and_at_the_end() -> None:
     (stream,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
     first, last = stream.vectors[0], stream.vectors[-1]
     assert stream.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
@@ -71,7 +71,7 @@ def test_streams_share_passes() -> None:
     assert first.tokens == second.tokens
 
 
-def test_who_finds_no_place_is_refused_and_others_wait() -> None:
+def test_requests_beyond_the_queue_are_refused() -> None:
     limits = ReplicaSettings(max_running=1, kv_tokens=1000, max_queued=1)
     first, second, third = run(*[request(Mode.PLAIN, arrival=0.001 * index) for index in range(3)], limits=limits)
     assert (first.refused, second.refused, third.refused) == (False, False, True)
@@ -88,14 +88,14 @@ def test_memory_for_keys_and_values_holds_back() -> None:
         run(request(Mode.PLAIN, places=151), limits=limits)
 
 
-def test_long_prompts_come_in_small_pieces_beside_others() -> None:
+def test_prefill_chunks_are_small_during_decoding() -> None:
     """A running stream waits for a token about twice as long, however long the prompt is."""
     running, _ = run(request(Mode.PLAIN, answer=200), request(Mode.PLAIN, arrival=0.3, prompt=1000))
     gaps = [after - before for before, after in zip(running.tokens, running.tokens[1:], strict=False)]
     assert max(gaps) <= STEP + 16 * READ + 1e-9
 
 
-def test_an_evaluation_gives_way() -> None:
+def test_an_evaluation_has_low_priority() -> None:
     evaluation = request(Mode.EVALUATE, prompt=20, answer=5)
     (alone,) = run(evaluation)
     concurrent, _ = run(evaluation, request(Mode.PLAIN, answer=300))
@@ -129,7 +129,9 @@ REQUESTS = st.lists(
 
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
-def test_nothing_is_lost_and_time_goes_on(requests: Sequence[SimulatedRequest], running: int, queued: int) -> None:
+def test_every_request_finishes_and_time_is_monotonic(
+    requests: Sequence[SimulatedRequest], running: int, queued: int
+) -> None:
     requests = sorted(requests, key=lambda stream: stream.arrival)
     replica = Replica(COSTS, ReplicaSettings(max_running=running, kv_tokens=240, max_queued=queued))
     served = replica.run(requests)
@@ -150,7 +152,7 @@ def test_nothing_is_lost_and_time_goes_on(requests: Sequence[SimulatedRequest], 
     assert replica.busy_between(0.0, end) == pytest.approx(replica.busy_seconds)
 
 
-def test_summaries_count_what_they_say() -> None:
+def test_summaries_count_requests_and_tokens() -> None:
     served = [
         RequestRecord(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
         RequestRecord(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),

@@ -46,9 +46,7 @@ def test_completions_and_standard_streams(fake: FakeServer, capsys: Out, monkeyp
     assert request.completion == " there"  # type: ignore[attr-defined]
 
 
-def test_what_fails_is_told_with_its_line_and_the_others_are_written(
-    fake: FakeServer, tmp_path: Path, capsys: Out
-) -> None:
+def test_failed_lines_are_reported_and_other_lines_written(fake: FakeServer, tmp_path: Path, capsys: Out) -> None:
     file, out = written(tmp_path / "a.jsonl", {"prompt": "a"}, "", {"prompt": "b"}), tmp_path / "out.jsonl"
     fake.fail(code_pb2.INVALID_ARGUMENT, "too long")
     assert main(["explain", "--batch", file, "--output", str(out), "--no-retry", "--target", fake.target]) == 1
@@ -72,7 +70,7 @@ def test_what_fails_is_told_with_its_line_and_the_others_are_written(
         ([{"prompt": "a"}], ["words"], 2, "cannot be combined with --batch"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_sent(
+def test_invalid_input_is_refused_before_sending(
     fake: FakeServer, tmp_path: Path, capsys: Out, rows: list[Any], flags: list[str], code: int, words: str
 ) -> None:
     file = written(tmp_path / "a.jsonl", *rows)

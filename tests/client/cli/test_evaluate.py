@@ -63,7 +63,7 @@ def test_every_flag_of_a_prompt(server: FakeEvaluator) -> None:
         (["--max-new-tokens", "7"], "generation", pb.GenerationOptions(max_new_tokens=7)),
     ],
 )
-def test_the_completion_in_its_forms(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
+def test_forms_of_the_completion(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
     assert main(["evaluate", "Once", *flags, "--target", server.target]) == 0
     assert getattr(server.requests[0], field) == value
     assert [method.name for method in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
@@ -92,7 +92,7 @@ def test_one_prompt_as_json_and_as_a_plot(server: FakeEvaluator, capsys: Out, tm
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_to_measure_is_said(server: FakeEvaluator, capsys: Out, tmp_path: Path) -> None:
+def test_an_empty_evaluation_is_reported(server: FakeEvaluator, capsys: Out, tmp_path: Path) -> None:
     flags = ["--plot", str(tmp_path / "a.png")]
     assert main(["evaluate", "nothing", *flags, "--target", server.target]) == 0
     captured = capsys.readouterr()
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written(data: Path, capsys: Out) -> None:
     assert "cannot be created: Not a directory; choose another" in capsys.readouterr().err
 
 
-def test_nobody_answers(data: Path, tmp_path: Path, capsys: Out) -> None:
+def test_no_server_answers(data: Path, tmp_path: Path, capsys: Out) -> None:
     assert main(["evaluate", "--preset", "sst2", "--data", str(data), "--out", str(tmp_path / "o"), *NOWHERE]) == 69
     assert "no gradellm server answers at 127.0.0.1:1" in capsys.readouterr().err
 

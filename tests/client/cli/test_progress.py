@@ -44,7 +44,7 @@ def test_the_bar_on_a_terminal() -> None:
     assert end == f"{drawn}\n"
 
 
-def test_the_last_bar_has_whole_examples_alone() -> None:
+def test_the_last_progress_bar_counts_complete_examples() -> None:
     """What is under way is work, and is not kept."""
     server: Any = SimpleNamespace(is_up=True, is_refused=False, busy_until=0.0, running={"a": 0.9, "b": 0.95})
     run: Any = Run(servers=[server], total=2, done_before=0, done_now=0, failed_now=0)

@@ -70,7 +70,7 @@ def test_killed_and_resumed_makes_the_same_tables(slow: FakeEvaluator, tmp_path:
     assert len([example_id for example_id in ids if example_id != "e4"]) == 23
 
 
-def test_an_interrupt_loses_nothing_and_says_how_to_go_on(slow: FakeEvaluator, tmp_path: Path) -> None:
+def test_an_interrupted_run_prints_the_command_that_resumes_it(slow: FakeEvaluator, tmp_path: Path) -> None:
     data = write_data(tmp_path / "d.jsonl", 30)
     out = tmp_path / "out"
     process = start(*evaluate_command(data, out, slow))
@@ -94,7 +94,7 @@ def test_an_interrupt_loses_nothing_and_says_how_to_go_on(slow: FakeEvaluator, t
 # --- real servers -----------------------------------------------------------------------------------------------------
 
 
-def test_real_servers_of_which_one_is_killed(tmp_path: Path) -> None:
+def test_a_run_survives_a_killed_server(tmp_path: Path) -> None:
     """Two servers of the demo model; one dies in the middle, the other brings all to an end."""
     socket = tmp_path / "killed.sock"
     killed = subprocess.Popen(

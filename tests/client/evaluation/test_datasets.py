@@ -235,7 +235,7 @@ def test_rationales_of_the_samples_are_those_words(chat: bool) -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))))
-def test_whatever_the_rows_each_is_an_example_or_bad(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
+def test_every_row_is_an_example_or_a_bad_row(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
     path = jsonl(tmp_path_factory.mktemp("any"), *({"text": text, "rationale": spans} for text, spans in rows))
     found = list(read_rows(path, SST2))
     assert len(found) == len(rows)
@@ -248,9 +248,7 @@ def test_whatever_the_rows_each_is_an_example_or_bad(tmp_path_factory: pytest.Te
 
 
 @given(st.binary(max_size=200), st.sampled_from(["jsonl", "csv"]))
-def test_whatever_the_bytes_nothing_else_is_raised(
-    tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str
-) -> None:
+def test_any_bytes_raise_only_dataset_errors(tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str) -> None:
     path = tmp_path_factory.mktemp("any") / f"data.{kind}"
     path.write_bytes((b"text\n" if kind == "csv" else b"") + raw)
     with suppress(DataError):

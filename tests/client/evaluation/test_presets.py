@@ -28,7 +28,7 @@ def user_text(preset: Preset, values: Mapping[str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
-def test_sentiment_is_asked_as_in_the_paper(name: str) -> None:
+def test_the_sentiment_prompt_is_that_of_the_paper(name: str) -> None:
     rendered = PRESETS[name].render({"text": "it 's a charming journey ."})
     assert rendered.messages == (
         (
@@ -42,7 +42,7 @@ def test_sentiment_is_asked_as_in_the_paper(name: str) -> None:
     assert PRESETS[name].label_words == ("Positive", "Negative")
 
 
-def test_boolq_is_asked_as_in_the_paper() -> None:
+def test_the_boolq_prompt_is_that_of_the_paper() -> None:
     assert PRESETS["boolq"].render({"passage": "Water is wet.", "question": "is water wet"}).messages == (
         (
             "system",
@@ -56,7 +56,7 @@ def test_boolq_is_asked_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["tellmewhy", "wikibio"])
-def test_open_generation_is_asked_by_the_text_alone(name: str) -> None:
+def test_the_open_generation_prompt_is_the_text(name: str) -> None:
     assert PRESETS[name].render({"text": "Why so?"}).messages == (("user", "Why so?"),)
     assert PRESETS[name].label_words == ()
 
@@ -105,7 +105,7 @@ def test_the_table_of_presets_is_consistent() -> None:
         ("tellmewhy", "anything", None),
     ],
 )
-def test_what_data_say_means_a_label_word(name: str, value: object, word: str | None) -> None:
+def test_label_values_map_to_label_words(name: str, value: object, word: str | None) -> None:
     assert PRESETS[name].label(value) == word
 
 
@@ -120,7 +120,7 @@ def test_models_without_a_chat_template_get_one_text() -> None:
 
 
 @given(text=st.text(), chat=st.booleans())
-def test_every_field_is_where_its_start_says(text: str, chat: bool) -> None:
+def test_field_offsets_point_at_their_text(text: str, chat: bool) -> None:
     preset = custom_preset("{{a}} {text} – {other}, again: {text}.", system="🙂 system")
     values = {"text": text, "other": "{text}"}
     rendered = preset.render(values, chat=chat)
@@ -135,7 +135,7 @@ def test_every_field_is_where_its_start_says(text: str, chat: bool) -> None:
 # --- a prompt of one's own --------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_of_ones_own() -> None:
+def test_a_custom_prompt_template() -> None:
     preset = custom_preset(
         "Is this {thing} kind?\n{text}",
         columns={"text": "body", "label": "verdict", "rationale": "why"},
@@ -184,9 +184,7 @@ def test_a_prompt_of_ones_own_without_labels_is_for_open_generation() -> None:
         (lambda: custom_preset("{text}", rationale_field="body"), "rationale_field", "'body'"),
     ],
 )
-def test_a_prompt_that_means_nothing_is_refused_by_its_keyword(
-    make: Callable[[], Preset], field: str, says: str
-) -> None:
+def test_invalid_prompt_templates_name_their_keyword(make: Callable[[], Preset], field: str, says: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make()
     assert [violation.field for violation in caught.value.violations] == [field]

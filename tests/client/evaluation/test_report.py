@@ -62,7 +62,7 @@ def report(**changes: Any) -> EvaluationReport:
     return EvaluationReport.from_events(filter(None, map(event, parts(**changes))))
 
 
-def test_has_what_was_told() -> None:
+def test_a_report_holds_the_received_messages() -> None:
     loaded = report()
     assert loaded.text == " there"
     assert (loaded.names, loaded.metrics, loaded.pis) == (
@@ -97,7 +97,7 @@ def test_prints_as_a_table() -> None:
     ]
 
 
-def test_prints_what_one_must_know_to_read_it() -> None:
+def test_the_printed_report_notes_labels_and_skipped_steps() -> None:
     metric_or_summary = parts()[4].summary
     metric_or_summary.answer_outside_labels, metric_or_summary.label_index = True, 1
     metric_or_summary.steps[:], metric_or_summary.skipped_steps[:] = [0, 5, 10], [5, 10]
@@ -114,7 +114,7 @@ def test_prints_what_one_must_know_to_read_it() -> None:
     assert str(nothing).splitlines()[-1] == "Nothing could be measured."
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_missing_entries_are_named() -> None:
     with pytest.raises(InvalidReportError, match="theirs, pi_soft_ns is not in this report; it has ours, random"):
         report().auc("theirs")
     skipped = report(summary=pb.EvaluationSummary(steps=[0], skipped_steps=[0]))
@@ -149,7 +149,7 @@ def test_other_json_is_refused(text: str, words: str) -> None:
         EvaluationReport.from_json(text)
 
 
-def test_json_without_what_came_later_is_read() -> None:
+def test_json_of_earlier_versions_loads() -> None:
     plain = json.loads(report().to_json())
     del plain["started"]["provenance"]["evaluation"]
     assert EvaluationReport.from_json(json.dumps(plain)).pis == ()

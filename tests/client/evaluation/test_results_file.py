@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.jsonl"
 
 
-def test_a_run_is_resumed_with_what_it_has_done(path: Path) -> None:
+def test_a_run_is_resumed_from_its_results(path: Path) -> None:
     run(path, "a", "b")
     with ResultsFile(path, SETTINGS) as results:
         assert results.done == {"a": {"of": "a", "auc": 1.1}, "b": {"of": "b", "auc": 1.1}}
@@ -59,7 +59,7 @@ def test_a_run_is_resumed_with_what_it_has_done(path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"config_sha256": ""}])
-def test_a_run_that_was_begun_before_configurations_were_hashed_goes_on(path: Path, before: dict[str, str]) -> None:
+def test_a_run_without_a_configuration_hash_is_resumed(path: Path, before: dict[str, str]) -> None:
     model = {"weights_sha256": "a"}
     with ResultsFile(path, {"model": {**model, **before}}) as results:
         results.append("a", {"try": 1})
@@ -98,7 +98,7 @@ def test_failures_are_kept_until_the_example_is_done(path: Path) -> None:
     assert content(path) == ({"a": {"try": 2}}, {"b": "still none"})
 
 
-def test_memory_holds_what_a_reader_of_the_file_gets(path: Path) -> None:
+def test_memory_and_file_hold_the_same_results(path: Path) -> None:
     with ResultsFile(path, SETTINGS) as results:
         record: dict[Any, Any] = {"scores": (1.0, 0.1), 5: None, "text": "ü\n\u2028\ud800"}
         results.append("ü\n\u2028\ud800", record)
@@ -130,7 +130,7 @@ def test_any_records_come_back(tmp_path_factory: pytest.TempPathFactory, records
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def test_cut_off_anywhere_a_file_holds_all_whole_lines(tmp_path: Path) -> None:
+def test_a_truncated_file_keeps_all_complete_lines(tmp_path: Path) -> None:
     complete = tmp_path / "whole.jsonl"
     run(complete, "a", "b")
     data = complete.read_bytes()
@@ -173,7 +173,7 @@ with ResultsFile(sys.argv[1], {"seed": 0}) as results:
 """
 
 
-def test_a_killed_run_loses_nothing_that_it_had_appended(path: Path) -> None:
+def test_a_killed_run_keeps_appended_results(path: Path) -> None:
     for num_lines in (1, 3, 10):
         with subprocess.Popen([sys.executable, "-c", RUN, path], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -245,7 +245,7 @@ def test_other_settings_are_refused_by_name(path: Path) -> None:
         assert list(results.done) == ["a"]
 
 
-def test_a_file_is_written_by_one_run(path: Path) -> None:
+def test_a_results_file_is_locked(path: Path) -> None:
     run(path, "a")
     with ResultsFile(path, SETTINGS) as results:
         assert "another run is writing" in refusal(path)
@@ -278,14 +278,14 @@ def test_other_versions_are_refused(path: Path) -> None:
     assert "has format version 2, but this gradellm reads version 1" in refusal(path)
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(tmp_path / "no" / "folder.jsonl")
     assert "Is a directory" in refusal(tmp_path)
     assert "not a regular file" in refusal(Path(os.devnull))
     assert issubclass(ResultsFileError, GradellmError)
 
 
-def test_what_json_cannot_hold_is_refused_before_it_is_written(path: Path) -> None:
+def test_values_that_json_cannot_hold_are_refused_before_writing(path: Path) -> None:
     with ResultsFile(path, SETTINGS) as results:
         for record in ({"auc": float("nan")}, {"of": object()}, {"of": {1, 2}}):
             with pytest.raises(ResultsFileError, match="the result of example a cannot be written as JSON"):

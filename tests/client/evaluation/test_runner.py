@@ -137,7 +137,7 @@ def test_two_servers_share_the_work_and_give_the_same_numbers(
     assert go(tmp_path / "one.jsonl", [first.target], list(reversed(examples(20)))).done == both.done
 
 
-def test_what_is_done_is_not_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_finished_examples_are_not_sent_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     go(path, [server.target], examples(4))
     server.requests.clear()
@@ -169,7 +169,7 @@ def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Pa
     assert any(message.startswith(f"{first} is taken out for ") for message in outcome.messages)
 
 
-def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_recovered_server_is_used_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start(seconds=0.02)
     again: list[FakeEvaluator] = []
 
@@ -184,9 +184,7 @@ def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvalua
     assert any("answers again" in message for message in outcome.messages)
 
 
-def test_a_server_that_comes_back_with_another_model_is_asked_no_more(
-    start: Callable[..., FakeEvaluator], path: Path
-) -> None:
+def test_a_restarted_server_with_another_model_is_dropped(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start(seconds=0.02)
     again: list[FakeEvaluator] = []
 
@@ -226,14 +224,14 @@ def test_a_server_that_only_fails_tires_patience(start: Callable[..., FakeEvalua
     assert len(Outcome(path).failed) < 20
 
 
-def test_one_failure_of_a_server_is_tried_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_single_failure_is_retried(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.INTERNAL, "a hiccup"), (code_pb2.UNAVAILABLE, "going down")]
     outcome = go(path, [server.target], examples(5), concurrency=1)
     assert (len(outcome.done), outcome.failed, len(server.requests)) == (5, {}, 7)
 
 
-def test_a_full_server_is_asked_later(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_an_overloaded_server_is_retried_later(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.RESOURCE_EXHAUSTED, "8 requests wait already")]
     began = time.monotonic()
@@ -242,7 +240,7 @@ def test_a_full_server_is_asked_later(start: Callable[..., FakeEvaluator], path:
     assert (len(outcome.done), outcome.messages) == (3, [])
 
 
-def test_one_examples_fault_is_its_own(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_an_invalid_example_fails_alone(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     dataset = examples(8, e1="long", e5="poison", e6="nothing")
     outcome = go(path, [server.target], dataset, concurrency=1)
@@ -260,7 +258,7 @@ def test_a_slow_example_is_given_up(start: Callable[..., FakeEvaluator], path: P
     assert "did not finish within timeout=0.8 s" in outcome.failed["e1"]
 
 
-def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_request_that_no_server_accepts_ends_the_run(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.INVALID_ARGUMENT, "removal pad needs a padding token")] * 1000
     with pytest.raises(InvalidRequestError, match=r"the first 5 examples were all refused: .*padding token"):
@@ -268,9 +266,7 @@ def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., Fak
     assert len(server.requests) < 10
 
 
-def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
-    start: Callable[..., FakeEvaluator], path: Path
-) -> None:
+def test_an_unusable_rationale_skips_only_its_metrics(start: Callable[..., FakeEvaluator], path: Path) -> None:
     plan = RunSpec(PRESETS["sst2"], METHODS, metrics=("pi_soft_ns", "auprc"), pis=(0.5,))
     dataset = [
         Example(f"e{i}", "", (("user", text),), None, None, ((0, 4),), {}) for i, text in enumerate(("a", "rationale"))

@@ -38,12 +38,12 @@ def test_every_example_is_in_one_shard(count: int, num_examples: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "8/8", "-1/8", "1/0", "a/b", "1/2/3", "1.0/2", "/", "1/"])
-def test_what_is_no_shard(text: str) -> None:
+def test_invalid_shards_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="must be INDEX/COUNT, with INDEX from 0 to COUNT - 1"):
         Shard.of(text)
 
 
-def test_a_shard_has_files_of_its_own_name() -> None:
+def test_file_names_of_a_shard() -> None:
     shard = Shard.of("3/8")
     assert str(shard) == "3/8"
     assert shard.output("out").results == Path("out/shards/3-of-8.jsonl")
@@ -51,7 +51,7 @@ def test_a_shard_has_files_of_its_own_name() -> None:
     assert shard.output("out/mine.jsonl") == Output.of("out/mine.jsonl")
 
 
-def test_which_files_a_place_means(tmp_path: Path) -> None:
+def test_results_files_of_a_path(tmp_path: Path) -> None:
     files = [kept(tmp_path / "a" / "shards" / f"{i}-of-2.jsonl") for i in range(2)]
     assert results_files([str(tmp_path / "a"), str(tmp_path / "b"), "c.jsonl"]) == [
         *files,
@@ -79,7 +79,7 @@ def test_shards_are_one_run(tmp_path: Path) -> None:
         missing_ids(results, EXAMPLES[1:])
 
 
-def test_what_is_written_is_what_one_run_would_have_kept(tmp_path: Path) -> None:
+def test_merged_results_equal_those_of_one_run(tmp_path: Path) -> None:
     expected = kept(tmp_path / "whole.jsonl", *sorted(example.id for example in EXAMPLES))
     ids_of = [[example.id for example in Shard(index, 3).of_all(EXAMPLES)] for index in range(3)]
     files = [kept(tmp_path / f"{index}.jsonl", *ids) for index, ids in enumerate(ids_of)]
@@ -98,7 +98,7 @@ def test_what_is_written_is_what_one_run_would_have_kept(tmp_path: Path) -> None
             write_merged(Output.of(str(results)), merge_results(files), files)
 
 
-def test_what_cannot_be_one_run(tmp_path: Path) -> None:
+def test_runs_with_different_settings_are_not_merged(tmp_path: Path) -> None:
     first = kept(tmp_path / "0.jsonl", "e0", "e1")
     for other, message in [
         (kept(tmp_path / "1.jsonl", "e2", seed=1), "belong to different runs: seed was 0, and is 1 now"),
@@ -113,6 +113,6 @@ def test_what_cannot_be_one_run(tmp_path: Path) -> None:
         merge_results([kept(tmp_path / "4.jsonl", data=None)])
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsFileError, match="cannot be written: No such file or directory"):
         write_results(tmp_path / "no" / "folder.jsonl", Results(SETTINGS, {}, {}))

@@ -72,7 +72,7 @@ def test_bands_are_intervals_point_by_point() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
-def test_what_has_no_mean_is_refused(values: list[float]) -> None:
+def test_values_without_a_mean_are_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         bootstrap_interval(values, 0)
 
@@ -88,7 +88,7 @@ def test_zero() -> None:
     assert not has_zero(Interval(1.0, 0.1, 2.0, "bootstrap", 9))
 
 
-def test_without_numpy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_numpy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def absent(name: str, *rest: Any) -> Any:

@@ -90,7 +90,7 @@ def test_numbers_by_hand() -> None:
     assert lines_of(table)["SST2", "random"]["less_random_mean"] == ""
 
 
-def test_markdown_marks_the_best_and_carries_what_it_takes() -> None:
+def test_markdown_marks_the_best_value() -> None:
     text = only([run({"pi_soft_ns": NS})]).to_markdown()
     assert "|  | Attn | Rnd | Ours | lime |\n| --- | ---: | ---: | ---: | ---: |" in text
     assert "| **AUC π-Soft-NS ↑** | | | | |" in text
@@ -172,7 +172,7 @@ def test_the_original_metrics_with_expected_tokens() -> None:
     assert "E[R]" not in "\n".join(table.against_random())
 
 
-def test_worse_than_random_is_said() -> None:
+def test_methods_worse_than_random_are_noted() -> None:
     numbers = {"saliency": [0.9, 0.8] * 10, "attention": [0.1, 0.1] * 10, "random": [0.3, 0.3] * 10}
     table = only([run({"insertion": numbers})])
     assert list(table.against_random()) == ["Insertion: worse than random: Sal"]
@@ -199,13 +199,13 @@ def test_text_for_a_terminal() -> None:
     )
 
 
-def test_what_quotes_data_is_nothing_but_text() -> None:
+def test_quoted_data_is_escaped() -> None:
     table = only([run({"pi_soft_ns": NS}, title="a|b\x1b[2J")])
     assert "| a\\|b" in table.to_markdown()
     assert "\x1b" not in table.to_text()
 
 
-def test_runs_that_cannot_stand_in_one_table() -> None:
+def test_runs_that_cannot_share_a_table() -> None:
     result = run({"pi_soft_ns": NS})
     with pytest.raises(InvalidRequestError, match=r"SST2/results\.jsonl is given twice"):
         tables([result, result], "")
@@ -363,7 +363,9 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
         (("settings", "preset"), "\ud800", "settings.preset must be a text without lone"),
     ],
 )
-def test_what_a_results_file_must_hold_is_named(tmp_path: Path, path: Sequence[str], value: Any, message: str) -> None:
+def test_missing_fields_of_a_results_file_are_named(
+    tmp_path: Path, path: Sequence[str], value: Any, message: str
+) -> None:
     plain = json.loads(json.dumps(WHOLE))
     inner = plain
     for step in path[:-1]:

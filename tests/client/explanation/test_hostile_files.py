@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_hostile_values_are_refused_with_their_place(how: str) -> None:
+def test_hostile_values_are_refused_with_their_path(how: str) -> None:
     text, message = REFUSED[how]
     began = time.process_time()
     with pytest.raises(InvalidExplanationError, match=message) as refused:

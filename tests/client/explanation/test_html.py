@@ -62,7 +62,7 @@ def test_pointing_at_a_word_shows_its_sources(show: Any) -> None:
     assert "The whole answer" in tab.locator("#status").inner_text()
 
 
-def test_pointing_at_a_source_shows_what_it_led_to(show: Any) -> None:
+def test_pointing_at_a_source_shows_its_targets(show: Any) -> None:
     tab = show(explanation())
     tab.locator(".piece", has_text="on a mat").hover()
     assert shades(tab, ".word") == [0, 0, 24]
@@ -99,7 +99,7 @@ def test_documents_have_bars_and_the_template_is_hidden(show: Any) -> None:
     assert tab.locator(".message.template").inner_text() == "<s>"
 
 
-def test_the_matrix_is_drawn_and_tells_its_cells(show: Any) -> None:
+def test_the_matrix_shows_its_cells(show: Any) -> None:
     tab = show(explanation())
     tab.locator("summary").click()
     canvas = tab.locator("#matrix")
@@ -131,7 +131,7 @@ def test_text_can_be_read_on_every_shade(show: Any, scheme: str) -> None:
     assert min(contrasts) >= 4.5
 
 
-def test_it_fits_a_narrow_screen(show: Any) -> None:
+def test_the_page_fits_a_narrow_screen(show: Any) -> None:
     tab = show(explanation())
     tab.set_viewport_size({"width": 360, "height": 640})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
@@ -179,7 +179,7 @@ def test_every_character_is_drawn_once(show: Any) -> None:
     assert tab.locator("#cell").inner_text() == "“好” from “日”: 3.00"
 
 
-def test_texts_of_any_direction_stand_apart_from_what_is_said_of_them(show: Any) -> None:
+def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:
     loaded = explanation()
     text = "عمر (1)."
     token = PromptToken(1, text, 0, len(text), "user", 0, "مستند 1", False, 0)

@@ -34,7 +34,7 @@ def variants() -> list[Explanation]:
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors", ".JSON"])
 @pytest.mark.parametrize("original", variants())
-def test_what_is_saved_is_loaded_again(tmp_path: Path, original: Explanation, suffix: str) -> None:
+def test_saved_explanations_load_unchanged(tmp_path: Path, original: Explanation, suffix: str) -> None:
     original.save(tmp_path / f"a{suffix}")
     assert Explanation.load(tmp_path / f"a{suffix}") == original
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
@@ -79,7 +79,7 @@ def test_names_that_cannot_be_are_refused(tmp_path: Path, name: str, message: st
 @pytest.mark.parametrize(
     ("suffix", "package", "extra"), [(".png", "matplotlib", "plots"), (".safetensors", "numpy", "data")]
 )
-def test_what_is_not_installed_is_named(
+def test_missing_packages_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, package: str, extra: str
 ) -> None:
     find = __import__("importlib.util").util.find_spec

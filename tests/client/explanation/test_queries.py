@@ -74,7 +74,7 @@ def test_a_selection_is_the_sum_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize("selection", [2, 9, -1, "dog", "", range(3, 9), range(0)])
-def test_what_is_not_there_is_refused(selection: object) -> None:
+def test_unknown_selections_are_refused(selection: object) -> None:
     with pytest.raises(InvalidExplanationError, match=r"explained|completion"):
         explanation().attribution_of(selection)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def test_parts_add_up(by: str, scores: dict[str, float]) -> None:
     assert all(item.share == abs(item.score) / total for item in parts)
 
 
-def test_top_sources_are_what_people_wrote() -> None:
+def test_top_sources_exclude_the_template() -> None:
     loaded = explanation()
     assert [(item.label, item.score) for item in loaded.top_sources(n=2)] == [
         ("on a mat", 5.0),
@@ -119,7 +119,7 @@ def test_words_end_where_the_template_begins() -> None:
     assert [item.label for item in full.parts("word")] == ["<u>", "Hi", "there", "<e>", "<a>"]
 
 
-def test_what_a_source_led_to() -> None:
+def test_led_to() -> None:
     loaded = explanation()
     assert [(word.text, score) for word, score in loaded.led_to(4)] == [("It", 1.0), ("purrs", 1.0), ("loud", 0.0)]
     assert [score for _, score in loaded.led_to("doc")] == [3.0, 1.0, 0.0]
@@ -129,7 +129,7 @@ def test_what_a_source_led_to() -> None:
             loaded.led_to(absent)
 
 
-def test_scores_by_word_cannot_be_told_by_something_finer() -> None:
+def test_a_coarse_resolution_cannot_be_refined() -> None:
     loaded = explanation()
     coarse = replace(loaded.started, sources=(Source("The cat sat", (0, 1, 2, 3, 4)), Source("on", (5,))))
     full = Explanation(coarse, loaded.tokens, (Attribution(0, (1.0, 2.0), (), 50, None),), None)

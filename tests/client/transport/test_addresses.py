@@ -64,7 +64,7 @@ def test_calls_to_this_machine_go_to_no_proxy(
     assert proxy.heard == []
 
 
-def test_the_command_line_goes_to_no_proxy(
+def test_the_command_line_uses_no_proxy(
     proxy: FakeProxy, fake: FakeServer, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADELLM_TOKEN", TOKEN)
@@ -79,9 +79,7 @@ def test_a_server_of_ones_own_is_reached_past_a_proxy(proxy: FakeProxy, server_m
     assert proxy.heard == []
 
 
-def test_one_of_several_targets_that_is_elsewhere_is_asked_through_the_proxy(
-    proxy: FakeProxy, port: int, fake: FakeServer
-) -> None:
+def test_a_remote_target_of_several_uses_the_proxy(proxy: FakeProxy, port: int, fake: FakeServer) -> None:
     with Client(f"localhost:{port},elsewhere.example:50051") as client:
         for _ in range(3):
             client.server_info()
@@ -164,5 +162,5 @@ def test_which_proxy_is_named(environment: dict[str, str], target: str, expected
         ("dns:///a.example:1", False),
     ],
 )
-def test_what_is_on_this_machine(target: str, is_local: bool) -> None:
+def test_local_targets(target: str, is_local: bool) -> None:
     assert is_on_this_machine(target) is is_local

@@ -105,7 +105,7 @@ def test_no_token_is_sent_in_the_open_to_another_machine(kind: Any, target: str)
         ("xds:///localhost", False),
     ],
 )
-def test_what_is_local(target: str, local: bool) -> None:
+def test_local_addresses(target: str, local: bool) -> None:
     assert is_local(target) is local
 
 

@@ -302,7 +302,7 @@ def test_visibility_counts(start: int, T: int, window: int | None) -> None:
 
 
 @given(start=starts, first=starts, window=windows)
-def test_one_query_over_more_than_its_window_says_which(start: int, first: int, window: int | None) -> None:
+def test_visibility_of_one_query_beyond_its_window(start: int, first: int, window: int | None) -> None:
     """None means all: also where the caller hands over keys from before the window."""
     first = min(first, start)
     seen = visibility(start, 1, first, start + 1 - first, window, CPU)
@@ -325,7 +325,7 @@ def test_by_group_multiplies_each_group_with_its_own(normal: Normal) -> None:
     assert close(grouped_matmul(strided, M), grouped_matmul(x, M))
 
 
-def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: Normal) -> None:
+def test_attention_to_oneself_only_returns_the_value(normal: Normal) -> None:
     q, K, V, w = normal(0, 1, 2, 4, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 5), normal(3, 1, 2, 4, 5)
     only_itself = AttentionForm(1.0, window=1)
     output, _ = attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself)

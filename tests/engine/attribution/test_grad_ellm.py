@@ -144,7 +144,7 @@ def test_knockout_is_the_gradient_of_the_attention_logits(
     assert torch.allclose(actual, gradient.abs().sum((0, 1)), atol=1e-12)
 
 
-def test_knockout_is_what_taking_a_token_out_changes(normal: Normal) -> None:
+def test_knockout_equals_the_change_from_removing_a_token(normal: Normal) -> None:
     """The first order of it, and so close where the token's weight is small."""
     layer = drawn(normal, 5, AttentionForm(0.01), G=1, r=1, N=400)
     knockout = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)[0]

@@ -35,7 +35,7 @@ def batch_of(runner: ModelRunner, chunks: list[SequenceChunk], **kwargs: Any) ->
     return Batch(chunks, lambda batch: ragged(runner, batch), is_batched=False, **kwargs)
 
 
-def test_a_batch_makes_its_pass_once(runner: ModelRunner) -> None:
+def test_a_batch_builds_its_pass_once(runner: ModelRunner) -> None:
     batch = batch_of(runner, filled(runner, [5]))
     assert batch.run is batch.run
     assert batch.build_pass() is not batch.run

@@ -119,7 +119,7 @@ def test_a_trace_calls_no_module_of_the_layers(runner: ModelRunner, traces: CpuT
     assert called == runner.blocks
 
 
-def test_a_pass_is_traced_when_its_key_is_due_again(runner: ModelRunner, traces: CpuTraceCache) -> None:
+def test_a_pass_is_traced_when_its_key_recurs(runner: ModelRunner, traces: CpuTraceCache) -> None:
     before = len(traces)  # the load-time check's: one explained token
     assert before == 1
     chunks = filled(runner, [5, 9])

@@ -58,7 +58,7 @@ def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp
         assert max(differences(outcome, expected)) < tolerance, name
 
 
-def test_two_ranks_give_what_one_rank_gives(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_two_ranks_equal_one_rank(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     check(model_path("llama"), "float64", EXACT, list(PROGRAMS), tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_single_rank_is_none() -> None:
         ("auto", None, Quantization.INT8, "give no quantize"),
     ],
 )
-def test_what_does_not_go_with_ranks(
+def test_settings_that_tensor_parallelism_refuses(
     device: str, device_map: str | None, quantization: Quantization, message: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=message):
@@ -165,5 +165,5 @@ def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) ->
         check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
 
 
-def test_what_all_ranks_meet_does_not() -> None:
+def test_an_error_on_all_ranks_keeps_the_group() -> None:
     check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]

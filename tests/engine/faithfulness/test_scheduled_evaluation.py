@@ -158,7 +158,7 @@ def assert_same(a: RequestOutput, b: RequestOutput) -> None:
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral"])
-def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
+def test_an_evaluation_has_low_priority_and_the_same_results(
     load: Callable[[str], Engine], batches: Batches, model: str
 ) -> None:
     engine = load(model)
@@ -187,7 +187,7 @@ def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
     assert_same(outputs[0], alone[0])
 
 
-def test_alone_it_runs_a_batch_each_scheduler_step(
+def test_an_idle_engine_runs_an_evaluation_batch_every_step(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")

@@ -278,7 +278,7 @@ def test_a_prefix_of_a_longer_one_is_dropped() -> None:
     assert pool.num_retained_tokens == 60
 
 
-def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
+def test_an_unused_slot_is_freed_completely() -> None:
     """Also where the range before it is free: no empty ranges are left."""
     pool = pool_of(20)
     before, slot, after = (allocated(pool, count) for count in (5, 10, 5))
@@ -352,7 +352,7 @@ def test_a_running_sequence_is_no_prefix_for_another_tenant() -> None:
     assert (len(other.ids), len(own.ids)) == (0, 39)
 
 
-def test_retained_prefixes_of_one_tenant_do_not_replace_anothers() -> None:
+def test_a_tenant_does_not_evict_prefixes_of_another_tenant() -> None:
     pool = pool_of(400)
     for tenant, length in (("alice", 40), ("bob", 60), ("bob", 40), ("alice", 30)):
         slot = pool.allocate(80, (), tenant)
@@ -369,7 +369,7 @@ def test_more_memory_than_there_is() -> None:
         pool_of(10**15)
 
 
-def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() -> None:
+def test_of_equal_prefixes_the_first_is_reused() -> None:
     begin = list(range(MIN_REUSED_TOKENS))
     for _ in range(20):  # objects' addresses differ each time
         pool = pool_of(4 * (MIN_REUSED_TOKENS + 2))

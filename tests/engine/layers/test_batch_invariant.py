@@ -165,7 +165,7 @@ def test_a_given_completion_has_the_same_rows(load: Load, name: str) -> None:
         assert torch.equal(row, expected)
 
 
-def test_the_kernel_name_says_so(load: Load, model_path: ModelPath) -> None:
+def test_the_kernel_name_states_batch_invariance(load: Load, model_path: ModelPath) -> None:
     assert load("llama").info.attention_kernel == "gradellm, batch-invariant"
     assert Engine.load(str(model_path("llama"))).info.attention_kernel == "gradellm"
 
@@ -184,7 +184,7 @@ def test_families_whose_tokens_are_taken_together_are_refused(model_path: ModelP
         ({"device_map": "auto"}, "not on auto"),
     ],
 )
-def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
+def test_unsupported_settings_are_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
     with pytest.raises(ModelLoadError, match=f"come from a CPU in float32 or float64, {why}: leave the switch off"):
         Engine.load(str(model_path("llama")), batch_invariant=True, **how)
 
@@ -288,6 +288,6 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 
-def test_constants_say_what_they_are() -> None:
+def test_alignment_constants() -> None:
     assert SLOT_ALIGNMENT * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0

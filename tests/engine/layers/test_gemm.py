@@ -37,7 +37,7 @@ def weight_of(num_weights: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (4,)])
-def test_row_tiles_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
+def test_row_tiles_compute_the_full_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
     weight, x, g = normal(0, 12, 5).double(), normal(1, *shape, 5).double(), normal(2, *shape, 12).double()
     torch.testing.assert_close(row_tiled_matmul(x, weight, count), x @ weight.t())
     torch.testing.assert_close(row_tiled_matmul_transposed(g, weight, count), g @ weight)
@@ -76,7 +76,7 @@ def test_product_and_gradient_are_those_of_float64(
         assert (actual - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
+def test_kernel_selection_by_size_dtype_and_rows(normal: Normal) -> None:
     def chosen(weight: Tensor) -> list[Kernel]:
         frozen = GemmWeight(weight, None)
         return [

@@ -91,7 +91,7 @@ needs_kernels = pytest.mark.skipif(
 
 
 @needs_kernels
-def test_layers_of_one_input_are_one_product(normal: Normal, computed: list[int]) -> None:
+def test_linears_with_a_shared_input_are_one_gemm(normal: Normal, computed: list[int]) -> None:
     model = frozen(linear(), linear(2 * LARGE))
     x = normal(0, 1, 1, IN).float()
     computed.clear()
@@ -117,7 +117,7 @@ def test_an_input_that_has_been_written_to_is_another(normal: Normal) -> None:
 
 
 @needs_kernels
-def test_joins_only_what_goes_together() -> None:
+def test_fuses_only_linears_with_a_shared_input() -> None:
     assert joints(frozen(linear(), linear(2 * LARGE, bias=True))) == [None, None]
     assert joints(frozen(linear(SMALL), linear(2 * SMALL))) == [None, None]
     shared = linear()

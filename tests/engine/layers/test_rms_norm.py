@@ -83,7 +83,7 @@ def test_transforms_of_functions_work(normal: Normal) -> None:
     torch.testing.assert_close(actual, reference)
 
 
-def test_takes_over_only_rms_norms_as_they_are() -> None:
+def test_replaces_only_plain_rms_norms() -> None:
     class OtherNorm(LlamaRMSNorm):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Tensor:
             half: Tensor = super().forward(hidden_states) / 2

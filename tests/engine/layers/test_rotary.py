@@ -136,7 +136,7 @@ def test_only_the_patched_model_gets_our_function(called: list[str]) -> None:
     assert LlamaAttention.forward is forward
 
 
-def test_undone_patches_leave_the_model_as_it_was(called: list[str]) -> None:
+def test_undone_patches_restore_the_model(called: list[str]) -> None:
     model = tiny_llama()
     undo_patches(replace_rotary(model))
     run_with_graph(model)

@@ -49,7 +49,7 @@ def test_positions_are_encoded() -> None:
 
 
 @pytest.mark.parametrize("name", LONGROPES)
-def test_both_sets_are_transformers_own(checkpoint: Any, name: str) -> None:
+def test_both_factor_sets_equal_transformers(checkpoint: Any, name: str) -> None:
     """At every position, in one call: cosines and sines, with their scale."""
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint(name))
     rotary = model.model.rotary_emb

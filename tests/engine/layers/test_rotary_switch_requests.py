@@ -152,7 +152,7 @@ def test_the_rotary_embedding_is_undone_with_a_sequences_own_factors(load_case: 
 
 
 @pytest.mark.parametrize("name", LONGROPES)
-def test_a_resumed_stream_goes_on_as_it_would_have(load_case: Any, name: str) -> None:
+def test_a_resumed_request_continues_identically(load_case: Any, name: str) -> None:
     """Taken up before, at and after the switch, with all or some of its tokens explained."""
     engine: Engine = load_case(name)
     sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
@@ -376,7 +376,7 @@ def test_other_requests_go_on_while_keys_are_computed_again(load_case: Any) -> N
     finish(scheduler, [other])
 
 
-def test_a_sequence_that_becomes_long_goes_on_from_a_long_one(load_case: Any, own_logits: Any) -> None:
+def test_a_sequence_that_becomes_long_reuses_a_long_prefix(load_case: Any, own_logits: Any) -> None:
     """Also where another has read all of it already."""
     engine: Engine = load_case("longrope")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=500)

@@ -86,7 +86,7 @@ def test_short_sequences_attend_together_on_a_cpu(runner: ModelRunner, lengths: 
     assert isinstance(traces.batches[0].run, kind)
 
 
-def test_a_pass_extends_its_slots(runner: ModelRunner) -> None:
+def test_a_pass_appends_ids_to_its_slots(runner: ModelRunner) -> None:
     (chunk,) = filled(runner, [5])
     before = list(chunk.slot.ids)
     runner.step([chunk])

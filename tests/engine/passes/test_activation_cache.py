@@ -130,7 +130,7 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
         runner.skips_unused_outputs = None
 
 
-def test_chunks_of_several_sequences_are_kept_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_chunks_of_several_sequences_are_cached_separately(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """Their decode steps were batched, together with a sequence that is not explained."""
     slots = [runner.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
@@ -155,7 +155,7 @@ def test_chunks_of_several_sequences_are_kept_apart(runner: ModelRunner, compute
         assert relative_error(heat_map, alone) <= 1e-5
 
 
-def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_tokens_of_explained_passes_are_cached(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A pass may have a token that is explained at once and one that is replayed later."""
     replayed, other = (runner.pool.allocate(60) for _ in range(2))
     assert replayed is not None
@@ -175,9 +175,7 @@ def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: 
     assert relative_error(cached, runner.replay([chunk], targets(chunk))[0]) <= 1e-5
 
 
-def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_cached(
-    runner: ModelRunner, computed: list[GemmWeight]
-) -> None:
+def test_a_chunk_with_an_uncached_token_is_recomputed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     chunk = sequence(runner, count=CHUNK - 1)
     runner.step([SequenceChunk.new(chunk.slot, [120])])  # say, while attribution was off
     chunk = SequenceChunk.replay(chunk.slot, chunk.start, chunk.start + CHUNK, EXPLAIN)
@@ -187,7 +185,7 @@ def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_cached(
     assert runner.activation_cache.num_tokens == 0
 
 
-def test_room_is_taken_for_whole_chunks_and_given_back(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_cache_memory_is_reserved_per_chunk_and_freed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     runner.activation_cache.max_tokens = 2 * CHUNK + 1
     chunks = [sequence(runner, count=2) for _ in range(3)]
     assert runner.activation_cache.num_tokens == 2 * CHUNK
@@ -202,7 +200,7 @@ def test_room_is_taken_for_whole_chunks_and_given_back(runner: ModelRunner, comp
     assert runner.activation_cache.num_tokens == 0
 
 
-def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_a_chunk_beyond_its_reservation_is_recomputed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     chunk = sequence(runner, replay_length=2, count=3)
     assert runner.activation_cache.num_tokens == 0
     computed.clear()
@@ -210,7 +208,7 @@ def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunne
     assert computed
 
 
-def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_outputs_modified_in_place_are_not_cached(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
     layer = runner.model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
@@ -225,7 +223,7 @@ def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "phi"])
-def test_requests_cache_what_their_chunks_need_and_no_more(
+def test_requests_cache_only_the_outputs_of_their_chunks(
     load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)

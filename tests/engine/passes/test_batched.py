@@ -95,7 +95,7 @@ def one_by_one(
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed twice"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_at_once_equals_one_by_one(
+def test_batched_equals_one_by_one(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
 ) -> None:
     if not kept:
@@ -130,7 +130,7 @@ def test_keys_and_values_are_stored_alike(runner: Any, one_by_one: Any) -> None:
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*stored, strict=True))
 
 
-def test_what_is_a_step(runner: Any) -> None:
+def test_is_step(runner: Any) -> None:
     model = runner("llama")
     chunks = filled(model, LENGTHS)
     assert is_step(chunks)
@@ -194,7 +194,7 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
             model.cuda_graphs = None
 
 
-def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> None:
+def test_long_replays_equal_the_reference(runner: Any) -> None:
     model: ModelRunner = runner("llama")
     model.use_graphs(TapeCapturer())
     (chunk,) = filled(model, (2,))
@@ -236,7 +236,7 @@ class Refusing(TapeCapturer):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
 
-def test_what_cannot_be_recorded_runs_call_by_call(
+def test_steps_that_cannot_be_captured_run_eagerly(
     runner: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: ModelRunner = runner("llama")
@@ -266,7 +266,7 @@ class Crowded(TapeCapturer):
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
 
-def test_what_there_is_no_memory_to_record_is_recorded_later(
+def test_capture_is_retried_after_running_out_of_memory(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_RETRY", 1)

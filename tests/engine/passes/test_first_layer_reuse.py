@@ -114,7 +114,7 @@ def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable
     assert_left_alone(runner)
 
 
-def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], ModelRunner]) -> None:
+def test_an_error_restores_the_layer(load: Callable[[str], ModelRunner]) -> None:
     runner = load("llama")
     attention: Any = runner.blocks[0].self_attn
 

@@ -93,7 +93,7 @@ IGNORED = {"Extend", "Format", "ZWJ"}
 AH_LETTER = {"ALetter", "Hebrew_Letter"}
 
 
-def test_characters_are_of_the_kinds_that_the_tests_take_them_for() -> None:
+def test_character_kinds_assumed_by_these_tests() -> None:
     for char, kind in KINDS.items():
         assert regex.fullmatch(rf"\p{{Word_Break={kind}}}", char), char
 

@@ -38,7 +38,7 @@ def test_batches_come_in_order_until_the_end() -> None:
     run(test)
 
 
-def test_an_error_comes_after_what_was_put_before() -> None:
+def test_an_error_is_raised_after_the_queued_items() -> None:
     async def test() -> None:
         queue = new_queue()
         queue.put([1])

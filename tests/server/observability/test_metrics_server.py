@@ -106,7 +106,7 @@ def hung_up(connection: socket.socket) -> bool:
         return True
 
 
-def test_it_serves_the_formats_of_prometheus(port: MetricsServer) -> None:
+def test_metrics_are_served_in_prometheus_formats(port: MetricsServer) -> None:
     status, content, headers = scrape(port)
     assert status == 200
     assert b"a_total 1.0" in content

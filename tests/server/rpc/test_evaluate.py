@@ -212,7 +212,7 @@ def begun(server: RunningServer) -> Iterator[pb.EvaluateResponse]:
     return call  # type: ignore[no-any-return]
 
 
-def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancellation_ends_an_evaluation_within_a_batch(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = 0
     original = PerturbationRunner._probabilities
 
@@ -230,7 +230,7 @@ def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: p
     assert batches <= after + 1
 
 
-def test_generation_goes_on_beside_an_evaluation(server: RunningServer) -> None:
+def test_generation_continues_during_an_evaluation(server: RunningServer) -> None:
     call = begun(server)
     try:
         text = server.stub.Generate(

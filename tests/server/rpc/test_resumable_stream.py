@@ -175,7 +175,7 @@ def test_a_finished_stream_is_not_resumed() -> None:
     assert stream.truncated("a") is None
 
 
-def test_progress_never_goes_back() -> None:
+def test_progress_is_monotonic() -> None:
     stream = ResumableStream(client_calls.attribute(PROMPT, {"completion": "x"}))
     seen = [
         stream.take(pb.AttributeResponse(progress=pb.Progress(done=done)), "a") for done in (0.2, 0.5, 0.2, 0.5, 0.7)

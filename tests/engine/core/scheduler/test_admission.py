@@ -106,7 +106,7 @@ def test_kv_memory_is_given_first_come_first_served(load: Callable[..., Engine])
     finish(scheduler, [larger, small])
 
 
-def test_a_cancelled_request_lets_the_next_one_in(load: Callable[..., Engine]) -> None:
+def test_cancellation_admits_the_next_request(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
     first, second, third = (engine.generation_request("ab", SAMPLED) for _ in range(3))

@@ -216,7 +216,7 @@ def test_raw_texts(seed: int) -> None:
 
 @settings(max_examples=20)
 @given(seeds)
-def test_retellings_tell_half_of_it_again_word_for_word(seed: int) -> None:
+def test_retellings_repeat_half_of_the_sentences(seed: int) -> None:
     sentences, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
     assert 2 <= len(sentences) <= 5
     assert len({sentence.split()[0] for sentence in sentences}) == len(
@@ -227,7 +227,7 @@ def test_retellings_tell_half_of_it_again_word_for_word(seed: int) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_boolq_answer_is_told_neither_by_denials_nor_by_position(split: Split) -> None:
+def test_boolq_answer_does_not_follow_from_denials_or_position(split: Split) -> None:
     """By the number of facts, of denials, and the place of the asked one: a half, within 4 standard errors.
 
     Of three facts, the number of denials would tell two answers in three, were it not one as often as two.
