@@ -74,7 +74,7 @@ def javascript_functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_imports_have_no_circles() -> None:
-    """Those of type checkers are counted, too: who reads a file follows them all."""
+    """Imports for type checkers are counted, too: a reader of the file follows them all."""
     modules = dict(module_files())
     graph = {name: imported(path, modules) - {name} for name, path in modules.items()}
     circles = [circle for circle in strongly_connected(graph) if not all(m.startswith(FACADE) for m in circle)]

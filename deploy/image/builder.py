@@ -172,7 +172,7 @@ def pip_settings() -> tuple[list[tuple[Path, Path]], dict[str, str]]:
     for name, value in values.items():
         for word in re.split(r"\\n|\s+", value.strip("'")):
             path = word.removeprefix("file://")
-            # An index links to files beside it.
+            # An index links to files in its folder.
             paths_named.append(os.path.dirname(path.rstrip("/")) if name.endswith("index-url") else path)
     paths = {Path(name) for name in [*files, *paths_named] if name.startswith("/") and Path(name).exists()}
     certificates = {Path(value.strip("'")) for name, value in values.items() if name.endswith(".cert")}

@@ -1,7 +1,7 @@
 """Tokenises text that follows a prompt: given completions, labels, and contrast texts.
 
-The end of the prompt and the text are tokenised together, because the first token of a text may be another one when
-the text stands alone.
+The end of the prompt and the text are tokenised together, because a text that is tokenised alone may begin with
+another token.
 """
 
 from __future__ import annotations

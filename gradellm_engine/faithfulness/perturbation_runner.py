@@ -94,7 +94,7 @@ def _raise_mmap_threshold() -> None:
     """Have glibc reuse the memory of freed tensors for those of the next layer.
 
     Freeing one large block raises glibc's dynamic mmap threshold to its size. Below the threshold, glibc returns freed
-    memory to the system after every layer and maps it anew, which took up to a tenth of a pass's time. The block's
+    memory to the system after every layer and maps it again, which took up to a tenth of a pass's time. The block's
     pages are never touched.
     """
     torch.empty(FREED_BLOCK_BYTES, dtype=torch.uint8)

@@ -27,7 +27,7 @@ MERGE = (
 )
 GGUF = (
     "GGUF is not supported yet: serve the original checkpoint, or convert it with Transformers "
-    "(AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(...), its tokenizer likewise)"
+    "(AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(...), and its tokenizer)"
 )
 RESAVE = "load it with Transformers and save it with save_pretrained(), which writes safetensors"
 _OTHER_FORMATS: tuple[tuple[str, str], ...] = (
@@ -136,7 +136,7 @@ def _check_folder(folder: Path) -> None:
     config = read_json(folder / CONFIG)
     if adapter := [name for name in ADAPTER_FILES if name in names]:
         raise ModelLoadError(
-            f"{folder} holds an adapter ({', '.join(adapter)}) beside a full model; it is unclear which of the two is "
+            f"{folder} holds an adapter ({', '.join(adapter)}) and a full model; it is unclear which of the two is "
             f"meant; {MERGE}, or remove {' and '.join(adapter)} to serve the model without it"
         )
     check_config(str(folder), config)
@@ -227,7 +227,7 @@ def check_context(name: str, tokens: int) -> None:
     most = next((number for number in limits if isinstance(number, int) and number > 0), None)
     if tokens < 2 or (most is not None and tokens > most):
         raise ModelLoadError(
-            f"a context of {tokens} tokens was asked for; the model takes 2 to {most if most else 'its own limit'}"
+            f"a context of {tokens} tokens was requested; the model takes 2 to {most if most else 'its own limit'}"
         )
 
 
@@ -294,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config_sha256(config: dict[str, Any], ends: dict[str, Any]) -> str:
-    """A hash of the settings that affect numbers and tokens, beside weights, tokenizer and chat template.
+    """A hash of the settings that affect numbers and tokens, without weights, tokenizer and chat template.
 
     It is taken over config.json as stored, so that it does not depend on the version of Transformers, in canonical
     form: keys sorted, 10000.0 as 10000, without names, versions and the stored dtype.

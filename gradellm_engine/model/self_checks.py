@@ -34,7 +34,7 @@ CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1
 _TRACED_TOKENS = 2  # the first token attends to itself alone
 _REPLAYED_TOKENS = 2
 _INVARIANCE_TOKENS = 8
-_INVARIANCE_BATCH = 17  # sequences beside the first: more than a vector register holds float32 numbers
+_INVARIANCE_BATCH = 17  # sequences in addition to the first: more than a vector register holds float32 numbers
 _MAX_ERROR_LENGTH = 200  # characters; compilers report pages
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def can_skip_outputs(runner: Runner) -> bool:
 
 
 def succeeds(run: Callable[[], object], fallback: str) -> bool:
-    """Whether `run` raises nothing; where it does, log `fallback`, which says what happens instead, and the error."""
+    """Whether `run` raises nothing; otherwise log the error and `fallback`, a sentence on what is used instead."""
     try:
         run()
     except Exception as error:  # compilers raise errors of any class
@@ -228,7 +228,7 @@ def is_batch_variant(runner: Runner, vocab_size: int) -> bool:
     for token_id in ids:
         result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
-    for i, slot in enumerate(batch):  # prefill in pieces of different lengths
+    for i, slot in enumerate(batch):  # prefill in chunks of different lengths
         runner.prefill([SequenceChunk.new(slot, ids[: 1 + i % (_INVARIANCE_TOKENS - 2)])])
     runner.prefill([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in batch])
     together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in batch])

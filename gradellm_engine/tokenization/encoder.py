@@ -4,7 +4,7 @@
 and never changes its settings, so one thread may encode while another decodes.
 
 A long text is encoded in pieces, cut between a letter and a space before another letter, if that gives the same tokens:
-no token of the vocabulary may span such a place, and a set of samples must encode equally both ways. Between two pieces
+no token of the vocabulary may span such a boundary, and a set of samples must encode equally both ways. Between pieces
 the caller's `interruption_point` may end the work. Of a text that is much longer than the token limit's usual number of
 characters, some pieces are counted first, cut anywhere, so that a text with far too many tokens is refused early.
 """
@@ -27,7 +27,7 @@ from gradellm_engine.errors import TokenizerError
 PIECE_CHARACTERS = 1 << 15
 USUAL_BYTES = 8  # UTF-8 bytes of a token; a text with more bytes a token of the limit is counted first
 COUNTED_PIECES = 10  # every tenth piece is counted first, which costs an accepted text a tenth more
-CUT_TOKENS = 64  # the most tokens that a cut at an arbitrary place may add
+CUT_TOKENS = 64  # the most tokens that a cut at an arbitrary position may add
 MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
 
 Array = NDArray[np.int64]

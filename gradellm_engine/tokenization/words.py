@@ -69,7 +69,7 @@ _JOINER = "\u200d"
 
 
 class _State(NamedTuple):
-    """The text so far, as far as later word boundaries depend on it."""
+    """The part of the earlier text that later word boundaries depend on."""
 
     before: str = ""  # the last characters that boundaries depend on
     has_text: bool = False  # there is more than white space since the last boundary

@@ -2,7 +2,7 @@
 
 RESULTS.json is what `gradellm bench --json` writes. A line of the history is a run: date, commit, machine, versions,
 and for each prompt length the cost of a token relative to a plain token of the same run. Ratios can be compared
-between machines and days; milliseconds are kept beside them for the same machine.
+between machines and days; milliseconds are kept too, for the same machine.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Limits:
         unread_seconds: timeout for a client to read pending response bytes.
         linger_seconds: how long data after a refusal is read and discarded, so that the client sees the refusal.
         connections: maximum number of open connections.
-        pieces: chunks of a body whose size is not checked.
+        pieces: number of body chunks whose size is not checked.
         piece_bytes: minimum average size of chunks where a body has more of them.
     """
 

@@ -159,7 +159,7 @@ def check_fields(body: Mapping[str, Any]) -> None:
 
 
 def messages(value: object) -> list[dict[str, str]]:
-    """The SDK's messages. Content parts are joined; fields beside role and content are refused unless empty."""
+    """The SDK's messages. Content parts are joined; other fields than role and content are refused unless empty."""
     list_("messages", value)
     converted = [
         _message(f"messages[{index}]", message)

@@ -1,4 +1,4 @@
-"""A fake server without a model, behind a real channel: it replays scripted responses and records requests."""
+"""A fake server without a model, over a real channel: it replays scripted responses and records requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def started(prompt: str = PROMPT, **changes: object) -> pb.Started:
 
 
 def play(words: tuple[str, ...] = (" there", " was", "n't")) -> list[Message]:
-    """The parts of a whole stream: each word's row scores one prompt token at 1 and the others at a quarter."""
+    """The events of a complete stream: each word's row scores one prompt token at 1 and the rest at a quarter."""
     parts: list[Message] = [started()]
     position = 0
     for index, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""Both clients over a real channel, by the same tests: `Client`, and `AsyncClient` behind a thin bridge."""
+"""Both clients over a real channel, by the same tests: `Client`, and `AsyncClient` through a thin bridge."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_events_of_unknown_kind_are_passed_over(client: Any, fake: FakeServer, m
 
 def test_a_wrong_request_is_not_sent(client: Any, fake: FakeServer) -> None:
     with pytest.raises(InvalidRequestError, match="temperature"):
-        client.generate("Once", temperature="hot")  # before the first event is asked for
+        client.generate("Once", temperature="hot")  # before the first event
     with pytest.raises(InvalidRequestError, match="timeout"):
         client.server_info(timeout=-1)
     with pytest.raises(TypeError, match="did you mean timeout"):

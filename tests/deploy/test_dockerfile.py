@@ -59,7 +59,7 @@ def test_every_dockerfile_instruction_is_parsed(df: ModuleType) -> None:
     assert file.arguments == {"BASE_IMAGE": "docker.io/library/debian:bookworm-slim", "DEVICE": "cpu"}
     for device in ("cpu", "cuda"):
         assert df.expand(file.stages["server"].base, {"DEVICE": device}) in file.stages
-    assert list(file.stages)[-1] == "server"  # what is built when nobody says which
+    assert list(file.stages)[-1] == "server"  # the default target
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from gradellm_server.settings import ServerSettings, split_address
 from server.observability.test_monitoring import NAME, sample_names
 
 yaml = pytest.importorskip("yaml")
-MARGIN_SECONDS = 5.0  # for the engine's thread and Python to end in, beside what the code counts
+MARGIN_SECONDS = 5.0  # for the engine thread and Python to end, in addition to the timeouts in the code
 GATEWAY_GRACE = re.compile(r"timeout_graceful_shutdown=(\d+)")
 
 
@@ -130,7 +130,7 @@ def understood(arguments: list[str]) -> None:
 def test_probes_use_the_health_ports_and_service_names(name: str) -> None:
     for pod, container, options in servers(name):
         if labels(pod)["app.kubernetes.io/component"] == "rank":
-            continue  # it listens to nobody
+            continue  # it has no listening port
         host, port = split_address(str(health_address(options.health_port)))
         assert host == "0.0.0.0", "the kubelet asks from outside the pod"
         assert {container[probe]["grpc"]["port"] for probe in PROBES} == {port}

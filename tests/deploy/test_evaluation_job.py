@@ -70,7 +70,7 @@ def test_exit_codes_decide_the_pod_failure_action(name: str) -> None:
     assert all(
         rule["onExitCodes"]["containerName"] == container(name)["name"] for rule in rules if "onExitCodes" in rule
     )
-    assert not actions.keys() & {69, 70, 75, 137, 143}  # later, another try may do
+    assert not actions.keys() & {69, 70, 75, 137, 143}  # a later retry may succeed
     assert actions[2] == "FailJob"
     assert job(name)["podReplacementPolicy"] == "Failed"
 

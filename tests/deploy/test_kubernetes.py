@@ -298,7 +298,7 @@ def test_the_readme_has_every_overlay_and_component() -> None:
 
 
 def test_schemas_are_closed() -> None:
-    """An object that names its properties takes no others, unless the definition says so."""
+    """An object with named properties takes no further ones, unless the definition allows them."""
     for path in SCHEMAS.glob("*_*.json"):
         schema: Any = json.loads(path.read_text())
         assert schema["additionalProperties"] is False

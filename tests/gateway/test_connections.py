@@ -1,4 +1,4 @@
-"""Slow clients: they send nothing, send slowly or in tiny chunks, or do not read. They time out and delay no others."""
+"""Slow clients, which send nothing, send slowly or in tiny chunks, or do not read, time out and delay no other."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_examples_survive_serialization(example: Example) -> None:
 
 
 class Failing:
-    """An evaluator that fails as often as it is told."""
+    """An evaluator that fails a given number of times."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error

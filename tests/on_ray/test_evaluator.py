@@ -86,7 +86,7 @@ def test_the_evaluator_equals_a_server(
 
 
 def assert_same_but_for_last_digits(actual: Any, expected: Any) -> None:
-    """A server's batches go by time, and may have others' texts beside."""
+    """A server's batch sizes depend on time, and may include texts of other requests."""
     if isinstance(actual, dict):
         assert actual.keys() == expected.keys()
         for name, value in actual.items():

@@ -46,7 +46,8 @@ def test_errors_are_found_without_torch(tmp_path: Path, used_port: int) -> None:
         (["--metrics-listen", f"127.0.0.1:{used_port}"], "for metrics: address already in use"),
         (["--device", "cpu", "--device-map", "auto"], "not both"),
         (["--device-map", "auto", "--tensor-parallel"], "give no device map"),
-        (["--quantize", "int8", "--tensor-parallel"], "give no device and no quantize"),
+        (["--quantize", "int8", "--tensor-parallel"], "does not shard weights in int8: give no quantize"),
+        (["--device", "cpu", "--tensor-parallel"], "leave device at auto"),
         (["--max-running", "0"], "at least 1"),
         (["--stall-seconds", "0"], "stall_seconds"),
     ]
@@ -84,7 +85,7 @@ def test_servable_models_pass(model_path: Callable[[str], Path], used_port: int,
     preflight.check(settings, ModelOptions())
     preflight.check(settings, ModelOptions(model=str(model_path("llama")), context_tokens=256))
     preflight.check(ServerSettings(listen=f"unix:{tmp_path}/a.sock"), ModelOptions(model="ORGANISATION/NAME"))
-    with pytest.raises(ModelLoadError, match="257 tokens was asked for; the model takes 2 to 256"):
+    with pytest.raises(ModelLoadError, match="257 tokens was requested; the model takes 2 to 256"):
         preflight.check(settings, ModelOptions(model=str(model_path("gpt2")), context_tokens=257))
 
 

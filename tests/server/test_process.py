@@ -75,7 +75,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),
         (["--kv-memory", "1kB"], "a KV cache of 1,000 bytes is too small"),
-        (["--kv-memory", "200000GiB"], "200,000.0 GiB, more than is free"),
+        (["--kv-memory", "200000GiB"], "200,000.0 GiB, more than the model leaves free"),
         (["--dtype", "float7"], "float7"),
         (["--device", "abacus"], "abacus"),
         (["--threads", "0"], "must be at least 1"),

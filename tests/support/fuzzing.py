@@ -47,7 +47,7 @@ TEXTS = ["Once upon a time", "a", "", " ", "\u0000", "é😀", "user", "assistan
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it goes on the wire."""
+    """One serialised request."""
 
     call: str
     payload: bytes

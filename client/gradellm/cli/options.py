@@ -135,7 +135,7 @@ class _RetryMessages:
 
 
 def local_server_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keywords of `Client.local`. Raises InvalidRequestError for them beside --target."""
+    """Return the keywords of `Client.local`. Raises InvalidRequestError if they are combined with --target."""
     local = given_values(args, "model", "dtype", "device")
     if args.target and local:
         raise InvalidRequestError.of(next(iter(local)), f"is for a local server, not for {args.target}")

@@ -186,7 +186,7 @@ def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
 def _remark(unsure: Sequence[str]) -> str:
     if not unsure:
         return "No interval of a difference includes zero."
-    return f"Not to be told from random here, for the interval includes zero: {', '.join(unsure)}."
+    return f"Not distinguishable from random, because the interval includes zero: {', '.join(unsure)}."
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class ReplicaSettings:
         kv_tokens: KV cache slots of all requests.
         max_queued: requests in the queue.
         max_queued_tokens: KV cache slots of all requests in the queue.
-        min_piece_tokens: smallest prefill chunk beside decoding streams; None for the scheduler's.
+        min_piece_tokens: smallest prefill chunk while requests decode; None for the scheduler's.
         records: whether a step of a new shape takes the time of a CUDA graph capture.
     """
 

@@ -6,7 +6,7 @@
   Transformers' model with one forward pass per perturbed text, and against bare batched forward passes of that model
   (the same texts, logits of the last position only, results unused). They alternate in one run; medians of ratios. The
   prompt is a conversation if the model has a chat template.
-- Gaps between tokens of explained streams, without and beside a running evaluation.
+- Gaps between tokens of explained streams, without and with a running evaluation.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _forwards(model: PreTrainedModel, ids: Sequence[int], texts: Sequence[Mask],
 
 
 def compare_gaps(engine: Engine, rounds: int) -> None:
-    """Print gaps between tokens, without and beside an evaluation."""
+    """Print gaps between tokens, without and with a running evaluation."""
     prompt = PromptInput(prompt=f"{' '.join(4 * _SENTENCES[-1:])} Then")
     alone: list[float] = []
     with_evaluation: list[float] = []
@@ -172,7 +172,7 @@ def compare_gaps(engine: Engine, rounds: int) -> None:
     for name, figure in (("mean", np.mean), ("99th percentile", lambda gaps: np.percentile(gaps, 99))):
         with_it, without = float(figure(with_evaluation)), float(figure(alone))
         print(
-            f"  gap between tokens, {name}: {1000 * without:.2f} ms; beside an evaluation {1000 * with_it:.2f} ms, "
+            f"  gap between tokens, {name}: {1000 * without:.2f} ms; with an evaluation {1000 * with_it:.2f} ms, "
             f"{with_it / without:.2f} of it"
         )
     print(

@@ -112,7 +112,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 def test_the_committed_page_is_current() -> None:
-    """Its quick parts anew: trials, and one plan; the rest is compared with what was written beside."""
+    """Recomputes its quick parts, trials and one plan; the rest is compared with the JSON file."""
     page = (DOCS / "capacity.md").read_text()
     written = json.loads((DOCS / "capacity.json").read_text())
     assert document.put(page, "trials", validation_table(document.validation_runs(DOCS))) == page

@@ -110,7 +110,7 @@ def test_progress_of_a_prompt(
     assert ("\r 50% evaluated\r\033[K" in capsys.readouterr().err) == is_terminal
 
 
-# --- told no, before anything is done ---------------------------------------------------------------------------------
+# --- refused before the evaluation starts -----------------------------------------------------------------------------
 
 
 def by_flag(message: str) -> str:

@@ -59,7 +59,7 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
         self._server.stop(None).wait()
 
     def prompts(self) -> list[str]:
-        """What was asked, by the last message's text."""
+        """The requests, by the last message's text."""
         return [request.input.messages[-1].content if request.input.messages else request.input.prompt
                 for request in self.requests]  # fmt: skip
 

@@ -186,7 +186,7 @@ def test_bad_rows_take_no_id(tmp_path: Path) -> None:
     assert [row.id for row in load_rows(path, PLAIN).examples] == ["a"]
 
 
-# --- the data beside the project --------------------------------------------------------------------------------------
+# --- the data outside the project -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def test_the_open_generation_prompt_is_the_text(name: str) -> None:
 def test_the_prompts_are_those_that_the_paper_prints() -> None:
     paper = SHARED / "paper" / "grad_ellm.txt"
     if not paper.exists():
-        pytest.skip("the paper does not lie beside the project")
-    printed = paper.read_text().replace('" "', "")  # one literal of Python behind another
+        pytest.skip("the paper is missing")
+    printed = paper.read_text().replace('" "', "")  # adjacent Python literals
     for preset in PRESETS.values():
         assert (preset.system or "") in printed
     assert '{"role": "user", "content": f"Text: {text}"}' in printed
@@ -226,7 +226,7 @@ def test_first_sentences_are_a_beginning_that_grows_with_their_number(text: str,
 def test_sentences_of_biographies_are_found() -> None:
     path = SHARED / "data" / "wikibio.jsonl"
     if not path.exists():
-        pytest.skip("the data do not lie beside the project")
+        pytest.skip("the data folder is missing")
     texts: list[Any] = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     right = [first_sentences(f"{text} Another sentence. And one more.", 2) == text for text in texts]
     assert sum(right) >= len(texts) - 1  # one of them has four, by a splitter that trips over `Son." She`

@@ -1,4 +1,4 @@
-"""Results files: after any kind of end, finished examples are kept once, and the others are evaluated again."""
+"""Results files: after any kind of end, finished examples are kept once, and the rest are evaluated again."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_figures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     assert run_figure(run({"deletion": NS})) is None
 
 
-# --- results files that somebody else wrote ---------------------------------------------------------------------------
+# --- invalid results files --------------------------------------------------------------------------------------------
 
 HOSTILE: list[Any] = [
     None, True, -1, 7, 10**12, 10**40, 1e308, 0.5, "", "x", "\ud800", [], [[]], {}, {"a": 1}, {"a": {"b": 1}}, [1e308],

@@ -84,7 +84,7 @@ def test_a_word_is_drawn_when_the_next_begins() -> None:
         yield Event(started=started())
         yield token(0, "one")
         yield row(0, *[1.0] * 6)
-        assert drawn == []  # it may go on
+        assert drawn == []  # the word may continue
         yield token(1, " two")
         assert "".join(drawn).startswith("one  ")
         yield token(2, " three")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("server_module")
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where sockets lie, to see that nothing is left behind."""
+    """The folder of sockets, to check that none is left."""
     directory = tmp_path / "t"
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
@@ -90,7 +90,7 @@ def test_a_child_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_child_ends_with_its_parent(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(temporary))  # its socket stays behind, as nobody is there to remove it
+    monkeypatch.setenv("TMPDIR", str(temporary))  # its socket remains, because its parent was killed
     program = (
         "import gradellm.local.server, gradellm.local.processes, os; gradellm.local.processes._PACKAGES = ()\n"
         "from gradellm import Client; c = Client.local()\n"

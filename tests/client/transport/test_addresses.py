@@ -156,7 +156,7 @@ def test_which_proxy_is_named(environment: dict[str, str], target: str, expected
         ("0.0.0.0:1", True),
         ("[::]:1", True),
         ("x.localhost:1", True),
-        ("ipv4:10.0.0.1:1,127.0.0.1:1", True),  # a proxy can be asked for none of several
+        ("ipv4:10.0.0.1:1,127.0.0.1:1", True),  # a proxy is used for none of several targets
         ("localhost.example:1", False),
         ("10.0.0.1:1", False),
         ("dns:///a.example:1", False),

@@ -22,7 +22,7 @@ TOKEN = "gradellm_made_up_for_a_test"
 
 
 class Listening(explainer_pb2_grpc.ExplainerServiceServicer):
-    """Notes what comes beside each call."""
+    """Records the metadata of each call."""
 
     def __init__(self) -> None:
         self.metadata: list[dict[str, Any]] = []

@@ -47,7 +47,7 @@ class Hosts:
         self._servers.pop(address)[1].stop(None).wait()
 
     def counted(self) -> list[int]:
-        """Calls that each one had since this was last asked."""
+        """Calls of each host since the last call of this method."""
         counts = [len(fake.requests) for fake, _ in self._servers.values()]
         for fake, _ in self._servers.values():
             fake.requests.clear()

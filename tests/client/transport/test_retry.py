@@ -58,7 +58,7 @@ def test_with_replicas_only_overload_delays_are_honoured() -> None:
 def test_other_servers_are_tried_at_once_before_a_pause() -> None:
     tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), jitter=lambda: 0.0)
     delays = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
-    assert delays == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
+    assert delays == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where other servers seem to be up again
     with pytest.raises(UnavailableError):
         [tries.next_delay(unavailable(), has_other=True) for _ in range(3)]
 

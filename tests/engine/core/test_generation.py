@@ -165,7 +165,7 @@ def test_end_of_text_tokens(engine: Engine, chunk_size: int | None) -> None:
     generation = ending.generate(PROMPT, SAMPLED, delivered(PREFIX, chunk_size))
     assert [step.id for step in generation] == ids[: end + 1]
     assert reason(generation) is FinishReason.END_OF_TEXT
-    # A completion that is only explained goes on behind it; so do forced tokens.
+    # A given completion, and forced tokens, continue after an end-of-text token.
     assert len(list(ending.attribute(PROMPT, ids))) == len(ids)
     after_end = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 3])
     assert [step.id for step in after_end] == ids[end + 3 :]

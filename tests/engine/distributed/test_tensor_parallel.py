@@ -29,7 +29,7 @@ from support.tiny_models import save_random_model
 
 EXACT = 1e-9  # in float64
 ROUNDED = 1e-5  # in float32
-STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
+STRETCHED = 3e-5  # the same, for methods that rescale similar cosines to 0..1
 SHARED = sorted(name for name, family in FAMILIES.items() if family.supports_tensor_parallel)
 EXPERTS = frozenset(
     name for name in SHARED if FAMILIES[name].gates is None
@@ -161,7 +161,7 @@ def test_other_tokens_have_another_digest(engine: Engine) -> None:
 
 @pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
 def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) -> None:
-    with pytest.raises(GroupLostError, match="may not have failed on others"):
+    with pytest.raises(GroupLostError, match="may not have failed on other ranks"):
         check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
 
 

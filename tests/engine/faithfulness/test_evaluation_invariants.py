@@ -80,7 +80,7 @@ def test_limits_at_pi_0_and_1(load: Engines, kind: str, seed: int, length: int) 
         nothing, everything = found.samples("own", metric)[0]
         assert nothing == pytest.approx(np.zeros(3), abs=ROUNDING)
         assert everything == pytest.approx(np.ones(3), abs=ROUNDING)
-    # Two texts, run once each, beside those of P and P_0.
+    # Two texts, run once each, in addition to P and P_0.
     assert found.summary.num_sequences == 4
     assert found.summary.num_requested == 2 + 2 * 2 * 3
 

@@ -1,4 +1,4 @@
-"""An evaluation gives way to other requests, and its results do not depend on them."""
+"""An evaluation has lower priority than other requests, and its results do not depend on them."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_an_idle_engine_runs_an_evaluation_batch_every_step(
 def test_batches_keep_to_their_time(
     load: Callable[[str], Engine], batches: Batches, clock: Clock, is_alone: bool
 ) -> None:
-    """Alone half a second, 50 tokens; beside other requests the time of 16 decode steps, 160 tokens."""
+    """Alone half a second, 50 tokens; with other requests the time of 16 decode steps, 160 tokens."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=600)
     request = evaluation(engine)

@@ -73,7 +73,7 @@ chosen = st.integers(0, 5)
 
 
 class Pools(RuleBasedStateMachine):
-    """Any order of allocating, writing, retaining, closing and leaking slots, beside a model of what must be there."""
+    """Any order of allocating, writing, retaining, closing and leaking slots, compared with a reference model."""
 
     @initialize(num_tokens=st.integers(1, 160))
     def begin(self, num_tokens: int) -> None:
@@ -85,7 +85,7 @@ class Pools(RuleBasedStateMachine):
         return sorted((slot.start, slot.start + slot.capacity) for slot in self.live + self.retained)
 
     def ranges(self, retained: list[KVSlot]) -> list[int]:
-        """Lengths of what is free beside the live slots and those of `retained`."""
+        """Lengths of the free ranges between the live slots and those of `retained`."""
         ranges = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
         ends = [0, *(end for _, end in ranges)]
         starts = [*(start for start, _ in ranges), self.pool.num_tokens]
@@ -384,7 +384,7 @@ def test_of_equal_prefixes_the_first_is_reused() -> None:
 
 
 def test_prefix_lookup_does_not_scan_all_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts comparisons for one request beside thousands of retained prefixes."""
+    """Counts comparisons for one request with thousands of retained prefixes."""
     pool = KVPool([LayerShape(1, 1, 1, torch.float32, CPU)], [], 200_000)
     begin = list(range(MIN_REUSED_TOKENS))
     for number in range(5_000):

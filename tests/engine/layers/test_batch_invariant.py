@@ -191,7 +191,7 @@ def test_unsupported_settings_are_refused(model_path: ModelPath, how: dict[str, 
 
 def test_a_processor_whose_results_vary_is_refused(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
-    with pytest.raises(UnsupportedModelError, match="a token's numbers are others beside other tokens"):
+    with pytest.raises(UnsupportedModelError, match="results depend on the rest of the batch"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
 
@@ -210,7 +210,7 @@ SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (76
 def test_a_rows_product_does_not_depend_on_other_rows(
     shape: tuple[int, int], num_rows: int, by_columns: bool, has_bias: bool, rng: random.Random
 ) -> None:
-    """Forward and backward, beside any rows, at any place, wherever it lies in memory."""
+    """Forward and backward, in any batch, at any row and at any memory alignment."""
     generator = torch.Generator().manual_seed(rng.randrange(2**32))
     weight = torch.randn(shape, generator=generator)
     frozen = GemmWeight(

@@ -95,7 +95,7 @@ def assert_own(output: RequestOutput, ids: Sequence[int], logits: Callable[[Sequ
 
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_are_those_of_full_passes(load_case: Any, own_logits: Any, name: str) -> None:
-    """Prefilled in chunks and decoded across the switch: alone, beside other requests, and after a cached prefix."""
+    """Prefilled in chunks and decoded across the switch: alone, in a batch, and after a cached prefix."""
     engine: Engine = load_case(name)
     lengths = lengths_of(engine)
     for length in lengths:
@@ -115,7 +115,7 @@ def test_tokens_are_those_of_full_passes(load_case: Any, own_logits: Any, name: 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("attribution", [SETTINGS, CHUNKED], ids=["per token", "chunked"])
 def test_attributions_are_those_of_full_passes(load_case: Any, checkpoint: Any, name: str, attribution: Any) -> None:
-    """Beside another, across the switch: of generated and of given tokens."""
+    """Batched with another request, across the switch: of generated and of given tokens."""
     engine: Engine = load_case(name)
     oracle = FamilyOracle(checkpoint(name))
     length = lengths_of(engine)[0]

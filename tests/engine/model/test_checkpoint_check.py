@@ -102,10 +102,10 @@ def assert_contains(message: str, expected: str) -> None:
 CHANGED: list[tuple[dict[str, Any], str]] = [
     (
         {"adapter_config.json": ADAPTER, "adapter_model.safetensors": b"x"},
-        "an adapter (adapter_config.json, adapter_model.safetensors) beside a full model.*merge.*remove",
+        "an adapter (adapter_config.json, adapter_model.safetensors) and a full model.*merge.*remove",
     ),
-    ({"adapter_config.json": ADAPTER}, "beside a full model"),
-    ({"adapter_model.bin": b"x"}, "beside a full model"),
+    ({"adapter_config.json": ADAPTER}, "and a full model"),
+    ({"adapter_model.bin": b"x"}, "and a full model"),
     ({"model.safetensors": None}, "has no model.safetensors"),
     ({"model.safetensors": None, "pytorch_model.bin": b"x"}, "no model.safetensors.*pickled PyTorch.*save_pretrained"),
     ({"model.safetensors": None, "model.gguf": b"GGUF"}, "no model.safetensors.*GGUF is not supported yet"),

@@ -151,5 +151,5 @@ def test_three_rows_at_a_position_are_too_many() -> None:
     assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is not None
     codes[1, 1], codes[2, 1] = 1, 2
     assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is None
-    assert TokenSubstitutions.of(codes, [3, 3, 1, 1]) is not None  # behind its end
+    assert TokenSubstitutions.of(codes, [3, 3, 1, 1]) is not None  # after its end
     assert TokenSubstitutions.of(codes[: MIN_TEXTS - 1, :1], [1] * (MIN_TEXTS - 1)) is None

@@ -1,4 +1,4 @@
-"""Encoding equals the tokenizer's own, also in pieces; bounded, interruptible, and safe from panics."""
+"""Encoding equals the tokenizer's, also in chunks; bounded, interruptible, and safe from panics."""
 
 from __future__ import annotations
 

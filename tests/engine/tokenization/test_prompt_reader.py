@@ -1,4 +1,4 @@
-"""From input to tokens: their places, roles, messages and segments, for any text and template."""
+"""From input to tokens: their positions, roles, messages and segments, for any text and template."""
 
 from __future__ import annotations
 

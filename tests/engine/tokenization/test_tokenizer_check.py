@@ -144,7 +144,7 @@ def test_tokens_that_only_the_settings_have_are_kept(llama: Path) -> None:
 
 
 def test_a_special_token_s_own_spaces_are_those_of_the_file(llama: Path) -> None:
-    """Transformers takes from the settings whether a token strips the spaces beside it."""
+    """Transformers takes from the settings whether a token strips adjacent spaces."""
     stored = byte_pairs(SPLITS["GPT-2's own"])
     token = {"content": "<|user|>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}
     token["single_word"] = False

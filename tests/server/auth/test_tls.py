@@ -96,7 +96,7 @@ def test_renewed_certificates_are_used_without_a_restart(
             assert model_of(server, Tls(after.cert)) == "llama"
             with pytest.raises(UnauthenticatedError):
                 model_of(server, Tls(before.cert))
-            assert connected.server_info().model.family == "llama"  # an existing connection goes on
+            assert connected.server_info().model.family == "llama"  # an existing connection stays open
         with caplog.at_level(logging.WARNING):
             pair.key.write_text("a renewal that went wrong")
             assert model_of(server, Tls(after.cert)) == "llama"

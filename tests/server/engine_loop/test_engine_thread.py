@@ -203,7 +203,9 @@ def test_a_slow_consumer_delays_its_own_stream_alone(thread: Callable[..., Any],
             await asyncio.sleep(0.05)
             assert gate.num_passes <= MAX_UNREAD_BATCHES
             assert len(await steps(submit(engine_thread, MAX_UNREAD_BATCHES))) == MAX_UNREAD_BATCHES
-            assert len(await steps(unread)) == 3 * MAX_UNREAD_BATCHES  # it goes on once it is read, and nothing is lost
+            assert (
+                len(await steps(unread)) == 3 * MAX_UNREAD_BATCHES
+            )  # it continues once it is read, and nothing is lost
 
     run(test)
 

@@ -1,4 +1,4 @@
-"""Requests are read beside the engine thread, so that a slow one delays no other."""
+"""Requests are read outside the engine thread, so that a slow one does not delay another."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_reading_ends_when_its_caller_has_gone(engine: Engine) -> None:
             looks: list[float] = []
 
             def tokenize_slowly(engine: Engine) -> str:
-                while True:  # as a text that is tokenized piece by piece
+                while True:  # as a text that is tokenized in chunks
                     looks.append(time.monotonic())
                     interruption_point.get()()
                     time.sleep(0.001)

@@ -189,7 +189,7 @@ def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Q
                 <= {"CLIENT_STREAMS", "CLIENT_TOKENS_PER_MINUTE"}
             )
             assert all(call.retry_after_seconds for call in refused)
-            assert other.explain("Once", max_new_tokens=1).tokens  # other clients go on
+            assert other.explain("Once", max_new_tokens=1).tokens  # other clients are not limited
             for stream in streams:
                 stream.close()
     _until(lambda: quotas["limited"].num_streams == 0)

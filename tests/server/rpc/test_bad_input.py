@@ -1,4 +1,4 @@
-"""Invalid input: status code, field name and limit in the error, and the server goes on."""
+"""Invalid input: status code, field name and limit in the error, and the server keeps running."""
 
 from __future__ import annotations
 

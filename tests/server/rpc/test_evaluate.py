@@ -1,4 +1,4 @@
-"""Evaluate over the wire: order of messages, refusals, scheduling beside generation, and disconnects."""
+"""Evaluate over the wire: order of messages, refusals, scheduling during generation, and disconnects."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_generation_continues_during_an_evaluation(server: RunningServer) -> Non
             pb.GenerateRequest(input=PROMPT, max_new_tokens=40, attribution=pb.AttributionOptions()), timeout=30
         )
         assert list(text)[-1].HasField("finished")
-        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # the server goes on
+        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # the server still answers
     finally:
         call.cancel()  # type: ignore[attr-defined]
 

@@ -13,13 +13,13 @@ from trials.gpu.server import StartedServer
 from trials.gpu.streams import PROMPT, gaps_of, random_prompt, time_stream
 from trials.report import Finding, percentile
 
-MAX_RATIO = 1.5  # of a gap beside an evaluation, relative to one without
+MAX_RATIO = 1.5  # of a gap with an evaluation, relative to one without
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 32, "methods": ["grad_ellm", "knockout", "random"]}
 
 
 @dataclass
 class Gaps:
-    """Gaps of interactive streams without and beside an evaluation, and the evaluation's items meanwhile."""
+    """Gaps of interactive streams without and with an evaluation, and the evaluation's items meanwhile."""
 
     without: list[float] = field(default_factory=list)
     with_evaluation: list[float] = field(default_factory=list)
@@ -27,13 +27,13 @@ class Gaps:
 
 
 def evaluations(server: StartedServer, num_tokens: int, rounds: int, **options: Any) -> list[Finding]:
-    """Items a second of an evaluation alone, and gaps of 1 and 8 explained streams beside one."""
+    """Items a second of an evaluation alone, and gaps of 1 and 8 explained streams with an evaluation."""
     address, options = server.served.address, {**DEFAULTS, **options}
     asyncio.run(_evaluate_alone(address, options))  # warms up: the scheduler learns how long passes take
     count, seconds = asyncio.run(_evaluate_alone(address, options))
     findings = [Finding("an evaluation alone: items a second", f"{count / seconds:.1f} ({count} in {seconds:.1f} s)")]
     for streams in (1, 8):
-        gaps = asyncio.run(_gaps_beside(address, streams, num_tokens, rounds, options))
+        gaps = asyncio.run(_gaps_with_evaluation(address, streams, num_tokens, rounds, options))
         findings.append(_finding(streams, gaps))
     return findings
 
@@ -47,8 +47,10 @@ async def _evaluate_alone(address: str, options: dict[str, Any]) -> tuple[int, f
         return count, time.perf_counter() - start
 
 
-async def _gaps_beside(address: str, streams: int, num_tokens: int, rounds: int, options: dict[str, Any]) -> Gaps:
-    """Gaps of `streams` streams, alternately without and beside an evaluation."""
+async def _gaps_with_evaluation(
+    address: str, streams: int, num_tokens: int, rounds: int, options: dict[str, Any]
+) -> Gaps:
+    """Gaps of `streams` streams, alternately without and with an evaluation."""
     gaps = Gaps()
 
     async def evaluate(client: AsyncClient, seed: int) -> None:

@@ -69,7 +69,7 @@ class MemoryPressure:
 
 
 def out_of_memory(server: StartedServer, count: int, num_tokens: int) -> list[Finding]:
-    """Requests may fail with OUT_OF_MEMORY, the server must go on, and all must be well once memory is free again."""
+    """Requests may fail with OUT_OF_MEMORY; the server must keep running and serve once memory is free again."""
     address = server.served.address
     before, calm = asyncio.run(_large_request(address)), _batch(address, count, num_tokens, PROMPT, 30)
     log_length = len(server.log)

@@ -85,7 +85,7 @@ def test_prefill_chunks_have_a_minimum_size(
         list(scheduler.step())
     scheduler.timings = scheduling.PassTimings(
         step=0.001, prefill_token=0.001
-    )  # a piece of one token would take as long as a step
+    )  # a chunk of one token would take as long as a step
     passes.recorded.clear()
     scheduler.submit(long)
     while long.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
