@@ -98,8 +98,8 @@ class _LimitedParser(h11.Connection):
         limits = self._limits
         if self._num_chunks > limits.max_chunks and self._num_bytes < limits.chunk_bytes * self._num_chunks:
             raise h11.RemoteProtocolError(
-                f"the request's body has more than {limits.max_chunks:,} chunks of less than {limits.chunk_bytes} bytes "
-                "on average; send larger chunks",
+                f"the request's body has more than {limits.max_chunks:,} chunks of less than {limits.chunk_bytes} "
+                "bytes on average; send larger chunks",
                 error_status_hint=413,
             )
 
