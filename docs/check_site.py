@@ -41,7 +41,7 @@ class Links(HTMLParser):
 
 
 def faults(site: Path) -> list[str]:
-    """What is wrong with the site, one line each."""
+    """The faults of the site, one line each."""
     pages = {path: _links(path) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():

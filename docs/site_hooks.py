@@ -14,7 +14,7 @@ from mkdocs.structure.pages import Page
 
 PROJECT = Path(__file__).parents[1]
 HELP = PROJECT / "tests" / "api" / "help.txt"
-# Pages of the site whose source lies outside docs/.
+# Pages of the site whose source is outside docs/.
 INCLUDED = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -56,8 +56,8 @@ def site_links(markdown: str, source: str, page: str) -> str:
 
     Args:
         markdown: the text.
-        source: where it lies in the repository.
-        page: where it lies in docs/.
+        source: its path in the repository.
+        page: its path in docs/.
     """
 
     def rewritten(link: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ SDK = PROJECT / "client" / "gradellm"
 PROTO = PROJECT / "proto" / "gradellm" / "v1" / "explainer.proto"
 PAGES = PROJECT / "docs" / "reference"
 FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "Tls")
-BESIDE = {  # public names that the package itself does not export
+SUBMODULE_NAMES = {  # public names that the package itself does not export
     "gradellm.explanation.queries": ("Part",),
     "gradellm.explanation.words": ("Word",),
     "gradellm.wire.keywords": (
@@ -49,7 +49,7 @@ def python_part() -> Iterator[str]:
     names = [*FIRST, *sorted(set(gradellm.__all__) - {*FIRST, "__version__"})]
     for name in names:
         yield _described("gradellm", found[name][1])
-    for module, public in BESIDE.items():
+    for module, public in SUBMODULE_NAMES.items():
         for name in public:
             yield _described(module, found[name][1])
 

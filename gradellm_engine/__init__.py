@@ -1,7 +1,7 @@
 """The inference engine: one decoder-only model that attributes every token it generates. No gRPC; usable by itself.
 
 Start with `Engine`. The names in `__all__` are the public interface; the server and the Ray job import nothing else.
-Each is imported on first use, so that `check_checkpoint` and the errors come without the seconds that torch takes.
+Names are imported on first use, so that `check_checkpoint` and the errors do not import torch, which takes seconds.
 """
 
 from importlib import import_module

@@ -66,7 +66,7 @@ class BusyError(EngineError):
 
 
 class GroupLostError(EngineError):
-    """A rank of a tensor-parallel model is lost, or has diverged from the others."""
+    """A rank of a tensor-parallel model is lost, or its state differs from that of the other ranks."""
 
 
 def one_line(error: BaseException) -> str:

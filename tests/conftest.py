@@ -1,4 +1,4 @@
-"""Fixtures for all tests: checkpoints of random models, the demo model, and stories260K if it is beside the project."""
+"""Fixtures for all tests: checkpoints of random models, the demo model, and stories260K if shared/models has it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             return CHECKPOINT
         if name == "stories260K":
             if not STORIES.exists():
-                pytest.skip("the stories260K model is not beside the project (shared/models)")
+                pytest.skip("shared/models has no stories260K model")
             return STORIES
         if name not in checkpoints:
             checkpoints[name] = save_random_model(tmp_path_factory.mktemp(name), name)

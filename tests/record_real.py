@@ -46,8 +46,8 @@ def main() -> int:
     ).stdout.strip()
     counts = Counter(outcome.partition(":")[0] for outcome in recorder.outcomes.values())
     rows = "".join(f"| {name} | {outcome} |\n" for name, outcome in recorder.outcomes.items())
-    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-    DOCUMENT.write_text(f"{HEAD}{rows}\n{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}: {told}.\n")
+    summary = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    DOCUMENT.write_text(f"{HEAD}{rows}\n{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}: {summary}.\n")
     return int(status)
 
 

@@ -99,7 +99,7 @@ def test_the_base_install_is_light(tmp_path: Path, built: Any) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist_hold_what_they_should(built: Any, files: list[str]) -> None:
+def test_contents_of_wheel_and_sdist(built: Any, files: list[str]) -> None:
     assert distributions.wheel_faults(built.wheel, files) == []
     assert distributions.sdist_faults(built.sdist, files) == []
 
@@ -180,12 +180,12 @@ def test_faults_of_sdists_are_reported(tmp_path: Path) -> None:
 
 
 def component(**changes: Any) -> dict[str, Any]:
-    its = {"name": "a_b", "version": "1.0", "purl": "pkg:pypi/a-b@1.0", "licenses": [{"license": {"id": "MIT"}}]}
-    return {**its, **changes}
+    fields = {"name": "a_b", "version": "1.0", "purl": "pkg:pypi/a-b@1.0", "licenses": [{"license": {"id": "MIT"}}]}
+    return {**fields, **changes}
 
 
 @pytest.mark.parametrize(
-    ("its", "message"),
+    ("bill", "message"),
     [
         (component(), None),
         (component(version="1.0+cpu"), None),  # a build of the pinned version
@@ -196,8 +196,8 @@ def component(**changes: Any) -> dict[str, Any]:
         (component(purl=""), "a-b has no version or no package URL"),
     ],
 )
-def test_faults_of_a_bill_of_materials_are_reported(its: dict[str, Any], message: str | None) -> None:
-    faults = sbom.faults_of({"components": [its]}, sbom.pinned("# pins\nA.b==1.0 ; python_version > '3'\n"))
+def test_faults_of_a_bill_of_materials_are_reported(bill: dict[str, Any], message: str | None) -> None:
+    faults = sbom.faults_of({"components": [bill]}, sbom.pinned("# pins\nA.b==1.0 ; python_version > '3'\n"))
     if message is None:
         assert faults == []
     else:
@@ -210,7 +210,7 @@ def test_licences_are_listed_by_name() -> None:
 
 
 @pytest.mark.parametrize("image", ["server", "client"])
-def test_bills_are_of_what_the_dockerfile_installs(image: str) -> None:
+def test_bills_of_materials_cover_the_dockerfiles_extras(image: str) -> None:
     extras = sbom.image_extras(image, (PROJECT / "deploy" / "Dockerfile").read_text()).split(",")
     project = (PROJECT / "pyproject.toml").read_text()
     assert extras
@@ -219,6 +219,6 @@ def test_bills_are_of_what_the_dockerfile_installs(image: str) -> None:
     assert "dev" not in extras
 
 
-def test_a_dockerfile_that_says_no_extras_is_an_error() -> None:
+def test_a_dockerfile_without_extras_is_an_error() -> None:
     with pytest.raises(ValueError, match="ARG EXTRAS"):
         sbom.image_extras("server", "FROM scratch\n")

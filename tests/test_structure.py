@@ -1,4 +1,4 @@
-"""The layout that a newcomer meets: small folders, files and functions, and imports without circles."""
+"""The layout of the code: small folders, files and functions, and imports without cycles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_folders_hold_few_files() -> None:
     for path in sources():
         if path.name != "__init__.py":
             files[path.parent].append(path)
-    assert {shown(folder): len(its) for folder, its in files.items() if len(its) > MAX_FILES_OF_A_FOLDER} == {}
+    assert {shown(folder): len(paths) for folder, paths in files.items() if len(paths) > MAX_FILES_OF_A_FOLDER} == {}
     at_the_root = [path.name for path in sources() if path.parent == PROJECT / "gradellm_engine"]
     assert len(at_the_root) <= MAX_FILES_OF_THE_ENGINE, at_the_root
 
@@ -74,7 +74,7 @@ def javascript_functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_imports_have_no_circles() -> None:
-    """Those of type checkers are counted, too: who reads a file follows them all."""
+    """Imports for type checkers are counted, too: a reader of the file follows them all."""
     modules = dict(module_files())
     graph = {name: imported(path, modules) - {name} for name, path in modules.items()}
     circles = [circle for circle in strongly_connected(graph) if not all(m.startswith(FACADE) for m in circle)]

@@ -34,21 +34,21 @@ COMPARED = (
 )
 
 
-def test_it_is_a_release_number() -> None:
+def test_the_version_is_a_release_number() -> None:
     version = Version(gradellm.__version__)
     assert str(version) == gradellm.__version__
     assert len(version.release) == 3
     assert version.local is None
 
 
-def test_the_build_reads_it_there() -> None:
+def test_the_build_reads_the_version_file() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["version"]["path"] == "client/gradellm/_version.py"
     assert "version" in project["project"]["dynamic"]
     assert "version" not in project["project"]
 
 
-def test_the_changelog_begins_with_what_comes_or_with_it() -> None:
+def test_the_changelog_begins_with_the_next_or_this_version() -> None:
     """Before a release its head is "Unreleased"; from then on the newest number, with its date, is this one."""
     heads = re.findall(r"^## (.+)$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
     released = [head for head in heads if head != "Unreleased"]
@@ -93,12 +93,12 @@ def test_images_are_labelled_with_it() -> None:
 
 
 @pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.auth.tokens"])
-def test_commands_say_it(module: str) -> None:
-    told = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
-    assert told.stdout == f"gradellm {gradellm.__version__}\n"
+def test_commands_print_the_version(module: str) -> None:
+    result = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"gradellm {gradellm.__version__}\n"
 
 
-def test_the_server_says_it() -> None:
+def test_the_server_reports_the_version() -> None:
     """To clients, in the provenance of an explanation and in what the server tells of itself."""
     server = RunningServer(Engine.load(str(CHECKPOINT)), ServerSettings(listen="127.0.0.1:0"))
     try:
@@ -110,13 +110,13 @@ def test_the_server_says_it() -> None:
         server.close()
 
 
-def test_clients_say_it_to_servers() -> None:
+def test_clients_send_the_version() -> None:
     """As the beginning of the user agent, which proxies and servers log."""
-    said: list[str] = []
+    versions: list[str] = []
 
     class Listening(grpc.GenericRpcHandler):
         def service(self, details: grpc.HandlerCallDetails) -> None:
-            said.extend(str(value) for key, value in details.invocation_metadata or () if key == "user-agent")
+            versions.extend(str(value) for key, value in details.invocation_metadata or () if key == "user-agent")
 
     server = grpc.server(ThreadPoolExecutor(1), handlers=[Listening()])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -126,5 +126,5 @@ def test_clients_say_it_to_servers() -> None:
             client.server_info()
     finally:
         server.stop(None)
-    assert said
-    assert said[0].startswith(f"gradellm/{gradellm.__version__} grpc-python/")
+    assert versions
+    assert versions[0].startswith(f"gradellm/{gradellm.__version__} grpc-python/")

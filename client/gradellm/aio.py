@@ -1,4 +1,4 @@
-"""The asyncio client, the counterpart of `gradellm.client`, which says what the two share."""
+"""The asyncio client, the counterpart of `gradellm.client`, which documents what the two share."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Client:
     client is thread-safe. Close it after use, or use it as a context manager.
 
     Connections are unencrypted by default. `tls` is True, or `Tls(ca=..., cert=..., key=...)` for your own
-    certificates; `credentials` are gRPC channel credentials, in place of `tls`. `token` is the bearer token for a
+    certificates; `credentials` are gRPC channel credentials, instead of `tls`. `token` is the bearer token for a
     server with `--tokens`; it is not sent unencrypted to other machines.
 
     A call that finds no server or no capacity is retried by the policy `retry`, and a stream that breaks off is

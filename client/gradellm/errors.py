@@ -14,7 +14,7 @@ GradellmError
 ├── LocalServerError         a local server did not start; `.stderr` has its last lines
 ├── ClientClosedError        the client was used after it was closed; also a RuntimeError
 ├── InvalidExplanationError  a stored explanation, or a list of events, is malformed; also a ValueError
-├── InvalidReportError       likewise an evaluation report; also a ValueError
+├── InvalidReportError       the same for an evaluation report; also a ValueError
 ├── DataError                unusable data set (`gradellm.evaluation.examples`); also a ValueError
 └── ResultsFileError         unusable results file (`gradellm.evaluation.results_file`)
 

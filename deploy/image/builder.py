@@ -42,8 +42,8 @@ class Builder:
         """`arguments` are values of ARGs; `binds` and `variables` apply during RUN only and leave no trace."""
         self.file = df.read(DOCKERFILE)
         self._folder, self._binds, self._passed_on = folder, binds, variables
-        known = {df.argument(text)[0] for stage in self.file.stages.values() for text in stage.all("ARG")}
-        if unknown := set(arguments) - known - set(self.file.arguments):
+        declared = {df.argument(text)[0] for stage in self.file.stages.values() for text in stage.all("ARG")}
+        if unknown := set(arguments) - declared - set(self.file.arguments):
             raise df.DockerfileError(f"--build-arg {', '.join(sorted(unknown))}: the Dockerfile has no such ARG")
         self._arguments = {**self.file.arguments, **arguments}
         self._build_args = dict(arguments)
@@ -116,11 +116,11 @@ class Builder:
             origin = self.stage(sources.pop(0).removeprefix("--from="))
         elif sources[0].startswith("--"):
             raise df.DockerfileError(f"line {instruction.line}: {sources[0]} is not supported")
-        place = root / os.path.join(folder, target).lstrip("/")
+        destination = root / os.path.join(folder, target).lstrip("/")
         for source in sources:
             path = origin / source.lstrip("/")
             is_folder = path.is_dir()
-            into = place if is_folder or not target.endswith("/") else place / path.name
+            into = destination if is_folder or not target.endswith("/") else destination / path.name
             into.parent.mkdir(parents=True, exist_ok=True)
             if is_folder:
                 is_ours = origin == PROJECT
@@ -146,21 +146,21 @@ def _bind_mounts(root: Path, binds: Sequence[tuple[Path, Path]]) -> Iterator[lis
     created: list[Path] = []
     commands = []
     for source, target in [(Path("/etc/resolv.conf"), Path("/etc/resolv.conf")), *binds]:
-        place = root / str(target).lstrip("/")
-        missing = [folder for folder in [*reversed(place.parents), place] if not folder.exists()]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.mkdir(exist_ok=True) if source.is_dir() else place.touch()
+        mount_point = root / str(target).lstrip("/")
+        missing = [folder for folder in [*reversed(mount_point.parents), mount_point] if not folder.exists()]
+        mount_point.parent.mkdir(parents=True, exist_ok=True)
+        mount_point.mkdir(exist_ok=True) if source.is_dir() else mount_point.touch()
         created += missing
-        commands.append(f"mount --bind -o ro {shlex.quote(str(source))} {shlex.quote(str(place))}")
+        commands.append(f"mount --bind -o ro {shlex.quote(str(source))} {shlex.quote(str(mount_point))}")
     try:
         yield commands
     finally:
-        for place in reversed(created):
-            if place.is_dir():
+        for mount_point in reversed(created):
+            if mount_point.is_dir():
                 with suppress(OSError):  # not empty by now
-                    place.rmdir()
+                    mount_point.rmdir()
             else:
-                place.unlink()
+                mount_point.unlink()
 
 
 def pip_settings() -> tuple[list[tuple[Path, Path]], dict[str, str]]:
@@ -172,7 +172,7 @@ def pip_settings() -> tuple[list[tuple[Path, Path]], dict[str, str]]:
     for name, value in values.items():
         for word in re.split(r"\\n|\s+", value.strip("'")):
             path = word.removeprefix("file://")
-            # An index links to files beside it.
+            # An index links to files in its folder.
             paths_named.append(os.path.dirname(path.rstrip("/")) if name.endswith("index-url") else path)
     paths = {Path(name) for name in [*files, *paths_named] if name.startswith("/") and Path(name).exists()}
     certificates = {Path(value.strip("'")) for name, value in values.items() if name.endswith(".cert")}

@@ -81,14 +81,14 @@ def try_images(server: Image, client: Image) -> dict[str, Any]:
         ready = serving.wait_until_healthy()
         start_time = time.monotonic()
         explain = ["explain", "--target", "localhost:50051", PROMPT, "--max-new-tokens", "24", "--format", "json"]
-        asked = subprocess.run(  # noqa: S603
+        completed = subprocess.run(  # noqa: S603
             serving.outside([sys.executable, "-m", "gradellm", *explain]),
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
-        if asked.returncode:
-            raise CleanRootError(f"no explanation came:\n{asked.stderr}\n{serving.log.read_text()}")
+        if completed.returncode:
+            raise CleanRootError(f"no explanation came:\n{completed.stderr}\n{serving.log.read_text()}")
         seconds = time.monotonic() - start_time
-        num_explained = len(json.loads(asked.stdout)["attributions"])
+        num_explained = len(json.loads(completed.stdout)["attributions"])
         gateway = ["gateway", "--listen", "127.0.0.1:8080", "--target", "localhost:50051"]
         with start(client, gateway, network_of=serving) as passing:
             passing_ready = passing.wait_until_healthy()

@@ -166,9 +166,9 @@ def sdist_faults(sdist: Path, tree_files: Sequence[str]) -> list[str]:
     return faults
 
 
-def same_contents(one: Path, other: Path) -> list[str]:
+def same_contents(left: Path, right: Path) -> list[str]:
     """Names of files that differ between two wheels."""
-    with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
+    with zipfile.ZipFile(left) as first, zipfile.ZipFile(right) as second:
         names = sorted({*first.namelist(), *second.namelist()})
         return [name for name in names if _content(first, name) != _content(second, name)]
 

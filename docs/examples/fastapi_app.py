@@ -36,8 +36,8 @@ class Question(BaseModel):
 
 
 @app.post("/ask")
-async def ask(asked: Question) -> StreamingResponse:
-    return StreamingResponse(lines(asked.question), media_type="text/event-stream")
+async def ask(question: Question) -> StreamingResponse:
+    return StreamingResponse(lines(question.question), media_type="text/event-stream")
 
 
 async def lines(question: str) -> AsyncIterator[str]:

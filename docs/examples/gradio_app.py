@@ -1,4 +1,4 @@
-"""Gradio: an answer beside the prompt, coloured by attribution.
+"""Gradio: an answer next to the prompt, coloured by attribution.
 
 pip install gradio gradellm
 gradellm serve &

@@ -32,15 +32,15 @@ def _split(length, first, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load_stored(pointer, place, is_key, columns, WIDTH: tl.constexpr):
+def _load_stored(pointer, slots, is_key, columns, WIDTH: tl.constexpr):
     """Keys or values of one head at some positions in the pool; 0 past the end. [N], [D2] -> [N, D2]"""
     mask = is_key[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(pointer + place[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+    return tl.load(pointer + slots[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def _store_maps(
-    maps, at, is_kept, map_size, s, u, a, dz, seen,
+    maps, map_offsets, is_kept, map_size, s, u, a, dz, seen,
     KIND: tl.constexpr, TOKENS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store the maps of `MapKind` KIND, summed over the query heads of each token. [TOKENS R, BLOCK] each"""
@@ -52,10 +52,10 @@ def _store_maps(
         kept = tl.abs(a * u)
     else:
         kept = tl.abs(dz)
-    tl.store(maps + at, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
+    tl.store(maps + map_offsets, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
     if KIND == 1:
         effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
-        tl.store(maps + map_size + at, effects, mask=is_kept)
+        tl.store(maps + map_size + map_offsets, effects, mask=is_kept)
 
 
 @triton.jit
@@ -84,8 +84,8 @@ def forward_kernel(
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
         is_key = position < high
-        place = (start + position).to(tl.int64)
-        k = _load_stored(K + g * k_head, place, is_key, d, D)
+        slots = (start + position).to(tl.int64)
+        k = _load_stored(K + g * k_head, slots, is_key, d, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
         s = tl.where(seen, s, float("-inf"))
@@ -94,13 +94,13 @@ def forward_kernel(
         p = tl.exp(s - base[:, None])
         shrunk = tl.exp(m - base)
         total = total * shrunk + tl.sum(p, 1)
-        v = _load_stored(V + g * v_head, place, is_key, dv, DV)
+        v = _load_stored(V + g * v_head, slots, is_key, dv, DV)
         acc = acc * shrunk[:, None] + _weigh(p, v, EXACT)
         m = m_next
-    place = split * BT * H + flat
-    tl.store(partials + place[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
-    tl.store(highest + place, m, mask=is_row)
-    tl.store(totals + place, total, mask=is_row)
+    row_index = split * BT * H + flat
+    tl.store(partials + row_index[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
+    tl.store(highest + row_index, m, mask=is_row)
+    tl.store(totals + row_index, total, mask=is_row)
 
 
 @triton.jit
@@ -159,9 +159,9 @@ def backward_kernel(
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
         is_key = position < high
-        place = (start + position).to(tl.int64)
-        k = _load_stored(K + g * k_head, place, is_key, d, D)
-        v = _load_stored(V + g * v_head, place, is_key, dv, DV)
+        slots = (start + position).to(tl.int64)
+        k = _load_stored(K + g * k_head, slots, is_key, d, D)
+        v = _load_stored(V + g * v_head, slots, is_key, dv, DV)
         seen = is_key[None, :] & (position[None, :] <= own[:, None]) & (position[None, :] > own[:, None] - window)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         u = tl.dot(w, tl.trans(v), input_precision="ieee")
@@ -174,12 +174,12 @@ def backward_kernel(
             own_a += tl.sum(tl.where(is_own, a, 0.0), 1)
             own_ds += tl.sum(tl.where(is_own, ds, 0.0), 1)
         if KIND != 0:
-            at = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
+            map_offsets = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
             is_kept = (tokens < T)[:, None] & is_key[None, :] & (position >= length - width)[None, :]
-            _store_maps(maps, at, is_kept, map_size, s, u, a, dz, seen, KIND, TOKENS, R, BLOCK)
+            _store_maps(maps, map_offsets, is_kept, map_size, s, u, a, dz, seen, KIND, TOKENS, R, BLOCK)
     if NEEDS_INPUT_GRAD:
-        place = split * BT * H + flat
-        tl.store(dq_partials + place[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
+        row_index = split * BT * H + flat
+        tl.store(dq_partials + row_index[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
         is_here = is_row & (own >= low) & (own < high)
         tl.store(own_weights + flat, own_a, mask=is_here)
         tl.store(own_weights + BT * H + flat, own_ds, mask=is_here)

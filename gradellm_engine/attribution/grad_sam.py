@@ -2,8 +2,8 @@
 
     score_i = mean over heads and layers of A_i ReLU(dl/dA_i),  dl/dA_i = w . v_i
 
-The paper weighs every layer's whole attention matrix with its gradient. A decoder reads the next token off the last
-position alone, so the scores are that row's.
+The paper weighs every layer's whole attention matrix with its gradient. A decoder-only model computes the next token
+from the last position alone, so the scores are that row's.
 """
 
 from __future__ import annotations

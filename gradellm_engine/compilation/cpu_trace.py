@@ -4,7 +4,7 @@ A decode step of a small model on a CPU is a thousand operations on one row. Cal
 recording them for the backward pass, takes a sixth of an explained step's time. Outside of attention the number of rows
 alone decides which operations a step is made of. So one step is traced (`gradellm_engine.compilation.tracer`), and its
 operations become Python functions without branches for the forward and the backward pass. These call back into the pass
-where a step meets what is not the model's: a layer's attention, and cached outputs of linear layers.
+for the operations that are not the model's: a layer's attention, and reads of cached linear outputs.
 
 A trace does on a CPU what a CUDA graph (`gradellm_engine.compilation.cuda_graphs`) does on a GPU, where attention is
 captured, too. A model whose control flow depends on data, such as a mixture of experts, cannot be traced.

@@ -206,7 +206,7 @@ class CudaGraphCache:
 
 
 def _ran_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, also where the broken-off capture then raised an error of its own."""
+    """Whether memory ran out, also where the interrupted capture then raised another error."""
     return is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__))
 
 

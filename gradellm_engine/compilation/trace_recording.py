@@ -1,4 +1,4 @@
-"""Records a CPU trace: runs one pass with stand-ins that note its calls of attention and of cached outputs."""
+"""Records a CPU trace: runs one pass with proxies that record its calls of attention and of cached outputs."""
 
 from __future__ import annotations
 

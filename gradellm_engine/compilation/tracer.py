@@ -62,7 +62,7 @@ class Operation:
     Attributes:
         function: the function that is called.
         args: values, numbers, and tuples of them.
-        kwargs: likewise.
+        kwargs: keyword arguments, of the same types.
         results: the value or values that the call returns; None for a result that is an input or is not used.
         has_side_effects: whether the call does more than return its results.
     """
@@ -87,7 +87,7 @@ class Operation:
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations that run while it is entered.
 
-    Every tensor that it meets stays alive until `clear`, so that no id is reused.
+    Every tensor of a recorded call stays alive until `clear`, so that no id is reused.
 
     Attributes:
         operations: in the order they ran.
@@ -122,7 +122,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.paused = before
 
     def free_value(self) -> Value:
-        """A new value, for a tensor to come or for an argument that differs at each call."""
+        """A new value, for a result or for an argument that differs at each call."""
         self._count += 1
         return Value(self._count)
 

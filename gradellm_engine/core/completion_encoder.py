@@ -1,7 +1,7 @@
 """Tokenises text that follows a prompt: given completions, labels, and contrast texts.
 
-The end of the prompt and the text are tokenised together, because the first token of a text may be another one when
-the text stands alone.
+The end of the prompt and the text are tokenised together, because a text that is tokenised alone may begin with
+another token.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ class CompletionEncoder:
         alone = encode(field, encoder, text, add_special_tokens=False, max_tokens=limit).ids.tolist()
         candidates: list[list[int]] = [alone]
         for tail in prompt_tails(prompt):
-            joint = encode(field, encoder, tail.text + text, add_special_tokens=tail.add_special_tokens).ids.tolist()
+            encoded = encode(field, encoder, tail.text + text, add_special_tokens=tail.add_special_tokens).ids.tolist()
             tail_ids = encode(field, encoder, tail.text, add_special_tokens=tail.add_special_tokens).ids.tolist()
             if tail_ids != tail.ids:
                 continue  # this tail has other tokens alone than in the prompt: try a longer one
-            if joint[: len(tail.ids)] == tail.ids:
-                candidates.insert(0, joint[len(tail.ids) :])
+            if encoded[: len(tail.ids)] == tail.ids:
+                candidates.insert(0, encoded[len(tail.ids) :])
             break
         before_ids = prompt.ids[-CONTEXT_TOKENS:]
         before = encoder.decode(before_ids, skip_special_tokens=False)
@@ -137,11 +137,11 @@ class CompletionEncoder:
         )
 
     def _not_one_token(self, field: str, text: str, ids: Sequence[int]) -> InvalidRequestError:
-        pieces = ", ".join(
+        tokens = ", ".join(
             f"{token_id} {self._encoder.decode_alone(token_id)!r}" for token_id in ids[:MAX_SHOWN_TOKENS]
         )
         return InvalidRequestError(
             field,
-            f"{text[:MAX_SHOWN_CHARACTERS]!r} is {len(ids)} tokens ({pieces}), and a contrast is one: give one of them "
+            f"{text[:MAX_SHOWN_CHARACTERS]!r} is {len(ids)} tokens ({tokens}), and a contrast is one: give one of them "
             "as token_id",
         )

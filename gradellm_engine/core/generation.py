@@ -58,7 +58,7 @@ class GenerationIterator:
             raise self._request.error
         if self._request.phase is RequestPhase.WAITING:
             raise BusyError(
-                "no KV slot is free: other generations hold max_running places or the memory; finish or close one"
+                "no KV slot is free: other generations hold max_running slots or the memory; finish or close one"
             )
         return self._take(self._request.take_events())
 

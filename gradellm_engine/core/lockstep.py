@@ -3,9 +3,9 @@
 A sharded model computes only where all ranks run the same forward and backward passes in the same order. So each rank
 runs the whole engine, rather than mirroring single passes. Rank 0 broadcasts what a rank cannot know by itself:
 
-    1. which requests come, are cancelled, and when waiting requests are admitted    (`CallCommand`, in order)
+    1. submitted and cancelled requests, and when waiting requests are admitted      (`CallCommand`, in order)
     2. at the start of a step, which requests are held back, and the pass timings    (`StepCommand`)
-    3. between a step's passes, what has come meanwhile                              (`CallCommand` again)
+    3. between a step's passes, the calls since the last broadcast                   (`CallCommand` again)
 
 All else follows. Logits are an all-reduced sum, with the same bits on each rank; a draw is a function of logits, seed
 and step; an attribution is a sum over ranks, too. So all ranks choose the same tokens, and raise the same errors.
@@ -239,4 +239,6 @@ def check_in_step(requests: Iterable[Request]) -> None:
     for request in requests:
         error = request.error
         if error is not None and (not isinstance(error, EngineError) or isinstance(error, OutOfMemoryError)):
-            raise GroupLostError(f"a pass failed on this rank and may not have failed on others: {error}") from error
+            raise GroupLostError(
+                f"a pass failed on this rank and may not have failed on other ranks: {error}"
+            ) from error

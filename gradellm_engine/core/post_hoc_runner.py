@@ -1,4 +1,4 @@
-"""Runs attribution methods over whole completions, within the memory that the engine lends them."""
+"""Runs attribution methods over whole completions, within a memory limit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MAX_EVALUATION_PASS_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class PostHocRunner:
-    """Runs methods over completions whose tokens are all there.
+    """Runs methods over complete completions.
 
     Attributes:
-        memory_bytes: memory that a pass may take beside weights and KV cache.
+        memory_bytes: memory that a pass may take in addition to weights and KV cache.
     """
 
     def __init__(self, model: LoadedModel, memory_bytes: int) -> None:

@@ -28,7 +28,7 @@ AnyPrompt = PromptInput | str | Prompt
 class RequestBuilder:
     """Builds the requests to one model.
 
-    Every request carries the call that built it, with tokens in place of text and a seed in place of none, so that
+    Every request carries the call that built it, with tokens instead of text and a seed in every case, so that
     `rebuild` gives the same request on another rank.
 
     Attributes:

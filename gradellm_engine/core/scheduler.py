@@ -2,7 +2,7 @@
 
 A step does, in this order:
 
-    1. admit     waiting requests, first come first served, while there are running places and KV memory
+    1. admit     waiting requests, first come first served, up to max_running and while there is KV memory
     2. decode    one token of every request that can decode, in one pass; delivery per_token is explained in the pass
     3. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
     4. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
@@ -86,7 +86,7 @@ class Scheduler:
     def __init__(self, runner: ModelRunner, *, max_running: int) -> None:
         self._runner = runner
         self.max_running = max_running
-        self._retries_smaller = runner.ranks is None  # out of memory on one rank is not seen by the others
+        self._retries_smaller = runner.ranks is None  # other ranks do not see that one rank ran out of memory
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.timings = self._step_timings = PassTimings()
@@ -155,7 +155,7 @@ class Scheduler:
         return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     def admit(self) -> None:
-        """Give KV slots to waiting requests, first come first served, while there are running places and memory."""
+        """Give KV slots to waiting requests, first come first served, up to `max_running` and while memory lasts."""
         while self.waiting and len(self.running) < self.max_running:
             request = self.waiting[0]
             slot = self._runner.pool.allocate(
@@ -170,7 +170,7 @@ class Scheduler:
 
     @property
     def _chunk_size(self) -> int:
-        """The chunk size of requests that set none: while others wait, running requests fill an explain pass."""
+        """The chunk size of requests that set none: while requests wait, running requests fill an explain pass."""
         if not self.waiting:
             return DEFAULT_CHUNK_SIZE
         return max(DEFAULT_CHUNK_SIZE, MAX_EXPLAINED_TOKENS[self._runner.processor] // max(1, len(self.running)))
@@ -238,7 +238,7 @@ class Scheduler:
         began = time.perf_counter()
         with self._run_pass(chosen):
             self._announce(chosen)
-            self._runner.read([chunk for _, chunk in work])
+            self._runner.prefill([chunk for _, chunk in work])
             for request in chosen:
                 request.emit_prompt_progress()
         _add_time(chosen, "prefill", began)
@@ -283,7 +283,7 @@ class Scheduler:
         yield
 
     def _limit_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """As many requests as fit a pass, if memory has run out before; the others take the next pass."""
+        """As many requests as fit a pass, if memory has run out before; the rest take the next pass."""
         if self._max_batch is None or len(requests) <= self._max_batch:
             return requests
         chosen = requests[: self._max_batch]
@@ -292,7 +292,7 @@ class Scheduler:
 
     @contextmanager
     def _run_pass(self, requests: Sequence[Request]) -> Iterator[None]:
-        """The context of one pass: an exception in it fails the requests of the pass, and no others.
+        """The context of one pass: an exception in it fails the requests of the pass only.
 
         An out-of-memory error in a pass of several requests fails none: they are retried in smaller batches. A request
         fails only if it does not fit by itself.
@@ -336,7 +336,7 @@ class Scheduler:
                     self._max_batch = None
 
     def _round_robin(self, served: Sequence[Request]) -> None:
-        """Move requests that had their turn behind the others."""
+        """Move requests that had their turn to the end of the queue."""
         self.running = [request for request in self.running if request not in served] + list(served)
 
 

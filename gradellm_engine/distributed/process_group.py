@@ -1,11 +1,11 @@
 """The ranks of a tensor-parallel model, and the messages between them.
 
 Every rank holds some heads of every attention layer and a share of the other weights, by Transformers' tensor-parallel
-plan for the family, and runs every pass together with the others. The ranks are started by torchrun, or by another
+plan for the family, and runs every pass together with the other ranks. They are started by torchrun, or by another
 launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The attention maps of a
 method are sums over heads: the ranks' sums are all-reduced, so that every rank has the whole.
 
-Besides the collectives of a pass, rank 0 broadcasts commands to the others (`gradellm_engine.core.lockstep`), over
+Besides the collectives of a pass, rank 0 broadcasts commands to the other ranks (`gradellm_engine.core.lockstep`), over
 connections of their own.
 """
 
@@ -81,13 +81,15 @@ class ProcessGroup:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LOAD_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-            said = one_line(error)
-            raise ModelLoadError(f"rank {rank} of {size} cannot meet the others at {where}: {said}") from error
+            cause = one_line(error)
+            raise ModelLoadError(
+                f"rank {rank} of {size} cannot connect to the other ranks at {where}: {cause}"
+            ) from error
         return cls(rank, size)
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this rank gets the requests, and sends the others commands."""
+        """Whether this rank receives the requests and broadcasts commands."""
         return self.rank == 0
 
     def cpus(self, available: int) -> int:

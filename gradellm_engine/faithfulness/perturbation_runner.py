@@ -62,10 +62,10 @@ class PerturbationRunner:
         """Run the texts at `waiting`; the slot's first `num_reused` tokens are attended, not read again."""
         prefix = tuple(self._slot.ids[num_reused : self.prefix_length])
         num_done = 0
-        while left := len(waiting) - num_done:
+        while num_left := len(waiting) - num_done:
             longest = len(prefix) + len(texts[waiting[num_done]])
             most = max(1, min(self._budget.max_sequences, self._budget.next_tokens // longest))
-            indexes = list(waiting[num_done : num_done + math.ceil(left / math.ceil(left / most))])
+            indexes = list(waiting[num_done : num_done + math.ceil(num_left / math.ceil(num_left / most))])
             num_done += len(indexes)
             batch = [texts[index] for index in indexes]
             if prefix:
@@ -94,7 +94,7 @@ def _raise_mmap_threshold() -> None:
     """Have glibc reuse the memory of freed tensors for those of the next layer.
 
     Freeing one large block raises glibc's dynamic mmap threshold to its size. Below the threshold, glibc returns freed
-    memory to the system after every layer and maps it anew, which took up to a tenth of a pass's time. The block's
+    memory to the system after every layer and maps it again, which took up to a tenth of a pass's time. The block's
     pages are never touched.
     """
     torch.empty(FREED_BLOCK_BYTES, dtype=torch.uint8)

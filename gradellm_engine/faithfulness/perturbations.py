@@ -56,15 +56,15 @@ def text_batches(
         steps: each step's text with its measurements, made when the generator gets there.
         settings: of the evaluation.
         pad_id: the padding token, for `Removal.PAD`.
-        budget: says how large a batch is.
+        budget: sets the batch size.
     """
     batch, num_tokens, num_made = TextBatch(), 0, 0
     for step_text, measurements in steps:
-        for made in perturbed_texts(step_text, measurements, settings, pad_id):
-            if made is None:
+        for perturbed in perturbed_texts(step_text, measurements, settings, pad_id):
+            if perturbed is None:
                 yield None
                 continue
-            measurement, text = made
+            measurement, text = perturbed
             batch.texts.append((step_text.step, measurement, text))
             num_tokens += len(text)
             num_made += 1
@@ -85,7 +85,7 @@ def perturbed_texts(
     for measurement in measurements:
         if measurement.metric.is_ranked:
             for top in top_sets(measurement.scores, settings.seed, text.step):
-                # Deletion removes the top scores, insertion all others.
+                # Deletion removes the tokens with the top scores, insertion the rest.
                 removed = np.full(len(text.indexes), measurement.metric is Metric.INSERTION)
                 removed[top] = measurement.metric is Metric.DELETION
                 yield measurement, text.without(removed, settings.removal, pad_id)

@@ -59,7 +59,7 @@ class StepText:
 
         Args:
             removed: a mask over U. [U]
-            removal: what takes the place of a removed token.
+            removal: the replacement of a removed token.
             pad_id: the padding token, for `Removal.PAD`.
         """
         if removal is Removal.ZERO:

@@ -71,7 +71,7 @@ class Perturb(StrEnum):
 
 
 class Removal(StrEnum):
-    """What insertion and deletion put in place of a removed token."""
+    """The replacement of a removed token in insertion and deletion."""
 
     REMOVE = "remove"  # nothing: the text gets shorter
     ZERO = "zero"  # a zero embedding
@@ -117,8 +117,8 @@ class EvaluationSettings:
         offset: the first step that is evaluated, counted from 0.
         seed: of masks and of ties; equal seeds give equal results. Methods that draw samples have their own seeds.
         perturb: U, the tokens that may be perturbed.
-        positions: U as positions in the prompt, in place of `perturb`.
-        removal: what insertion and deletion put in place of a removed token.
+        positions: U as positions in the prompt, instead of `perturb`.
+        removal: the replacement of a removed token in insertion and deletion.
         labels: the possible answers, of which the most probable one is explained; empty for whole completions.
         raw_scores: whether Soft-NS and Soft-NC clip scores to [0, 1] instead of min-maxing them over U.
         rationale: names of the input's segments that form the human rationale.

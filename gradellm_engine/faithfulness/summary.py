@@ -13,7 +13,7 @@ from gradellm_engine.faithfulness.metrics.statistics import Interval, median, mo
 from gradellm_engine.faithfulness.results import EvaluationItem, MetricSummary
 from gradellm_engine.faithfulness.settings import EvaluationSettings, Metric
 
-RANDOM = "random"  # the method that all others are compared with
+RANDOM = "random"  # the baseline method
 ByMethod = dict[str, list[EvaluationItem]]
 
 
@@ -84,7 +84,7 @@ def metric_summaries(
 
 
 def _compared(names: Collection[str]) -> list[str]:
-    """The methods with a difference from random: all others where random is evaluated, else none."""
+    """The methods with a difference from random: all except random itself where random is evaluated, else none."""
     return [name for name in names if name != RANDOM] if RANDOM in names else []
 
 

@@ -8,8 +8,8 @@ When a sequence ends, its slot is retained as a prefix for later ones. A new seq
 some slot holds (copying reads memory once, where computing reads all weights). When room is needed, retained slots are
 evicted, the least recently used first.
 
-Only sequences of one tenant share prefixes: a prompt that is read faster because another one began with the same words
-would reveal that somebody sent those words.
+Only sequences of one tenant share prefixes: otherwise the time to first token would reveal whether another tenant has
+sent the same prefix.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class KVPool:
         keys: of each layer. [G, num_tokens, D]
         values: of each layer. [G, num_tokens, Dv]
         cosines: of each rotary embedding. [num_tokens, width]
-        sines: likewise.
+        sines: of each rotary embedding. [num_tokens, width]
         reuses_prefixes: whether a new sequence copies a prefix that another slot holds.
         num_queried_tokens: tokens of all sequences so far whose prefix was looked up.
         num_hit_tokens: tokens of them that were copied.
@@ -186,7 +186,7 @@ class KVPool:
             shapes: Sequence[LayerShape | RotaryShape] = (*layers, *rotaries)
             size = num_tokens * sum(shape.bytes_per_token for shape in shapes) / 2**30
             raise ModelLoadError(
-                f"keys and values of {num_tokens:,} tokens take {size:,.1f} GiB, more than is free beside the model: "
+                f"keys and values of {num_tokens:,} tokens take {size:,.1f} GiB, more than the model leaves free: "
                 "give them less (--kv-memory)"
             ) from None
         self.reuses_prefixes = True
@@ -264,7 +264,7 @@ class KVPool:
         return slot
 
     def retain(self, slot: KVSlot) -> None:
-        """Retain the slot of a sequence that has ended as a prefix for others; positions that it never used are freed.
+        """Retain the slot of a sequence that has ended as a prefix for later ones; its unused positions are freed.
 
         Retained slots that are a prefix of it are closed. It is closed itself where a retained slot begins with it.
         """
@@ -346,7 +346,7 @@ class Sequences:
 
     Attributes:
         keys: of one layer. [G, P, D]
-        values: likewise. [G, P, Dv]
+        values: of one layer. [G, P, Dv]
         starts: each sequence's first position in the pool. [B]
         lengths: tokens of each, the T ones included. [B]
         num_tokens: T.

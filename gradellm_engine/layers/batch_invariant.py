@@ -1,9 +1,9 @@
 """Batch-invariant execution: a token's results do not depend on batch composition, to the last bit.
 
 Floating-point sums depend on the order of their terms, and libraries choose the order by the size of the whole operand:
-a row's result differs with the number of rows beside it. A token that was decoded alone would get other last bits when
-it is read in a prefill chunk, and every layer, and the gradient of every layer, amplifies the difference. Three
-mechanisms make one order of it:
+a row's result differs with the number of rows in the batch. A token that was decoded alone would get other last bits
+in a prefill chunk, and every layer, and the gradient of every layer, amplifies the difference. Three mechanisms fix the
+order:
 
 - GEMMs (`gradellm_engine.layers.invariant_gemm`). Libraries have a few orders of summation, each for some numbers of
   rows. Rows are padded to numbers that share one order; which these are is found by trial for each shape of weight,
@@ -50,7 +50,7 @@ class _ByTokens(nn.Module):
         dim = 0 if x.dim() == 2 else 1
         count = self._tokens_at_a_time(x.shape[dim + 1 :])
         if x.shape[dim] <= count or (dim and x.shape[0] != 1):
-            # A view, as blocks are: the gradients of the module's own uses of x are summed before others are added.
+            # A view, as blocks are: the gradients of the module's own uses of x are summed first.
             output: Tensor = original(x.view_as(x), *args, **kwargs)
             return output
         return torch.cat([original(block, *args, **kwargs) for block in torch.split(x, count, dim)], dim=dim)
@@ -62,7 +62,7 @@ class _ByTokens(nn.Module):
 
 
 class _OneByOne(_ByTokens):
-    """Likewise for modules whose intermediate results have single numbers of a token, which are never whole vectors."""
+    """Mixin for modules whose intermediate results have one number a token, which never fills a vector register."""
 
     @staticmethod
     def _tokens_at_a_time(shape: torch.Size) -> int:

@@ -11,7 +11,7 @@ Two other kernels are faster there:
   forward pass loses.
 - oneDNN, for 3 to 64 rows; PyTorch ships it for other dtypes. Below some hundred thousand weights its overhead per call
   outweighs the gain. With a number of input rows that fills whole vectors it is faster still with transposed operands:
-  the input rows in the weight's place, where each is multiplied with each stored row.
+  swapped operands: the input rows as the weight, multiplied with each stored row.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Replacement of the code of other libraries' modules, one module of one model at a time.
 
-A module keeps its parameters, buffers, hooks and place in the model; its class is exchanged for one that computes the
+A module keeps its parameters, buffers, hooks and name in the model; its class is exchanged for one that computes the
 same in another way. Only instances are touched, never a library's classes, functions or module namespaces: another
 model of the same family in the process runs as its library wrote it.
 """

@@ -100,7 +100,7 @@ class LastTokenOnly:
         Args:
             capture: runs the layer as far as its attention.
             args: the layer's arguments.
-            kwargs: likewise.
+            kwargs: the layer's keyword arguments.
         """
         B, T = args[0].shape[:2]
         if self._query_leaves is None or self._length != T:

@@ -6,7 +6,7 @@ whatever the pairing, the width or the scaling s. Autograd makes fourteen nodes 
 Without a graph, many tokens at once are rotated by rows of all heads (`rotated`): (a, b) becomes
 (a cos - b sin, b cos + a sin). Transformers computes that head by head, in seven passes over memory whose inner loops
 are half a head long. With a token's heads adjacent in memory, and its cosines repeated as often, it is four passes with
-inner loops as long as a row. Every number comes of the same products and the same sum, so results are bit-identical.
+inner loops as long as a row. Every number is the same sum of the same products, so results are bit-identical.
 
 Transformers' attention modules call the rotary function of their family by its global name. `replace_rotary` gives the
 attention modules of one model a `forward` with the same code, in whose globals that name is our function: no other
@@ -82,7 +82,7 @@ def _with_fused_rotary(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def _replace_hooked_forward(name: str, module: nn.Module, original: Callable[..., Any]) -> list[Patch]:
-    """Likewise of the bound `forward` that accelerate's placement keeps beside its own, taken before the patch."""
+    """Patch the bound `forward` that accelerate's placement saved before this patch, in `_old_forward`."""
     hooked_forward = vars(module).get("_old_forward")
     if not isinstance(hooked_forward, MethodType) or hooked_forward.__func__ is not original:
         return []
@@ -165,7 +165,7 @@ def rotates_halves(rotate: Callable[..., tuple[Tensor, Tensor]]) -> bool:
         found = rotate(q, k, cos, sin)
     except (TypeError, ValueError, RuntimeError, IndexError):  # other arguments or other shapes
         return False
-    return all(torch.equal(ours, rotated(x, cos, sin)) for ours, x in zip(found, (q, k), strict=True))
+    return all(torch.equal(actual, rotated(x, cos, sin)) for actual, x in zip(found, (q, k), strict=True))
 
 
 def supports_row_layout(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
@@ -203,7 +203,7 @@ def unrotated(module: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> T
         module: the layer's attention.
         x: [B, heads, tokens, D]
         cosines: of the tokens. [tokens, width] or [B, tokens, width]
-        sines: likewise.
+        sines: of the tokens, in the shape of `cosines`.
     """
     rotate = rotary_function(module)
     cos, sin = (c.to(x.device, x.dtype).view(-1, *c.shape[-2:]) for c in (cosines, sines))

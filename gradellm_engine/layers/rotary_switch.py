@@ -35,7 +35,7 @@ class ContextLimit:
 
     Attributes:
         num_tokens: prompt and completion together.
-        reason: why the context ends there, for models whose rotary frequencies decide it; empty for others.
+        reason: why the context ends there, for models whose rotary frequencies limit it; else empty.
     """
 
     num_tokens: int

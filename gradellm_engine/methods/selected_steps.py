@@ -32,8 +32,8 @@ def post_hoc_scores(model: CompletionModel, method: Method, switches: Switches) 
     if not 0 < num_short < completion.num_steps:
         yield from method.explain(model, switches)
         return
-    for done, part, first in ((0.0, model.truncated(num_short), 0), (0.5, model, num_short)):
-        for result in method.explain(part, switches):
+    for done, truncated, first in ((0.0, model.truncated(num_short), 0), (0.5, model, num_short)):
+        for result in method.explain(truncated, switches):
             if not isinstance(result, StepScores):
                 yield done + result / 2
             elif result.step >= first:

@@ -152,7 +152,7 @@ def weight_files(name: str, revision: str | None) -> list[Path]:
 
 
 def _check_one_set(name: str, shards: Sequence[str], revision: str | None) -> None:
-    """Refuse a single weight file beside shards: it is unclear which of the two is meant.
+    """Refuse a single weight file together with shards: it is unclear which of the two is meant.
 
     Raises:
         ModelLoadError: naming the shards.

@@ -27,7 +27,7 @@ MERGE = (
 )
 GGUF = (
     "GGUF is not supported yet: serve the original checkpoint, or convert it with Transformers "
-    "(AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(...), its tokenizer likewise)"
+    "(AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(...), and its tokenizer)"
 )
 RESAVE = "load it with Transformers and save it with save_pretrained(), which writes safetensors"
 _OTHER_FORMATS: tuple[tuple[str, str], ...] = (
@@ -136,7 +136,7 @@ def _check_folder(folder: Path) -> None:
     config = read_json(folder / CONFIG)
     if adapter := [name for name in ADAPTER_FILES if name in names]:
         raise ModelLoadError(
-            f"{folder} holds an adapter ({', '.join(adapter)}) beside a full model; it is unclear which of the two is "
+            f"{folder} holds an adapter ({', '.join(adapter)}) and a full model; it is unclear which of the two is "
             f"meant; {MERGE}, or remove {' and '.join(adapter)} to serve the model without it"
         )
     check_config(str(folder), config)
@@ -149,8 +149,8 @@ def _instead(folder: Path, names: list[str]) -> str:
     if any(name in names for name in ADAPTER_FILES):
         base = ""
         if "adapter_config.json" in names:
-            said = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-            base = f" for {said}" if isinstance(said, str) and said else ""
+            base_model = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+            base = f" for {base_model}" if isinstance(base_model, str) and base_model else ""
         return f"it is an adapter{base} (such as LoRA), without its base model; {MERGE}"
     if other := _other_format(folder):
         return other
@@ -227,7 +227,7 @@ def check_context(name: str, tokens: int) -> None:
     most = next((number for number in limits if isinstance(number, int) and number > 0), None)
     if tokens < 2 or (most is not None and tokens > most):
         raise ModelLoadError(
-            f"a context of {tokens} tokens was asked for; the model takes 2 to {most if most else 'its own limit'}"
+            f"a context of {tokens} tokens was requested; the model takes 2 to {most if most else 'its own limit'}"
         )
 
 
@@ -285,16 +285,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if content.startswith(_LFS):
         raise ModelLoadError(_lfs_pointer(path))
     try:
-        read = json.loads(content)
+        parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is no JSON: {one_line(error)}") from error
-    if not isinstance(read, dict):
-        raise ModelLoadError(f"{path} holds no JSON object, but {type(read).__name__}")
-    return read
+    if not isinstance(parsed, dict):
+        raise ModelLoadError(f"{path} holds no JSON object, but {type(parsed).__name__}")
+    return parsed
 
 
 def config_sha256(config: dict[str, Any], ends: dict[str, Any]) -> str:
-    """A hash of the settings that affect numbers and tokens, beside weights, tokenizer and chat template.
+    """A hash of the settings that affect numbers and tokens, without weights, tokenizer and chat template.
 
     It is taken over config.json as stored, so that it does not depend on the version of Transformers, in canonical
     form: keys sorted, 10000.0 as 10000, without names, versions and the stored dtype.

@@ -2,7 +2,7 @@
 
 A family is supported if its attention goes through Transformers' AttentionInterface in every layer and a test compares
 its scores with the oracle's. Properties that differ between families are columns. Unsupported families fail at load,
-because a partial attribution cannot be told from a correct one.
+because a partial attribution cannot be distinguished from a correct one.
 
 A family's name is the `model_type` of its configuration. The test is `tests/engine/model/test_families.py`, on the tiny
 model that `tests/support/tiny_models.py` has of each family.

@@ -142,7 +142,7 @@ def check_context_tokens(
     reason = f": {limit.reason}" if limit.reason else ""
     if context_tokens is not None and not 2 <= context_tokens <= limit.num_tokens:
         raise ModelLoadError(
-            f"a context of {context_tokens} tokens was asked for; the model takes 2 to {limit.num_tokens}{reason}"
+            f"a context of {context_tokens} tokens was requested; the model takes 2 to {limit.num_tokens}{reason}"
         )
     if reason:
         progress(f"limiting the context to {limit.num_tokens} tokens{reason}")

@@ -130,7 +130,7 @@ def load_model(
         device_map: accelerate's, such as auto or balanced, to spread a model over devices; not with `device`.
         ranks: the tensor-parallel process group; every rank calls this with the same arguments.
         context_tokens: a limit below the model's own.
-        batch_invariant: whether a token's numbers must not depend on the rest of its batch.
+        batch_invariant: whether results must not depend on batch composition.
         progress: called with each stage as it begins.
 
     Raises:
@@ -177,7 +177,7 @@ class _Source:
         revision: as it was requested.
         config: Transformers' configuration.
         family: its row in the table of families.
-        stored: config.json as it stands in the file.
+        stored: the content of config.json.
     """
 
     name: str
@@ -340,7 +340,7 @@ def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch
     check_logits(model, actual, expected)
     if batch_invariant and is_batch_variant(runner, model.config.get_text_config(decoder=True).vocab_size):
         raise UnsupportedModelError(
-            f"{type(model).__name__}: on this processor a token's numbers still depend on the rest of its batch; "
+            f"{type(model).__name__}: on this processor results depend on the rest of the batch; "
             "leave batch-invariant results off"
         )
     return runner

@@ -43,12 +43,12 @@ _REPREFILL_TOKENS = 512  # a pass, where a sequence is prefilled again
 
 
 class ModelRunner(TransformersModel):
-    """A decoder that executes batches of sequence chunks over a KV cache.
+    """A decoder-only model that executes batches of sequence chunks over a KV cache.
 
     Attributes:
         pool: the KV cache.
         cuda_graphs: captured decode steps and replays; None where they run eagerly.
-        cpu_traces: traced decode steps and replays; likewise.
+        cpu_traces: traced decode steps and replays; None where they run eagerly.
         compiled_layers: the layers as torch.compile compiled them, for CUDA graphs; None where they run as they are.
         fused_attention: Triton kernels for decode steps; None where torch computes attention.
         activation_cache: outputs of linear layers for tokens that a replay will explain.
@@ -88,7 +88,7 @@ class ModelRunner(TransformersModel):
         return f"{attention}, {'uncompiled' if self.compiled_layers is None else 'compiled'} layers"
 
     def allocate_pool(self, num_tokens: int) -> None:
-        """Allocate a KV cache of `num_tokens` tokens, in place of the last one. Drops CUDA graphs, which address it."""
+        """Allocate a KV cache of `num_tokens` tokens, replacing the last one. Drops CUDA graphs, which address it."""
         aligned = SLOT_ALIGNMENT if self.batch_invariant else 1
         self.pool = KVPool(self.layer_shapes, self.rotaries, num_tokens, aligned)
         self.cuda_graphs = None
@@ -135,7 +135,7 @@ class ModelRunner(TransformersModel):
         finally:
             slot.close()
 
-    def read(self, chunks: Sequence[SequenceChunk]) -> None:
+    def prefill(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill: write the chunks' keys and values into the KV cache. Returns once they are computed."""
         last = self._prefill(chunks, self.model.base_model)
         if last.is_cuda:  # else the time of the prefill would be charged to the pass that next waits for the GPU
@@ -169,7 +169,7 @@ class ModelRunner(TransformersModel):
     def _execute(
         self, chunks: Sequence[SequenceChunk], *, is_explained: bool = False, targets: Sequence[Target] | None = None
     ) -> ExplainedPass:
-        """Run decode steps or a replay; the one place that chooses how: CUDA graph, CPU trace or eager."""
+        """Run decode steps or a replay: by CUDA graph, by CPU trace or eagerly, chosen here alone."""
         batch = Batch(chunks, self._make_pass, targets is None and self.runs_batched(chunks), targets)
         if self.cuda_graphs is not None and (batch.is_batched or targets is not None):
             captured = self.cuda_graphs.execute(batch)
@@ -242,7 +242,7 @@ class ModelRunner(TransformersModel):
         slot.ids.clear()
         slot.is_long = is_long
         while unread := ids[slot.length : slot.length + _REPREFILL_TOKENS]:
-            self.read([SequenceChunk.new(slot, unread)])
+            self.prefill([SequenceChunk.new(slot, unread)])
             yield
 
 

@@ -34,7 +34,7 @@ CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1
 _TRACED_TOKENS = 2  # the first token attends to itself alone
 _REPLAYED_TOKENS = 2
 _INVARIANCE_TOKENS = 8
-_INVARIANCE_BATCH = 17  # sequences beside the first: more than a vector register holds float32 numbers
+_INVARIANCE_BATCH = 17  # sequences in addition to the first: more than a vector register holds float32 numbers
 _MAX_ERROR_LENGTH = 200  # characters; compilers report pages
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Runner(Protocol):
     def allocate_pool(self, num_tokens: int) -> None:
         """Allocate the KV cache."""
 
-    def read(self, chunks: Sequence[SequenceChunk]) -> None:
+    def prefill(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill."""
 
     def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
@@ -89,7 +89,7 @@ def _check_ids(model: PreTrainedModel) -> Tensor:
 
 
 def _logits_before(model: PreTrainedModel, ids: Tensor, position: int | None) -> Tensor:
-    """Logits after `ids`, with one more token behind them at `position`, if any; float32. [V]
+    """Logits after `ids`, followed by one more token at `position`, if any; float32. [V]
 
     That token makes the sequence a long one; attention is causal, so that nothing before it depends on it.
     """
@@ -102,13 +102,13 @@ def _logits_before(model: PreTrainedModel, ids: Tensor, position: int | None) ->
 
 
 def runner_logits(runner: Runner, model: PreTrainedModel) -> Tensor:
-    """The same logits as `eager_logits`, by a runner over the model: prefill in two pieces, then a decode step."""
+    """The same logits as `eager_logits`, by a runner over the model: prefill in two chunks, then a decode step."""
     kinds = [False] if switch_tokens(model.config) is None else [False, True]
     runner.allocate_pool(len(kinds) * (CHECK_TOKENS + SLOT_ALIGNMENT))
     slots = [runner.pool.allocate_probe(CHECK_TOKENS, is_long=is_long) for is_long in kinds]
     *first, last = _check_ids(model).tolist()
-    for piece in (first[:2], first[2:]):
-        runner.read([SequenceChunk.new(slot, piece) for slot in slots])
+    for chunk_ids in (first[:2], first[2:]):
+        runner.prefill([SequenceChunk.new(slot, chunk_ids) for slot in slots])
     return runner.step([SequenceChunk.new(slot, [last]) for slot in slots]).float()
 
 
@@ -201,7 +201,7 @@ def can_skip_outputs(runner: Runner) -> bool:
 
 
 def succeeds(run: Callable[[], object], fallback: str) -> bool:
-    """Whether `run` raises nothing; where it does, log `fallback`, which says what happens instead, and the error."""
+    """Whether `run` raises nothing; otherwise log the error and `fallback`, a sentence on what is used instead."""
     try:
         run()
     except Exception as error:  # compilers raise errors of any class
@@ -228,9 +228,9 @@ def is_batch_variant(runner: Runner, vocab_size: int) -> bool:
     for token_id in ids:
         result = runner.explained_pass([SequenceChunk.new(alone, [token_id], explain)])
         logits, scores = result.logits, result.heat_maps([Target(token_id)])[0]
-    for i, slot in enumerate(batch):  # prefill in pieces of different lengths
-        runner.read([SequenceChunk.new(slot, ids[: 1 + i % (_INVARIANCE_TOKENS - 2)])])
-    runner.read([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in batch])
+    for i, slot in enumerate(batch):  # prefill in chunks of different lengths
+        runner.prefill([SequenceChunk.new(slot, ids[: 1 + i % (_INVARIANCE_TOKENS - 2)])])
+    runner.prefill([SequenceChunk.new(slot, ids[slot.length : -1]) for slot in batch])
     together = runner.explained_pass([SequenceChunk.new(slot, ids[-1:], explain) for slot in batch])
     results = zip(together.logits, together.heat_maps([Target(ids[-1])] * len(batch)), strict=True)
     again = runner.explained_pass([SequenceChunk.replay(batch[0], 0, _INVARIANCE_TOKENS, explain)])

@@ -49,10 +49,10 @@ class TransformersModel:
         ranks: the tensor-parallel process group; None for a single process.
         head_ranks: the same, where ranks share the attention heads of a layer; None where every rank has all heads.
         layer_shapes: what each attention layer stores in the KV cache.
-        rotaries: the rotary embeddings that the KV cache stores beside them.
+        rotaries: the rotary embeddings that the KV cache stores with them.
         rotary_of: which of `rotaries` a layer takes, by layer index.
         patches: what was replaced in `model`, in order.
-        batch_invariant: whether a token's numbers do not depend on the rest of its batch.
+        batch_invariant: whether results do not depend on batch composition.
         switch_tokens: the longest sequence with the short rotary factors; None where no sequence has long ones.
     """
 

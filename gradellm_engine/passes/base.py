@@ -114,7 +114,7 @@ class LayerAttention(Protocol):
         """The attention output; the same numbers whether a token is explained or not. [1, H, T, D] -> [1, T, H, Dv]"""
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
-        """Add the layer's scores to the heat maps; return gradients where the graph goes on. In float32 or better.
+        """Add the layer's scores to the heat maps; return gradients where the graph continues. In float32 or better.
 
         Args:
             query: [1, H, T, D]

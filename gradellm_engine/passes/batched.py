@@ -150,7 +150,7 @@ class BatchedPass:
         """Compute what all layers use from what `fill` uploaded; the first operations of a recorded pass."""
         (L, T), device = (self.shape.width, self.shape.num_tokens), self.ids_and_positions.device
         self._before = torch.arange(L - 1, -1, -1, device=device)  # distance of each column from the last
-        self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # likewise of each token's own column
+        self._ahead = torch.arange(T - 1, -1, -1, device=device)[:, None]  # columns from each token's own to the last
         self._pool_indexes = self._starts[:, None] + (self._lengths[:, None] - 1 - self._before).clamp_min(0)  # [B, L]
         self._gather_indexes: dict[tuple[int, int], Tensor] = {}
         self._visible: dict[tuple[int, int | None], Tensor] = {}

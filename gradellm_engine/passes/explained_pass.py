@@ -17,7 +17,7 @@ class ExplainedPass:
     """The result of a forward pass: `logits`, and where it is explained the backward pass that scores its tokens.
 
     Attributes:
-        logits: of the token after each token of the pass, chunks behind one another. [T, V]
+        logits: of the token after each token of the pass, concatenated over chunks. [T, V]
     """
 
     def __init__(self, logits: Tensor, run: AttentionPass, backward: Backward | None) -> None:
@@ -27,7 +27,7 @@ class ExplainedPass:
         self._pending_backward = backward
 
     def start(self, targets: Sequence[Target | None]) -> None:
-        """Launch the backward pass on a GPU, which computes it while the caller goes on; on a CPU do nothing yet."""
+        """Launch the backward pass on a GPU, which computes it asynchronously; on a CPU do nothing yet."""
         if self.logits.is_cuda:
             self._backward(targets)
 

@@ -6,7 +6,7 @@ attention takes its own rows: half of the layer's GEMM time is saved.
 
 It works for any family, since nothing is known of the layer but its attention call. The layer first runs as far as its
 attention with two rows a position (`SharedPrefixAttention.capture_qkv`). When it then runs with all rows, the
-projections before its attention are stubs that return NaN at no cost. Where something behind the attention uses one,
+projections before its attention are stubs that return NaN at no cost. Where an operation after the attention uses one,
 such as a gate computed from the queries, the first output has NaN in it, and the model does without.
 """
 
@@ -61,8 +61,8 @@ class TokenSubstitutions:
 
     def pairs(self, rows: Tensor) -> Tensor:
         """The two rows of each position. [B, T, hidden] -> [2, T, hidden]"""
-        at = self.replacement_row.to(rows.device)
-        return torch.stack((rows[0], rows[at, torch.arange(len(at), device=rows.device)]))
+        row_index = self.replacement_row.to(rows.device)
+        return torch.stack((rows[0], rows[row_index, torch.arange(len(row_index), device=rows.device)]))
 
     def of_each(self, pairs: Tensor) -> Tensor:
         """Each sequence's own rows. [2, T, hidden] -> [B, T, hidden]"""

@@ -63,7 +63,7 @@ class SharedPrefixAttention(SequenceAttention):
     def capture_qkv(self, layer: nn.Module, args: _Args, kwargs: Mapping[str, Any]) -> QKV | None:
         """Run a layer as far as its attention: the queries, keys and values that it calls attention with.
 
-        Nothing behind the attention is computed. None where the layer calls no attention.
+        Nothing after the attention is computed. None where the layer calls no attention.
         """
         self._capture = capture = _QKVCapture()
         try:

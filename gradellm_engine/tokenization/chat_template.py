@@ -1,17 +1,17 @@
-"""The model's chat template: messages rendered to text, and the place of each message's content in that text.
+"""The model's chat template: messages rendered to text, and the position of each message's content in that text.
 
 A template is a program: it may trim a content, rewrite it, drop parts of it, repeat it, or write text of its own that
-depends on it. Searching for the content would therefore find wrong places. Instead, the template is run again with
+depends on it. Searching for the content would therefore find wrong positions. Instead, the template is run again with
 marks inside the contents, random strings that no text contains. Where the output without the marks equals the original
-output, each mark shows the place of a code point of a message:
+output, each mark shows the position of a code point of a message:
 
-    1. Marks stand at both ends of a content, inside its surrounding white space (so that trimming changes nothing), and
-       around tags such as <think> (so that a template that drops the text between two tags drops its marks with it).
+    1. Marks are put at both ends of a content, inside its surrounding white space (so that trimming changes nothing),
+       and around tags such as <think> (so that a template that drops the text between two tags drops its marks, too).
     2. Where the output differs, fewer marks are tried, then fewer messages, by bisection.
     3. The text between two neighbouring marks of a message is that part of its content, if it is there verbatim.
 
-Messages that cannot be marked are unplaced: parts of their content may be in the text, at unknown places. The work is
-linear in the text: each content is scanned once, and the number of runs is bounded.
+Messages that cannot be marked are unplaced: parts of their content may be in the text, at unknown positions. The work
+is linear in the text: each content is scanned once, and the number of runs is bounded.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class ContentSpan:
 
 @dataclass(frozen=True)
 class Placement:
-    """The places of messages' contents in the rendered text.
+    """The positions of messages' contents in the rendered text.
 
     Attributes:
         spans: ascending and disjoint.
-        unplaced: messages of whose content parts may be in the text at unknown places.
+        unplaced: messages of whose content parts may be in the text at unknown positions.
     """
 
     spans: tuple[ContentSpan, ...]
@@ -96,7 +96,7 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
 
 
 def place_messages(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> Placement:
-    """The places of messages' contents in `text`, the output of `render` for them."""
+    """The positions of messages' contents in `text`, the output of `render` for them."""
     renderer = _MarkedRenderer(messages, text, tokenizer)
     layouts = [_mark_layouts(message.content) for message in messages]
     indexes = [index for index, options in enumerate(layouts) if options]

@@ -64,7 +64,7 @@ class IncrementalDetokenizer:
     def _emit(self, text: str) -> str:
         if text.startswith(self._emitted_text):
             added = text[len(self._emitted_text) :]
-        else:  # a byte-fallback decoder replaces whole characters beside an invalid byte; these were emitted before
+        else:  # a byte-fallback decoder replaces whole characters next to an invalid byte; these were emitted before
             added = self._decode(self._window[self._emitted :])
         if added:
             # The piece just emitted is the context of the next one; a special token, without text, would be no context.

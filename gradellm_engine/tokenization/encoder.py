@@ -4,7 +4,7 @@
 and never changes its settings, so one thread may encode while another decodes.
 
 A long text is encoded in pieces, cut between a letter and a space before another letter, if that gives the same tokens:
-no token of the vocabulary may span such a place, and a set of samples must encode equally both ways. Between two pieces
+no token of the vocabulary may span such a boundary, and a set of samples must encode equally both ways. Between pieces
 the caller's `interruption_point` may end the work. Of a text that is much longer than the token limit's usual number of
 characters, some pieces are counted first, cut anywhere, so that a text with far too many tokens is refused early.
 """
@@ -27,7 +27,7 @@ from gradellm_engine.errors import TokenizerError
 PIECE_CHARACTERS = 1 << 15
 USUAL_BYTES = 8  # UTF-8 bytes of a token; a text with more bytes a token of the limit is counted first
 COUNTED_PIECES = 10  # every tenth piece is counted first, which costs an accepted text a tenth more
-CUT_TOKENS = 64  # the most tokens that a cut at an arbitrary place may add
+CUT_TOKENS = 64  # the most tokens that a cut at an arbitrary position may add
 MIN_LONGEST_TOKEN = 8  # characters; a vocabulary of single characters still takes decomposed text
 
 Array = NDArray[np.int64]
@@ -118,7 +118,7 @@ class TextEncoder:
             if any(map(_SPANNING.search, self._vocabulary_texts())):
                 return False
             return all(
-                [token_id for piece in _pieces(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
+                [token_id for piece in _split(sample, 1) for token_id in self._encode(piece, False).ids.tolist()]
                 == self._encode(sample, False).ids.tolist()
                 for sample in _SAMPLES
             )
@@ -192,7 +192,7 @@ class TextEncoder:
     def _encode_in_pieces(self, text: str, max_tokens: int | None) -> list[Encoding]:
         encoded: list[Encoding] = []
         start = count = 0
-        for piece in _pieces(text, PIECE_CHARACTERS):
+        for piece in _split(text, PIECE_CHARACTERS):
             interruption_point.get()()
             raw = self._raw(piece, False)
             count += len(raw)
@@ -232,7 +232,7 @@ def _encoding_of(raw: Any) -> Encoding:  # noqa: ANN401
     return Encoding(np.asarray(raw.ids, np.int64), offsets[:, 0], offsets[:, 1])
 
 
-def _pieces(text: str, least: int) -> list[str]:
+def _split(text: str, least: int) -> list[str]:
     """A text cut at boundaries into pieces of at least `least` characters."""
     cuts = [0]
     while len(text) - cuts[-1] > least and (found := _BOUNDARY.search(text, cuts[-1] + least)):

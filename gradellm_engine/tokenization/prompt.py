@@ -1,4 +1,4 @@
-"""A prompt as the model sees it: tokens that know their place in the text, their role, message, segment and word."""
+"""A prompt as the model sees it: tokens with their position in the text, role, message, segment and word."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Prompt:
         text: the text that was tokenised, chat template included.
         tokens: at least one.
         segments: names of the caller's segments, in their order in the text.
-        unplaced_messages: messages that the chat template rewrote, so that their tokens cannot be told from the
+        unplaced_messages: messages that the chat template rewrote, so that their tokens are indistinguishable from the
             template's; such tokens have the role TEMPLATE.
         unplaced_user_message: the first of them whose role is user, if any.
         is_raw_text: whether the prompt is raw text, to which the tokenizer adds its BOS token.

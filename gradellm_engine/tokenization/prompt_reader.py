@@ -93,7 +93,7 @@ def _place_tokens(
     spans: Sequence[ContentSpan],
     segments: Sequence[_PlacedSegment],
 ) -> Iterable[PromptToken]:
-    """The tokens with role, message and segment, by the place of their first character that is not white space."""
+    """The tokens with role, message and segment, by the position of their first character that is not white space."""
     anchors = _anchors(text, encoding)
     is_special = np.isin(encoding.ids, np.fromiter(special_ids, np.int64, len(special_ids)))
     span_of = _interval_of(anchors, [s.start for s in spans], [s.end for s in spans])
@@ -175,7 +175,7 @@ def _check_embedded(field: str, ids: Array, vocab_size: int) -> None:
 
 
 def _prompt_of_ids(ids: Sequence[int], encoder: TextEncoder, vocab_size: int) -> Prompt:
-    """The prompt of token ids; special tokens have the role TEMPLATE, all others USER."""
+    """The prompt of token ids; special tokens have the role TEMPLATE, other tokens USER."""
     check_token_ids("input.prompt_ids", ids, vocab_size)
     detokenizer = IncrementalDetokenizer(lambda window: encoder.decode(window, skip_special_tokens=False))
     special = encoder.special_ids
@@ -207,7 +207,7 @@ class _PlacedSegment:
 
 
 def _place_segments(prompt_input: PromptInput, placement: Placement) -> list[_PlacedSegment]:
-    """Segments of messages by their place in the rendered text."""
+    """Segments of messages by their position in the rendered text."""
     spans_of: dict[int, list[ContentSpan]] = {}
     for span in placement.spans:
         if span.offset is not None:

@@ -69,7 +69,7 @@ _JOINER = "\u200d"
 
 
 class _State(NamedTuple):
-    """The text so far, as far as later word boundaries depend on it."""
+    """The part of the earlier text that later word boundaries depend on."""
 
     before: str = ""  # the last characters that boundaries depend on
     has_text: bool = False  # there is more than white space since the last boundary
@@ -116,10 +116,10 @@ class WordCounter:
             self._must_start = True
         elif text:
             state = self._state._replace(before="") if text[0].isspace() else self._state
-            read = self._read.get((state, text))
-            if read is None:
-                read = self._read[state, text] = _read(state, text)
-            starts, self._state = read
+            transition = self._read.get((state, text))
+            if transition is None:
+                transition = self._read[state, text] = _read(state, text)
+            starts, self._state = transition
             starts = (starts and not shares_character) or self._must_start
             for _ in range(self._num_waiting + 1):
                 self._count(starts=starts)

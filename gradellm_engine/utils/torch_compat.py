@@ -36,7 +36,7 @@ is_batched_tensor: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtens
 
 
 def apply_to_physical(function: Callable[[Tensor], Tensor], batched: Tensor) -> Tensor:
-    """`function` of the tensor behind a `torch.func.vmap` batch dimension, batched again in the same way.
+    """`function` of the tensor below a `torch.func.vmap` batch dimension, batched again in the same way.
 
     For elementwise functions that have no batching rule, such as a sum over ranks. Since torch 2.0.
     """
@@ -60,7 +60,7 @@ def below_autograd() -> AbstractContextManager[None]:
 
 
 def has_onednn_linear() -> bool:
-    """Whether this build of torch has oneDNN and the operator behind `onednn_linear`. Since torch 2.0."""
+    """Whether this build of torch has oneDNN and the operator that `onednn_linear` calls. Since torch 2.0."""
     is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return is_built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -92,13 +92,13 @@ def set_default_group_timeout(timeout: timedelta) -> None:
 
 
 def changes_argument(operator: Any) -> bool:  # noqa: ANN401 (torch.ops' overloads have no public type)
-    """Whether an operator's schema says that it writes to one of its arguments. Since torch 1.13."""
+    """Whether an operator writes to one of its arguments, by its schema. Since torch 1.13."""
     is_mutable: bool = operator._schema.is_mutable
     return is_mutable
 
 
 def direct_call(operator: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """The compiled function behind an operator overload of `torch.ops`, or the operator where it has none.
+    """The compiled function of an operator overload of `torch.ops`, or the operator where it has none.
 
     Calling it skips the overload object's Python. Since torch 1.13.
     """

@@ -4,7 +4,7 @@
     backends      what is compared: this engine's modes, Transformers' generate, recomputation, Inseq and Captum
     timeline      when each token and attribution row came; every figure is derived from it
     latency       one request: time to first token, time per token, lag of attribution
-    served/       many requests: throughput, a long prompt beside running streams, prefix reuse, memory, evaluations
+    served/       many requests: throughput, a long prompt during decoding, prefix reuse, memory, evaluations
     bandwidth     memory bandwidth of the device, which bounds every figure
     report        tables, JSON, plot
     history       docs/benchmark-history.jsonl, a line a run

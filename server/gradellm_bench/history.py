@@ -2,7 +2,7 @@
 
 RESULTS.json is what `gradellm bench --json` writes. A line of the history is a run: date, commit, machine, versions,
 and for each prompt length the cost of a token relative to a plain token of the same run. Ratios can be compared
-between machines and days; milliseconds are kept beside them for the same machine.
+between machines and days; milliseconds are kept too, for the same machine.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _relative_throughput(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
         size = f"{row['streams']} x {row['prompt_tokens']}"
         by_size.setdefault(size, {})[row["way"]] = row["tokens_per_second"]
     return {
-        size: {way: round(speed / speeds[BASELINE], 4) for way, speed in speeds.items()}
+        size: {backend: round(speed / speeds[BASELINE], 4) for backend, speed in speeds.items()}
         for size, speeds in by_size.items()
         if BASELINE in speeds
     }

@@ -62,7 +62,7 @@ def latencies(
 ) -> Iterator[list[Latency]]:
     """All backends at each prompt length, in turns, so that other load slows all of them alike.
 
-    This engine's backends alternate every few tokens, the others every round.
+    This engine's backends alternate every few tokens, the other backends every round.
 
     Raises:
         RuntimeError: if backends decode different tokens in float32 or better, so that they cannot be compared.

@@ -68,20 +68,20 @@ def latency_table(latencies: Sequence[Latency]) -> str:
 
 def throughput_table(throughputs: Sequence[Throughput]) -> str:
     """Tokens per second of all streams, by number of streams and backend, at one prompt length."""
-    ways = list(dict.fromkeys(result.way for result in throughputs))
+    backends = list(dict.fromkeys(result.way for result in throughputs))
     rows = []
     for count in dict.fromkeys(result.streams for result in throughputs):
         row = {result.way: result for result in throughputs if result.streams == count}
         cells = [
             f"{cell.tokens_per_second:,.1f} ({cell.gap:,.0f}; {cell.tokens_per_second / cell.floor:.0%})"
-            for cell in (row[way] for way in ways)
+            for cell in (row[backend] for backend in backends)
         ]
         rows.append([str(count), *cells])
     title = (
         f"prompts of {throughputs[0].prompt_tokens:,} tokens, together: tokens a second of all streams "
         "(median ms between a stream's tokens; share of the floor)"
     )
-    return f"{title}\n\n{_markdown(['streams', *ways], rows)}"
+    return f"{title}\n\n{_markdown(['streams', *backends], rows)}"
 
 
 def admission_fact(admission: Admission) -> str:
@@ -134,10 +134,10 @@ def plot(report: Report, path: Path) -> None:
 
 
 def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
-    for way in dict.fromkeys(latency.way for latency in report.latencies):
-        rows = [latency for latency in report.latencies if latency.way == way]
+    for backend in dict.fromkeys(latency.way for latency in report.latencies):
+        rows = [latency for latency in report.latencies if latency.way == backend]
         lengths = [latency.prompt_tokens for latency in rows]
-        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in rows], "o-", label=way)
+        (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in rows], "o-", label=backend)
         if all(latency.floor for latency in rows):
             axes.plot(lengths, [latency.floor for latency in rows], ":", color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
@@ -148,9 +148,11 @@ def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
 
 
 def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
-    for way, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
-        rows = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (way, length)]
-        axes.plot([r.streams for r in rows], [r.tokens_per_second for r in rows], "o-", label=f"{way}, {length} tokens")
+    for backend, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
+        rows = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (backend, length)]
+        axes.plot(
+            [r.streams for r in rows], [r.tokens_per_second for r in rows], "o-", label=f"{backend}, {length} tokens"
+        )
     axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
     axes.set_title("Throughput")
 

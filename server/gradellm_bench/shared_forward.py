@@ -43,7 +43,7 @@ def main() -> None:
         shared.append(_seconds(lambda: _shared(bench_model, prompt, completion)))
         separate.append(_seconds(lambda: _separate(bench_model, prompt, completion)))
         print(f"shared {shared[-1]:.1f} s, separate {separate[-1]:.1f} s", flush=True)
-    ratio = statistics.median(one / many for one, many in zip(shared, separate, strict=True))
+    ratio = statistics.median(together / apart for together, apart in zip(shared, separate, strict=True))
     print(f"saliency of {NEW_TOKENS} tokens after {PROMPT_TOKENS}: {ratio:.2f} of separate passes (median)")
 
 

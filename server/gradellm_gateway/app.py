@@ -62,7 +62,7 @@ def gateway(
     Args:
         client: calls the explanation server; the app closes it when it shuts down.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
-        allow_hosts: Host headers that are answered; "*" for all. Others may be DNS rebinding by a foreign page.
+        allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
 
     @asynccontextmanager

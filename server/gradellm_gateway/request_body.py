@@ -45,23 +45,23 @@ def _refuse_constant(name: str) -> float:
 
 async def _read_body(request: Request) -> bytes:
     length = request.headers.get("content-length", "")
-    parts = request.stream()
+    chunks = request.stream()
     body = bytearray()
     is_too_large = length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES
-    while not is_too_large and (part := await anext(parts, None)) is not None:
-        body += part
+    while not is_too_large and (chunk := await anext(chunks, None)) is not None:
+        body += chunk
         is_too_large = len(body) > MAX_BODY_BYTES
     if is_too_large:
         if "expect" not in request.headers:  # else the client waits for 100 Continue before it sends the body
-            await _discard(parts)
+            await _discard(chunks)
         raise RequestTooLargeError(f"the request is larger than {MAX_BODY_BYTES:,} bytes, which is the limit")
     return bytes(body)
 
 
-async def _discard(parts: AsyncIterator[bytes]) -> None:
+async def _discard(chunks: AsyncIterator[bytes]) -> None:
     """Read the rest of a body for a while: a client that is disconnected while it sends does not see the response."""
     count = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
-            while count < 2 * MAX_BODY_BYTES and (part := await anext(parts, None)) is not None:
-                count += len(part)
+            while count < 2 * MAX_BODY_BYTES and (chunk := await anext(chunks, None)) is not None:
+                count += len(chunk)

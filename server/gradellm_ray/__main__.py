@@ -166,7 +166,7 @@ def _share(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     evaluate.check_flags(args)
     statistics.require_numpy()
-    asked = read_dataset_run(args)
+    run = read_dataset_run(args)
     from gradellm_engine import EngineError
     from gradellm_ray.evaluator import EngineOptions, Evaluator
 
@@ -197,10 +197,10 @@ def _run(args: argparse.Namespace) -> int:
             description = source.describe_model(presets)
         except EngineError as error:
             raise GradellmError(str(error)) from error
-        asked = _without_unsupported(resolve_for_model(args, asked, description.info), description.refusals)
-        with ResultsFile(asked.output.results, asked.spec.settings(asked.examples, description.info.model)) as kept:
-            _evaluate(args, asked, source, kept)
-    return write_tables(args, [read_run(args.out)], asked.output)
+        run = _without_unsupported(resolve_for_model(args, run, description.info), description.refusals)
+        with ResultsFile(run.output.results, run.spec.settings(run.examples, description.info.model)) as results:
+            _evaluate(args, run, source, results)
+    return write_tables(args, [read_run(args.out)], run.output)
 
 
 def _require_ray_token() -> None:
@@ -212,40 +212,40 @@ def _require_ray_token() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _without_unsupported(asked: DatasetRun, refusals: Mapping[str, str]) -> DatasetRun:
+def _without_unsupported(run: DatasetRun, refusals: Mapping[str, str]) -> DatasetRun:
     """Leave out presets that do not support the model."""
-    methods = dict(asked.spec.methods)
+    methods = dict(run.spec.methods)
     for name in refusals.keys() & methods.keys():
         print_status(f"{name} is left out: {refusals[name]}")
         del methods[name]
-    return replace(asked, spec=replace(asked.spec, methods=methods))
+    return replace(run, spec=replace(run.spec, methods=methods))
 
 
-def _evaluate(args: argparse.Namespace, asked: DatasetRun, source: ActorPool | Evaluator, kept: ResultsFile) -> None:
+def _evaluate(args: argparse.Namespace, run: DatasetRun, source: ActorPool | Evaluator, results: ResultsFile) -> None:
     """Evaluate the examples that the results file lacks."""
-    remaining = [example for example in asked.examples if example.id not in kept.done]
-    status = RunStatus(len(asked.examples), len(asked.examples) - len(remaining))
+    remaining = [example for example in run.examples if example.id not in results.done]
+    status = RunStatus(len(run.examples), len(run.examples) - len(remaining))
     if status.done_before:
         print_status(f"{status.done_before} of {status.total} examples are done; evaluating the rest")
-    progress = Progress(data_title(asked.spec.preset.name))
+    progress = Progress(data_title(run.spec.preset.name))
     try:
-        for example_id, outcome in source.outcomes(asked.spec, remaining) if remaining else ():
+        for example_id, outcome in source.outcomes(run.spec, remaining) if remaining else ():
             if outcome.record is None:
-                status.failed_now += kept.append_failure(example_id, outcome.error)
+                status.failed_now += results.append_failure(example_id, outcome.error)
             else:
-                status.done_now += kept.append(example_id, outcome.record)
+                status.done_now += results.append(example_id, outcome.record)
             progress.show(status)
     except BaseException:
         progress.close(status)
         done = status.done_before + status.done_now
         print_status(
-            f"stopped: {done} of {status.total} examples are done and kept in {kept.path}; examples that were "
+            f"stopped: {done} of {status.total} examples are done and kept in {results.path}; examples that were "
             "running will be evaluated again; to resume:\n"
             f"  {shlex.join([*PROGRAM, *args.arguments])}"
         )
         raise
     progress.close(status)
-    print_failures(kept, status.total)
+    print_failures(results, status.total)
 
 
 if __name__ == "__main__":

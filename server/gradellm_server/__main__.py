@@ -1,4 +1,4 @@
-"""`python -m gradellm_server`: load a model and serve it until the process is told to stop."""
+"""`python -m gradellm_server`: load a model and serve it until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ async def _start(server: Server, engine: Engine) -> int:
     except OutOfMemoryError:
         return _usage_error(
             f"out of memory in the warm-up: the KV cache has {engine.kv_bytes / 2**30:,.1f} GiB; give it less with "
-            "--kv-memory, so that passes of the model fit beside it"
+            "--kv-memory, so that passes of the model fit, too"
         )
     except EngineError as error:
         return _usage_error(f"the model does not run: {error}")

@@ -74,7 +74,7 @@ def check_free(listen: str, purpose: str = "", hint: str = "") -> None:
 
 
 def bind_error(listen: str) -> str:
-    """Return why binding an address failed, which gRPC does not say; called after the failure."""
+    """Return why binding an address failed, which gRPC does not report; called after the failure."""
     if reason := _bind_problem(listen):
         return reason
     if listen.startswith(UNIX):

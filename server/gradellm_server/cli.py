@@ -140,7 +140,7 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
         "--method-memory",
         type=cli_types.size,
         metavar="SIZE",
-        help="memory for post-hoc attribution methods (default: half of what is free beside the rest)",
+        help="memory for post-hoc attribution methods (default: half of what is still free after that)",
     )
     group.add_argument(
         "--max-message-bytes",

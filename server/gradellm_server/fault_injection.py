@@ -133,11 +133,11 @@ def parse(text: str) -> dict[str, Fault]:
         FaultError: naming the malformed part.
     """
     faults: dict[str, Fault] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = re.fullmatch(r"(\w+)=(\w+)(?::([\d.]+))?(?:@(\d+))?", part)
+    for item in filter(None, (item_text.strip() for item_text in text.split(","))):
+        match = re.fullmatch(r"(\w+)=(\w+)(?::([\d.]+))?(?:@(\d+))?", item)
         if match is None or match[1] not in POINTS:
             raise FaultError(
-                f"{VARIABLE}: {part!r} is not POINT=ACTION[:SECONDS][@N]; the points are {', '.join(POINTS)}"
+                f"{VARIABLE}: {item!r} is not POINT=ACTION[:SECONDS][@N]; the points are {', '.join(POINTS)}"
             )
         seconds = float(match[3] or 1)
         actions: dict[str, Action] = {

@@ -1,6 +1,6 @@
 """Health by grpc.health.v1: `ready` (the server takes calls) and `live` (the process need not be restarted).
 
-`ready`, the empty name and the service's own name are SERVING from the end of the warm-up until the server is told to
+`ready`, the empty name and the service's own name are SERVING from the end of the warm-up until the server begins to
 stop. `live` is SERVING from the start, also while a model loads and while a stopping server drains; it is NOT_SERVING
 once the engine thread has ended or is stalled (`engine_loop.stall_watchdog`).
 
@@ -86,7 +86,7 @@ class Health:
         self._watchdog = asyncio.create_task(watchdog.run(publish))
 
     async def close(self) -> None:
-        """Publish that the server is not ready; `live` goes on to follow the engine thread."""
+        """Publish that the server is not ready; `live` still follows the engine thread."""
         self._is_open = False
         await self._publish(live=self._published.get(LIVE, True), ready=False)
 

@@ -1,6 +1,6 @@
 """Redaction of panics that native libraries write to standard error.
 
-A Rust panic (in a tokenizer) writes to file descriptor 2 before Python hears of it, and may quote the text that it
+A Rust panic (in a tokenizer) writes to file descriptor 2 before Python sees it, and may quote the text that it
 failed on: a prompt. Descriptor 2 therefore becomes a pipe, and a thread copies everything but panics from it. Python's
 own `sys.stderr`, and the log with it, still writes to the original descriptor.
 """
@@ -36,7 +36,7 @@ def redact_panics() -> None:
 def copy_without_panics(reading: int, writing: int) -> None:
     """Copy one descriptor to another until its end, without panics and the lines that follow them closely.
 
-    Works line by line, since the first line of a panic may arrive in pieces. The start of a line is held back for
+    Works line by line, since the first line of a panic may take several reads. The start of a line is held back for
     `LINE_SECONDS`.
     """
     content = b""

@@ -1,6 +1,6 @@
 """Checks before torch is imported, within a second: model, options, files and addresses.
 
-Each check is repeated where the thing is used: a port may be taken meanwhile, and a file may change.
+Each check is repeated at use: a port may be bound meanwhile, and a file may change.
 """
 
 from __future__ import annotations
@@ -63,14 +63,20 @@ def _check_model(options: ModelOptions) -> None:
         raise ModelLoadError(
             f"give either a device ({options.device}) or a device map ({options.device_map}), not both"
         )
-    if options.is_tensor_parallel and options.device_map is not None:
-        raise ModelLoadError(
-            f"tensor parallel uses one device a rank: give no device map ({options.device_map}) with it"
-        )
-    if options.is_tensor_parallel and (options.device != "auto" or options.quantization != "none"):
-        raise ModelLoadError(
-            "tensor parallel chooses a device for each rank and shards full weights: give no device and no quantize"
-        )
+    if options.is_tensor_parallel:  # as `gradellm_engine.model.load_options.check_placement`, which imports torch
+        if options.device_map is not None:
+            raise ModelLoadError(
+                f"every tensor-parallel rank has one device: give no device map ({options.device_map})"
+            )
+        if options.device != "auto":
+            raise ModelLoadError(
+                f"tensor-parallel ranks have a GPU each, or none: leave device at auto, not {options.device!r}"
+            )
+        if options.quantization != "none":
+            raise ModelLoadError(
+                f"tensor parallelism does not shard weights in {options.quantization}: give no quantize, or a single "
+                "rank"
+            )
     package = _QUANTIZATION_PACKAGES.get(options.quantization)
     if package is not None and importlib.util.find_spec(package) is None:
         raise ModelLoadError(f"weights in {options.quantization} need {package}: pip install 'gradellm[quant]'")

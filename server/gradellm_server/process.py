@@ -52,7 +52,7 @@ def stop_event_on_signal() -> asyncio.Event:
 
 
 def ignore_stop_signals() -> None:
-    """Ignore stop signals on a rank other than 0: the launcher sends them to all ranks, and rank 0 ends the others."""
+    """Ignore stop signals on a rank other than 0: the launcher signals all ranks, and rank 0 ends the followers."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

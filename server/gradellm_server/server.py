@@ -34,7 +34,7 @@ DRAIN_CHECK_SECONDS = 0.02
 ABORT_SECONDS = 1.0  # part of the grace period: for sending the status of streams that did not finish
 
 HANDSHAKE_SECONDS = 20.0  # of TLS and HTTP/2
-MAX_STREAMS = 1024  # calls of one connection, beside those that may be queued
+MAX_STREAMS = 1024  # calls of one connection, in addition to those that may be queued
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Server:
     """A server. It binds its addresses when it is made, before a model is loaded, and serves from `start` on.
 
     Attributes:
-        address: where it serves, with the port that was bound if 0 was asked for.
+        address: where it serves, with the port that was bound for port 0.
         metrics: its Prometheus metrics.
     """
 
@@ -195,7 +195,7 @@ def _channel_options(settings: ServerSettings) -> list[tuple[str, Any]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Clients may ping as often; by default gRPC closes the connection of a client that does.
         ("grpc.http2.min_ping_interval_without_data_ms", round(0.3 * keepalive_ms)),
-        # Clients resolve names again only when a connection ends; calls go on.
+        # Clients resolve names again only when a connection ends; running calls continue.
         ("grpc.max_connection_age_ms", round(1000 * settings.connection_seconds)),
         # A connection without a handshake is closed; by default after two minutes.
         ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_SECONDS)),

@@ -35,8 +35,8 @@ class ServerSettings:
         stall_seconds: how long one pass of the model may take before the engine counts as stalled.
         keepalive_seconds: interval of HTTP/2 keepalive pings; a client that does not reply within half of it is
             disconnected.
-        connection_seconds: age at which connections are replaced, while their calls go on. On a new connection clients
-            resolve the name again, and so find servers that were added.
+        connection_seconds: age at which connections are replaced, while their calls continue. On a new connection
+            clients resolve the name again, and so find servers that were added.
         receive_seconds: how long a request may take to arrive, from the start of its call.
         debug: whether channelz is served.
     """

@@ -1,6 +1,6 @@
 """The public interface as text: the SDK and the engine, the wire contract, the commands' flags and the metrics.
 
-`make api` writes the files beside this one; test_api.py compares them. A change of one of them is a change that users
+`make api` writes the files of this folder; test_api.py compares them. A change of one of them is a change that users
 see, and comes with a line in CHANGELOG.md.
 """
 

@@ -1,4 +1,4 @@
-"""The bench on a tiny model: its ways do the same work, its figures are what they say."""
+"""The bench on a tiny model: its backends do the same work, and its figures are correct."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
-OWN_WAYS = [name for name, way in BACKENDS.items() if way.needs is None]
+OWN_BACKENDS = [name for name, backend in BACKENDS.items() if backend.needs is None]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def shape(monkeypatch: pytest.MonkeyPatch) -> str:
     return "tiny"
 
 
-@pytest.mark.parametrize("name", OWN_WAYS)
-def test_ways_tell_every_token_and_its_vector(tiny: BenchModel, name: str) -> None:
+@pytest.mark.parametrize("name", OWN_BACKENDS)
+def test_backends_time_every_token_and_attribution_row(tiny: BenchModel, name: str) -> None:
     prompt = tiny.prompt(Random(0), 20)
     expected = BACKENDS["generate"].decode(tiny, prompt, 6).ids
     timeline = BACKENDS[name].decode(tiny, prompt, 6)
@@ -65,17 +65,17 @@ def test_ways_tell_every_token_and_its_vector(tiny: BenchModel, name: str) -> No
 
 
 def test_standard_error_stays_empty() -> None:
-    """In a process of its own: libraries complain of each other when the interpreter ends."""
+    """In a separate process: libraries print warnings about each other when the interpreter exits."""
     measure = ["--parts", "latency", "--prompts", "16", "--new-tokens", "2", "--rounds", "1", "--ways", "generate"]
-    for arguments, status, said in (
+    for arguments, status, message in (
         (["--model", str(CHECKPOINT), *measure], 0, ""),
         (["--model", "/nowhere", *measure], 2, "error: there is no folder '/nowhere'"),
     ):
         command = [sys.executable, "-m", "gradellm_bench", *arguments]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == status
-        assert run.stderr.startswith(said)
-        assert run.stderr.count("\n") == bool(said)
+        assert run.stderr.startswith(message)
+        assert run.stderr.count("\n") == bool(message)
         assert ("latency" in run.stdout.lower() or "token" in run.stdout) == (status == 0)
 
 
@@ -89,13 +89,13 @@ def test_recomputation_finds_the_engines_tokens_and_vectors(model_path: Callable
         Sampling(max_new_tokens=3, temperature=0.0),
         AttributionSettings(sources=Sources.PREFIX),
     )
-    known = list(prompt)
+    prefix = list(prompt)
     for step in steps:
-        chosen, scores = recompute_step(bench_model.reference, known)
+        chosen, scores = recompute_step(bench_model.reference, prefix)
         assert chosen == step.id
         assert step.attribution is not None
         assert relative_error(step.attribution.scores, scores.double()) <= 1e-5
-        known.append(chosen)
+        prefix.append(chosen)
 
 
 def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
@@ -103,34 +103,36 @@ def test_a_way_that_cannot_run_a_family_is_left_out_or_refused(
 ) -> None:
     arguments = ["--model", str(model_path("gemma2")), "--parts", "latency", "--prompts", "8", "--rounds", "1"]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "| plain " in told
-    assert "recompute" not in told
+    output = capsys.readouterr().out
+    assert "| plain " in output
+    assert "recompute" not in output
     with pytest.raises(SystemExit):
         main([*arguments, "--ways", "recompute"])
     assert "recompute cannot run a model of the family gemma2" in capsys.readouterr().err
 
 
 def test_both_models_stand_on_the_same_tensors(tiny: BenchModel) -> None:
-    ours = dict(tiny.loaded.runner.model.named_parameters())
-    theirs = dict(tiny.reference.named_parameters())
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+    parameters = dict(tiny.loaded.runner.model.named_parameters())
+    reference_parameters = dict(tiny.reference.named_parameters())
+    assert parameters.keys() == reference_parameters.keys()
+    assert all(parameters[name].data_ptr() == reference_parameters[name].data_ptr() for name in parameters)
     assert tiny.reference.config._attn_implementation != "gradellm"
     # The embedding is read a row at a time, and stands apart from the head here.
     embedding = tiny.reference.get_input_embeddings().weight
     head = tiny.reference.get_output_embeddings().weight
-    assert tiny.body_bytes + tiny.head_bytes + embedding.nbytes == sum(parameter.nbytes for parameter in ours.values())
+    assert tiny.body_bytes + tiny.head_bytes + embedding.nbytes == sum(
+        parameter.nbytes for parameter in parameters.values()
+    )
     assert tiny.head_bytes == head.nbytes
 
 
 def test_a_timelines_figures() -> None:
-    ours = Timeline(ids=[1, 2, 3], read=1.0, tokens=[2.0, 3.0, 5.0], vectors=[2.5, 3.5, 7.0])
-    assert (ours.first_token, ours.end, ours.per_token) == (2.0, 7.0, 2.0)
-    assert ours.gaps == [1.0, 2.0]
-    assert ours.to_vector == 0.5
-    theirs = Timeline(ids=[1, 2, 3], tokens=[2.0, 3.0, 5.0])  # no telling when the prompt was read
-    assert (theirs.per_token, theirs.to_vector) == (1.5, None)
+    explained = Timeline(ids=[1, 2, 3], read=1.0, tokens=[2.0, 3.0, 5.0], vectors=[2.5, 3.5, 7.0])
+    assert (explained.first_token, explained.end, explained.per_token) == (2.0, 7.0, 2.0)
+    assert explained.gaps == [1.0, 2.0]
+    assert explained.to_vector == 0.5
+    plain = Timeline(ids=[1, 2, 3], tokens=[2.0, 3.0, 5.0])  # no telling when the prompt was read
+    assert (plain.per_token, plain.to_vector) == (1.5, None)
 
 
 def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,16 +145,16 @@ def test_a_stopwatch_that_stands_does_not_count(monkeypatch: pytest.MonkeyPatch)
     assert watch() == 7.0  # 14 since it was made, of which it stood 7
 
 
-def test_ways_in_turns_decode_what_they_decode_alone(tiny: BenchModel) -> None:
+def test_alternating_backends_decode_the_same_tokens(tiny: BenchModel) -> None:
     """Each by itself: nothing that one has read is used by another."""
-    ways = [way for way in BACKENDS.values() if way.mode is not None]
+    backends = [backend for backend in BACKENDS.values() if backend.mode is not None]
     prompt = tiny.prompt(Random(3), 40)
-    together = decode_in_turns(tiny, ways, prompt, 32)
-    for way in ways:
-        timeline, alone = together[way.name], way.decode(tiny, prompt, 32)
+    together = decode_in_turns(tiny, backends, prompt, 32)
+    for backend in backends:
+        timeline, alone = together[backend.name], backend.decode(tiny, prompt, 32)
         assert timeline.ids == alone.ids
         assert len(timeline.tokens) == 32
-        assert len(timeline.vectors) == (0 if way.name == "plain" else 32)
+        assert len(timeline.vectors) == (0 if backend.name == "plain" else 32)
         assert timeline.tokens == sorted(timeline.tokens)
         assert timeline.finished is not None
         assert timeline.finished.num_reused_tokens == 0
@@ -166,9 +168,9 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_floors_are_reads_at_the_measured_bandwidth(tiny: BenchModel) -> None:
-    ways = [BACKENDS["plain"], BACKENDS["per_token"], BACKENDS["chunked(16)"], BACKENDS["recompute"]]
+    backends = [BACKENDS["plain"], BACKENDS["per_token"], BACKENDS["chunked(16)"], BACKENDS["recompute"]]
     (row,) = latencies(
-        tiny, ways, prompt_lengths=[16], new_tokens=16, rounds=1, bandwidth=1e6, progress=lambda stage: None
+        tiny, backends, prompt_lengths=[16], new_tokens=16, rounds=1, bandwidth=1e6, progress=lambda stage: None
     )
     keys_and_values = 24 * 2 * 2 * (8 + 8) * 4  # in the middle: tokens x layers x groups x widths x bytes
     body, head = 1e3 * (tiny.body_bytes + keys_and_values) / 1e6, 1e3 * tiny.head_bytes / 1e6
@@ -180,27 +182,27 @@ def test_ways_that_decode_other_tokens_are_not_compared(tiny: BenchModel) -> Non
     def wrong(bench_model: BenchModel, ids: object, count: int) -> list[Timeline]:
         return [Timeline(ids=[0] * count, tokens=[1.0] * count)]
 
-    ways = [BACKENDS["plain"], Backend("wrong", "", wrong, None)]
+    backends = [BACKENDS["plain"], Backend("wrong", "", wrong, None)]
     measuring = latencies(
-        tiny, ways, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e9, progress=lambda stage: None
+        tiny, backends, prompt_lengths=[16], new_tokens=4, rounds=1, bandwidth=1e9, progress=lambda stage: None
     )
     with pytest.raises(RuntimeError, match="wrong decoded other tokens"):
         list(measuring)
 
 
-def test_a_long_prompt_comes_in_while_others_run(tiny: BenchModel) -> None:
-    its = admission(tiny, streams=2, new_tokens=64, rounds=1)
-    assert its.median_gap > 0
-    assert its.first_token >= its.largest_gap / 2 > 0  # it is read while they wait for tokens
+def test_a_long_prompt_is_admitted_during_decoding(tiny: BenchModel) -> None:
+    result = admission(tiny, streams=2, new_tokens=64, rounds=1)
+    assert result.median_gap > 0
+    assert result.first_token >= result.largest_gap / 2 > 0  # it is read while they wait for tokens
     with pytest.raises(RuntimeError, match="end before"):
         admission(tiny, streams=2, new_tokens=17, rounds=1)
 
 
 def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> None:
-    ways = [BACKENDS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
+    backends = [BACKENDS[name] for name in ("plain", "chunked(16)", "generate", "recompute")]
     short, long = throughputs(
         tiny,
-        ways,
+        backends,
         prompt_lengths=[20, 40],
         concurrency=[1, 4],
         new_tokens=32,
@@ -208,7 +210,7 @@ def test_throughput_is_that_of_streams_which_all_decode(tiny: BenchModel) -> Non
         bandwidth=1e9,
         progress=lambda stage: None,
     )
-    expected = [(n, way.name) for n in (1, 4) for way in ways[:3]]  # the slow one is left out
+    expected = [(n, backend.name) for n in (1, 4) for backend in backends[:3]]  # the slow one is left out
     for results, length in ((short, 20), (long, 40)):
         assert [(result.streams, result.way) for result in results] == expected
         assert {result.prompt_tokens for result in results} == {length}
@@ -233,7 +235,7 @@ def test_memory_is_counted_from_pools_that_are_in_use(tiny: BenchModel) -> None:
     assert abs(used.after - used.before) < 2**26
 
 
-def test_a_second_turn_reads_what_is_new(tiny: BenchModel) -> None:
+def test_a_second_turn_prefills_only_new_tokens(tiny: BenchModel) -> None:
     turns = reuse(tiny, new_tokens=8, rounds=1)
     assert turns.reused_tokens == turns.first_tokens + 8 - 1  # the answer's last token was never read
     assert turns.second_tokens - turns.reused_tokens < 40
@@ -243,19 +245,19 @@ def test_bandwidth_is_that_of_memory() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu")) < 1e13
 
 
-def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_parts_run_and_are_reported(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "figures.json", tmp_path / "figures.png"
     pytest.importorskip("matplotlib")
     arguments = ["--shape", shape, "--prompts", "16", "32", "--new-tokens", "32", "--rounds", "1", "--requests", "8"]
-    arguments += ["--concurrency", "1", "2", "--ways", *OWN_WAYS]
+    arguments += ["--concurrency", "1", "2", "--ways", *OWN_BACKENDS]
     assert main([*arguments, "--json", str(json_file), "--plot", str(plot_file)]) == 0
-    told = capsys.readouterr().out
-    assert "prompt of 16 tokens" in told
-    assert all(f"| {way} " in told for way in OWN_WAYS)
+    output = capsys.readouterr().out
+    assert "prompt of 16 tokens" in output
+    assert all(f"| {backend} " in output for backend in OWN_BACKENDS)
     for words in ("random tiny", "GB/s", "tokens a second", "1,500 tokens is admitted", "second turn", "Peak memory"):
-        assert words in told
+        assert words in output
     figures = json.loads(json_file.read_text())
-    assert {latency["way"] for latency in figures["latencies"]} == set(OWN_WAYS)
+    assert {latency["way"] for latency in figures["latencies"]} == set(OWN_BACKENDS)
     assert figures["memory"]["requests"] == 8
     assert plot_file.read_bytes().startswith(b"\x89PNG")
 
@@ -274,7 +276,7 @@ def test_all_parts_run_and_are_told(shape: str, tmp_path: Path, capsys: pytest.C
         (["--json", "/no/such/folder/file.json"], "/no/such/folder"),
     ],
 )
-def test_a_wrong_turn_ends_in_one_line(
+def test_an_invalid_setting_ends_with_one_line(
     shape: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     try:

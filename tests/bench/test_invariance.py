@@ -9,10 +9,10 @@ import pytest
 from gradellm_bench.invariance import main
 
 
-def test_it_tells_a_ratio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ratio_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["invariance", "--demo", "--rounds", "1", "--only", "one stream, explained"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in told] == ["one stream, explained", "one stream, explained in chunks"]
-    assert all(" times" in line for line in told)
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in output] == ["one stream, explained", "one stream, explained in chunks"]
+    assert all(" times" in line for line in output)

@@ -1,4 +1,4 @@
-"""A fake server without a model, behind a real channel: it replays scripted responses and records requests."""
+"""A fake server without a model, over a real channel: it replays scripted responses and records requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def started(prompt: str = PROMPT, **changes: object) -> pb.Started:
 
 
 def play(words: tuple[str, ...] = (" there", " was", "n't")) -> list[Message]:
-    """The parts of a whole stream: each word's row scores one prompt token at 1 and the others at a quarter."""
+    """The events of a complete stream: each word's row scores one prompt token at 1 and the rest at a quarter."""
     parts: list[Message] = [started()]
     position = 0
     for index, word in enumerate(words):
@@ -74,7 +74,7 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.parts = play()
         self.failure: grpc.Status | None = None
         self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
-        self.asked = threading.Event()
+        self.received = threading.Event()
         self.cancelled = threading.Event()
 
     def fail(self, code: int, message: str, *details: Message) -> None:
@@ -94,12 +94,12 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self, request: Message, context: grpc.ServicerContext, response: Callable[..., Message]
     ) -> Iterator[Message]:
         self.requests.append(request)
-        self.asked.set()
+        self.received.set()
         context.add_callback(self.cancelled.set)
-        for part in self.parts:
-            if (self.failure is not None or self.hold.is_set()) and isinstance(part, pb.Finished):
+        for event in self.parts:
+            if (self.failure is not None or self.hold.is_set()) and isinstance(event, pb.Finished):
                 break  # a stream that is over does not fail
-            yield response(**{type(part).__name__.lower(): part})
+            yield response(**{type(event).__name__.lower(): event})
         if self.hold.is_set():
             self.cancelled.wait(20)
         self._end(context)
@@ -145,7 +145,7 @@ def fake(tmp_path: Path) -> Iterator[FakeServer]:
 
 
 _SERVER_MODULE = '''
-"""A server process without a model. --model says how it behaves."""
+"""A server process without a model. --model selects its behaviour."""
 import argparse, os, signal, sys, threading, time
 from concurrent import futures
 import gradellm

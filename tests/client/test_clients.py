@@ -1,4 +1,4 @@
-"""Both clients over a real channel, by the same tests: `Client`, and `AsyncClient` behind a thin bridge."""
+"""Both clients over a real channel, by the same tests: `Client`, and `AsyncClient` through a thin bridge."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Bridge:
-    """AsyncClient called from ordinary code: every call runs to its end on a loop of its own."""
+    """AsyncClient called from ordinary code: every call runs to its end on a new event loop."""
 
     def __init__(self, target: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -72,14 +72,14 @@ class Bridge:
 
 @pytest.fixture(params=["sync", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    made: list[Any] = []
+    clients: list[Any] = []
 
     def make(target: str) -> Any:
-        made.append(Client(target, retry=None) if request.param == "sync" else Bridge(target))
-        return made[-1]
+        clients.append(Client(target, retry=None) if request.param == "sync" else Bridge(target))
+        return clients[-1]
 
     yield make
-    for client in made:
+    for client in clients:
         client.close() if isinstance(client, Client) else client.end()
 
 
@@ -114,7 +114,7 @@ def test_explain_collects(client: Any) -> None:
     assert explanation.finished.reason == "max_new_tokens"
 
 
-def test_attribute_explains_what_is_given(client: Any, fake: FakeServer) -> None:
+def test_attribute_explains_a_given_completion(client: Any, fake: FakeServer) -> None:
     assert kinds(client.attribute_events("Once", completion_ids=[50, 51])) == STREAM
     assert client.attribute("Once", completion=" there", method="saliency").text == " there wasn't"
     assert [type(request) for request in fake.requests] == [pb.AttributeRequest] * 2
@@ -141,7 +141,7 @@ def test_events_of_unknown_kind_are_passed_over(client: Any, fake: FakeServer, m
 
 def test_a_wrong_request_is_not_sent(client: Any, fake: FakeServer) -> None:
     with pytest.raises(InvalidRequestError, match="temperature"):
-        client.generate("Once", temperature="hot")  # before the first event is asked for
+        client.generate("Once", temperature="hot")  # before the first event
     with pytest.raises(InvalidRequestError, match="timeout"):
         client.server_info(timeout=-1)
     with pytest.raises(TypeError, match="did you mean timeout"):
@@ -183,7 +183,7 @@ def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
     async def leave() -> None:
         async with AsyncClient(fake.target, retry=None) as client:
             task = asyncio.create_task(client.explain("Once"))
-            await asyncio.to_thread(fake.asked.wait, 10)
+            await asyncio.to_thread(fake.received.wait, 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -193,7 +193,7 @@ def test_async_task_cancelling_cancels(fake: FakeServer) -> None:
     asyncio.run(leave())
 
 
-def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
+def test_closing_the_client_fails_running_calls(fake: FakeServer) -> None:
     fake.hold.set()
     client = Client(fake.target, retry=None)
     events = client.generate("Once")
@@ -204,11 +204,11 @@ def test_closing_the_client_fails_what_is_under_way(fake: FakeServer) -> None:
     assert fake.cancelled.wait(10)
 
 
-def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> None:
+def test_closing_the_async_client_fails_running_calls(fake: FakeServer) -> None:
     async def close_meanwhile() -> None:
         client = AsyncClient(fake.target, retry=None)
         task = asyncio.create_task(client.explain("Once"))
-        await asyncio.to_thread(fake.asked.wait, 10)
+        await asyncio.to_thread(fake.received.wait, 10)
         await client.close()
         with pytest.raises(CallCancelledError, match="closed"):
             await task
@@ -217,7 +217,7 @@ def test_closing_the_async_client_fails_what_is_under_way(fake: FakeServer) -> N
     asyncio.run(close_meanwhile())
 
 
-def test_a_closed_client_says_so(fake: FakeServer) -> None:
+def test_a_closed_client_raises(fake: FakeServer) -> None:
     client = Client(fake.target, retry=None)
     events = client.generate("Once")
     client.close()
@@ -278,7 +278,7 @@ def test_violations_name_their_fields(client: Any, fake: FakeServer) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_overload_says_when_to_come_back(client: Any, fake: FakeServer) -> None:
+def test_overload_carries_the_retry_delay(client: Any, fake: FakeServer) -> None:
     fake.overload()
     with pytest.raises(OverloadedError, match=r"8 requests wait .*try again in 1.5 s") as caught:
         client.explain("Once")
@@ -293,7 +293,7 @@ def test_a_deadline_that_is_over(client: Any, fake: FakeServer) -> None:
     assert fake.cancelled.wait(10)
 
 
-def test_nobody_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
+def test_no_server_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
     target = f"unix:{tmp_path}/nobody.sock"
     with pytest.raises(UnavailableError, match="gradellm serve") as caught:
         connect(target).server_info()
@@ -302,7 +302,7 @@ def test_nobody_answers(connect: Callable[[str], Any], tmp_path: Any) -> None:
 
 @pytest.fixture(params=["localhost", "unix"])
 def silent(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
-    """The target of a port that takes connections and says nothing, as a server's that loads its model."""
+    """The target of a port that accepts connections and sends nothing, as a server does while it loads its model."""
     if request.param == "unix":
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(f"{tmp_path}/silent.sock")
@@ -315,7 +315,7 @@ def silent(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
         yield f"localhost:{listening.getsockname()[1]}"
 
 
-def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
+def test_a_loading_server_is_waited_for(silent: str) -> None:
     with Client(silent, retry=None) as client, pytest.raises(UnavailableError) as caught:
         client.server_info()
     assert caught.value.is_starting
@@ -324,38 +324,38 @@ def test_a_server_that_still_loads_is_not_nobody(silent: str) -> None:
 
 
 def test_a_server_that_still_loads_is_waited_for(fake: FakeServer, tmp_path: Any) -> None:
-    told: list[tuple[GradellmError, float]] = []
+    waits: list[tuple[GradellmError, float]] = []
     target = f"unix:{tmp_path}/late.sock"
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{tmp_path}/late.sock")
     listening.listen()
 
     def on_wait(error: GradellmError, seconds: float) -> None:
-        told.append((error, seconds))
-        if len(told) == 3:  # more than the attempts of any other failure
+        waits.append((error, seconds))
+        if len(waits) == 3:  # more than the attempts of any other failure
             os.unlink(f"{tmp_path}/late.sock")
             os.symlink(f"{tmp_path}/fake.sock", f"{tmp_path}/late.sock")
 
     retry = Retry(attempts=2, starting_seconds=30, max_seconds=0.1, on_wait=on_wait)
     with listening, Client(target, retry=retry) as client:
         assert client.server_info().model.name == "fake"
-    assert all(isinstance(error, UnavailableError) for error, _ in told)
+    assert all(isinstance(error, UnavailableError) for error, _ in waits)
 
 
-def test_how_far_a_prompt_is_read_is_told_to_who_asks(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
+def test_prompt_progress_is_an_event(client: Any, fake: FakeServer, monkeypatch: Any) -> None:
     first, *rest = fake.parts
     reading = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.75)]
-    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in (first, *rest)]
-    others = [pb.GenerateResponse(**part) for part in carried]
-    monkeypatch.setattr(fake, "_stream", lambda *_: iter([others[0], *reading, *others[1:]]))
-    told: list[Event] = []
-    explanation = client.explain("Once", on_event=told.append)
-    assert [event.prompt_progress.done for event in told if event.prompt_progress is not None] == [0.25, 0.75]
+    carried: list[dict[str, Any]] = [{type(item).__name__.lower(): item} for item in (first, *rest)]
+    responses = [pb.GenerateResponse(**item) for item in carried]
+    monkeypatch.setattr(fake, "_stream", lambda *_: iter([responses[0], *reading, *responses[1:]]))
+    received: list[Event] = []
+    explanation = client.explain("Once", on_event=received.append)
+    assert [event.prompt_progress.done for event in received if event.prompt_progress is not None] == [0.25, 0.75]
     assert explanation.text == " there wasn't"
-    assert kinds(client.generate("Once")) == kinds(event for event in told if event.prompt_progress is None)
+    assert kinds(client.generate("Once")) == kinds(event for event in received if event.prompt_progress is None)
     heard: list[Event] = []
     assert set(kinds(client.generate("Once", on_event=heard.append))) <= {"started", "token", "attribution", "finished"}
-    assert len(heard) == len(told)
+    assert len(heard) == len(received)
 
 
 def test_a_message_too_large_is_no_overload(client: Any) -> None:

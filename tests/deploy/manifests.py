@@ -22,7 +22,7 @@ KUBERNETES = DEPLOY / "kubernetes"
 SCHEMAS = KUBERNETES / "schemas"
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml"))
-# What is applied as it stands: base and overlays, and resources that lie there without a kustomization.
+# Applied manifests: base and overlays, and resources without a kustomization.
 BUILDS = [
     "base",
     *(f"overlays/{name}" for name in OVERLAYS),
@@ -33,7 +33,7 @@ Resource = dict[str, Any]
 
 
 def kubectl() -> str:
-    """The program, or a skip that says so."""
+    """The program's path; skips the test where it is missing."""
     found = shutil.which("kubectl")
     if found is None:
         pytest.skip("kubectl is not installed: what it renders is not checked")
@@ -41,12 +41,12 @@ def kubectl() -> str:
 
 
 def render(folder: Path) -> list[Resource]:
-    """What a folder with a kustomization comes to."""
+    """The rendered resources of a kustomization."""
     ended = subprocess.run(
         [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=60
     )
     assert ended.returncode == 0, ended.stderr
-    return [one for one in yaml.safe_load_all(ended.stdout) if one]
+    return [resource for resource in yaml.safe_load_all(ended.stdout) if resource]
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def _built(name: str) -> list[Resource]:
     path = KUBERNETES / name
     if path.is_dir():
         return render(path)
-    return [one for one in yaml.safe_load_all(path.read_text()) if one]
+    return [resource for resource in yaml.safe_load_all(path.read_text()) if resource]
 
 
 def built(name: str) -> list[Resource]:
@@ -63,7 +63,7 @@ def built(name: str) -> list[Resource]:
 
 
 def of_kind(resources: list[Resource], kind: str) -> list[Resource]:
-    return [one for one in resources if one["kind"] == kind]
+    return [resource for resource in resources if resource["kind"] == kind]
 
 
 def pods(resource: Resource) -> Iterator[Resource]:
@@ -72,10 +72,10 @@ def pods(resource: Resource) -> Iterator[Resource]:
     templates = [spec.get("template"), *(spec.get("leaderWorkerTemplate", {}).get(key) for key in LEADER_WORKER)]
     for template in templates:
         if template is not None and "containers" in template.get("spec", {}):
-            made = copy.deepcopy(template)
+            pod = copy.deepcopy(template)
             name, namespace = resource["metadata"]["name"], resource["metadata"].get("namespace", "")
-            made.setdefault("metadata", {}).update(name=name, namespace=namespace)
-            yield {"apiVersion": "v1", "kind": "Pod", **made}
+            pod.setdefault("metadata", {}).update(name=name, namespace=namespace)
+            yield {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
 LEADER_WORKER = ("leaderTemplate", "workerTemplate")
@@ -93,15 +93,15 @@ def labels(resource: Resource) -> dict[str, str]:
     return dict(resource["metadata"].get("labels", {}))
 
 
-def selects(selector: dict[str, Any], of: dict[str, str]) -> bool:
+def selects(selector: dict[str, Any], pod_labels: dict[str, str]) -> bool:
     """Whether a selector (matchLabels, matchExpressions with In, or plain labels) takes what has these labels."""
     plain = "matchLabels" not in selector and "matchExpressions" not in selector
     wanted = selector if plain else selector.get("matchLabels", {})
-    for one in [] if plain else selector.get("matchExpressions", []):
-        assert one["operator"] == "In", one
-        if of.get(one["key"]) not in one["values"]:
+    for expression in [] if plain else selector.get("matchExpressions", []):
+        assert expression["operator"] == "In", expression
+        if pod_labels.get(expression["key"]) not in expression["values"]:
             return False
-    return all(of.get(key) == value for key, value in wanted.items())
+    return all(pod_labels.get(key) == value for key, value in wanted.items())
 
 
 def schema_of(resource: Resource) -> Any | None:

@@ -29,8 +29,8 @@ IMAGES = ["server", "client"]
 
 @pytest.fixture(scope="module")
 def df() -> ModuleType:
-    made: ModuleType = module(DEPLOY / "image" / "dockerfile.py")
-    return made
+    loaded: ModuleType = module(DEPLOY / "image" / "dockerfile.py")
+    return loaded
 
 
 def hadolint() -> str:
@@ -50,16 +50,16 @@ def test_every_exception_of_hadolint_has_a_reason_before_it() -> None:
     for number, line in enumerate(lines):
         if line.startswith("# hadolint ignore"):
             reason = lines[number - 1] if lines[number - 1].startswith("# ") else ""
-            same_kind = [one for one in lines[:number] if one == line]
+            same_kind = [candidate for candidate in lines[:number] if candidate == line]
             assert reason or same_kind, f"line {number + 1}"
 
 
-def test_all_of_it_is_understood(df: ModuleType) -> None:
+def test_every_dockerfile_instruction_is_parsed(df: ModuleType) -> None:
     file = df.read(DOCKERFILE)
     assert file.arguments == {"BASE_IMAGE": "docker.io/library/debian:bookworm-slim", "DEVICE": "cpu"}
     for device in ("cpu", "cuda"):
         assert df.expand(file.stages["server"].base, {"DEVICE": device}) in file.stages
-    assert list(file.stages)[-1] == "server"  # what is built when nobody says which
+    assert list(file.stages)[-1] == "server"  # the default target
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_all_of_it_is_understood(df: ModuleType) -> None:
         ("RUN x\nFROM a AS b", "before the first FROM"),
     ],
 )
-def test_what_it_does_not_know_is_an_error(df: ModuleType, tmp_path: Path, text: str, message: str) -> None:
+def test_unknown_instructions_are_errors(df: ModuleType, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "Dockerfile").write_text(text)
     with pytest.raises(df.DockerfileError, match=message):
         df.read(tmp_path / "Dockerfile")
@@ -78,7 +78,7 @@ def test_what_it_does_not_know_is_an_error(df: ModuleType, tmp_path: Path, text:
 
 def test_instructions_of_several_lines_with_comments_inside(df: ModuleType) -> None:
     text = "# c\nFROM a AS b\nRUN one \\\n  # why\n  && two\nENV A=1 \\\n    B='x y'\n"
-    assert [(one.name, one.text, one.line) for one in df.instructions(text)] == [
+    assert [(instruction.name, instruction.text, instruction.line) for instruction in df.instructions(text)] == [
         ("FROM", "a AS b", 2),
         ("RUN", "one && two", 3),
         ("ENV", "A=1 B='x y'", 6),
@@ -123,8 +123,8 @@ def test_the_servers_default_is_as_careful_as_the_command(df: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_is_written_is_written_where_pods_have_room(df: ModuleType, name: str) -> None:
-    """Caches lie under /cache, and every server's pod mounts it and /tmp."""
+def test_written_paths_are_on_writable_volumes(df: ModuleType, name: str) -> None:
+    """Caches are under /cache, and every server's pod mounts it and /tmp."""
     stage = df.read(DOCKERFILE).stages[name]
     variables = df.pairs(df.expand(stage.last("ENV"), {}))
     folders = {value for value in variables.values() if value.startswith("/") and ":" not in value}
@@ -137,14 +137,14 @@ def test_what_is_written_is_written_where_pods_have_room(df: ModuleType, name: s
                     assert {"/tmp", "/cache"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
-def test_what_is_copied_exists_and_is_not_ignored(df: ModuleType) -> None:
+def test_copied_files_exist_and_are_not_ignored(df: ModuleType) -> None:
     allowed = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for stage in df.read(DOCKERFILE).stages.values():
         for text in stage.all("COPY"):
             if not text.startswith("--from="):
                 for source in text.split()[:-1]:
                     assert (PROJECT / source).exists(), source
-                    assert any(source == one or source.startswith(f"{one}/") for one in allowed), source
+                    assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
 
 
 def test_the_wheel_is_built_by_pinned_packages() -> None:

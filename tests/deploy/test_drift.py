@@ -40,7 +40,7 @@ from gradellm_server.settings import ServerSettings, split_address
 from server.observability.test_monitoring import NAME, sample_names
 
 yaml = pytest.importorskip("yaml")
-MARGIN_SECONDS = 5.0  # for the engine's thread and Python to end in, beside what the code counts
+MARGIN_SECONDS = 5.0  # for the engine thread and Python to end, in addition to the timeouts in the code
 GATEWAY_GRACE = re.compile(r"timeout_graceful_shutdown=(\d+)")
 
 
@@ -103,10 +103,14 @@ def hub_download(arguments: list[str]) -> None:
     from huggingface_hub.cli.download import download
 
     assert arguments[0] == "download"
-    known = set(inspect.signature(download).parameters)
-    flags = {one.removeprefix("--").partition("=")[0].replace("-", "_") for one in arguments if one.startswith("--")}
+    parameters = set(inspect.signature(download).parameters)
+    flags = {
+        argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        for argument in arguments
+        if argument.startswith("--")
+    }
     assert flags
-    assert flags <= known
+    assert flags <= parameters
 
 
 def understood(arguments: list[str]) -> None:
@@ -123,10 +127,10 @@ def understood(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_probes_ask_where_health_is_told_and_by_its_names(name: str) -> None:
+def test_probes_use_the_health_ports_and_service_names(name: str) -> None:
     for pod, container, options in servers(name):
         if labels(pod)["app.kubernetes.io/component"] == "rank":
-            continue  # it listens to nobody
+            continue  # it has no listening port
         host, port = split_address(str(health_address(options.health_port)))
         assert host == "0.0.0.0", "the kubelet asks from outside the pod"
         assert {container[probe]["grpc"]["port"] for probe in PROBES} == {port}
@@ -192,10 +196,10 @@ def test_scaling_asks_for_metrics_that_exist() -> None:
 
 
 def test_rules_and_board_are_those_of_the_monitoring_folder() -> None:
-    made = subprocess.run(
+    generated = subprocess.run(
         [sys.executable, DEPLOY / "kubernetes" / "rules.py", "--check"], capture_output=True, text=True, check=False
     )
-    assert made.returncode == 0, made.stderr
+    assert generated.returncode == 0, generated.stderr
     resources = built("overlays/monitoring")
     (rule,) = of_kind(resources, "PrometheusRule")
     assert rule["spec"] == yaml.safe_load((DEPLOY / "monitoring" / "alerts.yml").read_text())
@@ -219,7 +223,7 @@ def compose(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
-def test_compose_files_are_what_the_specification_allows(name: str) -> None:
+def test_compose_files_match_the_specification(name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DEPLOY / "kubernetes" / "schemas" / "compose-spec.json").read_text())
     found = [f"{e.json_path}: {e.message}" for e in jsonschema.Draft7Validator(schema).iter_errors(compose(name))]
@@ -235,21 +239,21 @@ def test_composes_commands_are_understood_and_fit(name: str) -> None:
     assert seconds(base["server"]["stop_grace_period"]) >= options.grace_seconds + ABORT_SECONDS + MARGIN_SECONDS
     assert options.health_port == "50052"  # where the image's HEALTHCHECK asks
     assert services["server"]["image"].partition(":")[2] in (f"{__version__}-cpu", f"{__version__}-cuda")
-    for one in services.values():
-        for mount in one.get("volumes", []):
+    for service in services.values():
+        for mount in service.get("volumes", []):
             if isinstance(mount, str) and mount.startswith("./"):
                 assert (DEPLOY / mount.split(":")[0]).is_file(), mount
 
 
-def test_compose_publishes_on_loopback_alone_and_what_listens() -> None:
+def test_compose_publishes_listening_ports_on_loopback_only() -> None:
     services = compose("compose.yaml")["services"]
-    published = {port for one in services.values() for port in one.get("ports", [])}
+    published = {port for item in services.values() for port in item.get("ports", [])}
     assert all(port.startswith("127.0.0.1:") for port in published)
     server = server_options(services["server"]["command"][1:])
     gateway = gateway_parser().parse_args(services["gateway"]["command"][1:])
-    prometheus = dict(one.lstrip("-").partition("=")[::2] for one in services["prometheus"]["command"])
+    prometheus = dict(item.lstrip("-").partition("=")[::2] for item in services["prometheus"]["command"])
     listening = [server.listen, gateway.listen, prometheus["web.listen-address"], "0.0.0.0:3000"]
-    assert published == {f"127.0.0.1:{port}:{port}" for port in (split_address(one)[1] for one in listening)}
+    assert published == {f"127.0.0.1:{port}:{port}" for port in (split_address(item)[1] for item in listening)}
     assert gateway.target == f"server:{split_address(server.listen)[1]}"
     # Prometheus shares the server's network, and its configuration is the one of deploy/monitoring.
     assert services["prometheus"]["network_mode"] == "service:server"
@@ -257,10 +261,10 @@ def test_compose_publishes_on_loopback_alone_and_what_listens() -> None:
     assert scraped["static_configs"][0]["targets"] == [metrics_address(server)]
     (source,) = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "datasources.yml").read_text())["datasources"]
     assert source["url"] == f"http://server:{split_address(prometheus['web.listen-address'])[1]}"
-    for name, one in services.items():
-        assert one["read_only"] is True, name
-        assert one["cap_drop"] == ["ALL"], name
-        assert one["security_opt"] == ["no-new-privileges:true"], name
+    for name, item in services.items():
+        assert item["read_only"] is True, name
+        assert item["cap_drop"] == ["ALL"], name
+        assert item["security_opt"] == ["no-new-privileges:true"], name
 
 
 # --- the README's commands --------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ def module(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = made
-    spec.loader.exec_module(made)
-    return made
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded

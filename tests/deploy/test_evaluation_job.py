@@ -27,18 +27,18 @@ def container(name: str) -> Resource:
     return dict(found)
 
 
-def arguments(name: str, folder: Path, **said: str) -> list[str]:
+def arguments(name: str, folder: Path, **overrides: str) -> list[str]:
     """What a pod runs, with its paths under a folder and some of its words replaced."""
     words = []
     for word in container(name)["args"]:
         word = re.sub(r"=/(data|results)", lambda match: f"={folder}/{match[1]}", word)
-        for old, new in {"$(JOB_COMPLETION_INDEX)": said.get("index", ""), **said}.items():
+        for old, new in {"$(JOB_COMPLETION_INDEX)": overrides.get("index", ""), **overrides}.items():
             word = word.replace(old, new)
         words.append(word)
     return words
 
 
-def test_the_jobs_as_they_stand_make_the_tables_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_jobs_produce_the_tables_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
     data = write_data(tmp_path / "data" / "sst2.jsonl", 21, e3="long")
     server = FakeEvaluator()
@@ -64,14 +64,14 @@ def test_shards_are_as_many_as_completions() -> None:
 
 
 @pytest.mark.parametrize("name", [JOB, MERGE])
-def test_failures_are_told_apart_by_the_commands_exit_codes(name: str) -> None:
+def test_exit_codes_decide_the_pod_failure_action(name: str) -> None:
     rules = job(name)["podFailurePolicy"]["rules"]
-    told = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", ())}
+    actions = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", ())}
     assert all(
         rule["onExitCodes"]["containerName"] == container(name)["name"] for rule in rules if "onExitCodes" in rule
     )
-    assert not told.keys() & {69, 70, 75, 137, 143}  # later, another try may do
-    assert told[2] == "FailJob"
+    assert not actions.keys() & {69, 70, 75, 137, 143}  # a later retry may succeed
+    assert actions[2] == "FailJob"
     assert job(name)["podReplacementPolicy"] == "Failed"
 
 
@@ -79,8 +79,8 @@ def test_failures_are_told_apart_by_the_commands_exit_codes(name: str) -> None:
 def test_data_is_read_only_and_results_lie_on_the_claim(name: str) -> None:
     (claim,) = of_kind(built(JOB), "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    volumes = {one["name"]: one for one in job(name)["template"]["spec"]["volumes"]}
-    mounts = {one["mountPath"]: one for one in container(name)["volumeMounts"]}
+    volumes = {item["name"]: item for item in job(name)["template"]["spec"]["volumes"]}
+    mounts = {item["mountPath"]: item for item in container(name)["volumeMounts"]}
     assert mounts["/data"]["readOnly"] is True
     assert "readOnly" not in mounts["/results"]
     for path in ("/data", "/results"):

@@ -58,7 +58,7 @@ def errors(resource: Resource, version: str = NEWEST) -> list[str]:
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("name", BUILDS)
-def test_everything_is_what_the_schemas_allow(name: str, version: str) -> None:
+def test_manifests_match_their_schemas(name: str, version: str) -> None:
     resources = built(name)
     assert resources
     for resource in resources:
@@ -73,9 +73,10 @@ def test_overlays_are_those_that_are_promised() -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_components_render_with_what_they_need_alone(name: str, tmp_path: Path) -> None:
+def test_components_render_with_their_requirements_only(name: str, tmp_path: Path) -> None:
     paths = [
-        os.path.relpath(KUBERNETES / "components" / one, tmp_path.resolve()) for one in [*NEEDS.get(name, []), name]
+        os.path.relpath(KUBERNETES / "components" / component, tmp_path.resolve())
+        for component in [*NEEDS.get(name, []), name]
     ]
     base = os.path.relpath(KUBERNETES / "base", tmp_path.resolve())
     listed = "".join(f"  - {path}\n" for path in paths)
@@ -86,7 +87,7 @@ def test_components_render_with_what_they_need_alone(name: str, tmp_path: Path) 
         assert errors(resource) == []
 
 
-def test_the_schemas_refuse_what_they_do_not_know() -> None:
+def test_schemas_refuse_unknown_fields() -> None:
     seen = set()
     for name in BUILDS:
         for resource in built(name):
@@ -108,16 +109,16 @@ def test_a_kind_without_any_schema_is_no_pass() -> None:
 @pytest.mark.parametrize("name", BUILDS)
 def test_resources_are_in_the_namespace_and_labelled(name: str) -> None:
     for resource in built(name):
-        told = f"{resource['kind']}/{resource['metadata']['name']}"
+        full_name = f"{resource['kind']}/{resource['metadata']['name']}"
         if resource["kind"] not in CLUSTER_WIDE:
-            assert resource["metadata"].get("namespace") == "gradellm", told
+            assert resource["metadata"].get("namespace") == "gradellm", full_name
         for pod in pods(resource):
-            assert labels(pod)["app.kubernetes.io/part-of"] == "gradellm", told
-            assert labels(pod)["app.kubernetes.io/version"] == __version__, told
+            assert labels(pod)["app.kubernetes.io/part-of"] == "gradellm", full_name
+            assert labels(pod)["app.kubernetes.io/version"] == __version__, full_name
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_pods_may_no_more_than_the_restricted_standard(name: str) -> None:
+def test_pods_meet_the_restricted_standard(name: str) -> None:
     """Kubernetes' own list of it, and a root that cannot be written."""
     found = list(containers(built(name)))
     assert found
@@ -160,38 +161,40 @@ def test_mounts_have_volumes_and_models_are_only_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [f"overlays/{name}" for name in OVERLAYS])
-def test_everything_finds_what_it_names(name: str) -> None:
+def test_references_between_manifests_resolve(name: str) -> None:
     """Selectors pods, ports ports, routes services, policies routes."""
     resources = built(name)
     all_pods = [pod for resource in resources for pod in pods(resource)]
-    services = {one["metadata"]["name"]: one for one in of_kind(resources, "Service")}
+    services = {item["metadata"]["name"]: item for item in of_kind(resources, "Service")}
     for service in services.values():
         chosen = [pod for pod in all_pods if selects(service["spec"]["selector"], labels(pod))]
         assert len(chosen) == 1, f"{service['metadata']['name']} selects {len(chosen)} kinds of pods"
-        names = {port["name"] for one in chosen for c in one["spec"]["containers"] for port in c.get("ports", [])}
+        names = {port["name"] for item in chosen for c in item["spec"]["containers"] for port in c.get("ports", [])}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
     for budget in of_kind(resources, "PodDisruptionBudget"):
         assert any(selects(budget["spec"]["selector"], labels(pod)) for pod in all_pods)
     for policy in of_kind(resources, "NetworkPolicy"):
         chosen = [pod for pod in all_pods if selects(policy["spec"]["podSelector"], labels(pod))]
-        known = {port[key] for pod in chosen for c in pod["spec"]["containers"] for port in c.get("ports", [])
+        exposed = {port[key] for pod in chosen for c in pod["spec"]["containers"] for port in c.get("ports", [])
                  for key in ("name", "containerPort")}  # fmt: skip
         for rule in policy["spec"].get("ingress", []):
-            assert {port["port"] for port in rule.get("ports", [])} <= known, policy["metadata"]["name"]
+            assert {port["port"] for port in rule.get("ports", [])} <= exposed, policy["metadata"]["name"]
     for scaled in of_kind(resources, "ScaledObject"):
         (deployment,) = [
-            one for one in of_kind(resources, "Deployment")
-            if one["metadata"]["name"] == scaled["spec"]["scaleTargetRef"]["name"]
+            item for item in of_kind(resources, "Deployment")
+            if item["metadata"]["name"] == scaled["spec"]["scaleTargetRef"]["name"]
         ]  # fmt: skip
         assert "replicas" not in deployment["spec"]  # whose number is the scaler's
-    gateways = {one["metadata"]["name"]: one for one in of_kind(resources, "Gateway")}
+    gateways = {item["metadata"]["name"]: item for item in of_kind(resources, "Gateway")}
     routes = {
-        (kind, one["metadata"]["name"]): one for kind in ("GRPCRoute", "HTTPRoute") for one in of_kind(resources, kind)
+        (kind, item["metadata"]["name"]): item
+        for kind in ("GRPCRoute", "HTTPRoute")
+        for item in of_kind(resources, kind)
     }
     for (kind, _), route in routes.items():
         for parent in route["spec"]["parentRefs"]:
             (listener,) = [
-                one for one in gateways[parent["name"]]["spec"]["listeners"] if one["name"] == parent["sectionName"]
+                item for item in gateways[parent["name"]]["spec"]["listeners"] if item["name"] == parent["sectionName"]
             ]
             assert kind in [allowed["kind"] for allowed in listener["allowedRoutes"]["kinds"]]
         for rule in route["spec"]["rules"]:
@@ -200,8 +203,8 @@ def test_everything_finds_what_it_names(name: str) -> None:
     for kind in ("BackendTrafficPolicy", "ClientTrafficPolicy", "BackendTLSPolicy"):
         for policy in of_kind(resources, kind):
             for target in policy["spec"]["targetRefs"]:
-                found = {**{("Service", name): one for name, one in services.items()}, **routes,
-                         **{("Gateway", name): one for name, one in gateways.items()}}  # fmt: skip
+                found = {**{("Service", name): item for name, item in services.items()}, **routes,
+                         **{("Gateway", name): item for name, item in gateways.items()}}  # fmt: skip
                 assert (target["kind"], target["name"]) in found
     targeted = {
         (target["kind"], target["name"])
@@ -226,9 +229,9 @@ def test_streams_have_no_timeout_and_may_be_silent() -> None:
 def test_prometheus_finds_each_server_once_and_under_the_rules_name() -> None:
     resources = built("overlays/production")
     (monitor,) = of_kind(resources, "ServiceMonitor")
-    (service,) = [one for one in of_kind(resources, "Service") if selects(monitor["spec"]["selector"], labels(one))]
+    (service,) = [item for item in of_kind(resources, "Service") if selects(monitor["spec"]["selector"], labels(item))]
     assert service["spec"]["clusterIP"] == "None"
-    assert [one["port"] for one in monitor["spec"]["endpoints"]] == ["metrics"]
+    assert [item["port"] for item in monitor["spec"]["endpoints"]] == ["metrics"]
     assert "metrics" in [port["name"] for port in service["spec"]["ports"]]
     job = labels(service)[monitor["spec"]["jobLabel"]]
     assert f'job="{job}"' in (DEPLOY / "monitoring" / "alerts.yml").read_text()
@@ -243,11 +246,11 @@ def test_ranks_are_found_by_no_service_and_run_the_same_command() -> None:
     (server,), (rank,) = leader["spec"]["containers"], worker["spec"]["containers"]
     for key in ("command", "args", "env", "resources", "volumeMounts", "image"):
         assert server[key] == rank[key], key
-    assert not [one for one in of_kind(resources, "Service") if selects(one["spec"]["selector"], labels(worker))]
+    assert not [item for item in of_kind(resources, "Service") if selects(item["spec"]["selector"], labels(worker))]
     assert not [key for key in rank if key.endswith("Probe")]
-    for one in (server, rank):
-        arguments = dict(argument.lstrip("-").partition("=")[::2] for argument in one["args"])
-        assert arguments["nproc-per-node"] == one["resources"]["limits"]["nvidia.com/gpu"]
+    for item in (server, rank):
+        arguments = dict(argument.lstrip("-").partition("=")[::2] for argument in item["args"])
+        assert arguments["nproc-per-node"] == item["resources"]["limits"]["nvidia.com/gpu"]
     assert "/dev/shm" in [mount["mountPath"] for mount in rank["volumeMounts"]]
 
 
@@ -256,7 +259,9 @@ def test_gpu_overlays_ask_for_gpus_and_for_the_image_that_uses_them() -> None:
         for pod, container in containers(built(f"overlays/{name}")):
             has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
             assert has_gpu == container["image"].endswith("-cuda"), name
-            assert has_gpu == any(one["key"] == "nvidia.com/gpu" for one in pod["spec"].get("tolerations", [])), name
+            assert has_gpu == any(
+                toleration["key"] == "nvidia.com/gpu" for toleration in pod["spec"].get("tolerations", [])
+            ), name
 
 
 def test_an_update_takes_no_gpu_that_is_not_there() -> None:
@@ -278,7 +283,7 @@ def secrets_of(resources: list[Resource]) -> set[str]:
     return named | set(text)
 
 
-def test_the_readme_says_how_to_make_every_secret_that_is_needed() -> None:
+def test_the_readme_documents_every_secret() -> None:
     readme = (DEPLOY / "README.md").read_text()
     needed: set[str] = set().union(*(secrets_of(built(f"overlays/{name}")) for name in OVERLAYS))
     assert needed == {"gradellm-tls", "gradellm-tokens", "gradellm-ca", "gradellm-gateway-tls"}
@@ -293,7 +298,7 @@ def test_the_readme_has_every_overlay_and_component() -> None:
 
 
 def test_schemas_are_closed() -> None:
-    """An object that names its properties takes no others, unless the definition says so."""
+    """An object with named properties takes no further ones, unless the definition allows them."""
     for path in SCHEMAS.glob("*_*.json"):
         schema: Any = json.loads(path.read_text())
         assert schema["additionalProperties"] is False

@@ -34,7 +34,7 @@ def scanned(failed: int = 0, reasons: tuple[str, ...] = (), passed: int = 1000) 
         (scanned(passed=3), 1),  # it has not seen what it should
     ],
 )
-def test_what_fails_and_what_has_no_reason_is_an_error(reports: list[dict[str, Any]], status: int) -> None:
+def test_failures_and_skips_without_a_reason_are_errors(reports: list[dict[str, Any]], status: int) -> None:
     assert module(SCRIPT).report_results(reports) == status
 
 

@@ -123,4 +123,4 @@ def test_compiled_layers(model_path: Callable[[str], Path], family: str) -> None
     for delivery in (None, Delivery.PER_TOKEN, Delivery.CHUNKED):
         settings = None if delivery is None else AttributionSettings(delivery=delivery)
         assert_same(outputs_of(on_gpu, settings, ExecutionMode.COMPILED), outputs_of(on_cpu, settings))
-    assert on_gpu.model.runner.execution_mode == "attention in kernels of its own, compiled layers"
+    assert on_gpu.model.runner.execution_mode == "fused attention kernels, compiled layers"

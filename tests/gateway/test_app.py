@@ -90,27 +90,27 @@ def events(said: str) -> list[dict[str, Any]]:
 
 
 def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
-    asked: dict[str, Any] = {"messages": MESSAGES, "completion": " there was", "method": "saliency"}
-    status, _, said = post(f"{url}/v1/gradellm/attribute", asked)
+    fields: dict[str, Any] = {"messages": MESSAGES, "completion": " there was", "method": "saliency"}
+    status, _, said = post(f"{url}/v1/gradellm/attribute", fields)
     assert status == 200
     rows = [event["attribution"]["scores"] for event in events(said) if "attribution" in event]
     with Client(server.address) as client:
         expected = client.attribute(messages=MESSAGES, completion=" there was", method="saliency")
     assert rows[0] == pytest.approx(expected.scores[0], abs=1e-6)
-    asked = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
-    status, _, said = post(f"{url}/v1/gradellm/evaluate", asked)
+    fields = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", fields)
     assert status == 200
     assert [event for event in events(said) if "summary" in event]
-    status, _, said = post(f"{url}/v1/gradellm/evaluate", {**asked, "pis": [2]})
+    status, _, said = post(f"{url}/v1/gradellm/evaluate", {**fields, "pis": [2]})
     assert status == 400
     assert "pis" in json.loads(said)["error"]["param"]
 
 
 def test_info_and_health(url: str) -> None:
-    with urllib.request.urlopen(f"{url}/v1/gradellm/info") as answer:
-        assert json.load(answer)["model"]["family"] == "llama"
-    with urllib.request.urlopen(f"{url}/healthz") as answer:
-        assert json.load(answer) == {"status": "ok"}
+    with urllib.request.urlopen(f"{url}/v1/gradellm/info") as message_of:
+        assert json.load(message_of)["model"]["family"] == "llama"
+    with urllib.request.urlopen(f"{url}/healthz") as message_of:
+        assert json.load(message_of) == {"status": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_info_and_health(url: str) -> None:
         ("GET", "/nothing", 404, None),
     ],
 )
-def test_what_is_no_route_is_told_as_openai_does(
+def test_unknown_routes_return_an_openai_error(
     url: str, method: str, path: str, status: int, allow: str | None
 ) -> None:
     found, headers, said = send(url, method, path)
@@ -148,12 +148,12 @@ def test_what_is_no_route_is_told_as_openai_does(
     assert len(error["message"]) < 200
 
 
-def test_openais_client_knows_what_is_not_there(client: openai.OpenAI) -> None:
+def test_the_openai_client_raises_not_found_for_unknown_routes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=r"there is no .*/v1/embeddings"):
         client.embeddings.create(model="gradellm", input="a")
 
 
-def test_what_nobody_expected_is_an_error_object(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_an_error_object(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a secret")
 
@@ -174,7 +174,7 @@ def test_what_nobody_expected_is_an_error_object(url: str, monkeypatch: pytest.M
         (("localhost",), "", 400),
     ],
 )
-def test_by_which_names_it_answers(server: RunningServer, names: tuple[str, ...], host: str, status: int) -> None:
+def test_host_header_check(server: RunningServer, names: tuple[str, ...], host: str, status: int) -> None:
     with running(server.address, allow_hosts=names) as url:
         found, _, said = send(url, "GET", "/healthz", {"Host": host})
     assert found == status
@@ -190,7 +190,7 @@ def test_pages_of_other_origins(server: RunningServer, url: str) -> None:
         assert headers["access-control-allow-origin"] == "https://chat.example.org"
 
 
-def test_a_foreign_page_cannot_pass_for_the_gateways_own(server: RunningServer, url: str) -> None:
+def test_a_cross_site_request_is_refused(server: RunningServer, url: str) -> None:
     status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES}, {"Content-Type": "text/plain"})
     assert status == 400
     assert "application/json" in json.loads(said)["error"]["message"]
@@ -211,8 +211,8 @@ def test_tokens_pass_through(serving: Serving, tmp_path: Path) -> None:
     token, sha256 = make_token()
     (tmp_path / "tokens.toml").write_text(entry("alice", sha256, {"methods": ["Generate"]}))
     with serving(tokens=tmp_path / "tokens.toml") as guarded, running(guarded.address, retry=None) as url:
-        with urllib.request.urlopen(f"{url}/healthz") as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(f"{url}/healthz") as message_of:
+            assert message_of.status == 200
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
         assert client.chat.completions.create(model="", messages=MESSAGES, max_tokens=1).choices
         with pytest.raises(openai.PermissionDeniedError):
@@ -236,7 +236,7 @@ def test_no_server() -> None:
         assert "no gradellm server answers at 127.0.0.1:1" in json.loads(said)["error"]["message"]
 
 
-def test_a_full_server_says_when_to_come_back(serving: Serving) -> None:
+def test_overload_returns_retry_after(serving: Serving) -> None:
     with (
         serving(max_running=1, max_queued=0) as small,
         running(small.address, retry=None) as url,

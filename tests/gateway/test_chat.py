@@ -56,7 +56,7 @@ def test_a_chat_is_streamed_a_token_a_chunk_with_its_attribution(client: openai.
     assert usage.prompt_tokens == len(expected.prompt_tokens)
 
 
-def test_who_does_not_ask_gets_no_attribution(client: openai.OpenAI) -> None:
+def test_attribution_is_off_by_default(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model="gradellm", messages=MESSAGES, max_tokens=4, stream=True)
     assert all("gradellm" not in (chunk.model_extra or {}) for chunk in stream)
 
@@ -137,11 +137,11 @@ def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningSe
         ({"gradellm": 3}, "gradellm"),
     ],
 )
-def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_named(url: str, body: dict[str, Any], param: str) -> None:
     for stream in (False, True):
-        status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "stream": stream, **body})
+        status, _, answer = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "stream": stream, **body})
         assert status == 400
-        error = json.loads(said)["error"]
+        error = json.loads(answer)["error"]
         assert error["type"] == "invalid_request_error"
         assert error["param"] == param
         assert error["message"].startswith(f"{param}: ")
@@ -150,16 +150,16 @@ def test_what_cannot_be_served_names_its_field(url: str, body: dict[str, Any], p
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_whose_text_tells_no_bytes_have_none(stream: bool) -> None:
-    def token(text: str, *others: str, special: bool = False) -> Token:
-        alternatives = tuple(Alternative(1, other, -1.0) for other in others)
+    def token(text: str, *alternative_texts: str, special: bool = False) -> Token:
+        alternatives = tuple(Alternative(1, other, -1.0) for other in alternative_texts)
         return Token(0, 1, text, 0, 0, -1.0, alternatives, special, None)
 
     tokens = [token("a", "a", "\ufffd"), token(""), token("é"), token(" b"), token("", special=True), token("\ufffd")]
     completion = Completion(ChatRequest.from_json({"messages": MESSAGES, "logprobs": True}), "m")
     if stream:
-        chunks = [chunk for one in tokens for chunk in completion.chunks(Event(token=one))]
+        chunks = [chunk for item in tokens for chunk in completion.chunks(Event(token=item))]
         content = [chunk["choices"][0]["logprobs"]["content"][0] for chunk in chunks]
     else:
         content = (completion._logprobs(tokens) or {})["content"]
-    assert [one["bytes"] for one in content] == [[97], None, None, [32, 98], None, None]
-    assert [one["bytes"] for one in content[0]["top_logprobs"]] == [[97], None]
+    assert [item["bytes"] for item in content] == [[97], None, None, [32, 98], None, None]
+    assert [item["bytes"] for item in content[0]["top_logprobs"]] == [[97], None]

@@ -49,7 +49,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
     Playwright's waiting evaluates script text, which the page's Content-Security-Policy forbids: the policy is bypassed
     unless a test needs it (`policy=True`).
     """
-    said: list[str] = []
+    messages: list[str] = []
     contexts: list[Any] = []
 
     def opened(url: str, *, policy: bool = False, expected: str = "\0") -> Any:
@@ -61,8 +61,8 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(20_000)
-        tab.on("console", lambda message: None if expected in message.text else said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("console", lambda message: None if expected in message.text else messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(url)
         tab.wait_for_selector("#method option:nth-child(3)", state="attached")
         return tab
@@ -70,7 +70,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def shades(tab: Any, panel: int = 0) -> list[str]:
     return [names.replace("piece", "").strip() for names in classes]
 
 
-def test_an_answer_is_streamed_with_what_its_words_came_from(tab: Any) -> None:
+def test_an_answer_is_streamed_with_its_attribution(tab: Any) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     assert tab.locator(".turn.assistant .word").all_inner_texts() == ["Negative"]
     tab.locator(".word").hover()
@@ -107,7 +107,7 @@ def test_an_answer_is_streamed_with_what_its_words_came_from(tab: Any) -> None:
     assert pieces[shades(tab).index("f24")] == "shabby"
 
 
-def test_it_works_under_its_own_policy(show: Callable[..., Any], demo_url: str) -> None:
+def test_the_page_works_under_its_content_security_policy(show: Callable[..., Any], demo_url: str) -> None:
     tab = show(demo_url, policy=True)
     ask(tab, REVIEW, wait=False)
     tab.wait_for_selector(".piece.f24")
@@ -117,12 +117,12 @@ def test_it_works_under_its_own_policy(show: Callable[..., Any], demo_url: str) 
 
 
 def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str) -> None:
-    tab = show(url)  # of a tiny random model, which says more
+    tab = show(url)  # of a tiny random model, which generates more text
     ask(tab, STORY)
     words = tab.locator(".turn.assistant .word:visible")
     assert words.count() > 5
     words.nth(3).click()
-    place = int(words.nth(3).get_attribute("data-word"))
+    word_index = int(words.nth(3).get_attribute("data-word"))
     pinned = shades(tab)
     words.nth(0).hover()
     assert shades(tab) != pinned
@@ -130,14 +130,14 @@ def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str)
     assert shades(tab) == pinned
     assert words.nth(3).get_attribute("aria-pressed") == "true"
     tab.keyboard.press("ArrowRight")
-    assert tab.evaluate("document.activeElement.dataset.word") == str(place + 1)
+    assert tab.evaluate("document.activeElement.dataset.word") == str(word_index + 1)
     tab.keyboard.press("Enter")
-    assert tab.locator('[aria-pressed="true"]').get_attribute("data-word") == str(place + 1)
+    assert tab.locator('[aria-pressed="true"]').get_attribute("data-word") == str(word_index + 1)
     tab.keyboard.press("Escape")
     assert tab.locator('[aria-pressed="true"]').count() == 0
 
 
-def test_two_methods_stand_beside_each_other(tab: Any) -> None:
+def test_two_methods_are_shown_side_by_side(tab: Any) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     tab.get_by_label("Compare with").select_option("saliency")
     tab.wait_for_function("document.querySelectorAll('.panel').length === 2")
@@ -168,10 +168,10 @@ def test_how_faithful_an_answer_is_explained(tab: Any) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
     tab.get_by_role("button", name="How faithful?").click()
     tab.wait_for_selector("#faithfulness p", timeout=60_000)
-    said = tab.locator("#faithfulness").inner_text()
-    assert "pi-Soft-NS" in said
-    assert "pi-Soft-NC" in said
-    assert "more than random" in said
+    text = tab.locator("#faithfulness").inner_text()
+    assert "pi-Soft-NS" in text
+    assert "pi-Soft-NC" in text
+    assert "more than random" in text
 
 
 def test_buttons_wait_for_an_answer(tab: Any) -> None:
@@ -240,7 +240,7 @@ def test_an_answer_is_copied_and_downloaded(tab: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "explanation.json").read_text())["finished"]["reason"] == "end_of_text"
 
 
-def test_an_answer_is_stopped_and_the_server_told(
+def test_stopping_an_answer_cancels_the_call(
     show: Callable[..., Any], url: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = server.engine.model.runner
@@ -266,7 +266,7 @@ def test_an_answer_is_stopped_and_the_server_told(
     assert tab.locator(".turn.assistant").count() == 1
 
 
-def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any], demo_url: str) -> None:
+def test_a_refused_question_returns_to_the_input_field(show: Callable[..., Any], demo_url: str) -> None:
     tab = show(demo_url, expected="status of 400")
     ask(tab, "word " * 2000, wait=False)
     tab.wait_for_function("document.getElementById('error').textContent")
@@ -275,7 +275,7 @@ def test_a_question_that_cannot_be_asked_is_given_back(show: Callable[..., Any],
     assert tab.locator(".turn.assistant").count() == 0
 
 
-def test_a_vector_is_on_screen_soon_after_it_came(tab: Any) -> None:
+def test_an_attribution_row_is_drawn_promptly(tab: Any) -> None:
     """From the arrival of the first attribution's bytes to the frame that shows it."""
     tab.evaluate("""() => {
       window.marks = {};
@@ -300,7 +300,7 @@ def test_a_vector_is_on_screen_soon_after_it_came(tab: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
-def test_it_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_path: Path) -> None:
+def test_the_page_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_path: Path) -> None:
     tab.emulate_media(color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 800})
     ask(tab, REVIEW, system=SYSTEM_PROMPT)
@@ -311,5 +311,9 @@ def test_it_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_pat
         pytest.skip("axe-core is not installed")
     tab.evaluate(AXE.read_text())
     violations = tab.evaluate("axe.run().then(found => found.violations)")
-    serious = [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
+    serious = [
+        (violation["id"], violation["nodes"][0]["html"])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+    ]
     assert serious == []

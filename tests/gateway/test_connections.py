@@ -1,4 +1,4 @@
-"""Slow clients: they send nothing, send slowly or in tiny chunks, or do not read. They time out and delay no others."""
+"""Slow clients, which send nothing, send slowly or in tiny chunks, or do not read, time out and delay no other."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def read(connection: socket.socket) -> tuple[int, Any]:
+def read_answer(connection: socket.socket) -> tuple[int, Any]:
     """An answer's status and its JSON, to the end of the connection; 0 where there is none."""
-    said = b""
+    received = b""
     try:
-        while part := connection.recv(1 << 16):
-            said += part
+        while data := connection.recv(1 << 16):
+            received += data
     except ConnectionResetError:
         pass
-    head, _, body = said.partition(b"\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
     return (int(head.split(b" ")[1]), json.loads(body)) if head else (0, None)
 
 
@@ -53,7 +53,7 @@ def ask(url: str) -> int:
     """The status of an ordinary request."""
     with connect(url) as connection:
         connection.sendall(WHOLE.replace(b"Host: x", b"Host: x\r\nConnection: close"))
-        return read(connection)[0]
+        return read_answer(connection)[0]
 
 
 def crumbs(count: int) -> bytes:
@@ -77,32 +77,32 @@ def crumbs(count: int) -> bytes:
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, None),
     ],
 )
-def test_what_is_no_whole_request_ends(
+def test_incomplete_and_invalid_requests_are_closed(
     url: str, sends: bytes, status: int, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_gateway.request_body.DISCARD_SECONDS", 0.2)
     with connect(url) as connection:
         connection.sendall(sends)
         began = time.monotonic()
-        found, said = read(connection)
+        found, received = read_answer(connection)
     assert time.monotonic() - began < 5
     assert found == status
     if status:
-        assert said["error"]["code"] == code
-        assert said["error"]["type"] == "invalid_request_error"
+        assert received["error"]["code"] == code
+        assert received["error"]["type"] == "invalid_request_error"
     assert ask(url) == 200
 
 
-@pytest.mark.parametrize("part", [b"G", b"A: b\r\n"])
-def test_a_head_in_drops_ends(url: str, part: bytes) -> None:
+@pytest.mark.parametrize("fragment", [b"G", b"A: b\r\n"])
+def test_a_head_in_drops_ends(url: str, fragment: bytes) -> None:
     with connect(url) as connection:
-        if part != b"G":
+        if fragment != b"G":
             connection.sendall(HEAD)
         connection.settimeout(0.02)
         until = time.monotonic() + 3
         while time.monotonic() < until:
             try:
-                connection.sendall(part)
+                connection.sendall(fragment)
                 if b"408" in connection.recv(1000):
                     break
             except TimeoutError:
@@ -110,7 +110,7 @@ def test_a_head_in_drops_ends(url: str, part: bytes) -> None:
         assert time.monotonic() < until
 
 
-def test_a_second_request_has_a_time_of_its_own(url: str) -> None:
+def test_the_timeout_restarts_with_a_second_request(url: str) -> None:
     with connect(url) as connection:
         connection.sendall(WHOLE)
         answer = http.client.HTTPResponse(connection)
@@ -122,10 +122,10 @@ def test_a_second_request_has_a_time_of_its_own(url: str) -> None:
         answer.begin()
         assert (answer.status, answer.read()[:1]) == (200, b"{")
         connection.sendall(b"POST /v1")
-        assert read(connection)[0] == 408
+        assert read_answer(connection)[0] == 408
 
 
-def test_crumbs_cost_no_more_than_it_takes_to_see_them(url: str) -> None:
+def test_tiny_chunks_are_refused_early(url: str) -> None:
     """A body of 600 kB as chunks of one byte is 3.6 MB; it is refused at the first thousands."""
     used = time.process_time()
     with connect(url) as connection, contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def test_crumbs_cost_no_more_than_it_takes_to_see_them(url: str) -> None:
             connection.sendall(b"1\r\n \r\n" * 10_000)
         connection.sendall(b"0\r\n\r\n")
         connection.settimeout(60)
-        read(connection)
+        read_answer(connection)
     assert time.process_time() - used < 1
     assert ask(url) == 200
 
@@ -146,7 +146,7 @@ def test_many_that_wait_make_way(url: str) -> None:
             with contextlib.suppress(OSError):  # of one that has made way already
                 connection.sendall((b"", b"POST /v1", HEAD + b"Content-Length: 9\r\n\r\n{")[index % 3])
         assert ask(url) == 200
-        assert read(waiting[0])[0] in (0, 408)
+        assert read_answer(waiting[0])[0] in (0, 408)
     finally:
         for connection in waiting:
             connection.close()
@@ -177,7 +177,7 @@ def serve() -> Iterator[Callable[..., str]]:
         thread.join(10)
 
 
-def test_those_who_are_answered_are_not_hung_up_on(serve: Callable[..., str]) -> None:
+def test_connections_in_use_are_not_evicted(serve: Callable[..., str]) -> None:
     release = threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -192,14 +192,14 @@ def test_those_who_are_answered_are_not_hung_up_on(serve: Callable[..., str]) ->
         second.sendall(request)
         time.sleep(0.1)
         with connect(url) as third:
-            status, said = read(third)
+            status, received = read_answer(third)
             assert status == 503
-            assert said["error"]["code"] == "too_many_connections"
+            assert received["error"]["code"] == "too_many_connections"
         release.set()
-        assert [read(first)[0], read(second)[0]] == [200, 200]
+        assert [read_answer(first)[0], read_answer(second)[0]] == [200, 200]
 
 
-def test_an_answer_that_nobody_reads_is_given_up(serve: Callable[..., str]) -> None:
+def test_an_unread_answer_is_aborted(serve: Callable[..., str]) -> None:
     gone = threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -220,15 +220,15 @@ def test_an_answer_that_nobody_reads_is_given_up(serve: Callable[..., str]) -> N
         assert gone.wait(5)
 
 
-def test_a_gateway_that_was_stopped_reads_what_lies_ready(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_timer_reads_pending_data_first(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A timer that is late by more than a busy loop can be has its client heard first."""
     monkeypatch.setattr(connections, "LATE_SECONDS", 0.2)
     loops: list[Any] = []
     start = connections._Connection._await
 
-    def noted(self: Any, what: str) -> None:
+    def noted(self: Any, message: str) -> None:
         loops.append(self.loop)
-        start(self, what)
+        start(self, message)
 
     monkeypatch.setattr(connections._Connection, "_await", noted)
     with connect(url) as connection:

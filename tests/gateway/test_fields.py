@@ -32,7 +32,7 @@ TAKEN: dict[str, set[str]] = {
     "messages": set(),
     "stream": {"true", "false"},
     "stream_options": {"empty object"},
-    "max_tokens": {"zero", "one"},  # how many there may be is the server's to say
+    "max_tokens": {"zero", "one"},  # the server validates the number
     "max_completion_tokens": {"zero", "one"},
     "temperature": {"zero", "one", "float"},
     "top_p": {"zero", "one", "float"},
@@ -71,8 +71,8 @@ def refused(body: Any) -> InvalidRequestError:
 
 
 def body_with(field: str, value: Any) -> dict[str, Any]:
-    beside = {"logprobs": True} if field == "top_logprobs" else {}
-    return {"messages": MESSAGES, **beside, field: value}
+    extra = {"logprobs": True} if field == "top_logprobs" else {}
+    return {"messages": MESSAGES, **extra, field: value}
 
 
 def test_the_table_has_every_field() -> None:
@@ -81,7 +81,7 @@ def test_the_table_has_every_field() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("kind", VALUES)
-def test_a_field_takes_its_own_type_alone(field: str, kind: str) -> None:
+def test_fields_of_the_wrong_type_are_refused(field: str, kind: str) -> None:
     body = body_with(field, VALUES[kind])
     if kind in TAKEN[field]:
         ChatRequest.from_json(body)
@@ -129,7 +129,7 @@ def test_null_is_as_good_as_absent(field: str) -> None:
         ("messages", ["Once"], "messages[0]"),
     ],
 )
-def test_what_a_field_may_not_be(field: str, value: Any, param: str) -> None:
+def test_invalid_field_values_are_refused(field: str, value: Any, param: str) -> None:
     assert refused({"messages": MESSAGES, field: value}).violations[0].field == param
 
 
@@ -166,16 +166,16 @@ def test_what_a_field_may_not_be(field: str, value: Any, param: str) -> None:
         ({"role": "user", "content": "a", "colour": ""}, "colour"),
     ],
 )
-def test_what_a_message_may_not_hold_is_refused_by_its_path(message: Any, param: str) -> None:
+def test_invalid_messages_are_refused_by_path(message: Any, param: str) -> None:
     error = refused({"messages": [*MESSAGES, message]})
     assert error.violations[0].field == f"messages[1].{param}"
 
 
-def test_an_answer_may_be_handed_back_as_it_came() -> None:
+def test_an_assistant_message_may_be_sent_back_unchanged() -> None:
     nothing: dict[str, Any] = dict.fromkeys(("name", "refusal", "audio", "function_call", "tool_calls", "tool_call_id"))
     answer = {"role": "assistant", "content": "a", **nothing, "annotations": []}
-    part = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
-    assert ChatRequest.from_json({"messages": [answer, part]}).keywords["messages"] == [
+    developer_message = {"role": "developer", "content": [{"type": "text", "text": "b", "annotations": None}]}
+    assert ChatRequest.from_json({"messages": [answer, developer_message]}).keywords["messages"] == [
         {"role": "assistant", "content": "a"},
         {"role": "system", "content": "b"},
     ]
@@ -199,11 +199,11 @@ def test_an_answer_may_be_handed_back_as_it_came() -> None:
         "\ud800" * 90,
     ],
 )
-def test_a_quoted_value_is_whole_json_or_none(value: Any) -> None:
-    said = quoted(value)
-    assert len(said) < 300
-    if said[0] in '"[{':
-        json.loads(said.removesuffix("..."))
+def test_quoted_values_are_complete_json_or_omitted(value: Any) -> None:
+    text = quoted(value)
+    assert len(text) < 300
+    if text[0] in '"[{':
+        json.loads(text.removesuffix("..."))
 
 
 NAMES = FieldNames(

@@ -25,10 +25,10 @@ from gradellm_gateway.request_body import MAX_BODY_BYTES
     ],
 )
 @pytest.mark.parametrize("path", ["chat/completions", "gradellm/attribute", "gradellm/evaluate"])
-def test_what_is_no_request_is_refused(url: str, path: str, body: bytes) -> None:
-    status, _, said = post(f"{url}/v1/{path}", body)
+def test_invalid_bodies_are_refused(url: str, path: str, body: bytes) -> None:
+    status, _, answer = post(f"{url}/v1/{path}", body)
     assert status == 400
-    assert json.loads(said)["error"]["message"].startswith("the request ")
+    assert json.loads(answer)["error"]["message"].startswith("the request ")
 
 
 def chunked(*parts: bytes) -> Iterator[bytes]:
@@ -37,9 +37,9 @@ def chunked(*parts: bytes) -> Iterator[bytes]:
 
 def test_a_request_that_is_too_large_is_refused(url: str) -> None:
     for body in (b"x" * (MAX_BODY_BYTES + 1), chunked(*[b"x" * (1 << 20)] * 9)):
-        status, _, said = post(f"{url}/v1/chat/completions", body)
+        status, _, answer = post(f"{url}/v1/chat/completions", body)
         assert status == 413
-        assert json.loads(said)["error"]["code"] == "request_too_large"
+        assert json.loads(answer)["error"]["code"] == "request_too_large"
 
 
 def test_the_length_of_a_request_is_enough_to_refuse_it(url: str) -> None:

@@ -13,7 +13,7 @@ from server.conftest import Serving
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_cancels(serving: Serving, stream: bool) -> None:
+def test_a_disconnect_cancels_the_call(serving: Serving, stream: bool) -> None:
     with serving(max_running=4) as backend, running(backend.address) as url:
         body = json.dumps({"messages": MESSAGES, "stream": stream, "max_tokens": 150, "gradellm": {}}).encode()
         with connect(url) as raw:

@@ -33,12 +33,12 @@ spans = st.tuples(st.integers(0, 9), st.integers(0, 9))
         st.dictionaries(st.text(), st.text()),
     )
 )
-def test_examples_come_back_as_they_were(example: Example) -> None:
+def test_examples_survive_serialization(example: Example) -> None:
     assert example_of(packed(example)) == example
 
 
 class Failing:
-    """An evaluator that fails as often as it is told."""
+    """An evaluator that fails a given number of times."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
@@ -54,19 +54,19 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An actor in this process, with a counter that is none."""
     monkeypatch.setattr(actor, "ray", SimpleNamespace(get=lambda value: value))
     counter = Tries()
-    made: Any = EngineActor.__new__(EngineActor)
-    made._plan, made._evaluator = None, Failing(None)
-    made._tries = SimpleNamespace(begin=SimpleNamespace(remote=counter.begin))
-    return made
+    instance: Any = EngineActor.__new__(EngineActor)
+    instance._plan, instance._evaluator = None, Failing(None)
+    instance._tries = SimpleNamespace(begin=SimpleNamespace(remote=counter.begin))
+    return instance
 
 
-def test_what_comes_of_a_batch(engine: Any) -> None:
+def test_outcomes_of_a_batch(engine: Any) -> None:
     batch = engine({"example": [packed(EXAMPLE)]})
     assert [unpacked(text) for text in batch["outcome"]] == [("a", Outcome({"value": 0.1}))]
     assert json.loads(batch["outcome"][0]) == {"id": "a", "record": {"value": 0.1}, "error": ""}
 
 
-def test_an_example_that_ends_its_actor_is_given_up(
+def test_an_example_that_kills_its_actor_is_skipped(
     engine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def end(code: int) -> None:
@@ -78,6 +78,6 @@ def test_an_example_that_ends_its_actor_is_given_up(
         with pytest.raises(SystemExit):
             engine({"example": [packed(EXAMPLE)]})
         assert "RuntimeError: CUDA error" in capsys.readouterr().out
-    ((one, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
-    assert (one, outcome.record) == ("a", None)
+    ((example_id, outcome),) = [unpacked(text) for text in engine({"example": [packed(EXAMPLE)]})["outcome"]]
+    assert (example_id, outcome.record) == ("a", None)
     assert outcome.error.startswith(f"line 1: its actor ended in each of {MAX_TRIES} tries")

@@ -47,29 +47,29 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
 
 
 @pytest.fixture(scope="module")
-def whole(evaluator: Evaluator, examples: tuple[Example, ...]) -> dict[str, Outcome]:
+def expected(evaluator: Evaluator, examples: tuple[Example, ...]) -> dict[str, Outcome]:
     return dict(evaluator.outcomes(PLAN, examples))
 
 
-def test_neither_order_nor_what_came_before_moves_a_digit(
-    evaluator: Evaluator, examples: tuple[Example, ...], whole: dict[str, Outcome]
+def test_results_do_not_depend_on_order_or_history(
+    evaluator: Evaluator, examples: tuple[Example, ...], expected: dict[str, Outcome]
 ) -> None:
-    assert dict(evaluator.outcomes(PLAN, examples[::-1])) == whole
-    assert dict(Evaluator(EngineOptions()).outcomes(PLAN, examples[3:4])) == {"e3": whole["e3"]}
+    assert dict(evaluator.outcomes(PLAN, examples[::-1])) == expected
+    assert dict(Evaluator(EngineOptions()).outcomes(PLAN, examples[3:4])) == {"e3": expected["e3"]}
 
 
 def test_how_busy_the_machine_is_moves_no_digit(
     evaluator: Evaluator,
     examples: tuple[Example, ...],
-    whole: dict[str, Outcome],
+    expected: dict[str, Outcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scheduler, "IDLE_EVALUATION_SECONDS", 1e-9)  # as if a text took forever
-    assert dict(evaluator.outcomes(PLAN, examples)) == whole
+    assert dict(evaluator.outcomes(PLAN, examples)) == expected
 
 
-def test_it_is_what_a_server_says(
-    examples: tuple[Example, ...], whole: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_evaluator_equals_a_server(
+    examples: tuple[Example, ...], expected: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(tmp_path / "d.jsonl", 6, e1="a truly dismal one " * 3, e4="and it was lovely")
     server = RunningServer(Engine.load(threads=1), ServerSettings(listen="127.0.0.1:0"))
@@ -80,28 +80,28 @@ def test_it_is_what_a_server_says(
     finally:
         server.close()
     done = read_results(tmp_path / "o" / "results.jsonl").done
-    assert done.keys() == whole.keys()
-    for one, outcome in whole.items():
-        assert_same_but_for_last_digits(json.loads(json.dumps(outcome.record)), done[one])
+    assert done.keys() == expected.keys()
+    for example_id, outcome in expected.items():
+        assert_same_but_for_last_digits(json.loads(json.dumps(outcome.record)), done[example_id])
 
 
-def assert_same_but_for_last_digits(one: Any, other: Any) -> None:
-    """A server's batches go by time, and may have others' texts beside."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            assert_same_but_for_last_digits(value, other[name])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for first, second in zip(one, other, strict=True):
+def assert_same_but_for_last_digits(actual: Any, expected: Any) -> None:
+    """A server's batch sizes depend on time, and may include texts of other requests."""
+    if isinstance(actual, dict):
+        assert actual.keys() == expected.keys()
+        for name, value in actual.items():
+            assert_same_but_for_last_digits(value, expected[name])
+    elif isinstance(actual, list):
+        assert len(actual) == len(expected)
+        for first, second in zip(actual, expected, strict=True):
             assert_same_but_for_last_digits(first, second)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    elif isinstance(actual, float):
+        assert actual == pytest.approx(expected, rel=1e-4, abs=1e-6)
     else:
-        assert one == other
+        assert actual == expected
 
 
-def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, examples: tuple[Example, ...]) -> None:
+def test_an_invalid_example_is_an_outcome(evaluator: Evaluator, examples: tuple[Example, ...]) -> None:
     message = (("user", "word " * 5000),)
     long = replace(examples[0], messages=message)
     outcome = evaluator.outcome(PLAN, long)
@@ -110,9 +110,7 @@ def test_an_example_that_cannot_be_asked_is_an_outcome(evaluator: Evaluator, exa
 
 
 @pytest.mark.parametrize("spans", [((0, 100),), ((0, 1),)])
-def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
-    evaluator: Evaluator, spans: tuple[tuple[int, int], ...]
-) -> None:
+def test_an_unusable_rationale_skips_only_its_metrics(evaluator: Evaluator, spans: tuple[tuple[int, int], ...]) -> None:
     text = "It was a truly lovely film."
     preset = custom_preset("{text}", label_words=("Positive", "Negative"))
     plan = replace(PLAN, preset=preset, metrics=("pi_soft_ns", "auprc"), pis=(0.5,), samples=1)
@@ -124,15 +122,15 @@ def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
     assert "pi_soft_ns" in record["metrics"]
 
 
-def test_what_the_model_is(evaluator: Evaluator) -> None:
+def test_model_description(evaluator: Evaluator) -> None:
     description = evaluator.describe_model(PRESETS)
     assert description.info.model.name == "gradellm demo model"
     assert {method.name for method in description.info.methods} >= {"grad_ellm", "random"}
     assert all(reason for reason in description.refusals.values())
 
 
-def test_what_nobody_foresaw_is_raised(
-    evaluator: Evaluator, examples: tuple[Example, ...], whole: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
+def test_unexpected_errors_are_raised(
+    evaluator: Evaluator, examples: tuple[Example, ...], expected: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> Iterator[None]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -141,4 +139,4 @@ def test_what_nobody_foresaw_is_raised(
         broken.setattr(scheduler.Scheduler, "_evaluate", fail)
         with pytest.raises(RuntimeError, match="illegal memory access"):
             evaluator.outcome(PLAN, examples[0])
-    assert evaluator.outcome(PLAN, examples[0]) == whole[examples[0].id]  # and it holds nothing of it
+    assert evaluator.outcome(PLAN, examples[0]) == expected[examples[0].id]  # and it holds nothing of it

@@ -31,10 +31,10 @@ class Loop:
         self._runner = asyncio.Runner()
 
     def make(self, listen: str, **settings: Any) -> Server:
-        async def made() -> Server:
+        async def new_server() -> Server:
             return Server(ServerSettings(listen=listen, **settings))
 
-        return self.run(made())
+        return self.run(new_server())
 
     def stop(self, server: Server) -> None:
         self.run(server.stop(0))
@@ -48,9 +48,9 @@ class Loop:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
+    loop = Loop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_path_with_odd_characters(loop: Loop, tmp_path: Path) -> None:
     loop.stop(server)
 
 
-def test_of_servers_that_start_together_one_gets_the_socket(path: Path) -> None:
+def test_one_of_several_starting_servers_gets_the_socket(path: Path) -> None:
     program = (
         "import asyncio, sys, time\n"
         "from gradellm_server.addresses import UnixSocket\n"
@@ -198,8 +198,8 @@ def test_of_servers_that_start_together_one_gets_the_socket(path: Path) -> None:
 
 def test_a_host_name_is_in_use_if_one_of_its_addresses_is(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC would bind the free ones, and callers of the used one would reach another server."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
         both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
         original = socket.getaddrinfo
 

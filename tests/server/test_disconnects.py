@@ -109,24 +109,24 @@ def test_cancel_takes_effect_between_chunks_of_a_long_prompt(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = server.engine.model.runner
-    original, chunks, going = runner.read, [], threading.Event()
+    original, lengths, started = runner.prefill, [], threading.Event()
 
-    def read(parts: Sequence[SequenceChunk]) -> None:
-        chunks.append(len(parts[0].ids))
-        going.set()
+    def slow_prefill(chunks: Sequence[SequenceChunk]) -> None:
+        lengths.append(len(chunks[0].ids))
+        started.set()
         time.sleep(0.1)
-        original(parts)
+        original(chunks)
 
-    monkeypatch.setattr(runner, "read", read)
+    monkeypatch.setattr(runner, "prefill", slow_prefill)
     monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 20)
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a" * 200), max_new_tokens=2))
-    going.wait(10)
+    started.wait(10)
     call.cancel()
     until(lambda: server.server.engine_thread.num_running == 0)
-    assert len(chunks) <= 3
+    assert len(lengths) <= 3
 
 
-def test_leaving_the_queue_frees_its_slot_at_once(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_queued_request_frees_its_queue_slot(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(max_running=1, max_queued=1) as small:
         runner = small.engine.model.runner
         monkeypatch.setattr(runner, "explained_pass", Steps().slow(runner))
@@ -303,7 +303,7 @@ def test_an_unread_stream_is_aborted_and_its_slot_freed(serving: Serving) -> Non
 
 
 @pytest.mark.usefixtures("large_answers")
-def test_a_slowly_but_steadily_read_stream_goes_on(serving: Serving) -> None:
+def test_a_slow_but_steady_reader_is_not_aborted(serving: Serving) -> None:
     with serving(reader_timeout_seconds=1.5) as running:
         count = 0
         for _ in running.stub.Generate(LONG):

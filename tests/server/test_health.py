@@ -57,9 +57,7 @@ def test_a_server_that_serves_is_ready_and_live(server: RunningServer) -> None:
         assert health_status(server.channel, name) == SERVING
 
 
-def test_it_is_live_but_not_ready_before_the_warm_up_and_after_a_stop(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_live_but_not_ready_before_warm_up_and_after_a_stop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(address: str, service: str) -> int:
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -111,11 +109,11 @@ def test_the_health_port_serves_health_alone(serving: Serving) -> None:
 
 def test_a_used_health_port_is_refused() -> None:
     async def test() -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
+        with socket.socket() as used:
+            used.bind(("127.0.0.1", 0))
+            used.listen()
             new_server = server.Server(
-                ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{taken.getsockname()[1]}")
+                ServerSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{used.getsockname()[1]}")
             )
             with pytest.raises(ListenError, match="health checks"):
                 await new_server.serve_health()

@@ -29,8 +29,8 @@ LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, att
 def retry_seconds(error: grpc.RpcError) -> float | None:
     status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
     retry = error_details_pb2.RetryInfo()
-    for part in status.details:
-        if part.Unpack(retry):
+    for detail in status.details:
+        if detail.Unpack(retry):
             return float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     return None
 

@@ -48,8 +48,8 @@ def passing() -> Iterator[tuple[int, int]]:
 def test_the_message_of_a_panic_is_omitted(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> None:
     monkeypatch.setattr(native_stderr, "QUIET_SECONDS", 0.05)
     with passing() as (writing, passed):
-        for piece in pieces:
-            os.write(writing, piece)
+        for chunk in pieces:
+            os.write(writing, chunk)
             threading.Event().wait(0.02)
         content = os.read(passed, 1 << 16)
         while native_stderr.REPLACEMENT not in content:

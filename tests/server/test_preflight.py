@@ -18,7 +18,7 @@ from gradellm_server.settings import ListenError, ServerSettings
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     """A port in use."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -26,7 +26,7 @@ def taken() -> Iterator[int]:
         yield int(listening.getsockname()[1])
 
 
-def test_errors_are_found_without_torch(tmp_path: Path, taken: int) -> None:
+def test_errors_are_found_without_torch(tmp_path: Path, used_port: int) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.toml").write_text("[somebody]\nsha256 = 3")
     (tmp_path / "bad.pem").write_text("no certificate")
@@ -39,14 +39,15 @@ def test_errors_are_found_without_torch(tmp_path: Path, taken: int) -> None:
         (["--tokens", str(tmp_path / "bad.toml")], "sha256 must be"),
         (["--tls-cert", bad, "--tls-key", bad], "not a certificate"),
         (["--tls-cert", bad], "--tls-key"),
-        (["--listen", f"127.0.0.1:{taken}"], f"cannot listen on 127.0.0.1:{taken}: address already in use"),
+        (["--listen", f"127.0.0.1:{used_port}"], f"cannot listen on 127.0.0.1:{used_port}: address already in use"),
         (["--listen", f"unix:{tmp_path}/none/a.sock"], "there is no such folder"),
         (["--listen", "203.0.113.7:0", "--insecure"], "cannot listen on 203.0.113.7:0"),
-        (["--health-port", str(taken)], "for health checks: address already in use"),
-        (["--metrics-listen", f"127.0.0.1:{taken}"], "for metrics: address already in use"),
+        (["--health-port", str(used_port)], "for health checks: address already in use"),
+        (["--metrics-listen", f"127.0.0.1:{used_port}"], "for metrics: address already in use"),
         (["--device", "cpu", "--device-map", "auto"], "not both"),
         (["--device-map", "auto", "--tensor-parallel"], "give no device map"),
-        (["--quantize", "int8", "--tensor-parallel"], "give no device and no quantize"),
+        (["--quantize", "int8", "--tensor-parallel"], "does not shard weights in int8: give no quantize"),
+        (["--device", "cpu", "--tensor-parallel"], "leave device at auto"),
         (["--max-running", "0"], "at least 1"),
         (["--stall-seconds", "0"], "stall_seconds"),
     ]
@@ -74,14 +75,17 @@ def test_errors_are_found_without_torch(tmp_path: Path, taken: int) -> None:
     assert len(run.stdout.splitlines()) == len(cases)
 
 
-def test_servable_models_pass(model_path: Callable[[str], Path], taken: int, tmp_path: Path) -> None:
+def test_servable_models_pass(model_path: Callable[[str], Path], used_port: int, tmp_path: Path) -> None:
     settings = ServerSettings(
-        listen="localhost:0", metrics_listen=f"127.0.0.1:{taken}", metrics_required=False, health_listen="127.0.0.1:0"
+        listen="localhost:0",
+        metrics_listen=f"127.0.0.1:{used_port}",
+        metrics_required=False,
+        health_listen="127.0.0.1:0",
     )
     preflight.check(settings, ModelOptions())
     preflight.check(settings, ModelOptions(model=str(model_path("llama")), context_tokens=256))
     preflight.check(ServerSettings(listen=f"unix:{tmp_path}/a.sock"), ModelOptions(model="ORGANISATION/NAME"))
-    with pytest.raises(ModelLoadError, match="257 tokens was asked for; the model takes 2 to 256"):
+    with pytest.raises(ModelLoadError, match="257 tokens was requested; the model takes 2 to 256"):
         preflight.check(settings, ModelOptions(model=str(model_path("gpt2")), context_tokens=257))
 
 

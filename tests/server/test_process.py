@@ -75,7 +75,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         (["--max-queued", "-1"], "max_queued must not be negative"),
         (["--kv-memory", "plenty"], "512MiB or 8GB"),
         (["--kv-memory", "1kB"], "a KV cache of 1,000 bytes is too small"),
-        (["--kv-memory", "200000GiB"], "200,000.0 GiB, more than is free"),
+        (["--kv-memory", "200000GiB"], "200,000.0 GiB, more than the model leaves free"),
         (["--dtype", "float7"], "float7"),
         (["--device", "abacus"], "abacus"),
         (["--threads", "0"], "must be at least 1"),
@@ -109,10 +109,10 @@ def test_a_missing_model_ends_the_process_with_one_line() -> None:
 
 
 def test_a_used_port_is_refused_before_the_model_is_loaded() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        address = f"127.0.0.1:{used.getsockname()[1]}"
         ended = gradellm("--listen", address, module="gradellm_server")
     assert ended.returncode == 2
     assert f"cannot listen on {address}" in ended.stderr
@@ -173,7 +173,7 @@ def test_sigterm_lets_streams_finish_and_a_second_signal_does_not() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_it_is_ready_ends_it_at_once(number: signal.Signals) -> None:
+def test_a_signal_during_startup_ends_the_server_at_once(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "gradellm_server", "--listen", f"127.0.0.1:{free_port()}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -233,7 +233,7 @@ def test_the_demo_colours_the_words() -> None:
     assert "Positive" in ended.stdout or "Negative" in ended.stdout
 
 
-def test_the_health_port_is_live_before_it_is_ready() -> None:
+def test_the_health_port_reports_live_before_ready() -> None:
     """As Kubernetes' probes see it: live while the model loads, ready once it serves, not ready while it drains."""
     port = free_port()
 

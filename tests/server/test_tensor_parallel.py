@@ -42,7 +42,7 @@ def ranks(model_path: Callable[[str], Path]) -> Iterator[Ranks]:
             process.wait()
 
 
-def test_it_serves_and_drains(ranks: Ranks) -> None:
+def test_a_tensor_parallel_server_serves_and_drains(ranks: Ranks) -> None:
     server, started, metrics = ranks
     with Client(server.address) as client:
         assert client.server_info().model.device == "cpu of 2 ranks"
@@ -82,7 +82,7 @@ def test_streams_of_a_lost_rank_end_as_unavailable(ranks: Ranks) -> None:
     assert first.wait(LOST_SECONDS) == 1
 
 
-def test_the_end_of_rank_0_ends_the_others(ranks: Ranks) -> None:
+def test_followers_end_when_rank_0_ends(ranks: Ranks) -> None:
     _, (first, second), _ = ranks
     first.kill()
     assert second.wait(LOST_SECONDS) == 1

@@ -118,14 +118,14 @@ def _ids(material: Material, rng: random.Random, size: int) -> tuple[str, Messag
 
 
 def _segments(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
-    given = _input(material, rng, size)
-    content = given.prompt or given.messages[0].content
+    prompt_input = _input(material, rng, size)
+    content = prompt_input.prompt or prompt_input.messages[0].content
     width = rng.choice([1, 2, 10])
     for index in range(min(size, len(content) // width)):
-        segment = given.segments.add(name=str(index), start=index * width, end=(index + 1) * width)
-        if given.messages:
+        segment = prompt_input.segments.add(name=str(index), start=index * width, end=(index + 1) * width)
+        if prompt_input.messages:
             segment.message = 0
-    return "Tokenize", pb.TokenizeRequest(input=given)
+    return "Tokenize", pb.TokenizeRequest(input=prompt_input)
 
 
 def _forced(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
@@ -154,11 +154,11 @@ def _generate(material: Material, rng: random.Random, size: int) -> tuple[str, M
 
 
 def _completion(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:
-    given = _input(material, rng, rng.choice([20, size]))
+    prompt_input = _input(material, rng, rng.choice([20, size]))
     if rng.random() < 0.5:
-        return "Attribute", pb.AttributeRequest(input=given, completion=text(material, rng, size))
+        return "Attribute", pb.AttributeRequest(input=prompt_input, completion=text(material, rng, size))
     ids = rng.choices(material.unfinished_ids, k=2)
-    return "Attribute", pb.AttributeRequest(input=given, completion_ids=(ids * (size // 2 + 1))[:size])
+    return "Attribute", pb.AttributeRequest(input=prompt_input, completion_ids=(ids * (size // 2 + 1))[:size])
 
 
 def _evaluation(material: Material, rng: random.Random, size: int) -> tuple[str, Message]:

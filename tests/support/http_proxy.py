@@ -53,10 +53,10 @@ class FakeProxy:
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProxy]:
     """What every variable of the environment names."""
-    made = FakeProxy()
+    proxy = FakeProxy()
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in EVERY_CASE:
-        monkeypatch.setenv(name, f"http://user:{USERS_WORD}@127.0.0.1:{made.port}")
-    yield made
-    made.close()
+        monkeypatch.setenv(name, f"http://user:{USERS_WORD}@127.0.0.1:{proxy.port}")
+    yield proxy
+    proxy.close()

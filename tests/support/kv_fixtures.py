@@ -19,12 +19,12 @@ def filled(runner: ModelRunner, lengths: Sequence[int], explain: ExplainSpec | N
         slot = runner.pool.allocate(length + MORE_TOKENS)
         assert slot is not None
         ids = torch.randint(5, 200, (length + 1,), generator=torch.Generator().manual_seed(seed)).tolist()
-        runner.read([SequenceChunk.new(slot, ids[:-1])])
+        runner.prefill([SequenceChunk.new(slot, ids[:-1])])
         chunks.append(SequenceChunk.new(slot, ids[-1:], explain))
     return chunks
 
 
-def forget(chunks: Sequence[SequenceChunk]) -> None:
-    """Drop the chunks' tokens from their slots, so that they can be read again."""
+def evict(chunks: Sequence[SequenceChunk]) -> None:
+    """Drop the chunks' tokens from their slots, so that the step can run again."""
     for chunk in chunks:
         del chunk.slot.ids[chunk.start :]

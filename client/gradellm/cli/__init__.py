@@ -1,4 +1,4 @@
-"""The command line. `commands` has one module per command, the others are shared by several commands.
+"""The command line. `commands` has one module per command; the modules here are shared by several commands.
 
 Exit codes: 0 success; 1 an explanation that `verify` does not reproduce, or missing examples of a merged run; 2 invalid
 usage or request; 65 unusable data, explanation or results file; 69 no server answers; 70 a server failed; 75 the server
@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_error(error: GradellmError, args: argparse.Namespace) -> int:
-    """Print an error, with flags in place of keywords, and return its exit code."""
+    """Print an error, with flags instead of keywords, and return its exit code."""
     message = _with_flags(error, vars(args).keys())
     print("\n".join(map(visible, f"error: {message}".split("\n"))), file=sys.stderr)  # may quote untrusted text
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _FAILED)
 
 
 def _with_flags(error: GradellmError, arguments: Iterable[str]) -> str:
-    """Return an error's message with flags in place of keywords and fields."""
+    """Return an error's message with flags instead of keywords and fields."""
     if not isinstance(error, InvalidRequestError) or not error.violations:
         return str(error)
     flags = {name: f"--{name.replace('_', '-')}" for name in arguments if name not in ("prompt", "run", "arguments")}

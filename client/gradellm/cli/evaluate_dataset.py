@@ -110,7 +110,7 @@ async def _evaluate(args: argparse.Namespace, run: DatasetRun, targets: Sequence
             on_message=progress.message,
         )
         if runner.done_before:
-            print_status(f"{runner.summary}; the others follow")
+            print_status(f"{runner.summary}; evaluating the rest")
         try:
             await runner.run()
         except BaseException as error:

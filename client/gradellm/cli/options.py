@@ -135,7 +135,7 @@ class _RetryMessages:
 
 
 def local_server_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keywords of `Client.local`. Raises InvalidRequestError for them beside --target."""
+    """Return the keywords of `Client.local`. Raises InvalidRequestError if they are combined with --target."""
     local = given_values(args, "model", "dtype", "device")
     if args.target and local:
         raise InvalidRequestError.of(next(iter(local)), f"is for a local server, not for {args.target}")
@@ -378,8 +378,8 @@ def wrap_text(text: str) -> str:
     return textwrap.fill(visible(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def refuse_flags(args: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+def refuse_flags(args: argparse.Namespace, names: Sequence[str], other: str) -> None:
     """Raise InvalidRequestError if one of the flags was given."""
     for name in names:
         if (value := getattr(args, name)) is not None and value is not False:
-            raise InvalidRequestError.of(name, f"cannot be combined with {beside}")
+            raise InvalidRequestError.of(name, f"cannot be combined with {other}")

@@ -86,7 +86,7 @@ def metric_heading(metric: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return methods in the order of table columns: the paper's first, then others as given; each once."""
+    """Return methods in the order of table columns: the paper's first, then the rest in the given order; each once."""
     unique = list(dict.fromkeys(names))
     first = [name for name in (*PAPER_METHODS, "unloosened") if name in unique]
     return (*first, *(name for name in unique if name not in first))

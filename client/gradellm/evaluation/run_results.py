@@ -21,7 +21,7 @@ __all__ = ["Output", "Run", "computed_by", "read_run"]
 
 @dataclass(frozen=True)
 class Output:
-    """The paths of a run's files: in a folder of its own, or beside a results file with its name as a prefix."""
+    """The paths of a run's files: in a folder, or next to a results file with its name as a prefix."""
 
     results: Path
     prefix: str

@@ -372,7 +372,7 @@ def _is_dead(server: Server, now: float, patience: float) -> bool:
 
 
 async def _run_all(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run coroutines concurrently; the first error cancels the others."""
+    """Run coroutines concurrently; the first error cancels the rest."""
     try:
         async with asyncio.TaskGroup() as group:
             for each in work:

@@ -56,28 +56,28 @@ class Shard:
 
     def output(self, out: str) -> Output:
         """Return the shard's files: below the folder `out` that all shards share, or a results file of its own."""
-        whole = Output.of(out)
-        if Path(out) == whole.results:
-            return whole
+        unsharded = Output.of(out)
+        if Path(out) == unsharded.results:
+            return unsharded
         name = f"{self.index}-of-{self.count}"
         return Output(Path(out) / _FOLDER / f"{name}.jsonl", f"{name}.")
 
 
-def results_files(places: Iterable[str]) -> list[Path]:
+def results_files(paths: Iterable[str]) -> list[Path]:
     """Return results files: of a path to a file, that file; of a run's folder, those of its shards, or its own.
 
     Raises ResultsFileError for an empty folder of shards.
     """
     files: list[Path] = []
-    for place in places:
-        folder = Path(place) / _FOLDER
+    for path_or_folder in paths:
+        folder = Path(path_or_folder) / _FOLDER
         if folder.is_dir():
             found = sorted(folder.glob("*.jsonl"))
             if not found:
                 raise ResultsFileError(f"{folder} contains no results file: no shard of that run has started")
             files += found
         else:
-            files.append(Output.of(place).results)
+            files.append(Output.of(path_or_folder).results)
     return files
 
 
@@ -86,11 +86,11 @@ def merge_results(files: Sequence[Path]) -> Results:
 
     Raises ResultsFileError if they belong to several runs, a file is given twice, or an example has two results.
     """
-    given: dict[Path, Path] = {}
+    file_of_path: dict[Path, Path] = {}
     for path in files:
-        if path.resolve() in given:
+        if path.resolve() in file_of_path:
             raise ResultsFileError(f"{path} is given twice; each results file counts once")
-        given[path.resolve()] = path
+        file_of_path[path.resolve()] = path
     by_file = [(path, read_results(path)) for path in files]
     first_path, first = by_file[0]
     done: dict[str, object] = {}
@@ -143,18 +143,18 @@ def write_merged(output: Output, results: Results, files: Iterable[Path]) -> Non
 
     Raises ResultsFileError if the file exists and is not an earlier merge of the same run.
     """
-    place = output.results
-    if place.resolve() in {path.resolve() for path in files}:
-        raise ResultsFileError(f"{place} is one of the merged files; choose another --out")
-    if place.exists():
-        existing = read_results(place)
+    results_path = output.results
+    if results_path.resolve() in {path.resolve() for path in files}:
+        raise ResultsFileError(f"{results_path} is one of the merged files; choose another --out")
+    if results_path.exists():
+        existing = read_results(results_path)
         changed = [each for each, record in existing.done.items() if results.done.get(each) != record]
         if changed or list(differences(existing.settings, results.settings)):
             raise ResultsFileError(
-                f"{place} has results that the merged files lack"
+                f"{results_path} has results that the merged files lack"
                 f"{f', such as of {changed[0]}' if changed else ''}; choose another --out, or merge it as well"
             )
-    write_results(place, results)
+    write_results(results_path, results)
     bad_rows = [Output.of(str(path)).file("bad_rows.txt") for path in files]
     lines = dict.fromkeys(
         line

@@ -1,4 +1,4 @@
-"""Explanations: a completion with its attribution, and what is made of it.
+"""Explanations: a completion with its attribution; queries, files, pictures and verification.
 
 explanation.py     Explanation, the facade whose methods call the modules below
 queries.py         sums of scores by word, segment, role or message

@@ -116,7 +116,7 @@ class Explanation:
 
     @property
     def num_prompt_columns(self) -> int:
-        """The number of `sources` that are parts of the prompt; the others are generated tokens."""
+        """The number of `sources` that are parts of the prompt; the rest are generated tokens."""
         return len(self._prompt_sources)
 
     @cached_property

@@ -88,7 +88,7 @@ def page_data(explanation: Explanation) -> dict[str, Any]:
 
 
 def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
-    """Yield the prompt's text in pieces, usually one per token, with every character once."""
+    """Yield the prompt's text in spans, usually one per token, with every character once."""
     columns = columns_by_token(explanation.started)
     end = 0
     for part in characters(explanation.prompt_text, explanation.prompt_tokens):

@@ -67,7 +67,7 @@ class _Drawing:
     def take(self, event: Event) -> Iterator[str]:
         if event.token is not None and not self.explained:
             self.drawn.append(event.token)
-            yield "\n".join(map(visible, event.token.text.split("\n")))  # without labels beside it
+            yield "\n".join(map(visible, event.token.text.split("\n")))  # without labels
         elif event.token is not None:
             self._enqueue(self.grouping.push(event.token))
         elif event.attribution is not None:

@@ -1,4 +1,4 @@
-"""What a server sends, as frozen dataclasses. Their fields have the names of the proto's fields.
+"""The server's messages as frozen dataclasses. Their fields have the names of the proto's fields.
 
 An optional proto field that is absent is None. An enum's value is its lower-case name without the prefix.
 

@@ -78,7 +78,7 @@ class Estimate:
     seconds: float
     """On an idle server."""
     bytes: int
-    """Memory beside the model and the KV cache, at most `Limits.method_bytes`."""
+    """Memory in addition to the model and the KV cache, at most `Limits.method_bytes`."""
 
 
 @dataclass(frozen=True, slots=True)

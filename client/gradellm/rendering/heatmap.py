@@ -3,7 +3,7 @@
 1. Text is split into cells: a character with its combining characters, escaped if it could control the terminal.
 2. A cell's score is the sum over the columns that cover it. The largest score by magnitude has the full colour.
 3. Cells are wrapped to the terminal's width.
-4. Of a long passage only lines with large scores are kept, and the others are counted.
+4. Of a long passage only lines with large scores are kept; omitted lines are counted.
 5. Lines are painted: with colours as backgrounds in orange, and in blue for negative scores, with a readable
    foreground; without colours as blocks below the text.
 """

@@ -78,7 +78,7 @@ def visible(text: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """Isolate right-to-left text, so that bidirectional terminals do not reorder the text beside it.
+    """Isolate right-to-left text, so that bidirectional terminals do not reorder adjacent text.
 
     Other text is returned unchanged.
     """

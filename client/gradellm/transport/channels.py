@@ -30,7 +30,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 CONNECT_SECONDS, REPLICA_SECONDS = 1.0, 0.1
-"""How long the first call to a target with several addresses waits for the first connection, and then for the others.
+"""How long the first call to a target with several addresses waits for the first connection, and then for the rest.
 Without this wait gRPC would send all pending calls to the address that connects first."""
 CONNECTED = (
     grpc.ChannelConnectivity.READY,

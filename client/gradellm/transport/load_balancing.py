@@ -28,11 +28,11 @@ def split(target: str | Sequence[str]) -> tuple[str, ...]:
 
     Raises InvalidRequestError for no target or an empty one.
     """
-    given = [target] if isinstance(target, str) else list(target)
+    texts = [target] if isinstance(target, str) else list(target)
     targets = tuple(
-        part.strip()
-        for text in given
-        for part in ([text] if text.startswith(("ipv4:", "ipv6:", "unix:")) else text.split(","))  # gRPC's own lists
+        single.strip()
+        for text in texts
+        for single in ([text] if text.startswith(("ipv4:", "ipv6:", "unix:")) else text.split(","))  # gRPC's own lists
     )
     if not targets or not all(targets):
         raise InvalidRequestError.of("target", f"must be host:port, or several separated by commas, not {target!r}")

@@ -89,7 +89,7 @@ def deadline(keywords: CallKeywords) -> float | None:
     if timeout is None:
         return None
     seconds = validation.number("timeout", timeout)
-    if not 0 < seconds < 1e9:  # gRPC takes some values outside as "no limit" and fails on others
+    if not 0 < seconds < 1e9:  # outside, gRPC takes some values as "no limit" and fails on the rest
         raise InvalidRequestError.of(
             "timeout", f"must be seconds above 0, or None for no limit, not {validation.short_repr(timeout)}"
         )

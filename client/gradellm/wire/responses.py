@@ -105,6 +105,6 @@ def _reader(field: Any, hint: Any) -> Callable[[Message], Any]:  # noqa: ANN401 
     if field.message_type is pb.Contrast.DESCRIPTOR:
         return lambda message: _contrast(read(message))
     if field.message_type is not None:
-        whole = read
-        read = lambda message: _converted(kind, whole(message))  # noqa: E731
+        result = read
+        read = lambda message: _converted(kind, result(message))  # noqa: E731
     return (lambda message: read(message) if message.HasField(name) else None) if optional else read

@@ -26,12 +26,12 @@ def refuse_unknown(call: str, keywords: Mapping[str, object], allowed: type) -> 
 
 def exactly_one(choices: Mapping[str, object]) -> None:
     """Raise InvalidRequestError unless exactly one of the choices is not None."""
-    given = [name for name, value in choices.items() if value is not None]
-    if len(given) != 1:
+    present = [name for name, value in choices.items() if value is not None]
+    if len(present) != 1:
         *names, last = choices
         wanted = f"exactly one of {', '.join(names)} and {last} must be given"
         raise InvalidRequestError.of(
-            given[1] if given else next(iter(choices)), f"{wanted}; given: {join_names(given)}"
+            present[1] if present else next(iter(choices)), f"{wanted}; given: {join_names(present)}"
         )
 
 

@@ -1,6 +1,6 @@
 """Makes strict JSON schemas of custom resource definitions: `python deploy/kubernetes/schemas/vendor.py CRD.yaml ...`.
 
-The definitions are the upstream projects' files, at the versions in README.md beside this file. The schema is that of
+The definitions are the upstream projects' files, at the versions in this folder's README.md. The schema is that of
 the storage version, without keys that do not constrain an object's shape (descriptions, CEL rules, merge hints). Every
 object is closed: a field that is not defined is an error, as with `kubectl apply --validate=strict`.
 

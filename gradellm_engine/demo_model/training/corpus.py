@@ -78,7 +78,7 @@ def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[
 
     Several answers a conversation make the training signal denser. Several passages would not: the model would also
     have to find the passage that a question is about. `easy` starts a curriculum, with reviews of the plain
-    construction only: beside negated reviews, single words do not predict the label.
+    construction only: among negated reviews, single words do not predict the label.
     """
     if task == "sentiment":
         constructions = ("plain",) if easy else _TRAINED_CONSTRUCTIONS

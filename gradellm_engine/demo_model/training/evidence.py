@@ -170,7 +170,7 @@ def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
         cells = [name]
         for measure in ("auprc", "mass"):
             values, random = together[measure][name], together[measure][BASELINE]
-            difference = interval([ours - theirs for ours, theirs in zip(values, random, strict=True)])
+            difference = interval([score - random_score for score, random_score in zip(values, random, strict=True)])
             cells += [f"{np.mean(values):.3f}", "" if name == BASELINE else str(difference)]
             if name != BASELINE and difference.has_zero:
                 unsure.append(f"{name} ({'AUPRC' if measure == 'auprc' else 'mass'})")
@@ -186,7 +186,7 @@ def report(measured: Mapping[str, Mapping[str, Scores]], count: int) -> str:
 def _remark(unsure: Sequence[str]) -> str:
     if not unsure:
         return "No interval of a difference includes zero."
-    return f"Not to be told from random here, for the interval includes zero: {', '.join(unsure)}."
+    return f"Not distinguishable from random, because the interval includes zero: {', '.join(unsure)}."
 
 
 if __name__ == "__main__":

@@ -384,12 +384,16 @@ class _Writer:
         return join([*facts[:before], core, *facts[before:]])
 
     def _agreeing(self, negated: bool) -> list[Piece]:
-        whole = self._opinion(self.thing, f"the {self.thing}", negated)
+        opinion = self._opinion(self.thing, f"the {self.thing}", negated)
         if self.rng.random() < 0.6:
-            return sentence(whole)
+            return sentence(opinion)
         aspect = self.rng.choice(self.domain.aspects)
-        parts = self._shuffled([whole, self._opinion(aspect, f"the {aspect}", negated)])
-        return sentence(join(parts, " and ")) if self.rng.random() < 0.5 else join([sentence(part) for part in parts])
+        opinions = self._shuffled([opinion, self._opinion(aspect, f"the {aspect}", negated)])
+        return (
+            sentence(join(opinions, " and "))
+            if self.rng.random() < 0.5
+            else join([sentence(part) for part in opinions])
+        )
 
     def _opinion(self, noun: str, subject: str, negated: bool, is_personal: bool = False) -> list[Piece]:
         """A deciding clause about `noun`, called `subject`; with `is_personal`, one in the first person."""

@@ -124,10 +124,10 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
     """Train in place. The data of step i are a function of (seed, i)."""
     matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
     embeddings = list(model.model.embed_tokens.parameters())
-    others = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
+    other_parameters = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
     by_rate = [
         {"params": embeddings, "lr": _EMBEDDING_LEARNING_RATE},
-        {"params": others, "lr": _OTHER_LEARNING_RATE},
+        {"params": other_parameters, "lr": _OTHER_LEARNING_RATE},
     ]
     optimizers = (
         Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),

@@ -37,7 +37,7 @@ def top_counts(num_tokens: int) -> tuple[int, ...]:
 
 
 def top_sets(attribution: NDArray[np.floating], seed: int, step: int) -> tuple[NDArray[np.intp], ...]:
-    """The top tokens at each of 20 steps: deletion removes them, insertion removes all others.
+    """The top tokens at each of 20 steps: deletion removes them, insertion removes all except them.
 
     Each set includes the previous one; the last holds all tokens. With fewer than 20 tokens, some sets are equal.
 

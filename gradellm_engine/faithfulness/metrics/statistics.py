@@ -116,8 +116,8 @@ def _counts(seed: int, S: int, N: int, resamples: int) -> Iterator[NDArray[np.ui
     """How often each resample takes each mask, a chunk of resamples at a time. [chunk, S N]"""
     draws = stream(seed, "monte_carlo")
     for count in _chunks(resamples, S * N):
-        taken = draws.integers(0, N, (count, S, N - 1)) + N * np.arange(count * S).reshape(count, S, 1)
-        counts = np.bincount(taken.ravel(), minlength=count * S * N)
+        resampled = draws.integers(0, N, (count, S, N - 1)) + N * np.arange(count * S).reshape(count, S, 1)
+        counts = np.bincount(resampled.ravel(), minlength=count * S * N)
         yield counts.reshape(count, S * N).astype(np.uint32)
 
 

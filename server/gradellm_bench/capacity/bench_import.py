@@ -57,12 +57,12 @@ def _steps(
     """Passes of a plain token, of an explained token, and of a chunk's replay."""
     found = [PassMeasurement("step", streams, 1, context, (step,))]
     if explained := rows.get(("per_token", context, streams)):
-        whole = streams / explained["tokens_per_second"]
+        step_seconds = streams / explained["tokens_per_second"]
         found += [
             PassMeasurement(
                 "explained_step", streams, 1, context, (step,)
             ),  # the same arithmetic, with an autograd graph
-            PassMeasurement("scores", streams, 1, context, (max(1e-6, whole - step),)),
+            PassMeasurement("scores", streams, 1, context, (max(1e-6, step_seconds - step),)),
         ]
     fits = streams * DEFAULT_CHUNK_SIZE <= (256 if processor == "cuda" else 64)
     if fits and (chunked := rows.get((_CHUNKED, context, streams))):

@@ -49,9 +49,9 @@ def write(folder: Path) -> None:
     page = (folder / "capacity.md").read_text()
     found: dict[str, Any] = {"price": PRICE, "traffic": asdict(TRAFFIC), "plans": {}}
     for name, costs in machines.items():
-        known = highest_rate(costs, SERVERS[name], TRAFFIC, ServiceLevel(), load_of=_load_of(wire, TRAFFIC))
+        best = highest_rate(costs, SERVERS[name], TRAFFIC, ServiceLevel(), load_of=_load_of(wire, TRAFFIC))
         plans = [
-            plan(costs, SERVERS[name], replace(TRAFFIC, rate=load), ServiceLevel(), gpu_hour=PRICE, known=known)
+            plan(costs, SERVERS[name], replace(TRAFFIC, rate=load), ServiceLevel(), gpu_hour=PRICE, known=best)
             for load in LOADS
         ]
         page = put(page, f"plans {name}", plan_table(plans))

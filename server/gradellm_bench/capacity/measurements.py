@@ -103,7 +103,7 @@ def measure(
     *,
     counts: Sequence[int],
     contexts: Sequence[int],
-    pieces: Sequence[int],
+    chunk_sizes: Sequence[int],
     steps: int,
     progress: Progress,
 ) -> Iterator[PassMeasurement]:
@@ -111,21 +111,21 @@ def measure(
     longest, room = max(contexts), DEFAULT_CHUNK_SIZE * (steps + 2) + WARM_UPS + 2
     engine = bench_model.engine(
         max_running=max(counts),
-        num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
+        num_tokens=max(max(counts) * (longest + room), longest + max(chunk_sizes) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
     most_explained = MAX_EXPLAINED_TOKENS[bench_model.loaded.runner.processor]
     for context in contexts:
-        for size in pieces:
+        for size in chunk_sizes:
             progress(f"prefill chunks of {size} tokens after {context}")
             yield _prefill_chunk(engine, bench_model, rng, context, size, steps)
     for context in contexts:
         for count in counts:
             for attribution in (None, AttributionSettings(), chunked(DEFAULT_CHUNK_SIZE)):
-                way = "plain" if attribution is None else attribution.delivery
-                if way == Delivery.CHUNKED and count * DEFAULT_CHUNK_SIZE > most_explained:
+                delivery = "plain" if attribution is None else attribution.delivery
+                if delivery == Delivery.CHUNKED and count * DEFAULT_CHUNK_SIZE > most_explained:
                     continue  # such a replay does not fit a pass
-                progress(f"{count} streams with {context} tokens each: {way}")
+                progress(f"{count} streams with {context} tokens each: {delivery}")
                 yield from _decoding(engine, bench_model, rng, context, count, attribution, steps)
 
 
@@ -140,10 +140,10 @@ def _prefill_chunk(
         if slot is None:
             raise RuntimeError("the KV cache has no free slot for a prefill chunk")
         if context:
-            runner.read([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
+            runner.prefill([SequenceChunk.new(slot, bench_model.prompt(rng, context))])
         chunk = SequenceChunk.new(slot, bench_model.prompt(rng, size))
         watch = Stopwatch()
-        runner.read([chunk])
+        runner.prefill([chunk])
         seconds.append(watch())
         slot.close()
     return PassMeasurement("read", 1, size, context, tuple(seconds[1:]))
@@ -163,15 +163,15 @@ def _decoding(
     is_chunked = attribution is not None and attribution.chunk_size is not None
     new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
     prompts = [bench_model.prompt(rng, context) for _ in range(count)]
-    streams = new_requests(engine, prompts, new_tokens, attribution)
-    for stream in streams:
-        engine.scheduler.submit(stream)
-    while any(stream.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for stream in streams):
-        for _ in engine.scheduler.step(lambda stream: stream.phase is RequestPhase.PREFILL):
+    requests = new_requests(engine, prompts, new_tokens, attribution)
+    for request in requests:
+        engine.scheduler.submit(request)
+    while any(request.phase in (RequestPhase.WAITING, RequestPhase.PREFILL) for request in requests):
+        for _ in engine.scheduler.step(lambda request: request.phase is RequestPhase.PREFILL):
             pass
     timed: dict[Kind, list[float]] = {}
-    while not all(stream.is_closed for stream in streams):
-        for half, seconds in enumerate(_timed(engine, streams)):
+    while not all(request.is_closed for request in requests):
+        for half, seconds in enumerate(_timed(engine, requests)):
             timed.setdefault(_kind(attribution, half), []).append(seconds)
     if is_chunked:
         first, *repetitions = timed["replay"]
@@ -191,14 +191,14 @@ def _kind(attribution: AttributionSettings | None, half: int) -> Kind:
     return "scores" if half else "explained_step"
 
 
-def _timed(engine: Engine, streams: Sequence[Request]) -> list[float]:
+def _timed(engine: Engine, requests: Sequence[Request]) -> list[float]:
     """Seconds of each pass of a scheduler step; events are taken after each pass, as a server does."""
     seconds, watch, before = [], Stopwatch(), 0.0
     for _ in engine.scheduler.step():
-        for stream in streams:
-            if stream.error is not None:
-                raise stream.error
-            stream.take_events()
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+            request.take_events()
         seconds.append(watch() - before)
         before += seconds[-1]
     return seconds

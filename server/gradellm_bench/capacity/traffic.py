@@ -28,14 +28,14 @@ class SimulatedRequest:
         arrival: seconds from the start of the run.
         prompt_tokens: tokens of the prompt.
         answer_tokens: tokens that are generated; of an evaluation, tokens of the completion.
-        places: KV cache slots that it reserves: prompt and longest possible answer.
+        slots: KV cache slots that it reserves: prompt and longest possible answer.
         mode: its kind.
     """
 
     arrival: float
     prompt_tokens: int
     answer_tokens: int
-    places: int
+    slots: int
     mode: Mode
 
 
@@ -108,5 +108,5 @@ class Traffic:
     def _lengths(self, mean: int, count: int, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Log-normal integers of at least 2 with this mean. [count]"""
         drawn = mean * np.exp(self.spread * rng.standard_normal(count) - self.spread**2 / 2)
-        whole: np.ndarray[tuple[int], np.dtype[np.int64]] = np.maximum(2, np.rint(drawn)).astype(np.int64)
-        return whole
+        lengths: np.ndarray[tuple[int], np.dtype[np.int64]] = np.maximum(2, np.rint(drawn)).astype(np.int64)
+        return lengths

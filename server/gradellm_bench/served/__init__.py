@@ -1,1 +1,1 @@
-"""The engine under load: many requests at once, and evaluations beside interactive streams."""
+"""The engine under load: many requests at once, and evaluations during interactive streams."""

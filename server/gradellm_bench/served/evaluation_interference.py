@@ -6,7 +6,7 @@
   Transformers' model with one forward pass per perturbed text, and against bare batched forward passes of that model
   (the same texts, logits of the last position only, results unused). They alternate in one run; medians of ratios. The
   prompt is a conversation if the model has a chat template.
-- Gaps between tokens of explained streams, without and beside a running evaluation.
+- Gaps between tokens of explained streams, without and with a running evaluation.
 """
 
 from __future__ import annotations
@@ -150,11 +150,11 @@ def _forwards(model: PreTrainedModel, ids: Sequence[int], texts: Sequence[Mask],
 
 
 def compare_gaps(engine: Engine, rounds: int) -> None:
-    """Print gaps between tokens, without and beside an evaluation."""
+    """Print gaps between tokens, without and with a running evaluation."""
     prompt = PromptInput(prompt=f"{' '.join(4 * _SENTENCES[-1:])} Then")
     alone: list[float] = []
-    beside: list[float] = []
-    read = 0
+    with_evaluation: list[float] = []
+    num_tokens = 0
     settings = EvaluationSettings((EvaluatedMethod("paper", GradEllm()),), samples=50, stride=1)
     for _ in range(rounds):
         alone += _gaps(engine, prompt)
@@ -166,18 +166,18 @@ def compare_gaps(engine: Engine, rounds: int) -> None:
             for _ in engine.scheduler.step():
                 pass
         before = pass_budget.used
-        beside += _gaps(engine, prompt)
-        read += pass_budget.used - before
+        with_evaluation += _gaps(engine, prompt)
+        num_tokens += pass_budget.used - before
         engine.scheduler.cancel(evaluation)
     for name, figure in (("mean", np.mean), ("99th percentile", lambda gaps: np.percentile(gaps, 99))):
-        with_it, without = float(figure(beside)), float(figure(alone))
+        with_it, without = float(figure(with_evaluation)), float(figure(alone))
         print(
-            f"  gap between tokens, {name}: {1000 * without:.2f} ms; beside an evaluation {1000 * with_it:.2f} ms, "
+            f"  gap between tokens, {name}: {1000 * without:.2f} ms; with an evaluation {1000 * with_it:.2f} ms, "
             f"{with_it / without:.2f} of it"
         )
     print(
-        f"  of {len(beside)} gaps; the evaluation ran {read:,} tokens meanwhile, the longest gap took "
-        f"{1000 * max(beside):.0f} ms"
+        f"  of {len(with_evaluation)} gaps; the evaluation ran {num_tokens:,} tokens meanwhile, the longest gap took "
+        f"{1000 * max(with_evaluation):.0f} ms"
     )
 
 
@@ -185,12 +185,12 @@ def _gaps(engine: Engine, prompt: PromptInput) -> list[float]:
     """Seconds between tokens of explained streams, which run one after the other."""
     gaps = []
     for _ in range(STREAMS):
-        stream = engine.generation_request(prompt, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
-        engine.scheduler.submit(stream)
+        request = engine.generation_request(prompt, Sampling(max_new_tokens=NEW_TOKENS), _PAPER)
+        engine.scheduler.submit(request)
         times = []
-        while not stream.is_closed:
+        while not request.is_closed:
             for _ in engine.scheduler.step():
-                times += [time.perf_counter() for event in stream.take_events() if isinstance(event, Step)]
+                times += [time.perf_counter() for event in request.take_events() if isinstance(event, Step)]
         gaps += np.diff(times).tolist()
     return gaps
 

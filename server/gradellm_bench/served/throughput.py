@@ -1,4 +1,4 @@
-"""Many requests: throughput, admission of a long prompt beside running streams, prefix reuse, and memory."""
+"""Many requests: throughput, admission of a long prompt during decoding, prefix reuse, and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradellm_engine.params import AttributionSettings
 
 Progress = Callable[[str], None]
 SHORT_PROMPT = 128  # tokens of a prompt whose length is not the subject of a measurement
-LONG_PROMPT = 1500  # tokens of the prompt that is admitted beside running streams
+LONG_PROMPT = 1500  # tokens of the prompt that is admitted while other requests decode
 WARM_TOKENS = 16  # tokens of each running stream before it is submitted
 FIRST_TURN, SECOND_TURN = 1000, 30  # tokens of a conversation's first turn, and tokens that its second turn adds
 REQUEST_PROMPT, REQUEST_TOKENS = 16, 4  # tokens of each of the many short requests

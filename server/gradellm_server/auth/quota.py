@@ -3,7 +3,7 @@
 Tokens are charged before they are computed. When a request has been read, it reserves the most that it can use: the
 prompt's tokens and `max_new_tokens`. At its end it gives back every token that the model neither read nor chose,
 whether or not the client took the responses. Requests admitted in any 60 seconds therefore reserve at most the limit,
-however many arrive at once. A request that is refused, or leaves before it runs, is charged nothing. Tokenize is
+however many arrive at once. A request that is refused, or cancelled before it runs, is charged nothing. Tokenize is
 charged for the tokens that it counts.
 
 The methods of Attribute and Evaluate run several passes over the same tokens, which are charged once. To exclude their
@@ -119,7 +119,7 @@ class Quota:
             return charge
 
     def settle(self, charge: _Charge, used: int) -> None:
-        """Give back what a request did not use."""
+        """Return the tokens that a request did not use."""
         with self._lock:
             self._forget_before(self._now() - WINDOW_SECONDS)
             unused = max(0, charge.count - used)
@@ -215,7 +215,7 @@ class QuotaReservation:
             self._quota.check()
 
     def settle(self) -> None:
-        """End the request: give back what it did not use, and everything if it never ran."""
+        """End the request: return the tokens that it did not use, and all of them if it never ran."""
         with self._lock:
             self._is_settled = True
             if self._quota is not None and self._charge is not None and self._request is not None:

@@ -84,7 +84,7 @@ class Clients:
 
 
 class UnknownClientError(Exception):
-    """A call without a token, or with an unknown or expired one; the message does not say which."""
+    """A call without a token, or with an unknown or expired one; the message does not tell them apart."""
 
     def __init__(self) -> None:
         super().__init__(

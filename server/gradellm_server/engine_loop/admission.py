@@ -12,7 +12,7 @@ class AdmissionControl:
 
     Args:
         engine: the engine that runs the requests.
-        max_queued: requests that may be queued beside those that run.
+        max_queued: requests that may be queued in addition to those that run.
         max_queued_tokens: tokens of all queued requests, prompts and completions at their longest. One request alone
             may be longer.
     """

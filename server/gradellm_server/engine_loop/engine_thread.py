@@ -146,7 +146,7 @@ class EngineThread:
             self._changed.notify()
 
     def drain(self) -> None:
-        """From now on, reject new requests; unfinished ones go on."""
+        """Reject new requests from now on; unfinished ones continue."""
         with self._changed:
             self._is_draining = True
 

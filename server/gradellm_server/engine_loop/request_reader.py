@@ -1,8 +1,8 @@
-"""Threads that read requests beside the engine thread: validation and tokenization, before the model runs.
+"""Reader threads, which validate and tokenize requests outside the engine thread, before the model runs.
 
 Short and long requests have a thread each, so that a long request does not delay short ones; each thread reads in
 order of arrival. Limits on counts are checked first and bound the work; long native calls release the GIL
-(`gradellm_engine.tokenization.encoder`), and between them reading stops if the caller has gone.
+(`gradellm_engine.tokenization.encoder`), and between them reading stops if the caller has disconnected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class ReadCancelledError(Exception):
-    """The caller of a request has gone, or was answered otherwise, while the request was read."""
+    """The caller of a request disconnected, or was answered otherwise, while the request was read."""
 
 
 class RequestReader(Generic[Item]):

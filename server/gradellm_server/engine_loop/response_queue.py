@@ -74,11 +74,11 @@ class ResponseQueue(Generic[Response]):
             self._put(responses)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the iteration after what was put before, with an error if there is one; from any thread."""
+        """End the iteration after the queued items, with an error if there is one; from any thread."""
         self._put(error)
 
     def abort(self, error: BaseException) -> None:
-        """Replace all that is unread by an error, and ignore what is put afterwards; on the event loop."""
+        """Replace all unread items by an error, and ignore later ones; on the event loop."""
         self._is_aborted = True
         self._inbox = asyncio.Queue()
         self._inbox.put_nowait(error)

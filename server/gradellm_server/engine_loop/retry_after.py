@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 300.0
-MAX_RETRIES_PER_COMPLETION = 4  # not all rejected clients come back
+MAX_RETRIES_PER_COMPLETION = 4  # not all rejected clients retry
 
 
 def completion_times(running: Sequence[float], queued: Sequence[float]) -> list[float]:
@@ -36,7 +36,7 @@ class RetryAfterEstimator:
     """
 
     def __init__(self) -> None:
-        self._retries_at: deque[float] = deque()  # monotonic times at which earlier rejected clients come back
+        self._retries_at: deque[float] = deque()  # monotonic times at which earlier rejected clients retry
 
     def seconds(self, completions: Sequence[float]) -> float:
         """The delay for the next rejected client, where requests complete at `completions` (seconds from now)."""
@@ -61,7 +61,7 @@ def seconds_until_room(running: Sequence[float], queued: Sequence[tuple[float, i
     Args:
         running: remaining seconds of each running request.
         queued: seconds and number of tokens of each queued request, in queue order.
-        excess_tokens: tokens that have to leave the queue.
+        excess_tokens: tokens that have to be completed first.
     """
     completions = completion_times(running, [seconds for seconds, _ in queued])
     for time_left, (_, num_tokens) in zip(completions, queued, strict=False):

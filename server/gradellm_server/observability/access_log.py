@@ -20,7 +20,7 @@ class AccessLog(CallObserver):
 
 
 def fields(call: Call) -> dict[str, Any]:
-    """The fields of a call's line beside method and code; counts and times only of a stream."""
+    """The fields of a call's line after method and code; counts and times only for a stream."""
     stats, timings = call.stats, call.stats.timings
     values: dict[str, Any] = {
         "id": call.id,

@@ -34,7 +34,7 @@ class Call:
         client: name of the token's client; None if the server needs no tokens.
         trace_id: of its trace, 32 hexadecimal digits; empty if there is none.
         started_at: seconds of the monotonic clock.
-        ended_at: likewise; None until it has ended.
+        ended_at: monotonic time of its end; None until then.
         code: name of its final gRPC status; CANCELLED until it has ended.
         reason: of its error, in capitals; empty if there is none.
         num_responses: messages sent so far.
@@ -84,7 +84,7 @@ class CallObserver:
         """A message has been sent."""
 
     def on_end(self, call: Call) -> None:
-        """The call has ended; `code` and `reason` say how."""
+        """The call has ended with `code` and `reason`."""
 
 
 class CallObservers:

@@ -40,7 +40,7 @@ class CallStats:
         num_tokens: tokens sent.
         num_attributed: tokens whose scores were sent.
         first_token_at: seconds of the monotonic clock; None before the first token.
-        last_token_at: likewise.
+        last_token_at: monotonic time of the last token.
         finish_reason: in lower case; empty before `finished`.
         timings: None before `finished`.
         kind: of the latest message: started, token, attribution, progress, prompt_progress, item, summary or

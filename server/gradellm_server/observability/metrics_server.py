@@ -36,7 +36,7 @@ class MetricsServer:
     """Serves a registry over HTTP on a thread of its own, from its creation until `close`.
 
     Attributes:
-        address: host:port, with the port that was bound if 0 was asked for.
+        address: host:port, with the port that was bound for port 0.
     """
 
     def __init__(self, listen: str, registry: CollectorRegistry) -> None:

@@ -31,7 +31,7 @@ def redact(error: BaseException) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter whose tracebacks are redacted; the base of the others."""
+    """A formatter whose tracebacks are redacted; the base class of all formatters here."""
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802  (logging's name)
         """See `logging.Formatter`."""

@@ -40,7 +40,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         path: the file of tokens.
-        observers: are told of rejected calls.
+        observers: notified of rejected calls.
 
     Raises:
         SecurityFileError: if the file cannot be used.

@@ -1,4 +1,4 @@
-"""Events to the wire: what the engine yields for a request, as the messages of its stream."""
+"""Events to the wire: converts the engine's events of a request to the messages of its stream."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
 
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:
-    """The evaluation settings; what is not set has its default."""
+    """The evaluation settings, with defaults for unset fields."""
     _check_count("methods", len(request.methods) + len(request.scores), MAX_EVALUATED_METHODS)
     _check_count("metrics", len(request.metrics), len(Metric))
     _check_count("pis", len(request.pis), MAX_PIS)
@@ -173,7 +173,7 @@ def _switches(request: pb.AttributionOptions) -> dict[str, Any]:
 
 
 def _preset(number: int, switches: Mapping[str, Any]) -> GradEllm:
-    """Grad-ELLM's switches: those of a preset, with the ones that are set in their place."""
+    """Grad-ELLM's switches: those of a preset, overridden by the ones that are set."""
     if number and number not in PRESETS:
         raise InvalidRequestError("attribution.preset", f"{number} is not a Preset that this server knows")
     return GradEllm.preset(PRESETS[number] if number else "paper", **switches)

@@ -13,7 +13,7 @@ ESTIMATE_PROMPT_TOKENS, ESTIMATE_NEW_TOKENS = 256, 32  # of the request whose co
 
 
 def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoResponse:
-    """Describe what is served; `limits` are the server's own, beside the engine's."""
+    """Describe what is served; `limits` are the server's, in addition to the engine's."""
     return pb.GetServerInfoResponse(
         model=model_info(engine),
         methods=[_method_info(method, engine) for method in METHODS.values()],

@@ -109,9 +109,9 @@ def truncate(text: str) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= MAX_TEXT_BYTES:
         return text
-    left = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
-    words = left.rpartition(" ")[0]  # between words, and so not inside an escape sequence
-    return f"{words if len(words) > len(left) // 2 else left} ..."
+    truncated = encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
+    words = truncated.rpartition(" ")[0]  # between words, and so not inside an escape sequence
+    return f"{words if len(words) > len(truncated) // 2 else truncated} ..."
 
 
 def reason_of(status: grpc.Status) -> str:

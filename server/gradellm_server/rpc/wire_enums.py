@@ -1,6 +1,6 @@
-"""Enums and optional fields of the wire contract, and the engine's enums and arguments that they stand for.
+"""Enums and optional fields of the wire contract, and the corresponding enums and arguments of the engine.
 
-An enum's member has the same name on both sides, behind the wire's prefix: ROTARY_UNROTATED is `Rotary.UNROTATED`.
+An enum's member has the same name on both sides, after the wire's prefix: ROTARY_UNROTATED is `Rotary.UNROTATED`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models of passes: they give back what they were fitted to, and reports of the bench can be read."""
+"""Cost models of passes: they reproduce their measurements, and reports of the bench can be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[3] / "docs"
     st.floats(0, 1e-5),
     st.sampled_from([(128, 1024), (64, 512, 4096)]),
 )
-def test_a_model_gives_back_what_it_was_fitted_to(bases: list[float], slope: float, contexts: tuple[int, ...]) -> None:
+def test_a_model_reproduces_its_measurements(bases: list[float], slope: float, contexts: tuple[int, ...]) -> None:
     sizes = (1, 4, 16)
     passes = [
         PassMeasurement("step", size, 1, context, (base + slope * size * context,))
@@ -29,11 +29,13 @@ def test_a_model_gives_back_what_it_was_fitted_to(bases: list[float], slope: flo
     ]
     model = PassModel.fit(passes, rounds=False)
     assert model.error < 1e-6
-    for its in passes:
-        assert model.seconds(its.streams, its.streams * its.context) == pytest.approx(its.median, rel=1e-6)
+    for measured in passes:
+        assert model.seconds(measured.streams, measured.streams * measured.context) == pytest.approx(
+            measured.median, rel=1e-6
+        )
 
 
-def test_between_sizes_it_runs_straight_and_beyond_them_on() -> None:
+def test_costs_are_interpolated_and_extrapolated_linearly() -> None:
     model = PassModel((2, 4), (1.0, 2.0), 0.5, rounds=False, error=0.0)
     assert [model.seconds(size, 0) for size in (2, 3, 4, 6)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
     assert model.seconds(2, 10) == pytest.approx(6.0)
@@ -45,7 +47,7 @@ def test_reading_more_is_never_faster() -> None:
     passes = [PassMeasurement("read", 1, 16, context, (seconds,)) for context, seconds in ((0, 2.0), (1000, 1.0))]
     assert PassModel.fit(passes, rounds=False).slope == 0
     one_a_size = [PassMeasurement("read", 1, size, 0, (seconds,)) for size, seconds in ((16, 1.0), (64, 3.0))]
-    model = PassModel.fit(one_a_size, rounds=False)  # base and slope cannot be told apart
+    model = PassModel.fit(one_a_size, rounds=False)  # base and slope cannot be determined
     assert model.bases == pytest.approx((1.0, 3.0))
     assert model.slope == 0
     with pytest.raises(ValueError, match="no passes"):
@@ -58,16 +60,16 @@ def test_sizes_and_work() -> None:
 
 
 def test_measurements_are_written_and_read(tmp_path: Path) -> None:
-    its = Measurements(
+    measurements = Measurements(
         {"model": "a"}, "cpu", 8, 100, 1e9, 512, [PassMeasurement("step", 1, 1, 8, (0.5, 0.25, 1.0), 2.0)]
     )
-    its.write(tmp_path / "a.json")
-    assert Measurements.read(tmp_path / "a.json") == its
-    assert its.passes[0].median == 0.5
+    measurements.write(tmp_path / "a.json")
+    assert Measurements.read(tmp_path / "a.json") == measurements
+    assert measurements.passes[0].median == 0.5
     (tmp_path / "b.json").write_text("[]")
-    for read in (Measurements.read, from_bench):
+    for reader in (Measurements.read, from_bench):
         with pytest.raises(ValueError, match=r"b\.json is not what"):
-            read(tmp_path / "b.json")
+            reader(tmp_path / "b.json")
 
 
 def test_a_report_of_the_bench_is_taken_apart() -> None:
@@ -76,8 +78,8 @@ def test_a_report_of_the_bench_is_taken_apart() -> None:
     costs = Costs.fit(measured)
     assert costs.step(1, 128, explained=False) == pytest.approx(5.67e-3, rel=0.02)
     assert costs.step(32, 32 * 2048, explained=False) == pytest.approx(9.84e-3, rel=0.02)
-    whole = costs.step(32, 32 * 2048, explained=True) + costs.scores(32, 32 * 2048)
-    assert whole == pytest.approx(32 / 1580.4, rel=0.05)
+    total = costs.step(32, 32 * 2048, explained=True) + costs.scores(32, 32 * 2048)
+    assert total == pytest.approx(32 / 1580.4, rel=0.05)
 
 
 def test_the_measured_gpu_is_fitted_well() -> None:

@@ -35,7 +35,7 @@ def test_the_highest_rate_keeps_the_level_and_little_more_does_not() -> None:
     assert rate < highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(first_token=2.0, gap=1.0), requests=200)[0]
 
 
-def test_what_cannot_be_kept_is_said() -> None:
+def test_an_unreachable_service_level_is_named() -> None:
     with pytest.raises(ValueError, match="not even one request at a time"):
         highest_rate(COSTS, SERVER, TRAFFIC, ServiceLevel(gap=0.001), requests=50)
 
@@ -63,8 +63,8 @@ def test_servers_are_counted_with_headroom_and_spares() -> None:
 def test_limits_are_arithmetic() -> None:
     run = Summary(100, 0.0, (0.1, 0.2, 0.3), (0.01, 0.02, 0.03), (0.0, 0.0, 0.0), 1000.0, 500.0, 0.5, 10.0)
     fleet = Plan(50.0, 10.0, "first token after 3 s", 10, 10, run, None)
-    told = limits(fleet, TRAFFIC, COSTS, SERVER, WIRE, clients=4, nic_gbit=1.0)
-    used = {its.what: its.used for its in told}
+    found = limits(fleet, TRAFFIC, COSTS, SERVER, WIRE, clients=4, nic_gbit=1.0)
+    used = {limit.what: limit.used for limit in found}
     assert used["time of the GPUs"] == pytest.approx(0.5)
     assert used["memory for keys and values"] == pytest.approx(10 * 110 / 8000)
     event_loop = 1000 * 100e-6 + 500 * (100e-6 + 50 * 0.2e-6)
@@ -72,25 +72,26 @@ def test_limits_are_arithmetic() -> None:
     assert used["a server's network"] == pytest.approx(8 * (1000 * 33 + 500 * (8 + 200)) / 1e9)
     assert used["one answer of DNS, by UDP"] == pytest.approx((72 + 160) / 1232)
     assert used["one Prometheus"] == pytest.approx(10 * 500 / 5e6)
-    assert [its.used for its in told] == sorted((its.used for its in told), reverse=True)
+    assert [limit.used for limit in found] == sorted((limit.used for limit in found), reverse=True)
     assert MAX_DNS_RECORDS == 4091
     many = {
-        its.what: its.used for its in limits(replace(fleet, replicas=4092), TRAFFIC, COSTS, SERVER, WIRE, clients=4)
+        limit.what: limit.used
+        for limit in limits(replace(fleet, replicas=4092), TRAFFIC, COSTS, SERVER, WIRE, clients=4)
     }
     assert many["one answer of DNS, at all"] > 1
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     passes, wire = str(DOCS / "capacity-h100.json"), str(DOCS / "capacity-wire.json")
-    asked = ["plan", "--passes", passes, "--load", "2", "--prompt-tokens", "64", "--answer-tokens", "8"]
-    assert main([*asked, "--max-new-tokens", "8", "--wire", wire, "--gpu-hour", "3"]) == 0
-    told = capsys.readouterr().out
-    assert "NVIDIA H100" in told
-    assert "| 2 |" in told
-    assert "one answer of DNS" in told
+    command = ["plan", "--passes", passes, "--load", "2", "--prompt-tokens", "64", "--answer-tokens", "8"]
+    assert main([*command, "--max-new-tokens", "8", "--wire", wire, "--gpu-hour", "3"]) == 0
+    output = capsys.readouterr().out
+    assert "NVIDIA H100" in output
+    assert "| 2 |" in output
+    assert "one answer of DNS" in output
 
 
-def test_wrong_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("{}")
     assert main(["plan", "--passes", str(tmp_path / "a.json"), "--load", "2"]) == 2
     assert "a.json is not what" in capsys.readouterr().err
@@ -104,14 +105,14 @@ def assert_close(found: Any, expected: Any) -> None:
             assert_close(found[key], value)
     elif isinstance(expected, list):
         assert len(found) == len(expected)
-        for one, value in zip(found, expected, strict=True):
-            assert_close(one, value)
+        for actual, value in zip(found, expected, strict=True):
+            assert_close(actual, value)
     else:
         assert found == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
 
 
-def test_the_page_is_what_the_program_writes() -> None:
-    """Its quick parts anew: trials, and one plan; the rest is compared with what was written beside."""
+def test_the_committed_page_is_current() -> None:
+    """Recomputes its quick parts, trials and one plan; the rest is compared with the JSON file."""
     page = (DOCS / "capacity.md").read_text()
     written = json.loads((DOCS / "capacity.json").read_text())
     assert document.put(page, "trials", validation_table(document.validation_runs(DOCS))) == page

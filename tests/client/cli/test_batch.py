@@ -31,14 +31,14 @@ def test_prompts_come_out_as_explanations_in_their_order(fake: FakeServer, tmp_p
     flags = ["--batch", file, "--max-new-tokens", "3", "--seed", "99", "--output", str(out), "--target", fake.target]
     assert main(["explain", *flags]) == 0
     assert len(list(read_jsonl(out))) == 9
-    asked = sorted((request.input.prompt, request.seed, request.max_new_tokens) for request in fake.requests)  # type: ignore[attr-defined]
-    assert asked == [(f"Once {i}", i, 3) for i in range(9)]
+    sent = sorted((request.input.prompt, request.seed, request.max_new_tokens) for request in fake.requests)  # type: ignore[attr-defined]
+    assert sent == [(f"Once {i}", i, 3) for i in range(9)]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_completions_and_standard_streams(fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = json.dumps({"messages": [["user", "Hi"]], "completion": " there", "segments": {"a": [0, 0, 1]}})
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    line = json.dumps({"messages": [["user", "Hi"]], "completion": " there", "segments": {"a": [0, 0, 1]}})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
     assert main(["attribute", "--batch", "-", "--method", "saliency", "--target", fake.target]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "gradellm.explanation"
     (request,) = fake.requests
@@ -46,16 +46,14 @@ def test_completions_and_standard_streams(fake: FakeServer, capsys: Out, monkeyp
     assert request.completion == " there"  # type: ignore[attr-defined]
 
 
-def test_what_fails_is_told_with_its_line_and_the_others_are_written(
-    fake: FakeServer, tmp_path: Path, capsys: Out
-) -> None:
+def test_failed_lines_are_reported_and_other_lines_written(fake: FakeServer, tmp_path: Path, capsys: Out) -> None:
     file, out = written(tmp_path / "a.jsonl", {"prompt": "a"}, "", {"prompt": "b"}), tmp_path / "out.jsonl"
     fake.fail(code_pb2.INVALID_ARGUMENT, "too long")
     assert main(["explain", "--batch", file, "--output", str(out), "--no-retry", "--target", fake.target]) == 1
-    said = capsys.readouterr().err
-    assert f"{file}:1: " in said
-    assert f"{file}:3: " in said
-    assert "0 explanations, 2 failed" in said
+    errors = capsys.readouterr().err
+    assert f"{file}:1: " in errors
+    assert f"{file}:3: " in errors
+    assert "0 explanations, 2 failed" in errors
     assert out.read_text() == ""
 
 
@@ -72,7 +70,7 @@ def test_what_fails_is_told_with_its_line_and_the_others_are_written(
         ([{"prompt": "a"}], ["words"], 2, "cannot be combined with --batch"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_sent(
+def test_invalid_input_is_refused_before_sending(
     fake: FakeServer, tmp_path: Path, capsys: Out, rows: list[Any], flags: list[str], code: int, words: str
 ) -> None:
     file = written(tmp_path / "a.jsonl", *rows)

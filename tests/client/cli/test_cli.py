@@ -112,7 +112,7 @@ def test_flags_with_forms(fake: FakeServer, flags: list[str], expected: pb.Attri
     assert (request.attribution if request.HasField("attribution") else None) == expected
 
 
-def test_the_prompt_in_its_forms(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_of_the_prompt(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Ünce\n".encode())))
     assert main(["explain", "-", "--target", fake.target]) == 0
     assert main(["explain", "--prompt-ids", "1,2", "--target", fake.target]) == 0
@@ -165,7 +165,7 @@ def test_every_flag_of_methods(fake: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_progress_is_told_on_a_terminal_and_wiped_away(
+def test_progress_is_shown_on_a_terminal_and_erased(
     fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), pb.Progress(done=0.5), *fake.parts[1:]]
@@ -177,11 +177,11 @@ def test_progress_is_told_on_a_terminal_and_wiped_away(
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_the_reading_of_a_long_prompt_is_told_on_a_terminal(
+def test_prefill_progress_is_shown_on_a_terminal(
     fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
-    carried: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in fake.parts]
-    parts = [pb.GenerateResponse(**part) for part in carried]
+    carried: list[dict[str, Any]] = [{type(event).__name__.lower(): event} for event in fake.parts]
+    parts = [pb.GenerateResponse(**event) for event in carried]
     parts[1:1] = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.5)]
     monkeypatch.setattr(fake, "_stream", lambda *_: iter(parts))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
@@ -192,9 +192,7 @@ def test_the_reading_of_a_long_prompt_is_told_on_a_terminal(
     assert ("read" in captured.err) == is_terminal
 
 
-def test_an_error_does_not_stand_behind_progress(
-    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_replaces_the_progress_line(fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), *fake.parts[1:]][:2]
     fake.fail(code_pb2.INTERNAL, "the model failed")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -259,7 +257,7 @@ def test_serve_and_bench_become_another_process(monkeypatch: pytest.MonkeyPatch,
     assert became == [([sys.executable, "-P", "-m", module, "--help", "--model", "m"], environment())]
 
 
-def test_threads_spin_for_a_short_time_unless_the_user_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_threads_spin_briefly_unless_the_user_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     assert int(environment()["GOMP_SPINCOUNT"]) <= 10_000
@@ -382,7 +380,7 @@ def with_path(**environ: str) -> dict[str, str]:
 def test_interrupting_cancels(fake: FakeServer) -> None:
     fake.hold.set()
     process = start("explain", "Once", "--target", fake.target)
-    assert fake.asked.wait(20)
+    assert fake.received.wait(20)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"")
@@ -409,13 +407,13 @@ start()
 def test_an_interrupt_that_a_library_swallows_still_ends_it(signals: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", _SWALLOWING], stdout=subprocess.PIPE, env=with_path())
     assert process.stdout is not None
-    for said in [b"running\n", b"swallowed\n"][:signals]:
-        assert process.stdout.readline() == said
+    for printed in [b"running\n", b"swallowed\n"][:signals]:
+        assert process.stdout.readline() == printed
         process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
 
 
-def test_a_reader_that_goes_away(fake: FakeServer) -> None:
+def test_a_closed_pipe(fake: FakeServer) -> None:
     process = start("explain", "Once", "--target", fake.target)
     assert process.stdout is not None
     assert process.stderr is not None

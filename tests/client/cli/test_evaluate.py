@@ -63,10 +63,10 @@ def test_every_flag_of_a_prompt(server: FakeEvaluator) -> None:
         (["--max-new-tokens", "7"], "generation", pb.GenerationOptions(max_new_tokens=7)),
     ],
 )
-def test_the_completion_in_its_forms(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
+def test_forms_of_the_completion(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
     assert main(["evaluate", "Once", *flags, "--target", server.target]) == 0
     assert getattr(server.requests[0], field) == value
-    assert [one.name for one in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
+    assert [method.name for method in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
 
 
 def test_a_table_of_one_prompt(server: FakeEvaluator, capsys: Out) -> None:
@@ -92,7 +92,7 @@ def test_one_prompt_as_json_and_as_a_plot(server: FakeEvaluator, capsys: Out, tm
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_to_measure_is_said(server: FakeEvaluator, capsys: Out, tmp_path: Path) -> None:
+def test_an_empty_evaluation_is_reported(server: FakeEvaluator, capsys: Out, tmp_path: Path) -> None:
     flags = ["--plot", str(tmp_path / "a.png")]
     assert main(["evaluate", "nothing", *flags, "--target", server.target]) == 0
     captured = capsys.readouterr()
@@ -110,14 +110,14 @@ def test_progress_of_a_prompt(
     assert ("\r 50% evaluated\r\033[K" in capsys.readouterr().err) == is_terminal
 
 
-# --- told no, before anything is done ---------------------------------------------------------------------------------
+# --- refused before the evaluation starts -----------------------------------------------------------------------------
 
 
 def by_flag(message: str) -> str:
-    field, _, said = message.partition(": ")
+    field, _, reason = message.partition(": ")
     if field == "prompt":  # which has none
         return message
-    return f"--{field.replace('_', '-')}: {said}"
+    return f"--{field.replace('_', '-')}: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def by_flag(message: str) -> str:
 def test_flags_that_contradict_one_another(
     arguments: str, message: str, data: Path, tmp_path: Path, capsys: Out
 ) -> None:
-    said = [str(data) if word == "D" else str(tmp_path / "out") if word == "O" else word for word in arguments.split()]
-    target = [] if "--target" in said or {"--tables", "--merge"} & {*said} else NOWHERE
-    assert main(["evaluate", *said, *target]) == 2
+    argv = [str(data) if word == "D" else str(tmp_path / "out") if word == "O" else word for word in arguments.split()]
+    target = [] if "--target" in argv or {"--tables", "--merge"} & {*argv} else NOWHERE
+    assert main(["evaluate", *argv, *target]) == 2
     captured = capsys.readouterr()
     assert f"error: {by_flag(message)}" in captured.err
     assert "starting" not in captured.err
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written(data: Path, capsys: Out) -> None:
     assert "cannot be created: Not a directory; choose another" in capsys.readouterr().err
 
 
-def test_nobody_answers(data: Path, tmp_path: Path, capsys: Out) -> None:
+def test_no_server_answers(data: Path, tmp_path: Path, capsys: Out) -> None:
     assert main(["evaluate", "--preset", "sst2", "--data", str(data), "--out", str(tmp_path / "o"), *NOWHERE]) == 69
     assert "no gradellm server answers at 127.0.0.1:1" in capsys.readouterr().err
 

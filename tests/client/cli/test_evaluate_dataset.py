@@ -62,7 +62,7 @@ def test_bad_rows_and_failures_are_listed(server: FakeEvaluator, tmp_path: Path,
     assert not (tmp_path / "out" / "bad_rows.txt").exists()
 
 
-def test_a_prompt_of_ones_own(server: FakeEvaluator, tmp_path: Path, capsys: Out) -> None:
+def test_a_custom_prompt_template(server: FakeEvaluator, tmp_path: Path, capsys: Out) -> None:
     data = tmp_path / "reviews.csv"
     data.write_text("body,stars\nGood. It was. Really.,5\nBad. Oh. No.,1\n")
     flags = ["--prompt-template", "Say: {text}", "--system", "S", "--label-words", "good=5,bad=1|2", "--raw"]
@@ -106,7 +106,7 @@ def test_a_sample_in_equal_parts(server: FakeEvaluator, data: Path, tmp_path: Pa
 def test_methods_by_the_server(server: FakeEvaluator, data: Path, tmp_path: Path, capsys: Out) -> None:
     flags = ["--preset", "sst2", "--data", str(data), "--pis", "0.5", "--target", server.target]
     assert main(["evaluate", *flags, "--methods", "all", "--out", str(tmp_path / "a")]) == 0
-    names = [one.name for one in server.requests[0].evaluation.methods]
+    names = [method.name for method in server.requests[0].evaluation.methods]
     assert names == [*fake_evaluator.METHODS, "unloosened", "knockout"]
     assert "grad_eclip is left out: attribution.rotary: this model has no rotary embedding" in capsys.readouterr().err
     for name, message in (("salience", "did you mean saliency"), ("relevance", "it has no gates")):
@@ -156,7 +156,7 @@ def test_nothing_could_be_evaluated(server: FakeEvaluator, tmp_path: Path, capsy
     assert "no step could be measured" in capsys.readouterr().err
 
 
-def test_when_all_servers_are_gone_it_says_how_to_go_on(
+def test_without_servers_the_command_to_resume_is_printed(
     server: FakeEvaluator, data: Path, tmp_path: Path, capsys: Out
 ) -> None:
     server.failures = [(code_pb2.UNAVAILABLE, "going down")] * 1000
@@ -201,7 +201,7 @@ def numbers(out: Path) -> dict[str, Any]:
     }
 
 
-def test_shards_make_the_tables_of_one_run(server: FakeEvaluator, tmp_path: Path, capsys: Out) -> None:
+def test_shards_produce_the_tables_of_one_run(server: FakeEvaluator, tmp_path: Path, capsys: Out) -> None:
     data = write_data(tmp_path / "d.jsonl", 13, e4="long", e7="nothing")
     data.write_text(data.read_text() + '{"text": ""}\n')
     metrics = ("--metrics", "pi_soft_ns,soft_ns,deletion", "--sample", "12", "--seed", "3")

@@ -38,14 +38,14 @@ def test_the_bar_on_a_terminal() -> None:
     progress.show(run)  # too early
     progress.message("a server\x1b[2J rests")
     progress.close(run)
-    drawn, said, end = stream.getvalue().split("\r\033[K")[1:]
+    drawn, message, end = stream.getvalue().split("\r\033[K")[1:]
     assert drawn == "SST2 ▕██████      ▏ 50% 4/10 · 1 failed · 2.0 s each · 0:08 left"
-    assert said == f"a server^[[2J rests\n{drawn}"
+    assert message == f"a server^[[2J rests\n{drawn}"
     assert end == f"{drawn}\n"
 
 
-def test_the_last_bar_has_whole_examples_alone() -> None:
-    """What is under way is work, and is not kept."""
+def test_the_last_progress_bar_counts_complete_examples() -> None:
+    """Examples in progress count only while the run is active."""
     server: Any = SimpleNamespace(is_up=True, is_refused=False, busy_until=0.0, running={"a": 0.9, "b": 0.95})
     run: Any = Run(servers=[server], total=2, done_before=0, done_now=0, failed_now=0)
     stream = Terminal()

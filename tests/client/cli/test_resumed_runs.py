@@ -29,7 +29,7 @@ Out = pytest.CaptureFixture[str]
 
 
 def in_folder(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start the command in a folder of its own, so that it is the same command everywhere."""
+    """Start the command in a separate folder, so that every run has the same command line."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "gradellm", *arguments],
@@ -52,7 +52,7 @@ def lines(path: Path) -> int:
 def test_killed_and_resumed_makes_the_same_tables(slow: FakeEvaluator, tmp_path: Path) -> None:
     data = write_data(tmp_path / "d.jsonl", 24, e4="long", e7="nothing")
     arguments = evaluate_command(data, Path("out"), slow, "--metrics", "pi_soft_ns,soft_ns,deletion")
-    whole = in_folder(tmp_path / "whole", arguments)
+    uninterrupted = in_folder(tmp_path / "whole", arguments)
     killed = in_folder(tmp_path / "killed", arguments)
     until(lambda: lines(tmp_path / "killed/out/results.jsonl") >= 6)
     killed.kill()
@@ -60,17 +60,17 @@ def test_killed_and_resumed_makes_the_same_tables(slow: FakeEvaluator, tmp_path:
     before = lines(tmp_path / "killed/out/results.jsonl")
     assert 6 <= before < 25
     resumed = in_folder(tmp_path / "killed", arguments)
-    assert resumed.communicate(timeout=60)[0] == whole.communicate(timeout=60)[0]
-    assert (resumed.returncode, whole.returncode) == (0, 0)
+    assert resumed.communicate(timeout=60)[0] == uninterrupted.communicate(timeout=60)[0]
+    assert (resumed.returncode, uninterrupted.returncode) == (0, 0)
     for name in ("table1", "table2", "table4-models-fake"):
         for kind in ("md", "csv", "json"):
-            of = [(tmp_path / folder / "out" / f"{name}.{kind}").read_bytes() for folder in ("whole", "killed")]
-            assert of[0] == of[1]
+            contents = [(tmp_path / folder / "out" / f"{name}.{kind}").read_bytes() for folder in ("whole", "killed")]
+            assert contents[0] == contents[1]
     ids = [json.loads(line)["id"] for line in (tmp_path / "killed/out/results.jsonl").read_text().splitlines()[1:]]
-    assert len([one for one in ids if one != "e4"]) == 23
+    assert len([example_id for example_id in ids if example_id != "e4"]) == 23
 
 
-def test_an_interrupt_loses_nothing_and_says_how_to_go_on(slow: FakeEvaluator, tmp_path: Path) -> None:
+def test_an_interrupted_run_prints_the_command_that_resumes_it(slow: FakeEvaluator, tmp_path: Path) -> None:
     data = write_data(tmp_path / "d.jsonl", 30)
     out = tmp_path / "out"
     process = start(*evaluate_command(data, out, slow))
@@ -79,22 +79,22 @@ def test_an_interrupt_loses_nothing_and_says_how_to_go_on(slow: FakeEvaluator, t
     stdout, err = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (130, b"")
     done = len(read_run(str(out)).records)
-    said = re.search(
+    match = re.search(
         r"(\d+)/30.*\ninterrupted: (\d+) of 30 examples are done and kept in \S+; (\d) were in progress and are "
         r"evaluated again, because only complete examples are kept; this command resumes the run:\n  (.*)\n",
         err.decode(),
     )
-    assert said is not None
-    assert int(said[1]) == int(said[2]) == done
-    assert 1 < int(said[3]) <= 2  # --concurrency
-    assert said[4].startswith("gradellm evaluate --preset sst2 --data ")
+    assert match is not None
+    assert int(match[1]) == int(match[2]) == done
+    assert 1 < int(match[3]) <= 2  # --concurrency
+    assert match[4].startswith("gradellm evaluate --preset sst2 --data ")
     assert b"Traceback" not in err
 
 
 # --- real servers -----------------------------------------------------------------------------------------------------
 
 
-def test_real_servers_of_which_one_is_killed(tmp_path: Path) -> None:
+def test_a_run_survives_a_killed_server(tmp_path: Path) -> None:
     """Two servers of the demo model; one dies in the middle, the other brings all to an end."""
     socket = tmp_path / "killed.sock"
     killed = subprocess.Popen(

@@ -18,7 +18,7 @@ PLAIN = custom_preset("{text}")
 
 def shared(name: str) -> Path:
     if not (DATA / name).exists():
-        pytest.skip("the data do not lie beside the project")
+        pytest.skip("the data folder is missing")
     return DATA / name
 
 

@@ -59,7 +59,7 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
         self._server.stop(None).wait()
 
     def prompts(self) -> list[str]:
-        """What was asked, by the last message's text."""
+        """The requests, by the last message's text."""
         return [request.input.messages[-1].content if request.input.messages else request.input.prompt
                 for request in self.requests]  # fmt: skip
 
@@ -106,7 +106,7 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
         usage = pb.Usage(prompt_tokens=9, completion_tokens=1)
         yield pb.EvaluateResponse(finished=pb.Finished(usage=usage, timings=pb.Timings()))
 
-    def _started(self, given: pb.Input, evaluation: pb.EvaluationOptions | None = None) -> pb.Started:
+    def _started(self, prompt_input: pb.Input, evaluation: pb.EvaluationOptions | None = None) -> pb.Started:
         tokens = [pb.PromptToken(id=i, text="x", start=i, end=i + 1, role=pb.ROLE_USER) for i in range(9)]
         return pb.Started(
             prompt_text="x" * 9,
@@ -115,14 +115,14 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
         )
 
     def _summary(self, request: pb.EvaluateRequest, *, is_skipped: bool) -> pb.EvaluationSummary:
-        asked = request.evaluation
+        options = request.evaluation
         metrics = []
-        for method in asked.methods:
-            for metric in asked.metrics:
+        for method in options.methods:
+            for metric in options.metrics:
                 if is_skipped and metric <= pb.METRIC_SOFT_NC:
                     continue
-                numbers = random.Random(f"{asked.seed} {method.name} {metric}")
-                curve = [numbers.random() for _ in asked.pis] if metric <= pb.METRIC_PI_SOFT_NC else []
+                numbers = random.Random(f"{options.seed} {method.name} {metric}")
+                curve = [numbers.random() for _ in options.pis] if metric <= pb.METRIC_PI_SOFT_NC else []
                 value = sum(curve) / len(curve) if curve else numbers.random()
                 metrics.append(
                     pb.MetricSummary(
@@ -138,7 +138,7 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
                         steps=1,
                     )
                 )
-        first = hashlib.sha256(str(asked.seed).encode()).digest()[0]
+        first = hashlib.sha256(str(options.seed).encode()).digest()[0]
         return pb.EvaluationSummary(
             metrics=metrics,
             steps=[0],

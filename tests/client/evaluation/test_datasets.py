@@ -76,9 +76,9 @@ def test_bad_rows_are_listed_and_good_ones_run(tmp_path: Path) -> None:
         ("good", "Positive"),
         ("also good", "Negative"),
     ]
-    said = {row.line: row.reason for row in rows.bad}
-    assert list(said) == list(range(2, 22))
-    for line, part in {
+    reasons = {row.line: row.reason for row in rows.bad}
+    assert list(reasons) == list(range(2, 22))
+    for line, reason in {
         2: "not JSON: Expecting property name enclosed in double quotes at column 2",
         3: "not a JSON object",
         4: "needs a column sentence or text, and has label",
@@ -100,7 +100,7 @@ def test_bad_rows_are_listed_and_good_ones_run(tmp_path: Path) -> None:
         20: "nested too deeply",
         21: "digits",
     }.items():
-        assert part in said[line], (line, said[line])
+        assert reason in reasons[line], (line, reasons[line])
 
 
 def test_rationales_in_csv_are_json(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
         assert "is empty" in refusal(tmp_path / name)
     (tmp_path / "header.csv").write_text("text,label\n")
     assert "is empty" in refusal(tmp_path / "header.csv")
-    said = refusal(jsonl(tmp_path, *[{"body": "x"}] * 5))
-    assert "no usable row, all 5 are bad: line 1 has no text" in said
-    assert said.endswith("; and 2 more")
+    message = refusal(jsonl(tmp_path, *[{"body": "x"}] * 5))
+    assert "no usable row, all 5 are bad: line 1 has no text" in message
+    assert message.endswith("; and 2 more")
     (tmp_path / "other.csv").write_text("body,stars\nx,1\n")
-    said = refusal(tmp_path / "other.csv")
-    assert "lacks a column for text (a column sentence or text); it has body, stars" in said
+    message = refusal(tmp_path / "other.csv")
+    assert "lacks a column for text (a column sentence or text); it has body, stars" in message
     (tmp_path / "twice.csv").write_text("text,text\nx,1\n")
     assert "two columns named 'text'" in refusal(tmp_path / "twice.csv")
     assert issubclass(DataError, ValueError)
@@ -163,7 +163,7 @@ def test_columns_that_are_joined_and_cut(tmp_path: Path) -> None:
 
 def test_ids_are_unique(tmp_path: Path) -> None:
     ids = ["a", "b", "a", "a#2", "a", 7, "7"]
-    path = jsonl(tmp_path, *({"id": one, "text": str(index)} for index, one in enumerate(ids)))
+    path = jsonl(tmp_path, *({"id": row_id, "text": str(index)} for index, row_id in enumerate(ids)))
     assert [row.id for row in load_rows(path, PLAIN).examples] == ["a", "b", "a#2", "a#2#2", "a#3", "7", "7#2"]
 
 
@@ -186,7 +186,7 @@ def test_bad_rows_take_no_id(tmp_path: Path) -> None:
     assert [row.id for row in load_rows(path, PLAIN).examples] == ["a"]
 
 
-# --- the data beside the project --------------------------------------------------------------------------------------
+# --- the data outside the project -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_rationales_of_the_samples_are_those_words(chat: bool) -> None:
     for row, line in zip(rows, path.read_text().splitlines(), strict=True):
         words = json.loads(line)["passage"].split()
         expected = [words[start:end] for start, end in sorted(json.loads(line)["rationale"])]
-        assert [part.split() for part in decisive(row)] == expected
+        assert [passage.split() for passage in decisive(row)] == expected
 
     path = shared("lambada_rationales.jsonl")
     preset = custom_preset("{text}", columns={"rationale": "rationale"}, rationale_unit="characters")
@@ -235,7 +235,7 @@ def test_rationales_of_the_samples_are_those_words(chat: bool) -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))))
-def test_whatever_the_rows_each_is_an_example_or_bad(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
+def test_every_row_is_an_example_or_a_bad_row(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
     path = jsonl(tmp_path_factory.mktemp("any"), *({"text": text, "rationale": spans} for text, spans in rows))
     found = list(read_rows(path, SST2))
     assert len(found) == len(rows)
@@ -248,9 +248,7 @@ def test_whatever_the_rows_each_is_an_example_or_bad(tmp_path_factory: pytest.Te
 
 
 @given(st.binary(max_size=200), st.sampled_from(["jsonl", "csv"]))
-def test_whatever_the_bytes_nothing_else_is_raised(
-    tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str
-) -> None:
+def test_any_bytes_raise_only_dataset_errors(tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str) -> None:
     path = tmp_path_factory.mktemp("any") / f"data.{kind}"
     path.write_bytes((b"text\n" if kind == "csv" else b"") + raw)
     with suppress(DataError):

@@ -15,7 +15,7 @@ from gradellm.evaluation.datasets import load_rows
 from gradellm.evaluation.examples import DataError, Example, digest, sample
 
 
-def test_a_digest_is_of_what_is_asked(tmp_path: Path) -> None:
+def test_a_digest_covers_the_prompt(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"id": 1, "text": "one", "label": 1}, {"id": 2, "text": "two", "label": 0}]
     examples = load_rows(jsonl(tmp_path, *rows), SST2).examples
     assert digest(examples) == digest(reversed(examples))
@@ -38,19 +38,19 @@ LABELLED = [example(f"p{index}", "Positive") for index in range(30)] + [
 def test_a_sample_depends_on_nothing_but_the_seed(n: int, seed: int, shuffler: random.Random) -> None:
     rows = list(LABELLED)
     shuffler.shuffle(rows)
-    taken = sample(rows, n, seed)
-    assert taken == sample(LABELLED, n, seed)
-    assert len({row.id for row in taken}) == n
-    assert taken == sample(LABELLED, 50, seed)[:n]
+    sampled = sample(rows, n, seed)
+    assert sampled == sample(LABELLED, n, seed)
+    assert len({row.id for row in sampled}) == n
+    assert sampled == sample(LABELLED, 50, seed)[:n]
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
-def test_a_balanced_sample_is_balanced_wherever_it_stops(n: int, seed: int) -> None:
-    taken = sample(LABELLED, n, seed, balance_by_label=True)
-    counts = Counter(row.label for row in taken)
-    assert len({row.id for row in taken}) == n == counts.total()
+def test_every_prefix_of_a_balanced_sample_is_balanced(n: int, seed: int) -> None:
+    sampled = sample(LABELLED, n, seed, balance_by_label=True)
+    counts = Counter(row.label for row in sampled)
+    assert len({row.id for row in sampled}) == n == counts.total()
     assert counts["Negative"] - counts["Positive"] in (0, 1)
-    assert taken == sample(LABELLED, 40, seed, balance_by_label=True)[:n]
+    assert sampled == sample(LABELLED, 40, seed, balance_by_label=True)[:n]
 
 
 def test_samples_of_a_seed_are_the_same_for_ever() -> None:

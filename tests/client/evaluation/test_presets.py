@@ -28,7 +28,7 @@ def user_text(preset: Preset, values: Mapping[str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
-def test_sentiment_is_asked_as_in_the_paper(name: str) -> None:
+def test_the_sentiment_prompt_is_that_of_the_paper(name: str) -> None:
     rendered = PRESETS[name].render({"text": "it 's a charming journey ."})
     assert rendered.messages == (
         (
@@ -42,7 +42,7 @@ def test_sentiment_is_asked_as_in_the_paper(name: str) -> None:
     assert PRESETS[name].label_words == ("Positive", "Negative")
 
 
-def test_boolq_is_asked_as_in_the_paper() -> None:
+def test_the_boolq_prompt_is_that_of_the_paper() -> None:
     assert PRESETS["boolq"].render({"passage": "Water is wet.", "question": "is water wet"}).messages == (
         (
             "system",
@@ -56,7 +56,7 @@ def test_boolq_is_asked_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["tellmewhy", "wikibio"])
-def test_open_generation_is_asked_by_the_text_alone(name: str) -> None:
+def test_the_open_generation_prompt_is_the_text(name: str) -> None:
     assert PRESETS[name].render({"text": "Why so?"}).messages == (("user", "Why so?"),)
     assert PRESETS[name].label_words == ()
 
@@ -64,8 +64,8 @@ def test_open_generation_is_asked_by_the_text_alone(name: str) -> None:
 def test_the_prompts_are_those_that_the_paper_prints() -> None:
     paper = SHARED / "paper" / "grad_ellm.txt"
     if not paper.exists():
-        pytest.skip("the paper does not lie beside the project")
-    printed = paper.read_text().replace('" "', "")  # one literal of Python behind another
+        pytest.skip("the paper is missing")
+    printed = paper.read_text().replace('" "', "")  # adjacent Python literals
     for preset in PRESETS.values():
         assert (preset.system or "") in printed
     assert '{"role": "user", "content": f"Text: {text}"}' in printed
@@ -105,7 +105,7 @@ def test_the_table_of_presets_is_consistent() -> None:
         ("tellmewhy", "anything", None),
     ],
 )
-def test_what_data_say_means_a_label_word(name: str, value: object, word: str | None) -> None:
+def test_label_values_map_to_label_words(name: str, value: object, word: str | None) -> None:
     assert PRESETS[name].label(value) == word
 
 
@@ -120,22 +120,22 @@ def test_models_without_a_chat_template_get_one_text() -> None:
 
 
 @given(text=st.text(), chat=st.booleans())
-def test_every_field_is_where_its_start_says(text: str, chat: bool) -> None:
+def test_field_offsets_point_at_their_text(text: str, chat: bool) -> None:
     preset = custom_preset("{{a}} {text} – {other}, again: {text}.", system="🙂 system")
     values = {"text": text, "other": "{text}"}
     rendered = preset.render(values, chat=chat)
-    whole = rendered.prompt if rendered.messages is None else rendered.messages[-1][1]
-    assert whole is not None
-    assert whole.endswith(f"{{a}} {text} – {{text}}, again: {text}.")
+    rendered_text = rendered.prompt if rendered.messages is None else rendered.messages[-1][1]
+    assert rendered_text is not None
+    assert rendered_text.endswith(f"{{a}} {text} – {{text}}, again: {text}.")
     assert {name: len(starts) for name, starts in rendered.starts.items()} == {"text": 2, "other": 1}
     for name, starts in rendered.starts.items():
-        assert all(whole[start : start + len(values[name])] == values[name] for start in starts)
+        assert all(rendered_text[start : start + len(values[name])] == values[name] for start in starts)
 
 
 # --- a prompt of one's own --------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_of_ones_own() -> None:
+def test_a_custom_prompt_template() -> None:
     preset = custom_preset(
         "Is this {thing} kind?\n{text}",
         columns={"text": "body", "label": "verdict", "rationale": "why"},
@@ -155,7 +155,7 @@ def test_a_prompt_of_ones_own() -> None:
     assert (preset.rationale.field, preset.rationale.columns, preset.rationale.unit) == ("text", ("why",), "characters")
 
 
-def test_a_prompt_of_ones_own_without_labels_is_for_open_generation() -> None:
+def test_a_custom_template_without_labels_is_open_generation() -> None:
     preset = custom_preset("{text}")
     assert (preset.label_words, preset.level, preset.rationale, preset.label_columns) == ((), "sequence", None, ())
 
@@ -184,9 +184,7 @@ def test_a_prompt_of_ones_own_without_labels_is_for_open_generation() -> None:
         (lambda: custom_preset("{text}", rationale_field="body"), "rationale_field", "'body'"),
     ],
 )
-def test_a_prompt_that_means_nothing_is_refused_by_its_keyword(
-    make: Callable[[], Preset], field: str, says: str
-) -> None:
+def test_invalid_prompt_templates_name_their_keyword(make: Callable[[], Preset], field: str, says: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make()
     assert [violation.field for violation in caught.value.violations] == [field]
@@ -228,7 +226,7 @@ def test_first_sentences_are_a_beginning_that_grows_with_their_number(text: str,
 def test_sentences_of_biographies_are_found() -> None:
     path = SHARED / "data" / "wikibio.jsonl"
     if not path.exists():
-        pytest.skip("the data do not lie beside the project")
+        pytest.skip("the data folder is missing")
     texts: list[Any] = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     right = [first_sentences(f"{text} Another sentence. And one more.", 2) == text for text in texts]
     assert sum(right) >= len(texts) - 1  # one of them has four, by a splitter that trips over `Son." She`

@@ -74,14 +74,14 @@ def test_bad_rows_of_csv(tmp_path: Path) -> None:
         (b'{"text": "cut off \xe2\x82', "0xe2 at line 1, byte 19"),
     ],
 )
-def test_what_is_not_utf8_is_refused_with_its_place(tmp_path: Path, raw: bytes, where: str) -> None:
+def test_invalid_utf8_is_refused_with_its_position(tmp_path: Path, raw: bytes, where: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(raw)
     assert where in refusal(path)
     assert "save it as UTF-8" in refusal(path)
 
 
-def test_csv_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_csv_with_invalid_utf8_is_refused_with_its_position(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_bytes(b"\xef\xbb\xbftext\nfine\ncaf\xe9\n")
     assert "byte 0xe9 at line 3, byte 4 of it (byte 17 of the file)" in refusal(path)
@@ -90,7 +90,7 @@ def test_csv_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
 # --- Parquet and the hub ----------------------------------------------------------------------------------------------
 
 
-def test_missing_packages_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("pyarrow", "datasets"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "data.parquet").write_bytes(b"")
@@ -99,7 +99,7 @@ def test_missing_packages_say_what_to_install(tmp_path: Path, monkeypatch: pytes
     assert "there is no file" in refusal(tmp_path / "missing.parquet")
 
 
-def test_neither_is_imported_before_it_is_needed() -> None:
+def test_optional_packages_are_imported_lazily() -> None:
     code = (
         "import sys, gradellm.evaluation.datasets, gradellm.evaluation.results_file; "
         "sys.exit(', '.join({'numpy', 'torch', 'pyarrow', 'datasets', 'pandas'} & sys.modules.keys()) or 0)"

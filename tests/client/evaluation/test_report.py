@@ -23,14 +23,14 @@ def interval(mean: float, half: float | None = 0.1) -> pb.Interval:
     return pb.Interval(mean=mean, low=mean - half, high=mean + half, kind=kind, count=3)
 
 
-def metric(name: str, of: Any, mean: float, less: float | None = None) -> pb.MetricSummary:
+def metric(name: str, metric_or_summary: Any, mean: float, less: float | None = None) -> pb.MetricSummary:
     return pb.MetricSummary(
         name=name,
-        metric=of,
-        interval=interval(mean, None if of == AUPRC else 0.1),
+        metric=metric_or_summary,
+        interval=interval(mean, None if metric_or_summary == AUPRC else 0.1),
         median=mean,
-        difference_from_random=None if less is None else interval(less, None if of == AUPRC else 0.1),
-        curve=[] if of == AUPRC else [mean, 2 * mean],
+        difference_from_random=None if less is None else interval(less, None if metric_or_summary == AUPRC else 0.1),
+        curve=[] if metric_or_summary == AUPRC else [mean, 2 * mean],
         steps=1,
     )
 
@@ -62,23 +62,27 @@ def report(**changes: Any) -> EvaluationReport:
     return EvaluationReport.from_events(filter(None, map(event, parts(**changes))))
 
 
-def test_has_what_was_told() -> None:
-    it = report()
-    assert it.text == " there"
-    assert (it.names, it.metrics, it.pis) == (("ours", "random"), ("pi_soft_ns", "pi_soft_nc", "auprc"), PIS)
-    assert it.auc("ours") == it.auc("ours", "pi_soft_ns") == 0.5
-    assert (it.interval("ours", "pi_soft_nc").low, it.interval("ours", "auprc").low) == (0.15, None)
-    difference = it.difference("ours")
+def test_a_report_holds_the_received_messages() -> None:
+    loaded = report()
+    assert loaded.text == " there"
+    assert (loaded.names, loaded.metrics, loaded.pis) == (
+        ("ours", "random"),
+        ("pi_soft_ns", "pi_soft_nc", "auprc"),
+        PIS,
+    )
+    assert loaded.auc("ours") == loaded.auc("ours", "pi_soft_ns") == 0.5
+    assert (loaded.interval("ours", "pi_soft_nc").low, loaded.interval("ours", "auprc").low) == (0.15, None)
+    difference = loaded.difference("ours")
     assert difference is not None
     assert difference.mean == 0.2
-    assert it.difference("random") is None
-    assert it.curves == {
+    assert loaded.difference("random") is None
+    assert loaded.curves == {
         "pi_soft_ns": {"ours": (0.5, 1.0), "random": (0.3, 0.6)},
         "pi_soft_nc": {"ours": (0.25, 0.5), "random": (0.125, 0.25)},
     }
-    assert it.items[0].points[0].samples == (0.25, 0.75)
-    assert (it.summary.label_index, it.summary.answer_outside_labels) == (None, False)
-    evaluation = it.provenance.evaluation
+    assert loaded.items[0].points[0].samples == (0.25, 0.75)
+    assert (loaded.summary.label_index, loaded.summary.answer_outside_labels) == (None, False)
+    evaluation = loaded.provenance.evaluation
     assert evaluation is not None
     assert (evaluation.seed, evaluation.metrics, evaluation.perturb) == (3, ("pi_soft_ns", "pi_soft_nc"), "user")
 
@@ -93,13 +97,13 @@ def test_prints_as_a_table() -> None:
     ]
 
 
-def test_prints_what_one_must_know_to_read_it() -> None:
-    of = parts()[4].summary
-    of.answer_outside_labels, of.label_index = True, 1
-    of.steps[:], of.skipped_steps[:] = [0, 5, 10], [5, 10]
-    it = report(summary=of)
-    table, outside, skipped = str(it).split("\n\n")
-    assert table == it.table()
+def test_the_printed_report_notes_labels_and_skipped_steps() -> None:
+    metric_or_summary = parts()[4].summary
+    metric_or_summary.answer_outside_labels, metric_or_summary.label_index = True, 1
+    metric_or_summary.steps[:], metric_or_summary.skipped_steps[:] = [0, 5, 10], [5, 10]
+    loaded = report(summary=metric_or_summary)
+    table, outside, skipped = str(loaded).split("\n\n")
+    assert table == loaded.table()
     assert outside == (
         "The answer is outside the labels: the model's most probable token begins none of them. The values are "
         "those of the most probable label, 'there'."
@@ -110,7 +114,7 @@ def test_prints_what_one_must_know_to_read_it() -> None:
     assert str(nothing).splitlines()[-1] == "Nothing could be measured."
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_missing_entries_are_named() -> None:
     with pytest.raises(InvalidReportError, match="theirs, pi_soft_ns is not in this report; it has ours, random"):
         report().auc("theirs")
     skipped = report(summary=pb.EvaluationSummary(steps=[0], skipped_steps=[0]))
@@ -145,7 +149,7 @@ def test_other_json_is_refused(text: str, words: str) -> None:
         EvaluationReport.from_json(text)
 
 
-def test_json_without_what_came_later_is_read() -> None:
+def test_json_of_earlier_versions_loads() -> None:
     plain = json.loads(report().to_json())
     del plain["started"]["provenance"]["evaluation"]
     assert EvaluationReport.from_json(json.dumps(plain)).pis == ()

@@ -1,4 +1,4 @@
-"""Results files: after any kind of end, finished examples are kept once, and the others are evaluated again."""
+"""Results files: after any kind of end, finished examples are kept once, and the rest are evaluated again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SETTINGS = {"model": "demo", "methods": ["grad_ellm", "random"], "masks": {"samp
 def run(path: Path, *ids: str) -> None:
     """Do as a run does."""
     with ResultsFile(path, SETTINGS) as results:
-        for one in ids:
-            results.append(one, {"of": one, "auc": 0.1 + len(one)})
+        for example_id in ids:
+            results.append(example_id, {"of": example_id, "auc": 0.1 + len(example_id)})
 
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.jsonl"
 
 
-def test_a_run_is_resumed_with_what_it_has_done(path: Path) -> None:
+def test_a_run_is_resumed_from_its_results(path: Path) -> None:
     run(path, "a", "b")
     with ResultsFile(path, SETTINGS) as results:
         assert results.done == {"a": {"of": "a", "auc": 1.1}, "b": {"of": "b", "auc": 1.1}}
@@ -59,7 +59,7 @@ def test_a_run_is_resumed_with_what_it_has_done(path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"config_sha256": ""}])
-def test_a_run_that_was_begun_before_configurations_were_hashed_goes_on(path: Path, before: dict[str, str]) -> None:
+def test_a_run_without_a_configuration_hash_is_resumed(path: Path, before: dict[str, str]) -> None:
     model = {"weights_sha256": "a"}
     with ResultsFile(path, {"model": {**model, **before}}) as results:
         results.append("a", {"try": 1})
@@ -98,7 +98,7 @@ def test_failures_are_kept_until_the_example_is_done(path: Path) -> None:
     assert content(path) == ({"a": {"try": 2}}, {"b": "still none"})
 
 
-def test_memory_holds_what_a_reader_of_the_file_gets(path: Path) -> None:
+def test_memory_and_file_hold_the_same_results(path: Path) -> None:
     with ResultsFile(path, SETTINGS) as results:
         record: dict[Any, Any] = {"scores": (1.0, 0.1), 5: None, "text": "ü\n\u2028\ud800"}
         results.append("ü\n\u2028\ud800", record)
@@ -121,19 +121,19 @@ def test_any_records_come_back(tmp_path_factory: pytest.TempPathFactory, records
     expected: dict[str, Any] = {}
     for half in (records[::2], records[1::2]):
         with ResultsFile(path, SETTINGS) as results:
-            for one, record in half:
-                assert results.append(one, record) == (one not in expected)
-                expected.setdefault(one, record)
+            for example_id, record in half:
+                assert results.append(example_id, record) == (example_id not in expected)
+                expected.setdefault(example_id, record)
     assert content(path) == (expected, {})
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def test_cut_off_anywhere_a_file_holds_all_whole_lines(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jsonl"
-    run(whole, "a", "b")
-    data = whole.read_bytes()
+def test_a_truncated_file_keeps_all_complete_lines(tmp_path: Path) -> None:
+    complete = tmp_path / "whole.jsonl"
+    run(complete, "a", "b")
+    data = complete.read_bytes()
     ends = [index for index, byte in enumerate(data) if byte == 0x0A]
     for length in range(len(data) + 1):
         path = tmp_path / "cut.jsonl"
@@ -173,16 +173,16 @@ with ResultsFile(sys.argv[1], {"seed": 0}) as results:
 """
 
 
-def test_a_killed_run_loses_nothing_that_it_had_appended(path: Path) -> None:
-    for told in (1, 3, 10):
+def test_a_killed_run_keeps_appended_results(path: Path) -> None:
+    for num_lines in (1, 3, 10):
         with subprocess.Popen([sys.executable, "-c", RUN, path], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            said = [int(process.stdout.readline()) for _ in range(told)]
+            printed = [int(process.stdout.readline()) for _ in range(num_lines)]
             process.send_signal(signal.SIGKILL)
         with ResultsFile(path, {"seed": 0}) as results:  # and its lock went with it
             assert list(results.done) == [str(number) for number in range(len(results.done))]
-            assert len(results.done) > said[-1]
-            assert all(record == {"scores": [int(one)] * 2000} for one, record in results.done.items())
+            assert len(results.done) > printed[-1]
+            assert all(record == {"scores": [int(example_id)] * 2000} for example_id, record in results.done.items())
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -211,7 +211,7 @@ def test_a_line_that_could_not_be_written_leaves_nothing(
     assert list(content(path)[0]) == ["a", "b"]
 
 
-def test_where_not_even_cutting_off_works_nothing_more_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failed_truncation_nothing_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -234,18 +234,18 @@ def test_where_not_even_cutting_off_works_nothing_more_is_written(path: Path, mo
 def test_other_settings_are_refused_by_name(path: Path) -> None:
     run(path, "a")
     other = {"model": "demo", "methods": ["random"], "masks": {"samples": True, "pis": [0.05, 0.1]}, "seed": 1}
-    said = refusal(path, other)
-    assert 'methods was ["grad_ellm", "random"], and is ["random"] now' in said
-    assert "masks.samples was 3, and is true now" in said
-    assert "seed was absent, and is 1 now" in said
-    assert "model" not in said
-    assert "pis" not in said
+    message = refusal(path, other)
+    assert 'methods was ["grad_ellm", "random"], and is ["random"] now' in message
+    assert "masks.samples was 3, and is true now" in message
+    assert "seed was absent, and is 1 now" in message
+    assert "model" not in message
+    assert "pis" not in message
     assert "methods was" in refusal(path, {name: SETTINGS[name] for name in ("model", "masks")})
-    with ResultsFile(path, dict(reversed(SETTINGS.items()))) as results:  # order says nothing
+    with ResultsFile(path, dict(reversed(SETTINGS.items()))) as results:  # the order does not matter
         assert list(results.done) == ["a"]
 
 
-def test_a_file_is_written_by_one_run(path: Path) -> None:
+def test_a_results_file_is_locked(path: Path) -> None:
     run(path, "a")
     with ResultsFile(path, SETTINGS) as results:
         assert "another run is writing" in refusal(path)
@@ -278,14 +278,14 @@ def test_other_versions_are_refused(path: Path) -> None:
     assert "has format version 2, but this gradellm reads version 1" in refusal(path)
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(tmp_path / "no" / "folder.jsonl")
     assert "Is a directory" in refusal(tmp_path)
     assert "not a regular file" in refusal(Path(os.devnull))
     assert issubclass(ResultsFileError, GradellmError)
 
 
-def test_what_json_cannot_hold_is_refused_before_it_is_written(path: Path) -> None:
+def test_values_that_json_cannot_hold_are_refused_before_writing(path: Path) -> None:
     with ResultsFile(path, SETTINGS) as results:
         for record in ({"auc": float("nan")}, {"of": object()}, {"of": {1, 2}}):
             with pytest.raises(ResultsFileError, match="the result of example a cannot be written as JSON"):

@@ -41,7 +41,7 @@ def test_the_papers_methods_in_its_order() -> None:
     assert list(named_methods(["paper"], info(), ["deletion"]))[-3:] == ["grad_ellm", "unloosened", "knockout"]
 
 
-def test_all_is_what_the_server_does_not_refuse() -> None:
+def test_all_means_every_supported_method() -> None:
     found = named_methods(["all"], info())
     assert set(found) == {*PAPER_METHODS, "lime", "unloosened", "grad_eclip", "knockout"}
 
@@ -66,14 +66,14 @@ def test_names_that_do_not_do(name: str, message: str) -> None:
 
 
 def test_an_examples_seed_is_its_own_and_always_the_same() -> None:
-    said = hashlib.sha256(b"gradellm evaluate:0:sst2-dev-0").hexdigest()
-    assert seed_of(0, "sst2-dev-0") == int(said, 16) >> 193  # its first 63 bits
-    seeds = {seed_of(seed, str(one)) for seed in range(20) for one in range(50)}
+    digest = hashlib.sha256(b"gradellm evaluate:0:sst2-dev-0").hexdigest()
+    assert seed_of(0, "sst2-dev-0") == int(digest, 16) >> 193  # its first 63 bits
+    seeds = {seed_of(seed, str(example_id)) for seed in range(20) for example_id in range(50)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_what_a_label_is_asked() -> None:
+def test_prompts_of_label_presets() -> None:
     prompt, keywords = PLAN.request(EXAMPLE)
     assert prompt is None
     assert keywords["labels"] == ("Positive", "Negative")
@@ -85,7 +85,7 @@ def test_what_a_label_is_asked() -> None:
     assert not request.HasField("generation")
 
 
-def test_what_an_open_question_is_asked() -> None:
+def test_prompts_of_open_presets() -> None:
     plan = replace(PLAN, preset=custom_preset("{text}"), max_new_tokens=12, stride=4)
     prompt, keywords = plan.request(replace(EXAMPLE, messages=None, prompt="a b"))
     request = calls.evaluate(prompt, keywords).request
@@ -113,11 +113,11 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
-def test_whatever_changes_numbers_is_the_runs_identity(change: dict[str, Any]) -> None:
+def test_settings_that_affect_results_identify_a_run(change: dict[str, Any]) -> None:
     assert replace(PLAN, **change).settings([EXAMPLE], model()) != PLAN.settings([EXAMPLE], model())
 
 
-def test_data_and_model_are_the_runs_identity_but_not_where_they_lie() -> None:
+def test_a_runs_identity_covers_data_and_model_not_their_paths() -> None:
     before = PLAN.settings([EXAMPLE], model())
     assert PLAN.settings([replace(EXAMPLE, label="Negative")], model()) != before
     assert PLAN.settings([EXAMPLE], model(dtype="bfloat16")) != before

@@ -1,4 +1,4 @@
-"""Every example is evaluated once, even if servers fail, overload or come back."""
+"""Every example is evaluated once, even if servers fail, overload or recover."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start() -> Iterator[Callable[..., FakeEvaluator]]:
 
 
 def process(address: str = "127.0.0.1:0", seconds: float = 0.05) -> tuple[subprocess.Popen[str], str]:
-    """A server of its own process, and its address."""
+    """A server in a separate process, and its address."""
     assert fake_evaluator.__file__ is not None
     started = subprocess.Popen(
         [sys.executable, fake_evaluator.__file__, address, str(seconds)],
@@ -75,15 +75,15 @@ class Outcome:
         with ResultsFile(path, {}) as results:
             self.done, self.failed = results.done, results.failed
         self.lines = path.read_text().splitlines()[1:]
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
 
 def go(
-    path: Path, targets: Sequence[str], asked: Sequence[Example], *, during: Callable[[Runner], None] | None = None,
+    path: Path, targets: Sequence[str], requested: Sequence[Example], *, during: Callable[[Runner], None] | None = None,
     plan: RunSpec = PLAN, **keywords: Any,
 ) -> Outcome:  # fmt: skip
     """Run to the end."""
-    told: list[str] = []
+    messages: list[str] = []
 
     async def work() -> None:
         servers = await connect_servers(targets)
@@ -91,9 +91,9 @@ def go(
             await Runner(
                 servers,
                 plan,
-                asked,
+                requested,
                 results,
-                on_message=told.append,
+                on_message=messages.append,
                 on_progress=during or (lambda _: None),
                 **keywords,
             ).run()
@@ -103,7 +103,7 @@ def go(
     finally:
         outcome = Outcome(path) if path.exists() else None
         if outcome is not None:
-            outcome.told = told
+            outcome.messages = messages
     assert outcome is not None
     return outcome
 
@@ -129,15 +129,15 @@ def test_one_server(start: Callable[..., FakeEvaluator], path: Path) -> None:
 def test_two_servers_share_the_work_and_give_the_same_numbers(
     start: Callable[..., FakeEvaluator], tmp_path: Path
 ) -> None:
-    one, two = start(seconds=0.03), start(seconds=0.03)
-    both = go(tmp_path / "both.jsonl", [one.target, two.target], examples(20), concurrency=3)
-    assert len(one.requests) + len(two.requests) == 20
-    assert min(len(one.requests), len(two.requests)) >= 5
-    assert max(one.most_at_once, two.most_at_once) <= 3
-    assert go(tmp_path / "one.jsonl", [one.target], list(reversed(examples(20)))).done == both.done
+    first, second = start(seconds=0.03), start(seconds=0.03)
+    both = go(tmp_path / "both.jsonl", [first.target, second.target], examples(20), concurrency=3)
+    assert len(first.requests) + len(second.requests) == 20
+    assert min(len(first.requests), len(second.requests)) >= 5
+    assert max(first.most_at_once, second.most_at_once) <= 3
+    assert go(tmp_path / "one.jsonl", [first.target], list(reversed(examples(20)))).done == both.done
 
 
-def test_what_is_done_is_not_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_finished_examples_are_not_sent_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     go(path, [server.target], examples(4))
     server.requests.clear()
@@ -149,7 +149,7 @@ def test_what_is_done_is_not_asked_again(start: Callable[..., FakeEvaluator], pa
     assert server.requests == []
 
 
-def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Path) -> None:
+def test_a_killed_server_causes_no_loss_and_no_duplicates(path: Path) -> None:
     killed, first = process()
     other, second = process()
 
@@ -166,10 +166,10 @@ def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Pa
     assert outcome.done.keys() == {f"e{i}" for i in range(24)}
     assert len(outcome.lines) == 24
     assert outcome.failed == {}
-    assert any(told.startswith(f"{first} is taken out for ") for told in outcome.told)
+    assert any(message.startswith(f"{first} is taken out for ") for message in outcome.messages)
 
 
-def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_recovered_server_is_used_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start(seconds=0.02)
     again: list[FakeEvaluator] = []
 
@@ -181,12 +181,10 @@ def test_a_server_that_comes_back_is_asked_again(start: Callable[..., FakeEvalua
     outcome = go(path, [server.target], examples(10), during=restart)
     assert len(outcome.done) == len(outcome.lines) == 10
     assert again[0].requests
-    assert any("answers again" in told for told in outcome.told)
+    assert any("answers again" in message for message in outcome.messages)
 
 
-def test_a_server_that_comes_back_with_another_model_is_asked_no_more(
-    start: Callable[..., FakeEvaluator], path: Path
-) -> None:
+def test_a_restarted_server_with_another_model_is_dropped(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start(seconds=0.02)
     again: list[FakeEvaluator] = []
 
@@ -226,26 +224,26 @@ def test_a_server_that_only_fails_tires_patience(start: Callable[..., FakeEvalua
     assert len(Outcome(path).failed) < 20
 
 
-def test_one_failure_of_a_server_is_tried_again(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_single_failure_is_retried(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.INTERNAL, "a hiccup"), (code_pb2.UNAVAILABLE, "going down")]
     outcome = go(path, [server.target], examples(5), concurrency=1)
     assert (len(outcome.done), outcome.failed, len(server.requests)) == (5, {}, 7)
 
 
-def test_a_full_server_is_asked_later(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_an_overloaded_server_is_retried_later(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.RESOURCE_EXHAUSTED, "8 requests wait already")]
     began = time.monotonic()
     outcome = go(path, [server.target], examples(3), concurrency=1)
-    assert time.monotonic() - began >= 0.2  # as long as it asked for
-    assert (len(outcome.done), outcome.told) == (3, [])
+    assert time.monotonic() - began >= 0.2  # the retry delay of the server
+    assert (len(outcome.done), outcome.messages) == (3, [])
 
 
-def test_one_examples_fault_is_its_own(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_an_invalid_example_fails_alone(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
-    asked = examples(8, e1="long", e5="poison", e6="nothing")
-    outcome = go(path, [server.target], asked, concurrency=1)
+    dataset = examples(8, e1="long", e5="poison", e6="nothing")
+    outcome = go(path, [server.target], dataset, concurrency=1)
     assert outcome.done.keys() == {"e0", "e2", "e3", "e4", "e6", "e7"}
     assert outcome.failed["e1"] == "d, line 1: input.messages: has 11 tokens, the limit is 5"
     assert "did not expect" in outcome.failed["e5"]
@@ -260,7 +258,7 @@ def test_a_slow_example_is_given_up(start: Callable[..., FakeEvaluator], path: P
     assert "did not finish within timeout=0.8 s" in outcome.failed["e1"]
 
 
-def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., FakeEvaluator], path: Path) -> None:
+def test_a_request_that_no_server_accepts_ends_the_run(start: Callable[..., FakeEvaluator], path: Path) -> None:
     server = start()
     server.failures = [(code_pb2.INVALID_ARGUMENT, "removal pad needs a padding token")] * 1000
     with pytest.raises(InvalidRequestError, match=r"the first 5 examples were all refused: .*padding token"):
@@ -268,24 +266,22 @@ def test_a_request_that_nobody_could_serve_ends_the_run(start: Callable[..., Fak
     assert len(server.requests) < 10
 
 
-def test_a_rationale_that_says_nothing_leaves_the_other_metrics(
-    start: Callable[..., FakeEvaluator], path: Path
-) -> None:
+def test_an_unusable_rationale_skips_only_its_metrics(start: Callable[..., FakeEvaluator], path: Path) -> None:
     plan = RunSpec(PRESETS["sst2"], METHODS, metrics=("pi_soft_ns", "auprc"), pis=(0.5,))
-    asked = [
+    dataset = [
         Example(f"e{i}", "", (("user", text),), None, None, ((0, 4),), {}) for i, text in enumerate(("a", "rationale"))
     ]
-    outcome = go(path, [start().target], asked, plan=plan)
+    outcome = go(path, [start().target], dataset, plan=plan)
     assert outcome.done["e0"]["metrics"].keys() == {"pi_soft_ns", "auprc"}
     assert outcome.done["e1"]["metrics"].keys() == {"pi_soft_ns"}
 
 
 def test_servers_must_serve_the_same_model(start: Callable[..., FakeEvaluator]) -> None:
-    one, two = start(), start(quantization="int8")
+    first, second = start(), start(quantization="int8")
     with pytest.raises(
-        InvalidRequestError, match=f"{one.target} and {two.target} serve different quantizations, none .* and int8"
+        InvalidRequestError, match=f"{first.target} and {second.target} serve different quantizations, none .* and int8"
     ):
-        asyncio.run(connect_servers([one.target, two.target]))
+        asyncio.run(connect_servers([first.target, second.target]))
 
 
 def test_a_server_may_be_down_at_first(start: Callable[..., FakeEvaluator], path: Path) -> None:

@@ -22,10 +22,10 @@ SETTINGS: dict[str, Any] = {"seed": 0, "data": {"sha256": digest(EXAMPLES), "exa
 def kept(path: Path, *done: str, failed: tuple[str, ...] = (), **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ResultsFile(path, {**SETTINGS, **changes}) as results:
-        for one in done:
-            results.append(one, {"of": one})
-        for one in failed:
-            results.append_failure(one, f"{one} failed")
+        for example_id in done:
+            results.append(example_id, {"of": example_id})
+        for example_id in failed:
+            results.append_failure(example_id, f"{example_id} failed")
     return path
 
 
@@ -33,17 +33,17 @@ def kept(path: Path, *done: str, failed: tuple[str, ...] = (), **changes: Any) -
 def test_every_example_is_in_one_shard(count: int, num_examples: int) -> None:
     examples = list(range(num_examples))
     parts = [list(Shard(index, count).of_all(examples)) for index in range(count)]
-    assert sorted(one for part in parts for one in part) == examples
+    assert sorted(example_id for part in parts for example_id in part) == examples
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize("text", ["", "1", "8/8", "-1/8", "1/0", "a/b", "1/2/3", "1.0/2", "/", "1/"])
-def test_what_is_no_shard(text: str) -> None:
+def test_invalid_shards_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="must be INDEX/COUNT, with INDEX from 0 to COUNT - 1"):
         Shard.of(text)
 
 
-def test_a_shard_has_files_of_its_own_name() -> None:
+def test_file_names_of_a_shard() -> None:
     shard = Shard.of("3/8")
     assert str(shard) == "3/8"
     assert shard.output("out").results == Path("out/shards/3-of-8.jsonl")
@@ -51,10 +51,10 @@ def test_a_shard_has_files_of_its_own_name() -> None:
     assert shard.output("out/mine.jsonl") == Output.of("out/mine.jsonl")
 
 
-def test_which_files_a_place_means(tmp_path: Path) -> None:
-    of = [kept(tmp_path / "a" / "shards" / f"{i}-of-2.jsonl") for i in range(2)]
+def test_results_files_of_a_path(tmp_path: Path) -> None:
+    files = [kept(tmp_path / "a" / "shards" / f"{i}-of-2.jsonl") for i in range(2)]
     assert results_files([str(tmp_path / "a"), str(tmp_path / "b"), "c.jsonl"]) == [
-        *of,
+        *files,
         tmp_path / "b" / "results.jsonl",
         Path("c.jsonl"),
     ]
@@ -70,33 +70,35 @@ def test_shards_are_one_run(tmp_path: Path) -> None:
         kept(tmp_path / "2.jsonl"),
     ]
     results = merge_results(files)
-    assert results == Results(SETTINGS, {one: {"of": one} for one in ("e6", "e0", "e1", "e3")}, {"e2": "e2 failed"})
+    assert results == Results(
+        SETTINGS, {example_id: {"of": example_id} for example_id in ("e6", "e0", "e1", "e3")}, {"e2": "e2 failed"}
+    )
     assert num_missing(results) == 2
     assert missing_ids(results, EXAMPLES) == ["e4", "e5"]
     with pytest.raises(DataError, match="are not the examples of the results: their digest is"):
         missing_ids(results, EXAMPLES[1:])
 
 
-def test_what_is_written_is_what_one_run_would_have_kept(tmp_path: Path) -> None:
-    whole = kept(tmp_path / "whole.jsonl", *sorted(example.id for example in EXAMPLES))
-    of = [[example.id for example in Shard(index, 3).of_all(EXAMPLES)] for index in range(3)]
-    files = [kept(tmp_path / f"{index}.jsonl", *ids) for index, ids in enumerate(of)]
+def test_merged_results_equal_those_of_one_run(tmp_path: Path) -> None:
+    expected = kept(tmp_path / "whole.jsonl", *sorted(example.id for example in EXAMPLES))
+    ids_of = [[example.id for example in Shard(index, 3).of_all(EXAMPLES)] for index in range(3)]
+    files = [kept(tmp_path / f"{index}.jsonl", *ids) for index, ids in enumerate(ids_of)]
     (tmp_path / "0.bad_rows.txt").write_text("line 8: bad\n")
     (tmp_path / "1.bad_rows.txt").write_text("line 8: bad\nline 9: bad\n")
     output = Output.of(str(tmp_path / "out.jsonl"))
     write_merged(output, merge_results(files[:2]), files[:2])  # an earlier state is replaced
     write_merged(output, merge_results(files), files)
-    assert output.results.read_bytes() == whole.read_bytes()
+    assert output.results.read_bytes() == expected.read_bytes()
     assert (tmp_path / "out.bad_rows.txt").read_text() == "line 8: bad\nline 9: bad\n"
     assert read_results(output.results) == merge_results(files)
     with pytest.raises(ResultsFileError, match="one of the merged files"):
         write_merged(Output.of(str(files[0])), merge_results(files), files)
-    for taken in (kept(tmp_path / "a.jsonl", "e0", seed=1), kept(tmp_path / "b.jsonl", "other")):
+    for results in (kept(tmp_path / "a.jsonl", "e0", seed=1), kept(tmp_path / "b.jsonl", "other")):
         with pytest.raises(ResultsFileError, match="has results that the merged files lack"):
-            write_merged(Output.of(str(taken)), merge_results(files), files)
+            write_merged(Output.of(str(results)), merge_results(files), files)
 
 
-def test_what_cannot_be_one_run(tmp_path: Path) -> None:
+def test_runs_with_different_settings_are_not_merged(tmp_path: Path) -> None:
     first = kept(tmp_path / "0.jsonl", "e0", "e1")
     for other, message in [
         (kept(tmp_path / "1.jsonl", "e2", seed=1), "belong to different runs: seed was 0, and is 1 now"),
@@ -111,6 +113,6 @@ def test_what_cannot_be_one_run(tmp_path: Path) -> None:
         merge_results([kept(tmp_path / "4.jsonl", data=None)])
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsFileError, match="cannot be written: No such file or directory"):
         write_results(tmp_path / "no" / "folder.jsonl", Results(SETTINGS, {}, {}))

@@ -19,16 +19,16 @@ from gradellm_engine.faithfulness.metrics import statistics as engine
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_intervals_are_the_engines(n: int, resamples: int, seed: int) -> None:
     values = np.random.default_rng(n).normal(size=n)
-    theirs = engine.bootstrap_interval(values, seed, resamples)
-    ours = bootstrap_interval(values.tolist(), seed, resamples)
-    assert ours == Interval(theirs.mean, theirs.low, theirs.high, "bootstrap", theirs.n)
+    from_engine = engine.bootstrap_interval(values, seed, resamples)
+    from_client = bootstrap_interval(values.tolist(), seed, resamples)
+    assert from_client == Interval(from_engine.mean, from_engine.low, from_engine.high, "bootstrap", from_engine.n)
     assert statistics.median(values.tolist()) == engine.median(values)
 
 
 def test_columns_meet_the_same_resamples() -> None:
     numbers = np.random.default_rng(0).normal(size=(20, 2))
     both = bootstrap_intervals({"a": numbers[:, 0].tolist(), "b": numbers[:, 1].tolist()}, 3, 500)
-    assert both == {key: bootstrap_interval(numbers[:, place].tolist(), 3, 500) for place, key in enumerate("ab")}
+    assert both == {key: bootstrap_interval(numbers[:, column].tolist(), 3, 500) for column, key in enumerate("ab")}
     assert both != bootstrap_intervals({"a": numbers[:, 0].tolist(), "b": numbers[:, 1].tolist()}, 4, 500)
     assert bootstrap_intervals({}, 0) == {}
 
@@ -49,7 +49,9 @@ def test_an_average_counts_every_data_set_the_same() -> None:
 
 def test_data_sets_of_an_average_are_resampled_apart() -> None:
     values = np.random.default_rng(1).normal(size=400)
-    ((low, high),) = [(one.low, one.high) for one in average_intervals([{"a": values.tolist()}] * 2, 0, 4000).values()]
+    ((low, high),) = [
+        (interval.low, interval.high) for interval in average_intervals([{"a": values.tolist()}] * 2, 0, 4000).values()
+    ]
     alone = bootstrap_interval(values.tolist(), 0, 4000)
     assert low is not None
     assert high is not None
@@ -62,15 +64,15 @@ def test_bands_are_intervals_point_by_point() -> None:
     rows = np.random.default_rng(2).random((9, 3))
     found = bands({"a": rows.tolist(), "b": (1 - rows).tolist()}, 5, 700)
     for key, table in (("a", rows), ("b", 1 - rows)):
-        for point, told in enumerate(zip(*found[key], strict=True)):
-            one = bootstrap_interval(table[:, point].tolist(), 5, 700)
-            assert told == pytest.approx((one.mean, one.low, one.high))
+        for point, expected in enumerate(zip(*found[key], strict=True)):
+            interval = bootstrap_interval(table[:, point].tolist(), 5, 700)
+            assert expected == pytest.approx((interval.mean, interval.low, interval.high))
     assert bands({"a": [[0.5, 1.0]]}, 0) == {"a": ([0.5, 1.0], [0.5, 1.0], [0.5, 1.0])}
     assert bands({}, 0) == {}
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
-def test_what_has_no_mean_is_refused(values: list[float]) -> None:
+def test_values_without_a_mean_are_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         bootstrap_interval(values, 0)
 
@@ -86,7 +88,7 @@ def test_zero() -> None:
     assert not has_zero(Interval(1.0, 0.1, 2.0, "bootstrap", 9))
 
 
-def test_without_numpy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_numpy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def absent(name: str, *rest: Any) -> Any:

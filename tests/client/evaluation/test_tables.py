@@ -58,8 +58,8 @@ def run(metrics: Mapping[str, Numbers], title: str = "SST2", name: str = "m", **
         }
         for i in range(count)
     ]  # fmt: skip
-    of = settings(methods, **{"metrics": list(metrics), **changes})
-    return Run(f"{name}/{of['model']['dtype']}/{title}/results.jsonl", title, of, tuple(records))
+    all_settings = settings(methods, **{"metrics": list(metrics), **changes})
+    return Run(f"{name}/{all_settings['model']['dtype']}/{title}/results.jsonl", title, all_settings, tuple(records))
 
 
 NS: Numbers = {"lime": [0.2, 0.4], "grad_ellm": [0.5, 0.5], "random": [0.1, 0.1], "attention": [0.4, 0.2]}
@@ -79,8 +79,8 @@ def test_numbers_by_hand() -> None:
     assert table.methods == ("attention", "random", "grad_ellm", "lime")
     line = lines_of(table)["SST2", "lime"]
     # Of two examples a resample has the mean .2, .3 or .4; lime is .1 and .3 above random.
-    told = [float(line[name]) for name in ("mean", "low", "high", "median")]
-    assert told == pytest.approx([0.3, 0.2, 0.4, 0.3])
+    numbers = [float(line[name]) for name in ("mean", "low", "high", "median")]
+    assert numbers == pytest.approx([0.3, 0.2, 0.4, 0.3])
     less = [float(line[f"less_random_{name}"]) for name in ("mean", "low", "high")]
     assert less == pytest.approx([0.2, 0.1, 0.3])
     assert (line["n"], line["zero_inside"], line["accuracy"], line["outside_labels"]) == ("2", "False", "0.5", "1")
@@ -90,7 +90,7 @@ def test_numbers_by_hand() -> None:
     assert lines_of(table)["SST2", "random"]["less_random_mean"] == ""
 
 
-def test_markdown_marks_the_best_and_carries_what_it_takes() -> None:
+def test_markdown_marks_the_best_value() -> None:
     text = only([run({"pi_soft_ns": NS})]).to_markdown()
     assert "|  | Attn | Rnd | Ours | lime |\n| --- | ---: | ---: | ---: | ---: |" in text
     assert "| **AUC π-Soft-NS ↑** | | | | |" in text
@@ -172,16 +172,16 @@ def test_the_original_metrics_with_expected_tokens() -> None:
     assert "E[R]" not in "\n".join(table.against_random())
 
 
-def test_worse_than_random_is_said() -> None:
+def test_methods_worse_than_random_are_noted() -> None:
     numbers = {"saliency": [0.9, 0.8] * 10, "attention": [0.1, 0.1] * 10, "random": [0.3, 0.3] * 10}
     table = only([run({"insertion": numbers})])
     assert list(table.against_random()) == ["Insertion: worse than random: Sal"]
 
 
 def test_a_table_of_every_kind() -> None:
-    made = tables([run(dict.fromkeys(("pi_soft_ns", "soft_ns", "deletion", "auprc"), NS))], "c")
-    assert [table.name for table in made] == ["table1", "table2", "table4-m", "plausibility"]
-    plain = json.loads(made[0].to_json())
+    written = tables([run(dict.fromkeys(("pi_soft_ns", "soft_ns", "deletion", "auprc"), NS))], "c")
+    assert [table.name for table in written] == ["table1", "table2", "table4-m", "plausibility"]
+    plain = json.loads(written[0].to_json())
     assert (plain["command"], plain["methods"]["grad_ellm"], plain["runs"][0]["settings"]["seed"]) == ("c", "Ours", 0)
     assert len(plain["numbers"]) == 4
     assert tables([run({"pi_soft_ns": {"random": [None]}})], "c") == []
@@ -199,18 +199,18 @@ def test_text_for_a_terminal() -> None:
     )
 
 
-def test_what_quotes_data_is_nothing_but_text() -> None:
+def test_quoted_data_is_escaped() -> None:
     table = only([run({"pi_soft_ns": NS}, title="a|b\x1b[2J")])
     assert "| a\\|b" in table.to_markdown()
     assert "\x1b" not in table.to_text()
 
 
-def test_runs_that_cannot_stand_in_one_table() -> None:
-    one = run({"pi_soft_ns": NS})
+def test_runs_that_cannot_share_a_table() -> None:
+    result = run({"pi_soft_ns": NS})
     with pytest.raises(InvalidRequestError, match=r"SST2/results\.jsonl is given twice"):
-        tables([one, one], "")
+        tables([result, result], "")
     with pytest.raises(InvalidRequestError, match="different pis"):
-        tables([one, run({"pi_soft_ns": NS}, title="IMDb", preset="imdb", pis=[0.5])], "")
+        tables([result, run({"pi_soft_ns": NS}, title="IMDb", preset="imdb", pis=[0.5])], "")
 
 
 def test_names_that_clash_get_their_folders() -> None:
@@ -233,9 +233,9 @@ def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
             for place in order:
                 results.append(f"e{place}", records[place])
             results.append_failure("e9", "too long")
-        read = read_run(str(tmp_path / f"{name}.jsonl"))
-        assert read.failed == (("e9", "too long"),)
-        made.append(only([Run("p", read.title, read.settings, read.records, read.failed)]))
+        loaded = read_run(str(tmp_path / f"{name}.jsonl"))
+        assert loaded.failed == (("e9", "too long"),)
+        made.append(only([Run("p", loaded.title, loaded.settings, loaded.records, loaded.failed)]))
     assert made[0] == made[1]
     assert "1 failed" in made[0].to_markdown()
     assert "SST2, failed: e9: too long" in made[0].to_markdown()
@@ -276,10 +276,10 @@ def test_where_files_lie(tmp_path: Path) -> None:
 
 
 def test_figures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
-    one, figure = (run_figure(run({"pi_soft_ns": NS, "pi_soft_nc": NS})) for _ in "ab")
-    assert one is not None
+    first, figure = (run_figure(run({"pi_soft_ns": NS, "pi_soft_nc": NS})) for _ in "ab")
+    assert first is not None
     assert figure is not None
-    save(one, tmp_path / "a.svg")
+    save(first, tmp_path / "a.svg")
     save(figure, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     left, right = figure.axes
@@ -290,7 +290,7 @@ def test_figures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     assert run_figure(run({"deletion": NS})) is None
 
 
-# --- results files that somebody else wrote ---------------------------------------------------------------------------
+# --- invalid results files --------------------------------------------------------------------------------------------
 
 HOSTILE: list[Any] = [
     None, True, -1, 7, 10**12, 10**40, 1e308, 0.5, "", "x", "\ud800", [], [[]], {}, {"a": 1}, {"a": {"b": 1}}, [1e308],
@@ -305,12 +305,12 @@ def written(settings_: Any, record: Any) -> str:
     )
 
 
-def places(plain: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def paths(plain: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     yield path
     for step, inner in (
         plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ()
     ):
-        yield from places(inner, (*path, step))
+        yield from paths(inner, (*path, step))
 
 
 OF_A_RUN = run({"pi_soft_ns": NS, "soft_ns": NS, "deletion": NS})
@@ -319,7 +319,7 @@ WHOLE = json.loads(json.dumps({"settings": OF_A_RUN.settings, "record": OF_A_RUN
 
 @settings_of_hypothesis(max_examples=40)
 @given(
-    st.lists(st.tuples(st.sampled_from(list(places(WHOLE))[1:]), st.sampled_from(HOSTILE)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.sampled_from(list(paths(WHOLE))[1:]), st.sampled_from(HOSTILE)), min_size=1, max_size=3),
     st.booleans(),
 )
 def test_a_hostile_results_file_makes_tables_or_is_refused(
@@ -341,11 +341,11 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
     folder.mkdir(exist_ok=True)
     (folder / "results.jsonl").write_text(written(plain.get("settings"), plain.get("record")))
     try:
-        made = tables([read_run(str(folder))], "gradellm evaluate ...")
+        written_tables = tables([read_run(str(folder))], "gradellm evaluate ...")
         num_missing(merge_results([folder / "results.jsonl"]))
     except (ResultsFileError, InvalidRequestError):
         return
-    for table in made:
+    for table in written_tables:
         forms = (table.to_markdown(), table.to_csv(), table.to_json(), table.to_text())
         assert all(form.encode(errors="backslashreplace") for form in forms)  # as they are written and printed
         list(table.against_random())
@@ -363,7 +363,9 @@ def test_a_hostile_results_file_makes_tables_or_is_refused(
         (("settings", "preset"), "\ud800", "settings.preset must be a text without lone"),
     ],
 )
-def test_what_a_results_file_must_hold_is_named(tmp_path: Path, path: Sequence[str], value: Any, message: str) -> None:
+def test_missing_fields_of_a_results_file_are_named(
+    tmp_path: Path, path: Sequence[str], value: Any, message: str
+) -> None:
     plain = json.loads(json.dumps(WHOLE))
     inner = plain
     for step in path[:-1]:

@@ -176,9 +176,9 @@ def starts(draw: st.DrawFn) -> Started:
     for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(start, len(text)))
         end = draw(st.integers(max(start, end), len(text)))
-        places = st.none() | st.integers(0, 2**31 - 1)
+        indexes = st.none() | st.integers(0, 2**31 - 1)
         tokens.append(
-            draw(st.builds(PromptToken, id=ids, text=texts, start=st.just(start), end=st.just(end), message=places))
+            draw(st.builds(PromptToken, id=ids, text=texts, start=st.just(start), end=st.just(end), message=indexes))
         )
     return Started(text, tuple(tokens), (), draw(provenances))
 
@@ -252,7 +252,7 @@ def test_every_missing_field_is_refused() -> None:
             Explanation.from_json(json.dumps({key: value for key, value in plain.items() if key != name}))
 
 
-def test_what_was_stored_before_configurations_were_hashed_loads() -> None:
+def test_files_without_a_configuration_hash_load() -> None:
     plain = json.loads(EXPLANATION.to_json())
     del plain["started"]["provenance"]["model"]["config_sha256"]
     assert Explanation.from_json(json.dumps(plain)).provenance.model.config_sha256 == ""

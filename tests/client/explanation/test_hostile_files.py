@@ -31,16 +31,16 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
-def places(plain: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def paths(plain: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     if path:
         yield path
     for step, inner in (
         plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ()
     ):
-        yield from places(inner, (*path, step))
+        yield from paths(inner, (*path, step))
 
 
-PLACES = list(places(WHOLE))
+PLACES = list(paths(WHOLE))
 Change = tuple[tuple[str | int, ...], Any]
 
 
@@ -65,27 +65,27 @@ def with_changes(changes: list[Change]) -> str:
 REMOVED, TWICE = object(), object()
 
 
-def show(it: Explanation, folder: Path | None = None) -> None:
-    """Do all that one can do with an explanation. What it lacks is said as documented."""
-    assert Explanation.from_json(it.to_json()) == it or "NaN" in it.to_json()
-    assert it.to_html().encode()
-    assert it.matrix().shape == (len(it.tokens), len(it.sources))
-    assert str(it) == it.text
-    it.to_ansi(color="never")
+def show(loaded: Explanation, folder: Path | None = None) -> None:
+    """Call every method of an explanation; only the documented errors may be raised."""
+    assert Explanation.from_json(loaded.to_json()) == loaded or "NaN" in loaded.to_json()
+    assert loaded.to_html().encode()
+    assert loaded.matrix().shape == (len(loaded.tokens), len(loaded.sources))
+    assert str(loaded) == loaded.text
+    loaded.to_ansi(color="never")
     questions: list[Callable[[], object]] = [
-        *(lambda by=by: it.parts(by) for by in get_args(By)),
-        *(lambda by=by: it.top_sources(by=by) for by in get_args(By)),
-        lambda: it.led_to(0),
-        lambda: it.retention(0.5),
-        lambda: it.attribution_of(it.words[0]) if it.words else None,
+        *(lambda by=by: loaded.parts(by) for by in get_args(By)),
+        *(lambda by=by: loaded.top_sources(by=by) for by in get_args(By)),
+        lambda: loaded.led_to(0),
+        lambda: loaded.retention(0.5),
+        lambda: loaded.attribution_of(loaded.words[0]) if loaded.words else None,
     ]
     for ask in questions:
         with contextlib.suppress(InvalidExplanationError):
             ask()
     if folder is not None:
         for suffix in (".json", ".safetensors"):
-            it.save(folder / f"a{suffix}")
-            assert Explanation.load(folder / f"a{suffix}").to_json() == it.to_json()
+            loaded.save(folder / f"a{suffix}")
+            assert Explanation.load(folder / f"a{suffix}").to_json() == loaded.to_json()
 
 
 @given(
@@ -98,10 +98,10 @@ def show(it: Explanation, folder: Path | None = None) -> None:
 def test_a_changed_file_loads_and_is_shown_or_is_refused(changes: list[Change]) -> None:
     began = time.process_time()
     try:
-        it = Explanation.from_json(with_changes(changes))
+        loaded = Explanation.from_json(with_changes(changes))
     except InvalidExplanationError:
         return
-    show(it)
+    show(loaded)
     assert time.process_time() - began < 5
 
 
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_hostile_values_are_refused_with_their_place(how: str) -> None:
+def test_hostile_values_are_refused_with_their_path(how: str) -> None:
     text, message = REFUSED[how]
     began = time.process_time()
     with pytest.raises(InvalidExplanationError, match=message) as refused:
@@ -267,13 +267,13 @@ def test_unchanged_tensors_load(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 40))
 def test_bytes_of_tensors_that_were_changed(
-    tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int, gone: int
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, offset: int, gone: int
 ) -> None:
     from gradellm.explanation.io import as_bytes
 
     path = tmp_path_factory.getbasetemp() / "changed.safetensors"
     data = as_bytes(explanation(), ".safetensors")
-    path.write_bytes(data[:at] + noise + data[at + gone :])
+    path.write_bytes(data[:offset] + noise + data[offset + gone :])
     with contextlib.suppress(InvalidExplanationError):
         show(Explanation.load(path))
 

@@ -20,15 +20,15 @@ __all__ = ["browser"]
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Opens an explanation's page; whatever the console says is a failure."""
-    said: list[str] = []
+    """Opens an explanation's page; any console message is a failure."""
+    messages: list[str] = []
     context = browser.new_context(viewport={"width": 800, "height": 900}, offline=True)
 
-    def opened(it: Explanation, **settings: Any) -> Any:
-        (tmp_path / "x.html").write_text(page(it), encoding="utf-8")
+    def opened(loaded: Explanation, **settings: Any) -> Any:
+        (tmp_path / "x.html").write_text(page(loaded), encoding="utf-8")
         tab = context.new_page()
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         if settings:
             tab.emulate_media(**settings)
         tab.goto((tmp_path / "x.html").as_uri())
@@ -36,7 +36,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
     yield opened
     context.close()
-    assert said == []
+    assert messages == []
 
 
 def shades(tab: Any, selector: str) -> list[int]:
@@ -62,7 +62,7 @@ def test_pointing_at_a_word_shows_its_sources(show: Any) -> None:
     assert "The whole answer" in tab.locator("#status").inner_text()
 
 
-def test_pointing_at_a_source_shows_what_it_led_to(show: Any) -> None:
+def test_pointing_at_a_source_shows_its_targets(show: Any) -> None:
     tab = show(explanation())
     tab.locator(".piece", has_text="on a mat").hover()
     assert shades(tab, ".word") == [0, 0, 24]
@@ -80,7 +80,7 @@ def test_a_click_keeps_a_word_and_keys_move(show: Any) -> None:
     assert tab.evaluate("document.activeElement.textContent") == "loud"
     assert shades(tab, ".piece")[5] == 24
     tab.keyboard.press("Home")
-    tab.keyboard.press("Enter")  # lets go of the word that was kept
+    tab.keyboard.press("Enter")  # releases the selected word
     assert tab.locator('[aria-pressed="true"]').count() == 0
     tab.keyboard.press("End")
     tab.keyboard.press(" ")
@@ -90,16 +90,16 @@ def test_a_click_keeps_a_word_and_keys_move(show: Any) -> None:
 
 
 def test_documents_have_bars_and_the_template_is_hidden(show: Any) -> None:
-    it = explanation()
-    template = replace(it.prompt_tokens[0], text="<s>")  # which the prompt's text does not hold
-    tab = show(replace(it, started=replace(it.started, prompt_tokens=(template, *it.prompt_tokens[1:]))))
+    loaded = explanation()
+    template = replace(loaded.prompt_tokens[0], text="<s>")  # which the prompt's text does not hold
+    tab = show(replace(loaded, started=replace(loaded.started, prompt_tokens=(template, *loaded.prompt_tokens[1:]))))
     assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n27 %"]  # 4 of 15
     assert tab.locator(".message.template").is_hidden()
     tab.get_by_label("Show the chat template").check()
     assert tab.locator(".message.template").inner_text() == "<s>"
 
 
-def test_the_matrix_is_drawn_and_tells_its_cells(show: Any) -> None:
+def test_the_matrix_shows_its_cells(show: Any) -> None:
     tab = show(explanation())
     tab.locator("summary").click()
     canvas = tab.locator("#matrix")
@@ -131,18 +131,20 @@ def test_text_can_be_read_on_every_shade(show: Any, scheme: str) -> None:
     assert min(contrasts) >= 4.5
 
 
-def test_it_fits_a_narrow_screen(show: Any) -> None:
+def test_the_page_fits_a_narrow_screen(show: Any) -> None:
     tab = show(explanation())
     tab.set_viewport_size({"width": 360, "height": 640})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_text_that_looks_like_markup_stays_text(show: Any) -> None:
-    it = explanation()
+    loaded = explanation()
     evil = "</script><script>throw 1</script><b>&amp;"
-    tokens = (replace(it.tokens[0], text=evil, end=len(evil)), *it.tokens[1:])
-    prompt = (replace(it.prompt_tokens[1], text=evil), *it.prompt_tokens[1:])
-    changed = replace(it, tokens=tokens, started=replace(it.started, prompt_tokens=it.prompt_tokens[:1] + prompt[1:]))
+    tokens = (replace(loaded.tokens[0], text=evil, end=len(evil)), *loaded.tokens[1:])
+    prompt = (replace(loaded.prompt_tokens[1], text=evil), *loaded.prompt_tokens[1:])
+    changed = replace(
+        loaded, tokens=tokens, started=replace(loaded.started, prompt_tokens=loaded.prompt_tokens[:1] + prompt[1:])
+    )
     tab = show(changed)
     assert evil in tab.locator("#answer").inner_text()
     assert "srcdoc=" in repr_html(changed)
@@ -150,13 +152,13 @@ def test_text_that_looks_like_markup_stays_text(show: Any) -> None:
 
 
 def test_right_to_left_and_wide_text(show: Any) -> None:
-    it = explanation()
+    loaded = explanation()
     texts = ("שלום", " עולם", "你", "好")
     position, tokens = 0, []
     for index, text in enumerate(texts):
-        tokens.append(replace(it.tokens[index], text=text, start=position, end=position + len(text)))
+        tokens.append(replace(loaded.tokens[index], text=text, start=position, end=position + len(text)))
         position += len(text)
-    tab = show(replace(it, tokens=tuple(tokens)))
+    tab = show(replace(loaded, tokens=tuple(tokens)))
     assert tab.locator(".word").all_inner_texts() == ["שלום", "עולם", "你", "好"]
     assert tab.locator("#answer").evaluate("box => getComputedStyle(box).direction") == "rtl"
     tab.locator(".word").first.focus()
@@ -177,13 +179,13 @@ def test_every_character_is_drawn_once(show: Any) -> None:
     assert tab.locator("#cell").inner_text() == "“好” from “日”: 3.00"
 
 
-def test_texts_of_any_direction_stand_apart_from_what_is_said_of_them(show: Any) -> None:
-    it = explanation()
+def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:
+    loaded = explanation()
     text = "عمر (1)."
     token = PromptToken(1, text, 0, len(text), "user", 0, "مستند 1", False, 0)
-    answer = replace(it.tokens[0], text="سنة.", end=4)
+    answer = replace(loaded.tokens[0], text="سنة.", end=4)
     row = Attribution(0, (1.0,), (), 50, None)
-    started = replace(it.started, prompt_text=text, prompt_tokens=(token,))
+    started = replace(loaded.started, prompt_text=text, prompt_tokens=(token,))
     tab = show(Explanation(started, (answer,), (row,), None))
     tab.locator(".word").hover()
     assert tab.locator("#status bdi").all_inner_texts() == ["سنة.", text]
@@ -192,18 +194,18 @@ def test_texts_of_any_direction_stand_apart_from_what_is_said_of_them(show: Any)
     for box in ("#answer", ".message"):
         assert tab.locator(box).evaluate("box => getComputedStyle(box).direction") == "rtl"
     # The full stop stands on the left of an Arabic word, also in a sentence of ours.
-    places = tab.locator("#status bdi").first.evaluate("""one => [0, 3].map((i) => {
+    lefts = tab.locator("#status bdi").first.evaluate("""one => [0, 3].map((i) => {
       const range = document.createRange();
       range.setStart(one.firstChild, i);
       range.setEnd(one.firstChild, i + 1);
       return range.getBoundingClientRect().left;
     })""")
-    assert places[1] < places[0]
+    assert lefts[1] < lefts[0]
 
 
 def test_a_long_answer_to_a_long_prompt_stays_small(show: Any) -> None:
     rng = random.Random(0)
-    it = explanation()
+    loaded = explanation()
     prompt = tuple(PromptToken(i, f" word{i % 97}", 0, 0, "user", None, "", False) for i in range(2000))
     text, placed = "", []
     for token in prompt:
@@ -214,7 +216,7 @@ def test_a_long_answer_to_a_long_prompt_stays_small(show: Any) -> None:
         tokens.append(Token(index, index, " so", position, position + 3, -1.0, (), False, 2000 + index))
         position += 3
     rows = tuple(Attribution(i, tuple(rng.random() ** 4 for _ in range(2000 + i)), (), i, None) for i in range(500))
-    started = replace(it.started, prompt_text=text, prompt_tokens=tuple(placed))
+    started = replace(loaded.started, prompt_text=text, prompt_tokens=tuple(placed))
     long = Explanation(started, tuple(tokens), rows, None)
     assert len(page(long).encode()) < 6_000_000
     tab = show(long)

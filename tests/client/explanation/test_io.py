@@ -15,25 +15,28 @@ from gradellm.explanation.io import read_jsonl, write_jsonl
 
 
 def variants() -> list[Explanation]:
-    it = explanation()
-    few = tuple(replace(row, scores=row.scores[:2], source_indexes=(3, 1)) for row in it.attributions)
-    exact = tuple(replace(row, scores=tuple(score / 3 for score in row.scores)) for row in it.attributions)
-    holes = (replace(it.attributions[0], scores=(float("inf"), -0.0, 1e-45, 3.4e38, 1.0, 0.0)), *it.attributions[1:])
+    original = explanation()
+    few = tuple(replace(row, scores=row.scores[:2], source_indexes=(3, 1)) for row in original.attributions)
+    exact = tuple(replace(row, scores=tuple(score / 3 for score in row.scores)) for row in original.attributions)
+    holes = (
+        replace(original.attributions[0], scores=(float("inf"), -0.0, 1e-45, 3.4e38, 1.0, 0.0)),
+        *original.attributions[1:],
+    )
     return [
-        it,
-        replace(it, attributions=few),
-        replace(it, attributions=exact),
-        replace(it, attributions=holes),
-        replace(it, attributions=()),
-        replace(it, tokens=(), attributions=()),
+        original,
+        replace(original, attributions=few),
+        replace(original, attributions=exact),
+        replace(original, attributions=holes),
+        replace(original, attributions=()),
+        replace(original, tokens=(), attributions=()),
     ]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors", ".JSON"])
-@pytest.mark.parametrize("it", variants())
-def test_what_is_saved_is_loaded_again(tmp_path: Path, it: Explanation, suffix: str) -> None:
-    it.save(tmp_path / f"a{suffix}")
-    assert Explanation.load(tmp_path / f"a{suffix}") == it
+@pytest.mark.parametrize("original", variants())
+def test_saved_explanations_load_unchanged(tmp_path: Path, original: Explanation, suffix: str) -> None:
+    original.save(tmp_path / f"a{suffix}")
+    assert Explanation.load(tmp_path / f"a{suffix}") == original
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
@@ -76,7 +79,7 @@ def test_names_that_cannot_be_are_refused(tmp_path: Path, name: str, message: st
 @pytest.mark.parametrize(
     ("suffix", "package", "extra"), [(".png", "matplotlib", "plots"), (".safetensors", "numpy", "data")]
 )
-def test_what_is_not_installed_is_named(
+def test_missing_packages_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, package: str, extra: str
 ) -> None:
     find = __import__("importlib.util").util.find_spec

@@ -64,17 +64,17 @@ def test_words_are_tokens_between_white_space() -> None:
 
 
 def test_a_selection_is_the_sum_of_its_rows() -> None:
-    it = explanation()
+    loaded = explanation()
     everything = tuple(map(sum, zip(*ROWS.values(), strict=True)))
-    assert it.attribution_of() == everything
-    assert it.attribution_of(0) == ROWS[0]
-    assert it.attribution_of(it.words[1]) == ROWS[1]
-    assert it.attribution_of(range(3)) == it.attribution_of("It purrs") == it.attribution_of("It p")
-    assert it.attribution_of("loud") == ROWS[3]
+    assert loaded.attribution_of() == everything
+    assert loaded.attribution_of(0) == ROWS[0]
+    assert loaded.attribution_of(loaded.words[1]) == ROWS[1]
+    assert loaded.attribution_of(range(3)) == loaded.attribution_of("It purrs") == loaded.attribution_of("It p")
+    assert loaded.attribution_of("loud") == ROWS[3]
 
 
 @pytest.mark.parametrize("selection", [2, 9, -1, "dog", "", range(3, 9), range(0)])
-def test_what_is_not_there_is_refused(selection: object) -> None:
+def test_unknown_selections_are_refused(selection: object) -> None:
     with pytest.raises(InvalidExplanationError, match=r"explained|completion"):
         explanation().attribution_of(selection)  # type: ignore[arg-type]
 
@@ -90,51 +90,57 @@ def test_what_is_not_there_is_refused(selection: object) -> None:
 )
 def test_parts_add_up(by: str, scores: dict[str, float]) -> None:
     parts = explanation().parts(by)  # type: ignore[arg-type]
-    assert {part.label: part.score for part in parts} == scores
-    assert sorted(column for part in parts for column in part.columns) == list(range(6))
+    assert {item.label: item.score for item in parts} == scores
+    assert sorted(column for item in parts for column in item.columns) == list(range(6))
     total = sum(map(abs, explanation().attribution_of()))
-    assert all(part.share == abs(part.score) / total for part in parts)
+    assert all(item.share == abs(item.score) / total for item in parts)
 
 
-def test_top_sources_are_what_people_wrote() -> None:
-    it = explanation()
-    assert [(part.label, part.score) for part in it.top_sources(n=2)] == [("on a mat", 5.0), ("sat", 4.0)]
-    assert it.top_sources("purrs", n=1, written=False)[0].score == 4.0
-    assert [part.label for part in it.top_sources("purrs", by="source")][:2] == [" cat", "at"]
+def test_top_sources_exclude_the_template() -> None:
+    loaded = explanation()
+    assert [(item.label, item.score) for item in loaded.top_sources(n=2)] == [
+        ("on a mat", 5.0),
+        ("sat", 4.0),
+    ]
+    assert loaded.top_sources("purrs", n=1, written=False)[0].score == 4.0
+    assert [item.label for item in loaded.top_sources("purrs", by="source")][:2] == [" cat", "at"]
 
 
 def test_words_end_where_the_template_begins() -> None:
-    it = explanation()
+    loaded = explanation()
     text = "<u>Hi there<e><a>"
     spans = [(0, 3, True), (3, 5, False), (5, 11, False), (11, 14, True), (14, 17, True)]
     tokens = tuple(
         PromptToken(i, text[a:b], a, b, "template" if special else "user", None, "", special)
         for i, (a, b, special) in enumerate(spans)
     )
-    started = replace(it.started, prompt_text=text, prompt_tokens=tokens)
-    whole = Explanation(started, it.tokens, (Attribution(0, (1.0, 2.0, 3.0, 4.0, 5.0), (), 50, None),), None)
-    assert [part.label for part in whole.parts("word")] == ["<u>", "Hi", "there", "<e>", "<a>"]
+    started = replace(loaded.started, prompt_text=text, prompt_tokens=tokens)
+    full = Explanation(started, loaded.tokens, (Attribution(0, (1.0, 2.0, 3.0, 4.0, 5.0), (), 50, None),), None)
+    assert [item.label for item in full.parts("word")] == ["<u>", "Hi", "there", "<e>", "<a>"]
 
 
-def test_what_a_source_led_to() -> None:
-    it = explanation()
-    assert [(word.text, score) for word, score in it.led_to(4)] == [("It", 1.0), ("purrs", 1.0), ("loud", 0.0)]
-    assert [score for _, score in it.led_to("doc")] == [3.0, 1.0, 0.0]
-    assert [score for _, score in it.led_to([0, 5])] == [0.0, 4.0, 5.0]
+def test_led_to() -> None:
+    loaded = explanation()
+    assert [(word.text, score) for word, score in loaded.led_to(4)] == [("It", 1.0), ("purrs", 1.0), ("loud", 0.0)]
+    assert [score for _, score in loaded.led_to("doc")] == [3.0, 1.0, 0.0]
+    assert [score for _, score in loaded.led_to([0, 5])] == [0.0, 4.0, 5.0]
     for absent in (6, -1, "nothing", "", range(0)):
         with pytest.raises(InvalidExplanationError):
-            it.led_to(absent)
+            loaded.led_to(absent)
 
 
-def test_scores_by_word_cannot_be_told_by_something_finer() -> None:
-    it = explanation()
-    coarse = replace(it.started, sources=(Source("The cat sat", (0, 1, 2, 3, 4)), Source("on", (5,))))
-    whole = Explanation(coarse, it.tokens, (Attribution(0, (1.0, 2.0), (), 50, None),), None)
-    assert [(part.label, part.score) for part in whole.parts("source")] == [("The cat sat", 1.0), ("on", 2.0)]
+def test_a_coarse_resolution_cannot_be_refined() -> None:
+    loaded = explanation()
+    coarse = replace(loaded.started, sources=(Source("The cat sat", (0, 1, 2, 3, 4)), Source("on", (5,))))
+    full = Explanation(coarse, loaded.tokens, (Attribution(0, (1.0, 2.0), (), 50, None),), None)
+    assert [(item.label, item.score) for item in full.parts("source")] == [
+        ("The cat sat", 1.0),
+        ("on", 2.0),
+    ]
     with pytest.raises(InvalidExplanationError, match="resolution"):
-        whole.parts("role")
+        full.parts("role")
     with pytest.raises(InvalidExplanationError, match="one score per token"):
-        whole.retention(0.5)
+        full.retention(0.5)
 
 
 def test_retention_keeps_a_share_of_the_users_text() -> None:
@@ -160,7 +166,7 @@ def test_retention_of_nothing_is_refused(scores: list[float], pi: float) -> None
 
 def shared(*, of_ids: bool = False) -> Explanation:
     """ "日本 x": two tokens are one character, of a text or of ids; the answer's second character has two, too."""
-    it = explanation()
+    loaded = explanation()
     spans = [("日", 0, 1, 0), ("日", 0, 1, 0), ("本", 1, 2, 1), (" x", 2, 4, 2)]
     if of_ids:  # offsets as the server has them then: the last token of a character has it
         spans[0] = ("", 0, 0, 0)
@@ -170,36 +176,40 @@ def shared(*, of_ids: bool = False) -> Explanation:
     answer = [("好", 0, 1, 0), ("", 1, 1, None), ("的", 1, 2, 1), (" ok", 2, 5, 2)]
     tokens = tuple(Token(i, i, text, a, b, -1.0, (), False, None, word) for i, (text, a, b, word) in enumerate(answer))
     rows = tuple(Attribution(i, (1.0, 2.0, 1.0, -1.0), (), i, None) for i in range(4))
-    return Explanation(replace(it.started, prompt_text="日本 x", prompt_tokens=prompt), tokens, rows, None)
+    return Explanation(replace(loaded.started, prompt_text="日本 x", prompt_tokens=prompt), tokens, rows, None)
 
 
 @pytest.mark.parametrize("of_ids", [False, True])
 def test_tokens_that_share_a_character_are_drawn_once_and_add_up(of_ids: bool) -> None:
-    it = shared(of_ids=of_ids)
-    assert it.drawn == (("日", (0, 1)), ("本", (2,)), (" x", (3,)))
-    assert [(part.label, part.score, part.columns) for part in it.parts("source", 0)] == [
+    loaded = shared(of_ids=of_ids)
+    assert loaded.drawn == (("日", (0, 1)), ("本", (2,)), (" x", (3,)))
+    assert [(item.label, item.score, item.columns) for item in loaded.parts("source", 0)] == [
         ("日", 3.0, (0, 1)), ("本", 1.0, (2,)), (" x", -1.0, (3,)),
     ]  # fmt: skip
-    assert [(part.label, part.score) for part in it.top_sources(0)] == [("日", 3.0), ("本", 1.0), ("x", -1.0)]
-    assert [(word.text, word.token_indexes) for word in it.words] == [("好", (0,)), ("的", (1, 2)), ("ok", (3,))]
-    assert it.to_ansi(color="never").count("日本 x\n") == 3  # once a word of the answer
-    assert "  日本 x\n  ██▃▃ ▒\n" in it.to_ansi(color="never")
-    data = page_data(it)
+    assert [(item.label, item.score) for item in loaded.top_sources(0)] == [
+        ("日", 3.0),
+        ("本", 1.0),
+        ("x", -1.0),
+    ]
+    assert [(word.text, word.token_indexes) for word in loaded.words] == [("好", (0,)), ("的", (1, 2)), ("ok", (3,))]
+    assert loaded.to_ansi(color="never").count("日本 x\n") == 3  # once a word of the answer
+    assert "  日本 x\n  ██▃▃ ▒\n" in loaded.to_ansi(color="never")
+    data = page_data(loaded)
     assert [piece["text"] for piece in data["prompt"]] == ["日", "本", " x"]
     assert [column["label"] for column in data["columns"]] == ["日", "本", " x"]
 
 
 @pytest.mark.parametrize("resolution", ["token", "word"])
 def test_parts_of_a_generated_character_are_one_source(resolution: str) -> None:
-    it = shared()
+    loaded = shared()
     columns = [4, 5, 6, 7] if resolution == "token" else [3, 4, 4, 5]
-    tokens = tuple(replace(token, source_index=column) for token, column in zip(it.tokens, columns, strict=True))
+    tokens = tuple(replace(token, source_index=column) for token, column in zip(loaded.tokens, columns, strict=True))
     sources = () if resolution == "token" else (Source("日", (0, 1)), Source("本", (2,)), Source("x", (3,)))
     row = Attribution(3, (1.0,) * columns[-1], (), 3, None)
-    whole = Explanation(replace(it.started, sources=sources), tokens, (row,), None)
+    full = Explanation(replace(loaded.started, sources=sources), tokens, (row,), None)
     labels = ["日", "本", " x", "好", "的", " ok"]
-    assert [label for label, _ in whole.drawn] == (labels if resolution == "token" else [*map(str.strip, labels)])
-    assert [column for _, its in whole.drawn for column in its] == [*range(columns[-1] + 1)]
+    assert [label for label, _ in full.drawn] == (labels if resolution == "token" else [*map(str.strip, labels)])
+    assert [column for _, drawn in full.drawn for column in drawn] == [*range(columns[-1] + 1)]
 
 
 @pytest.mark.parametrize(
@@ -213,20 +223,20 @@ def test_parts_of_a_generated_character_are_one_source(resolution: str) -> None:
 )
 def test_words_of_older_files_are_parted_at_white_space(pieces: tuple[str, ...], expected: str) -> None:
     """What an older server sent has no word indexes."""
-    it, start = explanation(), 0
+    loaded, start = explanation(), 0
     tokens, prompt = [], []
     for index, text in enumerate(pieces):
         end = start + len(text)
         tokens.append(Token(index, index, text, start, end, -1.0, (), False, None))
         prompt.append(PromptToken(index, text, start, end, "user", None, "", False))
         start = end
-    started = replace(it.started, prompt_text="".join(pieces), prompt_tokens=tuple(prompt))
-    whole = Explanation(started, tuple(tokens), (), None)
-    plain = json.loads(whole.to_json())
+    started = replace(loaded.started, prompt_text="".join(pieces), prompt_tokens=tuple(prompt))
+    full = Explanation(started, tuple(tokens), (), None)
+    plain = json.loads(full.to_json())
     for token in (*plain["tokens"], *plain["started"]["prompt_tokens"]):
         del token["word"]
     old = Explanation.from_json(json.dumps(plain))
-    assert old == whole
+    assert old == full
     assert "|".join(word.text for word in old.words) == expected
     assert [*dict.fromkeys(word for word, _ in old.prompt_words if word.strip())] == expected.split("|")
 
@@ -236,13 +246,13 @@ def test_words_of_older_files_are_parted_at_white_space(pieces: tuple[str, ...],
 
 def long(num_tokens: int, num_words: int = 3, **changes: object) -> Explanation:
     """A prompt of so many words, a token each."""
-    it = explanation()
+    loaded = explanation()
     prompt = tuple(
         PromptToken(i, " word", 5 * i, 5 * i + 5, "user", None, f"d{i // 50}", False, i) for i in range(num_tokens)
     )
     tokens = tuple(Token(i, i, " so", 3 * i, 3 * i + 3, -1.0, (), False, None, i) for i in range(num_words))
     rows = tuple(Attribution(i, tuple(float(j % 9) for j in range(num_tokens)), (), i, None) for i in range(num_words))
-    started = replace(it.started, prompt_text=" word" * num_tokens, prompt_tokens=prompt, **changes)  # type: ignore[arg-type]
+    started = replace(loaded.started, prompt_text=" word" * num_tokens, prompt_tokens=prompt, **changes)  # type: ignore[arg-type]
     return Explanation(started, tokens, rows, None)
 
 
@@ -267,14 +277,14 @@ def steps_of(call: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda it: it.top_sources(),
-        lambda it: it.parts("source"),
-        lambda it: it.parts("segment"),
-        lambda it: it.led_to("d1"),
-        lambda it: it.retention(0.3),
-        lambda it: it.to_html(),
-        lambda it: it.to_ansi(),
-        lambda it: [it.scores[i] for i in range(len(it.tokens))],
+        lambda loaded: loaded.top_sources(),
+        lambda loaded: loaded.parts("source"),
+        lambda loaded: loaded.parts("segment"),
+        lambda loaded: loaded.led_to("d1"),
+        lambda loaded: loaded.retention(0.3),
+        lambda loaded: loaded.to_html(),
+        lambda loaded: loaded.to_ansi(),
+        lambda loaded: [loaded.scores[i] for i in range(len(loaded.tokens))],
     ],
     ids=["top_sources", "parts by source", "parts", "led_to", "retention", "to_html", "to_ansi", "scores"],
 )
@@ -287,12 +297,12 @@ def test_twice_the_prompt_takes_twice_the_steps(ask: Callable[[Explanation], obj
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda it: [it.top_sources(word) for word in it.words],
-        lambda it: it.led_to(0),
-        lambda it: [*it.events()],
-        lambda it: [it.scores[i] for i in range(len(it.tokens))],
-        lambda it: it.to_html(),
-        lambda it: it.to_ansi(),
+        lambda loaded: [loaded.top_sources(word) for word in loaded.words],
+        lambda loaded: loaded.led_to(0),
+        lambda loaded: [*loaded.events()],
+        lambda loaded: [loaded.scores[i] for i in range(len(loaded.tokens))],
+        lambda loaded: loaded.to_html(),
+        lambda loaded: loaded.to_ansi(),
     ],
     ids=["top_sources", "led_to", "events", "scores", "to_html", "to_ansi"],
 )

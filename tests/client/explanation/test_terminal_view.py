@@ -33,8 +33,8 @@ def started(**changes: Any) -> Started:
     event = responses.event(pb.GenerateResponse(started={"provenance": {"attribution": {}}}))
     assert event is not None
     assert event.started is not None
-    whole = replace(event.started, prompt_text="<s>be<u>red ball</s>", prompt_tokens=tuple(tokens))
-    return replace(whole, **changes)
+    started = replace(event.started, prompt_text="<s>be<u>red ball</s>", prompt_tokens=tuple(tokens))
+    return replace(started, **changes)
 
 
 def token(index: int, text: str, **changes: Any) -> Event:
@@ -84,16 +84,16 @@ def test_a_word_is_drawn_when_the_next_begins() -> None:
         yield Event(started=started())
         yield token(0, "one")
         yield row(0, *[1.0] * 6)
-        assert drawn == []  # it may go on
+        assert drawn == []  # the word may continue
         yield token(1, " two")
         assert "".join(drawn).startswith("one  ")
         yield token(2, " three")
-        assert "two" not in "".join(drawn)  # its row has not come
+        assert "two" not in "".join(drawn)  # its row has not arrived
         yield row(1, *[1.0] * 6)
         assert "two" in "".join(drawn)
 
-    for piece in draw(stream(), PLAIN):
-        drawn.append(piece)  # noqa: PERF402  (the stream looks at it meanwhile)
+    for text in draw(stream(), PLAIN):
+        drawn.append(text)  # noqa: PERF402  (the stream looks at it meanwhile)
     assert "three  not explained" in "".join(drawn)
 
 
@@ -121,9 +121,9 @@ def test_grouping(texts: tuple[str, ...], words: list[str]) -> None:
 def test_without_attribution_the_text_streams() -> None:
     begin = started()
     begin = replace(begin, provenance=replace(begin.provenance, attribution=None))
-    pieces = list(draw([Event(started=begin), token(0, "a\x1b"), token(1, " b\n"), finished()], PLAIN))
-    assert pieces[:2] == ["a^[", " b\n"]
-    assert "attribution" not in "".join(pieces)
+    texts = list(draw([Event(started=begin), token(0, "a\x1b"), token(1, " b\n"), finished()], PLAIN))
+    assert texts[:2] == ["a^[", " b\n"]
+    assert "attribution" not in "".join(texts)
 
 
 def test_special_tokens_have_no_line() -> None:
@@ -194,8 +194,8 @@ def test_words_are_the_engines() -> None:
         yield token(5, "", word=2, special=True)
         yield finished()
 
-    for piece in draw(stream(), PLAIN):
-        drawn.append(piece)  # noqa: PERF402  (the stream looks at it meanwhile)
+    for chunk in draw(stream(), PLAIN):
+        drawn.append(chunk)  # noqa: PERF402  (the stream looks at it meanwhile)
     assert "".join(drawn).count("  largest") == 2
     assert "好。  largest 4 " in "".join(drawn)
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("server_module")
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where sockets lie, to see that nothing is left behind."""
+    """The folder of sockets, to check that none is left."""
     directory = tmp_path / "t"
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
@@ -34,7 +34,7 @@ def process(client: Client) -> subprocess.Popen[bytes]:
     return client._server._process
 
 
-def test_it_starts_answers_and_ends(temporary: Path) -> None:
+def test_the_local_server_starts_answers_and_ends(temporary: Path) -> None:
     with Client.local(model="m", dtype="bfloat16", device="cuda:1") as client:
         model = client.server_info().model
         assert (model.name, model.dtype, model.device) == ("m", "bfloat16", "cuda:1")
@@ -46,7 +46,7 @@ def test_it_starts_answers_and_ends(temporary: Path) -> None:
     client.close()  # once more does no harm
 
 
-def test_it_starts_for_asyncio(temporary: Path) -> None:
+def test_the_local_server_starts_for_asyncio(temporary: Path) -> None:
     async def use() -> str:
         async with await AsyncClient.local(server_args=["--num-late-answers", "2"]) as client:
             return (await client.server_info()).model.name
@@ -55,7 +55,7 @@ def test_it_starts_for_asyncio(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_it_may_answer_late() -> None:
+def test_a_slow_start_is_waited_for() -> None:
     with Client.local(server_args=["--num-late-answers", "3"]) as client:
         assert client.server_info().model.name == "demo"
 
@@ -90,7 +90,7 @@ def test_a_child_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_child_ends_with_its_parent(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(temporary))  # its socket stays behind, as nobody is there to remove it
+    monkeypatch.setenv("TMPDIR", str(temporary))  # its socket remains, because its parent was killed
     program = (
         "import gradellm.local.server, gradellm.local.processes, os; gradellm.local.processes._PACKAGES = ()\n"
         "from gradellm import Client; c = Client.local()\n"
@@ -123,12 +123,12 @@ def test_a_long_or_odd_directory_is_not_taken(temporary: Path, monkeypatch: pyte
             assert client.server_info().model.name == "demo"
 
 
-def test_its_log_may_be_let_through(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_can_be_shown(capfd: pytest.CaptureFixture[str]) -> None:
     Client.local(inherit_stderr=True).close()
     assert "loading demo" in capfd.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradellm.local.processes._PACKAGES", ("json", "no_such_package"))
     with pytest.raises(LocalServerError, match=r"needs no_such_package, .*pip install 'gradellm\[server\]'"):
         Client.local()

@@ -109,7 +109,7 @@ def test_tokens_that_share_a_character_add_up() -> None:
 
 
 def test_the_scale_is_the_largest_drawn() -> None:
-    """Column 9 is not drawn, so that it does not pale the others."""
+    """Column 9 is not drawn, so that it does not affect the colours of the rest."""
     assert heat_map([words("one two")], {0: 1.0, 1: 2.0, 9: 1000.0}, PLAIN) == "  one two\n  ▅▅▅ ███\n"
 
 

@@ -44,7 +44,7 @@ def test_display_width(text: str, width: int) -> None:
         ("é猫 ok", "é猫 ok"),
     ],
 )
-def test_what_could_steer_the_terminal_is_shown(text: str, shown: str) -> None:
+def test_control_characters_are_made_visible(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 

@@ -64,7 +64,7 @@ def test_calls_to_this_machine_go_to_no_proxy(
     assert proxy.heard == []
 
 
-def test_the_command_line_goes_to_no_proxy(
+def test_the_command_line_uses_no_proxy(
     proxy: FakeProxy, fake: FakeServer, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADELLM_TOKEN", TOKEN)
@@ -73,15 +73,13 @@ def test_the_command_line_goes_to_no_proxy(
     assert proxy.heard == []
 
 
-def test_a_server_of_ones_own_is_reached_past_a_proxy(proxy: FakeProxy, server_module: None) -> None:
+def test_a_local_server_is_reached_without_the_proxy(proxy: FakeProxy, server_module: None) -> None:
     with Client.local() as client:
         assert client.server_info().model.name == "demo"
     assert proxy.heard == []
 
 
-def test_one_of_several_targets_that_is_elsewhere_is_asked_through_the_proxy(
-    proxy: FakeProxy, port: int, fake: FakeServer
-) -> None:
+def test_a_remote_target_of_several_uses_the_proxy(proxy: FakeProxy, port: int, fake: FakeServer) -> None:
     with Client(f"localhost:{port},elsewhere.example:50051") as client:
         for _ in range(3):
             client.server_info()
@@ -106,10 +104,12 @@ def ask(kind: str, target: str) -> None:
 def test_an_error_names_the_proxy_and_not_its_password(proxy: FakeProxy, kind: str) -> None:
     with pytest.raises(UnavailableError) as refused:
         ask(kind, "elsewhere.example:50051")
-    said = str(refused.value)
-    assert f"elsewhere.example:50051 through the proxy 127.0.0.1:{proxy.port} (environment variable grpc_proxy)" in said
-    assert "no_proxy" in said
-    assert USERS_WORD not in said
+    message = str(refused.value)
+    assert (
+        f"elsewhere.example:50051 through the proxy 127.0.0.1:{proxy.port} (environment variable grpc_proxy)" in message
+    )
+    assert "no_proxy" in message
+    assert USERS_WORD not in message
     assert proxy.heard[0].startswith(b"CONNECT elsewhere.example:50051 ")
 
 
@@ -151,16 +151,16 @@ def test_which_proxy_is_named(environment: dict[str, str], target: str, expected
 
 
 @pytest.mark.parametrize(
-    ("target", "here"),
+    ("target", "is_local"),
     [
         ("0.0.0.0:1", True),
         ("[::]:1", True),
         ("x.localhost:1", True),
-        ("ipv4:10.0.0.1:1,127.0.0.1:1", True),  # a proxy can be asked for none of several
+        ("ipv4:10.0.0.1:1,127.0.0.1:1", True),  # a proxy is used for none of several targets
         ("localhost.example:1", False),
         ("10.0.0.1:1", False),
         ("dns:///a.example:1", False),
     ],
 )
-def test_what_is_on_this_machine(target: str, here: bool) -> None:
-    assert is_on_this_machine(target) is here
+def test_local_targets(target: str, is_local: bool) -> None:
+    assert is_on_this_machine(target) is is_local

@@ -22,7 +22,7 @@ TOKEN = "gradellm_made_up_for_a_test"
 
 
 class Listening(explainer_pb2_grpc.ExplainerServiceServicer):
-    """Notes what comes beside each call."""
+    """Records the metadata of each call."""
 
     def __init__(self) -> None:
         self.metadata: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ def test_no_token_is_sent_in_the_open_to_another_machine(kind: Any, target: str)
         ("xds:///localhost", False),
     ],
 )
-def test_what_is_local(target: str, local: bool) -> None:
+def test_local_addresses(target: str, local: bool) -> None:
     assert is_local(target) is local
 
 
@@ -134,7 +134,7 @@ def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
         Client("localhost:1", tls=True, credentials=grpc.ssl_channel_credentials())
 
 
-def test_flags_and_the_environment_say_the_same(
+def test_flags_and_environment_variables_are_equivalent(
     encrypted: tuple[str, Listening],
     authority: Authority,
     tmp_path: Path,
@@ -158,7 +158,7 @@ def test_flags_and_the_environment_say_the_same(
     assert main(["info", *flags, "--token-file", str(file)]) == 0
     monkeypatch.setenv("GRADELLM_TOKEN", "another")
     assert main(["info", *flags]) == 0
-    assert main(["info", *flags, "--token-file", str(file)]) == 0  # what is said beats what is lying around
+    assert main(["info", *flags, "--token-file", str(file)]) == 0  # flags have precedence over the environment
     assert [sent.get("authorization") for sent in listening.metadata] == [
         f"Bearer {TOKEN}",
         "Bearer another",
@@ -183,8 +183,8 @@ def test_flags_that_cannot_be(
     file, empty = tmp_path / "token", tmp_path / "empty"
     file.write_text(TOKEN)
     empty.touch()
-    places = {"FILE": str(file), "EMPTY": str(empty)}
-    assert main(["explain", "Once", *(places.get(argument, argument) for argument in arguments)]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert TOKEN not in said
+    paths = {"FILE": str(file), "EMPTY": str(empty)}
+    assert main(["explain", "Once", *(paths.get(argument, argument) for argument in arguments)]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert TOKEN not in errors

@@ -47,7 +47,7 @@ class Hosts:
         self._servers.pop(address)[1].stop(None).wait()
 
     def counted(self) -> list[int]:
-        """Calls that each one had since this was last asked."""
+        """Calls of each host since the last call of this method."""
         counts = [len(fake.requests) for fake, _ in self._servers.values()]
         for fake, _ in self._servers.values():
             fake.requests.clear()
@@ -60,11 +60,11 @@ class Hosts:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    made = Hosts()
+    hosts = Hosts()
     for number in (1, 2, 3):
-        made.add(f"127.0.0.{number}")
-    yield made
-    made.close()
+        hosts.add(f"127.0.0.{number}")
+    yield hosts
+    hosts.close()
 
 
 @pytest.fixture
@@ -96,14 +96,12 @@ def _at_once_in_asyncio(target: str) -> None:
 
 
 @pytest.mark.parametrize("ask", [_at_once, _at_once_in_asyncio])
-def test_the_first_calls_of_a_client_go_to_all_of_them(
-    hosts: Hosts, names: DnsServer, ask: Callable[[str], None]
-) -> None:
+def test_first_calls_are_spread_over_all_hosts(hosts: Hosts, names: DnsServer, ask: Callable[[str], None]) -> None:
     ask(_target(hosts, names))
     assert hosts.counted() == [pytest.approx(CALLS / 3, abs=2)] * 3
 
 
-def test_nobody_there_is_said_at_once(names: DnsServer) -> None:
+def test_an_unreachable_host_fails_at_once(names: DnsServer) -> None:
     del names
     began = time.monotonic()
     with Client("dns://127.0.0.1:1/nowhere.test:1", retry=None) as client, pytest.raises(Exception, match="nowhere"):

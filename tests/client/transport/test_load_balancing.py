@@ -10,7 +10,7 @@ from gradellm.transport.load_balancing import Rotation, resolves_to_many, split
 
 
 @pytest.mark.parametrize(
-    ("given", "targets"),
+    ("target", "targets"),
     [
         ("a:1", ("a:1",)),
         ("a:1, b:2", ("a:1", "b:2")),
@@ -20,14 +20,14 @@ from gradellm.transport.load_balancing import Rotation, resolves_to_many, split
         ("dns:///name:1", ("dns:///name:1",)),
     ],
 )
-def test_targets_are_split(given: str | list[str], targets: tuple[str, ...]) -> None:
-    assert split(given) == targets
+def test_targets_are_split(target: str | list[str], targets: tuple[str, ...]) -> None:
+    assert split(target) == targets
 
 
-@pytest.mark.parametrize("given", ["", [], "a:1,", [" "]])
-def test_none_is_refused(given: str | list[str]) -> None:
+@pytest.mark.parametrize("target", ["", [], "a:1,", [" "]])
+def test_none_is_refused(target: str | list[str]) -> None:
     with pytest.raises(InvalidRequestError, match="host:port"):
-        split(given)
+        split(target)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ class Clock:
         return self.now
 
 
-def test_they_are_taken_in_turn() -> None:
+def test_targets_are_picked_round_robin() -> None:
     rotation = Rotation(3)
     assert [rotation.pick() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_one_that_failed_waits_longer_each_time_until_it_works_again() -> None:
+def test_backoff_grows_until_a_target_works() -> None:
     clock = Clock()
     rotation = Rotation(2, clock)
     for seconds in (1, 2, 4, 8, 16, 30, 30):
@@ -72,12 +72,12 @@ def test_one_that_failed_waits_longer_each_time_until_it_works_again() -> None:
     assert {rotation.pick() for _ in range(4)} == {0, 1}
 
 
-def test_one_that_failed_is_no_other_one() -> None:
+def test_mark_down_reports_whether_another_target_remains() -> None:
     assert not Rotation(1).mark_down(0, 0.0)
     assert Rotation(2).mark_down(0, 0.0)
 
 
-def test_a_server_that_says_for_how_long_is_left_alone_so_long() -> None:
+def test_a_server_is_skipped_for_its_retry_delay() -> None:
     clock = Clock()
     rotation = Rotation(2, clock)
     rotation.mark_down(1, 7.0)
@@ -87,7 +87,7 @@ def test_a_server_that_says_for_how_long_is_left_alone_so_long() -> None:
     assert {rotation.pick() for _ in range(4)} == {0, 1}
 
 
-def test_where_all_failed_the_first_to_come_back_is_asked() -> None:
+def test_of_failed_targets_the_first_to_recover_is_picked() -> None:
     clock = Clock()
     rotation = Rotation(3, clock)
     assert rotation.mark_down(0, 5.0)
@@ -105,5 +105,5 @@ def test_a_host_without_a_port_is_refused(target: str) -> None:
 @pytest.mark.parametrize(
     "target", ["localhost:1", "[::1]:50051", "unix:/x", "dns:///name", "ipv4:10.0.0.1:1,10.0.0.2:1"]
 )
-def test_other_targets_are_grpcs_own(target: str) -> None:
+def test_other_targets_are_passed_to_grpc(target: str) -> None:
     Client(target).close()

@@ -37,39 +37,39 @@ def test_pauses_double_and_end() -> None:
         pauses(tries, 1)
 
 
-def test_they_are_shortened_by_chance_by_up_to_a_half() -> None:
+def test_delays_have_jitter_of_up_to_a_half() -> None:
     assert pauses(attempts(Retry(), share=1.0), 3) == pytest.approx([0.1, 0.2, 0.4])
 
 
-def test_what_the_server_asks_for_counts() -> None:
+def test_the_servers_retry_delay_is_used() -> None:
     overloaded = OverloadedError("full")
     overloaded.retry_after_seconds = 1.5
     assert pauses(attempts(Retry()), 2, overloaded) == [1.5, 1.5]
     assert pauses(attempts(Retry()), 1, unavailable(3.0)) == [3.0]
 
 
-def test_a_replica_may_be_there_before_the_server_that_goes_down_is_back() -> None:
+def test_with_replicas_only_overload_delays_are_honoured() -> None:
     assert pauses(attempts(Retry(), has_replicas=True), 1, unavailable(30.0)) == [0.2]
     overloaded = OverloadedError("full")
     overloaded.retry_after_seconds = 1.5
     assert pauses(attempts(Retry(), has_replicas=True), 1, overloaded) == [1.5]
 
 
-def test_each_other_server_is_asked_at_once_and_then_there_is_a_pause() -> None:
+def test_other_servers_are_tried_at_once_before_a_pause() -> None:
     tries = Attempts(Retry(attempts=3), None, num_targets=3, clock=Clock(), jitter=lambda: 0.0)
-    asked = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
-    assert asked == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where others seem to be there again
+    delays = [tries.next_delay(unavailable(), has_other=True) for _ in range(6)]
+    assert delays == pytest.approx([0.0, 0.0, 0.2, 0.0, 0.0, 0.4])  # even where other servers seem to be up again
     with pytest.raises(UnavailableError):
         [tries.next_delay(unavailable(), has_other=True) for _ in range(3)]
 
 
 @pytest.mark.parametrize("error", [ServerError("x"), InvalidRequestError("x"), DeadlineExceededError("x")])
-def test_what_a_later_try_does_not_mend_is_raised(error: GradellmError) -> None:
+def test_permanent_errors_are_raised(error: GradellmError) -> None:
     with pytest.raises(type(error)):
         attempts(Retry()).next_delay(error, has_other=True)
 
 
-def test_one_attempt_is_none_more() -> None:
+def test_one_attempt_means_no_retry() -> None:
     with pytest.raises(UnavailableError):
         pauses(attempts(Retry(attempts=1)), 1)
 
@@ -119,17 +119,17 @@ def test_a_server_that_asks_for_long_is_not_waited_for() -> None:
     assert pauses(attempts(Retry(longest_wait_seconds=400)), 1, unavailable(300.0)) == [300.0]
 
 
-def test_what_never_fits_is_not_asked_again() -> None:
+def test_requests_that_never_fit_are_not_retried() -> None:
     never = OverloadedError("the request may take 403 tokens; alice may take 300 a minute")
     never.reason = "CLIENT_TOKENS_PER_MINUTE"
     with pytest.raises(OverloadedError, match="403"):
         pauses(attempts(Retry()), 1, never)
 
 
-def test_who_wants_to_know_is_told_of_waiting() -> None:
-    told: list[tuple[str, float]] = []
-    retry = Retry(on_wait=lambda error, seconds: told.append((str(error), seconds)))
+def test_waiting_is_reported_to_the_callback() -> None:
+    waits: list[tuple[str, float]] = []
+    retry = Retry(on_wait=lambda error, seconds: waits.append((str(error), seconds)))
     tries = Attempts(retry, None, num_targets=2, clock=Clock(), jitter=lambda: 0.0)
     assert tries.next_delay(unavailable(), has_other=True) == 0.0
     pauses(tries, 2)
-    assert told == [("gone", 0.2), ("gone", 0.4)]
+    assert waits == [("gone", 0.2), ("gone", 0.4)]

@@ -22,12 +22,12 @@ def request(prompt: str | None = "Once", **keywords: Any) -> pb.EvaluateRequest:
 
 @pytest.fixture
 def explanation() -> Explanation:
-    parts: list[dict[str, Any]] = [{type(part).__name__.lower(): part} for part in play()]
-    responses = [pb.GenerateResponse(**part) for part in parts]
+    carried: list[dict[str, Any]] = [{type(item).__name__.lower(): item} for item in play()]
+    responses = [pb.GenerateResponse(**item) for item in carried]
     return Explanation.from_events(filter(None, map(event, responses)))
 
 
-def test_defaults_are_what_there_is_to_compare() -> None:
+def test_default_methods_and_metrics() -> None:
     methods = request().evaluation.methods
     assert [(method.name, method.attribution) for method in methods] == [
         ("grad_ellm", OPTIONS(method="grad_ellm")),
@@ -37,7 +37,7 @@ def test_defaults_are_what_there_is_to_compare() -> None:
     assert (len(own.methods), own.scores[0].name) == (0, "mine")
 
 
-def test_names_of_presets_and_methods_and_names_of_ones_own() -> None:
+def test_names_of_presets_methods_and_callers() -> None:
     assert request(methods=["knockout", "saliency"]).evaluation.methods[0].attribution.preset == pb.PRESET_KNOCKOUT
     named = request(methods={"sum": {"method": "saliency", "aggregation": "sum"}, "lime": None}).evaluation.methods
     assert [method.name for method in named] == ["sum", "lime"]
@@ -45,12 +45,12 @@ def test_names_of_presets_and_methods_and_names_of_ones_own() -> None:
     assert named[1].attribution == OPTIONS(method="lime")
 
 
-def test_what_is_said_arrives() -> None:
-    said = request(
+def test_keywords_reach_the_request() -> None:
+    message = request(
         completion_ids=[1, 2], metrics=["auprc", "pi_soft_nc"], pis=[0.25, 0.5], samples=7, stride=2, offset=1, seed=9,
         perturb="prefix", removal="pad", raw_scores=True, rationale=["why"], scores={"mine": {0: [0.5, 1], 2: [1.0]}},
     )  # fmt: skip
-    arrived = pb.EvaluateRequest.FromString(said.SerializeToString())
+    arrived = pb.EvaluateRequest.FromString(message.SerializeToString())
     assert arrived.completion_ids == [1, 2]
     assert arrived.evaluation == pb.EvaluationOptions(
         scores=[
@@ -87,12 +87,12 @@ def test_every_proto_option_has_its_keyword() -> None:
 
 
 def test_an_explanation_is_sent_as_it_was(explanation: Explanation) -> None:
-    said = request(None, explanation=explanation, seed=4)
-    assert said.input.prompt_ids == [token.id for token in explanation.prompt_tokens]
-    assert said.completion_ids == [token.id for token in explanation.tokens]
-    assert said.evaluation.perturb_positions == [1, 2, 3, 4]  # not the token that the tokenizer adds
-    assert [method.name for method in said.evaluation.methods] == ["random"]
-    (own,) = said.evaluation.scores
+    message = request(None, explanation=explanation, seed=4)
+    assert message.input.prompt_ids == [token.id for token in explanation.prompt_tokens]
+    assert message.completion_ids == [token.id for token in explanation.tokens]
+    assert message.evaluation.perturb_positions == [1, 2, 3, 4]  # not the token that the tokenizer adds
+    assert [method.name for method in message.evaluation.methods] == ["random"]
+    (own,) = message.evaluation.scores
     assert own.name == "explanation"
     assert [list(row.scores) for row in own.rows] == [list(row) for row in explanation.scores]
     assert not request(None, explanation=explanation, perturb="prompt").evaluation.perturb_positions
@@ -128,13 +128,13 @@ def test_an_explanation_is_sent_as_it_was(explanation: Explanation) -> None:
         ({"rationale": "why"}, "rationale"),
     ],
 )
-def test_what_cannot_be_said_is_named(keywords: dict[str, Any], field: str) -> None:
+def test_invalid_keywords_are_named(keywords: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         request(**keywords)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_what_has_no_meaning_beside_an_explanation(explanation: Explanation) -> None:
+def test_keywords_that_contradict_an_explanation_are_refused(explanation: Explanation) -> None:
     for name, value in (("completion", "a"), ("labels", ["a", "b"]), ("prompt_ids", [1]), ("max_new_tokens", 3)):
         with pytest.raises(InvalidRequestError, match=f"{name}: cannot be combined with explanation"):
             request(None, explanation=explanation, **{name: value})

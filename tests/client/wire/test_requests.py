@@ -55,7 +55,7 @@ def violated(keywords: dict[str, Any], prompt: Any = "Once") -> str:
     ),
     lists=st.fixed_dictionaries({}, optional={"stop": st.lists(TEXT), "forced_ids": st.lists(INT32)}),
 )
-def test_what_is_said_arrives(prompt: str, integers: dict[str, Any], lists: dict[str, Any]) -> None:
+def test_keywords_reach_the_request(prompt: str, integers: dict[str, Any], lists: dict[str, Any]) -> None:
     request = generate_request(prompt, {**integers, **lists})  # type: ignore[typeddict-item]
     arrived = pb.GenerateRequest.FromString(request.SerializeToString())
     assert arrived.input == pb.Input(prompt=prompt)
@@ -64,8 +64,8 @@ def test_what_is_said_arrives(prompt: str, integers: dict[str, Any], lists: dict
     for name, value in lists.items():
         assert list(getattr(arrived, name)) == value
     optional = integers.keys() - {"num_alternatives"}
-    said = {"max_new_tokens", "top_k", "first_attribution", "seed", "temperature", "top_p"}
-    assert {name for name in said if arrived.HasField(name)} == optional
+    fields = {"max_new_tokens", "top_k", "first_attribution", "seed", "temperature", "top_p"}
+    assert {name for name in fields if arrived.HasField(name)} == optional
     assert arrived.HasField("attribution")
     assert arrived.attribution == pb.AttributionOptions()
 
@@ -191,7 +191,7 @@ def test_exactly_one_prompt(prompt: str | None, keywords: Any) -> None:
         ({"segments": {"a": 3}}, "segments['a']"),
     ],
 )
-def test_what_protobuf_would_refuse_is_named(keywords: dict[str, Any], field: str) -> None:
+def test_values_that_protobuf_refuses_are_named(keywords: dict[str, Any], field: str) -> None:
     assert violated(keywords) == field
 
 

@@ -26,8 +26,8 @@ def same_fields(kind: Any, message: str) -> tuple[set[str], set[str]]:
     ],
 )
 def test_dataclasses_have_the_fields_of_their_messages(name: str) -> None:
-    ours, theirs = same_fields(getattr(models, name), name)
-    assert ours == theirs
+    sdk_fields, proto_fields = same_fields(getattr(models, name), name)
+    assert sdk_fields == proto_fields
 
 
 def test_those_of_another_name() -> None:
@@ -37,15 +37,15 @@ def test_those_of_another_name() -> None:
         (models.ServerInfo, "GetServerInfoResponse"),
         (models.TokenizedPrompt, "TokenizeResponse"),
     ):
-        ours, theirs = same_fields(kind, message)
-        assert ours == theirs
+        sdk_fields, proto_fields = same_fields(kind, message)
+        assert sdk_fields == proto_fields
 
 
 def test_events_are_those_of_all_streams() -> None:
     streams = ("GenerateResponse", "AttributeResponse", "EvaluateResponse")
     fields = [same_fields(models.Event, message) for message in streams]
-    assert all(ours == fields[0][0] for ours, _ in fields)
-    assert fields[0][0] == set().union(*(theirs for _, theirs in fields))
+    assert all(sdk_fields == fields[0][0] for sdk_fields, _ in fields)
+    assert fields[0][0] == set().union(*(proto_fields for _, proto_fields in fields))
 
 
 @pytest.mark.parametrize(("enum", "names"), [(pb.Role, models.Role), (pb.FinishReason, models.FinishReason)])
@@ -54,9 +54,9 @@ def test_enums_have_the_names_of_the_proto(enum: Any, names: Any) -> None:
 
 
 def event(**kind: Any) -> models.Event:
-    read = responses.event(pb.GenerateResponse(**kind))
-    assert read is not None
-    return read
+    converted = responses.event(pb.GenerateResponse(**kind))
+    assert converted is not None
+    return converted
 
 
 def test_absent_is_none_and_zero_is_zero() -> None:
@@ -88,7 +88,7 @@ def test_settings_read_like_keywords(options: pb.AttributionOptions, layers: Any
     assert started is not None
     assert started.provenance.attribution is not None
     assert started.provenance.attribution.layers == layers
-    read = started.provenance.attribution.contrast
+    read_contrast = started.provenance.attribution.contrast
     expected = contrast if options.HasField("contrast") else None
-    assert read == expected
+    assert read_contrast == expected
     assert started.provenance.sampling is None

@@ -14,7 +14,7 @@ from gradellm_engine.attention.ops import AttentionForm, visibility
 @pytest.mark.parametrize("shape", [(3, 4, 2, 50, 50, 8, 8), (5, 6, 3, 41, 70, 16, 24), (2, 2, 2, 3, 9, 32, 8)])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("tile_weights", [1, 3000, 2**18])
-def test_tiles_compute_what_a_stock_kernel_does(
+def test_tiles_equal_a_stock_kernel(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], window: int | None, tile_weights: int
 ) -> None:
     monkeypatch.setattr("gradellm_engine.attention.cpu_tiled.TILE_WEIGHTS", tile_weights)

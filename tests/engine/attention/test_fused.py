@@ -24,13 +24,13 @@ from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import Loosening, Magnitude, Rectify
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 
 pytest.importorskip("triton")
 from gradellm_engine.attention.fused import FusedAttention, MapKind
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter does not know bfloat16.
+# Triton's interpreter does not support bfloat16.
 TYPES = [torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float16]
 EXACT = 1e-5  # what is float32
 ROUNDED = {torch.float32: EXACT, torch.float16: 1e-3, torch.bfloat16: 6e-3}  # what is given back in the model's type
@@ -57,8 +57,8 @@ def check(
     K, V, q, w = draw(G, PLACES, D), draw(G, PLACES, Dv), draw(B * T, H, D), draw(B * T, H, Dv)
     starts = [GAP + 100 * row for row in range(B)]
     form = AttentionForm(scaling=D**-0.5, window=window)
-    its_starts, its_lengths = torch.tensor([starts, list(lengths)], device=DEVICE)
-    over = Sequences(K.to(DEVICE), V.to(DEVICE), its_starts, its_lengths, T, width)
+    starts_on_device, lengths_on_device = torch.tensor([starts, list(lengths)], device=DEVICE)
+    over = Sequences(K.to(DEVICE), V.to(DEVICE), starts_on_device, lengths_on_device, T, width)
     kernels = FusedAttention(DEVICE)
     output, kept = kernels.forward(q.to(DEVICE).transpose(0, 1), over, form)
     back = kernels.backward(kept, w.to(DEVICE), over, form, kind, needs_input_grad=needs_input_grad)
@@ -66,25 +66,25 @@ def check(
     assert len(back.maps) == {MapKind.NOTHING: 0, MapKind.PRODUCTS: 2}.get(kind, 1)
     assert (back.gradients is not None) == needs_input_grad
     for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
-        first, its = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
+        first, row_slice = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
         k, v = (x[:, start + first : start + n].double() for x in (K, V))
         seen = visibility(n - T, T, first, n - first, window, torch.device("cpu"))
-        its_w = grouped(w[its].transpose(0, 1).double(), G)
-        exact = attend(grouped(q[its].transpose(0, 1).double(), G), k, v, seen, form)
-        U = value_gradients(exact, its_w)
+        w_of_row = grouped(w[row_slice].transpose(0, 1).double(), G)
+        exact = attend(grouped(q[row_slice].transpose(0, 1).double(), G), k, v, seen, form)
+        U = value_gradients(exact, w_of_row)
         expected = exact.output().flatten(0, 1).transpose(0, 1)
-        assert close(kept.output[its], expected, EXACT)
-        assert close(output[its], expected, ROUNDED[dtype])
+        assert close(kept.output[row_slice], expected, EXACT)
+        assert close(output[row_slice], expected, ROUNDED[dtype])
         maps = back.maps[:, row].sum(1)
         assert not maps[..., : width - n + first].any()
         visible = torch.ones(T, n - first, dtype=torch.bool) if seen is None else seen
-        for actual, wanted in zip(maps[..., width - n + first :], expected_maps(kind, exact, its_w, U), strict=True):
+        for actual, wanted in zip(maps[..., width - n + first :], expected_maps(kind, exact, w_of_row, U), strict=True):
             assert close(actual, wanted.masked_fill(~visible, 0), EXACT)
         if back.gradients is not None:
-            gradients = attention_backward(exact, its_w, U, n - T - first)
+            gradients = attention_backward(exact, w_of_row, U, n - T - first)
             wanted_gradients = (gradients.dq.flatten(0, 1), gradients.dk, gradients.dv)
             for actual, wanted in zip(back.gradients, wanted_gradients, strict=True):
-                assert close(actual[:, its], wanted, ROUNDED[dtype])
+                assert close(actual[:, row_slice], wanted, ROUNDED[dtype])
 
 
 def expected_maps(kind: MapKind, exact: object, w: Tensor, U: Tensor) -> list[Tensor]:
@@ -138,19 +138,19 @@ def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     runner.allocate_pool(400)
     for method in METHODS:
         switches = replace(method, layers=method.selected_layers(runner.num_layers))
-        parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
-        (plain, rows), (logits, fused_rows) = (outcome(runner, parts, fused=fused) for fused in (False, True))
+        chunks = filled(runner, (1, 5, 30), ExplainSpec(switches))
+        (plain, rows), (logits, fused_rows) = (outcome(runner, chunks, fused=fused) for fused in (False, True))
         assert close(logits, plain.double().cpu(), 1e-5)
         for row, expected in zip(fused_rows, rows, strict=True):
             assert expected.any()
             assert close(row, expected.double(), 1e-5)
 
 
-def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, chunks: Sequence[SequenceChunk], *, fused: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores; what was read is forgotten."""
     runner.fused_attention = FusedAttention(DEVICE) if fused else None
-    run = runner.explained_pass(parts)
-    assert runner.runs_batched(parts)
+    run = runner.explained_pass(chunks)
+    assert runner.runs_batched(chunks)
     scores = run.heat_maps([Target(7), Target(9, 3), Target(11)])
-    forget(parts)
+    evict(chunks)
     return run.logits, scores

@@ -258,8 +258,8 @@ def test_a_query_s_gradient_does_not_depend_on_the_other_queries(normal: Normal)
         back = attention_backward(forward, w, value_gradients(forward, w), 2)
         return [back.dq[:, :, 1], back.dk[:, 1], back.dv[:, 1]]
 
-    others = torch.tensor([True, False, True, True])[:, None]
-    changed = gradients(torch.where(others, 5 * q, q), torch.where(others, -3 * w, w))
+    is_other = torch.tensor([True, False, True, True])[:, None]
+    changed = gradients(torch.where(is_other, 5 * q, q), torch.where(is_other, -3 * w, w))
     assert all(close(a, b) for a, b in zip(changed, gradients(q, w), strict=True))
 
 
@@ -272,9 +272,9 @@ def test_outputs_keep_the_model_dtype(normal: Normal, dtype: torch.dtype, softca
     assert output.dtype == dtype
     expected = plain_attention(q.double(), K.double(), V.double(), 0, form)
     assert torch.allclose(output.double(), expected, atol=8 * torch.finfo(dtype).eps)
-    one, _ = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
-    assert one.dtype == dtype
-    assert torch.allclose(one.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
+    single, _ = attention_output(q[:, :, 4:], K[:, 2:], V[:, 2:], None, form)
+    assert single.dtype == dtype
+    assert torch.allclose(single.double(), expected[:, :, 4:], atol=8 * torch.finfo(dtype).eps)
 
 
 def test_a_sink_takes_attention_and_gives_no_value() -> None:
@@ -290,7 +290,7 @@ def test_visibility_counts(start: int, T: int, window: int | None) -> None:
     first = AttentionForm(1.0, window=window).first_visible(start)
     N = start + T - first
     seen = visibility(start, T, first, N, window, CPU)
-    if seen is None:  # says that one query sees every key
+    if seen is None:  # one query sees every key
         assert T == 1
         seen = torch.ones(1, N, dtype=torch.bool)
     assert seen.shape == (T, N)
@@ -302,7 +302,7 @@ def test_visibility_counts(start: int, T: int, window: int | None) -> None:
 
 
 @given(start=starts, first=starts, window=windows)
-def test_one_query_over_more_than_its_window_says_which(start: int, first: int, window: int | None) -> None:
+def test_visibility_of_one_query_beyond_its_window(start: int, first: int, window: int | None) -> None:
     """None means all: also where the caller hands over keys from before the window."""
     first = min(first, start)
     seen = visibility(start, 1, first, start + 1 - first, window, CPU)
@@ -325,19 +325,19 @@ def test_by_group_multiplies_each_group_with_its_own(normal: Normal) -> None:
     assert close(grouped_matmul(strided, M), grouped_matmul(x, M))
 
 
-def test_with_one_token_or_a_window_of_one_a_token_gives_its_own_value(normal: Normal) -> None:
+def test_attention_to_oneself_only_returns_the_value(normal: Normal) -> None:
     q, K, V, w = normal(0, 1, 2, 4, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 5), normal(3, 1, 2, 4, 5)
     only_itself = AttentionForm(1.0, window=1)
     output, _ = attention_output(q, K, V, visibility(0, 4, 0, 4, 1, CPU), only_itself)
     assert close(output, V[:, None].expand(-1, 2, -1, -1))
     alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1])
     many = (attended(q, K, V, 0, only_itself)[1], w)
-    for forward, its_w in (alone, many):
+    for forward, w_of_case in (alone, many):
         assert close(forward.output(), forward.V[:, None].expand(-1, 2, -1, -1))
-        back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0)
+        back = attention_backward(forward, w_of_case, value_gradients(forward, w_of_case), 0)
         assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
         assert back.dk.abs().max() < 1e-12
-        assert close(back.dv, its_w.sum(1))
+        assert close(back.dv, w_of_case.sum(1))
 
 
 def test_gradients_of_capped_products_vanish_where_the_cap_is_reached(normal: Normal) -> None:

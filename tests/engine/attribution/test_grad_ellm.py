@@ -144,7 +144,7 @@ def test_knockout_is_the_gradient_of_the_attention_logits(
     assert torch.allclose(actual, gradient.abs().sum((0, 1)), atol=1e-12)
 
 
-def test_knockout_is_what_taking_a_token_out_changes(normal: Normal) -> None:
+def test_knockout_equals_the_change_from_removing_a_token(normal: Normal) -> None:
     """The first order of it, and so close where the token's weight is small."""
     layer = drawn(normal, 5, AttentionForm(0.01), G=1, r=1, N=400)
     knockout = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.KNOCKOUT)[0]
@@ -165,8 +165,8 @@ def test_absolute_sums_only_grow_with_detail(normal: Normal, seed: int, T: int) 
     assert (effect[Magnitude.CHANNEL_ABS] >= effect[Magnitude.HEAD_ABS] - slack).all()
     assert all((effect[m] >= 0).all() for m in Magnitude if m is not Magnitude.SIGNED_SUM)
     # All tokens' signed effects together are the output's own: sum_i a_i (w . v_i) = w . o
-    whole = (layer.w * layer.forward.output()).sum((0, 1, 3))
-    assert torch.allclose(effect[Magnitude.SIGNED_SUM].sum(-1), whole, atol=1e-12)
+    total = (layer.w * layer.forward.output()).sum((0, 1, 3))
+    assert torch.allclose(effect[Magnitude.SIGNED_SUM].sum(-1), total, atol=1e-12)
 
 
 @given(seeds, lengths)
@@ -284,9 +284,9 @@ START, T, S = 4, 3, 7
 def heat_map_of(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
     """What a pass makes of layers with different windows, and the layers' own scores over the whole prefix."""
     slot = KVSlot(KVPool([], [], S), 0, S)
-    part = SequenceChunk(slot, [0] * T, ExplainSpec(switches), START, is_new=True)
+    chunk = SequenceChunk(slot, [0] * T, ExplainSpec(switches), START, is_new=True)
     other = SequenceChunk(slot, [0] * T, None, START, is_new=True)
-    run = RaggedPass([other, part], {})
+    run = RaggedPass([other, chunk], {})
     layers = []
     for i, first in enumerate(firsts):
         scores = normal(seed + i, T, S - first)
@@ -339,6 +339,6 @@ def test_the_normalisation_domain_is_moved_to_the_layers_device() -> None:
     meta = torch.device("meta")
     slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
     assert slot is not None
-    part = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
-    layer = RaggedLayer(RaggedPass([part], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
+    chunk = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
+    layer = RaggedLayer(RaggedPass([chunk], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
     layer.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), needs_input_grad=False)

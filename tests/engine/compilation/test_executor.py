@@ -31,11 +31,11 @@ def ragged(runner: ModelRunner, batch: Batch) -> RaggedPass:
     return RaggedPass(batch.chunks, runner.rotary_of, graph_anchor=graph_anchor)
 
 
-def batch_of(runner: ModelRunner, parts: list[SequenceChunk], **kwargs: Any) -> Batch:
-    return Batch(parts, lambda batch: ragged(runner, batch), is_batched=False, **kwargs)
+def batch_of(runner: ModelRunner, chunks: list[SequenceChunk], **kwargs: Any) -> Batch:
+    return Batch(chunks, lambda batch: ragged(runner, batch), is_batched=False, **kwargs)
 
 
-def test_a_batch_makes_its_pass_once(runner: ModelRunner) -> None:
+def test_a_batch_builds_its_pass_once(runner: ModelRunner) -> None:
     batch = batch_of(runner, filled(runner, [5]))
     assert batch.run is batch.run
     assert batch.build_pass() is not batch.run
@@ -48,16 +48,16 @@ def test_logits_alone_have_no_graph(runner: ModelRunner) -> None:
         are_recorded.append(torch.is_grad_enabled())
         return runner.forward_tokens(run.ids_and_positions, run, runner.model)[0]
 
-    parts = filled(runner, [5])
-    result = EagerExecutor(model).execute(batch_of(runner, parts))
+    chunks = filled(runner, [5])
+    result = EagerExecutor(model).execute(batch_of(runner, chunks))
     assert are_recorded == [False]
-    assert torch.allclose(result.logits, runner.step(parts), atol=1e-6)
+    assert torch.allclose(result.logits, runner.step(chunks), atol=1e-6)
 
 
 def test_an_explained_batch_has_scores(runner: ModelRunner) -> None:
-    parts = filled(runner, [5], EXPLAIN)
+    chunks = filled(runner, [5], EXPLAIN)
     executor = EagerExecutor(lambda run: runner.forward_tokens(run.ids_and_positions, run, runner.model)[0])
-    result = executor.execute(batch_of(runner, parts, head=LogitHead(runner.lm_head)))
+    result = executor.execute(batch_of(runner, chunks, head=LogitHead(runner.lm_head)))
     (rows,) = result.heat_maps([Target(7)])
-    (expected,) = runner.explained_pass(parts).heat_maps([Target(7)])
+    (expected,) = runner.explained_pass(chunks).heat_maps([Target(7)])
     assert torch.equal(rows, expected)

@@ -13,16 +13,16 @@ from torch import Tensor
 from gradellm_engine import Engine, GradEllm
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 
 
-def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and scores of a captured step; its tokens are then removed from their slots."""
     runner.use_graphs(NoCapture())
-    run = runner.explained_pass(parts)
+    run = runner.explained_pass(chunks)
     scores = [row.clone() for row in run.heat_maps([Target(7), Target(9, 3), Target(11)])]
     runner.cuda_graphs = None
-    forget(parts)
+    evict(chunks)
     return run.logits.clone(), scores
 
 
@@ -52,13 +52,13 @@ def test_scores_are_the_same(
     runner = Engine.load(str(model_path(family)), dtype="float64", kv_bytes=2**20).model.runner
     runner.allocate_pool(200)
     switches = replace(GradEllm(), layers=GradEllm().selected_layers(runner.num_layers))
-    parts = filled(runner, (1, 5, 30), ExplainSpec(switches))
-    logits, rows = outcome(runner, parts)
+    chunks = filled(runner, (1, 5, 30), ExplainSpec(switches))
+    logits, rows = outcome(runner, chunks)
     runner.compile(backend="aot_eager")
     assert runner.compiled_layers is not None
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames
-    compiled_logits, compiled_rows = outcome(runner, parts)
+    compiled_logits, compiled_rows = outcome(runner, chunks)
     assert not logged(caplog)
     assert torch.allclose(compiled_logits, logits, rtol=1e-9, atol=1e-12)
     for row, expected in zip(compiled_rows, rows, strict=True):

@@ -23,7 +23,7 @@ from gradellm_engine.compilation.cpu_trace import TraceKey
 from gradellm_engine.compilation.trace_cache import CpuTraceCache
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 from support.scheduler_harness import RequestOutput, finish, scheduler_of
 from support.tiny_models import FAMILIES
 
@@ -63,25 +63,25 @@ def events_of(engine: Engine, num_streams: int = 3) -> dict[str, list[RequestOut
     events = {}
     for name, settings in SETTINGS.items():
         scheduler = scheduler_of(engine, max_running=num_streams, num_tokens=300)
-        streams = []
+        requests = []
         for i in range(num_streams):
             sampling = Sampling(max_new_tokens=14 - 3 * i, temperature=0.9 * (i % 2), seed=i)
-            streams.append(engine.generation_request("a small fox "[i:], sampling, settings))
-            scheduler.submit(streams[-1])
-        events[name] = finish(scheduler, streams)
+            requests.append(engine.generation_request("a small fox "[i:], sampling, settings))
+            scheduler.submit(requests[-1])
+        events[name] = finish(scheduler, requests)
     return events
 
 
 def assert_same(actual: Engine, reference: Engine) -> None:
     """Two engines give the same events, to the last bit."""
     expected = events_of(reference)
-    for name, streams in events_of(actual).items():
-        for ours, theirs in zip(streams, expected[name], strict=True):
-            assert ours.error is theirs.error is None
-            assert ours.ids == theirs.ids
-            assert [step.logprob for step in ours.steps] == [step.logprob for step in theirs.steps]
-            assert ours.attributions.keys() == theirs.attributions.keys()
-            assert all(map(torch.equal, ours.rows, theirs.rows))
+    for name, outputs in events_of(actual).items():
+        for output, expected_output in zip(outputs, expected[name], strict=True):
+            assert output.error is expected_output.error is None
+            assert output.ids == expected_output.ids
+            assert [step.logprob for step in output.steps] == [step.logprob for step in expected_output.steps]
+            assert output.attributions.keys() == expected_output.attributions.keys()
+            assert all(map(torch.equal, output.rows, expected_output.rows))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,26 +106,26 @@ def test_other_dtypes(load: Callable[..., Engine], dtype: str) -> None:
 
 def test_a_trace_calls_no_module_of_the_layers(runner: ModelRunner, traces: CpuTraceCache) -> None:
     called: list[nn.Module] = []
-    parts = filled(runner, [5], EXPLAIN)
-    runner.explained_pass(parts).heat_maps([Target(7)])
-    forget(parts)
+    chunks = filled(runner, [5], EXPLAIN)
+    runner.explained_pass(chunks).heat_maps([Target(7)])
+    evict(chunks)
     for block in runner.blocks:
         block.register_forward_hook(lambda module, args, output: called.append(module))
-    runner.explained_pass(parts).heat_maps([Target(7)])
+    runner.explained_pass(chunks).heat_maps([Target(7)])
     assert not called
     runner.cpu_traces = None
-    forget(parts)
-    runner.explained_pass(parts).heat_maps([Target(7)])
+    evict(chunks)
+    runner.explained_pass(chunks).heat_maps([Target(7)])
     assert called == runner.blocks
 
 
-def test_a_pass_is_traced_when_its_key_is_due_again(runner: ModelRunner, traces: CpuTraceCache) -> None:
+def test_a_pass_is_traced_when_its_key_recurs(runner: ModelRunner, traces: CpuTraceCache) -> None:
     before = len(traces)  # the load-time check's: one explained token
     assert before == 1
-    parts = filled(runner, [5, 9])
+    chunks = filled(runner, [5, 9])
     for count in (before, before + 1, before + 1):
-        runner.step(parts)
-        forget(parts)
+        runner.step(chunks)
+        evict(chunks)
         assert len(traces) == count
 
 
@@ -184,11 +184,11 @@ def test_a_model_whose_control_flow_depends_on_data_runs_eagerly(runner: ModelRu
         return output * float(output.abs().max())
 
     runner.blocks[1].get_submodule("mlp").register_forward_hook(depends)
-    parts = filled(runner, [5, 6])
-    expected = runner.step(parts)
+    chunks = filled(runner, [5, 6])
+    expected = runner.step(chunks)
     for _ in range(3):
-        forget(parts)
-        assert torch.equal(runner.step(parts), expected)
+        evict(chunks)
+        assert torch.equal(runner.step(chunks), expected)
     assert not traces.is_possible
     assert not len(traces)
 
@@ -203,35 +203,35 @@ def test_models_with_offloaded_weights_run_eagerly(load: Callable[..., Engine]) 
 def test_an_error_in_a_trace_fails_that_pass_alone(
     runner: ModelRunner, traces: CpuTraceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = filled(runner, [5], EXPLAIN)
-    expected = runner.explained_pass(parts).heat_maps([Target(7)])
-    forget(parts)
-    store = type(parts[0].slot).store
+    chunks = filled(runner, [5], EXPLAIN)
+    expected = runner.explained_pass(chunks).heat_maps([Target(7)])
+    evict(chunks)
+    store = type(chunks[0].slot).store
 
     def fails(*args: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(type(parts[0].slot), "store", fails)
+    monkeypatch.setattr(type(chunks[0].slot), "store", fails)
     with pytest.raises(RuntimeError, match="no memory"):
-        runner.explained_pass(parts)
-    monkeypatch.setattr(type(parts[0].slot), "store", store)
-    again = runner.explained_pass(parts).heat_maps([Target(7)])
+        runner.explained_pass(chunks)
+    monkeypatch.setattr(type(chunks[0].slot), "store", store)
+    again = runner.explained_pass(chunks).heat_maps([Target(7)])
     assert all(map(torch.equal, again, expected))
 
 
 @pytest.fixture
 def fresh_parts(runner: ModelRunner) -> Iterator[list[SequenceChunk]]:
-    parts = filled(runner, [5, 8, 3], EXPLAIN)
-    yield parts
-    for part in parts:
-        part.slot.close()
+    chunks = filled(runner, [5, 8, 3], EXPLAIN)
+    yield chunks
+    for chunk in chunks:
+        chunk.slot.close()
 
 
 def test_traces_outlive_the_pool(runner: ModelRunner, traces: CpuTraceCache, fresh_parts: list[SequenceChunk]) -> None:
     """Traces hold none of the pool's memory."""
     targets = [Target(7)] * 3
     for _ in range(3):
-        forget(fresh_parts)
+        evict(fresh_parts)
         expected = runner.explained_pass(fresh_parts).heat_maps(targets)
     count = len(traces)
     runner.allocate_pool(200)

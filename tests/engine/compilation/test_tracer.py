@@ -68,18 +68,18 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_other_inputs(name: str) -> None:
     function = FUNCTIONS[name]
-    one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    run = traced(function, one)
-    for x in (one, other):
+    first, second = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    run = traced(function, first)
+    for x in (first, second):
         assert torch.equal(run(x.clone()), function(x.clone()))
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"in place", "infinite", "nothing"}))
 def test_gradients(name: str) -> None:
     function = gradient_of(FUNCTIONS[name])
-    one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) + 2
-    run = traced(function, one)
-    for x in (one, other):
+    first, second = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) + 2
+    run = traced(function, first)
+    for x in (first, second):
         assert torch.equal(run(x), function(x))
 
 
@@ -112,11 +112,11 @@ def test_a_tensor_of_an_unrecorded_operation_is_not_traceable() -> None:
 def test_a_missing_parameter_is_an_error() -> None:
     tracer = Tracer()
     x, y = torch.ones(2, 3, 4)
-    given, _ = tracer.new(x), tracer.new(y)
+    input_value, _ = tracer.new(x), tracer.new(y)
     with tracer:
         result = tracer.value(x + y)
     with pytest.raises(NotTraceable, match="another part of the trace"):
-        codegen([given], tracer.operations, [result], tracer.constants)
+        codegen([input_value], tracer.operations, [result], tracer.constants)
 
 
 def test_python_functions_are_called_at_each_run() -> None:
@@ -128,14 +128,14 @@ def test_python_functions_are_called_at_each_run() -> None:
 
     tracer = Tracer()
     x = torch.ones(3, 4)
-    given = tracer.new(x)
+    input_value = tracer.new(x)
     with tracer:
         doubled = x * 2
         with tracer.pause():
             answer = add_sum(doubled)
         tracer.call(add_sum, doubled, results=answer)
         result = tracer.value(answer * 2)
-    run = codegen([given], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
+    run = codegen([input_value], eliminate_dead_code(tracer.operations, [result]), [result], tracer.constants)
     assert torch.equal(run(x + 1)[0], 2 * (4.0 + 48.0) * torch.ones(3, 4))
     assert sums == [24.0, 48.0]
 
@@ -151,7 +151,7 @@ def test_tensors_are_released_after_their_last_use() -> None:
 
     tracer = Tracer()
     x = torch.ones(3)
-    given, y = tracer.new(x), x
+    input_value, y = tracer.new(x), x
     with tracer:
         for _ in range(4):
             y = y * 2
@@ -159,7 +159,7 @@ def test_tensors_are_released_after_their_last_use() -> None:
                 answer = look(y)
             tracer.call(look, y, results=answer)
             y = answer
-    run = codegen([given], tracer.operations, [tracer.value(y)], tracer.constants)
+    run = codegen([input_value], tracer.operations, [tracer.value(y)], tracer.constants)
     del tracer, answer, y
     alive.clear()
     gone.clear()

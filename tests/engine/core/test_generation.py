@@ -1,4 +1,4 @@
-"""A `GenerationIterator`: its steps and its result, resumed, interleaved with others, and closed early."""
+"""A `GenerationIterator`: its steps and its result, resumed, interleaved with other requests, and closed early."""
 
 from __future__ import annotations
 
@@ -117,15 +117,15 @@ def test_a_generation_is_resumed_after_every_token(
     settings = AttributionSettings(GradEllm(rotary=rotary), sources=Sources.PREFIX, resolution=Resolution.WORD)
     settings = delivered(settings, chunk_size)
     whole_generation = engine.generate(PROMPT, sampling, settings)
-    whole = list(whole_generation)
-    ids = [step.id for step in whole]
+    generated = list(whole_generation)
+    ids = [step.id for step in generated]
     for split in range(len(ids) + 1):
         for first in {0, split // 2, split}:
             generation = engine.generate(PROMPT, sampling, settings, forced_ids=ids[:split], first_attribution=first)
             resumed = list(generation)
-            assert fields(resumed) == fields(whole[first:])
+            assert fields(resumed) == fields(generated[first:])
             assert [s.is_new for s in resumed] == [s.index >= split for s in resumed]
-            for a, b in zip(resumed, whole[first:], strict=True):
+            for a, b in zip(resumed, generated[first:], strict=True):
                 assert relative_error(row(a), row(b).double()) <= 1e-5
                 assert math.isclose(a.logprob, b.logprob, rel_tol=1e-4)
             assert generation.finished is not None
@@ -165,10 +165,10 @@ def test_end_of_text_tokens(engine: Engine, chunk_size: int | None) -> None:
     generation = ending.generate(PROMPT, SAMPLED, delivered(PREFIX, chunk_size))
     assert [step.id for step in generation] == ids[: end + 1]
     assert reason(generation) is FinishReason.END_OF_TEXT
-    # A completion that is only explained goes on behind it; so do forced tokens.
+    # A given completion, and forced tokens, continue after an end-of-text token.
     assert len(list(ending.attribute(PROMPT, ids))) == len(ids)
-    behind = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 3])
-    assert [step.id for step in behind] == ids[end + 3 :]
+    after_end = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 3])
+    assert [step.id for step in after_end] == ids[end + 3 :]
     # Forced tokens that end with it end the completion.
     over = ending.generate(PROMPT, SAMPLED, forced_ids=ids[: end + 1])
     assert list(over) == []

@@ -43,9 +43,9 @@ ModelPath = Callable[[str], Path]
 @deliveries
 def test_stop_texts_cut_the_completion(engine: Engine, chunk_size: int | None) -> None:
     settings = delivered(PREFIX, chunk_size)
-    whole = engine.generate(PROMPT, SAMPLED, settings)
-    steps = list(whole)
-    text = completion(whole)
+    full = engine.generate(PROMPT, SAMPLED, settings)
+    steps = list(full)
+    text = completion(full)
     for begin in range(0, len(text), 1 if chunk_size is None else 5):
         for end in (begin + 1, begin + 2):
             stop = text[begin:end]
@@ -65,11 +65,11 @@ def test_stop_texts_cut_the_completion(engine: Engine, chunk_size: int | None) -
 @deliveries
 def test_text_held_for_a_stop_text_is_emitted_at_the_end(engine: Engine, chunk_size: int | None) -> None:
     settings = delivered(PREFIX, chunk_size)
-    whole = list(engine.generate(PROMPT, SAMPLED, settings))
-    last = next(s.text for s in reversed(whole) if s.text)
+    full = list(engine.generate(PROMPT, SAMPLED, settings))
+    last = next(s.text for s in reversed(full) if s.text)
     held = list(engine.generate(PROMPT, replace(SAMPLED, stop=(last + "never",)), settings))
-    assert fields(held) == fields(whole)
-    assert all(same(row(a), row(b), chunk_size) for a, b in zip(held, whole, strict=True))
+    assert fields(held) == fields(full)
+    assert all(same(row(a), row(b), chunk_size) for a, b in zip(held, full, strict=True))
 
 
 def test_forced_tokens_after_a_stop_text_have_no_text(engine: Engine) -> None:
@@ -153,15 +153,15 @@ def test_rows_over_the_prefix_grow_with_their_columns(
 
 def test_top_k_sources_are_the_largest_by_magnitude(engine: Engine) -> None:
     method = GradEllm(rectify=Rectify.NONE)
-    whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(method, sources=Sources.PREFIX)))
+    full_steps = list(engine.generate(PROMPT, GREEDY, AttributionSettings(method, sources=Sources.PREFIX)))
     for count in (1, 5):
         settings = AttributionSettings(method, sources=Sources.PREFIX, top_k_sources=count)
-        for step, full in zip(engine.generate(PROMPT, GREEDY, settings), whole, strict=True):
+        for step, full in zip(engine.generate(PROMPT, GREEDY, settings), full_steps, strict=True):
             indexes = attribution(step).source_indexes
             assert indexes is not None
             assert torch.equal(row(step), row(full)[indexes])
             assert row(step).abs().tolist() == sorted(row(full).abs().tolist(), reverse=True)[:count]
     settings = AttributionSettings(method, sources=Sources.PREFIX, top_k_sources=10_000)
-    for step, full in zip(engine.generate(PROMPT, GREEDY, settings), whole, strict=True):
+    for step, full in zip(engine.generate(PROMPT, GREEDY, settings), full_steps, strict=True):
         assert attribution(step).source_indexes is None
         assert torch.equal(row(step), row(full))

@@ -136,7 +136,7 @@ def test_normalising_over_the_user_s_text_leaves_the_rest_at_zero(engine: Engine
 
 
 def test_the_prefill_chunk_size_changes_no_result(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = list(engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))))
+    full = list(engine.generate(PROMPT, GREEDY, AttributionSettings(GradEllm.preset("grad_eclip"))))
     for chunk in (1, 7):
         monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", chunk)
         clear_kv_cache(engine)
@@ -146,8 +146,8 @@ def test_the_prefill_chunk_size_changes_no_result(engine: Engine, monkeypatch: p
             silent += 1
         assert silent == math.ceil((len(generation.started.prompt.tokens) - 1) / chunk)
         steps = first_steps + list(generation)
-        assert fields(steps) == fields(whole)
-        for a, b in zip(steps, whole, strict=True):
+        assert fields(steps) == fields(full)
+        for a, b in zip(steps, full, strict=True):
             assert relative_error(row(a), row(b).double()) <= 1e-5
 
 
@@ -190,7 +190,7 @@ def test_a_prompt_of_one_token(engine: Engine) -> None:
 def test_weights_that_become_nan_fail_running_requests(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")))
     weight = dict(engine.model.runner.named_parameters())["model.layers.1.mlp.down_proj.weight"]
-    whole = weight.clone()
+    original = weight.clone()
     expected = list(engine.generate(PROMPT, GREEDY, PREFIX))
     generation = engine.generate(PROMPT, GREEDY, PREFIX)
     steps = [next(iter(generation))]
@@ -203,7 +203,7 @@ def test_weights_that_become_nan_fail_running_requests(model_path: ModelPath) ->
     for broken in (engine.generate(PROMPT, GREEDY), engine.attribute(PROMPT, "x")):
         with pytest.raises(ComputationError, match="step 0"):
             list(broken)
-    weight.data.copy_(whole)
+    weight.data.copy_(original)
     again = list(engine.generate(PROMPT, GREEDY, PREFIX))
     assert fields(again) == fields(expected)
     assert all(torch.equal(row(a), row(b)) for a, b in zip(again, expected, strict=True))

@@ -1,4 +1,4 @@
-"""The checkpoint that ships: small, exact in its text handling, as accurate as its card says."""
+"""The included checkpoint: small, exact in its text handling, as accurate as its model card states."""
 
 import json
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def test_prompts_fit_the_trained_lengths(tokenizer: PreTrainedTokenizerFast) -> 
     assert max(lengths) <= 140
 
 
-def test_story_goes_on_from_a_raw_prompt(demo: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:
+def test_a_raw_prompt_is_continued(demo: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:
     model, tokenizer = demo
     input_ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
     output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=120)[0].tolist()

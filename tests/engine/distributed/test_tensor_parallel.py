@@ -29,7 +29,7 @@ from support.tiny_models import save_random_model
 
 EXACT = 1e-9  # in float64
 ROUNDED = 1e-5  # in float32
-STRETCHED = 3e-5  # likewise, where methods bring cosines that are alike to 0..1
+STRETCHED = 3e-5  # the same, for methods that rescale similar cosines to 0..1
 SHARED = sorted(name for name, family in FAMILIES.items() if family.supports_tensor_parallel)
 EXPERTS = frozenset(
     name for name in SHARED if FAMILIES[name].gates is None
@@ -44,7 +44,7 @@ def differences(of_ranks: Any, alone: Any) -> list[float]:
         return [abs(of_ranks - alone)]
     if isinstance(of_ranks, list | tuple):
         assert len(of_ranks) == len(alone)
-        return [its for pair in zip(of_ranks, alone, strict=True) for its in differences(*pair)]
+        return [difference for pair in zip(of_ranks, alone, strict=True) for difference in differences(*pair)]
     assert of_ranks == alone
     return [0.0]
 
@@ -52,11 +52,13 @@ def differences(of_ranks: Any, alone: Any) -> list[float]:
 def check(path: Path, dtype: str, tolerance: float, programs: Sequence[str], tmp_path: Path) -> None:
     engine = load_engine(path, dtype)
     alone = [PROGRAMS[name](engine) for name in programs]
-    for name, its, expected in zip(programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True):
-        assert max(differences(its, expected)) < tolerance, name
+    for name, outcome, expected in zip(
+        programs, on_ranks(path, dtype, programs, tmp_path / "made"), alone, strict=True
+    ):
+        assert max(differences(outcome, expected)) < tolerance, name
 
 
-def test_two_ranks_give_what_one_rank_gives(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_two_ranks_equal_one_rank(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     check(model_path("llama"), "float64", EXACT, list(PROGRAMS), tmp_path)
 
 
@@ -89,15 +91,15 @@ ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MAST
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({}, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set. On one machine: torchrun"),
         ({**ENVIRONMENT, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         ({**ENVIRONMENT, "WORLD_SIZE": "two"}, "WORLD_SIZE 'two' must be numbers"),
     ],
 )
-def test_missing_launcher_variables_are_named(environment: Mapping[str, str], said: str) -> None:
-    with pytest.raises(ModelLoadError, match=said):
+def test_missing_launcher_variables_are_named(environment: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
         ProcessGroup.join(environment)
 
 
@@ -106,62 +108,62 @@ def test_a_single_rank_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "device_map", "quantization", "said"),
+    ("device", "device_map", "quantization", "message"),
     [
         ("auto", "balanced", Quantization.NONE, "give no device map"),
         ("cuda:1", None, Quantization.NONE, "leave device at auto"),
         ("auto", None, Quantization.INT8, "give no quantize"),
     ],
 )
-def test_what_does_not_go_with_ranks(
-    device: str, device_map: str | None, quantization: Quantization, said: str
+def test_settings_that_tensor_parallelism_refuses(
+    device: str, device_map: str | None, quantization: Quantization, message: str
 ) -> None:
-    with pytest.raises(ModelLoadError, match=said):
+    with pytest.raises(ModelLoadError, match=message):
         check_placement(device, device_map, quantization, cast("ProcessGroup", object()))
 
 
 @pytest.mark.parametrize(
-    ("family", "heads", "groups", "size", "said"),
+    ("family", "heads", "groups", "size", "message"),
     [
         ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be sharded over 2"),
         ("llama", 8, 1, 2, "it cannot be sharded"),
         ("gpt2", 8, 8, 2, "the family gpt2 cannot be sharded over ranks; use --device-map auto"),
     ],
 )
-def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, said: str) -> None:
+def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, message: str) -> None:
     text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
     config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
-    with pytest.raises(ModelLoadError, match=said):
+    with pytest.raises(ModelLoadError, match=message):
         check_shares(config, family_of(family), size)
 
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
-    told: list[object] = []
-    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(broadcast=told.append), max_running=2)  # type: ignore[arg-type]
+    commands: list[object] = []
+    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(broadcast=commands.append), max_running=2)  # type: ignore[arg-type]
     scheduler.submit(engine.generation_request("Once", Sampling(max_new_tokens=2)))
     next(scheduler.step())
     with pytest.raises(GroupLostError, match="abandoned between two passes"):
         next(scheduler.step())
-    assert len(told) == 1
+    assert len(commands) == 1
 
 
 def test_other_tokens_have_another_digest(engine: Engine) -> None:
-    streams = {
+    requests = {
         1: engine.generation_request("Once", Sampling(max_new_tokens=2)),
         2: engine.generation_request("Twice", Sampling()),
     }
-    before = digest(streams)
-    streams[1].ids.append(7)
-    assert digest(streams) != before
-    streams[1].close()
-    assert digest(streams) == digest({2: streams[2]})
+    before = digest(requests)
+    requests[1].ids.append(7)
+    assert digest(requests) != before
+    requests[1].close()
+    assert digest(requests) == digest({2: requests[2]})
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
 def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) -> None:
-    with pytest.raises(GroupLostError, match="may not have failed on others"):
+    with pytest.raises(GroupLostError, match="may not have failed on other ranks"):
         check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
 
 
-def test_what_all_ranks_meet_does_not() -> None:
+def test_an_error_on_all_ranks_keeps_the_group() -> None:
     check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]

@@ -340,8 +340,8 @@ def test_methods_score_as_in_an_attribution_request(
     steps = [0] if labels else [1, 3, 5]
     assert found.summary.steps == tuple(steps)
     for step in steps:
-        ours = explained[str(switches.resolved(engine.info.num_layers)), step]
-        assert relative_error(ours, rows[step].double()) <= 1e-5
+        expected_row = explained[str(switches.resolved(engine.info.num_layers)), step]
+        assert relative_error(expected_row, rows[step].double()) <= 1e-5
 
 
 def test_evaluate_yields_items_and_a_summary(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_limits_at_pi_0_and_1(load: Engines, kind: str, seed: int, length: int) 
         nothing, everything = found.samples("own", metric)[0]
         assert nothing == pytest.approx(np.zeros(3), abs=ROUNDING)
         assert everything == pytest.approx(np.ones(3), abs=ROUNDING)
-    # Two texts, run once each, beside those of P and P_0.
+    # Two texts, run once each, in addition to P and P_0.
     assert found.summary.num_sequences == 4
     assert found.summary.num_requested == 2 + 2 * 2 * 3
 
@@ -90,10 +90,10 @@ def test_limits_at_pi_0_and_1(load: Engines, kind: str, seed: int, length: int) 
 def test_equal_texts_run_once(load: Engines, kind: str, seed: int, length: int) -> None:
     """Two methods with equal scores run as many texts as one."""
     engine = load("llama")
-    one = EvaluationSettings((caller_scores("own", kind, seed, length),), PI_SOFT, COARSE, seed=seed)
-    both = replace(one, methods=(*one.methods, replace(one.methods[0], name="other")))
+    single = EvaluationSettings((caller_scores("own", kind, seed, length),), PI_SOFT, COARSE, seed=seed)
+    both = replace(single, methods=(*single.methods, replace(single.methods[0], name="other")))
     alone, together = (
-        run_evaluation(engine, engine.evaluation_request(RAW[:length], its, [70])) for its in (one, both)
+        run_evaluation(engine, engine.evaluation_request(RAW[:length], settings, [70])) for settings in (single, both)
     )
     assert together.summary.num_sequences == alone.summary.num_sequences
     assert together.summary.num_requested == 2 * alone.summary.num_requested - 2
@@ -128,7 +128,7 @@ def test_results_do_not_depend_on_other_methods_or_their_order(
 ) -> None:
     engine = load("llama")
     own = caller_scores("own", kind, seed, length)
-    others = (
+    other_settings = (
         caller_scores("other", other, seed + 1, length),
         EvaluatedMethod("random", Random()),
         EvaluatedMethod("it", GradEllm()),
@@ -138,7 +138,7 @@ def test_results_do_not_depend_on_other_methods_or_their_order(
         run_evaluation(
             engine, engine.evaluation_request(RAW[:length], EvaluationSettings(all_, metrics, COARSE, seed=seed), [70])
         )
-        for all_ in ((own,), (own, *others), (*reversed(others), own))
+        for all_ in ((own,), (own, *other_settings), (*reversed(other_settings), own))
     )
     assert largest_difference(alone, first) <= ROUNDING
     assert largest_difference(first, last, ("own", "other", "random", "it")) <= ROUNDING
@@ -152,12 +152,12 @@ def test_equal_seeds_give_equal_results_and_others_do_not(load: Engines) -> None
         settings = EvaluationSettings((caller_scores("own", "random", 1, 12),), PI_SOFT, COARSE)
         return run_evaluation(engine, engine.evaluation_request(RAW[:12], replace(settings, **changes), [70]))
 
-    one, again, other = found(), found(), found(seed=1)
-    assert largest_difference(one, again) <= ROUNDING
-    assert abs(one.samples("own", Metric.PI_SOFT_NS) - other.samples("own", Metric.PI_SOFT_NS)).max() > 0.01
+    first, again, other = found(), found(), found(seed=1)
+    assert largest_difference(first, again) <= ROUNDING
+    assert abs(first.samples("own", Metric.PI_SOFT_NS) - other.samples("own", Metric.PI_SOFT_NS)).max() > 0.01
     # More pis and more samples do not change the samples of the first ones.
     more = found(pis=(0.1, 0.2, 0.35, 0.9), samples=5)
-    expected, longer = (each.samples("own", Metric.PI_SOFT_NC)[0] for each in (one, more))
+    expected, longer = (each.samples("own", Metric.PI_SOFT_NC)[0] for each in (first, more))
     assert longer[[0, 2, 3], :3] == pytest.approx(expected, abs=ROUNDING)
 
 

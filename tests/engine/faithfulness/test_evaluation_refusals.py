@@ -123,7 +123,7 @@ def test_an_evaluation_is_refused_before_any_work(
 ) -> None:
     engine = load("llama")
     assert engine.model_cost.num_layers == 3  # measured once, by running the model
-    for name in ("read", "step", "logits", "explained_pass", "full_sequence_logits", "last_logits"):
+    for name in ("prefill", "step", "logits", "explained_pass", "full_sequence_logits", "last_logits"):
         monkeypatch.setattr(ModelRunner, name, lambda *args: pytest.fail("the model ran"))
     if settings.methods is OWN and completion is None and field != "scores" and not settings.labels:
         completion = [70]

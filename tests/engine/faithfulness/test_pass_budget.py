@@ -1,4 +1,4 @@
-"""The memory of passes, and of what is kept between them."""
+"""The memory of passes, and of the tensors that are kept between them."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_short_texts_after_a_long_prefix_fit_the_memory(
 
 
 def test_one_unperturbed_distribution_a_step_is_kept(load: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[int] = []
+    retained: list[int] = []
 
     def noting(P: Tensor, *args: Any) -> UnperturbedStep:
-        kept.append(P.untyped_storage().nbytes())
+        retained.append(P.untyped_storage().nbytes())
         return UnperturbedStep(P, *args)
 
     monkeypatch.setattr(evaluation, "UnperturbedStep", noting)
     engine = load("llama")
     settings = EvaluationSettings(methods(Random()), PI_SOFT, COARSE, stride=1)
     run_evaluation(engine, engine.evaluation_request(RAW, settings, [70, 71, 72]))
-    assert kept == [engine.info.vocab_size * 4] * 3
+    assert retained == [engine.info.vocab_size * 4] * 3

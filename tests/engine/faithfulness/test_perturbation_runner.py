@@ -25,7 +25,7 @@ def held(runner: ModelRunner, ids: list[int]) -> Any:
     """A KV slot that holds the keys and values of `ids`."""
     slot = runner.pool.allocate(len(ids))
     assert slot is not None
-    runner.read([SequenceChunk.new(slot, ids)])
+    runner.prefill([SequenceChunk.new(slot, ids)])
     return slot
 
 

@@ -1,4 +1,4 @@
-"""Perturbed texts are made as batches need them: a bounded number of masks and alphas between two turns of others."""
+"""Perturbed texts are made as batches need them: a bounded number of masks and alphas between two pauses."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
         PIS,
         20,
     )
-    made, rows = 0, 0
+    num_texts, rows = 0, 0
     most = [0, 0]
     zeroed, run_post_hoc = StepText.zeroed, Request.run_post_hoc
 
     def making(self: StepText, removed: NDArray[np.bool_]) -> Any:
-        nonlocal made
-        made += 1
+        nonlocal num_texts
+        num_texts += 1
         return zeroed(self, removed)
 
     def drawing(seed: int, step: int, keys: list[Any], num_tokens: int) -> NDArray[np.float64]:
@@ -60,10 +60,10 @@ def test_masks_are_made_a_few_at_a_time(engine: Engine, monkeypatch: pytest.Monk
         return uniform_rows(seed, step, keys, num_tokens)
 
     def turn(self: Request) -> None:
-        nonlocal made, rows
-        made = rows = 0
+        nonlocal num_texts, rows
+        num_texts = rows = 0
         run_post_hoc(self)
-        most[:] = max(most[0], made), max(most[1], rows)
+        most[:] = max(most[0], num_texts), max(most[1], rows)
 
     monkeypatch.setattr(StepText, "zeroed", making)
     monkeypatch.setattr(perturbations, "uniform_rows", drawing)

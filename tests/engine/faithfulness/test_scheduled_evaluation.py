@@ -1,4 +1,4 @@
-"""An evaluation gives way to other requests, and its results do not depend on them."""
+"""An evaluation has lower priority than other requests, and its results do not depend on them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
     """Records batches. Batches and prefill take 0.01 s a token, a decode step 0.1 s a token."""
     batches, tick, last_logits = Batches(), Scheduler.step, ModelRunner.last_logits
-    step, read = ModelRunner.step, ModelRunner.read
+    step, prefill = ModelRunner.step, ModelRunner.prefill
 
     def counting_step(self: Scheduler, *args: Any) -> Iterator[None]:
         batches.tick += 1
@@ -106,18 +106,18 @@ def batches(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Batches:
         clock.now += 0.01 * num_tokens
         return last_logits(self, embeddings, *args)
 
-    def stepping(self: ModelRunner, parts: Any) -> Tensor:
-        clock.now += 0.1 * len(parts)
-        return step(self, parts)
+    def slow_step(self: ModelRunner, chunks: Any) -> Tensor:
+        clock.now += 0.1 * len(chunks)
+        return step(self, chunks)
 
-    def reading(self: ModelRunner, parts: Any) -> None:
-        clock.now += 0.01 * sum(len(part.ids) for part in parts)
-        read(self, parts)
+    def slow_prefill(self: ModelRunner, chunks: Any) -> None:
+        clock.now += 0.01 * sum(len(chunk.ids) for chunk in chunks)
+        prefill(self, chunks)
 
     monkeypatch.setattr(Scheduler, "step", counting_step)
     monkeypatch.setattr(ModelRunner, "last_logits", batch)
-    monkeypatch.setattr(ModelRunner, "step", stepping)
-    monkeypatch.setattr(ModelRunner, "read", reading)
+    monkeypatch.setattr(ModelRunner, "step", slow_step)
+    monkeypatch.setattr(ModelRunner, "prefill", slow_prefill)
     return batches
 
 
@@ -145,15 +145,20 @@ def items(output: RequestOutput) -> list[EvaluationItem]:
 def assert_same(a: RequestOutput, b: RequestOutput) -> None:
     """Equal results up to rounding."""
     assert len(items(a)) == len(items(b)) > 0
-    for one, other in zip(items(a), items(b), strict=True):
-        assert (one.step, one.name, one.metric, one.flips) == (other.step, other.name, other.metric, other.flips)
-        assert one.value == pytest.approx(other.value, abs=1e-4)
+    for actual, expected in zip(items(a), items(b), strict=True):
+        assert (actual.step, actual.name, actual.metric, actual.flips) == (
+            expected.step,
+            expected.name,
+            expected.metric,
+            expected.flips,
+        )
+        assert actual.value == pytest.approx(expected.value, abs=1e-4)
     assert isinstance(a.events[-2], EvaluationSummary)
     assert isinstance(b.events[-2], EvaluationSummary)
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral"])
-def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
+def test_an_evaluation_has_low_priority_and_the_same_results(
     load: Callable[[str], Engine], batches: Batches, model: str
 ) -> None:
     engine = load(model)
@@ -182,7 +187,7 @@ def test_beside_other_requests_it_gets_few_batches_and_changes_nothing(
     assert_same(outputs[0], alone[0])
 
 
-def test_alone_it_runs_a_batch_each_scheduler_step(
+def test_an_idle_engine_runs_an_evaluation_batch_every_step(
     load: Callable[[str], Engine], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load("llama")
@@ -205,7 +210,7 @@ def test_alone_it_runs_a_batch_each_scheduler_step(
 def test_batches_keep_to_their_time(
     load: Callable[[str], Engine], batches: Batches, clock: Clock, is_alone: bool
 ) -> None:
-    """Alone half a second, 50 tokens; beside other requests the time of 16 decode steps, 160 tokens."""
+    """Alone half a second, 50 tokens; with other requests the time of 16 decode steps, 160 tokens."""
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=600)
     request = evaluation(engine)
@@ -304,7 +309,7 @@ def test_a_failing_evaluation_ends_alone(
     engine = load("llama")
     runner = engine.model.runner
     weight = dict(runner.named_parameters())["model.norm.weight"]
-    whole, last_logits = weight.clone(), ModelRunner.last_logits
+    original, last_logits = weight.clone(), ModelRunner.last_logits
 
     def broken(self: ModelRunner, *args: Any) -> Tensor:
         with torch.no_grad():
@@ -313,7 +318,7 @@ def test_a_failing_evaluation_ends_alone(
             try:
                 return last_logits(self, *args)
             finally:
-                weight.copy_(whole)
+                weight.copy_(original)
 
     expected = run_alone(engine, ordinary(engine))
     batches.ticks.clear()
@@ -338,8 +343,8 @@ def test_a_model_dispatched_by_accelerate(model_path: ModelPath) -> None:
     """By accelerate, whose hooks move tensors between modules: see test_device_map."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
-    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    modules = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    modules += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(modules, "cpu"), main_device="cpu", force_hooks=True)
     engines = Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
     assert_same(*(run_alone(engine, evaluation(engine)) for engine in engines))

@@ -74,7 +74,7 @@ SOUND = EvaluationSettings(OWN, (Metric.PI_SOFT_NS,), COARSE)
         ("labels", lambda: replace(SOUND, labels=tuple(map(str, range(65))))),
     ],
 )
-def test_settings_refuse_what_is_undefined(field: str, make: Callable[[], Any]) -> None:
+def test_undefined_settings_are_refused(field: str, make: Callable[[], Any]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make()
     assert caught.value.field == field

@@ -40,8 +40,8 @@ def write(slot: KVSlot, ids: Sequence[int]) -> None:
     """Read `ids` into a slot, as a pass through the model does."""
     start, end = slot.length, slot.length + len(ids)
     assert end <= slot.capacity
-    whole = [*slot.ids, *ids]
-    values = torch.tensor([fingerprint(whole, position) for position in range(start, end)])
+    all_ids = [*slot.ids, *ids]
+    values = torch.tensor([fingerprint(all_ids, position) for position in range(start, end)])
     for layer in range(len(LAYERS)):
         slot.keys(layer, start, end).copy_((values + layer)[None, :, None])
         slot.values(layer, start, end).copy_((values + layer + 0.5)[None, :, None])
@@ -73,7 +73,7 @@ chosen = st.integers(0, 5)
 
 
 class Pools(RuleBasedStateMachine):
-    """Any order of allocating, writing, retaining, closing and leaking slots, beside a model of what must be there."""
+    """Any order of allocating, writing, retaining, closing and leaking slots, compared with a reference model."""
 
     @initialize(num_tokens=st.integers(1, 160))
     def begin(self, num_tokens: int) -> None:
@@ -85,10 +85,10 @@ class Pools(RuleBasedStateMachine):
         return sorted((slot.start, slot.start + slot.capacity) for slot in self.live + self.retained)
 
     def ranges(self, retained: list[KVSlot]) -> list[int]:
-        """Lengths of what is free beside the live slots and those of `retained`."""
-        taken = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
-        ends = [0, *(end for _, end in taken)]
-        starts = [*(start for start, _ in taken), self.pool.num_tokens]
+        """Lengths of the free ranges between the live slots and those of `retained`."""
+        ranges = sorted((slot.start, slot.start + slot.capacity) for slot in self.live + retained)
+        ends = [0, *(end for _, end in ranges)]
+        starts = [*(start for start, _ in ranges), self.pool.num_tokens]
         return [start - end for end, start in zip(ends, starts, strict=True)]
 
     @rule(capacity=st.integers(1, 60), source=st.integers(0, 5), length=st.integers(0, 60), token=st.integers(0, 2))
@@ -140,13 +140,13 @@ class Pools(RuleBasedStateMachine):
         read = [slot for slot in self.live if slot.length]
         slot = read[which % len(read)]
         self.live.remove(slot)
-        told = any(other.ids[: slot.length] == slot.ids for other in self.retained)
+        is_prefix = any(other.ids[: slot.length] == slot.ids for other in self.retained)
         slot.retain()
-        if told:  # by one that was kept before
+        if is_prefix:  # of a slot that was retained before
             return
         self.retained = [
             other for other in self.retained if common(other.ids, slot.ids) < other.length
-        ]  # told by this one
+        ]  # without prefixes of this one
         assert slot.capacity == slot.length
         self.retained.append(slot)
 
@@ -174,9 +174,9 @@ class Pools(RuleBasedStateMachine):
         for slot in self.live:
             slot.close()
         self.live.clear()
-        whole = allocated(self.pool, self.pool.num_tokens)  # gives up what is kept
+        all_slots = allocated(self.pool, self.pool.num_tokens)  # evicts all retained slots
         self.retained.clear()
-        whole.close()
+        all_slots.close()
         assert self.pool.free_ranges == [(0, self.pool.num_tokens)]
 
     @invariant()
@@ -278,14 +278,14 @@ def test_a_prefix_of_a_longer_one_is_dropped() -> None:
     assert pool.num_retained_tokens == 60
 
 
-def test_a_slot_that_nothing_was_read_into_is_given_back_whole() -> None:
+def test_an_unused_slot_is_freed_completely() -> None:
     """Also where the range before it is free: no empty ranges are left."""
     pool = pool_of(20)
-    before, slot, behind = (allocated(pool, count) for count in (5, 10, 5))
+    before, slot, after = (allocated(pool, count) for count in (5, 10, 5))
     before.close()
     slot.retain()
     assert pool.free_ranges == [(0, 15)]
-    behind.close()
+    after.close()
     assert pool.free_ranges == [(0, 20)]
 
 
@@ -293,9 +293,9 @@ def test_more_than_all_is_refused_and_takes_nothing() -> None:
     pool = pool_of(20)
     assert pool.allocate(21) is None
     assert pool.free_ranges == [(0, 20)]
-    whole = allocated(pool, 20)
+    slot_of_20 = allocated(pool, 20)
     assert pool.allocate(1) is None
-    whole.close()
+    slot_of_20.close()
     assert pool.num_free_tokens == 20
 
 
@@ -306,7 +306,7 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert ROTARIES[0].bytes_per_token * 10 == pool.cosines[0].nbytes + pool.sines[0].nbytes
 
 
-def test_slots_freed_by_the_collector_at_any_moment_harm_nothing() -> None:
+def test_slots_may_be_garbage_collected_at_any_moment() -> None:
     """A slot in a reference cycle is closed when the collector happens to run, perhaps in the midst of `allocate`."""
     pool = pool_of(4000)
     old = gc.get_threshold()
@@ -352,7 +352,7 @@ def test_a_running_sequence_is_no_prefix_for_another_tenant() -> None:
     assert (len(other.ids), len(own.ids)) == (0, 39)
 
 
-def test_retained_prefixes_of_one_tenant_do_not_replace_anothers() -> None:
+def test_a_tenant_does_not_evict_prefixes_of_another_tenant() -> None:
     pool = pool_of(400)
     for tenant, length in (("alice", 40), ("bob", 60), ("bob", 40), ("alice", 30)):
         slot = pool.allocate(80, (), tenant)
@@ -369,7 +369,7 @@ def test_more_memory_than_there_is() -> None:
         pool_of(10**15)
 
 
-def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() -> None:
+def test_of_equal_prefixes_the_first_is_reused() -> None:
     begin = list(range(MIN_REUSED_TOKENS))
     for _ in range(20):  # objects' addresses differ each time
         pool = pool_of(4 * (MIN_REUSED_TOKENS + 2))
@@ -384,7 +384,7 @@ def test_of_equal_prefixes_the_first_is_taken_whatever_lies_where_in_memory() ->
 
 
 def test_prefix_lookup_does_not_scan_all_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts comparisons for one request beside thousands of retained prefixes."""
+    """Counts comparisons for one request with thousands of retained prefixes."""
     pool = KVPool([LayerShape(1, 1, 1, torch.float32, CPU)], [], 200_000)
     begin = list(range(MIN_REUSED_TOKENS))
     for number in range(5_000):

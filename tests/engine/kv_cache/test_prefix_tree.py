@@ -17,42 +17,42 @@ class Trees(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.tree: PrefixTree[int] = PrefixTree()
-        self.known: dict[tuple[int, ...], int] = {}
+        self.lengths: dict[tuple[int, ...], int] = {}
 
     @rule(ids=sequences)
     def add(self, ids: list[int]) -> None:
-        self.known[tuple(ids)] = value = len(self.known) + 100
+        self.lengths[tuple(ids)] = value = len(self.lengths) + 100
         self.tree.add(ids, value)
 
     @rule(ids=sequences)
     def remove(self, ids: list[int]) -> None:
-        self.known.pop(tuple(ids), None)
+        self.lengths.pop(tuple(ids), None)
         self.tree.remove(ids)
 
     @rule(which=st.integers(0, 20))
     def remove_one(self, which: int) -> None:
-        if self.known:
-            ids = list(self.known)[which % len(self.known)]
-            del self.known[ids]
+        if self.lengths:
+            ids = list(self.lengths)[which % len(self.lengths)]
+            del self.lengths[ids]
             self.tree.remove(ids)
 
     @rule(ids=sequences)
     def look_up(self, ids: list[int]) -> None:
-        longest = max((common_length(other, tuple(ids)) for other in self.known), default=0)
+        longest = max((common_length(other, tuple(ids)) for other in self.lengths), default=0)
         value, count = self.tree.longest(ids)
         assert count == longest
         if count:
-            assert value in {v for other, v in self.known.items() if common_length(other, tuple(ids)) == longest}
+            assert value in {v for other, v in self.lengths.items() if common_length(other, tuple(ids)) == longest}
         else:
             assert value is None
         assert list(self.tree.along(ids)) == [
-            self.known[tuple(ids[:n])] for n in range(1, len(ids) + 1) if tuple(ids[:n]) in self.known
+            self.lengths[tuple(ids[:n])] for n in range(1, len(ids) + 1) if tuple(ids[:n]) in self.lengths
         ]
 
     @invariant()
     def nothing_is_left_of_what_has_gone(self) -> None:
         if hasattr(self, "known"):
-            assert bool(self.tree) == bool(self.known)
+            assert bool(self.tree) == bool(self.lengths)
 
 
 TestTrees = Trees.TestCase

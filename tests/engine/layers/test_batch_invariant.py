@@ -71,21 +71,21 @@ def load(model_path: ModelPath, tmp_path_factory: pytest.TempPathFactory) -> Loa
     return cache(lambda name, dtype="float32": Engine.load(str(path(name)), dtype=dtype, batch_invariant=True))
 
 
-def stream(
+def new_request(
     engine: Engine, seed: int, attribution: AttributionSettings | None, forced_ids: Sequence[int] = ()
 ) -> Request:
     sampling = Sampling(max_new_tokens=24, temperature=float(seed % 3 != 0), seed=seed, num_alternatives=2)
     return engine.generation_request(PROMPTS[seed % len(PROMPTS)], sampling, attribution, forced_ids=forced_ids)
 
 
-def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> None:
+def assert_same(batched: RequestOutput, alone: RequestOutput, first: int = 0) -> None:
     """From the token `first` on, to the last bit: ids, logprobs, alternatives, targets and scores."""
-    assert told.error is None
+    assert batched.error is None
     assert alone.error is None
-    assert [(s.index, s.id, s.logprob, s.alternatives) for s in told.steps] == [
+    assert [(s.index, s.id, s.logprob, s.alternatives) for s in batched.steps] == [
         (s.index, s.id, s.logprob, s.alternatives) for s in alone.steps[first:]
     ]
-    rows, expected = told.attributions, alone.attributions
+    rows, expected = batched.attributions, alone.attributions
     assert set(rows) == {index for index in expected if index >= first}
     for index, row in rows.items():
         assert row.target_token_id == expected[index].target_token_id
@@ -96,31 +96,31 @@ def assert_same(told: RequestOutput, alone: RequestOutput, first: int = 0) -> No
 def disturbed(engine: Engine, seed: int) -> None:
     """Requests that arrive at random moments, end, break off and are resumed; compared with the same requests alone."""
     rng = random.Random(seed)
-    asked = [(rng.randrange(100), rng.choice(EXPLAINED)) for _ in range(6)]
-    alone = [run_alone(engine, stream(engine, *its)) for its in asked]
+    specs = [(rng.randrange(100), rng.choice(EXPLAINED)) for _ in range(6)]
+    alone = [run_alone(engine, new_request(engine, *seed_and_settings)) for seed_and_settings in specs]
     engine.model.runner.allocate_pool(2048)
     scheduler = Scheduler(engine.model.runner, max_running=rng.randint(2, 6))
     running: list[tuple[int, int, Request, RequestOutput]] = []  # which, from which token on
-    due = [(which, 0) for which in range(len(asked))]
+    due = [(which, 0) for which in range(len(specs))]
     num_broken = 0
     while due or running:
         while due and rng.random() < 0.5:
             which, first = due.pop(rng.randrange(len(due)))
             forced = alone[which].ids[:first]
-            running.append((which, first, stream(engine, *asked[which], forced_ids=forced), RequestOutput()))
+            running.append((which, first, new_request(engine, *specs[which], forced_ids=forced), RequestOutput()))
             scheduler.submit(running[-1][2])
         for _ in scheduler.step():
-            collect([its for *_, its, _ in running], [told for *_, told in running])
+            collect([seed_and_settings for *_, seed_and_settings, _ in running], [output for *_, output in running])
         for entry in list(running):
-            which, first, its, told = entry
-            collect([its], [told])
-            if its.is_closed:
-                assert_same(told, alone[which], first)
+            which, first, seed_and_settings, output = entry
+            collect([seed_and_settings], [output])
+            if seed_and_settings.is_closed:
+                assert_same(output, alone[which], first)
                 running.remove(entry)
             elif num_broken < 12 and rng.random() < 0.04:
-                scheduler.cancel(its)
+                scheduler.cancel(seed_and_settings)
                 running.remove(entry)
-                due.append((which, first + len(told.steps)))
+                due.append((which, first + len(output.steps)))
                 num_broken += 1
 
 
@@ -158,14 +158,14 @@ def test_one_thread_and_three(model_path: ModelPath, monkeypatch: pytest.MonkeyP
 def test_a_given_completion_has_the_same_rows(load: Load, name: str) -> None:
     """As `gradellm verify` needs it."""
     engine = load(name)
-    alone = run_alone(engine, stream(engine, 5, EXPLAINED[0]))
+    alone = run_alone(engine, new_request(engine, 5, EXPLAINED[0]))
     again = run_alone(engine, engine.attribution_request(PROMPTS[5 % 4], alone.ids, EXPLAINED[0]))
     assert [s.logprob for s in again.steps] == [s.logprob for s in alone.steps]
     for row, expected in zip(again.rows, alone.rows, strict=True):
         assert torch.equal(row, expected)
 
 
-def test_the_kernel_name_says_so(load: Load, model_path: ModelPath) -> None:
+def test_the_kernel_name_states_batch_invariance(load: Load, model_path: ModelPath) -> None:
     assert load("llama").info.attention_kernel == "gradellm, batch-invariant"
     assert Engine.load(str(model_path("llama"))).info.attention_kernel == "gradellm"
 
@@ -184,14 +184,14 @@ def test_families_whose_tokens_are_taken_together_are_refused(model_path: ModelP
         ({"device_map": "auto"}, "not on auto"),
     ],
 )
-def test_what_is_not_offered_is_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
+def test_unsupported_settings_are_refused(model_path: ModelPath, how: dict[str, Any], why: str) -> None:
     with pytest.raises(ModelLoadError, match=f"come from a CPU in float32 or float64, {why}: leave the switch off"):
         Engine.load(str(model_path("llama")), batch_invariant=True, **how)
 
 
 def test_a_processor_whose_results_vary_is_refused(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "is_batch_variant", lambda runner, vocab_size: True)
-    with pytest.raises(UnsupportedModelError, match="a token's numbers still depend on the rest of its batch"):
+    with pytest.raises(UnsupportedModelError, match="results depend on the rest of the batch"):
         Engine.load(str(model_path("llama")), batch_invariant=True)
 
 
@@ -210,7 +210,7 @@ SHAPES = st.sampled_from([(64, 64), (172, 64), (64, 172), (5, 7), (261, 64), (76
 def test_a_rows_product_does_not_depend_on_other_rows(
     shape: tuple[int, int], num_rows: int, by_columns: bool, has_bias: bool, rng: random.Random
 ) -> None:
-    """Forward and backward, beside any rows, at any place, wherever it lies in memory."""
+    """Forward and backward, in any batch, at any row and at any memory alignment."""
     generator = torch.Generator().manual_seed(rng.randrange(2**32))
     weight = torch.randn(shape, generator=generator)
     frozen = GemmWeight(
@@ -225,8 +225,8 @@ def test_a_rows_product_does_not_depend_on_other_rows(
         rows = torch.randn((num_rows, width), generator=generator)
         together = product(rows[None])[0]
         torch.testing.assert_close(together, expected(rows), rtol=1e-4, atol=1e-4)
-        for place in rng.sample(range(num_rows), min(num_rows, 5)):
-            assert torch.equal(product(rows[place : place + 1]), together[place : place + 1])
+        for position in rng.sample(range(num_rows), min(num_rows, 5)):
+            assert torch.equal(product(rows[position : position + 1]), together[position : position + 1])
 
 
 def test_a_kernel_that_is_not_invariant_is_not_chosen() -> None:
@@ -266,12 +266,12 @@ def test_activations_are_those_of_a_token_alone(kind: type[nn.Module], width: in
     x = torch.randn(1, 101, width, requires_grad=True)
     y = model(x)
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
-    for place in (0, 50, 99, 100):
-        row = x[:, place : place + 1].detach().clone().requires_grad_()
-        its = model(row)
-        assert torch.equal(its, y[:, place : place + 1])
-        (its_gradient,) = torch.autograd.grad(its.square().sum(), row)
-        assert torch.equal(its_gradient, gradient[:, place : place + 1])
+    for position in (0, 50, 99, 100):
+        row = x[:, position : position + 1].detach().clone().requires_grad_()
+        alone = model(row)
+        assert torch.equal(alone, y[:, position : position + 1])
+        (its_gradient,) = torch.autograd.grad(alone.square().sum(), row)
+        assert torch.equal(its_gradient, gradient[:, position : position + 1])
 
 
 def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
@@ -288,6 +288,6 @@ def test_slots_begin_where_addresses_are_aligned(load: Load) -> None:
     assert pool.pool.num_free_tokens == pool.pool.num_tokens == 1008
 
 
-def test_constants_say_what_they_are() -> None:
+def test_alignment_constants() -> None:
     assert SLOT_ALIGNMENT * torch.float32.itemsize == 64
     assert invariant._WHOLE_VECTORS % 16 == 0

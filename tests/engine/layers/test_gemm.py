@@ -37,7 +37,7 @@ def weight_of(num_weights: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (4,)])
-def test_row_tiles_make_the_whole_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
+def test_row_tiles_compute_the_full_product(normal: Normal, count: int, shape: tuple[int, ...]) -> None:
     weight, x, g = normal(0, 12, 5).double(), normal(1, *shape, 5).double(), normal(2, *shape, 12).double()
     torch.testing.assert_close(row_tiled_matmul(x, weight, count), x @ weight.t())
     torch.testing.assert_close(row_tiled_matmul_transposed(g, weight, count), g @ weight)
@@ -71,12 +71,12 @@ def test_product_and_gradient_are_those_of_float64(
         x.double() @ weight.double().t() + (0 if b is None else b.double()),
         g.double() @ weight.double(),
     )
-    for ours, exact in ((frozen.product(x), product), (frozen.gradient(g), gradient)):
-        assert ours.shape == exact.shape
-        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+    for actual, exact in ((frozen.product(x), product), (frozen.gradient(g), gradient)):
+        assert actual.shape == exact.shape
+        assert (actual - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_the_kernel_goes_by_size_type_and_rows(normal: Normal) -> None:
+def test_kernel_selection_by_size_dtype_and_rows(normal: Normal) -> None:
     def chosen(weight: Tensor) -> list[Kernel]:
         frozen = GemmWeight(weight, None)
         return [
@@ -113,5 +113,5 @@ def test_gradients_are_batched_by_vmap(normal: Normal) -> None:
     frozen = GemmWeight(weight_of(MIN_ONEDNN_WEIGHTS), None)
     g = normal(0, 3, 1, 1, len(frozen.weight)).float()
     together = torch.func.vmap(frozen.gradient)(g)
-    for its, one in zip(together, g, strict=True):
-        torch.testing.assert_close(its, frozen.gradient(one), rtol=1e-4, atol=1e-4)
+    for batched, row in zip(together, g, strict=True):
+        torch.testing.assert_close(batched, frozen.gradient(row), rtol=1e-4, atol=1e-4)

@@ -62,8 +62,8 @@ def test_outputs_and_gradients_are_those_of_linear(
     with torch.no_grad():
         for plain, explained in zip(model(x.float()), outputs, strict=True):
             assert torch.equal(plain, explained)
-    for ours, theirs in zip([*outputs, gradient], [*exact_outputs, exact_gradient], strict=True):
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    for actual, reference in zip([*outputs, gradient], [*exact_outputs, exact_gradient], strict=True):
+        assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
 def joints(model: Layers) -> list[object]:
@@ -91,15 +91,15 @@ needs_kernels = pytest.mark.skipif(
 
 
 @needs_kernels
-def test_layers_of_one_input_are_one_product(normal: Normal, computed: list[int]) -> None:
+def test_linears_with_a_shared_input_are_one_gemm(normal: Normal, computed: list[int]) -> None:
     model = frozen(linear(), linear(2 * LARGE))
     x = normal(0, 1, 1, IN).float()
     computed.clear()
     first = model(x)
     assert computed == [3 * LARGE]
-    again = model(x)  # nothing is kept once all have taken theirs
+    again = model(x)  # the cache is empty once all layers have read it
     assert computed == [3 * LARGE] * 2
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert all(torch.equal(actual, expected_output) for actual, expected_output in zip(first, again, strict=True))
     weights: list[Tensor] = [layer.weight for layer in model.layers]  # type: ignore[misc]
     assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1  # of one memory
 
@@ -107,17 +107,17 @@ def test_layers_of_one_input_are_one_product(normal: Normal, computed: list[int]
 @needs_kernels
 def test_an_input_that_has_been_written_to_is_another(normal: Normal) -> None:
     model = frozen(linear(), linear(2 * LARGE))
-    one, other = list(model.layers)
+    left, right = list(model.layers)
     x = normal(0, 1, 1, IN).float()
-    one(x)
+    left(x)
     expected: Tensor = frozen(linear(2 * LARGE))(x + 1)[0]
-    torch.testing.assert_close(other(x.add_(1)), expected)
-    torch.testing.assert_close(other(x), expected)  # nor is it taken twice
-    torch.testing.assert_close(one(x), frozen(linear())(x)[0])
+    torch.testing.assert_close(right(x.add_(1)), expected)
+    torch.testing.assert_close(right(x), expected)  # nor is it taken twice
+    torch.testing.assert_close(left(x), frozen(linear())(x)[0])
 
 
 @needs_kernels
-def test_joins_only_what_goes_together() -> None:
+def test_fuses_only_linears_with_a_shared_input() -> None:
     assert joints(frozen(linear(), linear(2 * LARGE, bias=True))) == [None, None]
     assert joints(frozen(linear(SMALL), linear(2 * SMALL))) == [None, None]
     shared = linear()
@@ -139,9 +139,6 @@ def test_joins_only_what_goes_together() -> None:
 class OutputsOf(dict[nn.Module, Tensor]):
     """A cache that returns in the next call what layers put in this one."""
 
-    def known(self, layer: nn.Module) -> Tensor | None:
-        return self.get(layer)
-
     def put(self, layer: nn.Module, output: Tensor) -> None:
         self[layer] = output.detach()
 
@@ -157,22 +154,26 @@ def test_cached_outputs_are_returned_and_have_the_same_gradient(
     x, gs = normal(0, 1, 3, IN).float(), [normal(1, 1, 3, size).float() for size in sizes]
     token = current_output_cache.set(outputs)
     try:
-        made, gradient = results(model, x, gs)
+        first, gradient = results(model, x, gs)
         for layer in model.layers:
             outputs[layer] = torch.randn_like(outputs[layer])  # so that it shows
-        known = [outputs[layer] for layer in model.layers]
+        expected = [outputs[layer] for layer in model.layers]
         computed.clear()
-        again, its_gradient = results(model, x, gs)
+        again, cached_gradient = results(model, x, gs)
         assert not computed
-        assert all(torch.equal(one, other) for one, other in zip(again, known, strict=True))
-        assert torch.equal(its_gradient, gradient)
-        assert all(torch.equal(one, other) for one, other in zip(model(x), known, strict=True))
+        assert all(
+            torch.equal(actual, expected_output) for actual, expected_output in zip(again, expected, strict=True)
+        )
+        assert torch.equal(cached_gradient, gradient)
+        assert all(
+            torch.equal(actual, expected_output) for actual, expected_output in zip(model(x), expected, strict=True)
+        )
         shorter = model(x[:, :2])  # not of these tokens
         assert computed
         assert all(output.shape[1] == 2 for output in shorter)
     finally:
         current_output_cache.reset(token)
-    assert all(torch.equal(one, other) for one, other in zip(model(x), made, strict=True))
+    assert all(torch.equal(actual, expected_output) for actual, expected_output in zip(model(x), first, strict=True))
 
 
 def test_takes_over_only_plain_layers() -> None:

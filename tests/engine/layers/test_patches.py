@@ -88,7 +88,7 @@ def test_fused_layers_run_as_linear_layers_once_patches_are_undone() -> None:
     assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
 
 
-def test_what_is_replaced_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_replaced_modules_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="gradellm_engine"):
         apply_patches(llama(), replaces_layers=True)
     assert "LlamaForCausalLM: 5 x LlamaRMSNorm now runs as FrozenLlamaRMSNorm" in caplog.messages

@@ -41,17 +41,17 @@ def test_outputs_are_the_same_and_gradients_to_rounding(
     assert isinstance(frozen, FrozenNorm)
     assert type(frozen).__name__ == f"Frozen{kind.__name__}"
     x, g = normal(0, *shape).to(dtype), normal(1, *shape).to(dtype)
-    leaf, its_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
-    output, expected = frozen(leaf), norm(its_leaf)
+    leaf, original_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, expected = frozen(leaf), norm(original_leaf)
     assert output.grad_fn is not None
     assert output.grad_fn.name() == "_NormedBackward"
     assert torch.equal(output, expected)
     assert torch.equal(frozen(x), expected)
     (gradient,) = torch.autograd.grad(output, leaf, g)
-    (its_gradient,) = torch.autograd.grad(expected, its_leaf, g)
+    (original_gradient,) = torch.autograd.grad(expected, original_leaf, g)
     assert gradient.dtype is dtype
     tolerance = 1e-6 if dtype is torch.float32 else 1e-2
-    assert (gradient - its_gradient).abs().max() <= tolerance * its_gradient.abs().max()
+    assert (gradient - original_gradient).abs().max() <= tolerance * original_gradient.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,13 +77,13 @@ def test_transforms_of_functions_work(normal: Normal) -> None:
     for g, gradient in zip(gs, together, strict=True):
         torch.testing.assert_close(gradient, torch.autograd.grad(output, leaf, g, retain_graph=True)[0])
     torch.testing.assert_close(torch.func.vmap(frozen)(gs), norm(gs))
-    ours, theirs = (torch.func.jvp(module, (x,), (gs[0],)) for module in (frozen, norm))
-    torch.testing.assert_close(ours, theirs)
-    ours, theirs = (torch.func.vjp(module, x)[1](gs[0]) for module in (frozen, norm))
-    torch.testing.assert_close(ours, theirs)
+    actual, reference = (torch.func.jvp(module, (x,), (gs[0],)) for module in (frozen, norm))
+    torch.testing.assert_close(actual, reference)
+    actual, reference = (torch.func.vjp(module, x)[1](gs[0]) for module in (frozen, norm))
+    torch.testing.assert_close(actual, reference)
 
 
-def test_takes_over_only_rms_norms_as_they_are() -> None:
+def test_replaces_only_plain_rms_norms() -> None:
     class OtherNorm(LlamaRMSNorm):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Tensor:
             half: Tensor = super().forward(hidden_states) / 2
@@ -91,15 +91,15 @@ def test_takes_over_only_rms_norms_as_they_are() -> None:
 
     placed = norms(LlamaRMSNorm)[0]
     placed.forward = placed.forward  # as accelerate's placement does
-    others = [
+    modules = [
         OtherNorm(WIDTH).requires_grad_(False),
         CohereLayerNorm(WIDTH).requires_grad_(False),
         nn.LayerNorm(WIDTH).requires_grad_(False),
         norms(LlamaRMSNorm, torch.float64)[0],
         placed,
     ]
-    model = nn.ModuleList([*others, norms(LlamaRMSNorm)[0]])
-    kinds = [type(module) for module in others]
+    model = nn.ModuleList([*modules, norms(LlamaRMSNorm)[0]])
+    kinds = [type(module) for module in modules]
     state = torch.random.get_rng_state()
     replace_norms(model)
     assert torch.equal(torch.random.get_rng_state(), state)

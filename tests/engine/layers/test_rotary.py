@@ -60,22 +60,22 @@ def test_gradients_are_autograds(normal: Normal, family: str) -> None:
         outputs = function(*leaves, cos, sin)
         return outputs, torch.autograd.grad(outputs, leaves, gradients)
 
-    ours, theirs = results(fused_autograd_node(rotate)), results(rotate)
-    assert ours[0][0].grad_fn is not None
-    assert ours[0][0].grad_fn.name() == "_RotatedBackward"
-    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0)
-    torch.testing.assert_close(ours[1], theirs[1])
+    fused, original = results(fused_autograd_node(rotate)), results(rotate)
+    assert fused[0][0].grad_fn is not None
+    assert fused[0][0].grad_fn.name() == "_RotatedBackward"
+    torch.testing.assert_close(fused[0], original[0], rtol=0, atol=0)
+    torch.testing.assert_close(fused[1], original[1])
 
 
 def test_all_else_is_left_to_autograd(normal: Normal) -> None:
     rotate, cos, sin = function_of("llama")
-    ours = fused_autograd_node(rotate)
+    fused = fused_autograd_node(rotate)
     q, k = normal(0, 1, 4, TOKENS, WIDTH).float(), normal(1, 1, 2, TOKENS, WIDTH).float()
     leaf = q.clone().requires_grad_()
 
     def is_ours(*args: Tensor, **kwargs: int) -> bool:
-        made = ours(*args, **kwargs)[0].grad_fn
-        return made is not None and made.name() == "_RotatedBackward"
+        grad_fn = fused(*args, **kwargs)[0].grad_fn
+        return grad_fn is not None and grad_fn.name() == "_RotatedBackward"
 
     assert is_ours(leaf, leaf, cos, sin)
     assert not is_ours(q, k, cos, sin)
@@ -83,7 +83,7 @@ def test_all_else_is_left_to_autograd(normal: Normal) -> None:
     assert not is_ours(leaf, leaf, cos.clone().requires_grad_(), sin)
     assert not is_ours(leaf, leaf, cos, sin, unsqueeze_dim=1)
     assert not is_ours(leaf.double(), leaf.double(), cos, sin)
-    tangents = tuple(torch.func.jvp(f, (q, k, cos, sin), (k[:, :1].expand_as(q), k, cos, sin)) for f in (ours, rotate))
+    tangents = tuple(torch.func.jvp(f, (q, k, cos, sin), (k[:, :1].expand_as(q), k, cos, sin)) for f in (fused, rotate))
     torch.testing.assert_close(*tangents)
 
 
@@ -136,7 +136,7 @@ def test_only_the_patched_model_gets_our_function(called: list[str]) -> None:
     assert LlamaAttention.forward is forward
 
 
-def test_undone_patches_leave_the_model_as_it_was(called: list[str]) -> None:
+def test_undone_patches_restore_the_model(called: list[str]) -> None:
     model = tiny_llama()
     undo_patches(replace_rotary(model))
     run_with_graph(model)
@@ -174,8 +174,8 @@ def test_the_inverse_uses_the_function_that_the_module_calls() -> None:
 
 def own_function(family: str) -> Rotate:
     rotate = getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), NAME)
-    its: Rotate = getattr(rotate, "__wrapped__", rotate)
-    return its
+    unwrapped: Rotate = getattr(rotate, "__wrapped__", rotate)
+    return unwrapped
 
 
 def drawn(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -205,9 +205,9 @@ def test_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> 
     assert supports_row_layout(q, k, cos, sin)
     rotate = own_function("llama")
     with torch.no_grad():
-        ours, theirs = fused_autograd_node(rotate)(q, k, cos, sin), rotate(q, k, cos, sin)
-    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
-    assert torch.equal(rotated(q, cos, sin), theirs[0])
+        fused, original = fused_autograd_node(rotate)(q, k, cos, sin), rotate(q, k, cos, sin)
+    assert all(torch.equal(*pair) for pair in zip(fused, original, strict=True))
+    assert torch.equal(rotated(q, cos, sin), original[0])
 
 
 def test_all_else_is_left_to_the_family(monkeypatch: pytest.MonkeyPatch) -> None:

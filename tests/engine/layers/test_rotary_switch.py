@@ -49,7 +49,7 @@ def test_positions_are_encoded() -> None:
 
 
 @pytest.mark.parametrize("name", LONGROPES)
-def test_both_sets_are_transformers_own(checkpoint: Any, name: str) -> None:
+def test_both_factor_sets_equal_transformers(checkpoint: Any, name: str) -> None:
     """At every position, in one call: cosines and sines, with their scale."""
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint(name))
     rotary = model.model.rotary_emb
@@ -59,9 +59,11 @@ def test_both_sets_are_transformers_own(checkpoint: Any, name: str) -> None:
     expected = [(rotary(x, short, **each), rotary(x, far, **each)) for each in types]
     rotary_switch.use_rotary_sets(model, SWITCH)
     positions = torch.cat((short, ~far), 1)
-    for each, its in zip(types, expected, strict=True):
-        for ours, parts in zip(model.model.rotary_emb(x, positions, **each), zip(*its, strict=True), strict=True):
-            assert torch.equal(ours, torch.cat(parts, 1))
+    for each, tables in zip(types, expected, strict=True):
+        for actual, expected_parts in zip(
+            model.model.rotary_emb(x, positions, **each), zip(*tables, strict=True), strict=True
+        ):
+            assert torch.equal(actual, torch.cat(expected_parts, 1))
 
 
 @pytest.mark.parametrize("name", LONGROPES)
@@ -85,7 +87,7 @@ def test_passes_do_not_mix_factors_in_one_beginning(load_case: Any) -> None:
     assert (runner.is_long(SWITCH), runner.is_long(SWITCH + 1)) == (False, True)
     runner.allocate_pool(100)
     slot = runner.pool.allocate_probe(50)
-    runner.read([SequenceChunk.new(slot, list(range(20)))])
+    runner.prefill([SequenceChunk.new(slot, list(range(20)))])
     from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
 
     embeddings = runner.embed([[1] * 8])
@@ -104,7 +106,7 @@ def test_a_context_ends_where_keys_cannot_be_kept(checkpoint: Any) -> None:
 
 
 def test_layers_that_change_at_several_lengths_end_the_context_at_the_first(tmp_path: Path) -> None:
-    full, sliding = (longrope(16, rope_theta=1e4, original_max_position_embeddings=its) for its in (24, 30))
+    full, sliding = (longrope(16, rope_theta=1e4, original_max_position_embeddings=limit) for limit in (24, 30))
     folder = save_random_model(
         tmp_path, "gemma3_text", rope_parameters={"full_attention": full, "sliding_attention": sliding}
     )

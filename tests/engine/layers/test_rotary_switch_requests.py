@@ -69,7 +69,7 @@ def prompt(length: int, seed: int = 0) -> PromptInput:
     return PromptInput(prompt_ids=prompt_ids(length, seed))
 
 
-def stream(
+def new_request(
     engine: Engine, length: int, attribution: AttributionSettings | None = None, seed: int = 0, num_tokens: int = 12
 ) -> Request:
     num_tokens = min(num_tokens, engine.context_tokens - length)
@@ -82,12 +82,12 @@ def lengths_of(engine: Engine) -> list[int]:
     return [length for length in LENGTHS if length < engine.context_tokens] or [SWITCH - 6]
 
 
-def assert_own(told: RequestOutput, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
+def assert_own(output: RequestOutput, ids: Sequence[int], logits: Callable[[Sequence[int]], Tensor]) -> None:
     """Each token's logprob is that of Transformers' full pass over all tokens before it."""
-    assert told.error is None
-    assert told.steps
+    assert output.error is None
+    assert output.steps
     sequence = list(ids)
-    for step in told.steps:
+    for step in output.steps:
         expected = logits(sequence).log_softmax(-1)
         assert step.logprob == pytest.approx(expected[step.id].item(), abs=TOLERANCE), (len(sequence), step.index)
         sequence.append(step.id)
@@ -95,43 +95,44 @@ def assert_own(told: RequestOutput, ids: Sequence[int], logits: Callable[[Sequen
 
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_are_those_of_full_passes(load_case: Any, own_logits: Any, name: str) -> None:
-    """Prefilled in chunks and decoded across the switch: alone, beside other requests, and after a cached prefix."""
+    """Prefilled in chunks and decoded across the switch: alone, in a batch, and after a cached prefix."""
     engine: Engine = load_case(name)
     lengths = lengths_of(engine)
     for length in lengths:
-        told = run_alone(engine, stream(engine, length))
-        assert_own(told, prompt_ids(length), lambda ids: own_logits(name, ids))
+        output = run_alone(engine, new_request(engine, length))
+        assert_own(output, prompt_ids(length), lambda ids: own_logits(name, ids))
     scheduler = scheduler_of(engine, max_running=8, num_tokens=2000)
-    beside = [*((length, 0) for length in lengths), (3, 1), (SWITCH - 3, 2)]  # those of seed 0 begin alike
+    neighbours = [*((length, 0) for length in lengths), (3, 1), (SWITCH - 3, 2)]  # those of seed 0 begin alike
     for attempt in range(2):  # the second time all prompts are known
-        told_of = run(scheduler, [stream(engine, length, seed=seed) for length, seed in beside])
-        for (length, seed), told in zip(beside, told_of, strict=True):
-            assert_own(told, prompt_ids(length, seed), lambda ids: own_logits(name, ids))
-            assert told.finished is not None
+        outputs = run(scheduler, [new_request(engine, length, seed=seed) for length, seed in neighbours])
+        for (length, seed), output in zip(neighbours, outputs, strict=True):
+            assert_own(output, prompt_ids(length, seed), lambda ids: own_logits(name, ids))
+            assert output.finished is not None
             if attempt and length > SWITCH - 6:
-                assert told.finished.num_reused_tokens >= 16
+                assert output.finished.num_reused_tokens >= 16
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("attribution", [SETTINGS, CHUNKED], ids=["per token", "chunked"])
 def test_attributions_are_those_of_full_passes(load_case: Any, checkpoint: Any, name: str, attribution: Any) -> None:
-    """Beside another, across the switch: of generated and of given tokens."""
+    """Batched with another request, across the switch: of generated and of given tokens."""
     engine: Engine = load_case(name)
     oracle = FamilyOracle(checkpoint(name))
     length = lengths_of(engine)[0]
     num_tokens = min(10, engine.context_tokens - length)
     scheduler = scheduler_of(engine, max_running=8, num_tokens=1000)
     generated, other = run(
-        scheduler, [stream(engine, length, attribution, num_tokens=num_tokens), stream(engine, 5, attribution, seed=1)]
+        scheduler,
+        [new_request(engine, length, attribution, num_tokens=num_tokens), new_request(engine, 5, attribution, seed=1)],
     )
-    given = run(scheduler, [engine.attribution_request(prompt(length), generated.ids, attribution)])[0]
-    for told, ids in ((generated, prompt_ids(length)), (given, prompt_ids(length)), (other, prompt_ids(5, 1))):
-        assert told.error is None
-        assert len(told.rows) == len(told.ids)
-        for index, (token_id, row) in enumerate(zip(told.ids, told.rows, strict=True)):
-            if told is other and index > 2:
+    attributed = run(scheduler, [engine.attribution_request(prompt(length), generated.ids, attribution)])[0]
+    for output, ids in ((generated, prompt_ids(length)), (attributed, prompt_ids(length)), (other, prompt_ids(5, 1))):
+        assert output.error is None
+        assert len(output.rows) == len(output.ids)
+        for index, (token_id, row) in enumerate(zip(output.ids, output.rows, strict=True)):
+            if output is other and index > 2:
                 break
-            prefix = [*ids, *told.ids[:index]]
+            prefix = [*ids, *output.ids[:index]]
             everywhere = torch.ones(len(prefix), dtype=torch.bool)
             expected = heat_map(oracle.layers(prefix, token_id), GradEllm(), everywhere, everywhere)
             assert expected.any()
@@ -142,30 +143,30 @@ def test_the_rotary_embedding_is_undone_with_a_sequences_own_factors(load_case: 
     engine: Engine = load_case("longrope")
     oracle, switches = Oracle(checkpoint("longrope")), GradEllm(rotary=Rotary.UNROTATED)
     for attribution in (replace(SETTINGS, method=switches), replace(CHUNKED, method=switches)):
-        told = run_alone(engine, stream(engine, SWITCH - 3, attribution, num_tokens=6))
-        for index, (token_id, row) in enumerate(zip(told.ids, told.rows, strict=True)):
-            prefix = [*prompt_ids(SWITCH - 3), *told.ids[:index]]
+        output = run_alone(engine, new_request(engine, SWITCH - 3, attribution, num_tokens=6))
+        for index, (token_id, row) in enumerate(zip(output.ids, output.rows, strict=True)):
+            prefix = [*prompt_ids(SWITCH - 3), *output.ids[:index]]
             everywhere = torch.ones(len(prefix), dtype=torch.bool)
             expected = heat_map(oracle.layers(prefix, token_id), switches, everywhere, everywhere)
             assert relative_error(row, expected) <= ORACLE_TOLERANCE
 
 
 @pytest.mark.parametrize("name", LONGROPES)
-def test_a_resumed_stream_goes_on_as_it_would_have(load_case: Any, name: str) -> None:
+def test_a_resumed_request_continues_identically(load_case: Any, name: str) -> None:
     """Taken up before, at and after the switch, with all or some of its tokens explained."""
     engine: Engine = load_case(name)
     sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
     length = SWITCH - 5
     for attribution in (SETTINGS, CHUNKED):
-        whole = run_alone(engine, engine.generation_request(prompt(length), sampling, attribution))
+        full = run_alone(engine, engine.generation_request(prompt(length), sampling, attribution))
         for num_forced, first in ((3, 3), (5, 5), (6, 6), (9, 9), (9, 2)):
             again = engine.generation_request(
-                prompt(length), sampling, attribution, forced_ids=whole.ids[:num_forced], first_attribution=first
+                prompt(length), sampling, attribution, forced_ids=full.ids[:num_forced], first_attribution=first
             )
-            told = run_alone(engine, again)
-            assert told.ids == whole.ids[first:]
-            for index, row in told.attributions.items():
-                assert relative_error(row.scores, whole.attributions[index].scores.double()) <= 1e-7
+            output = run_alone(engine, again)
+            assert output.ids == full.ids[first:]
+            for index, row in output.attributions.items():
+                assert relative_error(row.scores, full.attributions[index].scores.double()) <= 1e-7
 
 
 @pytest.mark.parametrize("name", METHOD_CASES)
@@ -180,14 +181,14 @@ def test_post_hoc_methods_explain_each_step_as_the_last(load_case: Any, name: st
     attribution = replace(SETTINGS, method=switches)
     length = SWITCH - 2
     completion = prompt_ids(6, seed=9)
-    told = run_alone(engine, engine.attribution_request(prompt(length), completion, attribution))
-    assert told.error is None
-    assert list(told.attributions) == list(range(6))
+    output = run_alone(engine, engine.attribution_request(prompt(length), completion, attribution))
+    assert output.error is None
+    assert list(output.attributions) == list(range(6))
     for count in (2, 3, 5):  # T is below the switch, at it, and beyond
         shorter = run_alone(engine, engine.attribution_request(prompt(length), completion[:count], attribution))
-        its, expected = told.rows[count - 1], shorter.rows[-1]
+        actual, expected = output.rows[count - 1], shorter.rows[-1]
         assert expected.any()
-        assert relative_error(its, expected.double()) <= 1e-6, count
+        assert relative_error(actual, expected.double()) <= 1e-6, count
 
 
 @pytest.mark.parametrize("name", METHOD_CASES)
@@ -195,7 +196,7 @@ def test_saliency_is_that_of_full_passes(load_case: Any, checkpoint: Any, name: 
     engine: Engine = load_case(name)
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float64, attn_implementation="sdpa")
     completion = prompt_ids(6, seed=9)
-    told = run_alone(
+    output = run_alone(
         engine,
         engine.attribution_request(prompt(SWITCH - 2), completion, replace(SETTINGS, method=Saliency())),
     )
@@ -206,7 +207,7 @@ def test_saliency_is_that_of_full_passes(load_case: Any, checkpoint: Any, name: 
         (gradient,) = torch.autograd.grad(
             model(inputs_embeds=x, position_ids=at, use_cache=False).logits[0, -1, token_id], x
         )
-        assert relative_error(told.rows[index], gradient[0].norm(dim=-1)) <= 1e-6
+        assert relative_error(output.rows[index], gradient[0].norm(dim=-1)) <= 1e-6
 
 
 JUDGED = (
@@ -226,9 +227,9 @@ JUDGED = (
 def test_evaluations_are_those_of_full_passes(
     load_case: Any, checkpoint: Any, name: str, removal: Any, length: int
 ) -> None:
-    """Texts on both sides of the switch, and texts that come to be short by what is taken away from them."""
+    """Texts on both sides of the switch, and long texts that become short when tokens are removed."""
     engine: Engine = load_case(name)
-    given, completion = prompt(length), prompt_ids(5, seed=9)
+    prompt_input, completion = prompt(length), prompt_ids(5, seed=9)
     settings = EvaluationSettings(
         JUDGED,
         (Metric.PI_SOFT_NS, Metric.DELETION, Metric.INSERTION),
@@ -242,16 +243,18 @@ def test_evaluations_are_those_of_full_passes(
     for judged in JUDGED:
         assert judged.method is not None
         for step in range(0, len(completion), 2):
-            # In an explanation of its own, of which the other tests tell that it is right.
-            told = run_alone(
+            # From a separate explanation, whose correctness the other tests check.
+            output = run_alone(
                 engine,
-                engine.attribution_request(given, completion[: step + 1], replace(SETTINGS, method=judged.method)),
+                engine.attribution_request(
+                    prompt_input, completion[: step + 1], replace(SETTINGS, method=judged.method)
+                ),
             )
-            rows[judged.name, step] = told.rows[-1].tolist()
-    evaluated = Reference(checkpoint(name)).evaluate(engine.tokenize(given), completion, settings, rows)
-    told = run_alone(engine, engine.evaluation_request(given, settings, completion))
-    assert told.error is None
-    items = [event for event in told.events if isinstance(event, EvaluationItem)]
+            rows[judged.name, step] = output.rows[-1].tolist()
+    evaluated = Reference(checkpoint(name)).evaluate(engine.tokenize(prompt_input), completion, settings, rows)
+    output = run_alone(engine, engine.evaluation_request(prompt_input, settings, completion))
+    assert output.error is None
+    items = [event for event in output.events if isinstance(event, EvaluationItem)]
     assert len(items) == len(evaluated.measured) == 3 * len(JUDGED) * 3
     for item in items:
         expected = evaluated.measured[item.step, item.name, item.metric]
@@ -260,7 +263,8 @@ def test_evaluations_are_those_of_full_passes(
         if item.metric.is_ranked:
             sure = [margin > 1e-7 for margin in expected.margins]
             assert all(
-                not is_sure or ours == its for ours, its, is_sure in zip(item.flips, expected.flips, sure, strict=True)
+                not is_sure or flip == expected_flip
+                for flip, expected_flip, is_sure in zip(item.flips, expected.flips, sure, strict=True)
             )
 
 
@@ -270,15 +274,15 @@ def test_after_an_evaluation_a_prefix_is_reused_with_its_own_factors(load_case: 
     scheduler = scheduler_of(engine, max_running=4, num_tokens=1000)
     completion = prompt_ids(6, seed=9)
     settings = EvaluationSettings((EvaluatedMethod("within", GradEllm()),), (Metric.PI_SOFT_NS,), pis=(0.5,), samples=2)
-    (told,) = run(scheduler, [engine.evaluation_request(prompt(SWITCH - 2), settings, completion)])
-    assert told.error is None
+    (output,) = run(scheduler, [engine.evaluation_request(prompt(SWITCH - 2), settings, completion)])
+    assert output.error is None
     ids = (*prompt_ids(SWITCH - 2), *completion)
     (more,) = run(
         scheduler, [engine.generation_request(PromptInput(prompt_ids=ids), Sampling(max_new_tokens=3, seed=0))]
     )
     assert more.finished is not None
     assert more.finished.num_reused_tokens == len(ids) - 1
-    assert_own(more, ids, lambda its: own_logits("longrope", its))
+    assert_own(more, ids, lambda prefix: own_logits("longrope", prefix))
 
 
 @pytest.mark.parametrize("name", LONGROPES)
@@ -300,19 +304,19 @@ def test_recorded_passes_use_the_factors_of_each_sequence(
         for kinds in ((False, True), (True, False), (True, True), (False, False)):
             slots = [runner.pool.allocate_probe(50, is_long=is_long) for is_long in kinds]
             for slot in slots:
-                runner.read([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
+                runner.prefill([SequenceChunk.new(slot, sequences[slot.is_long][:-2])])
             results: list[Tensor] = []
-            for place in (-2, -1):
+            for position in (-2, -1):
                 run = runner.explained_pass(
-                    [SequenceChunk.new(slot, [sequences[slot.is_long][place]], explain) for slot in slots]
+                    [SequenceChunk.new(slot, [sequences[slot.is_long][position]], explain) for slot in slots]
                 )
-                results += [run.logits.clone(), *(its.clone() for its in run.heat_maps([target] * 2))]
+                results += [run.logits.clone(), *(heat_map.clone() for heat_map in run.heat_maps([target] * 2))]
             again = [SequenceChunk.replay(slot, slot.length - 2, slot.length, explain) for slot in slots]
-            results += [its.clone() for its in runner.replay(again, [target] * 4)]
+            results += [heat_map.clone() for heat_map in runner.replay(again, [target] * 4)]
             for logits, is_long in zip(results[3], kinds, strict=True):
                 assert torch.allclose(logits, own_logits(name, sequences[is_long]), rtol=0, atol=TOLERANCE)
-            for ours, theirs in zip(results, found.setdefault(kinds, results), strict=True):
-                assert relative_error(ours, theirs) <= TOLERANCE
+            for result, first_result in zip(results, found.setdefault(kinds, results), strict=True):
+                assert relative_error(result, first_result) <= TOLERANCE
             for slot in slots:
                 slot.close()
     assert recorder is not None
@@ -323,40 +327,40 @@ def test_recorded_passes_use_the_factors_of_each_sequence(
 @pytest.mark.parametrize("name", ["longrope", "longrope of phi3"])
 def test_batch_invariant(load_case: Any, own_logits: Any, name: str) -> None:
     engine: Engine = load_case(name, batch_invariant=True)
-    beside = [(SWITCH - 4, 0), (5, 1), (SWITCH + 4, 2), (SWITCH - 9, 3)]
+    neighbours = [(SWITCH - 4, 0), (5, 1), (SWITCH + 4, 2), (SWITCH - 9, 3)]
 
     def new(index: int) -> Request:
-        length, seed = beside[index]
-        return stream(engine, length, CHUNKED if index % 2 else SETTINGS, seed=seed)
+        length, seed = neighbours[index]
+        return new_request(engine, length, CHUNKED if index % 2 else SETTINGS, seed=seed)
 
-    alone = [run_alone(engine, new(index)) for index in range(len(beside))]
-    together = run(scheduler_of(engine, max_running=4, num_tokens=1000), [new(i) for i in range(len(beside))])
-    for (length, seed), its, other in zip(beside, together, alone, strict=True):
-        assert_own(its, prompt_ids(length, seed), lambda ids: own_logits(name, ids))
-        assert [step.logprob for step in its.steps] == [step.logprob for step in other.steps]
-        assert all(map(torch.equal, its.rows, other.rows))
+    alone = [run_alone(engine, new(index)) for index in range(len(neighbours))]
+    together = run(scheduler_of(engine, max_running=4, num_tokens=1000), [new(i) for i in range(len(neighbours))])
+    for (length, seed), batched, other in zip(neighbours, together, alone, strict=True):
+        assert_own(batched, prompt_ids(length, seed), lambda ids: own_logits(name, ids))
+        assert [step.logprob for step in batched.steps] == [step.logprob for step in other.steps]
+        assert all(map(torch.equal, batched.rows, other.rows))
 
 
 def test_placed_by_accelerate(checkpoint: Any, own_logits: Any) -> None:
     """Accelerate's hooks move the arguments of a rotary embedding."""
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint("longrope"), dtype=torch.float64)
-    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
-    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    modules = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    modules += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(modules, "cpu"), main_device="cpu", force_hooks=True)
     engine = Engine(wrap_model(spread, byte_tokenizer(), name="spread"))
-    told = run(
+    outputs = run(
         scheduler_of(engine, max_running=2, num_tokens=500),
-        [stream(engine, length, SETTINGS, seed=length) for length in (SWITCH - 3, 5)],
+        [new_request(engine, length, SETTINGS, seed=length) for length in (SWITCH - 3, 5)],
     )
-    for length, its in zip((SWITCH - 3, 5), told, strict=True):
-        assert_own(its, prompt_ids(length, length), lambda ids: own_logits("longrope", ids))
+    for length, output in zip((SWITCH - 3, 5), outputs, strict=True):
+        assert_own(output, prompt_ids(length, length), lambda ids: own_logits("longrope", ids))
 
 
 def test_other_requests_go_on_while_keys_are_computed_again(load_case: Any) -> None:
     """No pass reads more than a chunk of the sequence that becomes long."""
     engine: Engine = load_case("longrope")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=500)
-    crossing, other = stream(engine, SWITCH - 2, num_tokens=20), stream(engine, 3, seed=1, num_tokens=40)
+    crossing, other = new_request(engine, SWITCH - 2, num_tokens=20), new_request(engine, 3, seed=1, num_tokens=40)
     for each in (crossing, other):
         scheduler.submit(each)
     was_long, num_between = False, 0
@@ -372,10 +376,10 @@ def test_other_requests_go_on_while_keys_are_computed_again(load_case: Any) -> N
     finish(scheduler, [other])
 
 
-def test_a_sequence_that_becomes_long_goes_on_from_a_long_one(load_case: Any, own_logits: Any) -> None:
+def test_a_sequence_that_becomes_long_reuses_a_long_prefix(load_case: Any, own_logits: Any) -> None:
     """Also where another has read all of it already."""
     engine: Engine = load_case("longrope")
     scheduler = scheduler_of(engine, max_running=2, num_tokens=500)
     for _ in range(2):
-        (told,) = run(scheduler, [stream(engine, SWITCH - 2, num_tokens=20)])
-        assert_own(told, prompt_ids(SWITCH - 2), lambda ids: own_logits("longrope", ids))
+        (output,) = run(scheduler, [new_request(engine, SWITCH - 2, num_tokens=20)])
+        assert_own(output, prompt_ids(SWITCH - 2), lambda ids: own_logits("longrope", ids))

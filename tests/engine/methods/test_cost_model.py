@@ -65,8 +65,8 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def peak(engine: Engine, switches: Switches, m: int, n: int) -> int:
     """Peak bytes of explaining n tokens after a prompt of m."""
-    given = PromptInput(prompt_ids=tuple(65 + i % 26 for i in range(m)))
-    work = engine.attribute(given, [70 + i % 26 for i in range(n)], AttributionSettings(method=switches))
+    prompt_input = PromptInput(prompt_ids=tuple(65 + i % 26 for i in range(m)))
+    work = engine.attribute(prompt_input, [70 + i % 26 for i in range(n)], AttributionSettings(method=switches))
     runner = engine.model.runner
     pool = runner.pool
     parameters = [parameter for _, parameter in runner.named_parameters()]

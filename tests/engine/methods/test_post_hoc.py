@@ -21,7 +21,7 @@ def test_batches_of_full_sequences_equal_single_ones(case: MakeCase, family: str
     subject = case(family, "float32")
     runner = subject.engine.model.runner
     ids = [[*subject.ids, last] for last in (70, 71, 72)]
-    embeddings = torch.stack([runner.embed(its) for its in ids])
+    embeddings = torch.stack([runner.embed(sequence) for sequence in ids])
     positions = torch.arange(embeddings.shape[1])
     if hasattr(subject.reference, "set_experts_implementation"):
         subject.reference.set_experts_implementation("eager")
@@ -30,5 +30,5 @@ def test_batches_of_full_sequences_equal_single_ones(case: MakeCase, family: str
             logits = runner.full_sequence_logits(
                 embeddings, positions, positions[-1:], FullSequenceAttention(watch=watch)
             )
-        expected = subject.logits(torch.stack([subject.embed(its) for its in ids])).detach()
+        expected = subject.logits(torch.stack([subject.embed(sequence) for sequence in ids])).detach()
         assert relative_error(logits[:, 0], expected) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The registered attention function: the engine's models use it, and no others."""
+"""The registered attention function: only the engine's models use it."""
 
 from __future__ import annotations
 

@@ -142,9 +142,9 @@ def test_buffers_of_old_checkpoints_are_ignored(
 
 
 def test_two_sets_of_weights(folder: Path) -> None:
-    whole = (folder / "model.safetensors").read_bytes()
+    content = (folder / "model.safetensors").read_bytes()
     shard(folder)
-    (folder / "model.safetensors").write_bytes(whole)
+    (folder / "model.safetensors").write_bytes(content)
     message = load_error(folder)
     assert "two sets of weights" in message
     assert SHARDS[0] in message

@@ -93,19 +93,19 @@ def test_a_folder_without_a_model(tmp_path: Path, files: dict[str, Any], expecte
 
 def assert_contains(message: str, expected: str) -> None:
     """The parts of `expected`, separated by .*, in their order."""
-    at = 0
-    for part in expected.split(".*"):
-        at = message.find(part, at)
-        assert at >= 0, message
+    position = 0
+    for fragment in expected.split(".*"):
+        position = message.find(fragment, position)
+        assert position >= 0, message
 
 
 CHANGED: list[tuple[dict[str, Any], str]] = [
     (
         {"adapter_config.json": ADAPTER, "adapter_model.safetensors": b"x"},
-        "an adapter (adapter_config.json, adapter_model.safetensors) beside a full model.*merge.*remove",
+        "an adapter (adapter_config.json, adapter_model.safetensors) and a full model.*merge.*remove",
     ),
-    ({"adapter_config.json": ADAPTER}, "beside a full model"),
-    ({"adapter_model.bin": b"x"}, "beside a full model"),
+    ({"adapter_config.json": ADAPTER}, "and a full model"),
+    ({"adapter_model.bin": b"x"}, "and a full model"),
     ({"model.safetensors": None}, "has no model.safetensors"),
     ({"model.safetensors": None, "pytorch_model.bin": b"x"}, "no model.safetensors.*pickled PyTorch.*save_pretrained"),
     ({"model.safetensors": None, "model.gguf": b"GGUF"}, "no model.safetensors.*GGUF is not supported yet"),

@@ -27,9 +27,9 @@ def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
     """On a single device, and dispatched."""
     path = model_path("llama")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    parts += [f"model.layers.{index}" for index in range(len(model.model.layers))]
-    spread = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    modules = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    modules += [f"model.layers.{index}" for index in range(len(model.model.layers))]
+    spread = dispatch_model(model, dict.fromkeys(modules, "cpu"), main_device="cpu", force_hooks=True)
     assert "forward" in vars(spread.model.layers[0])
     return Engine.load(str(path)), Engine(wrap_model(spread, AutoTokenizer.from_pretrained(path), name="spread"))
 
@@ -37,19 +37,19 @@ def engines(model_path: Callable[[str], Path]) -> tuple[Engine, Engine]:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(engines: tuple[Engine, Engine], name: str) -> None:
     settings = AttributionSettings(method=quick(name, steps=5, samples=5))
-    for one, other in zip(*(engine.attribute(PROMPT, "abc", settings) for engine in engines), strict=True):
-        assert one.attribution is not None
-        assert other.attribution is not None
-        assert relative_error(other.attribution.scores, one.attribution.scores.double()) <= 1e-5
+    for step, expected in zip(*(engine.attribute(PROMPT, "abc", settings) for engine in engines), strict=True):
+        assert step.attribution is not None
+        assert expected.attribution is not None
+        assert relative_error(expected.attribution.scores, step.attribution.scores.double()) <= 1e-5
 
 
 @pytest.mark.parametrize("delivery", Delivery)
 def test_generated_text(engines: tuple[Engine, Engine], delivery: Delivery) -> None:
     settings = AttributionSettings(delivery=delivery, chunk_size=2)
-    for one, other in zip(
+    for actual, expected in zip(
         *(engine.generate(PROMPT, Sampling(max_new_tokens=5), settings) for engine in engines), strict=True
     ):
-        assert one.id == other.id
-        assert one.attribution is not None
-        assert other.attribution is not None
-        assert relative_error(other.attribution.scores, one.attribution.scores.double()) <= 1e-5
+        assert actual.id == expected.id
+        assert actual.attribution is not None
+        assert expected.attribution is not None
+        assert relative_error(expected.attribution.scores, actual.attribution.scores.double()) <= 1e-5

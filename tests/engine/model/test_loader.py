@@ -95,7 +95,7 @@ OTHER: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", [*SAME, *OTHER], ids=str)
-def test_the_configuration_hash_covers_what_decides_numbers(
+def test_the_configuration_hash_covers_settings_that_affect_results(
     folder: Path, engine: Engine, change: dict[str, Any]
 ) -> None:
     configure(folder, **change)
@@ -125,8 +125,8 @@ class OtherRank:
     def __init__(self) -> None:
         self.compared: dict[str, str] = {}
 
-    def assert_equal(self, what: dict[str, str]) -> None:
-        self.compared = what
+    def assert_equal(self, fingerprint: dict[str, str]) -> None:
+        self.compared = fingerprint
         raise ModelLoadError("compared")
 
 

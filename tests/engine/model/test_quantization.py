@@ -102,8 +102,8 @@ def test_a_layer_without_a_gradient_is_refused(
     """Such as bitsandbytes' kernel for some CPUs: scores would miss the gradients below the layer."""
     from bitsandbytes.nn import Linear4bit
 
-    whole = Linear4bit.forward
-    monkeypatch.setattr(Linear4bit, "forward", lambda self, x: whole(self, x).detach())
+    forward = Linear4bit.forward
+    monkeypatch.setattr(Linear4bit, "forward", lambda self, x: forward(self, x).detach())
     with pytest.raises(UnsupportedModelError, match="no gradient passes through the quantised layer"):
         Engine.load(str(model_path("demo")), quantization=Quantization.NF4)
 

@@ -15,20 +15,20 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.passes.batched import BatchedPass
 from gradellm_engine.passes.ragged import RaggedPass
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 
 EXPLAIN = ExplainSpec(GradEllm(layers=(0, 1, 2)))
 
 
-class Declining:
+class DecliningExecutor:
     """An executor that runs no batch."""
 
-    def __init__(self, name: str, asked: list[str]) -> None:
-        self.name, self.asked = name, asked
+    def __init__(self, name: str, tried: list[str]) -> None:
+        self.name, self.tried = name, tried
         self.batches: list[Batch] = []
 
     def execute(self, batch: Batch) -> None:
-        self.asked.append(self.name)
+        self.tried.append(self.name)
         self.batches.append(batch)
 
 
@@ -39,41 +39,41 @@ def runner(model_path: Callable[[str], Path]) -> ModelRunner:
     return runner
 
 
-def decline(runner: Any) -> tuple[list[str], Declining, Declining]:
+def decline(runner: Any) -> tuple[list[str], DecliningExecutor, DecliningExecutor]:
     """Stand in for CUDA graphs and CPU traces."""
-    asked: list[str] = []
-    runner.cuda_graphs, runner.cpu_traces = Declining("graphs", asked), Declining("traces", asked)
-    return asked, runner.cuda_graphs, runner.cpu_traces
+    tried: list[str] = []
+    runner.cuda_graphs, runner.cpu_traces = DecliningExecutor("graphs", tried), DecliningExecutor("traces", tried)
+    return tried, runner.cuda_graphs, runner.cpu_traces
 
 
 def test_decode_steps_and_replays_ask_graphs_and_then_traces(runner: ModelRunner) -> None:
-    parts = filled(runner, [5, 9])
-    expected = runner.step(parts)
-    forget(parts)
-    asked, _, _ = decline(runner)
-    assert torch.equal(runner.step(parts), expected)
-    assert asked == ["graphs", "traces"]
-    again = SequenceChunk.replay(parts[0].slot, 2, 6, EXPLAIN)
+    chunks = filled(runner, [5, 9])
+    expected = runner.step(chunks)
+    evict(chunks)
+    tried, _, _ = decline(runner)
+    assert torch.equal(runner.step(chunks), expected)
+    assert tried == ["graphs", "traces"]
+    again = SequenceChunk.replay(chunks[0].slot, 2, 6, EXPLAIN)
     (rows,) = runner.replay([again], [Target(7)] * 4)
-    assert asked == ["graphs", "traces"] * 2
+    assert tried == ["graphs", "traces"] * 2
     assert rows.shape == (4, 6)
     assert rows.any()
 
 
 def test_prefill_runs_eagerly(runner: ModelRunner) -> None:
-    asked, _, _ = decline(runner)
-    parts = filled(runner, [5])  # prefilled
-    slot = parts[0].slot
+    tried, _, _ = decline(runner)
+    chunks = filled(runner, [5])  # prefilled
+    slot = chunks[0].slot
     assert runner.step([SequenceChunk.new(slot, [3, 4, 5])]).shape == (1, 261)
     assert runner.logits([SequenceChunk.new(slot, [6, 7])]).shape == (2, 261)
-    assert asked == []
+    assert tried == []
 
 
 def test_explained_chunks_of_several_tokens_are_no_decode_steps(runner: ModelRunner) -> None:
-    asked, _, traces = decline(runner)
+    tried, _, traces = decline(runner)
     slot = filled(runner, [5])[0].slot
     (rows,) = runner.explained_pass([SequenceChunk.new(slot, [3, 4], EXPLAIN)]).heat_maps([Target(7), Target(9)])
-    assert asked == ["traces"]
+    assert tried == ["traces"]
     assert isinstance(traces.batches[0].run, RaggedPass)
     assert rows.shape == (2, 7)
 
@@ -86,8 +86,8 @@ def test_short_sequences_attend_together_on_a_cpu(runner: ModelRunner, lengths: 
     assert isinstance(traces.batches[0].run, kind)
 
 
-def test_a_pass_extends_its_slots(runner: ModelRunner) -> None:
-    (part,) = filled(runner, [5])
-    before = list(part.slot.ids)
-    runner.step([part])
-    assert part.slot.ids == [*before, *part.ids]
+def test_a_pass_appends_ids_to_its_slots(runner: ModelRunner) -> None:
+    (chunk,) = filled(runner, [5])
+    before = list(chunk.slot.ids)
+    runner.step([chunk])
+    assert chunk.slot.ids == [*before, *chunk.ids]

@@ -28,7 +28,7 @@ EXPLAIN = ExplainSpec(GradEllm(layers=(0, 1, 2)))
 
 @pytest.fixture(scope="module")
 def load(model_path: Callable[[str], Path]) -> Callable[[str], Engine]:
-    """Engines that run call by call, so that calls can be watched."""
+    """Engines that run eagerly, so that calls can be recorded."""
     return cache(lambda name: Engine.load(str(model_path(name)), use_graphs=False))
 
 
@@ -58,7 +58,7 @@ def sequence(runner: ModelRunner, *, replay_length: int = CHUNK, count: int = CH
     """A prompt and then tokens, a decode step each; the chunk that replays those tokens."""
     slot = runner.pool.allocate(len(PROMPT) + 40)
     assert slot is not None
-    runner.read([SequenceChunk.new(slot, PROMPT)])
+    runner.prefill([SequenceChunk.new(slot, PROMPT)])
     for token_id in range(first, first + count):
         runner.step([SequenceChunk.new(slot, [token_id], replay_length=replay_length)])
     return SequenceChunk.replay(slot, len(PROMPT), len(PROMPT) + count, EXPLAIN)
@@ -70,27 +70,27 @@ def weights_of(runner: ModelRunner) -> set[GemmWeight]:
     return {layer.gemm_weight for layer in body.modules() if type(layer) is FrozenLinear}
 
 
-def targets(*parts: SequenceChunk) -> list[Target]:
-    return [Target(token_id + 1) for part in parts for token_id in part.ids]
+def targets(*chunks: SequenceChunk) -> list[Target]:
+    return [Target(token_id + 1) for chunk in chunks for token_id in chunk.ids]
 
 
 def test_a_chunk_whose_outputs_are_cached_computes_none_and_scores_the_same(
     runner: ModelRunner, computed: list[GemmWeight]
 ) -> None:
-    part = sequence(runner)
+    chunk = sequence(runner)
     assert runner.activation_cache.num_tokens == CHUNK
     computed.clear()
-    (cached,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([chunk], targets(chunk))
     assert not computed
     assert runner.activation_cache.num_tokens == 0
-    (again,) = runner.replay([part], targets(part))  # forgotten by now
+    (again,) = runner.replay([chunk], targets(chunk))  # no longer cached
     assert set(computed) == weights_of(runner)
     assert len(computed) == len(weights_of(runner))
     assert relative_error(cached, again) <= 1e-5
 
 
 def test_attention_whose_output_is_not_used_returns_nan(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = sequence(runner)
+    chunk = sequence(runner)
     outputs: list[Tensor] = []
     output = RaggedLayer.output
 
@@ -99,10 +99,10 @@ def test_attention_whose_output_is_not_used_returns_nan(runner: ModelRunner, mon
         return outputs[-1]
 
     monkeypatch.setattr(RaggedLayer, "output", noted)
-    (cached,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([chunk], targets(chunk))
     assert all(o.isnan().all() for o in outputs)
     outputs.clear()
-    (again,) = runner.replay([part], targets(part))
+    (again,) = runner.replay([chunk], targets(chunk))
     assert all(o.isfinite().all() for o in outputs)
     assert relative_error(cached, again) <= 1e-5
 
@@ -120,9 +120,9 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
         runner.skips_unused_outputs = None
         runner.allocate_pool(400)
         assert runner.skips_unused_outputs is False
-        part = sequence(runner)
-        (cached,) = runner.replay([part], targets(part))
-        (again,) = runner.replay([part], targets(part))
+        chunk = sequence(runner)
+        (cached,) = runner.replay([chunk], targets(chunk))
+        (again,) = runner.replay([chunk], targets(chunk))
         assert relative_error(cached, again) <= 1e-5
     finally:
         for hook in hooks:
@@ -130,12 +130,12 @@ def test_attention_whose_output_is_used_computes_it(runner: ModelRunner) -> None
         runner.skips_unused_outputs = None
 
 
-def test_chunks_of_several_sequences_are_kept_apart(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_chunks_of_several_sequences_are_cached_separately(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """Their decode steps were batched, together with a sequence that is not explained."""
     slots = [runner.pool.allocate(len(PROMPT) + 10) for _ in range(3)]
     for length, slot in enumerate(slots):
         assert slot is not None
-        runner.read([SequenceChunk.new(slot, PROMPT[: len(PROMPT) - length])])
+        runner.prefill([SequenceChunk.new(slot, PROMPT[: len(PROMPT) - length])])
     for t in range(CHUNK):
         runner.step(
             [
@@ -144,85 +144,86 @@ def test_chunks_of_several_sequences_are_kept_apart(runner: ModelRunner, compute
                 if slot is not None
             ]
         )
-    parts = [
+    chunks = [
         SequenceChunk.replay(slot, slot.length - CHUNK, slot.length, EXPLAIN) for slot in (slots[2], slots[0]) if slot
     ]
     computed.clear()
-    cached = runner.replay(parts, targets(*parts))
+    cached = runner.replay(chunks, targets(*chunks))
     assert not computed
-    for part, heat_map in zip(parts, cached, strict=True):
-        (alone,) = runner.replay([part], targets(part))
+    for chunk, heat_map in zip(chunks, cached, strict=True):
+        (alone,) = runner.replay([chunk], targets(chunk))
         assert relative_error(heat_map, alone) <= 1e-5
 
 
-def test_tokens_of_explained_passes_are_kept_too(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_tokens_of_explained_passes_are_cached(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A pass may have a token that is explained at once and one that is replayed later."""
-    one, other = (runner.pool.allocate(60) for _ in range(2))
-    assert one is not None
+    replayed, other = (runner.pool.allocate(60) for _ in range(2))
+    assert replayed is not None
     assert other is not None
-    runner.read([SequenceChunk.new(one, PROMPT), SequenceChunk.new(other, PROMPT)])
+    runner.prefill([SequenceChunk.new(replayed, PROMPT), SequenceChunk.new(other, PROMPT)])
     for token_id in range(100, 100 + CHUNK):
-        parts = [SequenceChunk.new(one, [token_id], replay_length=CHUNK), SequenceChunk.new(other, [token_id], EXPLAIN)]
-        run = runner.explained_pass(parts)
+        chunks = [
+            SequenceChunk.new(replayed, [token_id], replay_length=CHUNK),
+            SequenceChunk.new(other, [token_id], EXPLAIN),
+        ]
+        run = runner.explained_pass(chunks)
         run.heat_maps([None, Target(token_id + 1)])
-    part = SequenceChunk.replay(one, len(PROMPT), one.length, EXPLAIN)
+    chunk = SequenceChunk.replay(replayed, len(PROMPT), replayed.length, EXPLAIN)
     computed.clear()
-    (cached,) = runner.replay([part], targets(part))
+    (cached,) = runner.replay([chunk], targets(chunk))
     assert not computed
-    assert relative_error(cached, runner.replay([part], targets(part))[0]) <= 1e-5
+    assert relative_error(cached, runner.replay([chunk], targets(chunk))[0]) <= 1e-5
 
 
-def test_a_chunk_is_computed_again_where_any_of_its_tokens_is_not_cached(
-    runner: ModelRunner, computed: list[GemmWeight]
-) -> None:
-    part = sequence(runner, count=CHUNK - 1)
-    runner.step([SequenceChunk.new(part.slot, [120])])  # say, while attribution was off
-    part = SequenceChunk.replay(part.slot, part.start, part.start + CHUNK, EXPLAIN)
+def test_a_chunk_with_an_uncached_token_is_recomputed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    chunk = sequence(runner, count=CHUNK - 1)
+    runner.step([SequenceChunk.new(chunk.slot, [120])])  # say, while attribution was off
+    chunk = SequenceChunk.replay(chunk.slot, chunk.start, chunk.start + CHUNK, EXPLAIN)
     computed.clear()
-    runner.replay([part], targets(part))
+    runner.replay([chunk], targets(chunk))
     assert computed
     assert runner.activation_cache.num_tokens == 0
 
 
-def test_room_is_taken_for_whole_chunks_and_given_back(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_cache_memory_is_reserved_per_chunk_and_freed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     runner.activation_cache.max_tokens = 2 * CHUNK + 1
-    parts = [sequence(runner, count=2) for _ in range(3)]
+    chunks = [sequence(runner, count=2) for _ in range(3)]
     assert runner.activation_cache.num_tokens == 2 * CHUNK
     computed.clear()
-    runner.replay([parts[2]], targets(parts[2]))
+    runner.replay([chunks[2]], targets(chunks[2]))
     assert computed  # there was no room for the third
     computed.clear()
-    runner.replay([parts[0]], targets(parts[0]))
+    runner.replay([chunks[0]], targets(chunks[0]))
     assert not computed
-    parts[1].slot.close()
-    del parts
+    chunks[1].slot.close()
+    del chunks
     assert runner.activation_cache.num_tokens == 0
 
 
-def test_a_chunk_that_grows_beyond_its_room_is_computed_again(runner: ModelRunner, computed: list[GemmWeight]) -> None:
-    part = sequence(runner, replay_length=2, count=3)
+def test_a_chunk_beyond_its_reservation_is_recomputed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    chunk = sequence(runner, replay_length=2, count=3)
     assert runner.activation_cache.num_tokens == 0
     computed.clear()
-    runner.replay([part], targets(part))
+    runner.replay([chunk], targets(chunk))
     assert computed
 
 
-def test_what_the_model_has_written_to_is_not_used(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+def test_outputs_modified_in_place_are_not_cached(runner: ModelRunner, computed: list[GemmWeight]) -> None:
     """A model may change a layer's output in place after the layer has given it."""
     layer = runner.model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
     try:
-        part = sequence(runner)
+        chunk = sequence(runner)
         computed.clear()
-        (cached,) = runner.replay([part], targets(part))
+        (cached,) = runner.replay([chunk], targets(chunk))
         assert computed == [layer.gemm_weight]
-        assert relative_error(cached, runner.replay([part], targets(part))[0]) <= 1e-5
+        assert relative_error(cached, runner.replay([chunk], targets(chunk))[0]) <= 1e-5
     finally:
         hook.remove()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "phi"])
-def test_requests_cache_what_their_chunks_need_and_no_more(
+def test_requests_cache_only_the_outputs_of_their_chunks(
     load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
@@ -233,23 +234,23 @@ def test_requests_cache_what_their_chunks_need_and_no_more(
     def settings(size: int) -> AttributionSettings:
         return AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=size)
 
-    def tell() -> list[list[Tensor]]:
-        streams = [
+    def run_requests() -> list[list[Tensor]]:
+        requests = [
             engine.generation_request("a small fox", Sampling(max_new_tokens=9), settings(size)) for size in (3, 4)
         ]
-        return [told.rows for told in run(scheduler, streams)]
+        return [outcome.rows for outcome in run(scheduler, requests)]
 
     computed.clear()  # loading a model runs it
-    cached = tell()
+    cached = run_requests()
     num_computed = len(computed)
     assert activations.num_tokens == 0
     monkeypatch.setattr(activations, "max_tokens", 0)
     computed.clear()
-    again = tell()
+    again = run_requests()
     assert len(computed) > 1.3 * num_computed
-    for one, other in zip(cached, again, strict=True):
-        assert len(one) == 9
-        assert max(relative_error(a, b) for a, b in zip(one, other, strict=True)) <= 1e-5
+    for cached_rows, computed_rows in zip(cached, again, strict=True):
+        assert len(cached_rows) == 9
+        assert max(relative_error(a, b) for a, b in zip(cached_rows, computed_rows, strict=True)) <= 1e-5
 
 
 def test_takes_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:

@@ -1,4 +1,4 @@
-"""Steps of many sequences at once, and recorded ones, against one part after the other, in float64."""
+"""Steps of many sequences at once, and captured ones, against one chunk after the other, in float64."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rota
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from gradellm_engine.passes.batched import StepShape, is_step
 from support.fake_cuda_graphs import TapeCapturer
-from support.kv_fixtures import filled, forget
+from support.kv_fixtures import evict, filled
 
-LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
+LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models are between them
 SWITCHES = [
     GradEllm(),
     GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED),
@@ -42,73 +42,73 @@ def runner(model_path: Callable[[str], Path]) -> Callable[[str], ModelRunner]:
 
 
 def explained(
-    parts: Sequence[SequenceChunk], switches: GradEllm, num_layers: int, *, domains: bool = False
+    chunks: Sequence[SequenceChunk], switches: GradEllm, num_layers: int, *, domains: bool = False
 ) -> list[SequenceChunk]:
     """All but the second, over every other token of the first half where `domains`."""
     switches = replace(switches, layers=switches.selected_layers(num_layers))
     return [
-        part
+        chunk
         if i == 1
         else replace(
-            part, explain=ExplainSpec(switches, torch.arange((part.end + 1) // 2) % 2 == 0 if domains and i else None)
+            chunk, explain=ExplainSpec(switches, torch.arange((chunk.end + 1) // 2) % 2 == 0 if domains and i else None)
         )
-        for i, part in enumerate(parts)
+        for i, chunk in enumerate(chunks)
     ]
 
 
 TARGETS = [Target(7), None, Target(9, 3), Target(11)]
 
 
-def outcome(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+def outcome(runner: ModelRunner, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
     """Logits and heat maps; what was read is forgotten, so that it can be read again."""
-    if all(part.explain is None for part in parts):
-        logits, maps = runner.step(parts).clone(), []
+    if all(chunk.explain is None for chunk in chunks):
+        logits, maps = runner.step(chunks).clone(), []
     else:
-        run = runner.explained_pass(parts)
+        run = runner.explained_pass(chunks)
         logits = run.logits.clone()
-        maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(parts)][: len(parts)])]
-    forget(parts)
+        maps = [heat_map.clone() for heat_map in run.heat_maps([*TARGETS, *[None] * len(chunks)][: len(chunks)])]
+    evict(chunks)
     return logits, maps
 
 
 def assert_close(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
     assert torch.allclose(actual[0], expected[0], rtol=1e-9, atol=1e-12)
     assert len(actual[1]) == len(expected[1])
-    for its, other in zip(actual[1], expected[1], strict=True):
-        assert its.shape == other.shape
-        assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+    for actual_row, expected_row in zip(actual[1], expected[1], strict=True):
+        assert actual_row.shape == expected_row.shape
+        assert torch.allclose(actual_row, expected_row, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture
 def one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[ModelRunner, Sequence[SequenceChunk]], tuple[Tensor, list[Tensor]]]:
-    """The outcome by parts, one after the other."""
+    """The outcome of one chunk after the other."""
 
-    def run(runner: ModelRunner, parts: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
+    def run(runner: ModelRunner, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, list[Tensor]]:
         with monkeypatch.context() as patched:
             patched.setattr(ModelRunner, "runs_batched", lambda *args: False)
-            return outcome(runner, parts)
+            return outcome(runner, chunks)
 
     return run
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed twice"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_at_once_equals_one_by_one(
+def test_batched_equals_one_by_one(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch, family: str, kept: bool
 ) -> None:
     if not kept:
         monkeypatch.setattr("gradellm_engine.passes.batched.MAX_KEPT_PRODUCTS", 0)
     model = runner(family)
-    parts = filled(model, LENGTHS)
-    assert model.runs_batched(parts)
-    assert_close(outcome(model, parts), one_by_one(model, parts))
+    chunks = filled(model, LENGTHS)
+    assert model.runs_batched(chunks)
+    assert_close(outcome(model, chunks), one_by_one(model, chunks))
     for switches in SWITCHES:
         for domains in (False, True):
             if domains and switches.loosening is Loosening.NONE:
                 continue
-            these = explained(parts, switches, model.num_layers, domains=domains)
+            these = explained(chunks, switches, model.num_layers, domains=domains)
             assert model.runs_batched(these)
             actual, expected = outcome(model, these), one_by_one(model, these)
             assert all(heat_map.any() for heat_map in expected[1]) or domains  # which may lie before a window
@@ -119,25 +119,25 @@ def test_keys_and_values_are_stored_alike(runner: Any, one_by_one: Any) -> None:
     model = runner("llama")
     stored = []
     for run in (outcome, one_by_one):
-        parts = filled(model, LENGTHS)
-        run(model, parts)
+        chunks = filled(model, LENGTHS)
+        run(model, chunks)
         stored.append(
             [
-                torch.cat([x[:, part.slot.start : part.slot.start + part.end] for part in parts], 1)
+                torch.cat([x[:, chunk.slot.start : chunk.slot.start + chunk.end] for chunk in chunks], 1)
                 for x in (*model.pool.keys, *model.pool.values, model.pool.cosines[0][None], model.pool.sines[0][None])
             ]
         )
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*stored, strict=True))
 
 
-def test_what_is_a_step(runner: Any) -> None:
+def test_is_step(runner: Any) -> None:
     model = runner("llama")
-    parts = filled(model, LENGTHS)
-    assert is_step(parts)
-    assert is_step(explained(parts, SWITCHES[0], 2))
-    assert not is_step([explained(parts, SWITCHES[0], 2)[0], explained(parts, SWITCHES[1], 2)[2]])
-    assert not is_step([*parts[1:], SequenceChunk.new(parts[0].slot, [1, 2])])
-    assert not is_step([SequenceChunk.replay(parts[3].slot, 4, 5, ExplainSpec(SWITCHES[0]))])
+    chunks = filled(model, LENGTHS)
+    assert is_step(chunks)
+    assert is_step(explained(chunks, SWITCHES[0], 2))
+    assert not is_step([explained(chunks, SWITCHES[0], 2)[0], explained(chunks, SWITCHES[1], 2)[2]])
+    assert not is_step([*chunks[1:], SequenceChunk.new(chunks[0].slot, [1, 2])])
+    assert not is_step([SequenceChunk.replay(chunks[3].slot, 4, 5, ExplainSpec(SWITCHES[0]))])
 
 
 # Recorded -----------------------------------------------------------------------------------------------------------
@@ -156,12 +156,12 @@ def test_replayed_steps_equal_those_run_call_by_call(runner: Any, one_by_one: An
                 continue
             expected_number = recorder.num_captured + (1 if switches is None else 2)
             for lengths in (LENGTHS, (30, 2, 7, 1), (9, 9, 40, 1)):
-                parts = filled(model, lengths)
+                chunks = filled(model, lengths)
                 if switches is not None:
-                    parts = explained(parts, switches, model.num_layers, domains=domains)
-                assert_close(outcome(model, parts), one_by_one(model, parts))
+                    chunks = explained(chunks, switches, model.num_layers, domains=domains)
+                assert_close(outcome(model, chunks), one_by_one(model, chunks))
                 if switches is not None:  # the graph of the step before is not in the way
-                    assert_close(outcome(model, parts), one_by_one(model, parts))
+                    assert_close(outcome(model, chunks), one_by_one(model, chunks))
             assert recorder.num_captured == expected_number  # one shape took them all
     model.cuda_graphs = None
 
@@ -174,33 +174,33 @@ def test_replayed_chunks_equal_those_of_parts(runner: Any, family: str) -> None:
     for switches in SWITCHES if model.rotaries else SWITCHES[2:]:
         explain = ExplainSpec(replace(switches, layers=switches.selected_layers(model.num_layers)))
         for counts in ((4, 2, 4), (1, 3, 4), (3,)):
-            chunks, targets = [], []
-            for part, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
-                model.step([part])
-                end = part.slot.length
-                chunks.append(SequenceChunk.replay(part.slot, end - count, end, explain))
+            replayed, targets = [], []
+            for chunk, count in zip(filled(model, (12, 4, 23)), counts, strict=False):
+                model.step([chunk])
+                end = chunk.slot.length
+                replayed.append(SequenceChunk.replay(chunk.slot, end - count, end, explain))
                 targets += [Target(seed + 3, None if seed % 2 else 5) for seed in range(count)]
-            expected = model.replay(chunks, targets)
+            expected = model.replay(replayed, targets)
             model.cuda_graphs = None
             model.use_graphs(recorder)
             before = recorder.num_captured
             for _ in range(2):
-                actual = model.replay(chunks, targets)
+                actual = model.replay(replayed, targets)
                 assert recorder.num_captured == before + 1
-                for its, other in zip(actual, expected, strict=True):
-                    assert its.shape == other.shape
-                    assert other.any()
-                    assert torch.allclose(its, other, rtol=1e-9, atol=1e-12)
+                for actual_row, expected_row in zip(actual, expected, strict=True):
+                    assert actual_row.shape == expected_row.shape
+                    assert expected_row.any()
+                    assert torch.allclose(actual_row, expected_row, rtol=1e-9, atol=1e-12)
             model.cuda_graphs = None
 
 
-def test_a_chunk_longer_than_its_sequence_is_replayed_by_parts(runner: Any) -> None:
+def test_long_replays_equal_the_reference(runner: Any) -> None:
     model: ModelRunner = runner("llama")
     model.use_graphs(TapeCapturer())
-    (part,) = filled(model, (2,))
-    model.step([part])
+    (chunk,) = filled(model, (2,))
+    model.step([chunk])
     explain = ExplainSpec(replace(SWITCHES[0], layers=(0, 1, 2)))
-    (scores,) = model.replay([SequenceChunk.replay(part.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
+    (scores,) = model.replay([SequenceChunk.replay(chunk.slot, 0, 3, explain)], [Target(1), Target(2), Target(3)])
     assert scores.shape == (3, 3)
     assert len(model.cuda_graphs or ()) == 1  # the step's
     model.cuda_graphs = None
@@ -210,9 +210,9 @@ def test_fewer_sequences_than_rows(runner: Any, one_by_one: Any) -> None:
     model: ModelRunner = runner("llama")
     model.use_graphs(TapeCapturer())
     for lengths in ((3, 4, 5, 6, 7), (3, 40, 5, 6, 7, 8), (3, 40, 5, 6, 7)):
-        parts = filled(model, lengths)
-        assert_close(outcome(model, parts), one_by_one(model, parts))
-        targets = explained(parts[:4], SWITCHES[0], model.num_layers) + parts[4:]
+        chunks = filled(model, lengths)
+        assert_close(outcome(model, chunks), one_by_one(model, chunks))
+        targets = explained(chunks[:4], SWITCHES[0], model.num_layers) + chunks[4:]
         assert_close(outcome(model, targets), one_by_one(model, targets))
     assert len(model.cuda_graphs or ()) == 2
     model.cuda_graphs = None
@@ -236,14 +236,14 @@ class Refusing(TapeCapturer):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
 
-def test_what_cannot_be_recorded_runs_call_by_call(
+def test_steps_that_cannot_be_captured_run_eagerly(
     runner: Any, one_by_one: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: ModelRunner = runner("llama")
     model.use_graphs(Refusing())
-    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    chunks = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
     for _ in range(2):
-        assert_close(outcome(model, parts), one_by_one(model, parts))
+        assert_close(outcome(model, chunks), one_by_one(model, chunks))
     assert [record.getMessage() for record in caplog.records] == [
         "CUDA graphs disabled: decode steps run eagerly: CUDA error: operation not permitted when stream is capturing"
     ]
@@ -266,7 +266,7 @@ class Crowded(TapeCapturer):
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
 
-def test_what_there_is_no_memory_to_record_is_recorded_later(
+def test_capture_is_retried_after_running_out_of_memory(
     runner: Any, one_by_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradellm_engine.compilation.cuda_graphs.STEPS_BEFORE_RETRY", 1)
@@ -274,9 +274,9 @@ def test_what_there_is_no_memory_to_record_is_recorded_later(
     recorder = Crowded()
     model.use_graphs(recorder)
     assert model.cuda_graphs is not None
-    parts = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
+    chunks = explained(filled(model, LENGTHS), SWITCHES[0], model.num_layers)
     for refused, recorded in ((1, 0), (1, 0), (2, 0), (2, 0), (2, 1), (2, 1)):
-        assert_close(outcome(model, parts), one_by_one(model, parts))
+        assert_close(outcome(model, chunks), one_by_one(model, chunks))
         assert (recorder.num_refused, len(model.cuda_graphs)) == (refused, recorded)
     assert model.cuda_graphs.is_possible
     model.cuda_graphs = None

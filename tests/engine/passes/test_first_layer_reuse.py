@@ -29,18 +29,18 @@ def load(model_path: ModelPath) -> Callable[[str], ModelRunner]:
     return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1).model.runner
 
 
-def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
+def logits(runner: ModelRunner, begun: int = 3, *, has_substitutions: bool = True) -> tuple[Tensor, Tensor]:
     """Logits of sequences after `begun` tokens, with random tokens zeroed; batched, and each alone. [B, V] each"""
     generator = torch.Generator().manual_seed(begun)
     slot = runner.pool.allocate(3)
     assert slot is not None
-    runner.read([SequenceChunk.new(slot, [60, 61, 62])])
+    runner.prefill([SequenceChunk.new(slot, [60, 61, 62])])
     ids = torch.arange(70, 70 + LENGTH).repeat(NUM_TEXTS, 1)
     gone = torch.rand(ids.shape, generator=generator) < 0.5
     lengths = [LENGTH, LENGTH, LENGTH, 9, 5, 1]
     embeddings = runner.embed(ids).masked_fill(gone[:, :, None], 0)
-    changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if are_told else None
-    assert (changes is not None) == are_told
+    changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if has_substitutions else None
+    assert (changes is not None) == has_substitutions
     found = runner.last_logits(embeddings, lengths, SharedPrefixAttention(slot, begun), changes)
     alone = [
         runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, begun))[0]
@@ -114,7 +114,7 @@ def test_rows_that_depend_on_more_than_their_token_are_left_alone(load: Callable
     assert_left_alone(runner)
 
 
-def test_an_error_leaves_the_layer_as_it_was(load: Callable[[str], ModelRunner]) -> None:
+def test_an_error_restores_the_layer(load: Callable[[str], ModelRunner]) -> None:
     runner = load("llama")
     attention: Any = runner.blocks[0].self_attn
 
@@ -151,5 +151,5 @@ def test_three_rows_at_a_position_are_too_many() -> None:
     assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is not None
     codes[1, 1], codes[2, 1] = 1, 2
     assert TokenSubstitutions.of(codes, [3] * MIN_TEXTS) is None
-    assert TokenSubstitutions.of(codes, [3, 3, 1, 1]) is not None  # behind its end
+    assert TokenSubstitutions.of(codes, [3, 3, 1, 1]) is not None  # after its end
     assert TokenSubstitutions.of(codes[: MIN_TEXTS - 1, :1], [1] * (MIN_TEXTS - 1)) is None

@@ -25,7 +25,7 @@ def held(runner: ModelRunner, ids: list[int]) -> Any:
     """A KV slot that holds the keys and values of `ids`."""
     slot = runner.pool.allocate(len(ids))
     assert slot is not None
-    runner.read([SequenceChunk.new(slot, ids)])
+    runner.prefill([SequenceChunk.new(slot, ids)])
     return slot
 
 
@@ -49,9 +49,9 @@ def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None
         runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
         for i, length in enumerate([4, 2, 1])
     ]
-    read = runner.logits([SequenceChunk.new(held(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
+    expected = runner.logits([SequenceChunk.new(held(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
     assert torch.allclose(found, torch.stack(alone), atol=1e-5)
-    assert torch.allclose(found[0], read, atol=1e-5)
+    assert torch.allclose(found[0], expected, atol=1e-5)
     assert not runner.blocks[-1]._forward_pre_hooks
     slot.close()
 
@@ -67,8 +67,8 @@ def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner)
 
         def note(x: Tensor) -> Tensor:
             rows.setdefault(name, []).append(x.shape[:-1].numel())
-            made: Tensor = forward(x)
-            return made
+            output: Tensor = forward(x)
+            return output
 
         return note
 

@@ -55,8 +55,8 @@ def with_template(tokenizers: Tokenizers) -> Callable[[str], PreTrainedTokenizer
 WithTemplate = Callable[[str], PreTrainedTokenizerBase]
 
 
-def turns(*said: tuple[str, str]) -> list[Message]:
-    return [Message(*turn) for turn in said]
+def turns(*contents: tuple[str, str]) -> list[Message]:
+    return [Message(*turn) for turn in contents]
 
 
 def placed(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, Placement]:
@@ -68,9 +68,11 @@ def words(text: str, placement: Placement, message: int) -> str:
     return "".join(text[s.start : s.end] for s in placement.spans if s.message == message)
 
 
-def read(tokenizer: PreTrainedTokenizerBase, *said: tuple[str, str], segments: tuple[Segment, ...] = ()) -> Prompt:
+def read_chat(
+    tokenizer: PreTrainedTokenizerBase, *contents: tuple[str, str], segments: tuple[Segment, ...] = ()
+) -> Prompt:
     return read_prompt(
-        PromptInput(messages=tuple(turns(*said)), segments=segments), TextEncoder(tokenizer), len(tokenizer)
+        PromptInput(messages=tuple(turns(*contents)), segments=segments), TextEncoder(tokenizer), len(tokenizer)
     )
 
 
@@ -102,14 +104,14 @@ def test_an_unplaced_message_does_not_affect_others(with_template: WithTemplate)
 
 def test_settings_that_need_user_text_are_refused_without_it(with_template: WithTemplate) -> None:
     upside_down = "{% for m in messages %}[{{ m['content'] | reverse if loop.first else m['content'] }}]{% endfor %}"
-    prompt = read(with_template(upside_down), ("user", "abc"), ("user", "def"))
+    prompt = read_chat(with_template(upside_down), ("user", "abc"), ("user", "def"))
     assert prompt.unplaced_messages == (0,)
     with pytest.raises(InvalidRequestError, match="rewrites message 0"):
         prompt.check_user_text("attribution.normalise_over")
-    prompt = read(with_template(upside_down), ("system", "abc"), ("user", "def"))
+    prompt = read_chat(with_template(upside_down), ("system", "abc"), ("user", "def"))
     assert prompt.unplaced_messages == (0,)
     prompt.check_user_text("attribution.normalise_over")  # does not raise: the user's tokens are known
-    prompt = read(with_template(CHAT), ("system", "abc"))
+    prompt = read_chat(with_template(CHAT), ("system", "abc"))
     with pytest.raises(InvalidRequestError, match="no token of the user's own text"):
         prompt.check_user_text("attribution.normalise_over")
 
@@ -162,9 +164,9 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@given(said=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), contents), min_size=1, max_size=4))
-def test_spans_hold_the_contents(with_template: WithTemplate, template: str, said: list[tuple[str, str]]) -> None:
-    messages = turns(*said)
+@given(dialogue=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), contents), min_size=1, max_size=4))
+def test_spans_hold_the_contents(with_template: WithTemplate, template: str, dialogue: list[tuple[str, str]]) -> None:
+    messages = turns(*dialogue)
     text, placement = placed(with_template(template), messages)
     end = 0
     for span in placement.spans:
@@ -206,21 +208,21 @@ def test_the_template_runs_a_bounded_number_of_times(
 
 
 def test_segments_of_a_rewritten_message(with_template: WithTemplate) -> None:
-    said = ("assistant", "<think>hm</think>yes, it is")
+    answer = ("assistant", "<think>hm</think>yes, it is")
     tokenizer = with_template(THINKING)
-    prompt = read(tokenizer, ("system", "s"), said, segments=(Segment("rest", 17, 20, 1),))
+    prompt = read_chat(tokenizer, ("system", "s"), answer, segments=(Segment("rest", 17, 20, 1),))
     assert "".join(token.text for token in prompt.tokens if token.segment == "rest") == "yes"
     with pytest.raises(InvalidRequestError, match="rewrites message 1 or leaves parts of it out") as caught:
-        read(tokenizer, ("system", "s"), said, segments=(Segment("thought", 7, 9, 1),))
+        read_chat(tokenizer, ("system", "s"), answer, segments=(Segment("thought", 7, 9, 1),))
     assert caught.value.field == "input.segments[0].message"
 
 
 def test_tokens_of_a_system_message_that_changes_the_template(with_template: WithTemplate) -> None:
-    prompt = read(with_template(THINKING), ("system", "Be nice."), ("user", "why? /no_think"))
+    prompt = read_chat(with_template(THINKING), ("system", "Be nice."), ("user", "why? /no_think"))
     by_role: dict[Role, str] = {}
     for token in prompt.tokens:
         by_role[token.role] = by_role.get(token.role, "") + token.text
     assert (by_role[Role.USER], by_role[Role.SYSTEM]) == ("why? /no_think", "Be nice.")
-    prompt = read(with_template(THINKING), ("system", "Be nice. /no_think"), ("user", "why?"))
+    prompt = read_chat(with_template(THINKING), ("system", "Be nice. /no_think"), ("user", "why?"))
     assert "".join(token.text for token in prompt.tokens if token.role is Role.USER) == "why?"
     prompt.check_user_text("attribution.normalise_over")

@@ -152,12 +152,12 @@ def completion(pieces: Sequence[str], stop: Sequence[str]) -> CompletionText:
 def stopped(pieces: Sequence[str], stop: Sequence[str]) -> tuple[str, str | None]:
     """The naive way: search the whole text after every piece."""
     text = ""
-    for piece in pieces:
-        text += piece
+    for text_piece in pieces:
+        text += text_piece
         found = [(text.index(s), s) for s in stop if s in text]
         if found:
-            at, met = min(found)
-            return text[:at], met
+            position, stop_text = min(found)
+            return text[:position], stop_text
     return text, None
 
 
@@ -178,31 +178,31 @@ def test_spans_tile_the_text(pieces: list[str], stop: list[str]) -> None:
     assert len(text.spans) <= len(pieces)
     assert [a for a, _ in text.spans] == [0, *(b for _, b in text.spans[:-1])]
     assert text.spans[-1][1] == len(text.text)
-    for (a, b), piece in zip(text.spans, pieces, strict=False):
-        assert piece.startswith(text.text[a:b])
+    for (a, b), text_piece in zip(text.spans, pieces, strict=False):
+        assert text_piece.startswith(text.text[a:b])
 
 
 @given(some_pieces, some_stops)
 def test_emitted_text_never_changes_and_is_complete(pieces: list[str], stop: list[str]) -> None:
     text = CompletionText(joined(pieces), (), stop)
-    told: list[tuple[int, int, str]] = []
+    emitted: list[tuple[int, int, str]] = []
 
     def tell() -> None:
         count = text.num_safe_tokens
-        assert count >= len(told)
-        told.extend((a, b, text.text[a:b]) for a, b in text.spans[len(told) : count])
+        assert count >= len(emitted)
+        emitted.extend((a, b, text.text[a:b]) for a, b in text.spans[len(emitted) : count])
 
     for i in range(len(pieces)):
         text.push(i)
         tell()
         # Only what may begin a stop text is held back.
-        held = text.text[told[-1][1] if told else 0 :]
+        held = text.text[emitted[-1][1] if emitted else 0 :]
         assert text.stop is not None or not held or any(s.startswith(held[n:]) for s in stop for n in range(len(held)))
         if text.stop is not None:
             break
     text.finish()
     tell()
-    assert told == [(a, b, text.text[a:b]) for a, b in text.spans]
+    assert emitted == [(a, b, text.text[a:b]) for a, b in text.spans]
 
 
 @given(some_pieces)
@@ -216,11 +216,11 @@ def test_without_stop_texts_nothing_is_held_back(pieces: list[str]) -> None:
 def test_a_stop_text_over_three_tokens() -> None:
     pieces = ["Hi", " E", "N", "D!"]
     text = CompletionText(joined(pieces), (), ["END", "Z"])
-    told = []
+    counts = []
     for i in range(4):
         text.push(i)
-        told.append(text.num_safe_tokens)
-    assert told == [1, 1, 1, 4]  # a token with the beginning of a stop text is held back as a whole
+        counts.append(text.num_safe_tokens)
+    assert counts == [1, 1, 1, 4]  # a token with the beginning of a stop text is held back as a whole
     assert (text.text, text.stop, text.spans) == ("Hi ", "END", [(0, 2), (2, 3), (3, 3), (3, 3)])
 
 
@@ -281,7 +281,9 @@ def test_bytes_that_are_no_character_do_not_widen_the_window(
     tokenizers: Tokenizers, model: str, byte: int, skip_special_tokens: bool
 ) -> None:
     tokenizer = tokenizers(model)
-    one = FIRST_BYTE + byte if model == BYTE_FALLBACK else tokenizer.convert_tokens_to_ids(bytes_to_unicode()[byte])
+    token_id = (
+        FIRST_BYTE + byte if model == BYTE_FALLBACK else tokenizer.convert_tokens_to_ids(bytes_to_unicode()[byte])
+    )
     decoded = partial(TextEncoder(tokenizer).decode, skip_special_tokens=skip_special_tokens)
     lengths: list[int] = []
 
@@ -289,7 +291,7 @@ def test_bytes_that_are_no_character_do_not_widen_the_window(
         lengths.append(len(ids))
         return decoded(ids)
 
-    pieces = pieces_of(counted, [one] * 500)
+    pieces = pieces_of(counted, [token_id] * 500)
     assert "".join(pieces) == REPLACEMENT * 500
     assert sum(map(bool, pieces)) > 100  # they are emitted one by one, not all at the end
     assert max(lengths) <= 2 * MAX_PENDING_TOKENS
@@ -356,7 +358,7 @@ SPECIAL = {0: "<|user|>", 1: "<|end|>"}
 
 
 def with_specials(pieces: Sequence[str]) -> CompletionText:
-    """Ids below 2 are special tokens, which have no text; all others are pieces."""
+    """Ids below 2 are special tokens, which have no text; all other ids are pieces."""
     stops = ["<|user|>", "x<|end|>y", "\n<|"]
     return CompletionText(
         lambda ids: "".join("" if i in SPECIAL else pieces[i - 2] for i in ids), (), stops, lambda i: SPECIAL.get(i, "")
@@ -385,8 +387,8 @@ def test_stop_texts_of_special_tokens(
 
 def test_text_that_a_special_token_may_end_is_held_back() -> None:
     completion = with_specials(["ab", "x", "y"])
-    told = []
+    counts = []
     for token_id in (2, 3, 1, 2):
         completion.push(token_id)
-        told.append(completion.num_safe_tokens)
-    assert told == [1, 1, 1, 4]
+        counts.append(completion.num_safe_tokens)
+    assert counts == [1, 1, 1, 4]

@@ -1,4 +1,4 @@
-"""Encoding equals the tokenizer's own, also in pieces; bounded, interruptible, and safe from panics."""
+"""Encoding equals the tokenizer's, also in chunks; bounded, interruptible, and safe from panics."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_encoding_in_pieces_equals_the_whole(
 ) -> None:
     encoder = TextEncoder(tokenizers(model))
     assert encoder.can_split
-    whole: Any = encoder.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    encoding: Any = encoder.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     found = encoder.encode(text, add_special_tokens=add_special_tokens)
-    assert found.ids.tolist() == whole["input_ids"]
-    assert [*zip(found.starts.tolist(), found.ends.tolist(), strict=True)] == whole["offset_mapping"]
+    assert found.ids.tolist() == encoding["input_ids"]
+    assert [*zip(found.starts.tolist(), found.ends.tolist(), strict=True)] == encoding["offset_mapping"]
 
 
 def tokenizer_of(core: Tokenizer) -> PreTrainedTokenizerBase:

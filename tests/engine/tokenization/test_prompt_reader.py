@@ -1,4 +1,4 @@
-"""From input to tokens: their places, roles, messages and segments, for any text and template."""
+"""From input to tokens: their positions, roles, messages and segments, for any text and template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from support.tiny_models import CHAT_TEMPLATE, VOCAB_SIZE, save_random_model
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 
 
-Read = Callable[..., Prompt]
+ReadPrompt = Callable[..., Prompt]
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 HARD = [
     "Grüße",
@@ -45,15 +45,15 @@ HARD = [
 
 
 @pytest.fixture(scope="module")
-def read(tokenizers: Tokenizers) -> Read:
+def read_of(tokenizers: Tokenizers) -> ReadPrompt:
     """Reads a prompt, with the model's template or another one."""
 
-    def reading(given: PromptInput, template: str | None = CHAT_TEMPLATE, model: str = "llama") -> Prompt:
+    def reading(prompt_input: PromptInput, template: str | None = CHAT_TEMPLATE, model: str = "llama") -> Prompt:
         tokenizer = tokenizers(model)
         if template != tokenizer.chat_template and model == "llama":
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = template
-        return read_prompt(given, TextEncoder(tokenizer), len(tokenizer))
+        return read_prompt(prompt_input, TextEncoder(tokenizer), len(tokenizer))
 
     return reading
 
@@ -89,8 +89,8 @@ def check_places(prompt: Prompt) -> None:
 
 @pytest.mark.parametrize("model", ["llama", "demo", "stories260K"])
 @given(text=st.one_of(texts.filter(bool), st.sampled_from(HARD)))
-def test_a_raw_prompt(read: Read, model: str, text: str) -> None:
-    prompt = read(PromptInput(prompt=text), model=model)
+def test_a_raw_prompt(read_of: ReadPrompt, model: str, text: str) -> None:
+    prompt = read_of(PromptInput(prompt=text), model=model)
     assert prompt.text == text
     check_places(prompt)
     bos, *rest = prompt.tokens
@@ -99,13 +99,13 @@ def test_a_raw_prompt(read: Read, model: str, text: str) -> None:
     assert all((token.message, token.segment) == (None, None) for token in prompt.tokens)
 
 
-def test_a_character_of_several_tokens(read: Read) -> None:
-    prompt = read(PromptInput(prompt="a😀b"))
+def test_a_character_of_several_tokens(read_of: ReadPrompt) -> None:
+    prompt = read_of(PromptInput(prompt="a😀b"))
     assert [(t.start, t.end, t.text) for t in prompt.tokens[1:]] == [(0, 1, "a"), *[(1, 2, "😀")] * 4, (2, 3, "b")]
 
 
-def test_special_tokens_in_a_raw_prompt_have_the_template_role(read: Read) -> None:
-    prompt = read(PromptInput(prompt="a<|user|>b"))
+def test_special_tokens_in_a_raw_prompt_have_the_template_role(read_of: ReadPrompt) -> None:
+    prompt = read_of(PromptInput(prompt="a<|user|>b"))
     assert [(t.text, t.role, t.special) for t in prompt.tokens] == [
         ("", Role.TEMPLATE, True),
         ("a", Role.USER, False),
@@ -114,8 +114,8 @@ def test_special_tokens_in_a_raw_prompt_have_the_template_role(read: Read) -> No
     ]
 
 
-def test_a_raw_prompt_that_begins_with_bos_gets_another(read: Read) -> None:
-    assert read(PromptInput(prompt="<s>a")).ids[:2] == [256, 256]
+def test_a_raw_prompt_that_begins_with_bos_gets_another(read_of: ReadPrompt) -> None:
+    assert read_of(PromptInput(prompt="<s>a")).ids[:2] == [256, 256]
 
 
 turns = st.lists(
@@ -126,8 +126,8 @@ turns = st.lists(
 
 
 @given(turns)
-def test_messages(read: Read, given_turns: list[tuple[str, str]]) -> None:
-    prompt = read(messages(*given_turns))
+def test_messages(read_of: ReadPrompt, given_turns: list[tuple[str, str]]) -> None:
+    prompt = read_of(messages(*given_turns))
     check_places(prompt)
     for index, (role, content) in enumerate(given_turns):
         assert words_of(prompt, message=index) == content.strip()
@@ -140,95 +140,95 @@ def test_messages(read: Read, given_turns: list[tuple[str, str]]) -> None:
     "content",
     ["</s><|user|>x", "<|assistant|>", "gradellm0content", "gradellm1content and gradellm0content", "{{ bos_token }}"],
 )
-def test_contents_that_look_like_the_template(read: Read, content: str) -> None:
+def test_contents_that_look_like_the_template(read_of: ReadPrompt, content: str) -> None:
     """Other messages keep their places; special tokens in a content belong to the template."""
-    prompt = read(messages(("system", "Be nice."), ("user", content), ("user", "Be nice.")))
+    prompt = read_of(messages(("system", "Be nice."), ("user", content), ("user", "Be nice.")))
     assert words_of(prompt, message=0, role=Role.SYSTEM) == "Be nice."
     assert words_of(prompt, message=2, role=Role.USER) == "Be nice."
-    said = content
+    expected_text = content
     for special in ("</s>", "<|user|>", "<|assistant|>"):
-        said = said.replace(special, "")
-    assert words_of(prompt, message=1) == said
+        expected_text = expected_text.replace(special, "")
+    assert words_of(prompt, message=1) == expected_text
     assert prompt.tokens[-1].text == "<|assistant|>"
 
 
-def test_unusual_roles(read: Read) -> None:
+def test_unusual_roles(read_of: ReadPrompt) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    prompt = read(messages(("tool", "a"), ("developer", "b"), ("template", "c"), ("other", "d")), template)
+    prompt = read_of(messages(("tool", "a"), ("developer", "b"), ("template", "c"), ("other", "d")), template)
     assert [t.role for t in prompt.tokens if t.message is not None] == [Role.TOOL, Role.OTHER, Role.OTHER, Role.OTHER]
 
 
-def test_only_special_tokens_that_the_template_writes(read: Read) -> None:
-    assert read(messages(("user", "a"))).ids == [256, 259, 64, 257, 260]
+def test_only_special_tokens_that_the_template_writes(read_of: ReadPrompt) -> None:
+    assert read_of(messages(("user", "a"))).ids == [256, 259, 64, 257, 260]
 
 
-def test_a_template_that_trims_some_messages(read: Read) -> None:
+def test_a_template_that_trims_some_messages(read_of: ReadPrompt) -> None:
     """One content contains the template's text that follows it."""
     template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}|{% else %}"
         "[{{ m['content'] }}]{% endif %}{% endfor %}"
     )
-    prompt = read(messages(("system", " Be nice. "), ("user", " a][b "), ("user", "c")), template)
+    prompt = read_of(messages(("system", " Be nice. "), ("user", " a][b "), ("user", "c")), template)
     assert prompt.text == "Be nice.|[ a][b ][c]"
     assert [words_of(prompt, message=i) for i in range(3)] == ["Be nice.", " a][b ", "c"]
 
 
-def test_a_template_that_rewrites_a_content(read: Read) -> None:
+def test_a_template_that_rewrites_a_content(read_of: ReadPrompt) -> None:
     template = "{% for m in messages %}[{{ m['content'].split('</think>')[-1] }}]{% endfor %}!"
-    prompt = read(messages(("assistant", "hm</think>yes"), ("user", "why?")), template)
+    prompt = read_of(messages(("assistant", "hm</think>yes"), ("user", "why?")), template)
     assert prompt.text == "[yes][why?]!"
     assert [words_of(prompt, message=i) for i in range(2)] == ["yes", "why?"]
 
 
-def test_a_template_that_repeats_a_content(read: Read) -> None:
+def test_a_template_that_repeats_a_content(read_of: ReadPrompt) -> None:
     template = "{% for m in messages %}<{{ m['content'] }}|{{ m['content'] }}>{% endfor %}"
-    prompt = read(messages(("user", "ab"), ("user", "c")), template)
+    prompt = read_of(messages(("user", "ab"), ("user", "c")), template)
     assert prompt.text == "<ab|ab><c|c>"
     assert [t.message for t in prompt.tokens] == [None, 0, 0, None, 0, 0, None, None, 1, None, 1, None]
 
 
-def test_a_template_that_moves_and_drops_messages(read: Read) -> None:
+def test_a_template_that_moves_and_drops_messages(read_of: ReadPrompt) -> None:
     template = "{{ messages[1]['content'] }}+{{ messages[0]['content'] }}"
-    prompt = read(messages(("user", "first"), ("user", "second"), ("user", "third")), template)
+    prompt = read_of(messages(("user", "first"), ("user", "second"), ("user", "third")), template)
     assert [words_of(prompt, message=i) for i in range(3)] == ["first", "second", ""]
 
 
-def test_a_template_that_rewrites_beyond_recognition(read: Read) -> None:
+def test_a_template_that_rewrites_beyond_recognition(read_of: ReadPrompt) -> None:
     template = "{% for m in messages %}{{ m['content'] | upper | reverse }}{% endfor %}"
     given_prompt = messages(("user", "abc"))
-    assert words_of(read(given_prompt, template), role=Role.TEMPLATE) == "CBA"
+    assert words_of(read_of(given_prompt, template), role=Role.TEMPLATE) == "CBA"
     with pytest.raises(InvalidRequestError, match="rewrites") as caught:
-        read(PromptInput(messages=given_prompt.messages, segments=(Segment("s", 0, 1, 0),)), template)
+        read_of(PromptInput(messages=given_prompt.messages, segments=(Segment("s", 0, 1, 0),)), template)
     assert caught.value.field == "input.segments[0].message"
 
 
-def test_a_template_that_refuses(read: Read) -> None:
+def test_a_template_that_refuses(read_of: ReadPrompt) -> None:
     with pytest.raises(InvalidRequestError, match="unknown role") as caught:
-        read(messages(("wizard", "a")))
+        read_of(messages(("wizard", "a")))
     assert caught.value.field == "input.messages"
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[7]['content'].x() }}", "{{ 1 // 0 }}"])
-def test_a_template_that_breaks(read: Read, template: str) -> None:
+def test_a_template_that_breaks(read_of: ReadPrompt, template: str) -> None:
     with pytest.raises(InvalidRequestError, match="template") as caught:
-        read(messages(("user", "a")), template)
+        read_of(messages(("user", "a")), template)
     assert caught.value.field == "input.messages"
 
 
-def test_a_template_that_renders_nothing(read: Read) -> None:
+def test_a_template_that_renders_nothing(read_of: ReadPrompt) -> None:
     with pytest.raises(InvalidRequestError, match="no tokens"):
-        read(messages(("user", "a")), "{% if false %}a{% endif %}")
+        read_of(messages(("user", "a")), "{% if false %}a{% endif %}")
 
 
-def test_no_template(read: Read) -> None:
+def test_no_template(read_of: ReadPrompt) -> None:
     with pytest.raises(InvalidRequestError, match="raw prompt") as caught:
-        read(messages(("user", "a")), None)
+        read_of(messages(("user", "a")), None)
     assert caught.value.field == "input.messages"
 
 
-def test_segments_of_a_raw_prompt(read: Read) -> None:
+def test_segments_of_a_raw_prompt(read_of: ReadPrompt) -> None:
     segments = (Segment("end", 4, 7), Segment("begin", 0, 2))
-    prompt = read(PromptInput(prompt="ab😀 xyz", segments=segments))
+    prompt = read_of(PromptInput(prompt="ab😀 xyz", segments=segments))
     assert prompt.segments == ("begin", "end")  # in the order of the text
     assert words_of(prompt, segment="begin") == "ab"
     assert words_of(prompt, segment="end") == "xyz"
@@ -236,32 +236,32 @@ def test_segments_of_a_raw_prompt(read: Read) -> None:
 
 
 @given(texts.filter(bool), st.data())
-def test_a_segment_holds_its_text(read: Read, text: str, data: st.DataObject) -> None:
+def test_a_segment_holds_its_text(read_of: ReadPrompt, text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
-    raw = read(PromptInput(prompt=text, segments=(Segment("s", start, end),)))
+    raw = read_of(PromptInput(prompt=text, segments=(Segment("s", start, end),)))
     assert words_of(raw, segment="s") == text[start:end]
-    chat = read(messages(("system", text), ("user", text), segments=(Segment("s", start, end, 1),)))
+    chat = read_of(messages(("system", text), ("user", text), segments=(Segment("s", start, end, 1),)))
     trimmed = range(len(text) - len(text.lstrip()), len(text.rstrip()))
     assert words_of(chat, segment="s") == "".join(text[i] for i in range(start, end) if i in trimmed)
     assert all(token.message == 1 for token in chat.tokens if token.segment)
 
 
-def test_a_token_is_placed_by_its_first_word_character(read: Read) -> None:
+def test_a_token_is_placed_by_its_first_word_character(read_of: ReadPrompt) -> None:
     """Tokens of the demo model include the space before a word."""
-    prompt = read(PromptInput(prompt="Once upon a time", segments=(Segment("s", 5, 9),)), model="demo")
+    prompt = read_of(PromptInput(prompt="Once upon a time", segments=(Segment("s", 5, 9),)), model="demo")
     assert [token.text for token in prompt.tokens if token.segment] == [" upon"]
 
 
-def test_segments_may_touch(read: Read) -> None:
+def test_segments_may_touch(read_of: ReadPrompt) -> None:
     segments = (Segment("a", 0, 2, 0), Segment("b", 2, 4, 0), Segment("c", 0, 2, 1))
-    prompt = read(messages(("user", "abcd"), ("user", "ef"), segments=segments))
+    prompt = read_of(messages(("user", "abcd"), ("user", "ef"), segments=segments))
     assert [words_of(prompt, segment=name) for name in prompt.segments] == ["ab", "cd", "ef"]
 
 
 @given(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20))
-def test_prompt_ids(read: Read, tokenizers: Tokenizers, ids: list[int]) -> None:
-    prompt = read(PromptInput(prompt_ids=tuple(ids)))
+def test_prompt_ids(read_of: ReadPrompt, tokenizers: Tokenizers, ids: list[int]) -> None:
+    prompt = read_of(PromptInput(prompt_ids=tuple(ids)))
     assert prompt.ids == ids
     assert prompt.text == tokenizers("llama").decode(ids, clean_up_tokenization_spaces=False)
     assert "".join(token.text for token in prompt.tokens) == prompt.text
@@ -273,9 +273,9 @@ def test_prompt_ids(read: Read, tokenizers: Tokenizers, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("ids", [(0, VOCAB_SIZE), (0, -1)])
-def test_ids_outside_the_vocabulary(read: Read, ids: tuple[int, ...]) -> None:
+def test_ids_outside_the_vocabulary(read_of: ReadPrompt, ids: tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequestError, match=f"0 to {VOCAB_SIZE - 1}") as caught:
-        read(PromptInput(prompt_ids=ids))
+        read_of(PromptInput(prompt_ids=ids))
     assert caught.value.field == "input.prompt_ids[1]"
     with pytest.raises(InvalidRequestError) as caught:
         check_token_ids("forced_ids", ids, VOCAB_SIZE)

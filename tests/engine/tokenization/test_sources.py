@@ -33,16 +33,16 @@ Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 
 
 def prompt_of(*pieces: str | tuple[str, Role] | tuple[str, Role, str]) -> Prompt:
-    """A prompt of these tokens; `<...>` is special, `|` before a piece is text between tokens."""
+    """A prompt of these tokens; `<...>` is special, `|` before a token's text is text between tokens."""
     text, tokens = "", []
     for piece in pieces:
-        said, role, segment = (*(piece if isinstance(piece, tuple) else (piece, Role.USER)), None)[:3]
-        gap, _, said = said.rpartition("|")
+        content, role, segment = (*(piece if isinstance(piece, tuple) else (piece, Role.USER)), None)[:3]
+        gap, _, content = content.rpartition("|")
         text += gap
-        special = said.startswith("<")
+        special = content.startswith("<")
         role = Role.TEMPLATE if special else role
-        tokens.append(PromptToken(0, said, len(text), len(text) + len(said), role, None, segment, special))
-        text += said
+        tokens.append(PromptToken(0, content, len(text), len(text) + len(content), role, None, segment, special))
+        text += content
     return Prompt(text, tuple(tokens), ())
 
 

@@ -93,21 +93,21 @@ IGNORED = {"Extend", "Format", "ZWJ"}
 AH_LETTER = {"ALetter", "Hebrew_Letter"}
 
 
-def test_characters_are_of_the_kinds_that_the_tests_take_them_for() -> None:
+def test_character_kinds_assumed_by_these_tests() -> None:
     for char, kind in KINDS.items():
         assert regex.fullmatch(rf"\p{{Word_Break={kind}}}", char), char
 
 
-def is_boundary(text: str, place: int) -> bool:
+def is_boundary(text: str, position: int) -> bool:
     """The rules of UAX #29, one by one, as the standard's text has them (without white space)."""
-    if place == 0:
+    if position == 0:
         return True
-    if text[place - 1] == "\u200d" and text[place] == "😀":  # WB3c
+    if text[position - 1] == "\u200d" and text[position] == "😀":  # WB3c
         return False
-    if KINDS[text[place]] in IGNORED:  # WB4
+    if KINDS[text[position]] in IGNORED:  # WB4
         return False
-    left = [KINDS[char] for char in text[:place] if KINDS[char] not in IGNORED]
-    right = [KINDS[text[place]], *(KINDS[char] for char in text[place + 1 :] if KINDS[char] not in IGNORED), ""]
+    left = [KINDS[char] for char in text[:position] if KINDS[char] not in IGNORED]
+    right = [KINDS[text[position]], *(KINDS[char] for char in text[position + 1 :] if KINDS[char] not in IGNORED), ""]
     before, earlier, after, later = (["", "", *left])[-1], (["", "", *left])[-2], right[0], right[1]
     in_letters, in_digits = {"MidLetter", "MidNumLet", "Single_Quote"}, {"MidNum", "MidNumLet", "Single_Quote"}
     flags = 0
@@ -141,7 +141,7 @@ def is_word(segment: str) -> bool:
 
 def expected_words(text: str) -> list[str]:
     """The words of one message by the rules, over its whole text."""
-    ends = [place for place in range(len(text)) if is_boundary(text, place)] + [len(text)]
+    ends = [position for position in range(len(text)) if is_boundary(text, position)] + [len(text)]
     words: list[str] = []
     has_word = False
     for start, end in pairwise(ends):
@@ -168,13 +168,13 @@ def test_streamed_words_equal_those_of_the_text(words: list[str], cuts: list[boo
     """For any tokenisation, a token begins a word where the text does; boundaries inside a token do not count."""
     text = " ".join(words)
     single = numbered(list(text))
-    ends = [place for place in range(1, len(text)) if cuts[place]] + [len(text)]
+    ends = [position for position in range(1, len(text)) if cuts[position]] + [len(text)]
     starts = [0, *ends[:-1]]
     found = numbered([text[start:end] for start, end in zip(starts, ends, strict=True)])
     for before, (start, end) in enumerate(zip(starts[1:], ends[1:], strict=True)):
         # A boundary is at the white space before a word, which may be in the token before.
-        first = next((place for place in range(start, end) if not text[place].isspace()), end - 1)
-        last = next((place for place in range(start - 1, -1, -1) if not text[place].isspace()), -1)
+        first = next((position for position in range(start, end) if not text[position].isspace()), end - 1)
+        last = next((position for position in range(start - 1, -1, -1) if not text[position].isspace()), -1)
         is_at_boundary = single[start] != single[start - 1] or (
             text[start - 1].isspace() and last >= 0 and single[first] != single[last]
         )

@@ -68,7 +68,7 @@ def test_unused_tokens_are_given_back_at_once_and_only_once() -> None:
     late = quota.charge(70)
     clock.seconds += 61
     quota.charge(100)
-    quota.settle(late, 0)  # it has left the window: nothing to give back
+    quota.settle(late, 0)  # it is outside the window: nothing to return
     with pytest.raises(TooManyTokensError):
         quota.charge(1)
 
@@ -90,7 +90,7 @@ def test_charges_of_any_minute_are_within_the_limit() -> None:
         used = draw.randint(0, count)
         quota.settle(charge, used)
         admitted.append((clock.seconds, used))
-        recent = sum(tokens for at, tokens in admitted if at > clock.seconds - 60)
+        recent = sum(tokens for seconds, tokens in admitted if seconds > clock.seconds - 60)
         assert recent <= 1000
 
 
@@ -140,14 +140,14 @@ def test_a_request_that_ran_is_charged_whether_or_not_its_client_reads_it() -> N
 def test_a_call_that_ended_while_its_request_was_read_is_not_charged() -> None:
     quota = quota_of(Clock(), tokens_per_minute=100)
     reservation = QuotaReservation(quota)
-    read = reservation.reserving(lambda: FakeStream(100))
+    build = reservation.reserving(lambda: FakeStream(100))
     reservation.settle()
-    read()
+    build()
     quota.charge(100)
 
 
 def test_without_a_quota_nothing_is_charged() -> None:
     reservation = QuotaReservation(None)
-    read = partial(FakeStream, 100)
-    assert reservation.reserving(read) is read
+    build = partial(FakeStream, 100)
+    assert reservation.reserving(build) is build
     reservation.settle()

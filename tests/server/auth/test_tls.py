@@ -79,9 +79,9 @@ def test_mutual_tls_accepts_only_valid_certificates_of_the_client_authority(
 
 def replace(old: Pair, new: Pair) -> None:
     for source, target in ((new.cert, old.cert), (new.key, old.key)):
-        beside = target.with_suffix(".new")
-        shutil.copy(source, beside)
-        os.replace(beside, target)
+        new_file = target.with_suffix(".new")
+        shutil.copy(source, new_file)
+        os.replace(new_file, target)
 
 
 def test_renewed_certificates_are_used_without_a_restart(
@@ -90,13 +90,13 @@ def test_renewed_certificates_are_used_without_a_restart(
     before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
     pair, renewed = before.sign("server"), after.sign("renewed")
     with serving(tls_cert=pair.cert, tls_key=pair.key) as server:
-        with Client(server.address, tls=Tls(before.cert), retry=None) as standing:
-            assert standing.server_info().model.family == "llama"
+        with Client(server.address, tls=Tls(before.cert), retry=None) as connected:
+            assert connected.server_info().model.family == "llama"
             replace(pair, renewed)
             assert model_of(server, Tls(after.cert)) == "llama"
             with pytest.raises(UnauthenticatedError):
                 model_of(server, Tls(before.cert))
-            assert standing.server_info().model.family == "llama"  # an existing connection goes on
+            assert connected.server_info().model.family == "llama"  # an existing connection stays open
         with caplog.at_level(logging.WARNING):
             pair.key.write_text("a renewal that went wrong")
             assert model_of(server, Tls(after.cert)) == "llama"

@@ -42,10 +42,10 @@ class Gate:
 
 @pytest.fixture
 def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    made = Gate(engine)
-    monkeypatch.setattr(engine.model.runner, "step", made.step)
-    yield made
-    made.open.set()
+    gate = Gate(engine)
+    monkeypatch.setattr(engine.model.runner, "step", gate.step)
+    yield gate
+    gate.open.set()
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
         max_running: int = 2, max_queued: int = 1, max_queued_tokens: int = 10_000
     ) -> AsyncIterator[EngineThread]:
         monkeypatch.setattr(engine.scheduler, "max_running", max_running)
-        made = EngineThread(engine, max_queued=max_queued, max_queued_tokens=max_queued_tokens)
+        thread = EngineThread(engine, max_queued=max_queued, max_queued_tokens=max_queued_tokens)
         try:
-            yield made
+            yield thread
         finally:
-            await asyncio.to_thread(made.stop)
+            await asyncio.to_thread(thread.stop)
             assert not engine.scheduler.running
             assert not engine.scheduler.waiting
             assert engine.model.runner.pool.num_free_tokens == engine.kv_tokens
@@ -203,7 +203,9 @@ def test_a_slow_consumer_delays_its_own_stream_alone(thread: Callable[..., Any],
             await asyncio.sleep(0.05)
             assert gate.num_passes <= MAX_UNREAD_BATCHES
             assert len(await steps(submit(engine_thread, MAX_UNREAD_BATCHES))) == MAX_UNREAD_BATCHES
-            assert len(await steps(unread)) == 3 * MAX_UNREAD_BATCHES  # it goes on once it is read, and nothing is lost
+            assert (
+                len(await steps(unread)) == 3 * MAX_UNREAD_BATCHES
+            )  # it continues once it is read, and nothing is lost
 
     run(test)
 

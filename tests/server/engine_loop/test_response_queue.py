@@ -22,7 +22,7 @@ def new_queue(reader_timeout_seconds: float = 60.0, **callbacks: Callable[[], ob
     return ResponseQueue(reader_timeout_seconds, **options)
 
 
-async def read(queue: ResponseQueue[int]) -> list[int]:
+async def read_all(queue: ResponseQueue[int]) -> list[int]:
     return [response async for response in queue]
 
 
@@ -33,12 +33,12 @@ def test_batches_come_in_order_until_the_end() -> None:
         queue.put([])
         queue.put([3])
         queue.end()
-        assert await read(queue) == [1, 2, 3]
+        assert await read_all(queue) == [1, 2, 3]
 
     run(test)
 
 
-def test_an_error_comes_after_what_was_put_before() -> None:
+def test_an_error_is_raised_after_the_queued_items() -> None:
     async def test() -> None:
         queue = new_queue()
         queue.put([1])

@@ -40,7 +40,7 @@ class Failing(Recorder):
         raise ValueError("cannot end")
 
 
-def test_an_own_id_is_kept_where_it_fits_a_line() -> None:
+def test_a_client_request_id_is_used_if_it_fits_a_log_line() -> None:
     assert Call.start("Generate", [("x-request-id", "job-7/a.b:c")]).id == "job-7/a.b:c"
     for wrong in ("two\nlines", "sp ace", "x" * 129, "", "ü"):
         call_id = Call.start("Generate", [("x-request-id", wrong)]).id
@@ -48,7 +48,7 @@ def test_an_own_id_is_kept_where_it_fits_a_line() -> None:
         assert len(call_id) == 32
 
 
-def test_the_client_is_the_one_that_the_interceptor_found() -> None:
+def test_the_call_carries_the_interceptors_client() -> None:
     assert Call.start("Generate", None).client is None
     token = current_client.set("alice")
     try:
@@ -57,7 +57,7 @@ def test_the_client_is_the_one_that_the_interceptor_found() -> None:
         current_client.reset(token)
 
 
-def test_an_observer_that_fails_harms_no_call_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_observer_does_not_fail_calls_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     observers = CallObservers([Failing(), recorder])
     call = Call("Generate")

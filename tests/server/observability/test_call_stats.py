@@ -56,13 +56,13 @@ def test_gaps_are_between_tokens_and_not_before_the_first() -> None:
         (pb.GetServerInfoRequest(), False),
     ],
 )
-def test_who_chooses_the_tokens(request_: pb.GenerateRequest, generates: bool) -> None:
+def test_generates_unless_a_completion_is_given(request_: pb.GenerateRequest, generates: bool) -> None:
     stats = CallStats()
     stats.on_request(request_)
     assert stats.generates is generates
 
 
-def test_the_end_says_reason_and_timings_and_an_item_its_metric() -> None:
+def test_stats_hold_finish_reason_timings_and_item_metric() -> None:
     stats = CallStats()
     finished = pb.Finished(
         reason=pb.FINISH_REASON_STOP_TEXT,

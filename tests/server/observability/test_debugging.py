@@ -52,7 +52,7 @@ def test_without_the_flag_there_is_no_channelz(serving: Serving) -> None:
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_signal_dumps_all_stacks_and_the_server_goes_on() -> None:
+def test_a_signal_dumps_all_stacks_without_stopping_the_server() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdin=subprocess.PIPE,

@@ -36,7 +36,7 @@ NUM_PROMPT_TOKENS = len(PROMPT) + 1
 
 @pytest.fixture
 def server(engine: Engine) -> Iterator[RunningServer]:
-    """A server of its own for each test, with all counts at zero."""
+    """A new server for each test, with all counts at zero."""
     running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"))
     yield running
     running.close()
@@ -126,7 +126,7 @@ def test_an_evaluation_counts_its_items(server: RunningServer) -> None:
     assert value(server, "time_to_first_token_seconds_count") == 0
 
 
-def test_cancelled_calls_count_for_what_they_sent(server: RunningServer) -> None:
+def test_cancelled_calls_count_sent_tokens(server: RunningServer) -> None:
     call = server.stub.Generate(generate(200, attribution=pb.AttributionOptions()))
     for _ in range(5):  # started, token, scores, token, scores
         next(call)
@@ -181,9 +181,9 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
 
 
 def test_calls_are_counted_by_client_and_unknown_callers_too(serving: Serving, tmp_path: Path) -> None:
-    token, its_hash = make_token()
+    token, token_hash = make_token()
     file = tmp_path / "tokens.toml"
-    file.write_text(entry("alice", its_hash, {"methods": ["Generate"]}))
+    file.write_text(entry("alice", token_hash, {"methods": ["Generate"]}))
     with serving(tokens=file) as server:
         credentials = [("authorization", f"Bearer {token}")]
         list(server.stub.Generate(generate(1), metadata=credentials))

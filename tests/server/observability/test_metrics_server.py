@@ -25,19 +25,21 @@ from server.conftest import Serving
 
 
 @pytest.fixture
-def taken() -> Iterator[str]:
+def used_address() -> Iterator[str]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         yield f"127.0.0.1:{holder.getsockname()[1]}"
 
 
-def test_a_used_port_is_an_error_before_the_model_is_loaded(taken: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ListenError, match=f"cannot listen on {taken} for metrics"):
-        MetricsServer(taken, CollectorRegistry())
-    assert main(["--listen", "127.0.0.1:0", "--metrics-listen", taken]) == 2
+def test_a_used_port_is_an_error_before_the_model_is_loaded(
+    used_address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ListenError, match=f"cannot listen on {used_address} for metrics"):
+        MetricsServer(used_address, CollectorRegistry())
+    assert main(["--listen", "127.0.0.1:0", "--metrics-listen", used_address]) == 2
     output = capsys.readouterr().err
-    assert output.strip().splitlines()[-1].startswith(f"error: cannot listen on {taken} for metrics")
+    assert output.strip().splitlines()[-1].startswith(f"error: cannot listen on {used_address} for metrics")
     assert "weights" not in output
 
 
@@ -60,10 +62,12 @@ def test_a_closed_port_can_be_bound_again() -> None:
     MetricsServer(port.address, CollectorRegistry()).close()
 
 
-def test_a_used_default_port_is_a_warning(taken: str, serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(metrics_listen=taken, metrics_required=False) as server:
+def test_a_used_default_port_is_a_warning(
+    used_address: str, serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(metrics_listen=used_address, metrics_required=False) as server:
         assert server.server.metrics_address is None
-        assert f"Serving without metrics: cannot listen on {taken}" in caplog.text
+        assert f"Serving without metrics: cannot listen on {used_address}" in caplog.text
         server.stub.Tokenize(pb.TokenizeRequest(input=pb.Input(prompt="a")))
 
 
@@ -102,7 +106,7 @@ def hung_up(connection: socket.socket) -> bool:
         return True
 
 
-def test_it_serves_the_formats_of_prometheus(port: MetricsServer) -> None:
+def test_metrics_are_served_in_prometheus_formats(port: MetricsServer) -> None:
     status, content, headers = scrape(port)
     assert status == 200
     assert b"a_total 1.0" in content

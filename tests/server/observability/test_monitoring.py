@@ -95,10 +95,10 @@ def test_the_dashboard_has_its_rows_and_no_data_source() -> None:
     for panel in panels:
         if panel["type"] != "row":
             assert panel["datasource"]["uid"] == "${datasource}"
-    places = [tuple(panel["gridPos"][key] for key in "xywh") for panel in panels]
-    taken = [(column, row) for x, y, w, h in places for column in range(x, x + w) for row in range(y, y + h)]
-    assert len(set(taken)) == len(taken)  # none covers another
-    assert max(column for column, _ in taken) < 24
+    positions = [tuple(panel["gridPos"][key] for key in "xywh") for panel in panels]
+    cells = [(column, row) for x, y, w, h in positions for column in range(x, x + w) for row in range(y, y + h)]
+    assert len(set(cells)) == len(cells)  # none covers another
+    assert max(column for column, _ in cells) < 24
 
 
 def test_every_alert_says_what_to_do() -> None:

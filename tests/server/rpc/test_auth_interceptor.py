@@ -142,9 +142,9 @@ def test_a_token_allows_every_rpc_unless_methods_are_named(guarded: RunningServe
         assert client.explain("Once upon a time", max_new_tokens=2).tokens
         assert client.tokenize("Once").tokens
         assert client.server_info().model.family == "llama"
-    whole = calls(guarded, [("authorization", f"bearer {WHOLE[0]}")])
-    assert whole["ServerReflectionInfo"]()
-    assert refusal(whole["Nothing"])[0] is grpc.StatusCode.UNIMPLEMENTED
+    valid = calls(guarded, [("authorization", f"bearer {WHOLE[0]}")])
+    assert valid["ServerReflectionInfo"]()
+    assert refusal(valid["Nothing"])[0] is grpc.StatusCode.UNIMPLEMENTED
     with Client(guarded.address, token=INFO[0], retry=None) as client:
         assert client.server_info().model.family == "llama"
         with pytest.raises(PermissionDeniedError, match="info may not call Tokenize; it may call GetServerInfo"):
@@ -163,7 +163,7 @@ def test_health_checks_need_no_token(guarded: RunningServer) -> None:
     watch.cancel()
 
 
-def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Quota], guarded: RunningServer) -> None:
+def test_a_clients_concurrent_streams_are_limited(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     tokens_of_one = 10
     with (
         Client(guarded.address, token=WHOLE[0], retry=None) as other,
@@ -180,14 +180,16 @@ def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Q
 
         with ThreadPoolExecutor(24) as pool:
             opened = list(pool.map(open_one, range(24)))
-            refused = [one for one in opened if isinstance(one, OverloadedError)]
-            streams = [one for one in opened if not isinstance(one, OverloadedError)]
+            refused = [call for call in opened if isinstance(call, OverloadedError)]
+            streams = [call for call in opened if not isinstance(call, OverloadedError)]
             assert 1 <= len(streams) <= 100 // tokens_of_one
             assert (
-                {"CLIENT_STREAMS"} <= {one.reason for one in refused} <= {"CLIENT_STREAMS", "CLIENT_TOKENS_PER_MINUTE"}
+                {"CLIENT_STREAMS"}
+                <= {call.reason for call in refused}
+                <= {"CLIENT_STREAMS", "CLIENT_TOKENS_PER_MINUTE"}
             )
-            assert all(one.retry_after_seconds for one in refused)
-            assert other.explain("Once", max_new_tokens=1).tokens  # other clients go on
+            assert all(call.retry_after_seconds for call in refused)
+            assert other.explain("Once", max_new_tokens=1).tokens  # other clients are not limited
             for stream in streams:
                 stream.close()
     _until(lambda: quotas["limited"].num_streams == 0)
@@ -236,26 +238,26 @@ def test_a_request_beyond_tokens_per_minute_has_no_retry_delay(guarded: RunningS
 
 def test_unused_tokens_are_given_back(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     with Client(guarded.address, token=LIMITED[0], retry=None) as client:
-        one = client.explain("Once", attribution=None, max_new_tokens=1)
-        ended = [client.explain("Once", attribution=None, max_new_tokens=60, stop=[one.text]) for _ in range(2)]
-        usages = [explanation.finished.usage for explanation in (one, *ended) if explanation.finished]
+        explained = client.explain("Once", attribution=None, max_new_tokens=1)
+        ended = [client.explain("Once", attribution=None, max_new_tokens=60, stop=[explained.text]) for _ in range(2)]
+        usages = [explanation.finished.usage for explanation in (explained, *ended) if explanation.finished]
         assert len(usages) == 3  # without the tokens given back, the last would not fit
         total = sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
         assert quotas["limited"]._num_charged == total < 60
 
 
 def test_changes_of_the_file_take_effect(guarded: RunningServer, tokens: Path) -> None:
-    late, its_hash = make_token()
+    late, token_hash = make_token()
     with (
         Client(guarded.address, token=late, retry=None) as client,
-        Client(guarded.address, token=WHOLE[0], retry=None) as whole,
+        Client(guarded.address, token=WHOLE[0], retry=None) as full_client,
     ):
         with pytest.raises(UnauthenticatedError):
             client.server_info()
-        tokens.write_text(entry("late", its_hash, {}))
+        tokens.write_text(entry("late", token_hash, {}))
         assert client.server_info().model.family == "llama"
         with pytest.raises(UnauthenticatedError):
-            whole.server_info()
+            full_client.server_info()
         tokens.write_text("[broken")
         assert client.server_info().model.family == "llama"
 

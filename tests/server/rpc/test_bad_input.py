@@ -1,4 +1,4 @@
-"""Invalid input: status code, field name and limit in the error, and the server goes on."""
+"""Invalid input: status code, field name and limit in the error, and the server keeps running."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PROMPT = pb.Input(prompt="Once upon a time")
 HELLO = pb.Message(role="user", content="Hello")
 
 
-def generate(given: pb.Input = PROMPT, **fields: Any) -> pb.GenerateRequest:
-    return pb.GenerateRequest(input=given, **{"max_new_tokens": 2, **fields})
+def generate(prompt_input: pb.Input = PROMPT, **fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(input=prompt_input, **{"max_new_tokens": 2, **fields})
 
 
 def explained(**options: Any) -> pb.GenerateRequest:

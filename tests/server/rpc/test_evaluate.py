@@ -1,4 +1,4 @@
-"""Evaluate over the wire: order of messages, refusals, scheduling beside generation, and disconnects."""
+"""Evaluate over the wire: order of messages, refusals, scheduling during generation, and disconnects."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def evaluation(**options: Any) -> pb.EvaluationOptions:
     return pb.EvaluationOptions(**{"methods": [PAPER, RANDOM], **QUICK, **options})
 
 
-def request(completion: str | None = "abcdefgh", given: pb.Input = PROMPT, **options: Any) -> pb.EvaluateRequest:
-    return pb.EvaluateRequest(input=given, completion=completion, evaluation=evaluation(**options))
+def request(completion: str | None = "abcdefgh", prompt_input: pb.Input = PROMPT, **options: Any) -> pb.EvaluateRequest:
+    return pb.EvaluateRequest(input=prompt_input, completion=completion, evaluation=evaluation(**options))
 
 
 def evaluate(server: RunningServer, message: pb.EvaluateRequest) -> list[pb.EvaluateResponse]:
@@ -63,11 +63,11 @@ def test_streams_started_items_summary_finished(server: RunningServer) -> None:
     summary = events[-2].summary
     assert list(summary.steps) == [0, 5]
     assert summary.sequences_run < summary.sequences_asked
-    for of in summary.metrics:
-        assert of.HasField("difference_from_random") == (of.name != "random")
-        assert of.interval.HasField("low") == (of.metric <= pb.METRIC_SOFT_NC)
-        mean = sum(i.value for i in found if (i.name, i.metric) == (of.name, of.metric)) / 2
-        assert of.interval.mean == pytest.approx(mean, abs=1e-12)
+    for metric_summary in summary.metrics:
+        assert metric_summary.HasField("difference_from_random") == (metric_summary.name != "random")
+        assert metric_summary.interval.HasField("low") == (metric_summary.metric <= pb.METRIC_SOFT_NC)
+        mean = sum(i.value for i in found if (i.name, i.metric) == (metric_summary.name, metric_summary.metric)) / 2
+        assert metric_summary.interval.mean == pytest.approx(mean, abs=1e-12)
 
 
 def test_provenance_reproduces_the_evaluation(server: RunningServer) -> None:
@@ -89,12 +89,12 @@ def test_defaults_are_those_of_the_method(server: RunningServer) -> None:
 
 
 def test_given_scores_are_evaluated_like_a_methods_own(server: RunningServer) -> None:
-    given = [
+    scores = [
         event.attribution
         for event in server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abcdefgh"))
         if event.HasField("attribution")
     ]
-    rows = [pb.ScoreRow(step=row.token_index, scores=row.scores) for row in given]
+    rows = [pb.ScoreRow(step=row.token_index, scores=row.scores) for row in scores]
     found = items(evaluate(server, request(scores=[pb.GivenScores(name="mine", rows=rows)])))
     values = {(i.name, i.step, i.metric): i.value for i in found}
     for (name, step, metric), value in values.items():
@@ -182,7 +182,8 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
         pb.EvaluateRequest(input=PROMPT, labels=["ab", "ac"], evaluation=evaluation()), "labels[1]", "same token"),
     "a label without text": (
         pb.EvaluateRequest(input=PROMPT, labels=["a", ""], evaluation=evaluation()), "labels[1]", "must not be empty"),
-    "nothing that may be perturbed": (request(given=pb.Input(prompt_ids=[256])), "perturb", "no token of the user"),
+    "nothing that may be perturbed": (
+        request(prompt_input=pb.Input(prompt_ids=[256])), "perturb", "no token of the user"),
     "positions outside the prompt": (request(perturb_positions=[17]), "perturb_positions", "17 tokens"),
     "too much": (
         request(pis=[i / 100 for i in range(1, 100)], samples=1000, stride=1,
@@ -211,7 +212,7 @@ def begun(server: RunningServer) -> Iterator[pb.EvaluateResponse]:
     return call  # type: ignore[no-any-return]
 
 
-def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancellation_ends_an_evaluation_within_a_batch(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = 0
     original = PerturbationRunner._probabilities
 
@@ -229,14 +230,14 @@ def test_cancelling_ends_it_within_a_batch(server: RunningServer, monkeypatch: p
     assert batches <= after + 1
 
 
-def test_generation_goes_on_beside_an_evaluation(server: RunningServer) -> None:
+def test_generation_continues_during_an_evaluation(server: RunningServer) -> None:
     call = begun(server)
     try:
         text = server.stub.Generate(
             pb.GenerateRequest(input=PROMPT, max_new_tokens=40, attribution=pb.AttributionOptions()), timeout=30
         )
         assert list(text)[-1].HasField("finished")
-        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # the server goes on
+        assert next(iter(call)).WhichOneof("event") in ("progress", "item")  # the server still answers
     finally:
         call.cancel()  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Fuzzing: the server answers every request, or refuses it as the caller's error, and goes on."""
+"""Fuzzing: the server answers every request, or refuses it as the caller's error, and keeps running."""
 
 from __future__ import annotations
 

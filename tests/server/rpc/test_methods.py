@@ -91,7 +91,7 @@ def test_server_info_has_the_cost_of_each_method(server: RunningServer) -> None:
     assert methods["integrated_gradients"].estimate.seconds > 10 * methods["saliency"].estimate.seconds
 
 
-def test_a_request_beyond_memory_is_refused_with_what_would_fit(
+def test_a_request_beyond_memory_is_refused_with_the_limit_that_fits(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = server.engine
@@ -111,7 +111,7 @@ def test_a_request_beyond_memory_is_refused_with_what_would_fit(
     assert "give a shorter completion" in violations["attribution.method"]
 
 
-def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disconnect_ends_a_post_hoc_method_at_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     slices = 0
     original = Request.run_post_hoc
 
@@ -130,7 +130,7 @@ def test_a_client_that_leaves_ends_the_work_at_once(server: RunningServer, monke
     assert not any(module._forward_hooks for _, module in server.engine.model.runner.named_modules())
 
 
-def test_generation_goes_on_beside_a_long_method(serving: Serving) -> None:
+def test_generation_continues_during_a_post_hoc_method(serving: Serving) -> None:
     with serving() as server:
         long = long_work(server)
         generated = list(server.stub.Generate(pb.GenerateRequest(input=PROMPT, max_new_tokens=5)))

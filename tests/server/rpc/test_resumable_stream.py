@@ -79,12 +79,12 @@ def in_order(events: list[Event]) -> list[Event]:
 def same(events: list[Event], undisturbed: list[Event]) -> None:
     events, undisturbed = (in_order([e for e in those if e.progress is None]) for those in (events, undisturbed))
     assert [comparable(event) for event in events] == [comparable(event) for event in undisturbed]
-    for one, other in zip(events, undisturbed, strict=True):
-        if one.attribution is not None and other.attribution is not None:
-            peak = max(map(abs, other.attribution.scores))
-            assert one.attribution.scores == pytest.approx(other.attribution.scores, rel=0, abs=1e-5 * peak)
-        if one.token is not None and other.token is not None:
-            assert one.token.logprob == pytest.approx(other.token.logprob, abs=1e-5)
+    for actual, expected in zip(events, undisturbed, strict=True):
+        if actual.attribution is not None and expected.attribution is not None:
+            peak = max(map(abs, expected.attribution.scores))
+            assert actual.attribution.scores == pytest.approx(expected.attribution.scores, rel=0, abs=1e-5 * peak)
+        if actual.token is not None and expected.token is not None:
+            assert actual.token.logprob == pytest.approx(expected.token.logprob, abs=1e-5)
 
 
 def byte_counts(seed: int) -> Iterator[int | None]:
@@ -93,7 +93,7 @@ def byte_counts(seed: int) -> Iterator[int | None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_is_complete_wherever_it_is_cut(server: RunningServer, name: str) -> None:
+def test_a_stream_cut_at_any_byte_is_complete(server: RunningServer, name: str) -> None:
     call = calls(name)
     with Client(server.address) as client:
         undisturbed = list(call(client))
@@ -175,7 +175,7 @@ def test_a_finished_stream_is_not_resumed() -> None:
     assert stream.truncated("a") is None
 
 
-def test_progress_never_goes_back() -> None:
+def test_progress_is_monotonic() -> None:
     stream = ResumableStream(client_calls.attribute(PROMPT, {"completion": "x"}))
     seen = [
         stream.take(pb.AttributeResponse(progress=pb.Progress(done=done)), "a") for done in (0.2, 0.5, 0.2, 0.5, 0.7)
@@ -185,10 +185,10 @@ def test_progress_never_goes_back() -> None:
 
 def test_progress_of_a_prompt_is_not_repeated_after_a_resume() -> None:
     stream = ResumableStream(client_calls.generate(PROMPT, {}))
-    taken = [
+    received = [
         stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=done)), "a") for done in (0.5, 0.25, 0.75)
     ]
-    assert [event.prompt_progress.done for event in taken if event and event.prompt_progress] == [0.5, 0.75]
+    assert [event.prompt_progress.done for event in received if event and event.prompt_progress] == [0.5, 0.75]
     stream.take(pb.GenerateResponse(token=pb.Token(index=0, id=3)), "a")
     assert stream.take(pb.GenerateResponse(prompt_progress=pb.Progress(done=0.9)), "b") is None
 

@@ -105,7 +105,7 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
 
 def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "MAX_PREFILL_CHUNK_TOKENS", {"cpu": 16, "cuda": 16})
-    prompt = "".join(chr(65 + place % 26) for place in range(101))  # with <s>, 101 of 102 tokens are read before a step
+    prompt = "".join(chr(65 + index % 26) for index in range(101))  # with <s>, 101 of 102 tokens are read before a step
     request_ = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
     kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(request_)]
     assert kinds == ["started", *["prompt_progress"] * 6, "token", "token", "finished"]
@@ -117,7 +117,7 @@ def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypat
     with Client(server.address) as client:
         completion = {"completion": "ab", "timeout": 60}
         client.attribute(prompt[::-1], on_event=hear, **completion)  # type: ignore[arg-type]
-        assert progress == pytest.approx([16 * piece / 101 for piece in range(1, 7)])
+        assert progress == pytest.approx([16 * chunk / 101 for chunk in range(1, 7)])
         progress.clear()
         client.explain("short", max_new_tokens=1, on_event=hear)
         assert progress == []
@@ -149,10 +149,12 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
     assert [len(row) for row in rows] == [4, 5, 5]  # one more source for the generated tokens
     token = next(event.token for event in received if event.HasField("token"))
     assert token.source_index == 4
-    assert [one.word for one in started.prompt_tokens] == sorted(one.word for one in started.prompt_tokens)
-    words = {one.word: "" for one in started.prompt_tokens}
-    for one in started.prompt_tokens:
-        words[one.word] += one.text
+    assert [read_token.word for read_token in started.prompt_tokens] == sorted(
+        read_token.word for read_token in started.prompt_tokens
+    )
+    words = {read_token.word: "" for read_token in started.prompt_tokens}
+    for read_token in started.prompt_tokens:
+        words[read_token.word] += read_token.text
     assert [*words.values()] == [
         "<s>", "<|system|>", "Be", " kind.", "</s>", "<|user|>", "Hello", " you", "</s>", "<|assistant|>"
     ]  # fmt: skip
@@ -228,15 +230,15 @@ def test_attribute_scores_a_given_completion_like_generate(server: RunningServer
         assert math.isclose(a.logprob, b.logprob, abs_tol=1e-5)  # scored in one pass, and generated token by token
         a.logprob = b.logprob = 0
         assert a == b
-    for one, other in zip(
+    for actual, expected in zip(
         (e.attribution for e in generated if e.HasField("attribution")),
         (e.attribution for e in attributed if e.HasField("attribution")),
         strict=True,
     ):
-        assert one.source_indexes == other.source_indexes
-        assert one.scores == pytest.approx(other.scores, rel=1e-4)
-        assert len(one.scores) == len(one.source_indexes) == 3
-        assert [abs(score) for score in one.scores] == sorted(map(abs, one.scores), reverse=True)
+        assert actual.source_indexes == expected.source_indexes
+        assert actual.scores == pytest.approx(expected.scores, rel=1e-4)
+        assert len(actual.scores) == len(actual.source_indexes) == 3
+        assert [abs(score) for score in actual.scores] == sorted(map(abs, actual.scores), reverse=True)
 
 
 def test_attribute_takes_a_completion_as_text(server: RunningServer) -> None:
@@ -249,17 +251,17 @@ def test_a_stream_resumes_from_the_tokens_that_a_client_holds(server: RunningSer
     request = pb.GenerateRequest(
         input=pb.Input(prompt=PROMPT), max_new_tokens=8, temperature=1.0, seed=5, attribution=pb.AttributionOptions()
     )
-    whole = events(server.stub.Generate(request))
-    tokens = [event.token for event in whole if event.HasField("token")]
-    rows = [event.attribution for event in whole if event.HasField("attribution")]
+    expected = events(server.stub.Generate(request))
+    tokens = [event.token for event in expected if event.HasField("token")]
+    rows = [event.attribution for event in expected if event.HasField("attribution")]
     request.forced_ids.extend(token.id for token in tokens[:5])
     request.first_attribution = 3
     rest = events(server.stub.Generate(request))
     assert [_place(event.token) for event in rest if event.HasField("token")] == [_place(token) for token in tokens[5:]]
     resumed = [event.attribution for event in rest if event.HasField("attribution")]
     assert [row.token_index for row in resumed] == [3, 4, 5, 6, 7]
-    for one, other in zip(resumed, rows[3:], strict=True):
-        assert list(one.scores) == pytest.approx(list(other.scores), rel=1e-4, abs=1e-7)
+    for actual, expected_row in zip(resumed, rows[3:], strict=True):
+        assert list(actual.scores) == pytest.approx(list(expected_row.scores), rel=1e-4, abs=1e-7)
 
 
 def test_tokenize_returns_the_prompt_tokens_of_generate(server: RunningServer) -> None:

@@ -33,8 +33,8 @@ def status_parts(error: Exception) -> tuple[grpc.StatusCode, str, status_pb2.Sta
 
 def retry_seconds(details: status_pb2.Status) -> float | None:
     retry: Any = error_details_pb2.RetryInfo()
-    for part in details.details:
-        if part.Unpack(retry):
+    for detail in details.details:
+        if detail.Unpack(retry):
             return float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     return None
 
@@ -57,7 +57,7 @@ def test_reasons_are_capitals_and_every_code_has_an_exception_of_the_client() ->
     for row in status.STATUS_BY_ERROR.values():
         assert row.reason == row.reason.upper()
         assert row.reason.isidentifier()
-        # INTERNAL is a ServerError; every other code has an exception of its own.
+        # INTERNAL is a ServerError; every other code has its own exception.
         assert codes[row.code] in EXCEPTIONS or codes[row.code] is grpc.StatusCode.INTERNAL, row
 
 
@@ -82,7 +82,7 @@ def test_an_invalid_request_names_the_field_and_has_no_retry_delay() -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert retry_seconds(details) is None
     bad = error_details_pb2.BadRequest()
-    assert any(part.Unpack(bad) for part in details.details)
+    assert any(detail.Unpack(bad) for detail in details.details)
     assert bad.field_violations[0].field == "top_p"
 
 

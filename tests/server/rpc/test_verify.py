@@ -78,20 +78,28 @@ def test_a_changed_score_is_found(server: RunningServer, tmp_path: Path, capsys:
 
 
 TAMPERED: dict[str, Callable[[Explanation], Explanation]] = {
-    "no scores": lambda it: with_row(it, scores=()),
-    "fewer scores": lambda it: with_row(it, scores=it.attributions[5].scores[:-1]),
-    "chosen scores": lambda it: with_row(it, scores=it.attributions[5].scores[:2], source_indexes=(0, 1)),
-    "another target": lambda it: with_row(it, target_token_id=7),
-    "a row less": lambda it: replace(it, attributions=it.attributions[:5] + it.attributions[6:]),
-    "other text": lambda it: replace(it, tokens=(replace(it.tokens[0], text="No"), *it.tokens[1:])),
-    "another prompt": lambda it: replace(it, started=replace(it.started, prompt_text=it.prompt_text + " not")),
+    "no scores": lambda explanation: with_row(explanation, scores=()),
+    "fewer scores": lambda explanation: with_row(explanation, scores=explanation.attributions[5].scores[:-1]),
+    "chosen scores": lambda explanation: with_row(
+        explanation, scores=explanation.attributions[5].scores[:2], source_indexes=(0, 1)
+    ),
+    "another target": lambda explanation: with_row(explanation, target_token_id=7),
+    "a row less": lambda explanation: replace(
+        explanation, attributions=explanation.attributions[:5] + explanation.attributions[6:]
+    ),
+    "other text": lambda explanation: replace(
+        explanation, tokens=(replace(explanation.tokens[0], text="No"), *explanation.tokens[1:])
+    ),
+    "another prompt": lambda explanation: replace(
+        explanation, started=replace(explanation.started, prompt_text=explanation.prompt_text + " not")
+    ),
 }
 
 
-def with_row(it: Explanation, **changes: Any) -> Explanation:
-    rows = list(it.attributions)
+def with_row(explanation: Explanation, **changes: Any) -> Explanation:
+    rows = list(explanation.attributions)
     rows[5] = replace(rows[5], **changes)
-    return replace(it, attributions=tuple(rows))
+    return replace(explanation, attributions=tuple(rows))
 
 
 @pytest.mark.parametrize("how", TAMPERED)
@@ -106,9 +114,9 @@ def test_a_tampered_explanation_does_not_hold(server: RunningServer, how: str) -
 def test_the_largest_sources_cannot_be_left_out(server: RunningServer) -> None:
     stored = explain(server, top_k_sources=3)
     rows = list(stored.attributions)
-    whole = explain(server).attributions[5].scores
-    least = tuple(sorted(range(len(whole)), key=lambda column: abs(whole[column]))[2::-1])
-    rows[5] = replace(rows[5], scores=tuple(whole[column] for column in least), source_indexes=least)
+    scores = explain(server).attributions[5].scores
+    least = tuple(sorted(range(len(scores)), key=lambda column: abs(scores[column]))[2::-1])
+    rows[5] = replace(rows[5], scores=tuple(scores[column] for column in least), source_indexes=least)
     with Client(server.address) as client:
         verdict = compared(replace(stored, attributions=tuple(rows)), client.attribute(**replay_keywords(stored)))
     assert verdict.problems == ("token 5 leaves out a larger score than it has",)
@@ -170,45 +178,53 @@ def test_another_model_is_reported_before_any_replay(
 
 
 FAKED: dict[str, Callable[[Explanation], Explanation]] = {
-    "blue to pink": lambda it: replace(
-        it, started=replace(it.started, prompt_text=it.prompt_text.replace("blue", "pink"))
+    "blue to pink": lambda explanation: replace(
+        explanation, started=replace(explanation.started, prompt_text=explanation.prompt_text.replace("blue", "pink"))
     ),
-    "blue to pink, in the tokens too": lambda it: replace(
-        it,
+    "blue to pink, in the tokens too": lambda explanation: replace(
+        explanation,
         started=replace(
-            it.started,
-            prompt_text=it.prompt_text.replace("blue", "pink"),
-            prompt_tokens=tuple(replace(t, text=t.text.replace("blue", "pink")) for t in it.prompt_tokens),
+            explanation.started,
+            prompt_text=explanation.prompt_text.replace("blue", "pink"),
+            prompt_tokens=tuple(replace(t, text=t.text.replace("blue", "pink")) for t in explanation.prompt_tokens),
         ),
     ),
-    "log-probabilities off by 1": lambda it: replace(
-        it, tokens=tuple(replace(token, logprob=token.logprob - 1) for token in it.tokens)
+    "log-probabilities off by 1": lambda explanation: replace(
+        explanation, tokens=tuple(replace(token, logprob=token.logprob - 1) for token in explanation.tokens)
     ),
-    "user to system": lambda it: with_roles(it, lambda t: replace(t, role="system" if t.role == "user" else t.role)),
-    "user to template": lambda it: with_roles(
-        it, lambda t: replace(t, role="template", message=None) if t.role == "user" else t
+    "user to system": lambda explanation: with_roles(
+        explanation, lambda t: replace(t, role="system" if t.role == "user" else t.role)
     ),
-    "a message hidden": lambda it: with_roles(
-        it, lambda t: replace(t, role="template", message=None) if t.message == 0 else t
+    "user to template": lambda explanation: with_roles(
+        explanation, lambda t: replace(t, role="template", message=None) if t.role == "user" else t
     ),
-    "messages swapped": lambda it: with_roles(
-        it, lambda t: replace(t, message=None if t.message is None else 1 - t.message)
+    "a message hidden": lambda explanation: with_roles(
+        explanation, lambda t: replace(t, role="template", message=None) if t.message == 0 else t
     ),
-    "a finish reason": lambda it: (
-        replace(it, finished=replace(it.finished, reason="end_of_text")) if it.finished else it
+    "messages swapped": lambda explanation: with_roles(
+        explanation, lambda t: replace(t, message=None if t.message is None else 1 - t.message)
     ),
-    "greedy": lambda it: with_sampling(it, temperature=0.0),
+    "a finish reason": lambda explanation: (
+        replace(explanation, finished=replace(explanation.finished, reason="end_of_text"))
+        if explanation.finished
+        else explanation
+    ),
+    "greedy": lambda explanation: with_sampling(explanation, temperature=0.0),
 }
 
 
-def with_roles(it: Explanation, change: Callable[[PromptToken], PromptToken]) -> Explanation:
-    return replace(it, started=replace(it.started, prompt_tokens=tuple(map(change, it.prompt_tokens))))
+def with_roles(explanation: Explanation, change: Callable[[PromptToken], PromptToken]) -> Explanation:
+    return replace(
+        explanation, started=replace(explanation.started, prompt_tokens=tuple(map(change, explanation.prompt_tokens)))
+    )
 
 
-def with_sampling(it: Explanation, **changes: Any) -> Explanation:
-    assert it.provenance.sampling is not None
-    sampling = replace(it.provenance.sampling, **changes)
-    return replace(it, started=replace(it.started, provenance=replace(it.provenance, sampling=sampling)))
+def with_sampling(explanation: Explanation, **changes: Any) -> Explanation:
+    assert explanation.provenance.sampling is not None
+    sampling = replace(explanation.provenance.sampling, **changes)
+    return replace(
+        explanation, started=replace(explanation.started, provenance=replace(explanation.provenance, sampling=sampling))
+    )
 
 
 @pytest.mark.parametrize("how", FAKED)
@@ -277,7 +293,7 @@ def test_a_template_that_writes_the_date(demo: RunningServer) -> None:
         dated = with_roles(stored, as_template)
         again = replay_prompt(tokenize, dated)
         assert (again.is_exact, again.problems) == (False, ())
-        assert [one.why for one in again.not_checked] == ["it contains the date, which has changed"]
+        assert [item.why for item in again.not_checked] == ["it contains the date, which has changed"]
         faked = with_roles(dated, lambda t: replace(t, role="assistant") if t.role == "user" else t)
         assert replay_prompt(tokenize, faked).problems
 
@@ -307,7 +323,7 @@ def test_a_template_that_replaces_a_command_by_its_own_text(demo: RunningServer)
         )
         again = replay_prompt(tokenize, replaced)
         assert (again.is_exact, again.problems) == (False, ())
-        assert [one.what for one in again.not_checked] == ["the chat template's own text"]
+        assert [item.what for item in again.not_checked] == ["the chat template's own text"]
         faked = with_roles(replaced, lambda t: replace(t, role="system") if t.message == 1 else t)
         assert replay_prompt(tokenize, faked).problems
 

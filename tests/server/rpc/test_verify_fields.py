@@ -104,14 +104,14 @@ def with_change(plain: Any, path: FieldPath, value: Any) -> str:
 def is_named(verdict: Verdict, path: FieldPath) -> bool:
     """Whether the verdict names the field, as changed or as not checked."""
     names = [step for step in path if isinstance(step, str)]
-    whole = ".".join(names)
+    full_name = ".".join(names)
     named = [mismatch.what for mismatch in verdict.mismatches]
     named += [item.what for item in verdict.not_checked]
-    bare = whole.removeprefix("started.")
+    bare = full_name.removeprefix("started.")
     return any(
-        name in (whole, bare, bare.removeprefix("provenance."))
+        name in (full_name, bare, bare.removeprefix("provenance."))
         or bare.startswith(f"{name}.")
-        or whole.startswith(f"{name}.")
+        or full_name.startswith(f"{name}.")
         for name in named
     )
 
@@ -150,8 +150,8 @@ def test_every_field_is_compared_or_named(demo: RunningServer, how: str, regener
     with Client(demo.address) as client:
         caching = cast("Client", CachingClient(client))
         stored = client.explain(**REQUESTS[how])
-        whole = verified(caching, stored, regenerate=regenerate)
-        assert whole.holds_strictly, whole
+        full = verified(caching, stored, regenerate=regenerate)
+        assert full.holds_strictly, full
         plain = json.loads(stored.to_json())
         unnoticed = []
         for path, value in changes(Explanation, plain):

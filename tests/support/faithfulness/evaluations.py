@@ -160,12 +160,12 @@ def check_summary(summary: EvaluationSummary, expected: Evaluated, settings: Eva
 
 def largest_difference(a: EvaluationRun, b: EvaluationRun, names: Sequence[str] = ("own",)) -> float:
     """The largest difference of two evaluations in any number of the methods `names`."""
-    theirs = {(item.step, item.name, item.metric): item for item in b.items if item.name in names}
-    ours = [item for item in a.items if item.name in names]
-    assert {(item.step, item.name, item.metric) for item in ours} == set(theirs)
+    expected = {(item.step, item.name, item.metric): item for item in b.items if item.name in names}
+    actual = [item for item in a.items if item.name in names]
+    assert {(item.step, item.name, item.metric) for item in actual} == set(expected)
     largest = 0.0
-    for item in ours:
-        other = theirs[item.step, item.name, item.metric]
+    for item in actual:
+        other = expected[item.step, item.name, item.metric]
         assert item.flips == other.flips
         pairs = [(item.value, other.value)]
         for p, q in zip(item.points, other.points, strict=True):

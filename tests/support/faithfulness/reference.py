@@ -97,10 +97,10 @@ class Reference:
             changed = sorted(settings.positions) or perturbable(prompt, settings.perturb, len(text))
             P, P_0 = self.probs(text), self.probs(text, changed)
             baseline = hellinger(P, P_0)
-            whole = answer(P, label_ids)
+            unperturbed = answer(P, label_ids)
             evaluated.num_perturbable_at[step] = len(changed)
             if step == steps[0]:
-                evaluated.label = whole.index if label_ids else None
+                evaluated.label = unperturbed.index if label_ids else None
                 evaluated.is_outside = bool(label_ids) and int(np.argmax(P)) not in label_ids
             if baseline < 1e-6:
                 evaluated.skipped.append(step)
@@ -119,7 +119,9 @@ class Reference:
                         )
                         measured = Measured(value, [], [], [], [], [])
                     elif metric in (Metric.INSERTION, Metric.DELETION):
-                        measured = self.ranked(metric, scores, text, changed, whole, settings, step, label_ids, pad_id)
+                        measured = self.ranked(
+                            metric, scores, text, changed, unperturbed, settings, step, label_ids, pad_id
+                        )
                     elif baseline < 1e-6:
                         continue
                     else:
@@ -151,10 +153,10 @@ class Reference:
             probs = [[score**alpha for score in s] for alpha in alphas]
             draws = masks.uniforms(settings.seed, step, settings.pis, settings.samples, n)
         samples: list[list[float]] = []
-        for k, kept_with in enumerate(probs):
+        for k, probabilities in enumerate(probs):
             samples.append([])
             for sample in range(settings.samples):
-                drawn = [bool(draws[k, sample, i] < kept_with[i]) for i in range(n)]
+                drawn = [bool(draws[k, sample, i] < probabilities[i]) for i in range(n)]
                 zeroed = [changed[i] for i in range(n) if drawn[i] != keeps]
                 H = hellinger(P, self.probs(text, zeroed))
                 samples[-1].append(max(0.0, baseline - H) / baseline if keeps else H / baseline)
@@ -165,7 +167,7 @@ class Reference:
             value = sum(
                 (settings.pis[k + 1] - settings.pis[k]) * (means[k] + means[k + 1]) / 2 for k in range(len(means) - 1)
             )
-        achieved = [sum(kept_with) / n for kept_with in probs]
+        achieved = [sum(probabilities) / n for probabilities in probs]
         return Measured(value, samples, achieved, alphas, [], [])
 
     def ranked(
@@ -174,7 +176,7 @@ class Reference:
         scores: list[float],
         text: list[int],
         changed: list[int],
-        whole: Answer,
+        unperturbed: Answer,
         settings: EvaluationSettings,
         step: int,
         label_ids: Sequence[int],
@@ -195,8 +197,8 @@ class Reference:
             else:
                 P = self.probs(text[-1:], [0])
             predicted = answer(P, label_ids)
-            flips.append(predicted.index != whole.index)
-            margins.append(min(predicted.margin, whole.margin))
+            flips.append(predicted.index != unperturbed.index)
+            margins.append(min(predicted.margin, unperturbed.margin))
         return Measured(sum(flips) / 20, [], [], [], flips, margins)
 
 

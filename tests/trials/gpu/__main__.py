@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--streams", type=int, default=32, help="streams at once (default: 32)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens of each stream (default: 128)")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of streams beside an evaluation (default: 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of streams with an evaluation (default: 4)")
     parser.add_argument("--scratch", type=Path, help="folder for the checkpoint (default: a temporary folder)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of gpu.json and gpu.md")
     parser.add_argument("--parts", nargs="+", help="titles of trials to run (default: all)")

@@ -13,27 +13,27 @@ from trials.gpu.server import StartedServer
 from trials.gpu.streams import PROMPT, gaps_of, random_prompt, time_stream
 from trials.report import Finding, percentile
 
-MAX_RATIO = 1.5  # of a gap beside an evaluation, relative to one without
+MAX_RATIO = 1.5  # of a gap with an evaluation, relative to one without
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 32, "methods": ["grad_ellm", "knockout", "random"]}
 
 
 @dataclass
 class Gaps:
-    """Gaps of interactive streams without and beside an evaluation, and the evaluation's items meanwhile."""
+    """Gaps of interactive streams without and with an evaluation, and the evaluation's items meanwhile."""
 
     without: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
+    with_evaluation: list[float] = field(default_factory=list)
     items: int = 0
 
 
 def evaluations(server: StartedServer, num_tokens: int, rounds: int, **options: Any) -> list[Finding]:
-    """Items a second of an evaluation alone, and gaps of 1 and 8 explained streams beside one."""
+    """Items a second of an evaluation alone, and gaps of 1 and 8 explained streams with an evaluation."""
     address, options = server.served.address, {**DEFAULTS, **options}
     asyncio.run(_evaluate_alone(address, options))  # warms up: the scheduler learns how long passes take
     count, seconds = asyncio.run(_evaluate_alone(address, options))
     findings = [Finding("an evaluation alone: items a second", f"{count / seconds:.1f} ({count} in {seconds:.1f} s)")]
     for streams in (1, 8):
-        gaps = asyncio.run(_gaps_beside(address, streams, num_tokens, rounds, options))
+        gaps = asyncio.run(_gaps_with_evaluation(address, streams, num_tokens, rounds, options))
         findings.append(_finding(streams, gaps))
     return findings
 
@@ -47,8 +47,10 @@ async def _evaluate_alone(address: str, options: dict[str, Any]) -> tuple[int, f
         return count, time.perf_counter() - start
 
 
-async def _gaps_beside(address: str, streams: int, num_tokens: int, rounds: int, options: dict[str, Any]) -> Gaps:
-    """Gaps of `streams` streams, alternately without and beside an evaluation."""
+async def _gaps_with_evaluation(
+    address: str, streams: int, num_tokens: int, rounds: int, options: dict[str, Any]
+) -> Gaps:
+    """Gaps of `streams` streams, alternately without and with an evaluation."""
     gaps = Gaps()
 
     async def evaluate(client: AsyncClient, seed: int) -> None:
@@ -67,25 +69,25 @@ async def _gaps_beside(address: str, streams: int, num_tokens: int, rounds: int,
             without = await stream_gaps(client, 50 + 2 * turn)
             evaluating = asyncio.create_task(evaluate(client, turn + 7))
             await asyncio.sleep(0.5)  # until it runs
-            beside = await stream_gaps(client, 51 + 2 * turn)
+            with_evaluation = await stream_gaps(client, 51 + 2 * turn)
             evaluating.cancel()
             await asyncio.gather(evaluating, return_exceptions=True)
             if turn >= 0:
                 gaps.without += without
-                gaps.beside += beside
+                gaps.with_evaluation += with_evaluation
     return gaps
 
 
 def _finding(streams: int, gaps: Gaps) -> Finding:
-    means = statistics.mean(gaps.without), statistics.mean(gaps.beside)
-    tails = percentile(gaps.without, 99), percentile(gaps.beside, 99)
+    means = statistics.mean(gaps.without), statistics.mean(gaps.with_evaluation)
+    tails = percentile(gaps.without, 99), percentile(gaps.with_evaluation, 99)
     ratios = means[1] / means[0], tails[1] / tails[0]
     return Finding(
         f"gaps of {streams} explained stream{'s' * (streams > 1)} without and with an evaluation beside: mean; "
         "99th percentile",
         f"{1e3 * means[0]:.2f} and {1e3 * means[1]:.2f} ms, {ratios[0]:.2f} times; "
         f"{1e3 * tails[0]:.2f} and {1e3 * tails[1]:.2f} ms, {ratios[1]:.2f} times; "
-        f"of {len(gaps.beside):,}; {gaps.items} items meanwhile",
+        f"of {len(gaps.with_evaluation):,}; {gaps.items} items meanwhile",
         "1.5 times",
         max(ratios) <= MAX_RATIO,
     )

@@ -1,4 +1,4 @@
-"""Another process takes nearly all the GPU's memory while requests come."""
+"""Another process takes nearly all the GPU's memory while requests arrive."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class MemoryPressure:
 
 
 def out_of_memory(server: StartedServer, count: int, num_tokens: int) -> list[Finding]:
-    """Requests may fail with OUT_OF_MEMORY, the server must go on, and all must be well once memory is free again."""
+    """Requests may fail with OUT_OF_MEMORY; the server must keep running and serve once memory is free again."""
     address = server.served.address
     before, calm = asyncio.run(_large_request(address)), _batch(address, count, num_tokens, PROMPT, 30)
     log_length = len(server.log)
@@ -127,7 +127,7 @@ def _under_pressure(server: StartedServer, count: int, num_tokens: int) -> Memor
 
 
 async def _large_request(address: str) -> str:
-    """Outcome of a request that needs gigabytes of its own."""
+    """Outcome of a request that needs gigabytes."""
     async with AsyncClient(address, retry=None) as client:
         try:
             await client.attribute(

@@ -50,7 +50,7 @@ MODES: list[tuple[str, dict[str, Any]]] = [
 
 
 def many_streams(server: StartedServer, count: int, num_tokens: int) -> list[Finding]:
-    """Streams of every mode at once, with health checks beside them."""
+    """Streams of every mode at once, with health checks meanwhile."""
     heartbeat = 0.0
     is_over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Streams cancelled at random moments must leave nothing behind in the server."""
+"""Streams cancelled at random moments must not leak resources in the server."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _write_requests(path: Path, model: str | None, count: int) -> None:
 
 @dataclass
 class Interference:
-    """Eight steady streams, alone and beside hostile requests.
+    """Eight steady streams, alone and during hostile requests.
 
     Attributes:
         gaps: largest gap in milliseconds without and with hostile requests, a round each.
@@ -148,7 +148,7 @@ class Interference:
         codes: statuses of the hostile requests.
         response_seconds: their times to the first response.
         slowest: the longest of these, and which request it was.
-        health_seconds: durations of health checks beside them.
+        health_seconds: durations of health checks meanwhile.
         health_statuses: their statuses.
     """
 
@@ -162,16 +162,18 @@ class Interference:
 
     def run_round(self, server: Served, file: Path, seconds: float) -> None:
         """Measure the streams' largest gap without, then with hostile requests."""
-        without, beside = (self._largest_gap(server, file, seconds, is_beside=flag) for flag in (False, True))
-        self.all_hold &= beside <= max(GAP_SECONDS, GAP_FACTOR * without)
-        self.gaps.append(f"{without * 1000:.0f} and {beside * 1000:.0f}")
+        without, with_hostile = (
+            self._largest_gap(server, file, seconds, is_under_attack=flag) for flag in (False, True)
+        )
+        self.all_hold &= with_hostile <= max(GAP_SECONDS, GAP_FACTOR * without)
+        self.gaps.append(f"{without * 1000:.0f} and {with_hostile * 1000:.0f}")
 
-    def _largest_gap(self, server: Served, file: Path, seconds: float, *, is_beside: bool) -> float:
+    def _largest_gap(self, server: Served, file: Path, seconds: float, *, is_under_attack: bool) -> float:
         with (
             load("closed", server.address, streams=8, seconds=seconds, tokens=100) as streams,
             load("probes", server.address, seconds=seconds, services=["ready", "live"]) as prober,
         ):
-            if is_beside:
+            if is_under_attack:
                 options = {"requests": str(file), "seconds": seconds, "rate": RATE}
                 with load("hostile", server.address, **options) as generator:
                     hostile_outcome = result(generator, seconds + 240)
@@ -181,7 +183,7 @@ class Interference:
                 self.slowest = max(self.slowest, (longest, what))
             outcome = result(streams, seconds + 240)
             probes = result(prober, seconds + 60)
-        if is_beside:
+        if is_under_attack:
             self.health_seconds += probes["seconds"]
             self.health_statuses |= set(probes["statuses"])
         self.all_hold &= outcome["unfinished"] == 0

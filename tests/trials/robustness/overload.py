@@ -44,7 +44,7 @@ def overload(scale: float) -> list[Finding]:
 
 
 def unread(scale: float) -> list[Finding]:
-    """The token gaps of four streams: alone, beside a client that never reads, and beside a client that does."""
+    """The token gaps of four streams: alone, with a client that never reads, and with a client that does."""
     rounds, seconds, lead_seconds = max(2, round(6 * scale)), 6.0, 4.0
     neighbours: dict[str, tuple[str, dict[str, Any]] | None] = {
         "alone": None,

@@ -204,8 +204,8 @@ def check_flags(args: argparse.Namespace) -> None:
         if metric not in METRICS:
             raise InvalidRequestError.of("metrics", did_you_mean("metric", metric, METRICS))
     for name in ("methods", "metrics", "labels"):
-        given = getattr(args, name, None) or []
-        if duplicates := [each for each in given if given.count(each) > 1]:
+        values = getattr(args, name, None) or []
+        if duplicates := [each for each in values if values.count(each) > 1]:
             raise InvalidRequestError.of(name, f"{duplicates[0]} is given twice")
     pis = args.pis or []
     if not all(0 < pi < 1 for pi in pis) or sorted(set(pis)) != pis:

@@ -278,7 +278,7 @@ _STYLING = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def align_columns(grid: Sequence[Sequence[str]], gap: int = 2) -> str:
-    """Align rows of cells in columns, the first to the left, others to the right. A row of one cell is a heading."""
+    """Align rows of cells in columns, the first to the left, the rest to the right. A row of one cell is a heading."""
     full = [row for row in grid if len(row) > 1]
     columns = max(map(len, full), default=0)
     widths = [max(_width(row[column]) for row in full if column < len(row)) for column in range(columns)]

@@ -1,4 +1,4 @@
-"""Reconstructs the input of a stored prompt, and compares the prompt with what the server makes of it.
+"""Reconstructs the input of a stored prompt, and compares the prompt with the server's tokens of that input.
 
 The request is not stored. It follows from the tokens' messages, roles and segments, and from the text at their offsets.
 """
@@ -294,5 +294,5 @@ _DATES = re.compile(
 
 
 def _without_dates(text: str) -> str:
-    """Replace numbers and the names of days and months: Llama 3's template, and others, contain the date."""
+    """Replace numbers and the names of days and months: Llama 3's and other templates contain the date."""
     return _DATES.sub("0", text)

@@ -77,7 +77,7 @@ def passes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Passes:
 
         monkeypatch.setattr(ModelRunner, name, recorded)
 
-    for name in ("read", "step", "explained_pass"):
+    for name in ("prefill", "step", "explained_pass"):
         record(name, getattr(ModelRunner, name))
     return passes
 

@@ -47,9 +47,9 @@ def test_after_many_requests_all_kv_memory_is_free_and_contiguous(load: Callable
         finish(scheduler, requests)
         assert pool.num_free_tokens == pool.num_tokens
     assert pool.num_retained_tokens > 0
-    whole = pool.allocate(pool.num_tokens)  # cached prefixes are evicted for it, and no slot is left over
-    assert whole is not None
-    whole.close()
+    all_slots = pool.allocate(pool.num_tokens)  # cached prefixes are evicted for it, and no slot is left over
+    assert all_slots is not None
+    all_slots.close()
 
 
 def test_dropped_requests_free_their_slots(load: Callable[..., Engine], passes: Passes) -> None:
@@ -106,7 +106,7 @@ def test_kv_memory_is_given_first_come_first_served(load: Callable[..., Engine])
     finish(scheduler, [larger, small])
 
 
-def test_a_cancelled_request_lets_the_next_one_in(load: Callable[..., Engine]) -> None:
+def test_cancellation_admits_the_next_request(load: Callable[..., Engine]) -> None:
     engine = load("llama")
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
     first, second, third = (engine.generation_request("ab", SAMPLED) for _ in range(3))

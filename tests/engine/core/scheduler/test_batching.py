@@ -124,11 +124,11 @@ def test_batched_requests_equal_requests_run_alone(
     rng = random.Random(f"{model} {dtype}")
     drawn = drawn_requests(engine, rng, 26)
     margins = Margins(monkeypatch)
-    alone = [run_alone(engine, one.make()) for one in drawn]
+    alone = [run_alone(engine, drawn_request.make()) for drawn_request in drawn]
     assert any(isinstance(output.error, ComputationError) for output in alone)
 
     scheduler = scheduler_of(engine, max_running=6, num_tokens=600)
-    requests, outputs = [one.make() for one in drawn], [RequestOutput() for _ in drawn]
+    requests, outputs = [drawn_request.make() for drawn_request in drawn], [RequestOutput() for _ in drawn]
     cut = set(rng.sample(range(len(drawn)), 4))
     last_steps = {index: rng.randint(0, 8) for index in cut}
     todo = list(range(len(drawn)))
@@ -156,9 +156,9 @@ def test_batched_requests_equal_requests_run_alone(
     assert most == 6
 
     result = Comparison()
-    for index, one in enumerate(drawn):
+    for index, drawn_request in enumerate(drawn):
         is_cut = index in cut and outputs[index].finished is None
-        result.add(alone[index], outputs[index], one.seed, margins, is_cut=is_cut)
+        result.add(alone[index], outputs[index], drawn_request.seed, margins, is_cut=is_cut)
     pool = engine.model.runner.pool
     assert pool.num_free_tokens == pool.num_tokens
     worst, above = max(result.errors), sum(error > TOLERANCE for error in result.errors)
@@ -187,11 +187,11 @@ def test_chunked_equals_per_token_for_every_switch(load: Callable[..., Engine], 
     at_once = run_all(PREFIX)
     errors = {}
     for size in CHUNK_SIZES:
-        for method, one, other in zip(SWITCHES, at_once, run_all(chunked(size)), strict=True):
-            assert other.ids == one.ids
-            assert len(other.ids) == num_tokens
-            assert list(other.attributions) == list(one.attributions) == list(range(num_tokens))
-            for index, (a, b) in enumerate(zip(other.rows, one.rows, strict=True)):
+        for method, expected, actual in zip(SWITCHES, at_once, run_all(chunked(size)), strict=True):
+            assert actual.ids == expected.ids
+            assert len(actual.ids) == num_tokens
+            assert list(actual.attributions) == list(expected.attributions) == list(range(num_tokens))
+            for index, (a, b) in enumerate(zip(actual.rows, expected.rows, strict=True)):
                 errors[size, method, index] = relative_error(a, b.double())
     worst = max(errors, key=lambda key: errors[key])
     print(f"{model}: {len(errors)} vectors, the largest difference {errors[worst]:.2g} at {worst}")
@@ -213,10 +213,10 @@ def test_long_chunks_equal_per_token(load: Callable[..., Engine], model: str) ->
 
     at_once = run_all(PREFIX)
     for size in (16, 100):
-        for one, other in zip(at_once, run_all(chunked(size)), strict=True):
-            assert other.ids == one.ids
-            assert len(other.rows) == len(one.rows) == 36
-            assert max(relative_error(a, b) for a, b in zip(other.rows, one.rows, strict=True)) <= 1e-9
+        for expected, actual in zip(at_once, run_all(chunked(size)), strict=True):
+            assert actual.ids == expected.ids
+            assert len(actual.rows) == len(expected.rows) == 36
+            assert max(relative_error(a, b) for a, b in zip(actual.rows, expected.rows, strict=True)) <= 1e-9
 
 
 def test_equal_tokens_score_zero(load: Callable[..., Engine]) -> None:

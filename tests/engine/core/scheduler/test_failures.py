@@ -117,8 +117,10 @@ class MemoryLimit:
         self._check(chunks)  # after the tokens were read, so that they have to be rolled back
         return logits
 
-    def explained_pass(self, chunks: Sequence[SequenceChunk], known: Sequence[Any] | None = None) -> ExplainedPass:
-        explained = self._explained_pass(chunks, known)
+    def explained_pass(
+        self, chunks: Sequence[SequenceChunk], given_targets: Sequence[Any] | None = None
+    ) -> ExplainedPass:
+        explained = self._explained_pass(chunks, given_targets)
         if self._where == "forward":
             self._check(chunks)
             return explained

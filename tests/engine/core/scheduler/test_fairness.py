@@ -50,7 +50,7 @@ def test_prefill_chunks_are_small_while_others_decode(
     scheduler = scheduler_of(engine, max_running=4, num_tokens=800)
     running = engine.generation_request("bc", replace(SAMPLED, max_new_tokens=30))
     run(scheduler, [engine.generation_request("d" * 100, replace(SAMPLED, max_new_tokens=1))])
-    assert [len(chunks[0].ids) for chunks in passes.of("read")] == [100]  # in one chunk, with nothing else to run
+    assert [len(chunks[0].ids) for chunks in passes.of("prefill")] == [100]  # in one chunk, with nothing else to run
     scheduler.submit(running)
     while len(running.ids) < 6:
         list(scheduler.step())
@@ -64,10 +64,10 @@ def test_prefill_chunks_are_small_while_others_decode(
         assert len(running.ids) == num_tokens + 1
         assert clock.now - before <= 3 * step_seconds
     assert not running.is_closed
-    pieces = [len(chunks[0].ids) for chunks in passes.of("read")]
-    assert sum(pieces) == 200
-    assert len(pieces) > 5
-    assert max(pieces) <= 2 * scheduling.MIN_PREFILL_CHUNK_TOKENS["cpu"]
+    lengths = [len(chunks[0].ids) for chunks in passes.of("prefill")]
+    assert sum(lengths) == 200
+    assert len(lengths) > 5
+    assert max(lengths) <= 2 * scheduling.MIN_PREFILL_CHUNK_TOKENS["cpu"]
     finish(scheduler, [running, long])
 
 
@@ -85,12 +85,12 @@ def test_prefill_chunks_have_a_minimum_size(
         list(scheduler.step())
     scheduler.timings = scheduling.PassTimings(
         step=0.001, prefill_token=0.001
-    )  # a piece of one token would take as long as a step
+    )  # a chunk of one token would take as long as a step
     passes.recorded.clear()
     scheduler.submit(long)
     while long.phase in (RequestPhase.WAITING, RequestPhase.PREFILL):
         list(scheduler.step())
-    assert [len(chunks[0].ids) for chunks in passes.of("read")] == [64, 64, 64, 8]
+    assert [len(chunks[0].ids) for chunks in passes.of("prefill")] == [64, 64, 64, 8]
     assert not running.is_closed
     finish(scheduler, [running, long])
 

@@ -1,4 +1,4 @@
-"""The corpus says the truth about itself: spans, labels, counterfactuals, balance and split."""
+"""The corpus's annotations are correct: spans, labels, counterfactuals, balance and split."""
 
 import re
 import subprocess
@@ -84,13 +84,13 @@ def test_boolq_answer_follows_from_its_evidence(split: Split, seed: int) -> None
     assert example.answer == boolq_by_rule(example)
     passage, question = example.user_content.split("\n\n")
     assert 2 <= passage.count(".") <= 4
-    # One sentence alone is about the asked subject, and it is the marked one.
+    # Exactly one sentence is about the question's subject: the marked one.
     (subject,), (verb,), (value,) = (words_of(example, kind) for kind in ("subject", "verb", "value"))
     (about,) = [fact for fact in re.split(r"[.:]", passage) if re.search(rf"\b{subject}\b", fact)]
     assert about.endswith(f"{subject} {verb} {value}")
     assert words_of(example, "asked_value") == [value]
     assert question.startswith("Question: ")
-    # Both answers are possible from what the other sentences say.
+    # The other sentences are consistent with both answers.
     verbs = re.findall(rf" ({_ANY_VERB}) \w+\.", passage)
     assert {verb in {affirmation for affirmation, _ in VERBS} for verb in verbs} == {True, False}
 
@@ -171,9 +171,9 @@ def test_labels_are_balanced_in_every_construction(split: Split) -> None:
 
 @pytest.mark.parametrize("task", ["sentiment", "boolq"])
 def test_no_word_but_polarity_words_tells_the_label(task: Task) -> None:
-    """Within 4.5 standard errors of a half, for every word that occurs often enough to say."""
-    polarity = {part for word in POLARITY for part in word.split()}
-    polarity |= {part for verbs in VERBS for verb in verbs for part in verb.split()}
+    """Within 4.5 standard errors of a half, for every sufficiently frequent word."""
+    polarity = {token for word in POLARITY for token in word.split()}
+    polarity |= {token for verbs in VERBS for verb in verbs for token in verb.split()}
     seen: dict[str, list[bool]] = defaultdict(list)
     for example in examples(task, "train", 2, 6000):
         for word in set(re.findall(r"[\w']+", example.user_content.lower())) - polarity:
@@ -209,24 +209,26 @@ def test_raw_texts(seed: int) -> None:
         for match in re.finditer(rf" (?P<verb>{_ANY_VERB}) (?P<value>\w+)\.", passage)
     }
     words = listed.split()
-    asked = dict(zip(words[::2], words[1::2], strict=True))
-    assert 2 <= len(asked) <= 4
-    assert asked.items() <= stated.items()
+    questions = dict(zip(words[::2], words[1::2], strict=True))
+    assert 2 <= len(questions) <= 4
+    assert questions.items() <= stated.items()
 
 
 @settings(max_examples=20)
 @given(seeds)
-def test_retellings_tell_half_of_it_again_word_for_word(seed: int) -> None:
-    told, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
-    assert 2 <= len(told) <= 5
-    assert len({sentence.split()[0] for sentence in told}) == len(told)  # so that a name tells which cause to repeat
-    assert len(set(again)) == len(again) == (len(told) + 1) // 2
-    assert set(again) <= set(told)
+def test_retellings_repeat_half_of_the_sentences(seed: int) -> None:
+    sentences, again = (re.findall(r"\w[^.]*\.", text) for text in retelling(Random(seed)).split("\n\nAgain: "))
+    assert 2 <= len(sentences) <= 5
+    assert len({sentence.split()[0] for sentence in sentences}) == len(
+        sentences
+    )  # so that a name tells which cause to repeat
+    assert len(set(again)) == len(again) == (len(sentences) + 1) // 2
+    assert set(again) <= set(sentences)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_boolq_answer_is_told_neither_by_denials_nor_by_position(split: Split) -> None:
-    """By the number of facts, of denials, and the place of the asked one: a half, within 4 standard errors.
+def test_boolq_answer_does_not_follow_from_denials_or_position(split: Split) -> None:
+    """By the number of facts, of denials, and the position of the question's fact: a half, within 4 standard errors.
 
     Of three facts, the number of denials would tell two answers in three, were it not one as often as two.
     """
@@ -235,9 +237,9 @@ def test_boolq_answer_is_told_neither_by_denials_nor_by_position(split: Split) -
         sentences = re.findall(r"[^.]+\.", example.user_content.split("\n\n")[0])
         denials = sum(re.search(rf" ({_ANY_DENIAL}) ", fact) is not None for fact in sentences)
         (subject,) = (span for span in example.evidence if span.kind == "subject")
-        place = example.user_content[: subject.start].count(".")
+        sentence_index = example.user_content[: subject.start].count(".")
         is_true = example.answer == "true"
-        answers[f"place among {len(sentences)}", place].append(is_true)
+        answers[f"place among {len(sentences)}", sentence_index].append(is_true)
         answers["facts", len(sentences)].append(is_true)
         if len(sentences) % 2 == 0:
             assert denials == len(sentences) / 2

@@ -41,11 +41,11 @@ def test_first_group_of_first_layer_attends_to_the_previous_token(attentions: tu
 def test_other_layers_attend_to_the_same_token(attentions: tuple[torch.Tensor, ...]) -> None:
     for heads in (attentions[1][0, 2:], attentions[2][0]):
         earlier, itself = (heads.diagonal(-distance, 1, 2)[:, -20:] for distance in (20, 0))
-        others = (
+        ablated = (
             1 - (earlier + itself).mean()
         ) / 28  # the mean over positions 20..39 of the other 28 tokens on average
-        assert earlier.mean() > 2 * others
-        assert itself.mean() > 2 * others
+        assert earlier.mean() > 2 * ablated
+        assert itself.mean() > 2 * ablated
 
 
 def test_first_group_of_second_layer_attends_to_what_followed_the_same_token(

@@ -20,14 +20,14 @@ def test_singular_values_come_near_one_and_singular_vectors_stay() -> None:
 def test_steps_are_those_of_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((64, 32), (64, 32), (16, 48))]
-    ours = [torch.nn.Parameter(matrix.clone()) for matrix in start]
-    theirs = [torch.nn.Parameter(matrix.clone()) for matrix in start]
-    optimizers = (Muon(ours, lr=0.02, weight_decay=0.05), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.05))
+    actual = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    expected = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    optimizers = (Muon(actual, lr=0.02, weight_decay=0.05), torch.optim.Muon(expected, lr=0.02, weight_decay=0.05))
     for _ in range(10):
-        for a, b in zip(ours, theirs, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)
             b.grad = a.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for a, b, first in zip(ours, theirs, start, strict=True):
+    for a, b, first in zip(actual, expected, start, strict=True):
         assert (a - b).norm() < 0.02 * (a - first).norm()  # bfloat16's rounding

@@ -40,19 +40,19 @@ def test_sets_are_nested_and_hold_the_top_scores(attribution: Scores, seed: int,
     assert tuple(map(len, sets)) == top_counts(len(attribution))
     for fewer, more in pairwise(sets):
         assert set(fewer.tolist()) <= set(more.tolist())
-    for taken in sets:
-        assert taken.tolist() == sorted(set(taken.tolist()))
-        left = np.delete(attribution, taken)
-        assert not len(left) or attribution[taken].min() >= left.max()
+    for token_set in sets:
+        assert token_set.tolist() == sorted(set(token_set.tolist()))
+        left = np.delete(attribution, token_set)
+        assert not len(left) or attribution[token_set].min() >= left.max()
     assert sets[-1].tolist() == list(range(len(attribution)))
 
 
 @given(vectors, seeds, steps)
 def test_ties_are_ranked_by_a_permutation_independent_of_scores(attribution: Scores, seed: int, step: int) -> None:
     order = ranking(attribution, seed, step).tolist()
-    place = {token: rank for rank, token in enumerate(ranking(np.zeros(len(attribution)), seed, step).tolist())}
-    assert sorted(place) == list(range(len(attribution)))
-    assert order == sorted(range(len(attribution)), key=lambda i: (-attribution[i], place[i]))
+    rank_of = {token: rank for rank, token in enumerate(ranking(np.zeros(len(attribution)), seed, step).tolist())}
+    assert sorted(rank_of) == list(range(len(attribution)))
+    assert order == sorted(range(len(attribution)), key=lambda i: (-attribution[i], rank_of[i]))
 
 
 def test_ties_differ_by_seed_and_step_and_not_by_method() -> None:

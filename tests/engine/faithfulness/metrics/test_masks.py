@@ -23,8 +23,8 @@ KNOWN_DRAWS = [0.23835337623227426, 0.6561471861910488, 0.10719810735481416, 0.5
 
 @given(seeds, steps)
 def test_generators_are_those_of_the_methods(seed: int, step: int) -> None:
-    ours, theirs = stream(seed, "random", step), SeedSwitches(seed).generator("random", step)
-    assert ours.random(3).tolist() == theirs.random(3).tolist()
+    actual, expected = stream(seed, "random", step), SeedSwitches(seed).generator("random", step)
+    assert actual.random(3).tolist() == expected.random(3).tolist()
 
 
 @given(
@@ -38,10 +38,10 @@ def test_a_uniform_depends_only_on_its_key(
     seed: int, step: int, pis: list[float], num_samples: int, num_tokens: int
 ) -> None:
     full = uniforms(seed, step, PIS, 3, 9)
-    part = uniforms(seed, step, pis, num_samples, num_tokens)
-    assert part.shape == (len(pis), num_samples, num_tokens)
-    assert ((part >= 0) & (part < 1)).all()
-    for row, pi in zip(part, pis, strict=True):
+    subset = uniforms(seed, step, pis, num_samples, num_tokens)
+    assert subset.shape == (len(pis), num_samples, num_tokens)
+    assert ((subset >= 0) & (subset < 1)).all()
+    for row, pi in zip(subset, pis, strict=True):
         assert row.tolist() == full[PIS.index(pi), :num_samples, :num_tokens].tolist()
 
 

@@ -30,10 +30,10 @@ values = st.lists(st.floats(-10, 10), min_size=2, max_size=8).map(np.array)
 
 def naive_percentile(ordered: list[float], percent: float) -> float:
     """Linear interpolation between the two neighbours."""
-    place = percent / 100 * (len(ordered) - 1)
-    below = math.floor(place)
+    position = percent / 100 * (len(ordered) - 1)
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
 @given(values, seeds)
@@ -84,9 +84,9 @@ def test_equal_values_and_seeds_give_equal_intervals() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 2**20])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     numbers, samples, weights = np.arange(7.0) ** 2, np.random.default_rng(2).random((5, 3)), np.ones(5)
-    whole = bootstrap_interval(numbers, 3, 300), monte_carlo_interval(samples, weights, 3, 300)
+    full = bootstrap_interval(numbers, 3, 300), monte_carlo_interval(samples, weights, 3, 300)
     monkeypatch.setattr(statistics, "CHUNK", chunk)
-    assert (bootstrap_interval(numbers, 3, 300), monte_carlo_interval(samples, weights, 3, 300)) == whole
+    assert (bootstrap_interval(numbers, 3, 300), monte_carlo_interval(samples, weights, 3, 300)) == full
 
 
 def test_memory_is_bounded() -> None:
@@ -161,16 +161,16 @@ def test_whether_zero_is_ruled_out(low: float, high: float, has_zero: bool) -> N
 def test_differences_are_paired() -> None:
     """Prompts differ much, methods little: only paired differences show it."""
     random = np.random.default_rng(3).normal(size=50) * 100
-    ours = random + 0.5 + np.random.default_rng(4).normal(size=50) * 0.1
-    difference = paired_difference(ours, random, 0, 1000)
-    assert difference == bootstrap_interval(ours - random, 0, 1000)
+    better = random + 0.5 + np.random.default_rng(4).normal(size=50) * 0.1
+    difference = paired_difference(better, random, 0, 1000)
+    assert difference == bootstrap_interval(better - random, 0, 1000)
     assert difference.mean == pytest.approx(0.5, abs=0.05)
     assert not difference.has_zero
     assert bootstrap_interval(random, 0, 1000).has_zero
-    same = paired_difference(ours, ours, 0, 1000)
+    same = paired_difference(better, better, 0, 1000)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="equal shapes"):
-        paired_difference(ours, random[1:], 0)
+        paired_difference(better, random[1:], 0)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=9))

@@ -39,12 +39,12 @@ def test_rules_of_a_gated_block(case: MakeCase) -> None:
         y = mlp(x)
     assert torch.allclose(y, mlp(x))
     g = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (ours,) = torch.autograd.grad(y, x, g)
+    (gradient,) = torch.autograd.grad(y, x, g)
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
     below = g @ mlp.down_proj.weight
     through_gate = below * up * torch.sigmoid(gate) / 2 @ mlp.gate_proj.weight  # silu(z) / z
     through_up = below * torch.nn.functional.silu(gate) / 2 @ mlp.up_proj.weight
-    assert torch.allclose(ours, through_gate + through_up, rtol=1e-6)
+    assert torch.allclose(gradient, through_gate + through_up, rtol=1e-6)
 
 
 def _ruled(subject: Case) -> AbstractContextManager[None]:

@@ -20,6 +20,6 @@ def test_batches_change_nothing(case: MakeCase, monkeypatch: pytest.MonkeyPatch,
     subject = case("llama", "float32")
     expected = subject.rows(Occlusion()), subject.rows(Lime(samples=20))
     monkeypatch.setattr(post_hoc.CompletionModel, "sequences_per_pass", lambda self, *, graph=False: at_once)
-    for ours, theirs in zip((subject.rows(Occlusion()), subject.rows(Lime(samples=20))), expected, strict=True):
-        for row, other in zip(ours, theirs, strict=True):
+    for actual, reference in zip((subject.rows(Occlusion()), subject.rows(Lime(samples=20))), expected, strict=True):
+        for row, other in zip(actual, reference, strict=True):
             assert relative_error(row, other.double()) <= 1e-5

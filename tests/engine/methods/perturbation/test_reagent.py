@@ -27,15 +27,15 @@ def test_reagent_adds_log_odds_of_the_drops(case: MakeCase) -> None:
         importance = torch.zeros(m, dtype=torch.float64)
         for chosen, numbers in zip(replaced, uniforms, strict=True):
             changed = list(ids)
-            for place in chosen:
-                if place:  # the first token has no prediction
-                    cumulative = predicted[place - 1].cumsum(-1)
-                    changed[place] = int((cumulative < numbers[place]).sum())
+            for position in chosen:
+                if position:  # the first token has no prediction
+                    cumulative = predicted[position - 1].cumsum(-1)
+                    changed[position] = int((cumulative < numbers[position]).sum())
             with torch.no_grad():
                 before, after = subject.logits(torch.stack([subject.embed(ids), subject.embed(changed)])).softmax(-1)
             lost = (before - after)[token_id].item()
             step = math.log((1 + lost) / (1 - lost))
-            for place in range(m):
-                importance[place] += step if place in chosen else -step
+            for position in range(m):
+                importance[position] += step if position in chosen else -step
         assert relative_error(row[:m], importance.softmax(0)) <= 1e-5
         assert not row[m:].any()
