@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its tables as they are finished; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    backends = _ways(options.ways)
+    backends = _backends(options.ways)
     if halved := [backend.name for backend in backends if options.new_tokens % backend.chunk_size]:
         parser.error(f"--new-tokens {options.new_tokens} are not whole chunks of {', '.join(halved)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
@@ -205,7 +205,7 @@ def _steps(bench_model: BenchModel) -> str:
     return f"as CUDA graphs, {runner.execution_mode}"
 
 
-def _ways(names: Sequence[str] | None) -> list[Backend]:
+def _backends(names: Sequence[str] | None) -> list[Backend]:
     """The chosen backends, or all whose packages are installed."""
     if names is not None:
         return [BACKENDS[name] for name in names]

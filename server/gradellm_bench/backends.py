@@ -77,13 +77,13 @@ def decode_in_turns(bench_model: BenchModel, backends: Sequence[Backend], ids: I
     """Decode one prompt by several of this engine's backends, alternating every few tokens; timelines by name."""
     engine = bench_model.engine(max_running=len(backends), num_tokens=len(backends) * (len(ids) + count))
     bench_model.loaded.runner.pool.reuses_prefixes = False
-    streams = [
+    requests = [
         new_requests(engine, [ids], count, STREAM_MODES[backend.mode])[0]
         for backend in backends
         if backend.mode is not None
     ]
     try:
-        timelines = run_in_turns(engine, streams, tokens_per_turn=TOKENS_PER_TURN)
+        timelines = run_in_turns(engine, requests, tokens_per_turn=TOKENS_PER_TURN)
     finally:
         bench_model.loaded.runner.pool.reuses_prefixes = True
     return {backend.name: timeline for backend, timeline in zip(backends, timelines, strict=True)}
@@ -93,8 +93,8 @@ def _by_engine(mode: str) -> Run:
     def run(bench_model: BenchModel, prompts: Sequence[Ids], count: int) -> list[Timeline]:
         num_tokens = sum(len(prompt) + count for prompt in prompts)
         engine = bench_model.engine(max_running=len(prompts), num_tokens=num_tokens)
-        streams = new_requests(engine, prompts, count, STREAM_MODES[mode])
-        return run_streams(engine, streams, decode_together=True)
+        requests = new_requests(engine, prompts, count, STREAM_MODES[mode])
+        return run_streams(engine, requests, decode_together=True)
 
     return run
 

@@ -19,7 +19,14 @@ from gradellm.serialization import to_plain
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
-_OWN = {*AttributionKeywords.__annotations__, "segments", "top_k", "forced_ids", "first_attribution", "timeout"}
+_GRADELLM_FIELDS = {
+    *AttributionKeywords.__annotations__,
+    "segments",
+    "top_k",
+    "forced_ids",
+    "first_attribution",
+    "timeout",
+}
 _SAMPLING = ("temperature", "top_p", "seed", "stop")
 _LENGTHS = ("max_completion_tokens", "max_tokens")  # the first has precedence
 REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
@@ -64,8 +71,8 @@ class ChatRequest:
         own = body.get("gradellm")
         if own is None:
             keywords["attribution"] = None
-        elif unknown := own.keys() - _OWN:
-            names = ", ".join(sorted(_OWN))
+        elif unknown := own.keys() - _GRADELLM_FIELDS:
+            names = ", ".join(sorted(_GRADELLM_FIELDS))
             raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
         else:
             keywords |= dict(own)
@@ -75,7 +82,7 @@ class ChatRequest:
                 body,
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
-                own=_OWN,
+                own=_GRADELLM_FIELDS,
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),

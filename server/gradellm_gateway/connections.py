@@ -37,8 +37,8 @@ class Limits:
         unread_seconds: timeout for a client to read pending response bytes.
         linger_seconds: how long data after a refusal is read and discarded, so that the client sees the refusal.
         connections: maximum number of open connections.
-        pieces: number of body chunks whose size is not checked.
-        piece_bytes: minimum average size of chunks where a body has more of them.
+        max_chunks: number of body chunks whose size is not checked.
+        chunk_bytes: minimum average size of chunks where a body has more of them.
     """
 
     head_seconds: float = 10.0
@@ -47,8 +47,8 @@ class Limits:
     unread_seconds: float = 60.0
     linger_seconds: float = 2.0
     connections: int = 512
-    pieces: int = 4000
-    piece_bytes: int = 32
+    max_chunks: int = 4000
+    chunk_bytes: int = 32
 
 
 def uvicorn_config(app: Any, *, limits: Limits | None = None, **options: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's)
@@ -76,7 +76,7 @@ class _LimitedParser(h11.Connection):
     def __init__(self, limits: Limits) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self._limits = limits
-        self._num_pieces = self._num_bytes = 0
+        self._num_chunks = self._num_bytes = 0
         self.refusal: h11.RemoteProtocolError | None = None
 
     def next_event(self) -> Any:  # noqa: ANN401 (h11's)
@@ -84,22 +84,22 @@ class _LimitedParser(h11.Connection):
         try:
             event = super().next_event()
             if isinstance(event, h11.Request):
-                self._num_pieces = self._num_bytes = 0
+                self._num_chunks = self._num_bytes = 0
             elif isinstance(event, h11.Data):
-                self._num_pieces += 1
+                self._num_chunks += 1
                 self._num_bytes += len(event.data)
-                self._check_pieces()
+                self._check_chunks()
         except h11.RemoteProtocolError as error:
             self.refusal = error
             raise
         return event
 
-    def _check_pieces(self) -> None:
+    def _check_chunks(self) -> None:
         limits = self._limits
-        if self._num_pieces > limits.pieces and self._num_bytes < limits.piece_bytes * self._num_pieces:
+        if self._num_chunks > limits.max_chunks and self._num_bytes < limits.chunk_bytes * self._num_chunks:
             raise h11.RemoteProtocolError(
-                f"the request's body has more than {limits.pieces:,} chunks of less than {limits.piece_bytes} bytes on "
-                "average; send larger chunks",
+                f"the request's body has more than {limits.max_chunks:,} chunks of less than {limits.chunk_bytes} "
+                "bytes on average; send larger chunks",
                 error_status_hint=413,
             )
 
@@ -204,13 +204,13 @@ class _Connection(H11Protocol):
         else:  # the request is complete, or uvicorn waits for the next one
             self._await("")
 
-    def _await(self, part: str) -> None:
-        if part == self._awaited:
+    def _await(self, phase: str) -> None:
+        if phase == self._awaited:
             return
-        self._awaited, self._awaited_since = part, self.loop.time()
+        self._awaited, self._awaited_since = phase, self.loop.time()
         limits = self._limits
         timeouts = {"head": limits.head_seconds, "body": limits.body_seconds, "rest": limits.linger_seconds}
-        seconds = timeouts.get(part)
+        seconds = timeouts.get(phase)
         self._set_deadline(None if seconds is None else _Timer(self.loop, seconds, partial(self._on_deadline, seconds)))
 
     def _on_deadline(self, seconds: float) -> None:

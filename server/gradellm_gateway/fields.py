@@ -193,11 +193,11 @@ def _content(path: str, content: object) -> str:
     if not content:
         raise InvalidRequestError.of(path, "must have at least one part")
     return "".join(
-        _part(f"{path}[{index}]", part) for index, part in enumerate(content)
+        _text_of_part(f"{path}[{index}]", part) for index, part in enumerate(content)
     )  # newer clients send content as parts
 
 
-def _part(path: str, part: object) -> str:
+def _text_of_part(path: str, part: object) -> str:
     object_(path, part)
     fields = dict(_items(part))
     kind = fields.pop("type", None)
@@ -249,7 +249,12 @@ class FieldNames:
         attribution: str = "{}",
         own: Iterable[str] = (),
     ) -> None:
-        self._body, self._renamed, self._attribution, self._own = body, renamed or {}, attribution, frozenset(own)
+        self._body, self._renamed, self._attribution, self._gradellm_fields = (
+            body,
+            renamed or {},
+            attribution,
+            frozenset(own),
+        )
 
     def error(self, error: InvalidRequestError) -> InvalidRequestError:
         """The error with the caller's names; the same error if it names no field."""
@@ -276,12 +281,12 @@ class FieldNames:
         if name == "stop" and isinstance(self._body.get("stop"), str):
             index = ""
         name = self._renamed.get(name, name)
-        return f"{'gradellm.' if name in self._own else ''}{name}{index}{rest}"
+        return f"{'gradellm.' if name in self._gradellm_fields else ''}{name}{index}{rest}"
 
     def _segment(self, index: str) -> str:
         """A segment's path by its name, .kite, from the server's [0] and the SDK's ['kite']."""
         inner = index[1:-1]
-        fields = self._body.get("gradellm") if "segments" in self._own else self._body
+        fields = self._body.get("gradellm") if "segments" in self._gradellm_fields else self._body
         segments = fields.get("segments") if isinstance(fields, Mapping) else None
         names = list(segments) if isinstance(segments, Mapping) else []
         if inner.isdecimal() and int(inner) < len(names):

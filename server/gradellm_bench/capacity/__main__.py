@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace) -> int:
         read_bandwidth(runner.device), info.context_tokens,
     )  # fmt: skip
     for passed in measure(
-        bench_model, counts=options.counts, contexts=options.contexts, pieces=options.pieces, steps=options.steps,
+        bench_model, counts=options.counts, contexts=options.contexts, chunk_sizes=options.pieces, steps=options.steps,
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     ):  # fmt: skip
         measured.passes.append(passed)

@@ -103,7 +103,7 @@ def measure(
     *,
     counts: Sequence[int],
     contexts: Sequence[int],
-    pieces: Sequence[int],
+    chunk_sizes: Sequence[int],
     steps: int,
     progress: Progress,
 ) -> Iterator[PassMeasurement]:
@@ -111,12 +111,12 @@ def measure(
     longest, room = max(contexts), DEFAULT_CHUNK_SIZE * (steps + 2) + WARM_UPS + 2
     engine = bench_model.engine(
         max_running=max(counts),
-        num_tokens=max(max(counts) * (longest + room), longest + max(pieces) + 1),
+        num_tokens=max(max(counts) * (longest + room), longest + max(chunk_sizes) + 1),
     )
     rng = Random(0)  # noqa: S311 (prompts are no secrets)
     most_explained = MAX_EXPLAINED_TOKENS[bench_model.loaded.runner.processor]
     for context in contexts:
-        for size in pieces:
+        for size in chunk_sizes:
             progress(f"prefill chunks of {size} tokens after {context}")
             yield _prefill_chunk(engine, bench_model, rng, context, size, steps)
     for context in contexts:

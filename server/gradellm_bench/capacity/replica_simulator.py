@@ -50,23 +50,23 @@ class ReplicaSettings:
     records: bool = True
 
 
-class _Stream:
+class _ActiveRequest:
     """A request in the queue or running."""
 
-    __slots__ = ("held", "left", "mode", "num_chosen", "pending", "request", "served", "unread")
+    __slots__ = ("held", "mode", "num_chosen", "num_left", "pending", "request", "served", "unread_tokens")
 
     def __init__(self, served: RequestRecord) -> None:
         self.served = served
         self.request: SimulatedRequest = served.request
         self.mode = served.request.mode
-        self.unread = max(0, self.request.prompt_tokens - 1)
+        self.unread_tokens = max(0, self.request.prompt_tokens - 1)
         self.held = 0
         self.num_chosen = 0
         self.pending = 0  # tokens without scores so far
         # Of an evaluation: tokens of perturbed texts still to run, after its own prefill.
-        self.left = EVALUATED_TEXTS * (self.request.prompt_tokens + self.request.answer_tokens)
+        self.num_left = EVALUATED_TEXTS * (self.request.prompt_tokens + self.request.answer_tokens)
         if self.mode is Mode.EVALUATE:
-            self.unread += self.request.answer_tokens
+            self.unread_tokens += self.request.answer_tokens
 
     @property
     def is_complete(self) -> bool:
@@ -86,10 +86,10 @@ class Replica:
         self._costs, self._settings = costs, settings
         self._most_explained = MAX_EXPLAINED_TOKENS[costs.processor]
         self._most_read = MAX_PREFILL_CHUNK_TOKENS[costs.processor]
-        self._least_read = settings.min_piece_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
+        self._min_prefill = settings.min_piece_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
         self._now = 0.0
-        self._waiting: deque[_Stream] = deque()
-        self._running: list[_Stream] = []
+        self._waiting: deque[_ActiveRequest] = deque()
+        self._running: list[_ActiveRequest] = []
         self._free_slots = settings.kv_tokens
         self._queued_slots = 0
         self._step_seconds = self._read_seconds = 0.0
@@ -113,7 +113,7 @@ class Replica:
                     self._now = max(self._now, self._arrivals[0].request.arrival)
                     continue
                 raise ValueError(
-                    f"a request of {self._waiting[0].request.places} tokens does not fit the KV cache, which "
+                    f"a request of {self._waiting[0].request.slots} tokens does not fit the KV cache, which "
                     f"holds {self._settings.kv_tokens}"
                 )
             self._step()
@@ -139,37 +139,39 @@ class Replica:
             if is_full or (self._waiting and self._queued_slots >= self._settings.max_queued_tokens):
                 record.refused, record.ended = True, record.request.arrival
                 continue
-            self._waiting.append(_Stream(record))
-            self._queued_slots += record.request.places
+            self._waiting.append(_ActiveRequest(record))
+            self._queued_slots += record.request.slots
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_running:
-            stream = self._waiting[0]
-            if stream.request.places > self._free_slots:
+            active = self._waiting[0]
+            if active.request.slots > self._free_slots:
                 return
             self._waiting.popleft()
-            self._queued_slots -= stream.request.places
-            self._free_slots -= stream.request.places
-            self._running.append(stream)
+            self._queued_slots -= active.request.slots
+            self._free_slots -= active.request.slots
+            self._running.append(active)
 
     def _step(self) -> None:
         chunk_size = DEFAULT_CHUNK_SIZE
         if self._waiting:
             chunk_size = max(chunk_size, self._most_explained // max(1, len(self._running)))
-        decoding = [stream for stream in self._running if self._can_decode(stream, chunk_size)]
+        decoding = [active for active in self._running if self._can_decode(active, chunk_size)]
         if decoding:
             self._decode(decoding)
         explaining = [
-            stream
-            for stream in self._running
-            if stream.pending and (stream.pending >= chunk_size or stream.is_complete)
+            active
+            for active in self._running
+            if active.pending and (active.pending >= chunk_size or active.is_complete)
         ]
         if explaining:
             self._explain(explaining, chunk_size)
-        if reading := [stream for stream in self._running if stream.unread]:
-            self._read(reading, alone=not decoding and not explaining)
+        if reading := [active for active in self._running if active.unread_tokens]:
+            self._prefill(reading, alone=not decoding and not explaining)
         evaluating = [
-            stream for stream in self._running if stream.mode is Mode.EVALUATE and not stream.unread and stream.left > 0
+            active
+            for active in self._running
+            if active.mode is Mode.EVALUATE and not active.unread_tokens and active.num_left > 0
         ]
         if evaluating:
             alone = not (decoding or explaining or reading)
@@ -180,102 +182,106 @@ class Replica:
         self._end()
 
     @staticmethod
-    def _can_decode(stream: _Stream, chunk_size: int) -> bool:
+    def _can_decode(active: _ActiveRequest, chunk_size: int) -> bool:
         return (
-            stream.mode is not Mode.EVALUATE
-            and not stream.unread
-            and not stream.is_complete
-            and stream.pending < chunk_size
+            active.mode is not Mode.EVALUATE
+            and not active.unread_tokens
+            and not active.is_complete
+            and active.pending < chunk_size
         )
 
-    def _decode(self, streams: Sequence[_Stream]) -> None:
+    def _decode(self, active_requests: Sequence[_ActiveRequest]) -> None:
         """A decode step of all streams, and the scores of those explained token by token."""
-        began, count = self._now, len(streams)
-        explained = [stream for stream in streams if stream.mode is Mode.PER_TOKEN]
-        context = sum(stream.held for stream in streams)
-        self._record(count, 1, streams, is_new=True, is_explained=bool(explained))
+        began, count = self._now, len(active_requests)
+        explained = [active for active in active_requests if active.mode is Mode.PER_TOKEN]
+        context = sum(active.held for active in active_requests)
+        self._record(count, 1, active_requests, is_new=True, is_explained=bool(explained))
         self._pass(self._costs.step(count, context, explained=bool(explained)))
-        for stream in streams:
-            stream.held += 1
-            stream.num_chosen += 1
-            stream.served.tokens.append(self._now)
-            if stream.mode is Mode.CHUNKED:
-                stream.pending += 1
+        for active in active_requests:
+            active.held += 1
+            active.num_chosen += 1
+            active.served.tokens.append(self._now)
+            if active.mode is Mode.CHUNKED:
+                active.pending += 1
         self._accept_arrivals()
         if explained:
             self._pass(self._costs.scores(count, context))
-            for stream in explained:
-                stream.served.vectors.append(self._now)
+            for active in explained:
+                active.served.vectors.append(self._now)
         self._step_seconds = _ema(self._step_seconds, self._now - began)
 
-    def _explain(self, streams: Sequence[_Stream], chunk_size: int) -> None:
+    def _explain(self, active_requests: Sequence[_ActiveRequest], chunk_size: int) -> None:
         """Replays of chunks that are due, as many as fit a pass."""
-        chosen: list[_Stream] = []
+        chosen: list[_ActiveRequest] = []
         tokens = work = 0
-        for stream in streams:
-            length = min(chunk_size, stream.pending)
+        for active in active_requests:
+            length = min(chunk_size, active.pending)
             if chosen and tokens + length > self._most_explained:
                 break
-            chosen.append(stream)
+            chosen.append(active)
             tokens += length
-            work += length * stream.held
+            work += length * active.held
         self._move_to_back(chosen)
-        longest = max(min(chunk_size, stream.pending) for stream in chosen)
+        longest = max(min(chunk_size, active.pending) for active in chosen)
         self._record(len(chosen), longest, chosen, is_new=False, is_explained=True)
         self._pass(self._costs.replay(tokens, work))
-        for stream in chosen:
-            length = min(chunk_size, stream.pending)
-            stream.pending -= length
-            stream.served.vectors += [self._now] * length
+        for active in chosen:
+            length = min(chunk_size, active.pending)
+            active.pending -= length
+            active.served.vectors += [self._now] * length
 
-    def _read(self, streams: Sequence[_Stream], *, alone: bool) -> None:
+    def _prefill(self, active_requests: Sequence[_ActiveRequest], *, alone: bool) -> None:
         """Prefill chunks, until the pass is full."""
         room = self._most_read
         if not alone and self._read_seconds:
-            room = max(self._least_read, min(room, int(self._step_seconds / self._read_seconds)))
+            room = max(self._min_prefill, min(room, int(self._step_seconds / self._read_seconds)))
         chosen, tokens, work = [], 0, 0
-        for stream in streams:
+        for active in active_requests:
             if not room:
                 break
-            chunk = min(room, stream.unread)
+            chunk = min(room, active.unread_tokens)
             room -= chunk
             tokens += chunk
-            work += read_work(chunk, stream.held)
-            stream.unread -= chunk
-            stream.held += chunk
-            chosen.append(stream)
+            work += read_work(chunk, active.held)
+            active.unread_tokens -= chunk
+            active.held += chunk
+            chosen.append(active)
         self._move_to_back(chosen)
         seconds = self._costs.read(tokens, work)
         self._pass(seconds)
         self._read_seconds = _ema(self._read_seconds, seconds / tokens)
 
-    def _evaluate(self, stream: _Stream, *, alone: bool) -> None:
+    def _evaluate(self, active: _ActiveRequest, *, alone: bool) -> None:
         """A batch of perturbed texts; its cost is that of as many prefill tokens."""
         seconds = IDLE_EVALUATION_SECONDS if alone else EVALUATION_BATCH_STEPS * self._step_seconds
-        tokens = max(1, min(stream.left, int(seconds / max(1e-9, self._read_seconds))))
-        stream.left -= tokens
+        tokens = max(1, min(active.num_left, int(seconds / max(1e-9, self._read_seconds))))
+        active.num_left -= tokens
         self._pass(tokens * self._read_seconds)
-        self._move_to_back([stream])
+        self._move_to_back([active])
 
     def _end(self) -> None:
         remaining = []
-        for stream in self._running:
-            is_over = stream.left <= 0 if stream.mode is Mode.EVALUATE else stream.is_complete and not stream.pending
+        for active in self._running:
+            is_over = (
+                active.num_left <= 0 if active.mode is Mode.EVALUATE else active.is_complete and not active.pending
+            )
             if is_over:
-                stream.served.ended = self._now
-                self._free_slots += stream.request.places
+                active.served.ended = self._now
+                self._free_slots += active.request.slots
             else:
-                remaining.append(stream)
+                remaining.append(active)
         self._running = remaining
         self._accept_arrivals()
 
-    def _record(self, rows: int, tokens: int, streams: Sequence[_Stream], *, is_new: bool, is_explained: bool) -> None:
+    def _record(
+        self, rows: int, tokens: int, active_requests: Sequence[_ActiveRequest], *, is_new: bool, is_explained: bool
+    ) -> None:
         """Capture a CUDA graph for a shape that has none; takes time only where CUDA graphs are used."""
         kind: Kind = "replay" if not is_new else "explained_step" if is_explained else "step"
         seconds = self._costs.recording_seconds.get(kind, 0.0)
         if not seconds or not self._settings.records:
             return
-        width = max(stream.held for stream in streams) + 1
+        width = max(active.held for active in active_requests) + 1
         # All explained streams share their options here, so that a flag stands for them.
         shape = pad_to_bucket(StepShape(rows, tokens, width, is_new, switches=None, has_domains=is_explained))
         if shape in self._shapes:
@@ -287,10 +293,10 @@ class Replica:
             self._shapes.popitem(last=False)
         self._pass(seconds)
 
-    def _move_to_back(self, served: Sequence[_Stream]) -> None:
+    def _move_to_back(self, served: Sequence[_ActiveRequest]) -> None:
         """Round-robin: streams that were served go to the end."""
         gone = set(map(id, served))
-        self._running = [stream for stream in self._running if id(stream) not in gone] + list(served)
+        self._running = [active for active in self._running if id(active) not in gone] + list(served)
 
 
 def _ema(before: float, now: float) -> float:

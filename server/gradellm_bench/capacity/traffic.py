@@ -28,14 +28,14 @@ class SimulatedRequest:
         arrival: seconds from the start of the run.
         prompt_tokens: tokens of the prompt.
         answer_tokens: tokens that are generated; of an evaluation, tokens of the completion.
-        places: KV cache slots that it reserves: prompt and longest possible answer.
+        slots: KV cache slots that it reserves: prompt and longest possible answer.
         mode: its kind.
     """
 
     arrival: float
     prompt_tokens: int
     answer_tokens: int
-    places: int
+    slots: int
     mode: Mode
 
 

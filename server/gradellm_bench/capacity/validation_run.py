@@ -49,7 +49,7 @@ class ValidationRun:
     def requests(self) -> list[SimulatedRequest]:
         """The requests; each reserves slots for exactly its answer, since the model never ends one early."""
         drawn = self.traffic.requests(self.count, self.seed)
-        return [replace(each, places=each.prompt_tokens + each.answer_tokens) for each in drawn]
+        return [replace(each, slots=each.prompt_tokens + each.answer_tokens) for each in drawn]
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> ValidationRun:
@@ -105,15 +105,15 @@ def run(
 
     def record_events() -> None:
         now = watch()
-        for index, stream in list(running.items()):
-            if stream.error is not None:
-                raise stream.error
-            for event in stream.take_events():
+        for index, request in list(running.items()):
+            if request.error is not None:
+                raise request.error
+            for event in request.take_events():
                 if isinstance(event, Step):
                     served[index].tokens.append(now)
                 elif isinstance(event, Attribution):
                     served[index].vectors.append(now)
-            if stream.is_closed:
+            if request.is_closed:
                 served[index].ended = now
                 del running[index]
 

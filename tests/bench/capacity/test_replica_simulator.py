@@ -35,9 +35,9 @@ ROOMY = ReplicaSettings(max_running=8, kv_tokens=10_000)
 
 
 def request(
-    mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, places: int = 100
+    mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, slots: int = 100
 ) -> SimulatedRequest:
-    return SimulatedRequest(arrival, prompt, answer, places, mode)
+    return SimulatedRequest(arrival, prompt, answer, slots, mode)
 
 
 def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[RequestRecord]:
@@ -45,25 +45,25 @@ def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettin
 
 
 def test_a_plain_request_reads_and_steps() -> None:
-    (stream,) = run(request(Mode.PLAIN))
-    assert stream.tokens == pytest.approx([10 * READ + STEP * (1 + index) for index in range(4)])
-    assert (stream.vectors, stream.refused) == ([], False)
-    assert stream.ended == stream.tokens[-1]
+    (record,) = run(request(Mode.PLAIN))
+    assert record.tokens == pytest.approx([10 * READ + STEP * (1 + index) for index in range(4)])
+    assert (record.vectors, record.refused) == ([], False)
+    assert record.ended == record.tokens[-1]
 
 
 def test_explained_requests_have_scores_after_each_token() -> None:
-    (stream,) = run(request(Mode.PER_TOKEN))
-    assert stream.vectors == pytest.approx([token + SCORES for token in stream.tokens])
-    assert stream.ended == stream.vectors[-1]
+    (record,) = run(request(Mode.PER_TOKEN))
+    assert record.vectors == pytest.approx([token + SCORES for token in record.tokens])
+    assert record.ended == record.vectors[-1]
 
 
 def test_chunks_are_explained_when_due_and_at_the_end() -> None:
-    (stream,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
-    first, last = stream.vectors[0], stream.vectors[-1]
-    assert stream.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
-    assert first == pytest.approx(stream.tokens[DEFAULT_CHUNK_SIZE - 1] + REPLAY)
-    assert stream.tokens[DEFAULT_CHUNK_SIZE] == pytest.approx(first + STEP)  # it does not decode before
-    assert last == pytest.approx(stream.tokens[-1] + REPLAY)
+    (record,) = run(request(Mode.CHUNKED, answer=DEFAULT_CHUNK_SIZE + 3))
+    first, last = record.vectors[0], record.vectors[-1]
+    assert record.vectors == [first] * DEFAULT_CHUNK_SIZE + [last] * 3
+    assert first == pytest.approx(record.tokens[DEFAULT_CHUNK_SIZE - 1] + REPLAY)
+    assert record.tokens[DEFAULT_CHUNK_SIZE] == pytest.approx(first + STEP)  # it does not decode before
+    assert last == pytest.approx(record.tokens[-1] + REPLAY)
 
 
 def test_streams_share_passes() -> None:
@@ -85,7 +85,7 @@ def test_memory_for_keys_and_values_holds_back() -> None:
     assert first.ended is not None
     assert second.tokens[0] > first.ended
     with pytest.raises(ValueError, match=r"does not fit the KV cache.*150"):
-        run(request(Mode.PLAIN, places=151), limits=limits)
+        run(request(Mode.PLAIN, slots=151), limits=limits)
 
 
 def test_prefill_chunks_are_small_during_decoding() -> None:
@@ -107,10 +107,10 @@ def test_an_evaluation_has_low_priority() -> None:
 def test_shapes_that_are_new_are_recorded() -> None:
     costs = replace(COSTS, recording_seconds={"step": 0.5})
     replica = Replica(costs, ROOMY)
-    (stream,) = replica.run([request(Mode.PLAIN)])
+    (record,) = replica.run([request(Mode.PLAIN)])
     assert replica.cuda_graphs == 1
-    assert stream.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
-    assert stream.tokens[1] == pytest.approx(stream.tokens[0] + STEP)
+    assert record.tokens[0] == pytest.approx(10 * READ + STEP + 0.5)
+    assert record.tokens[1] == pytest.approx(record.tokens[0] + STEP)
 
 
 REQUESTS = st.lists(
@@ -132,22 +132,22 @@ REQUESTS = st.lists(
 def test_every_request_finishes_and_time_is_monotonic(
     requests: Sequence[SimulatedRequest], running: int, queued: int
 ) -> None:
-    requests = sorted(requests, key=lambda stream: stream.arrival)
+    requests = sorted(requests, key=lambda record: record.arrival)
     replica = Replica(COSTS, ReplicaSettings(max_running=running, kv_tokens=240, max_queued=queued))
     served = replica.run(requests)
-    for stream in served:
-        if stream.refused:
-            assert stream.tokens == []
+    for record in served:
+        if record.refused:
+            assert record.tokens == []
             continue
-        explained = stream.request.mode is not Mode.PLAIN
-        assert len(stream.tokens) == stream.request.answer_tokens
-        assert len(stream.vectors) == (stream.request.answer_tokens if explained else 0)
-        assert stream.tokens == sorted(stream.tokens)
-        assert all(vector > token for token, vector in zip(stream.tokens, stream.vectors, strict=False))
-        assert stream.tokens[0] > stream.request.arrival
-        assert stream.ended is not None
-        assert stream.ended >= max(stream.tokens[-1:] + stream.vectors[-1:])
-    end = max(stream.ended or 0.0 for stream in served)
+        explained = record.request.mode is not Mode.PLAIN
+        assert len(record.tokens) == record.request.answer_tokens
+        assert len(record.vectors) == (record.request.answer_tokens if explained else 0)
+        assert record.tokens == sorted(record.tokens)
+        assert all(vector > token for token, vector in zip(record.tokens, record.vectors, strict=False))
+        assert record.tokens[0] > record.request.arrival
+        assert record.ended is not None
+        assert record.ended >= max(record.tokens[-1:] + record.vectors[-1:])
+    end = max(record.ended or 0.0 for record in served)
     assert replica.busy_seconds <= end + 1e-9
     assert replica.busy_between(0.0, end) == pytest.approx(replica.busy_seconds)
 
@@ -158,15 +158,15 @@ def test_summaries_count_requests_and_tokens() -> None:
         RequestRecord(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
         RequestRecord(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
     ]
-    stream = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
-    assert (stream.requests, stream.busy) == (3, 0.5)
-    assert stream.refused == pytest.approx(1 / 3)
-    assert stream.first_token[0] == pytest.approx(0.75)
-    assert stream.gap[0] == pytest.approx(0.15)
-    assert stream.lag[0] == pytest.approx(0.2)
-    assert stream.tokens_per_second == pytest.approx(2.0)
-    assert stream.vectors_per_second == pytest.approx(0.5)
-    assert stream.running == pytest.approx((0.3 + 0.2) / 2)
+    record = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
+    assert (record.requests, record.busy) == (3, 0.5)
+    assert record.refused == pytest.approx(1 / 3)
+    assert record.first_token[0] == pytest.approx(0.75)
+    assert record.gap[0] == pytest.approx(0.15)
+    assert record.lag[0] == pytest.approx(0.2)
+    assert record.tokens_per_second == pytest.approx(2.0)
+    assert record.vectors_per_second == pytest.approx(0.5)
+    assert record.running == pytest.approx((0.3 + 0.2) / 2)
 
 
 def test_traffic_is_repeatable_and_has_its_means() -> None:
@@ -175,9 +175,9 @@ def test_traffic_is_repeatable_and_has_its_means() -> None:
     assert requests == traffic.requests(4000, seed=1)
     assert requests != traffic.requests(4000, seed=2)
     assert requests[-1].arrival == pytest.approx(400, rel=0.1)
-    assert sum(stream.prompt_tokens for stream in requests) / 4000 == pytest.approx(200, rel=0.05)
-    assert sum(stream.answer_tokens for stream in requests) / 4000 == pytest.approx(50, rel=0.05)
-    shares = {mode: sum(stream.mode is mode for stream in requests) / 4000 for mode in Mode}
+    assert sum(record.prompt_tokens for record in requests) / 4000 == pytest.approx(200, rel=0.05)
+    assert sum(record.answer_tokens for record in requests) / 4000 == pytest.approx(50, rel=0.05)
+    shares = {mode: sum(record.mode is mode for record in requests) / 4000 for mode in Mode}
     assert shares[Mode.EVALUATE] == pytest.approx(0.1, abs=0.03)
     assert shares[Mode.PLAIN] == pytest.approx(0.45, abs=0.03)
 

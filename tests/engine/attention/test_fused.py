@@ -57,8 +57,8 @@ def check(
     K, V, q, w = draw(G, PLACES, D), draw(G, PLACES, Dv), draw(B * T, H, D), draw(B * T, H, Dv)
     starts = [GAP + 100 * row for row in range(B)]
     form = AttentionForm(scaling=D**-0.5, window=window)
-    its_starts, its_lengths = torch.tensor([starts, list(lengths)], device=DEVICE)
-    over = Sequences(K.to(DEVICE), V.to(DEVICE), its_starts, its_lengths, T, width)
+    starts_on_device, lengths_on_device = torch.tensor([starts, list(lengths)], device=DEVICE)
+    over = Sequences(K.to(DEVICE), V.to(DEVICE), starts_on_device, lengths_on_device, T, width)
     kernels = FusedAttention(DEVICE)
     output, kept = kernels.forward(q.to(DEVICE).transpose(0, 1), over, form)
     back = kernels.backward(kept, w.to(DEVICE), over, form, kind, needs_input_grad=needs_input_grad)
@@ -69,19 +69,19 @@ def check(
         first, row_slice = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
         k, v = (x[:, start + first : start + n].double() for x in (K, V))
         seen = visibility(n - T, T, first, n - first, window, torch.device("cpu"))
-        its_w = grouped(w[row_slice].transpose(0, 1).double(), G)
+        w_of_row = grouped(w[row_slice].transpose(0, 1).double(), G)
         exact = attend(grouped(q[row_slice].transpose(0, 1).double(), G), k, v, seen, form)
-        U = value_gradients(exact, its_w)
+        U = value_gradients(exact, w_of_row)
         expected = exact.output().flatten(0, 1).transpose(0, 1)
         assert close(kept.output[row_slice], expected, EXACT)
         assert close(output[row_slice], expected, ROUNDED[dtype])
         maps = back.maps[:, row].sum(1)
         assert not maps[..., : width - n + first].any()
         visible = torch.ones(T, n - first, dtype=torch.bool) if seen is None else seen
-        for actual, wanted in zip(maps[..., width - n + first :], expected_maps(kind, exact, its_w, U), strict=True):
+        for actual, wanted in zip(maps[..., width - n + first :], expected_maps(kind, exact, w_of_row, U), strict=True):
             assert close(actual, wanted.masked_fill(~visible, 0), EXACT)
         if back.gradients is not None:
-            gradients = attention_backward(exact, its_w, U, n - T - first)
+            gradients = attention_backward(exact, w_of_row, U, n - T - first)
             wanted_gradients = (gradients.dq.flatten(0, 1), gradients.dk, gradients.dv)
             for actual, wanted in zip(back.gradients, wanted_gradients, strict=True):
                 assert close(actual[:, row_slice], wanted, ROUNDED[dtype])

@@ -332,12 +332,12 @@ def test_attention_to_oneself_only_returns_the_value(normal: Normal) -> None:
     assert close(output, V[:, None].expand(-1, 2, -1, -1))
     alone = (attended(q[:, :, :1], K[:, :1], V[:, :1], 0, AttentionForm(1.0))[1], w[:, :, :1])
     many = (attended(q, K, V, 0, only_itself)[1], w)
-    for forward, its_w in (alone, many):
+    for forward, w_of_case in (alone, many):
         assert close(forward.output(), forward.V[:, None].expand(-1, 2, -1, -1))
-        back = attention_backward(forward, its_w, value_gradients(forward, its_w), 0)
+        back = attention_backward(forward, w_of_case, value_gradients(forward, w_of_case), 0)
         assert back.dq.abs().max() < 1e-12  # its weight is 1, whatever it asks
         assert back.dk.abs().max() < 1e-12
-        assert close(back.dv, its_w.sum(1))
+        assert close(back.dv, w_of_case.sum(1))
 
 
 def test_gradients_of_capped_products_vanish_where_the_cap_is_reached(normal: Normal) -> None:

@@ -41,17 +41,17 @@ def test_outputs_are_the_same_and_gradients_to_rounding(
     assert isinstance(frozen, FrozenNorm)
     assert type(frozen).__name__ == f"Frozen{kind.__name__}"
     x, g = normal(0, *shape).to(dtype), normal(1, *shape).to(dtype)
-    leaf, its_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
-    output, expected = frozen(leaf), norm(its_leaf)
+    leaf, original_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, expected = frozen(leaf), norm(original_leaf)
     assert output.grad_fn is not None
     assert output.grad_fn.name() == "_NormedBackward"
     assert torch.equal(output, expected)
     assert torch.equal(frozen(x), expected)
     (gradient,) = torch.autograd.grad(output, leaf, g)
-    (its_gradient,) = torch.autograd.grad(expected, its_leaf, g)
+    (original_gradient,) = torch.autograd.grad(expected, original_leaf, g)
     assert gradient.dtype is dtype
     tolerance = 1e-6 if dtype is torch.float32 else 1e-2
-    assert (gradient - its_gradient).abs().max() <= tolerance * its_gradient.abs().max()
+    assert (gradient - original_gradient).abs().max() <= tolerance * original_gradient.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,7 +29,7 @@ def load(model_path: ModelPath) -> Callable[[str], ModelRunner]:
     return lambda name: Engine.load(str(model_path(name)), dtype="float32", threads=1).model.runner
 
 
-def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tuple[Tensor, Tensor]:
+def logits(runner: ModelRunner, begun: int = 3, *, has_substitutions: bool = True) -> tuple[Tensor, Tensor]:
     """Logits of sequences after `begun` tokens, with random tokens zeroed; batched, and each alone. [B, V] each"""
     generator = torch.Generator().manual_seed(begun)
     slot = runner.pool.allocate(3)
@@ -39,8 +39,8 @@ def logits(runner: ModelRunner, begun: int = 3, *, are_told: bool = True) -> tup
     gone = torch.rand(ids.shape, generator=generator) < 0.5
     lengths = [LENGTH, LENGTH, LENGTH, 9, 5, 1]
     embeddings = runner.embed(ids).masked_fill(gone[:, :, None], 0)
-    changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if are_told else None
-    assert (changes is not None) == are_told
+    changes = TokenSubstitutions.of(ids.masked_fill(gone, -1), lengths) if has_substitutions else None
+    assert (changes is not None) == has_substitutions
     found = runner.last_logits(embeddings, lengths, SharedPrefixAttention(slot, begun), changes)
     alone = [
         runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, begun))[0]

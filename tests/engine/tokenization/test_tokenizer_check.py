@@ -78,10 +78,10 @@ def save(folder: Path, tokenizer: Tokenizer, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("its_class", CLASSES)
-def test_tokens_are_those_of_the_file(llama: Path, split: str, its_class: str | None) -> None:
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_tokens_are_those_of_the_file(llama: Path, split: str, class_name: str | None) -> None:
     stored = byte_pairs(SPLITS[split])
-    save(llama, stored, tokenizer_class=its_class)
+    save(llama, stored, tokenizer_class=class_name)
     used = load_tokenizer(str(llama), None)
     for text in (*SAMPLES, "a</s>b", "123 123"):
         for special in (False, True):
@@ -112,16 +112,16 @@ def test_the_engine_encodes_by_the_file(llama: Path) -> None:
     assert [token.id for token in engine.tokenize("123").tokens] == stored.encode("123").ids
 
 
-@pytest.mark.parametrize("its_class", ["GPT2TokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("class_name", ["GPT2TokenizerFast", "PreTrainedTokenizerFast"])
 @pytest.mark.parametrize("begins", [True, False])
-def test_bos_follows_the_file(llama: Path, its_class: str, begins: bool) -> None:
+def test_bos_follows_the_file(llama: Path, class_name: str, begins: bool) -> None:
     """Transformers ignores add_bos_token where there is a tokenizer.json."""
     stored = byte_pairs(SPLITS["single digits"])
-    save(llama, stored, tokenizer_class=its_class, add_bos_token=begins)
+    save(llama, stored, tokenizer_class=class_name, add_bos_token=begins)
     used = load_tokenizer(str(llama), None)
     assert used("123")["input_ids"] == stored.encode("123").ids
     stored.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    save(llama, stored, tokenizer_class=its_class, add_bos_token=begins)
+    save(llama, stored, tokenizer_class=class_name, add_bos_token=begins)
     used = load_tokenizer(str(llama), None)
     assert used("123")["input_ids"] == stored.encode("123", add_special_tokens=False).ids
 

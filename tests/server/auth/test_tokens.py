@@ -26,12 +26,12 @@ def test_methods_match_the_wire_contract() -> None:
 
 
 def test_a_file_names_clients_and_their_limits(tmp_path: Path) -> None:
-    (alice, its_hash), (bob, bobs), (bobs_next, bobs_second) = make_token(), make_token(), make_token()
+    (alice, alice_hash), (bob, bobs), (bobs_next, bobs_second) = make_token(), make_token(), make_token()
     path = written(
         tmp_path / "tokens.toml",
         f"""
         [alice]
-        sha256 = "{its_hash}"
+        sha256 = "{alice_hash}"
         expires = 2999-01-01T00:00:00+02:00
         max_concurrent_streams = 2
         tokens_per_minute = 1000
@@ -48,8 +48,8 @@ def test_a_file_names_clients_and_their_limits(tmp_path: Path) -> None:
         found = clients.find(token)
         assert found == clients.clients[1]
         assert (found.expires, found.methods, found.tokens_per_minute) == (None, None, None)
-    for nobodys in ("", its_hash, alice[:-1], alice + "x", make_token()[0], "\udcff", "é"):
-        assert clients.find(nobodys) is None
+    for unknown in ("", alice_hash, alice[:-1], alice + "x", make_token()[0], "\udcff", "é"):
+        assert clients.find(unknown) is None
 
 
 def test_a_token_is_valid_until_it_expires() -> None:

@@ -33,7 +33,7 @@ async def answer_of(job: Job[Any]) -> Any:
     return await asyncio.wait_for(anext(aiter(job)), 10)
 
 
-def nothing_told(event: object) -> list[Any]:
+def no_events(event: object) -> list[Any]:
     return []
 
 
@@ -57,7 +57,7 @@ def test_reading_neither_waits_for_a_pass_nor_runs_on_the_engine_thread(engine: 
             engine.scheduler.before_pass = block
             stream = thread.submit(lambda engine: engine.generation_request("Once"), lambda event: [event])
             await asyncio.to_thread(entered.wait, 10)
-            name = await answer_of(thread.submit(lambda engine: threading.current_thread().name, nothing_told))
+            name = await answer_of(thread.submit(lambda engine: threading.current_thread().name, no_events))
             assert name.startswith("gradellm-read")
             stream.cancel()
             blocked.set()
@@ -68,11 +68,11 @@ def test_reading_neither_waits_for_a_pass_nor_runs_on_the_engine_thread(engine: 
 def test_a_long_request_does_not_delay_a_short_one(engine: Engine) -> None:
     async def work() -> None:
         async with running(engine) as thread:
-            going_on = threading.Event()
-            long = thread.submit(lambda engine: going_on.wait(10), nothing_told, LONG)
-            assert await answer_of(thread.submit(lambda engine: "short", nothing_told, 10)) == "short"
+            release = threading.Event()
+            long = thread.submit(lambda engine: release.wait(10), no_events, LONG)
+            assert await answer_of(thread.submit(lambda engine: "short", no_events, 10)) == "short"
             assert thread.num_unfinished == 1
-            going_on.set()
+            release.set()
             assert await answer_of(long) is True
 
     asyncio.run(work())
@@ -89,11 +89,11 @@ def test_reading_ends_when_its_caller_has_gone(engine: Engine) -> None:
                     interruption_point.get()()
                     time.sleep(0.001)
 
-            job = thread.submit(tokenize_slowly, nothing_told)
+            job = thread.submit(tokenize_slowly, no_events)
             await until(lambda: bool(looks))
             job.cancel()
             assert thread.num_unfinished == 0
-            assert await answer_of(thread.submit(lambda engine: "next", nothing_told)) == "next"
+            assert await answer_of(thread.submit(lambda engine: "next", no_events)) == "next"
             count = len(looks)
             await asyncio.sleep(0.02)
             assert len(looks) == count
@@ -112,8 +112,8 @@ def test_a_native_panic_ends_its_own_request_alone(engine: Engine, caplog: pytes
     async def work() -> None:
         async with running(engine) as thread:
             with pytest.raises(ReadingFailedError):
-                await answer_of(thread.submit(panic, nothing_told))
-            assert await answer_of(thread.submit(lambda engine: "next", nothing_told)) == "next"
+                await answer_of(thread.submit(panic, no_events))
+            assert await answer_of(thread.submit(lambda engine: "next", no_events)) == "next"
             assert thread.is_alive
             await until(lambda: thread.num_unfinished == 0)
 
@@ -125,10 +125,10 @@ def test_a_native_panic_ends_its_own_request_alone(engine: Engine, caplog: pytes
 def test_reading_that_does_not_end_ages_the_heartbeat(engine: Engine) -> None:
     async def work() -> None:
         async with running(engine) as thread:
-            going_on = threading.Event()
-            job = thread.submit(lambda engine: going_on.wait(10), nothing_told)
+            release = threading.Event()
+            job = thread.submit(lambda engine: release.wait(10), no_events)
             await until(lambda: thread.heartbeat_age > 0.4)  # older than an idle engine's
-            going_on.set()
+            release.set()
             await answer_of(job)
             await until(lambda: thread.heartbeat_age < 0.4)
 
@@ -137,11 +137,11 @@ def test_reading_that_does_not_end_ages_the_heartbeat(engine: Engine) -> None:
 
 def test_requests_being_read_fail_when_the_server_stops(engine: Engine) -> None:
     async def work() -> None:
-        going_on = threading.Event()
+        release = threading.Event()
         async with running(engine) as thread:
-            job = thread.submit(lambda engine: going_on.wait(10), nothing_told)
+            job = thread.submit(lambda engine: release.wait(10), no_events)
         with pytest.raises(Exception, match="shutting down"):
             await answer_of(job)
-        going_on.set()
+        release.set()
 
     asyncio.run(work())

@@ -174,9 +174,9 @@ def test_an_engine_that_fails_is_counted_and_nothing_refused(
 
 
 def test_calls_are_counted_by_client_and_unknown_callers_too(serving: Serving, tmp_path: Path) -> None:
-    token, its_hash = make_token()
+    token, token_hash = make_token()
     file = tmp_path / "tokens.toml"
-    file.write_text(entry("alice", its_hash, {"methods": ["Generate"]}))
+    file.write_text(entry("alice", token_hash, {"methods": ["Generate"]}))
     with serving(tokens=file) as server:
         credentials = [("authorization", f"Bearer {token}")]
         list(server.stub.Generate(generate(1), metadata=credentials))

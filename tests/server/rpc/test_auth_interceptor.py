@@ -247,14 +247,14 @@ def test_unused_tokens_are_given_back(quotas: dict[str, Quota], guarded: Running
 
 
 def test_changes_of_the_file_take_effect(guarded: RunningServer, tokens: Path) -> None:
-    late, its_hash = make_token()
+    late, token_hash = make_token()
     with (
         Client(guarded.address, token=late, retry=None) as client,
         Client(guarded.address, token=WHOLE[0], retry=None) as full_client,
     ):
         with pytest.raises(UnauthenticatedError):
             client.server_info()
-        tokens.write_text(entry("late", its_hash, {}))
+        tokens.write_text(entry("late", token_hash, {}))
         assert client.server_info().model.family == "llama"
         with pytest.raises(UnauthenticatedError):
             full_client.server_info()

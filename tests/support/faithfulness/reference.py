@@ -153,10 +153,10 @@ class Reference:
             probs = [[score**alpha for score in s] for alpha in alphas]
             draws = masks.uniforms(settings.seed, step, settings.pis, settings.samples, n)
         samples: list[list[float]] = []
-        for k, kept_with in enumerate(probs):
+        for k, probabilities in enumerate(probs):
             samples.append([])
             for sample in range(settings.samples):
-                drawn = [bool(draws[k, sample, i] < kept_with[i]) for i in range(n)]
+                drawn = [bool(draws[k, sample, i] < probabilities[i]) for i in range(n)]
                 zeroed = [changed[i] for i in range(n) if drawn[i] != keeps]
                 H = hellinger(P, self.probs(text, zeroed))
                 samples[-1].append(max(0.0, baseline - H) / baseline if keeps else H / baseline)
@@ -167,7 +167,7 @@ class Reference:
             value = sum(
                 (settings.pis[k + 1] - settings.pis[k]) * (means[k] + means[k + 1]) / 2 for k in range(len(means) - 1)
             )
-        achieved = [sum(kept_with) / n for kept_with in probs]
+        achieved = [sum(probabilities) / n for probabilities in probs]
         return Measured(value, samples, achieved, alphas, [], [])
 
     def ranked(
