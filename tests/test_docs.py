@@ -176,7 +176,7 @@ def test_every_design_note_has_a_date_and_evidence() -> None:
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_site_adds_the_pages_that_it_promises() -> None:
+def test_the_site_adds_its_generated_pages() -> None:
     assert {*docs_module("site_hooks").INCLUDED, "serving/flags.md"} == {*ADDED_PAGES}
 
 
@@ -266,7 +266,7 @@ def test_the_fastapi_example_streams(addresses: dict[str, str], monkeypatch: pyt
     assert all(event["scores"] for event in events if "explains" in event)
 
 
-def test_the_gradio_example_shows_what_people_wrote() -> None:
+def test_the_gradio_example_shows_the_users_text() -> None:
     shown = example("gradio_app").highlighted(explanation())
     assert [text for text, _ in shown] == ["The", " cat", " s", "at", " on a mat"]
     assert max(share for _, share in shown) == 1.0

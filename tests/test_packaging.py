@@ -219,6 +219,6 @@ def test_bills_of_materials_cover_the_dockerfiles_extras(image: str) -> None:
     assert "dev" not in extras
 
 
-def test_a_dockerfile_that_says_no_extras_is_an_error() -> None:
+def test_a_dockerfile_without_extras_is_an_error() -> None:
     with pytest.raises(ValueError, match="ARG EXTRAS"):
         sbom.image_extras("server", "FROM scratch\n")

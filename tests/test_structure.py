@@ -1,4 +1,4 @@
-"""The layout that a newcomer meets: small folders, files and functions, and imports without circles."""
+"""The layout of the code: small folders, files and functions, and imports without cycles."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_images_are_labelled_with_it() -> None:
 
 
 @pytest.mark.parametrize("module", ["gradellm", "gradellm_server", "gradellm_server.auth.tokens"])
-def test_commands_say_it(module: str) -> None:
+def test_commands_print_the_version(module: str) -> None:
     result = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"gradellm {gradellm.__version__}\n"
 

@@ -108,7 +108,7 @@ def test_single_answers_of_a_newer_server_are_understood(address: str, through: 
 
 
 def test_unknown_fields_of_a_newer_client_are_ignored(address: str, through: Callable[..., str]) -> None:
-    """What a server does not know it does not do, and does not say so: the provenance says what it did."""
+    """A server ignores unknown fields silently; the provenance lists the settings that it used."""
     with Client(address) as direct, Client(through(request=lambda payload: payload + NEW_FIELDS)) as client:
         expected = comparable(list(direct.generate(PROMPT, max_new_tokens=4, seed=1)))
         assert comparable(list(client.generate(PROMPT, max_new_tokens=4, seed=1))) == expected

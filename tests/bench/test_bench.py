@@ -1,4 +1,4 @@
-"""The bench on a tiny model: its ways do the same work, its figures are what they say."""
+"""The bench on a tiny model: its backends do the same work, and its figures are correct."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_backends_time_every_token_and_attribution_row(tiny: BenchModel, name: s
 
 
 def test_standard_error_stays_empty() -> None:
-    """In a process of its own: libraries complain of each other when the interpreter ends."""
+    """In a separate process: libraries print warnings about each other when the interpreter exits."""
     measure = ["--parts", "latency", "--prompts", "16", "--new-tokens", "2", "--rounds", "1", "--ways", "generate"]
     for arguments, status, message in (
         (["--model", str(CHECKPOINT), *measure], 0, ""),

@@ -145,7 +145,7 @@ def fake(tmp_path: Path) -> Iterator[FakeServer]:
 
 
 _SERVER_MODULE = '''
-"""A server process without a model. --model says how it behaves."""
+"""A server process without a model. --model selects its behaviour."""
 import argparse, os, signal, sys, threading, time
 from concurrent import futures
 import gradellm

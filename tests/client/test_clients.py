@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Bridge:
-    """AsyncClient called from ordinary code: every call runs to its end on a loop of its own."""
+    """AsyncClient called from ordinary code: every call runs to its end on a new event loop."""
 
     def __init__(self, target: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -302,7 +302,7 @@ def test_no_server_answers(connect: Callable[[str], Any], tmp_path: Any) -> None
 
 @pytest.fixture(params=["localhost", "unix"])
 def silent(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
-    """The target of a port that takes connections and says nothing, as a server's that loads its model."""
+    """The target of a port that accepts connections and sends nothing, as a server does while it loads its model."""
     if request.param == "unix":
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(f"{tmp_path}/silent.sock")

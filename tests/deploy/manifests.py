@@ -22,7 +22,7 @@ KUBERNETES = DEPLOY / "kubernetes"
 SCHEMAS = KUBERNETES / "schemas"
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml"))
-# What is applied as it stands: base and overlays, and resources that lie there without a kustomization.
+# Applied manifests: base and overlays, and resources without a kustomization.
 BUILDS = [
     "base",
     *(f"overlays/{name}" for name in OVERLAYS),
@@ -33,7 +33,7 @@ Resource = dict[str, Any]
 
 
 def kubectl() -> str:
-    """The program, or a skip that says so."""
+    """The program's path; skips the test where it is missing."""
     found = shutil.which("kubectl")
     if found is None:
         pytest.skip("kubectl is not installed: what it renders is not checked")
@@ -41,7 +41,7 @@ def kubectl() -> str:
 
 
 def render(folder: Path) -> list[Resource]:
-    """What a folder with a kustomization comes to."""
+    """The rendered resources of a kustomization."""
     ended = subprocess.run(
         [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=60
     )

@@ -124,7 +124,7 @@ def test_the_servers_default_is_as_careful_as_the_command(df: ModuleType) -> Non
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_written_paths_are_on_writable_volumes(df: ModuleType, name: str) -> None:
-    """Caches lie under /cache, and every server's pod mounts it and /tmp."""
+    """Caches are under /cache, and every server's pod mounts it and /tmp."""
     stage = df.read(DOCKERFILE).stages[name]
     variables = df.pairs(df.expand(stage.last("ENV"), {}))
     folders = {value for value in variables.values() if value.startswith("/") and ":" not in value}

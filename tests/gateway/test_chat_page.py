@@ -117,7 +117,7 @@ def test_the_page_works_under_its_content_security_policy(show: Callable[..., An
 
 
 def test_words_are_pinned_by_clicks_and_keys(show: Callable[..., Any], url: str) -> None:
-    tab = show(url)  # of a tiny random model, which says more
+    tab = show(url)  # of a tiny random model, which generates more text
     ask(tab, STORY)
     words = tab.locator(".turn.assistant .word:visible")
     assert words.count() > 5

@@ -32,7 +32,7 @@ TAKEN: dict[str, set[str]] = {
     "messages": set(),
     "stream": {"true", "false"},
     "stream_options": {"empty object"},
-    "max_tokens": {"zero", "one"},  # how many there may be is the server's to say
+    "max_tokens": {"zero", "one"},  # the server validates the number
     "max_completion_tokens": {"zero", "one"},
     "temperature": {"zero", "one", "float"},
     "top_p": {"zero", "one", "float"},

@@ -63,7 +63,7 @@ def test_without_ray_the_evaluation_runs_in_process(tmp_path: Path, capsys: Out)
 def test_gradellm_evaluate_resumes_its_results_file(tmp_path: Path, capsys: Out) -> None:
     data, out = write_data(tmp_path / "d.jsonl", 3), tmp_path / "out"
     assert main(arguments_of(data, out, "--actors", "0")) == 0
-    assert cli(["evaluate", *arguments_of(data, out)]) == 0  # with a server of its own, which has nothing to do
+    assert cli(["evaluate", *arguments_of(data, out)]) == 0  # starts a local server, which evaluates nothing
     assert "3 of 3 examples are done" in capsys.readouterr().err
     assert cli(["evaluate", "--merge", str(out), "--out", str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged" / "results.jsonl").read_text().splitlines() == lines(out)

@@ -187,7 +187,7 @@ def many(count: int, number: int = 0) -> list[Request]:
 
 
 def send(channel: grpc.Channel, request: Request, timeout_seconds: float) -> tuple[grpc.StatusCode, str]:
-    """Send a request and read all of its answer: the status, and what it says."""
+    """Send a request and read its complete answer: the status code and the message."""
     try:
         if request.call in STREAMS:
             stream: Any = channel.unary_stream(SERVICE + request.call)

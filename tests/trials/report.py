@@ -32,7 +32,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def table(title: str, caption: str, findings: Sequence[Mapping[str, Any]]) -> str:
     """Findings (as dictionaries) under a title, as Markdown."""
-    lines = [f"\n## {title}\n", f"{caption}\n", "| | found | asked | |", "| --- | --- | --- | --- |"]
+    lines = [f"\n## {title}\n", f"{caption}\n", "| | found | required | |", "| --- | --- | --- | --- |"]
     for finding in findings:
         mark = {True: "holds", False: "**does not hold**", None: ""}[finding["holds"]]
         value = finding["value"].replace("|", "\\|").replace("\n", " ")

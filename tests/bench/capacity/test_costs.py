@@ -1,4 +1,4 @@
-"""Models of passes: they give back what they were fitted to, and reports of the bench can be read."""
+"""Cost models of passes: they reproduce their measurements, and reports of the bench can be read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_reading_more_is_never_faster() -> None:
     passes = [PassMeasurement("read", 1, 16, context, (seconds,)) for context, seconds in ((0, 2.0), (1000, 1.0))]
     assert PassModel.fit(passes, rounds=False).slope == 0
     one_a_size = [PassMeasurement("read", 1, size, 0, (seconds,)) for size, seconds in ((16, 1.0), (64, 3.0))]
-    model = PassModel.fit(one_a_size, rounds=False)  # base and slope cannot be told apart
+    model = PassModel.fit(one_a_size, rounds=False)  # base and slope cannot be determined
     assert model.bases == pytest.approx((1.0, 3.0))
     assert model.slope == 0
     with pytest.raises(ValueError, match="no passes"):

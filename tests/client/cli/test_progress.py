@@ -45,7 +45,7 @@ def test_the_bar_on_a_terminal() -> None:
 
 
 def test_the_last_progress_bar_counts_complete_examples() -> None:
-    """What is under way is work, and is not kept."""
+    """Examples in progress count only while the run is active."""
     server: Any = SimpleNamespace(is_up=True, is_refused=False, busy_until=0.0, running={"a": 0.9, "b": 0.95})
     run: Any = Run(servers=[server], total=2, done_before=0, done_now=0, failed_now=0)
     stream = Terminal()

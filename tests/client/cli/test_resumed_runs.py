@@ -29,7 +29,7 @@ Out = pytest.CaptureFixture[str]
 
 
 def in_folder(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start the command in a folder of its own, so that it is the same command everywhere."""
+    """Start the command in a separate folder, so that every run has the same command line."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "gradellm", *arguments],

@@ -155,7 +155,7 @@ def test_a_custom_prompt_template() -> None:
     assert (preset.rationale.field, preset.rationale.columns, preset.rationale.unit) == ("text", ("why",), "characters")
 
 
-def test_a_prompt_of_ones_own_without_labels_is_for_open_generation() -> None:
+def test_a_custom_template_without_labels_is_open_generation() -> None:
     preset = custom_preset("{text}")
     assert (preset.label_words, preset.level, preset.rationale, preset.label_columns) == ((), "sequence", None, ())
 

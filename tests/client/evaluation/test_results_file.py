@@ -211,7 +211,7 @@ def test_a_line_that_could_not_be_written_leaves_nothing(
     assert list(content(path)[0]) == ["a", "b"]
 
 
-def test_where_not_even_cutting_off_works_nothing_more_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failed_truncation_nothing_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -241,7 +241,7 @@ def test_other_settings_are_refused_by_name(path: Path) -> None:
     assert "model" not in message
     assert "pis" not in message
     assert "methods was" in refusal(path, {name: SETTINGS[name] for name in ("model", "masks")})
-    with ResultsFile(path, dict(reversed(SETTINGS.items()))) as results:  # order says nothing
+    with ResultsFile(path, dict(reversed(SETTINGS.items()))) as results:  # the order does not matter
         assert list(results.done) == ["a"]
 
 

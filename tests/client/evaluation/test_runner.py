@@ -1,4 +1,4 @@
-"""Every example is evaluated once, even if servers fail, overload or come back."""
+"""Every example is evaluated once, even if servers fail, overload or recover."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start() -> Iterator[Callable[..., FakeEvaluator]]:
 
 
 def process(address: str = "127.0.0.1:0", seconds: float = 0.05) -> tuple[subprocess.Popen[str], str]:
-    """A server of its own process, and its address."""
+    """A server in a separate process, and its address."""
     assert fake_evaluator.__file__ is not None
     started = subprocess.Popen(
         [sys.executable, fake_evaluator.__file__, address, str(seconds)],
@@ -149,7 +149,7 @@ def test_finished_examples_are_not_sent_again(start: Callable[..., FakeEvaluator
     assert server.requests == []
 
 
-def test_a_server_that_is_killed_loses_nothing_and_counts_nothing_twice(path: Path) -> None:
+def test_a_killed_server_causes_no_loss_and_no_duplicates(path: Path) -> None:
     killed, first = process()
     other, second = process()
 

@@ -66,7 +66,7 @@ REMOVED, TWICE = object(), object()
 
 
 def show(loaded: Explanation, folder: Path | None = None) -> None:
-    """Do all that one can do with an explanation. What it lacks is said as documented."""
+    """Call every method of an explanation; only the documented errors may be raised."""
     assert Explanation.from_json(loaded.to_json()) == loaded or "NaN" in loaded.to_json()
     assert loaded.to_html().encode()
     assert loaded.matrix().shape == (len(loaded.tokens), len(loaded.sources))

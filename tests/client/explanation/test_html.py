@@ -20,7 +20,7 @@ __all__ = ["browser"]
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Opens an explanation's page; whatever the console says is a failure."""
+    """Opens an explanation's page; any console message is a failure."""
     messages: list[str] = []
     context = browser.new_context(viewport={"width": 800, "height": 900}, offline=True)
 
@@ -80,7 +80,7 @@ def test_a_click_keeps_a_word_and_keys_move(show: Any) -> None:
     assert tab.evaluate("document.activeElement.textContent") == "loud"
     assert shades(tab, ".piece")[5] == 24
     tab.keyboard.press("Home")
-    tab.keyboard.press("Enter")  # lets go of the word that was kept
+    tab.keyboard.press("Enter")  # releases the selected word
     assert tab.locator('[aria-pressed="true"]').count() == 0
     tab.keyboard.press("End")
     tab.keyboard.press(" ")

@@ -88,7 +88,7 @@ def test_a_word_is_drawn_when_the_next_begins() -> None:
         yield token(1, " two")
         assert "".join(drawn).startswith("one  ")
         yield token(2, " three")
-        assert "two" not in "".join(drawn)  # its row has not come
+        assert "two" not in "".join(drawn)  # its row has not arrived
         yield row(1, *[1.0] * 6)
         assert "two" in "".join(drawn)
 

@@ -73,7 +73,7 @@ def test_the_command_line_uses_no_proxy(
     assert proxy.heard == []
 
 
-def test_a_server_of_ones_own_is_reached_past_a_proxy(proxy: FakeProxy, server_module: None) -> None:
+def test_a_local_server_is_reached_without_the_proxy(proxy: FakeProxy, server_module: None) -> None:
     with Client.local() as client:
         assert client.server_info().model.name == "demo"
     assert proxy.heard == []

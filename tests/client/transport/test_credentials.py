@@ -134,7 +134,7 @@ def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
         Client("localhost:1", tls=True, credentials=grpc.ssl_channel_credentials())
 
 
-def test_flags_and_the_environment_say_the_same(
+def test_flags_and_environment_variables_are_equivalent(
     encrypted: tuple[str, Listening],
     authority: Authority,
     tmp_path: Path,
@@ -158,7 +158,7 @@ def test_flags_and_the_environment_say_the_same(
     assert main(["info", *flags, "--token-file", str(file)]) == 0
     monkeypatch.setenv("GRADELLM_TOKEN", "another")
     assert main(["info", *flags]) == 0
-    assert main(["info", *flags, "--token-file", str(file)]) == 0  # what is said beats what is lying around
+    assert main(["info", *flags, "--token-file", str(file)]) == 0  # flags have precedence over the environment
     assert [sent.get("authorization") for sent in listening.metadata] == [
         f"Bearer {TOKEN}",
         "Bearer another",

@@ -30,7 +30,7 @@ pytest.importorskip("triton")
 from gradellm_engine.attention.fused import FusedAttention, MapKind
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter does not know bfloat16.
+# Triton's interpreter does not support bfloat16.
 TYPES = [torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float16]
 EXACT = 1e-5  # what is float32
 ROUNDED = {torch.float32: EXACT, torch.float16: 1e-3, torch.bfloat16: 6e-3}  # what is given back in the model's type

@@ -290,7 +290,7 @@ def test_visibility_counts(start: int, T: int, window: int | None) -> None:
     first = AttentionForm(1.0, window=window).first_visible(start)
     N = start + T - first
     seen = visibility(start, T, first, N, window, CPU)
-    if seen is None:  # says that one query sees every key
+    if seen is None:  # one query sees every key
         assert T == 1
         seen = torch.ones(1, N, dtype=torch.bool)
     assert seen.shape == (T, N)

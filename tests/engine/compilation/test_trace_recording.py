@@ -1,4 +1,4 @@
-"""Recording the trace of a small model: what comes before its language-model head, and what comes after."""
+"""Recording the trace of a small model: the operations before and after its language-model head."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_a_head_that_does_not_run_once(model: Callable[[Tensor, Any], Tensor]) -
 
 
 def test_a_logit_that_needs_the_hidden_states_again() -> None:
-    """What comes after the head may use its output only."""
+    """Operations after the head may use only the head's output."""
     with pytest.raises(NotTraceable, match="another part of the trace"):
         recorded(lambda row, run: (states := hidden(row), HEAD(states) + states.sum())[1][0])

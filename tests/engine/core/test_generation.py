@@ -1,4 +1,4 @@
-"""A `GenerationIterator`: its steps and its result, resumed, interleaved with others, and closed early."""
+"""A `GenerationIterator`: its steps and its result, resumed, interleaved with other requests, and closed early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint that ships: small, exact in its text handling, as accurate as its card says."""
+"""The included checkpoint: small, exact in its text handling, as accurate as its model card states."""
 
 import json
 from collections.abc import Sequence

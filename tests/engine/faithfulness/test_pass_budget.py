@@ -1,4 +1,4 @@
-"""The memory of passes, and of what is kept between them."""
+"""The memory of passes, and of the tensors that are kept between them."""
 
 from __future__ import annotations
 

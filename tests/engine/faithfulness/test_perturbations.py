@@ -1,4 +1,4 @@
-"""Perturbed texts are made as batches need them: a bounded number of masks and alphas between two turns of others."""
+"""Perturbed texts are made as batches need them: a bounded number of masks and alphas between two pauses."""
 
 from __future__ import annotations
 

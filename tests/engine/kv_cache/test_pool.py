@@ -142,11 +142,11 @@ class Pools(RuleBasedStateMachine):
         self.live.remove(slot)
         is_prefix = any(other.ids[: slot.length] == slot.ids for other in self.retained)
         slot.retain()
-        if is_prefix:  # by one that was kept before
+        if is_prefix:  # of a slot that was retained before
             return
         self.retained = [
             other for other in self.retained if common(other.ids, slot.ids) < other.length
-        ]  # told by this one
+        ]  # without prefixes of this one
         assert slot.capacity == slot.length
         self.retained.append(slot)
 
@@ -174,7 +174,7 @@ class Pools(RuleBasedStateMachine):
         for slot in self.live:
             slot.close()
         self.live.clear()
-        all_slots = allocated(self.pool, self.pool.num_tokens)  # gives up what is kept
+        all_slots = allocated(self.pool, self.pool.num_tokens)  # evicts all retained slots
         self.retained.clear()
         all_slots.close()
         assert self.pool.free_ranges == [(0, self.pool.num_tokens)]
@@ -306,7 +306,7 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert ROTARIES[0].bytes_per_token * 10 == pool.cosines[0].nbytes + pool.sines[0].nbytes
 
 
-def test_slots_freed_by_the_collector_at_any_moment_harm_nothing() -> None:
+def test_slots_may_be_garbage_collected_at_any_moment() -> None:
     """A slot in a reference cycle is closed when the collector happens to run, perhaps in the midst of `allocate`."""
     pool = pool_of(4000)
     old = gc.get_threshold()

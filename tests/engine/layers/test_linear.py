@@ -97,7 +97,7 @@ def test_linears_with_a_shared_input_are_one_gemm(normal: Normal, computed: list
     computed.clear()
     first = model(x)
     assert computed == [3 * LARGE]
-    again = model(x)  # nothing is kept once all have taken theirs
+    again = model(x)  # the cache is empty once all layers have read it
     assert computed == [3 * LARGE] * 2
     assert all(torch.equal(actual, expected_output) for actual, expected_output in zip(first, again, strict=True))
     weights: list[Tensor] = [layer.weight for layer in model.layers]  # type: ignore[misc]

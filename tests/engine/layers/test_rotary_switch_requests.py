@@ -227,7 +227,7 @@ JUDGED = (
 def test_evaluations_are_those_of_full_passes(
     load_case: Any, checkpoint: Any, name: str, removal: Any, length: int
 ) -> None:
-    """Texts on both sides of the switch, and texts that come to be short by what is taken away from them."""
+    """Texts on both sides of the switch, and long texts that become short when tokens are removed."""
     engine: Engine = load_case(name)
     prompt_input, completion = prompt(length), prompt_ids(5, seed=9)
     settings = EvaluationSettings(
@@ -243,7 +243,7 @@ def test_evaluations_are_those_of_full_passes(
     for judged in JUDGED:
         assert judged.method is not None
         for step in range(0, len(completion), 2):
-            # In an explanation of its own, of which the other tests tell that it is right.
+            # From a separate explanation, whose correctness the other tests check.
             output = run_alone(
                 engine,
                 engine.attribution_request(

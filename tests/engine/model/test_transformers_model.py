@@ -1,4 +1,4 @@
-"""Hooks on the model: what a pass adds is gone after it."""
+"""Hooks on the model: those of a pass are removed after it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def num_hooks(model: nn.Module) -> int:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("delivery", Delivery)
 def test_no_pass_leaves_a_hook(model_path: ModelPath, family: str, delivery: Delivery) -> None:
-    """One for each rotary embedding stays, to note it; what a pass adds is gone after it, also where it fails."""
+    """One hook for each rotary embedding stays; those of a pass are removed after it, also where it fails."""
     engine = Engine.load(str(model_path(family)))
     model = engine.model.runner.model
     num_rotaries = len(engine.model.runner.pool.cosines)

@@ -21,7 +21,7 @@ from gradellm_engine.passes.batched import StepShape, is_step
 from support.fake_cuda_graphs import TapeCapturer
 from support.kv_fixtures import evict, filled
 
-LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models lie between them
+LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models are between them
 SWITCHES = [
     GradEllm(),
     GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED),

@@ -358,7 +358,7 @@ SPECIAL = {0: "<|user|>", 1: "<|end|>"}
 
 
 def with_specials(pieces: Sequence[str]) -> CompletionText:
-    """Ids below 2 are special tokens, which have no text; all others are pieces."""
+    """Ids below 2 are special tokens, which have no text; all other ids are pieces."""
     stops = ["<|user|>", "x<|end|>y", "\n<|"]
     return CompletionText(
         lambda ids: "".join("" if i in SPECIAL else pieces[i - 2] for i in ids), (), stops, lambda i: SPECIAL.get(i, "")

@@ -33,7 +33,7 @@ Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 
 
 def prompt_of(*pieces: str | tuple[str, Role] | tuple[str, Role, str]) -> Prompt:
-    """A prompt of these tokens; `<...>` is special, `|` before a piece is text between tokens."""
+    """A prompt of these tokens; `<...>` is special, `|` before a token's text is text between tokens."""
     text, tokens = "", []
     for piece in pieces:
         content, role, segment = (*(piece if isinstance(piece, tuple) else (piece, Role.USER)), None)[:3]

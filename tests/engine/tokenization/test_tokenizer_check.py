@@ -164,7 +164,7 @@ def test_normalisation_is_the_file_s(llama: Path, normalizer: Any) -> None:
         assert used(text)["input_ids"] == stored.encode(text).ids
 
 
-def test_the_tokens_hash_is_of_what_is_used(llama: Path) -> None:
+def test_the_tokenizer_hash_covers_the_loaded_tokenizer(llama: Path) -> None:
     found = set()
     for split in SPLITS.values():
         save(llama, byte_pairs(split), tokenizer_class="GPT2TokenizerFast")

@@ -120,7 +120,7 @@ def test_the_timeout_of_the_default_group_is_changed(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-def test_operators_say_whether_they_change_an_argument() -> None:
+def test_operators_that_write_to_an_argument() -> None:
     aten = torch.ops.aten
     assert changes_argument(aten.add_.Tensor)
     assert changes_argument(aten.copy_.default)

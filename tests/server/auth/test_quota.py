@@ -68,7 +68,7 @@ def test_unused_tokens_are_given_back_at_once_and_only_once() -> None:
     late = quota.charge(70)
     clock.seconds += 61
     quota.charge(100)
-    quota.settle(late, 0)  # it has left the window: nothing to give back
+    quota.settle(late, 0)  # it is outside the window: nothing to return
     with pytest.raises(TooManyTokensError):
         quota.charge(1)
 

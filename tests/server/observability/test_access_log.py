@@ -67,7 +67,7 @@ def test_the_line_of_a_stream_has_counts_and_times(
     assert 0 < line["first_token_seconds"] < line["total_seconds"]
 
 
-def test_the_line_of_a_cancelled_stream_counts_what_was_sent(
+def test_the_line_of_a_cancelled_stream_counts_sent_tokens(
     server: RunningServer, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     call = server.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt=SECRET), max_new_tokens=200))

@@ -57,7 +57,7 @@ def test_the_call_carries_the_interceptors_client() -> None:
         current_client.reset(token)
 
 
-def test_an_observer_that_fails_harms_no_call_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_observer_does_not_fail_calls_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     observers = CallObservers([Failing(), recorder])
     call = Call("Generate")

@@ -15,7 +15,7 @@ from gradellm_server.observability import logging_setup
 
 @contextmanager
 def configured(style: str, level: str) -> Iterator[None]:
-    """Logging as in a process of its own, without pytest's handlers."""
+    """Logging as in a separate process, without pytest's handlers."""
     root = logging.getLogger()
     handlers, before = root.handlers[:], root.level
     root.handlers.clear()

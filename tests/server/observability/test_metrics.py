@@ -29,7 +29,7 @@ NUM_PROMPT_TOKENS = len(PROMPT) + 1
 
 @pytest.fixture
 def server(engine: Engine) -> Iterator[RunningServer]:
-    """A server of its own for each test, with all counts at zero."""
+    """A new server for each test, with all counts at zero."""
     running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"))
     yield running
     running.close()
@@ -119,7 +119,7 @@ def test_an_evaluation_counts_its_items(server: RunningServer) -> None:
     assert value(server, "time_to_first_token_seconds_count") == 0
 
 
-def test_cancelled_calls_count_for_what_they_sent(server: RunningServer) -> None:
+def test_cancelled_calls_count_sent_tokens(server: RunningServer) -> None:
     call = server.stub.Generate(generate(200, attribution=pb.AttributionOptions()))
     for _ in range(5):  # started, token, scores, token, scores
         next(call)

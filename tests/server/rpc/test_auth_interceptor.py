@@ -163,7 +163,7 @@ def test_health_checks_need_no_token(guarded: RunningServer) -> None:
     watch.cancel()
 
 
-def test_a_clients_streams_are_limited_however_many_it_opens(quotas: dict[str, Quota], guarded: RunningServer) -> None:
+def test_a_clients_concurrent_streams_are_limited(quotas: dict[str, Quota], guarded: RunningServer) -> None:
     tokens_of_one = 10
     with (
         Client(guarded.address, token=WHOLE[0], retry=None) as other,

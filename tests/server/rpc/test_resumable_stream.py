@@ -93,7 +93,7 @@ def byte_counts(seed: int) -> Iterator[int | None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_is_complete_wherever_it_is_cut(server: RunningServer, name: str) -> None:
+def test_a_stream_cut_at_any_byte_is_complete(server: RunningServer, name: str) -> None:
     call = calls(name)
     with Client(server.address) as client:
         undisturbed = list(call(client))

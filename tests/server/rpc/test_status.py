@@ -57,7 +57,7 @@ def test_reasons_are_capitals_and_every_code_has_an_exception_of_the_client() ->
     for row in status.STATUS_BY_ERROR.values():
         assert row.reason == row.reason.upper()
         assert row.reason.isidentifier()
-        # INTERNAL is a ServerError; every other code has an exception of its own.
+        # INTERNAL is a ServerError; every other code has its own exception.
         assert codes[row.code] in EXCEPTIONS or codes[row.code] is grpc.StatusCode.INTERNAL, row
 
 

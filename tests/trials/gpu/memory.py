@@ -1,4 +1,4 @@
-"""Another process takes nearly all the GPU's memory while requests come."""
+"""Another process takes nearly all the GPU's memory while requests arrive."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _under_pressure(server: StartedServer, count: int, num_tokens: int) -> Memor
 
 
 async def _large_request(address: str) -> str:
-    """Outcome of a request that needs gigabytes of its own."""
+    """Outcome of a request that needs gigabytes."""
     async with AsyncClient(address, retry=None) as client:
         try:
             await client.attribute(

@@ -1,4 +1,4 @@
-"""A load generator in a process of its own, so that neither interpreter waits for the other's lock.
+"""A load generator in a separate process, so that neither interpreter waits for the other's lock.
 
 `python -m trials.load.generator KIND ADDRESS OPTIONS` (OPTIONS is JSON) writes the outcome to standard output as JSON;
 times are in seconds.

@@ -1,4 +1,4 @@
-"""Replicas on hosts of a virtual network behind one DNS name, and callers on a host of their own."""
+"""Replicas on hosts of a virtual network behind one DNS name, and callers on another host."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Replica:
         self.process = network.start(host, command, self._log)
 
     def wait_until_ready(self) -> None:
-        """Wait until its log says that it serves."""
+        """Wait until it logs that it serves."""
         limit = time.monotonic() + START_SECONDS
         while "serving" not in self._log.read_text():
             if self.process.poll() is not None or time.monotonic() > limit:

@@ -1,4 +1,4 @@
-"""Replicas on hosts of their own behind one DNS name: cut off, killed, added, restored, and far away."""
+"""Replicas on separate hosts with one DNS name: cut off, killed, added, restored, and far away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus says the truth about itself: spans, labels, counterfactuals, balance and split."""
+"""The corpus's annotations are correct: spans, labels, counterfactuals, balance and split."""
 
 import re
 import subprocess
@@ -84,13 +84,13 @@ def test_boolq_answer_follows_from_its_evidence(split: Split, seed: int) -> None
     assert example.answer == boolq_by_rule(example)
     passage, question = example.user_content.split("\n\n")
     assert 2 <= passage.count(".") <= 4
-    # One sentence alone is about the asked subject, and it is the marked one.
+    # Exactly one sentence is about the question's subject: the marked one.
     (subject,), (verb,), (value,) = (words_of(example, kind) for kind in ("subject", "verb", "value"))
     (about,) = [fact for fact in re.split(r"[.:]", passage) if re.search(rf"\b{subject}\b", fact)]
     assert about.endswith(f"{subject} {verb} {value}")
     assert words_of(example, "asked_value") == [value]
     assert question.startswith("Question: ")
-    # Both answers are possible from what the other sentences say.
+    # The other sentences are consistent with both answers.
     verbs = re.findall(rf" ({_ANY_VERB}) \w+\.", passage)
     assert {verb in {affirmation for affirmation, _ in VERBS} for verb in verbs} == {True, False}
 
@@ -171,7 +171,7 @@ def test_labels_are_balanced_in_every_construction(split: Split) -> None:
 
 @pytest.mark.parametrize("task", ["sentiment", "boolq"])
 def test_no_word_but_polarity_words_tells_the_label(task: Task) -> None:
-    """Within 4.5 standard errors of a half, for every word that occurs often enough to say."""
+    """Within 4.5 standard errors of a half, for every sufficiently frequent word."""
     polarity = {token for word in POLARITY for token in word.split()}
     polarity |= {token for verbs in VERBS for verb in verbs for token in verb.split()}
     seen: dict[str, list[bool]] = defaultdict(list)
@@ -228,7 +228,7 @@ def test_retellings_repeat_half_of_the_sentences(seed: int) -> None:
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_boolq_answer_does_not_follow_from_denials_or_position(split: Split) -> None:
-    """By the number of facts, of denials, and the place of the asked one: a half, within 4 standard errors.
+    """By the number of facts, of denials, and the position of the question's fact: a half, within 4 standard errors.
 
     Of three facts, the number of denials would tell two answers in three, were it not one as often as two.
     """
