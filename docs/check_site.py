@@ -32,7 +32,7 @@ class Links(HTMLParser):
         self.addresses: list[tuple[str, bool]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note one tag's ids and addresses."""
+        """Record one tag's ids and addresses."""
         for name, value in attrs:
             if value and (name == "id" or (tag == "a" and name == "name")):
                 self.ids.add(value)

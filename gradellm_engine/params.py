@@ -143,7 +143,7 @@ class Resolution(StrEnum):
 
 
 def check_choice(field: str, value: object, kind: type[StrEnum]) -> None:
-    """Refuse a value that is not a member of `kind`: a plain string equals a member, but `is` tells them apart.
+    """Refuse a value that is not a member of `kind`: a plain string equals a member, but is not identical with it.
 
     Raises:
         InvalidRequestError: naming the field and the members.

@@ -1,4 +1,4 @@
-"""Shares out the memory that is free once the model is loaded: KV cache first, then post-hoc methods."""
+"""Divides the memory that is free once the model is loaded: KV cache first, then post-hoc methods."""
 
 from __future__ import annotations
 

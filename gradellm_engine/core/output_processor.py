@@ -73,7 +73,7 @@ class OutputProcessor:
 
     @property
     def stop(self) -> str | None:
-        """The stop text that the completion has met, if any."""
+        """The stop text that ended the completion, if any."""
         return self._text.stop
 
     def skip_token(self, token_id: int) -> None:

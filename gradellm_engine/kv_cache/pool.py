@@ -145,7 +145,7 @@ class KVSlot:
         self._pool.retain(self)
 
     def __del__(self) -> None:
-        if self._is_open:  # not closed; the garbage collector may call this at any moment, so only take a note
+        if self._is_open:  # not closed; the garbage collector may call this at any moment, so only record it
             self._pool.leaked.append((self.start, self.capacity))
 
 

@@ -65,7 +65,7 @@ class GemmWeight:
         self._invariant: tuple[Product, Product] | None = None  # x W^T + b, and g W
 
     def enable_batch_invariance(self) -> None:
-        """From now on, give every row the same result whatever the other rows are."""
+        """From now on, a row's result does not depend on the other rows."""
         self._invariant = (
             invariant_product(self.weight, self.bias, self._kernels(self.weight, self.bias)),
             invariant_product(self._transposed, None, self._kernels(self._transposed, None)),

@@ -52,7 +52,7 @@ def replace_linears(model: nn.Module) -> list[Patch]:
 
 def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> None:
     """Fuse the layers of `model` that get the same input in succession, observed in `run`, which runs it once."""
-    calls: list[tuple[FrozenLinear, Tensor]] = []  # inputs are kept alive, so that identity tells them apart
+    calls: list[tuple[FrozenLinear, Tensor]] = []  # inputs are kept alive, so that their ids stay unique
     hooks = [
         module.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0])))
         for module in model.modules()
@@ -77,7 +77,7 @@ def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> No
 
 
 def enable_batch_invariance(model: nn.Module) -> list[Patch]:
-    """Have every linear layer of `model` give a token the same output whatever the other tokens are."""
+    """Make every linear layer of `model` batch-invariant: a token's output does not depend on the other tokens."""
     patches = []
     for name, module in model.named_modules():
         if type(module) is Conv1D:  # GPT-2's linear layers, whose weight is stored transposed

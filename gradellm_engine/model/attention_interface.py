@@ -44,7 +44,7 @@ class AttentionProbe:
     rotaries: dict[int, Tensor] = field(default_factory=dict)
 
     def record(self, module: nn.Module, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Note a layer; zeros of the shape of its output. Shapes as for `attention_forward`."""
+        """Record a layer; zeros of the shape of its output. Shapes as for `attention_forward`."""
         self.modules[index] = module
         self.num_heads.add(query.shape[1])
         self.shapes[index] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)

@@ -1,4 +1,4 @@
-"""Checks that run on the loaded model itself: what the engine assumes of a family is tried before it is relied on.
+"""Checks that run on the loaded model itself: the engine's assumptions about a family are tested before use.
 
 - Logits match those of Transformers' eager attention (`eager_logits`, `check_logits`).
 - A CPU trace repeats an eager pass to the last bit (`check_traces`).

@@ -1,4 +1,4 @@
-"""Reuse of the first layer's projections among sequences that differ only in which of their tokens are replaced.
+"""Reuse of the first layer's projections among sequences that differ only in their replaced tokens.
 
 The first layer's input at a position is one of two rows: the original token or its replacement. Norms, queries, keys
 and values up to the attention are then one of two, too. They are computed once for all sequences, and each sequence's

@@ -82,7 +82,7 @@ class ChatRequest:
                 body,
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
-                own=_GRADELLM_FIELDS,
+                gradellm_fields=_GRADELLM_FIELDS,
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),

@@ -238,7 +238,7 @@ class FieldNames:
         body: the caller's request.
         renamed: SDK keyword -> the caller's name for it, where they differ.
         attribution: path of an attribution keyword, with {} for the keyword.
-        own: keywords that are inside the caller's `gradellm` object.
+        gradellm_fields: keywords that are inside the caller's `gradellm` object.
     """
 
     def __init__(
@@ -247,14 +247,10 @@ class FieldNames:
         renamed: Mapping[str, str] | None = None,
         *,
         attribution: str = "{}",
-        own: Iterable[str] = (),
+        gradellm_fields: Iterable[str] = (),
     ) -> None:
-        self._body, self._renamed, self._attribution, self._gradellm_fields = (
-            body,
-            renamed or {},
-            attribution,
-            frozenset(own),
-        )
+        self._body, self._renamed, self._attribution = body, renamed or {}, attribution
+        self._gradellm_fields = frozenset(gradellm_fields)
 
     def error(self, error: InvalidRequestError) -> InvalidRequestError:
         """The error with the caller's names; the same error if it names no field."""

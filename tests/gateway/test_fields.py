@@ -210,7 +210,7 @@ NAMES = FieldNames(
     {"messages": [], "stop": "x", "gradellm": {"segments": {"kite": 1, "card": 2}}},
     {"max_new_tokens": "max_tokens", "num_alternatives": "top_logprobs"},
     attribution="gradellm.{}",
-    own={*AttributionKeywords.__annotations__, "segments", "top_k"},
+    gradellm_fields={*AttributionKeywords.__annotations__, "segments", "top_k"},
 )
 
 

@@ -124,7 +124,7 @@ async def _evaluate(args: argparse.Namespace, run: DatasetRun, targets: Sequence
 
 
 async def _supported(methods: Methods, servers: Sequence[Server]) -> Methods:
-    """Return "all" methods without the presets that the model does not support, which only a request can tell."""
+    """Return "all" methods without the presets that the model does not support, which only a request reveals."""
     client = next(server.client for server in servers if server.is_up)
     supported = {}
     for name, keywords in methods.items():

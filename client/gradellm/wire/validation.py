@@ -142,7 +142,7 @@ def int32s(name: str, values: object) -> list[int]:
 
 
 def some_int32s(name: str, values: object) -> list[int]:
-    """Return a non-empty list of signed 32-bit integers: a repeated proto field cannot tell empty from absent."""
+    """Return a non-empty list of signed 32-bit integers: a repeated proto field cannot distinguish empty and absent."""
     numbers = int32s(name, values)
     if not numbers:
         raise InvalidRequestError.of(name, "is empty; leave it out or give at least one")

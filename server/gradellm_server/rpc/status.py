@@ -95,7 +95,7 @@ def status_of(error: Exception) -> grpc.Status:
     if row is None:
         logger.error("Unexpected error in a call; it ends with INTERNAL", exc_info=error)
         row = StatusMapping(code_pb2.INTERNAL, "INTERNAL")
-        message = "the server failed in a way that it did not expect; see its log"
+        message = "the server failed with an unexpected error; see its log"
     status = status_pb2.Status(code=row.code, message=truncate(message))
     for detail in [error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN), *row.details(error)]:
         packed = any_pb2.Any()

@@ -98,7 +98,7 @@ class FakeEvaluator(explainer_pb2_grpc.ExplainerServiceServicer):
             _abort(context, code_pb2.INVALID_ARGUMENT, "must hold some of the tokens", "evaluation.rationale")
         yield pb.EvaluateResponse(started=self._started(request.input, request.evaluation))
         if "poison" in text.split():
-            _abort(context, code_pb2.INTERNAL, "the server failed in a way that it did not expect")
+            _abort(context, code_pb2.INTERNAL, "the server failed with an unexpected error")
         yield pb.EvaluateResponse(token=pb.Token(index=0, id=7, text="Positive", end=8))
         yield pb.EvaluateResponse(progress=pb.Progress(done=0.5))
         time.sleep(self.seconds + 2 * ("slow" in text.split()))

@@ -246,7 +246,7 @@ def test_an_invalid_example_fails_alone(start: Callable[..., FakeEvaluator], pat
     outcome = go(path, [server.target], dataset, concurrency=1)
     assert outcome.done.keys() == {"e0", "e2", "e3", "e4", "e6", "e7"}
     assert outcome.failed["e1"] == "d, line 1: input.messages: has 11 tokens, the limit is 5"
-    assert "did not expect" in outcome.failed["e5"]
+    assert "unexpected error" in outcome.failed["e5"]
     assert server.prompts().count("text 5 poison") == 3
     assert outcome.done["e6"]["metrics"] == {}
     assert outcome.done["e6"]["skipped_steps"] == 1
