@@ -142,6 +142,8 @@ def test_queued_tokens_are_limited(thread: Callable[..., Any], gate: Gate) -> No
             first = submit(engine_thread, 1)
             await until(lambda: engine_thread.num_running == 1)
             jobs = [submit(engine_thread, 100), submit(engine_thread, 10)]  # a single request may exceed the limit
+            with pytest.raises(ValueError, match="prompt"):  # requests are read in order: both are read by now
+                await steps(submit(engine_thread, 1, prompt=""))
             gate.open.set()
             assert await steps(first) == [0]
             assert len(await steps(jobs[0])) == 100
