@@ -128,3 +128,11 @@ def strongly_connected(graph: dict[str, set[str]]) -> list[list[str]]:
         if node not in index:
             visit(node)
     return found
+
+
+def test_scripts_of_the_makefile_run_when_called() -> None:
+    """A script without its last two lines would do nothing, and succeed."""
+    scripts = re.findall(r"/python ([\w/.-]+\.py)\b", (PROJECT / "Makefile").read_text(encoding="utf-8"))
+    assert len(scripts) >= 8
+    idle = [name for name in scripts if '__name__ == "__main__"' not in (PROJECT / name).read_text(encoding="utf-8")]
+    assert idle == []

@@ -183,3 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep", action="store_true", help="leave the roots where they are")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
