@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
+from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 
 MORE_TOKENS = 20  # capacity of a slot beyond its length
+
+
+def prefilled_slot(runner: ModelRunner, ids: Sequence[int]) -> KVSlot:
+    """A KV slot that holds the keys and values of `ids`."""
+    slot = runner.pool.allocate(len(ids))
+    assert slot is not None
+    runner.prefill([SequenceChunk.new(slot, ids)])
+    return slot
 
 
 def filled(runner: ModelRunner, lengths: Sequence[int], explain: ExplainSpec | None = None) -> list[SequenceChunk]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from gradellm_engine import Engine
@@ -11,7 +9,7 @@ from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.perturbation_runner import PerturbationRunner
 from gradellm_engine.faithfulness.perturbed_text import PerturbedText
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.passes.base import SequenceChunk
+from support.kv_fixtures import prefilled_slot
 from support.tiny_models import save_random_model
 
 
@@ -21,17 +19,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     return Engine.load(str(path), dtype="float32", threads=1).model.runner
 
 
-def held(runner: ModelRunner, ids: list[int]) -> Any:
-    """A KV slot that holds the keys and values of `ids`."""
-    slot = runner.pool.allocate(len(ids))
-    assert slot is not None
-    runner.prefill([SequenceChunk.new(slot, ids)])
-    return slot
-
-
 @pytest.mark.parametrize(("texts", "sizes"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (5, [3, 2]), (4, [4]), (1, [1])])
 def test_passes_are_about_equally_full(runner: ModelRunner, texts: int, sizes: list[int]) -> None:
-    slot = held(runner, [60, 61, 62])
+    slot = prefilled_slot(runner, [60, 61, 62])
     budget = PassBudget(max_tokens=20, max_sequences=100)
     texts_runner = PerturbationRunner(runner, slot, 1, budget)
     changed = [PerturbedText((70 + i, 71, 72, 73, 74), bytes(5)) for i in range(texts)]

@@ -12,6 +12,7 @@ from gradellm_engine import Engine
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
+from support.kv_fixtures import prefilled_slot
 from support.tiny_models import save_random_model
 
 
@@ -21,17 +22,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     return Engine.load(str(path), dtype="float32", threads=1).model.runner
 
 
-def held(runner: ModelRunner, ids: list[int]) -> Any:
-    """A KV slot that holds the keys and values of `ids`."""
-    slot = runner.pool.allocate(len(ids))
-    assert slot is not None
-    runner.prefill([SequenceChunk.new(slot, ids)])
-    return slot
-
-
 def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None:
     """The last row of each sequence; keys and values are still computed from all rows."""
-    slot = held(runner, [60, 61, 62])
+    slot = prefilled_slot(runner, [60, 61, 62])
     embeddings = runner.embed(range(70, 82)).view(3, 4, -1)
     rows: dict[str, list[int]] = {}
 
@@ -49,7 +42,7 @@ def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None
         runner.last_logits(embeddings[i : i + 1, :length], [length], SharedPrefixAttention(slot, 3))[0]
         for i, length in enumerate([4, 2, 1])
     ]
-    expected = runner.logits([SequenceChunk.new(held(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
+    expected = runner.logits([SequenceChunk.new(prefilled_slot(runner, [60, 61, 62]), [70, 71, 72, 73])])[-1]
     assert torch.allclose(found, torch.stack(alone), atol=1e-5)
     assert torch.allclose(found[0], expected, atol=1e-5)
     assert not runner.blocks[-1]._forward_pre_hooks
@@ -57,7 +50,7 @@ def test_the_last_layer_computes_one_row_a_sequence(runner: ModelRunner) -> None
 
 
 def test_the_last_layer_makes_queries_of_one_row_a_sequence(runner: ModelRunner) -> None:
-    slot = held(runner, [60, 61, 62])
+    slot = prefilled_slot(runner, [60, 61, 62])
     attention: Any = runner.blocks[-1].self_attn
     rows: dict[str, list[int]] = {}
     runs = {name: getattr(attention, name) for name in ("q_proj", "k_proj")}
