@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from gradellm_engine.methods.attention_rollout import AttentionRollout
 from support.methods.reference_case import Case
@@ -16,13 +15,6 @@ MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5
 
 
-def attentions(case: Case, ids: list[int]) -> list[Tensor]:
-    """Every layer's weights. [H, S, S] each"""
-    with torch.no_grad():
-        output = case.reference(torch.tensor([ids]), output_attentions=True, use_cache=False)
-    return [weights[0] for weights in output.attentions]
-
-
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss"])
 def test_rollout_is_the_product_of_layers(case: MakeCase, family: str) -> None:
     subject = case(family, "float32")
@@ -30,7 +22,7 @@ def test_rollout_is_the_product_of_layers(case: MakeCase, family: str) -> None:
         subject.reference.set_experts_implementation("eager")
     for row, (ids, _) in zip(subject.rows(AttentionRollout()), subject.prefixes(), strict=True):
         product = torch.eye(len(ids), dtype=torch.float64)
-        for weights in attentions(subject, ids):
+        for weights in subject.attentions(ids):
             mean = weights.mean(0)
             product = (mean / mean.sum(-1, keepdim=True) + torch.eye(len(ids))) / 2 @ product
         assert relative_error(row, product[-1]) <= TOLERANCE

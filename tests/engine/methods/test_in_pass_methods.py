@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from gradellm_engine import AttributionSettings, Delivery, Sampling, Sources
 from gradellm_engine.attribution.attention_weights import Attention
@@ -20,19 +19,12 @@ MakeCase = Callable[..., Case]
 TOLERANCE = 1e-5
 
 
-def attentions(case: Case, ids: list[int]) -> list[Tensor]:
-    """Every layer's weights. [H, S, S] each"""
-    with torch.no_grad():
-        output = case.reference(torch.tensor([ids]), output_attentions=True, use_cache=False)
-    return [weights[0] for weights in output.attentions]
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
 def test_attention_equals_transformers_weights(case: MakeCase, family: str) -> None:
     subject = case(family, "float32")
     every = subject.rows(Attention(layers=None))
     for row, mean, (ids, _) in zip(subject.rows(Attention()), every, subject.prefixes(), strict=True):
-        weights = attentions(subject, ids)
+        weights = subject.attentions(ids)
         assert relative_error(row, weights[-1][:, -1].mean(0)) <= TOLERANCE
         assert relative_error(mean, torch.stack([layer[:, -1].mean(0) for layer in weights]).mean(0)) <= TOLERANCE
 

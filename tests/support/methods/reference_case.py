@@ -44,6 +44,12 @@ class Case:
         """Each step's prefix and the token after it."""
         return [([*self.ids, *completion[:step]], token_id) for step, token_id in enumerate(completion)]
 
+    def attentions(self, ids: Sequence[int]) -> list[Tensor]:
+        """The reference's attention weights of every layer. [H, S, S] each"""
+        with torch.no_grad():
+            output = self.reference(torch.tensor([list(ids)]), output_attentions=True, use_cache=False)
+        return [weights[0] for weights in output.attentions]
+
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[S, h], float64"""
         embedded: Tensor = self.reference.get_input_embeddings()(torch.tensor(list(ids))).detach()
