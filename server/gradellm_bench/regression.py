@@ -1,9 +1,10 @@
 """Cost of one source tree relative to another: `python -m gradellm_bench.regression OLD_TREE NEW_TREE --model PATH`.
 
-Each round runs both trees, alternately first, each in its own process with the tree's own packages and the current
-interpreter. A process decodes greedily per mode (plain, per_token, chunked), one request alone and several at once, and
-reports seconds per token after the first token. The result is the median over the rounds of new / old, as a table and
-as JSON. Trees may have different modules, so the measuring process uses only names that `gradellm_engine` exports.
+Each tree gets a process of its own with the tree's packages and the current interpreter. Both load the model and warm
+up; then, in each round, each case (plain, per_token and chunked decoding; one request alone and several at once) is
+measured in one right after the other, alternately first, so that both meet the same load of the machine. The result is
+the median over the rounds of new / old seconds per token after the first, as a table and as JSON. Trees may have
+different modules, so the measuring process uses only names that `gradellm_engine` exports.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 Seconds = dict[str, float]  # seconds per token, by case
 
 PACKAGE_FOLDERS = ("client", "", "server")  # of a tree, on PYTHONPATH
 EXIT_FAILED = 70
-# Runs in each tree. Prints a JSON object of seconds per token by case.
+# Runs in each tree. Prints the names of the cases; then, for each name that it reads, seconds per token.
 CHILD = """
 import json, sys, time
 from gradellm_engine import AttributionSettings, Delivery, Engine, Sampling
@@ -58,7 +62,9 @@ cases = {
 }
 for attribution, count in cases.values():
     seconds_per_token(attribution, count)  # warms up: kernels are chosen, passes traced
-print(json.dumps({case: seconds_per_token(*arguments) for case, arguments in cases.items()}))
+print(json.dumps(list(cases)), flush=True)
+for case in sys.stdin:
+    print(seconds_per_token(*cases[case.rstrip()]), flush=True)
 """
 
 
@@ -84,11 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "new_tokens": options.new_tokens,
         "streams": options.streams,
     }
+    rounds: list[tuple[Seconds, Seconds]] = []
     try:
-        rounds = [
-            measure_round(options.old_tree, options.new_tree, settings, new_first=bool(number % 2))
-            for number in range(options.rounds)
-        ]
+        with MeasuredTree(options.old_tree, settings) as old, MeasuredTree(options.new_tree, settings) as new:
+            for number in range(options.rounds):
+                rounds.append(measure_round(old, new, new_first=bool(number % 2)))
+                print(progress(rounds, options.rounds), file=sys.stderr, flush=True)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -101,29 +108,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_round(
-    old_tree: Path, new_tree: Path, settings: Mapping[str, object], *, new_first: bool
-) -> tuple[Seconds, Seconds]:
-    """Seconds per token of the old and of the new tree, one measured right after the other."""
-    trees = [("old", old_tree), ("new", new_tree)]
-    measured = {name: measure_tree(tree, settings) for name, tree in (reversed(trees) if new_first else trees)}
-    return measured["old"], measured["new"]
+class MeasuredTree:
+    """A process that imports one tree's packages, has loaded the model, and measures a case on demand.
 
-
-def measure_tree(tree: Path, settings: Mapping[str, object]) -> Seconds:
-    """Seconds per token by case, in a process that imports the tree's packages.
-
-    Raises:
-        RuntimeError: if the process fails, with the end of its standard error.
+    Attributes:
+        cases: the names of what it measures.
     """
-    folders = [str((tree / folder).resolve()) for folder in PACKAGE_FOLDERS]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", CHILD, json.dumps(settings)]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
-    if child.returncode:
-        raise RuntimeError(f"the measurement in {tree} failed with {child.returncode}: {child.stderr.strip()[-2000:]}")
-    seconds: Seconds = json.loads(child.stdout.strip().splitlines()[-1])
-    return seconds
+
+    cases: list[str]
+
+    def __init__(self, tree: Path, settings: Mapping[str, object]) -> None:
+        """Load the model and warm up.
+
+        Raises:
+            RuntimeError: if the process fails, with the end of its standard error.
+        """
+        folders = [str((tree / folder).resolve()) for folder in PACKAGE_FOLDERS]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
+        self._tree = tree
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", CHILD, json.dumps(settings)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        try:
+            self.cases = json.loads(self._answer())
+        except BaseException:
+            self.close()
+            raise
+
+    def seconds_per_token(self, case: str) -> float:
+        """Measure a case once.
+
+        Raises:
+            RuntimeError: if the process has failed, with the end of its standard error.
+        """
+        if self._process.stdin is None:
+            raise ValueError("the process has no standard input")
+        with suppress(BrokenPipeError):  # the answer tells why
+            self._process.stdin.write(f"{case}\n")
+            self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        """The next line that the process prints and that is not a library's."""
+        for line in self._process.stdout or ():
+            if line.startswith("[") or line[0].isdigit():
+                return line
+        code = self._process.wait()
+        self._errors.seek(0)
+        raise RuntimeError(f"the measurement in {self._tree} failed with {code}: {self._errors.read().strip()[-2000:]}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def measure_round(old: MeasuredTree, new: MeasuredTree, *, new_first: bool) -> tuple[Seconds, Seconds]:
+    """Seconds per token of the old and of the new tree by case, measured one right after the other."""
+    in_order = (new, old) if new_first else (old, new)
+    measured: dict[MeasuredTree, Seconds] = {old: {}, new: {}}
+    for case in old.cases:
+        for tree in in_order:
+            measured[tree][case] = tree.seconds_per_token(case)
+    return measured[old], measured[new]
+
+
+def progress(rounds: Sequence[tuple[Seconds, Seconds]], total: int) -> str:
+    """The newest round's ratio new / old of each case, in a line."""
+    old, new = rounds[-1]
+    return f"round {len(rounds)} of {total}: " + ", ".join(f"{case} {new[case] / old[case]:.3f}" for case in old)
 
 
 def compare(rounds: Sequence[tuple[Seconds, Seconds]]) -> dict[str, dict[str, float]]:

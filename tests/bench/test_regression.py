@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradellm_bench.regression import compare, main, measure_tree
+from gradellm_bench.regression import MeasuredTree, compare, main
 
 PROJECT = Path(__file__).parents[2]
 
@@ -36,4 +36,4 @@ def test_ratios_are_medians_of_rounds() -> None:
 def test_a_tree_that_cannot_run_is_reported(tmp_path: Path) -> None:
     (tmp_path / "gradellm_engine.py").write_text("raise RuntimeError('of this tree')")
     with pytest.raises(RuntimeError, match="of this tree"):
-        measure_tree(tmp_path, {})
+        MeasuredTree(tmp_path, {})
