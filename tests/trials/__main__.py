@@ -32,17 +32,17 @@ from trials.robustness.soak import soak
 DOCS = Path(__file__).parents[2] / "docs"
 # By name: the section's title in docs/trials.md, and the trial, a function of the scale (the soak: of minutes).
 TRIALS: dict[str, tuple[str, Callable[[float], list[report.Finding]]]] = {
-    "fuzz": ("Requests that nobody would send", fuzz),
-    "reading": ("What hostile requests cost before they are taken or refused", reading),
+    "fuzz": ("Random and malformed requests", fuzz),
+    "reading": ("CPU time of hostile requests until admission or rejection", reading),
     "hostile": ("Hostile requests beside streams", hostile),
     "cancel": ("Streams cancelled at random moments", cancel),
-    "overload": ("Four times the load it can take", overload),
+    "overload": ("Overload at four times the capacity", overload),
     "ends": ("SIGTERM, and a dead engine", shutdown),
     "unread": ("A client that never reads", unread),
     "survive": ("Servers that are killed under streams", survive),
     "hosts": ("Replicas on hosts of their own", hosts),
     "ray": ("A data set over actors, one of which is killed", ray),
-    "client": ("What the SDK costs", client),
+    "client": ("CPU time of the SDK", client),
     "soak": ("Mixed traffic", soak),
 }
 
@@ -83,9 +83,9 @@ def page(document: dict[str, Any]) -> str:
     """All findings, as Markdown."""
     head = (
         "# Trials\n\n"
-        "What must hold of a server that is left running: found by `make trials` with the demo model (and where it is\n"
-        "named, SmolLM2-135M-Instruct, found by `GRADELLM_REAL_MODELS`), the load from processes of its own on the\n"
-        "same machine. Where a machine is shared, times vary.\n"
+        "Requirements of a server that runs for long, checked by `make trials` with the demo model (and, where\n"
+        "named, SmolLM2-135M-Instruct from the folder `GRADELLM_REAL_MODELS`). Separate processes on the same\n"
+        "machine generate the load. On a shared machine, times vary.\n"
     )
     return head + "".join(section(name, document[name]) for name in TRIALS if name in document)
 

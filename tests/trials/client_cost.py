@@ -1,4 +1,4 @@
-"""What the SDK costs its process, against a server without a model."""
+"""CPU time of the SDK in its process, against a server without a model."""
 
 from __future__ import annotations
 

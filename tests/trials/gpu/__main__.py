@@ -90,7 +90,7 @@ class Document:
         try:
             findings = trial()
         except Exception:  # later trials still run
-            findings = [Finding("broke off", traceback.format_exc()[-1500:], "", False)]
+            findings = [Finding("the trial failed", traceback.format_exc()[-1500:], "", False)]
         self.all_hold &= all(finding.holds is not False for finding in findings)
         self._trials[title] = {
             "at": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -108,7 +108,7 @@ def run_trials(options: argparse.Namespace, folder: Path) -> int:
     """Run all trials on a checkpoint made in `folder`."""
     device, document = options.device, Document(options)
     if device != "cpu":
-        document.run("Memory that is not there", lambda: insufficient_memory(None, device, "200GiB"))
+        document.run("Insufficient memory", lambda: insufficient_memory(None, device, "200GiB"))
     start = time.monotonic()
     make = [sys.executable, "-m", "trials.gpu", "--make", str(folder), "--shape", options.shape, "--device", device]
     subprocess.run(make, check=True, timeout=START_SECONDS)
@@ -120,9 +120,9 @@ def run_trials(options: argparse.Namespace, folder: Path) -> int:
         document.run("Start", lambda: startup(server))
         document.run("The first streams", lambda: first_streams(server, num_tokens))
         document.run("Many streams", lambda: many_streams(server, count, num_tokens))
-        document.run("Requests that do not fit", lambda: over_the_limits(server))
+        document.run("Requests beyond the limits", lambda: over_the_limits(server))
         if device != "cpu":
-            document.run("Memory that runs out", lambda: out_of_memory(server, count, num_tokens))
+            document.run("Out of memory", lambda: out_of_memory(server, count, num_tokens))
         document.run("Evaluations", lambda: evaluations(server, num_tokens, options.rounds, **settings))
         document.run("Metrics", lambda: metrics(server))
         document.run("Stop", lambda: drain(server, 16, 2 * num_tokens))
@@ -143,9 +143,9 @@ def page(trials: dict[str, Any]) -> str:
     """All findings, as Markdown."""
     head = (
         "# A server on a GPU\n\n"
-        "What must hold of it, found by `python -m trials.gpu` (in tests/): the load comes through the SDK from a\n"
-        "process on the same machine. Models have a real one's shape and random weights; prompts are of "
-        f"{PROMPT} tokens where\nnothing else is said.\n"
+        "Requirements of a server on a GPU, checked by `python -m trials.gpu` (in tests/). A process on the\n"
+        "same machine generates the load by the SDK. Models have a real model's shape and random weights; prompts\n"
+        f"have {PROMPT} tokens unless another number is given.\n"
     )
     return head + "".join(section(title, trial) for title, trial in trials.items())
 

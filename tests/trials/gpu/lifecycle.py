@@ -49,7 +49,7 @@ def startup(server: StartedServer) -> list[Finding]:
     durations = [seconds for *_, seconds in later]
     return [
         Finding("ready", f"after {server.ready:.1f} s"),
-        Finding("its stages", shown),
+        Finding("start-up stages", shown),
         Finding("live during start-up, from the first response on", f"{len(not_live)} times not, of {live.total()}",
                 "always", not not_live),
         Finding("health checks meanwhile, median / 99th percentile / largest", spread(durations),

@@ -86,22 +86,22 @@ def out_of_memory(server: StartedServer, count: int, num_tokens: int) -> list[Fi
     health = pressure.probes["seconds"]
     return [
         Finding("a request of some GiB, before", before, "OK", before == "OK"),
-        Finding("memory that another process has left",
+        Finding("memory that another process leaves free",
                 f"{pressure.free_bytes / 2**20:,.0f} MiB, held on: {pressure.is_held}"),
-        Finding("the same request then", pressure.large_request, "OUT_OF_MEMORY",
+        Finding("the same request with little memory free", pressure.large_request, "OUT_OF_MEMORY",
                 pressure.large_request == "OUT_OF_MEMORY"),
-        Finding(f"{count} streams after {PROMPT} tokens then", pressure.short.outcome, "OK or OUT_OF_MEMORY",
-                pressure.short.is_allowed),
-        Finding(f"{count} streams after {LONG_PROMPT} tokens then", pressure.long.outcome, "OK or OUT_OF_MEMORY",
-                pressure.long.is_allowed),
+        Finding(f"{count} streams after {PROMPT} tokens, with little memory free", pressure.short.outcome,
+                "OK or OUT_OF_MEMORY", pressure.short.is_allowed),
+        Finding(f"{count} streams after {LONG_PROMPT} tokens, with little memory free", pressure.long.outcome,
+                "OK or OUT_OF_MEMORY", pressure.long.is_allowed),
         Finding("health checks meanwhile", spread(health), "99th percentile 1 s", percentile(health, 99) < 1),
-        Finding("what the log says", "; ".join(f"{n} times {line}" for line, n in warnings.items()) or "nothing"),
+        Finding("warnings in the log", "; ".join(f"{n} times {line}" for line, n in warnings.items()) or "nothing"),
         Finding("the large request, once memory is free again", after, "OK", after == "OK"),
-        Finding("the streams then", f"{short.outcome}; {long.outcome}", "all OK",
+        Finding("the streams, once memory is free again", f"{short.outcome}; {long.outcome}", "all OK",
                 {short.outcome, long.outcome} == {f"{count} OK"}),
         Finding("their median gap, before and after", " and ".join(map(milliseconds, gaps)), "+20%",
                 gaps[1] < 1.2 * gaps[0]),
-        Finding("live and ready then", str(is_well), "both", is_well),
+        Finding("live and ready, once memory is free again", str(is_well), "both", is_well),
     ]  # fmt: skip
 
 

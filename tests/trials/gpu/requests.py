@@ -114,7 +114,7 @@ def over_the_limits(server: StartedServer) -> list[Finding]:
                     messages.append(f"{type(error).__name__}: {str(error)[:150]}")
             return messages
 
-    titles = ("a prompt that is too long", "a completion that is", "a method's work that is too large")
+    titles = ("a prompt that is too long", "a completion that is too long", "a method that needs too much memory")
     return [
         Finding(title, message, "refused with the limit", message.startswith("InvalidRequestError"))
         for title, message in zip(titles, asyncio.run(outcomes()), strict=True)

@@ -22,7 +22,7 @@ STREAMS, FAR_STREAMS, TOKENS = 48, 12, 32
 ADDED_SECONDS = 30.0  # in which a new host must receive calls
 MAX_UNEVENNESS = 0.2  # of an even share of calls
 SILENT_SECONDS = 30.0 + 5.0  # keepalive's 20 s and 10 s, and the resumption on another host
-FAR_SECONDS, FAR_LOSS = 0.05, 0.05  # each way
+FAR_SECONDS, FAR_LOSS = 0.05, 0.05  # in each direction
 SCORE_TOLERANCE = 1e-4  # undisturbed streams differ by some 1e-5 between batches
 TARGET = f"dns:///{NAME}:{PORT}"
 
@@ -224,7 +224,7 @@ def _far_host(cluster: Cluster, references: Sequence[Explanation]) -> list[Findi
         total = statistics.median(call.ended - call.started for call in calls)
         medians.append(f"{total:.1f} s, of which the longest wait for an event {wait:.1f} s")
     differences = compare(pairs)
-    link = f"{1000 * FAR_SECONDS:.0f} ms and {FAR_LOSS:.0%} loss each way"
+    link = f"{1000 * FAR_SECONDS:.0f} ms and {FAR_LOSS:.0%} loss in each direction"
     return [
         Finding(
             f"{FAR_STREAMS} streams over a link of {link}: median",

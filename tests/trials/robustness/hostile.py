@@ -118,7 +118,7 @@ def _cost(engine: Engine, hostile_request: requests.Hostile) -> Cost:
     start = time.process_time()
     try:
         accepted = read(parse(kind, payload), engine)
-        outcome = f"{hostile_request.kind}, taken"
+        outcome = f"{hostile_request.kind}, accepted"
     except EngineError as error:
         accepted, outcome = None, f"refused: {error}"[:120]
     seconds = time.process_time() - start
