@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gradellm_engine.core.memory_sizing import MIN_KV_TOKENS
 from gradellm_engine.engine import Engine
 from gradellm_engine.model.checkpoint_check import check_checkpoint
 from gradellm_engine.model.loader import LoadedModel, wrap_model
@@ -84,7 +85,7 @@ class BenchModel:
         return device
 
     def engine(self, *, max_running: int, num_tokens: int) -> Engine:
-        """An engine with a KV cache of `num_tokens`, all free. An earlier engine can no longer be used.
+        """An engine with a KV cache of at least `num_tokens`, all free. An earlier engine can no longer be used.
 
         The last engine is reused if the size is equal, so that its CUDA graphs need not be captured again.
         """
@@ -97,7 +98,7 @@ class BenchModel:
                 self.loaded,
                 max_running=max_running,
                 max_new_tokens=num_tokens,
-                kv_bytes=num_tokens * self.loaded.runner.bytes_per_token,
+                kv_bytes=max(num_tokens, MIN_KV_TOKENS) * self.loaded.runner.bytes_per_token,
                 use_graphs=self.use_graphs,
             )
         return self._last_engine[size]
