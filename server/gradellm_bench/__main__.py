@@ -47,7 +47,7 @@ PARTS = ("latency", "throughput", "admission", "reuse", "memory")
 ADMISSION_TOKENS = 128  # of running streams: they must outlast the prompt that comes in
 EXIT_USAGE, EXIT_FAILED = 2, 70
 EXAMPLES = """\
-backends, for --ways:
+backends, for --backends:
 {backends}
 
 examples:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its tables as they are finished; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    backends = _backends(options.ways)
+    backends = _backends(options.backends)
     if halved := [backend.name for backend in backends if options.new_tokens % backend.chunk_size]:
         parser.error(f"--new-tokens {options.new_tokens} are not whole chunks of {', '.join(halved)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unsupported := [
         backend.name for backend in backends if bench_model.loaded.info.family in backend.families_without
     ]:
-        if options.ways:
+        if options.backends:
             parser.error(f"{', '.join(unsupported)} cannot run a model of the family {bench_model.loaded.info.family}")
         backends = [backend for backend in backends if backend.name not in unsupported]
     gc.collect()
@@ -241,12 +241,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _DeprecatedBackends(argparse.Action):
+    """`--ways`, which warns and sets `--backends`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print("warning: --ways is deprecated, use --backends", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
 def _add_measurements(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
     )
     what.add_argument(
-        "--ways", nargs="+", choices=list(BACKENDS), metavar="WAY", help="see below (default: all that are installed)"
+        "--backends",
+        nargs="+",
+        choices=list(BACKENDS),
+        metavar="BACKEND",
+        help="see below (default: all that are installed)",
+    )
+    what.add_argument(
+        "--ways",  # deprecated: the flag's name in 0.1
+        dest="backends",
+        action=_DeprecatedBackends,
+        nargs="+",
+        choices=list(BACKENDS),
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
     what.add_argument(
         "--prompts",

@@ -22,10 +22,10 @@ Run = Callable[[BenchModel, Sequence[Ids], int], list[Timeline]]
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to decode and explain tokens.
+    """A decoder that is measured: a mode of this engine, or another library.
 
     Attributes:
-        name: its name in tables and in --ways.
+        name: its name in tables and in --backends.
         description: one sentence.
         run: (model, prompts of one length, tokens to decode of each) -> a timeline of each.
         reads: how often a token must read the layers' weights, and the head's (whose backward pass reads single rows);
@@ -211,12 +211,12 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("plain", "this engine without attribution", _by_engine("plain"), (1, 1), mode="plain"),
         Backend(
-            "per_token", "this engine, each token with its vector", _by_engine("per_token"), (2, 1), mode="per_token"
+            "per_token", "this engine, attribution token by token", _by_engine("per_token"), (2, 1), mode="per_token"
         ),
         *(
             Backend(
                 f"chunked({size})",
-                f"this engine, vectors {size} tokens at a time",
+                f"this engine, attribution in chunks of {size} tokens",
                 _by_engine(f"chunked({size})"),
                 (1 + 1 / size, 1),
                 size,

@@ -59,12 +59,12 @@ def summary(results: Mapping[str, Any], *, date: str, commit: str) -> dict[str, 
     token_cost: dict[str, dict[str, float]] = {}
     milliseconds: dict[str, dict[str, float]] = {}
     latencies = [Latency(**row) for row in results["latencies"]]
-    plain = {latency.prompt_tokens: latency for latency in latencies if latency.way == BASELINE}
+    plain = {latency.prompt_tokens: latency for latency in latencies if latency.backend == BASELINE}
     for latency in latencies:
         length = str(latency.prompt_tokens)
-        milliseconds.setdefault(length, {})[latency.way] = round(statistics.median(latency.per_token), 4)
+        milliseconds.setdefault(length, {})[latency.backend] = round(statistics.median(latency.per_token), 4)
         if (baseline := plain.get(latency.prompt_tokens)) is not None:
-            token_cost.setdefault(length, {})[latency.way] = round(latency.over(baseline), 4)
+            token_cost.setdefault(length, {})[latency.backend] = round(latency.over(baseline), 4)
     return {
         "date": date,
         "commit": commit,
@@ -84,7 +84,7 @@ def _relative_throughput(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
     by_size: dict[str, dict[str, float]] = {}
     for row in rows:
         size = f"{row['streams']} x {row['prompt_tokens']}"
-        by_size.setdefault(size, {})[row["way"]] = row["tokens_per_second"]
+        by_size.setdefault(size, {})[row["backend"]] = row["tokens_per_second"]
     return {
         size: {backend: round(speed / speeds[BASELINE], 4) for backend, speed in speeds.items()}
         for size, speeds in by_size.items()

@@ -20,7 +20,7 @@ class Latency:
     """One backend at one prompt length: milliseconds, an entry a round.
 
     Attributes:
-        way: the backend's name.
+        backend: the backend's name.
         prompt_tokens: tokens of the prompt.
         new_tokens: tokens decoded in a round.
         first_token: time to first token.
@@ -29,7 +29,7 @@ class Latency:
         floor: lower bound of `per_token` by memory bandwidth (`Backend.floor`); None if the work grows with the prompt.
     """
 
-    way: str
+    backend: str
     prompt_tokens: int
     new_tokens: int
     first_token: list[float] = field(default_factory=list)

@@ -48,13 +48,13 @@ def headline(report: Report) -> str:
 
 def latency_table(latencies: Sequence[Latency]) -> str:
     """A row for each backend, at one prompt length."""
-    plain = next((latency for latency in latencies if latency.way == "plain"), None)
+    plain = next((latency for latency in latencies if latency.backend == "plain"), None)
     rows = []
     for latency in latencies:
         per_token = statistics.median(latency.per_token)
         rows.append(
             [
-                latency.way,
+                latency.backend,
                 f"{statistics.median(latency.first_token):,.0f}",
                 f"{per_token:,.1f}",
                 f"{latency.over(plain):,.2f}" if plain else "",
@@ -62,24 +62,31 @@ def latency_table(latencies: Sequence[Latency]) -> str:
                 f"{latency.floor:,.1f} ({latency.floor / per_token:.0%})" if latency.floor else "",
             ]
         )
-    header = ["way", "first token, ms", "a token, ms", "in plain tokens", "to its vector, ms", "floor, ms (reached)"]
+    header = [
+        "backend",
+        "time to first token, ms",
+        "time per token, ms",
+        "relative to plain",
+        "attribution lag, ms",
+        "lower bound, ms (share reached)",
+    ]
     return f"prompt of {latencies[0].prompt_tokens:,} tokens\n\n{_markdown(header, rows)}"
 
 
 def throughput_table(throughputs: Sequence[Throughput]) -> str:
     """Tokens per second of all streams, by number of streams and backend, at one prompt length."""
-    backends = list(dict.fromkeys(result.way for result in throughputs))
+    backends = list(dict.fromkeys(result.backend for result in throughputs))
     rows = []
     for count in dict.fromkeys(result.streams for result in throughputs):
-        row = {result.way: result for result in throughputs if result.streams == count}
+        row = {result.backend: result for result in throughputs if result.streams == count}
         cells = [
             f"{cell.tokens_per_second:,.1f} ({cell.gap:,.0f}; {cell.tokens_per_second / cell.floor:.0%})"
             for cell in (row[backend] for backend in backends)
         ]
         rows.append([str(count), *cells])
     title = (
-        f"prompts of {throughputs[0].prompt_tokens:,} tokens, together: tokens a second of all streams "
-        "(median ms between a stream's tokens; share of the floor)"
+        f"prompts of {throughputs[0].prompt_tokens:,} tokens: tokens per second of all streams "
+        "(median ms between a stream's tokens; share of the upper bound)"
     )
     return f"{title}\n\n{_markdown(['streams', *backends], rows)}"
 
@@ -134,26 +141,26 @@ def plot(report: Report, path: Path) -> None:
 
 
 def _cost(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
-    for backend in dict.fromkeys(latency.way for latency in report.latencies):
-        rows = [latency for latency in report.latencies if latency.way == backend]
+    for backend in dict.fromkeys(latency.backend for latency in report.latencies):
+        rows = [latency for latency in report.latencies if latency.backend == backend]
         lengths = [latency.prompt_tokens for latency in rows]
         (line,) = axes.plot(lengths, [statistics.median(latency.per_token) for latency in rows], "o-", label=backend)
         if all(latency.floor for latency in rows):
             axes.plot(lengths, [latency.floor for latency in rows], ":", color=line.get_color())
-    axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds a token")
-    axes.set_title("Cost of a token (dotted: the floor)")
+    axes.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="milliseconds per token")
+    axes.set_title("Time per token (dotted: lower bound)")
     lengths = sorted({latency.prompt_tokens for latency in report.latencies})
     axes.set_xticks(lengths, map(str, lengths))
     axes.minorticks_off()
 
 
 def _speed(report: Report, axes: Any) -> None:  # noqa: ANN401 (matplotlib's)
-    for backend, length in dict.fromkeys((result.way, result.prompt_tokens) for result in report.throughputs):
-        rows = [result for result in report.throughputs if (result.way, result.prompt_tokens) == (backend, length)]
+    for backend, length in dict.fromkeys((result.backend, result.prompt_tokens) for result in report.throughputs):
+        rows = [result for result in report.throughputs if (result.backend, result.prompt_tokens) == (backend, length)]
         axes.plot(
             [r.streams for r in rows], [r.tokens_per_second for r in rows], "o-", label=f"{backend}, {length} tokens"
         )
-    axes.set(xlabel="streams at a time", ylabel="tokens a second, all together", ylim=(0, None))
+    axes.set(xlabel="concurrent streams", ylabel="tokens per second, all streams", ylim=(0, None))
     axes.set_title("Throughput")
 
 

@@ -39,9 +39,9 @@ def from_bench(path: Path) -> Measurements:
             machine, "cuda" if is_gpu else "cpu", per_token, int(parameters * item), report["bandwidth"],
             shape["max_position_embeddings"],
         )  # fmt: skip
-        rows = {(row["way"], row["prompt_tokens"], row["streams"]): row for row in report["throughputs"]}
-        for (way, context, streams), row in rows.items():
-            if way == "plain":
+        rows = {(row["backend"], row["prompt_tokens"], row["streams"]): row for row in report["throughputs"]}
+        for (backend, context, streams), row in rows.items():
+            if backend == "plain":
                 measured.passes += _steps(rows, context, streams, row["gap"] / 1e3, measured.processor)
         measured.passes += _prefills(report["latencies"])
     except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -75,7 +75,7 @@ def _prefills(latencies: list[dict[str, object]]) -> list[PassMeasurement]:
     """Prefills of whole prompts but their last token; on a CPU, the chunks of a long prompt count as one pass."""
     passes = []
     for row in latencies:
-        if row["way"] == "plain":
+        if row["backend"] == "plain":
             first, step = (statistics.median(row[name]) / 1e3 for name in ("first_token", "per_token"))  # type: ignore[arg-type]
             passes.append(PassMeasurement("read", 1, int(row["prompt_tokens"]) - 1, 0, (first - step,)))  # type: ignore[call-overload]
     return passes

@@ -30,15 +30,15 @@ SERVERS = {
 }
 # Variants for one H100: changes of TRAFFIC, and of the server.
 QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as it is": ({}, {}),
-    "nothing explained": ({"explained": 0.0}, {}),
+    "the assumptions above": ({}, {}),
+    "none explained": ({"explained": 0.0}, {}),
     "all explained, in chunks": ({"explained": 1.0, "chunked": 1.0}, {}),
     "all explained, token by token": ({"explained": 1.0, "chunked": 0.0}, {}),
     "prompts of 4,000 tokens": ({"prompt_tokens": 4000}, {}),
     "1 % evaluations": ({"evaluations": 0.01}, {}),
     "--max-running 16, the default": ({}, {"max_running": 16}),
-    "pieces of 16 tokens beside steps": ({}, {"min_piece_tokens": 16}),
-    "no step recorded anew": ({}, {"records": False}),
+    "prefill chunks of 16 tokens during decoding": ({}, {"min_piece_tokens": 16}),
+    "no CUDA graph capture": ({}, {"records": False}),
 }
 
 
@@ -113,7 +113,7 @@ def _questions(costs: Costs, wire: Wire) -> str:
         each, breaks = highest_rate(costs, settings, traffic, ServiceLevel(), load_of=_load_of(wire, traffic))
         run = simulate(costs, settings, replace(traffic, rate=each))
         rows.append([what, f"{each:.2f}", f"{run.tokens_per_second:,.0f}", f"{run.running:.0f}", breaks])
-    return markdown(["one H100", "requests/s", "tokens/s", "streams at a time", "what breaks at more"], rows)
+    return markdown(["one H100", "requests/s", "tokens/s", "concurrent streams", "violated above this rate"], rows)
 
 
 def _plot(machines: dict[str, Costs], path: Path) -> None:

@@ -162,15 +162,15 @@ def _gpu_limits(fleet: Fleet) -> list[Limit]:
     slots = plan.run.running * (traffic.prompt_tokens + max(traffic.answer_tokens, traffic.max_new_tokens))
     return [
         Limit(
-            "time of the GPUs",
+            "GPU time",
             plan.load / plan.replicas / plan.each,
-            f"{plan.load / plan.replicas:.2f} requests a second each, of {plan.each:.2f}; beyond that: {plan.breaks}",
+            f"{plan.load / plan.replicas:.2f} requests a second each, of {plan.each:.2f}; above that: {plan.breaks}",
             "more servers",
         ),
         Limit(
-            "memory for keys and values",
+            "KV cache slots",
             slots / kv_tokens,
-            f"{plan.run.running:.0f} streams x {traffic.prompt_tokens + traffic.max_new_tokens:,} places of "
+            f"{plan.run.running:.0f} streams x {traffic.prompt_tokens + traffic.max_new_tokens:,} slots of "
             f"{kv_tokens:,} ({fleet.costs.kv_bytes_per_token / 1e3:.0f} KB each)",
             "smaller max_new_tokens, --kv-memory, a larger GPU",
         ),
@@ -185,7 +185,7 @@ def _interpreter_and_network_limits(fleet: Fleet) -> list[Limit]:
     client_cores = wire.client_seconds * (tokens + vectors) / 2
     return [
         Limit(
-            "a server's interpreter (gRPC's event loop)",
+            "a server's event loop (gRPC)",
             server_share / EVENTS_SHARE,
             f"{run.tokens_per_second:,.0f} tokens x {1e6 * wire.token_seconds:.0f} us + "
             f"{run.vectors_per_second:,.0f} rows x {1e6 * wire.row_seconds(sources):.0f} us = "
@@ -199,7 +199,7 @@ def _interpreter_and_network_limits(fleet: Fleet) -> list[Limit]:
             "top_k_sources, resolution word or segment",
         ),
         Limit(
-            "clients' interpreters",
+            "clients' event loops",
             client_cores / EVENTS_SHARE / fleet.clients,
             f"{tokens:,.0f} tokens and {vectors:,.0f} rows a second = {client_cores:,.1f} cores, of "
             f"{fleet.clients:,} processes at {EVENTS_SHARE:.0%}",
@@ -213,15 +213,15 @@ def _dns_limits(fleet: Fleet) -> list[Limit]:
     response = DNS_HEADER_BYTES + DNS_RECORD_BYTES * replicas
     return [
         Limit(
-            "one answer of DNS, by UDP",
+            "a DNS response over UDP",
             response / DNS_UDP_BYTES,
             f"{DNS_HEADER_BYTES} + {DNS_RECORD_BYTES} x {replicas:,} = {response:,} bytes of {DNS_UDP_BYTES:,}",
-            "TCP, which resolvers take by themselves",
+            "TCP, to which resolvers fall back by themselves",
         ),
         Limit(
-            "one answer of DNS, at all",
+            "a DNS response over TCP",
             response / DNS_TCP_BYTES,
-            f"{response:,} bytes of {DNS_TCP_BYTES:,}, which are {MAX_DNS_RECORDS:,} servers",
+            f"{response:,} bytes of {DNS_TCP_BYTES:,}, at most {MAX_DNS_RECORDS:,} servers",
             "several names (cells), a proxy or xDS before them",
         ),
     ]
@@ -232,27 +232,27 @@ def _cluster_limits(fleet: Fleet) -> list[Limit]:
     loaded_bytes = replicas * fleet.costs.weight_bytes
     return [
         Limit(
-            "endpoints of one Service",
+            "endpoints of a Service",
             replicas / ENDPOINTS_OF_A_SERVICE,
             f"{replicas:,} of {ENDPOINTS_OF_A_SERVICE:,} (assumed), {-(-replicas // 100):,} EndpointSlices",
             "cells: clusters or Services of a thousand servers each",
         ),
         Limit(
-            "connections of one server",
+            "connections of a server",
             clients * CONNECTION_BYTES / 4e9,
             f"{clients:,} clients x {CONNECTION_BYTES / 1e3:.0f} KB (assumed) of 4 GB; a client holds {replicas:,}, "
-            f"all together {clients * replicas:,}",
+            f"all clients {clients * replicas:,}",
             "gateways before the servers, or subsets of servers a client",
         ),
         Limit(
-            "one Prometheus",
+            "time series of a Prometheus",
             series / SERIES_OF_ONE_PROMETHEUS,
             f"{replicas:,} x {fleet.wire.series} = {series:,} series of "
             f"{SERIES_OF_ONE_PROMETHEUS / 1e6:.0f} million (assumed)",
-            "one a cell, with recording rules federated",
+            "a Prometheus for each cell, with federated recording rules",
         ),
         Limit(
-            "loading of all servers at once",
+            "model loading, all servers at once",
             loaded_bytes / MODEL_STORE_BYTES / 3600,
             f"{replicas:,} x {fleet.costs.weight_bytes / 1e9:.0f} GB at {MODEL_STORE_BYTES / 1e9:.0f} GB/s (assumed) = "
             f"{loaded_bytes / MODEL_STORE_BYTES / 60:,.0f} min, of an hour",

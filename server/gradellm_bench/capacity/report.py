@@ -28,9 +28,16 @@ def plan_table(plans: Sequence[Plan], currency: str = "") -> str:
         for plan in plans
     ]
     header = [
-        *("requests/s", "streams at a time", "servers", "GPUs", "most a server takes, /s", "first token, s: 50 / 95 %"),
-        *("between tokens, ms: 50 / 95 %", "to its scores, s: 50 / 95 %", "GPU busy"),
-        f"a month, thousand {currency}".rstrip(),
+        "requests/s",
+        "concurrent streams",
+        "servers",
+        "GPUs",
+        "highest rate per server, requests/s",
+        "time to first token, s: p50 / p95",
+        "between tokens, ms: p50 / p95",
+        "attribution lag, s: p50 / p95",
+        "GPU busy",
+        f"cost per month, thousands {currency}".rstrip(),
     ]
     return markdown(header, rows)
 
@@ -41,7 +48,7 @@ def limit_table(limits: Sequence[Limit]) -> str:
         [limit.what, f"**{limit.used:.0%}**" if limit.used > 1 else f"{limit.used:.0%}", limit.arithmetic, limit.remedy]
         for limit in limits
     ]
-    return markdown(["what", "used", "how that comes", "what helps"], rows)
+    return markdown(["resource", "used", "calculation", "remedy"], rows)
 
 
 def validation_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -50,18 +57,18 @@ def validation_table(runs: Sequence[Mapping[str, Any]]) -> str:
     for run in runs:
         real, simulated = run["real"], run["simulated"]
         figures = [
-            ("tokens a second", real["tokens_per_second"], simulated["tokens_per_second"]),
-            ("first token, s, 50 %", real["first_token"][0], simulated["first_token"][0]),
-            ("first token, s, 95 %", real["first_token"][1], simulated["first_token"][1]),
-            ("between tokens, ms, 50 %", 1e3 * real["gap"][0], 1e3 * simulated["gap"][0]),
-            ("between tokens, ms, 95 %", 1e3 * real["gap"][1], 1e3 * simulated["gap"][1]),
-            ("to its scores, ms, 50 %", 1e3 * real["lag"][0], 1e3 * simulated["lag"][0]),
-            ("streams at a time", real["running"], simulated["running"]),
+            ("tokens/s", real["tokens_per_second"], simulated["tokens_per_second"]),
+            ("time to first token, s, p50", real["first_token"][0], simulated["first_token"][0]),
+            ("time to first token, s, p95", real["first_token"][1], simulated["first_token"][1]),
+            ("between tokens, ms, p50", 1e3 * real["gap"][0], 1e3 * simulated["gap"][0]),
+            ("between tokens, ms, p95", 1e3 * real["gap"][1], 1e3 * simulated["gap"][1]),
+            ("attribution lag, ms, p50", 1e3 * real["lag"][0], 1e3 * simulated["lag"][0]),
+            ("concurrent streams", real["running"], simulated["running"]),
         ]
         for index, (what, measured, predicted) in enumerate(figures):
-            off = f"{predicted / measured - 1:+.0%}" if measured else ""
-            rows.append([run["what"] if not index else "", what, f"{measured:,.3g}", f"{predicted:,.3g}", off])
-    return markdown(["run", "figure", "measured", "simulated", "off by"], rows)
+            error = f"{predicted / measured - 1:+.0%}" if measured else ""
+            rows.append([run["what"] if not index else "", what, f"{measured:,.3g}", f"{predicted:,.3g}", error])
+    return markdown(["run", "figure", "measured", "simulated", "error"], rows)
 
 
 def plot(curves: Mapping[str, Sequence[tuple[float, float, float]]], promise: float, path: Path) -> None:

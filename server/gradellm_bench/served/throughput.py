@@ -33,7 +33,7 @@ class Throughput:
     """Streams of one backend that decode in one batch.
 
     Attributes:
-        way: the backend's name.
+        backend: the backend's name.
         prompt_tokens: tokens of each prompt.
         streams: number of streams.
         tokens_per_second: of all streams, after all prefills.
@@ -41,7 +41,7 @@ class Throughput:
         floor: upper bound of tokens per second by memory bandwidth (`Backend.floor`).
     """
 
-    way: str
+    backend: str
     prompt_tokens: int
     streams: int
     tokens_per_second: float

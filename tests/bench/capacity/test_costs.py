@@ -1,18 +1,14 @@
-"""Cost models of passes: they reproduce their measurements, and reports of the bench can be read."""
+"""Cost models of passes: they reproduce their measurements, and interpolate between them."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_bench.capacity.bench_import import from_bench
+from bench.capacity.conftest import DOCS
 from gradellm_bench.capacity.costs import Costs, PassModel, read_work, recorded_rows
 from gradellm_bench.capacity.measurements import Measurements, PassMeasurement
-
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 @given(
@@ -57,29 +53,6 @@ def test_reading_more_is_never_faster() -> None:
 def test_sizes_and_work() -> None:
     assert [recorded_rows(size) for size in (1, 3, 5, 33, 64)] == [1, 3, 6, 48, 64]
     assert read_work(4, 10) == 10 + 11 + 12 + 13
-
-
-def test_measurements_are_written_and_read(tmp_path: Path) -> None:
-    measurements = Measurements(
-        {"model": "a"}, "cpu", 8, 100, 1e9, 512, [PassMeasurement("step", 1, 1, 8, (0.5, 0.25, 1.0), 2.0)]
-    )
-    measurements.write(tmp_path / "a.json")
-    assert Measurements.read(tmp_path / "a.json") == measurements
-    assert measurements.passes[0].median == 0.5
-    (tmp_path / "b.json").write_text("[]")
-    for reader in (Measurements.read, from_bench):
-        with pytest.raises(ValueError, match=r"b\.json is not what"):
-            reader(tmp_path / "b.json")
-
-
-def test_a_report_of_the_bench_is_taken_apart() -> None:
-    measured = from_bench(DOCS / "bench-gpu.json")
-    assert (measured.processor, measured.kv_bytes_per_token, measured.context_tokens) == ("cuda", 131_072, 8192)
-    costs = Costs.fit(measured)
-    assert costs.step(1, 128, explained=False) == pytest.approx(5.67e-3, rel=0.02)
-    assert costs.step(32, 32 * 2048, explained=False) == pytest.approx(9.84e-3, rel=0.02)
-    total = costs.step(32, 32 * 2048, explained=True) + costs.scores(32, 32 * 2048)
-    assert total == pytest.approx(32 / 1580.4, rel=0.05)
 
 
 def test_the_measured_gpu_is_fitted_well() -> None:

@@ -1,4 +1,4 @@
-"""The simulated scheduler: what it does by hand, and that it does what the real one does."""
+"""The simulated scheduler: its passes and times on a cost model with round figures."""
 
 from __future__ import annotations
 
@@ -9,35 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradellm_bench.capacity.costs import Costs, PassModel
-from gradellm_bench.capacity.measurements import Kind
+from bench.capacity.conftest import COSTS, READ, REPLAY, SCORES, STEP, request
+from gradellm_bench.capacity.costs import Costs
 from gradellm_bench.capacity.replica_simulator import Replica, ReplicaSettings
-from gradellm_bench.capacity.request_metrics import RequestRecord, Summary
-from gradellm_bench.capacity.traffic import Mode, SimulatedRequest, Traffic
+from gradellm_bench.capacity.request_metrics import RequestRecord
+from gradellm_bench.capacity.traffic import Mode, SimulatedRequest
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 
-STEP, SCORES, REPLAY, READ = 0.010, 0.008, 0.020, 0.001  # seconds; of a piece, a token
-
-
-def model(*bases: float) -> PassModel:
-    return PassModel((1, 2)[: len(bases)], bases, 0.0, rounds=False, error=0.0)
-
-
-MODELS: dict[Kind, PassModel] = {
-    "step": model(STEP),
-    "explained_step": model(STEP),
-    "scores": model(SCORES),
-    "replay": model(REPLAY),
-    "read": model(READ, 2 * READ),
-}
-COSTS = Costs(MODELS, "cpu", {}, 1000, 10**9, 1e11)
 ROOMY = ReplicaSettings(max_running=8, kv_tokens=10_000)
-
-
-def request(
-    mode: Mode, *, arrival: float = 0.0, prompt: int = 11, answer: int = 4, slots: int = 100
-) -> SimulatedRequest:
-    return SimulatedRequest(arrival, prompt, answer, slots, mode)
 
 
 def run(*requests: SimulatedRequest, costs: Costs = COSTS, limits: ReplicaSettings = ROOMY) -> list[RequestRecord]:
@@ -150,48 +129,3 @@ def test_every_request_finishes_and_time_is_monotonic(
     end = max(record.ended or 0.0 for record in served)
     assert replica.busy_seconds <= end + 1e-9
     assert replica.busy_between(0.0, end) == pytest.approx(replica.busy_seconds)
-
-
-def test_summaries_count_requests_and_tokens() -> None:
-    served = [
-        RequestRecord(request(Mode.PLAIN), tokens=[1.0, 1.1, 1.3], ended=1.3),
-        RequestRecord(request(Mode.PER_TOKEN, arrival=0.5), tokens=[1.0], vectors=[1.2], ended=1.2),
-        RequestRecord(request(Mode.PLAIN, arrival=0.6), refused=True, ended=0.6),
-    ]
-    record = Summary.of(served, start=0.0, end=2.0, busy_seconds=1.0)
-    assert (record.requests, record.busy) == (3, 0.5)
-    assert record.refused == pytest.approx(1 / 3)
-    assert record.first_token[0] == pytest.approx(0.75)
-    assert record.gap[0] == pytest.approx(0.15)
-    assert record.lag[0] == pytest.approx(0.2)
-    assert record.tokens_per_second == pytest.approx(2.0)
-    assert record.vectors_per_second == pytest.approx(0.5)
-    assert record.running == pytest.approx((0.3 + 0.2) / 2)
-
-
-def test_traffic_is_repeatable_and_has_its_means() -> None:
-    traffic = Traffic(10.0, prompt_tokens=200, answer_tokens=50, max_new_tokens=500, explained=0.5, evaluations=0.1)
-    requests = traffic.requests(4000, seed=1)
-    assert requests == traffic.requests(4000, seed=1)
-    assert requests != traffic.requests(4000, seed=2)
-    assert requests[-1].arrival == pytest.approx(400, rel=0.1)
-    assert sum(record.prompt_tokens for record in requests) / 4000 == pytest.approx(200, rel=0.05)
-    assert sum(record.answer_tokens for record in requests) / 4000 == pytest.approx(50, rel=0.05)
-    shares = {mode: sum(record.mode is mode for record in requests) / 4000 for mode in Mode}
-    assert shares[Mode.EVALUATE] == pytest.approx(0.1, abs=0.03)
-    assert shares[Mode.PLAIN] == pytest.approx(0.45, abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"rate": 0.0}, "rate"),
-        ({"prompt_tokens": 1}, "prompt_tokens"),
-        ({"explained": 1.5}, "explained"),
-        ({"spread": -1.0}, "spread"),
-        ({"context_tokens": 100}, "do not fit"),
-    ],
-)
-def test_traffic_that_cannot_be_is_refused(wrong: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(Traffic(1.0), **wrong)  # type: ignore[arg-type]
