@@ -9,8 +9,9 @@ import torch
 
 from bench.conftest import TINY
 from gradellm_bench import models
-from gradellm_bench.backends import BACKENDS
 from gradellm_bench.models import BenchModel, random_bench_model, random_llama
+from gradellm_engine.params import Sampling
+from gradellm_engine.tokenization.prompt_input import PromptInput
 
 
 def test_both_models_share_their_tensors(tiny: BenchModel) -> None:
@@ -42,13 +43,17 @@ def test_prompts_have_no_special_tokens(tiny: BenchModel) -> None:
 
 def test_an_engine_is_reused_if_its_size_is_the_same(tiny: BenchModel) -> None:
     """Its prefix cache is empty again."""
-    engine = tiny.engine(max_running=1, num_tokens=64)
-    BACKENDS["plain"].decode(tiny, tiny.prompt(Random(0), 40), 2)  # of another size
-    again = tiny.engine(max_running=1, num_tokens=64)
-    assert again is not engine
-    assert tiny.engine(max_running=1, num_tokens=64) is again
-    assert tiny.loaded.runner.pool.num_tokens >= 64
-    assert tiny.loaded.runner.pool.num_free_tokens == tiny.loaded.runner.pool.num_tokens
+    engine, pool = tiny.engine(max_running=1, num_tokens=64), tiny.loaded.runner.pool
+    list(engine.generate(PromptInput(prompt_ids=tiny.prompt(Random(0), 40)), Sampling(max_new_tokens=2)))
+    assert pool.num_retained_tokens >= 40
+    assert tiny.engine(max_running=1, num_tokens=64) is engine
+    assert pool.num_retained_tokens == 0
+    assert tiny.engine(max_running=1, num_tokens=65) is not engine
+    assert tiny.loaded.runner.pool.num_tokens == 65
+
+
+def test_a_small_cache_still_has_the_slots_that_an_engine_needs(tiny: BenchModel) -> None:
+    assert tiny.engine(max_running=1, num_tokens=4).scheduler.max_running == 1
 
 
 @pytest.mark.parametrize("name", ["tiny", "broken"])

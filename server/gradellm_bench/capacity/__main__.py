@@ -96,8 +96,8 @@ def _measure(options: argparse.Namespace) -> int:
         read_bandwidth(runner.device), info.context_tokens,
     )  # fmt: skip
     for passed in measure(
-        bench_model, counts=options.counts, contexts=options.contexts, chunk_sizes=options.pieces, steps=options.steps,
-        progress=lambda stage: print(stage, file=sys.stderr, flush=True),
+        bench_model, counts=options.counts, contexts=options.contexts, chunk_sizes=options.chunk_sizes,
+        steps=options.steps, progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     ):  # fmt: skip
         measured.passes.append(passed)
         measured.write(options.json)  # after each pass, so that a failure loses nothing
@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     measure_parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     measure_parser.add_argument("--counts", type=_count, nargs="+", default=[1, 4, 16, 32, 64], metavar="N")
     measure_parser.add_argument("--contexts", type=_count, nargs="+", default=[128, 1024, 4096], metavar="N")
-    measure_parser.add_argument("--pieces", type=_count, nargs="+", default=[16, 64, 256, 1024, 2048], metavar="N")
+    measure_parser.add_argument("--chunk-sizes", type=_count, nargs="+", default=[16, 64, 256, 1024, 2048], metavar="N")
     measure_parser.add_argument(
         "--steps", type=_count, default=8, metavar="N", help="repetitions of each pass (default: 8)"
     )

@@ -37,8 +37,8 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "prompts of 4,000 tokens": ({"prompt_tokens": 4000}, {}),
     "1 % evaluations": ({"evaluations": 0.01}, {}),
     "--max-running 16, the default": ({}, {"max_running": 16}),
-    "prefill chunks of 16 tokens during decoding": ({}, {"min_piece_tokens": 16}),
-    "no CUDA graph capture": ({}, {"records": False}),
+    "prefill chunks of 16 tokens during decoding": ({}, {"min_prefill_chunk_tokens": 16}),
+    "no CUDA graph capture": ({}, {"captures_graphs": False}),
 }
 
 

@@ -38,16 +38,16 @@ class ReplicaSettings:
         kv_tokens: KV cache slots of all requests.
         max_queued: requests in the queue.
         max_queued_tokens: KV cache slots of all requests in the queue.
-        min_piece_tokens: smallest prefill chunk while requests decode; None for the scheduler's.
-        records: whether a step of a new shape takes the time of a CUDA graph capture.
+        min_prefill_chunk_tokens: smallest prefill chunk while requests decode; None for the scheduler's.
+        captures_graphs: whether a step of a new shape takes the time of a CUDA graph capture.
     """
 
     max_running: int = 16
     kv_tokens: int = 262_144
     max_queued: int = 64
     max_queued_tokens: int = 262_144
-    min_piece_tokens: int | None = None
-    records: bool = True
+    min_prefill_chunk_tokens: int | None = None
+    captures_graphs: bool = True
 
 
 class _ActiveRequest:
@@ -86,7 +86,7 @@ class Replica:
         self._costs, self._settings = costs, settings
         self._most_explained = MAX_EXPLAINED_TOKENS[costs.processor]
         self._most_read = MAX_PREFILL_CHUNK_TOKENS[costs.processor]
-        self._min_prefill = settings.min_piece_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
+        self._min_prefill = settings.min_prefill_chunk_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
         self._now = 0.0
         self._waiting: deque[_ActiveRequest] = deque()
         self._running: list[_ActiveRequest] = []
@@ -279,7 +279,7 @@ class Replica:
         """Capture a CUDA graph for a shape that has none; takes time only where CUDA graphs are used."""
         kind: Kind = "replay" if not is_new else "explained_step" if is_explained else "step"
         seconds = self._costs.recording_seconds.get(kind, 0.0)
-        if not seconds or not self._settings.records:
+        if not seconds or not self._settings.captures_graphs:
             return
         width = max(active.held for active in active_requests) + 1
         # All explained streams share their options here, so that a flag stands for them.

@@ -117,7 +117,7 @@ class Network:
         self._stack.close()
 
     def host(self, name: str, number: int, *, delay_seconds: float = 0.0, loss: float = 0.0) -> Host:
-        """Add a host at address `number`; its link delays packets and drops a share `loss` of them, each way."""
+        """Add a host at address `number`; its link delays packets and drops a share `loss`, in each direction."""
         namespace, port = _namespace_name(name), f"port{number}"
         mac, address = f"02:00:00:00:00:{number:02x}", f"{self._prefix}.{number}"
         self._add_namespace(namespace)
