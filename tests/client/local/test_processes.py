@@ -48,6 +48,10 @@ def test_a_replaced_process_has_printed_before(tmp_path: Path) -> None:
     )
     (tmp_path / "a.json").write_text("1")
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=with_path(), capture_output=True, check=True
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=with_path(PYTHONUNBUFFERED=""),
+        capture_output=True,
+        check=True,
     )
     assert run.stdout == b"before\n1\n"
