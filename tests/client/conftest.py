@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import hypothesis
@@ -16,8 +17,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 import gradellm
+from gradellm import Client
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
+from support.client.async_bridge import AsyncBridge
 
 PROMPT = "Once upon a time"
 
@@ -142,6 +145,25 @@ def fake(tmp_path: Path) -> Iterator[FakeServer]:
     yield servicer
     servicer.cancelled.set()
     server.stop(None).wait()
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+    """Makes a Client, or an AsyncClient behind the same interface; neither retries."""
+    clients: list[Any] = []
+
+    def make(target: str) -> Any:
+        clients.append(Client(target, retry=None) if request.param == "sync" else AsyncBridge(target))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close() if isinstance(client, Client) else client.end()
+
+
+@pytest.fixture
+def client(connect: Callable[[str], Any], fake: FakeServer) -> Any:
+    return connect(fake.target)
 
 
 _SERVER_MODULE = '''

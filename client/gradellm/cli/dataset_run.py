@@ -110,7 +110,7 @@ def _template_preset(args: argparse.Namespace) -> tuple[Preset, str]:
         system=args.system,
         columns=args.columns,
         label_words=args.label_words or (),
-        name=args.name or Path(source.rpartition(":")[2] if source.startswith("hub:") else source).stem,
+        name=args.name or (Path(source.split(":")[1]).name if source.startswith("hub:") else Path(source).stem),
     )
     if args.first_sentences:
         columns = [column for columns in preset.columns.values() for column in columns if isinstance(column, str)]

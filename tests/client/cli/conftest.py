@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from client.evaluation.fake_evaluator import FakeEvaluator, write_data
+from client.evaluation.fake_evaluator import NOWHERE, FakeEvaluator, write_data
+from gradellm.cli import main
 
 
 @pytest.fixture
@@ -27,3 +28,23 @@ def slow() -> Iterator[FakeEvaluator]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data.jsonl", 8)
+
+
+@pytest.fixture
+def refusal(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Runs `gradellm evaluate` with invalid flags and returns its error; D stands for a data set, O for a folder.
+
+    No server is started, and no results file is made.
+    """
+
+    def run(arguments: str) -> str:
+        places = {"D": str(data), "O": str(tmp_path / "out")}
+        argv = [places.get(word, word) for word in arguments.split()]
+        target = [] if "--target" in argv or {"--tables", "--merge"} & {*argv} else NOWHERE
+        assert main(["evaluate", *argv, *target]) == 2
+        error = capsys.readouterr().err
+        assert "starting" not in error
+        assert not (tmp_path / "out" / "results.jsonl").exists()
+        return error
+
+    return run

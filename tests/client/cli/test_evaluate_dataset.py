@@ -10,7 +10,7 @@ import pytest
 from google.rpc import code_pb2
 
 from client.evaluation import fake_evaluator
-from client.evaluation.fake_evaluator import FEW, FakeEvaluator, evaluate_command, write_data
+from client.evaluation.fake_evaluator import FEW, NOWHERE, FakeEvaluator, evaluate_command, write_data
 from gradellm.cli import main
 from gradellm.evaluation import figures
 
@@ -168,6 +168,11 @@ def test_without_servers_the_command_to_resume_is_printed(
     server.failures = []
     assert main(evaluate_command(data, tmp_path / "out", server)) == 0
     assert main(evaluate_command(data, tmp_path / "new", server, "--tls")) == 69
+
+
+def test_no_server_answers(data: Path, tmp_path: Path, capsys: Out) -> None:
+    assert main(["evaluate", "--preset", "sst2", "--data", str(data), "--out", str(tmp_path / "o"), *NOWHERE]) == 69
+    assert "no gradellm server answers at 127.0.0.1:1" in capsys.readouterr().err
 
 
 # --- tables of several runs -------------------------------------------------------------------------------------------

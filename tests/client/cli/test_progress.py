@@ -1,16 +1,23 @@
-"""The progress of runs on standard error."""
+"""The progress of runs and calls on standard error."""
 
 from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.rpc import code_pb2
 
+from gradellm.cli import main
 from gradellm.cli.progress import Progress, bar, clock
+from gradellm.v1 import explainer_pb2 as pb
+
+if TYPE_CHECKING:
+    from client.conftest import FakeServer
 
 Out = pytest.CaptureFixture[str]
 
@@ -78,3 +85,42 @@ def test_parts_of_the_bar() -> None:
         "▕  ▏  0%", "▕▌ ▏ 25%", "▕█ ▏ 50%", "▕█▊▏ 90%", "▕██▏100%", "▕██▏700%",
     ]  # fmt: skip
     assert [clock(seconds) for seconds in (0, 7.4, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]
+
+
+# --- one call ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_erased(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), pb.Progress(done=0.5), *fake.parts[1:]]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert main(["attribute", "Once", "--completion", "x", "--target", fake.target]) == 0
+    captured = capsys.readouterr()
+    assert "wasn't" in captured.out
+    assert ("\r 25% explained\r 50% explained\r\033[K" in captured.err) == is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_prefill_progress_is_shown_on_a_terminal(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    carried: list[dict[str, Any]] = [{type(event).__name__.lower(): event} for event in fake.parts]
+    parts = [pb.GenerateResponse(**event) for event in carried]
+    parts[1:1] = [pb.GenerateResponse(prompt_progress=pb.Progress(done=done)) for done in (0.25, 0.5)]
+    monkeypatch.setattr(fake, "_stream", lambda *_: iter(parts))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert main(["explain", "Once", "--target", fake.target]) == 0
+    captured = capsys.readouterr()
+    assert "wasn't" in captured.out
+    assert ("\r 25% of the prompt read\r 50% of the prompt read\r\033[K" in captured.err) == is_terminal
+    assert ("read" in captured.err) == is_terminal
+
+
+def test_an_error_replaces_the_progress_line(fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.parts = [*fake.parts[:1], pb.Progress(done=0.25), *fake.parts[1:]][:2]
+    fake.fail(code_pb2.INTERNAL, "the model failed")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["attribute", "Once", "--completion", "x", "--target", fake.target]) == 70
+    assert "\r 25% explained\r\033[Kerror: " in capsys.readouterr().err

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from client.cli.test_cli import start, with_path
 from client.evaluation.fake_evaluator import FEW, FakeEvaluator, evaluate_command, write_data
 from gradellm import Client, Retry
 from gradellm.evaluation.run_results import read_run
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
+from support.client.processes import start, with_path
 
 Out = pytest.CaptureFixture[str]
 

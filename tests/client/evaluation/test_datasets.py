@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.evaluation.data_files import PLAIN, SST2, decisive, jsonl, refusal, shared, text_of
 from gradellm.errors import GradellmError
 from gradellm.evaluation.datasets import load_rows, read_rows
 from gradellm.evaluation.examples import DataError, Example, Rows
 from gradellm.evaluation.presets import PRESETS, custom_preset
+from support.client.data_files import PLAIN, SST2, decisive, jsonl, refusal, shared, text_of
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.evaluation.data_files import SST2, jsonl
 from gradellm.evaluation.datasets import load_rows
 from gradellm.evaluation.examples import DataError, Example, digest, sample
+from support.client.data_files import SST2, jsonl
 
 
 def test_a_digest_covers_the_prompt(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from client.evaluation.data_files import PLAIN, SST2, decisive, jsonl, refusal
 from gradellm.evaluation.datasets import load_rows
 from gradellm.evaluation.examples import BadRow
 from gradellm.evaluation.presets import PRESETS
+from support.client.data_files import PLAIN, SST2, decisive, jsonl, refusal
 
 
 def test_csv_with_a_byte_order_mark_and_cells_of_several_lines(tmp_path: Path) -> None:

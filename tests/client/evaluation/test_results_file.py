@@ -266,6 +266,24 @@ def test_a_line_that_is_corrupt_in_the_middle_is_an_error(path: Path, line: str)
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 10**5,
+        '{"id": "a", "result": {"x": 1e999}}',
+        '{"id": "a", "result": {"x": NaN}}',
+        '{"id": "a", "id": "b", "result": {}}',
+        '{"id": "a", "result": {"x": ' + "9" * 10**6 + "}}",
+        '{"id": "a", "result": ' + '{"x":' * 500 + "1" + "}" * 501,
+    ],
+)
+def test_hostile_lines_are_named(path: Path, line: str) -> None:
+    run(path, "a", "b")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, line, *lines, ""]))
+    assert f"line 2 of {path} is not a result" in refusal(path)
+
+
+@pytest.mark.parametrize(
     "data", [b"hello", b"hello\n", b'{"text": "my data"}\n{"text": "more"}\n', b"\x89PNG\r\n", b"{}"]
 )
 def test_other_files_are_left_alone(path: Path, data: bytes) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
-from client.cli.test_cli import with_path
 from client.evaluation import fake_evaluator
 from client.evaluation.fake_evaluator import FakeEvaluator
 from gradellm.errors import InvalidRequestError, UnavailableError
@@ -23,6 +22,7 @@ from gradellm.evaluation.presets import PRESETS
 from gradellm.evaluation.results_file import ResultsFile
 from gradellm.evaluation.run_spec import RunSpec
 from gradellm.evaluation.runner import Runner, connect_servers
+from support.client.processes import with_path
 
 METHODS = {"grad_ellm": {"method": "grad_ellm"}, "random": {"method": "random"}}
 PLAN = RunSpec(PRESETS["sst2"], METHODS, pis=(0.25, 0.5))

@@ -59,8 +59,10 @@ def _method(method: MethodInfo) -> Iterator[str]:
     if method.refusal:
         yield f"      not available: {visible(method.refusal)}"
         return
-    tokens = "the completion" if method.reads_completion_alone else "prompt and completion"
-    yield f"      passes over {tokens}: {method.forward_passes} forward, {method.backward_passes} backward"
+    if method.forward_passes:  # empty from older servers
+        tokens = "the completion" if method.reads_completion_alone else "prompt and completion"
+        passes = f"{method.forward_passes} forward, {method.backward_passes} backward"
+        yield f"      passes over {tokens}: {visible(passes)}"
     if (estimate := method.estimate) is not None:
         size = f"{estimate.completion_tokens} tokens after {estimate.prompt_tokens}"
         seconds = f"{estimate.seconds:,.0f}" if estimate.seconds >= 10 else f"{estimate.seconds:.2g}"

@@ -1,0 +1,113 @@
+"""`gradellm explain`: a generated completion, as a drawing, JSON or a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gradellm import Explanation
+from gradellm.cli import main
+from gradellm.explanation.io import load
+from gradellm.v1 import explainer_pb2 as pb
+
+if TYPE_CHECKING:
+    from client.conftest import FakeServer
+
+Out = pytest.CaptureFixture[str]
+
+
+def test_explain_draws(fake: FakeServer, capsys: Out) -> None:
+    assert main(["explain", "Once upon a time", "--target", fake.target, "--width", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "there  largest 1 · 12% on tokens not shown\n  Once upon a time\n  ████ ▃▃▃▃ ▃ ▃▃▃▃\n" in out
+    assert "wasn't  largest 1.25" in out
+
+
+def test_explain_in_colour(fake: FakeServer, capsys: Out) -> None:
+    assert main(["explain", "Once", "--target", fake.target, "--color", "always", "--theme", "light"]) == 0
+    assert "\x1b[38;2;" in capsys.readouterr().out
+
+
+def test_explain_as_json(fake: FakeServer, capsys: Out) -> None:
+    assert main(["explain", "Once", "--target", fake.target, "--format", "json"]) == 0
+    assert Explanation.from_json(capsys.readouterr().out).text == " there wasn't"
+
+
+EVERY_FLAG = """
+    --chat --system S --segment a=0:4 --segment b=0:0:1 --max-new-tokens 3 --temperature 0.5 --top-k 4 --top-p 0.9
+    --seed 5 --stop x --stop y --num-alternatives 2 --forced-ids 7,8 --first-attribution 1 --attribution knockout
+    --method grad_ellm --loosening none --layers last:4 --similarity dot --rotary rotated --rectify none
+    --magnitude knockout --normalise-over user --target-token 9 --contrast runner_up --sources prefix
+    --resolution word --top-k-sources 6 --timeout 20
+"""
+
+
+def test_every_flag_of_explain(fake: FakeServer) -> None:
+    assert main(["explain", "Once", *EVERY_FLAG.split(), "--target", fake.target]) == 0
+    assert fake.requests == [
+        pb.GenerateRequest(
+            input=pb.Input(
+                messages=[pb.Message(role="system", content="S"), pb.Message(role="user", content="Once")],
+                segments=[
+                    pb.Segment(name="a", message=1, start=0, end=4),
+                    pb.Segment(name="b", message=0, start=0, end=1),
+                ],
+            ),
+            max_new_tokens=3,
+            temperature=0.5,
+            top_k=4,
+            top_p=0.9,
+            seed=5,
+            stop=["x", "y"],
+            num_alternatives=2,
+            forced_ids=[7, 8],
+            first_attribution=1,
+            attribution=pb.AttributionOptions(
+                method="grad_ellm",
+                preset=pb.PRESET_KNOCKOUT,
+                loosening=pb.LOOSENING_NONE,
+                layers=pb.Layers(last=4),
+                similarity=pb.SIMILARITY_DOT,
+                rotary=pb.ROTARY_ROTATED,
+                rectify=pb.RECTIFY_NONE,
+                magnitude=pb.MAGNITUDE_KNOCKOUT,
+                normalise_over=pb.NORMALISE_OVER_USER,
+                target_token_id=9,
+                contrast=pb.Contrast(runner_up=True),
+                sources=pb.SOURCES_PREFIX,
+                resolution=pb.RESOLUTION_WORD,
+                top_k_sources=6,
+            ),
+        )
+    ]
+
+
+def test_the_suffix_of_a_file_selects_its_format(fake: FakeServer, tmp_path: Path, capsys: Out) -> None:
+    for name in ("a.json", "a.html", "a.txt"):
+        assert main(["explain", "Once", "--output", str(tmp_path / name), "--target", fake.target]) == 0
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", f"{tmp_path / name} written\n")
+    assert load(tmp_path / "a.json").text == " there wasn't"
+    assert "<html" in (tmp_path / "a.html").read_text()
+    assert "wasn't  largest" in (tmp_path / "a.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "a.json", "--format", "json"], "--format: cannot be combined with --output"),
+        (["--output", "a.docx"], "--output: "),
+        (["--format", "png"], "--format: a PNG cannot be printed on a terminal: give --output FILE.png"),
+        (["--retention", "0.5", "--format", "json"], "--format: cannot be combined with --retention"),
+    ],
+)
+def test_output_that_cannot_be_is_refused_before_a_call(
+    fake: FakeServer, capsys: Out, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["explain", "Once", *flags, "--target", fake.target]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert fake.requests == []
