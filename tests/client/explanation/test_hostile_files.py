@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from client.explanation.test_queries import explanation
+from client.explanation.conftest import explanation
 from gradellm import Explanation, InvalidExplanationError
 from gradellm.explanation.io import read_jsonl
 from gradellm.explanation.queries import By
