@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from client.explanation.test_queries import explanation
+from client.explanation.conftest import explanation
 from gradellm import Explanation, InvalidExplanationError
 from gradellm.explanation.io import read_jsonl
 from gradellm.explanation.queries import By
-from gradellm.serialization import MalformedError, from_json
 
 WHOLE = json.loads(explanation().to_json())
 
@@ -283,29 +282,3 @@ def test_a_line_of_many_is_named(tmp_path: Path) -> None:
     path.write_text(f"{explanation().to_json()}\n{REFUSED['scores of 1e308'][0]}\n")
     with pytest.raises(InvalidExplanationError, match=r"a\.jsonl:2: attributions\[0\]"):
         list(read_jsonl(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"\xff", "not UTF-8, at byte 0"),
-        (b'{"a": 1, "a": 2}', "has the name 'a' twice"),
-        (b'{"a": {"b": 1, "b": 1}}', "has the name 'b' twice"),
-        (b"[1e400]", "larger than a float"),
-        (b"[-Infinity]", "not a JSON number"),
-        (b'["\\ud800"]', "a lone surrogate"),
-        (b"[" * 33 + b"]" * 33, "nested deeper than 32"),
-        (b"1" * 5000, "a number has 5,000 characters"),
-        (b"", "not JSON"),
-    ],
-)
-def test_json_that_is_not_read(text: bytes, message: str) -> None:
-    with pytest.raises(MalformedError, match=message):
-        from_json(text)
-
-
-def test_json_that_is_read() -> None:
-    assert from_json('{"a": ["\\ud83d\\ude00", 1e308, 12345678901234567890]}') == {
-        "a": ["😀", 1e308, 12345678901234567890]
-    }
-    assert from_json("[" * 32 + "]" * 32) is not None

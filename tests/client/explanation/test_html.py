@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from client.explanation.test_queries import ROWS, explanation, shared
+from client.explanation.conftest import ROWS, explanation, shared
 from gradellm import Attribution, Explanation, PromptToken, Token
 from gradellm.explanation.html import page, repr_html
 from support.browser import browser

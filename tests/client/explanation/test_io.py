@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.explanation.test_queries import explanation
+from client.explanation.conftest import explanation
 from gradellm import Explanation, InvalidExplanationError, InvalidRequestError
 from gradellm.explanation.io import read_jsonl, write_jsonl
 

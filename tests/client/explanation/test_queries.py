@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gradellm import Attribution, Explanation, InvalidExplanationError, PromptToken, Started, Token
+from client.explanation.conftest import ROWS, explanation, shared
+from gradellm import Attribution, Explanation, InvalidExplanationError, PromptToken, Token
 from gradellm.explanation.html import page_data
-from gradellm.explanation.retention import retention_probs
 from gradellm.models import Source
-from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 
-# <s> | The cat sat | on a mat: a message each; the second is a segment's.
-PROMPT = "The cat sat on a mat"
-TOKENS = (
-    ("", 0, 0, "template", None, "", True),
-    ("The", 0, 3, "system", 0, "", False),
-    (" cat", 3, 7, "system", 0, "", False),
-    (" s", 7, 9, "user", 1, "doc", False),
-    ("at", 9, 11, "user", 1, "doc", False),
-    (" on a mat", 11, 20, "user", 1, "", False),
-)
-ROWS = {
-    0: (0.0, 1.0, 0.0, 2.0, 1.0, 0.0),
-    1: (4.0, 0.0, -1.0, 0.0, 1.0, 0.0),
-    3: (0.0, 0.0, 0.0, 0.0, 0.0, 5.0),
-}  # token 2 was not explained
-WORDS = (" It", " pur", "rs", " loud")
-
-
-def explanation(**changes: object) -> Explanation:
-    from client.conftest import started as proto
-    from gradellm.v1 import explainer_pb2 as pb
-    from gradellm.wire import responses
-
-    event = responses.event(pb.GenerateResponse(started=proto()))
-    assert event is not None
-    assert event.started is not None
-    prompt = tuple(PromptToken(i, *token) for i, token in enumerate(TOKENS))  # type: ignore[arg-type]
-    fields = {"prompt_text": PROMPT, "prompt_tokens": prompt, "sources": (), "provenance": event.started.provenance}
-    position, tokens = 0, []
-    for index, text in enumerate(WORDS):
-        tokens.append(Token(index, 50 + index, text, position, position + len(text), -1.0, (), False, None))
-        position += len(text)
-    rows = tuple(Attribution(index, scores, (), 50 + index, None) for index, scores in ROWS.items())
-    return Explanation(Started(**{**fields, **changes}), tuple(tokens), rows, None)  # type: ignore[arg-type]
-
-
-def test_words_are_tokens_between_white_space() -> None:
-    words = explanation().words
-    assert [(word.text, word.token_indexes) for word in words] == [("It", (0,)), ("purrs", (1, 2)), ("loud", (3,))]
-    assert [explanation().text[word.start : word.end] for word in words] == ["It", "purrs", "loud"]
+__all__ = ["explanation"]
 
 
 def test_a_selection_is_the_sum_of_its_rows() -> None:
@@ -149,34 +104,7 @@ def test_retention_keeps_a_share_of_the_users_text() -> None:
     assert sum(prob for _, prob in kept) / 3 == pytest.approx(0.3, abs=1e-9)
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0.01, 0.99))
-def test_retention_is_the_servers(scores: list[float], pi: float) -> None:
-    (expected,) = retentions(np.array(scores), [pi])
-    assert retention_probs(scores, pi) == pytest.approx(expected.probs.tolist(), rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize(("scores", "pi"), [([], 0.5), ([math.nan], 0.5), ([1.0], 0.0), ([1.0], 1.0)])
-def test_retention_of_nothing_is_refused(scores: list[float], pi: float) -> None:
-    with pytest.raises(InvalidExplanationError):
-        retention_probs(scores, pi)
-
-
 # --- characters of several tokens -------------------------------------------------------------------------------------
-
-
-def shared(*, of_ids: bool = False) -> Explanation:
-    """ "日本 x": two tokens are one character, of a text or of ids; the answer's second character has two, too."""
-    loaded = explanation()
-    spans = [("日", 0, 1, 0), ("日", 0, 1, 0), ("本", 1, 2, 1), (" x", 2, 4, 2)]
-    if of_ids:  # offsets as the server has them then: the last token of a character has it
-        spans[0] = ("", 0, 0, 0)
-    prompt = tuple(
-        PromptToken(i, text, a, b, "user", None, "", False, word) for i, (text, a, b, word) in enumerate(spans)
-    )
-    answer = [("好", 0, 1, 0), ("", 1, 1, None), ("的", 1, 2, 1), (" ok", 2, 5, 2)]
-    tokens = tuple(Token(i, i, text, a, b, -1.0, (), False, None, word) for i, (text, a, b, word) in enumerate(answer))
-    rows = tuple(Attribution(i, (1.0, 2.0, 1.0, -1.0), (), i, None) for i in range(4))
-    return Explanation(replace(loaded.started, prompt_text="日本 x", prompt_tokens=prompt), tokens, rows, None)
 
 
 @pytest.mark.parametrize("of_ids", [False, True])
@@ -210,35 +138,6 @@ def test_parts_of_a_generated_character_are_one_source(resolution: str) -> None:
     labels = ["日", "本", " x", "好", "的", " ok"]
     assert [label for label, _ in full.drawn] == (labels if resolution == "token" else [*map(str.strip, labels)])
     assert [column for _, drawn in full.drawn for column in drawn] == [*range(columns[-1] + 1)]
-
-
-@pytest.mark.parametrize(
-    ("pieces", "expected"),
-    [
-        (("On", "ce", " up", "on", "."), "Once|upon."),
-        (("a ", "b", "\n"), "a|b"),
-        (("你", "好", "吗"), "你|好|吗"),
-        (("caf", "é"), "café"),
-    ],
-)
-def test_words_of_older_files_are_parted_at_white_space(pieces: tuple[str, ...], expected: str) -> None:
-    """What an older server sent has no word indexes."""
-    loaded, start = explanation(), 0
-    tokens, prompt = [], []
-    for index, text in enumerate(pieces):
-        end = start + len(text)
-        tokens.append(Token(index, index, text, start, end, -1.0, (), False, None))
-        prompt.append(PromptToken(index, text, start, end, "user", None, "", False))
-        start = end
-    started = replace(loaded.started, prompt_text="".join(pieces), prompt_tokens=tuple(prompt))
-    full = Explanation(started, tuple(tokens), (), None)
-    plain = json.loads(full.to_json())
-    for token in (*plain["tokens"], *plain["started"]["prompt_tokens"]):
-        del token["word"]
-    old = Explanation.from_json(json.dumps(plain))
-    assert old == full
-    assert "|".join(word.text for word in old.words) == expected
-    assert [*dict.fromkeys(word for word, _ in old.prompt_words if word.strip())] == expected.split("|")
 
 
 # --- large explanations -----------------------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import grpc
 import pytest
 
+from client.transport.conftest import Failure
 from gradellm.errors import InvalidRequestError, UnavailableError
 from gradellm.models import Event
 from gradellm.transport import calls
@@ -15,15 +13,6 @@ from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.transport.retry import Retry
 from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2 as pb
-
-
-class Failure(grpc.RpcError):
-    """A failed call, as gRPC raises it."""
-
-    def __init__(self, code: grpc.StatusCode, details: str = "gone") -> None:
-        self.code: Callable[[], grpc.StatusCode] = lambda: code
-        self.details: Callable[[], str] = lambda: details
-        self.trailing_metadata: Callable[[], Any] = lambda: ()
 
 
 def session(target: str = "a:1,b:2", retry: Retry | None = Retry()) -> Session:  # noqa: B008

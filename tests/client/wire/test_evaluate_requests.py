@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from client.conftest import play
-from gradellm import Explanation, InvalidRequestError, models
+from gradellm import Explanation, InvalidRequestError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.wire.evaluate_requests import evaluate_request
-from gradellm.wire.keywords import EvaluateKeywords
-from gradellm.wire.responses import enum_names, event
+from gradellm.wire.responses import event
 
 OPTIONS = pb.AttributionOptions
 
@@ -70,20 +69,6 @@ def test_keywords_reach_the_request() -> None:
     generation = request(max_new_tokens=5, temperature=1, generation_seed=3, stop="\n").generation
     assert generation == pb.GenerationOptions(max_new_tokens=5, temperature=1.0, seed=3, stop=["\n"])
     assert not request(labels=["a", "b"]).HasField("generation")
-
-
-@pytest.mark.parametrize(
-    ("enum", "names"), [(pb.Metric, models.Metric), (pb.Perturb, models.Perturb), (pb.Removal, models.Removal)]
-)
-def test_names_are_those_of_the_proto(enum: Any, names: Any) -> None:
-    assert tuple(enum_names(enum.DESCRIPTOR).values()) == get_args(names)
-
-
-def test_every_proto_option_has_its_keyword() -> None:
-    fields = {field.name for field in pb.EvaluationOptions.DESCRIPTOR.fields}
-    assert fields <= EvaluateKeywords.__annotations__.keys()
-    generation = {field.name for field in pb.GenerationOptions.DESCRIPTOR.fields} - {"seed"} | {"generation_seed"}
-    assert generation <= EvaluateKeywords.__annotations__.keys()
 
 
 def test_an_explanation_is_sent_as_it_was(explanation: Explanation) -> None:

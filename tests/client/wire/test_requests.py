@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gradellm import InvalidRequestError, models
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm.wire.keywords import AttributionKeywords
 from gradellm.wire.requests import attribute_request, deadline, generate_request, tokenize_request
 from gradellm.wire.responses import enum_names
 
@@ -79,17 +78,10 @@ def test_names_of_enums(keywords: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ENUMS)
-def test_names_are_those_of_the_proto(name: str) -> None:
-    enum, names, _ = ENUMS[name]
-    assert tuple(enum_names(enum.DESCRIPTOR).values()) == get_args(names)
+def test_unknown_names_are_refused_with_those_that_exist(name: str) -> None:
+    _, names, _ = ENUMS[name]
     with pytest.raises(InvalidRequestError, match=f"{name}: must be one of {get_args(names)[0]}.*, not 'x'"):
         generate_request("Once", {name: "x"})  # type: ignore[misc]
-
-
-def test_every_proto_option_has_its_keyword() -> None:
-    fields = {field.name for field in pb.AttributionOptions.DESCRIPTOR.fields}
-    renamed = {"preset": "attribution", "target_token_id": "target", "seed": "attribution_seed"}
-    assert {renamed.get(name, name) for name in fields} == set(AttributionKeywords.__annotations__)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""A stream over several calls, without a network: a deterministic server whose stream is cut at every place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gradellm.models import Event
+from gradellm.transport import calls
+from gradellm.transport.resumable_stream import ResumableStream
+from gradellm.v1 import explainer_pb2 as pb
+
+SEED, LENGTH = 11, 3
+PROMPT_TOKENS = [pb.PromptToken(id=1), pb.PromptToken(id=2)]
+
+
+def started(seed: int = SEED) -> pb.Started:
+    sampling = pb.Sampling(max_new_tokens=LENGTH, seed=seed)
+    return pb.Started(prompt_tokens=PROMPT_TOKENS, provenance=pb.Provenance(sampling=sampling))
+
+
+def generated(request: pb.GenerateRequest, lag: int) -> Iterator[pb.GenerateResponse]:
+    """A server's stream: token t is a function of (seed, t), and rows follow their tokens by `lag` tokens."""
+    forced = len(request.forced_ids)
+    seed = request.seed if request.HasField("seed") else SEED
+    assert not forced or list(request.forced_ids) == [100 * seed + t for t in range(forced)]
+    yield pb.GenerateResponse(started=started(seed))
+    yield pb.GenerateResponse(prompt_progress=pb.Progress(done=1.0))
+    length = request.max_new_tokens or LENGTH
+    first = request.first_attribution if request.HasField("first_attribution") else forced
+    explained = list(range(first, length)) if request.HasField("attribution") else []
+    num_rows = len(explained)
+    for t in range(forced, length):
+        yield pb.GenerateResponse(token=pb.Token(index=t, id=100 * seed + t))
+        while explained and explained[0] <= t - lag:
+            yield row(explained.pop(0))
+    yield from map(row, explained)
+    usage = pb.Usage(completion_tokens=length, attributed_tokens=num_rows)
+    yield pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_MAX_NEW_TOKENS, usage=usage))
+
+
+def row(index: int) -> pb.GenerateResponse:
+    return pb.GenerateResponse(attribution=pb.Attribution(token_index=index, scores=[index, 1.0]))
+
+
+def received(stream: ResumableStream, cuts: Iterator[int | None], lag: int = 0) -> list[Event]:
+    """The events of a stream whose n-th call is cut after as many responses as the n-th cut says."""
+    events: list[Event] = []
+    for cut in cuts:
+        responses = generated(stream.request, lag)  # type: ignore[arg-type]
+        for response in itertools.islice(responses, cut):
+            event = stream.take(response, "a:1")
+            if event is not None:
+                events.append(event)
+        if stream.is_over:
+            return events
+    raise AssertionError("the last call is not cut")
+
+
+def in_order(events: list[Event]) -> list[Event]:
+    """Without progress, rows at the end: after a cut they may arrive at other times."""
+    rows = [event for event in events if event.attribution is not None]
+    return [event for event in events if event.attribution is None and event.prompt_progress is None] + rows
+
+
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "without attribution": {"attribution": None},
+    "a seed": {"seed": 5},
+    "forced": {"forced_ids": [1100, 1101], "first_attribution": 1},
+    "forced, explained from there": {"forced_ids": [1100]},
+}
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_a_generation_cut_at_any_two_places_is_complete(name: str, lag: int) -> None:
+    def stream() -> ResumableStream:
+        return ResumableStream(calls.generate("Once", KEYWORDS[name]))  # type: ignore[arg-type]
+
+    undisturbed = received(stream(), iter([None]), lag)
+    count = len(undisturbed)
+    for cuts in itertools.product(range(count), repeat=2):
+        assert in_order(received(stream(), iter([*cuts, None]), lag)) == in_order(undisturbed), cuts
+
+
+def test_the_callers_request_is_sent_until_the_stream_has_begun() -> None:
+    call = calls.generate("Once", {"temperature": 1.0})
+    stream = ResumableStream(call)
+    assert stream.request is stream.request is call.request
+    stream.take(pb.GenerateResponse(started=started()), "a:1")
+    resumed: Any = stream.request
+    assert (resumed.seed, resumed.max_new_tokens, resumed.temperature) == (SEED, LENGTH, 1.0)
+    assert not call.request.HasField("seed")
+
+
+def test_rows_that_lag_are_asked_for_again() -> None:
+    """Two tokens and one row arrived: the second token's row is explained by the next server."""
+    stream = ResumableStream(calls.generate("Once", {}))
+    for response in itertools.islice(generated(stream.request, 1), 5):  # type: ignore[arg-type]
+        stream.take(response, "a:1")
+    resumed: Any = stream.request
+    assert list(resumed.forced_ids) == [1100, 1101]
+    assert resumed.first_attribution == 1
+
+
+def test_the_number_of_explained_tokens_is_that_of_all_calls() -> None:
+    def attributed(cuts: list[int | None], lag: int) -> int:
+        (*_, last) = received(ResumableStream(calls.generate("Once", {})), iter(cuts), lag)
+        assert last.finished is not None
+        return last.finished.usage.attributed_tokens
+
+    assert attributed([None], 0) == attributed([4, None], 0) == attributed([5, 3, None], 1) == LENGTH
+
+
+def evaluation(*, seed: int | None = None, **keywords: Any) -> tuple[ResumableStream, Any]:
+    call = calls.evaluate("Once", keywords)  # type: ignore[arg-type]
+    stream = ResumableStream(call)
+    stream.take(pb.EvaluateResponse(started=started(SEED if seed is None else seed)), "a:1")
+    return stream, call.request
+
+
+def test_an_evaluation_repeats_the_completion_that_the_server_chose() -> None:
+    stream, original = evaluation(temperature=1.0)
+    request: Any = stream.request
+    assert (request.generation.seed, request.generation.temperature) == (SEED, 1.0)
+    assert not original.generation.HasField("seed")
+    stream, original = evaluation(completion=" upon")
+    assert stream.request == original
+
+
+def test_an_attribution_is_repeated_as_it_was() -> None:
+    call = calls.attribute("Once", {"completion": " upon"})
+    stream = ResumableStream(call)
+    stream.take(pb.AttributeResponse(started=started()), "a:1")
+    assert stream.request is call.request
+
+
+def test_results_of_an_evaluation_are_not_repeated() -> None:
+    """Items of an unknown metric are told apart from those of known ones."""
+    stream, _ = evaluation()
+    items = [pb.EvaluationItem(step=step, name=name, metric=metric)  # type: ignore[arg-type]
+             for step in (0, 5) for name in ("a", "b") for metric in (1, 2, 99)]  # fmt: skip
+    responses = [
+        *(pb.EvaluateResponse(item=item) for item in items),
+        pb.EvaluateResponse(summary=pb.EvaluationSummary()),
+    ]
+    assert [stream.take(response, "a:1") is not None for response in responses * 2] == [True] * 13 + [False] * 13
+
+
+def test_a_call_that_ends_too_early_is_truncated() -> None:
+    stream = ResumableStream(calls.generate("Once", {}))
+    assert stream.truncated("a:1") is None  # a stream of unknown events alone
+    stream.take(pb.GenerateResponse(started=started()), "a:1")
+    assert "the stream from a:1 ended before it was finished" in str(stream.truncated("a:1"))
+    stream.take(pb.GenerateResponse(finished=pb.Finished()), "a:1")
+    assert stream.truncated("a:1") is None
+
+
+def test_events_of_an_unknown_kind_are_passed_over() -> None:
+    stream = ResumableStream(calls.generate("Once", {}))
+    assert stream.take(pb.GenerateResponse(), "a:1") is None
+    assert not stream.is_over
