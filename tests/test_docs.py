@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from client.explanation.test_queries import explanation
+from client.explanation.conftest import explanation
 from gateway.conftest import running
 from gradellm_engine import Engine
 from gradellm_engine.demo_model import CHECKPOINT

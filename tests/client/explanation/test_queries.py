@@ -15,8 +15,6 @@ from gradellm import Attribution, Explanation, InvalidExplanationError, PromptTo
 from gradellm.explanation.html import page_data
 from gradellm.models import Source
 
-__all__ = ["explanation"]
-
 
 def test_a_selection_is_the_sum_of_its_rows() -> None:
     loaded = explanation()
