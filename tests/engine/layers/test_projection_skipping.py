@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.projection_skipping import QKV, LastTokenOnly, ProjectionStubs
+from gradellm_engine.layers.projection_skipping import QKV, Capture, LastTokenOnly, ProjectionStubs
 
 HEADS, WIDTH = 2, 4
 
@@ -26,7 +26,20 @@ class SeparateProjections(nn.Module):
 
     def qkv(self, x: Tensor) -> QKV:
         query, key, value = (_heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.q_norm(query), key, value
+        query, key = torch.stack((self.q_norm(query), key))  # as a rotary embedding of both needs their shapes
+        return query, key, value
+
+
+class SharedKeys(nn.Module):
+    """One projection for queries and keys, which cannot be skipped either; values by their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qk_proj, self.v_proj = (nn.Linear(HEADS * WIDTH, HEADS * WIDTH) for _ in range(2))
+
+    def qkv(self, x: Tensor) -> QKV:
+        shared = _heads(self.qk_proj(x))
+        return 2 * shared, shared, _heads(self.v_proj(x))
 
 
 class JoinedProjection(nn.Module):
@@ -45,28 +58,26 @@ def _heads(x: Tensor) -> Tensor:
     return x.view(*x.shape[:-1], HEADS, WIDTH).transpose(1, 2)
 
 
-class CountedCapture:
-    """Runs an attention module as far as its attention, and notes which of its modules ran, for how many sequences."""
+def capture_of(attention: Any) -> Capture:
+    """Runs an attention module as far as its attention."""
 
-    def __init__(self, attention: Any) -> None:
-        self.attention, self.calls = attention, list[tuple[str, int]]()
-        for name, module in attention.named_children():
-            module.register_forward_pre_hook(lambda module, args, name=name: self.calls.append((name, len(args[0]))))
-
-    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> QKV:
-        result: QKV = self.attention.qkv(args[0])
+    def capture(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> QKV:
+        result: QKV = attention.qkv(args[0])
         return result
+
+    return capture
 
 
 def hidden(B: int, T: int) -> Tensor:
     return torch.randn(B, T, HEADS * WIDTH, generator=torch.Generator().manual_seed(B * T))
 
 
-@pytest.mark.parametrize("attention", [SeparateProjections(), JoinedProjection()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("kind", [SeparateProjections, SharedKeys, JoinedProjection])
 @torch.no_grad()
-def test_keys_and_values_are_those_of_a_whole_layer(attention: Any) -> None:
+def test_keys_and_values_are_those_of_a_whole_layer(kind: type[nn.Module]) -> None:
     """At any length and batch size, although shapes are recorded with one sequence."""
-    subject, capture = LastTokenOnly(attention), CountedCapture(attention)
+    attention: Any = kind()
+    subject, capture = LastTokenOnly(attention), capture_of(attention)
     for B, T in ((3, 5), (2, 5), (3, 4), (1, 1)):
         x = hidden(B, T)
         found = subject.keys_and_values(capture, (x,), {})
@@ -78,13 +89,13 @@ def test_keys_and_values_are_those_of_a_whole_layer(attention: Any) -> None:
 def test_only_query_projections_are_skipped() -> None:
     attention = SeparateProjections()
     subject = LastTokenOnly(attention)
-    subject.keys_and_values(CountedCapture(attention), (hidden(3, 5),), {})  # probes
+    subject.keys_and_values(capture_of(attention), (hidden(3, 5),), {})  # probes
     outputs: list[str] = []
     for name, module in attention.named_children():
         module.register_forward_hook(
             lambda module, args, output, name=name: outputs.append(name) if output.isfinite().all() else None
         )
-    subject.keys_and_values(CountedCapture(attention), (hidden(4, 5),), {})
+    subject.keys_and_values(capture_of(attention), (hidden(4, 5),), {})
     assert outputs == ["k_proj", "v_proj"]
     assert attention.qkv(hidden(4, 5))[0].isfinite().all()  # nothing stays replaced
 

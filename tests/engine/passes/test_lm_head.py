@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gradellm_engine.passes.base import Target
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
 
-TARGETS = [Target(3, 1), None, Target(2, 2), Target(5), Target(0, 6)]
+# Without a contrast, token 0 stands in its column, with the sign 0.
+TARGETS = [Target(3, 1), None, Target(2, 2), Target(5), Target(0, 6), Target(0)]
 T, WIDTH, VOCABULARY = len(TARGETS), 4, 7
 
 
@@ -125,5 +126,5 @@ def test_a_model_that_does_not_call_its_head_is_an_error(x: Tensor) -> None:
 
 
 def test_rows_without_a_target_have_no_sign() -> None:
-    assert token_ids(TARGETS).tolist() == [[3, 1], [0, 0], [2, 2], [5, 0], [0, 6]]
-    assert signs(TARGETS).tolist() == [[1, -1], [0, 0], [1, -1], [1, 0], [1, -1]]
+    assert token_ids(TARGETS).tolist() == [[3, 1], [0, 0], [2, 2], [5, 0], [0, 6], [0, 0]]
+    assert signs(TARGETS).tolist() == [[1, -1], [0, 0], [1, -1], [1, 0], [1, -1], [1, 0]]
