@@ -114,7 +114,7 @@ class RaggedPass:
 
     def _heat_map(self, i: int, chunk: SequenceChunk, explain: ExplainSpec) -> Tensor:
         total: Tensor | None = None
-        for layers in self.layer_groups[i].values():
+        for layers in self.layer_groups.get(i, {}).values():
             scores = sum_layer_scores(layers.maps, explain.switches, layers.domain, self.ranks)
             if total is None:
                 total = scores.new_zeros((len(chunk.ids), chunk.end))

@@ -20,10 +20,7 @@ from gradellm_engine.attribution.grad_ellm import (
     weighted_effect,
 )
 from gradellm_engine.attribution.in_pass import sum_layer_scores
-from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
-from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
-from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass
 
 Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")
@@ -275,55 +272,6 @@ def test_dot_similarity_is_one_product_of_concatenated_heads(normal: Normal) -> 
     assert torch.allclose(layer_maps(layer.forward, layer.w, layer.U, GradEllm())[0] / 0.5, expected, atol=1e-12)
 
 
-# The sum over layers ------------------------------------------------------------------------------------------------
-
-first_positions = st.lists(st.integers(0, 4), min_size=1, max_size=4)  # of the layers; the queries begin at 4
-START, T, S = 4, 3, 7
-
-
-def heat_map_of(normal: Normal, seed: int, firsts: list[int], switches: GradEllm) -> tuple[Tensor, list[Tensor]]:
-    """What a pass makes of layers with different windows, and the layers' own scores over the whole prefix."""
-    slot = KVSlot(KVPool([], [], S), 0, S)
-    chunk = SequenceChunk(slot, [0] * T, ExplainSpec(switches), START, is_new=True)
-    other = SequenceChunk(slot, [0] * T, None, START, is_new=True)
-    run = RaggedPass([other, chunk], {})
-    layers = []
-    for i, first in enumerate(firsts):
-        scores = normal(seed + i, T, S - first)
-        run.add_maps(1, first, START - first + 1, (scores,))
-        layers.append(torch.cat((torch.zeros(T, first, dtype=torch.float64), scores), 1))
-    (actual,) = run.heat_maps()
-    return actual, layers
-
-
-@given(seeds, first_positions, st.sampled_from(Rectify))
-def test_heat_map_is_the_sum_of_its_layers(normal: Normal, seed: int, firsts: list[int], rectify: Rectify) -> None:
-    actual, layers = heat_map_of(normal, seed, firsts, GradEllm(loosening=Loosening.NONE, rectify=rectify))
-    expected = [[0.0] * S for _ in range(T)]
-    for layer in layers:
-        for t in range(T):
-            for i in range(S):
-                value = layer[t, i].item()
-                expected[t][i] += max(0.0, value) if rectify is Rectify.PER_LAYER else value
-    if rectify is Rectify.TOTAL:
-        expected = [[max(0.0, value) for value in row] for row in expected]
-    assert torch.allclose(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
-
-
-@given(seeds, first_positions)
-def test_rectify_relations(normal: Normal, seed: int, firsts: list[int]) -> None:
-    signed, total, per_layer = (
-        heat_map_of(normal, seed, firsts, GradEllm(loosening=Loosening.NONE, rectify=r))[0]
-        for r in (Rectify.NONE, Rectify.TOTAL, Rectify.PER_LAYER)
-    )
-    assert torch.equal(signed.relu(), total)
-    assert (per_layer >= total - 1e-12).all()
-    assert (per_layer >= 0).all()
-    assert not per_layer[:, : min(firsts)].any()  # no layer sees them
-    if len(firsts) == 1:
-        assert torch.equal(per_layer, total)
-
-
 @given(seeds, st.integers(1, 3))
 def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal, seed: int, T: int) -> None:
     layer = drawn(normal, seed, AttentionForm(0.5, window=2), T=T)
@@ -333,12 +281,3 @@ def test_a_domain_outside_a_layer_s_window_gives_zero(normal: Normal, seed: int,
     assert not domain.any()
     assert not layer_scores(layer, switches, domain).any()
     assert layer_scores(layer, switches, layer.visible).any()
-
-
-def test_the_normalisation_domain_is_moved_to_the_layers_device() -> None:
-    meta = torch.device("meta")
-    slot = KVPool([LayerShape(1, 4, 4, torch.float32, meta)], [], 3).allocate(3)
-    assert slot is not None
-    chunk = SequenceChunk(slot, [1], ExplainSpec(GradEllm(layers=(0,)), torch.tensor([True, False])), 2, is_new=False)
-    layer = RaggedLayer(RaggedPass([chunk], {}), torch.nn.Identity(), 0, AttentionForm(0.5))
-    layer.backward(torch.ones(1, 2, 1, 4, device=meta), torch.ones(1, 1, 2, 4, device=meta), needs_input_grad=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -14,15 +14,11 @@ from gradellm_engine import (
     Engine,
     GroupLostError,
     InvalidRequestError,
-    ModelLoadError,
     OutOfMemoryError,
-    ProcessGroup,
-    Quantization,
     Sampling,
 )
 from gradellm_engine.core.lockstep import RankZeroScheduler, check_in_step, digest
-from gradellm_engine.model.families import FAMILIES, family_of
-from gradellm_engine.model.load_options import check_placement, check_shares
+from gradellm_engine.model.families import FAMILIES
 from support.oracle import relative_error
 from support.rank_programs import PROGRAMS, load_engine, on_ranks
 from support.tiny_models import save_random_model
@@ -85,56 +81,6 @@ def test_shares_that_are_computed_together(tmp_path: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)
     check(path, "float32", ROUNDED, ("default_method",), tmp_path)
-
-
-ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({}, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set. On one machine: torchrun"),
-        ({**ENVIRONMENT, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
-        ({**ENVIRONMENT, "WORLD_SIZE": "two"}, "WORLD_SIZE 'two' must be numbers"),
-    ],
-)
-def test_missing_launcher_variables_are_named(environment: Mapping[str, str], message: str) -> None:
-    with pytest.raises(ModelLoadError, match=message):
-        ProcessGroup.join(environment)
-
-
-def test_a_single_rank_is_none() -> None:
-    assert ProcessGroup.join({**ENVIRONMENT, "WORLD_SIZE": "1"}) is None
-
-
-@pytest.mark.parametrize(
-    ("device", "device_map", "quantization", "message"),
-    [
-        ("auto", "balanced", Quantization.NONE, "give no device map"),
-        ("cuda:1", None, Quantization.NONE, "leave device at auto"),
-        ("auto", None, Quantization.INT8, "give no quantize"),
-    ],
-)
-def test_settings_that_tensor_parallelism_refuses(
-    device: str, device_map: str | None, quantization: Quantization, message: str
-) -> None:
-    with pytest.raises(ModelLoadError, match=message):
-        check_placement(device, device_map, quantization, cast("ProcessGroup", object()))
-
-
-@pytest.mark.parametrize(
-    ("family", "heads", "groups", "size", "message"),
-    [
-        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be sharded over 2"),
-        ("llama", 8, 1, 2, "it cannot be sharded"),
-        ("gpt2", 8, 8, 2, "the family gpt2 cannot be sharded over ranks; use --device-map auto"),
-    ],
-)
-def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, message: str) -> None:
-    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
-    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
-    with pytest.raises(ModelLoadError, match=message):
-        check_shares(config, family_of(family), size)
 
 
 def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:

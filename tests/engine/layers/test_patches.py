@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from gradellm_engine.layers.linear import fuse_shared_input_linears
-from gradellm_engine.layers.module_patch import mix_in_class, replace_class
 from gradellm_engine.layers.patches import apply_patches, undo_patches
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4}
@@ -100,41 +99,3 @@ def test_nothing_is_replaced_by_default() -> None:
     before = state(model)
     assert apply_patches(model) == []
     assert state(model) == before
-
-
-def test_a_mixed_in_class_calls_the_original_and_keeps_its_module() -> None:
-    class Doubled(nn.Module):
-        factor: float
-
-        def forward(self, x: Tensor) -> Tensor:
-            output: Tensor = self.factor * super().forward(x)
-            return output
-
-    module, other = nn.ReLU(), nn.ReLU()
-    patch = mix_in_class("act", module, Doubled, "Doubled", factor=2.0)
-    assert (patch.module, patch.original, patch.replacement) == ("act", "ReLU", "DoubledReLU")
-    assert type(module).__module__ == nn.ReLU.__module__
-    x = torch.tensor([-1.0, 3.0])
-    assert torch.equal(module(x), torch.tensor([0.0, 6.0]))
-    assert torch.equal(other(x), torch.tensor([0.0, 3.0]))
-    second = mix_in_class("act", other, Doubled, "Doubled", factor=3.0)
-    assert type(other) is type(module)  # one class for a pair
-    second.undo()
-    patch.undo()
-    assert type(module) is nn.ReLU
-    assert "factor" not in vars(module)
-
-
-def test_a_replaced_class_keeps_parameters_and_hooks() -> None:
-    class Zero(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-            return torch.zeros(1)
-
-    module, seen = nn.Linear(2, 2), []
-    module.register_forward_hook(lambda *args: seen.append(args))
-    weight = module.weight
-    patch = replace_class("", module, Zero)
-    assert not module(torch.ones(2)).any()
-    assert len(seen) == 1
-    patch.undo()
-    assert module.weight is weight

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from gradellm_engine import ModelLoadError, ProcessGroup, Quantization
+from gradellm_engine.model.families import family_of
+from gradellm_engine.model.load_options import check_placement, check_shares
 from support.tiny_models import load_error
 
 ModelPath = Callable[[str], Path]
@@ -38,3 +42,33 @@ def test_options_are_checked_before_the_weights_are_read(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
     for arguments in ({"dtype": "float8"}, {"context_tokens": 1}, {"max_new_tokens": 0}):
         assert "model.safetensors" not in load_error(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "quantization", "message"),
+    [
+        ("auto", "balanced", Quantization.NONE, "give no device map"),
+        ("cuda:1", None, Quantization.NONE, "leave device at auto"),
+        ("auto", None, Quantization.INT8, "give no quantize"),
+    ],
+)
+def test_settings_that_tensor_parallelism_refuses(
+    device: str, device_map: str | None, quantization: Quantization, message: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        check_placement(device, device_map, quantization, cast("ProcessGroup", object()))
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "groups", "size", "message"),
+    [
+        ("llama", 8, 2, 3, "8 query heads and 2 key-value heads do not divide by 3 ranks; it can be sharded over 2"),
+        ("llama", 8, 1, 2, "it cannot be sharded"),
+        ("gpt2", 8, 8, 2, "the family gpt2 cannot be sharded over ranks; use --device-map auto"),
+    ],
+)
+def test_models_that_cannot_be_shared(family: str, heads: int, groups: int, size: int, message: str) -> None:
+    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=groups)
+    config = SimpleNamespace(model_type=family, get_text_config=lambda decoder: text)
+    with pytest.raises(ModelLoadError, match=message):
+        check_shares(config, family_of(family), size)
