@@ -141,6 +141,22 @@ def test_commands_carry_the_calls_in_their_order(engine: Engine) -> None:
     assert command.digest == digest({1: first})
 
 
+def test_a_request_without_room_is_admitted_once_a_command(engine: Engine) -> None:
+    """`has_work` is polled; the commands between two passes must not grow with it."""
+    ranks = Ranks()
+    scheduler = rank_zero(engine, ranks)
+    engine.model.runner.allocate_pool(30)  # one of them fits
+    requests = [generation(engine, seed) for seed in range(2)]
+    for request in requests:
+        scheduler.submit(request)
+    for _ in range(3):
+        assert scheduler.has_work()
+    assert scheduler.waiting == deque(requests[1:])
+    next(iter(scheduler.step()))
+    (command,) = ranks.commands
+    assert [type(call) for call in command.calls] == [Submit, Submit, Admit]
+
+
 def test_a_digest_tells_requests_by_their_ids(engine: Engine) -> None:
     first, second = (generation(engine, seed) for seed in range(2))
     assert digest({1: first, 2: second}) == digest({2: second, 1: first})
