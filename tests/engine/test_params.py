@@ -25,7 +25,6 @@ from gradellm_engine import (
     Similarity,
     Sources,
 )
-from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
 
 
@@ -199,12 +198,3 @@ def test_the_defaults() -> None:
     assert (settings.sources, settings.resolution, settings.top_k_sources) == (Sources.PROMPT, Resolution.TOKEN, None)
     assert settings.target_token_id is None
     assert settings.contrast is None
-
-
-def test_methods_by_name() -> None:
-    method = method_named("grad_ellm")
-    assert method is METHODS["grad_ellm"]
-    assert set(method.switch_names) == {f.name for f in fields(GradEllm)}
-    with pytest.raises(InvalidRequestError, match="grad_ellm") as caught:
-        method_named("magic")
-    assert caught.value.field == "attribution.method"

@@ -207,7 +207,7 @@ def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 def _encode_retellings(
     rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Retellings, encoded as by `_encode`; answers are the repeated causes without their names, which are random."""
+    """Retellings, encoded as by `_encode`; answers are the colon and the repeated causes without their random names."""
     input_ids, parts = _encode([f"{BOS}{retelling(rng)}{END}" for _ in range(count)], tokenizer)
     is_again = _last_before(input_ids == tokenizer.convert_tokens_to_ids("Again")) >= 0
     stops = torch.tensor(tokenizer.convert_tokens_to_ids([":", "."]))

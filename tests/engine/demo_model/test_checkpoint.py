@@ -5,14 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.corpus import TASKS, examples
-from gradellm_engine.demo_model.training.evaluate import Accuracy, evaluate, greedy_answers, load, prompt_ids
+from gradellm_engine.demo_model.training.evaluate import Accuracy, evaluate, load, prompt_ids
 
 
 @pytest.fixture(scope="module")
@@ -36,43 +33,6 @@ def test_model_is_a_grouped_query_llama(demo: tuple[PreTrainedModel, PreTrainedT
     assert config.model_type == "llama"
     assert config.num_attention_heads > config.num_key_value_heads
     assert config.max_position_embeddings == demo[1].model_max_length == 512
-
-
-def test_chat_template_writes_roles_and_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
-    messages = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hi"},
-        {"role": "user", "content": "Bye"},
-    ]
-    text = "<s><|system|>Be kind.<|end|><|user|>Hello<|end|><|assistant|>Hi<|end|><|user|>Bye<|end|>"
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == text
-    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text + "<|assistant|>"
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert tokenizer.decode(ids) == text + "<|assistant|>"
-    assert ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_chat_template_refuses_other_roles(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TemplateError, match="unknown role: tool"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": "4"}])
-
-
-@given(text=st.text())
-def test_any_text_encodes_without_loss(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    assert tokenizer.decode(encoded["input_ids"]) == text
-    covered = [False] * len(text)
-    for start, end in encoded["offset_mapping"]:
-        assert 0 <= start < end <= len(text)
-        covered[start:end] = [True] * (end - start)
-    assert all(covered)
-
-
-def test_raw_text_begins_with_one_bos(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = tokenizer("Once upon a time")["input_ids"]
-    assert ids[0] == tokenizer.bos_token_id
-    assert ids.count(tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.parametrize("labels", [("Positive", "Negative"), ("true", "false")])
@@ -110,8 +70,3 @@ def test_metrics_are_those_of_this_checkpoint(demo: tuple[PreTrainedModel, PreTr
     metrics = json.loads((CHECKPOINT / "metrics.json").read_text())
     assert metrics["parameters"] == demo[0].num_parameters()
     assert metrics["held_out"]["sentiment"]["count"] == 1000
-
-
-def test_answers_do_not_depend_on_their_batch(demo: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:
-    drawn = list(examples("why", "held_out", 2, 8))
-    assert greedy_answers(*demo, drawn) == [greedy_answers(*demo, [example])[0] for example in drawn]

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from gradellm_engine import AttributionSettings, InvalidRequestError
 from gradellm_engine.methods.gradients.relevance import Relevance, is_activation, relevance_rules
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel
 from gradellm_engine.passes.full_sequence import FullSequenceAttention
-from support.methods.reference_case import COMPLETION, PROMPT, Case
+from support.methods.reference_case import Case
 
 MakeCase = Callable[..., Case]
 
@@ -76,8 +75,3 @@ def test_activations_are_recognised() -> None:
         assert is_activation(ACT2FN[name])
     assert not is_activation(nn.Linear(2, 2))
     assert not is_activation(nn.Dropout())
-
-
-def test_experts_without_gate_modules_are_refused(case: MakeCase) -> None:
-    with pytest.raises(InvalidRequestError, match=r"attribution\.method.*mixtral.*experts"):
-        case("mixtral", "float32").engine.attribute(PROMPT, COMPLETION, AttributionSettings(method=Relevance()))
