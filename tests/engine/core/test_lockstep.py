@@ -9,11 +9,21 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gradellm_engine import AttributionSettings, Delivery, Engine, GroupLostError, Request, Sampling
+from gradellm_engine import (
+    AttributionSettings,
+    Delivery,
+    Engine,
+    GroupLostError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    Request,
+    Sampling,
+)
 from gradellm_engine.core.lockstep import (
     Admit,
     Cancel,
@@ -22,6 +32,7 @@ from gradellm_engine.core.lockstep import (
     RankZeroScheduler,
     StepCommand,
     Submit,
+    check_in_step,
     digest,
 )
 from gradellm_engine.core.request_spec import RequestCall
@@ -227,3 +238,13 @@ def test_a_request_that_followers_cannot_build_is_refused(engine: Engine) -> Non
     with pytest.raises(ValueError, match="cannot run on several ranks"):
         scheduler.submit(request)
     assert not scheduler.has_work()
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
+def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) -> None:
+    with pytest.raises(GroupLostError, match="may not have failed on other ranks"):
+        check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
+
+
+def test_an_error_on_all_ranks_keeps_the_group() -> None:
+    check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]

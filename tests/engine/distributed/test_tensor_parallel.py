@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from gradellm_engine import (
-    Engine,
-    GroupLostError,
-    InvalidRequestError,
-    OutOfMemoryError,
-    Sampling,
-)
-from gradellm_engine.core.lockstep import RankZeroScheduler, check_in_step, digest
 from gradellm_engine.model.families import FAMILIES
 from support.oracle import relative_error
 from support.rank_programs import PROGRAMS, load_engine, on_ranks
@@ -81,35 +72,3 @@ def test_shares_that_are_computed_together(tmp_path: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)
     check(path, "float32", ROUNDED, ("default_method",), tmp_path)
-
-
-def test_a_tick_that_is_left_early_ends_the_group(engine: Engine) -> None:
-    commands: list[object] = []
-    scheduler = RankZeroScheduler(engine.model.runner, SimpleNamespace(broadcast=commands.append), max_running=2)  # type: ignore[arg-type]
-    scheduler.submit(engine.generation_request("Once", Sampling(max_new_tokens=2)))
-    next(scheduler.step())
-    with pytest.raises(GroupLostError, match="abandoned between two passes"):
-        next(scheduler.step())
-    assert len(commands) == 1
-
-
-def test_other_tokens_have_another_digest(engine: Engine) -> None:
-    requests = {
-        1: engine.generation_request("Once", Sampling(max_new_tokens=2)),
-        2: engine.generation_request("Twice", Sampling()),
-    }
-    before = digest(requests)
-    requests[1].ids.append(7)
-    assert digest(requests) != before
-    requests[1].close()
-    assert digest(requests) == digest({2: requests[2]})
-
-
-@pytest.mark.parametrize("error", [OutOfMemoryError(), RuntimeError("a lost connection")])
-def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) -> None:
-    with pytest.raises(GroupLostError, match="may not have failed on other ranks"):
-        check_in_step([SimpleNamespace(error=None), SimpleNamespace(error=error)])  # type: ignore[list-item]
-
-
-def test_an_error_on_all_ranks_keeps_the_group() -> None:
-    check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]
