@@ -16,6 +16,25 @@ MAX_FILES_OF_THE_ENGINE = 6
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60
 GENERATED = PROJECT / "client" / "gradellm" / "v1"
+# Tests of each package are in a folder that mirrors it.
+TESTS_OF = {
+    "gradellm_engine": "tests/engine",
+    "client/gradellm": "tests/client",
+    "server/gradellm_server": "tests/server",
+    "server/gradellm_gateway": "tests/gateway",
+    "server/gradellm_bench": "tests/bench",
+    "server/gradellm_ray": "tests/on_ray",
+}
+# Sources without behaviour of their own, and the tests that cover them.
+TESTED_ELSEWHERE = {
+    "client/gradellm/cli/commands/bench.py": "tests/client/cli/commands/test_serve.py",
+    "client/gradellm/cli/commands/token.py": "tests/client/cli/commands/test_serve.py",
+    "client/gradellm/models/events.py": "tests/client/wire/test_responses.py",
+    "client/gradellm/models/server.py": "tests/client/wire/test_responses.py",
+    "client/gradellm/models/settings.py": "tests/client/wire/test_enums_agree.py",
+    "gradellm_engine/core/outputs.py": "tests/engine/core/test_output_processor.py",
+    "gradellm_engine/faithfulness/results.py": "tests/engine/faithfulness/test_measurements.py",
+}
 # `Explanation` is a facade: its methods call modules that take an Explanation.
 FACADE = "gradellm.explanation."
 
@@ -53,6 +72,26 @@ def test_functions_are_short() -> None:
         if length > MAX_LINES_OF_A_FUNCTION
     }
     assert too_long == {}
+
+
+def test_sources_have_tests_of_their_name() -> None:
+    """For `a/b.py` there is `a/test_b.py`, some `a/test_b_*.py`, or a folder `a/b`, in the tests of its package."""
+    missing = [
+        shown(path)
+        for package, tests in TESTS_OF.items()
+        for path in (PROJECT / package).rglob("*.py")
+        if path in sources() and not path.stem.startswith("__") and any(python_functions(path))
+        if not has_test(PROJECT / tests / path.relative_to(PROJECT / package))
+    ]
+    assert sorted(missing) == sorted(TESTED_ELSEWHERE)
+    assert [test for test in TESTED_ELSEWHERE.values() if not (PROJECT / test).is_file()] == []
+
+
+def has_test(mirrored: Path) -> bool:
+    """Whether there are tests of a source file, whose path is given as if it stood among the tests."""
+    name, folder = mirrored.stem, mirrored.parent
+    names = (path.name for pattern in (f"test_{name}.py", f"test_{name}_*.py") for path in folder.glob(pattern))
+    return any(names) or any((folder / name).glob("test_*.py"))
 
 
 def python_functions(path: Path) -> Iterator[tuple[str, int]]:
