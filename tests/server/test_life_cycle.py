@@ -21,7 +21,7 @@ from gradellm_engine.faithfulness.settings import MAX_EVALUATION_SEQUENCES, MAX_
 from gradellm_server import fault_injection
 from server.conftest import RunningServer, Serving
 from server.test_disconnects import until
-from server.test_process import serving as process_serving
+from server.process.test_process import serving as process_serving
 
 LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, attribution=pb.AttributionOptions())
 

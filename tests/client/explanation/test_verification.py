@@ -1,4 +1,4 @@
-"""Verdicts, and comparisons of numbers and fields. tests/server/rpc/test_verify.py replays on a server."""
+"""Verdicts, and comparisons of numbers and fields. tests/server/rpc/clients/test_verify.py replays on a server."""
 
 from __future__ import annotations
 
