@@ -23,6 +23,7 @@ from gateway.conftest import running
 from gradellm_engine import Engine
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.model.families import FAMILIES
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 
@@ -163,6 +164,12 @@ def test_every_method_has_a_page() -> None:
     assert [name for name in METHODS if not (DOCS / "methods" / f"{name}.md").exists()] == []
     table = text_of("docs/methods/index.md")
     assert [name for name in METHODS if f"| [`{name}`]({name}.md)" not in table] == []
+
+
+def test_the_list_of_families_is_that_of_the_engine() -> None:
+    section = text_of("docs/serving/models.md").split("\n## Families\n")[1].split("\n## ")[0]
+    listed = section.strip().split("\n\n")[0].replace("\n", " ").removesuffix(".")
+    assert listed.split(", ") == sorted(FAMILIES)
 
 
 def test_every_design_note_has_a_date_and_evidence() -> None:

@@ -25,15 +25,11 @@ TESTS_OF = {
     "server/gradellm_bench": "tests/bench",
     "server/gradellm_ray": "tests/on_ray",
 }
-# Sources without behaviour of their own, and the tests that cover them.
+# Sources with hardly any behaviour of their own, and the tests that cover them.
 TESTED_ELSEWHERE = {
     "client/gradellm/cli/commands/bench.py": "tests/client/cli/commands/test_serve.py",
     "client/gradellm/cli/commands/token.py": "tests/client/cli/commands/test_serve.py",
-    "client/gradellm/models/events.py": "tests/client/wire/test_responses.py",
-    "client/gradellm/models/server.py": "tests/client/wire/test_responses.py",
-    "client/gradellm/models/settings.py": "tests/client/wire/test_enums_agree.py",
-    "gradellm_engine/core/outputs.py": "tests/engine/core/test_output_processor.py",
-    "gradellm_engine/faithfulness/results.py": "tests/engine/faithfulness/test_measurements.py",
+    "server/gradellm_server/engine_loop/errors.py": "tests/server/rpc/test_status.py",
 }
 # `Explanation` is a facade: its methods call modules that take an Explanation.
 FACADE = "gradellm.explanation."

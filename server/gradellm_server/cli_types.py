@@ -28,7 +28,7 @@ def count(text: str) -> int:
 
 def size(text: str) -> int:
     """A size in bytes, with or without a unit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")
     number, unit = match[1], (match[2] or "B").upper()

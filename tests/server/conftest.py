@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
+from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_engine import Engine
 from gradellm_server.observability.call import CallObserver
@@ -49,6 +52,19 @@ class RunningServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+def rejection(server: RunningServer, request: pb.GenerateRequest) -> tuple[grpc.StatusCode, float | None]:
+    """The code of a call that the server rejects, and the seconds of its RetryInfo; None without one."""
+    with pytest.raises(grpc.RpcError) as raised:
+        list(server.stub.Generate(request))
+    error: Any = raised.value
+    status: Any = rpc_status.from_call(error)
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(retry):
+            return error.code(), float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+    return error.code(), None
 
 
 Serving = Callable[..., AbstractContextManager[RunningServer]]

@@ -16,7 +16,7 @@ import pytest
 from gradellm import Client, InvalidRequestError
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_server import native_stderr
-from server.test_process import serving
+from server.process.test_process import serving
 
 PANIC = (
     b"\nthread '<unnamed>' (8698) panicked at /x/onig-6.5.3/src/lib.rs:647:23:\n"

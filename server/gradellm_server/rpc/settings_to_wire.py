@@ -9,6 +9,7 @@ from gradellm._version import __version__
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
     AttributionSettings,
+    Contrast,
     Engine,
     EvaluationSettings,
     Sampling,
@@ -57,15 +58,20 @@ def _attribution(settings: AttributionSettings) -> pb.AttributionOptions:
     return pb.AttributionOptions(
         **_switches(settings.method),
         target_token_id=settings.target_token_id,
-        contrast=None
-        if contrast is None
-        else pb.Contrast(**{name: value for name, value in asdict(contrast).items() if value not in (None, False)}),
+        contrast=None if contrast is None else _contrast(contrast),
         sources=number_of(pb.Sources, settings.sources),  # type: ignore[arg-type]
         resolution=number_of(pb.Resolution, settings.resolution),  # type: ignore[arg-type]
         top_k_sources=settings.top_k_sources,
         delivery=number_of(pb.Delivery, settings.delivery),  # type: ignore[arg-type]
         chunk_size=settings.chunk_size,
     )
+
+
+def _contrast(contrast: Contrast) -> pb.Contrast:
+    """The one field that is set; token id 0 is set, too."""
+    if contrast.runner_up:
+        return pb.Contrast(runner_up=True)
+    return pb.Contrast(token_id=contrast.token_id, text=contrast.text)
 
 
 def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:

@@ -17,7 +17,6 @@ from gradellm_server.__main__ import main
 from gradellm_server.auth import file_watcher
 from gradellm_server.auth.file_watcher import SecurityFileError
 from gradellm_server.auth.tls import TlsFiles
-from gradellm_server.settings import ListenError, ServerSettings
 from support.certificates import Authority, Pair
 
 if TYPE_CHECKING:
@@ -149,13 +148,3 @@ def test_broken_files_end_the_start_with_one_line(capsys: pytest.CaptureFixture[
     output = capsys.readouterr().err
     assert output.strip().splitlines()[-1].startswith("error: the private key")
     assert "weights" not in output
-
-
-def test_plain_text_needs_loopback_or_insecure(tmp_path: Path) -> None:
-    with pytest.raises(ListenError, match="--tls-cert"):
-        ServerSettings(listen="0.0.0.0:1")
-    ServerSettings(listen="0.0.0.0:1", insecure=True)
-    ServerSettings(listen="0.0.0.0:1", tls_cert=tmp_path, tls_key=tmp_path)
-    for cert, key, client_ca in ((tmp_path, None, None), (None, tmp_path, None), (None, None, tmp_path)):
-        with pytest.raises(ListenError, match="--tls-"):
-            ServerSettings(tls_cert=cert, tls_key=key, tls_client_ca=client_ca)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gradellm_server.auth.file_watcher import FileWatcher, SecurityFileError
+from gradellm_server.auth.file_watcher import SecurityFileError
 from gradellm_server.auth.tokens import METHODS, Client, Clients, entry, main, make_token, read_clients
 from gradellm_server.rpc.rpcs import STREAMING_RPCS, UNARY_RPCS
 
@@ -88,25 +87,8 @@ def test_errors_of_a_file_do_not_quote_its_secrets(tmp_path: Path, text: str, wo
     assert "gradellm_secret" not in str(refused.value)
 
 
-def test_changes_are_reloaded_and_a_broken_file_keeps_the_previous_clients(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = written(tmp_path / "tokens.toml", f'[alice]\nsha256 = "{HASH}"\n')
-    clients = FileWatcher([path], lambda: read_clients(path), check_seconds=0)
-    assert [client.name for client in clients.value.clients] == ["alice"]
-    written(path, f'[bobby]\nsha256 = "{HASH}"\n')
-    assert [client.name for client in clients.value.clients] == ["bobby"]
-    with caplog.at_level(logging.WARNING):
-        written(path, "[broken")
-        assert [client.name for client in clients.value.clients] == ["bobby"]
-        path.unlink()
-        assert [client.name for client in clients.value.clients] == ["bobby"]
-        assert [client.name for client in clients.value.clients] == ["bobby"]
-    assert sum(record.levelname == "WARNING" for record in caplog.records) == 2  # one for each change
-    written(path, "")
-    assert clients.value.clients == ()  # every call is rejected now
-    with pytest.raises(SecurityFileError, match="cannot be read: No such file"):
-        read_clients(tmp_path / "absent.toml")
+def test_an_empty_file_rejects_every_call(tmp_path: Path) -> None:
+    assert read_clients(written(tmp_path / "tokens.toml", "")).clients == ()
 
 
 def test_the_command_prints_a_token_and_its_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import logging
 import socket
 import subprocess
 import sys
@@ -22,7 +19,6 @@ from gradellm import Client, DeadlineExceededError, UnavailableError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
 from gradellm_server.auth.tokens import entry, make_token
-from gradellm_server.observability.logging_setup import JsonFormatter, TextFormatter
 from gradellm_server.rpc.status import MAX_TEXT_BYTES
 
 MARKER = "XyzzyMarker"
@@ -188,29 +184,3 @@ def test_metrics_hold_no_text_of_requests(tmp_path: Path) -> None:
     assert "gradellm_" in metrics
     assert MARKER not in metrics
     assert TOKEN not in metrics
-
-
-@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
-def test_tracebacks_have_the_stack_and_no_message(formatter: type[logging.Formatter]) -> None:
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter())
-    logger = logging.Logger("test")
-    logger.addHandler(handler)
-    try:
-        try:
-            raise KeyError(MARKER)
-        except KeyError as error:
-            error.add_note(MARKER)
-            raise ValueError(f"{MARKER} cannot be tokenised") from error
-    except ValueError:
-        logger.exception("a pass failed")
-    logger.error("memory", exc_info=RuntimeError("CUDA out of memory"))
-    output = stream.getvalue()
-    assert MARKER not in output
-    assert "builtins.ValueError" in output
-    assert "builtins.KeyError" in output
-    assert "test_log_redaction.py" in output
-    assert "CUDA out of memory" in output
-    if formatter is JsonFormatter:
-        assert [json.loads(line)["level"] for line in output.splitlines()] == ["error", "error"]

@@ -73,24 +73,6 @@ def test_long_methods_report_progress(server: RunningServer) -> None:
     assert 0 < done[0] <= done[-1] <= 1
 
 
-def test_server_info_has_the_cost_of_each_method(server: RunningServer) -> None:
-    info = server.stub.GetServerInfo(pb.GetServerInfoRequest())
-    methods = {method.name: method for method in info.methods}
-    assert set(methods) == set(METHODS)
-    assert methods["grad_ellm"].reads_completion_alone
-    passes = {name: (method.forward_passes, method.backward_passes) for name, method in methods.items()}
-    assert passes["saliency"] == ("1", "n")
-    assert passes["integrated_gradients"] == ("steps + 2", "steps n")
-    assert passes["occlusion"] == ("m + 1", "0")
-    assert passes["random"] == ("0", "0")
-    for name, method in methods.items():
-        assert method.refusal == ""
-        assert method.estimate.prompt_tokens > 0
-        assert (method.estimate.seconds > 0) == (name != "random")
-        assert (method.estimate.bytes > 0) == (METHODS[name].explain is not None)
-    assert methods["integrated_gradients"].estimate.seconds > 10 * methods["saliency"].estimate.seconds
-
-
 def test_a_request_beyond_memory_is_refused_with_the_limit_that_fits(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

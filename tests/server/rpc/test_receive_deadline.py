@@ -16,7 +16,7 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm_server import health
 from gradellm_server import server as server_module
 from server.conftest import RunningServer, Serving
-from server.test_process import free_port
+from server.process.test_process import free_port
 
 CALLS = [
     "/gradellm.v1.ExplainerService/Generate",

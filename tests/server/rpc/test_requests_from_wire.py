@@ -8,7 +8,6 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine import InvalidRequestError
 from gradellm_engine.tokenization import encoder as encoder_module
 from server.conftest import RunningServer
 
@@ -137,15 +136,3 @@ def test_messages_that_cannot_be_located_are_reported(server: RunningServer, mon
     error: Any = refused.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "attribution.normalise_over: user: which tokens are the user's own text is not known" in error.details()
-
-
-def test_server_info_has_the_prompt_limits(server: RunningServer) -> None:
-    limits = server.stub.GetServerInfo(pb.GetServerInfoRequest()).limits
-    own = server.engine.prompt_limits
-    assert (limits.max_prompt_characters, limits.max_messages, limits.max_segments) == (
-        own.characters,
-        own.messages,
-        own.segments,
-    )
-    with pytest.raises(InvalidRequestError, match=f"the limit is {own.messages:,}"):
-        own.check_counts(num_messages=own.messages + 1)

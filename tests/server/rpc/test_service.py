@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from gradellm import Client, Event
 from gradellm.v1 import explainer_pb2 as pb
@@ -24,7 +21,7 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.core import scheduler as scheduling
-from server.conftest import RunningServer, Serving
+from server.conftest import RunningServer
 
 PROMPT = "Once upon a time"
 CHAT = pb.Input(
@@ -69,38 +66,6 @@ def test_generate_streams_started_tokens_with_attributions_finished(server: Runn
     assert finished.usage.attributed_tokens == 5
     assert finished.timings.decode_seconds > 0
     assert finished.timings.attribution_seconds > 0
-
-
-def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None:
-    options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2))
-    request = pb.GenerateRequest(
-        input=pb.Input(prompt=PROMPT), max_new_tokens=1, temperature=0.7, stop=["x"], attribution=options
-    )
-    first = events(server.stub.Generate(request))
-    provenance = first[0].started.provenance
-    attribution_options = provenance.attribution
-    assert attribution_options.loosening == pb.LOOSENING_NONE
-    assert attribution_options.rectify == pb.RECTIFY_NONE
-    assert attribution_options.magnitude == pb.MAGNITUDE_KNOCKOUT
-    assert list(attribution_options.layers.indexes) == [1, 2]
-    assert (attribution_options.similarity, attribution_options.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
-    assert (attribution_options.sources, attribution_options.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)
-    assert provenance.model.weights_sha256 == server.engine.info.weights_sha256
-    assert provenance.model.config_sha256 == server.engine.info.config_sha256 != ""
-    assert set(provenance.versions) == {"gradellm", "torch", "transformers", "tokenizers"}
-    assert provenance.sampling.temperature == 0.7
-    assert list(provenance.sampling.stop) == ["x"]
-    # A request with the settings of the provenance gives the same.
-    again = pb.GenerateRequest(
-        input=pb.Input(prompt=PROMPT),
-        max_new_tokens=1,
-        temperature=0.7,
-        seed=provenance.sampling.seed,
-        attribution=attribution_options,
-    )
-    second = events(server.stub.Generate(again))
-    assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
-    assert second[2].attribution == first[2].attribution
 
 
 def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,38 +229,6 @@ def test_a_stream_resumes_from_the_tokens_that_a_client_holds(server: RunningSer
         assert list(actual.scores) == pytest.approx(list(expected_row.scores), rel=1e-4, abs=1e-7)
 
 
-def test_tokenize_returns_the_prompt_tokens_of_generate(server: RunningServer) -> None:
-    answer = server.stub.Tokenize(pb.TokenizeRequest(input=CHAT))
-    started = next(iter(server.stub.Generate(pb.GenerateRequest(input=CHAT, max_new_tokens=1)))).started
-    assert answer.prompt_text == started.prompt_text
-    assert list(answer.tokens) == list(started.prompt_tokens)
-
-
-def test_server_info_advertises_model_methods_and_limits(server: RunningServer) -> None:
-    info = server.stub.GetServerInfo(pb.GetServerInfoRequest())
-    assert (info.model.family, info.model.num_layers, info.model.num_heads, info.model.num_key_value_heads) == (
-        "llama", 3, 4, 2,
-    )  # fmt: skip
-    assert info.model.has_chat_template
-    assert info.limits.max_prompt_tokens == 255
-    assert info.limits.max_new_tokens == 255
-    assert info.limits.max_message_bytes == 4 * 2**20
-    assert info.limits.method_bytes == server.engine.method_bytes > 0
-    assert info.methods[0].name == "grad_ellm"
-    field_names = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
-    assert all(set(method.switches) <= field_names for method in info.methods)
-
-
-def test_health_and_reflection_answer(server: RunningServer) -> None:
-    health: Any = health_pb2_grpc.HealthStub(server.channel)
-    for name in ("", "gradellm.v1.ExplainerService"):
-        answer = health.Check(health_pb2.HealthCheckRequest(service=name))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    database = ProtoReflectionDescriptorDatabase(server.channel)
-    assert "gradellm.v1.ExplainerService" in database.get_services()
-    assert database.FindFileByName("gradellm/v1/explainer.proto").package == "gradellm.v1"
-
-
 def test_streams_run_concurrently(server: RunningServer) -> None:
     """A short request finishes while a long one runs."""
     with Client(server.address, retry=None) as client:
@@ -304,22 +237,3 @@ def test_streams_run_concurrently(server: RunningServer) -> None:
         assert client.explain(PROMPT, max_new_tokens=2).text
         rest = list(long)
         assert len(seen) + len(rest) > 100
-
-
-def test_the_same_port_twice_is_refused(server: RunningServer, serving: Serving) -> None:
-    from gradellm_server.server import Server
-    from gradellm_server.settings import ListenError, ServerSettings
-
-    async def bind() -> None:
-        Server(ServerSettings(listen=server.address))
-
-    with pytest.raises(ListenError, match="already in use"):
-        server.run(bind())
-
-
-def test_an_unknown_call_is_unimplemented(server: RunningServer) -> None:
-    channel: Any = server.channel
-    call = channel.unary_unary("/gradellm.v1.ExplainerService/Dream")
-    with pytest.raises(grpc.RpcError) as raised:
-        call(b"")
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -12,7 +12,7 @@ import pytest
 from gradellm import Client
 from server.conftest import RunningServer
 
-PROJECT = Path(__file__).parents[3]
+PROJECT = Path(__file__).parents[4]
 PACKAGES = next(iter((PROJECT / ".cache").glob("node-*/node_modules")), None)
 
 
