@@ -1,4 +1,4 @@
-"""Draws docs/demo.svg: what `gradellm demo` prints, as a terminal would show it. Run by `make picture`."""
+"""Draws docs/demo.svg: the answers of `gradellm demo`, as a terminal would show them. Run by `make picture`."""
 
 import os
 import re
@@ -23,9 +23,10 @@ def main() -> None:
         check=True,
         text=True,
     ).stdout
+    answers, _, _ = played.rstrip().rpartition("\n\n")  # without the commands to try next, which are wider
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=COLUMNS + 2, file=nowhere, force_terminal=True, color_system="truecolor")
-        console.print(Text.from_ansi(played.rstrip()))
+        console.print(Text.from_ansi(answers))
     drawn = console.export_svg(title="gradellm demo", theme=MONOKAI)
     # Without rich's @font-face rules, which name another host: the viewer's own monospace font is used.
     PICTURE.write_text(re.sub(r" *@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL), encoding="utf-8")

@@ -26,6 +26,7 @@ SERVING_COMMANDS = ("gradellm serve", "gradellm gateway", "gradellm token")
 _PAGES = {source: page for page, source in INCLUDED.items()}
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
+_FLAG = re.compile(r"<code>(--[\w-]+)</code>")
 _FENCE = re.compile(r"^( *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 
 
@@ -45,7 +46,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Replace LaTeX by MathML, which browsers draw without a script."""
+    """Replace LaTeX by MathML, which browsers draw without a script, and keep flags on one line."""
+    content = _FLAG.sub(r'<code class="flag">\1</code>', content)
     return _FORMULA.sub(lambda found: mathml(html.unescape(found[2])), content)
 
 
@@ -82,13 +84,20 @@ def mathml(latex: str) -> str:
     tag = re.search(r"\\tag\{([^}]*)\}", body)
     body = re.sub(r"\\tag\{[^}]*\}", "", body).strip()
     if latex.strip().startswith(r"\("):
-        return convert(body)
+        return _without_escapes(convert(body))
     number = f'<span class="equation-number">({tag[1]})</span>' if tag else ""
-    return f'<div class="equation">{convert(body, display="block")}{number}</div>'
+    return f'<div class="equation">{_without_escapes(convert(body, display="block"))}{number}</div>'
+
+
+def _without_escapes(formula: str) -> str:
+    """MathML whose texts have no LaTeX escapes; the converter leaves those of underscores."""
+    return formula.replace(r"\_", "_")
 
 
 def flags_page() -> str:
     """The help texts of the serving commands, from the snapshot that the tests compare with the commands."""
     helps = dict(re.findall(r"^\$ (.+?) --help\n(.*?)(?=^\$ |\Z)", HELP.read_text(encoding="utf-8"), re.M | re.S))
     parts = [f"## `{command}`\n\n```text\n{helps[command].strip()}\n```\n\n" for command in SERVING_COMMANDS]
-    return "# Flags\n\nWhat `--help` prints. Defaults stand in brackets.\n\n" + "".join(parts)
+    links = ", ".join(f"[`{command}`](#{command.replace(' ', '-')})" for command in SERVING_COMMANDS)
+    head = "---\nhide:\n  - toc\n---\n"  # the lines need its width
+    return f"{head}# Flags\n\nThe output of `--help`, with defaults in brackets: {links}.\n\n" + "".join(parts)

@@ -57,8 +57,8 @@ async function measureFaithfulness() {
 }
 
 const METRICS = {
-  pi_soft_ns: "Sufficiency: what is kept brings the answer back (pi-Soft-NS)",
-  pi_soft_nc: "Comprehensiveness: without it the answer goes (pi-Soft-NC)",
+  pi_soft_ns: "Sufficiency: how well the words with high scores alone bring the answer back (pi-Soft-NS)",
+  pi_soft_nc: "Comprehensiveness: how much the answer changes without those words (pi-Soft-NC)",
 };
 
 function faithfulnessTexts(answer, summary) {
@@ -66,7 +66,7 @@ function faithfulnessTexts(answer, summary) {
   return summary.metrics.filter((result) => result.name === answer.method).map((result) => {
     const gain = result.difference_from_random;
     const difference = gain ? `, ${interval(gain)} more than random` : "";
-    return element("p", "", `${METRICS[result.metric] ?? result.metric}: ${interval(result.interval)}${difference}${verdict(gain)}. At ${result.steps} of the answer’s tokens; the interval is over the random masks, for this answer alone.`);
+    return element("p", "", `${METRICS[result.metric] ?? result.metric}: ${interval(result.interval)}${difference}${verdict(gain)}. Measured at ${result.steps} ${result.steps === 1 ? "token" : "tokens"} of the answer; the interval covers the random masks, not other answers.`);
   });
 }
 

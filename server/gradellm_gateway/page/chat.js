@@ -18,7 +18,7 @@ async function loadServerInfo() {
   try {
     const { model, limits, methods } = await info(callOptions().token);
     showError("");
-    byId("model").textContent = `${model.name.split("/").pop()} · ${model.family}, ${model.dtype} · ${limits.max_prompt_tokens} tokens at most`;
+    byId("model").textContent = `${model.name.split("/").pop()} · ${model.family}, ${model.dtype} · up to ${limits.max_prompt_tokens} prompt tokens`;
     byId("max-tokens").max = limits.max_new_tokens;
     byId("max-tokens").value = Math.min(+byId("max-tokens").value, limits.max_new_tokens);
     const presets = ["paper", "knockout", "unloosened", "grad_eclip"].map((name) => ({ label: `grad_ellm, ${name}`, keywords: { attribution: name } }));

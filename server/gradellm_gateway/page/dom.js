@@ -1,7 +1,8 @@
 // Helpers for the page's elements and texts.
 
 export const byId = (id) => document.getElementById(id);
-export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+/** A share in per cent; the no-break space keeps number and sign on one line. */
+export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
 
 export function element(tag, className, text) {
   const created = document.createElement(tag);

@@ -18,7 +18,7 @@ export function show(answer) {
 export function clear() {
   state.shown?.box.classList.remove("shown");
   state.shown = null;
-  for (const name of ["panels", "faithfulness", "status"]) byId(name).replaceChildren();
+  for (const name of ["panels", "faithfulness", "status", "scale"]) byId(name).replaceChildren();
   byId("bars").hidden = true;
   updateActions();
 }
@@ -93,7 +93,7 @@ function showBars(answer, scores) {
   byId("bars").hidden = !segments.length;
   byId("bars").replaceChildren(...segments.map(({ name, score, share }) => {
     const bar = element("div", "bar"), track = element("span", ""), fill = element("i", shade(score < 0 ? -1 : 1));
-    fill.style.width = percent(share).replace(" ", "");
+    fill.style.width = `${100 * share}%`;
     track.append(fill);
     bar.append(element("bdi", "", name), track, element("span", "", percent(share)));
     return bar;
