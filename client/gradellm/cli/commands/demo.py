@@ -20,8 +20,9 @@ _EXAMPLES = """\
 """
 _NEXT = """\
 Next, your own prompts:
-  gradellm explain --chat "Your question"   on the demo model; with --model PATH on your own
-  gradellm serve --model PATH               a server for several clients; in Python: from gradellm import Client
+  gradellm explain --chat "Your question"     on the demo model
+  gradellm explain --model PATH "Your text"   on your own
+  gradellm serve --model PATH                 a server for several clients
 """
 
 

@@ -30,7 +30,7 @@ const completionRow = sumRows(data.words.flat());
 const sumOf = (scores, columns) => columns.reduce((sum, column) => sum + scores[column], 0);
 const largest = (scores) => scores.reduce((most, score) => Math.max(most, Math.abs(score)), 0);
 const magnitude = (scores) => scores.reduce((sum, score) => sum + Math.abs(score), 0);
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`; // no line break within
 
 /** The CSS class of a share of the largest score, -1 to 1. */
 const shadeName = (share) => (share > 0 ? "f" : "a") + Math.max(1, Math.min(LEVELS, Math.round(Math.abs(share) * LEVELS)));
@@ -185,7 +185,7 @@ function showSegments(scores) {
   byId("segments").replaceChildren(...[...bySegment].map(([name, score]) => {
     const bar = createElement("div", "bar"), fill = createElement("i", score < 0 ? `a${LEVELS}` : `f${LEVELS}`);
     const share = total ? Math.abs(score) / total : 0;
-    fill.style.width = percent(share).replace(" ", "");
+    fill.style.width = `${100 * share}%`;
     const track = createElement("span", "");
     track.append(fill);
     bar.append(createElement("bdi", "", name), track, createElement("span", "", percent(share)));
