@@ -15,6 +15,7 @@ from gradellm_bench.__main__ import main
 from gradellm_engine.demo_model import CHECKPOINT
 
 
+@pytest.mark.slow
 def test_standard_error_stays_empty() -> None:
     """In a separate process: libraries print warnings about each other when the interpreter exits."""
     measure = ["--parts", "latency", "--prompts", "16", "--new-tokens", "2", "--rounds", "1", "--backends", "generate"]

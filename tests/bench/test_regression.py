@@ -13,6 +13,7 @@ from gradellm_bench.regression import MeasuredTree, compare, main
 PROJECT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_tree_is_compared_with_itself(
     model_path: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ def test_pointing_at_a_word_shows_its_sources(show: Any) -> None:
     assert tab.locator(".word").all_inner_texts() == ["It", "purrs", "loud"]
     tab.locator(".word", has_text="It").hover()
     assert shades(tab, ".piece") == [0, 12, 0, 24, 12, 0]  # 1, 2 and 1 of the largest, 2
-    assert "“It” came from “sat” 75 %, “The” 25 %" in tab.locator("#status").inner_text()
+    assert "“It” came from “sat” 75\u00a0%, “The” 25\u00a0%" in tab.locator("#status").inner_text()
     tab.locator(".word", has_text="purrs").hover()
     assert shades(tab, ".piece")[2] == -24  # -1 is the largest of what people wrote
     tab.mouse.move(0, 0)
@@ -93,7 +93,7 @@ def test_documents_have_bars_and_the_template_is_hidden(show: Any) -> None:
     loaded = explanation()
     template = replace(loaded.prompt_tokens[0], text="<s>")  # which the prompt's text does not hold
     tab = show(replace(loaded, started=replace(loaded.started, prompt_tokens=(template, *loaded.prompt_tokens[1:]))))
-    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n27 %"]  # 4 of 15
+    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n27\u00a0%"]  # 4 of 15
     assert tab.locator(".message.template").is_hidden()
     tab.get_by_label("Show the chat template").check()
     assert tab.locator(".message.template").inner_text() == "<s>"
@@ -172,7 +172,9 @@ def test_every_character_is_drawn_once(show: Any) -> None:
     assert tab.locator(".word").all_inner_texts() == ["好", "的", "ok"]
     tab.locator(".word").first.hover()
     assert shades(tab, ".piece") == [24, 8, -8]  # 3, 1 and -1 of the largest, 3
-    assert tab.locator("#status").inner_text() == "“好” came from “日” 60 %, “本” 20 %, “x” 20 % against …"
+    assert (
+        tab.locator("#status").inner_text() == "“好” came from “日” 60\u00a0%, “本” 20\u00a0%, “x” 20\u00a0% against …"
+    )
     tab.locator("summary").click()
     tab.wait_for_selector("#matrix[width='36']")
     tab.locator("#matrix").hover(position={"x": 6, "y": 6})
@@ -189,7 +191,7 @@ def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:
     tab = show(Explanation(started, (answer,), (row,), None))
     tab.locator(".word").hover()
     assert tab.locator("#status bdi").all_inner_texts() == ["سنة.", text]
-    assert tab.locator("#status").inner_text() == f"“سنة.” came from “{text}” 100 %"
+    assert tab.locator("#status").inner_text() == f"“سنة.” came from “{text}” 100\u00a0%"
     assert tab.locator("#segments bdi").inner_text() == "مستند 1"
     for box in ("#answer", ".message"):
         assert tab.locator(box).evaluate("box => getComputedStyle(box).direction") == "rtl"

@@ -60,7 +60,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "gpt2"))]
+)
 def test_a_models_steps(model_path: Callable[[str], Path], family: str) -> None:
     """With the kernels and without."""
     runner = Engine.load(str(model_path(family)), dtype="float32", device=str(DEVICE), kv_bytes=2**20).model.runner

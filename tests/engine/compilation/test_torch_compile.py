@@ -42,7 +42,7 @@ class NoCapture:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "phi", "cohere"))]
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gpt2", "phi", "cohere"))]
 )
 def test_scores_are_the_same(
     model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, family: str

@@ -68,6 +68,7 @@ def test_experts_that_can_be_shared(model_path: Callable[[str], Path], family: s
     check(model_path(family), "float32", STRETCHED, ("in_pass_methods", "cancellation"), tmp_path)
 
 
+@pytest.mark.slow
 def test_shares_that_are_computed_together(tmp_path: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     path = save_random_model(tmp_path, "llama", num_hidden_layers=2, **wide)

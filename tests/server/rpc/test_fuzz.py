@@ -12,12 +12,12 @@ SECONDS = 60  # for one request; far more than any takes, so that a hanging one 
 
 def test_a_few_hundred_requests_of_any_kind(server: RunningServer) -> None:
     codes: Counter[str] = Counter()
-    for request in fuzzing.many(300, number=1):
+    for request in fuzzing.many(200, number=1):
         code, message = fuzzing.send(server.channel, request, SECONDS)
         assert code in fuzzing.ALLOWED, f"{code}: {message}: {request}"
         codes[code.name] += 1
-    assert codes["OK"] >= 30  # else no request has reached the model
-    assert codes["INVALID_ARGUMENT"] >= 30
+    assert codes["OK"] >= 20  # else no request has reached the model
+    assert codes["INVALID_ARGUMENT"] >= 20
     thread = server.server.engine_thread
     assert thread.is_alive
     assert thread.num_unfinished == 0
