@@ -117,6 +117,10 @@ class Engine:
         """Memory and time of this model's passes over whole sequences; measured at first use."""
         return self.post_hoc.model_cost
 
+    def measure_cost(self) -> None:
+        """Measure `model_cost` now: that runs passes, on the thread that calls this."""
+        _ = self.model_cost
+
     def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
         """Passes, seconds and bytes that explaining a completion would take."""
         return self.post_hoc.estimate(switches, num_prompt_tokens, num_new_tokens)

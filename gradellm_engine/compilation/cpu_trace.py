@@ -34,6 +34,7 @@ class TraceKey:
         records_outputs: whether the outputs of linear layers are put into the cache.
         is_cached: whether they are taken from the cache: a replay.
         has_columns: whether the head gives two logits a token.
+        num_logits: tokens at the end of the row whose logits are computed; 0 for all.
     """
 
     num_rows: int
@@ -41,6 +42,7 @@ class TraceKey:
     records_outputs: bool = False
     is_cached: bool = False
     has_columns: bool = False
+    num_logits: int = 0
 
 
 @dataclass
@@ -77,7 +79,7 @@ class CpuTrace:
     backward: Callable[..., tuple[()]]
 
     def logits(self, context: TraceContext, head: nn.Module) -> Tensor:
-        """The logits of a pass that explains nothing. [T, V]"""
+        """The logits of a pass that explains nothing. [T, V], or of its last `num_logits` tokens"""
         with torch.no_grad():
             return self.logits_postprocess(head(self._hidden(context)[0]))[0]
 

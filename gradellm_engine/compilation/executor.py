@@ -24,9 +24,10 @@ class Batch:
     """Sequence chunks that go through the model in one pass, and what is computed of them.
 
     Attributes:
-        chunks: the sequences' tokens.
+        chunks: the sequences' tokens: those that are prefilled, then those of the decode step or replay.
         make_pass: makes the pass that carries out their attention.
-        is_batched: whether the attention of all sequences is computed at once (`BatchedPass`).
+        is_batched: whether the attention of all sequences but the prefilled ones is computed at once (`BatchedPass`).
+        num_prefill: chunks that are prefilled.
         targets: the targets of all tokens, where they are known before the pass: a teacher-forced replay.
         head: the language-model head of an explained pass; None for logits alone.
         is_cached: whether the outputs of all linear layers are cached for all tokens (`ActivationCache`).
@@ -35,6 +36,7 @@ class Batch:
     chunks: Sequence[SequenceChunk]
     make_pass: Callable[[Batch], AttentionPass]
     is_batched: bool
+    num_prefill: int = 0
     targets: Sequence[Target] | None = None
     head: LogitHead | None = None
     is_cached: bool = False

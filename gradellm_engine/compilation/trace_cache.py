@@ -65,6 +65,7 @@ class CpuTraceCache:
             records_outputs=records_outputs,
             is_cached=batch.is_cached,
             has_columns=head is not None and head.has_columns,
+            num_logits=run.num_logits,
         )
         trace = self._trace(key, batch.build_pass)
         if trace is None:

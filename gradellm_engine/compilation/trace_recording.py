@@ -112,12 +112,9 @@ class _RecordingPass:
     def __init__(self, recording: _Recording, *, has_new: bool) -> None:
         """`has_new` tells whether the pass's tokens are new; replayed tokens have nothing to store."""
         run = recording.context.run
-        self.graph_anchor, self.lowest, self.output_is_used, self.ids_and_positions = (
-            run.graph_anchor,
-            run.lowest,
-            run.output_is_used,
-            run.ids_and_positions,
-        )
+        self.graph_anchor, self.lowest = run.graph_anchor, run.lowest
+        self.output_is_used, self.num_logits = run.output_is_used, run.num_logits
+        self.ids_and_positions = run.ids_and_positions
         self._recording, self._has_new = recording, has_new
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:

@@ -210,7 +210,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return 0 if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()  # a packed weight has no storage
 
 
 def _leaves(x: Any) -> Iterator[Any]:  # noqa: ANN401 (any argument of an operation)

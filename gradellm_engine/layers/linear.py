@@ -76,6 +76,32 @@ def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> No
     _fuse(group)
 
 
+def pack_weights(model: nn.Module, head: nn.Module, max_bytes: int) -> list[Patch]:
+    """Pack the weights of the linear layers of `model`: once for products, and again for gradients.
+
+    Copies take as much memory as the weights. Those of products come first; packing stops at `max_bytes`. The head has
+    none for gradients, of which it computes hardly any (`gradellm_engine.passes.lm_head`).
+    """
+    names: dict[GemmWeight, str] = {}
+    with_gradients: list[GemmWeight] = []
+    for name, layer in model.named_modules():
+        if type(layer) is FrozenLinear:
+            weight = layer.gemm_weight if layer.fused_group is None else layer.fused_group.gemm_weight
+            if weight not in names and weight.can_be_packed:
+                names[weight] = name
+                with_gradients += [weight] if layer is not head else []
+    patches: list[Patch] = []
+    packings = [(weight, weight.pack) for weight in names] + [(w, w.pack_transposed) for w in with_gradients]
+    for weight, pack in packings:
+        max_bytes -= weight.weight.nbytes
+        if max_bytes < 0:
+            break
+        pack()
+        if len(patches) < len(names):
+            patches.append(Patch(names[weight], "GEMM kernels", "packed GEMM kernels", weight.unpack))
+    return patches
+
+
 def enable_batch_invariance(model: nn.Module) -> list[Patch]:
     """Make every linear layer of `model` batch-invariant: a token's output does not depend on the other tokens."""
     patches = []
@@ -176,6 +202,9 @@ class FusedLinearGroup:
     """Layers that get the same input: the first one called computes all in one GEMM.
 
     Creating a group moves the layers' weights to one tensor.
+
+    Attributes:
+        gemm_weight: that tensor and its kernels.
     """
 
     def __init__(self, layers: Sequence[FrozenLinear]) -> None:
@@ -183,7 +212,7 @@ class FusedLinearGroup:
         self._sizes = [layer.out_features for layer in layers]
         weight = layout_for_backward(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self._gemm_weight = GemmWeight(weight, bias)
+        self.gemm_weight = GemmWeight(weight, bias)
         for layer, own_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
             layer.weight.data = own_weight
             layer.gemm_weight = GemmWeight(own_weight, layer.bias)
@@ -194,16 +223,16 @@ class FusedLinearGroup:
 
     def enable_batch_invariance(self) -> None:
         """See `GemmWeight.enable_batch_invariance`."""
-        self._gemm_weight.enable_batch_invariance()
+        self.gemm_weight.enable_batch_invariance()
 
     def disable_batch_invariance(self) -> None:
         """See `GemmWeight.disable_batch_invariance`."""
-        self._gemm_weight.disable_batch_invariance()
+        self.gemm_weight.disable_batch_invariance()
 
     def output(self, layer: FrozenLinear, x: Tensor, cache: LinearOutputCache | None) -> Tensor:
         """The output of one of the layers. [.., in] -> [.., out]"""
         if self._input is not x or self._version != x._version or layer not in self._outputs:
-            if self._gemm_weight.kernel(x) is Kernel.DEFAULT:
+            if self.gemm_weight.kernel(x) is Kernel.DEFAULT:
                 return _output(layer, x, cache)
             self._input, self._version = x, x._version
             self._outputs = dict(zip(self._layers, self._compute(x, _cached(self._layers, x, cache)), strict=True))
@@ -214,9 +243,9 @@ class FusedLinearGroup:
 
     def _compute(self, x: Tensor, cached: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         if x.requires_grad and torch.is_grad_enabled():
-            outputs: tuple[Tensor, ...] = _Product.apply(x, self._gemm_weight, self._sizes, cached)  # type: ignore[no-untyped-call]
+            outputs: tuple[Tensor, ...] = _Product.apply(x, self.gemm_weight, self._sizes, cached)  # type: ignore[no-untyped-call]
             return outputs
-        return torch.split(self._gemm_weight.product(x), self._sizes, -1) if cached is None else cached
+        return torch.split(self.gemm_weight.product(x), self._sizes, -1) if cached is None else cached
 
 
 class _Product(torch.autograd.Function):

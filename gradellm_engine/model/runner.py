@@ -31,6 +31,7 @@ from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.invariant import SLOT_ALIGNMENT, PerTokenPass
 from gradellm_engine.passes.lm_head import LogitHead, token_ids
+from gradellm_engine.passes.mixed import MixedPass
 from gradellm_engine.passes.ragged import RaggedPass
 
 if TYPE_CHECKING:  # needs Triton
@@ -141,15 +142,13 @@ class ModelRunner(TransformersModel):
         if last.is_cuda:  # else the time of the prefill would be charged to the pass that next waits for the GPU
             torch.cuda.synchronize(last.device)
 
-    def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
-        """Logits of the token after each chunk's last. [B, V]"""
-        if all(len(chunk.ids) == 1 for chunk in chunks):
-            return self._execute(chunks).logits
-        ends = torch.tensor([len(chunk.ids) for chunk in chunks])
-        rows = (ends.cumsum(0) - 1).to(self.device)
-        if self._takes_logits_to_keep:
-            return self._prefill(chunks, self.model, logits_to_keep=rows)[0]
-        return self._prefill(chunks, self.model)[0, rows]
+    def step(self, chunks: Sequence[SequenceChunk], prefill: Sequence[SequenceChunk] = ()) -> Tensor:
+        """A decode step: logits of the token after each chunk, which has one token. [B, V]
+
+        `prefill` are chunks of any length that the same pass prefills, before the decode step's: of other sequences, or
+        of the same (`SequenceChunk.new(after=)`).
+        """
+        return self._execute(chunks, prefill=prefill).logits
 
     def logits(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Logits of the token after each of the chunks' tokens. [T, V]"""
@@ -167,11 +166,18 @@ class ModelRunner(TransformersModel):
         return self.explained_pass(chunks, targets).heat_maps(targets)
 
     def _execute(
-        self, chunks: Sequence[SequenceChunk], *, is_explained: bool = False, targets: Sequence[Target] | None = None
+        self,
+        step: Sequence[SequenceChunk],
+        *,
+        prefill: Sequence[SequenceChunk] = (),
+        is_explained: bool = False,
+        targets: Sequence[Target] | None = None,
     ) -> ExplainedPass:
         """Run decode steps or a replay: by CUDA graph, by CPU trace or eagerly, chosen here alone."""
-        batch = Batch(chunks, self._make_pass, targets is None and self.runs_batched(chunks), targets)
-        if self.cuda_graphs is not None and (batch.is_batched or targets is not None):
+        chunks = [*prefill, *step]
+        is_batched = targets is None and self.runs_batched(step)
+        batch = Batch(chunks, self._make_pass, is_batched, num_prefill=len(prefill), targets=targets)
+        if self.cuda_graphs is not None and not prefill and (is_batched or targets is not None):
             captured = self.cuda_graphs.execute(batch)
             if captured is not None:
                 _commit_ids(chunks)
@@ -196,12 +202,17 @@ class ModelRunner(TransformersModel):
 
     def _make_pass(self, batch: Batch) -> AttentionPass:
         run: AttentionPass
-        if batch.is_batched:
+        if batch.is_batched and batch.num_prefill:
+            prefill, step = batch.chunks[: batch.num_prefill], batch.chunks[batch.num_prefill :]
+            run = MixedPass([self._ragged_pass(prefill), self._batched_pass(step)], len(step))
+        elif batch.is_batched:
             run = self._batched_pass(batch.chunks)
         else:
             has_graph = batch.head is not None
             graph_anchor = torch.zeros((), device=self.device, requires_grad=True) if has_graph else None
             run = self._ragged_pass(batch.chunks, graph_anchor)
+            if batch.num_prefill:
+                run.num_logits = len(batch.chunks) - batch.num_prefill
         run.output_is_used = not (self.skips_unused_outputs and batch.is_cached)
         return run
 
@@ -229,8 +240,12 @@ class ModelRunner(TransformersModel):
         return output
 
     def _logits(self, row: Tensor, run: AttentionPass) -> Tensor:
-        """One pass through the model. [T, V], or [T, 2]"""
-        return self.forward_tokens(row, run, self.model)[0]
+        """One pass through the model. [T, V], or [T, 2]; of the last `run.num_logits` tokens where that is set"""
+        if run.num_logits == 0:
+            return self.forward_tokens(row, run, self.model)[0]
+        if self._takes_logits_to_keep:
+            return self.forward_tokens(row, run, self.model, logits_to_keep=run.num_logits)[0]
+        return self.forward_tokens(row, run, self.model)[0, -run.num_logits :]
 
     def _captured_logits(self, run: BatchedPass) -> Tensor:
         """One pass as a CUDA graph captures it. [B T, V], or [B T, 2]"""

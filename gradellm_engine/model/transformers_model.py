@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.distributed.tensor_parallel import shard_to_local_linear
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.layers.linear import fuse_shared_input_linears
+from gradellm_engine.layers.linear import fuse_shared_input_linears, pack_weights
 from gradellm_engine.layers.patches import apply_patches
 from gradellm_engine.layers.projection_skipping import LastTokenOnly
 from gradellm_engine.layers.rotary_switch import switch_tokens
@@ -33,6 +33,9 @@ from gradellm_engine.passes.base import AttentionPass
 from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
 from gradellm_engine.passes.full_sequence import SequenceAttention
 from gradellm_engine.passes.shared_prefix import SharedPrefixAttention
+from gradellm_engine.utils.memory import available_bytes
+
+PACKED_SHARE = 0.25  # of the free memory, that packed copies of weights may take
 
 
 class TransformersModel:
@@ -106,6 +109,9 @@ class TransformersModel:
         fuse_shared_input_linears(self.model, lambda: self._run_probe(probe))
         if self.batch_invariant:
             self.patches += apply_patches(self.model, batch_invariant=True)
+        elif not is_compiled:
+            num_ranks = 1 if self.ranks is None else self.ranks.size
+            self.patches += pack_weights(self.model, self.lm_head, int(PACKED_SHARE * available_bytes() / num_ranks))
 
     @property
     def processor(self) -> Literal["cpu", "cuda"]:

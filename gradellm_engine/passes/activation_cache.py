@@ -52,19 +52,23 @@ class _Recording:
     def put(self, layer: nn.Module, output: Tensor) -> None:
         if layer not in self.layers:
             return
-        is_first = layer not in self.outputs and output.shape[:-1] == (1, self.num_tokens)
-        self.outputs[layer] = (output.detach(), output._version) if is_first else None
+        if layer in self.outputs or output.shape[:-1] != (1, self.num_tokens):
+            self.outputs[layer] = None
+            return
+        own = output.detach() if self.rows is None else output.detach()[:, self.rows]  # of a prefill only a few rows
+        self.outputs[layer] = own, own._version
 
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         self.all_outputs = outputs
 
     def final(self) -> Mapping[nn.Module, Tensor]:
         """After the pass: the outputs that were not written to since. [1, rows, out] each"""
-        final = self.all_outputs
-        if final is None:
+        if self.all_outputs is None:
             recorded = {layer: entry for layer, entry in self.outputs.items() if entry is not None}
-            final = {layer: output for layer, (output, version) in recorded.items() if output._version == version}
-        return final if self.rows is None else {layer: output[:, self.rows] for layer, output in final.items()}
+            return {layer: output for layer, (output, version) in recorded.items() if output._version == version}
+        if self.rows is None:
+            return self.all_outputs
+        return {layer: output[:, self.rows] for layer, output in self.all_outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class ActivationCache:
             outputs = recording.final()
             for row, chunk in enumerate(recording.chunks):
                 index = row if len(recording.chunks) > 1 else None
-                self._buffers[chunk.slot].rows[chunk.start] = _Row(outputs, index)
+                self._buffers[chunk.slot].rows[chunk.end - 1] = _Row(outputs, index)
 
     def is_cached(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether the outputs of every layer are cached for all tokens of a pass."""

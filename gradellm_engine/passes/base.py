@@ -10,7 +10,8 @@ sequences' KV slots, and each query attends to what its own sequence's slot hold
        U and adds the layer's scores to the heat maps.
 
 There are two kinds of pass: `RaggedPass` (`gradellm_engine.passes.ragged`), for chunks of any length, one after the
-other, and `BatchedPass` (`gradellm_engine.passes.batched`), for T tokens of each sequence, all at once.
+other, and `BatchedPass` (`gradellm_engine.passes.batched`), for T tokens of each sequence, all at once. A `MixedPass`
+(`gradellm_engine.passes.mixed`) is a ragged prefill and a batched decode step as one.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class SequenceChunk:
         explain: how the tokens are explained; None for not at all.
         start: position of the first token.
         is_new: whether the tokens' keys and values are written to the slot; False for a replay of tokens that it holds.
-        replay_length: for a single new token that is replayed later, to be explained, the most tokens of that replay;
-            0 for no replay.
+        replay_length: where the last token is replayed later, to be explained, the most tokens of that replay; 0 for no
+            replay.
     """
 
     slot: KVSlot
@@ -76,10 +77,17 @@ class SequenceChunk:
 
     @classmethod
     def new(
-        cls, slot: KVSlot, ids: Sequence[int], explain: ExplainSpec | None = None, *, replay_length: int = 0
+        cls,
+        slot: KVSlot,
+        ids: Sequence[int],
+        explain: ExplainSpec | None = None,
+        *,
+        after: SequenceChunk | None = None,
+        replay_length: int = 0,
     ) -> SequenceChunk:
-        """New tokens after those that the slot holds."""
-        return cls(slot, ids, explain, slot.length, is_new=True, replay_length=replay_length)
+        """New tokens after those that the slot holds, or after another new chunk that the same pass reads before."""
+        start = slot.length if after is None else after.end
+        return cls(slot, ids, explain, start, is_new=True, replay_length=replay_length)
 
     @classmethod
     def replay(cls, slot: KVSlot, start: int, end: int, explain: ExplainSpec) -> SequenceChunk:
@@ -135,6 +143,8 @@ class AttentionPass(Protocol):
     """The lowest layer that is explained."""
     output_is_used: bool
     """Whether the attention output is used; not in a replay where the outputs of all linear layers are cached."""
+    num_logits: int
+    """Tokens at the end of the row whose logits are computed; 0 for all."""
 
     @property
     def ids_and_positions(self) -> Tensor:

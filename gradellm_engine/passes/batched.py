@@ -100,6 +100,7 @@ class BatchedPass:
         graph_anchor: see `AttentionPass`.
         lowest: see `AttentionPass`.
         output_is_used: see `AttentionPass`; outputs are computed in any case.
+        num_logits: see `AttentionPass`; always all.
         totals: the sum of the layers' scores; the last token's own score is in the last column. [B, T, L]
     """
 
@@ -123,6 +124,7 @@ class BatchedPass:
         self.graph_anchor: Tensor | None = None
         self.lowest = 0
         self.output_is_used = True
+        self.num_logits = 0
         if shape.switches is not None:
             self.graph_anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]

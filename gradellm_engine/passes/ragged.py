@@ -55,6 +55,7 @@ class RaggedPass:
         ranks: the process group that shares the attention heads; None where all heads are local.
         graph_anchor: see `AttentionPass`.
         output_is_used: see `AttentionPass`.
+        num_logits: see `AttentionPass`.
         row_slices: each chunk's tokens in the concatenated row.
         layer_groups: maps of each explained chunk, by the layers' window and device.
     """
@@ -64,6 +65,7 @@ class RaggedPass:
     ranks: ProcessGroup | None = None
     graph_anchor: Tensor | None = None
     output_is_used: bool = True
+    num_logits: int = 0
     row_slices: list[slice] = field(default_factory=list)
     layer_groups: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)

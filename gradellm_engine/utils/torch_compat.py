@@ -74,6 +74,33 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
+def has_packed_linear() -> bool:
+    """Whether this build of torch has MKL and the operators of packed weights. Since torch 2.0."""
+    is_built: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return is_built and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """A weight in the layout in which MKL multiplies it, an opaque copy. [out, in], float32. Since torch 2.0.
+
+    MKL's documentation ties a packed matrix to a number of input rows; in fact the layout is the same for any number
+    (`gradellm_engine.layers.gemm.has_packed_gemm` checks it).
+    """
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)
+    return packed
+
+
+def packed_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x W^T + b by MKL with a packed weight. Since torch 2.0.
+
+    Inductor compiles linear layers with frozen weights to the same operator.
+    [.., in], opaque, [out, in], [out] -> [.., out]
+    """
+    rows = x.numel() // x.shape[-1]
+    result: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
+    return result
+
+
 def allow_recompiles(count: int) -> None:
     """Let torch.compile specialise one function at least `count` times before it falls back to eager. Since torch 2.7.
 

@@ -44,6 +44,10 @@ def main() -> None:
         for shape in SHAPES:
             count = max(2, BYTES // (4 * shape[0] * shape[1]))
             weights = [GemmWeight(torch.randn(shape) / 32, None) for _ in range(count)]
+            for weight in weights:
+                if weight.can_be_packed:
+                    weight.pack()
+                    weight.pack_transposed()
             for rows in ROWS:
                 x, g = torch.randn(1, rows, shape[1]), torch.randn(1, rows, shape[0])
                 figures = [_speed(weights, kernel, GemmWeight.product, x) for kernel in kernels]

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
@@ -109,7 +110,10 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
     if address := await server.serve_health():
         report_stage(f"health checks on {address}")
     try:
-        engine = await asyncio.to_thread(_load_engine, options, report_stage)
+        # In a thread that ends: as long as a thread lives that has run parallel code, OpenMP counts its team among the
+        # busy threads, and more threads than cores make those of the engine sleep at every barrier.
+        with ThreadPoolExecutor(max_workers=1) as loading:
+            engine = await asyncio.get_running_loop().run_in_executor(loading, _load_engine, options, report_stage)
     except EngineError as error:
         return _usage_error(str(error))
     gc.collect()
@@ -143,7 +147,7 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
     """Load the engine, or this rank's shard of it."""
     from gradellm_engine import Engine, ProcessGroup, Quantization
 
-    return Engine.load(
+    engine = Engine.load(
         options.model,
         revision=options.revision,
         dtype=options.dtype,
@@ -161,6 +165,8 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         batch_invariant=options.batch_invariant,
         progress=progress,
     )
+    engine.measure_cost()  # here, and not when it is first needed: see the caller
+    return engine
 
 
 async def _start(server: Server, engine: Engine) -> int:

@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.layers.gemm import GemmWeight, Kernel
-from gradellm_engine.layers.linear import FrozenLinear, current_output_cache, fuse_shared_input_linears, replace_linears
+from gradellm_engine.layers.gemm import GemmWeight, Kernel, has_packed_gemm
+from gradellm_engine.layers.linear import (
+    FrozenLinear,
+    current_output_cache,
+    fuse_shared_input_linears,
+    pack_weights,
+    replace_linears,
+)
 
 Normal = Callable[..., Tensor]
 
@@ -174,6 +180,41 @@ def test_cached_outputs_are_returned_and_have_the_same_gradient(
     finally:
         current_output_cache.reset(token)
     assert all(torch.equal(actual, expected_output) for actual, expected_output in zip(model(x), first, strict=True))
+
+
+class Small(nn.Module):
+    """Two layers of one input, another, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(512, 512, bias=False), nn.Linear(512, 256, bias=False)
+        self.o, self.head = nn.Linear(512, 512), nn.Linear(512, 1024)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, 512] -> [1, T, 1024]"""
+        output: Tensor = self.head(self.o(self.q(x)) + self.k(x).repeat(1, 1, 2))
+        return output
+
+
+@pytest.mark.skipif(not has_packed_gemm(), reason="this build of torch has no packed weights")
+@pytest.mark.parametrize("num_bytes", [0, 4 * 512 * 768, 2**30])
+def test_weights_are_packed_as_far_as_memory_goes(num_bytes: int) -> None:
+    torch.manual_seed(0)
+    model = Small().requires_grad_(False)
+    x = torch.randn(1, 5, 512, requires_grad=True)
+    expected = model(x)
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    replace_linears(model)
+    fuse_shared_input_linears(model, lambda: model(x))
+    patches = pack_weights(model, model.head, num_bytes)
+    assert [patch.module for patch in patches] == {0: [], 2**30: ["q", "o", "head"]}.get(num_bytes, ["q"])
+    output = model(x)
+    (again,) = torch.autograd.grad(output.sum(), x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, gradient, rtol=1e-4, atol=1e-4)
+    for patch in patches:
+        patch.undo()
+    assert all(layer.gemm_weight.kernel(x) is not Kernel.PACKED for layer in (model.o, model.head))  # type: ignore[operator, union-attr]
 
 
 def test_takes_over_only_plain_layers() -> None:

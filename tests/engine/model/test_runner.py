@@ -64,7 +64,7 @@ def test_prefill_runs_eagerly(runner: ModelRunner) -> None:
     tried, _, _ = decline(runner)
     chunks = filled(runner, [5])  # prefilled
     slot = chunks[0].slot
-    assert runner.step([SequenceChunk.new(slot, [3, 4, 5])]).shape == (1, 261)
+    runner.prefill([SequenceChunk.new(slot, [3, 4, 5])])
     assert runner.logits([SequenceChunk.new(slot, [6, 7])]).shape == (2, 261)
     assert tried == []
 

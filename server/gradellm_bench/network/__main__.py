@@ -1,0 +1,154 @@
+"""`python -m gradellm_bench.network --model PATH [--vllm DIR]`: servers under load over the network.
+
+Each server is a process of its own and stays up for the whole run, so that all are measured within minutes of each
+other, alternately. A run sends some prompts of distinct random tokens at once and reads all completions. The result is
+a table of medians, and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gradellm_bench.network.load import RunSummary, new_texts, run_streams
+from gradellm_bench.network.servers import GradellmServer, ServerError, StreamFn, VLLMServer
+
+MODES = ("plain", "per_token", "chunked(16)")
+WARM_UP_TOKENS = 4
+EXIT_FAILED = 70
+
+Row = dict[str, Any]
+TokenizeFn = Callable[[str], list[int]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gradellm_bench.network", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint folder")
+    parser.add_argument("--vllm", type=Path, metavar="DIR", help="a virtual environment that has vLLM, to compare with")
+    parser.add_argument("--dtype", default="float32", help="of all servers (default: %(default)s)")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), metavar="MODE", help="default: all three")
+    parser.add_argument("--prompts", nargs="+", type=int, default=[128, 512], metavar="N", help="tokens of a prompt")
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 16], metavar="N", help="requests at once")
+    parser.add_argument(
+        "--new-tokens", type=int, default=48, metavar="N", help="of a completion (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--server-args", nargs="*", default=[], metavar="ARG", help="flags of gradellm serve, without --"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
+    options = parser.parse_args(arguments)
+    try:
+        with ExitStack() as servers:
+            streams, tokenize = _start(options, servers)
+            rows = [
+                row
+                for length in options.prompts
+                for count in options.streams
+                for row in measure(streams, tokenize, length, count, options.new_tokens, options.rounds)
+            ]
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(table(rows))
+    result = {"machine": _machine(options), "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _start(options: argparse.Namespace, servers: ExitStack) -> tuple[dict[str, StreamFn], TokenizeFn]:
+    """Start the servers; how each mode requests a stream, and how texts become prompts."""
+    streams: dict[str, StreamFn] = {}
+    if options.vllm is not None:
+        vllm = servers.enter_context(VLLMServer(options.vllm, options.model, ["--dtype", options.dtype]))
+        streams["vllm"] = vllm.stream
+    ours = GradellmServer(
+        options.model, ["--dtype", options.dtype, *(f"--{argument}" for argument in options.server_args)]
+    )
+    servers.enter_context(ours)
+    for mode in options.modes:
+        streams[mode] = partial(ours.stream, attribution=None if mode == "plain" else mode)
+    return streams, ours.tokenize
+
+
+def measure(
+    streams: Mapping[str, StreamFn], tokenize: TokenizeFn, length: int, count: int, new_tokens: int, rounds: int
+) -> list[Row]:
+    """Medians of some rounds for `count` streams with prompts of `length` tokens: a row for each server and mode.
+
+    Every run has prompts of its own, so that no prefix cache has them.
+    """
+    runs: dict[str, list[RunSummary]] = {name: [] for name in streams}
+    for number in range(-1, rounds):  # the first warms up
+        for seed, (name, stream) in enumerate(streams.items()):
+            prompts = [tokenize(text)[:length] for text in new_texts(count, length, 100 * number + seed)]
+            records = run_streams(stream, prompts, new_tokens if number >= 0 else WARM_UP_TOKENS)
+            if errors := {record.error for record in records if record.error}:
+                raise ServerError(f"{name}: {', '.join(sorted(errors))}")
+            if number >= 0:
+                runs[name].append(RunSummary.of(records))
+                _show(f"{length} tokens, {count} streams, {name}: {runs[name][-1].tokens_per_second:.1f} tokens/s")
+    return [
+        {"prompt": length, "streams": count, "server": name}
+        | {
+            field.name: statistics.median(getattr(run, field.name) for run in runs[name])
+            for field in fields(RunSummary)
+        }
+        | {"runs": [asdict(run) for run in runs[name]]}
+        for name in streams
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The result as Markdown; ratios to vLLM where it was measured."""
+    peers = {(row["prompt"], row["streams"]): row for row in rows if row["server"] == "vllm"}
+    lines = [
+        "| prompt | streams | server | tokens/s | of vLLM's | first token, last stream, ms | of vLLM's | ms a token "
+        "| largest gap, ms |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        peer = peers.get((row["prompt"], row["streams"]))
+        ratios = [
+            "" if peer is None else f"{row[name] / peer[name]:.2f}"
+            for name in ("tokens_per_second", "last_first_token_ms")
+        ]
+        lines.append(
+            f"| {row['prompt']} | {row['streams']} | {row['server']} | {row['tokens_per_second']:.1f} | {ratios[0]} "
+            f"| {row['last_first_token_ms']:.0f} | {ratios[1]} | {row['token_ms']:.1f} | {row['max_gap_ms']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "model": options.model.name,
+        "dtype": options.dtype,
+        "new_tokens": options.new_tokens,
+        "rounds": options.rounds,
+        "server_args": options.server_args,
+    }
+
+
+def _show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
