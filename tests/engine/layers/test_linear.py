@@ -192,7 +192,8 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, 512] -> [1, T, 1024]"""
-        output: Tensor = self.head(self.o(self.q(x)) + self.k(x).repeat(1, 1, 2))
+        q, k = self.q(x), self.k(x)
+        output: Tensor = self.head(self.o(q) + k.repeat(1, 1, 2))
         return output
 
 
