@@ -36,7 +36,7 @@ class _Recording:
         rows: their rows among the pass's tokens; None for all.
         num_tokens: tokens of the pass.
         outputs: each layer's output with its version then; None for a layer that was called twice or on other rows.
-        all_outputs: all layers' outputs, where they were put at once.
+        all_outputs: all layers' outputs for `rows`, where they were put at once.
     """
 
     layers: frozenset[nn.Module]
@@ -55,20 +55,24 @@ class _Recording:
         if layer in self.outputs or output.shape[:-1] != (1, self.num_tokens):
             self.outputs[layer] = None
             return
-        own = output.detach() if self.rows is None else output.detach()[:, self.rows]  # of a prefill only a few rows
+        own = self._own_rows(output.detach())
         self.outputs[layer] = own, own._version
 
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
+        if self.rows is not None:
+            outputs = {layer: self._own_rows(output) for layer, output in outputs.items()}
         self.all_outputs = outputs
 
     def final(self) -> Mapping[nn.Module, Tensor]:
         """After the pass: the outputs that were not written to since. [1, rows, out] each"""
-        if self.all_outputs is None:
-            recorded = {layer: entry for layer, entry in self.outputs.items() if entry is not None}
-            return {layer: output for layer, (output, version) in recorded.items() if output._version == version}
-        if self.rows is None:
+        if self.all_outputs is not None:
             return self.all_outputs
-        return {layer: output[:, self.rows] for layer, output in self.all_outputs.items()}
+        recorded = {layer: entry for layer, entry in self.outputs.items() if entry is not None}
+        return {layer: output for layer, (output, version) in recorded.items() if output._version == version}
+
+    def _own_rows(self, output: Tensor) -> Tensor:
+        """The rows of tokens that are replayed later: of a prefill only a few. [1, T, out] -> [1, rows, out]"""
+        return output if self.rows is None else output[:, self.rows]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class MixedPass:
         self.parts, self.num_logits = parts, num_logits
         rows = [part.ids_and_positions for part in parts]
         self.ids_and_positions = torch.cat([row.to(rows[-1].device) for row in rows], dim=1)
-        ends = [sum(row.shape[1] for row in rows[:count]) for count in range(len(rows) + 1)]
+        ends = accumulate((row.shape[1] for row in rows), initial=0)
         self._slices = [slice(start, end) for start, end in pairwise(ends)]
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:

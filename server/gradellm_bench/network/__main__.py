@@ -1,8 +1,8 @@
 """`python -m gradellm_bench.network --model PATH [--vllm DIR]`: servers under load over the network.
 
 Each server is a process of its own and stays up for the whole run, so that all are measured within minutes of each
-other, alternately. A run sends some prompts of distinct random tokens at once and reads all completions. The result is
-a table of medians, and JSON.
+other, alternately. A run sends some distinct prompts at once and reads all completions. The result is a table of
+medians, and JSON.
 """
 
 from __future__ import annotations

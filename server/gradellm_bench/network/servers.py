@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -38,7 +38,7 @@ class ServerProcess:
         port: where it listens.
     """
 
-    def __init__(self, command: Sequence[str], port: int, environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str], port: int, environment: Mapping[str, str]) -> None:
         self.port = port
         self._command = command
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -47,18 +47,22 @@ class ServerProcess:
         )
 
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
-        """Wait until `is_ready()` is true.
+        """Wait until `is_ready()` is true; the process is ended if that fails.
 
         Raises:
             ServerError: if the process ends, or is not ready in time; with the end of its log.
         """
         until = time.monotonic() + START_SECONDS
-        while not is_ready():
-            if self._process.poll() is not None or time.monotonic() > until:
-                self._log.seek(0)
-                log = self._log.read().decode(errors="replace").strip()
-                raise ServerError(f"{self._command[0]} did not start: {log[-2000:]}")
-            time.sleep(POLL_SECONDS)
+        try:
+            while not is_ready():
+                if self._process.poll() is not None or time.monotonic() > until:
+                    self._log.seek(0)
+                    log = self._log.read().decode(errors="replace").strip()
+                    raise ServerError(f"{self._command[0]} did not start: {log[-2000:]}")
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            ServerProcess.close(self)
+            raise
 
     def close(self) -> None:
         """End the process: SIGTERM, then SIGKILL."""
@@ -80,17 +84,13 @@ class ServerProcess:
 class GradellmServer(ServerProcess):
     """The server of gradellm, of the current interpreter."""
 
-    def __init__(self, model: Path, arguments: Sequence[str] = (), environment: dict[str, str] | None = None) -> None:
+    def __init__(self, model: Path, arguments: Sequence[str] = ()) -> None:
         """Start it and wait until it serves; `arguments` are further flags of `gradellm serve`."""
         port = free_port()
         self.target = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "gradellm_server", "--model", str(model), "--listen", self.target]
-        super().__init__([*command, "--metrics-listen", "none", *arguments], port, environment or {})
-        try:
-            self.wait_until(self._is_ready)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__([*command, "--metrics-listen", "none", *arguments], port, {})
+        self.wait_until(self._is_ready)
         self._client = Client(self.target)
 
     def tokenize(self, text: str) -> list[int]:
@@ -119,8 +119,7 @@ class GradellmServer(ServerProcess):
 
     def close(self) -> None:
         """See `ServerProcess`."""
-        if hasattr(self, "_client"):
-            self._client.close()
+        self._client.close()
         super().close()
 
 
@@ -142,11 +141,7 @@ class VLLMServer(ServerProcess):
             "DO_NOT_TRACK": "1",
         }
         super().__init__(command, port, settings)
-        try:
-            self.wait_until(self._is_ready)
-        except BaseException:
-            self.close()
-            raise
+        self.wait_until(self._is_ready)
 
     def stream(self, prompt_ids: Sequence[int], new_tokens: int) -> Iterator[int]:
         """See `StreamFn`."""
