@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from gradellm_engine.core.generation import GenerationIterator
 from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler
 from gradellm_engine.core.memory_sizing import free_bytes, kv_cache_tokens, post_hoc_bytes
+from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.core.post_hoc_runner import PostHocRunner
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_builder import AnyPrompt, RequestBuilder
@@ -59,6 +60,7 @@ class Engine:
         *,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
+        max_gap: float = DEFAULT_MAX_GAP_SECONDS,
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         use_graphs: bool = True,
@@ -81,16 +83,18 @@ class Engine:
         self.max_new_tokens = limits.max_new_tokens
         self.prompt_limits = limits.prompt
         model.encoder.prepare()
-        self.scheduler = _scheduler(model, max_running)
+        self.scheduler = _scheduler(model, max_running, max_gap)
         self.post_hoc = PostHocRunner(model, post_hoc_bytes(method_bytes, free - self.kv_bytes))
         self.request_builder = RequestBuilder(model, limits, self.post_hoc)
         if ranks is not None:
-            self._synchronise(ranks, max_running)
+            self._synchronise(ranks)
 
-    def _synchronise(self, ranks: ProcessGroup, max_running: int) -> None:
+    def _synchronise(self, ranks: ProcessGroup) -> None:
         """Check that all ranks have the same limits, and share rank 0's measurements."""
+        scheduler = self.scheduler
         limits = (
-            f"--max-running {max_running}, --max-new-tokens {self.max_new_tokens}, method bytes {self.method_bytes}"
+            f"--max-running {scheduler.max_running}, --max-gap-ms {1000 * scheduler.max_gap:g}, "
+            f"--max-new-tokens {self.max_new_tokens}, method bytes {self.method_bytes}"
         )
         ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
         # Measured while all ranks are here: the passes that measure it are collective.
@@ -161,6 +165,7 @@ class Engine:
         context_tokens: int | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
+        max_gap: float = DEFAULT_MAX_GAP_SECONDS,
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         threads: int | None = None,
@@ -171,8 +176,9 @@ class Engine:
         """Load a model by local path or hub id, the demo model by default.
 
         `gradellm_engine.model.loader.load_model` describes what it loads and checks. Up to `max_running` requests run
-        at a time, with completions of up to `max_new_tokens`. The KV cache takes `kv_bytes`, allocated at once;
-        methods over whole completions may take `method_bytes`; by default, each takes a share of the free memory.
+        at a time, with completions of up to `max_new_tokens`; prompts are read so that running requests get a token at
+        least every `max_gap` seconds, as far as the model is fast enough. The KV cache takes `kv_bytes`, allocated at
+        once; methods over whole completions may take `method_bytes`; by default, each takes a share of the free memory.
         `threads` sets the CPU threads of the process, by default as many as it may run at once. `ranks` is the process
         group of a tensor-parallel model: all ranks load alike, and all but rank 0 call `run_follower`. With
         `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or recorded traces (CPU), where the model allows
@@ -200,6 +206,7 @@ class Engine:
             model,
             max_new_tokens=max_new_tokens,
             max_running=max_running,
+            max_gap=max_gap,
             kv_bytes=kv_bytes,
             method_bytes=method_bytes,
             use_graphs=use_graphs,
@@ -328,8 +335,8 @@ class Engine:
         return self.request_builder.evaluation(prompt, settings, completion, sampling, tenant=tenant)
 
 
-def _scheduler(model: LoadedModel, max_running: int) -> Scheduler:
+def _scheduler(model: LoadedModel, max_running: int, max_gap: float) -> Scheduler:
     ranks = model.runner.ranks
     if ranks is not None and ranks.is_rank0:
-        return RankZeroScheduler(model.runner, ranks, max_running=max_running)
-    return Scheduler(model.runner, max_running=max_running)
+        return RankZeroScheduler(model.runner, ranks, max_running=max_running, max_gap=max_gap)
+    return Scheduler(model.runner, max_running=max_running, max_gap=max_gap)

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
+from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, PassTimings
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_spec import RequestCall
-from gradellm_engine.core.scheduler import EligibilityFn, PassTimings, Scheduler
+from gradellm_engine.core.scheduler import EligibilityFn, Scheduler
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import EngineError, GroupLostError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
@@ -87,8 +88,15 @@ class RankZeroScheduler(Scheduler):
 
     needs_heartbeat = True  # a lost rank is noticed, and followers know that rank 0 is alive
 
-    def __init__(self, runner: ModelRunner, ranks: ProcessGroup, *, max_running: int) -> None:
-        super().__init__(runner, max_running=max_running)
+    def __init__(
+        self,
+        runner: ModelRunner,
+        ranks: ProcessGroup,
+        *,
+        max_running: int,
+        max_gap: float = DEFAULT_MAX_GAP_SECONDS,
+    ) -> None:
+        super().__init__(runner, max_running=max_running, max_gap=max_gap)
         self._ranks = ranks
         self._calls: list[CallCommand] = []  # not broadcast yet
         self._ids: WeakKeyDictionary[Request, int] = WeakKeyDictionary()

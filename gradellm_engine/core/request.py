@@ -126,6 +126,11 @@ class Request:
             return RequestPhase.WAITING
         if self.slot.length < len(self.ids) - 1:
             return RequestPhase.PREFILL
+        return self._phase_after_prefill
+
+    @property
+    def _phase_after_prefill(self) -> RequestPhase:
+        """What it needs once its slot holds all tokens but the last."""
         if self._finish_reason is not None and not self._is_post_hoc_done:
             return RequestPhase.POST_HOC
         if self._needs_rotary_switch:
@@ -133,7 +138,7 @@ class Request:
         if self._num_forced_left or len(self._unexplained) >= self.chunk_size or self._finish_reason is not None:
             return RequestPhase.EXPLAIN
         if self._unexplained and not self._is_chunked:
-            return RequestPhase.EXPLAIN  # memory ran out in the pass that was to explain it
+            return RequestPhase.EXPLAIN  # its pass held prompts, or memory ran out in it
         return RequestPhase.DECODE
 
     @property
@@ -261,12 +266,23 @@ class Request:
             self.slot = slot = slot.reallocate_long(self.ids[:-1])
         return SequenceChunk.new(slot, self.ids[slot.length : min(len(self.ids) - 1, slot.length + max_tokens)])
 
-    def decode_chunk(self) -> SequenceChunk:
-        """The last token, whose logits give the next one."""
+    def decodes_after(self, chunk: SequenceChunk) -> bool:
+        """Whether the pass that prefills `chunk` can decode its last token, too."""
+        return chunk.end == len(self.ids) - 1 and self._phase_after_prefill is RequestPhase.DECODE
+
+    def decode_chunk(self, *, after: SequenceChunk | None = None, is_mixed: bool = False) -> SequenceChunk:
+        """The last token, whose logits give the next one.
+
+        Args:
+            after: the end of its prompt, which the same pass prefills.
+            is_mixed: whether the pass holds prompts; it then explains nothing, and the token is replayed after it.
+        """
         slot, last = self._open_slot(), self.ids[-1:]
         if self._is_chunked:
-            return SequenceChunk.new(slot, last, replay_length=self.chunk_size)
-        return SequenceChunk.new(slot, last, self._explain)
+            return SequenceChunk.new(slot, last, after=after, replay_length=self.chunk_size)
+        if is_mixed and self._explain is not None:
+            return SequenceChunk.new(slot, last, after=after, replay_length=1)
+        return SequenceChunk.new(slot, last, self._explain, after=after)
 
     def replay_chunk(self) -> tuple[SequenceChunk, list[Target]]:
         """Tokens to be read again to explain them, and their targets."""

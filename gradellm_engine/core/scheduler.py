@@ -4,19 +4,23 @@ A step does, in this order:
 
     1. admit     waiting requests, first come first served, up to max_running and while there is KV memory
     2. decode    one token of every request that can decode, in one pass; delivery per_token is explained in the pass
-    3. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
-    4. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
-    5. prefill   chunks of prompts, round-robin (chunked prefill)
+    3. prefill   chunks of prompts, round-robin (chunked prefill); on a CPU in the same pass as the decode step
+    4. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
+    5. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
     6. evaluate  a batch of perturbed texts of one evaluation, round-robin
 
-The prefill chunks of a step take together about as long as a decode step: a long prompt about doubles the inter-token
-latency of running requests, whatever its length. With nothing else to run, chunks are large. On a GPU a prefill pass
-has a minimum duration, so chunks there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not
-decode before the chunk is explained, so that scores are never later than `chunk_size` promises.
+Prompts are read in as few passes as the longest gap between two tokens of a stream allows (`max_gap`): a pass takes as
+many prompt tokens as fit what the gap leaves beside the streams' own passes (`gradellm_engine.core.pass_timings`). With
+nothing else to run, chunks are large. On a CPU a pass with prompts is a decode step, too, so that the weights are read
+once for both; tokens that are explained are then replayed after it, by themselves, and a prompt that ends in the pass
+decodes its last token in it. On a GPU a decode step is a CUDA graph, and prompts have passes of their own, which have a
+minimum duration, so chunks there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not decode
+before the chunk is explained, so that scores are never later than `chunk_size` promises.
 
 An evaluation runs at low priority: while other requests have work, it gets one batch every STEPS_PER_EVALUATION_BATCH
 steps, which delays fewer than one token in a hundred, and such a batch takes no longer than EVALUATION_BATCH_STEPS
-decode steps. With no other work, its batches take about IDLE_EVALUATION_SECONDS, so that a new request waits no longer.
+decode steps, and fits the gap. With no other work, its batches take about IDLE_EVALUATION_SECONDS, so that a new
+request waits no longer.
 """
 
 from __future__ import annotations
@@ -26,11 +30,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 
 from torch import Tensor
 
+from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, MAX_PREFILL_CHUNK_TOKENS, PassTimings
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
@@ -38,10 +42,6 @@ from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk, Target
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
-# Tokens by device. Prompt tokens of one pass: enough for throughput, few enough that a cancelled request stops soon.
-MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
-# Prompt tokens of one pass while other requests decode. A GPU pass over fewer tokens takes as long as over 512.
-MIN_PREFILL_CHUNK_TOKENS = {"cpu": 16, "cuda": 512}
 # Tokens of one explain pass: more tokens take longer without higher throughput.
 MAX_EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
 PASSES_BEFORE_GROWTH = 256  # that fit, before the batch limit is doubled after an out-of-memory error
@@ -54,38 +54,24 @@ logger = logging.getLogger(__name__)
 EligibilityFn = Callable[[Request], bool]
 
 
-@dataclass(frozen=True)
-class PassTimings:
-    """Moving averages of pass durations, in seconds; 0 before the first pass.
-
-    Attributes:
-        step: a decode step.
-        prefill_token: a token of a prompt.
-        evaluation_token: a token of a perturbed text.
-    """
-
-    step: float = 0.0
-    prefill_token: float = 0.0
-    evaluation_token: float = 0.0
-
-
 class Scheduler:
     """Runs requests on one model.
 
     Attributes:
         max_running: requests that have a KV slot at a time.
+        max_gap: seconds between two tokens of a stream that prompts may not exceed; see the module's docstring.
         waiting: requests without a slot, oldest first.
         running: requests with a slot, in round-robin order.
         before_pass: called before each pass with its requests; an exception that it raises fails the pass.
-        timings: moving averages of pass durations; a step uses those from its beginning.
+        timings: moving averages of durations; a step uses those from its beginning.
         needs_heartbeat: whether `step` has to be called from time to time even without work.
     """
 
     needs_heartbeat = False
 
-    def __init__(self, runner: ModelRunner, *, max_running: int) -> None:
+    def __init__(self, runner: ModelRunner, *, max_running: int, max_gap: float = DEFAULT_MAX_GAP_SECONDS) -> None:
         self._runner = runner
-        self.max_running = max_running
+        self.max_running, self.max_gap = max_running, max_gap
         self._retries_smaller = runner.ranks is None  # other ranks do not see that one rank ran out of memory
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -112,18 +98,27 @@ class Scheduler:
     def step(self, is_eligible: EligibilityFn = lambda request: True) -> Iterator[None]:
         """Run the passes that are due for eligible requests; yields after each, for events to be taken."""
         self._step_timings = self.timings
+        self._prefill_seconds = 0.0
+        began = time.perf_counter()
         self.admit()
         requests = [request for request in self.running if is_eligible(request)]
         for request in requests:
             request.adapt_chunk_size(self._chunk_size)
-        if decoding := [request for request in requests if request.phase is RequestPhase.DECODE]:
-            yield from self._decode(self._limit_batch(decoding))
+        decoding = self._limit_batch([request for request in requests if request.phase is RequestPhase.DECODE])
+        prefilling = self._limit_batch([request for request in requests if request.phase is RequestPhase.PREFILL])
+        is_idle = not any(_is_urgent(request) for request in requests if request not in prefilling)
+        is_mixed = bool(prefilling) and self._runner.processor == "cpu" and self._max_batch is None
+        if decoding and not is_mixed:
+            yield from self._decode(decoding)
+        if prefilling:
+            yield from self._prefill(prefilling, decoding if is_mixed else [], is_mixed=is_mixed, is_idle=is_idle)
         if explaining := [request for request in requests if request.phase is RequestPhase.EXPLAIN]:
             yield from self._explain(explaining)
         if post_hoc := [r for r in requests if r.phase is RequestPhase.POST_HOC and r.pass_budget is None]:
             yield from self._run_post_hoc(post_hoc[0])
-        if prefilling := [request for request in requests if request.phase is RequestPhase.PREFILL]:
-            yield from self._prefill(prefilling, is_idle=not (decoding or explaining or post_hoc))
+        if decoding:
+            seconds = time.perf_counter() - began - self._prefill_seconds
+            self.timings = self.timings.after_cycle(seconds)
         if evaluating := [r for r in requests if r.phase is RequestPhase.POST_HOC and r.pass_budget]:
             is_idle = not (decoding or explaining or post_hoc or prefilling)
             self._steps_since_evaluation += 1
@@ -140,7 +135,7 @@ class Scheduler:
     def seconds_left(self, request: Request) -> float:
         """An estimate of a request's remaining time at the current pace, if its completion gets its full length."""
         prefill = request.num_prefill_left * self.timings.prefill_token
-        decode = (request.max_num_tokens - request.num_tokens) * self.timings.step
+        decode = (request.max_num_tokens - request.num_tokens) * self.timings.cycle
         return prefill + decode + request.post_hoc_seconds_left
 
     @property
@@ -180,8 +175,11 @@ class Scheduler:
     def _decode(self, requests: Sequence[Request]) -> Iterator[None]:
         """The next token of each request."""
         began = time.perf_counter()
-        yield from self._logits_pass([(request, request.decode_chunk()) for request in requests])
-        self.timings = replace(self.timings, step=_ema(self.timings.step, time.perf_counter() - began))
+        passes = self._logits_pass([(request, request.decode_chunk()) for request in requests])
+        next(passes)  # the tokens are there
+        self.timings = self.timings.after_step(time.perf_counter() - began)
+        yield
+        yield from passes
 
     def _explain(self, requests: Sequence[Request]) -> Iterator[None]:
         """Scores of one chunk of each request, for as many requests as fit a pass."""
@@ -211,40 +209,56 @@ class Scheduler:
         pass_budget = request.pass_budget
         if pass_budget is None:
             raise ValueError("an evaluation needs a pass budget")
-        seconds = IDLE_EVALUATION_SECONDS if is_idle else EVALUATION_BATCH_STEPS * self._step_timings.step
+        timings = self._step_timings
+        seconds = IDLE_EVALUATION_SECONDS
+        if not is_idle:
+            seconds = min(EVALUATION_BATCH_STEPS * timings.step, timings.seconds_left(self.max_gap))
         # Before the first batch, a token of a perturbed text is assumed to take as long as a prefill token.
-        if token_seconds := self._step_timings.evaluation_token or self._step_timings.prefill_token:
+        if token_seconds := timings.evaluation_token or timings.prefill_token:
             pass_budget.tokens = max(1, min(pass_budget.max_tokens, int(seconds / token_seconds)))
         used, began = pass_budget.used, time.perf_counter()
         yield from self._run_post_hoc(request)
         if num_tokens := pass_budget.used - used:
-            token_seconds = (time.perf_counter() - began) / num_tokens
-            average = _ema(self.timings.evaluation_token, token_seconds)
-            self.timings = replace(self.timings, evaluation_token=average)
+            self.timings = self.timings.after_evaluation(time.perf_counter() - began, num_tokens)
 
-    def _prefill(self, requests: Sequence[Request], *, is_idle: bool) -> Iterator[None]:
-        """Chunks of prompts, until the pass is full."""
-        processor, timings = self._runner.processor, self._step_timings
+    def _prefill(
+        self, requests: Sequence[Request], decoding: Sequence[Request], *, is_mixed: bool, is_idle: bool
+    ) -> Iterator[None]:
+        """Chunks of prompts, until the pass is full; a mixed pass is a decode step of `decoding`, too."""
+        processor = self._runner.processor
         room = MAX_PREFILL_CHUNK_TOKENS[processor]
-        if not is_idle and timings.prefill_token:
-            room = max(MIN_PREFILL_CHUNK_TOKENS[processor], min(room, int(timings.step / timings.prefill_token)))
-        work: list[tuple[Request, SequenceChunk]] = []
-        for request in self._limit_batch(requests):
-            if room:
-                work.append((request, request.prefill_chunk(room)))
-                room -= len(work[-1][1].ids)
-        chosen = [request for request, _ in work]
+        if not is_idle:
+            room = self._step_timings.num_prefill_tokens(self.max_gap, processor)
+        prefill: list[tuple[Request, SequenceChunk]] = []
+        for request in requests:
+            if room > 0:
+                prefill.append((request, request.prefill_chunk(room)))
+                room -= len(prefill[-1][1].ids)
+        step = [(request, request.decode_chunk(is_mixed=True)) for request in decoding]
+        if is_mixed:
+            step += [
+                (request, request.decode_chunk(after=chunk, is_mixed=True))
+                for request, chunk in prefill
+                if request.decodes_after(chunk)
+            ]
+        chosen, chunks = [request for request, _ in prefill], [chunk for _, chunk in prefill]
         self._round_robin(chosen)
+        taking_part = [*decoding, *chosen]
         began = time.perf_counter()
-        with self._run_pass(chosen):
-            self._announce(chosen)
-            self._runner.prefill([chunk for _, chunk in work])
+        with self._run_pass(taking_part):
+            self._announce(taking_part)
+            if step:
+                _add_tokens(step, self._runner.step([chunk for _, chunk in step], chunks))
+                _emit_tokens([request for request, _ in step])
+            else:
+                self._runner.prefill(chunks)
             for request in chosen:
                 request.emit_prompt_progress()
+        _add_time(decoding, "decode", began)
         _add_time(chosen, "prefill", began)
-        num_tokens = sum(len(chunk.ids) for _, chunk in work)
-        average = _ema(self.timings.prefill_token, (time.perf_counter() - began) / num_tokens)
-        self.timings = replace(self.timings, prefill_token=average)
+        seconds = time.perf_counter() - began
+        self._prefill_seconds = self._step_timings.prefill_seconds(seconds, has_step=bool(decoding))
+        self.timings = self.timings.after_prefill(self._prefill_seconds, sum(len(chunk.ids) for chunk in chunks))
         yield
 
     def _logits_pass(self, work: Sequence[tuple[Request, SequenceChunk]]) -> Iterator[None]:
@@ -340,6 +354,11 @@ class Scheduler:
         self.running = [request for request in self.running if request not in served] + list(served)
 
 
+def _is_urgent(request: Request) -> bool:
+    """Whether a client waits for its next event: any request but an evaluation."""
+    return request.pass_budget is None and request.phase is not RequestPhase.FINISHED
+
+
 def _add_tokens(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -> list[Target | None]:
     """Add the next tokens to each request, from its rows of logits; returns the target of each row."""
     targets: list[Target | None] = []
@@ -385,8 +404,3 @@ def _add_time(requests: Sequence[Request], bucket: TimingBucket, began: float) -
     for request in requests:
         request.add_time(bucket, time.perf_counter() - began)
         request.close_if_done()
-
-
-def _ema(average: float, value: float) -> float:
-    """The exponential moving average after another value; the first value starts it."""
-    return value if average == 0 else 0.8 * average + 0.2 * value

@@ -3,9 +3,9 @@
 A decode step multiplies one row a sequence by every weight, so its speed is the memory bandwidth that the kernel
 reaches; a prefill multiplies hundreds, so its speed is the processor's arithmetic.
 
-Packed weights are fastest for both: a copy of the weight in the layout that MKL's kernels read, made once at load
-instead of in every call. The gradient has a packed copy of the transposed weight. `pack_weights` makes these copies
-where there is memory for them.
+Packed weights are fastest for both (`gradellm_engine.layers.packing`): a copy of the weight in the layout that MKL's or
+oneDNN's kernels read, made once at load instead of in every call. The gradient has a packed copy of the transposed
+weight. `pack_weights` makes these copies where there is memory for them.
 
 Without them, MKL reaches a third to half of the bandwidth for few rows on some CPUs. Two other kernels are faster
 there:
@@ -25,19 +25,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
+from gradellm_engine.layers.packing import Packing, best_packing
 from gradellm_engine.utils.torch_compat import (
     has_onednn_linear,
-    has_packed_linear,
     is_batched_tensor,
     onednn_linear,
-    pack_linear,
-    packed_linear,
 )
 
 # Thresholds measured with `python -m gradellm_bench.linear`.
@@ -78,6 +76,7 @@ class GemmWeight:
         self.num_row_tiles = _num_row_tiles(self._stored)
         self.uses_onednn = _uses_onednn(self._stored)
         self._invariant: tuple[Product, Product] | None = None  # x W^T + b, and g W
+        self._packing: Packing | None = None
         self._packed: Tensor | None = None
         self._packed_transposed: Tensor | None = None
 
@@ -85,20 +84,22 @@ class GemmWeight:
     def can_be_packed(self) -> bool:
         """Whether a packed copy is faster."""
         weight = self.weight
-        is_float = weight.device.type == "cpu" and weight.dtype == torch.float32
-        return is_float and weight.numel() >= MIN_PACKED_WEIGHTS and has_packed_gemm()
+        is_large = weight.device.type == "cpu" and weight.numel() >= MIN_PACKED_WEIGHTS
+        return is_large and best_packing(weight.dtype) is not None
 
-    def pack(self) -> None:
-        """Compute products with a packed copy of the weight from now on."""
-        self._packed = pack_linear(self.weight.contiguous())
+    def pack(self, packing: Packing | None = None) -> None:
+        """Compute products with a packed copy of the weight from now on, in the best layout or in a given one."""
+        self._packing = packing or best_packing(self.weight.dtype)
+        self._packed = None if self._packing is None else self._packing.pack(self.weight.contiguous())
 
     def pack_transposed(self) -> None:
-        """Compute gradients with a packed copy of the transposed weight from now on."""
-        self._packed_transposed = pack_linear(self._transposed.contiguous())
+        """Once packed, compute gradients with a packed copy of the transposed weight from now on."""
+        if self._packing is not None:
+            self._packed_transposed = self._packing.pack(self._transposed.contiguous())
 
     def unpack(self) -> None:
         """Drop the packed copies."""
-        self._packed = self._packed_transposed = None
+        self._packing = self._packed = self._packed_transposed = None
 
     def enable_batch_invariance(self) -> None:
         """From now on, a row's result does not depend on the other rows."""
@@ -134,8 +135,8 @@ class GemmWeight:
     def product(self, x: Tensor) -> Tensor:
         """The layer's output, x W^T + b. [.., in] -> [.., out]"""
         match self.kernel(x):
-            case Kernel.PACKED if self._packed is not None:
-                return packed_linear(x, self._packed, self.weight, self.bias)
+            case Kernel.PACKED if self._packing is not None and self._packed is not None:
+                return self._packing.product(x, self._packed, self.weight, self.bias)
             case Kernel.ROW_TILES:
                 matmul = row_tiled_matmul_transposed if self._is_column_major else row_tiled_matmul
                 y = matmul(x, self._stored, self.num_row_tiles)
@@ -157,8 +158,8 @@ class GemmWeight:
         if kernel is Kernel.PACKED and self._packed_transposed is None:
             kernel = self._unpacked_kernel(g)
         match kernel:
-            case Kernel.PACKED if self._packed_transposed is not None:
-                return packed_linear(g, self._packed_transposed, self._transposed, None)
+            case Kernel.PACKED if self._packing is not None and self._packed_transposed is not None:
+                return self._packing.product(g, self._packed_transposed, self._transposed, None)
             case Kernel.ROW_TILES:
                 matmul = row_tiled_matmul if self._is_column_major else row_tiled_matmul_transposed
                 return matmul(g, self._stored, self.num_row_tiles)
@@ -170,22 +171,6 @@ class GemmWeight:
                 return self._invariant[1](g)
             case _:
                 return g @ self.weight
-
-
-@cache
-def has_packed_gemm() -> bool:
-    """Whether MKL multiplies a packed weight with any number of rows rightly, which is tried once."""
-    if not has_packed_linear():
-        return False
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn((192, 160), generator=generator)
-    packed = pack_linear(weight)
-    for rows in (1, 2, 3, 5, 16, 17, 63, 64, 65, 130, 257):
-        x = torch.randn((rows, 160), generator=generator)
-        expected = x.double() @ weight.double().t()
-        if not torch.allclose(packed_linear(x, packed, weight, None).double(), expected, rtol=0, atol=1e-3):
-            return False
-    return True
 
 
 def row_tiled_matmul(x: Tensor, weight: Tensor, count: int) -> Tensor:

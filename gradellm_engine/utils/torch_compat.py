@@ -34,6 +34,8 @@ A plain `torch.autograd.Function` cannot run there.
 is_batched_tensor: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor
 """Whether a tensor carries a batch dimension of `torch.func.vmap` that its shape does not show. Since torch 2.0."""
 
+_PACKED_FOR_ROWS = 64  # the libraries ask for the number of input rows; their layout is the same for any number
+
 
 def apply_to_physical(function: Callable[[Tensor], Tensor], batched: Tensor) -> Tensor:
     """`function` of the tensor below a `torch.func.vmap` batch dimension, batched again in the same way.
@@ -68,29 +70,34 @@ def has_onednn_linear() -> bool:
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W^T + b by oneDNN, which `torch.nn.functional.linear` does not choose for float32. Since torch 2.0.
 
-    Inductor compiles linear layers to the same operator. [.., in], [out, in], [out] -> [.., out]
+    Inductor compiles linear layers to the same operator. [.., in], [out, in] or packed, [out] -> [.., out]
     """
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
-def has_packed_linear() -> bool:
+def pack_for_onednn(weight: Tensor) -> Tensor:
+    """A weight in the layout in which oneDNN multiplies it, for `onednn_linear`; an opaque copy. Since torch 2.0.
+
+    [out, in], float32 or, on processors with the instructions for it, bfloat16
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight, _PACKED_FOR_ROWS)
+    return packed
+
+
+def has_mkl_linear() -> bool:
     """Whether this build of torch has MKL and the operators of packed weights. Since torch 2.0."""
     is_built: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return is_built and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
-def pack_linear(weight: Tensor) -> Tensor:
-    """A weight in the layout in which MKL multiplies it, an opaque copy. [out, in], float32. Since torch 2.0.
-
-    MKL's documentation ties a packed matrix to a number of input rows; in fact the layout is the same for any number
-    (`gradellm_engine.layers.gemm.has_packed_gemm` checks it).
-    """
-    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)
+def pack_for_mkl(weight: Tensor) -> Tensor:
+    """A weight in the layout in which MKL multiplies it, an opaque copy. [out, in], float32. Since torch 2.0."""
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, _PACKED_FOR_ROWS)
     return packed
 
 
-def packed_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def mkl_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W^T + b by MKL with a packed weight. Since torch 2.0.
 
     Inductor compiles linear layers with frozen weights to the same operator.

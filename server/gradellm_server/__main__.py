@@ -158,6 +158,7 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         context_tokens=options.max_context_tokens,
         max_new_tokens=options.max_new_tokens,
         max_running=options.max_running,
+        max_gap=options.max_gap,
         kv_bytes=options.kv_memory,
         method_bytes=options.method_memory,
         threads=options.threads,

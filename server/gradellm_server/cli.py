@@ -109,27 +109,7 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum length of a completion (default: 4096)",
     )
-    group.add_argument(
-        "--max-running",
-        type=cli_types.count,
-        default=16,
-        metavar="N",
-        help="maximum number of running requests (default: 16)",
-    )
-    group.add_argument(
-        "--max-queued",
-        type=int,
-        default=64,
-        metavar="N",
-        help="maximum number of queued requests; more are rejected (default: 64)",
-    )
-    group.add_argument(
-        "--max-queued-tokens",
-        type=cli_types.count,
-        default=262144,
-        metavar="N",
-        help="maximum tokens of all queued requests, prompts and longest completions (default: 262144)",
-    )
+    _add_scheduling_options(group)
     group.add_argument(
         "--kv-memory",
         type=cli_types.size,
@@ -148,6 +128,39 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
         default=4 * 2**20,
         metavar="N",
         help="maximum size of a request in bytes (default: 4 MiB)",
+    )
+
+
+def _add_scheduling_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-running",
+        type=cli_types.count,
+        default=16,
+        metavar="N",
+        help="maximum number of running requests (default: 16)",
+    )
+    group.add_argument(
+        "--max-gap-ms",
+        type=cli_types.milliseconds,
+        default=0.5,
+        dest="max_gap",
+        metavar="MS",
+        help="how long prompts may delay the next token of running requests; less makes streams smoother, more makes "
+        "prompts and the whole server faster (default: 500)",
+    )
+    group.add_argument(
+        "--max-queued",
+        type=int,
+        default=64,
+        metavar="N",
+        help="maximum number of queued requests; more are rejected (default: 64)",
+    )
+    group.add_argument(
+        "--max-queued-tokens",
+        type=cli_types.count,
+        default=262144,
+        metavar="N",
+        help="maximum tokens of all queued requests, prompts and longest completions (default: 262144)",
     )
 
 

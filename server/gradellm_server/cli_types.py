@@ -19,6 +19,17 @@ def seconds(text: str) -> float:
     return number
 
 
+def milliseconds(text: str) -> float:
+    """A duration of more than 0 ms, in seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of milliseconds") from None
+    if not 0 < number < 1000 * MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and less than {1000 * MAX_SECONDS:,}, was {text}")
+    return number / 1000
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if not (text.isdecimal() and int(text) >= 1):

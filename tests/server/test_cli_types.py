@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from gradellm_server.cli_types import count, seconds, size
+from gradellm_server.cli_types import count, milliseconds, seconds, size
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,13 @@ def test_seconds_are_finite_and_not_negative() -> None:
             seconds(text)
     with pytest.raises(argparse.ArgumentTypeError, match="'soon' is not a number of seconds"):
         seconds("soon")
+
+
+def test_milliseconds_are_positive_and_given_in_seconds() -> None:
+    assert milliseconds("500") == 0.5
+    assert milliseconds("0.5") == pytest.approx(0.0005)
+    for text in ("0", "-1", "nan", "inf", "1e12"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be more than 0 and less than 1,000,000,000"):
+            milliseconds(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="'half' is not a number of milliseconds"):
+        milliseconds("half")

@@ -13,8 +13,8 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
+from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.core.request import RequestPhase
-from gradellm_engine.core.scheduler import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.explained_pass import ExplainedPass
@@ -32,13 +32,13 @@ class Steps:
     def __init__(self) -> None:
         self.count = 0
 
-    def slow(self, runner: ModelRunner) -> Callable[[Sequence[SequenceChunk]], ExplainedPass]:
+    def slow(self, runner: ModelRunner) -> Callable[..., ExplainedPass]:
         original = runner.explained_pass
 
-        def step(parts: Sequence[SequenceChunk]) -> ExplainedPass:
+        def step(*arguments: Any) -> ExplainedPass:
             self.count += 1
             time.sleep(0.02)
-            return original(parts)
+            return original(*arguments)
 
         return step
 

@@ -21,6 +21,7 @@ from gradellm_engine import (
     Sources,
     Step,
 )
+from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.core.sampler import Distribution, choose_token, sampling_probs, uniform_draw
 from gradellm_engine.core.scheduler import Scheduler
 from support.oracle import relative_error
@@ -68,10 +69,12 @@ class RequestOutput:
         return next((event for event in self.events if isinstance(event, Finished)), None)
 
 
-def scheduler_of(engine: Engine, *, max_running: int, num_tokens: int) -> Scheduler:
+def scheduler_of(
+    engine: Engine, *, max_running: int, num_tokens: int, max_gap: float = DEFAULT_MAX_GAP_SECONDS
+) -> Scheduler:
     """Another scheduler of a loaded model, with an empty KV cache of `num_tokens`."""
     engine.model.runner.allocate_pool(num_tokens)
-    return Scheduler(engine.model.runner, max_running=max_running)
+    return Scheduler(engine.model.runner, max_running=max_running, max_gap=max_gap)
 
 
 def finish(

@@ -110,6 +110,8 @@ class Limits:
     """Of a conversation."""
     max_segments: int = 0
     """Of a prompt."""
+    max_gap_seconds: float = 0.0
+    """Between two tokens of a stream, while prompts of other requests are read."""
 
 
 @dataclass(frozen=True, slots=True)

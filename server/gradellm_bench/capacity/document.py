@@ -37,7 +37,7 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "prompts of 4,000 tokens": ({"prompt_tokens": 4000}, {}),
     "1 % evaluations": ({"evaluations": 0.01}, {}),
     "--max-running 16, the default": ({}, {"max_running": 16}),
-    "prefill chunks of 16 tokens during decoding": ({}, {"min_prefill_chunk_tokens": 16}),
+    "--max-gap-ms 100": ({}, {"max_gap": 0.1}),
     "no CUDA graph capture": ({}, {"captures_graphs": False}),
 }
 

@@ -161,7 +161,8 @@ def _decoding(
     """Time decode steps of `count` streams; with chunked delivery only their replays, since their steps are plain."""
     bench_model.loaded.runner.pool.evict_all()
     is_chunked = attribution is not None and attribution.chunk_size is not None
-    new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else WARM_UPS + steps
+    # The pass that ends a prompt may give the first token already.
+    new_tokens = DEFAULT_CHUNK_SIZE * (steps + 1) if is_chunked else 1 + WARM_UPS + steps
     prompts = [bench_model.prompt(rng, context) for _ in range(count)]
     requests = new_requests(engine, prompts, new_tokens, attribution)
     for request in requests:
@@ -177,7 +178,7 @@ def _decoding(
         first, *repetitions = timed["replay"]
         return [PassMeasurement("replay", count, DEFAULT_CHUNK_SIZE, context, tuple(repetitions), first)]
     return [
-        PassMeasurement(kind, count, 1, context, tuple(seconds[WARM_UPS:]), seconds[0])
+        PassMeasurement(kind, count, 1, context, tuple(seconds[WARM_UPS:][:steps]), seconds[0])
         for kind, seconds in timed.items()
     ]
 

@@ -1,9 +1,9 @@
 """Simulates a server's scheduler (`gradellm_engine.core.scheduler`) on a cost model of its passes.
 
-A step does the same in the same order: admission, a decode step of all streams, replays of chunks that are due, a
-prefill chunk that takes about as long as the decode step, and every so many steps a batch of an evaluation. Limits are
+A step does the same in the same order: admission, a decode step of all streams, chunks of prompts as large as the
+longest gap allows, replays of chunks that are due, and every so many steps a batch of an evaluation. Limits are
 imported from the scheduler, so that they cannot drift apart. Not simulated: the prefix cache, fragmentation of the KV
-cache, and slow clients.
+cache, and slow clients; a pass that holds a decode step and prompts takes as long as both.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from gradellm_bench.capacity.measurements import Kind
 from gradellm_bench.capacity.request_metrics import RequestRecord
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
 from gradellm_engine.compilation.cuda_graphs import MAX_GRAPHS, pad_to_bucket
+from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, MAX_PREFILL_CHUNK_TOKENS, PassTimings
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
     EVALUATION_BATCH_STEPS,
     IDLE_EVALUATION_SECONDS,
     MAX_EXPLAINED_TOKENS,
-    MAX_PREFILL_CHUNK_TOKENS,
-    MIN_PREFILL_CHUNK_TOKENS,
     STEPS_PER_EVALUATION_BATCH,
 )
 from gradellm_engine.passes.batched import StepShape
@@ -38,7 +37,7 @@ class ReplicaSettings:
         kv_tokens: KV cache slots of all requests.
         max_queued: requests in the queue.
         max_queued_tokens: KV cache slots of all requests in the queue.
-        min_prefill_chunk_tokens: smallest prefill chunk while requests decode; None for the scheduler's.
+        max_gap: seconds between two tokens of a stream that prompts may not exceed.
         captures_graphs: whether a step of a new shape takes the time of a CUDA graph capture.
     """
 
@@ -46,7 +45,7 @@ class ReplicaSettings:
     kv_tokens: int = 262_144
     max_queued: int = 64
     max_queued_tokens: int = 262_144
-    min_prefill_chunk_tokens: int | None = None
+    max_gap: float = DEFAULT_MAX_GAP_SECONDS
     captures_graphs: bool = True
 
 
@@ -85,14 +84,12 @@ class Replica:
     def __init__(self, costs: Costs, settings: ReplicaSettings) -> None:
         self._costs, self._settings = costs, settings
         self._most_explained = MAX_EXPLAINED_TOKENS[costs.processor]
-        self._most_read = MAX_PREFILL_CHUNK_TOKENS[costs.processor]
-        self._min_prefill = settings.min_prefill_chunk_tokens or MIN_PREFILL_CHUNK_TOKENS[costs.processor]
         self._now = 0.0
         self._waiting: deque[_ActiveRequest] = deque()
         self._running: list[_ActiveRequest] = []
         self._free_slots = settings.kv_tokens
         self._queued_slots = 0
-        self._step_seconds = self._read_seconds = 0.0
+        self._timings = PassTimings()
         self._steps_since_evaluation = 0
         self._shapes: OrderedDict[StepShape, None] = OrderedDict()
         self.busy_seconds = 0.0
@@ -156,9 +153,14 @@ class Replica:
         chunk_size = DEFAULT_CHUNK_SIZE
         if self._waiting:
             chunk_size = max(chunk_size, self._most_explained // max(1, len(self._running)))
+        began, prefill_seconds = self._now, 0.0
         decoding = [active for active in self._running if self._can_decode(active, chunk_size)]
-        if decoding:
+        reading = [active for active in self._running if active.unread_tokens]
+        is_mixed = bool(reading) and self._costs.processor == "cpu"
+        if decoding and not is_mixed:
             self._decode(decoding)
+        if reading:
+            prefill_seconds = self._prefill(reading, decoding if is_mixed else [], is_idle=not decoding)
         explaining = [
             active
             for active in self._running
@@ -166,8 +168,8 @@ class Replica:
         ]
         if explaining:
             self._explain(explaining, chunk_size)
-        if reading := [active for active in self._running if active.unread_tokens]:
-            self._prefill(reading, alone=not decoding and not explaining)
+        if decoding:
+            self._timings = self._timings.after_cycle(self._now - began - prefill_seconds)
         evaluating = [
             active
             for active in self._running
@@ -197,18 +199,21 @@ class Replica:
         context = sum(active.held for active in active_requests)
         self._record(count, 1, active_requests, is_new=True, is_explained=bool(explained))
         self._pass(self._costs.step(count, context, explained=bool(explained)))
+        self._timings = self._timings.after_step(self._now - began)
+        self._add_tokens(active_requests)
+        self._accept_arrivals()
+        if explained:
+            self._pass(self._costs.scores(count, context))
+            for active in explained:
+                active.served.vectors.append(self._now)
+
+    def _add_tokens(self, active_requests: Sequence[_ActiveRequest]) -> None:
         for active in active_requests:
             active.held += 1
             active.num_chosen += 1
             active.served.tokens.append(self._now)
             if active.mode is Mode.CHUNKED:
                 active.pending += 1
-        self._accept_arrivals()
-        if explained:
-            self._pass(self._costs.scores(count, context))
-            for active in explained:
-                active.served.vectors.append(self._now)
-        self._step_seconds = _ema(self._step_seconds, self._now - began)
 
     def _explain(self, active_requests: Sequence[_ActiveRequest], chunk_size: int) -> None:
         """Replays of chunks that are due, as many as fit a pass."""
@@ -230,11 +235,14 @@ class Replica:
             active.pending -= length
             active.served.vectors += [self._now] * length
 
-    def _prefill(self, active_requests: Sequence[_ActiveRequest], *, alone: bool) -> None:
-        """Prefill chunks, until the pass is full."""
-        room = self._most_read
-        if not alone and self._read_seconds:
-            room = max(self._min_prefill, min(room, int(self._step_seconds / self._read_seconds)))
+    def _prefill(
+        self, active_requests: Sequence[_ActiveRequest], decoding: Sequence[_ActiveRequest], *, is_idle: bool
+    ) -> float:
+        """Prefill chunks, until the pass is full, with a decode step of `decoding`; the seconds that they take."""
+        processor = self._costs.processor
+        room = MAX_PREFILL_CHUNK_TOKENS[processor]
+        if not is_idle:
+            room = self._timings.num_prefill_tokens(self._settings.max_gap, processor)
         chosen, tokens, work = [], 0, 0
         for active in active_requests:
             if not room:
@@ -248,15 +256,29 @@ class Replica:
             chosen.append(active)
         self._move_to_back(chosen)
         seconds = self._costs.read(tokens, work)
-        self._pass(seconds)
-        self._read_seconds = _ema(self._read_seconds, seconds / tokens)
+        self._timings = self._timings.after_prefill(seconds, tokens)
+        if not decoding:
+            self._pass(seconds)
+            return seconds
+        explained = [active for active in decoding if active.mode is Mode.PER_TOKEN]
+        context = sum(active.held for active in decoding)
+        self._pass(seconds + self._costs.step(len(decoding), context, explained=False))
+        self._add_tokens(decoding)
+        if explained:
+            held = sum(active.held for active in explained)
+            self._pass(self._costs.replay(len(explained), held))
+            for active in explained:
+                active.served.vectors.append(self._now)
+        return seconds
 
     def _evaluate(self, active: _ActiveRequest, *, alone: bool) -> None:
         """A batch of perturbed texts; its cost is that of as many prefill tokens."""
-        seconds = IDLE_EVALUATION_SECONDS if alone else EVALUATION_BATCH_STEPS * self._step_seconds
-        tokens = max(1, min(active.num_left, int(seconds / max(1e-9, self._read_seconds))))
+        timings, seconds = self._timings, IDLE_EVALUATION_SECONDS
+        if not alone:
+            seconds = min(EVALUATION_BATCH_STEPS * timings.step, timings.seconds_left(self._settings.max_gap))
+        tokens = max(1, min(active.num_left, int(seconds / max(1e-9, timings.prefill_token))))
         active.num_left -= tokens
-        self._pass(tokens * self._read_seconds)
+        self._pass(tokens * timings.prefill_token)
         self._move_to_back([active])
 
     def _end(self) -> None:
@@ -297,8 +319,3 @@ class Replica:
         """Round-robin: streams that were served go to the end."""
         gone = set(map(id, served))
         self._running = [active for active in self._running if id(active) not in gone] + list(served)
-
-
-def _ema(before: float, now: float) -> float:
-    """An exponential moving average, as the scheduler's."""
-    return now if before == 0 else 0.8 * before + 0.2 * now

@@ -1,8 +1,8 @@
 """`python -m gradellm_bench.network --model PATH [--vllm DIR]`: servers under load over the network.
 
 Each server is a process of its own and stays up for the whole run, so that all are measured within minutes of each
-other, alternately. A run sends some distinct prompts at once and reads all completions. The result is a table of
-medians, and JSON.
+other, alternately. A run sends some distinct prompts at once and reads all completions; other runs send them as a
+Poisson process, at some percentages of each server's capacity. The result is tables, JSON and a plot.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradellm_bench.network.load import RunSummary, new_texts, run_streams
+from gradellm_bench.network.load import LoadSummary, RunSummary, new_texts, poisson_arrivals, run_streams
+from gradellm_bench.network.report import Row, burst_table, load_table, plot_loads
 from gradellm_bench.network.servers import GradellmServer, ServerError, StreamFn, VLLMServer
 
 MODES = ("plain", "per_token", "chunked(16)")
 WARM_UP_TOKENS = 4
 EXIT_FAILED = 70
 
-Row = dict[str, Any]
 TokenizeFn = Callable[[str], list[int]]
 
 
@@ -46,9 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
+        "--loads",
+        nargs="*",
+        type=int,
+        default=[50, 80, 100, 120],
+        metavar="PERCENT",
+        help="of a server's capacity, for Poisson arrivals; none for no such runs (default: 50 80 100 120)",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=48, metavar="N", help="of a run with Poisson arrivals (default: %(default)s)"
+    )
+    parser.add_argument(
         "--server-args", nargs="*", default=[], metavar="ARG", help="flags of gradellm serve, without --"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot first tokens and gaps by load")
     options = parser.parse_args(arguments)
     try:
         with ExitStack() as servers:
@@ -59,13 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for count in options.streams
                 for row in measure(streams, tokenize, length, count, options.new_tokens, options.rounds)
             ]
+            loads = [
+                row
+                for length in options.prompts
+                if options.loads
+                for row in measure_load(streams, tokenize, length, options.loads, options.requests, options.new_tokens)
+            ]
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(table(rows))
-    result = {"machine": _machine(options), "rows": rows}
+    for text in (burst_table(rows), load_table(loads)):
+        print(text, end="\n\n")
     if options.json:
+        result = {"machine": _machine(options), "rows": rows, "loads": loads}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot and loads:
+        plot_loads(loads, options.plot)
     return 0
 
 
@@ -112,25 +133,39 @@ def measure(
     ]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The result as Markdown; ratios to vLLM where it was measured."""
-    peers = {(row["prompt"], row["streams"]): row for row in rows if row["server"] == "vllm"}
-    lines = [
-        "| prompt | streams | server | tokens/s | of vLLM's | first token, last stream, ms | of vLLM's | ms a token "
-        "| largest gap, ms |",
-        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        peer = peers.get((row["prompt"], row["streams"]))
-        ratios = [
-            "" if peer is None else f"{row[name] / peer[name]:.2f}"
-            for name in ("tokens_per_second", "last_first_token_ms")
-        ]
-        lines.append(
-            f"| {row['prompt']} | {row['streams']} | {row['server']} | {row['tokens_per_second']:.1f} | {ratios[0]} "
-            f"| {row['last_first_token_ms']:.0f} | {ratios[1]} | {row['token_ms']:.1f} | {row['max_gap_ms']:.0f} |"
-        )
-    return "\n".join(lines)
+def measure_load(
+    streams: Mapping[str, StreamFn],
+    tokenize: TokenizeFn,
+    length: int,
+    loads: Sequence[int],
+    num_requests: int,
+    new_tokens: int,
+) -> list[Row]:
+    """Poisson arrivals at some percentages of each server's capacity: a row for each server, mode and load.
+
+    The capacity is how many requests a second a server completes of `num_requests` that are there from the start.
+    """
+    rows: list[Row] = []
+    for seed, (name, stream) in enumerate(streams.items()):
+        capacity = 0.0
+        for load in (0, *loads):  # 0: all requests at the start, for the capacity
+            prompts = [tokenize(text)[:length] for text in new_texts(num_requests, length, 1000 * load + seed)]
+            rate = capacity * load / 100
+            # Each server meets the same arrivals, at its own rate.
+            arrivals = poisson_arrivals(num_requests, rate, seed=load) if load else None
+            records = run_streams(stream, prompts, new_tokens, arrivals)
+            if errors := {record.error for record in records if record.error and not record.is_refused}:
+                raise ServerError(f"{name}: {', '.join(sorted(errors))}")
+            summary = LoadSummary.of(records)
+            if not load:
+                capacity = summary.num_served / max(record.ended or 0.0 for record in records)
+                _show(f"{length} tokens, {name}: {capacity:.2f} requests/s at capacity")
+                continue
+            rows.append(
+                {"prompt": length, "server": name, "load": load, "rate": rate, "capacity": capacity} | asdict(summary)
+            )
+            _show(f"{length} tokens, {load}% of capacity, {name}: first token p95 {summary.first_token.p95:.0f} ms")
+    return rows
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:

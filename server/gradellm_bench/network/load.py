@@ -9,8 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import Self
 
-from gradellm_bench.network.servers import StreamFn
+import numpy as np
+
+from gradellm_bench.network.servers import StreamFn, StreamRefusedError
 
 WORDS = (
     "a red fox", "the old king", "two ships", "some bread", "a tall tower", "many birds", "a lazy cat", "the queen",
@@ -28,12 +31,14 @@ class StreamRecord:
         tokens: when each token arrived.
         ended: when the stream ended; None before.
         error: what it failed with, if it did.
+        is_refused: whether the server's queue was full.
     """
 
     sent: float
     tokens: list[float] = field(default_factory=list)
     ended: float | None = None
     error: str | None = None
+    is_refused: bool = False
 
     @property
     def first_token(self) -> float:
@@ -85,6 +90,63 @@ class RunSummary:
         )
 
 
+@dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of durations, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Self:
+        """The percentiles of durations in seconds."""
+        return cls(*(1e3 * float(value) for value in np.percentile(seconds, (50, 95, 99, 100))))
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """The figures of a run whose requests arrive over time.
+
+    Attributes:
+        requests_per_second: at which they arrived.
+        tokens_per_second: all streams' tokens, over the time from the first request to the last token.
+        first_token: from sending a request to its first token.
+        gap: between tokens of a stream.
+        num_served: streams that ended well.
+        num_refused: requests that the server refused because its queue was full.
+        num_failed: streams that ended with another error.
+        refusal_ms: the longest time until a refusal; 0 without one.
+    """
+
+    requests_per_second: float
+    tokens_per_second: float
+    first_token: Percentiles
+    gap: Percentiles
+    num_served: int
+    num_refused: int
+    num_failed: int
+    refusal_ms: float
+
+    @classmethod
+    def of(cls, records: Sequence[StreamRecord]) -> Self:
+        """Summarise streams; at least one must have two tokens."""
+        served = [record for record in records if record.error is None and record.tokens]
+        refused = [record for record in records if record.is_refused]
+        began, ended = min(record.sent for record in records), max(record.tokens[-1] for record in served)
+        return cls(
+            requests_per_second=(len(records) - 1) / max(1e-9, max(record.sent for record in records) - began),
+            tokens_per_second=sum(len(record.tokens) for record in served) / (ended - began),
+            first_token=Percentiles.of([record.first_token for record in served]),
+            gap=Percentiles.of([gap for record in served for gap in record.gaps]),
+            num_served=len(served),
+            num_refused=len(refused),
+            num_failed=sum(record.error is not None and not record.is_refused for record in records),
+            refusal_ms=1e3 * max((record.ended - record.sent for record in refused if record.ended), default=0.0),
+        )
+
+
 def run_streams(
     stream: StreamFn, prompts: Sequence[Sequence[int]], new_tokens: int, arrivals: Sequence[float] | None = None
 ) -> list[StreamRecord]:
@@ -109,6 +171,7 @@ def run_streams(
                 if count:
                     record.tokens.append(time.perf_counter() - began)
         except Exception as error:
+            record.is_refused = isinstance(error, StreamRefusedError)
             record.error = f"{type(error).__name__}: {error}"
         record.ended = time.perf_counter() - began
 

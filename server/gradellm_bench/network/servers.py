@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from gradellm import Client, GradellmError
+from gradellm import Client, GradellmError, OverloadedError
 from gradellm.wire.keywords import GenerateKeywords
 
 START_SECONDS = 600.0
@@ -29,6 +29,10 @@ StreamFn = Callable[[Sequence[int], int], Iterator[int]]
 
 class ServerError(Exception):
     """A server did not start, or ended."""
+
+
+class StreamRefusedError(Exception):
+    """A server refused a request because its queue is full."""
 
 
 class ServerProcess:
@@ -91,7 +95,7 @@ class GradellmServer(ServerProcess):
         command = [sys.executable, "-m", "gradellm_server", "--model", str(model), "--listen", self.target]
         super().__init__([*command, "--metrics-listen", "none", *arguments], port, {})
         self.wait_until(self._is_ready)
-        self._client = Client(self.target)
+        self._client = Client(self.target, retry=None)  # a refused request is a result
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text."""
@@ -106,8 +110,11 @@ class GradellmServer(ServerProcess):
             keywords |= {"delivery": "chunked", "chunk_size": int(attribution[len("chunked(") : -1])}
         else:
             keywords |= {"method": "grad_ellm", "delivery": "per_token"}
-        for event in self._client.generate(**keywords):
-            yield int(event.token is not None)
+        try:
+            for event in self._client.generate(**keywords):
+                yield int(event.token is not None)
+        except OverloadedError as error:
+            raise StreamRefusedError(str(error)) from error
 
     def _is_ready(self) -> bool:
         try:

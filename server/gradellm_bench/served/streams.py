@@ -75,7 +75,7 @@ def run_streams(
         streams: requests.
         after_step: called after every scheduler step.
         submitted: how many are submitted at the start; `after_step` submits the others. All by default.
-        decode_together: whether no stream decodes before the prefill of all is done.
+        decode_together: whether no stream gets a second token before the prefill of all is done.
     """
     timelines = [Timeline() for _ in streams]
     for stream in streams[:submitted]:

@@ -23,6 +23,7 @@ def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoRe
             max_prompt_characters=engine.prompt_limits.characters,
             max_messages=engine.prompt_limits.messages,
             max_segments=engine.prompt_limits.segments,
+            max_gap_seconds=engine.scheduler.max_gap,
             kv_bytes=engine.kv_bytes,
             kv_tokens=engine.kv_tokens,
             method_bytes=engine.method_bytes,

@@ -67,11 +67,13 @@ def test_memory_for_keys_and_values_holds_back() -> None:
         run(request(Mode.PLAIN, slots=151), limits=limits)
 
 
-def test_prefill_chunks_are_small_during_decoding() -> None:
-    """A running stream waits for a token about twice as long, however long the prompt is."""
-    running, _ = run(request(Mode.PLAIN, answer=200), request(Mode.PLAIN, arrival=0.3, prompt=1000))
+@pytest.mark.parametrize("mode", [Mode.PLAIN, Mode.PER_TOKEN])
+def test_prompts_fit_the_gap_between_tokens(mode: Mode) -> None:
+    """A running stream waits no longer for a token, however long the prompt is."""
+    limits = replace(ROOMY, max_gap=0.1)
+    running, _ = run(request(mode, answer=200), request(Mode.PLAIN, arrival=0.3, prompt=1000), limits=limits)
     gaps = [after - before for before, after in zip(running.tokens, running.tokens[1:], strict=False)]
-    assert max(gaps) <= STEP + 16 * READ + 1e-9
+    assert 0.05 < max(gaps) <= 0.1
 
 
 def test_an_evaluation_has_low_priority() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradellm_bench.network.__main__ import table
-from gradellm_bench.network.servers import GradellmServer, ServerError, VLLMServer
+from gradellm_bench.network.servers import GradellmServer, ServerError, StreamRefusedError, VLLMServer
 
 SERVE = """\
     import json, sys
@@ -65,13 +64,12 @@ def test_our_server_streams_every_mode(model_path: Callable[[str], Path]) -> Non
             assert sum(server.stream([5, 6, 7], 4, attribution)) == 4
 
 
-def test_ratios_are_to_vllm_s_figures() -> None:
-    figures = {"prompt": 128, "streams": 8, "token_ms": 60.0, "max_gap_ms": 90.0}
-    rows = [
-        figures | {"server": "vllm", "tokens_per_second": 100.0, "last_first_token_ms": 1000.0},
-        figures | {"server": "plain", "tokens_per_second": 97.0, "last_first_token_ms": 1050.0},
-    ]
-    lines = table(rows).splitlines()
-    assert lines[2] == "| 128 | 8 | vllm | 100.0 | 1.00 | 1000 | 1.00 | 60.0 | 90 |"
-    assert lines[3] == "| 128 | 8 | plain | 97.0 | 0.97 | 1050 | 1.05 | 60.0 | 90 |"
-    assert "| plain | 97.0 |  | 1050 |  |" in table(rows[1:])
+@pytest.mark.slow
+def test_a_full_queue_refuses_at_once(model_path: Callable[[str], Path]) -> None:
+    with GradellmServer(model_path("llama"), ["--max-running", "1", "--max-queued", "0"]) as server:
+        running = server.stream([5, 6, 7], 200)
+        next(running)
+        with pytest.raises(StreamRefusedError, match="running"):
+            list(server.stream([8, 9], 2))
+        assert next(running) == 1
+        assert sum(running) > 2

@@ -50,8 +50,8 @@ def test_streams_decode_together_only_after_all_prefills(tiny: BenchModel, engin
     tiny.loaded.runner.pool.evict_all()
     together = run_streams(engine, requests(engine, tiny, lengths), decode_together=True)
     last_read = [max(timeline.read or 0.0 for timeline in timelines) for timelines in (apart, together)]
-    assert apart[0].tokens[0] < last_read[0]
-    assert together[0].tokens[0] >= last_read[1]
+    assert apart[0].tokens[1] < last_read[0]
+    assert together[0].tokens[1] >= last_read[1]
     assert [timeline.ids for timeline in together] == [timeline.ids for timeline in apart]
 
 

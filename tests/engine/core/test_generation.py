@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from engine.core.generation_helpers import (
     GREEDY,
@@ -22,6 +21,7 @@ from engine.core.generation_helpers import (
     fields,
     reason,
     row,
+    same,
 )
 from gradellm_engine import (
     AttributionSettings,
@@ -218,11 +218,11 @@ def test_a_generation_without_references_is_closed(engine: Engine) -> None:
 def test_generations_beyond_max_running_are_busy_and_run_later(model_path: ModelPath) -> None:
     engine = Engine.load(str(model_path("llama")), max_running=2)
     first, second, third = (engine.generate(PROMPT, GREEDY, PREFIX) for _ in range(3))
-    first.advance()
+    steps = first.advance()
     second.advance()
     with pytest.raises(BusyError):
         third.advance()
-    steps = list(first)
+    steps += first
     assert fields(list(third)) == fields(steps)
     second.close()
 
@@ -255,5 +255,6 @@ def test_generations_do_not_influence_each_other(engine: Engine) -> None:
             steps += generation.advance()
     for a, b in zip(alone, together, strict=True):
         assert fields(a) == fields(b)
-        assert [s.logprob for s in a] == [s.logprob for s in b]
-        assert all(torch.equal(row(x), row(y)) for x, y in zip(a, b, strict=True) if x.attribution)
+        # Up to rounding: together, some find the prefixes that others have left.
+        assert [s.logprob for s in a] == pytest.approx([s.logprob for s in b], rel=1e-5)
+        assert all(same(row(x), row(y)) for x, y in zip(a, b, strict=True) if x.attribution)

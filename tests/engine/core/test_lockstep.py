@@ -35,8 +35,9 @@ from gradellm_engine.core.lockstep import (
     check_in_step,
     digest,
 )
+from gradellm_engine.core.pass_timings import PassTimings
 from gradellm_engine.core.request_spec import RequestCall
-from gradellm_engine.core.scheduler import PassTimings, Scheduler
+from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.model.runner import ModelRunner
 from support.scheduler_harness import finish
 
@@ -209,10 +210,10 @@ def test_a_follower_with_other_tokens_is_lost(engine: Engine, recorded: list[Com
 def test_a_failure_of_rank_0_alone_ends_the_group(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error becomes the request's; the other ranks would wait in the pass that rank 0 has left."""
 
-    def fail(self: ModelRunner, chunks: Any) -> None:
+    def fail(self: ModelRunner, *args: Any) -> None:
         raise RuntimeError("a broken pass")
 
-    monkeypatch.setattr(ModelRunner, "prefill", fail)
+    monkeypatch.setattr(ModelRunner, "step", fail)
     scheduler = rank_zero(engine, Ranks())
     scheduler.submit(generation(engine, 0))
     with pytest.raises(GroupLostError, match="a broken pass"):

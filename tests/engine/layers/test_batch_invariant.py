@@ -26,7 +26,7 @@ from gradellm_engine import (
     Sources,
     UnsupportedModelError,
 )
-from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.core import pass_timings
 from gradellm_engine.core.scheduler import Scheduler
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
@@ -124,8 +124,8 @@ def disturbed(engine: Engine, seed: int) -> None:
 def test_requests_that_arrive_end_and_are_resumed(
     load: Load, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
-    monkeypatch.setitem(scheduling.MIN_PREFILL_CHUNK_TOKENS, "cpu", 3)
+    monkeypatch.setitem(pass_timings.MAX_PREFILL_CHUNK_TOKENS, "cpu", random.Random(seed).choice([3, 17, 512]))
+    monkeypatch.setitem(pass_timings.MIN_PREFILL_CHUNK_TOKENS, "cpu", 3)
     disturbed(load(name), seed)
 
 

@@ -19,11 +19,11 @@ from gradellm_engine.layers.gemm import (
     WIDE_OUTPUT_RATIO,
     GemmWeight,
     Kernel,
-    has_packed_gemm,
     layout_for_backward,
     row_tiled_matmul,
     row_tiled_matmul_transposed,
 )
+from gradellm_engine.layers.packing import Packing, packings
 from gradellm_engine.utils.torch_compat import has_onednn_linear
 
 Normal = Callable[..., Tensor]
@@ -78,17 +78,18 @@ def test_product_and_gradient_are_those_of_float64(
         assert (actual - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-@pytest.mark.skipif(not has_packed_gemm(), reason="this build of torch has no packed weights")
+@pytest.mark.parametrize("packing", packings(torch.float32), ids=lambda packing: packing.library)
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_weights_compute_the_same_for_any_number_of_rows(normal: Normal, bias: bool, by_columns: bool) -> None:
+def test_packed_weights_compute_the_same_for_any_number_of_rows(
+    normal: Normal, bias: bool, by_columns: bool, packing: Packing
+) -> None:
     weight = weight_of(MIN_PACKED_WEIGHTS)
     if by_columns:
         weight = weight.t().contiguous().t()
     b = normal(3, len(weight)).float() if bias else None
     frozen = GemmWeight(weight, b)
-    assert frozen.can_be_packed
-    frozen.pack()
+    frozen.pack(packing)
     for has_transposed in (False, True):  # without it, gradients take the other kernels
         if has_transposed:
             frozen.pack_transposed()
@@ -103,22 +104,12 @@ def test_packed_weights_compute_the_same_for_any_number_of_rows(normal: Normal, 
     assert frozen.kernel(x) is Kernel.DEFAULT
 
 
-def test_what_cannot_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = {torch.float32: packings(torch.float32)[0]}
+    monkeypatch.setattr(gemm, "best_packing", layouts.get)
+    assert GemmWeight(weight_of(MIN_PACKED_WEIGHTS), None).can_be_packed
     assert not GemmWeight(weight_of(MIN_PACKED_WEIGHTS - IN), None).can_be_packed
     assert not GemmWeight(weight_of(MIN_PACKED_WEIGHTS, torch.bfloat16), None).can_be_packed
-    monkeypatch.setattr(gemm, "has_packed_gemm", lambda: False)
-    assert not GemmWeight(weight_of(MIN_PACKED_WEIGHTS), None).can_be_packed
-
-
-def test_a_library_whose_packed_layout_depends_on_the_rows_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong_for_many_rows(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        right = torch.nn.functional.linear(x, weight, bias)
-        return right if len(x) <= 64 else right.flip(0)
-
-    monkeypatch.setattr(gemm, "has_packed_linear", lambda: True)
-    monkeypatch.setattr(gemm, "pack_linear", lambda weight: weight)
-    monkeypatch.setattr(gemm, "packed_linear", wrong_for_many_rows)
-    assert not has_packed_gemm.__wrapped__()
 
 
 def test_kernel_selection_by_size_dtype_and_rows(normal: Normal) -> None:

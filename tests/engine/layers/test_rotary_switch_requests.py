@@ -31,7 +31,7 @@ from gradellm_engine import (
     Sampling,
     Sources,
 )
-from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.core import pass_timings
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import wrap_model
@@ -62,7 +62,7 @@ CHUNKED = replace(SETTINGS, delivery=Delivery.CHUNKED, chunk_size=5)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill chunks end neither at the switch nor together."""
     for name in ("MAX_PREFILL_CHUNK_TOKENS", "MIN_PREFILL_CHUNK_TOKENS"):
-        monkeypatch.setattr(scheduling, name, {"cpu": 7, "cuda": 7})
+        monkeypatch.setitem(getattr(pass_timings, name), "cpu", 7)
 
 
 def prompt(length: int, seed: int = 0) -> PromptInput:

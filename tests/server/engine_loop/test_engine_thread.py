@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 from torch import Tensor
 
 from gradellm_engine import Engine, Event, Finished, PromptInput, Request, Sampling, Step
-from gradellm_engine.passes.base import SequenceChunk
 from gradellm_server.engine_loop.engine_thread import EngineThread
 from gradellm_server.engine_loop.errors import QueueFullError, ShuttingDownError
 from gradellm_server.engine_loop.job import Job
@@ -31,13 +30,13 @@ class Gate:
         self.num_passes = 0
         self.error: Exception | None = None
 
-    def step(self, parts: Sequence[SequenceChunk]) -> Tensor:
+    def step(self, *arguments: Any) -> Tensor:
         self.open.wait(10)
         self.num_passes += 1
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        return self._step(parts)
+        return self._step(*arguments)
 
 
 @pytest.fixture

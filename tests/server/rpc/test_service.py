@@ -20,7 +20,7 @@ from gradellm_engine import (
     Segment,
     Sources,
 )
-from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from server.conftest import RunningServer
 
 PROMPT = "Once upon a time"
@@ -69,7 +69,7 @@ def test_generate_streams_started_tokens_with_attributions_finished(server: Runn
 
 
 def test_a_long_prompt_reports_prefill_progress(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "MAX_PREFILL_CHUNK_TOKENS", {"cpu": 16, "cuda": 16})
+    monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 16)
     prompt = "".join(chr(65 + index % 26) for index in range(101))  # with <s>, 101 of 102 tokens are read before a step
     request_ = pb.GenerateRequest(input=pb.Input(prompt=prompt), max_new_tokens=2)
     kinds = [str(answer.WhichOneof("event")) for answer in server.stub.Generate(request_)]

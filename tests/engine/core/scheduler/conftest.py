@@ -42,7 +42,7 @@ class Clock:
 
 @dataclass
 class Passes:
-    """The chunks of every pass, with the name of the runner's method."""
+    """The chunks of every pass, with the name of the runner's method; the prompts of a decode step as a prefill."""
 
     recorded: list[tuple[str, list[SequenceChunk]]] = field(default_factory=list)
 
@@ -71,8 +71,12 @@ def passes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Passes:
 
     def record(name: str, method: Callable[..., Any]) -> None:
         def recorded(self: ModelRunner, chunks: Sequence[SequenceChunk], *args: Any) -> Any:
+            prefill = list(args[0]) if name == "step" and args else []  # in the pass of a decode step
+            if prefill:
+                passes.recorded.append(("prefill", prefill))
             passes.recorded.append((name, list(chunks)))
-            clock.now += clock.pass_seconds + clock.token_seconds * sum(len(chunk.ids) for chunk in chunks)
+            num_tokens = sum(len(chunk.ids) for chunk in (*prefill, *chunks))
+            clock.now += clock.pass_seconds + clock.token_seconds * num_tokens
             return method(self, chunks, *args)
 
         monkeypatch.setattr(ModelRunner, name, recorded)

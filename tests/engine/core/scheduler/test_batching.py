@@ -23,7 +23,7 @@ from gradellm_engine import (
     Sampling,
     Sources,
 )
-from gradellm_engine.core import scheduler as scheduling
+from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.params import PRESETS
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import (
@@ -120,7 +120,7 @@ def test_batched_requests_equal_requests_run_alone(
     """They join at any step, are cancelled at any pass, fail, wait for KV slots, and share prefixes."""
     engine = load(model, dtype)
     breaking(engine)
-    monkeypatch.setitem(scheduling.MAX_PREFILL_CHUNK_TOKENS, "cpu", 40)
+    monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", 40)
     rng = random.Random(f"{model} {dtype}")
     drawn = drawn_requests(engine, rng, 26)
     margins = Margins(monkeypatch)

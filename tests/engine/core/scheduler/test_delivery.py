@@ -75,6 +75,7 @@ def test_tokens_leave_before_their_scores_are_computed(load: Callable[..., Engin
     scheduler = scheduler_of(engine, max_running=1, num_tokens=100)
     request = engine.generation_request("a", SAMPLED, PREFIX)
     scheduler.submit(request)
+    request.take_events()  # Started
     seen: list[list[type]] = []
     while not request.is_closed:
         seen += [[type(event) for event in request.take_events()] for _ in scheduler.step()]

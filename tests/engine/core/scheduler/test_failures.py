@@ -86,15 +86,11 @@ def test_a_pass_that_fails_ends_its_own_requests_alone(
     while any(request.phase is not RequestPhase.DECODE for request in doomed):
         for _ in scheduler.step():
             collect(doomed, outputs)
-    reading = engine.generation_request(PROMPT, SAMPLED, PREFIX)
-    scheduler.submit(reading)
     with monkeypatch.context() as patched:
         patched.setattr(ModelRunner, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("a kernel failed")))
-        for _ in scheduler.step():
-            pass
+        list(scheduler.step())
     assert all(isinstance(request.error, RuntimeError) for request in doomed)
-    assert reading.error is None
-    (after,) = finish(scheduler, [reading])
+    (after,) = run(scheduler, [engine.generation_request(PROMPT, SAMPLED, PREFIX)])
     assert after.ids == run_alone(engine, engine.generation_request(PROMPT, SAMPLED)).ids
     assert scheduler.running == []
 
@@ -112,9 +108,9 @@ class MemoryLimit:
             self.num_refused += 1
             raise torch.OutOfMemoryError("no memory")
 
-    def step(self, chunks: Sequence[SequenceChunk]) -> Tensor:
-        logits = self._step(chunks)
-        self._check(chunks)  # after the tokens were read, so that they have to be rolled back
+    def step(self, chunks: Sequence[SequenceChunk], prefill: Sequence[SequenceChunk] = ()) -> Tensor:
+        logits = self._step(chunks, prefill)
+        self._check([*prefill, *chunks])  # after the tokens were read, so that they have to be rolled back
         return logits
 
     def explained_pass(
