@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.compilation.cpu_trace import CpuTrace, TraceContext, TraceKey
 from gradellm_engine.compilation.tracer import (
+    CommonSubexpressions,
     NotTraceable,
     Tracer,
     Value,
@@ -260,12 +261,17 @@ def _record(model: Model, head: nn.Module, key: TraceKey, context: TraceContext,
         current_output_cache.reset(token)
         for hook in hooks:
             hook.remove()
-    hidden, head_result = tracer.value(head_input), tracer.value(head_output)
-    layer_outputs = {layer: tracer.value(output) for layer, output in outputs.settled().items()}
-    operations, constants = tracer.operations, tracer.constants
-    forward = operations[: cut.end_of_forward]
-    postprocess = operations[cut.end_of_forward : end_of_logits]
-    backward = eliminate_dead_code(operations[end_of_logits:], ())
+    constants, common = tracer.constants, CommonSubexpressions(tracer.written)
+    forward = common.eliminate(tracer.operations[: cut.end_of_forward])
+    postprocess = tracer.operations[cut.end_of_forward : end_of_logits]
+    backward = eliminate_dead_code(common.eliminate(tracer.operations[end_of_logits:]), ())
+
+    def value(tensor: Tensor) -> Value:
+        found = tracer.value(tensor)
+        return common.substitutes.get(found, found)
+
+    hidden, head_result = value(head_input), tracer.value(head_output)
+    layer_outputs = {layer: value(output) for layer, output in outputs.settled().items()}
     saved = free_variables(backward) - {context_value, head_gradient, *constants}
     saved_in_order = sorted(saved, key=lambda value: value.number)
     results = [hidden, *layer_outputs.values(), *saved_in_order]

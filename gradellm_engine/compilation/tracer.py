@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Operation:
         kwargs: keyword arguments, of the same types.
         results: the value or values that the call returns; None for a result that is an input or is not used.
         has_side_effects: whether the call does more than return its results.
+        storages: the memory of arguments and results, where the function is one of ATen's.
     """
 
     function: Callable[..., Any]
@@ -72,6 +73,7 @@ class Operation:
     kwargs: dict[str, Any]
     results: Value | tuple[Value | None, ...] | None
     has_side_effects: bool
+    storages: frozenset[int] = frozenset()
 
     @property
     def outputs(self) -> set[Value]:
@@ -93,6 +95,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operations: in the order they ran.
         constants: their inputs that none of them produced.
         paused: whether nothing is recorded at the moment.
+        written: the memory that operations write to, other than for a result of theirs.
     """
 
     def __init__(self) -> None:
@@ -100,6 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.constants: Constants = {}
         self.paused = False
+        self.written: set[int] = set()
         self._value_of: dict[int, Value] = {}  # by id
         self._alive: list[Tensor] = []
         self._storages: set[int] = set()  # of tensors that are not constants
@@ -186,7 +190,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         input_ids = set(map(id, inputs))
         values = tuple(None if x is None or id(x) in input_ids else self.new(x) for x in outputs)
         results = values if isinstance(result, (tuple, list)) else values[0]
-        self.operations.append(Operation(direct_call(func), traced_args, traced_kwargs, results, is_mutable))
+        storages = frozenset(_storage(x) for x in (*inputs, *outputs) if x is not None)
+        if is_mutable:
+            self.written |= storages
+        self.operations.append(Operation(direct_call(func), traced_args, traced_kwargs, results, is_mutable, storages))
 
     def _replace_tensors(self, x: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
         """An argument with values in place of tensors, and of objects that have no literal."""
@@ -233,6 +240,42 @@ def eliminate_dead_code(operations: Sequence[Operation], results: Collection[Val
             live |= operation.inputs
             kept.append(operation)
     return kept[::-1]
+
+
+class CommonSubexpressions:
+    """Finds operations that repeat an earlier one, such as each layer's preparation of the same rotary factors.
+
+    Attributes:
+        substitutes: an equal value that is computed already, by value.
+    """
+
+    def __init__(self, written: Collection[int]) -> None:
+        """`written` is the memory that operations write to; what lies there is computed again."""
+        self.substitutes: dict[Value, Value] = {}
+        self._written = set(written)
+        self._seen: dict[Any, Operation] = {}
+
+    def eliminate(self, operations: Sequence[Operation]) -> list[Operation]:
+        """The operations without repeated ones; those of earlier calls count, too."""
+        kept = []
+        for operation in operations:
+            args, kwargs = self._substituted(operation.args), self._substituted(tuple(operation.kwargs.items()))
+            operation = replace(operation, args=args, kwargs=dict(kwargs))
+            if operation.has_side_effects or not operation.storages or operation.storages & self._written:
+                kept.append(operation)
+                continue
+            # True == 1 == 1.0, but they are different arguments.
+            earlier = self._seen.setdefault((operation.function, repr((args, kwargs))), operation)
+            if earlier is operation:
+                kept.append(operation)
+            else:
+                self.substitutes |= dict(zip(_values(operation.results), _values(earlier.results), strict=True))
+        return kept
+
+    def _substituted(self, x: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
+        if isinstance(x, tuple):
+            return tuple(map(self._substituted, x))
+        return self.substitutes.get(x, x) if isinstance(x, Value) else x
 
 
 def free_variables(operations: Sequence[Operation], results: Collection[Value] = ()) -> set[Value]:

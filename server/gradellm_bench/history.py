@@ -1,8 +1,9 @@
 """Benchmark history: `python -m gradellm_bench.history RESULTS.json` appends a run to docs/benchmark-history.jsonl.
 
-RESULTS.json is what `gradellm bench --json` writes. A line of the history is a run: date, commit, machine, versions,
-and for each prompt length the cost of a token relative to a plain token of the same run. Ratios can be compared
-between machines and days; milliseconds are kept too, for the same machine.
+RESULTS.json is what `gradellm bench --json` or `python -m gradellm_bench.network --json` writes. A line of the history
+is a run: date, commit, machine, versions, and for each prompt length the cost of a token relative to a plain token of
+the same run, or for each number of streams the throughput of servers, with that of vLLM where it was measured. Ratios
+can be compared between machines and days; milliseconds and tokens a second are kept too, for the same machine.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ EXIT_USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Append a run to the history; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m gradellm_bench.history", description="Append a run of `gradellm bench` to the history."
+        prog="python -m gradellm_bench.history", description="Append a run of a benchmark to the history."
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="a file that `gradellm bench --json` wrote")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="a file that a benchmark wrote with --json")
     parser.add_argument("--history", type=Path, default=HISTORY, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--date", help="of the run, ISO 8601 (default: of the commit of RESULTS, else now)")
     parser.add_argument("--commit", help="that was measured (default: the last one that changed RESULTS, else HEAD)")
@@ -38,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     date, commit = _last_change(options.results)
     try:
         results = json.loads(options.results.read_text())
-        run = summary(results, date=options.date or date, commit=options.commit or commit)
+        summarise = served_summary if "rows" in results else summary
+        run = summarise(results, date=options.date or date, commit=options.commit or commit)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"error: {options.results} is not a file that `gradellm bench --json` wrote: {error!r}", file=sys.stderr)
+        print(f"error: {options.results} is not a file that a benchmark wrote with --json: {error!r}", file=sys.stderr)
         return EXIT_USAGE
     if append(options.history, run):
         print(f"{options.history}: added the run of {run['date']} ({run['device']}, {run['model']})")
@@ -77,6 +79,23 @@ def summary(results: Mapping[str, Any], *, date: str, commit: str) -> dict[str, 
         "token_cost": token_cost,
         "throughput": _relative_throughput(results["throughputs"]),
         "ms_per_token": milliseconds,
+    }
+
+
+def served_summary(results: Mapping[str, Any], *, date: str, commit: str) -> dict[str, Any]:
+    """The line of a run of servers: tokens a second of all streams, by "STREAMS x PROMPT" and server."""
+    machine = results["machine"]
+    served: dict[str, dict[str, float]] = {}
+    for row in results["rows"]:
+        size = f"{row['streams']} x {row['prompt']}"
+        served.setdefault(size, {})[row["server"]] = round(row["tokens_per_second"], 2)
+    return {
+        "date": date,
+        "commit": commit,
+        "model": machine["model"],
+        "dtype": machine["dtype"],
+        "device": f"{machine['processor']}, {machine['cores']} cores",
+        "served": served,
     }
 
 

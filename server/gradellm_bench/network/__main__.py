@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gradellm_bench.capacity.document import put
 from gradellm_bench.network.load import LoadSummary, RunSummary, new_texts, poisson_arrivals, run_streams
 from gradellm_bench.network.report import Row, burst_table, load_table, plot_loads
 from gradellm_bench.network.servers import GradellmServer, ServerError, StreamFn, VLLMServer
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--server-args", nargs="*", default=[], metavar="ARG", help="flags of gradellm serve, without --"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables between their markers in this page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot first tokens and gaps by load")
     options = parser.parse_args(arguments)
     try:
@@ -80,8 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    for text in (burst_table(rows), load_table(loads)):
+    tables = {"burst": burst_table(rows), "loads": load_table(loads)}
+    for name, text in tables.items():
         print(text, end="\n\n")
+        if options.page and text:
+            options.page.write_text(put(options.page.read_text(), name, text))
     if options.json:
         result = {"machine": _machine(options), "rows": rows, "loads": loads}
         options.json.write_text(json.dumps(result, indent=1) + "\n")

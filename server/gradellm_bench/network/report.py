@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def burst_table(rows: Sequence[Row]) -> str:
-    """Requests that arrive at once; ratios to vLLM where it was measured."""
+    """Requests that arrive at once; ratios to vLLM where it was measured; empty without rows."""
     peers = {(row["prompt"], row["streams"]): row for row in rows if row["server"] == "vllm"}
     lines = []
     for row in rows:
@@ -45,11 +45,11 @@ def burst_table(rows: Sequence[Row]) -> str:
         "ms a token",
         "largest gap, ms",
     ]
-    return markdown(header, lines)
+    return markdown(header, lines) if lines else ""
 
 
 def load_table(rows: Sequence[Row]) -> str:
-    """Poisson arrivals, by load."""
+    """Poisson arrivals, by load; empty without rows."""
     lines = [
         [
             f"{row['prompt']}",

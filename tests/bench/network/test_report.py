@@ -18,6 +18,7 @@ def test_ratios_are_to_vllm_s_figures() -> None:
     assert lines[2] == "| 128 | 8 | vllm | 100.0 | 1.00 | 1000 | 1.00 | 60.0 | 90 |"
     assert lines[3] == "| 128 | 8 | plain | 97.0 | 0.97 | 1050 | 1.05 | 60.0 | 90 |"
     assert "| plain | 97.0 |  | 1050 |  |" in burst_table(rows[1:])
+    assert burst_table([]) == ""
 
 
 def test_loads_have_a_row_each_and_a_plot(tmp_path: Path) -> None:

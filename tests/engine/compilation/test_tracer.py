@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine.compilation.tracer import NotTraceable, Tracer, codegen, eliminate_dead_code
+from gradellm_engine.compilation.tracer import (
+    CommonSubexpressions,
+    NotTraceable,
+    Tracer,
+    codegen,
+    eliminate_dead_code,
+)
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 HIDDEN = torch.tensor([True, False, True, False])
@@ -165,3 +171,62 @@ def test_tensors_are_released_after_their_last_use() -> None:
     gone.clear()
     run(x)
     assert gone == [True] * 4
+
+
+def without_repetitions(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tracer, Callable[[Tensor], Tensor], int]:
+    """A traced function whose repeated operations are computed once, and how many operations are left."""
+    tracer = Tracer()
+    parameter = tracer.new(x)
+    with tracer:
+        result = tracer.value(function(x))
+    common = CommonSubexpressions(tracer.written)
+    kept = common.eliminate(tracer.operations)
+    result = common.substitutes.get(result, result)
+    run = codegen([parameter], eliminate_dead_code(kept, [result]), [result], tracer.constants)
+    return tracer, lambda x: run(x)[0], len(kept)
+
+
+def rotary_factors_of_each_layer(x: Tensor) -> Tensor:
+    y = x
+    for _ in range(3):  # the same signs and repetitions each time, of the same x
+        signed = torch.cat((-x[..., :2], x[..., 2:]), -1)
+        y = y * signed + x.softmax(-1)
+    return y
+
+
+def written_to_between(x: Tensor) -> Tensor:
+    a = x * 2
+    b = x * 2  # not `a`: that is written to
+    a.add_(1)
+    return a * b
+
+
+def other_arguments(x: Tensor) -> Tensor:
+    return (x + 1) * (x + 1.5) * x.sum(0) * x.sum(1, keepdim=True)
+
+
+def read_again_after_a_write(x: Tensor) -> Tensor:
+    a = x * 3
+    before = a[:, :2].sum()
+    a[:, 0].mul_(5)
+    return before + a[:, :2].sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "is_shorter"),
+    [
+        (rotary_factors_of_each_layer, True),
+        (written_to_between, False),
+        (other_arguments, False),
+        (read_again_after_a_write, False),
+    ],
+)
+def test_repeated_operations_run_once(function: Callable[[Tensor], Tensor], is_shorter: bool) -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    tracer, run, num_left = without_repetitions(function, x)
+    assert (num_left < len(tracer.operations)) == is_shorter
+    for number in range(3):
+        other = x + number
+        assert torch.equal(run(other), function(other))
