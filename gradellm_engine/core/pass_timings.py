@@ -16,7 +16,7 @@ MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 # Prompt tokens of one pass while other requests decode. A GPU pass over fewer tokens takes as long as over 512.
 MIN_PREFILL_CHUNK_TOKENS = {"cpu": 16, "cuda": 512}
 SMOOTHING = 0.2  # weight of the last value in a moving average
-FULL_WEIGHT_TOKENS = 128  # a pass of so many prompt tokens has half the weight of a very long one
+HALF_WEIGHT_TOKENS = 128  # a pass of so many prompt tokens has half the weight of a very long one
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PassTimings:
     def after_prefill(self, seconds: float, num_tokens: int) -> PassTimings:
         """After a pass with prompts; `seconds` are those that its prompts took."""
         # A pass over few tokens takes as long for its weights as for them, and would count too much.
-        weight = SMOOTHING * 2 * num_tokens / (num_tokens + FULL_WEIGHT_TOKENS)
+        weight = SMOOTHING * 2 * num_tokens / (num_tokens + HALF_WEIGHT_TOKENS)
         return replace(self, prefill_token=_average(self.prefill_token, seconds / num_tokens, weight))
 
     def after_evaluation(self, seconds: float, num_tokens: int) -> PassTimings:

@@ -69,6 +69,8 @@ def fastest(candidates: Sequence[Packing], dtype: torch.dtype) -> Packing | None
 
     Rounds alternate between all of them, and the shortest duration of each counts, so that other load matters little.
     """
+    if not candidates:
+        return None
     weight = _random(TRIAL_SHAPE, dtype)
     products: list[Callable[[Tensor], Tensor]] = [partial(torch.nn.functional.linear, weight=weight)]
     products += [_bound(candidate, weight) for candidate in candidates]

@@ -10,10 +10,7 @@ from gradellm_server.settings import MAX_SECONDS
 
 def seconds(text: str) -> float:
     """A duration of at least 0 s."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    number = _number(text, "seconds")
     if not 0 <= number < MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"must be at least 0 and less than {MAX_SECONDS:,}, was {text}")
     return number
@@ -21,10 +18,7 @@ def seconds(text: str) -> float:
 
 def milliseconds(text: str) -> float:
     """A duration of more than 0 ms, in seconds."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of milliseconds") from None
+    number = _number(text, "milliseconds")
     if not 0 < number < 1000 * MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"must be more than 0 and less than {1000 * MAX_SECONDS:,}, was {text}")
     return number / 1000
@@ -44,3 +38,10 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB or 8GB")
     number, unit = match[1], (match[2] or "B").upper()
     return int(float(number) * (1024 if "I" in unit else 1000) ** "BKMGT".index(unit[0]))
+
+
+def _number(text: str, unit: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit}") from None

@@ -51,6 +51,11 @@ class StreamRecord:
         return [after - before for before, after in pairwise(self.tokens)]
 
 
+def _served(records: Sequence[StreamRecord]) -> list[StreamRecord]:
+    """The streams that ended well, with a token or more."""
+    return [record for record in records if record.error is None and record.tokens]
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """The figures of one run.
@@ -76,7 +81,7 @@ class RunSummary:
     @classmethod
     def of(cls, records: Sequence[StreamRecord]) -> RunSummary:
         """Summarise streams; at least one must have two tokens."""
-        served = [record for record in records if record.error is None and record.tokens]
+        served = _served(records)
         tokens = [token for record in served for token in record.tokens]
         gaps = [record.gaps for record in served if record.gaps]
         return cls(
@@ -132,7 +137,7 @@ class LoadSummary:
     @classmethod
     def of(cls, records: Sequence[StreamRecord]) -> Self:
         """Summarise streams; at least one must have two tokens."""
-        served = [record for record in records if record.error is None and record.tokens]
+        served = _served(records)
         refused = [record for record in records if record.is_refused]
         began, ended = min(record.sent for record in records), max(record.tokens[-1] for record in served)
         return cls(
