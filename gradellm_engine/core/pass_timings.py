@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-DEFAULT_MAX_GAP_SECONDS = 0.5
+DEFAULT_MAX_GAP_SECONDS = 1.0
 GAP_MARGIN = 0.8  # of the longest gap that is planned for: passes vary, and attention takes longer in long contexts
 # Tokens by device. Prompt tokens of one pass: enough for throughput, few enough that a cancelled request stops soon.
 MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}

@@ -29,7 +29,7 @@ from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.errors import ComputationError
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
-from gradellm_engine.kv_cache.pool import KVSlot
+from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS, KVPool, KVSlot
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, Delivery
@@ -258,6 +258,22 @@ class Request:
         return events
 
     # Chunks to read -----------------------------------------------------------------------------------------------
+
+    def extend_prefix(self, pool: KVPool) -> None:
+        """Take what other sequences have computed of the prompt since this one has its slot."""
+        if not self._needs_rotary_switch:
+            self._num_reused += pool.extend(self._open_slot(), self.ids)
+
+    def waits_for(self, other: Request) -> bool:
+        """Whether another request, as far or further, reads the prompt's next tokens, which can then be copied."""
+        own, others = self._open_slot(), other._open_slot()
+        first, end = own.length, own.length + MIN_REUSED_TOKENS
+        if own.namespace != others.namespace or self._needs_rotary_switch or other._needs_rotary_switch:
+            return False
+        if others.length < first or min(len(self.ids), len(other.ids)) <= end:
+            return False
+        # The new tokens first: they are few, and mostly differ.
+        return self.ids[first:end] == other.ids[first:end] and self.ids[:first] == other.ids[:first]
 
     def prefill_chunk(self, max_tokens: int) -> SequenceChunk:
         """The next tokens of the prompt, or of the whole sequence where its keys need other rotary factors."""

@@ -11,11 +11,12 @@ A step does, in this order:
 
 Prompts are read in as few passes as the longest gap between two tokens of a stream allows (`max_gap`): a pass takes as
 many prompt tokens as fit what the gap leaves beside the streams' own passes (`gradellm_engine.core.pass_timings`). With
-nothing else to run, chunks are large. On a CPU a pass with prompts is a decode step, too, so that the weights are read
-once for both; tokens that are explained are then replayed after it, by themselves, and a prompt that ends in the pass
-decodes its last token in it. On a GPU a decode step is a CUDA graph, and prompts have passes of their own, which have a
-minimum duration, so chunks there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not decode
-before the chunk is explained, so that scores are never later than `chunk_size` promises.
+nothing else to run, chunks are large. Prompts with a common prefix read it once: the others wait a pass, and copy it.
+On a CPU a pass with prompts is a decode step, too, so that the weights are read once for both; tokens that are
+explained are then replayed after it, by themselves, and a prompt that ends in the pass decodes its last token in it. On
+a GPU a decode step is a CUDA graph, and prompts have passes of their own, which have a minimum duration, so chunks
+there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not decode before the chunk is
+explained, so that scores are never later than `chunk_size` promises.
 
 An evaluation runs at low priority: while other requests have work, it gets one batch every STEPS_PER_EVALUATION_BATCH
 steps, which delays fewer than one token in a hundred, and such a batch takes no longer than EVALUATION_BATCH_STEPS
@@ -230,7 +231,7 @@ class Scheduler:
         if not is_idle:
             room = self._step_timings.num_prefill_tokens(self.max_gap, processor)
         prefill: list[tuple[Request, SequenceChunk]] = []
-        for request in requests:
+        for request in self._without_followers(requests):
             if room > 0:
                 prefill.append((request, request.prefill_chunk(room)))
                 room -= len(prefill[-1][1].ids)
@@ -242,6 +243,8 @@ class Scheduler:
                 if request.decodes_after(chunk)
             ]
         chosen, chunks = [request for request, _ in prefill], [chunk for _, chunk in prefill]
+        if not (chunks or step):  # all that was left has been copied
+            return
         self._round_robin(chosen)
         taking_part = [*decoding, *chosen]
         began = time.perf_counter()
@@ -256,10 +259,24 @@ class Scheduler:
                 request.emit_prompt_progress()
         _add_time(decoding, "decode", began)
         _add_time(chosen, "prefill", began)
-        seconds = time.perf_counter() - began
-        self._prefill_seconds = self._step_timings.prefill_seconds(seconds, has_step=bool(decoding))
-        self.timings = self.timings.after_prefill(self._prefill_seconds, sum(len(chunk.ids) for chunk in chunks))
+        if chunks:
+            seconds = time.perf_counter() - began
+            self._prefill_seconds = self._step_timings.prefill_seconds(seconds, has_step=bool(decoding))
+            self.timings = self.timings.after_prefill(self._prefill_seconds, sum(len(chunk.ids) for chunk in chunks))
         yield
+
+    def _without_followers(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests whose next tokens no other one reads; first, all take what others have computed by now."""
+        pool = self._runner.pool
+        for request in requests:
+            request.extend_prefix(pool)
+        unread = [request for request in requests if request.phase is RequestPhase.PREFILL]
+        if not pool.reuses_prefixes:
+            return unread
+        # Of two that are equally far, the first reads.
+        rank = {request: (-request.num_computed_tokens, place) for place, request in enumerate(unread)}
+        ahead = {request: [other for other in unread if rank[other] < rank[request]] for request in unread}
+        return [request for request in unread if not any(map(request.waits_for, ahead[request]))]
 
     def _logits_pass(self, work: Sequence[tuple[Request, SequenceChunk]]) -> Iterator[None]:
         """Read the requests' chunks, sample the tokens after them, and score those of chunks that are explained."""

@@ -5,7 +5,8 @@ tensors without a gather, and an admitted request never runs out of memory. Auto
 holds is constant for every gradient.
 
 When a sequence ends, its slot is retained as a prefix for later ones. A new sequence copies the longest prefix that
-some slot holds (copying reads memory once, where computing reads all weights). When room is needed, retained slots are
+some slot holds (copying reads memory once, where computing reads all weights), and while it is prefilled, what others
+have computed of it by then. When room is needed, retained slots are
 evicted, the least recently used first.
 
 Only sequences of one tenant share prefixes: otherwise the time to first token would reveal whether another tenant has
@@ -252,6 +253,16 @@ class KVPool:
         self._reserved[start] = capacity
         return slot
 
+    def extend(self, slot: KVSlot, ids: Sequence[int]) -> int:
+        """Copy to a slot what others hold of its sequence `ids` beyond it, as `allocate` does; the number of tokens."""
+        source, num_shared = self._longest_prefix(ids[:-1], slot.namespace) if self.reuses_prefixes else (None, 0)
+        if source is None or num_shared < slot.length + MIN_REUSED_TOKENS:
+            return 0
+        before = slot.length
+        self._copy(source, slot, num_shared)
+        self.num_hit_tokens += slot.length - before
+        return slot.length - before
+
     def allocate_probe(self, capacity: int, *, is_long: bool = False) -> KVSlot:
         """A slot in a new pool, for a trial at load.
 
@@ -323,12 +334,13 @@ class KVPool:
         return (best, longest) if longest >= MIN_REUSED_TOKENS else (None, 0)
 
     def _copy(self, source: KVSlot, slot: KVSlot, count: int) -> None:
-        old, new = slice(source.start, source.start + count), slice(slot.start, slot.start + count)
+        own = slot.length
+        old, new = (slice(each.start + own, each.start + count) for each in (source, slot))
         for tensor in (*self.keys, *self.values):
             tensor[:, new] = tensor[:, old]
         for tensor in (*self.cosines, *self.sines):
             tensor[new] = tensor[old]
-        slot.ids += source.ids[:count]
+        slot.ids += source.ids[own:count]
 
     def _fits(self, length: int) -> bool:
         """Whether `length` contiguous positions are free once all retained slots are evicted."""

@@ -134,6 +134,18 @@ class Pools(RuleBasedStateMachine):
         slot = self.one(which)
         write(slot, [token] * min(count, slot.capacity - slot.length))
 
+    @precondition(lambda self: self.live and self.live + self.retained)
+    @rule(which=chosen, source=chosen, extra=st.integers(0, 2))
+    def extend(self, which: int, source: int, extra: int) -> None:
+        slot, others = self.one(which), self.live + self.retained
+        ids = [*others[source % len(others)].ids, extra][: slot.capacity]
+        if slot.ids != ids[: slot.length] or not ids:
+            return
+        before, longest = slot.length, max(common(other.ids, ids[:-1]) for other in others)
+        expected = longest if longest >= before + MIN_REUSED_TOKENS else before
+        assert self.pool.extend(slot, ids) == expected - before
+        assert slot.ids == ids[:expected]
+
     @precondition(lambda self: any(slot.length for slot in self.live))
     @rule(which=chosen)
     def keep(self, which: int) -> None:
@@ -339,6 +351,23 @@ def test_prefixes_are_reused_within_a_tenant_only() -> None:
         assert slot is not None
         assert len(slot.ids) == shared, tenant
         slot.close()
+
+
+def test_a_slot_is_not_extended_from_another_tenants() -> None:
+    pool, ids = pool_of(200), list(range(40))
+    source = pool.allocate(60, tenant="one")
+    assert source is not None
+    write(source, ids)
+    for tenant, expected in (("two", 0), ("one", 39)):
+        slot = pool.allocate(50, tenant=tenant)
+        assert slot is not None
+        hits = pool.num_hit_tokens
+        assert pool.extend(slot, ids) == pool.num_hit_tokens - hits == slot.length == expected
+        assert_holds(slot)
+    pool.reuses_prefixes = False
+    slot = pool.allocate(50, tenant="one")
+    assert slot is not None
+    assert pool.extend(slot, ids) == 0
 
 
 def test_a_running_sequence_is_no_prefix_for_another_tenant() -> None:

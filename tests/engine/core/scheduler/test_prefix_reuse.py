@@ -13,6 +13,8 @@ from gradellm_engine import (
     Engine,
     GradEllm,
 )
+from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
+from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS
 from gradellm_engine.params import PRESETS
 from support.scheduler_harness import (
     PREFIX,
@@ -88,6 +90,46 @@ def test_a_prefix_is_shared_with_a_running_request(load: Callable[..., Engine], 
         result.add(alone, output, 0, None)
         assert result.num_vectors == 10
         assert max(result.errors) <= TOLERANCE
+
+
+@pytest.mark.parametrize("room", [7, 512])  # prompt tokens of a pass
+def test_prompts_that_arrive_together_are_prefilled_once(
+    load: Callable[..., Engine], passes: Passes, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Two equal ones, and one that continues them; a fourth has nothing in common with them."""
+    monkeypatch.setitem(MAX_PREFILL_CHUNK_TOKENS, "cpu", room)
+    engine = load("llama")
+    ids = tuple(engine.tokenize(PROMPT).ids)
+    prompts = [ids, ids, (*ids, 70, 71, 72), tuple(reversed(ids))]
+    settings = replace(PREFIX, method=GradEllm())
+    alone = [run_alone(engine, engine.generation_request(prompt_ids(*each), SAMPLED, settings)) for each in prompts]
+    scheduler = scheduler_of(engine, max_running=4, num_tokens=600)
+    passes.recorded.clear()
+    outputs = run(scheduler, [engine.generation_request(prompt_ids(*each), SAMPLED, settings) for each in prompts])
+    num_prompt_tokens = 2 * len(ids) + 4  # each once, and the longer one's rest with the last token that it shares
+    if room < MIN_REUSED_TOKENS:  # the ends of prompts are too short to be copied
+        num_prompt_tokens += 2 * MIN_REUSED_TOKENS
+    assert passes.num_new() <= num_prompt_tokens + sum(len(output.ids) for output in outputs)
+    for expected, output in zip(alone, outputs, strict=True):
+        result = Comparison()
+        result.add(expected, output, 0, None)
+        assert max(result.errors) <= TOLERANCE
+    reused = [output.finished.num_reused_tokens for output in outputs if output.finished]
+    assert sum(count > 0 for count in reused[:3]) >= 2
+    assert reused[3] == 0
+
+
+def test_a_prompt_that_waits_for_another_is_read_when_that_is_cancelled(load: Callable[..., Engine]) -> None:
+    engine = load("llama")
+    expected = run_alone(engine, engine.generation_request(PROMPT, SAMPLED))
+    scheduler = scheduler_of(engine, max_running=2, num_tokens=400)
+    first, second = (engine.generation_request(PROMPT, SAMPLED) for _ in range(2))
+    for request in (first, second):
+        scheduler.submit(request)
+    next(iter(scheduler.step()))
+    scheduler.cancel(first)
+    (output,) = finish(scheduler, [second])
+    assert output.ids == expected.ids
 
 
 def test_the_prefix_of_a_cancelled_request_is_not_reused(load: Callable[..., Engine], passes: Passes) -> None:
