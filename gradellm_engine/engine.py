@@ -181,9 +181,9 @@ class Engine:
         once; methods over whole completions may take `method_bytes`; by default, each takes a share of the free memory.
         `threads` sets the CPU threads of the process, by default as many as it may run at once. `ranks` is the process
         group of a tensor-parallel model: all ranks load alike, and all but rank 0 call `run_follower`. With
-        `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or recorded traces (CPU), where the model allows
-        it. With `batch_invariant`, a request's tokens and scores do not depend on the batch, to the last bit; see
-        `gradellm_engine.layers.batch_invariant`.
+        `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch graphs and traces (CPU), where the model
+        allows it. With `batch_invariant`, a request's tokens and scores do not depend on the batch, to the last bit;
+        see `gradellm_engine.layers.batch_invariant`.
         """
         if threads is not None and threads < 1:
             raise ModelLoadError(f"threads is {threads}; at least 1 thread is needed")

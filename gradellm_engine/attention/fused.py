@@ -1,36 +1,23 @@
-"""Fused attention of a few new tokens of each sequence on a GPU: forward, and backward with attribution maps.
+"""Fused attention of a few new tokens of each sequence: forward, and backward with attribution maps.
 
-It computes what `gradellm_engine.attention.ops` defines. A decode step's time is that of reading memory: as separate
-operations, a step copies every sequence's keys and values out of the pool and reads them seven times, half of them in
-float32. The kernels read them in place and twice: once forward, once backward, where products, gradients and the maps
-that scores are computed from are all at hand.
-
-The keys are split among programs, and a second, small kernel merges the splits.
+It computes what `gradellm_engine.attention.ops` defines, with keys and values read in place and twice: once forward,
+once backward, where products, gradients and the maps that scores are computed from are all at hand.
+`gradellm_engine.attention.triton_attention` has the kernels of GPUs, `gradellm_engine.attention.numba_attention` those
+of CPUs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from gradellm_engine.attention.ops import AttentionForm
-from gradellm_engine.attention.triton_kernels import (
-    backward_kernel,
-    forward_kernel,
-    join_backward_kernel,
-    join_forward_kernel,
-)
 from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.params import GradEllm, LayerSwitches, Loosening, Magnitude, Rotary, Similarity
-
-_BLOCK = 64  # keys of one iteration
-_MAX_ROWS = 64  # of a program
-_MIN_ROWS = 16  # of a matrix product in Triton
-_NO_WINDOW = 2**30
-_PROGRAMS_PER_MULTIPROCESSOR = 4  # at least, to keep memory busy
 
 
 class MapKind(IntEnum):
@@ -78,54 +65,18 @@ class FusedQKVGrads:
     gradients: tuple[Tensor, Tensor, Tensor] | None
 
 
-class FusedAttention:
-    """Launches the kernels on one device."""
+class FusedAttention(Protocol):
+    """Kernels of one device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._num_multiprocessors = 2  # for the interpreter, in tests
-        if device.type == "cuda":
-            self._num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    @property
+    def store(self) -> Callable[[Tensor, Tensor, Sequences], None] | None:
+        """Writes new keys [G, B T, D] and values [G, B T, Dv] to the pool; None where torch's operators are as fast."""
 
-    @staticmethod
-    def supports(query: Tensor, form: AttentionForm) -> bool:
+    def supports(self, query: Tensor, form: AttentionForm) -> bool:
         """Whether the kernels compute this kind of attention."""
-        return form.is_plain and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-    @staticmethod
-    def map_kind(switches: LayerSwitches | None) -> MapKind | None:
-        """The maps that a method needs of a layer that it selects; None where the kernels do not compute them.
-
-        Every switch that changes `grad_ellm.layer_maps` is considered here; one that is not has no effect on a GPU.
-        """
-        if switches is None:
-            return MapKind.NOTHING
-        if not isinstance(switches, GradEllm):
-            return None
-        if switches.loosening is Loosening.NONE:
-            return _KINDS.get(switches.magnitude)
-        is_plain = switches.similarity is Similarity.DOT and switches.rotary is Rotary.ROTATED
-        return MapKind.PRODUCTS if is_plain else None
 
     def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """The attention output [B T, H, Dv] of queries [H, B T, D]."""
-        query = _contiguous_rows(query)
-        H, BT, _ = query.shape
-        grid, constants = self._grid(query, over)
-        S, Dv = grid[2], over.values.shape[2]
-        partials = query.new_empty((S, BT, H, Dv), dtype=torch.float32)
-        highest, totals = query.new_empty((2, S, BT, H), dtype=torch.float32)
-        forward_kernel[grid](
-            query, over.keys, over.values, over.starts, over.lengths, partials, highest, totals,
-            query.stride(0), query.stride(1), over.keys.stride(0), over.values.stride(0), BT, H, over.num_tokens,
-            form.window or _NO_WINDOW, form.scaling, **constants,
-        )  # fmt: skip
-        output, exact = query.new_empty((BT, H, Dv)), query.new_empty((BT, H, Dv), dtype=torch.float32)
-        log_totals = query.new_empty((BT, H), dtype=torch.float32)
-        join_forward_kernel[(BT * H,)](
-            partials, highest, totals, output, exact, log_totals, BT * H, S=S, S2=_pow2(S), DV=Dv, DV2=_pow2(Dv),
-            num_warps=1,
-        )  # fmt: skip
-        return output, FusedState(query, exact, log_totals)
 
     def backward(
         self,
@@ -138,50 +89,18 @@ class FusedAttention:
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
-        query, gradient = state.query, _contiguous_rows(gradient)
-        H, BT, D = query.shape
-        G, Dv, T = over.keys.shape[0], over.values.shape[2], over.num_tokens
-        grid, constants = self._grid(query, over)
-        num_maps = 2 if kind is MapKind.PRODUCTS else min(kind, 1)
-        maps = torch.zeros((num_maps, over.num_rows, G, T, over.width), device=query.device)
-        dq_partials = query.new_empty((grid[2] * needs_input_grad, BT, H, D), dtype=torch.float32)
-        own = query.new_empty((2, BT, H), dtype=torch.float32)  # weights A_tt and dS_tt of each token's own key
-        backward_kernel[grid](
-            query, over.keys, over.values, over.starts, over.lengths, gradient, state.output, state.log_totals,
-            maps, dq_partials, own, query.stride(0), query.stride(1), over.keys.stride(0), over.values.stride(0),
-            gradient.stride(0), gradient.stride(1), BT, H, T, over.width, maps.stride(0), form.window or _NO_WINDOW,
-            form.scaling, KIND=int(kind), NEEDS_INPUT_GRAD=needs_input_grad, **constants,
-        )  # fmt: skip
-        if not needs_input_grad:
-            return FusedQKVGrads(maps, None)
-        dq, dk, dv = query.new_empty((H, BT, D)), query.new_empty((G, BT, D)), query.new_empty((G, BT, Dv))
-        join_backward_kernel[(BT, G)](
-            query, gradient, own, dq_partials, dq, dk, dv, query.stride(0), query.stride(1), gradient.stride(0),
-            gradient.stride(1), BT, H, r=H // G, R=_pow2(H // G), S=grid[2], D=D, DV=Dv, D2=_pow2(D), DV2=_pow2(Dv),
-            num_warps=4,
-        )  # fmt: skip
-        return FusedQKVGrads(maps, (dq, dk, dv))
-
-    def _grid(self, query: Tensor, over: Sequences) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
-        """The grid (sequence and key-value head, tile of tokens, split of keys), and the kernels' constants."""
-        (H, _, D), (G, _, Dv), T = query.shape, over.values.shape, over.num_tokens
-        r = H // G
-        R = _pow2(r)
-        tokens = max(1, _MIN_ROWS // R, min(_pow2(T), _MAX_ROWS // R))
-        tiles, blocks = -(-T // tokens), -(-over.width // _BLOCK)
-        splits = _PROGRAMS_PER_MULTIPROCESSOR * self._num_multiprocessors // (over.num_rows * G * tiles)
-        constants = {
-            "G": G, "r": r, "R": R, "TOKENS": tokens, "D": D, "DV": Dv, "D2": max(16, _pow2(D)),
-            "DV2": max(16, _pow2(Dv)), "BLOCK": _BLOCK, "EXACT": query.dtype == torch.float32, "num_warps": 4,
-        }  # fmt: skip
-        return (over.num_rows * G, tiles, max(1, min(blocks, splits))), constants
 
 
-def _contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with contiguous rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def map_kind(switches: LayerSwitches | None) -> MapKind | None:
+    """The maps that a method needs of a layer that it selects; None where the kernels do not compute them.
 
-
-def _pow2(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
+    Every switch that changes `grad_ellm.layer_maps` is considered here; one that is not has no effect there.
+    """
+    if switches is None:
+        return MapKind.NOTHING
+    if not isinstance(switches, GradEllm):
+        return None
+    if switches.loosening is Loosening.NONE:
+        return _KINDS.get(switches.magnitude)
+    is_plain = switches.similarity is Similarity.DOT and switches.rotary is Rotary.ROTATED
+    return MapKind.PRODUCTS if is_plain else None

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradellm_engine.cpu_kernels.operators import implementations
 from gradellm_engine.utils.torch_compat import TorchDispatchMode, changes_argument, direct_call
 
 # Aliases: the result is the input, for the latter where the shape is the same.
@@ -193,7 +194,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storages = frozenset(_storage(x) for x in (*inputs, *outputs) if x is not None)
         if is_mutable:
             self.written |= storages
-        self.operations.append(Operation(direct_call(func), traced_args, traced_kwargs, results, is_mutable, storages))
+        function = implementations.get(func) or direct_call(func)
+        self.operations.append(Operation(function, traced_args, traced_kwargs, results, is_mutable, storages))
 
     def _replace_tensors(self, x: Any) -> Any:  # noqa: ANN401 (any argument of an operation)
         """An argument with values in place of tensors, and of objects that have no literal."""

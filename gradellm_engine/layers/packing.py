@@ -1,7 +1,7 @@
-"""Packed weights: copies in the layout that a library's kernels read, made once instead of in every call.
+"""Packed weights: copies in the layout that a kernel reads, made once instead of in every call.
 
-MKL and oneDNN, both part of torch, have a layout of their own, oneDNN for bfloat16 too. Which is faster depends on the
-processor: `best_packing` tries them.
+MKL and oneDNN, both part of torch, have a layout of their own, oneDNN for bfloat16 too, and so has the engine's own
+kernel (`gradellm_engine.cpu_kernels.gemm`). Which is fastest depends on the processor: `best_packing` tries them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from gradellm_engine.cpu_kernels.team import has_kernels
 from gradellm_engine.utils.torch_compat import (
     has_mkl_linear,
     has_onednn_linear,
@@ -49,9 +50,20 @@ MKL = Packing("MKL", pack_for_mkl, mkl_linear)
 ONEDNN = Packing("oneDNN", pack_for_onednn, lambda x, packed, weight, bias: onednn_linear(x, packed, bias))
 
 
+@cache
+def own_packing() -> Packing:
+    """The engine's own layout; compiles its kernel."""
+    from gradellm_engine.cpu_kernels import gemm  # needs Numba, and takes seconds
+
+    return Packing(
+        "gradellm", gemm.pack, lambda x, packed, weight, bias: gemm.packed_linear(x, packed, len(weight), bias)
+    )
+
+
 def packings(dtype: torch.dtype) -> list[Packing]:
-    """The layouts that this build of torch has for a dtype."""
+    """The layouts that there are for a dtype, here and in this build of torch."""
     found = [MKL] if has_mkl_linear() and dtype == torch.float32 else []
+    found += [own_packing()] if has_kernels() and dtype == torch.float32 else []
     return found + ([ONEDNN] if has_onednn_linear() and dtype in MAX_ERRORS else [])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
+from gradellm_engine.layers.gated_mlp import replace_gated_mlps
 from gradellm_engine.layers.linear import enable_batch_invariance, replace_linears
 from gradellm_engine.layers.module_patch import Patch
 from gradellm_engine.layers.rms_norm import replace_norms
@@ -35,6 +36,7 @@ def apply_patches(
     if rotary_switch is not None:
         patches += use_rotary_sets(model, rotary_switch)
     if replaces_layers:
+        patches += replace_gated_mlps(model)  # before its linear layers, whose rounding differs
         patches += [*replace_linears(model), *replace_norms(model), *replace_rotary(model)]
     if batch_invariant:
         patches += [*enable_batch_invariance(model), *patch_elementwise_modules(model)]

@@ -18,12 +18,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.cpu_kernels.dispatch import kernels_for
 from gradellm_engine.layers.module_patch import Patch, replace_class
 from gradellm_engine.utils.torch_compat import functorch_is_active
 
@@ -32,6 +33,7 @@ MIN_NUMBERS = 2**14  # of queries or keys, for the row layout; below it, its cal
 _FLOATS_PER_MOVE = 4  # float32 numbers in the widest dtype; narrow heads are moved three times faster by it
 
 Rotate = Callable[..., tuple[Tensor, Tensor]]
+KernelsFor = Callable[[Tensor, Tensor, Tensor, Tensor], ModuleType | None]
 
 
 def replace_rotary(model: nn.Module) -> list[Patch]:
@@ -98,17 +100,23 @@ def fused_autograd_node(rotate: Rotate) -> Rotate:
     """The same function of queries, keys, cosines and sines, with a backward pass of its own."""
     has_rows = rotates_halves(rotate)
 
+    def halves_kernels(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> ModuleType | None:
+        return _halves_kernels(q, k, cos, sin) if has_rows else None
+
     @functools.wraps(rotate)
     def rotates(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         if args or kwargs or not _takes_fused_node(q, k, cos, sin):
             if not torch.is_grad_enabled() and not any(q.stride()):
                 # A stub of `ProjectionStubs`: one number seen as a tensor, which is not used.
                 return q, k if not any(k.stride()) else rotates(k, k, cos, sin, *args, **kwargs)[1]
+            if not (args or kwargs) and _is_plain_inference() and (kernels := halves_kernels(q, k, cos, sin)):
+                both: tuple[Tensor, Tensor] = kernels.rotate_halves_op(q, k, cos, sin, 1.0)
+                return both
             if has_rows and not (args or kwargs) and _is_plain_inference() and supports_row_layout(q, k, cos, sin):
                 return rotated(q, cos, sin), rotated(k, cos, sin)
             return rotate(q, k, cos, sin, *args, **kwargs)
-        both: tuple[Tensor, Tensor] = _Rotated.apply(q, k, cos, sin, rotate)  # type: ignore[no-untyped-call]
-        return both
+        both = _Rotated.apply(q, k, cos, sin, rotate, halves_kernels)  # type: ignore[no-untyped-call]
+        return both  # noqa: RET504
 
     rotates.is_fused_node = True  # type: ignore[attr-defined]
     return rotates
@@ -145,15 +153,22 @@ class _Rotated(torch.autograd.Function):
         cos: Tensor,
         sin: Tensor,
         rotate: Rotate,
+        kernels_for_halves: KernelsFor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.rotate = rotate
+        ctx.rotate, ctx.kernels_for_halves = rotate, kernels_for_halves
         ctx.save_for_backward(cos, sin)
-        return rotate(q, k, cos, sin)
+        kernels = kernels_for_halves(q, k, cos, sin)
+        both: tuple[Tensor, Tensor]
+        both = rotate(q, k, cos, sin) if kernels is None else kernels.rotate_halves_op(q, k, cos, sin, 1.0)
+        return both
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         cos, sin = ctx.saved_tensors
-        return *ctx.rotate(*gradients, cos, -sin), None, None, None
+        kernels = None if torch.is_grad_enabled() else ctx.kernels_for_halves(*gradients, cos, sin)
+        if kernels is not None:
+            return *kernels.rotate_halves_op(*gradients, cos, sin, -1.0), None, None, None, None
+        return *ctx.rotate(*gradients, cos, -sin), None, None, None, None
 
 
 def rotates_halves(rotate: Callable[..., tuple[Tensor, Tensor]]) -> bool:
@@ -166,6 +181,12 @@ def rotates_halves(rotate: Callable[..., tuple[Tensor, Tensor]]) -> bool:
     except (TypeError, ValueError, RuntimeError, IndexError):  # other arguments or other shapes
         return False
     return all(torch.equal(actual, rotated(x, cos, sin)) for actual, x in zip(found, (q, k), strict=True))
+
+
+def _halves_kernels(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> ModuleType | None:
+    """The kernels that rotate these queries and keys by halves, if there are any. [1, H, T, D], [1, T, D]"""
+    is_one_sequence = q.dim() == 4 and q.shape[0] == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3])
+    return kernels_for(q, k, cos, sin) if is_one_sequence and k.shape[-1] == q.shape[-1] else None
 
 
 def supports_row_layout(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:

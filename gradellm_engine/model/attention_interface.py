@@ -36,15 +36,20 @@ class AttentionProbe:
         shapes: what each layer stores in the KV cache.
         num_heads: query heads a layer, on this rank.
         rotaries: the cosines that each layer takes; layers that share a rotary embedding share the tensor.
+        is_plain: whether all layers' attention is plain (`AttentionForm.is_plain`).
     """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     shapes: dict[int, LayerShape] = field(default_factory=dict)
     num_heads: set[int] = field(default_factory=set)
     rotaries: dict[int, Tensor] = field(default_factory=dict)
+    is_plain: bool = True
 
-    def record(self, module: nn.Module, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def record(
+        self, module: nn.Module, index: int, query: Tensor, key: Tensor, value: Tensor, form: AttentionForm
+    ) -> Tensor:
         """Record a layer; zeros of the shape of its output. Shapes as for `attention_forward`."""
+        self.is_plain &= form.is_plain
         self.modules[index] = module
         self.num_heads.add(query.shape[1])
         self.shapes[index] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)
@@ -76,14 +81,14 @@ def attention_forward(
     if current is None:
         raise RuntimeError("this model belongs to a gradellm ModelRunner; call it through the runner")
     index = int(module.layer_idx)  # type: ignore[arg-type]
-    if isinstance(current, AttentionProbe):
-        return current.record(module, index, query, key, value), None
     form = AttentionForm(
         scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
         window=kwargs.get("sliding_window"),
     )
+    if isinstance(current, AttentionProbe):
+        return current.record(module, index, query, key, value, form), None
     if isinstance(current, SequenceAttention):
         return current.output(index, query, key, value, form), None
     current.store(index, key.detach()[0], value.detach()[0])

@@ -7,22 +7,24 @@ pass is one forward and one backward pass through its own tokens.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gradellm_engine.compilation.cuda_graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
+from gradellm_engine.attention.fused_kernels import fused_attention
+from gradellm_engine.compilation.cuda_graphs import CudaGraphCapturer
 from gradellm_engine.compilation.executor import Batch, EagerExecutor
+from gradellm_engine.compilation.graph_cache import GraphCache, GraphCapturer, GraphLimits, pad_width
+from gradellm_engine.compilation.launch_graphs import LaunchCapturer
 from gradellm_engine.compilation.torch_compile import Backend, CompiledLayers
 from gradellm_engine.compilation.trace_cache import CpuTraceCache
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot
-from gradellm_engine.model.self_checks import can_skip_outputs, check_traces, succeeds
+from gradellm_engine.model.self_checks import can_skip_outputs, check_graphs, check_traces, succeeds
 from gradellm_engine.model.transformers_model import TransformersModel
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
@@ -34,12 +36,10 @@ from gradellm_engine.passes.lm_head import LogitHead, token_ids
 from gradellm_engine.passes.mixed import MixedPass
 from gradellm_engine.passes.ragged import RaggedPass
 
-if TYPE_CHECKING:  # needs Triton
-    from gradellm_engine.attention.fused import FusedAttention
-
-# The longest sequence of a batched step on a CPU, in tokens: beyond it, gathering keys and values takes longer than
-# computing them together saves.
+# The longest sequence of a batched step on a CPU without fused attention, in tokens: beyond it, gathering keys and
+# values takes longer than computing them together saves.
 _MAX_GATHERED_TOKENS = 192
+LAUNCH_GRAPH_LIMITS = GraphLimits(pad_width, max_graphs=24, capture_after_uses=2)
 _REPREFILL_TOKENS = 512  # a pass, where a sequence is prefilled again
 
 
@@ -49,15 +49,17 @@ class ModelRunner(TransformersModel):
     Attributes:
         pool: the KV cache.
         cuda_graphs: captured decode steps and replays; None where they run eagerly.
+        launch_graphs: recorded decode steps on a CPU; None where they run eagerly or as traces.
         cpu_traces: traced decode steps and replays; None where they run eagerly.
         compiled_layers: the layers as torch.compile compiled them, for CUDA graphs; None where they run as they are.
-        fused_attention: Triton kernels for decode steps; None where torch computes attention.
+        fused_attention: kernels for decode steps; None where torch computes attention.
         activation_cache: outputs of linear layers for tokens that a replay will explain.
         skips_unused_outputs: whether a replay of cached tokens skips attention outputs; None before it is known.
     """
 
     pool: KVPool
-    cuda_graphs: CudaGraphCache | None = None
+    cuda_graphs: GraphCache | None = None
+    launch_graphs: GraphCache | None = None
     cpu_traces: CpuTraceCache | None = None
     compiled_layers: CompiledLayers | None = None
     skips_unused_outputs: bool | None = None
@@ -68,7 +70,7 @@ class ModelRunner(TransformersModel):
         """Take over `model`; see `TransformersModel`."""
         super().__init__(model, ranks, batch_invariant=batch_invariant)
         self.activation_cache = ActivationCache(model.base_model)
-        self.fused_attention = _fused_attention(self.device) if self.is_on_one_device else None
+        self.fused_attention = fused_attention(self.device) if self.is_on_one_device else None
         self._eager = EagerExecutor(lambda run: self._logits(run.ids_and_positions, run))
 
     @property
@@ -92,14 +94,14 @@ class ModelRunner(TransformersModel):
         """Allocate a KV cache of `num_tokens` tokens, replacing the last one. Drops CUDA graphs, which address it."""
         aligned = SLOT_ALIGNMENT if self.batch_invariant else 1
         self.pool = KVPool(self.layer_shapes, self.rotaries, num_tokens, aligned)
-        self.cuda_graphs = None
+        self.cuda_graphs = self.launch_graphs = None
         if self.skips_unused_outputs is None:
             self.skips_unused_outputs = self.activation_cache.max_tokens > 0
             if self.skips_unused_outputs:
                 self.skips_unused_outputs = can_skip_outputs(self)
 
-    def use_graphs(self, capturer: GraphCapturer | None = None) -> None:
-        """Run decode steps and replays as CUDA graphs on a GPU, and as CPU traces on a CPU, from now on.
+    def use_graphs(self, capturer: GraphCapturer | None = None, limits: GraphLimits | None = None) -> None:
+        """Run decode steps and replays as CUDA graphs on a GPU, and as launch graphs and CPU traces on a CPU.
 
         A model that is spread over several devices or ranks, or that cannot be captured or traced, runs eagerly.
         """
@@ -107,12 +109,24 @@ class ModelRunner(TransformersModel):
             if self.device.type == "cuda":
                 capturer = CudaGraphCapturer(self.device)
                 self.compile()
-            elif self.cpu_traces is None and not _is_offloaded(self.model):
-                traces = CpuTraceCache(self._logits, self.lm_head)
-                check_traces(self, traces)
-                self.cpu_traces = traces
+            elif not _is_offloaded(self.model):
+                self._record_steps()
         if capturer is not None:
-            self.cuda_graphs = CudaGraphCache(capturer, self._new_batched_pass, self._captured_logits, self.lm_head)
+            self.cuda_graphs = GraphCache(capturer, self._new_batched_pass, self._captured_logits, self.lm_head, limits)
+
+    def _record_steps(self) -> None:
+        """Use CPU traces, and launch graphs where kernels compute attention, if they repeat what the model computes."""
+        traces, self.cpu_traces = self.cpu_traces, None
+        if traces is None:
+            traces = CpuTraceCache(self._logits, self.lm_head)
+            check_traces(self, traces)
+        if self._attention_is_fused and not self.batch_invariant:
+            graphs = GraphCache(
+                LaunchCapturer(), self._new_batched_pass, self._captured_logits, self.lm_head, LAUNCH_GRAPH_LIMITS
+            )
+            check_graphs(self, graphs)
+            self.launch_graphs = graphs
+        self.cpu_traces = traces
 
     def compile(self, backend: Backend = "inductor") -> None:
         """Compile the layers for CUDA graphs, and check that fused attention runs; each falls back by itself."""
@@ -182,6 +196,11 @@ class ModelRunner(TransformersModel):
             if captured is not None:
                 _commit_ids(chunks)
                 return captured
+        if self.launch_graphs is not None and is_batched and not (prefill or any(c.replay_length for c in step)):
+            captured = self.launch_graphs.execute(batch)
+            if captured is not None:
+                _commit_ids(chunks)
+                return captured
         if is_explained:
             batch.head = LogitHead(self.lm_head, None if targets is None else token_ids(targets))
         batch.is_cached = self.activation_cache.is_cached(chunks)
@@ -196,9 +215,15 @@ class ModelRunner(TransformersModel):
         """Whether a `BatchedPass` can run the chunks, and is faster than a `RaggedPass`."""
         if not self.is_on_one_device or self.batch_invariant or not is_step(chunks):
             return False
-        if self.cuda_graphs is not None or self.device.type == "cuda":
+        if self.cuda_graphs is not None or self.device.type == "cuda" or self._attention_is_fused:
             return True
         return len(chunks) > 1 and max(chunk.end for chunk in chunks) <= _MAX_GATHERED_TOKENS
+
+    @property
+    def _attention_is_fused(self) -> bool:
+        """Whether kernels compute the attention of all layers in a decode step."""
+        is_float = {shape.dtype for shape in self.layer_shapes} == {torch.float32}
+        return self.fused_attention is not None and self.has_plain_attention and is_float
 
     def _make_pass(self, batch: Batch) -> AttentionPass:
         run: AttentionPass
@@ -259,15 +284,6 @@ class ModelRunner(TransformersModel):
         while unread := ids[slot.length : slot.length + _REPREFILL_TOKENS]:
             self.prefill([SequenceChunk.new(slot, unread)])
             yield
-
-
-def _fused_attention(device: torch.device) -> FusedAttention | None:
-    """The fused attention kernels for a device, if there are any."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    from gradellm_engine.attention.fused import FusedAttention
-
-    return FusedAttention(device)
 
 
 def _is_offloaded(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Checks that run on the loaded model itself: the engine's assumptions about a family are tested before use.
 
 - Logits match those of Transformers' eager attention (`eager_logits`, `check_logits`).
-- A CPU trace repeats an eager pass to the last bit (`check_traces`).
+- A CPU trace, and a launch graph, repeats an eager pass to the last bit (`check_traces`, `check_graphs`).
 - Fused kernels and compiled layers run on this machine (`succeeds`).
 - Attention outputs can be skipped in a replay whose linear layers are cached (`can_skip_outputs`).
 - Batch-invariant execution is batch-invariant on this CPU (`is_batch_variant`).
@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gradellm_engine.compilation.graph_cache import GraphCache
 from gradellm_engine.compilation.trace_cache import TRACE_AFTER_USES, CpuTraceCache
 from gradellm_engine.errors import ModelLoadError, UnsupportedModelError, one_line
 from gradellm_engine.kv_cache.pool import KVPool
@@ -45,6 +47,7 @@ class Runner(Protocol):
 
     pool: KVPool
     cpu_traces: CpuTraceCache | None
+    launch_graphs: GraphCache | None
     activation_cache: ActivationCache
 
     @property
@@ -156,29 +159,47 @@ def check_traces(runner: Runner, traces: CpuTraceCache) -> None:
 
     Logits and scores must be equal to the last bit. The runner runs without traces afterwards.
     """
-    slot = runner.pool.allocate_probe(_TRACED_TOKENS)
-    explain = runner.every_layer
-
-    def explained(token_id: int) -> list[Tensor]:
-        run = runner.explained_pass([SequenceChunk.new(slot, [token_id], explain)])
-        return [run.logits, *run.heat_maps([Target(token_id)])]
-
     traces.uses_before = 1
     try:
         runner.cpu_traces = traces
-        explained(0)
-        traced = explained(1)
-        runner.cpu_traces = None
-        slot.ids.pop()
-        if not all(map(torch.equal, traced, explained(1))):
-            traces.disable("a trace gives other numbers than the model")
-    except Exception as error:  # of whatever a family does that no test has; eagerly it may work
-        logger.warning("Tracing a decode step failed: %s: %s", type(error).__name__, _shortened(error))
-        traces.disable("tracing failed")
+        _check_second_step(runner, traces)
     finally:
         runner.cpu_traces = None
-        slot.close()
     traces.uses_before = TRACE_AFTER_USES
+
+
+def check_graphs(runner: Runner, graphs: GraphCache) -> None:
+    """Disable launch graphs unless they repeat a step to the last bit, as for `check_traces`."""
+    limits = graphs.limits
+    graphs.limits = replace(limits, capture_after_uses=1)
+    try:
+        runner.launch_graphs = graphs
+        _check_second_step(runner, graphs)
+    finally:
+        runner.launch_graphs = None
+    graphs.limits = limits
+
+
+def _check_second_step(runner: Runner, recorded: CpuTraceCache | GraphCache) -> None:
+    """Disable what records steps unless it gives another token, at another position, what eager execution gives it."""
+    slot, explain = runner.pool.allocate_probe(_TRACED_TOKENS), runner.every_layer
+
+    def explained(token_id: int) -> list[Tensor]:
+        run = runner.explained_pass([SequenceChunk.new(slot, [token_id], explain)])
+        return [run.logits.clone(), *run.heat_maps([Target(token_id)])]
+
+    try:
+        explained(0)
+        repeated = explained(1)
+        runner.cpu_traces = runner.launch_graphs = None
+        slot.ids.pop()
+        if not all(map(torch.equal, repeated, explained(1))):
+            recorded.disable("a recorded step gives other numbers than the model")
+    except Exception as error:  # of whatever a family does that no test has; eagerly it may work
+        logger.warning("Recording a decode step failed: %s: %s", type(error).__name__, _shortened(error))
+        recorded.disable("recording failed")
+    finally:
+        slot.close()
 
 
 def can_skip_outputs(runner: Runner) -> bool:

@@ -54,6 +54,7 @@ class TransformersModel:
         layer_shapes: what each attention layer stores in the KV cache.
         rotaries: the rotary embeddings that the KV cache stores with them.
         rotary_of: which of `rotaries` a layer takes, by layer index.
+        has_plain_attention: whether no layer's attention has a soft cap or sinks.
         patches: what was replaced in `model`, in order.
         batch_invariant: whether results do not depend on batch composition.
         switch_tokens: the longest sequence with the short rotary factors; None where no sequence has long ones.
@@ -95,6 +96,7 @@ class TransformersModel:
             self.head_ranks = None  # this family's plan keeps all heads on every rank
         self.blocks, self.layer_shapes = layout.blocks, layout.layer_shapes
         self.rotaries, self.rotary_of = layout.rotaries, layout.rotary_of
+        self.has_plain_attention = probe.is_plain
         self.first_layer = FirstLayer(self.blocks[0], layout.attentions[0]) if len(self.blocks) > 1 else None
         self._last_token_only = LastTokenOnly(layout.attentions[-1])
         self.is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}

@@ -2,7 +2,7 @@
 
 The columns of a sequence's attention are its last L tokens, the last column its last token; columns that shorter
 sequences lack on the left are masked. Every shape then depends on B, T and L alone, and every index is a tensor, so
-that a CUDA graph can record the pass once and replay it (`gradellm_engine.compilation.cuda_graphs`). Compared with
+that a graph can record the pass once and replay it (`gradellm_engine.compilation.graph_cache`). Compared with
 `gradellm_engine.passes.ragged.RaggedPass`, it makes B times fewer calls.
 
 Fused kernels read keys and values in place (`gradellm_engine.attention.fused`). Without them, they are gathered from
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.attention.fused import FusedAttention, FusedState, MapKind, map_kind
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
@@ -33,10 +33,6 @@ from gradellm_engine.kv_cache.pool import KVPool, Sequences
 from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.params import LayerSwitches
 from gradellm_engine.passes.base import MAX_KEPT_PRODUCTS, ExplainSpec, QKVGrads, SequenceChunk, keeps_products
-
-if TYPE_CHECKING:  # needs Triton, which is not installed everywhere
-    from gradellm_engine.attention import fused
-    from gradellm_engine.attention.fused import FusedAttention, MapKind
 
 
 def is_step(chunks: Sequence[SequenceChunk]) -> bool:
@@ -97,6 +93,7 @@ class BatchedPass:
         ids_and_positions: the model's input, sequence after sequence. [2, B T]
         fused: attention kernels; None for torch's operations.
         ranks: the process group that shares the attention heads; None where all heads are local.
+        is_repeated: whether a graph repeats the pass, and then overwrites its tensors.
         graph_anchor: see `AttentionPass`.
         lowest: see `AttentionPass`.
         output_is_used: see `AttentionPass`; outputs are computed in any case.
@@ -121,6 +118,7 @@ class BatchedPass:
         self._domains: Tensor | None = None
         if shape.has_domains:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
+        self.is_repeated = False
         self.graph_anchor: Tensor | None = None
         self.lowest = 0
         self.output_is_used = True
@@ -160,7 +158,10 @@ class BatchedPass:
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionPass`."""
-        if self.shape.is_new:
+        store = None if self.fused is None else self.fused.store
+        if self.shape.is_new and store is not None and keys.dtype is torch.float32:
+            store(keys, values, self.sequences(index, self.shape.width))
+        elif self.shape.is_new:
             own = self._pool_indexes[:, -1]
             self._pool.keys[index].index_copy_(1, own, keys)
             self._pool.values[index].index_copy_(1, own, values)
@@ -200,7 +201,8 @@ class BatchedPass:
         """See `AttentionPass`."""
         if self._maps:
             self.end()
-        return [self.totals[row, -num_tokens:, -end:] for row, num_tokens, end in self._explained]
+        rows = [self.totals[row, -num_tokens:, -end:] for row, num_tokens, end in self._explained]
+        return [row.clone() for row in rows] if self.is_repeated else rows
 
     def gather(self, pooled: Tensor, width: int) -> Tensor:
         """Keys or values of the last `width` columns. [G, P, D] -> [B, G, width, D]"""
@@ -255,7 +257,7 @@ class BatchedLayer:
     index: int
     form: AttentionForm
     state: AttentionState | None = None
-    fused_state: fused.FusedState | None = None
+    fused_state: FusedState | None = None
 
     @property
     def width(self) -> int:
@@ -280,7 +282,7 @@ class BatchedLayer:
         if fused is not None and fused.supports(query, self.form):
             over = self.run.sequences(self.index, self.width)
             output, state = fused.forward(query[0], over, self.form)
-            self.fused_state = state if self.is_explained and self._map_kind(fused) is not None else None
+            self.fused_state = state if self.is_explained and self._map_kind is not None else None
             return output[None]
         K, V = self.run.keys_and_values(self.index, self.width)
         q = self._by_sequence(query[0], K.shape[1])
@@ -317,9 +319,9 @@ class BatchedLayer:
         return dq, dk, dv
 
     def _fused_backward(
-        self, fused: FusedAttention, state: fused.FusedState, gradient: Tensor, *, needs_input_grad: bool
+        self, fused: FusedAttention, state: FusedState, gradient: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
-        kind, over = self._map_kind(fused), self.run.sequences(self.index, self.width)
+        kind, over = self._map_kind, self.run.sequences(self.index, self.width)
         if kind is None:
             raise RuntimeError("the fused kernels do not compute this method's maps")
         back = fused.backward(state, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
@@ -330,10 +332,10 @@ class BatchedLayer:
         dq, dk, dv = back.gradients
         return dq[None], dk[None], dv[None]
 
-    def _map_kind(self, fused: FusedAttention) -> MapKind | None:
+    @property
+    def _map_kind(self) -> MapKind | None:
         """The maps that the kernels compute of this layer; None where they cannot."""
-        switches = self.run.shape.switches
-        return fused.map_kind(switches if self.is_selected else None)
+        return map_kind(self.run.shape.switches if self.is_selected else None)
 
     def _by_sequence(self, heads: Tensor, num_groups: int) -> Tensor:
         """Query heads by sequence and by the key-value head that they share. [H, B T, D] -> [B, G, r, T, D]"""

@@ -108,6 +108,11 @@ def mkl_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -
     return result
 
 
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether forward hooks are registered on a module itself. Since torch 0.2."""
+    return bool(module._forward_hooks)
+
+
 def allow_recompiles(count: int) -> None:
     """Let torch.compile specialise one function at least `count` times before it falls back to eager. Since torch 2.7.
 

@@ -70,20 +70,15 @@ def test_limits_are_what_the_kv_cache_holds(
 def test_iterators_run_the_requests_of_their_siblings(engine: Engine) -> None:
     """`generate` and `generation_request`, and so on, take the same arguments to the same results."""
     explained, sampling = AttributionSettings(GradEllm(layers=2)), Sampling(max_new_tokens=4, temperature=1.5, seed=2)
-    for steps, request in (
-        (engine.generate("a fox", sampling, explained), engine.generation_request("a fox", sampling, explained)),
-        (
-            engine.generate("a fox", sampling, explained, forced_ids=[70, 71], first_attribution=1),
-            engine.generation_request("a fox", sampling, explained, forced_ids=[70, 71], first_attribution=1),
-        ),
-        (
-            engine.attribute("a fox", "bc", explained, num_alternatives=2),
-            engine.attribution_request("a fox", "bc", explained, num_alternatives=2),
-        ),
+    resumed = {"forced_ids": [70, 71], "first_attribution": 1}
+    for iterate, requested, arguments, keywords in (
+        (engine.generate, engine.generation_request, ("a fox", sampling, explained), {}),
+        (engine.generate, engine.generation_request, ("a fox", sampling, explained), resumed),
+        (engine.attribute, engine.attribution_request, ("a fox", "bc", explained), {"num_alternatives": 2}),
     ):
         engine.model.runner.allocate_pool(engine.kv_tokens)  # no cached prefix, whose keys may be rounded otherwise
-        found = list(steps)
-        output = run_alone(engine, request)
+        found = list(iterate(*arguments, **keywords))
+        output = run_alone(engine, requested(*arguments, **keywords))
         assert found == [replace(step, attribution=a.attribution) for step, a in zip(output.steps, found, strict=True)]
         rows = [step.attribution.scores for step in found if step.attribution is not None]
         assert all(torch.equal(a, b) for a, b in zip(rows, output.rows, strict=True))

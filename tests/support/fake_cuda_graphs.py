@@ -47,8 +47,13 @@ def _tensors(result: Any) -> list[Tensor]:
 class TapeCapturer:
     """See `CudaGraphCapturer`."""
 
+    num_warm_ups = 2
+
     def __init__(self) -> None:
         self.num_captured = 0
+
+    def begin(self) -> None:
+        pass
 
     def warm_up(self, run: Callable[[], None]) -> None:
         run()

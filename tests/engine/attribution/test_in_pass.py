@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from gradellm_engine.attention.fused import FusedAttention, MapKind
+from gradellm_engine.attention.fused import MapKind, map_kind
 from gradellm_engine.attribution.in_pass import in_pass_method
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import GradEllm, LayerSwitches
@@ -23,6 +23,6 @@ def test_every_registered_method_within_the_pass_has_its_functions() -> None:
 
 
 def test_every_switch_of_grad_ellm_is_known_to_the_fused_kernels() -> None:
-    """A switch that changes the maps must be read by `FusedAttention.map_kind`, or a GPU ignores it silently."""
+    """A switch that changes the maps must be read by `map_kind`, or a GPU ignores it silently."""
     assert {field.name for field in fields(GradEllm)} == SWITCHES_OF_MAPS | SWITCHES_OF_SCORES
-    assert FusedAttention.map_kind(GradEllm()) is MapKind.PRODUCTS
+    assert map_kind(GradEllm()) is MapKind.PRODUCTS

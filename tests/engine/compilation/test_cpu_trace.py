@@ -15,6 +15,7 @@ from gradellm_engine.compilation.cpu_trace import CpuTrace, TraceContext
 from gradellm_engine.compilation.trace_cache import CpuTraceCache
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.batched import BatchedPass
 from gradellm_engine.passes.lm_head import LogitHead
 from support.kv_fixtures import evict, filled
 from support.scheduler_harness import RequestOutput, finish, scheduler_of
@@ -99,15 +100,15 @@ def test_an_error_in_a_trace_fails_that_pass_alone(
     chunks = filled(runner, [5], EXPLAIN)
     expected = runner.explained_pass(chunks).heat_maps([Target(7)])
     evict(chunks)
-    store = type(chunks[0].slot).store
+    store = BatchedPass.store
 
     def fails(*args: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(type(chunks[0].slot), "store", fails)
+    monkeypatch.setattr(BatchedPass, "store", fails)
     with pytest.raises(RuntimeError, match="no memory"):
         runner.explained_pass(chunks)
-    monkeypatch.setattr(type(chunks[0].slot), "store", store)
+    monkeypatch.setattr(BatchedPass, "store", store)
     again = runner.explained_pass(chunks).heat_maps([Target(7)])
     assert all(map(torch.equal, again, expected))
 

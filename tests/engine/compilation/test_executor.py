@@ -60,4 +60,4 @@ def test_an_explained_batch_has_scores(runner: ModelRunner) -> None:
     result = executor.execute(batch_of(runner, chunks, head=LogitHead(runner.lm_head)))
     (rows,) = result.heat_maps([Target(7)])
     (expected,) = runner.explained_pass(chunks).heat_maps([Target(7)])
-    assert torch.equal(rows, expected)
+    torch.testing.assert_close(rows, expected)

@@ -34,6 +34,11 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 class NoCapture:
     """Captures nothing: every replay runs the function."""
 
+    num_warm_ups = 0
+
+    def begin(self) -> None:
+        pass
+
     def warm_up(self, run: Callable[[], None]) -> None:
         run()
 

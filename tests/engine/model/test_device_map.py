@@ -40,7 +40,8 @@ def test_every_method(engines: tuple[Engine, Engine], name: str) -> None:
     for step, expected in zip(*(engine.attribute(PROMPT, "abc", settings) for engine in engines), strict=True):
         assert step.attribution is not None
         assert expected.attribution is not None
-        assert relative_error(expected.attribution.scores, step.attribution.scores.double()) <= 1e-5
+        # Modules that accelerate has wrapped have no kernels, whose sums are rounded otherwise.
+        assert relative_error(expected.attribution.scores, step.attribution.scores.double()) <= 3e-5
 
 
 @pytest.mark.parametrize("delivery", Delivery)

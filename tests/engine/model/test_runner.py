@@ -79,9 +79,18 @@ def test_explained_chunks_of_several_tokens_are_no_decode_steps(runner: ModelRun
 
 
 @pytest.mark.parametrize(("lengths", "kind"), [([5], RaggedPass), ([5, 9], BatchedPass), ([5, 195], RaggedPass)])
-def test_short_sequences_attend_together_on_a_cpu(runner: ModelRunner, lengths: list[int], kind: type) -> None:
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_short_sequences_attend_together_on_a_cpu(
+    runner: ModelRunner, lengths: list[int], kind: type, *, has_kernels: bool
+) -> None:
+    """With kernels, sequences of any length do, and a single one."""
     _, _, traces = decline(runner)
-    runner.cuda_graphs = None
+    runner.cuda_graphs = runner.launch_graphs = None
+    if has_kernels:
+        pytest.importorskip("numba")
+        kind = BatchedPass
+    else:
+        runner.fused_attention = None
     runner.step(filled(runner, lengths))
     assert isinstance(traces.batches[0].run, kind)
 

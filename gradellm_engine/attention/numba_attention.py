@@ -1,0 +1,93 @@
+"""Attention of a few new tokens of each sequence on a CPU, by Numba kernels; see `gradellm_engine.attention.fused`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind
+from gradellm_engine.attention.ops import AttentionForm
+from gradellm_engine.cpu_kernels import attention as kernels
+from gradellm_engine.cpu_kernels.team import bits, launch
+from gradellm_engine.kv_cache.pool import Sequences
+
+_BYTES = 4
+_NO_WINDOW = 2**62
+_TASKS_PER_THREAD = 4  # at least, so that threads end at about the same time
+
+
+class NumbaAttention:
+    """Launches the kernels."""
+
+    @staticmethod
+    def supports(query: Tensor, form: AttentionForm) -> bool:
+        """See `FusedAttention`."""
+        return form.is_plain and query.dtype is torch.float32
+
+    def store(self, keys: Tensor, values: Tensor, over: Sequences) -> None:
+        """Write new keys [G, B T, D] and values [G, B T, Dv] to the pool."""
+        keys, values = _contiguous_rows(keys), _contiguous_rows(values)
+        G, tokens, D = keys.shape
+        launch(
+            kernels.STORE, G, over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * _BYTES,
+            over.values.stride(0) * _BYTES, over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, tokens, D,
+            values.shape[2], *_row_strides(keys), *_row_strides(values),
+        )  # fmt: skip
+
+    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
+        """See `FusedAttention`."""
+        query = _contiguous_rows(query)
+        H, tokens, _ = query.shape
+        G, _, Dv = over.values.shape
+        output, log_totals = torch.empty((tokens, H, Dv)), torch.empty((tokens, H))
+        r = H // G
+        heads = r if tokens * G >= _TASKS_PER_THREAD * torch.get_num_threads() else 1
+        launch(
+            kernels.FORWARD, tokens * H // heads, *_common(query, over, form), *_row_strides(query), output.data_ptr(),
+            log_totals.data_ptr(), heads,
+        )  # fmt: skip
+        return output, FusedState(query, output, log_totals)
+
+    def backward(
+        self,
+        state: FusedState,
+        gradient: Tensor,
+        over: Sequences,
+        form: AttentionForm,
+        kind: MapKind,
+        *,
+        needs_input_grad: bool,
+    ) -> FusedQKVGrads:
+        """See `FusedAttention`."""
+        query, gradient = state.query, _contiguous_rows(gradient)
+        H, tokens, D = query.shape
+        (G, _, Dv), T = over.values.shape, over.num_tokens
+        maps = torch.zeros((2 if kind is MapKind.PRODUCTS else min(kind, 1), over.num_rows, G, T, over.width))
+        dq, dk, dv = torch.empty((H, tokens, D)), torch.empty((G, tokens, D)), torch.empty((G, tokens, Dv))
+        launch(
+            kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
+            gradient.stride(1) * _BYTES, gradient.stride(0) * _BYTES, state.output.data_ptr(),
+            state.log_totals.data_ptr(), maps.data_ptr(), maps.stride(0), over.width, kind, dq.data_ptr(),
+            dk.data_ptr(), dv.data_ptr(), needs_input_grad,
+        )  # fmt: skip
+        return FusedQKVGrads(maps, (dq, dk, dv) if needs_input_grad else None)
+
+
+def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, ...]:
+    """What both kernels take first: the pool, the sequences in it, the layer's shape and form."""
+    (H, _, D), (G, _, Dv) = query.shape, over.values.shape
+    return (
+        over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * _BYTES, over.values.stride(0) * _BYTES,
+        over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, H, H // G, D, Dv, form.window or _NO_WINDOW,
+        bits(form.scaling),
+    )  # fmt: skip
+
+
+def _row_strides(x: Tensor) -> tuple[int, int, int]:
+    """Address, and bytes between heads and between tokens. [heads, tokens, width]"""
+    return x.data_ptr(), x.stride(0) * _BYTES, x.stride(1) * _BYTES
+
+
+def _contiguous_rows(x: Tensor) -> Tensor:
+    """`x` with contiguous rows."""
+    return x if x.stride(-1) == 1 else x.contiguous()
