@@ -68,7 +68,8 @@ class BenchModel:
         reference: for Transformers, over the same tensors, so that both read the same memory.
         body_bytes: bytes of the layers' weights, all of which a decode step reads.
         head_bytes: bytes of the LM head's weights.
-        use_graphs: whether decode steps run as CUDA graphs on a GPU and as traces on a CPU, rather than eagerly.
+        use_graphs: whether decode steps run as CUDA graphs on a GPU, and as launch graphs and traces on a CPU, rather
+            than eagerly.
     """
 
     loaded: LoadedModel

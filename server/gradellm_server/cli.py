@@ -142,11 +142,11 @@ def _add_scheduling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-gap-ms",
         type=cli_types.milliseconds,
-        default=0.5,
+        default=1.0,
         dest="max_gap",
         metavar="MS",
         help="how long prompts may delay the next token of running requests; less makes streams smoother, more makes "
-        "prompts and the whole server faster (default: 500)",
+        "prompts and the whole server faster (default: 1000)",
     )
     group.add_argument(
         "--max-queued",

@@ -39,3 +39,11 @@ def test_figures_are_gigabytes_of_weights_per_second(
     assert (size, rows) == ("16 x 32", "1")
     assert figures == [f"{3 * 4 * 16 * 32 / 3e-6 / 1e9:.1f}"] * 2 * len(Kernel)
     assert used == [kernel for kernel in Kernel for _ in range(3 * linear.ROUNDS)]
+
+
+def test_a_step_is_timed_by_each_layout() -> None:
+    table = linear.step_table({(64, 32): 2, (96, 32): 1}, 1e9, (1, 5)).splitlines()
+    assert table[0].startswith("| rows | floor | ")
+    assert table[0].endswith(" torch |")
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["1", "5"]
+    assert {line.count("|") for line in table} == {table[0].count("|")}

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from gradellm_bench.capacity.measurements import Kind, Measurements, PassMeasurement
-from gradellm_engine.compilation.cuda_graphs import pad_to_bucket
+from gradellm_engine.compilation.graph_cache import pad_to_bucket
 from gradellm_engine.passes.batched import StepShape
 
 

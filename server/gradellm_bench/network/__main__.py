@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -28,6 +29,7 @@ from gradellm_bench.network.servers import GradellmServer, ServerError, StreamFn
 
 MODES = ("plain", "per_token", "chunked(16)")
 WARM_UP_TOKENS = 4
+PAUSE_SECONDS = 1.0  # before a run: threads of the server that ran before spin for a while before they sleep
 EXIT_FAILED = 70
 
 TokenizeFn = Callable[[str], list[int]]
@@ -121,6 +123,7 @@ def measure(
     for number in range(-1, rounds):  # the first warms up
         for seed, (name, stream) in enumerate(streams.items()):
             prompts = [tokenize(text)[:length] for text in new_texts(count, length, 100 * number + seed)]
+            time.sleep(PAUSE_SECONDS)
             records = run_streams(stream, prompts, new_tokens if number >= 0 else WARM_UP_TOKENS)
             if errors := {record.error for record in records if record.error}:
                 raise ServerError(f"{name}: {', '.join(sorted(errors))}")
@@ -158,6 +161,7 @@ def measure_load(
             rate = capacity * load / 100
             # Each server meets the same arrivals, at its own rate.
             arrivals = poisson_arrivals(num_requests, rate, seed=load) if load else None
+            time.sleep(PAUSE_SECONDS)
             records = run_streams(stream, prompts, new_tokens, arrivals)
             if errors := {record.error for record in records if record.error and not record.is_refused}:
                 raise ServerError(f"{name}: {', '.join(sorted(errors))}")

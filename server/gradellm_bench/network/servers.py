@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from gradellm import Client, GradellmError, OverloadedError
+from gradellm import Client, GradellmError, OverloadedError, UnavailableError
 from gradellm.wire.keywords import GenerateKeywords
 
 START_SECONDS = 600.0
@@ -110,11 +110,19 @@ class GradellmServer(ServerProcess):
             keywords |= {"delivery": "chunked", "chunk_size": int(attribution[len("chunked(") : -1])}
         else:
             keywords |= {"method": "grad_ellm", "delivery": "per_token"}
-        try:
-            for event in self._client.generate(**keywords):
-                yield int(event.token is not None)
-        except OverloadedError as error:
-            raise StreamRefusedError(str(error)) from error
+        for attempt in range(2):
+            has_begun = False
+            try:
+                for event in self._client.generate(**keywords):
+                    has_begun = True
+                    yield int(event.token is not None)
+            except OverloadedError as error:
+                raise StreamRefusedError(str(error)) from error
+            except UnavailableError:  # its connection was being replaced
+                if has_begun or attempt:
+                    raise
+            else:
+                return
 
     def _is_ready(self) -> bool:
         try:

@@ -20,6 +20,11 @@ from gradellm_bench.network.load import (
 from gradellm_bench.network.servers import ServerError, StreamRefusedError
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradellm_bench.network.__main__.PAUSE_SECONDS", 0.0)
+
+
 def test_figures_of_a_run() -> None:
     records = [
         StreamRecord(0.0, [1.0, 1.1, 1.4], 1.5),

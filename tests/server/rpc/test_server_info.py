@@ -57,7 +57,7 @@ def test_the_limits_of_the_engine(engine: Engine) -> None:
     assert limits.max_new_tokens == engine.max_new_tokens == 255
     assert limits.method_bytes == engine.method_bytes > 0
     assert limits.kv_tokens == engine.kv_tokens > 0
-    assert limits.max_gap_seconds == engine.scheduler.max_gap == 0.5
+    assert limits.max_gap_seconds == engine.scheduler.max_gap == 1.0
     assert limits.max_queued_requests == 5
     own = engine.prompt_limits
     assert (limits.max_prompt_characters, limits.max_messages, limits.max_segments) == (
