@@ -29,6 +29,11 @@ class MapKind(IntEnum):
     HEAD_ABS = 3  # |a u|
     KNOCKOUT = 4  # |a (u - sum_j a_j u_j)|
 
+    @property
+    def num_maps(self) -> int:
+        """How many maps that is: 0, 1 or 2."""
+        return 2 if self is MapKind.PRODUCTS else min(self, 1)
+
 
 _KINDS = {
     Magnitude.SIGNED_SUM: MapKind.SIGNED_SUM,
@@ -89,6 +94,11 @@ class FusedAttention(Protocol):
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    """`x` with contiguous rows, as kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def map_kind(switches: LayerSwitches | None) -> MapKind | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.cpu_kernels import attention as kernels
 from gradellm_engine.cpu_kernels.team import bits, launch
@@ -26,7 +26,7 @@ class NumbaAttention:
 
     def store(self, keys: Tensor, values: Tensor, over: Sequences) -> None:
         """Write new keys [G, B T, D] and values [G, B T, Dv] to the pool."""
-        keys, values = _contiguous_rows(keys), _contiguous_rows(values)
+        keys, values = contiguous_rows(keys), contiguous_rows(values)
         G, tokens, D = keys.shape
         launch(
             kernels.STORE, G, over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * _BYTES,
@@ -36,7 +36,7 @@ class NumbaAttention:
 
     def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """See `FusedAttention`."""
-        query = _contiguous_rows(query)
+        query = contiguous_rows(query)
         H, tokens, _ = query.shape
         G, _, Dv = over.values.shape
         output, log_totals = torch.empty((tokens, H, Dv)), torch.empty((tokens, H))
@@ -59,10 +59,10 @@ class NumbaAttention:
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
         """See `FusedAttention`."""
-        query, gradient = state.query, _contiguous_rows(gradient)
+        query, gradient = state.query, contiguous_rows(gradient)
         H, tokens, D = query.shape
         (G, _, Dv), T = over.values.shape, over.num_tokens
-        maps = torch.zeros((2 if kind is MapKind.PRODUCTS else min(kind, 1), over.num_rows, G, T, over.width))
+        maps = torch.zeros((kind.num_maps, over.num_rows, G, T, over.width))
         dq, dk, dv = torch.empty((H, tokens, D)), torch.empty((G, tokens, D)), torch.empty((G, tokens, Dv))
         launch(
             kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
@@ -86,8 +86,3 @@ def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, .
 def _row_strides(x: Tensor) -> tuple[int, int, int]:
     """Address, and bytes between heads and between tokens. [heads, tokens, width]"""
     return x.data_ptr(), x.stride(0) * _BYTES, x.stride(1) * _BYTES
-
-
-def _contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with contiguous rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.attention.triton_kernels import (
     backward_kernel,
@@ -44,7 +44,7 @@ class TritonAttention:
 
     def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """The attention output [B T, H, Dv] of queries [H, B T, D]."""
-        query = _contiguous_rows(query)
+        query = contiguous_rows(query)
         H, BT, _ = query.shape
         grid, constants = self._grid(query, over)
         S, Dv = grid[2], over.values.shape[2]
@@ -74,12 +74,11 @@ class TritonAttention:
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
-        query, gradient = state.query, _contiguous_rows(gradient)
+        query, gradient = state.query, contiguous_rows(gradient)
         H, BT, D = query.shape
         G, Dv, T = over.keys.shape[0], over.values.shape[2], over.num_tokens
         grid, constants = self._grid(query, over)
-        num_maps = 2 if kind is MapKind.PRODUCTS else min(kind, 1)
-        maps = torch.zeros((num_maps, over.num_rows, G, T, over.width), device=query.device)
+        maps = torch.zeros((kind.num_maps, over.num_rows, G, T, over.width), device=query.device)
         dq_partials = query.new_empty((grid[2] * needs_input_grad, BT, H, D), dtype=torch.float32)
         own = query.new_empty((2, BT, H), dtype=torch.float32)  # weights A_tt and dS_tt of each token's own key
         backward_kernel[grid](
@@ -111,11 +110,6 @@ class TritonAttention:
             "DV2": max(16, _pow2(Dv)), "BLOCK": _BLOCK, "EXACT": query.dtype == torch.float32, "num_warps": 4,
         }  # fmt: skip
         return (over.num_rows * G, tiles, max(1, min(blocks, splits))), constants
-
-
-def _contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with contiguous rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _pow2(number: int) -> int:

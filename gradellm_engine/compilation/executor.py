@@ -1,7 +1,7 @@
 """How a batch of decode steps, or of tokens that are replayed to be explained, runs through the model.
 
 There are three executors: `EagerExecutor` here calls the model's modules one by one, `GraphCache` replays captured
-CUDA graphs, and `CpuTraceCache` runs recorded operations without the modules' Python. `ModelRunner` chooses.
+graphs, and `CpuTraceCache` runs recorded operations without the modules' Python. `ModelRunner` chooses.
 """
 
 from __future__ import annotations

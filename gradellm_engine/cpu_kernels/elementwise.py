@@ -203,7 +203,7 @@ def _silu_mul_backward(arguments):
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """X + y of contiguous tensors of one shape."""
+    """The sum x + y of contiguous tensors of one shape."""
     total, count = torch.empty_like(x), x.numel()
     launch(ADD, -(-count // NUMBERS_PER_TASK), count, x.data_ptr(), y.data_ptr(), total.data_ptr())
     return total

@@ -45,7 +45,7 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def product(x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None) -> Tensor:
-    """X W^T + b. [.., in], the panels of W, out, [out] -> [.., out]"""
+    """The product x W^T + b. [.., in], the panels of W, out, [out] -> [.., out]"""
     x = x.contiguous()
     num_panels, num_inputs, _ = packed.shape
     rows = x.numel() // num_inputs

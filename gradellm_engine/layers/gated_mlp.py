@@ -8,6 +8,7 @@ Transformers computes three operations on the widest rows of a layer, and autogr
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class FrozenGatedMLP(nn.Module):
         if kernels is None:
             gated = self.act_fn(gate) * up
         elif gate.requires_grad and torch.is_grad_enabled():
-            gated = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
+            gated = _Gated.apply(gate, up, kernels)  # type: ignore[no-untyped-call]
         else:
             gated = kernels.silu_mul_op(gate, up)
         output: Tensor = self.down_proj(gated)
@@ -72,19 +73,17 @@ class _Gated(torch.autograd.Function):
     """The activation as a node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: ModuleType) -> Tensor:  # noqa: ANN401
+        ctx.kernels = kernels
         ctx.save_for_backward(gate, up)
-        kernels = kernels_for(gate, up)
-        gated: Tensor = nn.functional.silu(gate) * up if kernels is None else kernels.silu_mul_op(gate, up)
+        gated: Tensor = kernels.silu_mul_op(gate, up)
         return gated
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
         gate, up = ctx.saved_tensors
-        kernels = None if torch.is_grad_enabled() else kernels_for(gate, up, gradients[0])
-        if kernels is None:  # for second derivatives
+        if torch.is_grad_enabled():  # for second derivatives
             sigmoid = torch.sigmoid(gate)
             by_gate = gradients[0] * up * sigmoid * (1 + gate * (1 - sigmoid))
-            return by_gate, gradients[0] * gate * sigmoid
-        both: tuple[Tensor, Tensor] = kernels.silu_mul_backward_op(gate, up, gradients[0])
-        return both
+            return by_gate, gradients[0] * gate * sigmoid, None
+        return *ctx.kernels.silu_mul_backward_op(gate, up, gradients[0]), None
