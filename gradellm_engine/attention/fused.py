@@ -1,4 +1,4 @@
-"""Fused attention of a few new tokens of each sequence: forward, and backward with attribution maps.
+"""Fused attention of a few new tokens of each sequence: forward, and backward with attribution maps; and of prompts.
 
 It computes what `gradellm_engine.attention.ops` defines, with keys and values read in place and twice: once forward,
 once backward, where products, gradients and the maps that scores are computed from are all at hand.
@@ -76,6 +76,13 @@ class FusedAttention(Protocol):
     @property
     def store(self) -> Callable[[Tensor, Tensor, Sequences], None] | None:
         """Writes new keys [G, B T, D] and values [G, B T, Dv] to the pool; None where torch's operators are as fast."""
+
+    @property
+    def prefill(self) -> Callable[[Tensor, Tensor, Tensor, AttentionForm], Tensor] | None:
+        """The attention output [T, H, Dv] of a sequence's last T tokens; None where torch's operators are as fast.
+
+        Of queries [H, T, D], keys [G, N, D] and values [G, N, Dv] of which each head's are contiguous.
+        """
 
     def supports(self, query: Tensor, form: AttentionForm) -> bool:
         """Whether the kernels compute this kind of attention."""

@@ -1,4 +1,4 @@
-"""Attention of a few new tokens of each sequence on a CPU, by Numba kernels; see `gradellm_engine.attention.fused`."""
+"""Attention on a CPU by Numba kernels; see `gradellm_engine.attention.fused`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from torch import Tensor
 from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.cpu_kernels import attention as kernels
+from gradellm_engine.cpu_kernels import prefill_attention
 from gradellm_engine.cpu_kernels.team import bits, launch
+from gradellm_engine.cpu_kernels.tiles import PANEL
 from gradellm_engine.kv_cache.pool import Sequences
 
 _BYTES = 4
-_NO_WINDOW = 2**62
+_NO_WINDOW = 2**31 - 1
 _TASKS_PER_THREAD = 4  # at least, so that threads end at about the same time
 
 
@@ -33,6 +35,18 @@ class NumbaAttention:
             over.values.stride(0) * _BYTES, over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, tokens, D,
             values.shape[2], *_row_strides(keys), *_row_strides(values),
         )  # fmt: skip
+
+    def prefill(self, query: Tensor, keys: Tensor, values: Tensor, form: AttentionForm) -> Tensor:
+        """See `FusedAttention`."""
+        query = contiguous_rows(query)
+        (H, T, D), (G, N, Dv) = query.shape, values.shape
+        output = torch.empty((T, H, Dv))
+        launch(
+            prefill_attention.PREFILL, H * -(-T // PANEL), *_row_strides(query), keys.data_ptr(),
+            values.data_ptr(), keys.stride(0) * _BYTES, values.stride(0) * _BYTES, T, N - T, H, H // G, D, Dv,
+            form.window or _NO_WINDOW, bits(form.scaling), output.data_ptr(),
+        )  # fmt: skip
+        return output
 
     def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """See `FusedAttention`."""
@@ -62,13 +76,13 @@ class NumbaAttention:
         query, gradient = state.query, contiguous_rows(gradient)
         H, tokens, D = query.shape
         (G, _, Dv), T = over.values.shape, over.num_tokens
-        maps = torch.zeros((kind.num_maps, over.num_rows, G, T, over.width))
+        maps = torch.empty((kind.num_maps, over.num_rows, G, T, over.width))
         dq, dk, dv = torch.empty((H, tokens, D)), torch.empty((G, tokens, D)), torch.empty((G, tokens, Dv))
         launch(
             kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
             gradient.stride(1) * _BYTES, gradient.stride(0) * _BYTES, state.output.data_ptr(),
-            state.log_totals.data_ptr(), maps.data_ptr(), maps.stride(0), over.width, kind, dq.data_ptr(),
-            dk.data_ptr(), dv.data_ptr(), needs_input_grad,
+            state.log_totals.data_ptr(), maps.data_ptr(), maps.stride(0), kind.num_maps, over.width, kind,
+            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs_input_grad,
         )  # fmt: skip
         return FusedQKVGrads(maps, (dq, dk, dv) if needs_input_grad else None)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradellm_engine.cpu_kernels.dispatch import kernels_for
 from gradellm_engine.errors import ComputationError
 from gradellm_engine.params import MAX_SEED, Sampling
 
@@ -42,8 +43,8 @@ class Distribution:
     def of(cls, logits: Tensor) -> list[Distribution]:
         """The distribution of each row of logits; one copy brings all their numbers from a GPU. [T, V]"""
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        argmax = logits.argmax(-1)
-        columns = (_logsumexp(logits), argmax, logits.gather(-1, argmax[:, None])[:, 0])
+        argmax, logsumexp = _best_and_logsumexp(logits)
+        columns = (logsumexp, argmax, logits.gather(-1, argmax[:, None])[:, 0])
         numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
         return [
             cls(row, logsumexp, int(best), max_logit)
@@ -77,12 +78,15 @@ class Distribution:
         return int(second if best == token_id else best)
 
 
-def _logsumexp(logits: Tensor) -> Tensor:
-    """The logsumexp of each row. [T, V] -> [T]"""
+def _best_and_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each row's largest logit, the first of equals, and the row's logsumexp. [T, V] -> [T], [T]"""
+    if (kernels := kernels_for(logits)) is not None:
+        best, logsumexp = kernels.best_and_logsumexp(logits)
+        return best, logsumexp
     if logits.is_cuda:
-        return torch.logsumexp(logits, dim=-1)
+        return logits.argmax(-1), torch.logsumexp(logits, dim=-1)
     # Row by row: the order of summation must not depend on the number of rows.
-    return torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
+    return logits.argmax(-1), torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
 
 
 def random_seed() -> int:

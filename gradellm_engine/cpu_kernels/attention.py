@@ -13,9 +13,8 @@ from numba import carray
 
 from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, integer, kernel, next_task
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS
+from gradellm_engine.cpu_kernels.tiles import BYTES, LANES, LINE, MAX_ROWS, PANEL, add_tile, multiply_rows
 
-_BYTES = 4
-_BLOCK = 64  # keys that all heads of a task meet before the next ones
 _FASTMATH = {"reassoc", "contract", "nsz"}
 
 PRODUCTS, SIGNED_SUM, HEAD_ABS, KNOCKOUT = 1, 2, 3, 4  # those of `gradellm_engine.attention.fused.MapKind`
@@ -35,6 +34,11 @@ def _add_scaled(y, factor, x, width):
         y[i] += factor * x[i]
 
 
+@compiled()
+def _fill_with_zeros(numbers, width):
+    carray(floats(numbers), width)[:] = np.float32(0)
+
+
 @compiled(fastmath=_FASTMATH)
 def _softmax(scores, count):
     """Scores to weights, in place; returns the log-sum-exp of the scores."""
@@ -51,23 +55,44 @@ def _softmax(scores, count):
 
 
 @compiled()
-def _attend(q, q_head, keys, values, output, log_totals, scores, count, num_heads, D, Dv, scaling):
-    """Some heads of one token over `count` keys. Addresses; scores is [num_heads, count] or larger."""
-    for first in range(0, count, _BLOCK):
-        for h in range(num_heads):
-            query = carray(floats(q + h * q_head), D)
-            for j in range(first, min(count, first + _BLOCK)):
-                scores[h, j] = scaling * _dot(query, carray(floats(keys + j * D * _BYTES), D), D)
-    for h in range(num_heads):
-        carray(floats(log_totals + h * _BYTES), 1)[0] = _softmax(scores[h], count)
-        out = carray(floats(output + h * Dv * _BYTES), Dv)
-        for i in range(Dv):
-            out[i] = np.float32(0)
-    for first in range(0, count, _BLOCK):
-        for h in range(num_heads):
-            out = carray(floats(output + h * Dv * _BYTES), Dv)
-            for j in range(first, min(count, first + _BLOCK)):
-                _add_scaled(out, scores[h, j], carray(floats(values + j * Dv * _BYTES), Dv), Dv)
+def _products(q, q_head, num_heads, keys, width, factor, products, product_stride, count):
+    """Products of each head's query with `count` keys, times a factor. Addresses; -> [num_heads, count]"""
+    if width % LANES == 0:
+        for head in range(0, num_heads, MAX_ROWS):
+            multiply_rows(
+                min(MAX_ROWS, num_heads - head), q + head * q_head, q_head, keys, width * BYTES, width, factor,
+                products + head * product_stride, product_stride, count,
+            )  # fmt: skip
+        return
+    for head in range(num_heads):
+        query = carray(floats(q + head * q_head), width)
+        products_of_head = carray(floats(products + head * product_stride), count)
+        for j in range(count):
+            products_of_head[j] = factor * _dot(query, carray(floats(keys + j * width * BYTES), width), width)
+
+
+@compiled()
+def _weighted_sums(weights, weight_stride, num_heads, rows, width, sums, sum_stride, count):
+    """Each head's sum of `count` rows by its weights. Addresses; [num_heads, count], [count, width] -> [., width]"""
+    for head in range(num_heads):
+        _fill_with_zeros(sums + head * sum_stride, width)
+    panels = width // PANEL
+    for head in range(0, num_heads, MAX_ROWS):
+        for panel in range(panels):
+            total = sums + head * sum_stride + panel * LINE
+            add_tile(
+                min(MAX_ROWS, num_heads - head), rows + panel * LINE, weights + head * weight_stride, total, total,
+                count, width * BYTES, weight_stride, BYTES, sum_stride, sum_stride, rows, 0,
+            )  # fmt: skip
+    rest = width - panels * PANEL
+    if rest:
+        offset = panels * LINE
+        for head in range(num_heads):
+            weights_of_head = carray(floats(weights + head * weight_stride), count)
+            total_of_head = carray(floats(sums + head * sum_stride + offset), rest)
+            for j in range(count):
+                row = carray(floats(rows + j * width * BYTES + offset), rest)
+                _add_scaled(total_of_head, weights_of_head[j], row, rest)
 
 
 def _forward(arguments):
@@ -85,14 +110,22 @@ def _forward(arguments):
             break
         row, head = task // parts, task % parts * per_task
         start, end, first = _visible(starts, lengths, row, T, window)
-        if end - first > width:
-            width = end - first
+        count = end - first
+        if count > width:
+            width = count
             scores = np.empty((per_task, width), np.float32)
-        key = start + first
-        _attend(
-            q + row * q_token + head * q_head, q_head, K + head // r * k_head + key * D * _BYTES,
-            V + head // r * v_head + key * Dv * _BYTES, output + (row * H + head) * Dv * _BYTES,
-            log_totals + (row * H + head) * _BYTES, scores, end - first, per_task, D, Dv, scaling,
+        keys = K + head // r * k_head + (start + first) * D * BYTES
+        values = V + head // r * v_head + (start + first) * Dv * BYTES
+        _products(
+            q + row * q_token + head * q_head, q_head, per_task, keys, D, scaling, scores.ctypes.data, width * BYTES,
+            count,
+        )  # fmt: skip
+        totals = carray(floats(log_totals + (row * H + head) * BYTES), per_task)
+        for h in range(per_task):
+            totals[h] = _softmax(scores[h], count)
+        _weighted_sums(
+            scores.ctypes.data, width * BYTES, per_task, values, Dv, output + (row * H + head) * Dv * BYTES, Dv * BYTES,
+            count,
         )  # fmt: skip
 
 
@@ -103,82 +136,83 @@ def _visible(starts, lengths, row, T, window):
     return integer(starts + row // T * 8), end, max(0, end - window)
 
 
-@compiled()
-def _explain(q, w, output, log_total, keys, values, maps, map_size, dq, count, D, Dv, scaling, kind, needs_input_grad):
-    """One head of one token over `count` keys: adds to its maps and dq; the token's own a and dS. Addresses."""
-    query, gradient = carray(floats(q), D), carray(floats(w), Dv)
-    mean = _dot(gradient, carray(floats(output), Dv), Dv)  # sum_j a_j u_j
-    by_query = carray(floats(dq), D)
-    first_map, second_map = carray(floats(maps), count), carray(floats(maps + map_size), count)
-    a = ds = np.float32(0)
+@compiled(fastmath=_FASTMATH)
+def _explain(s, u, first_map, second_map, log_total, mean, scaling, kind, count):
+    """Add one head's maps over `count` keys; s becomes a, and u becomes dS. Returns the last key's a and dS."""
+    if kind == PRODUCTS:
+        for j in range(count):
+            first_map[j] += s[j]
+            second_map[j] += u[j]
     for j in range(count):
-        key = carray(floats(keys + j * D * _BYTES), D)
-        s = scaling * _dot(query, key, D)
-        u = _dot(gradient, carray(floats(values + j * Dv * _BYTES), Dv), Dv)
-        a = exp(s - log_total)
-        dz = a * (u - mean)
-        if kind == PRODUCTS:
-            first_map[j] += s
-            second_map[j] += u
-        elif kind == SIGNED_SUM:
-            first_map[j] += a * u
-        elif kind == HEAD_ABS:
-            first_map[j] += abs(a * u)
-        elif kind == KNOCKOUT:
-            first_map[j] += abs(dz)
-        if needs_input_grad:
-            ds = dz * scaling
-            _add_scaled(by_query, ds, key, D)
-    return a, ds
+        s[j] = exp(s[j] - log_total)
+    if kind == SIGNED_SUM:
+        for j in range(count):
+            first_map[j] += s[j] * u[j]
+    elif kind == HEAD_ABS:
+        for j in range(count):
+            first_map[j] += abs(s[j] * u[j])
+    for j in range(count):
+        u[j] = s[j] * (u[j] - mean)
+    if kind == KNOCKOUT:
+        for j in range(count):
+            first_map[j] += abs(u[j])
+    for j in range(count):
+        u[j] *= scaling
+    return s[count - 1], u[count - 1]
 
 
 def _backward(arguments):
-    """Maps [maps, B, G, T, L], dq [H, B T, D], dk [G, B T, D], dv [G, B T, Dv]; a task is a token's heads of a group.
+    """Maps [maps, B, G, T, L], dq [H, B T, D], dk [G, B T, D], dv [G, B T, Dv].
 
-    Maps are zero before.
+    A task is the heads of a token that share keys and values.
     """
-    given = carray(arguments, FIRST_ARGUMENT + 29)
+    given = carray(arguments, FIRST_ARGUMENT + 30)
     K, V, k_head, v_head, starts, lengths, T, H, r, D, Dv, window, scale_bits = given[
         FIRST_ARGUMENT : FIRST_ARGUMENT + 13
     ]
     q, q_head, q_token, w, w_head, w_token, output, log_totals = given[FIRST_ARGUMENT + 13 : FIRST_ARGUMENT + 21]
-    maps, map_size, width, kind, dq, dk, dv, needs_input_grad = given[FIRST_ARGUMENT + 21 : FIRST_ARGUMENT + 29]
-    groups, scaling = H // r, np.float32(as_float(scale_bits))
+    maps, map_size, num_maps, width, kind, dq, dk, dv, needs_input_grad = given[
+        FIRST_ARGUMENT + 21 : FIRST_ARGUMENT + 30
+    ]
+    groups, scaling, one = H // r, np.float32(as_float(scale_bits)), np.float32(1)
     tokens = given[NUM_TASKS] // groups
+    s, u = np.empty((r, width), np.float32), np.empty((r, width), np.float32)
+    stride = width * BYTES
     while True:
         task = next_task(arguments)
         if task >= given[NUM_TASKS]:
             break
         row, g = task // groups, task % groups
+        head = g * r
         start, end, first = _visible(starts, lengths, row, T, window)
-        length = integer(lengths + row // T * 8)
-        key = start + first
-        # The last of the `width` columns is the sequence's last token.
-        column = ((row // T * groups + g) * T + row % T) * width + width - length + first
-        own_k, own_v = (
-            carray(floats(dk + (g * tokens + row) * D * _BYTES), D),
-            carray(floats(dv + (g * tokens + row) * Dv * _BYTES), Dv),
-        )
+        count, length = end - first, integer(lengths + row // T * 8)
+        keys = K + g * k_head + (start + first) * D * BYTES
+        values = V + g * v_head + (start + first) * Dv * BYTES
+        queries, gradients = q + row * q_token + head * q_head, w + row * w_token + head * w_head
+        _products(queries, q_head, r, keys, D, scaling, s.ctypes.data, stride, count)
+        _products(gradients, w_head, r, values, Dv, one, u.ctypes.data, stride, count)
+        row_of_maps = maps + ((row // T * groups + g) * T + row % T) * width * BYTES
+        for i in range(num_maps):
+            _fill_with_zeros(row_of_maps + i * map_size * BYTES, width)
+        column = row_of_maps + (width - length + first) * BYTES  # the last one is the sequence's last token
+        first_map, second_map = carray(floats(column), count), carray(floats(column + map_size * BYTES), count)
+        own_k = carray(floats(dk + (g * tokens + row) * D * BYTES), D)
+        own_v = carray(floats(dv + (g * tokens + row) * Dv * BYTES), Dv)
         if needs_input_grad:
-            for i in range(D):
-                own_k[i] = np.float32(0)
-            for i in range(Dv):
-                own_v[i] = np.float32(0)
-        for head in range(g * r, g * r + r):
-            query, gradient = q + row * q_token + head * q_head, w + row * w_token + head * w_head
-            by_query = carray(floats(dq + (head * tokens + row) * D * _BYTES), D)
+            own_k[:] = np.float32(0)
+            own_v[:] = np.float32(0)
+        for h in range(r):
+            gradient = carray(floats(gradients + h * w_head), Dv)
+            mean = _dot(gradient, carray(floats(output + (row * H + head + h) * Dv * BYTES), Dv), Dv)  # sum_j a_j u_j
+            log_total = carray(floats(log_totals + (row * H + head + h) * BYTES), 1)[0]
+            a, ds = _explain(s[h], u[h], first_map, second_map, log_total, mean, scaling, kind, count)
             if needs_input_grad:
-                for i in range(D):
-                    by_query[i] = np.float32(0)
-            a, ds = _explain(
-                query, gradient, output + (row * H + head) * Dv * _BYTES,
-                carray(floats(log_totals + (row * H + head) * _BYTES), 1)[0], K + g * k_head + key * D * _BYTES,
-                V + g * v_head + key * Dv * _BYTES, maps + column * _BYTES, map_size * _BYTES,
-                dq + (head * tokens + row) * D * _BYTES, end - first, D, Dv, scaling, kind, needs_input_grad,
-            )  # fmt: skip
-            if needs_input_grad:
-                _add_scaled(own_k, ds, carray(floats(query), D), D)
-                _add_scaled(own_v, a, carray(floats(gradient), Dv), Dv)
+                _add_scaled(own_k, ds, carray(floats(queries + h * q_head), D), D)
+                _add_scaled(own_v, a, gradient, Dv)
+        if needs_input_grad:
+            _weighted_sums(
+                u.ctypes.data, stride, r, keys, D, dq + (head * tokens + row) * D * BYTES, tokens * D * BYTES, count
+            )
 
 
 def _store(arguments):
@@ -193,8 +227,8 @@ def _store(arguments):
         for row in range(tokens):
             start, end, _ = _visible(starts, lengths, row, T, 1)
             position = start + end - 1
-            _copy(K + g * k_head + position * D * _BYTES, keys + g * key_head + row * key_token, D)
-            _copy(V + g * v_head + position * Dv * _BYTES, values + g * value_head + row * value_token, Dv)
+            _copy(K + g * k_head + position * D * BYTES, keys + g * key_head + row * key_token, D)
+            _copy(V + g * v_head + position * Dv * BYTES, values + g * value_head + row * value_token, Dv)
 
 
 @compiled()

@@ -1,4 +1,4 @@
-"""RMS norms, gated activations and rotary embeddings in one pass over memory each, forward and backward, in float32.
+"""RMS norms, gated activations, rotary embeddings and distributions in one pass over memory each, in float32.
 
 As torch's operators, each is six to fourteen passes over its rows, and as many calls: half of a decode step's time that
 is not spent on reading weights.
@@ -11,13 +11,15 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, kernel, next_task
+from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, integer, kernel, next_task, set_integer
 from gradellm_engine.cpu_kernels.operators import operator
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS, bits, launch
+from gradellm_engine.cpu_kernels.tiles import PANEL, highest_number
 
 NUMBERS_PER_TASK = 2**14  # fewer are computed before another thread has begun
 
 _BYTES = 4
+_BLOCK = 32 * PANEL  # numbers among which the largest is looked for at once
 _ONE = np.float32(1)
 _FASTMATH = {"reassoc", "contract", "nsz"}  # NaN and infinity stay what they are
 
@@ -131,15 +133,16 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def silu_mul_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by gate and up from dl/dy. [.., width] each"""
+    """The gradients by gate and up from dl/dy, side by side in memory. [.., width] each"""
     gate, up, gradient = _with_rows(gate), _with_rows(up), gradient.contiguous()
-    d_gate, d_up, width = torch.empty_like(gradient), torch.empty_like(gradient), gate.shape[-1]
+    width = gate.shape[-1]
+    both = torch.empty((*gradient.shape[:-1], 2 * width))
     rows, per_task = gradient.numel() // width, _rows_per_task(width)
     launch(
         SILU_MUL_BACKWARD, -(-rows // per_task), per_task, rows, width, gate.data_ptr(), _row_stride(gate),
-        up.data_ptr(), _row_stride(up), gradient.data_ptr(), d_gate.data_ptr(), d_up.data_ptr(),
+        up.data_ptr(), _row_stride(up), gradient.data_ptr(), both.data_ptr(),
     )  # fmt: skip
-    return d_gate, d_up
+    return both[..., :width], both[..., width:]
 
 
 def _with_rows(x: Tensor) -> Tensor:
@@ -184,8 +187,8 @@ def _silu_mul(arguments):
 
 def _silu_mul_backward(arguments):
     """The kernel of `silu_mul_backward`; a task is some rows."""
-    values = carray(arguments, FIRST_ARGUMENT + 10)
-    per_task, rows, width, gate, gate_stride, up, up_stride, gradient, d_gate, d_up = values[FIRST_ARGUMENT:]
+    values = carray(arguments, FIRST_ARGUMENT + 9)
+    per_task, rows, width, gate, gate_stride, up, up_stride, gradient, both = values[FIRST_ARGUMENT:]
     while True:
         task = next_task(arguments)
         if task >= values[NUM_TASKS]:
@@ -194,8 +197,8 @@ def _silu_mul_backward(arguments):
             offset = row * width * _BYTES
             _silu_mul_row_backward(
                 carray(floats(gate + row * gate_stride), width), carray(floats(up + row * up_stride), width),
-                carray(floats(gradient + offset), width), carray(floats(d_gate + offset), width),
-                carray(floats(d_up + offset), width), width,
+                carray(floats(gradient + offset), width), carray(floats(both + 2 * offset), width),
+                carray(floats(both + 2 * offset + width * _BYTES), width), width,
             )  # fmt: skip
 
 
@@ -221,6 +224,96 @@ def _add(arguments):
             break
         for i in range(task * NUMBERS_PER_TASK, min(count, (task + 1) * NUMBERS_PER_TASK)):
             total[i] = x[i] + y[i]
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def store_rows(x: Tensor, pool: Tensor, rows: Tensor) -> None:
+    """Write rows of x to those of a pool. [n, width], [N, width], [n]; rows of x may be parts of wider ones"""
+    launch(
+        COPY_ROWS, len(rows), x.data_ptr(), _row_stride(x), pool.data_ptr(), _row_stride(pool), rows.data_ptr(),
+        x.shape[-1], 1,
+    )  # fmt: skip
+
+
+def load_rows(pool: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a pool. [N, width], [n] -> [1, n, width]"""
+    y = torch.empty((1, len(rows), pool.shape[-1]))
+    launch(
+        COPY_ROWS, len(rows), pool.data_ptr(), _row_stride(pool), y.data_ptr(), _row_stride(y), rows.data_ptr(),
+        pool.shape[-1], 0,
+    )  # fmt: skip
+    return y
+
+
+def _copy_rows(arguments):
+    """The kernel of `store_rows` and `load_rows`; a task is a row."""
+    values = carray(arguments, FIRST_ARGUMENT + 7)
+    x, x_stride, y, y_stride, rows, width, is_store = values[FIRST_ARGUMENT:]
+    while True:
+        task = next_task(arguments)
+        if task >= values[NUM_TASKS]:
+            break
+        row = integer(rows + 8 * task)
+        source, target = (task, row) if is_store else (row, task)
+        numbers, copied = carray(floats(x + source * x_stride), width), carray(floats(y + target * y_stride), width)
+        for i in range(width):
+            copied[i] = numbers[i]
+
+
+# Distributions -------------------------------------------------------------------------------------------------------
+
+
+def best_and_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each row's largest number, the first of equals, and the row's logsumexp. [T, V] -> [T], [T]"""
+    logits = logits.contiguous()
+    rows, width = logits.shape
+    best, logsumexp = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+    launch(BEST_AND_LOGSUMEXP, rows, width, logits.data_ptr(), best.data_ptr(), logsumexp.data_ptr())
+    return best, logsumexp
+
+
+@compiled()
+def _best(x, width):
+    """The index of the largest number at an address, the first of equals; 0 where all are NaN."""
+    best, highest, j = 0, -np.inf, 0
+    while j < width:
+        end = j + _BLOCK if j + _BLOCK <= width else j + 1  # the last numbers one by one
+        at_most = highest_number(x + j * _BYTES, _BLOCK) if end > j + 1 else carray(floats(x + j * _BYTES), 1)[0]
+        if at_most > highest:
+            highest = at_most
+            numbers = carray(floats(x + j * _BYTES), end - j)
+            best = j
+            while numbers[best - j] != highest:
+                best += 1
+        j = end
+    return best
+
+
+@compiled(fastmath=_FASTMATH)
+def _sum_of_powers(x, width, highest):
+    total = np.float32(0)
+    for i in range(width):
+        total += exp(x[i] - highest)
+    return total
+
+
+def _best_and_logsumexp(arguments):
+    """The kernel of `best_and_logsumexp`; a task is a row."""
+    values = carray(arguments, FIRST_ARGUMENT + 4)
+    width, logits, best, logsumexp = values[FIRST_ARGUMENT:]
+    while True:
+        row = next_task(arguments)
+        if row >= values[NUM_TASKS]:
+            break
+        address = logits + row * width * _BYTES
+        numbers = carray(floats(address), width)
+        index = _best(address, width)
+        set_integer(best + 8 * row, index)
+        carray(floats(logsumexp + _BYTES * row), 1)[0] = numbers[index] + np.log(
+            _sum_of_powers(numbers, width, numbers[index])
+        )
 
 
 # Rotary embeddings ---------------------------------------------------------------------------------------------------
@@ -276,6 +369,7 @@ def _rotate_halves(arguments):
 RMS_NORM, RMS_NORM_BACKWARD = kernel(_rms_norm), kernel(_rms_norm_backward)
 SILU_MUL, SILU_MUL_BACKWARD = kernel(_silu_mul), kernel(_silu_mul_backward)
 ADD, ROTATE_HALVES = kernel(_add), kernel(_rotate_halves)
+COPY_ROWS, BEST_AND_LOGSUMEXP = kernel(_copy_rows), kernel(_best_and_logsumexp)
 
 rms_norm_op = operator("rms_norm(Tensor x, Tensor scale, float eps) -> Tensor", rms_norm)
 rms_norm_backward_op = operator(

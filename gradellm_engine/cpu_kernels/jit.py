@@ -73,6 +73,17 @@ def integer(typing_context, address):
 
 
 @intrinsic
+def set_integer(typing_context, address, number):
+    """Write an int64 number to an address."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], INT64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def as_float(typing_context, number):
     """The float64 of the same bits as an integer."""
 
@@ -91,32 +102,39 @@ def vector_function(builder: Any, name: str, width: int, num_arguments: int) -> 
 
 @intrinsic
 def exp(typing_context, number):
-    """e^x of a float32 number, to two units in the last place, as operations that LLVM can vectorise.
+    """e^x of a float32 number; see `exp_of`."""
+    return types.float32(types.float32), lambda context, builder, signature, arguments: exp_of(builder, arguments[0])
+
+
+def exp_of(builder: Any, x: Any) -> Any:
+    """e^x of a float32 number or of a vector, to two units in the last place, as operations that LLVM can vectorise.
 
     2^n e^r with n the integer nearest to x / ln 2, and e^r by Taylor's series, whose next term is below 1e-8 for
     |r| <= ln(2) / 2. Below -87 it is e^-87, which softmax and SiLU cannot tell from 0; from 88.4 on it is infinite.
     """
+    width = x.type.count if isinstance(x.type, ir.VectorType) else None
+    integers = INT32 if width is None else ir.VectorType(INT32, width)
 
-    def generate(context, builder, signature, arguments):
-        def constant(value: float) -> Any:
-            return ir.Constant(FLOAT, value)
+    def constant(value: float, kind: Any = x.type) -> Any:
+        return ir.Constant(kind, value if width is None else [value] * width)
 
-        unary, ternary = (ir.FunctionType(FLOAT, [FLOAT] * count) for count in (1, 3))
-        floor = cgutils.get_or_insert_function(builder.module, unary, "llvm.floor.f32")
-        fma = cgutils.get_or_insert_function(builder.module, ternary, "llvm.fma.f32")
-        (x,) = arguments
-        for comparison, limit in (("<", -87.0), (">", 89.0)):  # false for NaN, which stays
-            x = builder.select(builder.fcmp_ordered(comparison, x, constant(limit)), constant(limit), x)
-        n = builder.call(floor, [builder.call(fma, [x, constant(_float32(1 / math.log(2))), constant(0.5)])])
-        r = builder.call(fma, [n, constant(-_LN2_HIGH), x])
-        r = builder.call(fma, [n, constant(-_LN2_LOW), r])
-        power = constant(_float32(1 / 5040))
-        for order in (720, 120, 24, 6, 2, 1, 1):
-            power = builder.call(fma, [power, r, constant(_float32(1 / order))])
-        exponent = builder.add(builder.fptosi(n, INT32), ir.Constant(INT32, 127))
-        return builder.fmul(power, builder.bitcast(builder.shl(exponent, ir.Constant(INT32, 23)), FLOAT))
+    def function(name: str, num_arguments: int) -> Any:
+        if width is not None:
+            return vector_function(builder, name, width, num_arguments)
+        signature = ir.FunctionType(FLOAT, [FLOAT] * num_arguments)
+        return cgutils.get_or_insert_function(builder.module, signature, f"{name}.f32")
 
-    return types.float32(types.float32), generate
+    floor, fma = function("llvm.floor", 1), function("llvm.fma", 3)
+    for comparison, limit in (("<", -87.0), (">", 89.0)):  # false for NaN, which stays
+        x = builder.select(builder.fcmp_ordered(comparison, x, constant(limit)), constant(limit), x)
+    n = builder.call(floor, [builder.call(fma, [x, constant(_float32(1 / math.log(2))), constant(0.5)])])
+    r = builder.call(fma, [n, constant(-_LN2_HIGH), x])
+    r = builder.call(fma, [n, constant(-_LN2_LOW), r])
+    power = constant(_float32(1 / 5040))
+    for order in (720, 120, 24, 6, 2, 1, 1):
+        power = builder.call(fma, [power, r, constant(_float32(1 / order))])
+    exponent = builder.add(builder.fptosi(n, integers), constant(127, integers))
+    return builder.fmul(power, builder.bitcast(builder.shl(exponent, constant(23, integers)), x.type))
 
 
 def _float32(number: float) -> float:

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from gradellm_engine.cpu_kernels.jit import INT64, integer, kernel
+from gradellm_engine.cpu_kernels.jit import INT64, integer, kernel, set_integer
 from gradellm_engine.cpu_kernels.team import COUNTER, FIRST_ARGUMENT
 
 
@@ -35,17 +35,6 @@ def _call(typing_context, address):
     return types.void(types.int64), generate
 
 
-@intrinsic
-def _store(typing_context, address, number):
-    """Write an int64 number to an address."""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], builder.inttoptr(arguments[0], INT64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
 def _sequence(arguments):
     """Every thread of the team runs all launches: pairs of a kernel's address and that of its integers."""
     pairs, count, barrier = carray(arguments, FIRST_ARGUMENT + 3)[FIRST_ARGUMENT:]
@@ -55,7 +44,7 @@ def _sequence(arguments):
         if barrier != 0:
             _call(barrier)
         # All tasks are taken and done; every thread writes the same, for the next time.
-        _store(integers + 8 * COUNTER, 0)
+        set_integer(integers + 8 * COUNTER, 0)
 
 
 SEQUENCE = kernel(_sequence)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.cpu_kernels.dispatch import kernels_for
+from gradellm_engine.layers.linear import FrozenLinear
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
 from gradellm_engine.utils.torch_compat import has_forward_hooks
 
@@ -40,9 +41,12 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     if len(layers) != len(_PROJECTIONS) or "forward" in vars(module):
         return False
     gate, up, down = layers
-    if len(list(module.children())) != 4 or kernels_for(gate.weight) is None:  # the fourth is the activation
-        return False
     x = torch.randn((2, gate.in_features), generator=torch.Generator().manual_seed(0))[None]
+    takes_float32 = gate.weight.dtype is torch.float32 or (type(gate) is FrozenLinear and gate.gemm_weight.is_widened)
+    if len(list(module.children())) != 4 or not takes_float32:  # the fourth is the activation
+        return False
+    if gate.weight.device.type != "cpu" or kernels_for(x) is None:
+        return False
     return torch.equal(module(x), down(nn.functional.silu(gate(x)) * up(x)))
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.layers.invariant_gemm import Product, invariant_product
-from gradellm_engine.layers.packing import Packing, best_packing
+from gradellm_engine.layers.packing import Packing, best_packing, own_packing
 from gradellm_engine.utils.torch_compat import (
     has_onednn_linear,
     is_batched_tensor,
@@ -64,12 +64,14 @@ class GemmWeight:
     Attributes:
         weight: [out, in], stored row-major or column-major.
         bias: [out]; None for none.
+        is_widened: whether inputs and outputs are in float32, and the weight in bfloat16.
         num_row_tiles: tiles into which the stored rows are cut for a product with few input rows; 1 for no tiling.
         uses_onednn: whether oneDNN computes products with several input rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_widened: bool = False) -> None:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.is_widened = is_widened
         self._transposed = self.weight.t()
         self._is_column_major = self._transposed.is_contiguous() and not self.weight.is_contiguous()
         self._stored = self._transposed if self._is_column_major else self.weight
@@ -85,17 +87,29 @@ class GemmWeight:
         """Whether a packed copy is faster."""
         weight = self.weight
         is_large = weight.device.type == "cpu" and weight.numel() >= MIN_PACKED_WEIGHTS
-        return is_large and best_packing(weight.dtype) is not None
+        return self.is_widened or (is_large and self._best_packing() is not None)
+
+    def _best_packing(self) -> Packing | None:
+        return own_packing() if self.is_widened else best_packing(self.weight.dtype)
 
     def pack(self, packing: Packing | None = None) -> None:
         """Compute products with a packed copy of the weight from now on, in the best layout or in a given one."""
-        self._packing = packing or best_packing(self.weight.dtype)
+        self._packing = packing or self._best_packing()
         self._packed = None if self._packing is None else self._packing.pack(self.weight.contiguous())
 
     def pack_transposed(self) -> None:
         """Once packed, compute gradients with a packed copy of the transposed weight from now on."""
         if self._packing is not None:
             self._packed_transposed = self._packing.pack(self._transposed.contiguous())
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed copies, as far as torch knows their size."""
+        return sum(
+            copy.nbytes if copy.layout is torch.strided else self.weight.nbytes
+            for copy in (self._packed, self._packed_transposed)
+            if copy is not None
+        )
 
     def unpack(self) -> None:
         """Drop the packed copies."""
@@ -149,7 +163,7 @@ class GemmWeight:
             case Kernel.INVARIANT if self._invariant is not None:
                 return self._invariant[0](x)
             case _:
-                return torch.nn.functional.linear(x, self.weight, self.bias)
+                return torch.nn.functional.linear(x, self._in_dtype_of(x), self.bias)
 
     def gradient(self, g: Tensor) -> Tensor:
         """The gradient by the layer's input, g W. [.., out] -> [.., in]"""
@@ -170,7 +184,11 @@ class GemmWeight:
             case Kernel.INVARIANT if self._invariant is not None:
                 return self._invariant[1](g)
             case _:
-                return g @ self.weight
+                return g @ self._in_dtype_of(g)
+
+    def _in_dtype_of(self, x: Tensor) -> Tensor:
+        """The weight as torch multiplies it with x. [out, in]"""
+        return self.weight.to(x.dtype) if self.is_widened else self.weight
 
 
 def row_tiled_matmul(x: Tensor, weight: Tensor, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradellm_engine.layers.gemm import GemmWeight, Kernel, layout_for_backward
 from gradellm_engine.layers.module_patch import Patch, replace_class
+from gradellm_engine.utils.torch_compat import is_batched_tensor
 
 
 class LinearOutputCache(Protocol):
@@ -37,17 +39,28 @@ class LinearOutputCache(Protocol):
 current_output_cache: ContextVar[LinearOutputCache | None] = ContextVar("gradellm_outputs", default=None)
 
 
-def replace_linears(model: nn.Module) -> list[Patch]:
-    """Make every plain linear layer of `model` a `FrozenLinear`.
+def replace_linears(model: nn.Module, *, is_widened: bool = False) -> list[Patch]:
+    """Make every plain linear layer of `model` a `FrozenLinear`; `is_widened` is that of `GemmWeight`.
 
     Layers with a product of their own stay as they are: subclasses of layers and of tensors, such as quantised ones,
     and layers with a `forward` of their own, as accelerate's placement gives them.
     """
     return [
-        replace_class(name, module, FrozenLinear, gemm_weight=GemmWeight(module.weight, module.bias), fused_group=None)
+        replace_class(
+            name,
+            module,
+            FrozenLinear,
+            gemm_weight=GemmWeight(module.weight, module.bias, is_widened=is_widened),
+            fused_group=None,
+        )
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
+        if is_plain_linear(module)
     ]
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer without a product of its own; see `replace_linears`."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
 
 
 def fuse_shared_input_linears(model: nn.Module, run: Callable[[], object]) -> None:
@@ -85,11 +98,9 @@ def pack_weights(model: nn.Module, head: nn.Module, max_bytes: int) -> list[Patc
     names: dict[GemmWeight, str] = {}
     with_gradients: list[GemmWeight] = []
     for name, layer in model.named_modules():
-        if type(layer) is FrozenLinear:
-            weight = layer.gemm_weight if layer.fused_group is None else layer.fused_group.gemm_weight
-            if weight not in names and weight.can_be_packed:
-                names[weight] = name
-                with_gradients += [weight] if layer is not head else []
+        if type(layer) is FrozenLinear and layer.multiplied not in names and layer.multiplied.can_be_packed:
+            names[layer.multiplied] = name
+            with_gradients += [layer.multiplied] if layer is not head else []
     patches: list[Patch] = []
     packings = [(weight, weight.pack) for weight in names] + [(w, w.pack_transposed) for w in with_gradients]
     for weight, pack in packings:
@@ -100,6 +111,12 @@ def pack_weights(model: nn.Module, head: nn.Module, max_bytes: int) -> list[Patc
         if len(patches) < len(names):
             patches.append(Patch(names[weight], "GEMM kernels", "packed GEMM kernels", weight.unpack))
     return patches
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of the packed copies of the weights of `model`."""
+    weights = {layer.multiplied for layer in model.modules() if type(layer) is FrozenLinear}
+    return sum(weight.packed_bytes for weight in weights)
 
 
 def enable_batch_invariance(model: nn.Module) -> list[Patch]:
@@ -141,7 +158,7 @@ def _can_fuse(first: FrozenLinear, second: FrozenLinear) -> bool:
 
 def _gains_from_fusion(layer: FrozenLinear) -> bool:
     """Whether a decode step computes the layer by a kernel that is faster for larger weights."""
-    return layer.gemm_weight.kernel(layer.weight[:1]) is not Kernel.DEFAULT
+    return layer.gemm_weight.is_widened or layer.gemm_weight.kernel(layer.weight[:1]) is not Kernel.DEFAULT
 
 
 class FrozenLinear(nn.Linear):
@@ -154,6 +171,16 @@ class FrozenLinear(nn.Linear):
 
     gemm_weight: GemmWeight
     fused_group: FusedLinearGroup | None
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The dtype of the output."""
+        return torch.float32 if self.gemm_weight.is_widened else self.weight.dtype
+
+    @property
+    def multiplied(self) -> GemmWeight:
+        """The weight of the product that computes the layer: its own, or that of the layers it is fused with."""
+        return self.gemm_weight if self.fused_group is None else self.fused_group.gemm_weight
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in nn.Linear)
         """[.., in] -> [.., out]"""
@@ -212,10 +239,11 @@ class FusedLinearGroup:
         self._sizes = [layer.out_features for layer in layers]
         weight = layout_for_backward(torch.cat([layer.weight.detach() for layer in layers]))
         bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self.gemm_weight = GemmWeight(weight, bias)
+        is_widened = layers[0].gemm_weight.is_widened
+        self.gemm_weight = GemmWeight(weight, bias, is_widened=is_widened)
         for layer, own_weight in zip(layers, torch.split(weight, self._sizes), strict=True):
             layer.weight.data = own_weight
-            layer.gemm_weight = GemmWeight(own_weight, layer.bias)
+            layer.gemm_weight = GemmWeight(own_weight, layer.bias, is_widened=is_widened)
             layer.fused_group = self
         self._input: Tensor | None = None
         self._version = 0
@@ -267,5 +295,20 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         weight: GemmWeight = ctx.weight
-        together = gradients[0] if len(gradients) == 1 else torch.cat(gradients, -1)
-        return weight.gradient(together), None, None, None
+        return weight.gradient(_side_by_side(gradients)), None, None, None
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of some tensors next to each other; without a copy where they are so in memory. [.., width] each"""
+    first = parts[0]
+    width = sum(part.shape[-1] for part in parts)
+    if len(parts) > 1 and not is_batched_tensor(first) and first.stride(-1) == 1 and first.stride(-2) == width:
+        offsets = accumulate((part.shape[-1] for part in parts), initial=first.storage_offset())
+        if all(
+            part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            and part.storage_offset() == offset
+            and part.stride() == first.stride()
+            for part, offset in zip(parts, offsets, strict=False)
+        ):
+            return first.as_strided((*first.shape[:-1], width), first.stride())
+    return first if len(parts) == 1 else torch.cat(tuple(parts), -1)

@@ -15,6 +15,7 @@ from gradellm_engine.layers.module_patch import Patch
 from gradellm_engine.layers.rms_norm import replace_norms
 from gradellm_engine.layers.rotary import replace_rotary
 from gradellm_engine.layers.rotary_switch import use_rotary_sets
+from gradellm_engine.layers.widening import widen_activations
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def apply_patches(
     if rotary_switch is not None:
         patches += use_rotary_sets(model, rotary_switch)
     if replaces_layers:
-        patches += replace_gated_mlps(model)  # before its linear layers, whose rounding differs
+        patches += widen_activations(model)
+        patches += replace_gated_mlps(model)  # before linear layers are replaced whose rounding differs
         patches += [*replace_linears(model), *replace_norms(model), *replace_rotary(model)]
     if batch_invariant:
         patches += [*enable_batch_invariance(model), *patch_elementwise_modules(model)]

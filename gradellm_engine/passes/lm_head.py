@@ -130,6 +130,7 @@ class LogitHead:
             # Where target and contrast are one token, column 0 has the gradient of both.
             weights[:, 1] *= columns[:, 0] != columns[:, 1]
         rows = self._rows(ids.to(weights.device))
+        rows = rows.to(self._input.dtype)
         below = (weights[:, :, None].to(rows.dtype) * rows).sum(1)[None]
         below = below.to(self._input.device)  # a tied head may be on another device
         if self._continue_backward is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gradellm_engine.attention.fused import FusedAttention
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
@@ -28,6 +29,8 @@ from gradellm_engine.passes.base import (
     SequenceChunk,
     keeps_products,
 )
+
+MIN_FUSED_TOKENS = 8  # of a chunk whose attention kernels compute; they compute some tens of tokens at a time
 
 
 @dataclass
@@ -56,6 +59,7 @@ class RaggedPass:
         graph_anchor: see `AttentionPass`.
         output_is_used: see `AttentionPass`.
         num_logits: see `AttentionPass`.
+        fused: attention kernels for chunks that are not explained; None for torch's operations.
         row_slices: each chunk's tokens in the concatenated row.
         layer_groups: maps of each explained chunk, by the layers' window and device.
     """
@@ -66,6 +70,7 @@ class RaggedPass:
     graph_anchor: Tensor | None = None
     output_is_used: bool = True
     num_logits: int = 0
+    fused: FusedAttention | None = None
     row_slices: list[slice] = field(default_factory=list)
     layer_groups: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
@@ -175,6 +180,9 @@ class RaggedLayer:
             return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
         outputs = []
         for i, (chunk, rows) in enumerate(zip(self.run.chunks, self.run.row_slices, strict=True)):
+            if (fused := self._fused_output(chunk, query[0, :, rows])) is not None:
+                outputs.append(fused)
+                continue
             _, K, V, visible = self.visible_keys(i)
             q = grouped(query[0, :, rows], K.shape[0])
             keeps = chunk.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
@@ -183,6 +191,15 @@ class RaggedLayer:
                 self.states[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return _concatenated(outputs)[None].contiguous()
+
+    def _fused_output(self, chunk: SequenceChunk, query: Tensor) -> Tensor | None:
+        """A chunk's output by kernels, where they compute it. [H, T, D] -> [T, H, Dv]"""
+        fused = self.run.fused
+        if fused is None or fused.prefill is None or chunk.explain is not None or len(chunk.ids) < MIN_FUSED_TOKENS:
+            return None
+        keys, values = chunk.slot.keys(self.index, 0, chunk.end), chunk.slot.values(self.index, 0, chunk.end)
+        is_supported = fused.supports(query, self.form) and keys.dtype == values.dtype == query.dtype
+        return fused.prefill(query, keys, values, self.form) if is_supported else None
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """See `LayerAttention`."""

@@ -1,4 +1,4 @@
-"""Norms, gated activations and rotary embeddings against autograd in float64."""
+"""Norms, gated activations, rotary embeddings and distributions against float64."""
 
 from __future__ import annotations
 
@@ -73,3 +73,33 @@ def test_several_threads_and_leading_dimensions() -> None:
     assert torch.equal(gated.view(-1, 64), kernels.silu_mul(x.view(-1, 64), x.view(-1, 64)))
     strided = drawn(0, 3, 400, 128).float()[..., :64]
     assert torch.equal(kernels.silu_mul(strided, x), kernels.silu_mul(strided.contiguous(), x))
+
+
+@given(st.integers(1, 4), st.integers(1, 90) | st.integers(1000, 3000), st.sampled_from([0.1, 1.0, 50.0]))
+def test_the_best_and_the_logsumexp_of_rows(rows: int, width: int, scale: float) -> None:
+    logits = drawn(width, rows, width, scale=scale).float()
+    logits[0] = logits[0].round()  # the first of equals is the best
+    best, logsumexp = kernels.best_and_logsumexp(logits)
+    assert torch.equal(best, logits.argmax(-1))
+    assert_close(logsumexp, logits.double().logsumexp(-1))
+    assert torch.equal(kernels.best_and_logsumexp(logits[-1:])[1], logsumexp[-1:])
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 70, 1999])
+def test_the_logsumexp_of_numbers_that_are_not_finite(number: float, place: int) -> None:
+    logits = torch.zeros(3, 2000)
+    logits[1, place] = number
+    logits[2] = -torch.inf
+    _, logsumexp = kernels.best_and_logsumexp(logits)
+    assert logsumexp.isfinite().tolist() == [True, False, False]
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 20))
+def test_rows_are_stored_and_loaded(count: int, width: int, more: int) -> None:
+    x, pool = drawn(0, count, width + more).float()[:, more:], torch.zeros(9, width)
+    rows = torch.randperm(9, generator=torch.Generator().manual_seed(width))[:count]
+    kernels.store_rows(x, pool, rows)
+    assert torch.equal(pool[rows], x)
+    assert not pool[[row for row in range(9) if row not in rows]].any()
+    assert torch.equal(kernels.load_rows(pool, rows.flip(0)), x.flip(0)[None])

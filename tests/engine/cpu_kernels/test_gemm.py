@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("numba")
-from gradellm_engine.cpu_kernels.gemm import BLOCK, MAX_ROWS, MAX_TILED_ROWS, PANEL, pack, packed_linear, product
+from gradellm_engine.cpu_kernels.gemm import BLOCK, MAX_TILED_ROWS, pack, packed_linear, product
+from gradellm_engine.cpu_kernels.tiles import HAS_BFLOAT16, MAX_ROWS, PANEL
 
 ROWS = sorted({1, 2, MAX_ROWS - 1, MAX_ROWS, MAX_ROWS + 1, 2 * MAX_ROWS, 3 * MAX_ROWS + 2, MAX_TILED_ROWS + 1})
 
@@ -33,10 +34,33 @@ def test_products(rows: int, num_outputs: int, num_inputs: int, *, has_bias: boo
     assert_right(product(x, pack(weight), num_outputs, bias), exact)
 
 
-@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 200), st.integers(1, 3))
-def test_a_row_does_not_depend_on_the_others(rows: int, num_outputs: int, num_inputs: int, threads: int) -> None:
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs"), [(PANEL, 2), (3 * PANEL, 2 * BLOCK), (5, BLOCK + 1), (100, 300)]
+)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_with_bfloat16_weights(rows: int, num_outputs: int, num_inputs: int, *, has_bias: bool) -> None:
+    x, weight = drawn(rows, num_inputs), drawn(num_outputs, num_inputs).bfloat16()
+    bias = drawn(num_outputs) if has_bias else None
+    taken = x.bfloat16() if HAS_BFLOAT16 else x
+    exact = taken.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    y = product(x, pack(weight), num_outputs, bias)
+    assert y.dtype is torch.float32
+    assert_right(y, exact)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 90),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_row_does_not_depend_on_the_others(
+    rows: int, num_outputs: int, num_inputs: int, threads: int, dtype: torch.dtype
+) -> None:
     before = torch.get_num_threads()
-    x, packed = drawn(rows, num_inputs), pack(drawn(num_outputs, num_inputs))
+    x, packed = drawn(rows, num_inputs), pack(drawn(num_outputs, num_inputs).to(dtype))
     together = product(x, packed, num_outputs, None)
     torch.set_num_threads(threads)
     try:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gradellm_engine.attention.fused_kernels import fused_attention
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
 from gradellm_engine.params import GradEllm, Loosening, Rectify
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
-from gradellm_engine.passes.ragged import RaggedLayer, RaggedPass
+from gradellm_engine.passes.ragged import MIN_FUSED_TOKENS, RaggedLayer, RaggedPass
 
 Normal = Callable[..., Tensor]
 Slots = Callable[..., list[KVSlot]]
@@ -187,3 +188,38 @@ def test_only_new_tokens_are_stored(normal: Normal) -> None:
     assert not pool.keys[0].any()
     assert not pool.cosines[0].any()
     assert run.ids_and_positions.tolist() == [[2, 3, 4, 5, 6], [1, 2, 3, 2, 3]]
+
+
+@pytest.mark.parametrize("length", [MIN_FUSED_TOKENS - 1, MIN_FUSED_TOKENS, 40])
+@pytest.mark.parametrize(
+    ("form", "is_fused"),
+    [
+        (AttentionForm(0.5), True),
+        (AttentionForm(0.5, window=5), True),
+        (AttentionForm(0.5, softcap=0.8), False),
+        (AttentionForm(0.5, sinks=torch.zeros(4)), False),
+    ],
+    ids=["plain", "window", "soft cap", "sinks"],
+)
+def test_kernels_compute_chunks_that_are_not_explained(
+    monkeypatch: pytest.MonkeyPatch, length: int, form: AttentionForm, is_fused: bool
+) -> None:
+    pytest.importorskip("numba")
+    kernels = fused_attention(CPU)
+    assert kernels is not None
+    pool = KVPool([LayerShape(2, 6, 8, torch.float32, CPU)], [], 200)
+    slots = [pool.allocate_probe(90) for _ in range(2)]
+    for tensor in (*pool.keys, *pool.values):
+        tensor.normal_()
+    chunks = [
+        SequenceChunk(slots[0], [1] * length, None, 3, is_new=True),
+        SequenceChunk(slots[1], [1] * 40, EXPLAIN, 0, is_new=True),
+    ]
+    query = torch.randn(1, 4, length + 40, 6)
+    expected = RaggedPass(chunks, {}).layer_attention(nn.Identity(), 0, form).output(query)
+    calls: list[Tensor] = []
+    original = kernels.prefill
+    monkeypatch.setattr(kernels, "prefill", lambda *args: calls.append(args[0]) or original(*args))  # type: ignore[misc, func-returns-value]
+    actual = RaggedPass(chunks, {}, fused=kernels).layer_attention(nn.Identity(), 0, form).output(query)
+    torch.testing.assert_close(actual, expected)
+    assert len(calls) == (is_fused and length >= MIN_FUSED_TOKENS)
