@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.passes.base import AttentionPass, SequenceChunk, Target
+from gradellm_engine.passes.batched import LinearOutputs
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.lm_head import LogitHead
 
@@ -31,6 +32,7 @@ class Batch:
         targets: the targets of all tokens, where they are known before the pass: a teacher-forced replay.
         head: the language-model head of an explained pass; None for logits alone.
         is_cached: whether the outputs of all linear layers are cached for all tokens (`ActivationCache`).
+        cache_rows: the tokens' rows in that cache, of a batched pass that loads or stores outputs there.
     """
 
     chunks: Sequence[SequenceChunk]
@@ -40,6 +42,14 @@ class Batch:
     targets: Sequence[Target] | None = None
     head: LogitHead | None = None
     is_cached: bool = False
+    cache_rows: Sequence[int] | None = None
+
+    @property
+    def linear_outputs(self) -> LinearOutputs:
+        """What a batched pass does with the outputs of linear layers."""
+        if self.cache_rows is None:
+            return LinearOutputs.COMPUTED
+        return LinearOutputs.LOADED if self.is_cached else LinearOutputs.STORED
 
     @cached_property
     def run(self) -> AttentionPass:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from gradellm_engine.compilation.executor import Batch
 from gradellm_engine.compilation.tracer import NotTraceable
+from gradellm_engine.passes.activation_cache import ActivationCache
 from gradellm_engine.passes.base import SequenceChunk, Target
-from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay
+from gradellm_engine.passes.batched import BatchedPass, LinearOutputs, StepShape, is_replay
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.lm_head import LogitHead, signs, token_ids
 from gradellm_engine.utils.memory import free_caches, is_out_of_memory
@@ -64,11 +65,19 @@ class CapturedStep:
         run: the pass whose static tensors the graphs read and write.
     """
 
-    def __init__(self, capturer: GraphCapturer, run: BatchedPass, model: Model, head: nn.Module) -> None:
+    def __init__(
+        self,
+        capturer: GraphCapturer,
+        run: BatchedPass,
+        model: Model,
+        head: nn.Module,
+        activations: ActivationCache | None = None,
+    ) -> None:
         """`run` holds the chunks of a step that is due: warm-up and capture execute it, several times."""
         self.run = run
         run.is_repeated = True
-        self._model, self._head_module = model, head
+        self._head_module = head
+        self._model = model if activations is None else _with_cache(model, activations)
         num_tokens, device = run.shape.num_rows * run.shape.num_tokens, run.ids_and_positions.device
         self._ids = torch.zeros((num_tokens, 2), dtype=torch.long, device=device)
         self._signs = torch.zeros((num_tokens, 2), device=device)
@@ -85,7 +94,7 @@ class CapturedStep:
 
     def execute(self, batch: Batch) -> ExplainedPass:
         """Replay the graphs for a batch of this shape; of a replay batch, `logits` include rows of padding."""
-        self.run.fill(batch.chunks)
+        self.run.fill(batch.chunks, batch.cache_rows)
         if batch.targets is not None:
             self._fill_targets(batch.chunks, batch.targets)
             self._replay_first()
@@ -126,6 +135,23 @@ class CapturedStep:
         self._backward()
 
 
+def _with_cache(model: Model, activations: ActivationCache) -> Model:
+    """`model`, with the outputs of linear layers stored in the cache or loaded from it, as the pass's shape says."""
+
+    def run_model(run: BatchedPass) -> Tensor:
+        match run.shape.linear_outputs:
+            case LinearOutputs.COMPUTED:
+                return model(run)
+            case LinearOutputs.STORED:
+                with activations.storing(run.cache_rows):
+                    return model(run)
+            case LinearOutputs.LOADED:
+                with activations.loading(run.cache_rows):
+                    return model(run)
+
+    return run_model
+
+
 @dataclass(frozen=True)
 class GraphLimits:
     """Which shapes are captured, and when.
@@ -156,8 +182,10 @@ class GraphCache:
         model: Model,
         head: nn.Module,
         limits: GraphLimits | None = None,
+        activations: ActivationCache | None = None,
     ) -> None:
         self._capturer, self._new_pass, self._model, self._head = capturer, new_pass, model, head
+        self._activations = activations
         self.limits = limits or GraphLimits()
         self._steps: OrderedDict[StepShape, CapturedStep] = OrderedDict()
         self._uses: Counter[StepShape] = Counter()
@@ -167,6 +195,11 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._steps)
 
+    @property
+    def shapes(self) -> list[StepShape]:
+        """The shapes of the captured steps, least recently used first."""
+        return list(self._steps)
+
     def disable(self, reason: str) -> None:
         """Drop all graphs, and capture none from now on."""
         logger.info("Graphs disabled: decode steps run without: %s", reason)
@@ -175,31 +208,31 @@ class GraphCache:
 
     def execute(self, batch: Batch) -> ExplainedPass | None:
         """See `Executor`; runs decode steps and replays of one kind of explanation."""
-        captured = self._captured(batch.chunks)
+        captured = self._captured(batch)
         return None if captured is None else captured.execute(batch)
 
-    def _captured(self, chunks: Sequence[SequenceChunk]) -> CapturedStep | None:
-        """The captured step of the chunks' shape, captured now if need be; None where it cannot be."""
-        shape = self.limits.pad(StepShape.of(chunks))
-        if not (shape.is_new or is_replay(chunks, shape.num_tokens)):
+    def _captured(self, batch: Batch) -> CapturedStep | None:
+        """The captured step of the batch's shape, captured now if need be; None where it cannot be."""
+        shape = replace(self.limits.pad(StepShape.of(batch.chunks)), linear_outputs=batch.linear_outputs)
+        if not (shape.is_new or is_replay(batch.chunks, shape.num_tokens)):
             return None
         self._uses[shape] += 1
         if self.is_possible and shape not in self._steps and self._uses[shape] >= self.limits.capture_after_uses:
-            self._capture(shape, chunks)
+            self._capture(shape, batch)
         if not self.is_possible or shape not in self._steps:
             return None
         self._steps.move_to_end(shape)
         return self._steps[shape]
 
-    def _capture(self, shape: StepShape, chunks: Sequence[SequenceChunk]) -> None:
-        """Capture a step of these chunks, if the model allows it and there is memory."""
+    def _capture(self, shape: StepShape, batch: Batch) -> None:
+        """Capture a step of this batch, if the model allows it and there is memory."""
         if self._steps_until_retry:
             self._steps_until_retry -= 1
             return
         try:
             run = self._new_pass(shape)
-            run.fill(chunks)
-            self._steps[shape] = CapturedStep(self._capturer, run, self._model, self._head)
+            run.fill(batch.chunks, batch.cache_rows)
+            self._steps[shape] = CapturedStep(self._capturer, run, self._model, self._head, self._activations)
         except NotTraceable as reason:
             self.disable(str(reason))
             return

@@ -179,13 +179,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self._arena.empty(result.shape, result.dtype)
         results = [x for x in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(x, Tensor)]
         self.kept += results
-        if func in _EMPTY or func.is_view:
+        if func in _EMPTY or (func.is_view and _is_view_of(result, args[0])):
             return result
         if changes_argument(func):
             self.calls.append(lambda: func(*args, **kwargs))
         else:
             self.calls.append(_repeated(func, args, kwargs, results))
         return result
+
+
+def _is_view_of(result: Any, x: Any) -> bool:  # noqa: ANN401
+    """Whether a view operator's result is a view: `contiguous` and `reshape` are views or copies, as it happens."""
+    first = result[0] if isinstance(result, (tuple, list)) else result
+    return not first.numel() or first.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 def _indexes_by_number(func: Any, args: Any) -> bool:  # noqa: ANN401

@@ -29,7 +29,7 @@ from gradellm_engine.model.transformers_model import TransformersModel
 from gradellm_engine.params import GradEllm
 from gradellm_engine.passes.activation_cache import ActivationCache
 from gradellm_engine.passes.base import AttentionPass, ExplainSpec, SequenceChunk, Target
-from gradellm_engine.passes.batched import BatchedPass, StepShape, is_step
+from gradellm_engine.passes.batched import BatchedPass, StepShape, is_replay, is_step
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.invariant import SLOT_ALIGNMENT, PerTokenPass
 from gradellm_engine.passes.lm_head import LogitHead, token_ids
@@ -65,10 +65,15 @@ class ModelRunner(TransformersModel):
     skips_unused_outputs: bool | None = None
 
     def __init__(
-        self, model: PreTrainedModel, ranks: ProcessGroup | None = None, *, batch_invariant: bool = False
+        self,
+        model: PreTrainedModel,
+        ranks: ProcessGroup | None = None,
+        *,
+        batch_invariant: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
         """Take over `model`; see `TransformersModel`."""
-        super().__init__(model, ranks, batch_invariant=batch_invariant)
+        super().__init__(model, ranks, batch_invariant=batch_invariant, memory_bytes=memory_bytes)
         self.activation_cache = ActivationCache(model.base_model)
         self.fused_attention = fused_attention(self.device) if self.is_on_one_device else None
         self._eager = EagerExecutor(lambda run: self._logits(run.ids_and_positions, run))
@@ -122,7 +127,12 @@ class ModelRunner(TransformersModel):
             check_traces(self, traces)
         if self._attention_is_fused and not self.batch_invariant:
             graphs = GraphCache(
-                LaunchCapturer(), self._new_batched_pass, self._captured_logits, self.lm_head, LAUNCH_GRAPH_LIMITS
+                LaunchCapturer(),
+                self._new_batched_pass,
+                self._captured_logits,
+                self.lm_head,
+                LAUNCH_GRAPH_LIMITS,
+                self.activation_cache,
             )
             check_graphs(self, graphs)
             self.launch_graphs = graphs
@@ -189,22 +199,26 @@ class ModelRunner(TransformersModel):
     ) -> ExplainedPass:
         """Run decode steps or a replay: by CUDA graph, by CPU trace or eagerly, chosen here alone."""
         chunks = [*prefill, *step]
-        is_batched = targets is None and self.runs_batched(step)
+        is_batched = self.runs_batched(step) if targets is None else self._replays_batched(step)
         batch = Batch(chunks, self._make_pass, is_batched, num_prefill=len(prefill), targets=targets)
         if self.cuda_graphs is not None and not prefill and (is_batched or targets is not None):
             captured = self.cuda_graphs.execute(batch)
             if captured is not None:
                 _commit_ids(chunks)
                 return captured
-        if self.launch_graphs is not None and is_batched and not (prefill or any(c.replay_length for c in step)):
+        activations = self.activation_cache
+        batch.is_cached = activations.is_cached(chunks)
+        if self.launch_graphs is not None and not prefill and is_batched:
+            if activations.caches_all_layers:
+                batch.cache_rows = activations.cached_rows(chunks) or activations.rows_to_fill(chunks)
             captured = self.launch_graphs.execute(batch)
             if captured is not None:
+                activations.end_pass(chunks, batch.cache_rows)
                 _commit_ids(chunks)
                 return captured
         if is_explained:
             batch.head = LogitHead(self.lm_head, None if targets is None else token_ids(targets))
-        batch.is_cached = self.activation_cache.is_cached(chunks)
-        with self.activation_cache.during(chunks):
+        with activations.during(chunks):
             result = None if self.cpu_traces is None else self.cpu_traces.execute(batch)
             if result is None:
                 result = self._eager.execute(batch)
@@ -218,6 +232,14 @@ class ModelRunner(TransformersModel):
         if self.cuda_graphs is not None or self.device.type == "cuda" or self._attention_is_fused:
             return True
         return len(chunks) > 1 and max(chunk.end for chunk in chunks) <= _MAX_GATHERED_TOKENS
+
+    def _replays_batched(self, chunks: Sequence[SequenceChunk]) -> bool:
+        """Whether a `BatchedPass` replays the chunks, as a launch graph once their shape has occurred before."""
+        if self.launch_graphs is None or not self.launch_graphs.is_possible:
+            return False
+        num_tokens = len(chunks[0].ids)
+        is_even = all(len(chunk.ids) == num_tokens for chunk in chunks)
+        return is_even and is_replay(chunks, num_tokens)
 
     @property
     def _attention_is_fused(self) -> bool:
@@ -243,13 +265,16 @@ class ModelRunner(TransformersModel):
 
     def _ragged_pass(self, chunks: Sequence[SequenceChunk], graph_anchor: Tensor | None = None) -> RaggedPass:
         kind = PerTokenPass if self.batch_invariant else RaggedPass
-        return kind(chunks, self.rotary_of, self.head_ranks, graph_anchor)
+        return kind(chunks, self.rotary_of, self.head_ranks, graph_anchor, fused=self.fused_attention)
 
     def _new_batched_pass(self, shape: StepShape) -> BatchedPass:
         return BatchedPass(self.pool, self.rotary_of, shape, self.device, self.fused_attention, self.head_ranks)
 
     def _batched_pass(self, chunks: Sequence[SequenceChunk]) -> BatchedPass:
-        run = self._new_batched_pass(StepShape.of(chunks))
+        shape = StepShape.of(chunks)
+        if self.launch_graphs is not None:  # so that a step gives the same numbers before it is recorded
+            shape = self.launch_graphs.limits.pad(shape)
+        run = self._new_batched_pass(shape)
         run.fill(chunks)
         run.begin()
         return run

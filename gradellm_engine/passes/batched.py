@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,14 @@ def _has_one_method(chunks: Sequence[SequenceChunk]) -> bool:
     return len({chunk.explain.switches for chunk in chunks if chunk.explain is not None}) <= 1
 
 
+class LinearOutputs(Enum):
+    """What a pass does with the outputs of linear layers (`gradellm_engine.passes.activation_cache`)."""
+
+    COMPUTED = auto()
+    STORED = auto()  # computed, and cached for a replay
+    LOADED = auto()  # taken from the cache
+
+
 @dataclass(frozen=True)
 class StepShape:
     """What determines the operations of a batched pass.
@@ -62,6 +71,7 @@ class StepShape:
         is_new: whether tokens are new; False for a replay.
         switches: how tokens are explained; None for not at all.
         has_domains: whether any sequence normalises similarities over chosen tokens only.
+        linear_outputs: what is done with the outputs of linear layers.
     """
 
     num_rows: int
@@ -70,6 +80,7 @@ class StepShape:
     is_new: bool
     switches: LayerSwitches | None
     has_domains: bool
+    linear_outputs: LinearOutputs = LinearOutputs.COMPUTED
 
     @classmethod
     def of(cls, chunks: Sequence[SequenceChunk]) -> StepShape:
@@ -99,6 +110,7 @@ class BatchedPass:
         output_is_used: see `AttentionPass`; outputs are computed in any case.
         num_logits: see `AttentionPass`; always all.
         totals: the sum of the layers' scores; the last token's own score is in the last column. [B, T, L]
+        cache_rows: the tokens' rows in the activation cache, where outputs are stored or loaded. [B T]
     """
 
     def __init__(
@@ -118,6 +130,7 @@ class BatchedPass:
         self._domains: Tensor | None = None
         if shape.has_domains:
             self._domains = torch.ones((B, shape.width), dtype=torch.bool, device=device)
+        self.cache_rows = torch.zeros(B * T, dtype=torch.long, device=device)
         self.is_repeated = False
         self.graph_anchor: Tensor | None = None
         self.lowest = 0
@@ -128,8 +141,13 @@ class BatchedPass:
             self.lowest = ExplainSpec(shape.switches).selected[0]
         self._explained: list[tuple[int, int, int]] = []  # row, number of tokens, length of the sequence
 
-    def fill(self, chunks: Sequence[SequenceChunk]) -> None:
-        """Take B chunks, or fewer: the last chunk fills the rows that are left, and computes the same again."""
+    def fill(self, chunks: Sequence[SequenceChunk], cache_rows: Sequence[int] | None = None) -> None:
+        """Take B chunks, or fewer: the last chunk fills the rows that are left, and computes the same again.
+
+        `cache_rows` are the rows of B T tokens in the activation cache, where their outputs are stored or loaded.
+        """
+        if cache_rows is not None:
+            _upload(torch.tensor(cache_rows), self.cache_rows)
         T = self.shape.num_tokens
         explained = [(row, chunk) for row, chunk in enumerate(chunks) if chunk.explain is not None]
         self._explained = [(row, len(chunk.ids), chunk.end) for row, chunk in explained]

@@ -26,6 +26,7 @@ from gradellm_engine.model.families import FAMILIES, REFUSED, family_of
 from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
 from gradellm_engine.passes import ragged
 from support.oracle import FamilyOracle, heat_map, relative_error
+from support.scheduler_harness import run
 from support.tiny_models import FAMILIES as TINY
 from support.tiny_models import save_random_model
 
@@ -126,6 +127,21 @@ def test_chunked_equals_per_token(engine: Engine) -> None:
             assert a.attribution is not None
             assert b.attribution is not None
             assert relative_error(b.attribution.scores, a.attribution.scores) <= TOLERANCE
+
+
+def test_requests_together_equal_each_alone(engine: Engine) -> None:
+    """Steps of several sequences, recorded ones among them, and replays of several tokens of each."""
+    sampling, prompts = Sampling(max_new_tokens=9), (PROMPT, PROMPT[5:] + PROMPT[:3], PROMPT * 2)
+    settings = [None, AttributionSettings(), AttributionSettings(delivery=Delivery.CHUNKED, chunk_size=4)]
+    engine.model.runner.pool.evict_all()
+    for attribution in settings:
+        alone = [run(engine.scheduler, [engine.generation_request(p, sampling, attribution)])[0] for p in prompts]
+        for _ in range(2):
+            requests = [engine.generation_request(p, sampling, attribution) for p in prompts]
+            for output, expected in zip(run(engine.scheduler, requests), alone, strict=True):
+                assert output.ids == expected.ids
+                errors = map(relative_error, output.rows, expected.rows)
+                assert max(errors, default=0.0) <= 5 * TOLERANCE  # both are rounded
 
 
 def test_the_rotary_embedding_can_be_undone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_a_chunk_with_an_uncached_token_is_recomputed(runner: ModelRunner, compu
 
 
 def test_cache_memory_is_reserved_per_chunk_and_freed(runner: ModelRunner, computed: list[GemmWeight]) -> None:
-    runner.activation_cache.max_tokens = 2 * CHUNK + 1
+    runner.activation_cache = ActivationCache(runner.model.base_model, max_tokens=2 * CHUNK + 1)
     chunks = [sequence(runner, count=2) for _ in range(3)]
     assert runner.activation_cache.num_tokens == 2 * CHUNK
     computed.clear()
@@ -208,15 +208,15 @@ def test_a_chunk_beyond_its_reservation_is_recomputed(runner: ModelRunner, compu
     assert computed
 
 
-def test_outputs_modified_in_place_are_not_cached(runner: ModelRunner, computed: list[GemmWeight]) -> None:
-    """A model may change a layer's output in place after the layer has given it."""
+def test_outputs_modified_in_place_are_modified_again(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    """A model may change a layer's output in place after the layer has given it: what is cached is what it gave."""
     layer = runner.model.base_model.layers[1].mlp.down_proj
     hook = layer.register_forward_hook(lambda module, args, output: output.mul_(2.0))
     try:
         chunk = sequence(runner)
         computed.clear()
         (cached,) = runner.replay([chunk], targets(chunk))
-        assert computed == [layer.gemm_weight]
+        assert not computed
         assert relative_error(cached, runner.replay([chunk], targets(chunk))[0]) <= 1e-5
     finally:
         hook.remove()
@@ -227,9 +227,9 @@ def test_requests_cache_only_the_outputs_of_their_chunks(
     load: Callable[[str], Engine], computed: list[GemmWeight], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     engine = load(family)
-    activations = engine.model.runner.activation_cache
+    runner = engine.model.runner
     scheduler = scheduler_of(engine, max_running=2, num_tokens=200)
-    monkeypatch.setattr(activations, "max_tokens", 100)
+    monkeypatch.setattr(runner, "activation_cache", ActivationCache(runner.model.base_model, max_tokens=100))
 
     def settings(size: int) -> AttributionSettings:
         return AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=size)
@@ -243,8 +243,8 @@ def test_requests_cache_only_the_outputs_of_their_chunks(
     computed.clear()  # loading a model runs it
     cached = run_requests()
     num_computed = len(computed)
-    assert activations.num_tokens == 0
-    monkeypatch.setattr(activations, "max_tokens", 0)
+    assert runner.activation_cache.num_tokens == 0
+    monkeypatch.setattr(runner, "activation_cache", ActivationCache(runner.model.base_model, max_tokens=0))
     computed.clear()
     again = run_requests()
     assert len(computed) > 1.3 * num_computed
@@ -253,13 +253,26 @@ def test_requests_cache_only_the_outputs_of_their_chunks(
         assert max(relative_error(a, b) for a, b in zip(cached_rows, computed_rows, strict=True)) <= 1e-5
 
 
-def test_takes_a_fourth_of_the_models_size_at_most(runner: ModelRunner) -> None:
+def test_layers_that_a_pass_calls_twice_are_computed_again(runner: ModelRunner, computed: list[GemmWeight]) -> None:
+    layer = runner.model.base_model.layers[1].mlp.down_proj
+    hook = layer.register_forward_pre_hook(lambda module, args: (args[0], type(module).forward(module, args[0]))[:1])
+    try:
+        chunk = sequence(runner)
+        computed.clear()
+        (cached,) = runner.replay([chunk], targets(chunk))
+        assert set(computed) == {layer.gemm_weight}
+        assert relative_error(cached, runner.replay([chunk], targets(chunk))[0]) <= 1e-5
+    finally:
+        hook.remove()
+
+
+def test_takes_half_of_the_models_size_at_most(runner: ModelRunner) -> None:
     body = runner.model.base_model
     activations = ActivationCache(body)
     linears = [layer for layer in body.modules() if type(layer) is FrozenLinear]
     assert activations.bytes_per_token == sum(layer.out_features * layer.weight.itemsize for layer in linears)
     size = sum(parameter.nbytes for parameter in body.parameters())
-    assert size / 5 < activations.max_tokens * activations.bytes_per_token <= size / 4
+    assert size / 3 < activations.max_tokens * activations.bytes_per_token <= size / 2
     assert ActivationCache(nn.Identity()).max_tokens == 0
 
 

@@ -108,7 +108,13 @@ def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Drawn
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype"), [*((model, "float32") for model in MODELS), ("mistral", "float64")], ids=str
+    ("model", "dtype", "uses_graphs"),
+    [
+        *((model, "float32", False) for model in MODELS),
+        ("mistral", "float64", False),
+        ("llama", "float32", True),
+        ("gemma3_text", "float32", True),  # with windows, and norms of heads
+    ],
 )
 def test_batched_requests_equal_requests_run_alone(
     load: Callable[..., Engine],
@@ -116,6 +122,8 @@ def test_batched_requests_equal_requests_run_alone(
     monkeypatch: pytest.MonkeyPatch,
     model: str,
     dtype: str,
+    *,
+    uses_graphs: bool,
 ) -> None:
     """They join at any step, are cancelled at any pass, fail, wait for KV slots, and share prefixes."""
     engine = load(model, dtype)
@@ -128,6 +136,8 @@ def test_batched_requests_equal_requests_run_alone(
     assert any(isinstance(output.error, ComputationError) for output in alone)
 
     scheduler = scheduler_of(engine, max_running=6, num_tokens=600)
+    if uses_graphs:
+        engine.model.runner.use_graphs()
     requests, outputs = [drawn_request.make() for drawn_request in drawn], [RequestOutput() for _ in drawn]
     cut = set(rng.sample(range(len(drawn)), 4))
     last_steps = {index: rng.randint(0, 8) for index in cut}
@@ -154,15 +164,22 @@ def test_batched_requests_equal_requests_run_alone(
     assert not scheduler.waiting
     assert not scheduler.running
     assert most == 6
+    if uses_graphs and engine.model.runner.launch_graphs is not None:
+        assert len(engine.model.runner.launch_graphs) >= 3
 
+    pool = engine.model.runner.pool
+    assert pool.num_free_tokens == pool.num_tokens
     result = Comparison()
     for index, drawn_request in enumerate(drawn):
         is_cut = index in cut and outputs[index].finished is None
         result.add(alone[index], outputs[index], drawn_request.seed, margins, is_cut=is_cut)
-    pool = engine.model.runner.pool
-    assert pool.num_free_tokens == pool.num_tokens
+    check(result, dtype)
+
+
+def check(result: Comparison, dtype: str) -> None:
+    """Whether outputs that shared passes are those of requests by themselves."""
     worst, above = max(result.errors), sum(error > TOLERANCE for error in result.errors)
-    print(f"{model} {dtype}: {result.num_vectors} vectors, worst {worst:.2g}, {result.num_near_ties} near ties")
+    print(f"{dtype}: {result.num_vectors} vectors, worst {worst:.2g}, {result.num_near_ties} near ties")
     assert result.num_vectors > 60
     assert result.num_near_ties <= (1 if dtype == "float32" else 0)
     # As in test_oracle: sums that cancel have few digits left in float32. In float64 they agree.
