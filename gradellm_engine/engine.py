@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from gradellm_engine.core.generation import GenerationIterator
 from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler
-from gradellm_engine.core.memory_sizing import free_bytes, kv_cache_tokens, post_hoc_bytes
+from gradellm_engine.core.memory_sizing import MemoryPlan, free_bytes, kv_cache_tokens, post_hoc_bytes
 from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.core.post_hoc_runner import PostHocRunner
 from gradellm_engine.core.request import Request
@@ -31,6 +31,7 @@ from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_
 from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, Sampling, Switches
 from gradellm_engine.tokenization.prompt import Prompt
+from gradellm_engine.utils.memory import resident_bytes, return_unused
 from gradellm_engine.utils.threads import available_cpus, use_threads
 
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -61,6 +62,7 @@ class Engine:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
         max_gap: float = DEFAULT_MAX_GAP_SECONDS,
+        memory_bytes: int | None = None,
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         use_graphs: bool = True,
@@ -68,8 +70,8 @@ class Engine:
         self.model = model
         self.info: ModelInfo = model.info
         ranks = model.runner.ranks
-        free = free_bytes(model.runner.device)
-        kv_tokens = kv_cache_tokens(model, max_running, kv_bytes)
+        free = free_bytes(model.runner.device, memory_bytes)
+        kv_tokens = kv_cache_tokens(model, max_running, kv_bytes, free, memory_bytes)
         if ranks is not None:
             free, kv_tokens = ranks.all_reduce_min([free, kv_tokens])
         model.runner.allocate_pool(kv_tokens)
@@ -85,6 +87,7 @@ class Engine:
         model.encoder.prepare()
         self.scheduler = _scheduler(model, max_running, max_gap)
         self.post_hoc = PostHocRunner(model, post_hoc_bytes(method_bytes, free - self.kv_bytes))
+        self._memory_bytes = memory_bytes
         self.request_builder = RequestBuilder(model, limits, self.post_hoc)
         if ranks is not None:
             self._synchronise(ranks)
@@ -115,6 +118,24 @@ class Engine:
     def method_bytes(self) -> int:
         """Memory that methods over whole completions may take."""
         return self.post_hoc.memory_bytes
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What the memory of this process is for; on one rank of several, of this rank."""
+        runner = self.model.runner
+        return MemoryPlan(
+            limit=self._memory_bytes,
+            weights=runner.weight_bytes,
+            packed_weights=runner.packed_bytes,
+            kv_cache=self.kv_bytes,
+            methods=self.method_bytes,
+            resident=resident_bytes(),
+        )
+
+    @staticmethod
+    def return_unused_memory() -> None:
+        """Give memory that no request needs any more back to the system; takes milliseconds."""
+        return_unused()
 
     @property
     def model_cost(self) -> ModelCost:
@@ -166,6 +187,7 @@ class Engine:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
         max_gap: float = DEFAULT_MAX_GAP_SECONDS,
+        memory_bytes: int | None = None,
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         threads: int | None = None,
@@ -177,19 +199,15 @@ class Engine:
 
         `gradellm_engine.model.loader.load_model` describes what it loads and checks. Up to `max_running` requests run
         at a time, with completions of up to `max_new_tokens`; prompts are read so that running requests get a token at
-        least every `max_gap` seconds, as far as the model is fast enough. The KV cache takes `kv_bytes`, allocated at
-        once; methods over whole completions may take `method_bytes`; by default, each takes a share of the free memory.
-        `threads` sets the CPU threads of the process, by default as many as it may run at once. `ranks` is the process
-        group of a tensor-parallel model: all ranks load alike, and all but rank 0 call `run_follower`. With
-        `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch graphs and traces (CPU), where the model
-        allows it. With `batch_invariant`, a request's tokens and scores do not depend on the batch, to the last bit;
-        see `gradellm_engine.layers.batch_invariant`.
+        least every `max_gap` seconds, as far as the model is fast enough. The process plans to take `memory_bytes` in
+        all, by default what there is: the KV cache `kv_bytes`, methods over whole completions `method_bytes`, by
+        default a share each of what is free. `threads` are the process's CPU threads, by default as many as it may run
+        at once. `ranks` is the process group of a tensor-parallel model: all load alike, and all but rank 0 call
+        `run_follower`. With `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch graphs and traces
+        (CPU). With `batch_invariant`, results do not depend on the batch (`gradellm_engine.layers.batch_invariant`).
         """
-        if threads is not None and threads < 1:
-            raise ModelLoadError(f"threads is {threads}; at least 1 thread is needed")
+        _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
-        if max_new_tokens < 1:
-            raise ModelLoadError(f"max_new_tokens is {max_new_tokens}; a completion needs at least 1 token")
         model = load_model(
             name,
             revision=revision,
@@ -200,6 +218,7 @@ class Engine:
             ranks=ranks,
             context_tokens=context_tokens,
             batch_invariant=batch_invariant,
+            memory_bytes=memory_bytes,
             progress=progress,
         )
         return cls(
@@ -207,6 +226,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             max_running=max_running,
             max_gap=max_gap,
+            memory_bytes=memory_bytes,
             kv_bytes=kv_bytes,
             method_bytes=method_bytes,
             use_graphs=use_graphs,
@@ -333,6 +353,18 @@ class Engine:
     ) -> Request:
         """A request to evaluate explanations, for the scheduler; see `evaluate` and `generation_request`."""
         return self.request_builder.evaluation(prompt, settings, completion, sampling, tenant=tenant)
+
+
+def _check_counts(threads: int | None, max_new_tokens: int) -> None:
+    """Refuse counts of zero.
+
+    Raises:
+        ModelLoadError: naming the count.
+    """
+    if threads is not None and threads < 1:
+        raise ModelLoadError(f"threads is {threads}; at least 1 thread is needed")
+    if max_new_tokens < 1:
+        raise ModelLoadError(f"max_new_tokens is {max_new_tokens}; a completion needs at least 1 token")
 
 
 def _scheduler(model: LoadedModel, max_running: int, max_gap: float) -> Scheduler:

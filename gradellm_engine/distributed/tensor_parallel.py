@@ -110,3 +110,10 @@ class _ReduceFromParallelRegion(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return gradients[0], None
+
+
+def local_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that this process holds; tied ones count once."""
+    local = [getattr(parameter, "_local_tensor", parameter) for parameter in model.parameters()]  # of a DTensor
+    storages = [parameter.untyped_storage() for parameter in local]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

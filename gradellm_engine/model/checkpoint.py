@@ -191,15 +191,21 @@ def check_size(name: str, config: Any, files: list[Path]) -> None:  # noqa: ANN4
             described = AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:  # its class depends on the configuration's content
         raise ModelLoadError(f"{name} cannot be loaded: {one_line(error)}") from error
-    held = 0
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            held += sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 (no dict)
+    held = num_elements(files)
     if described > 2 * held:
         raise ModelLoadError(
             f"{name}: config.json describes {described:,} parameters, the weight files hold {held:,}: "
             "they do not belong together"
         )
+
+
+def num_elements(files: list[Path]) -> int:
+    """Numbers in all tensors of weight files."""
+    held = 0
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            held += sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 (no dict)
+    return held
 
 
 def load_weights(

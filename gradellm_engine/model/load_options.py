@@ -51,6 +51,22 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[name]
 
 
+def check_memory(memory_bytes: int | None, num_parameters: int, dtype: torch.dtype | str) -> None:
+    """Refuse a limit of memory that the weights alone exceed, before they are read.
+
+    Raises:
+        ModelLoadError: with both sizes.
+    """
+    if memory_bytes is None or not isinstance(dtype, torch.dtype):
+        return
+    needed = num_parameters * dtype.itemsize
+    if memory_bytes < needed:
+        raise ModelLoadError(
+            f"memory of {memory_bytes:,} bytes is too small: the weights alone take {needed:,}; give more, or a "
+            "smaller dtype"
+        )
+
+
 def check_placement(
     device: str, device_map: str | None, quantization: Quantization, ranks: ProcessGroup | None
 ) -> None:

@@ -28,6 +28,7 @@ from gradellm_engine.model.families import Family, family_of
 from gradellm_engine.model.load_options import (
     check_batch_invariant,
     check_context_tokens,
+    check_memory,
     check_placement,
     check_shares,
     resolve_device,
@@ -59,7 +60,7 @@ class ModelInfo:
         weights_sha256: a hash of the weight files.
         tokenizer_sha256: a hash of the tokenizer's serialisation.
         chat_template_sha256: empty without a chat template.
-        dtype: of the activations.
+        dtype: of the weights, and of the activations, except for bfloat16 on a CPU (`gradellm_engine.layers.widening`).
         quantization: how weights are stored: none (in `dtype`), int8, nf4, or the checkpoint's own method.
         device: of the weights; several, joined with commas.
         attention_kernel: the attention implementation.
@@ -117,6 +118,7 @@ def load_model(
     ranks: ProcessGroup | None = None,
     context_tokens: int | None = None,
     batch_invariant: bool = False,
+    memory_bytes: int | None = None,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
     """Load a decoder with its tokenizer.
@@ -131,27 +133,25 @@ def load_model(
         ranks: the tensor-parallel process group; every rank calls this with the same arguments.
         context_tokens: a limit below the model's own.
         batch_invariant: whether results must not depend on batch composition.
+        memory_bytes: a limit of the memory of this process, on its device; packed copies of weights keep to it.
         progress: called with each stage as it begins.
 
     Raises:
         ModelLoadError: naming the file or setting at fault.
         UnsupportedModelError: for a family that cannot be explained exactly.
     """
-    shown = DEMO_NAME if name is None else name  # not the demo model's path on this machine
-    name = str(DEMO_CHECKPOINT) if name is None else name
+    shown, name = (DEMO_NAME, str(DEMO_CHECKPOINT)) if name is None else (name, name)  # not the path on this machine
     check_placement(device, device_map, quantization, ranks)
     check_checkpoint(name)
-    torch_device = resolve_device(device)
+    torch_device, source = resolve_device(device), _read_config(name, revision)
     torch_dtype = resolve_dtype(dtype, torch_device)
-    source = _read_config(name, revision)
     quantized = source.quantization if quantization is Quantization.NONE else str(quantization)
     if batch_invariant:
         check_batch_invariant(source.config, source.family, torch_device, torch_dtype, quantized, device_map, ranks)
-    if ranks is not None:
-        check_shares(source.config, source.family, ranks.size)
+    _check_ranks(source, ranks)
     check_context_tokens(source.config, context_tokens, progress)
     files = _read_files(source, torch_dtype, ranks, progress)
-    progress(f"loading {sum(path.stat().st_size for path in files.weights) / 1e6:,.1f} MB of weights")
+    _check_memory(memory_bytes, files, torch_dtype, quantized, progress)
     model = _load_model_weights(source, torch_dtype, quantization, device_map or {"": torch_device}, ranks)
     progress("checking its attention against Transformers' own")
     return wrap_model(
@@ -165,7 +165,23 @@ def load_model(
         context_tokens=context_tokens,
         ranks=ranks,
         batch_invariant=batch_invariant,
+        memory_bytes=memory_bytes,
     )
+
+
+def _check_ranks(source: _Source, ranks: ProcessGroup | None) -> None:
+    """Refuse a model that cannot be shared by the ranks."""
+    if ranks is not None:
+        check_shares(source.config, source.family, ranks.size)
+
+
+def _check_memory(
+    memory_bytes: int | None, files: _Files, dtype: torch.dtype | str, quantized: str, progress: Progress
+) -> None:
+    """Refuse a limit that the weights exceed, and say how much is loaded."""
+    if quantized == str(Quantization.NONE):
+        check_memory(memory_bytes, checkpoint.num_elements(files.weights), dtype)
+    progress(f"loading {sum(path.stat().st_size for path in files.weights) / 1e6:,.1f} MB of weights")
 
 
 @dataclass(frozen=True)
@@ -289,6 +305,7 @@ def wrap_model(
     context_tokens: int | None = None,
     ranks: ProcessGroup | None = None,
     batch_invariant: bool = False,
+    memory_bytes: int | None = None,
 ) -> LoadedModel:
     """Wrap a model that is in memory, after checking its logits against Transformers' eager attention.
 
@@ -299,7 +316,7 @@ def wrap_model(
     config = model.config.get_text_config(decoder=True)
     family = family_of(model.config.model_type)
     num_parameters = int(model.num_parameters())  # of all ranks, until the runner makes the shards local
-    runner = _checked_runner(model, ranks, batch_invariant=batch_invariant)
+    runner = _checked_runner(model, ranks, batch_invariant=batch_invariant, memory_bytes=memory_bytes)
     num_heads = int(config.num_attention_heads)
     info = ModelInfo(
         name=name,
@@ -324,7 +341,9 @@ def wrap_model(
     return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
 
 
-def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch_invariant: bool) -> ModelRunner:
+def _checked_runner(
+    model: PreTrainedModel, ranks: ProcessGroup | None, *, batch_invariant: bool, memory_bytes: int | None
+) -> ModelRunner:
     """A runner over the model, if its logits for a few tokens match Transformers' eager attention.
 
     A family's row in the table rests on tests with tiny models; this checks the model itself.
@@ -335,7 +354,7 @@ def _checked_runner(model: PreTrainedModel, ranks: ProcessGroup | None, *, batch
     """
     with as_dtype_error(model) if ranks is None else nullcontext():  # a lost rank is a RuntimeError, too
         expected = eager_logits(model)
-        runner = ModelRunner(model, ranks, batch_invariant=batch_invariant)
+        runner = ModelRunner(model, ranks, batch_invariant=batch_invariant, memory_bytes=memory_bytes)
         actual = runner_logits(runner, model)
     check_logits(model, actual, expected)
     if batch_invariant and is_batch_variant(runner, model.config.get_text_config(decoder=True).vocab_size):

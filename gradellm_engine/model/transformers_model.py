@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gradellm_engine.distributed.process_group import ProcessGroup
-from gradellm_engine.distributed.tensor_parallel import shard_to_local_linear
+from gradellm_engine.distributed.tensor_parallel import local_bytes, shard_to_local_linear
 from gradellm_engine.errors import UnsupportedModelError
-from gradellm_engine.layers.linear import fuse_shared_input_linears, pack_weights
+from gradellm_engine.layers.linear import fuse_shared_input_linears, pack_weights, packed_bytes
 from gradellm_engine.layers.patches import apply_patches
 from gradellm_engine.layers.projection_skipping import LastTokenOnly
 from gradellm_engine.layers.rotary_switch import switch_tokens
@@ -61,7 +61,12 @@ class TransformersModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, ranks: ProcessGroup | None = None, *, batch_invariant: bool = False
+        self,
+        model: PreTrainedModel,
+        ranks: ProcessGroup | None = None,
+        *,
+        batch_invariant: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
         """Take over `model`: freeze it, put it in evaluation mode and give it the engine's attention.
 
@@ -69,6 +74,7 @@ class TransformersModel:
             model: the decoder.
             ranks: the tensor-parallel process group, if the weights are sharded.
             batch_invariant: see `gradellm_engine.layers.batch_invariant`.
+            memory_bytes: a limit of the memory of this process, which packed copies of weights keep to.
 
         Raises:
             UnsupportedModelError: if some layer's attention does not go through Transformers' AttentionInterface, or
@@ -85,6 +91,7 @@ class TransformersModel:
         self.device = model.get_input_embeddings().weight.device
         self.ranks = self.head_ranks = ranks
         self.batch_invariant = batch_invariant
+        self._memory_bytes = memory_bytes
         self.switch_tokens = switch_tokens(model.config)
         self._copy_to_parallel = None if ranks is None else shard_to_local_linear(model, ranks)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -113,12 +120,23 @@ class TransformersModel:
             self.patches += apply_patches(self.model, batch_invariant=True)
         elif not is_compiled:
             num_ranks = 1 if self.ranks is None else self.ranks.size
-            self.patches += pack_weights(self.model, self.lm_head, int(PACKED_SHARE * available_bytes() / num_ranks))
+            free = available_bytes(limit=self._memory_bytes)
+            self.patches += pack_weights(self.model, self.lm_head, int(PACKED_SHARE * free / num_ranks))
 
     @property
     def processor(self) -> Literal["cpu", "cuda"]:
         """The kind of device, by which limits are looked up."""
         return "cuda" if self.device.type == "cuda" else "cpu"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, of those in this process."""
+        return local_bytes(self.model)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed copies of weights."""
+        return packed_bytes(self.model)
 
     @property
     def num_layers(self) -> int:

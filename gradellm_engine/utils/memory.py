@@ -1,11 +1,14 @@
-"""Available memory, detection of out-of-memory errors, and freeing of caches."""
+"""Available memory, detection of out-of-memory errors, and return of what is unused."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,18 +33,43 @@ def free_caches() -> None:
         torch.cuda.empty_cache()
 
 
-def available_bytes(control_group: Path = _CONTROL_GROUP) -> int:
-    """Memory that this process can still take, within the machine's and its control group's limit.
+def return_unused() -> None:
+    """Give unused memory of the heap back to the system: what a large request took would stay with the process."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:  # noqa: ANN401 (of ctypes)
+    """The C library's `malloc_trim(pad)`; None where there is none."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes(control_group: Path = _CONTROL_GROUP, *, limit: int | None = None) -> int:
+    """Memory that this process can still take, within the machine's and its control group's limit, and one of its own.
 
     The kernel kills a container that exceeds its limit, whatever the machine has. As in the kubelet's accounting,
     inactive file cache does not count as used: the kernel reclaims it.
     """
     free = int(psutil.virtual_memory().available)
+    if limit is not None:
+        free = max(0, min(free, limit - resident_bytes()))
     try:
-        limit = (control_group / "memory.max").read_text().strip()
+        group_limit = (control_group / "memory.max").read_text().strip()
         used = int((control_group / "memory.current").read_text())
         kinds = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
-        return free if limit == "max" else max(0, min(free, int(limit) - used + int(kinds.get("inactive_file", 0))))
+        if group_limit == "max":
+            return free
+        return max(0, min(free, int(group_limit) - used + int(kinds.get("inactive_file", 0))))
     except (OSError, ValueError):  # no control group of version 2
         return free
 

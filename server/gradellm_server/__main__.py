@@ -159,6 +159,7 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         max_new_tokens=options.max_new_tokens,
         max_running=options.max_running,
         max_gap=options.max_gap,
+        memory_bytes=options.memory,
         kv_bytes=options.kv_memory,
         method_bytes=options.method_memory,
         threads=options.threads,

@@ -111,6 +111,13 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_scheduling_options(group)
     group.add_argument(
+        "--memory",
+        type=cli_types.size,
+        metavar="SIZE",
+        help="memory of the server, on a GPU of its device, which weights, their packed copies, the KV cache and "
+        "methods keep to, such as 16GiB (default: what there is)",
+    )
+    group.add_argument(
         "--kv-memory",
         type=cli_types.size,
         metavar="SIZE",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+from gradellm_engine import Engine
 from gradellm_server.cli import METRICS_LISTEN, health_address, metrics_address, parser
 
 
@@ -32,3 +35,28 @@ def test_a_health_port_without_host_is_on_the_loopback(port: str | None, expecte
 def test_batch_invariance_is_a_flag() -> None:
     assert parser().parse_args(["--batch-invariant"]).batch_invariant
     assert not parser().parse_args([]).batch_invariant
+
+
+# The command line does not import the engine for its help, so its defaults are numbers of their own.
+SAME_DEFAULTS = {
+    "max_new_tokens": "max_new_tokens",
+    "max_running": "max_running",
+    "max_gap": "max_gap",
+    "memory": "memory_bytes",
+    "kv_memory": "kv_bytes",
+    "method_memory": "method_bytes",
+    "dtype": "dtype",
+    "device": "device",
+    "threads": "threads",
+    "batch_invariant": "batch_invariant",
+}
+
+
+@pytest.mark.parametrize(("option", "parameter"), SAME_DEFAULTS.items())
+def test_defaults_are_the_engines(option: str, parameter: str) -> None:
+    default = inspect.signature(Engine.load).parameters[parameter].default
+    assert getattr(parser().parse_args([]), option) == default
+
+
+def test_a_limit_of_memory() -> None:
+    assert parser().parse_args(["--memory", "2GiB"]).memory == 2**31

@@ -18,7 +18,7 @@ from gradellm.models.evaluation import (
     MetricSummary,
 )
 from gradellm.models.events import Event, Finished, FinishReason, Progress, Started, Timings, Usage
-from gradellm.models.server import Estimate, Limits, MethodInfo, ModelInfo, ServerInfo
+from gradellm.models.server import Estimate, Limits, Memory, MethodInfo, ModelInfo, ServerInfo
 from gradellm.models.settings import (
     Aggregation,
     AttributionSettings,
@@ -65,6 +65,7 @@ __all__ = [
     "Limits",
     "Loosening",
     "Magnitude",
+    "Memory",
     "MethodInfo",
     "Metric",
     "MetricSummary",

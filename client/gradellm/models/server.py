@@ -115,11 +115,31 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What a server's memory is for, in bytes; zeros from a server that does not tell."""
+
+    limit_bytes: int = 0
+    """Of all together; 0 for what the machine has."""
+    weights_bytes: int = 0
+    """Of the model's weights."""
+    packed_weights_bytes: int = 0
+    """Of copies of weights in the layouts that a CPU's kernels read."""
+    kv_cache_bytes: int = 0
+    """Of the KV cache when it is full; on a CPU it is taken as it is used."""
+    method_bytes: int = 0
+    """That methods over whole completions may take."""
+    resident_bytes: int = 0
+    """That the server's process takes now, on the machine."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The model that a server hosts, its methods and its limits."""
+    """The model that a server hosts, its methods, its limits and its memory."""
 
     model: ModelInfo
     methods: tuple[MethodInfo, ...]
     limits: Limits
     versions: Mapping[str, str]
     """Versions of the server's software, by package name."""
+    memory: Memory = Memory()
+    """What its memory is for."""

@@ -496,7 +496,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("model", "methods", "limits", "versions")
+    __slots__ = ("model", "methods", "limits", "versions", "memory")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -508,11 +508,29 @@ class GetServerInfoResponse(_message.Message):
     METHODS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     methods: _containers.RepeatedCompositeFieldContainer[MethodInfo]
     limits: Limits
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    memory: Memory
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+
+class Memory(_message.Message):
+    __slots__ = ("limit_bytes", "weights_bytes", "packed_weights_bytes", "kv_cache_bytes", "method_bytes", "resident_bytes")
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METHOD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    limit_bytes: int
+    weights_bytes: int
+    packed_weights_bytes: int
+    kv_cache_bytes: int
+    method_bytes: int
+    resident_bytes: int
+    def __init__(self, limit_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., packed_weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., method_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template", "quantization", "config_sha256")

@@ -35,6 +35,7 @@ Response = TypeVar("Response")
 
 READER_TIMEOUT_SECONDS = 60.0
 IDLE_HEARTBEAT_SECONDS = 0.25
+RETURN_MEMORY_SECONDS = 2.0  # without work, after which unused memory is given back
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,8 @@ class EngineThread:
 
     def _wait(self) -> bool:
         """Wait for work; False when the thread is to stop."""
-        until = time.monotonic() + IDLE_HEARTBEAT_SECONDS
+        began = time.monotonic()
+        until, has_returned_memory = began + IDLE_HEARTBEAT_SECONDS, False
         with self._changed:
             while not self._is_stopping:
                 self._heartbeat_at = time.monotonic()
@@ -279,6 +281,9 @@ class EngineThread:
                     return True
                 if self._scheduler.needs_heartbeat and time.monotonic() >= until:
                     return True
+                if not has_returned_memory and time.monotonic() >= began + RETURN_MEMORY_SECONDS:
+                    self._engine.return_unused_memory()
+                    has_returned_memory = True
                 self._changed.wait(IDLE_HEARTBEAT_SECONDS)
         return False
 

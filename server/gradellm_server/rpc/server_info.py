@@ -1,4 +1,4 @@
-"""The response of GetServerInfo: model, methods, limits and versions."""
+"""The response of GetServerInfo: model, methods, limits, versions and memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ESTIMATE_PROMPT_TOKENS, ESTIMATE_NEW_TOKENS = 256, 32  # of the request whose co
 
 def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoResponse:
     """Describe what is served; `limits` are the server's, in addition to the engine's."""
+    memory = engine.memory
     return pb.GetServerInfoResponse(
         model=model_info(engine),
         methods=[_method_info(method, engine) for method in METHODS.values()],
@@ -32,6 +33,14 @@ def server_info(engine: Engine, limits: Mapping[str, Any]) -> pb.GetServerInfoRe
             **limits,
         ),
         versions=versions(),
+        memory=pb.Memory(
+            limit_bytes=memory.limit or 0,
+            weights_bytes=memory.weights,
+            packed_weights_bytes=memory.packed_weights,
+            kv_cache_bytes=memory.kv_cache,
+            method_bytes=memory.methods,
+            resident_bytes=memory.resident,
+        ),
     )
 
 

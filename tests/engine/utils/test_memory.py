@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from gradellm_engine.utils.memory import available_bytes, free_caches, is_out_of_memory
+from gradellm_engine.utils.memory import available_bytes, free_caches, is_out_of_memory, resident_bytes, return_unused
 
 RAN_OUT = [
     MemoryError(),
@@ -56,3 +57,22 @@ def test_a_control_groups_limit_is_kept(
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     assert available_bytes(tmp_path) == expected
+
+
+def test_a_limit_of_the_process(tmp_path: Path) -> None:
+    taken = resident_bytes()
+    assert 2**20 < taken < 2**40
+    assert available_bytes(tmp_path, limit=taken // 2) == 0
+    spare = available_bytes(tmp_path, limit=taken + 2**22)
+    assert 0 <= spare <= 2**23  # the process goes on meanwhile
+
+
+def test_unused_memory_is_given_back() -> None:
+    """What is freed between blocks that are in use stays with the process, until it is given back."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the C library has no malloc_trim")
+    blocks = [bytes(60_000) for _ in range(4000)]  # below the size that malloc maps by itself
+    del blocks[: len(blocks) - 1]
+    before = resident_bytes()
+    return_unused()
+    assert resident_bytes() <= before - 8 * 2**20

@@ -51,6 +51,16 @@ def test_a_method_that_does_not_support_the_model_is_refused_with_the_reason(
     assert refusals == {"relevance": "no gates"}
 
 
+def test_what_memory_is_for(engine: Engine) -> None:
+    memory = server_info(engine, {}).memory
+    assert memory.limit_bytes == 0  # none was given
+    assert memory.weights_bytes == engine.memory.weights > 0
+    assert memory.packed_weights_bytes == engine.memory.packed_weights
+    assert memory.kv_cache_bytes == engine.kv_bytes > 0
+    assert memory.method_bytes == engine.method_bytes > 0
+    assert memory.resident_bytes > memory.weights_bytes
+
+
 def test_the_limits_of_the_engine(engine: Engine) -> None:
     limits = server_info(engine, {"max_queued_requests": 5}).limits
     assert limits.max_prompt_tokens == engine.max_prompt_tokens == 255

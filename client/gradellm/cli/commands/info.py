@@ -46,6 +46,11 @@ def _lines(info: ServerInfo) -> Iterator[str]:
     yield from _table({names[name]: value for name, value in asdict(info.model).items() if value != ""})
     yield "\nlimits"
     yield from _table({field.name.replace("_", " "): getattr(info.limits, field.name) for field in fields(info.limits)})
+    if info.memory.weights_bytes:  # zero from older servers
+        yield "\nmemory"
+        names = {field.name: field.name.removesuffix("_bytes").replace("_", " ") for field in fields(info.memory)}
+        sizes = {names[name]: f"{value / 2**20:,.0f} MiB" for name, value in asdict(info.memory).items() if value}
+        yield from _table(sizes)
     yield "\nmethods (*: available in generate and explain)"
     for method in info.methods:
         yield from _method(method)
