@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from gradellm_bench.bandwidth import read_bandwidth
+from gradellm_engine.cpu_kernels.team import has_kernels
 from gradellm_engine.layers.gemm import GemmWeight, Kernel
-from gradellm_engine.layers.packing import Packing, packings
+from gradellm_engine.layers.packing import Packing, own_packing, packings
 from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads
 
@@ -70,12 +71,15 @@ def main() -> None:
 def step_table(shapes: Mapping[tuple[int, int], int], bandwidth: float, row_counts: Sequence[int] = STEP_ROWS) -> str:
     """Milliseconds of all products of a step, the shortest of some rounds that alternate between layouts; in Markdown.
 
+    Inputs are in float32. Weights are, too, except in the layouts that name another dtype.
+
     Args:
         shapes: how many weights of each shape a step reads.
         bandwidth: bytes a second, for the time that reading all weights takes.
         row_counts: rows of a step.
     """
     layouts: dict[str, Packing | None] = {each.library: each for each in packings(torch.float32)} | {"torch": None}
+    layouts |= {each.library: each for each in smaller_weights()}
     weights = [torch.randn(shape) / 32 for shape, count in shapes.items() for _ in range(count)]
     packed = {name: [w if each is None else each.pack(w) for w in weights] for name, each in layouts.items()}
     floor = 1000 * sum(weight.nbytes for weight in weights) / bandwidth
@@ -89,6 +93,29 @@ def step_table(shapes: Mapping[tuple[int, int], int], bandwidth: float, row_coun
         figures = [f"{1000 * min(seconds):.0f}" for seconds in zip(*rounds, strict=True)]
         lines.append(f"| {rows} | {floor:.0f} | {' | '.join(figures)} |")
     return "\n".join(lines)
+
+
+def smaller_weights() -> list[Packing]:
+    """Products with weights of fewer bits, bfloat16 and int8; torch's kernel for int8 is torchao's on CPUs."""
+    bfloat16 = torch.bfloat16
+
+    def quantize(weight: Tensor) -> Tensor:
+        return (weight * 127 / weight.abs().amax(1, keepdim=True)).round().to(torch.int8)
+
+    def int8_product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch._weight_int8pack_mm(x.to(bfloat16), packed, torch.ones(len(packed), dtype=bfloat16))
+
+    def bfloat16_product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(x.to(bfloat16), packed)
+
+    found = [
+        Packing("torch, bfloat16", lambda weight: weight.to(bfloat16), bfloat16_product),
+        Packing("torch, int8", quantize, int8_product),
+    ]
+    if has_kernels():
+        own = own_packing()
+        found.append(Packing(f"{own.library}, bfloat16", lambda weight: own.pack(weight.to(bfloat16)), own.product))
+    return found
 
 
 def _step_seconds(

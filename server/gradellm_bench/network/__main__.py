@@ -29,7 +29,7 @@ from gradellm_bench.network.servers import GradellmServer, ServerError, StreamFn
 
 MODES = ("plain", "per_token", "chunked(16)")
 WARM_UP_TOKENS = 4
-PAUSE_SECONDS = 1.0  # before a run: threads of the server that ran before spin for a while before they sleep
+PAUSE_SECONDS = 2.0  # before a run: threads of the server that ran before spin for a second before they sleep
 EXIT_FAILED = 70
 
 TokenizeFn = Callable[[str], list[int]]
@@ -37,6 +37,39 @@ TokenizeFn = Callable[[str], list[int]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        with ExitStack() as servers:
+            streams, tokenize = _start(options, servers)
+            rows = [
+                row
+                for length in options.prompts
+                for count in options.streams
+                for row in measure(streams, tokenize, length, count, options.new_tokens, options.rounds)
+            ]
+            loads = [
+                row
+                for length in options.prompts
+                if options.loads
+                for row in measure_load(streams, tokenize, length, options.loads, options.requests, options.new_tokens)
+            ]
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    tables = {f"burst {options.dtype}": burst_table(rows), f"loads {options.dtype}": load_table(loads)}
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        if options.page and text:
+            options.page.write_text(put(options.page.read_text(), name, text))
+    if options.json:
+        result = {"machine": _machine(options), "rows": rows, "loads": loads}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot and loads:
+        plot_loads(loads, options.plot)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gradellm_bench.network", description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint folder")
     parser.add_argument("--vllm", type=Path, metavar="DIR", help="a virtual environment that has vLLM, to compare with")
@@ -63,38 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--server-args", nargs="*", default=[], metavar="ARG", help="flags of gradellm serve, without --"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables between their markers in this page")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="put the tables between their markers, which name the dtype, in this page",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot first tokens and gaps by load")
-    options = parser.parse_args(arguments)
-    try:
-        with ExitStack() as servers:
-            streams, tokenize = _start(options, servers)
-            rows = [
-                row
-                for length in options.prompts
-                for count in options.streams
-                for row in measure(streams, tokenize, length, count, options.new_tokens, options.rounds)
-            ]
-            loads = [
-                row
-                for length in options.prompts
-                if options.loads
-                for row in measure_load(streams, tokenize, length, options.loads, options.requests, options.new_tokens)
-            ]
-    except ServerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    tables = {"burst": burst_table(rows), "loads": load_table(loads)}
-    for name, text in tables.items():
-        print(text, end="\n\n")
-        if options.page and text:
-            options.page.write_text(put(options.page.read_text(), name, text))
-    if options.json:
-        result = {"machine": _machine(options), "rows": rows, "loads": loads}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.plot and loads:
-        plot_loads(loads, options.plot)
-    return 0
+    return parser
 
 
 def _start(options: argparse.Namespace, servers: ExitStack) -> tuple[dict[str, StreamFn], TokenizeFn]:
@@ -122,9 +131,12 @@ def measure(
     runs: dict[str, list[RunSummary]] = {name: [] for name in streams}
     for number in range(-1, rounds):  # the first warms up
         for seed, (name, stream) in enumerate(streams.items()):
-            prompts = [tokenize(text)[:length] for text in new_texts(count, length, 100 * number + seed)]
+            texts = new_texts(count + 1, length, 100 * number + seed)
+            prompts = [tokenize(text)[:length] for text in texts]
             time.sleep(PAUSE_SECONDS)
-            records = run_streams(stream, prompts, new_tokens if number >= 0 else WARM_UP_TOKENS)
+            # The others' turns have taken the server's memory out of all caches, and some of it from the machine's.
+            run_streams(stream, prompts[count:], WARM_UP_TOKENS)
+            records = run_streams(stream, prompts[:count], new_tokens)
             if errors := {record.error for record in records if record.error}:
                 raise ServerError(f"{name}: {', '.join(sorted(errors))}")
             if number >= 0:
