@@ -65,13 +65,15 @@ class GemmWeight:
         weight: [out, in], stored row-major or column-major.
         bias: [out]; None for none.
         is_widened: whether inputs and outputs are in float32, and the weight in bfloat16.
+        is_exact: whether such a product, where the weight is not packed, takes a float32 copy of the weight made in the
+            call, rather than inputs rounded to bfloat16.
         num_row_tiles: tiles into which the stored rows are cut for a product with few input rows; 1 for no tiling.
         uses_onednn: whether oneDNN computes products with several input rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, is_widened: bool = False) -> None:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self.is_widened = is_widened
+        self.is_widened, self.is_exact = is_widened, False
         self._transposed = self.weight.t()
         self._is_column_major = self._transposed.is_contiguous() and not self.weight.is_contiguous()
         self._stored = self._transposed if self._is_column_major else self.weight
@@ -162,6 +164,9 @@ class GemmWeight:
                 return onednn_linear(x, self.weight, self.bias)
             case Kernel.INVARIANT if self._invariant is not None:
                 return self._invariant[0](x)
+            case _ if self.is_widened and not self.is_exact:
+                y = torch.nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+                return y if self.bias is None else y + self.bias
             case _:
                 return torch.nn.functional.linear(x, self._in_dtype_of(x), self.bias)
 
@@ -183,6 +188,8 @@ class GemmWeight:
                 return onednn_linear(g, self._transposed, None)
             case Kernel.INVARIANT if self._invariant is not None:
                 return self._invariant[1](g)
+            case _ if self.is_widened and not self.is_exact:
+                return (g.to(self.weight.dtype) @ self.weight).to(g.dtype)
             case _:
                 return g @ self._in_dtype_of(g)
 

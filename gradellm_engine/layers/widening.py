@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_engine.cpu_kernels.team import has_kernels
-from gradellm_engine.layers.linear import is_plain_linear, replace_linears
+from gradellm_engine.layers.linear import FrozenLinear, is_plain_linear, replace_linears
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
 
 
@@ -27,16 +27,21 @@ class WidenedEmbedding(nn.Module):
         return rows.float()
 
 
-def widen_activations(model: nn.Module) -> list[Patch]:
+def widen_activations(model: nn.Module, *, is_exact: bool = False) -> list[Patch]:
     """Compute a bfloat16 model on a CPU in float32, with its matrices as they are; other models stay as they are.
 
-    So do those with matrices that are neither plain linear layers nor embeddings, such as stacked experts.
+    So do those with matrices that are neither plain linear layers nor embeddings, such as stacked experts. `is_exact`
+    is that of `GemmWeight`, for all layers.
     """
     if not _can_widen(model):
         return []
     embeddings = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     patches = [mix_in_class(name, module, WidenedEmbedding, "Widened") for name, module in embeddings]
-    return patches + _widen_vectors(model) + replace_linears(model, is_widened=True)
+    patches += _widen_vectors(model) + replace_linears(model, is_widened=True)
+    for module in model.modules():
+        if isinstance(module, FrozenLinear):
+            module.gemm_weight.is_exact = is_exact
+    return patches
 
 
 def _can_widen(model: nn.Module) -> bool:

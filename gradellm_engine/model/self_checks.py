@@ -88,7 +88,7 @@ def eager_logits(model: PreTrainedModel) -> Tensor:
             model.set_experts_implementation("eager")  # the other implementations support float32 at most
     switch = switch_tokens(model.config)
     positions = [None] if switch is None else [None, switch]
-    widening = widen_activations(model)
+    widening = widen_activations(model, is_exact=True)
     try:
         with torch.no_grad():
             return torch.stack([_logits_before(model, _check_ids(model), position) for position in positions])
