@@ -10,10 +10,9 @@ from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.cpu_kernels import attention as kernels
 from gradellm_engine.cpu_kernels import prefill_attention
 from gradellm_engine.cpu_kernels.team import bits, launch
-from gradellm_engine.cpu_kernels.tiles import PANEL
+from gradellm_engine.cpu_kernels.tiles import BYTES, PANEL
 from gradellm_engine.kv_cache.pool import Sequences
 
-_BYTES = 4
 _NO_WINDOW = 2**31 - 1
 _TASKS_PER_THREAD = 4  # at least, so that threads end at about the same time
 
@@ -31,8 +30,8 @@ class NumbaAttention:
         keys, values = contiguous_rows(keys), contiguous_rows(values)
         G, tokens, D = keys.shape
         launch(
-            kernels.STORE, G, over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * _BYTES,
-            over.values.stride(0) * _BYTES, over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, tokens, D,
+            kernels.STORE, G, over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * BYTES,
+            over.values.stride(0) * BYTES, over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, tokens, D,
             values.shape[2], *_row_strides(keys), *_row_strides(values),
         )  # fmt: skip
 
@@ -43,7 +42,7 @@ class NumbaAttention:
         output = torch.empty((T, H, Dv))
         launch(
             prefill_attention.PREFILL, H * -(-T // PANEL), *_row_strides(query), keys.data_ptr(),
-            values.data_ptr(), keys.stride(0) * _BYTES, values.stride(0) * _BYTES, T, N - T, H, H // G, D, Dv,
+            values.data_ptr(), keys.stride(0) * BYTES, values.stride(0) * BYTES, T, N - T, H, H // G, D, Dv,
             form.window or _NO_WINDOW, bits(form.scaling), output.data_ptr(),
         )  # fmt: skip
         return output
@@ -80,7 +79,7 @@ class NumbaAttention:
         dq, dk, dv = torch.empty((H, tokens, D)), torch.empty((G, tokens, D)), torch.empty((G, tokens, Dv))
         launch(
             kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
-            gradient.stride(1) * _BYTES, gradient.stride(0) * _BYTES, state.output.data_ptr(),
+            gradient.stride(1) * BYTES, gradient.stride(0) * BYTES, state.output.data_ptr(),
             state.log_totals.data_ptr(), maps.data_ptr(), maps.stride(0), kind.num_maps, over.width, kind,
             dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs_input_grad,
         )  # fmt: skip
@@ -91,7 +90,7 @@ def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, .
     """What both kernels take first: the pool, the sequences in it, the layer's shape and form."""
     (H, _, D), (G, _, Dv) = query.shape, over.values.shape
     return (
-        over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * _BYTES, over.values.stride(0) * _BYTES,
+        over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * BYTES, over.values.stride(0) * BYTES,
         over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, H, H // G, D, Dv, form.window or _NO_WINDOW,
         bits(form.scaling),
     )  # fmt: skip
@@ -99,4 +98,4 @@ def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, .
 
 def _row_strides(x: Tensor) -> tuple[int, int, int]:
     """Address, and bytes between heads and between tokens. [heads, tokens, width]"""
-    return x.data_ptr(), x.stride(0) * _BYTES, x.stride(1) * _BYTES
+    return x.data_ptr(), x.stride(0) * BYTES, x.stride(1) * BYTES

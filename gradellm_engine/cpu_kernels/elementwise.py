@@ -14,11 +14,10 @@ from torch import Tensor
 from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, integer, kernel, next_task, set_integer
 from gradellm_engine.cpu_kernels.operators import operator
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS, bits, launch
-from gradellm_engine.cpu_kernels.tiles import PANEL, highest_number
+from gradellm_engine.cpu_kernels.tiles import BYTES, PANEL, highest_number
 
 NUMBERS_PER_TASK = 2**14  # fewer are computed before another thread has begun
 
-_BYTES = 4
 _BLOCK = 32 * PANEL  # numbers among which the largest is looked for at once
 _ONE = np.float32(1)
 _FASTMATH = {"reassoc", "contract", "nsz"}  # NaN and infinity stay what they are
@@ -93,7 +92,7 @@ def _rms_norm(arguments):
         if task >= values[NUM_TASKS]:
             break
         for row in range(task * per_task, min(rows, (task + 1) * per_task)):
-            offset = row * width * _BYTES
+            offset = row * width * BYTES
             _norm_row(
                 carray(floats(x + offset), width), scales, carray(floats(y + offset), width), width,
                 np.float32(as_float(eps)),
@@ -110,7 +109,7 @@ def _rms_norm_backward(arguments):
         if task >= values[NUM_TASKS]:
             break
         for row in range(task * per_task, min(rows, (task + 1) * per_task)):
-            offset = row * width * _BYTES
+            offset = row * width * BYTES
             _norm_row_backward(
                 carray(floats(x + offset), width), scales, carray(floats(gradient + offset), width),
                 carray(floats(dx + offset), width), width, np.float32(as_float(eps)),
@@ -153,7 +152,7 @@ def _with_rows(x: Tensor) -> Tensor:
 
 def _row_stride(x: Tensor) -> int:
     """Bytes between two rows."""
-    return (x.stride(-2) if x.dim() > 1 else x.shape[-1]) * _BYTES
+    return (x.stride(-2) if x.dim() > 1 else x.shape[-1]) * BYTES
 
 
 @compiled(fastmath=_FASTMATH)
@@ -181,7 +180,7 @@ def _silu_mul(arguments):
         for row in range(task * per_task, min(rows, (task + 1) * per_task)):
             _silu_mul_row(
                 carray(floats(gate + row * gate_stride), width), carray(floats(up + row * up_stride), width),
-                carray(floats(y + row * width * _BYTES), width), width,
+                carray(floats(y + row * width * BYTES), width), width,
             )  # fmt: skip
 
 
@@ -194,11 +193,11 @@ def _silu_mul_backward(arguments):
         if task >= values[NUM_TASKS]:
             break
         for row in range(task * per_task, min(rows, (task + 1) * per_task)):
-            offset = row * width * _BYTES
+            offset = row * width * BYTES
             _silu_mul_row_backward(
                 carray(floats(gate + row * gate_stride), width), carray(floats(up + row * up_stride), width),
                 carray(floats(gradient + offset), width), carray(floats(both + 2 * offset), width),
-                carray(floats(both + 2 * offset + width * _BYTES), width), width,
+                carray(floats(both + 2 * offset + width * BYTES), width), width,
             )  # fmt: skip
 
 
@@ -280,10 +279,10 @@ def _best(x, width):
     best, highest, j = 0, -np.inf, 0
     while j < width:
         end = j + _BLOCK if j + _BLOCK <= width else j + 1  # the last numbers one by one
-        at_most = highest_number(x + j * _BYTES, _BLOCK) if end > j + 1 else carray(floats(x + j * _BYTES), 1)[0]
+        at_most = highest_number(x + j * BYTES, _BLOCK) if end > j + 1 else carray(floats(x + j * BYTES), 1)[0]
         if at_most > highest:
             highest = at_most
-            numbers = carray(floats(x + j * _BYTES), end - j)
+            numbers = carray(floats(x + j * BYTES), end - j)
             best = j
             while numbers[best - j] != highest:
                 best += 1
@@ -307,11 +306,11 @@ def _best_and_logsumexp(arguments):
         row = next_task(arguments)
         if row >= values[NUM_TASKS]:
             break
-        address = logits + row * width * _BYTES
+        address = logits + row * width * BYTES
         numbers = carray(floats(address), width)
         index = _best(address, width)
         set_integer(best + 8 * row, index)
-        carray(floats(logsumexp + _BYTES * row), 1)[0] = numbers[index] + np.log(
+        carray(floats(logsumexp + BYTES * row), 1)[0] = numbers[index] + np.log(
             _sum_of_powers(numbers, width, numbers[index])
         )
 
@@ -331,8 +330,8 @@ def rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, sign: float) -
     per_task = _rows_per_task(H * D)
     launch(
         ROTATE_HALVES, -(-T // per_task), per_task, T, D, cos.data_ptr(), sin.data_ptr(), bits(sign),
-        H, q.data_ptr(), q.stride(1) * _BYTES, q.stride(2) * _BYTES, new_q.data_ptr(),
-        G, k.data_ptr(), k.stride(1) * _BYTES, k.stride(2) * _BYTES, new_k.data_ptr(),
+        H, q.data_ptr(), q.stride(1) * BYTES, q.stride(2) * BYTES, new_q.data_ptr(),
+        G, k.data_ptr(), k.stride(1) * BYTES, k.stride(2) * BYTES, new_k.data_ptr(),
     )  # fmt: skip
     return new_q.transpose(1, 2), new_k.transpose(1, 2)
 
@@ -341,7 +340,7 @@ def rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, sign: float) -
 def _rotate_token(cos, sin, D, sign, num_heads, x, head_stride, y):
     cosines, sines, half = carray(floats(cos), D), carray(floats(sin), D), D // 2
     for h in range(num_heads):
-        head, rotated = carray(floats(x + h * head_stride), D), carray(floats(y + h * D * _BYTES), D)
+        head, rotated = carray(floats(x + h * head_stride), D), carray(floats(y + h * D * BYTES), D)
         for i in range(half):
             a, b = head[i], head[half + i]
             rotated[i] = a * cosines[i] - sign * b * sines[i]
@@ -358,7 +357,7 @@ def _rotate_halves(arguments):
         if task >= values[NUM_TASKS]:
             break
         for t in range(task * per_task, min(T, (task + 1) * per_task)):
-            row = t * D * _BYTES
+            row = t * D * BYTES
             for first in (FIRST_ARGUMENT + 6, FIRST_ARGUMENT + 11):
                 num_heads, x, head_stride, token_stride, y = values[first : first + 5]
                 _rotate_token(

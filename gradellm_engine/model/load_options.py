@@ -51,13 +51,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def check_memory(memory_bytes: int | None, num_parameters: int, dtype: torch.dtype | str) -> None:
+def check_memory(memory_bytes: int, num_parameters: int, dtype: torch.dtype | str) -> None:
     """Refuse a limit of memory that the weights alone exceed, before they are read.
 
     Raises:
         ModelLoadError: with both sizes.
     """
-    if memory_bytes is None or not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype):
         return
     needed = num_parameters * dtype.itemsize
     if memory_bytes < needed:

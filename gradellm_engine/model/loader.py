@@ -179,7 +179,7 @@ def _check_memory(
     memory_bytes: int | None, files: _Files, dtype: torch.dtype | str, quantized: str, progress: Progress
 ) -> None:
     """Refuse a limit that the weights exceed, and say how much is loaded."""
-    if quantized == str(Quantization.NONE):
+    if memory_bytes is not None and quantized == str(Quantization.NONE):  # else the files need not be opened again
         check_memory(memory_bytes, checkpoint.num_elements(files.weights), dtype)
     progress(f"loading {sum(path.stat().st_size for path in files.weights) / 1e6:,.1f} MB of weights")
 
