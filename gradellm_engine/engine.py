@@ -137,6 +137,11 @@ class Engine:
         """Give memory that no request needs any more back to the system; takes milliseconds."""
         return_unused()
 
+    def commit_memory(self) -> bool:
+        """While idle: have the system commit a part of the memory that coming requests use; whether more is left."""
+        runner = self.model.runner
+        return runner.processor == "cpu" and runner.pool.commit_ahead()
+
     @property
     def model_cost(self) -> ModelCost:
         """Memory and time of this model's passes over whole sequences; measured at first use."""

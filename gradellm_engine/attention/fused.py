@@ -8,7 +8,7 @@ of CPUs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -70,6 +70,38 @@ class FusedQKVGrads:
     gradients: tuple[Tensor, Tensor, Tensor] | None
 
 
+@dataclass(frozen=True)
+class PromptSpan:
+    """Tokens of one sequence that a pass reads.
+
+    Attributes:
+        row: the first of them in the pass.
+        length: how many.
+        start: the sequence's first position in the pool.
+        before: tokens of the sequence before them.
+    """
+
+    row: int
+    length: int
+    start: int
+    before: int
+
+
+class PromptAttention(Protocol):
+    """Kernels for the tokens of several prompts, over a layer's keys [G, P, D] and values [G, P, Dv] in the pool."""
+
+    def panels(self, spans: Sequence[PromptSpan]) -> Tensor:
+        """A pass's tokens as the kernels take them, in every layer."""
+
+    def store(self, keys: Tensor, values: Tensor, pool_keys: Tensor, pool_values: Tensor, panels: Tensor) -> None:
+        """Write new keys [G, T, D] and values [G, T, Dv] to the pool."""
+
+    def output(
+        self, query: Tensor, pool_keys: Tensor, pool_values: Tensor, panels: Tensor, form: AttentionForm
+    ) -> Tensor:
+        """The attention output [T, H, Dv] of queries [H, T, D]."""
+
+
 class FusedAttention(Protocol):
     """Kernels of one device."""
 
@@ -78,11 +110,8 @@ class FusedAttention(Protocol):
         """Writes new keys [G, B T, D] and values [G, B T, Dv] to the pool; None where torch's operators are as fast."""
 
     @property
-    def prefill(self) -> Callable[[Tensor, Tensor, Tensor, AttentionForm], Tensor] | None:
-        """The attention output [T, H, Dv] of a sequence's last T tokens; None where torch's operators are as fast.
-
-        Of queries [H, T, D], keys [G, N, D] and values [G, N, Dv] of which each head's are contiguous.
-        """
+    def prompts(self) -> PromptAttention | None:
+        """Kernels of prompts; None where torch's operators are as fast."""
 
     def supports(self, query: Tensor, form: AttentionForm) -> bool:
         """Whether the kernels compute this kind of attention."""

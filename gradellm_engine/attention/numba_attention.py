@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, contiguous_rows
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, PromptSpan, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.cpu_kernels import attention as kernels
 from gradellm_engine.cpu_kernels import prefill_attention
@@ -17,8 +19,51 @@ _NO_WINDOW = 2**31 - 1
 _TASKS_PER_THREAD = 4  # at least, so that threads end at about the same time
 
 
+class NumbaPromptAttention:
+    """Launches the kernels of prompts; see `PromptAttention`."""
+
+    @staticmethod
+    def panels(spans: Sequence[PromptSpan]) -> Tensor:
+        """See `PromptAttention`: the table of `cpu_kernels.prefill_attention`. [panels, COLUMNS]"""
+        rows = [
+            (span.row + first, min(PANEL, span.length - first), span.start, span.before + first)
+            for span in spans
+            for first in range(0, span.length, PANEL)
+        ]
+        # The longest first, so that threads end at about the same time.
+        return torch.tensor(sorted(rows, key=lambda row: row[1] + row[3], reverse=True))
+
+    def store(self, keys: Tensor, values: Tensor, pool_keys: Tensor, pool_values: Tensor, panels: Tensor) -> None:
+        """See `PromptAttention`."""
+        keys, values = contiguous_rows(keys), contiguous_rows(values)
+        G, _, D = keys.shape
+        launch(
+            prefill_attention.STORE_PANELS, len(panels) * G, *_pool(pool_keys, pool_values), panels.data_ptr(), G, D,
+            values.shape[2], *_row_strides(keys), *_row_strides(values),
+        )  # fmt: skip
+
+    def output(
+        self, query: Tensor, pool_keys: Tensor, pool_values: Tensor, panels: Tensor, form: AttentionForm
+    ) -> Tensor:
+        """See `PromptAttention`."""
+        query = contiguous_rows(query)
+        (H, T, D), (G, _, Dv) = query.shape, pool_values.shape
+        output = torch.empty((T, H, Dv))
+        launch(
+            prefill_attention.PREFILL, len(panels) * H, *_row_strides(query), *_pool(pool_keys, pool_values),
+            panels.data_ptr(), H, H // G, D, Dv, form.window or _NO_WINDOW, bits(form.scaling), output.data_ptr(),
+        )  # fmt: skip
+        return output
+
+
 class NumbaAttention:
-    """Launches the kernels."""
+    """Launches the kernels.
+
+    Attributes:
+        prompts: those of prompts.
+    """
+
+    prompts = NumbaPromptAttention()
 
     @staticmethod
     def supports(query: Tensor, form: AttentionForm) -> bool:
@@ -30,22 +75,9 @@ class NumbaAttention:
         keys, values = contiguous_rows(keys), contiguous_rows(values)
         G, tokens, D = keys.shape
         launch(
-            kernels.STORE, G, over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * BYTES,
-            over.values.stride(0) * BYTES, over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, tokens, D,
-            values.shape[2], *_row_strides(keys), *_row_strides(values),
+            kernels.STORE, G, *_pool(over.keys, over.values), over.starts.data_ptr(), over.lengths.data_ptr(),
+            over.num_tokens, tokens, D, values.shape[2], *_row_strides(keys), *_row_strides(values),
         )  # fmt: skip
-
-    def prefill(self, query: Tensor, keys: Tensor, values: Tensor, form: AttentionForm) -> Tensor:
-        """See `FusedAttention`."""
-        query = contiguous_rows(query)
-        (H, T, D), (G, N, Dv) = query.shape, values.shape
-        output = torch.empty((T, H, Dv))
-        launch(
-            prefill_attention.PREFILL, H * -(-T // PANEL), *_row_strides(query), keys.data_ptr(),
-            values.data_ptr(), keys.stride(0) * BYTES, values.stride(0) * BYTES, T, N - T, H, H // G, D, Dv,
-            form.window or _NO_WINDOW, bits(form.scaling), output.data_ptr(),
-        )  # fmt: skip
-        return output
 
     def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
         """See `FusedAttention`."""
@@ -90,10 +122,15 @@ def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, .
     """What both kernels take first: the pool, the sequences in it, the layer's shape and form."""
     (H, _, D), (G, _, Dv) = query.shape, over.values.shape
     return (
-        over.keys.data_ptr(), over.values.data_ptr(), over.keys.stride(0) * BYTES, over.values.stride(0) * BYTES,
+        *_pool(over.keys, over.values),
         over.starts.data_ptr(), over.lengths.data_ptr(), over.num_tokens, H, H // G, D, Dv, form.window or _NO_WINDOW,
         bits(form.scaling),
     )  # fmt: skip
+
+
+def _pool(keys: Tensor, values: Tensor) -> tuple[int, int, int, int]:
+    """Addresses of a layer's keys and values in the pool, and bytes between heads. [G, P, .]"""
+    return keys.data_ptr(), values.data_ptr(), keys.stride(0) * BYTES, values.stride(0) * BYTES
 
 
 def _row_strides(x: Tensor) -> tuple[int, int, int]:

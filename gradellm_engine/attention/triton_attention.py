@@ -30,7 +30,7 @@ _PROGRAMS_PER_MULTIPROCESSOR = 4  # at least, to keep memory busy
 class TritonAttention:
     """Launches the kernels on one device."""
 
-    store = prefill = None
+    store = prompts = None
 
     def __init__(self, device: torch.device) -> None:
         self._num_multiprocessors = 2  # for the interpreter, in tests

@@ -166,6 +166,9 @@ class _RecordingOutputs:
         for layer, output in outputs.items():
             self.put(layer, output)
 
+    def keep_last(self, num_tokens: int) -> None:
+        raise NotTraceable("the last layer is computed for some tokens alone")
+
     def settled(self) -> dict[nn.Module, Tensor]:
         """After the pass: outputs of layers that ran once, with a row a token, unmodified since. [1, T, out] each"""
         once = {layer: output for layer, output in self._outputs.items() if output is not None}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, integer, kernel, next_task
+from gradellm_engine.cpu_kernels.jit import as_float, compiled, copy, exp, floats, integer, kernel, next_task
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS
 from gradellm_engine.cpu_kernels.tiles import BYTES, LANES, LINE, MAX_ROWS, PANEL, add_tile, multiply_rows
 
@@ -227,15 +227,8 @@ def _store(arguments):
         for row in range(tokens):
             start, end, _ = _visible(starts, lengths, row, T, 1)
             position = start + end - 1
-            _copy(K + g * k_head + position * D * BYTES, keys + g * key_head + row * key_token, D)
-            _copy(V + g * v_head + position * Dv * BYTES, values + g * value_head + row * value_token, Dv)
-
-
-@compiled()
-def _copy(to, source, width):
-    y, x = carray(floats(to), width), carray(floats(source), width)
-    for i in range(width):
-        y[i] = x[i]
+            copy(K + g * k_head + position * D * BYTES, keys + g * key_head + row * key_token, D)
+            copy(V + g * v_head + position * Dv * BYTES, values + g * value_head + row * value_token, Dv)
 
 
 FORWARD, BACKWARD, STORE = kernel(_forward), kernel(_backward), kernel(_store)

@@ -11,7 +11,17 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from gradellm_engine.cpu_kernels.jit import as_float, compiled, exp, floats, integer, kernel, next_task, set_integer
+from gradellm_engine.cpu_kernels.jit import (
+    as_float,
+    compiled,
+    copy,
+    exp,
+    floats,
+    integer,
+    kernel,
+    next_task,
+    set_integer,
+)
 from gradellm_engine.cpu_kernels.operators import operator
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS, bits, launch
 from gradellm_engine.cpu_kernels.tiles import BYTES, PANEL, highest_number
@@ -256,9 +266,7 @@ def _copy_rows(arguments):
             break
         row = integer(rows + 8 * task)
         source, target = (task, row) if is_store else (row, task)
-        numbers, copied = carray(floats(x + source * x_stride), width), carray(floats(y + target * y_stride), width)
-        for i in range(width):
-            copied[i] = numbers[i]
+        copy(y + target * y_stride, x + source * x_stride, width)
 
 
 # Distributions -------------------------------------------------------------------------------------------------------

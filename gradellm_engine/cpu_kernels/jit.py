@@ -83,6 +83,14 @@ def set_integer(typing_context, address, number):
     return types.void(types.int64, types.int64), generate
 
 
+@compiled()
+def copy(target, source, width):
+    """Copy float32 numbers between addresses."""
+    y, x = numba.carray(floats(target), width), numba.carray(floats(source), width)
+    for i in range(width):
+        y[i] = x[i]
+
+
 @intrinsic
 def as_float(typing_context, number):
     """The float64 of the same bits as an integer."""

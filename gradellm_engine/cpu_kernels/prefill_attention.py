@@ -1,7 +1,12 @@
-"""Attention of a prompt's tokens, in float32: softmax(c q K^T) V over the keys that each token sees.
+"""Attention of prompts' tokens, in float32: softmax(c q K^T) V over the keys that each token sees.
 
-A task is PANEL consecutive tokens of one head. Its queries are transposed once, so that products, weights and outputs
-have a line of PANEL queries for each key or each dimension, and keys and values are read in place:
+The tokens of a pass are in panels of at most PANEL consecutive tokens of one prompt. A table has a row for each:
+
+    the panel's first token in the pass; its number of tokens; the prompt's first position in the pool; tokens of the
+    prompt before the panel
+
+A task is a panel of one head. Its queries are transposed once, so that products, weights and outputs have a line of
+PANEL queries for each key or each dimension, and keys and values are read in place:
 
     S^T = K q^T               [keys, PANEL], of the keys that some query of the task sees
     P^T = exp(S^T - max)      over the keys of each query
@@ -15,10 +20,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from gradellm_engine.cpu_kernels.jit import as_float, compiled, floats, kernel, next_task
+from gradellm_engine.cpu_kernels.jit import as_float, compiled, copy, floats, integer, kernel, next_task
 from gradellm_engine.cpu_kernels.team import FIRST_ARGUMENT, NUM_TASKS
 from gradellm_engine.cpu_kernels.tiles import BYTES, LINE, MAX_ROWS, PANEL, add_tile, softmax_columns
 
+COLUMNS = 4  # of the table of panels, which has 64-bit integers
 _BLOCK = 128  # keys whose weights stay in the first-level cache while they are multiplied with the values
 
 
@@ -80,39 +86,60 @@ def _write_outputs(lines, totals, count, Dv, output, token_stride):
             row[d] = lines[d, column] * inverse
 
 
+@compiled()
+def _panel(panels, index):
+    """A row of the table of panels; see the module's docstring."""
+    row = panels + 8 * COLUMNS * index
+    return integer(row), integer(row + 8), integer(row + 16), integer(row + 24)
+
+
 def _prefill(arguments):
-    """Outputs [T, H, Dv] of queries [H, T, D]; the first query's own key is the one at `before`."""
-    given = carray(arguments, FIRST_ARGUMENT + 16)
-    q, q_head, q_token, K, V, k_head, v_head, T, before, H, r, D, Dv, window, scale_bits, output = given[
-        FIRST_ARGUMENT:
-    ]
-    scaling, blocks = np.float32(as_float(scale_bits)), (T + PANEL - 1) // PANEL
+    """Outputs [T, H, Dv] of queries [H, T, D], after `_store_panels`."""
+    given = carray(arguments, FIRST_ARGUMENT + 15)
+    q, q_head, q_token, K, V, k_head, v_head, panels, H, r, D, Dv, window, scale_bits, output = given[FIRST_ARGUMENT:]
+    scaling, longest = np.float32(as_float(scale_bits)), 0
     queries, outputs = np.empty((D, PANEL), np.float32), np.empty((Dv, PANEL), np.float32)
     zeros, totals = np.zeros(PANEL, np.float32), np.empty(PANEL, np.float32)
-    scores = np.empty((before + T, PANEL), np.float32)
+    scores = np.empty((1, PANEL), np.float32)
     while True:
         task = next_task(arguments)
         if task >= given[NUM_TASKS]:
             break
-        head, block = task % H, blocks - 1 - task // H  # the longest first, so that threads end together
-        token = block * PANEL
-        count = min(PANEL, T - token)
-        first_key = max(0, before + token + 1 - window)
-        keys = before + token + count - first_key
-        group = head // r
+        head, group = task % H, task % H // r
+        token, count, start, before = _panel(panels, task // H)
+        first_key = max(0, before + 1 - window)
+        keys = before + count - first_key
+        if keys > longest:
+            longest = keys
+            scores = np.empty((longest, PANEL), np.float32)
         _transpose_queries(q + head * q_head + token * q_token, q_token, count, D, queries)
         _products(
-            queries.ctypes.data, K + group * k_head + first_key * D * BYTES, scores.ctypes.data, keys, D,
+            queries.ctypes.data, K + group * k_head + (start + first_key) * D * BYTES, scores.ctypes.data, keys, D,
             zeros.ctypes.data,
         )  # fmt: skip
-        softmax_columns(
-            scores.ctypes.data, keys, scaling, first_key, before + token, window, totals.ctypes.data
-        )  # fmt: skip
+        softmax_columns(scores.ctypes.data, keys, scaling, first_key, before, window, totals.ctypes.data)
         outputs[:] = np.float32(0)
         _weighted_sums(
-            scores.ctypes.data, V + group * v_head + first_key * Dv * BYTES, outputs.ctypes.data, keys, Dv
+            scores.ctypes.data, V + group * v_head + (start + first_key) * Dv * BYTES, outputs.ctypes.data, keys, Dv
         )  # fmt: skip
         _write_outputs(outputs, totals, count, Dv, output + (token * H + head) * Dv * BYTES, H * Dv * BYTES)
 
 
-PREFILL = kernel(_prefill)
+def _store_panels(arguments):
+    """New keys [G, T, D] and values [G, T, Dv] to the pool; a task is a panel of one key-value head."""
+    given = carray(arguments, FIRST_ARGUMENT + 14)
+    K, V, k_head, v_head, panels, G, D, Dv = given[FIRST_ARGUMENT : FIRST_ARGUMENT + 8]
+    keys, key_head, key_token, values, value_head, value_token = given[FIRST_ARGUMENT + 8 :]
+    while True:
+        task = next_task(arguments)
+        if task >= given[NUM_TASKS]:
+            break
+        g = task % G
+        token, count, start, before = _panel(panels, task // G)
+        for i in range(count):
+            position, row = start + before + i, token + i
+            copy(K + g * k_head + position * D * BYTES, keys + g * key_head + row * key_token, D)
+            copy(V + g * v_head + position * Dv * BYTES, values + g * value_head + row * value_token, Dv)
+
+
+PREFILL, STORE_PANELS = kernel(_prefill), kernel(_store_panels)

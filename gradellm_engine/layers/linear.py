@@ -35,6 +35,9 @@ class LinearOutputCache(Protocol):
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         """Take the outputs of all layers, each computed once and not written to since. [1, T, out] each"""
 
+    def keep_last(self, num_tokens: int) -> None:
+        """From now on, outputs are those of the pass's last tokens."""
+
 
 current_output_cache: ContextVar[LinearOutputCache | None] = ContextVar("gradellm_outputs", default=None)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from gradellm_engine.compilation.torch_compile import Backend, CompiledLayers
 from gradellm_engine.compilation.trace_cache import CpuTraceCache
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot
+from gradellm_engine.model.last_layer import ending_at_last_layer, splitting_last_layer
 from gradellm_engine.model.self_checks import can_skip_outputs, check_graphs, check_traces, succeeds
 from gradellm_engine.model.transformers_model import TransformersModel
 from gradellm_engine.params import GradEllm
@@ -40,6 +40,7 @@ from gradellm_engine.passes.ragged import RaggedPass
 # values takes longer than computing them together saves.
 _MAX_GATHERED_TOKENS = 192
 LAUNCH_GRAPH_LIMITS = GraphLimits(pad_width, max_graphs=24, capture_after_uses=2)
+MIN_SPLIT_TOKENS = 64  # of a mixed pass, whose last layer is then computed in two parts
 _REPREFILL_TOKENS = 512  # a pass, where a sequence is prefilled again
 
 
@@ -76,7 +77,8 @@ class ModelRunner(TransformersModel):
         super().__init__(model, ranks, batch_invariant=batch_invariant, memory_bytes=memory_bytes)
         self.activation_cache = ActivationCache(model.base_model)
         self.fused_attention = fused_attention(self.device) if self.is_on_one_device else None
-        self._eager = EagerExecutor(lambda run: self._logits(run.ids_and_positions, run))
+        self._eager = EagerExecutor(self._eager_logits)
+        self._skips_last_layer = self.is_on_one_device and ranks is None and not _is_offloaded(model)
 
     @property
     def every_layer(self) -> ExplainSpec:
@@ -162,9 +164,15 @@ class ModelRunner(TransformersModel):
 
     def prefill(self, chunks: Sequence[SequenceChunk]) -> None:
         """Prefill: write the chunks' keys and values into the KV cache. Returns once they are computed."""
-        last = self._prefill(chunks, self.model.base_model)
-        if last.is_cuda:  # else the time of the prefill would be charged to the pass that next waits for the GPU
-            torch.cuda.synchronize(last.device)
+        with torch.no_grad():
+            run = self._ragged_pass(chunks)
+            end = ending_at_last_layer(self.blocks[-1], run) if self._skips_last_layer else nullcontext()
+            with self.activation_cache.during(chunks), end:
+                self.forward_tokens(run.ids_and_positions, run, self.model.base_model)
+            _commit_ids(chunks)
+        device = self.layer_shapes[-1].device
+        if device.type == "cuda":  # else its time would be charged to the pass that next waits for the GPU
+            torch.cuda.synchronize(device)
 
     def step(self, chunks: Sequence[SequenceChunk], prefill: Sequence[SequenceChunk] = ()) -> Tensor:
         """A decode step: logits of the token after each chunk, which has one token. [B, V]
@@ -176,7 +184,12 @@ class ModelRunner(TransformersModel):
 
     def logits(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Logits of the token after each of the chunks' tokens. [T, V]"""
-        return self._prefill(chunks, self.model)[0]
+        with torch.no_grad():
+            run = self._ragged_pass(chunks)
+            with self.activation_cache.during(chunks):
+                logits = self.forward_tokens(run.ids_and_positions, run, self.model)[0]
+            _commit_ids(chunks)
+        return logits
 
     def explained_pass(self, chunks: Sequence[SequenceChunk], targets: Sequence[Target] | None = None) -> ExplainedPass:
         """A forward pass over the chunks, with the graph that explains those whose `explain` is set.
@@ -279,15 +292,13 @@ class ModelRunner(TransformersModel):
         run.begin()
         return run
 
-    def _prefill(self, chunks: Sequence[SequenceChunk], model: nn.Module, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """The first output of `model` for chunks of any length, eagerly. [1, T, .]"""
-        with torch.no_grad():
-            run = self._ragged_pass(chunks)
-            run.output_is_used = not (self.skips_unused_outputs and self.activation_cache.is_cached(chunks))
-            with self.activation_cache.during(chunks):
-                output = self.forward_tokens(run.ids_and_positions, run, model, **kwargs)
-            _commit_ids(chunks)
-        return output
+    def _eager_logits(self, run: AttentionPass) -> Tensor:
+        """One pass by the model's modules; see `_logits`."""
+        row = run.ids_and_positions
+        if isinstance(run, MixedPass) and self._skips_last_layer and row.shape[1] >= MIN_SPLIT_TOKENS:
+            with splitting_last_layer(self.blocks[-1], run):
+                return self._logits(row, run)
+        return self._logits(row, run)
 
     def _logits(self, row: Tensor, run: AttentionPass) -> Tensor:
         """One pass through the model. [T, V], or [T, 2]; of the last `run.num_logits` tokens where that is set"""

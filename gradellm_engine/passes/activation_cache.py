@@ -76,6 +76,11 @@ class _Stores:
         for layer, output in outputs.items():
             self.put(layer, output)
 
+    def keep_last(self, num_tokens: int) -> None:
+        left_out, self.num_tokens = self.num_tokens - num_tokens, num_tokens
+        if self.own_rows is not None:
+            self.own_rows = self.own_rows - left_out
+
 
 class _Loads:
     """Gives cached outputs of all tokens of a pass, in its order."""
@@ -91,6 +96,9 @@ class _Loads:
 
     def put_all(self, outputs: Mapping[nn.Module, Tensor]) -> None:
         pass
+
+    def keep_last(self, num_tokens: int) -> None:
+        raise RuntimeError("a replay reads all of its tokens")
 
 
 class _Pools:

@@ -112,6 +112,10 @@ class Target:
     contrast_id: int | None = None
 
 
+class StopForward(Exception):  # noqa: N818 (control flow: no error)
+    """Ends a layer's forward pass at its attention, as torch.utils.checkpoint ends a recomputation early."""
+
+
 QKVGrads = tuple[Tensor, Tensor, Tensor]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.attention.fused import FusedAttention
+from gradellm_engine.attention.fused import FusedAttention, PromptAttention, PromptSpan
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
@@ -30,7 +30,7 @@ from gradellm_engine.passes.base import (
     keeps_products,
 )
 
-MIN_FUSED_TOKENS = 8  # of a chunk whose attention kernels compute; they compute some tens of tokens at a time
+MIN_FUSED_TOKENS = 8  # of some chunk, for kernels to compute attention: they compute some tens of tokens at a time
 
 
 @dataclass
@@ -60,6 +60,8 @@ class RaggedPass:
         output_is_used: see `AttentionPass`.
         num_logits: see `AttentionPass`.
         fused: attention kernels for chunks that are not explained; None for torch's operations.
+        prompts: those of them that this pass's tokens take.
+        panels: the tokens as they take them.
         row_slices: each chunk's tokens in the concatenated row.
         layer_groups: maps of each explained chunk, by the layers' window and device.
     """
@@ -71,6 +73,8 @@ class RaggedPass:
     output_is_used: bool = True
     num_logits: int = 0
     fused: FusedAttention | None = None
+    prompts: PromptAttention | None = None
+    panels: Tensor | None = None
     row_slices: list[slice] = field(default_factory=list)
     layer_groups: dict[int, dict[tuple[int | None, torch.device], LayerGroup]] = field(default_factory=dict)
     _visible: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
@@ -81,6 +85,17 @@ class RaggedPass:
             self.row_slices.append(slice(end, end + len(chunk.ids)))
             end += len(chunk.ids)
         self.lowest = 0
+        is_prefill = all(chunk.is_new and chunk.explain is None for chunk in self.chunks)
+        is_long = max(len(chunk.ids) for chunk in self.chunks) >= MIN_FUSED_TOKENS
+        if self.fused is not None and is_prefill and is_long:
+            self.prompts = self.fused.prompts
+        if self.prompts is not None:
+            self.panels = self.prompts.panels(
+                [
+                    PromptSpan(rows.start, len(chunk.ids), chunk.slot.start, chunk.start)
+                    for chunk, rows in zip(self.chunks, self.row_slices, strict=True)
+                ]
+            )
         if self.graph_anchor is not None:
             self.lowest = min(chunk.explain.selected[0] for chunk in self.chunks if chunk.explain is not None)
 
@@ -93,6 +108,9 @@ class RaggedPass:
 
     def store(self, index: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionPass`."""
+        if self.panels is not None and self.prompts is not None and self._is_float(keys, index):
+            self.prompts.store(keys, values, *self.pooled(index), self.panels)
+            return
         for chunk, rows in zip(self.chunks, self.row_slices, strict=True):
             if chunk.is_new:
                 chunk.slot.store(index, chunk.start, keys[:, rows], values[:, rows])
@@ -108,6 +126,23 @@ class RaggedPass:
     def layer_attention(self, module: nn.Module, index: int, form: AttentionForm) -> RaggedLayer:
         """See `AttentionPass`."""
         return RaggedLayer(self, module, index, form)
+
+    def pooled(self, index: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values in the pool. [G, P, D], [G, P, Dv]"""
+        pool = self.chunks[0].slot.pool
+        return pool.keys[index], pool.values[index]
+
+    def fused_output(self, index: int, query: Tensor, form: AttentionForm) -> Tensor | None:
+        """The attention output by kernels, where they compute it. [H, T, D] -> [T, H, Dv]"""
+        if self.panels is None or self.prompts is None or self.fused is None:
+            return None
+        if not (self.fused.supports(query, form) and self._is_float(query, index)):
+            return None
+        return self.prompts.output(query, *self.pooled(index), self.panels, form)
+
+    def _is_float(self, x: Tensor, index: int) -> bool:
+        """Whether queries or keys, and what the pool has of a layer, are in float32."""
+        return x.dtype is torch.float32 and all(pooled.dtype is torch.float32 for pooled in self.pooled(index))
 
     def split_by_chunk(self, x: Tensor) -> list[Tensor]:
         """Split the concatenated row. [H, T, .] -> [H, T_i, .] for chunk i"""
@@ -178,11 +213,11 @@ class RaggedLayer:
         if not self.run.output_is_used:  # NaN, so that a use of it would be found
             (_, H, T, _), Dv = query.shape, self.run.chunks[0].slot.values(self.index, 0, 0).shape[-1]
             return query.new_full((1,), torch.nan).expand(1, T, H, Dv)
+        fused = self.run.fused_output(self.index, query[0], self.form)
+        if fused is not None:
+            return fused[None]
         outputs = []
         for i, (chunk, rows) in enumerate(zip(self.run.chunks, self.run.row_slices, strict=True)):
-            if (fused := self._fused_output(chunk, query[0, :, rows])) is not None:
-                outputs.append(fused)
-                continue
             _, K, V, visible = self.visible_keys(i)
             q = grouped(query[0, :, rows], K.shape[0])
             keeps = chunk.explain is not None and keeps_products(q, K, MAX_KEPT_PRODUCTS)
@@ -191,15 +226,6 @@ class RaggedLayer:
                 self.states[i] = products
             outputs.append(o.flatten(0, 1).transpose(0, 1))  # [T, H, Dv]
         return _concatenated(outputs)[None].contiguous()
-
-    def _fused_output(self, chunk: SequenceChunk, query: Tensor) -> Tensor | None:
-        """A chunk's output by kernels, where they compute it. [H, T, D] -> [T, H, Dv]"""
-        fused = self.run.fused
-        if fused is None or fused.prefill is None or chunk.explain is not None or len(chunk.ids) < MIN_FUSED_TOKENS:
-            return None
-        keys, values = chunk.slot.keys(self.index, 0, chunk.end), chunk.slot.values(self.index, 0, chunk.end)
-        is_supported = fused.supports(query, self.form) and keys.dtype == values.dtype == query.dtype
-        return fused.prefill(query, keys, values, self.form) if is_supported else None
 
     def backward(self, query: Tensor, gradient: Tensor, *, needs_input_grad: bool) -> QKVGrads | None:
         """See `LayerAttention`."""

@@ -15,6 +15,7 @@ from gradellm_engine.attention.cpu_tiled import TiledAttention
 from gradellm_engine.attention.ops import AttentionForm, attention_output, grouped, visibility
 from gradellm_engine.kv_cache.pool import KVSlot
 from gradellm_engine.layers.projection_skipping import QKV, LastTokenOnly
+from gradellm_engine.passes.base import StopForward
 from gradellm_engine.passes.full_sequence import SequenceAttention, ungrouped
 
 _Args = tuple[Any, ...]
@@ -43,7 +44,7 @@ class SharedPrefixAttention(SequenceAttention):
         """See `SequenceAttention`."""
         if self._capture is not None:
             self._capture.qkv = query, key, value
-            raise _StopForward
+            raise StopForward
         if index == 0 and self.first_layer_qkv is not None:
             (query, key, value), self.first_layer_qkv = self.first_layer_qkv, None
         last = self._last_rows
@@ -67,7 +68,7 @@ class SharedPrefixAttention(SequenceAttention):
         """
         self._capture = capture = _QKVCapture()
         try:
-            with suppress(_StopForward):
+            with suppress(StopForward):
                 layer.forward(*args, **kwargs)
         finally:
             self._capture = None
@@ -120,10 +121,6 @@ class _QKVCapture:
     """What `SharedPrefixAttention.capture_qkv` waits for."""
 
     qkv: QKV | None = None
-
-
-class _StopForward(Exception):  # noqa: N818 (control flow: no error)
-    """Ends a layer's forward pass at its attention, as torch.utils.checkpoint ends a recomputation early."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ Response = TypeVar("Response")
 
 READER_TIMEOUT_SECONDS = 60.0
 IDLE_HEARTBEAT_SECONDS = 0.25
-RETURN_MEMORY_SECONDS = 2.0  # without work, after which unused memory is given back
+COMMIT_MEMORY_SECONDS = 0.2  # without work, after which memory for the next requests is committed
+RETURN_MEMORY_SECONDS = 30.0  # without work, after which unused memory is given back
 
 logger = logging.getLogger(__name__)
 
@@ -271,21 +272,28 @@ class EngineThread:
         self._heartbeat_at = time.monotonic()
 
     def _wait(self) -> bool:
-        """Wait for work; False when the thread is to stop."""
+        """Wait for work; False when the thread is to stop. Memory is prepared meanwhile, and later given back."""
         began = time.monotonic()
-        until, has_returned_memory = began + IDLE_HEARTBEAT_SECONDS, False
-        with self._changed:
-            while not self._is_stopping:
-                self._heartbeat_at = time.monotonic()
+        is_committed = has_returned_memory = False
+        while True:
+            with self._changed:
+                self._heartbeat_at = now = time.monotonic()
+                if self._is_stopping:
+                    return False
                 if self._ready or self._has_cancelled or self._scheduler.has_work(self._can_run):
                     return True
-                if self._scheduler.needs_heartbeat and time.monotonic() >= until:
+                if self._scheduler.needs_heartbeat and now >= began + IDLE_HEARTBEAT_SECONDS:
                     return True
-                if not has_returned_memory and time.monotonic() >= began + RETURN_MEMORY_SECONDS:
-                    self._engine.return_unused_memory()
-                    has_returned_memory = True
-                self._changed.wait(IDLE_HEARTBEAT_SECONDS)
-        return False
+                commits = not is_committed and now >= began + COMMIT_MEMORY_SECONDS
+                returns = not has_returned_memory and now >= began + RETURN_MEMORY_SECONDS
+                if not (commits or returns):
+                    self._changed.wait(IDLE_HEARTBEAT_SECONDS)
+                    continue
+            if commits:  # a little, before it looks for work again
+                is_committed = not self._engine.commit_memory()
+            else:
+                self._engine.return_unused_memory()
+                has_returned_memory = True
 
     def _can_run(self, request: Request) -> bool:
         job = self._scheduled.get(request)  # None for a generation that is run directly on the engine

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gradellm_engine.errors import ModelLoadError
+from gradellm_engine.kv_cache import pool as module
 from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS, KVPool, KVSlot, LayerShape, RotaryShape
 
 CPU = torch.device("cpu")
@@ -69,6 +70,28 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return count
 
 
+def test_memory_is_committed_after_what_slots_have_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(160)  # of which an eighth, 20 positions, is committed ahead
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(7)
+    monkeypatch.setattr(module, "AHEAD_BYTES", 1)  # a position a call
+    slot = allocated(pool, 10)
+    calls = 1
+    while pool.commit_ahead():
+        calls += 1
+    assert calls == 20
+    assert (pool.keys[0][:, :10] == 7).all()
+    assert (pool.keys[0][:, 10:30] == 0).all()
+    assert (pool.values[1][:, 30:] == 7).all()
+    assert not pool.commit_ahead()
+    slot.close()
+    allocated(pool, 12)  # reaches two positions further than any before
+    assert pool.commit_ahead()
+    assert not pool.commit_ahead()
+    assert (pool.keys[0][:, 30:32] == 0).all()
+    assert (pool.keys[0][:, 32:] == 7).all()
+
+
 chosen = st.integers(0, 5)
 
 
@@ -90,6 +113,11 @@ class Pools(RuleBasedStateMachine):
         ends = [0, *(end for _, end in ranges)]
         starts = [*(start for start, _ in ranges), self.pool.num_tokens]
         return [start - end for end, start in zip(ends, starts, strict=True)]
+
+    @rule()
+    def commit_ahead(self) -> None:
+        """While idle; what slots hold is compared after every rule."""
+        self.pool.commit_ahead()
 
     @rule(capacity=st.integers(1, 60), source=st.integers(0, 5), length=st.integers(0, 60), token=st.integers(0, 2))
     def allocate(self, capacity: int, source: int, length: int, token: int) -> None:

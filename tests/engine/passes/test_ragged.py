@@ -213,13 +213,13 @@ def test_kernels_compute_chunks_that_are_not_explained(
         tensor.normal_()
     chunks = [
         SequenceChunk(slots[0], [1] * length, None, 3, is_new=True),
-        SequenceChunk(slots[1], [1] * 40, EXPLAIN, 0, is_new=True),
+        SequenceChunk(slots[1], [1] * 5, None, 0, is_new=True),
     ]
-    query = torch.randn(1, 4, length + 40, 6)
+    query = torch.randn(1, 4, length + 5, 6)
     expected = RaggedPass(chunks, {}).layer_attention(nn.Identity(), 0, form).output(query)
     calls: list[Tensor] = []
-    original = kernels.prefill
-    monkeypatch.setattr(kernels, "prefill", lambda *args: calls.append(args[0]) or original(*args))  # type: ignore[misc, func-returns-value]
+    original = kernels.prompts.output
+    monkeypatch.setattr(kernels.prompts, "output", lambda *args: calls.append(args[0]) or original(*args))  # type: ignore[misc, func-returns-value]
     actual = RaggedPass(chunks, {}, fused=kernels).layer_attention(nn.Identity(), 0, form).output(query)
     torch.testing.assert_close(actual, expected)
     assert len(calls) == (is_fused and length >= MIN_FUSED_TOKENS)

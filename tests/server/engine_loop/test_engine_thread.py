@@ -12,6 +12,7 @@ import pytest
 from torch import Tensor
 
 from gradellm_engine import Engine, Event, Finished, PromptInput, Request, Sampling, Step
+from gradellm_server.engine_loop import engine_thread as module
 from gradellm_server.engine_loop.engine_thread import EngineThread
 from gradellm_server.engine_loop.errors import QueueFullError, ShuttingDownError
 from gradellm_server.engine_loop.job import Job
@@ -253,5 +254,32 @@ def test_a_stream_reports_its_time_in_the_queue(thread: Callable[..., Any], gate
             await steps(first)
             (finished,) = [event async for event in second if isinstance(event, Finished)]
             assert 0.05 <= finished.queue_seconds <= 5  # whether it is read before or after the first request's pass
+
+    run(test)
+
+
+def test_memory_is_committed_and_given_back_while_idle(
+    thread: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def commit() -> bool:
+        calls.append("commit")
+        return calls.count("commit") < 3
+
+    monkeypatch.setattr(module, "COMMIT_MEMORY_SECONDS", 0.02)
+    monkeypatch.setattr(module, "RETURN_MEMORY_SECONDS", 0.1)
+    monkeypatch.setattr(module, "IDLE_HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(engine, "commit_memory", commit)
+    monkeypatch.setattr(engine, "return_unused_memory", lambda: calls.append("return"))
+
+    async def test() -> None:
+        async with thread() as engine_thread:
+            await until(lambda: "return" in calls)
+            await asyncio.sleep(0.1)  # no more of either
+            assert calls == ["commit"] * 3 + ["return"]
+            assert await steps(submit(engine_thread, 1)) == [0]
+            await until(lambda: calls.count("return") == 2)
+        assert calls == ["commit"] * 3 + ["return", "commit", "return"]
 
     run(test)
