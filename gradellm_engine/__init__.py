@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Rotary,
         Sampling,
         Similarity,
+        Sink,
         Sources,
         Switches,
     )
@@ -140,6 +141,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "Similarity",
+    "Sink",
     "Sources",
     "Started",
     "Step",

@@ -101,6 +101,7 @@ class Rectify(StrEnum):
     PER_LAYER = "per_layer"
     TOTAL = "total"
     NONE = "none"
+    PER_HEAD = "per_head"
 
 
 class Magnitude(StrEnum):
@@ -110,6 +111,13 @@ class Magnitude(StrEnum):
     HEAD_ABS = "head_abs"
     CHANNEL_ABS = "channel_abs"
     KNOCKOUT = "knockout"
+
+
+class Sink(StrEnum):
+    """Whether the first token, on which heads rest attention that they have no use for, is a source."""
+
+    KEEP = "keep"
+    EXCLUDE = "exclude"
 
 
 class NormaliseOver(StrEnum):
@@ -164,6 +172,11 @@ class Switches:
 
     def __post_init__(self) -> None:
         """Validate the fields; subclasses extend it."""
+
+    @property
+    def excludes_sink(self) -> bool:
+        """Whether the first token is no source, and scores 0."""
+        return False
 
     def resolved(self, num_layers: int) -> Self:
         """The same options with defaults that depend on the model replaced, for a model of `num_layers`.
@@ -234,10 +247,13 @@ class GradEllm(LayerSwitches):
         loosening: min-max normalised similarities, or each head's attention weights.
         similarity: dot product, or cosine over the heads' concatenated width.
         rotary: query and key after or before the rotary embedding.
-        rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere.
+        rectify: ReLU in every layer (eq 13), once after the sum over layers (eq 5), or nowhere; or, beyond the paper,
+            in every head.
         magnitude: signed sum over heads and channels; or, beyond the paper, a sum of absolute values: of heads, of
             channels, or of the first-order effect of removing the token from each head.
         normalise_over: the tokens over which min and max are taken; all other tokens score 0.
+        sink: whether the first token is a source; where not, it scores 0, and each head's other attention weights are
+            divided by their sum.
     """
 
     name: ClassVar[str] = "grad_ellm"
@@ -247,6 +263,7 @@ class GradEllm(LayerSwitches):
     rectify: Rectify = Rectify.PER_LAYER
     magnitude: Magnitude = Magnitude.SIGNED_SUM
     normalise_over: NormaliseOver = NormaliseOver.VISIBLE
+    sink: Sink = Sink.KEEP
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,14 +278,23 @@ class GradEllm(LayerSwitches):
                     raise InvalidRequestError(
                         f"attribution.{name}", f"{value} is not defined with loosening none; use {default} or min_max"
                     )
-        if self.magnitude is not Magnitude.SIGNED_SUM and (
-            self.loosening is not Loosening.NONE or self.rectify is not Rectify.NONE
-        ):
+        with_loosening = f"not with loosening {self.loosening}"
+        if self.rectify is Rectify.PER_HEAD and self.loosening is not Loosening.NONE:
+            raise InvalidRequestError(
+                "attribution.rectify", f"per_head is defined with loosening none only, {with_loosening}"
+            )
+        defined = _RECTIFY_OF[self.magnitude]
+        if self.rectify not in defined or (defined != tuple(Rectify) and self.loosening is not Loosening.NONE):
             raise InvalidRequestError(
                 "attribution.magnitude",
-                f"{self.magnitude} is defined with loosening none and rectify none only, "
-                f"not with loosening {self.loosening} and rectify {self.rectify}",
+                f"{self.magnitude} is defined with loosening none and rectify {' or '.join(defined)} only, "
+                f"{with_loosening} and rectify {self.rectify}",
             )
+
+    @property
+    def excludes_sink(self) -> bool:
+        """See `Switches`."""
+        return self.sink is Sink.EXCLUDE
 
     @classmethod
     def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)
@@ -282,6 +308,15 @@ class GradEllm(LayerSwitches):
         return replace(cls(), **{**PRESETS[name], **switches})
 
 
+# Where negative contributions may be cut off, by magnitude.
+_RECTIFY_OF: Mapping[Magnitude, tuple[Rectify, ...]] = MappingProxyType(
+    {
+        Magnitude.SIGNED_SUM: tuple(Rectify),
+        Magnitude.HEAD_ABS: (Rectify.NONE,),
+        Magnitude.CHANNEL_ABS: (Rectify.NONE,),
+        Magnitude.KNOCKOUT: (Rectify.NONE, Rectify.PER_HEAD),
+    }
+)
 # Every switch's default, which is the paper's: what a preset does not name has this value.
 PRESET_DEFAULTS: Mapping[str, Any] = MappingProxyType({switch.name: switch.default for switch in fields(GradEllm)})
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

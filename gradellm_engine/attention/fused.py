@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.kv_cache.pool import Sequences
-from gradellm_engine.params import GradEllm, LayerSwitches, Loosening, Magnitude, Rotary, Similarity
+from gradellm_engine.params import GradEllm, LayerSwitches, Loosening, Magnitude, Rectify, Rotary, Similarity
 
 
 class MapKind(IntEnum):
@@ -28,6 +28,8 @@ class MapKind(IntEnum):
     SIGNED_SUM = 2  # a u
     HEAD_ABS = 3  # |a u|
     KNOCKOUT = 4  # |a (u - sum_j a_j u_j)|
+    HEAD_POSITIVE = 5  # ReLU(a u)
+    KNOCKOUT_POSITIVE = 6  # ReLU(a (u - sum_j a_j u_j))
 
     @property
     def num_maps(self) -> int:
@@ -40,6 +42,23 @@ _KINDS = {
     Magnitude.HEAD_ABS: MapKind.HEAD_ABS,
     Magnitude.KNOCKOUT: MapKind.KNOCKOUT,
 }
+_POSITIVE_KINDS = {
+    Magnitude.SIGNED_SUM: MapKind.HEAD_POSITIVE,
+    Magnitude.KNOCKOUT: MapKind.KNOCKOUT_POSITIVE,
+}
+
+
+@dataclass(frozen=True)
+class MapForm:
+    """The maps of a layer.
+
+    Attributes:
+        kind: which.
+        excludes_sink: whether a are `source_weights` without each sequence's first token.
+    """
+
+    kind: MapKind
+    excludes_sink: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,16 @@ class FusedState:
         query: [H, B T, D]
         output: in float32. [B T, H, Dv]
         log_totals: log-sum-exp of the scaled query-key products. [B T, H]
+        source_output: the output by `source_weights` without each sequence's first token, in float32, where kernels
+            need it. [B T, H, Dv]
+        log_source_totals: log-sum-exp of the products without it. [B T, H]
     """
 
     query: Tensor
     output: Tensor
     log_totals: Tensor
+    source_output: Tensor | None = None
+    log_source_totals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +140,10 @@ class FusedAttention(Protocol):
     def supports(self, query: Tensor, form: AttentionForm) -> bool:
         """Whether the kernels compute this kind of attention."""
 
-    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
-        """The attention output [B T, H, Dv] of queries [H, B T, D]."""
+    def forward(
+        self, query: Tensor, over: Sequences, form: AttentionForm, *, excludes_sink: bool = False
+    ) -> tuple[Tensor, FusedState]:
+        """The attention output [B T, H, Dv] of queries [H, B T, D]; `excludes_sink` is that of the maps."""
 
     def backward(
         self,
@@ -125,7 +151,7 @@ class FusedAttention(Protocol):
         gradient: Tensor,
         over: Sequences,
         form: AttentionForm,
-        kind: MapKind,
+        maps: MapForm,
         *,
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
@@ -137,16 +163,18 @@ def contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def map_kind(switches: LayerSwitches | None) -> MapKind | None:
+def map_form(switches: LayerSwitches | None) -> MapForm | None:
     """The maps that a method needs of a layer that it selects; None where the kernels do not compute them.
 
     Every switch that changes `grad_ellm.layer_maps` is considered here; one that is not has no effect there.
     """
     if switches is None:
-        return MapKind.NOTHING
+        return MapForm(MapKind.NOTHING)
     if not isinstance(switches, GradEllm):
         return None
     if switches.loosening is Loosening.NONE:
-        return _KINDS.get(switches.magnitude)
+        kinds = _POSITIVE_KINDS if switches.rectify is Rectify.PER_HEAD else _KINDS
+        kind = kinds.get(switches.magnitude)
+        return None if kind is None else MapForm(kind, switches.excludes_sink)
     is_plain = switches.similarity is Similarity.DOT and switches.rotary is Rotary.ROTATED
-    return MapKind.PRODUCTS if is_plain else None
+    return MapForm(MapKind.PRODUCTS) if is_plain else None  # without its sink, too: similarities are compared later

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, PromptSpan, contiguous_rows
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapForm, PromptSpan, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.cpu_kernels import attention as kernels
 from gradellm_engine.cpu_kernels import prefill_attention
@@ -79,8 +79,10 @@ class NumbaAttention:
             over.num_tokens, tokens, D, values.shape[2], *_row_strides(keys), *_row_strides(values),
         )  # fmt: skip
 
-    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
-        """See `FusedAttention`."""
+    def forward(
+        self, query: Tensor, over: Sequences, form: AttentionForm, *, excludes_sink: bool = False
+    ) -> tuple[Tensor, FusedState]:
+        """See `FusedAttention`. The backward kernel needs no more for maps without the sink."""
         query = contiguous_rows(query)
         H, tokens, _ = query.shape
         G, _, Dv = over.values.shape
@@ -99,7 +101,7 @@ class NumbaAttention:
         gradient: Tensor,
         over: Sequences,
         form: AttentionForm,
-        kind: MapKind,
+        maps: MapForm,
         *,
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
@@ -107,15 +109,15 @@ class NumbaAttention:
         query, gradient = state.query, contiguous_rows(gradient)
         H, tokens, D = query.shape
         (G, _, Dv), T = over.values.shape, over.num_tokens
-        maps = torch.empty((kind.num_maps, over.num_rows, G, T, over.width))
+        computed = torch.empty((maps.kind.num_maps, over.num_rows, G, T, over.width))
         dq, dk, dv = torch.empty((H, tokens, D)), torch.empty((G, tokens, D)), torch.empty((G, tokens, Dv))
         launch(
             kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
             gradient.stride(1) * BYTES, gradient.stride(0) * BYTES, state.output.data_ptr(),
-            state.log_totals.data_ptr(), maps.data_ptr(), maps.stride(0), kind.num_maps, over.width, kind,
-            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs_input_grad,
+            state.log_totals.data_ptr(), computed.data_ptr(), computed.stride(0), maps.kind.num_maps, over.width,
+            maps.kind, maps.excludes_sink, dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs_input_grad,
         )  # fmt: skip
-        return FusedQKVGrads(maps, (dq, dk, dv) if needs_input_grad else None)
+        return FusedQKVGrads(computed, (dq, dk, dv) if needs_input_grad else None)
 
 
 def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, ...]:

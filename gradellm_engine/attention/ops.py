@@ -32,6 +32,8 @@ from torch import Tensor
 
 from gradellm_engine.utils.torch_compat import softmax_backward
 
+MIN_SOURCE_WEIGHT = 1e-12  # of all sources of a head together
+
 
 @dataclass(frozen=True)
 class AttentionForm:
@@ -124,6 +126,7 @@ class AttentionState:
         S: scaled query-key products; may be -inf where the key is masked. [G, r, T, N]
         A: attention weights. [G, r, T, N]
         form: the layer's attention.
+        sources: which keys count as sources of the target, for `source_weights`; None for all. [N], bool
     """
 
     q: Tensor
@@ -132,6 +135,7 @@ class AttentionState:
     S: Tensor
     A: Tensor
     form: AttentionForm
+    sources: Tensor | None = None
 
     def output(self) -> Tensor:
         """The output, A V. [G, r, T, Dv]"""
@@ -195,9 +199,17 @@ def value_gradients(forward: AttentionState, w: Tensor) -> Tensor:
     return grouped_matmul(w, forward.V.mT)
 
 
-def mean_effect(forward: AttentionState, U: Tensor) -> Tensor:
-    """(dl/do) . o = sum_j a_hj u_hj: the first-order effect of each head's output. [G, r, T, N] -> [G, r, T, 1]"""
-    return (forward.A * U).sum(-1, keepdim=True)
+def source_weights(forward: AttentionState) -> Tensor:
+    """The attention weights of the keys that are sources, divided by their sum. [G, r, T, N]
+
+    All are 0 in a head whose sources have a total weight below MIN_SOURCE_WEIGHT. The sum is taken over the sources:
+    1 minus the weight of the others would lose its digits where they have almost all of it.
+    """
+    if forward.sources is None:
+        return forward.A
+    A = forward.A.masked_fill(~forward.sources[..., None, None, None, :], 0)
+    total = A.sum(-1, keepdim=True)
+    return A / total.where(total >= MIN_SOURCE_WEIGHT, torch.inf)
 
 
 def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, diagonal_offset: int) -> Gradients:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapKind, contiguous_rows
+from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapForm, contiguous_rows
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.attention.triton_kernels import (
     backward_kernel,
@@ -42,26 +42,30 @@ class TritonAttention:
         """Whether the kernels compute this kind of attention."""
         return form.is_plain and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
-    def forward(self, query: Tensor, over: Sequences, form: AttentionForm) -> tuple[Tensor, FusedState]:
+    def forward(
+        self, query: Tensor, over: Sequences, form: AttentionForm, *, excludes_sink: bool = False
+    ) -> tuple[Tensor, FusedState]:
         """The attention output [B T, H, Dv] of queries [H, B T, D]."""
         query = contiguous_rows(query)
         H, BT, _ = query.shape
         grid, constants = self._grid(query, over)
-        S, Dv = grid[2], over.values.shape[2]
+        S, Dv = grid[2] + excludes_sink, over.values.shape[2]
         partials = query.new_empty((S, BT, H, Dv), dtype=torch.float32)
         highest, totals = query.new_empty((2, S, BT, H), dtype=torch.float32)
         forward_kernel[grid](
             query, over.keys, over.values, over.starts, over.lengths, partials, highest, totals,
             query.stride(0), query.stride(1), over.keys.stride(0), over.values.stride(0), BT, H, over.num_tokens,
-            form.window or _NO_WINDOW, form.scaling, **constants,
+            form.window or _NO_WINDOW, form.scaling, EXCLUDES=excludes_sink, **constants,
         )  # fmt: skip
         output, exact = query.new_empty((BT, H, Dv)), query.new_empty((BT, H, Dv), dtype=torch.float32)
         log_totals = query.new_empty((BT, H), dtype=torch.float32)
+        of_sources = torch.empty_like(exact) if excludes_sink else exact  # else not touched
+        log_sources = torch.empty_like(log_totals) if excludes_sink else log_totals
         join_forward_kernel[(BT * H,)](
-            partials, highest, totals, output, exact, log_totals, BT * H, S=S, S2=_pow2(S), DV=Dv, DV2=_pow2(Dv),
-            num_warps=1,
+            partials, highest, totals, output, exact, log_totals, of_sources, log_sources, BT * H,
+            EXCLUDES=excludes_sink, S=S, S2=_pow2(S), DV=Dv, DV2=_pow2(Dv), num_warps=1,
         )  # fmt: skip
-        return output, FusedState(query, exact, log_totals)
+        return output, FusedState(query, exact, log_totals, of_sources, log_sources)
 
     def backward(
         self,
@@ -69,7 +73,7 @@ class TritonAttention:
         gradient: Tensor,
         over: Sequences,
         form: AttentionForm,
-        kind: MapKind,
+        maps: MapForm,
         *,
         needs_input_grad: bool,
     ) -> FusedQKVGrads:
@@ -78,24 +82,25 @@ class TritonAttention:
         H, BT, D = query.shape
         G, Dv, T = over.keys.shape[0], over.values.shape[2], over.num_tokens
         grid, constants = self._grid(query, over)
-        maps = torch.zeros((kind.num_maps, over.num_rows, G, T, over.width), device=query.device)
+        computed = torch.zeros((maps.kind.num_maps, over.num_rows, G, T, over.width), device=query.device)
         dq_partials = query.new_empty((grid[2] * needs_input_grad, BT, H, D), dtype=torch.float32)
         own = query.new_empty((2, BT, H), dtype=torch.float32)  # weights A_tt and dS_tt of each token's own key
         backward_kernel[grid](
             query, over.keys, over.values, over.starts, over.lengths, gradient, state.output, state.log_totals,
-            maps, dq_partials, own, query.stride(0), query.stride(1), over.keys.stride(0), over.values.stride(0),
-            gradient.stride(0), gradient.stride(1), BT, H, T, over.width, maps.stride(0), form.window or _NO_WINDOW,
-            form.scaling, KIND=int(kind), NEEDS_INPUT_GRAD=needs_input_grad, **constants,
+            state.source_output, state.log_source_totals, computed, dq_partials, own, query.stride(0),
+            query.stride(1), over.keys.stride(0), over.values.stride(0), gradient.stride(0), gradient.stride(1),
+            BT, H, T, over.width, computed.stride(0), form.window or _NO_WINDOW, form.scaling, KIND=int(maps.kind),
+            EXCLUDES=maps.excludes_sink, NEEDS_INPUT_GRAD=needs_input_grad, **constants,
         )  # fmt: skip
         if not needs_input_grad:
-            return FusedQKVGrads(maps, None)
+            return FusedQKVGrads(computed, None)
         dq, dk, dv = query.new_empty((H, BT, D)), query.new_empty((G, BT, D)), query.new_empty((G, BT, Dv))
         join_backward_kernel[(BT, G)](
             query, gradient, own, dq_partials, dq, dk, dv, query.stride(0), query.stride(1), gradient.stride(0),
             gradient.stride(1), BT, H, r=H // G, R=_pow2(H // G), S=grid[2], D=D, DV=Dv, D2=_pow2(D), DV2=_pow2(Dv),
             num_warps=4,
         )  # fmt: skip
-        return FusedQKVGrads(maps, (dq, dk, dv))
+        return FusedQKVGrads(computed, (dq, dk, dv))
 
     def _grid(self, query: Tensor, over: Sequences) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
         """The grid (sequence and key-value head, tile of tokens, split of keys), and the kernels' constants."""

@@ -4,13 +4,21 @@ A program takes one sequence b, one key-value head g, a tile of tokens and a spl
 query heads that share the key-value head: row m is head m % R of token m // R, where R is r rounded up to a power of
 two. A second, small kernel merges the splits (split-K).
 
+Where the sink is excluded, each sequence's first token is a split by itself, after the others: merging all splits gives
+the output, and merging the others what the sources alone would give. No digits are lost by subtracting it.
+
 Products are of the stored numbers, accumulated in float32. Attention weights and their gradients are float32, and enter
 a product as two numbers of the model's dtype, the second the rounding error of the first: 16 bits of mantissa instead
 of bfloat16's 8.
 """
 
+import math
+
 import triton
 import triton.language as tl
+
+# That of `gradellm_engine.attention.ops`.
+LOG_MIN_SOURCE_WEIGHT = tl.constexpr(math.log(1e-12))
 
 
 @triton.jit
@@ -40,18 +48,20 @@ def _load_stored(pointer, slots, is_key, columns, WIDTH: tl.constexpr):
 
 @triton.jit
 def _store_maps(
-    maps, map_offsets, is_kept, map_size, s, u, a, dz, seen,
+    maps, map_offsets, is_kept, map_size, s, u, a, mean, seen,
     KIND: tl.constexpr, TOKENS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store the maps of `MapKind` KIND, summed over the query heads of each token. [TOKENS R, BLOCK] each"""
     if KIND == 1:
         kept = tl.where(seen, s, 0.0)
-    elif KIND == 2:
-        kept = a * u
-    elif KIND == 3:
-        kept = tl.abs(a * u)
+    elif KIND == 4 or KIND == 6:
+        kept = a * (u - mean[:, None])
     else:
-        kept = tl.abs(dz)
+        kept = a * u
+    if KIND == 3 or KIND == 4:
+        kept = tl.abs(kept)
+    elif KIND >= 5:
+        kept = tl.where(kept < 0, 0.0, kept)  # NaN stays
     tl.store(maps + map_offsets, tl.sum(tl.reshape(kept, (TOKENS, R, BLOCK)), 1), mask=is_kept)
     if KIND == 1:
         effects = tl.sum(tl.reshape(tl.where(seen, u, 0.0), (TOKENS, R, BLOCK)), 1)
@@ -62,8 +72,8 @@ def _store_maps(
 def forward_kernel(
     Q, K, V, starts, lengths, partials, highest, totals,
     q_head, q_token, k_head, v_head, BT, H, T, window, scaling,
-    G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    EXCLUDES: tl.constexpr, G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     b, g, split = tl.program_id(0) // G, tl.program_id(0) % G, tl.program_id(2)
     rows = tl.arange(0, TOKENS * R)
@@ -80,7 +90,10 @@ def forward_kernel(
     m = tl.full((TOKENS * R,), float("-inf"), tl.float32)
     total = tl.zeros((TOKENS * R,), tl.float32)
     acc = tl.zeros((TOKENS * R, DV2), tl.float32)
-    low, high = _split(length, tl.maximum(0, length - T - window + 1), BLOCK)
+    first = tl.maximum(0, length - T - window + 1)
+    if EXCLUDES:
+        first = tl.maximum(first, 1)
+    low, high = _split(length, first, BLOCK)
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
         is_key = position < high
@@ -101,34 +114,59 @@ def forward_kernel(
     tl.store(partials + row_index[:, None] * DV + dv[None, :], acc, mask=is_row[:, None] & (dv < DV)[None, :])
     tl.store(highest + row_index, m, mask=is_row)
     tl.store(totals + row_index, total, mask=is_row)
+    if EXCLUDES:  # noqa: SIM102 (a constant decides whether the rest is compiled, a number whether it runs)
+        if split == 0:
+            last = tl.num_programs(2) * BT * H + flat  # the first token's own split
+            is_seen = own - window < 0
+            first_k = tl.load(K + g * k_head + start.to(tl.int64) * D + d, mask=d < D, other=0.0)
+            first_v = tl.load(V + g * v_head + start.to(tl.int64) * DV + dv, mask=dv < DV, other=0.0)
+            first_s = tl.sum(q.to(tl.float32) * first_k.to(tl.float32)[None, :], 1) * scaling
+            first_o = tl.where(is_seen[:, None], first_v.to(tl.float32)[None, :], 0.0)
+            tl.store(partials + last[:, None] * DV + dv[None, :], first_o, mask=is_row[:, None] & (dv < DV)[None, :])
+            tl.store(highest + last, tl.where(is_seen, first_s, float("-inf")), mask=is_row)
+            tl.store(totals + last, tl.where(is_seen, 1.0, 0.0), mask=is_row)
 
 
 @triton.jit
-def join_forward_kernel(
-    partials, highest, totals, output, exact, log_totals, count,
-    S: tl.constexpr, S2: tl.constexpr, DV: tl.constexpr, DV2: tl.constexpr,
-):  # fmt: skip
-    """Merge the splits of one head of one token: the output in both dtypes, and the logarithm of the weights' sum."""
-    row = tl.program_id(0)
+def _merge(
+    partials, highest, totals, row, count, S: tl.constexpr, S2: tl.constexpr, DV: tl.constexpr, DV2: tl.constexpr
+):
+    """The output of the first S splits of one head of one token, and the logarithm of the weights' sum."""
     s, dv = tl.arange(0, S2), tl.arange(0, DV2)
     m = tl.load(highest + s * count + row, mask=s < S, other=float("-inf"))
     top = tl.max(m, 0)
-    factor = tl.exp(m - top)
+    factor = tl.exp(m - tl.where(top == float("-inf"), 0.0, top))
     total = tl.sum(tl.load(totals + s * count + row, mask=s < S, other=0.0) * factor, 0)
     partial = tl.load(
         partials + (s * count + row)[:, None] * DV + dv[None, :], mask=(s < S)[:, None] & (dv < DV)[None, :], other=0.0
     )
-    o = tl.sum(partial * factor[:, None], 0) / total
+    o = tl.sum(partial * factor[:, None], 0) / tl.where(total == 0, 1.0, total)
+    return o, top + tl.log(tl.where(total == 0, 1.0, total))
+
+
+@triton.jit
+def join_forward_kernel(
+    partials, highest, totals, output, exact, log_totals, source_output, log_source_totals, count,
+    EXCLUDES: tl.constexpr, S: tl.constexpr, S2: tl.constexpr, DV: tl.constexpr, DV2: tl.constexpr,
+):  # fmt: skip
+    """Merge the splits: the output in both dtypes, and the logarithm of the weights' sum; those of sources, too."""
+    row = tl.program_id(0)
+    dv = tl.arange(0, DV2)
+    if EXCLUDES:
+        of_sources, log_sources = _merge(partials, highest, totals, row, count, S - 1, S2, DV, DV2)
+        tl.store(source_output + row * DV + dv, of_sources, mask=dv < DV)
+        tl.store(log_source_totals + row, log_sources)
+    o, log_total = _merge(partials, highest, totals, row, count, S, S2, DV, DV2)
     tl.store(exact + row * DV + dv, o, mask=dv < DV)
     tl.store(output + row * DV + dv, o.to(output.dtype.element_ty), mask=dv < DV)
-    tl.store(log_totals + row, top + tl.log(total))
+    tl.store(log_totals + row, log_total)
 
 
 @triton.jit
 def backward_kernel(
-    Q, K, V, starts, lengths, W, exact, log_totals, maps, dq_partials, own_weights,
+    Q, K, V, starts, lengths, W, exact, log_totals, source_output, log_source_totals, maps, dq_partials, own_weights,
     q_head, q_token, k_head, v_head, w_token, w_head, BT, H, T, width, map_size, window, scaling,
-    KIND: tl.constexpr, NEEDS_INPUT_GRAD: tl.constexpr,
+    KIND: tl.constexpr, EXCLUDES: tl.constexpr, NEEDS_INPUT_GRAD: tl.constexpr,
     G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -152,6 +190,12 @@ def backward_kernel(
     o = tl.load(exact + flat[:, None] * DV + dv[None, :], mask=is_value, other=0.0)
     log_total = tl.load(log_totals + flat, mask=is_row, other=0.0)
     mean = tl.sum(w.to(tl.float32) * o, 1)  # w . o = sum_j a_j u_j
+    source_mean = mean
+    if EXCLUDES:
+        of_sources = tl.load(source_output + flat[:, None] * DV + dv[None, :], mask=is_value, other=0.0)
+        source_mean = tl.sum(w.to(tl.float32) * of_sources, 1)
+        log_sources = tl.load(log_source_totals + flat, mask=is_row, other=0.0)
+        has_sources = log_sources - log_total >= LOG_MIN_SOURCE_WEIGHT
     dq = tl.zeros((TOKENS * R, D2), tl.float32)
     own_a = tl.zeros((TOKENS * R,), tl.float32)
     own_ds = tl.zeros((TOKENS * R,), tl.float32)
@@ -176,7 +220,11 @@ def backward_kernel(
         if KIND != 0:
             map_offsets = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
             is_kept = (tokens < T)[:, None] & is_key[None, :] & (position >= length - width)[None, :]
-            _store_maps(maps, map_offsets, is_kept, map_size, s, u, a, dz, seen, KIND, TOKENS, R, BLOCK)
+            weights = a
+            if EXCLUDES:
+                is_source = seen & is_row[:, None] & (position > 0)[None, :] & has_sources[:, None]
+                weights = tl.where(is_source, tl.exp(s - log_sources[:, None]), 0.0)
+            _store_maps(maps, map_offsets, is_kept, map_size, s, u, weights, source_mean, seen, KIND, TOKENS, R, BLOCK)
     if NEEDS_INPUT_GRAD:
         row_index = split * BT * H + flat
         tl.store(dq_partials + row_index[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])

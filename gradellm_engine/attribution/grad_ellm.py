@@ -9,9 +9,9 @@ For the token at step t, with target logit l and last position p, in every selec
     5. h_i = ReLU(lam_i u_i)                                                                       (eq 13)
     6. H_i = sum of h_i over the layers                                                            (eq 5)
 
-The settings vary steps 2 to 6. The inputs are S = c q K^T, the weights A and U = w V^T of each head, from
-`gradellm_engine.attention.ops`; the functions are pure. On a GPU, Triton kernels compute `layer_maps` of those switches
-that `gradellm_engine.attention.fused.FusedAttention.map_kind` names.
+The settings vary steps 2 to 6, and whether the first token, the attention sink, is a source at all. The inputs are
+S = c q K^T, the weights A and U = w V^T of each head, from `gradellm_engine.attention.ops`; the functions are pure.
+Kernels compute `layer_maps` of those switches that `gradellm_engine.attention.fused.map_form` names.
 Shapes: G key-value heads, r query heads to each, T explained tokens of a sequence, N keys. Arguments may have a batch
 dimension before these, for sequences of one length.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.ops import AttentionState, grouped_matmul, mean_effect
+from gradellm_engine.attention.ops import AttentionState, grouped_matmul, source_weights
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Similarity
 
 HEADS = (-4, -3)  # the dimensions G and r
@@ -50,27 +50,29 @@ def cosine_similarity(dot: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tenso
     return torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
 
 
-def weighted_effect(forward: AttentionState, w: Tensor, U: Tensor, magnitude: Magnitude) -> Tensor:
+def weighted_effect(
+    forward: AttentionState, w: Tensor, U: Tensor, magnitude: Magnitude, *, rectifies: bool = False
+) -> Tensor:
     """Steps 3 to 5 with the attention weights themselves (no loosening), heads combined by `magnitude`. -> [T, N]
 
     Args:
-        forward: the layer's attention.
+        forward: the layer's attention; where its `sources` are set, a are `source_weights`.
         w: dl/do. [G, r, T, Dv]
         U: w V^T. [G, r, T, N]
         magnitude: signed_sum: sum_h a_hi u_hi. head_abs: sum_h |a_hi u_hi|. channel_abs: sum_hc |a_hi w_hc v_ic|.
             knockout: sum_h |a_hi (u_hi - sum_j a_hj u_hj)|, the first-order effect of removing token i from the
                 softmax.
+        rectifies: whether the positive part of each head is summed, of signed_sum's terms or of knockout's.
     """
-    A = forward.A
-    match magnitude:
-        case Magnitude.SIGNED_SUM:
-            return (A * U).sum(HEADS)
-        case Magnitude.HEAD_ABS:
-            return (A * U).abs().sum(HEADS)
-        case Magnitude.CHANNEL_ABS:
-            return (A * grouped_matmul(w.abs(), forward.V.abs().mT)).sum(HEADS)
-        case Magnitude.KNOCKOUT:
-            return (A * (U - mean_effect(forward, U))).abs().sum(HEADS)
+    A = source_weights(forward)
+    if magnitude is Magnitude.CHANNEL_ABS:
+        return (A * grouped_matmul(w.abs(), forward.V.abs().mT)).sum(HEADS)
+    effect = A * (U - (A * U).sum(-1, keepdim=True)) if magnitude is Magnitude.KNOCKOUT else A * U
+    if rectifies:
+        effect = effect.relu()
+    elif magnitude is not Magnitude.SIGNED_SUM:
+        effect = effect.abs()
+    return effect.sum(HEADS)
 
 
 def min_max(s: Tensor, domain: Tensor | None) -> Tensor:
@@ -108,7 +110,9 @@ def layer_maps(
         [T, N] each. Dot products keep attention's scaling c, to which min-max is invariant.
     """
     if switches.loosening is Loosening.NONE:
-        return (weighted_effect(forward, w, U, switches.magnitude),)  # 0 at masked tokens, as their weight is
+        rectifies = switches.rectify is Rectify.PER_HEAD
+        # 0 at masked tokens, as their weight is
+        return (weighted_effect(forward, w, U, switches.magnitude, rectifies=rectifies),)
     q, K = (forward.q, forward.K) if unrotated is None else unrotated
     dot = forward.S.sum(HEADS) if unrotated is None else grouped_matmul(q, K.mT).sum(HEADS)
     if switches.similarity is Similarity.COSINE:

@@ -165,5 +165,10 @@ class Started:
     attribution: AttributionSettings | None
     evaluation: EvaluationSettings | None = None
 
+    @property
+    def unscored_tokens(self) -> tuple[int, ...]:
+        """The prompt's tokens that are no sources: the attention sink, where it is excluded."""
+        return (0,) if self.attribution is not None and self.attribution.method.excludes_sink else ()
+
 
 Event = Started | Step | Attribution | Progress | PromptProgress | EvaluationItem | EvaluationSummary | Finished

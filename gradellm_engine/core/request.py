@@ -66,6 +66,7 @@ class Request:
         chunk_size: tokens that are explained together, of a given completion or with delivery chunked.
         error: what ended it, if it failed.
         is_closed: whether it has ended, in whatever way.
+        num_passed_over: see `gradellm_engine.core.prefill_order`.
     """
 
     def __init__(self, model: LoadedModel, spec: RequestSpec) -> None:
@@ -81,6 +82,7 @@ class Request:
         self.tenant = spec.tenant
         self.slot: KVSlot | None = None
         self.has_run = False
+        self.num_passed_over = 0
         self._num_reused = 0  # tokens of the prompt that the slot held at the start
         settings = spec.attribution or AttributionSettings()
         self._explain = spec.explain_in_pass

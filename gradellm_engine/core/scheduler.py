@@ -4,7 +4,7 @@ A step does, in this order:
 
     1. admit     waiting requests, first come first served, up to max_running and while there is KV memory
     2. decode    one token of every request that can decode, in one pass; delivery per_token is explained in the pass
-    3. prefill   chunks of prompts, round-robin (chunked prefill); on a CPU in the same pass as the decode step
+    3. prefill   chunks of prompts, the shortest first (chunked prefill); on a CPU in the same pass as the decode step
     4. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
     5. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
     6. evaluate  a batch of perturbed texts of one evaluation, round-robin
@@ -36,6 +36,7 @@ from itertools import accumulate, islice
 from torch import Tensor
 
 from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, MAX_PREFILL_CHUNK_TOKENS, PassTimings
+from gradellm_engine.core.prefill_order import count_passed_over, prefill_order
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError
@@ -78,6 +79,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.timings = self._step_timings = PassTimings()
         self._steps_since_evaluation = 0
+        self._num_prefills = 0  # passes with prompts
         self._max_batch: int | None = None  # requests that fit a pass; None while memory has not run out
         self._num_fitting = 0  # passes since memory ran out, or since `_max_batch` was last raised
         self.before_pass: Callable[[Sequence[Request]], None] | None = None
@@ -231,7 +233,8 @@ class Scheduler:
         if not is_idle:
             room = self._step_timings.num_prefill_tokens(self.max_gap, processor)
         prefill: list[tuple[Request, SequenceChunk]] = []
-        for request in self._without_followers(requests):
+        unread = self._without_followers(requests)
+        for request in prefill_order(unread, self._num_prefills):
             if room > 0:
                 prefill.append((request, request.prefill_chunk(room)))
                 room -= len(prefill[-1][1].ids)
@@ -245,7 +248,8 @@ class Scheduler:
         chosen, chunks = [request for request, _ in prefill], [chunk for _, chunk in prefill]
         if not (chunks or step):  # all that was left has been copied
             return
-        self._round_robin(chosen)
+        count_passed_over(unread, chosen)
+        self._num_prefills += 1
         taking_part = [*decoding, *chosen]
         began = time.perf_counter()
         with self._run_pass(taking_part):

@@ -17,7 +17,10 @@ from gradellm_engine.cpu_kernels.tiles import BYTES, LANES, LINE, MAX_ROWS, PANE
 
 _FASTMATH = {"reassoc", "contract", "nsz"}
 
-PRODUCTS, SIGNED_SUM, HEAD_ABS, KNOCKOUT = 1, 2, 3, 4  # those of `gradellm_engine.attention.fused.MapKind`
+MIN_SOURCE_WEIGHT = np.float32(1e-12)  # that of `gradellm_engine.attention.ops`
+
+# Those of `gradellm_engine.attention.fused.MapKind`.
+PRODUCTS, SIGNED_SUM, HEAD_ABS, KNOCKOUT, HEAD_POSITIVE, KNOCKOUT_POSITIVE = 1, 2, 3, 4, 5, 6
 
 
 @compiled(fastmath=_FASTMATH)
@@ -137,27 +140,55 @@ def _visible(starts, lengths, row, T, window):
 
 
 @compiled(fastmath=_FASTMATH)
-def _explain(s, u, first_map, second_map, log_total, mean, scaling, kind, count):
-    """Add one head's maps over `count` keys; s becomes a, and u becomes dS. Returns the last key's a and dS."""
+def _inverse_sum(weights, first, count):
+    """1 / the sum of some weights; 0 where it is below MIN_SOURCE_WEIGHT."""
+    total = np.float32(0)
+    for j in range(first, count):
+        total += weights[j]
+    return np.float32(0) if total < MIN_SOURCE_WEIGHT else np.float32(1) / total
+
+
+@compiled(fastmath=_FASTMATH)
+def _partial_dot(x, y, first, count):
+    """The dot product without the first numbers."""
+    total = np.float32(0)
+    for j in range(first, count):
+        total += x[j] * y[j]
+    return total
+
+
+@compiled(fastmath=_FASTMATH)
+def _explain(s, u, first_map, second_map, log_total, mean, scaling, kind, first_source, count):
+    """Add one head's maps over `count` keys; s becomes a, and u becomes dS. Returns the last key's a and dS.
+
+    Keys before `first_source` are no sources.
+    """
     if kind == PRODUCTS:
         for j in range(count):
             first_map[j] += s[j]
             second_map[j] += u[j]
     for j in range(count):
         s[j] = exp(s[j] - log_total)
-    if kind == SIGNED_SUM:
-        for j in range(count):
-            first_map[j] += s[j] * u[j]
-    elif kind == HEAD_ABS:
-        for j in range(count):
-            first_map[j] += abs(s[j] * u[j])
+    if kind > PRODUCTS:
+        factor, center = np.float32(1), np.float32(0)
+        if first_source:
+            factor = _inverse_sum(s, first_source, count)
+        if kind in (KNOCKOUT, KNOCKOUT_POSITIVE):
+            center = mean
+            if first_source:
+                center = factor * _partial_dot(s, u, first_source, count)
+        if kind == SIGNED_SUM:
+            for j in range(first_source, count):
+                first_map[j] += factor * s[j] * u[j]
+        elif kind in (HEAD_ABS, KNOCKOUT):
+            for j in range(first_source, count):
+                first_map[j] += abs(factor * s[j] * (u[j] - center))
+        else:
+            for j in range(first_source, count):
+                effect = factor * s[j] * (u[j] - center)
+                first_map[j] += np.float32(0) if effect < 0 else effect  # NaN stays
     for j in range(count):
-        u[j] = s[j] * (u[j] - mean)
-    if kind == KNOCKOUT:
-        for j in range(count):
-            first_map[j] += abs(u[j])
-    for j in range(count):
-        u[j] *= scaling
+        u[j] = scaling * (s[j] * (u[j] - mean))
     return s[count - 1], u[count - 1]
 
 
@@ -166,13 +197,13 @@ def _backward(arguments):
 
     A task is the heads of a token that share keys and values.
     """
-    given = carray(arguments, FIRST_ARGUMENT + 30)
+    given = carray(arguments, FIRST_ARGUMENT + 31)
     K, V, k_head, v_head, starts, lengths, T, H, r, D, Dv, window, scale_bits = given[
         FIRST_ARGUMENT : FIRST_ARGUMENT + 13
     ]
     q, q_head, q_token, w, w_head, w_token, output, log_totals = given[FIRST_ARGUMENT + 13 : FIRST_ARGUMENT + 21]
-    maps, map_size, num_maps, width, kind, dq, dk, dv, needs_input_grad = given[
-        FIRST_ARGUMENT + 21 : FIRST_ARGUMENT + 30
+    maps, map_size, num_maps, width, kind, excludes_sink, dq, dk, dv, needs_input_grad = given[
+        FIRST_ARGUMENT + 21 : FIRST_ARGUMENT + 31
     ]
     groups, scaling, one = H // r, np.float32(as_float(scale_bits)), np.float32(1)
     tokens = given[NUM_TASKS] // groups
@@ -186,6 +217,7 @@ def _backward(arguments):
         head = g * r
         start, end, first = _visible(starts, lengths, row, T, window)
         count, length = end - first, integer(lengths + row // T * 8)
+        first_source = 1 if excludes_sink and first == 0 else 0
         keys = K + g * k_head + (start + first) * D * BYTES
         values = V + g * v_head + (start + first) * Dv * BYTES
         queries, gradients = q + row * q_token + head * q_head, w + row * w_token + head * w_head
@@ -205,7 +237,7 @@ def _backward(arguments):
             gradient = carray(floats(gradients + h * w_head), Dv)
             mean = _dot(gradient, carray(floats(output + (row * H + head + h) * Dv * BYTES), Dv), Dv)  # sum_j a_j u_j
             log_total = carray(floats(log_totals + (row * H + head + h) * BYTES), 1)[0]
-            a, ds = _explain(s[h], u[h], first_map, second_map, log_total, mean, scaling, kind, count)
+            a, ds = _explain(s[h], u[h], first_map, second_map, log_total, mean, scaling, kind, first_source, count)
             if needs_input_grad:
                 _add_scaled(own_k, ds, carray(floats(queries + h * q_head), D), D)
                 _add_scaled(own_v, a, gradient, Dv)

@@ -75,6 +75,16 @@ class PerturbableTokens:
 
 
 def _positions(prompt: Prompt, settings: EvaluationSettings) -> list[int]:
+    """U; without the attention sink for all methods, where one of them does not score it."""
+    chosen = _chosen_positions(prompt, settings)
+    if not settings.excludes_sink:
+        return chosen
+    if chosen == [0]:
+        raise InvalidRequestError("perturb", "holds the first token alone, which sink=exclude leaves out")
+    return [position for position in chosen if position > 0]
+
+
+def _chosen_positions(prompt: Prompt, settings: EvaluationSettings) -> list[int]:
     tokens, positions = prompt.tokens, settings.positions
     if positions:
         if len(set(positions)) < len(positions) or not all(0 <= position < len(tokens) for position in positions):

@@ -184,6 +184,11 @@ class EvaluationSettings:
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequestError("seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
 
+    @property
+    def excludes_sink(self) -> bool:
+        """Whether a method does not score the first token, which is then perturbed for none."""
+        return any(each.method is not None and each.method.excludes_sink for each in self.methods)
+
     def steps(self, num_tokens: int) -> range:
         """The steps that are evaluated, of a completion of `num_tokens`."""
         return range(1) if self.labels else range(self.offset, num_tokens, self.stride)

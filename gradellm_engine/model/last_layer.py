@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import AttentionForm
@@ -90,11 +91,17 @@ def splitting_last_layer(layer: nn.Module, run: MixedPass) -> Iterator[None]:
         last, kwargs_of_last = _rows(arguments, slice(num_tokens - num_rows, num_tokens), num_tokens)
         return last, dict(zip(kwargs, kwargs_of_last, strict=True))
 
-    hook = layer.register_forward_pre_hook(before, with_kwargs=True)
+    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # What follows may count on a row for each token; those of the prompts' are not read.
+        missing = run.ids_and_positions.shape[1] - output.shape[1]
+        return torch.nn.functional.pad(output, (0, 0, missing, 0))
+
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _rows(value: Any, rows: slice, num_tokens: int) -> Any:  # noqa: ANN401 (any argument of a layer)

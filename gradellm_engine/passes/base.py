@@ -49,6 +49,11 @@ class ExplainSpec:
         return self.switches.explicit_layers
 
     @property
+    def excludes_sink(self) -> bool:
+        """Whether the first token of the sequence is no source."""
+        return self.switches.excludes_sink
+
+    @property
     def needs_unrotated(self) -> bool:
         """Whether queries and keys are compared before the rotary embedding."""
         return isinstance(self.switches, GradEllm) and self.switches.rotary is Rotary.UNROTATED

@@ -12,13 +12,13 @@ the pool into one tensor [B, G, L, .], in which shorter sequences repeat their f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
 from torch import Tensor, nn
 
-from gradellm_engine.attention.fused import FusedAttention, FusedState, MapKind, map_kind
+from gradellm_engine.attention.fused import FusedAttention, FusedState, MapForm, map_form
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
@@ -255,7 +255,15 @@ class BatchedPass:
     def domain(self, width: int, window: int | None) -> Tensor:
         """The columns, of the last `width`, over which similarities are normalised. [B, T, width], bool"""
         seen = self.visible(width, window)
-        return seen if self._domains is None else seen & self._domains[:, None, -width:]
+        if self._domains is not None:
+            seen = seen & self._domains[:, None, -width:]
+        if self.shape.switches is not None and ExplainSpec(self.shape.switches).excludes_sink:
+            seen = seen & ~self.is_first(width)[:, None]
+        return seen
+
+    def is_first(self, width: int) -> Tensor:
+        """Which of the last `width` columns are the first token of their sequence. [B, width], bool"""
+        return self._before[-width:] == self._lengths[:, None] - 1
 
     def _domain(self, chunk: SequenceChunk) -> Tensor:
         """The tokens over which a chunk's similarities are normalised, by column. [L], bool"""
@@ -299,8 +307,11 @@ class BatchedLayer:
         fused = self.run.fused
         if fused is not None and fused.supports(query, self.form):
             over = self.run.sequences(self.index, self.width)
-            output, state = fused.forward(query[0], over, self.form)
-            self.fused_state = state if self.is_explained and self._map_kind is not None else None
+            maps = self._map_form if self.is_explained else None
+            output, state = fused.forward(
+                query[0], over, self.form, excludes_sink=maps is not None and maps.excludes_sink
+            )
+            self.fused_state = None if maps is None else state
             return output[None]
         K, V = self.run.keys_and_values(self.index, self.width)
         q = self._by_sequence(query[0], K.shape[1])
@@ -326,7 +337,9 @@ class BatchedLayer:
         switches = self.run.shape.switches
         if switches is not None and self.is_selected:
             before = self._unrotated(forward) if ExplainSpec(switches).needs_unrotated else None
-            maps = in_pass_method(switches).layer_maps(forward, w, U, switches, before)
+            excludes_sink = ExplainSpec(switches).excludes_sink
+            explained = replace(forward, sources=~self.run.is_first(self.width)) if excludes_sink else forward
+            maps = in_pass_method(switches).layer_maps(explained, w, U, switches, before)
             self.run.add_maps(self.width, self.form.window, maps)
         if not needs_input_grad:
             return None
@@ -339,10 +352,10 @@ class BatchedLayer:
     def _fused_backward(
         self, fused: FusedAttention, state: FusedState, gradient: Tensor, *, needs_input_grad: bool
     ) -> QKVGrads | None:
-        kind, over = self._map_kind, self.run.sequences(self.index, self.width)
-        if kind is None:
+        maps, over = self._map_form, self.run.sequences(self.index, self.width)
+        if maps is None:
             raise RuntimeError("the fused kernels do not compute this method's maps")
-        back = fused.backward(state, gradient[0], over, self.form, kind, needs_input_grad=needs_input_grad)
+        back = fused.backward(state, gradient[0], over, self.form, maps, needs_input_grad=needs_input_grad)
         if len(back.maps):
             self.run.add_maps(self.width, self.form.window, tuple(back.maps.sum(2)))
         if back.gradients is None:
@@ -351,9 +364,9 @@ class BatchedLayer:
         return dq[None], dk[None], dv[None]
 
     @property
-    def _map_kind(self) -> MapKind | None:
+    def _map_form(self) -> MapForm | None:
         """The maps that the kernels compute of this layer; None where they cannot."""
-        return map_kind(self.run.shape.switches if self.is_selected else None)
+        return map_form(self.run.shape.switches if self.is_selected else None)
 
     def _by_sequence(self, heads: Tensor, num_groups: int) -> Tensor:
         """Query heads by sequence and by the key-value head that they share. [H, B T, D] -> [B, G, r, T, D]"""

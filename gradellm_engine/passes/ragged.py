@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -266,7 +266,8 @@ class RaggedLayer:
         U = value_gradients(forward, w)
         if self.index in explain.selected:
             unrotated = self._unrotated(chunk, first, forward) if explain.needs_unrotated else None
-            maps = in_pass_method(explain.switches).layer_maps(forward, w, U, explain.switches, unrotated)
+            explained = replace(forward, sources=sources(first, U)) if explain.excludes_sink else forward
+            maps = in_pass_method(explain.switches).layer_maps(explained, w, U, explain.switches, unrotated)
             self.run.add_maps(i, first, self.form.window, maps)
         if not needs_input_grad:
             return None
@@ -295,8 +296,17 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def _domain(chunk: SequenceChunk, first: int, visible: Tensor | None, device: torch.device) -> Tensor | None:
     """The keys over which a chunk's similarities are normalised in one layer; None for all. [T, N] or [1, N], bool"""
-    chosen = chunk.explain.domain if chunk.explain is not None else None
+    explain = chunk.explain
+    chosen = None if explain is None else explain.domain
+    if explain is not None and explain.excludes_sink:
+        chosen = torch.ones(chunk.end, dtype=torch.bool) if chosen is None else chosen.clone()
+        chosen[:1] = False
     if chosen is None:
         return visible
     inside = torch.nn.functional.pad(chosen, (0, chunk.end - len(chosen)))[None, first : chunk.end].to(device)
     return inside if visible is None else inside & visible
+
+
+def sources(first: int, U: Tensor) -> Tensor:
+    """Which of the keys of U [.., N], from position `first` on, are not the sequence's first token. [N], bool"""
+    return torch.arange(first, first + U.shape[-1], device=U.device) != 0

@@ -23,6 +23,7 @@ from gradellm_engine import (
     Rotary,
     Sampling,
     Similarity,
+    Sink,
     Sources,
 )
 from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
@@ -81,6 +82,7 @@ def test_presets_are_those_of_the_method() -> None:
         "rectify": "per_layer",
         "magnitude": "signed_sum",
         "normalise_over": "visible",
+        "sink": "keep",
     }
     table: dict[str, dict[str, Any]] = {
         "paper": {},
@@ -108,15 +110,19 @@ def test_switches_override_a_preset() -> None:
 
 
 def test_exactly_the_defined_combinations_are_valid() -> None:
-    names = ("loosening", "similarity", "rotary", "rectify", "magnitude", "normalise_over")
-    enums = (Loosening, Similarity, Rotary, Rectify, Magnitude, NormaliseOver)
+    names = ("loosening", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "sink")
+    enums = (Loosening, Similarity, Rotary, Rectify, Magnitude, NormaliseOver, Sink)
     for values in itertools.product(*enums):
         switches: dict[str, Any] = dict(zip(names, values, strict=True))
         at_fault = set()
         if switches["loosening"] == "none":
             defaults = {"similarity": "dot", "rotary": "rotated", "normalise_over": "visible"}
             at_fault |= {name for name, value in defaults.items() if switches[name] != value}
-        if switches["magnitude"] != "signed_sum" and not switches["loosening"] == switches["rectify"] == "none":
+        if switches["rectify"] == "per_head" and switches["loosening"] != "none":
+            at_fault.add("rectify")
+        rectifies = {"none", "per_head"} if switches["magnitude"] == "knockout" else {"none"}
+        is_defined = switches["loosening"] == "none" and switches["rectify"] in rectifies
+        if switches["magnitude"] != "signed_sum" and not is_defined:
             at_fault.add("magnitude")
         if not at_fault:
             GradEllm(**switches)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.masking_utils import eager_mask
 
-from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity
+from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity, Sink
 
 Captured = dict[str, Tensor]
 
@@ -28,12 +28,21 @@ LAYER_CHOICES = itertools.cycle([None, 1, (0, 2), None, 2, (1,)])
 SWITCHES = [
     GradEllm(similarity=s, rotary=p, rectify=r, normalise_over=n, layers=next(LAYER_CHOICES))
     for s, p, r, n in itertools.product(Similarity, Rotary, Rectify, NormaliseOver)
+    if r is not Rectify.PER_HEAD
 ]
-SWITCHES += [GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers) for r in Rectify for layers in (None, 1)]
 SWITCHES += [
-    GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=m, layers=layers)
-    for m in Magnitude
-    for layers in (None, (0, 1))
+    GradEllm(loosening=Loosening.NONE, rectify=r, layers=layers, sink=s)
+    for r in Rectify
+    for layers, s in itertools.product((None, 1), Sink)
+]
+SWITCHES += [
+    GradEllm(loosening=Loosening.NONE, rectify=r, magnitude=m, layers=layers, sink=s)
+    for m, r in (*((m, Rectify.NONE) for m in Magnitude), (Magnitude.KNOCKOUT, Rectify.PER_HEAD))
+    for layers, s in itertools.product((None, (0, 1)), Sink)
+]
+SWITCHES += [
+    GradEllm(similarity=s, normalise_over=n, layers=next(LAYER_CHOICES), sink=Sink.EXCLUDE)
+    for s, n in itertools.product(Similarity, NormaliseOver)
 ]
 
 
@@ -160,16 +169,25 @@ def heat_map(layers: list[Layer], switches: GradEllm, prompt_mask: Tensor, user_
 
 def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mask: Tensor) -> Tensor:
     S = layer.k.shape[1]
+    is_source = torch.arange(S) > 0 if switches.sink is Sink.EXCLUDE else torch.ones(S, dtype=torch.bool)
     if switches.loosening is Loosening.NONE:
         weights = layer.weights
+        if switches.sink is Sink.EXCLUDE:
+            weights = torch.zeros_like(layer.weights)
+            for h, row in enumerate(layer.weights):
+                if (rest := sum(row[1:])) >= 1e-12:
+                    weights[h, 1:] = row[1:] / rest
         effects = torch.einsum("hd,hsd->hs", layer.w, layer.v)
+        mean = (weights * effects).sum(-1, keepdim=True)
+        if switches.rectify is Rectify.PER_HEAD:
+            center = mean if switches.magnitude is Magnitude.KNOCKOUT else 0
+            return (weights * (effects - center)).clamp_min(0).sum(0)
         if switches.magnitude is Magnitude.SIGNED_SUM:
             return (weights * effects).sum(0)
         if switches.magnitude is Magnitude.HEAD_ABS:
             return (weights * effects).abs().sum(0)
         if switches.magnitude is Magnitude.CHANNEL_ABS:
             return (weights[..., None] * layer.w[:, None] * layer.v).abs().sum((0, 2))
-        mean = (weights * effects).sum(-1, keepdim=True)
         return (weights * (effects - mean)).abs().sum(0)
     q, k = (layer.q_unrotated, layer.k_unrotated) if switches.rotary is Rotary.UNROTATED else (layer.q, layer.k)
     q, k = q.reshape(-1), k.transpose(0, 1).reshape(S, -1)  # heads concatenated
@@ -180,7 +198,7 @@ def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mas
         NormaliseOver.VISIBLE: layer.visible,
         NormaliseOver.PROMPT: layer.visible & prompt_mask,
         NormaliseOver.USER: layer.visible & user_mask,
-    }[switches.normalise_over]
+    }[switches.normalise_over] & is_source
     u = torch.einsum("hd,hsd->s", layer.w, layer.v)
     h = torch.zeros(S, dtype=torch.float64)
     if domain.any() and s[domain].max() > s[domain].min():

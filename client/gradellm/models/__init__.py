@@ -40,6 +40,7 @@ from gradellm.models.settings import (
     Rotary,
     Sampling,
     Similarity,
+    Sink,
     Sources,
 )
 from gradellm.models.tokens import Alternative, Attribution, PromptToken, Role, Source, Token, TokenizedPrompt
@@ -85,6 +86,7 @@ __all__ = [
     "Sampling",
     "ServerInfo",
     "Similarity",
+    "Sink",
     "Source",
     "Sources",
     "Started",

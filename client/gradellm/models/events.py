@@ -24,6 +24,8 @@ class Started:
     provenance: Provenance
     unplaced_messages: tuple[int, ...] = ()
     """Messages whose text the chat template rewrote, so that their tokens cannot be located."""
+    unscored_tokens: tuple[int, ...] = ()
+    """Prompt tokens that the settings leave out, such as the attention sink: no sources, with a score of 0."""
 
 
 @dataclass(frozen=True, slots=True)

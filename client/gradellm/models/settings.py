@@ -15,9 +15,10 @@ Preset = Literal["paper", "unloosened", "grad_eclip", "knockout"]
 Loosening = Literal["min_max", "none"]
 Similarity = Literal["dot", "cosine"]
 Rotary = Literal["rotated", "unrotated"]
-Rectify = Literal["per_layer", "total", "none"]
+Rectify = Literal["per_layer", "total", "none", "per_head"]
 Magnitude = Literal["signed_sum", "head_abs", "channel_abs", "knockout"]
 NormaliseOver = Literal["visible", "prompt", "user"]
+Sink = Literal["keep", "exclude"]
 Objective = Literal["logit", "log_prob", "prob"]
 Aggregation = Literal["norm", "sum"]
 Sources = Literal["prompt", "prefix"]
@@ -77,6 +78,7 @@ class AttributionSettings:
     """-1 is the embedding."""
     baseline_ids: tuple[int, ...] = ()
     """Empty: zero embeddings."""
+    sink: Sink | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 A sampled token is a pure function of (seed, step) and the tokens before it, and so is an attribution row. So a broken
 Generate is resumed with the received tokens as forced ids; Attribute and Evaluate, which are deterministic, are
 repeated, and the events that were already received are dropped. The caller sees one stream without missing or repeated
-events.
+events. A resumption asks for the settings that the first server resolved, so that servers with other defaults give rows
+of the same kind.
 
 Pure logic without I/O: both clients send `request` and pass the responses to `take`.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gradellm.errors import StreamBrokenError, UnavailableError
+from gradellm.errors import StreamBrokenError, UnavailableError, UnimplementedError
 from gradellm.models import Event
 from gradellm.v1 import explainer_pb2 as pb
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ResumableStream"]
 
+_NO_SWITCHES = ("preset", "sources", "resolution", "delivery")  # fields that are enums, and no switches of a method
 _SAME_MODEL = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization")
 
 
@@ -35,6 +37,7 @@ class ResumableStream:
         self._call = call
         self._request: Any = call.request
         self._started: Started | None = None
+        self._settings: pb.Provenance | None = None  # that the first server resolved
         self._ids: list[int] = []  # of received tokens
         self._next_token = len(self._forced)
         self._next_attribution = self._next_token
@@ -60,10 +63,12 @@ class ResumableStream:
             if retried.HasField("generation") and sampling is not None:
                 retried.generation.seed = sampling.seed
             return retried
-        if not isinstance(self._request, pb.GenerateRequest):
-            return self._call.request
-        resumed = pb.GenerateRequest()
+        resumed = type(self._request)()
         resumed.CopyFrom(self._request)
+        if self._settings is not None and self._settings.HasField("attribution"):
+            resumed.attribution.CopyFrom(self._settings.attribution)
+        if not isinstance(resumed, pb.GenerateRequest):
+            return resumed  # deterministic: the same events once more
         if sampling is not None:
             resumed.max_new_tokens, resumed.seed = sampling.max_new_tokens, sampling.seed
         resumed.forced_ids[:] = [*self._forced, *self._ids]
@@ -74,12 +79,16 @@ class ResumableStream:
     def take(self, response: Any, target: str) -> Event | None:  # noqa: ANN401 (one of three messages)
         """Return the event of a message; None if the caller has it already, or the client does not know its kind.
 
-        Raises StreamBrokenError if the server at `target` cannot resume the stream.
+        Raises StreamBrokenError if the server at `target` cannot resume the stream, and UnimplementedError if it is too
+        old for a switch of the request.
         """
         event = self._call.read(response)
         if event is None:
             return None
         if event.started is not None:
+            if self._settings is None and hasattr(self._request, "attribution"):
+                self._check_switches(response.started.provenance, target)
+                self._settings = response.started.provenance
             return self._take_started(event, target)
         if event.token is not None:
             if event.token.index < self._next_token:
@@ -127,6 +136,19 @@ class ResumableStream:
     @property
     def _forced(self) -> list[int]:
         return list(self._request.forced_ids) if isinstance(self._request, pb.GenerateRequest) else []
+
+    def _check_switches(self, settings: pb.Provenance, target: str) -> None:
+        """Raise UnimplementedError if a switch that the request sets has no value in the settings that the server used.
+
+        A server that is older than the switch does not see it.
+        """
+        for field, _ in self._request.attribution.ListFields():
+            resolved = getattr(settings.attribution, field.name)
+            if field.enum_type is not None and field.name not in _NO_SWITCHES and not resolved:
+                raise UnimplementedError(
+                    f"the server at {target} is older than the switch {field.name}, and would ignore it: upgrade the "
+                    f"server, or leave {field.name} out"
+                )
 
     def _take_started(self, event: Event, target: str) -> Event | None:
         started = event.started

@@ -71,6 +71,7 @@ class Rectify(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECTIFY_PER_LAYER: _ClassVar[Rectify]
     RECTIFY_TOTAL: _ClassVar[Rectify]
     RECTIFY_NONE: _ClassVar[Rectify]
+    RECTIFY_PER_HEAD: _ClassVar[Rectify]
 
 class Magnitude(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -99,6 +100,12 @@ class NormaliseOver(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NORMALISE_OVER_VISIBLE: _ClassVar[NormaliseOver]
     NORMALISE_OVER_PROMPT: _ClassVar[NormaliseOver]
     NORMALISE_OVER_USER: _ClassVar[NormaliseOver]
+
+class Sink(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SINK_UNSPECIFIED: _ClassVar[Sink]
+    SINK_KEEP: _ClassVar[Sink]
+    SINK_EXCLUDE: _ClassVar[Sink]
 
 class Sources(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -174,6 +181,7 @@ RECTIFY_UNSPECIFIED: Rectify
 RECTIFY_PER_LAYER: Rectify
 RECTIFY_TOTAL: Rectify
 RECTIFY_NONE: Rectify
+RECTIFY_PER_HEAD: Rectify
 MAGNITUDE_UNSPECIFIED: Magnitude
 MAGNITUDE_SIGNED_SUM: Magnitude
 MAGNITUDE_HEAD_ABS: Magnitude
@@ -190,6 +198,9 @@ NORMALISE_OVER_UNSPECIFIED: NormaliseOver
 NORMALISE_OVER_VISIBLE: NormaliseOver
 NORMALISE_OVER_PROMPT: NormaliseOver
 NORMALISE_OVER_USER: NormaliseOver
+SINK_UNSPECIFIED: Sink
+SINK_KEEP: Sink
+SINK_EXCLUDE: Sink
 SOURCES_UNSPECIFIED: Sources
 SOURCES_PROMPT: Sources
 SOURCES_PREFIX: Sources
@@ -679,7 +690,7 @@ class Segment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AttributionOptions(_message.Message):
-    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids")
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids", "sink")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
     LOOSENING_FIELD_NUMBER: _ClassVar[int]
@@ -703,6 +714,7 @@ class AttributionOptions(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     BASELINE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SINK_FIELD_NUMBER: _ClassVar[int]
     method: str
     preset: Preset
     loosening: Loosening
@@ -726,7 +738,8 @@ class AttributionOptions(_message.Message):
     seed: int
     layer: int
     baseline_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    sink: Sink
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ..., sink: _Optional[_Union[Sink, str]] = ...) -> None: ...
 
 class Layers(_message.Message):
     __slots__ = ("last", "indexes")
@@ -777,18 +790,20 @@ class Source(_message.Message):
     def __init__(self, label: _Optional[str] = ..., token_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("prompt_text", "prompt_tokens", "sources", "provenance", "unplaced_messages")
+    __slots__ = ("prompt_text", "prompt_tokens", "sources", "provenance", "unplaced_messages", "unscored_tokens")
     PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     UNPLACED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    UNSCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_text: str
     prompt_tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     provenance: Provenance
     unplaced_messages: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., unplaced_messages: _Optional[_Iterable[int]] = ...) -> None: ...
+    unscored_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_text: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., unplaced_messages: _Optional[_Iterable[int]] = ..., unscored_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("model", "versions", "sampling", "attribution", "evaluation")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Resolution,
         Rotary,
         Similarity,
+        Sink,
         Sources,
         Started,
         Token,
@@ -96,6 +97,8 @@ class AttributionKeywords(TypedDict, total=False):
     rectify: Rectify | None
     magnitude: Magnitude | None
     normalise_over: NormaliseOver | None
+    sink: Sink | None
+    """Whether the first token is a source: "keep" or "exclude"."""
     objective: Objective | None
     """The function of the target that is differentiated, or measured while the prompt is perturbed: "logit" by
     default."""

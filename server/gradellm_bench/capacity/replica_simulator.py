@@ -18,6 +18,7 @@ from gradellm_bench.capacity.request_metrics import RequestRecord
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
 from gradellm_engine.compilation.graph_cache import MAX_GRAPHS, pad_to_bucket
 from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, MAX_PREFILL_CHUNK_TOKENS, PassTimings
+from gradellm_engine.core.prefill_order import count_passed_over, prefill_order
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
     EVALUATION_BATCH_STEPS,
@@ -52,20 +53,31 @@ class ReplicaSettings:
 class _ActiveRequest:
     """A request in the queue or running."""
 
-    __slots__ = ("held", "mode", "num_chosen", "num_left", "pending", "request", "served", "unread_tokens")
+    __slots__ = (
+        "held",
+        "mode",
+        "num_chosen",
+        "num_left",
+        "num_passed_over",
+        "num_prefill_left",
+        "pending",
+        "request",
+        "served",
+    )
 
     def __init__(self, served: RequestRecord) -> None:
         self.served = served
         self.request: SimulatedRequest = served.request
         self.mode = served.request.mode
-        self.unread_tokens = max(0, self.request.prompt_tokens - 1)
+        self.num_passed_over = 0
+        self.num_prefill_left = max(0, self.request.prompt_tokens - 1)
         self.held = 0
         self.num_chosen = 0
         self.pending = 0  # tokens without scores so far
         # Of an evaluation: tokens of perturbed texts still to run, after its own prefill.
         self.num_left = EVALUATED_TEXTS * (self.request.prompt_tokens + self.request.answer_tokens)
         if self.mode is Mode.EVALUATE:
-            self.unread_tokens += self.request.answer_tokens
+            self.num_prefill_left += self.request.answer_tokens
 
     @property
     def is_complete(self) -> bool:
@@ -91,6 +103,7 @@ class Replica:
         self._queued_slots = 0
         self._timings = PassTimings()
         self._steps_since_evaluation = 0
+        self._num_prefills = 0
         self._shapes: OrderedDict[StepShape, None] = OrderedDict()
         self.busy_seconds = 0.0
         self._busy: list[tuple[float, float]] = []  # intervals of time
@@ -155,7 +168,7 @@ class Replica:
             chunk_size = max(chunk_size, self._most_explained // max(1, len(self._running)))
         began, prefill_seconds = self._now, 0.0
         decoding = [active for active in self._running if self._can_decode(active, chunk_size)]
-        reading = [active for active in self._running if active.unread_tokens]
+        reading = [active for active in self._running if active.num_prefill_left]
         is_mixed = bool(reading) and self._costs.processor == "cpu"
         if decoding and not is_mixed:
             self._decode(decoding)
@@ -173,7 +186,7 @@ class Replica:
         evaluating = [
             active
             for active in self._running
-            if active.mode is Mode.EVALUATE and not active.unread_tokens and active.num_left > 0
+            if active.mode is Mode.EVALUATE and not active.num_prefill_left and active.num_left > 0
         ]
         if evaluating:
             alone = not (decoding or explaining or reading)
@@ -187,7 +200,7 @@ class Replica:
     def _can_decode(active: _ActiveRequest, chunk_size: int) -> bool:
         return (
             active.mode is not Mode.EVALUATE
-            and not active.unread_tokens
+            and not active.num_prefill_left
             and not active.is_complete
             and active.pending < chunk_size
         )
@@ -244,17 +257,18 @@ class Replica:
         if not is_idle:
             room = self._timings.num_prefill_tokens(self._settings.max_gap, processor)
         chosen, tokens, work = [], 0, 0
-        for active in active_requests:
+        for active in prefill_order(active_requests, self._num_prefills):
             if not room:
                 break
-            chunk = min(room, active.unread_tokens)
+            chunk = min(room, active.num_prefill_left)
             room -= chunk
             tokens += chunk
             work += read_work(chunk, active.held)
-            active.unread_tokens -= chunk
+            active.num_prefill_left -= chunk
             active.held += chunk
             chosen.append(active)
-        self._move_to_back(chosen)
+        count_passed_over(active_requests, chosen)
+        self._num_prefills += 1
         seconds = self._costs.read(tokens, work)
         self._timings = self._timings.after_prefill(seconds, tokens)
         if not decoding:

@@ -80,6 +80,7 @@ def _started(started: Started, engine: Engine) -> pb.Started:
     message = pb.Started(
         prompt_text=started.prompt.text,
         unplaced_messages=started.prompt.unplaced_messages,
+        unscored_tokens=started.unscored_tokens,
         sources=[] if by_token else [pb.Source(**asdict(source)) for source in started.sources],
         provenance=provenance(started, engine),
     )

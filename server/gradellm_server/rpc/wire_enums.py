@@ -23,6 +23,7 @@ from gradellm_engine import (
     Role,
     Rotary,
     Similarity,
+    Sink,
 )
 
 PRESETS: dict[int, str] = {
@@ -41,6 +42,7 @@ SWITCH_ENUMS: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
     "rectify": (Rectify, pb.Rectify),
     "magnitude": (Magnitude, pb.Magnitude),
     "normalise_over": (NormaliseOver, pb.NormaliseOver),
+    "sink": (Sink, pb.Sink),
     "objective": (Objective, pb.Objective),
     "aggregation": (Aggregation, pb.Aggregation),
 }

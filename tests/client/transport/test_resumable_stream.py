@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gradellm.errors import UnimplementedError
 from gradellm.models import Event
 from gradellm.transport import calls
 from gradellm.transport.resumable_stream import ResumableStream
@@ -136,7 +137,42 @@ def test_an_attribution_is_repeated_as_it_was() -> None:
     call = calls.attribute("Once", {"completion": " upon"})
     stream = ResumableStream(call)
     stream.take(pb.AttributeResponse(started=started()), "a:1")
-    assert stream.request is call.request
+    assert stream.request == call.request
+
+
+def resolved(**switches: Any) -> pb.Started:
+    """A beginning with the switches that the server uses."""
+    message = started()
+    message.provenance.attribution.CopyFrom(pb.AttributionOptions(method="grad_ellm", **switches))
+    return message
+
+
+def test_a_resumption_asks_for_the_switches_of_the_first_server() -> None:
+    """Another server may have another default."""
+    switches: dict[str, Any] = {"loosening": pb.LOOSENING_NONE, "sink": pb.SINK_EXCLUDE, "layers": pb.Layers(last=2)}
+    requests: list[tuple[calls.Call[Any], Any]] = [
+        (calls.generate("Once", {"attribution": None, "method": None}), pb.GenerateResponse),
+        (calls.generate("Once", {}), pb.GenerateResponse),
+        (calls.attribute("Once", {"completion": " upon"}), pb.AttributeResponse),
+    ]
+    for call, response in requests:
+        stream = ResumableStream(call)
+        beginning = resolved(**switches)
+        if not call.request.HasField("attribution") and response is pb.GenerateResponse:
+            beginning.provenance.ClearField("attribution")
+        stream.take(response(started=beginning), "a:1")
+        resumed: Any = stream.request
+        assert resumed.attribution == beginning.provenance.attribution
+        assert resumed.HasField("attribution") == beginning.provenance.HasField("attribution")
+        assert call.request.attribution != resumed.attribution or not resumed.HasField("attribution")
+
+
+def test_a_server_that_is_older_than_a_switch_is_named() -> None:
+    stream = ResumableStream(calls.generate("Once", {"loosening": "none", "sink": "exclude"}))
+    with pytest.raises(UnimplementedError, match="a:1 is older than the switch sink"):
+        stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "a:1")
+    stream = ResumableStream(calls.generate("Once", {"loosening": "none", "delivery": "chunked"}))
+    assert stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "a:1") is not None
 
 
 def test_results_of_an_evaluation_are_not_repeated() -> None:

@@ -24,6 +24,7 @@ ENUMS = {
     "rectify": (pb.Rectify, models.Rectify, "rectify"),
     "magnitude": (pb.Magnitude, models.Magnitude, "magnitude"),
     "normalise_over": (pb.NormaliseOver, models.NormaliseOver, "normalise_over"),
+    "sink": (pb.Sink, models.Sink, "sink"),
     "sources": (pb.Sources, models.Sources, "sources"),
     "resolution": (pb.Resolution, models.Resolution, "resolution"),
 }

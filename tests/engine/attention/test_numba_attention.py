@@ -33,6 +33,8 @@ KERNELS = NumbaAttention()
     window=st.none() | st.integers(1, 120),
     kind=st.sampled_from(MapKind),
     needs_input_grad=st.booleans(),
+    excludes_sink=st.booleans(),
+    sink=st.sampled_from([0.0, 5.0, 12.0]),
 )
 def test_all_results(
     lengths: list[int],
@@ -43,6 +45,8 @@ def test_all_results(
     kind: MapKind,
     *,
     needs_input_grad: bool,
+    excludes_sink: bool,
+    sink: float,
 ) -> None:
     (G, r), (D, Dv), width = heads, widths, max(lengths)
     visible = width if window is None else min(width, window + T - 1)
@@ -50,7 +54,7 @@ def test_all_results(
         lengths = [max(n, visible) for n in lengths]
     check(
         KERNELS, CPU, lengths, T=T, G=G, r=r, D=D, Dv=Dv, window=window, width=width, dtype=torch.float32, kind=kind,
-        needs_input_grad=needs_input_grad,
+        needs_input_grad=needs_input_grad, excludes_sink=excludes_sink, sink=sink,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from gradellm_engine.attention.ops import (
     attention_backward,
     attention_output,
     grouped_matmul,
-    mean_effect,
+    source_weights,
     value_gradients,
     visibility,
 )
@@ -144,7 +144,6 @@ def test_each_query_equals_autograd_over_constant_earlier_tokens(
         assert forward.A[:, :, t].count_nonzero() <= G * r * len(seen)  # nothing of what is not seen
         assert close(forward.output()[:, :, t], o.detach())
         assert close(U[:, :, t, columns], A.grad.reshape(G, r, -1))
-        assert close(mean_effect(forward, U)[:, :, t, 0], (w[:, :, t] * o.detach()).sum(-1))
         assert close(back.dq[:, :, t], one_q.grad)
         assert close(back.dk[:, t], own_k.grad)
         assert close(back.dv[:, t], own_v.grad)
@@ -348,3 +347,13 @@ def test_gradients_of_capped_products_vanish_where_the_cap_is_reached(normal: No
     uncapped = attention_backward(replace(capped, form=AttentionForm(1.0)), w, U, 2)
     assert back.dq.abs().max() < 1e-2 * uncapped.dq.abs().max()
     assert close(back.dv, uncapped.dv)
+
+
+def test_weights_of_sources_are_summed_over_the_sources() -> None:
+    """In float32 1 - a_0 is 0 where the first token has all but 1e-9 of the attention: its digits would be lost."""
+    A = torch.tensor([1 - 3e-9, 1e-9, 2e-9])[None, None, None]
+    q, keys = torch.zeros(1, 1, 1, 2), torch.zeros(1, 3, 2)
+    state = AttentionState(q, keys, keys, A, A, AttentionForm(1.0), sources=torch.tensor([False, True, True]))
+    assert torch.allclose(source_weights(state)[0, 0, 0], torch.tensor([0, 1 / 3, 2 / 3]))
+    assert not source_weights(replace(state, A=A * torch.tensor([1, 1e-4, 1e-4])))[0, 0, 0].any()  # below 1e-12
+    assert torch.equal(source_weights(replace(state, sources=None)), A)

@@ -54,9 +54,24 @@ def test_the_lowest_layer() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("S", "S2"), [(1, 1), (3, 4), (8, 8)])
-def test_splits_are_merged_as_one_softmax(S: int, S2: int) -> None:
-    """Each with its own maximum; a split may have no keys."""
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("kind", [MapKind.SIGNED_SUM, MapKind.KNOCKOUT, MapKind.HEAD_POSITIVE, MapKind.NOTHING])
+@pytest.mark.parametrize("window", [None, 9])
+def test_without_the_sink(dtype: torch.dtype, kind: MapKind, window: int | None) -> None:
+    """A sequence of one token has no sources; in a window, some tokens see the sink, and others do not."""
+    width = 70 if window is None else 13
+    lengths = [70, 1, 33] if window is None else [13, 70]
+    check(
+        KERNELS, DEVICE, lengths, T=1 if window is None else 5, G=2, r=2, D=16, Dv=16, window=window, width=width,
+        dtype=dtype, kind=kind, excludes_sink=True, sink=10.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("S", "S2", "excludes_sink"), [(1, 1, False), (3, 4, False), (8, 8, False), (2, 2, True), (8, 8, True)]
+)
+def test_splits_are_merged_as_one_softmax(S: int, S2: int, *, excludes_sink: bool) -> None:
+    """Each with its own maximum; a split may have no keys. Without the sink, all but the last are the sources."""
     torch.manual_seed(S)
     count, Dv, N = 3, 5, 6
     z, V = 20 * torch.randn(S, count, N, dtype=torch.float64), torch.randn(S, count, N, Dv, dtype=torch.float64)
@@ -71,7 +86,15 @@ def test_splits_are_merged_as_one_softmax(S: int, S2: int) -> None:
         torch.full((count, Dv), torch.nan, device=DEVICE),
         torch.full((count,), torch.nan, device=DEVICE),
     )
-    join_forward_kernel[(count,)](*given, output, exact, log_totals, count, S=S, S2=S2, DV=Dv, DV2=8, num_warps=1)
+    of_sources, log_sources = torch.full_like(exact, torch.nan), torch.full_like(log_totals, torch.nan)
+    join_forward_kernel[(count,)](
+        *given, output, exact, log_totals, of_sources, log_sources, count, EXCLUDES=excludes_sink, S=S, S2=S2, DV=Dv,
+        DV2=8, num_warps=1,
+    )  # fmt: skip
+    if excludes_sink:
+        rows, values = z[:-1].transpose(0, 1).flatten(1), V[:-1].transpose(0, 1).flatten(1, 2)
+        assert close(of_sources, (rows.softmax(-1)[..., None] * values).sum(1), EXACT)
+        assert torch.allclose(log_sources.cpu().double(), rows.logsumexp(-1), atol=EXACT)
     rows, values = z.transpose(0, 1).flatten(1), V.transpose(0, 1).flatten(1, 2)
     expected = (rows.softmax(-1)[..., None] * values).sum(1)
     assert close(exact, expected, EXACT)

@@ -180,6 +180,21 @@ def test_weighted_effects_equal_a_plain_loop(normal: Normal, seed: int, T: int) 
         assert torch.allclose(weighted_effect(layer.forward, w, layer.U, magnitude), effect, atol=1e-12)
 
 
+@given(seed=seeds, T=lengths, magnitude=st.sampled_from(Magnitude), rectifies=st.booleans())
+def test_without_the_sink_effects_are_those_of_attention_to_the_others(
+    normal: Normal, seed: int, T: int, magnitude: Magnitude, *, rectifies: bool
+) -> None:
+    """As if the first key and value were not there, whatever they are; the first token has none."""
+    layer = drawn(normal, seed, AttentionForm(0.5), T=T, N=7)
+    forward = replace(layer.forward, sources=torch.arange(7) > 0)
+    effect = weighted_effect(forward, layer.w, layer.U, magnitude, rectifies=rectifies)
+    visible = None if layer.visible is None else layer.visible[:, 1:]
+    others = attend(forward.q, forward.K[:, 1:], forward.V[:, 1:], visible, forward.form)
+    expected = weighted_effect(others, layer.w, layer.U[..., 1:], magnitude, rectifies=rectifies)
+    assert torch.allclose(effect[:, 1:], expected, atol=1e-12)
+    assert not effect[:, 0].any()
+
+
 @given(seeds)
 def test_with_one_head_signed_sum_and_head_abs_agree(normal: Normal, seed: int) -> None:
     layer = drawn(normal, seed, AttentionForm(0.5), G=1, r=1)
@@ -190,9 +205,16 @@ def test_with_one_head_signed_sum_and_head_abs_agree(normal: Normal, seed: int) 
 # One layer's scores -------------------------------------------------------------------------------------------------
 
 LAYER_SWITCHES = [
-    *(GradEllm(similarity=s, rotary=p, rectify=r) for s in Similarity for p in Rotary for r in Rectify),
+    *(
+        GradEllm(similarity=s, rotary=p, rectify=r)
+        for s in Similarity
+        for p in Rotary
+        for r in Rectify
+        if r is not Rectify.PER_HEAD
+    ),
     *(GradEllm(loosening=Loosening.NONE, rectify=r) for r in Rectify),
     *(replace(UNLOOSENED, magnitude=m) for m in Magnitude),
+    replace(UNLOOSENED, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.PER_HEAD),
 ]
 
 
@@ -208,6 +230,10 @@ def plain_scores(layer: Drawn, switches: GradEllm, domain: Tensor, unrotated: tu
             if switches.loosening is Loosening.NONE:
                 a, u = layer.forward.A[:, :, t, i].reshape(-1), (w * v).sum(-1)
                 mean = (layer.forward.A[:, :, t] * layer.U[:, :, t]).sum(-1).reshape(-1)
+                if switches.rectify is Rectify.PER_HEAD:
+                    center = mean if switches.magnitude is Magnitude.KNOCKOUT else 0
+                    rows[t, i] = (a * (u - center)).relu().sum()
+                    continue
                 rows[t, i] = {
                     Magnitude.SIGNED_SUM: (a * u).sum(),
                     Magnitude.HEAD_ABS: (a * u).abs().sum(),

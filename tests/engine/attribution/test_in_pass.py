@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from gradellm_engine.attention.fused import MapKind, map_kind
+from gradellm_engine.attention.fused import MapForm, MapKind, map_form
 from gradellm_engine.attribution.in_pass import in_pass_method
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import GradEllm, LayerSwitches
 
 # The switches that `grad_ellm.layer_maps` reads, and those that only `layer_scores` and `heat_map` read.
-SWITCHES_OF_MAPS = {"loosening", "similarity", "rotary", "magnitude"}
-SWITCHES_OF_SCORES = {"layers", "rectify", "normalise_over"}
+SWITCHES_OF_MAPS = {"loosening", "similarity", "rotary", "magnitude", "rectify", "sink"}
+SWITCHES_OF_SCORES = {"layers", "normalise_over"}
 
 
 def test_every_registered_method_within_the_pass_has_its_functions() -> None:
@@ -23,6 +23,6 @@ def test_every_registered_method_within_the_pass_has_its_functions() -> None:
 
 
 def test_every_switch_of_grad_ellm_is_known_to_the_fused_kernels() -> None:
-    """A switch that changes the maps must be read by `map_kind`, or a GPU ignores it silently."""
+    """A switch that changes the maps must be read by `map_form`, or a GPU ignores it silently."""
     assert {field.name for field in fields(GradEllm)} == SWITCHES_OF_MAPS | SWITCHES_OF_SCORES
-    assert map_kind(GradEllm()) is MapKind.PRODUCTS
+    assert map_form(GradEllm()) == MapForm(MapKind.PRODUCTS)

@@ -18,6 +18,7 @@ from gradellm_engine import (
     Perturb,
     PromptInput,
     Segment,
+    Sink,
 )
 from gradellm_engine.faithfulness.perturbable_tokens import PerturbableTokens
 from support.faithfulness.evaluations import (
@@ -44,6 +45,21 @@ def test_the_perturbable_tokens(load: Engines, perturb: Perturb, expected: str) 
     settings = EvaluationSettings((EvaluatedMethod("own", rows=rows),), (Metric.SOFT_NS,), perturb=perturb)
     found = run_evaluation(engine, engine.evaluation_request(CHAT, settings, [70]))
     assert found.summary.num_perturbable == len(engine.model.tokenizer(expected, add_special_tokens=False)["input_ids"])
+
+
+def test_a_sink_that_a_method_leaves_out_is_perturbed_for_none(load: Engines) -> None:
+    """Position 0 of a raw prompt, in a model without BOS, is the user's; else methods would be compared on other U."""
+    prompt, without = load("llama").tokenize(RAW), EvaluatedMethod("without", GradEllm(sink=Sink.EXCLUDE))
+    first = PerturbableTokens(prompt, METHOD).positions[0]
+    everything = replace(METHOD, perturb=Perturb.PROMPT)
+    assert first == 0
+    assert list(PerturbableTokens(prompt, everything).positions) == list(range(len(prompt.tokens)))
+    for settings in (METHOD, everything, replace(METHOD, positions=(0, 4))):
+        both = replace(settings, methods=(*settings.methods, without))
+        expected = [position for position in PerturbableTokens(prompt, settings).positions if position > 0]
+        assert list(PerturbableTokens(prompt, both).positions) == expected
+    with pytest.raises(InvalidRequestError, match="sink=exclude leaves out"):
+        PerturbableTokens(prompt, replace(METHOD, methods=(without,), positions=(0,)))
 
 
 OWN = EvaluationSettings((EvaluatedMethod("own"),), (Metric.TOKEN_F1,), rationale=("reason",))

@@ -107,7 +107,7 @@ def test_a_provenance_names_model_and_versions_and_no_settings_that_were_not_ask
 
 
 def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None:
-    options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2))
+    options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2), sink=pb.SINK_EXCLUDE)
     request = pb.GenerateRequest(
         input=pb.Input(prompt="Once upon a time"), max_new_tokens=1, temperature=0.7, stop=["x"], attribution=options
     )
@@ -117,6 +117,8 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
     assert attribution_options.loosening == pb.LOOSENING_NONE
     assert attribution_options.rectify == pb.RECTIFY_NONE
     assert attribution_options.magnitude == pb.MAGNITUDE_KNOCKOUT
+    assert attribution_options.sink == pb.SINK_EXCLUDE
+    assert list(first[0].started.unscored_tokens) == [0]
     assert list(attribution_options.layers.indexes) == [1, 2]
     assert (attribution_options.similarity, attribution_options.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
     assert (attribution_options.sources, attribution_options.resolution) == (pb.SOURCES_PROMPT, pb.RESOLUTION_TOKEN)

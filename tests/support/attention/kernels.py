@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gradellm_engine.attention.fused import FusedAttention, MapKind
+from gradellm_engine.attention.fused import FusedAttention, MapForm, MapKind
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
@@ -24,13 +25,15 @@ from gradellm_engine.params import Magnitude
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a CPU interprets Triton kernels
 EXACT = 1e-5  # what is float32
 ROUNDED = {torch.float32: EXACT, torch.float16: 1e-3, torch.bfloat16: 6e-3}  # what is given back in the model's type
-PLACES = 400  # of the pool
+PLACES = 500  # of the pool
 GAP = 3
 
 _MAGNITUDES = {
     MapKind.SIGNED_SUM: Magnitude.SIGNED_SUM,
     MapKind.HEAD_ABS: Magnitude.HEAD_ABS,
     MapKind.KNOCKOUT: Magnitude.KNOCKOUT,
+    MapKind.HEAD_POSITIVE: Magnitude.SIGNED_SUM,
+    MapKind.KNOCKOUT_POSITIVE: Magnitude.KNOCKOUT,
 }
 
 
@@ -42,8 +45,9 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
 def check(
     kernels: FusedAttention, device: torch.device, lengths: Sequence[int], *, T: int, G: int, r: int, D: int, Dv: int,
     window: int | None, width: int, dtype: torch.dtype, kind: MapKind, needs_input_grad: bool = True,
+    excludes_sink: bool = False, sink: float = 0.0,
 ) -> None:  # fmt: skip
-    """Every result, sequence by sequence."""
+    """Every result, sequence by sequence; `sink` is added to the products with each sequence's first key."""
     B, H = len(lengths), G * r
     generator = torch.Generator().manual_seed(T + G + D)
 
@@ -53,10 +57,13 @@ def check(
     K, V, q, w = draw(G, PLACES, D), draw(G, PLACES, Dv), draw(B * T, H, D), draw(B * T, H, Dv)
     starts = [GAP + 100 * row for row in range(B)]
     form = AttentionForm(scaling=D**-0.5, window=window)
+    for start in starts:  # all queries have the same first component
+        q[..., 0], K[:, start, 0] = 1, K[:, start, 0] + sink * D**0.5
     starts_on_device, lengths_on_device = torch.tensor([starts, list(lengths)], device=device)
     over = Sequences(K.to(device), V.to(device), starts_on_device, lengths_on_device, T, width)
-    output, kept = kernels.forward(q.to(device).transpose(0, 1), over, form)
-    back = kernels.backward(kept, w.to(device), over, form, kind, needs_input_grad=needs_input_grad)
+    computed = MapForm(kind, excludes_sink)
+    output, kept = kernels.forward(q.to(device).transpose(0, 1), over, form, excludes_sink=excludes_sink)
+    back = kernels.backward(kept, w.to(device), over, form, computed, needs_input_grad=needs_input_grad)
     assert output.dtype == dtype
     assert len(back.maps) == {MapKind.NOTHING: 0, MapKind.PRODUCTS: 2}.get(kind, 1)
     assert (back.gradients is not None) == needs_input_grad
@@ -72,10 +79,12 @@ def check(
         assert close(output[row_slice], expected, ROUNDED[dtype])
         maps = back.maps[:, row].sum(1)
         assert not maps[..., : width - n + first].any()
+        if excludes_sink:
+            exact = replace(exact, sources=torch.arange(first, n) != 0)
         visible = torch.ones(T, n - first, dtype=torch.bool) if seen is None else seen
         for actual, wanted in zip(maps[..., width - n + first :], _maps(kind, exact, w_of_row, U), strict=True):
             assert close(actual, wanted.masked_fill(~visible, 0), EXACT)
-        if back.gradients is not None:
+        if back.gradients is not None and not sink:  # a large key would hide the others' gradients
             gradients = attention_backward(exact, w_of_row, U, n - T - first)
             wanted_gradients = (gradients.dq.flatten(0, 1), gradients.dk, gradients.dv)
             for actual, wanted in zip(back.gradients, wanted_gradients, strict=True):
@@ -87,4 +96,5 @@ def _maps(kind: MapKind, exact: AttentionState, w: Tensor, U: Tensor) -> list[Te
         return []
     if kind is MapKind.PRODUCTS:
         return [exact.S.sum((0, 1)), U.sum((0, 1))]
-    return [weighted_effect(exact, w, U, _MAGNITUDES[kind])]
+    rectifies = kind in (MapKind.HEAD_POSITIVE, MapKind.KNOCKOUT_POSITIVE)
+    return [weighted_effect(exact, w, U, _MAGNITUDES[kind], rectifies=rectifies)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradellm_engine import Engine
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity, Sink
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.kv_fixtures import evict
 
@@ -24,6 +24,9 @@ SWITCHES = [
     GradEllm(similarity=Similarity.COSINE, rectify=Rectify.TOTAL),
     GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.NONE),
     GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.CHANNEL_ABS, rectify=Rectify.NONE),
+    GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED, sink=Sink.EXCLUDE),
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.PER_HEAD, sink=Sink.EXCLUDE),
+    GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.PER_HEAD, sink=Sink.EXCLUDE),
 ]
 TARGETS = [Target(7), None, Target(9, 3), Target(11)]
 

@@ -40,7 +40,7 @@ EVERY_FLAG = """
     --chat --system S --segment a=0:4 --segment b=0:0:1 --max-new-tokens 3 --temperature 0.5 --top-k 4 --top-p 0.9
     --seed 5 --stop x --stop y --num-alternatives 2 --forced-ids 7,8 --first-attribution 1 --attribution knockout
     --method grad_ellm --loosening none --layers last:4 --similarity dot --rotary rotated --rectify none
-    --magnitude knockout --normalise-over user --target-token 9 --contrast runner_up --sources prefix
+    --magnitude knockout --normalise-over user --sink exclude --target-token 9 --contrast runner_up --sources prefix
     --resolution word --top-k-sources 6 --timeout 20
 """
 
@@ -75,6 +75,7 @@ def test_every_flag_of_explain(fake: FakeServer) -> None:
                 rectify=pb.RECTIFY_NONE,
                 magnitude=pb.MAGNITUDE_KNOCKOUT,
                 normalise_over=pb.NORMALISE_OVER_USER,
+                sink=pb.SINK_EXCLUDE,
                 target_token_id=9,
                 contrast=pb.Contrast(runner_up=True),
                 sources=pb.SOURCES_PREFIX,

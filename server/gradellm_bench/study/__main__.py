@@ -1,0 +1,115 @@
+"""`python -m gradellm_bench.study`: which attribution method explains real models best.
+
+`measure` runs one model over some data sets, and continues where the last run ended; `report` prints the tables. The
+hours that are left are printed after the first rows, and `--hours` ends a run in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradellm_bench.study.candidates import CANDIDATES, chosen
+from gradellm_bench.study.examples import DATASETS, StudyExample
+from gradellm_bench.study.measure import SoftGrid, measure_row
+from gradellm_bench.study.report import METRICS, load, mean_ranks, table
+from gradellm_bench.study.results import ResultsFile
+from gradellm_engine import Engine
+
+EXIT_FAILED = 70
+ESTIMATE_EVERY = 10  # rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gradellm_bench.study", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    measure = commands.add_parser("measure", help="run a model over data sets")
+    measure.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint folder")
+    measure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the data sets' files")
+    measure.add_argument("--datasets", nargs="+", choices=DATASETS, required=True)
+    measure.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: all of {', '.join(CANDIDATES)}")
+    measure.add_argument("--rows", type=int, default=100, metavar="N", help="of a data set (default: %(default)s)")
+    measure.add_argument("--soft", action="store_true", help="pi-Soft metrics, too, which take most of the time")
+    measure.add_argument("--pis", nargs="+", type=float, default=list(SoftGrid.pis), metavar="PI")
+    measure.add_argument("--samples", type=int, default=SoftGrid.samples, metavar="N", help="masks for each pi")
+    measure.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="end after so long")
+    measure.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    measure.set_defaults(run=_measure)
+    report = commands.add_parser("report", help="print the tables of a folder of results")
+    report.add_argument("folder", type=Path)
+    report.add_argument("--rows", choices=("all", "even", "odd"), default="all")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> int:
+    methods = chosen(options.methods)
+    grid = SoftGrid(tuple(options.pis), options.samples) if options.soft else None
+    ends = time.monotonic() + 3600 * options.hours
+    engine = Engine.load(str(options.model), dtype="float32", max_running=1)
+    for dataset in options.datasets:
+        examples = DATASETS[dataset](options.data, engine.info.has_chat_template)[: options.rows]
+        settings = {
+            "model": options.model.name,
+            "weights": engine.info.weights_sha256[:12],
+            "dataset": dataset,
+            "methods": list(methods),
+            "soft": None if grid is None else {"pis": list(grid.pis), "samples": grid.samples},
+        }
+        name = f"{options.model.name}-{dataset}{'-soft' if options.soft else ''}.jsonl"
+        file = ResultsFile(options.out / name, settings)
+        done = file.ids()
+        left = [(number, example) for number, example in enumerate(examples) if example.id not in done]
+        began = time.monotonic()
+        for count, (number, example) in enumerate(left):
+            if time.monotonic() > ends:
+                print(f"{dataset}: ended in time, {len(left) - count} rows left", file=sys.stderr)
+                return 0
+            _measure_one(engine, file, number, example, methods, grid)
+            if (count + 1) % ESTIMATE_EVERY == 0:
+                hours = (time.monotonic() - began) / (count + 1) * (len(left) - count - 1) / 3600
+                print(f"{dataset}: {count + 1} of {len(left)} rows, {hours:.2f} hours left", file=sys.stderr)
+    return 0
+
+
+def _measure_one(
+    engine: Engine,
+    file: ResultsFile,
+    number: int,
+    example: StudyExample,
+    methods: dict[str, object],
+    grid: SoftGrid | None,
+) -> None:
+    row = measure_row(engine, example, methods, grid)  # type: ignore[arg-type]
+    file.add({"id": example.id, "number": number} | (row or {}))
+    engine.model.runner.pool.evict_all()  # rows have nothing in common
+
+
+def _report(options: argparse.Namespace) -> int:
+    parity = {"all": None, "even": 0, "odd": 1}[options.rows]
+    data = load(options.folder, parity)
+    for metric in METRICS:
+        if text := table(data, metric):
+            print(f"## {metric}\n\n{text}\n")
+    ranks = mean_ranks(data)
+    print("## Mean rank\n")
+    for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        print(f"- {name}: {rank:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""One row of the study: the scores of all methods for one token, and what is measured of them.
+
+Token 0 is left out for all methods: on it heads rest attention that they have no use for, and some methods do not score
+it. U, over which everything is measured, is the rest of the user's own text.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradellm_bench.study.examples import StudyExample
+from gradellm_bench.study.retrieval import Span
+from gradellm_engine import (
+    AttributionSettings,
+    Engine,
+    EvaluatedMethod,
+    EvaluationItem,
+    EvaluationSettings,
+    Metric,
+    PromptInput,
+    Role,
+    Sampling,
+)
+from gradellm_engine.faithfulness.metrics.rationale_agreement import average_precision
+from gradellm_engine.params import MAX_ALTERNATIVES, Switches
+from gradellm_engine.tokenization.prompt import Prompt
+
+Scores = NDArray[np.float64]
+RANDOM_SEED = 7
+MAX_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class SoftGrid:
+    """How pi-Soft metrics are computed: at these pi, with so many masks each."""
+
+    pis: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    samples: int = 1
+
+
+def measure_row(
+    engine: Engine, example: StudyExample, methods: Mapping[str, Switches], grid: SoftGrid | None
+) -> dict[str, Any] | None:
+    """What is measured of each method; None for a row that does not count.
+
+    A row does not count if the model's answer is not the expected one, no label is likely, or U has less than two
+    tokens.
+    """
+    prompt = engine.tokenize(example.prompt)
+    completion = _completion(engine, example, prompt)
+    U = [i for i, token in enumerate(prompt.tokens) if token.role is Role.USER and not token.special and i > 0]
+    if not completion or len(U) < 2:
+        return None
+    results: dict[str, dict[str, float]] = {}
+    scores: dict[str, Scores] = {"random": np.random.default_rng(RANDOM_SEED).random(len(prompt.tokens))}
+    for name, switches in methods.items():
+        began = time.perf_counter()
+        scores[name] = _scores(engine, example.prompt, completion, switches)
+        results[name] = {"seconds": time.perf_counter() - began}
+    for name, row in scores.items():
+        results.setdefault(name, {}).update(_agreement(example, prompt, U, row))
+    if grid is not None:
+        for item in _soft_metrics(engine, example.prompt, completion, U, scores, grid):
+            results[item.name][item.metric.value] = item.value
+    lengths = {"prompt": len(prompt.tokens), "U": len(U), "step": len(completion) - 1}
+    return {"id": example.id, "target": completion[-1], "tokens": lengths, "methods": results}
+
+
+def _completion(engine: Engine, example: StudyExample, prompt: Prompt) -> list[int]:
+    """A completion whose last token is explained; empty where there is none."""
+    if example.target:
+        text = example.prompt.prompt or ""
+        longer = engine.tokenize(PromptInput(prompt=text + example.target)).ids
+        return longer[len(prompt.ids) :][:1] if longer[: len(prompt.ids)] == prompt.ids else []
+    if example.answer:
+        return _up_to_answer(engine, example)
+    sampling = Sampling(max_new_tokens=1, num_alternatives=MAX_ALTERNATIVES)
+    (step,) = engine.generate(example.prompt, sampling)
+    for alternative in step.alternatives:
+        said = alternative.text.strip()
+        if not example.labels or (said and any(label.startswith(said) for label in example.labels)):
+            return [alternative.id]
+    return []
+
+
+def _up_to_answer(engine: Engine, example: StudyExample) -> list[int]:
+    """What the model says, up to the first token of the answer; empty where it says something else.
+
+    The answer must be the first of the candidates that it names.
+    """
+    steps = list(engine.generate(example.prompt, Sampling(max_new_tokens=MAX_ANSWER_TOKENS)))
+    text = "".join(step.text for step in steps)
+    words = [match for match in re.finditer(r"[^\W_]+", text) if match[0].lower() in example.candidates]
+    if not words or words[0][0].lower() != example.answer.lower():
+        return []
+    return [step.id for step in steps if step.start <= words[0].start()]
+
+
+def _scores(engine: Engine, prompt: PromptInput, completion: list[int], switches: Switches) -> Scores:
+    *_, step = engine.attribute(prompt, completion, AttributionSettings(switches))
+    if step.attribution is None:
+        raise RuntimeError("a completed attribution has no scores")
+    scores: Scores = step.attribution.scores.double().cpu().numpy()
+    return scores
+
+
+def _soft_metrics(
+    engine: Engine,
+    prompt: PromptInput,
+    completion: list[int],
+    U: Sequence[int],
+    scores: Mapping[str, Scores],
+    grid: SoftGrid,
+) -> list[EvaluationItem]:
+    step = len(completion) - 1
+    settings = EvaluationSettings(
+        tuple(EvaluatedMethod(name, rows={step: tuple(row.tolist())}) for name, row in scores.items()),
+        (Metric.PI_SOFT_NS, Metric.PI_SOFT_NC),
+        pis=grid.pis,
+        samples=grid.samples,
+        positions=tuple(U),
+        offset=step,
+    )
+    return [event for event in engine.evaluate(prompt, settings, completion) if isinstance(event, EvaluationItem)]
+
+
+def _agreement(example: StudyExample, prompt: Prompt, U: Sequence[int], row: Scores) -> dict[str, float]:
+    """How far scores agree with the evidence, and how far they are spread."""
+    of_U = row[list(U)]
+    positive = np.clip(of_U, 0, None)
+    total = positive.sum()
+    shares = positive / total if total else np.full(len(U), 1 / len(U))
+    entropy = -(shares * np.log(np.clip(shares, 1e-300, None))).sum() / np.log(len(U))
+    found = {"entropy": float(entropy), "largest": float(shares.max())}
+    if not example.evidence:
+        return found
+    in_evidence = _overlaps(prompt, U, example.evidence)
+    if 0 < in_evidence.sum() < len(U):
+        found["auprc"] = average_precision(of_U, in_evidence)
+        found["mass"] = float(shares[in_evidence].sum())
+    if example.sentences:
+        words = np.array(prompt.words)[list(U)]
+        sums = {word: of_U[words == word].sum() for word in np.unique(words)}
+        best = max(sums, key=lambda word: sums[word])
+        found["source_first"] = float(in_evidence[words == best].any())
+        drawn = np.clip(of_U - np.median(of_U), 0, None)  # what a picture would colour
+        sentence = next(s for s in example.sentences if s[0] <= example.evidence[0][0] < s[1])
+        inside = _overlaps(prompt, U, (sentence,))
+        found["drawn_mass"] = float(drawn[inside].sum() / drawn.sum()) if drawn.sum() else 0.0
+    return found
+
+
+def _overlaps(prompt: Prompt, U: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which tokens of U overlap one of the spans of the user's text. [U]"""
+    offset = _offset(prompt)
+    tokens = [prompt.tokens[i] for i in U]
+    return np.array(
+        [any(token.start - offset < end and token.end - offset > start for start, end in spans) for token in tokens]
+    )
+
+
+def _offset(prompt: Prompt) -> int:
+    """Where the user's text begins in the prompt's."""
+    return next((token.start for token in prompt.tokens if token.role is Role.USER and not token.special), 0)

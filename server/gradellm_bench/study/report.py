@@ -1,0 +1,88 @@
+"""Tables of a study: for each model, data set and metric the mean of each method, with an interval.
+
+Rows with an even number choose the default, rows with an odd one judge it: a claim is made of the latter alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradellm_bench.capacity.report import markdown
+from gradellm_bench.study.results import read
+from gradellm_engine.faithfulness.metrics.statistics import Interval, bootstrap_interval
+
+METRICS = ("pi_soft_ns", "pi_soft_nc", "auprc", "source_first", "mass", "drawn_mass", "entropy", "largest")
+RANKED = ("pi_soft_ns", "pi_soft_nc", "auprc", "source_first")  # that choose the default: more is better
+SEED = 0
+
+Values = dict[str, list[float]]  # of a method, by row; NaN where a metric is not defined
+Key = tuple[str, str, str]  # model, data set, metric
+
+
+def load(folder: Path, parity: int | None = None) -> dict[Key, Values]:
+    """The values of all files of a folder; `parity` 0 or 1 for rows with an even or an odd number alone."""
+    found: dict[Key, Values] = defaultdict(dict)
+    for path in sorted(folder.glob("*.jsonl")):
+        first, *rows = read(path)
+        settings: Mapping[str, Any] = first["settings"]
+        counted = [row for row in rows if row.get("methods") and (parity is None or row["number"] % 2 == parity)]
+        for metric in METRICS:
+            values = {
+                name: [row["methods"][name].get(metric, np.nan) for row in counted]
+                for name in (*settings["methods"], "random")
+            }
+            if any(np.isfinite(column).any() for column in values.values()):
+                found[settings["model"], settings["dataset"], metric] = values
+    return dict(found)
+
+
+def intervals(values: Values) -> dict[str, Interval]:
+    """The mean of each method over the rows where all have a value."""
+    table = np.array(list(values.values()), dtype=np.float64)
+    complete = np.isfinite(table).all(0)
+    return {
+        name: bootstrap_interval(row[complete], SEED) for name, row in zip(values, table, strict=True) if complete.any()
+    }
+
+
+def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> dict[str, float]:
+    """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights."""
+    ranks: dict[str, list[float]] = defaultdict(list)
+    for (_, _, metric), values in data.items():
+        if metric not in metrics:
+            continue
+        means = {name: interval.mean for name, interval in intervals(values).items() if name != "random"}
+        for name, mean in means.items():
+            # Of methods with equal means, each has the mean of their ranks.
+            above = sum(other > mean for other in means.values())
+            equal = sum(other == mean for other in means.values())
+            ranks[name].append(above + (equal + 1) / 2)
+    most = max(map(len, ranks.values()), default=0)
+    return {name: float(np.mean(found)) for name, found in ranks.items() if len(found) == most}
+
+
+def table(data: Mapping[Key, Values], metric: str) -> str:
+    """A row for each method, a column for each model and data set; empty where nothing has the metric."""
+    columns = {key: intervals(values) for key, values in data.items() if key[2] == metric}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    if not names:
+        return ""
+    header = [
+        "method",
+        *(f"{model}, {dataset} ({next(iter(c.values())).n})" for (model, dataset, _), c in columns.items()),
+    ]
+    lines = [[name, *(_cell(column.get(name)) for column in columns.values())] for name in names]
+    return markdown(header, lines)
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:.3f}"
+    return f"{interval.mean:.3f} ± {(interval.high - interval.low) / 2:.3f}"

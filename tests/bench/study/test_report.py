@@ -1,0 +1,55 @@
+"""Means, intervals and ranks of the study's rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradellm_bench.study.report import intervals, load, mean_ranks, table
+
+
+def write(path: Path, rows: list[dict[str, dict[str, float]]]) -> None:
+    lines = [{"settings": {"model": "m", "dataset": "d", "methods": ["a", "b"]}}]
+    lines += [{"id": str(i), "number": i, "methods": {**row, "random": {"auprc": 0.1}}} for i, row in enumerate(rows)]
+    lines += [{"id": "wrong", "number": len(rows)}]  # a row that does not count
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [{"a": {"auprc": 0.9}, "b": {"auprc": 0.5 + 0.1 * (i % 2)}} for i in range(8)]
+    write(tmp_path / "m-d.jsonl", rows)
+    return tmp_path
+
+
+def test_even_and_odd_rows(folder: Path) -> None:
+    key = ("m", "d", "auprc")
+    assert len(load(folder)[key]["b"]) == 8
+    assert load(folder, 0)[key]["b"] == [0.5] * 4
+    assert load(folder, 1)[key]["b"] == [0.6] * 4
+
+
+def test_methods_are_compared_on_the_rows_that_all_have() -> None:
+    found = intervals({"a": [1.0, np.nan, 0.0], "b": [0.5, 1.0, 0.5]})
+    assert (found["a"].mean, found["b"].mean) == (0.5, 0.5)
+    assert found["a"].n == 2
+
+
+def test_mean_ranks_have_equal_weights() -> None:
+    data = {
+        ("m", "d", "auprc"): {"a": [0.9], "b": [0.5], "c": [0.5], "random": [0.9]},
+        ("m", "d", "entropy"): {"a": [0.0], "b": [1.0], "c": [1.0], "random": [1.0]},  # is not ranked
+        ("m", "e", "auprc"): {"a": [0.1], "b": [0.2], "c": [0.3], "random": [0.0]},
+    }
+    assert mean_ranks(data) == {"a": 2.0, "b": 2.25, "c": 1.75}
+
+
+def test_a_table_has_intervals(folder: Path) -> None:
+    lines = table(load(folder), "auprc").splitlines()
+    assert lines[0] == "| method | m, d (8) |"
+    assert lines[2] == "| a | 0.900 ± 0.000 |"
+    assert lines[3].startswith("| b | 0.550 ± 0.0")
+    assert table(load(folder), "mass") == ""
