@@ -69,6 +69,22 @@ def _store_maps(
 
 
 @triton.jit
+def _load_rows(pointer, token, head, token_stride, head_stride, is_row, columns, WIDTH: tl.constexpr):
+    """Numbers of some heads of some tokens. [M], [D2] -> [M, D2]"""
+    mask = is_row[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(
+        pointer + head[:, None] * head_stride + token[:, None] * token_stride + columns[None, :], mask=mask, other=0.0
+    )
+
+
+@triton.jit
+def _log_sources(log_source_totals, flat, is_row, log_total):
+    """The logarithm of the sources' sum of weights; infinite, so that all are 0, where it is almost nothing."""
+    log_sources = tl.load(log_source_totals + flat, mask=is_row, other=0.0)
+    return tl.where(log_sources - log_total >= LOG_MIN_SOURCE_WEIGHT, log_sources, float("inf"))
+
+
+@triton.jit
 def forward_kernel(
     Q, K, V, starts, lengths, partials, highest, totals,
     q_head, q_token, k_head, v_head, BT, H, T, window, scaling,
@@ -83,10 +99,7 @@ def forward_kernel(
     start, length = tl.load(starts + b), tl.load(lengths + b)
     own = length - T + t  # positions of the queries
     flat = (b * T + t) * H + g * r + head
-    q = tl.load(
-        Q + (g * r + head)[:, None] * q_head + (b * T + t)[:, None] * q_token + d[None, :],
-        mask=is_row[:, None] & (d < D)[None, :], other=0.0,
-    )  # fmt: skip
+    q = _load_rows(Q, b * T + t, g * r + head, q_token, q_head, is_row, d, D)
     m = tl.full((TOKENS * R,), float("-inf"), tl.float32)
     total = tl.zeros((TOKENS * R,), tl.float32)
     acc = tl.zeros((TOKENS * R, DV2), tl.float32)
@@ -174,28 +187,20 @@ def backward_kernel(
     rows = tl.arange(0, TOKENS * R)
     t, head = tl.program_id(1) * TOKENS + rows // R, rows % R
     is_row = (t < T) & (head < r)
-    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    d, dv = tl.arange(0, D2), tl.arange(0, DV2)
+    tokens, d, dv = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, D2), tl.arange(0, DV2)
     start, length = tl.load(starts + b), tl.load(lengths + b)
     own = length - T + t
     flat = (b * T + t) * H + g * r + head
-    q = tl.load(
-        Q + (g * r + head)[:, None] * q_head + (b * T + t)[:, None] * q_token + d[None, :],
-        mask=is_row[:, None] & (d < D)[None, :], other=0.0,
-    )  # fmt: skip
-    is_value = is_row[:, None] & (dv < DV)[None, :]
-    w = tl.load(
-        W + (b * T + t)[:, None] * w_token + (g * r + head)[:, None] * w_head + dv[None, :], mask=is_value, other=0.0
-    )
-    o = tl.load(exact + flat[:, None] * DV + dv[None, :], mask=is_value, other=0.0)
+    q = _load_rows(Q, b * T + t, g * r + head, q_token, q_head, is_row, d, D)
+    w = _load_rows(W, b * T + t, g * r + head, w_token, w_head, is_row, dv, DV)
+    o = _load_rows(exact, flat, head, DV, 0, is_row, dv, DV)
     log_total = tl.load(log_totals + flat, mask=is_row, other=0.0)
     mean = tl.sum(w.to(tl.float32) * o, 1)  # w . o = sum_j a_j u_j
-    source_mean = mean
+    source_mean, log_sources = mean, log_total
     if EXCLUDES:
-        of_sources = tl.load(source_output + flat[:, None] * DV + dv[None, :], mask=is_value, other=0.0)
+        of_sources = _load_rows(source_output, flat, head, DV, 0, is_row, dv, DV)
         source_mean = tl.sum(w.to(tl.float32) * of_sources, 1)
-        log_sources = tl.load(log_source_totals + flat, mask=is_row, other=0.0)
-        has_sources = log_sources - log_total >= LOG_MIN_SOURCE_WEIGHT
+        log_sources = _log_sources(log_source_totals, flat, is_row, log_total)
     dq = tl.zeros((TOKENS * R, D2), tl.float32)
     own_a = tl.zeros((TOKENS * R,), tl.float32)
     own_ds = tl.zeros((TOKENS * R,), tl.float32)
@@ -222,7 +227,7 @@ def backward_kernel(
             is_kept = (tokens < T)[:, None] & is_key[None, :] & (position >= length - width)[None, :]
             weights = a
             if EXCLUDES:
-                is_source = seen & is_row[:, None] & (position > 0)[None, :] & has_sources[:, None]
+                is_source = seen & is_row[:, None] & (position > 0)[None, :]
                 weights = tl.where(is_source, tl.exp(s - log_sources[:, None]), 0.0)
             _store_maps(maps, map_offsets, is_kept, map_size, s, u, weights, source_mean, seen, KIND, TOKENS, R, BLOCK)
     if NEEDS_INPUT_GRAD:

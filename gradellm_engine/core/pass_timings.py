@@ -1,13 +1,18 @@
-"""How long passes take, measured as they run, and how many prompt tokens fit between two tokens of a stream.
+"""How long passes take, measured as they run; how many prompt tokens fit between two tokens of a stream, and whose.
 
 Prompt tokens that a decode step takes along delay the running streams' next tokens. How many it may take follows from
 the longest gap between tokens that the operator allows: few prompts a pass read the weights more often, many make the
 gaps longer.
+
+The shortest prompt comes first, as the mean time to the first token is shortest then. In every fifth pass the prompt
+that was passed over most often comes first, so that none waits for ever.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 DEFAULT_MAX_GAP_SECONDS = 1.0
 GAP_MARGIN = 0.8  # of the longest gap that is planned for: passes vary, and attention takes longer in long contexts
@@ -17,6 +22,7 @@ MAX_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 MIN_PREFILL_CHUNK_TOKENS = {"cpu": 16, "cuda": 512}
 SMOOTHING = 0.2  # weight of the last value in a moving average
 HALF_WEIGHT_TOKENS = 128  # a pass of so many prompt tokens has half the weight of a very long one
+PASSES_PER_TURN = 5  # of which one begins with the prompt that was passed over most often
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,39 @@ class PassTimings:
 def _average(average: float, value: float, weight: float = SMOOTHING) -> float:
     """The exponential moving average after another value; the first value starts it."""
     return value if average == 0 else (1 - weight) * average + weight * value
+
+
+class WaitingPrompt(Protocol):
+    """A prompt that is not prefilled yet.
+
+    Attributes:
+        num_passed_over: passes with prompts since it was last taken.
+    """
+
+    num_passed_over: int
+
+    @property
+    def num_prefill_left(self) -> int:
+        """Tokens that are still to be prefilled."""
+
+
+Prompt = TypeVar("Prompt", bound=WaitingPrompt)
+
+
+def prefill_order(prompts: Sequence[Prompt], num_passes: int) -> list[Prompt]:
+    """The prompts in the order in which a pass takes them, until it is full; `num_passes` were before it.
+
+    Equally long ones stay in their order.
+    """
+    ordered = sorted(prompts, key=lambda prompt: prompt.num_prefill_left)
+    if len(ordered) > 1 and num_passes % PASSES_PER_TURN == PASSES_PER_TURN - 1:
+        passed_over = max(ordered, key=lambda prompt: prompt.num_passed_over)
+        ordered.remove(passed_over)
+        ordered.insert(0, passed_over)
+    return ordered
+
+
+def count_passed_over(prompts: Sequence[WaitingPrompt], taken: Sequence[WaitingPrompt]) -> None:
+    """After a pass over some prompts that took `taken`, wholly or in part."""
+    for prompt in prompts:
+        prompt.num_passed_over = 0 if prompt in taken else prompt.num_passed_over + 1

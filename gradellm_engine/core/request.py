@@ -66,7 +66,7 @@ class Request:
         chunk_size: tokens that are explained together, of a given completion or with delivery chunked.
         error: what ended it, if it failed.
         is_closed: whether it has ended, in whatever way.
-        num_passed_over: see `gradellm_engine.core.prefill_order`.
+        num_passed_over: see `gradellm_engine.core.pass_timings`.
     """
 
     def __init__(self, model: LoadedModel, spec: RequestSpec) -> None:

@@ -35,8 +35,13 @@ from itertools import accumulate, islice
 
 from torch import Tensor
 
-from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, MAX_PREFILL_CHUNK_TOKENS, PassTimings
-from gradellm_engine.core.prefill_order import count_passed_over, prefill_order
+from gradellm_engine.core.pass_timings import (
+    DEFAULT_MAX_GAP_SECONDS,
+    MAX_PREFILL_CHUNK_TOKENS,
+    PassTimings,
+    count_passed_over,
+    prefill_order,
+)
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import EngineError, OutOfMemoryError

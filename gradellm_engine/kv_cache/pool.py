@@ -179,7 +179,8 @@ class KVPool:
             ModelLoadError: where the memory is not available.
         """
         self._alignment = alignment
-        self._bytes_per_token = sum(shape.bytes_per_token for shape in (*layers, *rotaries))
+        shapes: Sequence[LayerShape | RotaryShape] = (*layers, *rotaries)
+        self._bytes_per_token = sum(shape.bytes_per_token for shape in shapes)
         self.num_tokens = num_tokens = self._aligned(num_tokens)
         try:
             self.keys = [_empty(s.num_key_value_heads, num_tokens, s.key_width, s) for s in layers]

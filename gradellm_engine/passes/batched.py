@@ -263,7 +263,8 @@ class BatchedPass:
 
     def is_first(self, width: int) -> Tensor:
         """Which of the last `width` columns are the first token of their sequence. [B, width], bool"""
-        return self._before[-width:] == self._lengths[:, None] - 1
+        is_first: Tensor = self._before[-width:] == self._lengths[:, None] - 1
+        return is_first
 
     def _domain(self, chunk: SequenceChunk) -> Tensor:
         """The tokens over which a chunk's similarities are normalised, by column. [L], bool"""

@@ -68,6 +68,16 @@ def play(words: tuple[str, ...] = (" there", " was", "n't")) -> list[Message]:
     return parts
 
 
+def _resolved(event: pb.Started, asked: pb.AttributionOptions) -> pb.Started:
+    """The event, with the switches that were asked for."""
+    resolved = pb.Started()
+    resolved.CopyFrom(event)
+    for field, value in asked.ListFields():
+        if field.enum_type is not None and field.name != "preset":
+            setattr(resolved.provenance.attribution, field.name, value)
+    return resolved
+
+
 class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
     """Answers with `parts`, then fails with `failure` where there is one."""
 
@@ -102,6 +112,8 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         for event in self.parts:
             if (self.failure is not None or self.hold.is_set()) and isinstance(event, pb.Finished):
                 break  # a stream that is over does not fail
+            if isinstance(event, pb.Started) and hasattr(request, "attribution"):
+                event = _resolved(event, request.attribution)
             yield response(**{type(event).__name__.lower(): event})
         if self.hold.is_set():
             self.cancelled.wait(20)

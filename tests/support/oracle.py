@@ -174,9 +174,9 @@ def layer_scores(layer: Layer, switches: GradEllm, prompt_mask: Tensor, user_mas
         weights = layer.weights
         if switches.sink is Sink.EXCLUDE:
             weights = torch.zeros_like(layer.weights)
-            for h, row in enumerate(layer.weights):
-                if (rest := sum(row[1:])) >= 1e-12:
-                    weights[h, 1:] = row[1:] / rest
+            for head, row in enumerate(layer.weights):
+                if (rest := row[1:].sum()) >= 1e-12:
+                    weights[head, 1:] = row[1:] / rest
         effects = torch.einsum("hd,hsd->hs", layer.w, layer.v)
         mean = (weights * effects).sum(-1, keepdim=True)
         if switches.rectify is Rectify.PER_HEAD:

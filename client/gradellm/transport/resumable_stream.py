@@ -67,8 +67,9 @@ class ResumableStream:
         resumed.CopyFrom(self._request)
         if self._settings is not None and self._settings.HasField("attribution"):
             resumed.attribution.CopyFrom(self._settings.attribution)
-        if not isinstance(resumed, pb.GenerateRequest):
-            return resumed  # deterministic: the same events once more
+        if not isinstance(resumed, pb.GenerateRequest):  # deterministic: the same events once more
+            repeated: Message = resumed
+            return repeated
         if sampling is not None:
             resumed.max_new_tokens, resumed.seed = sampling.max_new_tokens, sampling.seed
         resumed.forced_ids[:] = [*self._forced, *self._ids]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gradellm_bench.study.candidates import CANDIDATES, chosen
@@ -18,6 +18,7 @@ from gradellm_bench.study.measure import SoftGrid, measure_row
 from gradellm_bench.study.report import METRICS, load, mean_ranks, table
 from gradellm_bench.study.results import ResultsFile
 from gradellm_engine import Engine
+from gradellm_engine.params import Switches
 
 EXIT_FAILED = 70
 ESTIMATE_EVERY = 10  # rows
@@ -90,10 +91,10 @@ def _measure_one(
     file: ResultsFile,
     number: int,
     example: StudyExample,
-    methods: dict[str, object],
+    methods: Mapping[str, Switches],
     grid: SoftGrid | None,
 ) -> None:
-    row = measure_row(engine, example, methods, grid)  # type: ignore[arg-type]
+    row = measure_row(engine, example, methods, grid)
     file.add({"id": example.id, "number": number} | (row or {}))
     engine.model.runner.pool.evict_all()  # rows have nothing in common
 

@@ -106,7 +106,7 @@ def retrieval_chat(
     others = [draw.choice(DISTRACTORS) for _ in range(num_distractors)]
     is_fact = [True] * num_facts + [False] * num_distractors
     draw.shuffle(is_fact)
-    text, spans = "", []
+    text, spans = "", list[Span]()
     for fact in is_fact:
         sentence = facts[len(spans)] if fact else others.pop()
         text += " " if text else ""

@@ -51,8 +51,3 @@ def test_rows_that_do_not_count(engine: Engine) -> None:
     assert measure_row(engine, asked, {}, None) is None
     short = replace(ROW, prompt=PromptInput(prompt="a"), evidence=(), sentences=())
     assert measure_row(engine, short, {}, None) is None
-
-
-def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="'papr' is not a method of the study; it has paper"):
-        chosen(["papr"])

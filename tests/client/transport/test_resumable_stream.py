@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -156,15 +156,15 @@ def test_a_resumption_asks_for_the_switches_of_the_first_server() -> None:
         (calls.attribute("Once", {"completion": " upon"}), pb.AttributeResponse),
     ]
     for call, response in requests:
-        stream = ResumableStream(call)
+        stream, request = ResumableStream(call), cast("Any", call.request)
         beginning = resolved(**switches)
-        if not call.request.HasField("attribution") and response is pb.GenerateResponse:
+        if not request.HasField("attribution") and response is pb.GenerateResponse:
             beginning.provenance.ClearField("attribution")
         stream.take(response(started=beginning), "a:1")
         resumed: Any = stream.request
         assert resumed.attribution == beginning.provenance.attribution
         assert resumed.HasField("attribution") == beginning.provenance.HasField("attribution")
-        assert call.request.attribution != resumed.attribution or not resumed.HasField("attribution")
+        assert request.attribution != resumed.attribution or not resumed.HasField("attribution")
 
 
 def test_a_server_that_is_older_than_a_switch_is_named() -> None:

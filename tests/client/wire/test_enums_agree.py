@@ -28,6 +28,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "magnitude": {"loosening": "none", "rectify": "none"},
     "objective": {"method": "saliency"},
     "aggregation": {"method": "saliency"},
+    "rectify": {"loosening": "none"},  # with which all of its values are defined
 }
 
 

@@ -61,7 +61,7 @@ def test_enums_are_given_by_name() -> None:
     assert metrics == [pb.METRIC_AUPRC, pb.METRIC_SOFT_NS]
     for value in ("TOTAL", "RECTIFY_TOTAL", "unspecified", pb.RECTIFY_TOTAL, ["total"]):
         message = refusal(lambda value=value: validation.enum_value(pb.Rectify, "rectify", {"rectify": value}))  # type: ignore[misc]
-        assert message == f"rectify: must be one of per_layer, total, none, not {value!r}"
+        assert message == f"rectify: must be one of per_layer, total, none, per_head, not {value!r}"
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_several_prompts(spans: list[tuple[int, int]], heads: tuple[int, int], w
         rows, own = slice(row, row + length), slice(start + before, start + before + length)
         for pool, new in zip(expected_pools, (new_keys, new_values), strict=True):
             pool[:, own] = new[:, rows]
-        seen = (pool[:, start : start + before + length] for pool in expected_pools)
-        expected.append(exact(query[:, rows], *seen, form))
+        keys, values = (pool[:, start : start + before + length] for pool in expected_pools)
+        expected.append(exact(query[:, rows], keys, values, form))
         row, start = row + length, start + before + length + 2
     panels = KERNELS.panels(chunks)
     KERNELS.store(new_keys, new_values, pool_keys, pool_values, panels)

@@ -217,9 +217,10 @@ def test_kernels_compute_chunks_that_are_not_explained(
     ]
     query = torch.randn(1, 4, length + 5, 6)
     expected = RaggedPass(chunks, {}).layer_attention(nn.Identity(), 0, form).output(query)
+    assert kernels.prompts is not None
     calls: list[Tensor] = []
     original = kernels.prompts.output
-    monkeypatch.setattr(kernels.prompts, "output", lambda *args: calls.append(args[0]) or original(*args))  # type: ignore[misc, func-returns-value]
+    monkeypatch.setattr(kernels.prompts, "output", lambda *args: calls.append(args[0]) or original(*args))  # type: ignore[func-returns-value]
     actual = RaggedPass(chunks, {}, fused=kernels).layer_attention(nn.Identity(), 0, form).output(query)
     torch.testing.assert_close(actual, expected)
     assert len(calls) == (is_fused and length >= MIN_FUSED_TOKENS)

@@ -74,6 +74,9 @@ def _compare_prompt(
         findings.problems += prompt.problems
         findings.not_checked += prompt.not_checked
     is_exact = prompt is not None and prompt.is_exact
+    sink, unscored = attribution_settings(stored).sink, stored.started.unscored_tokens
+    if (sink == "exclude") != bool(unscored):
+        findings.problems.append(f"sink is {sink}, but the tokens without scores are {list(unscored)}")
     _compare_sources(stored, replayed, is_exact, findings)
     for field in fields(Started):  # fields of later versions
         was, now = getattr(stored.started, field.name), getattr(replayed.started, field.name)
