@@ -232,7 +232,8 @@ class ModelRunner(TransformersModel):
         if is_explained:
             batch.head = LogitHead(self.lm_head, None if targets is None else token_ids(targets))
         with activations.during(chunks):
-            result = None if self.cpu_traces is None else self.cpu_traces.execute(batch)
+            # The rows of a pass with prompts are of any number: each would need a trace of its own.
+            result = None if self.cpu_traces is None or prefill else self.cpu_traces.execute(batch)
             if result is None:
                 result = self._eager.execute(batch)
         _commit_ids(chunks)
