@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gradellm_bench.capacity.document import BEGIN, put
 from gradellm_bench.study.candidates import CANDIDATES, chosen
 from gradellm_bench.study.examples import DATASETS, StudyExample
 from gradellm_bench.study.measure import SoftGrid, measure_row
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the tables of a folder of results")
     report.add_argument("folder", type=Path)
     report.add_argument("--rows", choices=("all", "even", "odd"), default="all")
+    report.add_argument(
+        "--page", type=Path, metavar="FILE", help="put the tables that this page has markers for between them, too"
+    )
     report.set_defaults(run=_report)
     return parser
 
@@ -105,11 +109,18 @@ def _report(options: argparse.Namespace) -> int:
     for metric in METRICS:
         if text := table(data, metric):
             print(f"## {metric}\n\n{text}\n")
+            _put(options.page, f"study {metric}", text)
     ranks = mean_ranks(data)
     print("## Mean rank\n")
     for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
         print(f"- {name}: {rank:.2f}")
     return 0
+
+
+def _put(page: Path | None, name: str, text: str) -> None:
+    """Put a table in a page that has a place for it."""
+    if page is not None and BEGIN.format(name) in page.read_text():
+        page.write_text(put(page.read_text(), name, text))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradellm_bench.study.examples import StudyExample
+from gradellm_bench.study.results import RANDOM
 from gradellm_bench.study.retrieval import Span
 from gradellm_engine import (
     AttributionSettings,
@@ -59,7 +60,7 @@ def measure_row(
     if not completion or len(U) < 2:
         return None
     results: dict[str, dict[str, float]] = {}
-    scores: dict[str, Scores] = {"random": np.random.default_rng(RANDOM_SEED).random(len(prompt.tokens))}
+    scores: dict[str, Scores] = {RANDOM: np.random.default_rng(RANDOM_SEED).random(len(prompt.tokens))}
     for name, switches in methods.items():
         began = time.perf_counter()
         scores[name] = _scores(engine, example.prompt, completion, switches)

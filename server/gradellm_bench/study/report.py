@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradellm_bench.capacity.report import markdown
-from gradellm_bench.study.results import read
+from gradellm_bench.study.results import RANDOM, read
 from gradellm_engine.faithfulness.metrics.statistics import Interval, bootstrap_interval
 
 METRICS = ("pi_soft_ns", "pi_soft_nc", "auprc", "source_first", "mass", "drawn_mass", "entropy", "largest")
@@ -34,7 +34,7 @@ def load(folder: Path, parity: int | None = None) -> dict[Key, Values]:
         for metric in METRICS:
             values = {
                 name: [row["methods"][name].get(metric, np.nan) for row in counted]
-                for name in (*settings["methods"], "random")
+                for name in (*settings["methods"], RANDOM)
             }
             if any(np.isfinite(column).any() for column in values.values()):
                 found[settings["model"], settings["dataset"], metric] = values
@@ -56,7 +56,7 @@ def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> d
     for (_, _, metric), values in data.items():
         if metric not in metrics:
             continue
-        means = {name: interval.mean for name, interval in intervals(values).items() if name != "random"}
+        means = {name: interval.mean for name, interval in intervals(values).items() if name != RANDOM}
         for name, mean in means.items():
             # Of methods with equal means, each has the mean of their ranks.
             above = sum(other > mean for other in means.values())

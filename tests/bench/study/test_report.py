@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from gradellm_bench.study.report import intervals, load, mean_ranks, table
+from gradellm_bench.study.results import ResultsFile
 
 
 def write(path: Path, rows: list[dict[str, dict[str, float]]]) -> None:
-    lines: list[dict[str, Any]] = [{"settings": {"model": "m", "dataset": "d", "methods": ["a", "b"]}}]
-    lines += [{"id": str(i), "number": i, "methods": {**row, "random": {"auprc": 0.1}}} for i, row in enumerate(rows)]
-    lines += [{"id": "wrong", "number": len(rows)}]  # a row that does not count
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = ResultsFile(path, {"model": "m", "dataset": "d", "methods": ["a", "b"]})
+    file.ids()
+    for i, row in enumerate(rows):
+        file.add({"id": str(i), "number": i, "methods": {**row, "random": {"auprc": 0.1}}})
+    file.add({"id": "wrong", "number": len(rows)})  # a row that does not count
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ SETTINGS = {"model": "m", "methods": ["a"], "soft": {"pis": (0.1, 0.5)}}
 def test_rows_are_continued(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
     assert ResultsFile(path, SETTINGS).ids() == set()
-    ResultsFile(path, SETTINGS).add({"id": "x", "methods": {"a": {"auprc": 1 / 3}}})
+    ResultsFile(path, SETTINGS).add({"id": "x", "methods": {"a": {"auprc": 1 / 3}, "random": {}}})
     ResultsFile(path, SETTINGS).add({"id": "y"})
     assert ResultsFile(path, SETTINGS).ids() == {"x", "y"}
-    assert list(read(path))[1]["methods"]["a"]["auprc"] == 0.333333
+    (_, row, missing) = read(path)
+    assert row == {"id": "x", "methods": {"a": {"auprc": 0.3333}, "random": {}}}
+    assert missing == {"id": "y"}
 
 
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
