@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine.attention.ops import AttentionForm, AttentionState, attend, value_gradients, visibility
+from gradellm_engine.attribution import grad_sam
 from gradellm_engine.attribution.grad_ellm import (
     cosine_similarity,
     layer_maps,
@@ -193,6 +194,15 @@ def test_without_the_sink_effects_are_those_of_attention_to_the_others(
     expected = weighted_effect(others, layer.w, layer.U[..., 1:], magnitude, rectifies=rectifies)
     assert torch.allclose(effect[:, 1:], expected, atol=1e-12)
     assert not effect[:, 0].any()
+
+
+@given(seeds, lengths)
+def test_the_positive_part_of_each_head_is_grad_sam(normal: Normal, seed: int, T: int) -> None:
+    """But for the number of heads: Grad-SAM is a mean, and attention weights are not negative."""
+    layer = drawn(normal, seed, AttentionForm(0.5), T=T)
+    effect = weighted_effect(layer.forward, layer.w, layer.U, Magnitude.SIGNED_SUM, rectifies=True)
+    (mean,) = grad_sam.layer_maps(layer.forward, layer.w, layer.U, grad_sam.GradSam(), None)
+    assert torch.allclose(effect, 6 * mean, atol=1e-12)
 
 
 @given(seeds)

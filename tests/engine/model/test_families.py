@@ -23,7 +23,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.layers.rotary import NAME, unrotated
 from gradellm_engine.model.families import FAMILIES, REFUSED, family_of
-from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity
+from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity, Sink
 from gradellm_engine.passes import ragged
 from support.oracle import FamilyOracle, heat_map, relative_error
 from support.scheduler_harness import run
@@ -38,6 +38,8 @@ SWITCHES = [
     GradEllm(similarity=Similarity.COSINE, rectify=Rectify.NONE),
     GradEllm(loosening=Loosening.NONE),
     GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE, magnitude=Magnitude.KNOCKOUT),
+    GradEllm(sink=Sink.EXCLUDE),
+    GradEllm(loosening=Loosening.NONE, rectify=Rectify.PER_HEAD, magnitude=Magnitude.KNOCKOUT, sink=Sink.EXCLUDE),
 ]
 
 
