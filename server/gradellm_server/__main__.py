@@ -78,6 +78,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         metrics_listen=metrics_address(options),
         metrics_required=options.metrics_listen is not None,
         debug=options.debug,
+        default_attribution=options.default_attribution,
         health_listen=health_address(options.health_port),
         reader_timeout_seconds=options.reader_timeout,
         stall_seconds=options.stall_seconds,

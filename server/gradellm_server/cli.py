@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from gradellm._version import __version__
+from gradellm.models.server import Preset
 from gradellm_server import cli_types
 from gradellm_server.observability import logging_setup
 
@@ -110,6 +112,13 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
         help="maximum length of a completion (default: 4096)",
     )
     _add_scheduling_options(group)
+    group.add_argument(
+        "--default-attribution",
+        choices=get_args(Preset),
+        default="paper",
+        help="the preset of requests that want an attribution and name neither a preset nor a method nor a switch "
+        "(default: paper)",
+    )
     group.add_argument(
         "--memory",
         type=cli_types.size,

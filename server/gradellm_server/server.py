@@ -114,7 +114,11 @@ class Server:
         await warm_up(engine, self._thread)
         self.metrics.attach_engine(engine, self._thread)
         service = ExplainerService(
-            engine, self._thread, max_message_bytes=settings.max_message_bytes, observers=self._observers
+            engine,
+            self._thread,
+            max_message_bytes=settings.max_message_bytes,
+            default_attribution=settings.default_attribution,
+            observers=self._observers,
         )
         self._server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)

@@ -39,6 +39,7 @@ class ServerSettings:
             clients resolve the name again, and so find servers that were added.
         receive_seconds: how long a request may take to arrive, from the start of its call.
         debug: whether channelz is served.
+        default_attribution: the preset that explains a request which wants an attribution, and does not say which.
     """
 
     listen: str = "localhost:50051"
@@ -59,6 +60,7 @@ class ServerSettings:
     connection_seconds: float = 20.0
     receive_seconds: float = 60.0
     debug: bool = False
+    default_attribution: str = "paper"
 
     def __post_init__(self) -> None:
         for name in ("max_queued_tokens", "max_message_bytes"):

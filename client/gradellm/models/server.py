@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Preset = Literal["paper", "unloosened", "grad_eclip", "knockout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +146,5 @@ class ServerInfo:
     """Versions of the server's software, by package name."""
     memory: Memory = Memory()
     """What its memory is for."""
+    default_attribution: Preset | None = None
+    """What a request gets that wants an attribution, and names neither a preset nor a method nor a switch."""

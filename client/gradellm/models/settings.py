@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gradellm.models.server import ModelInfo
+from gradellm.models.server import ModelInfo, Preset
 
-Preset = Literal["paper", "unloosened", "grad_eclip", "knockout"]
 Loosening = Literal["min_max", "none"]
 Similarity = Literal["dot", "cosine"]
 Rotary = Literal["rotated", "unrotated"]

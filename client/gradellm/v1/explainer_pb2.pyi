@@ -507,7 +507,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("model", "methods", "limits", "versions", "memory")
+    __slots__ = ("model", "methods", "limits", "versions", "memory", "default_attribution")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -520,12 +520,14 @@ class GetServerInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     methods: _containers.RepeatedCompositeFieldContainer[MethodInfo]
     limits: Limits
     versions: _containers.ScalarMap[str, str]
     memory: Memory
-    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+    default_attribution: Preset
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., default_attribution: _Optional[_Union[Preset, str]] = ...) -> None: ...
 
 class Memory(_message.Message):
     __slots__ = ("limit_bytes", "weights_bytes", "packed_weights_bytes", "kv_cache_bytes", "method_bytes", "resident_bytes")

@@ -33,7 +33,7 @@ from gradellm_engine import (
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
-from gradellm_server.rpc.wire_enums import PRESETS, SWITCH_ENUMS, choice, member_of, set_fields
+from gradellm_server.rpc.wire_enums import PRESET_NUMBERS, PRESETS, SWITCH_ENUMS, choice, member_of, set_fields
 
 # The switches of methods that are numbers, by their fields' names; `wire_enums.SWITCH_ENUMS` has the enums.
 NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
@@ -100,6 +100,19 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         delivery=choice(Delivery, pb.Delivery, request, "delivery") or Delivery.PER_TOKEN,
         **set_fields(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
+
+
+def apply_default(request: Message, preset: str) -> None:
+    """Have a Generate or Attribute request that wants an attribution, and does not say which, get a preset's.
+
+    An Evaluate request names its methods itself: a repeated one must not depend on the server that it comes to.
+    """
+    is_generate = isinstance(request, pb.GenerateRequest) and request.HasField("attribution")
+    if is_generate or isinstance(request, pb.AttributeRequest):
+        options: pb.AttributionOptions = request.attribution  # type: ignore[attr-defined]
+        named = {field.name for field, _ in options.ListFields()}
+        if not named & {"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES}:
+            options.preset = PRESET_NUMBERS[preset]
 
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:

@@ -53,9 +53,16 @@ class ExplainerService:
     """The handlers of the service, for one engine and its thread."""
 
     def __init__(
-        self, engine: Engine, thread: EngineThread, *, max_message_bytes: int, observers: CallObservers | None = None
+        self,
+        engine: Engine,
+        thread: EngineThread,
+        *,
+        max_message_bytes: int,
+        default_attribution: str = "paper",
+        observers: CallObservers | None = None,
     ) -> None:
         self._engine, self._thread = engine, thread
+        self._default_attribution = default_attribution
         self._observers = observers or CallObservers()
         self._info = server_info(
             engine,
@@ -66,6 +73,7 @@ class ExplainerService:
                 "max_message_bytes": max_message_bytes,
                 "reader_timeout_seconds": thread.reader_timeout_seconds,
             },
+            default_attribution,
         )
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -130,6 +138,7 @@ class ExplainerService:
         active.quota.check()
         request = requests_from_wire.parse(request_type, payload)
         self._observers.on_request(active.call, request)
+        requests_from_wire.apply_default(request, self._default_attribution)
         active.job = self._thread.submit(partial(read, request), convert, len(payload))
         return active.job
 

@@ -32,6 +32,7 @@ PRESETS: dict[int, str] = {
     pb.PRESET_GRAD_ECLIP: "grad_eclip",
     pb.PRESET_KNOCKOUT: "knockout",
 }
+PRESET_NUMBERS: dict[str, Any] = {name: number for number, name in PRESETS.items()}
 ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
 # The switches of methods that are enums, by their fields' names. Requests and provenance read this table; those that
 # are numbers stand in `requests_from_wire.NUMERIC_SWITCHES`.

@@ -9,7 +9,8 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine.tokenization import encoder as encoder_module
-from server.conftest import RunningServer
+from gradellm_server.rpc.requests_from_wire import apply_default
+from server.conftest import RunningServer, Serving
 
 MANY = 100_000
 PROMPT = pb.Input(prompt="a")
@@ -136,3 +137,47 @@ def test_messages_that_cannot_be_located_are_reported(server: RunningServer, mon
     error: Any = refused.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "attribution.normalise_over: user: which tokens are the user's own text is not known" in error.details()
+
+
+SAID = [
+    {"preset": pb.PRESET_PAPER},
+    {"method": "grad_ellm"},
+    {"method": "saliency"},
+    {"sink": pb.SINK_EXCLUDE},
+    {"layers": pb.Layers(last=1)},
+    {"seed": 0},
+]
+
+
+@pytest.mark.parametrize("said", [{}, {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED}, *SAID])
+@pytest.mark.parametrize("kind", [pb.GenerateRequest, pb.AttributeRequest])
+def test_a_default_is_for_requests_that_do_not_say_what_they_want(kind: Any, said: dict[str, Any]) -> None:
+    request = kind(attribution=pb.AttributionOptions(**said))
+    apply_default(request, "knockout")
+    expected = said if said in SAID else {**said, "preset": pb.PRESET_KNOCKOUT}
+    assert request.attribution == pb.AttributionOptions(**expected)
+
+
+def test_a_default_is_not_for_requests_that_want_none() -> None:
+    tokens_alone, implied = pb.GenerateRequest(), pb.AttributeRequest()
+    evaluated = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[pb.EvaluatedMethod()]))
+    for request in (tokens_alone, implied, evaluated, pb.TokenizeRequest()):
+        apply_default(request, "knockout")
+    assert not tokens_alone.HasField("attribution")
+    assert implied.attribution.preset == pb.PRESET_KNOCKOUT
+    assert evaluated.evaluation.methods[0] == pb.EvaluatedMethod()
+
+
+def test_a_servers_default(serving: Serving) -> None:
+    with serving(default_attribution="knockout") as server:
+        assert server.stub.GetServerInfo(pb.GetServerInfoRequest()).default_attribution == pb.PRESET_KNOCKOUT
+        settings = {
+            name: next(
+                server.stub.Generate(
+                    pb.GenerateRequest(input=PROMPT, max_new_tokens=1, attribution=pb.AttributionOptions(**said))
+                )
+            ).started.provenance.attribution
+            for name, said in {"default": {}, "a switch": {"layers": pb.Layers(last=1)}}.items()
+        }
+    assert settings["default"].magnitude == pb.MAGNITUDE_KNOCKOUT
+    assert settings["a switch"].loosening == pb.LOOSENING_MIN_MAX  # as the paper's

@@ -46,6 +46,8 @@ def _lines(info: ServerInfo) -> Iterator[str]:
     yield from _table({names[name]: value for name, value in asdict(info.model).items() if value != ""})
     yield "\nlimits"
     yield from _table({field.name.replace("_", " "): getattr(info.limits, field.name) for field in fields(info.limits)})
+    if info.default_attribution:
+        yield f"\ndefault attribution: {info.default_attribution}"
     if info.memory.weights_bytes:  # zero from older servers
         yield "\nmemory"
         names = {field.name: field.name.removesuffix("_bytes").replace("_", " ") for field in fields(info.memory)}
