@@ -18,7 +18,7 @@ from gradellm.models.evaluation import (
     MetricSummary,
 )
 from gradellm.models.events import Event, Finished, FinishReason, Progress, Started, Timings, Usage
-from gradellm.models.server import Estimate, Limits, Memory, MethodInfo, ModelInfo, ServerInfo
+from gradellm.models.server import Estimate, Limits, Memory, MethodInfo, ModelInfo, Preset, ServerInfo
 from gradellm.models.settings import (
     Aggregation,
     AttributionSettings,
@@ -32,7 +32,6 @@ from gradellm.models.settings import (
     NormaliseOver,
     Objective,
     Perturb,
-    Preset,
     Provenance,
     Rectify,
     Removal,

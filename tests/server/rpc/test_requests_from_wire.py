@@ -169,15 +169,13 @@ def test_a_default_is_not_for_requests_that_want_none() -> None:
 
 
 def test_a_servers_default(serving: Serving) -> None:
+    asked: dict[str, dict[str, Any]] = {"default": {}, "a switch": {"layers": pb.Layers(last=1)}}
     with serving(default_attribution="knockout") as server:
         assert server.stub.GetServerInfo(pb.GetServerInfoRequest()).default_attribution == pb.PRESET_KNOCKOUT
-        settings = {
-            name: next(
-                server.stub.Generate(
-                    pb.GenerateRequest(input=PROMPT, max_new_tokens=1, attribution=pb.AttributionOptions(**said))
-                )
-            ).started.provenance.attribution
-            for name, said in {"default": {}, "a switch": {"layers": pb.Layers(last=1)}}.items()
-        }
+        settings = {}
+        for name, said in asked.items():
+            attribution = pb.AttributionOptions(**said)
+            request = pb.GenerateRequest(input=PROMPT, max_new_tokens=1, attribution=attribution)
+            settings[name] = next(server.stub.Generate(request)).started.provenance.attribution
     assert settings["default"].magnitude == pb.MAGNITUDE_KNOCKOUT
     assert settings["a switch"].loosening == pb.LOOSENING_MIN_MAX  # as the paper's
