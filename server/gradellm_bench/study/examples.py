@@ -43,11 +43,6 @@ class StudyExample:
     candidates: frozenset[str] = frozenset()
 
 
-def _preset(name: str, field: str, unit: str) -> Preset:
-    """A preset with a rationale in `unit` of a field."""
-    return replace(PRESETS[name], rationale=Rationale(field, unit="words" if unit == "words" else "characters"))
-
-
 _LAMBADA = Preset("lambada", "{text}", {"text": ("text",)}, rationale=Rationale("text", unit="characters"))
 
 
@@ -99,9 +94,9 @@ def _chat(seed: int, num_facts: int, num_distractors: int, *, chat: bool) -> Stu
 
 
 DATASETS: Mapping[str, ReadFn] = {
-    "sst2": _file("sst2.jsonl", _preset("sst2", "text", "words")),
+    "sst2": _file("sst2.jsonl", PRESETS["sst2"]),
     "boolq": _file("boolq.jsonl", PRESETS["boolq"]),
-    "eraser_boolq": _file("eraser_boolq.jsonl", _preset("boolq", "passage", "words")),
+    "eraser_boolq": _file("eraser_boolq.jsonl", PRESETS["boolq"]),
     "lambada": _lambada,
     "retrieval2": _retrieval(2, 2),
     "retrieval4": _retrieval(4, 4),
