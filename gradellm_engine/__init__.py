@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         Sink,
         Sources,
         Switches,
+        TokenSelection,
     )
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
@@ -146,6 +147,7 @@ __all__ = [
     "Started",
     "Step",
     "Switches",
+    "TokenSelection",
     "TokenizerError",
     "UnsupportedModelError",
     "check_checkpoint",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -345,6 +346,38 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class TokenSelection:
+    """Tokens of a completion: those of `indexes`, and those whose text overlaps one of `spans`.
+
+    Attributes:
+        indexes: of tokens, from 0; ascending, each once.
+        spans: first code point in the completion's text, and one past the last. Of given completions; resolved settings
+            have their tokens as indexes.
+    """
+
+    indexes: tuple[int, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.indexes or self.spans):
+            raise InvalidRequestError("attribution.tokens", "is empty: give indexes or spans, or leave it out for all")
+        if (first := min(self.indexes, default=0)) < 0:
+            raise InvalidRequestError("attribution.tokens.indexes", f"count from 0; {first} is no token")
+        for place, (start, end) in enumerate(self.spans):
+            if not 0 <= start < end:
+                raise InvalidRequestError(
+                    f"attribution.tokens.spans[{place}]",
+                    f"must hold at least one code point, counted from 0; start is {start}, end {end}",
+                )
+        object.__setattr__(self, "indexes", tuple(sorted(set(self.indexes))))
+
+    @cached_property
+    def index_set(self) -> frozenset[int]:
+        """The indexes, for look-ups."""
+        return frozenset(self.indexes)
+
+
+@dataclass(frozen=True)
 class AttributionSettings:
     """What to explain, and how to report it.
 
@@ -358,6 +391,7 @@ class AttributionSettings:
         delivery: scores with each token, or for several tokens at once, which costs less.
         chunk_size: with delivery chunked and for given completions, tokens that are explained in one pass, which bounds
             how many tokens late scores are delivered; None adapts it to the load.
+        tokens: the tokens of the completion that are explained; None for all.
     """
 
     method: Switches = field(default_factory=GradEllm)
@@ -368,6 +402,7 @@ class AttributionSettings:
     top_k_sources: int | None = None
     delivery: Delivery = Delivery.PER_TOKEN
     chunk_size: int | None = None
+    tokens: TokenSelection | None = None
 
     def __post_init__(self) -> None:
         check_choice("attribution.sources", self.sources, Sources)
@@ -379,3 +414,11 @@ class AttributionSettings:
         check_choice("attribution.resolution", self.resolution, Resolution)
         if self.top_k_sources is not None and self.top_k_sources < 1:
             raise InvalidRequestError("attribution.top_k_sources", f"must be at least 1, was {self.top_k_sources}")
+
+    def explains(self, index: int) -> bool:
+        """Whether a token of the completion is explained, of resolved settings."""
+        return self.tokens is None or index in self.tokens.index_set
+
+    def first_explained(self, index: int, limit: int) -> int:
+        """The first explained token from `index` on, at most `limit`; of resolved settings."""
+        return next((i for i in range(index, limit) if self.explains(i)), limit)

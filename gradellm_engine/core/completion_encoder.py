@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from gradellm_engine.core.request_limits import RequestLimits
 from gradellm_engine.core.request_spec import ContrastTokens
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.tokenization.detokenizer import CONTEXT_TOKENS
+from gradellm_engine.params import TokenSelection
+from gradellm_engine.tokenization.detokenizer import CONTEXT_TOKENS, CompletionText
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt, prompt_tails
 from gradellm_engine.tokenization.prompt_input import check_text
 from gradellm_engine.tokenization.prompt_reader import check_embedded, check_token_ids, encode
+from gradellm_engine.tokenization.token_selection import TokenText
 
 MAX_SHOWN_TOKENS = 8  # in an error message
 MAX_SHOWN_CHARACTERS = 60
@@ -44,6 +46,32 @@ class CompletionEncoder:
             raise InvalidRequestError("completion", "must have at least one token")
         self._limits.check_room("completion", prompt, len(ids))
         return ids
+
+    def check_spans(self, selection: TokenSelection, ids: Sequence[int]) -> None:
+        """Refuse spans of a completion that was sent as text, where its tokens' text leaves a part of that out.
+
+        Raises:
+            InvalidRequestError: where there are spans, and special tokens among `ids`.
+        """
+        special = next((token_id for token_id in ids if token_id in self._encoder.special_ids), None)
+        if selection.spans and special is not None:
+            raise InvalidRequestError(
+                "attribution.tokens.spans",
+                f"the completion has special tokens ({special} {self._encoder.decode_alone(special)!r}), whose text "
+                "spans do not count: give indexes, or send completion_ids",
+            )
+
+    def token_texts(self, prompt: Prompt, ids: Sequence[int]) -> list[TokenText]:
+        """The text of each token of a given completion, as its tokens are reported."""
+        special_ids = self._encoder.special_ids
+        text = CompletionText(lambda some: self._encoder.decode(some, skip_special_tokens=True), prompt.ids)
+        for token_id in ids:
+            text.push(token_id)
+        text.finish()
+        return [
+            TokenText(start, end, token_id in special_ids)
+            for token_id, (start, end) in zip(ids, text.spans, strict=True)
+        ]
 
     def label_ids(self, prompt: Prompt, labels: Sequence[str]) -> list[int]:
         """The first token of each label.

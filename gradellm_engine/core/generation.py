@@ -27,7 +27,8 @@ class GenerationIterator:
         events = request.take_events()
         self.started: Started = next(event for event in events if isinstance(event, Started))
         self.finished: Finished | None = None
-        self._unexplained: list[Step] = []
+        self._steps: list[Step] = []  # that are incomplete, or behind one that is
+        self._attributions: dict[int, Attribution] = {}
         self._results: list[EvaluationItem | EvaluationSummary] = []
         self._take(events)
         scheduler.submit(request)
@@ -70,18 +71,21 @@ class GenerationIterator:
         self.close()
 
     def _take(self, events: list[Event]) -> list[Step]:
-        """Steps in order, each joined with its attribution."""
-        complete: list[Step] = []
+        """Steps in order, each joined with its attribution if it is explained."""
         for event in events:
             match event:
                 case Step():
-                    self._unexplained.append(event)
+                    self._steps.append(event)
                 case Attribution():
-                    complete.append(replace(self._unexplained.pop(0), attribution=event))
+                    self._attributions[event.token_index] = event
                 case EvaluationItem() | EvaluationSummary():
                     self._results.append(event)
                 case Finished():
                     self.finished = event
-        if self.started.attribution is None:
-            complete, self._unexplained = self._unexplained, []
+        settings, complete = self.started.attribution, []
+        while self._steps:
+            index = self._steps[0].index
+            if settings is not None and settings.explains(index) and index not in self._attributions:
+                break
+            complete.append(replace(self._steps.pop(0), attribution=self._attributions.pop(index, None)))
         return complete

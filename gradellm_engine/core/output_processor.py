@@ -14,6 +14,7 @@ from torch import Tensor
 from gradellm_engine.core.outputs import Alternative, Attribution, Step
 from gradellm_engine.core.request_spec import RequestSpec
 from gradellm_engine.core.sampler import Distribution
+from gradellm_engine.errors import ComputationError
 from gradellm_engine.params import AttributionSettings
 from gradellm_engine.passes.base import Target
 from gradellm_engine.tokenization.detokenizer import CompletionText
@@ -107,8 +108,15 @@ class OutputProcessor:
         self._held.append(step)
 
     def add_scores(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
-        """Add a token's scores, one for each token of its prefix. [S]"""
-        self._rows[index] = _ScoreRow(scores.cpu(), target, error)
+        """Add a token's scores, one for each token of its prefix. [S]
+
+        Raises:
+            ComputationError: where a score is not finite.
+        """
+        scores = scores.cpu()
+        if not scores.isfinite().all():
+            raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")
+        self._rows[index] = _ScoreRow(scores, target, error)
         self.num_attributed += 1
 
     def finish(self) -> None:

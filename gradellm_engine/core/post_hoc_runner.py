@@ -45,8 +45,17 @@ class PostHocRunner:
         method = method_named(switches.name)
         return estimate(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens)
 
-    def check(self, method: Method, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> None:
+    def check(
+        self,
+        method: Method,
+        switches: Switches,
+        num_prompt_tokens: int,
+        num_new_tokens: int,
+        num_steps: int | None = None,
+    ) -> None:
         """Refuse a post-hoc method whose baseline is invalid or whose passes would not fit the memory.
+
+        `num_steps` of the new tokens are explained; None for all.
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
@@ -54,10 +63,18 @@ class PostHocRunner:
         baseline_ids = getattr(switches, "baseline_ids", ())
         check_token_ids("attribution.baseline_ids", baseline_ids, self._model.info.vocab_size)
         check_baseline(baseline_ids, num_prompt_tokens)
-        check_memory(method, switches, self.model_cost, num_prompt_tokens, num_new_tokens, self.memory_bytes)
+        check_memory(
+            method,
+            switches,
+            self.model_cost,
+            num_prompt_tokens,
+            num_new_tokens,
+            num_new_tokens if num_steps is None else num_steps,
+            self.memory_bytes,
+        )
 
     def explain(self, method: Method, switches: Switches, context: CompletionContext) -> ScoreStream:
-        """The scores of every step of a completion."""
+        """The scores of the explained steps of a completion."""
         return post_hoc_scores(self._completion_model(context), method, switches)
 
     def scores_at(
@@ -71,16 +88,17 @@ class PostHocRunner:
         return scores_at(self._completion_model(context), method, evaluated.method, mask, steps)
 
     @staticmethod
-    def num_tokens_read(evaluated: EvaluatedMethod, num_prompt_tokens: int, num_new_tokens: int) -> float:
-        """About how many tokens a method's passes read; a backward pass counts as two forward passes."""
+    def num_tokens_read(
+        evaluated: EvaluatedMethod, num_prompt_tokens: int, num_new_tokens: int, num_steps: int
+    ) -> float:
+        """About how many tokens a method reads to explain `num_steps` tokens; a backward pass counts as two forward."""
         if evaluated.method is None:
             return 0.0
         cost = method_named(evaluated.method.name).cost
         forward, backward = (
-            passes.count(evaluated.method, num_prompt_tokens, num_new_tokens)
-            for passes in (cost.forward, cost.backward)
+            passes.count(evaluated.method, num_prompt_tokens, num_steps) for passes in (cost.forward, cost.backward)
         )
-        length = num_new_tokens if cost.completion_only else num_prompt_tokens + num_new_tokens
+        length = num_steps if cost.completion_only else num_prompt_tokens + num_new_tokens
         return (forward + 2 * backward) * length
 
     def pass_budget(self, num_tokens: int) -> PassBudget:

@@ -2,7 +2,8 @@
 
     1. prefill   all tokens of the prompt but the last are read into a KV slot, in chunks
     2. decode    the last token is read, explained or not; the next one is sampled, or taken from `forced_ids`
-    3. explain   in the same pass (delivery per_token), or later for several tokens that are replayed (chunked)
+    3. explain   in the same pass (delivery per_token), or later for several tokens that are replayed (chunked); a
+                 token that the request does not select is not explained
     4. emit      the token with its text, then its scores; see `gradellm_engine.core.output_processor`
     5. repeat from 2 until the model ends its turn, a stop text is met, or all tokens are there
     6. post-hoc  methods over whole completions, and evaluations, a pass or two at a time
@@ -26,14 +27,14 @@ from gradellm_engine.core.output_processor import OutputProcessor
 from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress, PromptProgress, Started
 from gradellm_engine.core.request_spec import ContrastTokens, RequestCall, RequestSpec
 from gradellm_engine.core.sampler import Distribution, choose_token
-from gradellm_engine.errors import ComputationError
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS, KVPool, KVSlot
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, Delivery
-from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from gradellm_engine.passes.base import SequenceChunk, Target
+from gradellm_engine.passes.replay_queue import ReplayQueue
 from gradellm_engine.tokenization.prompt import Prompt
 
 DEFAULT_CHUNK_SIZE = 16
@@ -89,8 +90,8 @@ class Request:
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
         self._adapts_chunk_size = settings.chunk_size is None
         self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
-        self._unexplained: list[tuple[int, Target]] = []  # tokens that wait for a replay, by index in the completion
-        self._targets: list[Target] = []  # of all tokens, for a post-hoc method
+        self._replays = ReplayQueue(self._num_prompt_tokens)
+        self._targets: dict[int, Target] = {}  # of a post-hoc method, by token
         self._post_hoc: Iterator[StepScores | EvaluationEvent] | None = None
         self._is_post_hoc_done = spec.post_hoc is None
         self._post_hoc_progress = 0.0  # 0 to 1
@@ -136,12 +137,9 @@ class Request:
         if self._finish_reason is not None and not self._is_post_hoc_done:
             return RequestPhase.POST_HOC
         if self._needs_rotary_switch:
-            return RequestPhase.EXPLAIN if self._unexplained else RequestPhase.PREFILL
-        if self._num_forced_left or len(self._unexplained) >= self.chunk_size or self._finish_reason is not None:
-            return RequestPhase.EXPLAIN
-        if self._unexplained and not self._is_chunked:
-            return RequestPhase.EXPLAIN  # its pass held prompts, or memory ran out in it
-        return RequestPhase.DECODE
+            return RequestPhase.EXPLAIN if self._replays else RequestPhase.PREFILL
+        is_explained = self._num_forced_left or self._finish_reason is not None or self.must_replay
+        return RequestPhase.EXPLAIN if is_explained else RequestPhase.DECODE
 
     @property
     def is_long(self) -> bool:
@@ -169,14 +167,20 @@ class Request:
         return max(0, len(self.ids) - 1 - self.num_computed_tokens)
 
     @property
-    def num_unexplained(self) -> int:
-        """Tokens that wait for their scores."""
-        return len(self._unexplained)
+    def must_replay(self) -> bool:
+        """Whether its next explain pass replays tokens, rather than reading forced ones."""
+        if not self._replays:
+            return False
+        if self._num_forced_left and not self._needs_rotary_switch:
+            return len(self._replays) >= self.chunk_size
+        if not self._is_chunked or self._finish_reason is not None or self._needs_rotary_switch:
+            return True  # with delivery per_token, the token's pass held prompts, or memory ran out in it
+        return self._num_completion_tokens - self._replays.oldest >= self.chunk_size
 
     @property
     def chunk_length(self) -> int:
         """Tokens that the next explain pass takes."""
-        return min(self.chunk_size, len(self._unexplained) or self._num_forced_left)
+        return min(self.chunk_size, len(self._replays) if self.must_replay else self._num_forced_left)
 
     @property
     def post_hoc_seconds_left(self) -> float:
@@ -219,7 +223,7 @@ class Request:
 
         The scheduler calls this after `add_time`, so that `Finished` counts the last pass.
         """
-        if self._finish_reason is None or self._unexplained or not self._is_post_hoc_done or self.is_closed:
+        if self._finish_reason is None or self._replays or not self._is_post_hoc_done or self.is_closed:
             return
         self.events.append(
             Finished(
@@ -296,32 +300,28 @@ class Request:
             is_mixed: whether the pass holds prompts; it then explains nothing, and the token is replayed after it.
         """
         slot, last = self._open_slot(), self.ids[-1:]
-        if self._is_chunked:
-            return SequenceChunk.new(slot, last, after=after, replay_length=self.chunk_size)
-        if is_mixed and self._explain is not None:
-            return SequenceChunk.new(slot, last, after=after, replay_length=1)
-        return SequenceChunk.new(slot, last, self._explain, after=after)
+        explain = self._explain if self._spec.explains(self._num_completion_tokens) else None
+        if explain is not None and (self._is_chunked or is_mixed):
+            replay_length = self.chunk_size if self._is_chunked else 1
+            return SequenceChunk.new(slot, last, after=after, replay_length=replay_length)
+        return SequenceChunk.new(slot, last, explain, after=after)
 
-    def replay_chunk(self) -> tuple[SequenceChunk, list[Target]]:
+    def replay_chunks(self) -> tuple[list[SequenceChunk], list[Target]]:
         """Tokens to be read again to explain them, and their targets."""
-        waiting = self._unexplained[: self.chunk_size]
-        start = self._num_prompt_tokens + waiting[0][0] - 1  # the position whose logits gave the first of them
-        chunk = SequenceChunk.replay(self._open_slot(), start, start + len(waiting), self._explain_spec())
-        return chunk, [target for _, target in waiting]
+        if self._explain is None:
+            raise ValueError("a request without in-pass attribution has nothing to replay")
+        return self._replays.chunks(self._open_slot(), self._explain, min(self.chunk_size, len(self._replays)))
 
     def forced_chunk(self) -> SequenceChunk:
-        """The last token and the next forced tokens, to be explained together."""
+        """The last token and the next forced tokens; explained where all of their successors are, and none waits."""
         done, count = self._num_completion_tokens, self.chunk_size
         switch = self._model.runner.switch_tokens
         if switch is not None and not self.is_long:
             count = min(count, switch + 1 - len(self.ids))  # later tokens have other rotary factors
         forced = self._spec.forced_ids[done : done + count]
-        return SequenceChunk.new(self._open_slot(), [self.ids[-1], *forced[:-1]], self._explain)
-
-    def _explain_spec(self) -> ExplainSpec:
-        if self._explain is None:
-            raise ValueError("a request without in-pass attribution has nothing to replay")
-        return self._explain
+        all_explained = not self._replays and all(map(self._spec.explains, range(done, done + len(forced))))
+        explain = self._explain if all_explained else None
+        return SequenceChunk.new(self._open_slot(), [self.ids[-1], *forced[:-1]], explain)
 
     def _open_slot(self) -> KVSlot:
         if self.slot is None:
@@ -337,13 +337,14 @@ class Request:
             self._prompt_progress = done
             self.events.append(PromptProgress(done))
 
-    def add_tokens(self, distributions: Sequence[Distribution]) -> list[Target]:
-        """Add a token for each distribution; returns their targets. `emit_tokens` emits them.
+    def add_tokens(self, distributions: Sequence[Distribution]) -> list[Target | None]:
+        """Add a token for each distribution; returns targets of explained ones. `emit_tokens` emits the tokens.
 
         Raises:
             ComputationError: where the logits are not finite.
         """
-        spec, targets = self._spec, []
+        spec = self._spec
+        targets: list[Target | None] = []
         for distribution in distributions:
             index = self._num_completion_tokens
             distribution.check(index)
@@ -353,16 +354,22 @@ class Request:
             )
             self.ids.append(token_id)
             self._output.add_token(token_id, distribution, is_new=spec.is_completion or not is_forced)
-            target = self._target(token_id, distribution)
+            target = self._target(token_id, distribution) if spec.explains(index) else None
             targets.append(target)
-            if self._explain is not None:
-                self._unexplained.append((index, target))
-            elif spec.post_hoc is not None:
-                self._targets.append(target)
-            elif spec.model_free_scores is not None:
-                self._output.add_scores(index, target, spec.model_free_scores(index, len(self.ids) - 1))
+            if target is not None:
+                self._await_scores(index, target)
             self._finish_if_ended(token_id)
         return targets
+
+    def _await_scores(self, index: int, target: Target) -> None:
+        """Note that a token is to be explained; a method without a model explains it at once."""
+        spec = self._spec
+        if self._explain is not None:
+            self._replays.push(index, target)
+        elif spec.post_hoc is not None:
+            self._targets[index] = target
+        elif spec.model_free_scores is not None:
+            self._output.add_scores(index, target, spec.model_free_scores(index, len(self.ids) - 1))
 
     def emit_tokens(self) -> None:
         """Emit tokens whose text is final, and scores of tokens that have been emitted."""
@@ -374,10 +381,7 @@ class Request:
         Raises:
             ComputationError: where a score is not finite.
         """
-        explained = self._unexplained[: len(heat_map)]
-        del self._unexplained[: len(heat_map)]
-        _check_finite(heat_map, [index for index, _ in explained])
-        for (index, target), row in zip(explained, heat_map, strict=True):
+        for (index, target), row in zip(self._replays.pop(len(heat_map)), heat_map, strict=True):
             self._output.add_scores(index, target, row[: self._num_prompt_tokens + index])
         self.emit_tokens()
 
@@ -390,7 +394,8 @@ class Request:
         if self._spec.post_hoc is None:
             raise ValueError("a request whose tokens are explained one by one has no post-hoc work")
         if self._post_hoc is None:
-            context = CompletionContext(self.ids, self._num_prompt_tokens, self._targets, self.slot)
+            targets, steps = list(self._targets.values()), list(self._targets)
+            context = CompletionContext(self.ids, self._num_prompt_tokens, targets, self.slot, steps)
             self._post_hoc = self._spec.post_hoc(context)
         for result in self._post_hoc:
             if isinstance(result, float):
@@ -400,7 +405,6 @@ class Request:
             if not isinstance(result, StepScores):
                 self.events.append(result)
                 continue
-            _check_finite(result.scores[None], [result.step])
             self._output.add_scores(result.step, self._targets[result.step], result.scores, result.error)
             self.emit_tokens()
         self._post_hoc, self._is_post_hoc_done = None, True
@@ -436,14 +440,3 @@ class Request:
             self._output.finish()
             if self._output.stop is not None:
                 self._finish_reason = FinishReason.STOP_TEXT
-
-
-def _check_finite(rows: Tensor, indexes: Sequence[int]) -> None:
-    """Check that the scores of some tokens are finite. [T, S]
-
-    Raises:
-        ComputationError: naming the first token whose scores are not.
-    """
-    if not rows.isfinite().all():
-        index = indexes[int(rows.isfinite().all(-1).logical_not().int().argmax())]
-        raise ComputationError(f"the attribution of token {index} is not finite: the model's numbers overflow")

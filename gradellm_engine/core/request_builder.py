@@ -17,10 +17,11 @@ from gradellm_engine.faithfulness.evaluation import Evaluation
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.registry import method_named
 from gradellm_engine.model.loader import LoadedModel
-from gradellm_engine.params import AttributionSettings, Sampling
+from gradellm_engine.params import AttributionSettings, Sampling, TokenSelection
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.tokenization.prompt_reader import check_token_ids, read_prompt
+from gradellm_engine.tokenization.token_selection import reachable_tokens, selected_tokens
 
 AnyPrompt = PromptInput | str | Prompt
 
@@ -81,9 +82,6 @@ class RequestBuilder:
                 "first_attribution",
                 f"must lie between 0 and the number of forced tokens, {len(forced_ids)}; was {first_attribution}",
             )
-        first_step = len(forced_ids)
-        if attribution is not None and first_attribution is not None:
-            first_step = first_attribution
         arguments = {
             "prompt": prompt,
             "sampling": sampling,
@@ -97,10 +95,10 @@ class RequestBuilder:
             sampling=sampling,
             call=RequestCall("generation", arguments),
             forced_ids=tuple(forced_ids),
-            first_step=first_step,
+            first_step=len(forced_ids),
             tenant=tenant,
         )
-        return self._explaining(spec, attribution)
+        return self._explaining(spec, attribution, first_attribution)
 
     def attribution(
         self,
@@ -115,6 +113,8 @@ class RequestBuilder:
         self._limits.check_completion(completion)
         prompt = self.tokenize(prompt)
         ids = tuple(self._completions.completion_ids(prompt, completion))
+        if isinstance(completion, str) and attribution is not None and attribution.tokens is not None:
+            self._completions.check_spans(attribution.tokens, ids)
         arguments = {
             "prompt": prompt,
             "completion": ids,
@@ -176,21 +176,37 @@ class RequestBuilder:
         )
         return self._evaluating(spec, settings, num_new_tokens=sampling.max_new_tokens or 0)
 
-    def _explaining(self, spec: RequestSpec, attribution: AttributionSettings | None) -> Request:
-        """The request of a spec, with its tokens explained."""
+    def _explaining(
+        self, spec: RequestSpec, attribution: AttributionSettings | None, first_attribution: int | None = None
+    ) -> Request:
+        """The request of a spec, with its tokens explained, from `first_attribution` on where it is given."""
         if attribution is None:
             return Request(self._model, spec)
         prompt = spec.prompt
         attribution = self.resolver.attribution(attribution, prompt, is_completion=spec.is_completion)
+        if attribution.tokens is not None:
+            attribution = replace(attribution, tokens=self._selected(attribution.tokens, spec))
+        if first_attribution is not None:
+            spec = replace(spec, first_step=attribution.first_explained(first_attribution, len(spec.forced_ids)))
         spec = replace(spec, attribution=attribution, contrast=self._contrast(attribution, prompt))
         switches = attribution.method
         method = method_named(switches.name)
         if method.explain is not None:
-            self._post_hoc.check(method, switches, len(prompt.tokens), len(spec.forced_ids))
+            selected = None if attribution.tokens is None else attribution.tokens.indexes
+            n = len(spec.forced_ids) if selected is None else selected[-1] + 1
+            self._post_hoc.check(method, switches, len(prompt.tokens), n, n if selected is None else len(selected))
             spec = replace(spec, post_hoc=partial(self._post_hoc.explain, method, switches))
         if method.scores is not None:
             spec = replace(spec, model_free_scores=partial(method.scores, switches))
         return Request(self._model, spec)
+
+    def _selected(self, selection: TokenSelection, spec: RequestSpec) -> TokenSelection:
+        """The tokens that a request explains, as indexes; counts are checked before any is looked up."""
+        self._limits.check_token_count("attribution.tokens.indexes", len(selection.indexes))
+        self._limits.check_token_count("attribution.tokens.spans", len(selection.spans))
+        if not spec.is_completion:
+            return reachable_tokens(selection, spec.sampling.max_new_tokens or 0)
+        return selected_tokens(selection, self._completions.token_texts(spec.prompt, spec.forced_ids))
 
     def _contrast(self, attribution: AttributionSettings, prompt: Prompt) -> int | ContrastTokens | None:
         contrast = attribution.contrast

@@ -93,6 +93,10 @@ class RequestSpec:
     pass_budget: PassBudget | None = None
     tenant: str | None = None
 
+    def explains(self, index: int) -> bool:
+        """Whether a token of the completion has scores to compute, where any token has."""
+        return self.attribution is None or self.attribution.explains(index)
+
     @property
     def explain_in_pass(self) -> ExplainSpec | None:
         """What the pass over a token computes to explain it; None where tokens are explained otherwise or not at all.

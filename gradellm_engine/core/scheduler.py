@@ -195,8 +195,8 @@ class Scheduler:
         chosen = requests[: max(1, sum(length <= MAX_EXPLAINED_TOKENS[self._runner.processor] for length in lengths))]
         chosen = self._limit_batch(chosen)
         self._round_robin(chosen)
-        replayed = [request for request in chosen if request.num_unexplained]
-        forced = [request for request in chosen if not request.num_unexplained]
+        replayed = [request for request in chosen if request.must_replay]
+        forced = [request for request in chosen if not request.must_replay]
         if replayed:
             yield from self._replay(replayed)
         if forced := [request for request in forced if not request.is_closed]:
@@ -316,9 +316,11 @@ class Scheduler:
         began = time.perf_counter()
         with self._run_pass(requests):
             self._announce(requests)
-            chunks = [request.replay_chunk() for request in requests]
-            targets = [target for _, chunk_targets in chunks for target in chunk_targets]
-            _add_attributions(requests, self._runner.replay([chunk for chunk, _ in chunks], targets))
+            replays = [(request, *request.replay_chunks()) for request in requests]
+            work = [(request, chunk) for request, chunks, _ in replays for chunk in chunks]
+            targets = [target for *_, request_targets in replays for target in request_targets]
+            heat_maps = self._runner.replay([chunk for _, chunk in work], targets)
+            _add_attributions([request for request, _ in work], heat_maps)
             _add_time(requests, "attribution", began)
         yield
 

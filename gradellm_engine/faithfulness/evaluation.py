@@ -57,7 +57,7 @@ class Evaluation:
         label_ids: Sequence[int],
         pad_id: int | None,
         explain: Explain,
-        explain_tokens: Callable[[EvaluatedMethod, int, int], float],
+        explain_tokens: Callable[[EvaluatedMethod, int, int, int], float],
         pass_budget: PassBudget,
     ) -> None:
         """Check the settings that depend on the prompt.
@@ -69,7 +69,8 @@ class Evaluation:
             label_ids: first token of each label.
             pad_id: the tokenizer's padding token; None where it has none.
             explain: computes a method's scores.
-            explain_tokens: estimates how many tokens that reads, from m prompt tokens and n completion tokens.
+            explain_tokens: estimates how many tokens that reads, from the numbers of prompt tokens, completion tokens
+                and steps.
             pass_budget: limits of one pass.
 
         Raises:
@@ -162,7 +163,7 @@ class Evaluation:
         shared = self._perturbable.prefix_length
         lengths = sum(completion.prefix_length(step) - shared for step in steps)
         methods = (
-            self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps)
+            self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps, len(steps))
             for evaluated in self._settings.methods
             if evaluated.method is not None
         )
@@ -206,20 +207,19 @@ class Evaluation:
                     row = np.asarray(evaluated.rows[step], dtype=np.float64)
                     scores[evaluated.name, step] = row[positions[step]]
                 continue
-            num_tokens = self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps)
+            num_tokens = self._explain_tokens(evaluated, completion.num_prompt_tokens, completion.num_steps, len(steps))
             for result in self._explain(evaluated, completion, list(steps)):
                 if isinstance(result, float):
                     yield progress.share(result * num_tokens)
                     continue
                 step, prefix_scores = result
-                if step in positions:
-                    selected = prefix_scores.detach().double().cpu().numpy()[positions[step]]
-                    if not np.isfinite(selected).all():
-                        raise ComputationError(
-                            f"the scores of {evaluated.name} at step {step} are not finite: "
-                            "the model's activations or gradients overflow"
-                        )
-                    scores[evaluated.name, step] = selected
+                selected = prefix_scores.detach().double().cpu().numpy()[positions[step]]
+                if not np.isfinite(selected).all():
+                    raise ComputationError(
+                        f"the scores of {evaluated.name} at step {step} are not finite: "
+                        "the model's activations or gradients overflow"
+                    )
+                scores[evaluated.name, step] = selected
             progress.end_method(num_tokens)
         return scores
 

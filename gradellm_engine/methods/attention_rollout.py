@@ -34,9 +34,9 @@ def explain(model: CompletionModel, switches: AttentionRollout) -> ScoreStream:
         model.values(model.embeddings[None], Objective.LOGIT, FullSequenceAttention(watch=watch))
     yield 0.5
     completion = model.completion
-    explained = torch.arange(completion.num_prompt_tokens - 1, completion.num_tokens, device=mixed[0].device)
+    explained = torch.tensor(completion.positions, device=mixed[0].device)
     rows = torch.eye(completion.num_tokens, dtype=mixed[0].dtype, device=mixed[0].device)[explained]  # [n, T]
     for index in sorted(mixed, reverse=True):
         rows = rows.to(mixed[index].device) @ mixed[index]
-    for step, row in enumerate(rows):
+    for step, row in zip(completion.steps, rows, strict=True):
         yield StepScores(step, row[: completion.prefix_length(step)])

@@ -86,31 +86,39 @@ def model_cost(runner: ModelRunner) -> ModelCost:
     )
 
 
-def estimate(method: Method, switches: Switches, cost: ModelCost, m: int, n: int) -> Estimate:
-    """The estimated cost of explaining n completion tokens after m prompt tokens."""
-    forward, backward = method.cost.forward.count(switches, m, n), method.cost.backward.count(switches, m, n)
-    tokens = n if method.cost.completion_only else m + n
-    needed = 0 if method.explain is None else cost.bytes_of(m + n, n, method.cost.needs_graph)
+def estimate(
+    method: Method, switches: Switches, cost: ModelCost, m: int, n: int, num_steps: int | None = None
+) -> Estimate:
+    """The estimated cost of explaining `num_steps` (None: all) of n completion tokens after m prompt tokens."""
+    num_steps = n if num_steps is None else num_steps
+    forward, backward = (passes.count(switches, m, num_steps) for passes in (method.cost.forward, method.cost.backward))
+    tokens = num_steps if method.cost.completion_only else m + n
+    needed = 0 if method.explain is None else cost.bytes_of(m + n, num_steps, method.cost.needs_graph)
     passes = ((forward, cost.forward_seconds), (backward, cost.backward_seconds))
     seconds = sum(count * (constant + tokens * a_token) for count, (constant, a_token) in passes)
     return Estimate(forward, backward, seconds, needed)
 
 
-def check_memory(method: Method, switches: Switches, cost: ModelCost, m: int, n: int, memory: int) -> None:
-    """Refuse a request that needs more than `memory` bytes.
+def check_memory(
+    method: Method, switches: Switches, cost: ModelCost, m: int, n: int, num_steps: int, memory: int
+) -> None:
+    """Refuse a request that needs more than `memory` bytes; its arguments are those of `estimate`.
 
     Raises:
         InvalidRequestError: with the estimate, and the longest prompt that fits.
     """
-    needed = estimate(method, switches, cost, m, n).bytes
-    if needed <= memory:
+
+    def needed(prompt_tokens: int) -> int:
+        return estimate(method, switches, cost, prompt_tokens, n, num_steps).bytes
+
+    if needed(m) <= memory:
         return
-    fitting = _largest(m, lambda length: estimate(method, switches, cost, length, n).bytes <= memory)
+    fitting = _largest(m, lambda length: needed(length) <= memory)
     remedy = f"a prompt of up to {fitting} tokens fits" if fitting else "no prompt fits; give a shorter completion"
     raise InvalidRequestError(
         "attribution.method",
-        f"{method.name} of {n} tokens after a prompt of {m} needs about {needed:,} bytes; "
-        f"this server gives methods {memory:,} bytes; {remedy}",
+        f"{method.name} of {num_steps} tokens after a prompt of {m} needs about {needed(m):,} bytes; "
+        f"this server gives methods {memory:,} bytes; {remedy}, or fewer attribution.tokens",
     )
 
 

@@ -3,8 +3,9 @@
 A method is a generator. It yields a `StepScores` for each step, and the share of its work that is done. Between two
 results it runs at most a pass or two of bounded size, so that the scheduler can run other requests, or cancel this one.
 
-Shapes: m prompt tokens, n steps, T = m + n - 1 tokens that are read, V vocabulary, h hidden size, B sequences of a
-pass. Step t predicts completion token t from the first m + t tokens, at position m + t - 1.
+Shapes: m prompt tokens, n explained steps, V vocabulary, h hidden size, B sequences of a pass. Step t predicts
+completion token t from the first m + t tokens, at position m + t - 1. T tokens are read, as many as the last explained
+step needs: m + n - 1 where all steps of a completion are explained.
 """
 
 from __future__ import annotations
@@ -61,24 +62,41 @@ class CompletionContext:
     Attributes:
         ids: prompt and completion. [m + n]
         num_prompt_tokens: m.
-        targets: what is explained at each step. [n]
+        targets: what is explained at each explained step. [n]
         slot: KV slot that holds all tokens but the last; None where no slot does.
+        selected: the explained steps, ascending; None for the first n. [n]
     """
 
     ids: Sequence[int]
     num_prompt_tokens: int
     targets: Sequence[Target]
     slot: KVSlot | None = None
+    selected: Sequence[int] | None = None
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """The explained steps: indexes of tokens in the completion, ascending. [n]"""
+        return range(len(self.targets)) if self.selected is None else self.selected
 
     @property
     def num_steps(self) -> int:
-        """The number of steps, n."""
+        """The number of explained steps, n."""
         return len(self.targets)
 
     @property
     def num_tokens(self) -> int:
-        """T, the tokens that are read: the completion's last token is only predicted."""
-        return self.num_prompt_tokens + self.num_steps - 1
+        """T, the tokens that are read: the last explained token is only predicted."""
+        return self.prefix_length(self.steps[-1])
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions that predict the explained tokens. [n]"""
+        return [self.prefix_length(step) - 1 for step in self.steps]
+
+    def restricted(self, steps: Sequence[int]) -> CompletionContext:
+        """The same completion, of which only `steps`, a part of the explained ones, are explained."""
+        targets = dict(zip(self.steps, self.targets, strict=True))
+        return replace(self, targets=[targets[step] for step in steps], selected=steps)
 
     def prefix_length(self, step: int) -> int:
         """Number of tokens that a step is predicted from, m + t."""
@@ -126,12 +144,10 @@ class CompletionModel:
         self.runner, self.family, self.completion, self.memory = runner, family, completion, memory
         self._bytes_of = bytes_of
 
-    def truncated(self, num_steps: int) -> CompletionModel:
-        """The model for the first `num_steps` steps of the completion."""
-        completion = self.completion
-        ids = completion.ids[: completion.num_prompt_tokens + num_steps]
-        first = replace(completion, ids=ids, targets=completion.targets[:num_steps])
-        return CompletionModel(self.runner, self.family, first, self.memory, self._bytes_of)
+    def restricted(self, steps: Sequence[int]) -> CompletionModel:
+        """The model for some of the explained steps; it reads no token after the last of them."""
+        completion = self.completion.restricted(steps)
+        return CompletionModel(self.runner, self.family, completion, self.memory, self._bytes_of)
 
     @property
     def device(self) -> torch.device:
@@ -154,14 +170,15 @@ class CompletionModel:
         """The objective of each step's target, for sequences of embeddings. [B, T, h] -> [B, n]"""
         completion = self.completion
         positions = torch.arange(completion.num_tokens, device=self.device)
+        explained = torch.tensor(completion.positions, device=self.device)
         logits = self.runner.full_sequence_logits(
-            embeddings, positions, positions[completion.num_prompt_tokens - 1 :], attention or FullSequenceAttention()
+            embeddings, positions, explained, attention or FullSequenceAttention()
         )
         compute = torch.promote_types(logits.dtype, torch.float32)
         return objective_values(logits.to(compute), completion.targets, objective)
 
     def gradients(self, values: Tensor, inputs: Tensor) -> Iterator[tuple[range, Tensor]]:
-        """Gradients of each step's value by `inputs`, some steps at a time. [n], [..] -> [steps, ..]
+        """Gradients of each step's value by `inputs`, some at a time, by their places in `values`. [n], [..] -> [r, ..]
 
         All steps share one autograd graph, which the last backward pass frees.
         """
@@ -169,14 +186,14 @@ class CompletionModel:
         tokens = PASS_TOKENS if values.is_cuda else min(PASS_TOKENS, CPU_BATCH_TOKENS)
         at_once = max(1, min(n, tokens // (T * inputs.shape[0])))
         for first in range(0, n, at_once):
-            steps = range(first, min(n, first + at_once))
-            chosen = torch.zeros((len(steps), n), dtype=values.dtype, device=values.device)
-            chosen[torch.arange(len(steps)), torch.tensor(list(steps))] = 1
-            yield steps, _backward(values, inputs, chosen, is_last=steps.stop == n)
+            rows = range(first, min(n, first + at_once))
+            chosen = torch.zeros((len(rows), n), dtype=values.dtype, device=values.device)
+            chosen[torch.arange(len(rows)), torch.tensor(list(rows))] = 1
+            yield rows, _backward(values, inputs, chosen, is_last=rows.stop == n)
 
 
 def _backward(values: Tensor, inputs: Tensor, chosen: Tensor, *, is_last: bool) -> Tensor:
-    """Gradients of some of the values, in one backward pass. [n], [..], [steps, n] -> [steps, ..]"""
+    """Gradients of some of the values, in one backward pass. [n], [..], [r, n] -> [r, ..]"""
 
     def backward(weights: Tensor, *, retain_graph: bool = True) -> Tensor:
         (gradient,) = torch.autograd.grad(values, inputs, weights, retain_graph=retain_graph)

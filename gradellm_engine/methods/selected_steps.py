@@ -20,32 +20,25 @@ TOKENS_PER_PASS = 64  # explained in one pass of an in-pass method
 
 
 def post_hoc_scores(model: CompletionModel, method: Method, switches: Switches) -> ScoreStream:
-    """A post-hoc method's scores of all steps of a completion.
+    """A post-hoc method's scores of the explained steps of a completion.
 
-    Where the completion crosses the length at which rotary factors change, it is explained twice: truncated to the
-    steps with short prefixes, and as a whole, of which only the steps with long prefixes are used.
+    Where they lie on both sides of the length at which rotary factors change, the steps with short prefixes are
+    explained first, and then the steps with long ones.
     """
     if method.explain is None:
         raise ValueError(f"{method.name} is an in-pass method")
     completion, switch = model.completion, model.runner.switch_tokens
-    num_short = 0 if switch is None else max(0, switch + 1 - completion.num_prompt_tokens)
-    if not 0 < num_short < completion.num_steps:
-        yield from method.explain(model, switches)
-        return
-    for done, truncated, first in ((0.0, model.truncated(num_short), 0), (0.5, model, num_short)):
-        for result in method.explain(truncated, switches):
-            if not isinstance(result, StepScores):
-                yield done + result / 2
-            elif result.step >= first:
-                yield result
+    short = [step for step in completion.steps if switch is None or completion.prefix_length(step) <= switch]
+    groups = [steps for steps in (short, completion.steps[len(short) :]) if steps]
+    for done, steps in enumerate(groups):
+        for result in method.explain(model.restricted(steps), switches):
+            yield result if isinstance(result, StepScores) else (done + result) / len(groups)
 
 
 def scores_at(
     model: CompletionModel, method: Method, switches: Switches, domain: Tensor | None, steps: Sequence[int]
 ) -> Iterator[float | tuple[int, Tensor]]:
     """Steps with the scores of their whole prefix [m + t], and shares of the work; at most two passes between results.
-
-    A post-hoc method explains all steps, which share passes; steps that are not selected may come too.
 
     Args:
         model: the model for the completion, whose slot holds it.
@@ -59,7 +52,7 @@ def scores_at(
         for step in steps:
             yield step, method.scores(switches, step, completion.prefix_length(step))
     elif method.explain is not None:
-        for result in post_hoc_scores(model, method, switches):
+        for result in post_hoc_scores(model.restricted(steps), method, switches):
             yield (result.step, result.scores) if isinstance(result, StepScores) else result
     elif completion.slot is not None and isinstance(switches, LayerSwitches):
         yield from _in_pass_scores(model, completion.slot, ExplainSpec(switches, domain), steps)
@@ -85,7 +78,7 @@ def _in_pass_scores(
                 SequenceChunk.replay(slot, completion.prefix_length(step) - 1, completion.prefix_length(step), explain)
                 for step in chosen
             ]
-            rows = runner.replay(chunks, [completion.targets[step] for step in chosen])
+            rows = runner.replay(chunks, completion.restricted(chosen).targets)
             done += len(chosen)
             yield done / len(steps)
             for step, row in zip(chosen, rows, strict=True):

@@ -25,6 +25,7 @@ from gradellm_engine import (
     Similarity,
     Sink,
     Sources,
+    TokenSelection,
 )
 from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
 
@@ -204,3 +205,32 @@ def test_the_defaults() -> None:
     assert (settings.sources, settings.resolution, settings.top_k_sources) == (Sources.PROMPT, Resolution.TOKEN, None)
     assert settings.target_token_id is None
     assert settings.contrast is None
+
+
+def test_a_selection_of_tokens_is_sorted_and_has_each_once() -> None:
+    assert TokenSelection((4, 0, 4)).indexes == (0, 4)
+    assert TokenSelection((4, 0, 4)) == TokenSelection((0, 4))
+
+
+@pytest.mark.parametrize(
+    ("indexes", "spans", "field"),
+    [
+        ((), (), "tokens"),
+        ((2, -1), (), "tokens.indexes"),
+        ((), ((0, 2), (3, 3)), "tokens.spans[1]"),
+        ((), ((-1, 2),), "tokens.spans[0]"),
+    ],
+)
+def test_a_selection_without_a_token_is_refused(
+    indexes: tuple[int, ...], spans: tuple[tuple[int, int], ...], field: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        TokenSelection(indexes, spans)
+    assert caught.value.field == f"attribution.{field}"
+
+
+def test_selected_tokens_are_explained() -> None:
+    every, some = AttributionSettings(), AttributionSettings(tokens=TokenSelection((2, 5)))
+    assert all(every.explains(index) for index in range(9))
+    assert [index for index in range(9) if some.explains(index)] == [2, 5]
+    assert (every.first_explained(1, 4), some.first_explained(1, 4), some.first_explained(3, 4)) == (1, 2, 4)

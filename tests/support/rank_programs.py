@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from gradellm_engine import (
     Rotary,
     Sampling,
     Similarity,
+    TokenSelection,
 )
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import Switches
@@ -83,6 +85,24 @@ def post_hoc_methods(engine: Engine) -> list[Rows]:
             continue
         settings = AttributionSettings(method=method.switches())
         results.append(_rows(run(engine.scheduler, [engine.attribution_request(PROMPTS[0], COMPLETION, settings)])))
+    return results
+
+
+def selected_tokens(engine: Engine) -> list[Rows]:
+    """Some tokens of generated and given completions, in-pass and post hoc, in passes with other requests."""
+    tokens = TokenSelection((1, 2, 4))
+    results: list[Rows] = []
+    for delivery in Delivery:
+        every = AttributionSettings(delivery=delivery, chunk_size=2)
+        requests = [
+            engine.generation_request(prompt, Sampling(max_new_tokens=6), settings)
+            for prompt in PROMPTS
+            for settings in (every, replace(every, tokens=tokens))
+        ]
+        requests.append(engine.attribution_request(PROMPTS[0], COMPLETION, replace(every, tokens=tokens)))
+        results.append(_rows(run(engine.scheduler, requests)))
+    settings = AttributionSettings(METHODS["saliency"].switches(), tokens=tokens)
+    results.append(_rows(run(engine.scheduler, [engine.attribution_request(PROMPTS[0], COMPLETION, settings)])))
     return results
 
 
@@ -154,6 +174,7 @@ PROGRAMS: dict[str, Callable[[Engine], Any]] = {
         default_method,
         in_pass_methods,
         post_hoc_methods,
+        selected_tokens,
         evaluation,
         cancellation,
         prefix_sharing,

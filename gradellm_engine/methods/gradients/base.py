@@ -59,10 +59,11 @@ def gradient_scores(
     with torch.enable_grad():
         values, inputs = forward()
     yield 1 / (1 + completion.num_steps)
-    for steps, gradients in model.gradients(values, inputs):
-        for step, gradient in zip(steps, gradients[:, 0], strict=True):
+    for rows, gradients in model.gradients(values, inputs):
+        for row, gradient in zip(rows, gradients[:, 0], strict=True):
+            step = completion.steps[row]
             yield StepScores(step, aggregate(channels(gradient), aggregation)[: completion.prefix_length(step)])
-        yield (1 + steps.stop) / (1 + completion.num_steps)
+        yield (1 + rows.stop) / (1 + completion.num_steps)
 
 
 def by_embeddings(

@@ -79,7 +79,8 @@ def path_scores(
             done += share / num_turns
             yield min(done, 1.0)
         rows = aggregate(difference * averages.gradients, switches.aggregation)
-        for step, row, error in zip(turn, rows, errors(averages, gains[list(turn)]).tolist(), strict=True):
+        steps = completion.steps[turn.start : turn.stop]
+        for step, row, error in zip(steps, rows, errors(averages, gains[list(turn)]).tolist(), strict=True):
             yield StepScores(step, prefix_scores(row, completion, step), error)
 
 
@@ -109,7 +110,11 @@ def _accumulate(
     turn: range,
     averages: Averages,
 ) -> Iterator[float]:
-    """Add the gradients of the steps of a turn along the path to `averages`; yields shares of this work."""
+    """Add the gradients of a turn's steps, by their places among the explained ones, to `averages`.
+
+    Yields:
+        Shares of this work.
+    """
     m, count = len(baseline), len(path.alphas)
     at_once = model.sequences_per_pass(graph=True)
     for start in range(0, count, at_once):

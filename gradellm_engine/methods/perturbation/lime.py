@@ -52,8 +52,8 @@ def explain(model: CompletionModel, switches: Lime) -> ScoreStream:
     values = torch.zeros((len(kept), completion.num_steps), dtype=torch.float32, device=model.device)
     yield from perturbed_values(model, len(kept), perturb, switches.objective, values)
     slopes, errors = fit(kept.double().cpu(), values.double().cpu(), kernel(kept).double().cpu())
-    for step in range(completion.num_steps):
-        yield StepScores(step, prefix_scores(slopes[:, step].float(), completion, step), float(errors[:, step].max()))
+    for row, step in enumerate(completion.steps):
+        yield StepScores(step, prefix_scores(slopes[:, row].float(), completion, step), float(errors[:, row].max()))
 
 
 def sample_masks(switches: Lime, num_tokens: int) -> Tensor:

@@ -43,5 +43,5 @@ def explain(model: CompletionModel, switches: Occlusion) -> ScoreStream:
         return embeddings
 
     yield from perturbed_values(model, m, without, switches.objective, values)
-    for step in range(completion.num_steps):
-        yield StepScores(step, prefix_scores(unperturbed[step] - values[:, step], completion, step))
+    for row, step in enumerate(completion.steps):
+        yield StepScores(step, prefix_scores(unperturbed[row] - values[:, row], completion, step))

@@ -58,8 +58,8 @@ def explain(model: CompletionModel, switches: ReAgent) -> ScoreStream:
     drops = (unperturbed - values).double().clamp(-1 + 1e-6, 1 - 1e-6).cpu()  # [N, n]
     signs = torch.where(replaced, 1.0, -1.0).double()  # [N, m]
     scores = (signs.T @ (torch.log1p(drops) - torch.log1p(-drops))).softmax(0)  # [m, n]
-    for step in range(completion.num_steps):
-        yield StepScores(step, prefix_scores(scores[:, step].float(), completion, step))
+    for row, step in enumerate(completion.steps):
+        yield StepScores(step, prefix_scores(scores[:, row].float(), completion, step))
 
 
 def _cumulative_predictions(model: CompletionModel) -> Tensor:

@@ -41,14 +41,14 @@ def explain(model: CompletionModel, switches: ValueZeroing) -> ScoreStream:
     originals = {index: output[0].clone() for index, output in outputs.items()}  # [T, h]
     total = 1 + completion.num_steps
     yield 1 / total
-    for step in range(completion.num_steps):
+    for done, step in enumerate(completion.steps):
         scores = torch.zeros(completion.prefix_length(step), dtype=torch.float32)
         at_once = max(1, min(completion.prefix_length(step), model.sequences_per_pass() * completion.num_tokens))
         for start in range(0, completion.prefix_length(step), at_once):
             tokens = range(start, min(completion.prefix_length(step), start + at_once))
             changes = _output_changes(model, step, tokens, layers, attended, originals)
             scores[tokens.start : tokens.stop] = changes.mean(0).float().cpu()
-            yield (1 + step + tokens.stop / completion.prefix_length(step)) / total
+            yield (1 + done + tokens.stop / completion.prefix_length(step)) / total
         yield StepScores(step, scores)
 
 

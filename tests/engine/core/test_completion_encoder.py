@@ -20,6 +20,7 @@ from gradellm_engine import (
     InvalidRequestError,
     Message,
     PromptInput,
+    TokenSelection,
 )
 
 ModelPath = Callable[[str], Path]
@@ -106,3 +107,15 @@ def test_a_contrast_of_several_tokens_is_refused_with_the_tokens(demo: Engine) -
     assert caught.value.field == "attribution.contrast.text"
     with pytest.raises(InvalidRequestError, match="the limit is 15"):
         demo.generate("The film is", GREEDY, AttributionSettings(contrast=Contrast(text="good" * 9)))
+
+
+def test_spans_of_a_text_with_special_tokens_are_refused(engine: Engine) -> None:
+    """The completion's text leaves a special token out, so that offsets of the sent text are not its offsets."""
+    ids = [step.id for step in engine.attribute("Once", "ab</s>c")]
+    assert ids[2] in engine.model.encoder.special_ids
+    spans = AttributionSettings(tokens=TokenSelection(spans=((2, 3),)))
+    with pytest.raises(InvalidRequestError, match=f"has special tokens \\({ids[2]} '</s>'\\)") as caught:
+        engine.attribute("Once", "ab</s>c", spans)
+    assert caught.value.field == "attribution.tokens.spans"
+    steps = list(engine.attribute("Once", ids, spans))  # of ids, spans are those of the tokens' text
+    assert [(step.index, step.text) for step in steps if step.attribution is not None] == [(3, "c")]

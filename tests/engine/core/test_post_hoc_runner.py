@@ -48,7 +48,15 @@ def context_of(prompt: Prompt, **options: Any) -> CompletionContext:
     ],
 )
 def test_a_backward_pass_counts_as_two_forward_passes(switches: Any, tokens: int) -> None:
-    assert PostHocRunner.num_tokens_read(EvaluatedMethod("it", switches), m, n) == tokens
+    assert PostHocRunner.num_tokens_read(EvaluatedMethod("it", switches), m, n, n) == tokens
+
+
+@pytest.mark.parametrize(
+    ("switches", "tokens"),
+    [(GradEllm(), 3 * 2), (Saliency(), (1 + 2 * 2) * (m + n)), (Occlusion(), (m + 1) * (m + n))],
+)
+def test_some_steps_take_their_own_passes(switches: Any, tokens: int) -> None:
+    assert PostHocRunner.num_tokens_read(EvaluatedMethod("it", switches), m, n, 2) == tokens
 
 
 @pytest.mark.parametrize(("baseline", "message"), [((65, 66), "are 2 tokens; give one for each"), ((261,) * m, "260")])
@@ -70,6 +78,7 @@ def test_a_method_beyond_the_memory_is_refused(engine: Engine) -> None:
     with pytest.raises(InvalidRequestError, match="bytes") as caught:
         runner.check(METHODS["saliency"], Saliency(), m + 10, n)
     assert caught.value.field == "attribution.method"
+    runner.check(METHODS["saliency"], Saliency(), m + 10, n, 1)  # one token fits
 
 
 def test_scores_of_all_steps_are_those_of_requests(engine: Engine, runner: PostHocRunner) -> None:

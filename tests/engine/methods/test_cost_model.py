@@ -109,11 +109,11 @@ def test_memory_does_not_grow_with_steps_times_prompt(load: Callable[[str], Engi
 def test_a_refusal_names_the_longest_prompt_that_fits(load: Callable[[str], Engine]) -> None:
     engine, method, switches = load("llama"), METHODS["saliency"], METHODS["saliency"].switches()
     memory = estimate(method, switches, engine.model_cost, 77, 5).bytes
-    check_memory(method, switches, engine.model_cost, 77, 5, memory)
+    check_memory(method, switches, engine.model_cost, 77, 5, 5, memory)
     with pytest.raises(InvalidRequestError, match="a prompt of up to 77 tokens fits"):
-        check_memory(method, switches, engine.model_cost, 200, 5, memory)
+        check_memory(method, switches, engine.model_cost, 200, 5, 5, memory)
     with pytest.raises(InvalidRequestError, match="give a shorter completion"):
-        check_memory(method, switches, engine.model_cost, 200, 5, 1)
+        check_memory(method, switches, engine.model_cost, 200, 5, 5, 1)
 
 
 def test_seconds_grow_with_passes_and_tokens(load: Callable[[str], Engine]) -> None:

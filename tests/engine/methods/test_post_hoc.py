@@ -91,11 +91,15 @@ def test_a_pass_has_as_many_sequences_as_fit(monkeypatch: pytest.MonkeyPatch) ->
     assert completion_model(10**9, 200, 5).sequences_per_pass() == 1
 
 
-def test_a_truncated_completion_has_its_first_steps() -> None:
-    first = completion_model(480, 8, 5).truncated(2).completion
-    assert (first.num_steps, first.num_tokens, first.prefix_length(1)) == (2, 9, 9)
-    assert first.ids == list(range(10))
-    assert first.targets == [Target(0), Target(1)]
+def test_a_restricted_completion_reads_up_to_its_last_step() -> None:
+    model = completion_model(480, 8, 5)
+    some = model.restricted([1, 3])
+    assert list(some.completion.steps) == [1, 3]
+    assert (some.completion.num_steps, some.completion.num_tokens, some.completion.positions) == (2, 11, [8, 10])
+    assert some.completion.targets == [Target(1), Target(3)]
+    assert some.restricted([3]).completion.targets == [Target(3)]
+    assert (list(model.completion.steps), model.completion.num_tokens) == ([0, 1, 2, 3, 4], 12)
+    assert model.completion.positions == [7, 8, 9, 10, 11]
 
 
 def test_scores_of_the_prompt_are_0_for_generated_tokens() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_engine import GradEllm, Switches
+from gradellm_engine import GradEllm, Switches, TokenSelection
 from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.kv_cache.pool import KVSlot
-from gradellm_engine.methods import selected_steps
+from gradellm_engine.methods import post_hoc, selected_steps
 from gradellm_engine.methods.base import Cost, Method, Passes
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.post_hoc import CompletionContext, CompletionModel, StepScores
@@ -24,7 +24,7 @@ from gradellm_engine.model.families import family_of
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import Target
 from support.kv_fixtures import prefilled_slot
-from support.methods.reference_case import Case
+from support.methods.reference_case import Case, quick
 from support.oracle import relative_error
 
 MakeCase = Callable[..., Case]
@@ -68,7 +68,7 @@ def slot(subject: Case) -> Iterator[KVSlot]:
 def test_scores_are_those_of_the_whole_completion(subject: Case, slot: KVSlot, switches: Switches) -> None:
     found, shares = selected(subject, switches, slot)
     expected = subject.rows(switches, COMPLETION)
-    assert set(STEPS) <= set(found)
+    assert list(found) == STEPS
     for step, scores in found.items():
         assert scores.shape == (len(subject.ids) + step,)
         assert relative_error(scores, expected[step].double()) <= TOLERANCE
@@ -107,8 +107,8 @@ def test_an_in_pass_method_needs_the_slot(subject: Case) -> None:
     [
         (None, [(6, range(6))]),
         (9, [(6, range(6))]),  # the first step is beyond it already: 10 tokens
-        (10, [(1, range(1)), (6, range(1, 6))]),
-        (13, [(4, range(4)), (6, range(4, 6))]),
+        (10, [(1, range(1)), (5, range(1, 6))]),
+        (13, [(4, range(4)), (2, range(4, 6))]),
         (15, [(6, range(6))]),  # the last step is not beyond it
     ],
 )
@@ -118,8 +118,8 @@ def test_steps_on_both_sides_of_a_rotary_switch_are_explained_apart(
     """A prompt of 10 tokens and 6 steps; each score holds the number of steps of the run that it is from."""
 
     def explain(model: CompletionModel, switches: Switches) -> Iterator[StepScores | float]:
-        for step in range(model.completion.num_steps):
-            yield (step + 1) / model.completion.num_steps
+        for done, step in enumerate(model.completion.steps, 1):
+            yield done / model.completion.num_steps
             yield StepScores(step, torch.tensor(float(model.completion.num_steps)))
 
     runner: Any = SimpleNamespace(switch_tokens=switch)
@@ -131,3 +131,51 @@ def test_steps_on_both_sides_of_a_rotary_switch_are_explained_apart(
     shares = [result for result in results if isinstance(result, float)]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_request_for_some_tokens_has_their_rows_of_all_tokens(case: MakeCase, name: str) -> None:
+    """Of every method, in float64, where rounding hides nothing."""
+    subject = case("llama")
+    switches = quick(name, samples=6, steps=3)
+    every = subject.steps(switches, COMPLETION)
+    some = subject.steps(switches, COMPLETION, tokens=TokenSelection((1, 4)))
+    assert [step.index for step in some if step.attribution is not None] == [1, 4]
+    for index in (1, 4):
+        row, expected = some[index].attribution, every[index].attribution
+        assert row is not None
+        assert expected is not None
+        assert relative_error(row.scores, expected.scores.double()) <= 1e-6
+        assert row.target_token_id == expected.target_token_id
+        assert (row.error is None) == (expected.error is None)
+        assert row.error is None or row.error == pytest.approx(expected.error, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.explain is not None))
+def test_one_token_costs_a_post_hoc_method_one_token(
+    case: MakeCase, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes read no token after the selected one, and have one logit row and one gradient."""
+    subject, sizes, gradients = case("llama"), [], []
+    m, full, backward = len(subject.ids), ModelRunner.full_sequence_logits, post_hoc._backward
+
+    def counted(self: ModelRunner, embeddings: Tensor, positions: Tensor, explained: Tensor, *args: Any) -> Tensor:
+        sizes.append((embeddings.shape[1], len(explained)))
+        return full(self, embeddings, positions, explained, *args)
+
+    def counted_backward(values: Tensor, inputs: Tensor, chosen: Tensor, **options: Any) -> Tensor:
+        gradients.append(len(chosen))
+        return backward(values, inputs, chosen, **options)
+
+    monkeypatch.setattr(ModelRunner, "full_sequence_logits", counted)
+    monkeypatch.setattr(post_hoc, "_backward", counted_backward)
+    switches = quick(name, samples=6, steps=3)
+    subject.steps(switches, COMPLETION, tokens=TokenSelection((2,)))
+    of_one, backward_passes = list(sizes), sum(gradients)
+    sizes.clear()
+    gradients.clear()
+    subject.steps(switches, COMPLETION)
+    assert max(length for length, _ in of_one) <= m + 2
+    assert len(of_one) <= len(sizes)
+    assert {count for length, count in of_one if length == m + 2} == {1}
+    assert sum(gradients) == len(COMPLETION) * backward_passes

@@ -22,6 +22,7 @@ from gradellm_engine import (
     Resolution,
     Sampling,
     Sources,
+    TokenSelection,
 )
 from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.params import PRESETS
@@ -87,6 +88,10 @@ def drawn_requests(engine: Engine, rng: random.Random, count: int) -> list[Drawn
         )
         attribution = settings()
         ids = [rng.randrange(256) for _ in range(rng.randint(1, 12))]
+        if rng.random() < 0.4:
+            length = {"completion": len(ids), "resumed": 12}.get(kind, sampling.max_new_tokens or 1)
+            selected = rng.sample(range(length), rng.randint(1, length))
+            attribution = replace(attribution, tokens=TokenSelection(tuple(selected)))
         if kind == "completion":
             return DrawnRequest(lambda: engine.attribution_request(prompt, ids, attribution), seed)
         if kind == "resumed":
@@ -183,7 +188,7 @@ def check(result: Comparison, dtype: str) -> None:
     assert result.num_vectors > 60
     assert result.num_near_ties <= (1 if dtype == "float32" else 0)
     # As in test_oracle: sums that cancel have few digits left in float32. In float64 they agree.
-    assert above <= result.num_vectors / 40
+    assert above <= max(2, result.num_vectors / 40)
     assert worst <= (3 * TOLERANCE if dtype == "float32" else 1e-9)
 
 
