@@ -692,7 +692,7 @@ class Segment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AttributionOptions(_message.Message):
-    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids", "sink")
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids", "sink", "tokens")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
     LOOSENING_FIELD_NUMBER: _ClassVar[int]
@@ -717,6 +717,7 @@ class AttributionOptions(_message.Message):
     LAYER_FIELD_NUMBER: _ClassVar[int]
     BASELINE_IDS_FIELD_NUMBER: _ClassVar[int]
     SINK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     method: str
     preset: Preset
     loosening: Loosening
@@ -741,7 +742,24 @@ class AttributionOptions(_message.Message):
     layer: int
     baseline_ids: _containers.RepeatedScalarFieldContainer[int]
     sink: Sink
-    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ..., sink: _Optional[_Union[Sink, str]] = ...) -> None: ...
+    tokens: TokenSelection
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ..., sink: _Optional[_Union[Sink, str]] = ..., tokens: _Optional[_Union[TokenSelection, _Mapping]] = ...) -> None: ...
+
+class TokenSelection(_message.Message):
+    __slots__ = ("indexes", "spans")
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    spans: _containers.RepeatedCompositeFieldContainer[TextSpan]
+    def __init__(self, indexes: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[TextSpan, _Mapping]]] = ...) -> None: ...
+
+class TextSpan(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Layers(_message.Message):
     __slots__ = ("last", "indexes")

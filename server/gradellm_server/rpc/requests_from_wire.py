@@ -30,6 +30,7 @@ from gradellm_engine import (
     Sampling,
     Segment,
     Sources,
+    TokenSelection,
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
@@ -98,6 +99,7 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         sources=choice(Sources, pb.Sources, request, "sources") or Sources.PROMPT,
         resolution=choice(Resolution, pb.Resolution, request, "resolution") or Resolution.TOKEN,
         delivery=choice(Delivery, pb.Delivery, request, "delivery") or Delivery.PER_TOKEN,
+        tokens=_tokens(request.tokens),
         **set_fields(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
 
@@ -151,7 +153,7 @@ def _check_count(field: str, count: int, limit: int) -> None:
 def _evaluated_method(request: pb.EvaluatedMethod, seed: int) -> EvaluatedMethod:
     """A method of the server. The random baseline takes the evaluation's seed unless it has one of its own."""
     options = request.attribution
-    for name in ("target_token_id", "contrast", "top_k_sources", "chunk_size"):
+    for name in ("target_token_id", "contrast", "top_k_sources", "chunk_size", "tokens"):
         if options.HasField(name):
             raise InvalidRequestError(f"attribution.{name}", NO_MEANING_IN_EVALUATE)
     for name in ("sources", "resolution", "delivery"):
@@ -199,6 +201,13 @@ def _layers(request: pb.AttributionOptions) -> int | tuple[int, ...] | None:
     if layers.HasField("last"):
         return layers.last
     return tuple(layers.indexes) or None
+
+
+def _tokens(request: pb.TokenSelection) -> TokenSelection | None:
+    """The selected tokens; None for all."""
+    if not (request.indexes or request.spans):
+        return None
+    return TokenSelection(tuple(request.indexes), tuple((span.start, span.end) for span in request.spans))
 
 
 def _contrast(request: pb.Contrast) -> Contrast:

@@ -64,6 +64,7 @@ def _attribution(settings: AttributionSettings) -> pb.AttributionOptions:
         top_k_sources=settings.top_k_sources,
         delivery=number_of(pb.Delivery, settings.delivery),  # type: ignore[arg-type]
         chunk_size=settings.chunk_size,
+        tokens=None if settings.tokens is None else pb.TokenSelection(indexes=settings.tokens.indexes),
     )
 
 

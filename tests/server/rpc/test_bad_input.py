@@ -53,6 +53,20 @@ CASES: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "segment of a message that is not there": (
         generate(pb.Input(messages=[HELLO], segments=[pb.Segment(name="a", message=1, start=0, end=1)])),
         "input.segments[0].message", "index into the 1 messages"),
+    "token that cannot be generated": (
+        explained(tokens=pb.TokenSelection(indexes=[0, 2])), "attribution.tokens.indexes",
+        "2 is beyond max_new_tokens, 2"),
+    "token before the first": (
+        explained(tokens=pb.TokenSelection(indexes=[-1])), "attribution.tokens.indexes", "-1 is no token"),
+    "more tokens than a completion has": (
+        explained(tokens=pb.TokenSelection(indexes=range(5000))), "attribution.tokens.indexes",
+        "5,000 tokens; the limit"),
+    "text that is not written": (
+        explained(tokens=pb.TokenSelection(spans=[pb.TextSpan(start=0, end=1)])), "attribution.tokens.spans",
+        "Generate takes indexes"),
+    "text without a code point": (
+        explained(tokens=pb.TokenSelection(spans=[pb.TextSpan(start=1, end=1)])), "attribution.tokens.spans[0]",
+        "at least one code point"),
     "zero max_new_tokens": (generate(max_new_tokens=0), "max_new_tokens", "at least 1"),
     "more tokens than the context holds": (generate(max_new_tokens=250), "max_new_tokens", "at most 239"),
     "NaN temperature": (generate(temperature=float("nan")), "temperature", "nan"),

@@ -143,6 +143,9 @@ CASES: dict[str, tuple[pb.EvaluateRequest, str, str]] = {
     "a resolution": (
         request(methods=[pb.EvaluatedMethod(attribution=OPTIONS(resolution=pb.RESOLUTION_WORD))]),
         "attribution.resolution", "no meaning"),
+    "tokens": (
+        request(methods=[pb.EvaluatedMethod(attribution=OPTIONS(tokens=pb.TokenSelection(indexes=[0])))]),
+        "attribution.tokens", "no meaning"),
     "pi of 0": (request(pis=[0.0, 0.5]), "pis", "above 0 and below 1"),
     "pi of 1": (request(pis=[0.5, 1.0]), "pis", "above 0 and below 1"),
     "NaN for a pi": (request(pis=[float("nan")]), "pis", "above 0 and below 1"),

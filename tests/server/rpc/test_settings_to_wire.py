@@ -106,6 +106,26 @@ def test_a_provenance_names_model_and_versions_and_no_settings_that_were_not_ask
     assert versions().keys() == {"gradellm", "torch", "transformers", "tokenizers"}
 
 
+def test_provenance_has_the_selected_tokens_as_indexes(server: RunningServer) -> None:
+    """One token a byte; a request with the settings of the provenance gives the same rows."""
+    for selection, indexes in (
+        (pb.TokenSelection(indexes=[3, 0, 3]), [0, 3]),
+        (pb.TokenSelection(indexes=[0], spans=[pb.TextSpan(start=2, end=4)]), [0, 2, 3]),
+    ):
+        request = pb.AttributeRequest(input=pb.Input(prompt="Once"), completion="upon")
+        request.attribution.tokens.CopyFrom(selection)
+        first = list(server.stub.Attribute(request))
+        made = first[0].started.provenance.attribution
+        assert made.tokens == pb.TokenSelection(indexes=indexes)
+        rows = [event.attribution for event in first if event.HasField("attribution")]
+        assert [row.token_index for row in rows] == indexes
+        assert first[-1].finished.usage.attributed_tokens == len(indexes)
+        request.attribution.CopyFrom(made)
+        assert [e.attribution for e in server.stub.Attribute(request) if e.HasField("attribution")] == rows
+    plain = next(iter(server.stub.Attribute(pb.AttributeRequest(input=pb.Input(prompt="Once"), completion="upon"))))
+    assert not plain.started.provenance.attribution.HasField("tokens")
+
+
 def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None:
     options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2), sink=pb.SINK_EXCLUDE)
     request = pb.GenerateRequest(
