@@ -75,6 +75,9 @@ def _resolved(event: pb.Started, asked: pb.AttributionOptions) -> pb.Started:
     for field, value in asked.ListFields():
         if field.enum_type is not None and field.name != "preset":
             setattr(resolved.provenance.attribution, field.name, value)
+        elif field.name == "tokens":
+            indexes = value.indexes or range(len(value.spans))  # as if a span were one of the first tokens
+            resolved.provenance.attribution.tokens.indexes.extend(indexes)
     return resolved
 
 

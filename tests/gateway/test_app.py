@@ -97,6 +97,13 @@ def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
     with Client(server.address) as client:
         expected = client.attribute(messages=MESSAGES, completion=" there was", method="saliency")
     assert rows[0] == pytest.approx(expected.scores[0], abs=1e-6)
+    chosen = expected.token_indexes("was")
+    for tokens in ("was", list(chosen), [[7, 10]]):
+        status, _, said = post(f"{url}/v1/gradellm/attribute", {**fields, "tokens": tokens})
+        assert status == 200
+        some = [event["attribution"] for event in events(said) if "attribution" in event]
+        assert [row["token_index"] for row in some] == list(chosen)
+        assert some[0]["scores"] == pytest.approx(expected.scores[chosen[0]], abs=1e-6)
     fields = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
     status, _, said = post(f"{url}/v1/gradellm/evaluate", fields)
     assert status == 200

@@ -315,6 +315,14 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
         "--baseline-ids", type=token_ids, metavar="1,2,3", help="baseline token ids, one per prompt token"
     )
     group.add_argument("--chunk-size", type=int, metavar="N", help="tokens per attribution chunk, 1 to 256")
+    group.add_argument(
+        "--tokens",
+        type=_tokens,
+        action="extend",
+        metavar="1,4:8|TEXT|re:PATTERN",
+        help="explain these tokens of the completion only: indexes and ranges START:END; of a given completion also "
+        "those of a text (text:12 for the text 12) or of a regular expression's matches; repeatable",
+    )
 
 
 def attribution_keywords(args: argparse.Namespace) -> dict[str, Any]:
@@ -331,6 +339,18 @@ def _layers(text: str) -> Literal["all"] | int | list[int]:
     if match := re.fullmatch(r"last:(\d+)", text):
         return int(match[1])
     return token_ids(text)
+
+
+def _tokens(text: str) -> list[int | range | str | re.Pattern[str]]:
+    if re.fullmatch(r"\d+(:\d+)?(,\d+(:\d+)?)*", text):
+        spans = [[int(number) for number in part.split(":")] for part in text.split(",")]
+        return [range(*span) if len(span) == 2 else span[0] for span in spans]
+    if text.startswith("re:"):
+        try:
+            return [re.compile(text.removeprefix("re:"))]
+        except re.error as error:
+            raise argparse.ArgumentTypeError(f"must be a regular expression after re:, not {text!r}: {error}") from None
+    return [text.removeprefix("text:")]
 
 
 def _contrast(text: str) -> int | str:

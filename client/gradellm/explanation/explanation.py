@@ -179,9 +179,17 @@ class Explanation:
     def attribution_of(self, selection: Selection = None) -> tuple[float, ...]:
         """Return a score for each of `sources`: the sum over the tokens of a selection.
 
-        A selection is a word, a token index, a range of token indexes, or a text in the completion; None for all of it.
+        A selection is a word, a token index, a range of token indexes, a text in the completion (its first place) or a
+        regular expression (all its matches); None for all of it.
         """
         return queries.attribution_of(self, selection)
+
+    def token_indexes(self, selection: Selection = None) -> tuple[int, ...]:
+        """Return the indexes of the tokens of a selection, as in `attribution_of`, with and without attribution.
+
+        They are what the keyword `tokens` of `Client.attribute` takes, to explain these tokens only.
+        """
+        return queries.selected_tokens(self, selection)
 
     def parts(self, by: By = "segment", selection: Selection = None) -> tuple[Part, ...]:
         """Return the contribution of each "segment", "role", "message", "word" or "source", in text order."""

@@ -64,7 +64,10 @@ def plot(explanation: Explanation, form: str) -> bytes:
         axes.set_xlabel(f"{len(columns):,} sources")
     if len(words) <= _MAX_LABELS:
         axes.set_yticks(range(len(words)), [_label(word.text) for word in words], fontsize=8, parse_math=False)
-    else:
+    num_words = len(explanation.words)
+    if len(words) < num_words:
+        axes.set_ylabel(f"{len(words):,} of {num_words:,} words; the others are not explained")
+    elif len(words) > _MAX_LABELS:
         axes.set_ylabel(f"{len(words):,} words")
     settings = explanation.provenance.attribution
     method = "" if settings is None else f", {settings.method}{f' ({settings.preset})' if settings.preset else ''}"

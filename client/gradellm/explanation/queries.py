@@ -1,19 +1,21 @@
 """Queries on the scores of an explanation. Pure functions.
 
-A selection is a part of the completion: None for all of it, a word, a token index, a range of token indexes, or a text
-in it. Its attribution is the sum of its tokens' rows.
+A selection is a part of the completion: None for all of it, a word, a token index, a range of token indexes, a text in
+it (its first place), or a regular expression (all its matches). Its attribution is the sum of its tokens' rows.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from gradellm.errors import InvalidExplanationError
+from gradellm.errors import InvalidExplanationError, InvalidRequestError
 from gradellm.explanation.retention import retention_probs
 from gradellm.explanation.words import Word, characters
 from gradellm.explanation.words import is_written as token_is_written
+from gradellm.wire.token_selection import found_spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +35,7 @@ __all__ = [
     "top_sources",
 ]
 
-Selection = Word | int | range | str | None
+Selection = Word | int | range | str | re.Pattern[str] | None
 By = Literal["source", "word", "segment", "role", "message"]
 
 
@@ -62,7 +64,7 @@ def selected_tokens(explanation: Explanation, selection: Selection) -> tuple[int
         return tuple(present)
     if isinstance(selection, Word):
         indexes: tuple[int, ...] = selection.token_indexes
-    elif isinstance(selection, str):
+    elif isinstance(selection, str | re.Pattern):
         indexes = _indexes_of(explanation, selection)
     else:
         indexes = (selection,) if isinstance(selection, int) else tuple(selection)
@@ -72,13 +74,21 @@ def selected_tokens(explanation: Explanation, selection: Selection) -> tuple[int
     return indexes
 
 
-def _indexes_of(explanation: Explanation, text: str) -> tuple[int, ...]:
-    offset = explanation.tokens[0].start if explanation.tokens else 0
-    start = explanation.text.find(text)
-    if start < 0 or not text:
-        raise InvalidExplanationError(f"the completion does not contain {text!r}")
-    start, end = offset + start, offset + start + len(text)
-    return tuple(token.index for token in explanation.tokens if token.start < end and token.end > start)
+def _indexes_of(explanation: Explanation, wanted: str | re.Pattern[str]) -> tuple[int, ...]:
+    """Return the tokens of a text's first place, or of all matches, with all parts of their characters."""
+    try:
+        spans = [*found_spans("selection", wanted, explanation.text)]
+    except InvalidRequestError as error:
+        shown = wanted if isinstance(wanted, str) else wanted.pattern
+        raise InvalidExplanationError(f"the completion does not contain {shown!r}") from error
+    offset = explanation.tokens[0].start
+    indexes: list[int] = []
+    parts: list[int] = []  # tokens without text before a token: parts of its first character
+    for token in explanation.tokens:
+        if any(token.start < offset + end and token.end > offset + start for start, end in spans):
+            indexes += [*parts, token.index]
+        parts = [*parts, token.index] if not (token.text or token.special) else []
+    return tuple(indexes)
 
 
 def attribution_of(explanation: Explanation, selection: Selection = None) -> tuple[float, ...]:

@@ -53,19 +53,20 @@ class _Drawing:
 
     def __init__(self, started: Started, style: Style) -> None:
         self.style = style
-        self.explained = started.provenance.attribution is not None
+        self.settings = started.provenance.attribution
         self.passages = tuple(_prompt_passages(started))
         self.drawn: list[Token] = []
         self.scored_spans: list[Span] = []  # of drawn tokens that are sources themselves
         self.grouping = Grouping()
         self.waiting: deque[list[Token]] = deque()  # complete words
         self.rows: dict[int, Row] = {}
+        self.not_selected: list[Token] = []  # of words without a selected token; they share a line
         self.num_words = 0
         self.signed = False
         self.finished: Finished | None = None
 
     def take(self, event: Event) -> Iterator[str]:
-        if event.token is not None and not self.explained:
+        if event.token is not None and self.settings is None:
             self.drawn.append(event.token)
             yield "\n".join(map(visible, event.token.text.split("\n")))  # without labels
         elif event.token is not None:
@@ -75,13 +76,14 @@ class _Drawing:
         elif event.finished is not None:
             self.finished = event.finished
             self._enqueue(self.grouping.finish())
-        while self.waiting and (self.finished or all(token.index in self.rows for token in reversed(self.waiting[0]))):
+        while self.waiting and (self.finished or all(map(self._is_complete, reversed(self.waiting[0])))):
             yield self._draw_word(self.waiting.popleft())
 
     def end(self) -> Iterator[str]:
         self._enqueue(self.grouping.finish())
         yield from map(self._draw_word, self.waiting)
-        if not self.explained:
+        yield self._draw_not_selected()
+        if self.settings is None:
             yield "\n"
         elif self.num_words > 1:
             yield f"{self.style.dim('in full:')} {_answer(self.drawn)}\n\n"
@@ -89,6 +91,10 @@ class _Drawing:
             yield legend(self.style, signed=self.signed)
         if self.finished is not None:
             yield self.style.dim(_summary(self.finished)) + "\n"
+
+    def _is_complete(self, token: Token) -> bool:
+        """Whether a token has its row, or will get none."""
+        return token.index in self.rows or (self.settings is not None and not self.settings.explains(token.index))
 
     def _enqueue(self, word: list[Token]) -> None:
         if word:
@@ -117,11 +123,23 @@ class _Drawing:
         if all(token.special and not token.text for token in word):
             return ""  # such as an end of turn, which the summary mentions
         self.num_words += 1
-        name = self.style.bold(isolated(visible(_label(word))))
+        if self.settings is not None and not any(self.settings.explains(token.index) for token in word):
+            self.not_selected += word
+            return ""
+        before, name = self._draw_not_selected(), self._name(word)
         if not row:
-            return f"{name}  {self.style.dim('not explained')}\n\n"
+            return f"{before}{name}  {self.style.dim('not explained')}\n\n"
         self.signed = self.signed or any(score < 0 for score in row.values())
-        return f"{name}  {self.style.dim(_row_summary(row, passages))}\n{heat_map(passages, row, self.style)}\n"
+        summary = self.style.dim(_row_summary(row, passages))
+        return f"{before}{name}  {summary}\n{heat_map(passages, row, self.style)}\n"
+
+    def _draw_not_selected(self) -> str:
+        """The words since the last drawn one that are not selected, in a line."""
+        words, self.not_selected = self.not_selected, []
+        return f"{self._name(words)}  {self.style.dim('not selected')}\n\n" if words else ""
+
+    def _name(self, tokens: list[Token]) -> str:
+        return self.style.bold(isolated(visible(_label(tokens))))
 
 
 def _prompt_passages(started: Started) -> Iterator[Passage]:

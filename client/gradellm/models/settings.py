@@ -78,6 +78,12 @@ class AttributionSettings:
     baseline_ids: tuple[int, ...] = ()
     """Empty: zero embeddings."""
     sink: Sink | None = None
+    tokens: tuple[int, ...] = ()
+    """Indexes of the explained tokens of the completion. Empty: all."""
+
+    def explains(self, index: int) -> bool:
+        """Whether a token of the completion is explained, by its index."""
+        return not self.tokens or index in self.tokens
 
 
 @dataclass(frozen=True, slots=True)

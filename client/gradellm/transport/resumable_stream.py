@@ -144,11 +144,13 @@ class ResumableStream:
         A server that is older than the switch does not see it.
         """
         for field, _ in self._request.attribution.ListFields():
+            is_switch = field.enum_type is not None and field.name not in _NO_SWITCHES
             resolved = getattr(settings.attribution, field.name)
-            if field.enum_type is not None and field.name not in _NO_SWITCHES and not resolved:
+            is_ignored = not resolved if is_switch else field.name == "tokens" and not resolved.indexes
+            if is_ignored:
                 raise UnimplementedError(
-                    f"the server at {target} is older than the switch {field.name}, and would ignore it: upgrade the "
-                    f"server, or leave {field.name} out"
+                    f"the server at {target} is older than the {'switch' if is_switch else 'field'} {field.name}, and "
+                    f"would ignore it: upgrade the server, or leave {field.name} out"
                 )
 
     def _take_started(self, event: Event, target: str) -> Event | None:

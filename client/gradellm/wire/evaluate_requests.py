@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_request"]
 
+_NO_TOKENS = "has no meaning in evaluate, whose stride and offset choose the tokens"
 _GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "generation_seed")
 
 
@@ -139,7 +140,7 @@ def _evaluated_methods(methods: object) -> list[pb.EvaluatedMethod]:
         evaluated.append(
             pb.EvaluatedMethod(
                 name=validation.text("methods", name),
-                attribution=attribution_options(cast("AttributionKeywords", options)),
+                attribution=attribution_options(cast("AttributionKeywords", options), unknown_text=_NO_TOKENS),
             )
         )
     return evaluated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -39,13 +40,27 @@ __all__ = [
     "InputKeywords",
     "Message",
     "Segment",
+    "TokenChoice",
     "TokenizeKeywords",
+    "WordLike",
 ]
 
 Message = Mapping[str, str] | tuple[str, str]
 """A turn of a conversation: {"role": ..., "content": ...}, or (role, content)."""
 Segment = tuple[int, int] | tuple[int, int, int]
 """A span of the caller's text in code points: (start, end) of a prompt, or (message, start, end) of messages."""
+
+
+class WordLike(Protocol):
+    """The part of a `gradellm.Word` that selects its tokens."""
+
+    @property
+    def token_indexes(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+TokenChoice = int | range | str | re.Pattern[str] | WordLike | tuple[int, int]
+"""Tokens of a completion: an index, a range of indexes, a word of an explanation, a text (its first place), a regular
+expression (all its matches); in a list also (start, end), a span of the completion's text in code points."""
 
 
 class ExplanationLike(Protocol):
@@ -128,6 +143,9 @@ class AttributionKeywords(TypedDict, total=False):
     """When scores are sent: "per_token" (the default), or "chunked" for several tokens at once, which is cheaper."""
     chunk_size: int | None
     """Tokens per attribution chunk, for "chunked" and for `attribute`: 1 to 256; the server's choice by default."""
+    tokens: TokenChoice | Sequence[TokenChoice] | None
+    """Explain these tokens of the completion only, all by default: an index, a range, a word, a text, a regular
+    expression, or a list of these and of spans (start, end). Texts and expressions are looked up in `completion`."""
 
 
 class TokenizeKeywords(CallKeywords, InputKeywords, total=False):

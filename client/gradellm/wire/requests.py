@@ -22,6 +22,7 @@ from gradellm.wire.keywords import (
     Segment,
     TokenizeKeywords,
 )
+from gradellm.wire.token_selection import token_selection
 
 __all__ = [
     "attribute_request",
@@ -32,6 +33,17 @@ __all__ = [
     "server_info_request",
     "tokenize_request",
 ]
+
+
+_NOT_WRITTEN = (
+    "a text is looked up in a completion that exists, and this one is not written yet: give indexes; or generate with "
+    "attribution=None, and pass the tokens' ids to attribute(completion_ids=...), with "
+    "tokens=explanation.token_indexes(...)"
+)
+_IDS_ALONE = (
+    "a text is looked up in the keyword completion: give it instead of completion_ids, or choose tokens by indexes, or "
+    "by (start, end) spans in a list"
+)
 
 
 def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.GenerateRequest:
@@ -50,7 +62,7 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
         first_attribution=validation.optional(validation.int32, "first_attribution", keywords),
     )
     if keywords.get("attribution", "paper") is not None:
-        request.attribution.CopyFrom(attribution_options(keywords))
+        request.attribution.CopyFrom(attribution_options(keywords, unknown_text=_NOT_WRITTEN))
     else:
         _refuse_attribution_keywords(keywords)
     return request
@@ -66,7 +78,7 @@ def attribute_request(prompt: str | None, keywords: AttributeKeywords) -> pb.Att
         input=prompt_input(prompt, keywords),
         completion=validation.optional(validation.text, "completion", keywords),
         completion_ids=validation.optional(validation.some_int32s, "completion_ids", keywords),
-        attribution=attribution_options(keywords),
+        attribution=attribution_options(keywords, keywords.get("completion"), unknown_text=_IDS_ALONE),
         num_alternatives=validation.optional(validation.int32, "num_alternatives", keywords),
     )
 
@@ -151,9 +163,14 @@ def _segments(segments: Mapping[str, Segment], *, of_messages: bool) -> list[pb.
     return built
 
 
-def attribution_options(keywords: AttributionKeywords) -> pb.AttributionOptions:
-    """Build the attribution options; an absent keyword leaves its field unset."""
-    contrast, layers = keywords.get("contrast"), keywords.get("layers")
+def attribution_options(
+    keywords: AttributionKeywords, completion: str | None = None, *, unknown_text: str = ""
+) -> pb.AttributionOptions:
+    """Build the attribution options; an absent keyword leaves its field unset.
+
+    `completion` is the text that the keyword `tokens` refers to; `unknown_text` says what to do where there is none.
+    """
+    contrast, layers, tokens = keywords.get("contrast"), keywords.get("layers"), keywords.get("tokens")
     return pb.AttributionOptions(
         method=validation.optional(validation.text, "method", keywords),
         preset=validation.enum_value(pb.Preset, "attribution", keywords),
@@ -179,6 +196,7 @@ def attribution_options(keywords: AttributionKeywords) -> pb.AttributionOptions:
         top_k_sources=validation.optional(validation.int32, "top_k_sources", keywords),
         delivery=validation.enum_value(pb.Delivery, "delivery", keywords),
         chunk_size=validation.optional(validation.int32, "chunk_size", keywords),
+        tokens=None if tokens is None else token_selection(tokens, completion, unknown_text),
     )
 
 

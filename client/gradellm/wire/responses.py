@@ -1,7 +1,7 @@
 """From response protos to the dataclasses of `gradellm.models`, field by field.
 
-Only Layers and Contrast differ from the wire: they become values of the keywords of the same names. Fields, enum values
-and events that this client does not know are ignored.
+Only Layers, Contrast and TokenSelection differ from the wire: they become values of the keywords of the same names.
+Fields, enum values and events that this client does not know are ignored.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def _reader(field: Any, hint: Any) -> Callable[[Message], Any]:  # noqa: ANN401 
     if get_origin(kind) is tuple and field.enum_type is not None:
         enum = enum_names(field.enum_type)
         return lambda message: tuple(enum[number] for number in getattr(message, name) if number in enum)
+    if field.message_type is pb.TokenSelection.DESCRIPTOR:
+        return lambda message: tuple(getattr(message, name).indexes)
     if get_origin(kind) is tuple and field.message_type is not None:
         (item, _) = get_args(kind)
         return lambda message: tuple(_converted(item, part) for part in getattr(message, name))

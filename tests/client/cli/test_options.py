@@ -48,6 +48,11 @@ def test_undecodable_input(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None
         (["--contrast", "12"], pb.AttributionOptions(contrast=pb.Contrast(token_id=12))),
         (["--contrast", "text:12"], pb.AttributionOptions(contrast=pb.Contrast(text="12"))),
         (["--contrast", " no"], pb.AttributionOptions(contrast=pb.Contrast(text=" no"))),
+        (["--tokens", "3"], pb.AttributionOptions(tokens=pb.TokenSelection(indexes=[3]))),
+        (
+            ["--tokens", "1,4:7", "--tokens", "9"],
+            pb.AttributionOptions(tokens=pb.TokenSelection(indexes=[1, 4, 5, 6, 9])),
+        ),
         (["--attribution", "none"], None),
     ],
 )
@@ -56,6 +61,19 @@ def test_flags_with_forms(fake: FakeServer, flags: list[str], expected: pb.Attri
     (request,) = fake.requests
     assert isinstance(request, pb.GenerateRequest)
     assert (request.attribution if request.HasField("attribution") else None) == expected
+
+
+def test_texts_and_expressions_select_tokens_of_a_given_completion(fake: FakeServer, capsys: Out) -> None:
+    flags = ["--tokens", "text:12", "--tokens", "re:[ab]+", "--target", fake.target]
+    assert main(["attribute", "Once", "--completion", "a 12 bb", *flags]) == 0
+    (request,) = fake.requests
+    spans = [pb.TextSpan(start=2, end=4), pb.TextSpan(start=0, end=1), pb.TextSpan(start=5, end=7)]
+    assert request.attribution.tokens == pb.TokenSelection(spans=spans)  # type: ignore[attr-defined]
+    assert main(["explain", "Once", "--tokens", "there", "--target", fake.target]) == 2
+    assert "tokens[0]: a text is looked up in a completion that exists" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["attribute", "Once", "--completion", "a", "--tokens", "re:("])
+    assert "must be a regular expression after re:" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("server_module")

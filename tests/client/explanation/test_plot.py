@@ -95,3 +95,14 @@ def test_many_sources_are_counted_instead_of_labelled() -> None:
     found = labels(Explanation(started, loaded.tokens, (Attribution(0, (1.0,) * count, (), 50, None),), None))
     assert "81 sources" in found
     assert "ab" not in found
+
+
+def test_words_without_scores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, text, **_: labels.append(text))
+    loaded = explanation()
+    plot(replace(loaded, attributions=loaded.attributions[:1]), "svg")
+    plot(loaded, "svg")
+    assert [label for label in labels if "words" in label] == ["1 of 3 words; the others are not explained"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,18 @@ def test_a_selection_is_the_sum_of_its_rows() -> None:
     assert loaded.attribution_of(loaded.words[1]) == ROWS[1]
     assert loaded.attribution_of(range(3)) == loaded.attribution_of("It purrs") == loaded.attribution_of("It p")
     assert loaded.attribution_of("loud") == ROWS[3]
+    assert loaded.attribution_of(re.compile("It|loud")) == tuple(map(sum, zip(ROWS[0], ROWS[3], strict=True)))
+
+
+def test_tokens_of_a_selection() -> None:
+    loaded = explanation()
+    assert loaded.token_indexes() == (0, 1, 2, 3)
+    assert loaded.token_indexes("urr") == loaded.token_indexes(loaded.words[1]) == (1, 2)
+    assert loaded.token_indexes(re.compile("[rt]")) == (0, 1, 2)
+    assert loaded.token_indexes(2) == (2,)  # which was not explained
+    assert shared().token_indexes("的") == (1, 2)  # both parts of the character
+    with pytest.raises(InvalidExplanationError, match="does not contain 'x"):
+        loaded.token_indexes(re.compile("x|^"))
 
 
 @pytest.mark.parametrize("selection", [2, 9, -1, "dog", "", range(3, 9), range(0)])

@@ -77,6 +77,25 @@ def test_a_word_is_the_sum_of_its_tokens() -> None:
     )
 
 
+def test_words_that_are_not_selected_share_a_line_and_delay_no_other() -> None:
+    """Token 1 alone is selected: its word has its scores."""
+    beginning = started()
+    settings = beginning.provenance.attribution
+    assert settings is not None
+    provenance = replace(beginning.provenance, attribution=replace(settings, tokens=(2,)))
+    events = [
+        Event(started=replace(beginning, provenance=provenance)),
+        token(0, " not"), token(1, " these"),
+        token(2, " wo"), row(2, 0, 0, 0, 1.0, 0, 0), token(3, "rd"),
+        token(4, " and"), token(5, " so"),
+    ]  # fmt: skip
+    explained = "word  largest 1\n  system  be\n  user    red ball\n          ███\n\n"
+    drawn = list(draw([*events, token(6, " on"), finished()], PLAIN))
+    text = "".join(drawn)
+    assert text.startswith(f"not these  not selected\n\n{explained}and so on  not selected\n\nin full: ")
+    assert f"not these  not selected\n\n{explained}" in drawn  # before the end
+
+
 def test_a_word_is_drawn_when_the_next_begins() -> None:
     drawn: list[str] = []
 

@@ -28,11 +28,16 @@ def generated(request: pb.GenerateRequest, lag: int) -> Iterator[pb.GenerateResp
     forced = len(request.forced_ids)
     seed = request.seed if request.HasField("seed") else SEED
     assert not forced or list(request.forced_ids) == [100 * seed + t for t in range(forced)]
-    yield pb.GenerateResponse(started=started(seed))
+    beginning = started(seed)
+    if request.attribution.HasField("tokens"):
+        beginning.provenance.attribution.tokens.CopyFrom(request.attribution.tokens)
+    yield pb.GenerateResponse(started=beginning)
     yield pb.GenerateResponse(prompt_progress=pb.Progress(done=1.0))
     length = request.max_new_tokens or LENGTH
     first = request.first_attribution if request.HasField("first_attribution") else forced
     explained = list(range(first, length)) if request.HasField("attribution") else []
+    if request.attribution.HasField("tokens"):
+        explained = [t for t in explained if t in request.attribution.tokens.indexes]
     num_rows = len(explained)
     for t in range(forced, length):
         yield pb.GenerateResponse(token=pb.Token(index=t, id=100 * seed + t))
@@ -73,6 +78,8 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "a seed": {"seed": 5},
     "forced": {"forced_ids": [1100, 1101], "first_attribution": 1},
     "forced, explained from there": {"forced_ids": [1100]},
+    "some tokens": {"tokens": [0, 2]},
+    "some tokens, forced": {"tokens": [0, 1], "forced_ids": [1100, 1101], "first_attribution": 1},
 }
 
 
@@ -173,6 +180,20 @@ def test_a_server_that_is_older_than_a_switch_is_named() -> None:
         stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "a:1")
     stream = ResumableStream(calls.generate("Once", {"loosening": "none", "delivery": "chunked"}))
     assert stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "a:1") is not None
+
+
+def test_a_server_that_would_explain_every_token_is_named() -> None:
+    """One that is older than the field, which it does not echo."""
+    selections: tuple[Any, ...] = ([0, 4], 3, "pon")
+    for tokens in selections:
+        stream = ResumableStream(calls.attribute("Once", {"completion": " upon", "tokens": tokens}))
+        with pytest.raises(UnimplementedError, match="a:1 is older than the field tokens, and would ignore it"):
+            stream.take(pb.AttributeResponse(started=resolved()), "a:1")
+    stream = ResumableStream(calls.attribute("Once", {"completion": " upon", "tokens": "pon"}))
+    beginning = resolved(tokens=pb.TokenSelection(indexes=[1]))
+    assert stream.take(pb.AttributeResponse(started=beginning), "a:1") is not None
+    resumed: Any = stream.request
+    assert resumed.attribution.tokens == pb.TokenSelection(indexes=[1])  # as the first server resolved the text's span
 
 
 def test_results_of_an_evaluation_are_not_repeated() -> None:

@@ -205,9 +205,11 @@ def _compare_rows(
 ) -> tuple[float, int | None]:
     """Compare all rows. Return the largest relative difference of a score, and its token."""
     worst, worst_token = 0.0, None
-    explained = {row.token_index for row in stored.attributions}
+    explained, settings = {row.token_index for row in stored.attributions}, attribution_settings(stored)
     findings.problems += [
-        f"token {token.index} has no scores" for token in stored.tokens if token.index not in explained
+        f"token {token.index} has no scores"
+        for token in stored.tokens
+        if token.index not in explained and settings.explains(token.index)
     ]
     for row in stored.attributions:
         other = replayed.row(row.token_index)
@@ -221,7 +223,7 @@ def _compare_rows(
             worst, worst_token = difference, row.token_index
         if math.isnan(worst):
             break
-    limit = attribution_settings(stored).top_k_sources
+    limit = settings.top_k_sources
     if limit is not None and all(limit >= len(row.scores) and not row.source_indexes for row in stored.attributions):
         findings.skip("no token has that many sources", "provenance.attribution.top_k_sources")
     return worst, worst_token

@@ -46,7 +46,11 @@ def mismatches(then: Provenance, now: Provenance, findings: Findings) -> tuple[M
     pairs += [(f"versions.{name}", then.versions.get(name, ""), now.versions.get(name, "")) for name in packages]
     if then.attribution is not None and now.attribution is not None:
         pairs += [
-            (f"attribution.{field.name}", getattr(then.attribution, field.name), getattr(now.attribution, field.name))
+            (
+                f"attribution.{field.name}",
+                _stored(field, then.attribution, now.attribution),
+                getattr(now.attribution, field.name),
+            )
             for field in fields(AttributionSettings)
             if field.name not in _NOT_COMPARED
             and not _is_skipped(field, then.attribution, now.attribution, "attribution", findings)
@@ -59,6 +63,11 @@ def mismatches(then: Provenance, now: Provenance, findings: Findings) -> tuple[M
     if then.evaluation is not None:
         findings.skip("it does not belong to an explanation", "provenance.evaluation")
     return tuple(Mismatch(what, str(was), str(is_now)) for what, was, is_now in pairs if was != is_now)
+
+
+def _stored(field: Any, then: AttributionSettings, now: AttributionSettings) -> object:  # noqa: ANN401
+    """Return a stored setting; of selected tokens those that the completion has, which alone are replayed."""
+    return then.tokens[: len(now.tokens)] if field.name == "tokens" and now.tokens else getattr(then, field.name)
 
 
 def _is_skipped(field: Any, then: object, now: object, where: str, findings: Findings) -> bool:  # noqa: ANN401

@@ -78,6 +78,8 @@ def completion_keywords(explanation: Explanation) -> AttributeKeywords:
         keywords["attribution_seed"] = settings.seed
     if settings.target_token_id is not None:
         keywords["target"] = settings.target_token_id
+    if settings.tokens:  # some may be beyond the end that the completion has
+        keywords["tokens"] = [index for index in settings.tokens if index < len(explanation.tokens)]
     keywords["sources"] = settings.sources or "prompt"
     keywords["prompt_ids"] = [token.id for token in explanation.prompt_tokens]
     keywords["completion_ids"] = [token.id for token in explanation.tokens]
@@ -95,7 +97,7 @@ def contrast_keywords(explanation: Explanation, place: Word | int, instead: str 
     (index,) = selected_tokens(explanation, index)
     keywords: dict[str, Any] = dict(replay_keywords(explanation))
     keywords["completion_ids"] = keywords["completion_ids"][: index + 1]
-    keywords["contrast"] = instead
+    keywords["contrast"], keywords["tokens"] = instead, index
     return index, keywords  # type: ignore[return-value]
 
 

@@ -118,6 +118,8 @@ def test_missing_rows_are_problems() -> None:
     partial = replace(complete(), attributions=complete().attributions[1:])
     assert "token 0 has no scores" in compared(partial, complete()).problems
     assert "token 0 has scores, replay gives none" in compared(complete(), partial).problems
+    selected = with_settings(partial, tokens=tuple(row.token_index for row in partial.attributions))
+    assert not [problem for problem in compared(selected, selected).problems if "scores" in problem]
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

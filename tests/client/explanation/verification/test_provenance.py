@@ -66,6 +66,13 @@ def test_every_setting_is_compared_or_named() -> None:
         assert (f"provenance.attribution.{field.name}" in named) == (field.name not in by_rows), field.name
 
 
+def test_selected_tokens_are_compared_as_far_as_the_completion_reaches() -> None:
+    stored, replayed = with_settings(complete(), tokens=(0, 2, 90)), with_settings(complete(), tokens=(0, 2))
+    assert mismatches(stored.provenance, replayed.provenance, Findings()) == ()
+    (found,) = mismatches(stored.provenance, with_settings(complete(), tokens=(0, 1)).provenance, Findings())
+    assert (found.what, found.then, found.now) == ("attribution.tokens", "(0, 2)", "(0, 1)")
+
+
 def test_fields_that_an_older_file_lacks_are_not_checked() -> None:
     now = with_model(with_settings(complete(), objective="logit"), config_sha256=A)
     findings = Findings()

@@ -25,7 +25,7 @@ EVERY: dict[str, Any] = {
     "method": "grad_ellm", "loosening": "none", "layers": (0, 1), "similarity": "cosine", "rotary": "unrotated",
     "rectify": "none", "magnitude": "head_abs", "normalise_over": "prompt", "target_token_id": 9, "contrast": "dog",
     "sources": "prefix", "objective": "prob", "aggregation": "sum", "steps": 3, "samples": 4, "seed": 5, "layer": -1,
-    "baseline_ids": (6, 7), "sink": "exclude",
+    "baseline_ids": (6, 7), "sink": "exclude", "tokens": (0, 2),
 }  # fmt: skip
 OUTPUT_ALONE = {"preset", "resolution", "top_k_sources", "delivery", "chunk_size"}
 
@@ -50,6 +50,12 @@ def test_prompt_and_completion_are_replayed_by_their_ids() -> None:
     assert keywords["sources"] == "prompt"
     assert "target" not in keywords
     assert "attribution_seed" not in keywords
+
+
+def test_selected_tokens_that_the_completion_does_not_reach_are_not_replayed() -> None:
+    """A generation may end before them."""
+    assert completion_keywords(with_settings(complete(), tokens=(1, 3, 4, 90)))["tokens"] == [1, 3]
+    assert "tokens" not in completion_keywords(complete())
 
 
 def test_alternatives_are_asked_for_where_the_file_has_them() -> None:
@@ -87,6 +93,7 @@ def test_a_contrast_ends_at_its_token() -> None:
     stored = complete()
     index, keywords = contrast_keywords(stored, stored.words[1], "dog")
     assert (index, keywords["completion_ids"], keywords["contrast"]) == (1, [50, 51], "dog")
+    assert keywords["tokens"] == 1  # and is the only token that is explained
     assert contrast_keywords(stored, 3, 9)[1]["completion_ids"] == [50, 51, 52, 53]
     with pytest.raises(InvalidExplanationError, match="has no tokens 4"):
         contrast_keywords(stored, 4, 9)

@@ -33,10 +33,12 @@ GENERATED: dict[str, dict[str, Any]] = {
     "plain": {"attribution": None},
     "forced": {"forced_ids": [72, 73, 74], "first_attribution": 1},
     "random": {"method": "random"},
+    "some tokens": {"tokens": [2, 3, 20], "delivery": "chunked", "chunk_size": 8},
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "default": {},
     "saliency": {"method": "saliency"},
+    "a text": {"method": "saliency", "tokens": "wood"},
 }
 
 

@@ -33,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "target": {"target": 70},
     "random": {"method": "random", "attribution_seed": 4},
     "sampled": {"temperature": 1.0, "seed": 8},
+    "tokens": {"tokens": [0, 4, 5, 11], "sources": "prefix", "resolution": "word"},
+    "late tokens": {"tokens": range(10, 12), "delivery": "chunked", "top_k_sources": 4},
 }
 
 
@@ -57,6 +59,12 @@ def test_a_post_hoc_method_is_reproduced(server: RunningServer) -> None:
     with Client(server.address) as client:
         stored = client.attribute(PROMPT, completion=" and it ran", method="integrated_gradients", steps=8)
         assert compared(stored, client.attribute(**replay_keywords(stored))).holds
+        some = client.attribute(PROMPT, completion=" and it ran", method="integrated_gradients", steps=8, tokens="it")
+        assert verified(client, some).holds_strictly
+        assert [row.token_index for row in some.attributions] == [5, 6]  # one token a byte
+        assert [some.row(index) for index in (5, 6)] != [None, None]
+        with_hole = replace(some, attributions=some.attributions[1:])
+        assert "token 5 has no scores" in verified(client, with_hole).problems
 
 
 def changed(stored: Explanation, factor: float) -> Explanation:
