@@ -21,6 +21,7 @@ from gradellm_engine import (
     Metric,
     PromptInput,
     Sampling,
+    TokenSelection,
 )
 from support.scheduler_harness import run_alone
 from support.tiny_models import byte_tokenizer, save_random_model
@@ -100,6 +101,7 @@ def test_a_request_is_rebuilt_from_its_call(engine: Engine) -> None:
         engine.generation_request("a fox", sampling, AttributionSettings(GradEllm(layers=2)), tenant="a"),
         engine.generation_request("a fox", sampling, forced_ids=[70, 71], first_attribution=1),
         engine.attribution_request("a fox", "bc", AttributionSettings(contrast=Contrast(text="z")), num_alternatives=2),
+        engine.attribution_request("a fox", "bc", AttributionSettings(tokens=TokenSelection(spans=((1, 2),)))),
         engine.evaluation_request("a fox", settings, "bc"),
         engine.evaluation_request("a fox", settings, sampling=sampling),
     ):
