@@ -1,8 +1,8 @@
 """Splits an answer into sentences, in linear time and without a list of words for each language.
 
 The rules are those of UAX #29 that matter in answers: a sentence ends at a line break, at a terminator of a script
-without spaces ("。"), and at ".", "!" or "?" before white space. A full stop does not end it before a small letter, after
-an initial or an abbreviation, or as part of a list item's number.
+without spaces ("。"), and at ".", "!" or "?" before white space. A full stop does not end it before a small letter,
+after an initial or an abbreviation, or as part of a list item's number.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _END = re.compile(
 )
 _WORD_BEFORE = re.compile(r"[\w.]*\Z")
 _MAX_WORD = 16  # code points; a longer word is no abbreviation
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st vs etc e.g i.e cf al fig eq vol pp ca approx inc ltd co corp dept est gen gov"
-    " hon lt mt rev sgt z.b d.h bzw ca nr usw ggf p.ex".split()
-)
+_ABBREVIATIONS = {
+    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "cf", "al", "fig", "eq", "vol", "pp",
+    "approx", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "hon", "lt", "mt", "rev", "sgt",
+    "bzw", "ca", "d.h", "ggf", "nr", "usw", "z.b", "p.ex",
+}  # fmt: skip
 _ITEM = re.compile(r"[-*+•–#>\s]*\(?(?:\d{1,3}|[A-Za-z])\Z")  # up to the full stop of a list item's number
 
 
