@@ -14,7 +14,7 @@ from typing import Any
 from gradellm import Client, Explanation
 from gradellm.explanation.citations import Citation, citations
 from gradellm.models import Attribution, Source
-from gradellm.wire.keywords import AttributeKeywords, AttributionKeywords
+from gradellm.wire.keywords import AttributionKeywords
 from gradellm_bench.study.document_chats import DocumentChat
 
 METHODS: Mapping[str, AttributionKeywords] = {
@@ -41,16 +41,20 @@ EVERYTHING = 1e-9  # a threshold that all strengths above 0 exceed
 
 def explained(client: Client, chat: DocumentChat, methods: Mapping[str, AttributionKeywords]) -> dict[str, Explanation]:
     """The chat's answer explained by each method; empty where the model's answer is not the document's."""
-    messages = [("user", chat.text)]
     segments = {name: (0, *span) for name, span in chat.documents.items()}
-    answer: AttributeKeywords = {"completion": chat.completion}
+    given: dict[str, Any] = {"messages": [("user", chat.text)], "segments": segments}
+    prompt, before, stop = None, "", list[str]()
+    if not client.server_info().model.has_chat_template:  # a raw prompt, whose answer is a line
+        prompt, before, stop = f"{chat.text}\n\nAnswer:", " ", ["\n"]
+        given = {"segments": chat.documents}
+    answer: dict[str, Any] = {"completion": f"{before}{chat.completion}"}
     if not chat.completion:
-        generated = client.explain(messages=messages, max_new_tokens=MAX_ANSWER_TOKENS, attribution=None)
-        if chat.expected and not is_right(chat, generated.text):
+        generated = client.explain(prompt, **given, max_new_tokens=MAX_ANSWER_TOKENS, stop=stop, attribution=None)
+        if not generated.text.strip() or (chat.expected and not is_right(chat, generated.text)):
             return {}
-        answer = {"completion_ids": [token.id for token in generated.tokens]}
-    given: AttributeKeywords = {"messages": messages, "segments": segments, "delivery": "chunked", "chunk_size": 64}
-    return {name: client.attribute(**{**given, **answer, **keywords}) for name, keywords in methods.items()}
+        answer = {"completion_ids": [token.id for token in generated.tokens if token.text or not stop]}
+    answer |= {"delivery": "chunked", "chunk_size": 64}
+    return {name: client.attribute(prompt, **{**given, **answer, **keywords}) for name, keywords in methods.items()}
 
 
 def is_right(chat: DocumentChat, answer: str) -> bool:
