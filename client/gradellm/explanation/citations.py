@@ -40,8 +40,19 @@ Row = dict[int, float]
 CONTRAST = 0.5
 TOP_TOKENS = 3
 FLOOR = 1e-3  # of b, so that the logarithm is finite where most scores are 0
-THRESHOLDS: Mapping[Resolution, float] = {"token": 0.7, "word": 0.7, "segment": 0.1}
-"""The least strength of a cited document, by resolution."""
+Form = tuple[str | None, str | None, str | None]
+"""Of Grad-ELLM: loosening, magnitude and rectify."""
+_BEST: Mapping[Resolution, float] = {"token": 0.74, "word": 0.7, "segment": 0.1}
+THRESHOLDS: Mapping[Form, Mapping[Resolution, float]] = {
+    ("none", "knockout", "per_head"): _BEST,
+    ("none", "knockout", "none"): {"token": 0.5, "word": 0.46, "segment": 0.06},
+    ("none", "signed_sum", "per_layer"): {"token": 0.94, "word": 0.94, "segment": 0.2},
+    ("none", "signed_sum", "per_head"): {"token": 0.96, "word": 0.92, "segment": 0.1},
+    ("none", "head_abs", "none"): {"token": 0.66, "word": 0.58, "segment": 0.12},
+    ("min_max", "signed_sum", "per_layer"): {"token": 0.1, "word": 0.08, "segment": 0.04},
+}
+"""The least strength of a cited document, by form and resolution, chosen on "boxes" chats of the study of citations,
+`python -m gradellm_bench.study citations-report`. Other methods and forms, which the study lacks, have the first's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +162,12 @@ def document_columns(explanation: Explanation) -> dict[str, tuple[int, ...]]:
 
 
 def default_threshold(explanation: Explanation) -> float:
-    """Return the least strength of a cited document for an explanation's resolution."""
+    """Return the least strength of a cited document for an explanation's settings."""
     settings = explanation.provenance.attribution
-    resolution = None if settings is None else settings.resolution
-    return THRESHOLDS[resolution or ("segment" if explanation.started.sources else "token")]
+    if settings is None:
+        return _BEST["segment" if explanation.started.sources else "token"]
+    form = (settings.loosening, settings.magnitude, settings.rectify)
+    return THRESHOLDS.get(form, _BEST)[settings.resolution or "token"]
 
 
 def row_excesses(rows: Mapping[int, Mapping[int, float]], sizes: Mapping[int, int]) -> dict[int, Row]:

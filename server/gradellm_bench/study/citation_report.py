@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from gradellm_bench.capacity.report import markdown
@@ -18,6 +19,7 @@ from gradellm_bench.study.results import read
 
 CHOSEN_ON, JUDGED_ON = "boxes", "notes"
 GRID = tuple(round(0.02 * n, 2) for n in range(1, 101))
+TOLERANCE = 0.02
 Z = 1.959964  # of a normal distribution at 95 %
 
 
@@ -118,14 +120,18 @@ def no_document(sentences: Sequence[JudgedSentence], threshold: float, *, repeat
 
 
 def best_threshold(sentences: Sequence[JudgedSentence]) -> float:
-    """The threshold with the largest minimum of precision, recall and "no document", and of those the largest sum."""
+    """The middle of the thresholds with the largest minimum of precision, recall and "no document".
 
-    def quality(threshold: float) -> tuple[float, float]:
-        shares = [measure(sentences, threshold).value for measure in (precision, recall, no_document)]
-        defined = [0.0 if math.isnan(share) else share for share in shares]
-        return min(defined), sum(defined)
+    Thresholds within TOLERANCE of the largest count as equal, so that the choice does not hang on single sentences.
+    """
+    least = {threshold: _least_share(sentences, threshold) for threshold in GRID}
+    best = [threshold for threshold, share in least.items() if share >= max(least.values()) - TOLERANCE]
+    return median_low(best)
 
-    return max(GRID, key=quality)
+
+def _least_share(sentences: Sequence[JudgedSentence], threshold: float) -> float:
+    shares = [measure(sentences, threshold).value for measure in (precision, recall, no_document)]
+    return min(0.0 if math.isnan(share) else share for share in shares)
 
 
 def chosen_thresholds(data: Mapping[Key, list[JudgedSentence]]) -> dict[tuple[str, str], float]:

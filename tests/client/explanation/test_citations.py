@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gradellm.explanation.citations import (
     TOP_TOKENS,
     citations,
     contributions,
+    default_threshold,
     row_excesses,
 )
 from gradellm.models import Source
@@ -50,12 +52,30 @@ def test_a_source_with_a_high_score_for_every_token_is_not_cited() -> None:
 def test_a_threshold_can_be_given() -> None:
     loaded = answered(HIGH)
     strengths = {d.name: d.strength for d in citations(loaded, threshold=1e-9)[0].documents}
-    assert strengths["menu"] > THRESHOLDS["token"]
+    assert strengths["menu"] > default_threshold(loaded)
     assert citations(loaded, threshold=strengths["menu"])[0].documents
     assert not citations(loaded, threshold=strengths["menu"] * 1.001)[0].documents
     for wrong in (0.0, -1.0, math.nan):
         with pytest.raises(InvalidExplanationError, match=r"threshold: must be above 0"):
             citations(loaded, threshold=wrong)
+
+
+def test_thresholds_depend_on_the_settings() -> None:
+    loaded = answered(HIGH)
+    settings = loaded.provenance.attribution
+    assert settings is not None
+
+    def threshold(**switches: Any) -> float:
+        provenance = replace(loaded.provenance, attribution=replace(settings, **switches))
+        return default_threshold(replace(loaded, started=replace(loaded.started, provenance=provenance)))
+
+    knockout = {"loosening": "none", "magnitude": "knockout", "resolution": "token"}
+    found = [threshold(**knockout, rectify=rectify) for rectify in ("per_head", "none")]
+    assert found == [THRESHOLDS["none", "knockout", rectify]["token"] for rectify in ("per_head", "none")]
+    unknown = {"loosening": None, "magnitude": None, "rectify": None}
+    assert threshold(method="saliency", resolution="word", **unknown) == 0.7
+    bare = replace(loaded.started, provenance=replace(loaded.provenance, attribution=None))
+    assert default_threshold(replace(loaded, started=bare)) == found[0]
 
 
 def test_they_are_json() -> None:
@@ -84,7 +104,10 @@ def test_segments_have_no_passage() -> None:
         Attribution(r.token_index, tuple(sum(r.scores[i] for i in g) for g in groups.values()), (), 0, None)
         for r in loaded.attributions
     )
-    summed = Explanation(replace(loaded.started, sources=sources), loaded.tokens, rows, None)
+    settings = replace(loaded.provenance.attribution, resolution="segment")  # type: ignore[type-var]
+    provenance = replace(loaded.provenance, attribution=settings)
+    started = replace(loaded.started, sources=sources, provenance=provenance)
+    summed = Explanation(started, loaded.tokens, rows, None)
     soup, hours, day = citations(summed)
     assert [[d.name for d in s.documents] for s in (soup, hours, day)] == [["menu"], ["hours"], []]
     assert soup.documents[0].passage is None
