@@ -32,7 +32,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.set_defaults(run=measure)
     tables = commands.add_parser("citations-report", help="print the tables of a folder of results")
     tables.add_argument("folder", type=Path)
-    tables.add_argument("--page", type=Path, metavar="FILE", help="put the table between this page's markers, too")
+    tables.add_argument("--page", type=Path, metavar="FILE", help="put the table between its markers, too")
     tables.set_defaults(run=report)
 
 
@@ -81,6 +81,7 @@ def report(options: argparse.Namespace) -> int:
     print(text)
     for (model, method), share in passages(options.folder).items():
         print(f"passage is the fact: {model}, {method}: {share}")
-    if options.page is not None and BEGIN.format("study citations") in options.page.read_text():
-        options.page.write_text(put(options.page.read_text(), "study citations", text))
+    name = f"study {options.folder.resolve().name}"
+    if options.page is not None and BEGIN.format(name) in options.page.read_text():
+        options.page.write_text(put(options.page.read_text(), name, text))
     return 0

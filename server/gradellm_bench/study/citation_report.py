@@ -14,7 +14,7 @@ from statistics import median_low
 from typing import Any
 
 from gradellm_bench.capacity.report import markdown
-from gradellm_bench.study.citations import NO_DOCUMENT
+from gradellm_bench.study.citations import NO_DOCUMENT, RESOLUTIONS
 from gradellm_bench.study.results import read
 
 CHOSEN_ON, JUDGED_ON = "boxes", "notes"
@@ -143,7 +143,7 @@ def chosen_thresholds(data: Mapping[Key, list[JudgedSentence]]) -> dict[tuple[st
 
 
 def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) -> str:
-    """A row for each model, resolution and method, with the threshold that `chosen_thresholds` has for it."""
+    """A row for each resolution, method and model, with the threshold that `chosen_thresholds` has for it."""
     thresholds = chosen_thresholds(data)
     header = [
         "model",
@@ -156,15 +156,17 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
         "no document, repeats",
     ]
     lines = []
-    for (model, method, resolution), sentences in sorted(data.items()):
-        judged, threshold = _of(sentences, generator), thresholds[method, resolution]
+    order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
+    for model, method, resolution in order:
+        judged, threshold = _of(data[model, method, resolution], generator), thresholds[method, resolution]
+        found = recall(judged, threshold)
         shares = (
             precision(judged, threshold),
-            recall(judged, threshold),
+            found,
             no_document(judged, threshold),
             no_document(judged, threshold, repeats=True),
         )
-        lines.append([model, resolution, method, f"{threshold:.2f}", *map(str, shares)])
+        lines.append([resolution, method, f"{threshold:.2f}", model, str(found.of), *map(str, shares)])
     return markdown(header, lines)
 
 

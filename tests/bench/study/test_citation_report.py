@@ -82,5 +82,5 @@ def test_thresholds_come_from_one_generator_and_tables_from_the_other(tmp_path: 
     data = load(tmp_path)
     threshold = chosen_thresholds(data)["paper", "token"]
     assert 0.1 < threshold <= 0.5
-    assert f"| m | token | paper | {threshold:.2f} |  | 0.00 (0.00 to 0.79) | 1.00 (0.21 to 1.00) |" in table(data)
+    assert f"| token | paper | {threshold:.2f} | m | 1 |  | 0.00 (0.00 to 0.79) | 1.00 (0.21 to 1.00) |" in table(data)
     assert str(passages(tmp_path)["m", "paper"]) == "1.00 (0.34 to 1.00)"
