@@ -18,6 +18,7 @@ values; a single row has no second one. A row's scale cancels out, and the lengt
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
@@ -130,15 +131,29 @@ def citations(explanation: Explanation, *, threshold: float | None = None) -> tu
     }
     excesses = row_excesses({row.token_index: _scores(row, sizes) for row in explanation.attributions}, sizes)
     least = default_threshold(explanation) if threshold is None else threshold
+    found = sentences(explanation.text)
     offset = explanation.tokens[0].start if explanation.tokens else 0
+    spans = [(token.start - offset, token.end - offset) for token in explanation.tokens]
     cited = []
-    for sentence in sentences(explanation.text):
+    for sentence, members in zip(found, overlapping(found, spans), strict=True):
+        indexes = [explanation.tokens[member].index for member in members]
+        explained = [excesses[index] for index in indexes if index in excesses]
+        drawn_from = _cited(explanation, documents, contributions(explained, documents), least) if explained else ()
         start, end = sentence.start + offset, sentence.end + offset
-        tokens = [token.index for token in explanation.tokens if token.start < end and token.end > start]
-        explained = [excesses[index] for index in tokens if index in excesses]
-        found = _cited(explanation, documents, contributions(explained, documents), least)
-        cited.append(Citation(sentence.text, start, end, found, len(explained), len(tokens)))
+        cited.append(Citation(sentence.text, start, end, drawn_from, len(explained), len(indexes)))
     return tuple(cited)
+
+
+def overlapping(found: Sequence[Sentence], spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return for each sentence the indexes of the spans (start, end) that share a character with it."""
+    ends = [sentence.end for sentence in found]
+    members: list[list[int]] = [[] for _ in found]
+    for index, (start, end) in enumerate(spans):
+        for number in range(bisect_right(ends, start), len(found)):
+            if found[number].start >= end:
+                break
+            members[number].append(index)
+    return members
 
 
 def document_columns(explanation: Explanation) -> dict[str, tuple[int, ...]]:
@@ -249,21 +264,17 @@ def _passage(explanation: Explanation, columns: Sequence[int], contribution: Con
     """Return the document's sentence with the largest sum of e."""
     if len(columns) == 1:
         return None
-    spans = {column: _span(explanation, column) for column in columns}
-    start, end = min(span[0] for span in spans.values()), max(span[1] for span in spans.values())
+    spans = [_span(explanation, column) for column in columns]
+    start, end = min(start for start, _ in spans), max(end for _, end in spans)
     document = explanation.prompt_text[start:end]
     start += len(document) - len(document.lstrip())
-
-    def mass(sentence: Sentence) -> float:
-        inside = (
-            value
-            for column, value in contribution.by_column.items()
-            if spans[column][0] < start + sentence.end and spans[column][1] > start + sentence.start
-        )
-        return math.fsum(inside)
-
-    best = max(sentences(document.strip()), key=mass, default=None)
-    return None if best is None else Passage(best.text, best.start, best.end)
+    found = sentences(document.strip())
+    if not found:
+        return None
+    members = overlapping(found, [(a - start, b - start) for a, b in spans])
+    mass = [math.fsum(contribution.by_column.get(columns[i], 0.0) for i in inside) for inside in members]
+    best = found[mass.index(max(mass))]
+    return Passage(best.text, best.start, best.end)
 
 
 def _span(explanation: Explanation, column: int) -> tuple[int, int]:

@@ -22,8 +22,10 @@ from gradellm.explanation.citations import (
     citations,
     contributions,
     default_threshold,
+    overlapping,
     row_excesses,
 )
+from gradellm.explanation.sentences import sentences
 from gradellm.models import Source
 
 
@@ -143,6 +145,21 @@ def test_an_answer_without_text_has_no_sentences() -> None:
     assert citations(Explanation(loaded.started, (), loaded.attributions, None)) == ()
 
 
+@given(st.text(alphabet="a.\n ", max_size=30), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=6))
+def test_overlapping_spans(text: str, drawn: list[tuple[int, int]]) -> None:
+    spans = [(start, start + length) for start, length in drawn]
+    found = sentences(text)
+    expected = [[i for i, (a, b) in enumerate(spans) if a < s.end and b > max(a, s.start)] for s in found]
+    assert overlapping(found, spans) == expected
+
+
+def test_many_sentences_take_linear_time() -> None:
+    loaded = answered(HIGH)
+    tokens = tuple(replace(loaded.tokens[0], index=i, text="a\n", start=2 * i, end=2 * i + 2) for i in range(50_000))
+    long = Explanation(loaded.started, tokens, loaded.attributions, None)
+    assert len(citations(long)) == 50_000
+
+
 # --- the equations ---------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +179,7 @@ def oracle(S: np.ndarray, sizes: np.ndarray, documents: list[list[int]], sentenc
 
 
 SCORES = st.integers(1, 5).flatmap(
-    lambda T: st.lists(st.lists(st.floats(-1, 10), min_size=6, max_size=6), min_size=T, max_size=T)
+    lambda T: st.lists(st.lists(st.floats(-1, 10, width=32), min_size=6, max_size=6), min_size=T, max_size=T)
 )
 PARTS = {"a": [0, 1], "b": [2], "c": [3, 4]}
 
