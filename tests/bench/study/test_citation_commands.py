@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from gradellm import Client
-from gradellm_bench.study import citation_commands
 from gradellm_bench.study.__main__ import main
 from gradellm_bench.study.citation_commands import chats, row_id
 from gradellm_engine import Engine
@@ -29,7 +28,7 @@ def model(model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) ->
     def local(*_: Any, **__: Any) -> Client:
         return Client(running.address)
 
-    monkeypatch.setattr(citation_commands.Client, "local", local)
+    monkeypatch.setattr(Client, "local", local)
     yield path
     running.close()
 
