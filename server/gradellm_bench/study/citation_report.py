@@ -145,16 +145,7 @@ def chosen_thresholds(data: Mapping[Key, list[JudgedSentence]]) -> dict[tuple[st
 def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) -> str:
     """A row for each resolution, method and model, with the threshold that `chosen_thresholds` has for it."""
     thresholds = chosen_thresholds(data)
-    header = [
-        "model",
-        "resolution",
-        "method",
-        "threshold",
-        "precision",
-        "recall",
-        "no document",
-        "no document, repeats",
-    ]
+    header = ["resolution", "method", "threshold", "model", "n", "precision", "recall", "no document", "repeats"]
     lines = []
     order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
     for model, method, resolution in order:

@@ -80,6 +80,7 @@ def test_thresholds_come_from_one_generator_and_tables_from_the_other(tmp_path: 
     lines = [{"settings": {"model": "m", "methods": ["paper"]}}, {"id": "boxes-one-1"}, *rows]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = load(tmp_path)
+    assert table(data).startswith("| resolution | method | threshold | model | n | precision | recall | no document |")
     threshold = chosen_thresholds(data)["paper", "token"]
     assert 0.1 < threshold <= 0.5
     assert f"| token | paper | {threshold:.2f} | m | 1 |  | 0.00 (0.00 to 0.79) | 1.00 (0.21 to 1.00) |" in table(data)
