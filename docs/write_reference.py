@@ -17,6 +17,7 @@ FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "T
 SUBMODULE_NAMES = {  # public names that the package itself does not export
     "gradellm.explanation.queries": ("Part",),
     "gradellm.explanation.words": ("Word",),
+    "gradellm.explanation.citations": ("Citation", "CitedDocument", "Passage"),
     "gradellm.wire.keywords": (
         "CallKeywords",
         "InputKeywords",

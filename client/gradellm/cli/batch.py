@@ -36,6 +36,7 @@ _SINGLE_PROMPT_FLAGS = (
     "prompt_ids",
     "segment",
     "retention",
+    "citations",
     "format",
     "completion",
     "completion_ids",

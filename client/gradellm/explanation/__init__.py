@@ -2,6 +2,8 @@
 
 explanation.py     Explanation, the facade whose methods call the modules below
 queries.py         sums of scores by word, segment, role or message
+citations.py       the documents that each sentence of the answer was drawn from
+sentences.py       a text split into sentences
 words.py           tokens grouped into words
 retention.py       keep probabilities of tokens
 validation.py      consistency checks

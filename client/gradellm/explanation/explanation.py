@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gradellm.explanation.citations import Citation
     from gradellm.explanation.queries import By, Part, Selection
     from gradellm.rendering.colormap import Theme
     from gradellm.rendering.terminal import ColorMode
@@ -210,6 +211,16 @@ class Explanation:
         `source` is an index in `sources`, several indexes, or a segment's name.
         """
         return queries.led_to(self, source)
+
+    def citations(self, *, threshold: float | None = None) -> tuple[Citation, ...]:
+        """Return the answer's sentences, each with the documents that it was drawn from.
+
+        Documents are the prompt's named segments. A sentence that none stands out for has none. `threshold` is the
+        least strength of a cited document; by default the one that was chosen for the explanation's settings.
+        """
+        from gradellm.explanation.citations import citations
+
+        return citations(self, threshold=threshold)
 
     def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
         """Return the keep probability of each token of the user's text at the retention share `pi`.

@@ -1,7 +1,8 @@
 """`python -m gradellm_bench.study`: which attribution method explains real models best.
 
 `measure` runs one model over some data sets, and continues where the last run ended; `report` prints the tables. The
-hours that are left are printed after the first rows, and `--hours` ends a run in time.
+hours that are left are printed after the first rows, and `--hours` ends a run in time. `citations` and
+`citations-report` do the same for citations of documents.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from gradellm_bench.capacity.document import BEGIN, put
 from gradellm_bench.study.candidates import CANDIDATES, chosen
+from gradellm_bench.study.citation_commands import add_parsers
 from gradellm_bench.study.examples import DATASETS, StudyExample
 from gradellm_bench.study.measure import SoftGrid, measure_row
 from gradellm_bench.study.report import METRICS, load, mean_ranks, table
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--page", type=Path, metavar="FILE", help="put the tables that this page has markers for between them, too"
     )
     report.set_defaults(run=_report)
+    add_parsers(commands)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, cast
 
@@ -11,6 +12,7 @@ from gradellm.errors import InvalidRequestError
 from gradellm.explanation import io
 from gradellm.explanation.explanation import Explanation
 from gradellm.explanation.terminal_view import draw, draw_retention
+from gradellm.rendering.terminal import isolated, visible
 from gradellm.transport import calls
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ _EXAMPLES = """\
   gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
   gradellm explain - < prompt.txt --output explanation.json
   gradellm explain "Once upon a time" --output story.html
+  gradellm explain "Soup is five coins. What is the soup?" --segment menu=0:20 --citations
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
@@ -93,6 +96,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="PI",
         help="draw the keep probabilities of prompt tokens at this retention share",
     )
+    group.add_argument(
+        "--citations",
+        action="store_true",
+        help="print each sentence of the answer with the documents, named with --segment, that it was drawn from; "
+        "with --format json as JSON",
+    )
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -101,6 +110,8 @@ def check_output(args: argparse.Namespace) -> None:
         if not 0 < args.retention < 1:
             raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
         options.refuse_flags(args, ("format", "output"), "--retention, which prints a drawing")
+    if args.citations:
+        _check_citations(args)
     if args.output is not None:
         io.check(args.output)
         options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
@@ -110,8 +121,21 @@ def check_output(args: argparse.Namespace) -> None:
         io.check(f"x.{args.format}")
 
 
+def _check_citations(args: argparse.Namespace) -> None:
+    if args.format not in (None, "json"):
+        raise InvalidRequestError.of("format", f"{args.format} cannot be combined with --citations; json can")
+    options.refuse_flags(args, ("output", "retention"), "--citations, which prints sentences")
+    if not args.segment:
+        raise InvalidRequestError.of("citations", "needs documents: name the range of each with --segment")
+    if args.attribution == "none":
+        raise InvalidRequestError.of("attribution", "none cannot be combined with --citations")
+
+
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     """Draw a stream's events as they arrive, or write the collected explanation."""
+    if args.citations:
+        sys.stdout.write(_citations(Explanation.from_events(events), as_json=args.format == "json"))
+        return
     if args.output is None and args.format in (None, "ansi") and args.retention is None:
         for piece in draw(events, options.style(args)):
             sys.stdout.write(piece)
@@ -130,3 +154,19 @@ def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     else:
         sys.stdout.flush()
         sys.stdout.buffer.write(io.as_bytes(explanation, f".{args.format}"))
+
+
+def _citations(explanation: Explanation, *, as_json: bool) -> str:
+    """Return each sentence, and below it a line for each document with its share and its passage."""
+    sentences = explanation.citations()
+    if as_json:
+        return json.dumps([sentence.to_dict() for sentence in sentences], ensure_ascii=False) + "\n"
+    lines = []
+    for sentence in sentences:
+        lines.append(isolated(visible(sentence.text)))
+        for document in sentence.documents:
+            passage = "" if document.passage is None else f": {isolated(visible(document.passage.text))}"
+            lines.append(f"  {visible(document.name)} ({document.share:.0%}){passage}")
+        if not sentence.documents:
+            lines.append("  no document" if sentence.explained_tokens else "  not explained")
+    return "".join(f"{line}\n" for line in lines)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from client.explanation.cited import HIGH, answered
 from gradellm import Explanation
 from gradellm.cli import main
+from gradellm.cli.commands import explain
 from gradellm.explanation.io import load
 from gradellm.v1 import explainer_pb2 as pb
 
@@ -102,6 +106,13 @@ def test_the_suffix_of_a_file_selects_its_format(fake: FakeServer, tmp_path: Pat
         (["--output", "a.json", "--format", "json"], "--format: cannot be combined with --output"),
         (["--output", "a.docx"], "--output: "),
         (["--format", "png"], "--format: a PNG cannot be printed on a terminal: give --output FILE.png"),
+        (["--citations"], "--citations: needs documents: name the range of each with --segment"),
+        (
+            ["--citations", "--segment", "a=0:4", "--format", "html"],
+            "--format: html cannot be combined with --citations",
+        ),
+        (["--citations", "--segment", "a=0:4", "--output", "a.json"], "--output: cannot be combined with --citations"),
+        (["--citations", "--segment", "a=0:4", "--attribution", "none"], "--attribution: none cannot be combined"),
         (["--retention", "0.5", "--format", "json"], "--format: cannot be combined with --retention"),
     ],
 )
@@ -112,3 +123,19 @@ def test_output_that_cannot_be_is_refused_before_a_call(
     assert main(["explain", "Once", *flags, "--target", fake.target]) == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert fake.requests == []
+
+
+def test_citations_are_printed(capsys: Out) -> None:
+    loaded = answered(HIGH, rows=set(range(9)))
+    for form in (None, "json"):
+        explain.show(loaded.events(), argparse.Namespace(citations=True, format=form))
+    drawn, plain = capsys.readouterr().out.split("[", 1)
+    assert drawn.splitlines() == [
+        "The soup costs five coins.",
+        "  menu (100%): Soup is five coins.",
+        "We open at nine.",
+        "  hours (100%): We open at nine.",
+        "Have a nice day.",
+        "  not explained",
+    ]
+    assert json.loads(f"[{plain}") == [sentence.to_dict() for sentence in loaded.citations()]
