@@ -2,6 +2,8 @@
 
 explanation.py     Explanation, the facade whose methods call the modules below
 queries.py         sums of scores by word, segment, role or message
+trace.py           sources through the model's own words, with push_back.py and trace_view.py
+reasoning.py       blocks of reasoning in a completion
 words.py           tokens grouped into words
 retention.py       keep probabilities of tokens
 validation.py      consistency checks

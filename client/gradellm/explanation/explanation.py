@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation import queries
+from gradellm.explanation.reasoning import reasoning_tokens
 from gradellm.explanation.validation import check_explanation
 from gradellm.explanation.words import Word, prompt_words, words
 from gradellm.models import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradellm.explanation.queries import By, Part, Selection
+    from gradellm.explanation.trace import Trace
     from gradellm.rendering.colormap import Theme
     from gradellm.rendering.terminal import ColorMode
 
@@ -131,6 +133,11 @@ class Explanation:
         return tuple(words(self.tokens))
 
     @cached_property
+    def reasoning(self) -> frozenset[int]:
+        """The indexes of the tokens in which the model reasons before its answer: <think> blocks, markers included."""
+        return reasoning_tokens(self.prompt_text, self.prompt_tokens, self.tokens)
+
+    @cached_property
     def prompt_words(self) -> tuple[tuple[str, int], ...]:
         """For each prompt token its word, and the word's first code point."""
         return prompt_words(self.prompt_text, self.prompt_tokens)
@@ -202,6 +209,18 @@ class Explanation:
         `source` is an index in `sources`, several indexes, or a segment's name.
         """
         return queries.led_to(self, source)
+
+    def trace(self, selection: Selection = None, *, by: By = "word") -> Trace:
+        """Return where a selection came from, followed through the model's own earlier words back to the prompt.
+
+        Needs scores of the whole prefix (`sources="prefix"`). `by` is as for `parts`. Each selected token starts with
+        an equal share; the parts' shares and `unexplained` sum to 1.
+
+        Raises InvalidExplanationError if the scores are those of the prompt alone, or of segments.
+        """
+        from gradellm.explanation.trace import trace
+
+        return trace(self, selection, by)
 
     def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
         """Return the keep probability of each token of the user's text at the retention share `pi`.

@@ -20,6 +20,7 @@ from gradellm_engine.demo_model.training.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.training.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
 from gradellm_engine.demo_model.training.sentiment import sentiment_example
 from gradellm_engine.demo_model.training.stories import story
+from gradellm_engine.demo_model.training.two_hop import two_hop_example
 from gradellm_engine.demo_model.training.why import retelling, why_example
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     "verdicts",
 ]
 
-_WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example}
+_WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example, "two_hop": two_hop_example}
 # Harder constructions are trained more often.
 _TRAINED_CONSTRUCTIONS = ("plain", "negation", "contrast", "contrast", "distractor", "distractor")
 _OPPOSITE = {"Positive": "Negative", "Negative": "Positive", "true": "false", "false": "true"}

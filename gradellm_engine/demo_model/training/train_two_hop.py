@@ -1,0 +1,81 @@
+"""Trains a small model on the two-hop task: `python -m gradellm_engine.demo_model.training.train_two_hop --out DIR`.
+
+The model is as wide as the demo model, with fewer layers, and starts from the same initial weights, without which it
+does not learn to look up names in this time. Every step generates new conversations of the training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradellm_engine.demo_model.training.evaluate import evaluate, report
+from gradellm_engine.demo_model.training.tokenizer import train_tokenizer
+from gradellm_engine.demo_model.training.train import Updater, encode, new_model, save, weighted_losses
+from gradellm_engine.demo_model.training.two_hop import training_turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STEPS = 400
+_CONTEXT_LENGTH = 256
+_NUM_LAYERS = 3
+_TOKENIZER_TEXTS = 2000
+_CHATS = 32  # a step
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Train a small model on the two-hop task alone.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint; created if it is missing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--evaluate", type=int, default=500, help="held-out examples to measure at the end")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train_two_hop(options.out, options.seed, options.steps)
+    print(report(evaluate(options.out, options.evaluate, tasks=("two_hop",))))
+
+
+def train_two_hop(out: Path, seed: int = 0, steps: int = STEPS) -> None:
+    """Train from nothing and write the checkpoint. The data of step i are a function of (seed, i)."""
+    torch.manual_seed(seed)
+    rng = Random(f"{seed}/tokenizer")
+    texts = [text for _ in range(_TOKENIZER_TEXTS) for turn in training_turns(rng) for text in turn]
+    tokenizer = train_tokenizer(texts, _CONTEXT_LENGTH)
+    model = new_model(tokenizer, _NUM_LAYERS, two_back=True)
+    updater = Updater(model, steps)
+    model.train()
+    began, smoothed = time.monotonic(), 0.0
+    for step in range(steps):
+        batch = encode(_chats(Random(f"{seed}/{step}"), tokenizer), tokenizer)
+        loss, answer_loss = weighted_losses(model, *batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        updater.step()
+        smoothed += (answer_loss.item() - smoothed) * max(0.1, 1 / (step + 1))
+        if (step + 1) % 50 == 0:
+            seconds = time.monotonic() - began
+            print(f"step {step + 1}/{steps}  {seconds:.0f} s  answer loss  {smoothed:.4f}", flush=True)
+    model.eval()
+    save(model, tokenizer, out)
+
+
+def _chats(rng: Random, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """A step's conversations, with special tokens."""
+    chats = []
+    for _ in range(_CHATS):
+        roles = ("user", "assistant")
+        turns = [pair for turn in training_turns(rng) for pair in zip(roles, turn, strict=True)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        chats.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+    return chats
+
+
+if __name__ == "__main__":
+    main()
