@@ -36,6 +36,8 @@ _SINGLE_PROMPT_FLAGS = (
     "prompt_ids",
     "segment",
     "retention",
+    "trace",
+    "trace_by",
     "format",
     "completion",
     "completion_ids",

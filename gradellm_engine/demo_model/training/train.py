@@ -98,10 +98,16 @@ def main() -> None:
     (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, num_layers: int = 5, *, two_back: bool = False) -> LlamaForCausalLM:
+def new_model(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    num_layers: int = 5,
+    vocabulary_size: int = VOCABULARY_SIZE,
+    two_back: bool = False,
+) -> LlamaForCausalLM:
     """An untrained model: 8 query heads over 4 key-value heads of width 32."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=vocabulary_size,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=num_layers,

@@ -22,11 +22,11 @@ from gradellm_engine.demo_model.training.two_hop import training_turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STEPS = 400
+STEPS = 300
 _CONTEXT_LENGTH = 256
 _NUM_LAYERS = 3
 _TOKENIZER_TEXTS = 2000
-_CHATS = 32  # a step
+_CHATS = 24  # a step
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def train_two_hop(out: Path, seed: int = 0, steps: int = STEPS) -> None:
     rng = Random(f"{seed}/tokenizer")
     texts = [text for _ in range(_TOKENIZER_TEXTS) for turn in training_turns(rng) for text in turn]
     tokenizer = train_tokenizer(texts, _CONTEXT_LENGTH)
-    model = new_model(tokenizer, _NUM_LAYERS, two_back=True)
+    model = new_model(tokenizer, num_layers=_NUM_LAYERS, vocabulary_size=len(tokenizer), two_back=True)
     updater = Updater(model, steps)
     model.train()
     began, smoothed = time.monotonic(), 0.0

@@ -51,8 +51,8 @@ class Chain:
 
     @property
     def answer(self) -> str:
-        """Both facts."""
-        return " ".join(self.facts)
+        """Both facts, after a word, so that every name follows a space and is one token wherever it stands."""
+        return f"So {' '.join(self.facts)}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def as_example(rng: Random, drawn: tuple[Chain, ...], target: Chain) -> TwoHopEx
     kinds = (FIRST_HOP, SECOND_HOP)
     pieces = [Piece(fact, kind) for chain in drawn for fact, kind in zip(chain.facts, kinds, strict=True)]
     rng.shuffle(pieces)
-    content, facts = render([*join([piece] for piece in pieces), Piece(f"\n\n{target.question}")])
+    content, facts = render([Piece("Facts: "), *join([piece] for piece in pieces), Piece(f"\n\n{target.question}")])
     evidence = tuple(fact for fact in facts if content[fact.start : fact.end] in target.facts)
     return TwoHopExample(
         "two_hop", "", (Message("user", content),), target.answer, evidence, facts=facts, colour=target.colour
