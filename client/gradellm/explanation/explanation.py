@@ -134,7 +134,7 @@ class Explanation:
 
     @cached_property
     def reasoning(self) -> frozenset[int]:
-        """The indexes of the tokens in which the model reasons before it answers: `<think>` blocks, markers included."""
+        """The indexes of the tokens of reasoning: `<think>` blocks of the completion, markers included."""
         return reasoning_tokens(self.prompt_text, self.prompt_tokens, self.tokens)
 
     @cached_property

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradellm_engine.demo_model.training.corpus import training_conversation
 from gradellm_engine.demo_model.training.evaluate import evaluate, report
 from gradellm_engine.demo_model.training.tokenizer import train_tokenizer
 from gradellm_engine.demo_model.training.train import Updater, encode, new_model, save, weighted_losses
-from gradellm_engine.demo_model.training.two_hop import training_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STEPS = 300
+STEPS = 350
 _CONTEXT_LENGTH = 256
 _NUM_LAYERS = 3
 _TOKENIZER_TEXTS = 2000
@@ -47,7 +47,7 @@ def train_two_hop(out: Path, seed: int = 0, steps: int = STEPS) -> None:
     """Train from nothing and write the checkpoint. The data of step i are a function of (seed, i)."""
     torch.manual_seed(seed)
     rng = Random(f"{seed}/tokenizer")
-    texts = [text for _ in range(_TOKENIZER_TEXTS) for turn in training_turns(rng) for text in turn]
+    texts = [turn.content for _ in range(_TOKENIZER_TEXTS) for turn in training_conversation("two_hop", rng)]
     tokenizer = train_tokenizer(texts, _CONTEXT_LENGTH)
     model = new_model(tokenizer, num_layers=_NUM_LAYERS, vocabulary_size=len(tokenizer), two_back=True)
     updater = Updater(model, steps)
@@ -70,9 +70,8 @@ def _chats(rng: Random, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """A step's conversations, with special tokens."""
     chats = []
     for _ in range(_CHATS):
-        roles = ("user", "assistant")
-        turns = [pair for turn in training_turns(rng) for pair in zip(roles, turn, strict=True)]
-        messages = [{"role": role, "content": content} for role, content in turns]
+        turns = training_conversation("two_hop", rng)
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         chats.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
     return chats
 

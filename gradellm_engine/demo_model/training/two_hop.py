@@ -41,8 +41,8 @@ class Chain:
 
     @property
     def question(self) -> str:
-        """The question whose answer takes both facts."""
-        return f"Question: What about {self.person}?"
+        """The question whose answer takes both facts. Between quotes a name is another token than after a space."""
+        return f'Question: What about "{self.person}"?'
 
     @property
     def facts(self) -> tuple[str, str]:
@@ -51,7 +51,7 @@ class Chain:
 
     @property
     def answer(self) -> str:
-        """Both facts, after a word, so that every name follows a space and is one token wherever it stands."""
+        """Both facts, after a word, so that their names are tokens of the facts."""
         return f"So {' '.join(self.facts)}"
 
 

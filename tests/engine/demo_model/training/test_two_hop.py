@@ -33,7 +33,7 @@ def facts_of(content: str, verb: str) -> dict[str, str]:
 def test_the_answer_follows_from_two_facts(split: Split, seed: int) -> None:
     example = draw(split, seed)
     trusts, likes = (facts_of(example.user_content, verb) for verb in (FIRST_HOP, SECOND_HOP))
-    (asked,) = re.findall(r"Question: What about (\w+)\?$", example.user_content)
+    (asked,) = re.findall(r'Question: What about "(\w+)"\?$', example.user_content)
     friend = trusts[asked]
     assert example.colour == likes[friend]
     assert example.answer == f"So {asked} trusts {friend}. {friend} likes {example.colour}."
@@ -73,5 +73,5 @@ def test_training_turns_ask_about_three_people(seed: int) -> None:
     turns = [(content.split("\n\n")[1], first), *rest]
     assert len(turns) == NUM_CHAINS - 1 == len({question for question, _ in turns})
     for question, answer in turns:
-        asked = question.removeprefix("Question: What about ").removesuffix("?")
+        asked = question.removeprefix('Question: What about "').removesuffix('"?')
         assert answer == f"So {asked} trusts {trusts[asked]}. {trusts[asked]} likes {likes[trusts[asked]]}."
