@@ -12,18 +12,19 @@ Training differs from evaluation in the form of its texts, never in the pairs: c
 easy reviews come first and hard ones more often, and there are verdict lists and retellings, which have no chat
 template; `train.py` gives the reasons.
 
-A fourth task, two_hop, has a model of its own (`train_two_hop.py`).
+A fourth task, two_hop, has a model of its own (`two_hop/train.py`).
 """
 
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from gradellm_engine.demo_model.training import boolq, sentiment, two_hop, why
+from gradellm_engine.demo_model.training import boolq, sentiment, why
 from gradellm_engine.demo_model.training.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.training.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
 from gradellm_engine.demo_model.training.sentiment import sentiment_example
 from gradellm_engine.demo_model.training.stories import story
-from gradellm_engine.demo_model.training.two_hop import two_hop_example
+from gradellm_engine.demo_model.training.two_hop.task import training_turns as two_hop_turns
+from gradellm_engine.demo_model.training.two_hop.task import two_hop_example
 from gradellm_engine.demo_model.training.why import retelling, why_example
 
 __all__ = [
@@ -95,7 +96,7 @@ def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[
         turns = [(story_and_question, first.answer), *((deed.question, deed.answer) for deed in rest)]
         return _conversation(None, turns)
     if task == "two_hop":
-        return _conversation(None, two_hop.training_turns(rng))
+        return _conversation(None, two_hop_turns(rng))
     return _conversation(boolq.SYSTEM_PROMPT, boolq.training_turns(rng))
 
 

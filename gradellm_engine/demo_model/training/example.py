@@ -15,7 +15,7 @@ Split = Literal["train", "held_out"]
 Role = Literal["system", "user", "assistant"]
 
 TASKS: tuple[Task, ...] = ("sentiment", "boolq", "why")
-"""The tasks of the model that ships. `two_hop` has a model of its own, `train_two_hop.py`."""
+"""The tasks of the model that ships. `two_hop` has a model of its own, `two_hop/train.py`."""
 
 _MARKUP = re.compile(r"\[(?P<negator>[^]]+)]|\{(?P<field>\w+)}")
 _HELD_OUT_ONE_IN = 5

@@ -12,6 +12,7 @@ the facts tell nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from gradellm_engine.demo_model.training.example import (
@@ -24,9 +25,10 @@ from gradellm_engine.demo_model.training.example import (
     join,
     render,
 )
-from gradellm_engine.demo_model.training.word_lists import COLOURS, NAMES
+from gradellm_engine.demo_model.training.word_lists import BOYS, COLOURS, GIRLS
 
 NUM_CHAINS = 4
+_PEOPLE, _FRIENDS = GIRLS[:12], BOYS[:12]  # few, so that a small model soon learns to copy each
 FIRST_HOP, SECOND_HOP = "trusts", "likes"
 """The verbs, which are the kinds of the facts' spans."""
 
@@ -67,15 +69,22 @@ class TwoHopExample(Example):
 def chains(rng: Random, split: Split) -> tuple[Chain, ...]:
     """NUM_CHAINS chains of different people, friends and colours, every pair in `split`."""
     while True:
-        people = rng.sample(NAMES, 2 * NUM_CHAINS)
         drawn: list[Chain] = []
-        for person, friend in zip(people[:NUM_CHAINS], people[NUM_CHAINS:], strict=True):
+        for person in rng.sample(_PEOPLE, NUM_CHAINS):
+            friends = [name for name in _partners(split, person, _FRIENDS) if name not in {c.friend for c in drawn}]
+            friend = rng.choice(friends or _FRIENDS)
             taken = {chain.colour for chain in drawn}
-            colours = [colour for colour in COLOURS if colour not in taken and in_split(split, friend, colour)]
-            if colours and in_split(split, person, friend):
+            colours = [colour for colour in _partners(split, friend, COLOURS) if colour not in taken]
+            if friends and colours:
                 drawn.append(Chain(person, friend, rng.choice(colours)))
         if len(drawn) == NUM_CHAINS:
             return tuple(drawn)
+
+
+@cache
+def _partners(split: Split, left: str, rights: tuple[str, ...]) -> tuple[str, ...]:
+    """The words that a pair of `split` may join to `left`."""
+    return tuple(right for right in rights if in_split(split, left, right))
 
 
 def two_hop_example(rng: Random, split: Split) -> TwoHopExample:

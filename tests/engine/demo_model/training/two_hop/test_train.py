@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.demo_model.training.two_hop.measurement import SETTINGS, measure
 from gradellm import Client
 from gradellm_engine import Engine
-from gradellm_engine.demo_model.training import train_two_hop as training
-from gradellm_engine.demo_model.training.two_hop import two_hop_example
+from gradellm_engine.demo_model.training.two_hop import train as training
+from gradellm_engine.demo_model.training.two_hop.task import two_hop_example
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from support.two_hop import SETTINGS, measure
 
 QUESTIONS = 100
 ACCURACY = 0.8

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gradellm import Client, Explanation
-from gradellm_engine.demo_model.training.two_hop import FIRST_HOP, TwoHopExample
+from gradellm_engine.demo_model.training.two_hop.task import FIRST_HOP, TwoHopExample
 
 SETTINGS: dict[str, dict[str, str]] = {
     "paper": {"attribution": "paper"},

@@ -1,4 +1,4 @@
-"""Trains a small model on the two-hop task: `python -m gradellm_engine.demo_model.training.train_two_hop --out DIR`.
+"""Trains a small model on the two-hop task: `python -m gradellm_engine.demo_model.training.two_hop.train --out DIR`.
 
 The model is as wide as the demo model, with fewer layers, and starts from the same initial weights, without which it
 does not learn to look up names in this time. Every step generates new conversations of the training split.
@@ -22,7 +22,7 @@ from gradellm_engine.demo_model.training.train import Updater, encode, new_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STEPS = 350
+STEPS = 400
 _CONTEXT_LENGTH = 256
 _NUM_LAYERS = 3
 _TOKENIZER_TEXTS = 2000

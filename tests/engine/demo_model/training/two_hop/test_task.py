@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from gradellm_engine.demo_model.training.example import Split, in_split
-from gradellm_engine.demo_model.training.two_hop import (
+from gradellm_engine.demo_model.training.two_hop.task import (
     FIRST_HOP,
     NUM_CHAINS,
     SECOND_HOP,
