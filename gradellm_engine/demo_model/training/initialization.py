@@ -18,13 +18,19 @@ task, and what they are used for is learnt.
 4. Next token: that group takes a projection R of the previous token, m left out, and writes it along directions D. In
    the second layer's first group, keys read D and queries are R of the token itself, so that a position attends to
    what followed its token's earlier mentions: the match of an induction head (Olsson et al. 2022, arXiv 2209.11895).
-5. Next but one, on request (`two_back`), in the second groups: the first layer's is turned back by two positions and
-   writes R of that token along directions E; in the second layer keys read E and queries read D, so that a position
-   attends to what came two tokens after earlier mentions of the token before it ("Ben likes" to "Ben likes red").
+5. Two back, on request (`two_back`): the first layer's second group is turned back by two positions and writes R of
+   that token along directions E. In the second layer's second and third groups keys read E, and queries read D and E,
+   so that a position attends to what came two tokens after earlier mentions of the token before it ("Ben likes" to
+   "Ben likes red"), and of the token two before it ("Ben who likes").
 """
 
+from typing import TypeAlias
+
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
+
+Decoder: TypeAlias = LlamaForCausalLM | Qwen3ForCausalLM
+"""Families whose modules have the same names."""
 
 _EMBEDDING_SCALE = 0.5
 _SAME_TOKEN_SCALE = 0.08
@@ -36,7 +42,7 @@ _NEXT_TOKEN_SCALE = 1.4  # of queries and keys: scores of about 6 for a match, a
 
 
 @torch.no_grad()
-def initialize(model: LlamaForCausalLM, *, two_back: bool = False) -> None:
+def initialize(model: Decoder, *, two_back: bool = False) -> None:
     """Write these weights into an untrained model, point 5 with `two_back` only; all others stay as they are."""
     embeddings = model.model.embed_tokens.weight
     width = embeddings.shape[1]
@@ -57,10 +63,12 @@ def initialize(model: LlamaForCausalLM, *, two_back: bool = False) -> None:
     _match(model, group=0, keys=previous.T, queries=reading)
     if two_back:
         _attend_back(model, shared, group=1, distance=2)
-        _match(model, group=1, keys=_write_along(model, reading, group=1).T, queries=previous.T)
+        before = _write_along(model, reading, group=1)
+        _match(model, group=1, keys=before.T, queries=previous.T)
+        _match(model, group=2, keys=before.T, queries=before.T)
 
 
-def _attend_back(model: LlamaForCausalLM, shared: torch.Tensor, *, group: int, distance: int) -> None:
+def _attend_back(model: Decoder, shared: torch.Tensor, *, group: int, distance: int) -> None:
     """Point 3, in the first layer; a rotary frequency rotates the dimensions i and i + head_dim / 2 together."""
     attention, config = model.model.layers[0].self_attn, model.config
     width, half = config.head_dim, config.head_dim // 2
@@ -75,7 +83,7 @@ def _attend_back(model: LlamaForCausalLM, shared: torch.Tensor, *, group: int, d
     attention.q_proj.weight[_rows(model, group, queries_a_group)] = torch.outer(query.repeat(queries_a_group), shared)
 
 
-def _write_along(model: LlamaForCausalLM, reading: torch.Tensor, *, group: int) -> torch.Tensor:
+def _write_along(model: Decoder, reading: torch.Tensor, *, group: int) -> torch.Tensor:
     """Let a group of the first layer take `reading` of tokens, and write it along directions that are returned."""
     attention, queries_a_group = model.model.layers[0].self_attn, _queries_a_group(model)
     writing = torch.nn.init.orthogonal_(torch.empty(reading.shape[1], reading.shape[0]))
@@ -86,7 +94,7 @@ def _write_along(model: LlamaForCausalLM, reading: torch.Tensor, *, group: int) 
     return writing
 
 
-def _match(model: LlamaForCausalLM, *, group: int, keys: torch.Tensor, queries: torch.Tensor) -> None:
+def _match(model: Decoder, *, group: int, keys: torch.Tensor, queries: torch.Tensor) -> None:
     """Let keys and queries of a group of the second layer read the residual stream. [head width, width] each"""
     attention, queries_a_group = model.model.layers[1].self_attn, _queries_a_group(model)
     attention.k_proj.weight[_rows(model, group)] = keys * _NEXT_TOKEN_SCALE
@@ -95,11 +103,11 @@ def _match(model: LlamaForCausalLM, *, group: int, keys: torch.Tensor, queries: 
     )
 
 
-def _rows(model: LlamaForCausalLM, group: int, heads: int = 1) -> slice:
+def _rows(model: Decoder, group: int, heads: int = 1) -> slice:
     """The rows of a projection that belong to a group of `heads` heads."""
     width = model.config.head_dim * heads
     return slice(group * width, (group + 1) * width)
 
 
-def _queries_a_group(model: LlamaForCausalLM) -> int:
+def _queries_a_group(model: Decoder) -> int:
     return int(model.config.num_attention_heads // model.config.num_key_value_heads)

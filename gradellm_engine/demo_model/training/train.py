@@ -39,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gradellm_engine.demo_model.training.boolq import LABELS
 from gradellm_engine.demo_model.training.corpus import TASKS, Task, retelling, story, training_conversation, verdicts
 from gradellm_engine.demo_model.training.evaluate import evaluate, report
-from gradellm_engine.demo_model.training.initialization import initialize
+from gradellm_engine.demo_model.training.initialization import Decoder, initialize
 from gradellm_engine.demo_model.training.muon import Muon
 from gradellm_engine.demo_model.training.tokenizer import ASSISTANT, BOS, END, VOCABULARY_SIZE, train_tokenizer
 
@@ -98,19 +98,13 @@ def main() -> None:
     (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def new_model(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    num_layers: int = 5,
-    vocabulary_size: int = VOCABULARY_SIZE,
-    two_back: bool = False,
-) -> LlamaForCausalLM:
-    """An untrained model: 8 query heads over 4 key-value heads of width 32."""
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained model: 5 layers, 8 query heads over 4 key-value heads of width 32."""
     config = LlamaConfig(
-        vocab_size=vocabulary_size,
+        vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=5,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=32,
@@ -122,7 +116,7 @@ def new_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    initialize(model, two_back=two_back)
+    initialize(model)
     return model
 
 
@@ -160,7 +154,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
 class Updater:
     """Takes optimizer steps: Muon for the layers' matrices, AdamW for the rest, on one schedule of `steps` steps."""
 
-    def __init__(self, model: LlamaForCausalLM, steps: int) -> None:
+    def __init__(self, model: Decoder, steps: int) -> None:
         self._model = model
         matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
         embeddings = list(model.model.embed_tokens.parameters())
@@ -187,7 +181,7 @@ class Updater:
             optimizer.zero_grad()
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Save the weights in bfloat16, with configuration, tokenizer and chat template."""
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
@@ -239,9 +233,7 @@ def _last_before(marks: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(positions.cummax(dim=1).values[:, :-1], (1, 0), value=-1)
 
 
-def weighted_losses(
-    model: LlamaForCausalLM, input_ids: torch.Tensor, parts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted_losses(model: Decoder, input_ids: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of cross-entropies over the number of answer tokens, and the mean over answer tokens alone.
 
     Padding is on the right, so that the causal mask hides it. A sample of the prompt's tokens is enough, and saves much

@@ -1,8 +1,8 @@
-"""The two-hop task: the end of an answer follows from a name that the answer found, "Mia trusts Ben. Ben likes red."
+"""The two-hop task: the end of an answer follows from a name that the answer found, "Mia trusts Ben who likes red."
 
 1. Draw four people who trust a friend each, and the colour that each friend likes; every pair (person, friend) and
    (friend, colour) is of the split. Write the eight facts in a random order.
-2. Ask about one person. The answer repeats the person's fact, then the friend's.
+2. Ask about one person. The answer repeats the person's fact, and then what the friend likes.
 
 The friend follows from the person's fact. The colour follows from the friend's fact, and the friend stands in the
 answer by then: the colour depends on the first fact through words that the model wrote itself. Position and order of
@@ -54,7 +54,7 @@ class Chain:
     @property
     def answer(self) -> str:
         """Both facts, after a word, so that their names are tokens of the facts."""
-        return f"So {' '.join(self.facts)}"
+        return f"So {self.person} {FIRST_HOP} {self.friend} who {SECOND_HOP} {self.colour}."
 
 
 @dataclass(frozen=True)

@@ -67,4 +67,8 @@ def test_second_groups_attend_two_tokens_back_and_to_what_came_two_after_the_pre
     # At position i, the token before it also stood at i - 21; two after that is i - 19.
     followed = second[0, 2:4].diagonal(-19, 1, 2)[:, -18:]
     assert followed.mean() > 0.3
-    assert second[0, 4:].diagonal(-19, 1, 2)[:, -18:].mean() < 0.1
+    # The token two before it also stands two before itself, and two before i - 20; nearer keys have larger scores.
+    itself, earlier = (second[0, 4:6].diagonal(-distance, 1, 2)[:, -18:].mean() for distance in (0, 20))
+    assert itself > 0.3
+    assert earlier < itself
+    assert second[0, 6:].diagonal(-19, 1, 2)[:, -18:].mean() < 0.1

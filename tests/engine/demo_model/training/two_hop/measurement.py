@@ -12,6 +12,9 @@ SETTINGS: dict[str, dict[str, str]] = {
     "paper": {"attribution": "paper"},
     "knockout, no sink": {"attribution": "knockout", "sink": "exclude"},
     "knockout, no sink, per head": {"attribution": "knockout", "sink": "exclude", "rectify": "per_head"},
+    "head_abs, no sink": {"loosening": "none", "rectify": "none", "magnitude": "head_abs", "sink": "exclude"},
+    "value_zeroing": {"method": "value_zeroing"},
+    "relevance": {"method": "relevance"},
 }
 
 
@@ -28,15 +31,13 @@ class Outcome:
     direct_hop: int = 0
     """The same, by the untraced row."""
     direct_pair: int = 0
-    through_name: int = 0
-    """Questions whose trace goes through the friend's name more than through any other earlier word."""
     unexplained: float = 0.0
     """Largest unexplained share."""
 
     def __str__(self) -> str:
         shares = (
             f"{name} {getattr(self, name) / max(1, self.answered):.3f}"
-            for name in ("traced_hop", "traced_pair", "direct_hop", "direct_pair", "through_name")
+            for name in ("traced_hop", "traced_pair", "direct_hop", "direct_pair")
         )
         return f"{self.answered} of {self.asked} right: {', '.join(shares)}, unexplained <= {self.unexplained:.3f}"
 
@@ -58,9 +59,6 @@ def measure(client: Client, examples: Iterable[TwoHopExample], keywords: dict[st
         outcome.traced_pair += are_first(example, traced)
         outcome.direct_hop += comes_first(example, direct)
         outcome.direct_pair += are_first(example, direct)
-        friend = example.answer.split()[3].rstrip(".")
-        largest = max(trace.words, key=lambda word: word.share)
-        outcome.through_name += largest.word.text.rstrip(".") == friend
     return outcome
 
 
@@ -68,9 +66,10 @@ def explained(client: Client, example: TwoHopExample, keywords: dict[str, str]) 
     """The answer, with the whole prefix as sources, and each fact as a segment of its own text."""
     content = example.user_content
     segments = {content[span.start : span.end]: (0, span.start, span.end) for span in example.facts}
-    explain: Callable[..., Explanation] = client.explain
     messages = [{"role": "user", "content": content}]
-    return explain(messages=messages, segments=segments, sources="prefix", max_new_tokens=16, **keywords)
+    call: Callable[..., Explanation] = client.attribute if "method" in keywords else client.explain
+    what = {"completion": example.answer} if "method" in keywords else {"max_new_tokens": 16}
+    return call(messages=messages, segments=segments, sources="prefix", **what, **keywords)
 
 
 def comes_first(example: TwoHopExample, shares: dict[str, float]) -> bool:

@@ -36,7 +36,7 @@ def test_the_answer_follows_from_two_facts(split: Split, seed: int) -> None:
     (asked,) = re.findall(r'Question: What about "(\w+)"\?$', example.user_content)
     friend = trusts[asked]
     assert example.colour == likes[friend]
-    assert example.answer == f"So {asked} trusts {friend}. {friend} likes {example.colour}."
+    assert example.answer == f"So {asked} trusts {friend} who likes {example.colour}."
     evidence = {example.user_content[span.start : span.end] for span in example.evidence}
     assert evidence == {f"{asked} trusts {friend}.", f"{friend} likes {example.colour}."}
     # Every friend, and nobody else, likes a colour of their own: the colours tell no name.
@@ -74,4 +74,4 @@ def test_training_turns_ask_about_three_people(seed: int) -> None:
     assert len(turns) == NUM_CHAINS - 1 == len({question for question, _ in turns})
     for question, answer in turns:
         asked = question.removeprefix('Question: What about "').removesuffix('"?')
-        assert answer == f"So {asked} trusts {trusts[asked]}. {trusts[asked]} likes {likes[trusts[asked]]}."
+        assert answer == f"So {asked} trusts {trusts[asked]} who likes {likes[trusts[asked]]}."
