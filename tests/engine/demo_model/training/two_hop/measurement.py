@@ -46,12 +46,11 @@ def measure(client: Client, examples: Iterable[TwoHopExample], keywords: dict[st
     """Answer and trace questions: the colour's shares of the eight facts, traced and in one step."""
     outcome = Outcome()
     for example in examples:
-        explanation = explained(client, example, keywords)
         outcome.asked += 1
-        if explanation.text.strip() != example.answer:
+        if client.explain(messages=messages(example), max_new_tokens=16, attribution=None).text != example.answer:
             continue
         outcome.answered += 1
-        trace = explanation.trace(example.colour, by="segment")
+        trace = explained(client, example, keywords).trace(example.colour, by="segment")
         outcome.unexplained = max(outcome.unexplained, trace.unexplained)
         traced = {part.label: part.share for part in trace.parts}
         direct = {part.label: part.direct for part in trace.parts}
@@ -66,10 +65,13 @@ def explained(client: Client, example: TwoHopExample, keywords: dict[str, str]) 
     """The answer, with the whole prefix as sources, and each fact as a segment of its own text."""
     content = example.user_content
     segments = {content[span.start : span.end]: (0, span.start, span.end) for span in example.facts}
-    messages = [{"role": "user", "content": content}]
-    call: Callable[..., Explanation] = client.attribute if "method" in keywords else client.explain
-    what = {"completion": example.answer} if "method" in keywords else {"max_new_tokens": 16}
-    return call(messages=messages, segments=segments, sources="prefix", **what, **keywords)
+    attribute: Callable[..., Explanation] = client.attribute
+    answer = example.answer
+    return attribute(messages=messages(example), completion=answer, segments=segments, sources="prefix", **keywords)
+
+
+def messages(example: TwoHopExample) -> list[dict[str, str]]:
+    return [{"role": "user", "content": example.user_content}]
 
 
 def comes_first(example: TwoHopExample, shares: dict[str, float]) -> bool:
