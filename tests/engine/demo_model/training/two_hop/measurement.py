@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gradellm import Client, Explanation
-from gradellm_engine.demo_model.training.two_hop.task import FIRST_HOP, TwoHopExample
+from gradellm_engine.demo_model.training.two_hop.task import FIRST_HOP, SECOND_HOP, TwoHopExample
 
 SETTINGS: dict[str, dict[str, str]] = {
     "paper": {"attribution": "paper"},
@@ -31,13 +31,15 @@ class Outcome:
     direct_hop: int = 0
     """The same, by the untraced row."""
     direct_pair: int = 0
+    direct_second: int = 0
+    """Questions whose second-hop fact has the largest share of its kind, by the untraced row."""
     unexplained: float = 0.0
     """Largest unexplained share."""
 
     def __str__(self) -> str:
         shares = (
             f"{name} {getattr(self, name) / max(1, self.answered):.3f}"
-            for name in ("traced_hop", "traced_pair", "direct_hop", "direct_pair")
+            for name in ("traced_hop", "traced_pair", "direct_hop", "direct_pair", "direct_second")
         )
         return f"{self.answered} of {self.asked} right: {', '.join(shares)}, unexplained <= {self.unexplained:.3f}"
 
@@ -58,6 +60,7 @@ def measure(client: Client, examples: Iterable[TwoHopExample], keywords: dict[st
         outcome.traced_pair += are_first(example, traced)
         outcome.direct_hop += comes_first(example, direct)
         outcome.direct_pair += are_first(example, direct)
+        outcome.direct_second += comes_first(example, direct, SECOND_HOP)
     return outcome
 
 
@@ -74,9 +77,9 @@ def messages(example: TwoHopExample) -> list[dict[str, str]]:
     return [{"role": "user", "content": example.user_content}]
 
 
-def comes_first(example: TwoHopExample, shares: dict[str, float]) -> bool:
-    """Whether the answer's first-hop fact has the largest share of the facts of its kind."""
-    of_kind = {text_of(example, span.start, span.end) for span in example.facts if span.kind == FIRST_HOP}
+def comes_first(example: TwoHopExample, shares: dict[str, float], kind: str = FIRST_HOP) -> bool:
+    """Whether the answer's fact of a kind has the largest share of the facts of that kind."""
+    of_kind = {text_of(example, span.start, span.end) for span in example.facts if span.kind == kind}
     return max(of_kind, key=shares.__getitem__) in evidence(example)
 
 

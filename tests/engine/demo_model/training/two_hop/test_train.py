@@ -62,7 +62,7 @@ def test_a_trace_finds_the_fact_behind_the_generated_name(client: Client, name: 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("value_zeroing", "relevance")])
 def test_grad_ellm_is_measured(client: Client, name: str) -> None:
-    """Grad-ELLM's rows do not name this model's evidence, direct or traced; docs/guides/trace.md has the figures."""
+    """Grad-ELLM's rows name the second fact in some questions, and their traces few hops: docs/guides/trace.md."""
     outcome = measure(client, questions(), SETTINGS[name])
     print(f"{name}: {outcome}")
     assert outcome.answered >= ACCURACY * outcome.asked
