@@ -16,6 +16,7 @@ PAGES = PROJECT / "docs" / "reference"
 FIRST = ("Client", "AsyncClient", "Explanation", "EvaluationReport", "Retry", "Tls")
 SUBMODULE_NAMES = {  # public names that the package itself does not export
     "gradellm.explanation.queries": ("Part",),
+    "gradellm.explanation.tracing.trace": ("Trace", "TracedPart", "EarlierWord", "Unexplained"),
     "gradellm.explanation.words": ("Word",),
     "gradellm.explanation.citations": ("Citation", "CitedDocument", "Passage"),
     "gradellm.wire.keywords": (

@@ -15,8 +15,8 @@ HEAD = """\
 # Tests with real models
 
 `make real` runs the tests that need a real model or a real peer and writes this page. Models are found by
-`GRADELLM_REAL_MODELS`, a folder with a checkpoint of SmolLM2-135M-Instruct in `smollm2/`. Tests without their model
-skip.
+`GRADELLM_REAL_MODELS`, a folder with checkpoints of SmolLM2-135M-Instruct in `smollm2/` and of
+Qwen2.5-Coder-1.5B-Instruct in `qwen/`. Tests without their model skip.
 
 | test | outcome |
 | --- | --- |

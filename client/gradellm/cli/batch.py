@@ -37,6 +37,8 @@ _SINGLE_PROMPT_FLAGS = (
     "segment",
     "retention",
     "citations",
+    "trace",
+    "trace_by",
     "format",
     "completion",
     "completion_ids",

@@ -4,6 +4,8 @@ explanation.py     Explanation, the facade whose methods call the modules below
 queries.py         sums of scores by word, segment, role or message
 citations.py       the documents that each sentence of the answer was drawn from
 sentences.py       a text split into sentences
+tracing/           sources through the model's own words
+reasoning.py       blocks of reasoning in a completion
 words.py           tokens grouped into words
 retention.py       keep probabilities of tokens
 validation.py      consistency checks

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation import queries
+from gradellm.explanation.reasoning import reasoning_tokens
 from gradellm.explanation.validation import check_explanation
 from gradellm.explanation.words import Word, prompt_words, words
 from gradellm.models import Attribution, Event, Finished, PromptToken, Provenance, Source, Started, Token
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gradellm.explanation.citations import Citation
     from gradellm.explanation.queries import By, Part, Selection
+    from gradellm.explanation.tracing.trace import Trace
     from gradellm.rendering.colormap import Theme
     from gradellm.rendering.terminal import ColorMode
 
@@ -132,6 +134,11 @@ class Explanation:
         return tuple(words(self.tokens))
 
     @cached_property
+    def reasoning(self) -> frozenset[int]:
+        """The indexes of the tokens of reasoning: `<think>` blocks of the completion, markers included."""
+        return reasoning_tokens(self.prompt_text, self.prompt_tokens, self.tokens)
+
+    @cached_property
     def prompt_words(self) -> tuple[tuple[str, int], ...]:
         """For each prompt token its word, and the word's first code point."""
         return prompt_words(self.prompt_text, self.prompt_tokens)
@@ -221,6 +228,18 @@ class Explanation:
         from gradellm.explanation.citations import citations
 
         return citations(self, threshold=threshold)
+
+    def trace(self, selection: Selection = None, *, by: By = "word") -> Trace:
+        """Return where a selection came from, followed through the model's own earlier words back to the prompt.
+
+        Needs scores of the whole prefix (`sources="prefix"`). `by` is as for `parts`. Each selected token starts with
+        an equal share; the parts' shares and `unexplained` sum to 1.
+
+        Raises InvalidExplanationError if the scores are those of the prompt alone, or of segments.
+        """
+        from gradellm.explanation.tracing.trace import trace
+
+        return trace(self, selection, by)
 
     def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
         """Return the keep probability of each token of the user's text at the retention share `pi`.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from gradellm.errors import InvalidExplanationError, InvalidRequestError
+from gradellm.explanation.reasoning import REASONING
 from gradellm.explanation.retention import retention_probs
 from gradellm.explanation.words import Word, characters
 from gradellm.explanation.words import is_written as token_is_written
@@ -34,6 +35,10 @@ __all__ = [
     "selected_tokens",
     "top_sources",
 ]
+
+COMPLETION = "completion"
+"""The label of generated tokens."""
+_GENERATED = -1  # tells reasoning from a prompt's segment of that name
 
 Selection = Word | int | range | str | re.Pattern[str] | None
 By = Literal["source", "word", "segment", "role", "message"]
@@ -111,23 +116,31 @@ def parts(explanation: Explanation, by: By = "segment", selection: Selection = N
 
     By "source" a part is one of `sources`, or several whose tokens share a character; otherwise a "word", "segment",
     "role" or "message" of the prompt. Tokens outside of these have the label "" (by role "template"), and the
-    completion so far, if it is scored, has the label "completion".
+    completion so far, if it is scored, has the label "completion"; by "segment", reasoning in it (`<think>` blocks) has
+    the label "reasoning".
+
+    Raises InvalidExplanationError for another `by`, or if the resolution of the scores is too coarse for it.
+    """
+    scores = attribution_of(explanation, selection)
+    total = math.fsum(abs(score) for score in scores if math.isfinite(score))
+    found = []
+    for label, columns in groups(explanation, by, range(len(scores))):
+        score = total_of(scores[column] for column in columns)
+        found.append(Part(label, score, abs(score) / total if total else 0.0, columns))
+    return tuple(found)
+
+
+def groups(explanation: Explanation, by: By, columns: Iterable[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the label and the columns of each part that has some of `columns`, in order.
 
     Raises InvalidExplanationError for another `by`, or if the resolution of the scores is too coarse for it.
     """
     if by not in get_args(By):
         raise InvalidExplanationError(f"by: must be one of {', '.join(get_args(By))}, not {by!r}")
-    scores = attribution_of(explanation, selection)
-    total = math.fsum(abs(score) for score in scores if math.isfinite(score))
     labels: dict[str | tuple[str, int], list[int]] = {}
-    for column in range(len(scores)):
+    for column in columns:
         labels.setdefault(label_of(explanation, column, by), []).append(column)
-    found = []
-    for label, columns in labels.items():
-        score = total_of(scores[column] for column in columns)
-        name = label if isinstance(label, str) else label[0]
-        found.append(Part(name, score, abs(score) / total if total else 0.0, tuple(columns)))
-    return tuple(found)
+    return [(label if isinstance(label, str) else label[0], tuple(found)) for label, found in labels.items()]
 
 
 def total_of(scores: Iterable[float]) -> float:
@@ -145,7 +158,9 @@ def label_of(explanation: Explanation, column: int, by: By) -> str | tuple[str, 
         index = explanation.drawn_places[column]
         return explanation.drawn[index][0], index
     if column >= explanation.num_prompt_columns:
-        return "completion"
+        indexes = source.completion_indexes
+        is_reasoning = by == "segment" and indexes != () and explanation.reasoning.issuperset(indexes)
+        return (REASONING, _GENERATED) if is_reasoning else COMPLETION
     if by == "word":
         words = {explanation.prompt_words[index] for index in source.token_indexes}
         return words.pop() if len(words) == 1 else (source.label, -1 - column)  # a segment

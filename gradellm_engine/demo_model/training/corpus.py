@@ -3,13 +3,16 @@
 Pure, seeded functions that need the standard library only.
 
 Split. Every example combines pairs of content choices: a noun with a polarity word (sentiment), a subject with a value
-(boolq), an action with a cause (why). The SHA-256 of a pair assigns a fifth of all pairs to `held_out` and the rest to
-`train`, and an example uses pairs of its own split only, whether they decide the answer or not. So no pair of a
-held-out example occurs in a training example, whatever the seeds; single words, names and sentence shapes are shared.
+(boolq), an action with a cause (why), two names, and a name with a colour (two_hop). The SHA-256 of a pair assigns a
+fifth of all pairs to `held_out` and the rest to `train`, and an example uses pairs of its own split only, whether they
+decide the answer or not. So no pair of a held-out example occurs in a training example, whatever the seeds; single
+words, names and sentence shapes are shared.
 
 Training differs from evaluation in the form of its texts, never in the pairs: conversations have more than one answer,
 easy reviews come first and hard ones more often, and there are verdict lists and retellings, which have no chat
 template; `train.py` gives the reasons.
+
+A fourth task, two_hop, has a model of its own (`two_hop/train.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +23,8 @@ from gradellm_engine.demo_model.training.boolq import boolq_example, verdicts
 from gradellm_engine.demo_model.training.example import TASKS, Example, Message, Piece, Role, Span, Split, Task, render
 from gradellm_engine.demo_model.training.sentiment import sentiment_example
 from gradellm_engine.demo_model.training.stories import story
+from gradellm_engine.demo_model.training.two_hop.task import training_turns as two_hop_turns
+from gradellm_engine.demo_model.training.two_hop.task import two_hop_example
 from gradellm_engine.demo_model.training.why import retelling, why_example
 
 __all__ = [
@@ -38,7 +43,7 @@ __all__ = [
     "verdicts",
 ]
 
-_WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example}
+_WRITERS = {"sentiment": sentiment_example, "boolq": boolq_example, "why": why_example, "two_hop": two_hop_example}
 # Harder constructions are trained more often.
 _TRAINED_CONSTRUCTIONS = ("plain", "negation", "contrast", "contrast", "distractor", "distractor")
 _OPPOSITE = {"Positive": "Negative", "Negative": "Positive", "true": "false", "false": "true"}
@@ -90,6 +95,8 @@ def training_conversation(task: Task, rng: Random, easy: bool = False) -> tuple[
         story_and_question = why.as_example(rng, deeds, first).user_content
         turns = [(story_and_question, first.answer), *((deed.question, deed.answer) for deed in rest)]
         return _conversation(None, turns)
+    if task == "two_hop":
+        return _conversation(None, two_hop_turns(rng))
     return _conversation(boolq.SYSTEM_PROMPT, boolq.training_turns(rng))
 
 

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from gradellm_engine.demo_model import CHECKPOINT
-from gradellm_engine.demo_model.training.corpus import TASKS, Example, examples
+from gradellm_engine.demo_model.training.corpus import TASKS, Example, Task, examples
 
 _BATCH_SIZE = 50
 _MAX_ANSWER_TOKENS = 24  # including the end of turn; a longer answer is wrong
@@ -47,11 +47,11 @@ def main() -> None:
     print(json.dumps(accuracies, indent=2) if options.json else report(accuracies))
 
 
-def evaluate(checkpoint: Path, count: int, seed: int = 0) -> dict[str, Accuracy]:
+def evaluate(checkpoint: Path, count: int, seed: int = 0, tasks: Sequence[Task] = TASKS) -> dict[str, Accuracy]:
     """Accuracy by task and by "task/construction", over `count` held-out examples a task."""
     model, tokenizer = load(checkpoint)
     outcomes: dict[str, list[bool]] = defaultdict(list)
-    for task in TASKS:
+    for task in tasks:
         drawn = list(examples(task, "held_out", seed, count))
         for example, answer in zip(drawn, greedy_answers(model, tokenizer, drawn), strict=True):
             for key in (task, f"{task}/{example.construction}"):

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["sentiment", "boolq", "why"]
+Task = Literal["sentiment", "boolq", "why", "two_hop"]
 Split = Literal["train", "held_out"]
 Role = Literal["system", "user", "assistant"]
 
 TASKS: tuple[Task, ...] = ("sentiment", "boolq", "why")
+"""The tasks of the model that ships. `two_hop` has a model of its own, `two_hop/train.py`."""
 
 _MARKUP = re.compile(r"\[(?P<negator>[^]]+)]|\{(?P<field>\w+)}")
 _HELD_OUT_ONE_IN = 5

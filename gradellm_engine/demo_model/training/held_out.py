@@ -46,7 +46,7 @@ def fields(example: Example) -> dict[str, Any]:
                 "answer": example.answer == "true",
                 "rationale": rationale,
             }
-        case "why":
+        case "why" | "two_hop":
             return {"text": content, "answer": example.answer}
 
 

@@ -39,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gradellm_engine.demo_model.training.boolq import LABELS
 from gradellm_engine.demo_model.training.corpus import TASKS, Task, retelling, story, training_conversation, verdicts
 from gradellm_engine.demo_model.training.evaluate import evaluate, report
-from gradellm_engine.demo_model.training.initialization import initialize
+from gradellm_engine.demo_model.training.initialization import Decoder, initialize
 from gradellm_engine.demo_model.training.muon import Muon
 from gradellm_engine.demo_model.training.tokenizer import ASSISTANT, BOS, END, VOCABULARY_SIZE, train_tokenizer
 
@@ -122,21 +122,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
     """Train in place. The data of step i are a function of (seed, i)."""
-    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
-    embeddings = list(model.model.embed_tokens.parameters())
-    other_parameters = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
-    by_rate = [
-        {"params": embeddings, "lr": _EMBEDDING_LEARNING_RATE},
-        {"params": other_parameters, "lr": _OTHER_LEARNING_RATE},
-    ]
-    optimizers = (
-        Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),
-        torch.optim.AdamW(by_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    )
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
-        for optimizer in optimizers
-    ]
+    updater = Updater(model, steps)
     model.train()
     started, smoothed = time.monotonic(), dict.fromkeys((*TASKS, "verdicts", "retellings", "stories"), math.log(2))
     for step in range(steps):
@@ -144,7 +130,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         easy_share = min(1.0, max(0.0, (_HARD_STEPS - step) / (_HARD_STEPS - _EASY_STEPS)))
         is_early = step < _VERDICT_STEPS
         batches: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
-            task: _encode(_chats(task, tokenizer, rng, easy_share), tokenizer)
+            task: encode(_chats(task, tokenizer, rng, easy_share), tokenizer)
             for task in TASKS
             if not (task == "boolq" and is_early)
         }
@@ -152,24 +138,50 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         batches["retellings"] = _encode_retellings(
             rng, _RETELLINGS_AT_FIRST if step < _RETELLING_STEPS else _RETELLINGS_LATER, tokenizer
         )
-        batches["stories"] = _encode([f"{BOS}{story(rng)}{END}" for _ in range(_STORIES)], tokenizer)
+        batches["stories"] = encode([f"{BOS}{story(rng)}{END}" for _ in range(_STORIES)], tokenizer)
         for name, batch in batches.items():
-            loss, answer_loss = _losses(model, *batch)
+            loss, answer_loss = weighted_losses(model, *batch)
             weight = _SENTIMENT_WEIGHT if name == "sentiment" else 1.0
             (weight * loss).backward()  # type: ignore[no-untyped-call]
             smoothed[name] += 0.05 * (answer_loss.item() - smoothed[name])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        updater.step()
         if (step + 1) % 50 == 0:
             losses = "  ".join(f"{name} {loss:.4f}" for name, loss in smoothed.items())
             print(f"step {step + 1}/{steps}  {time.monotonic() - started:.0f} s  answer loss  {losses}", flush=True)
     model.eval()
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+class Updater:
+    """Takes optimizer steps: Muon for the layers' matrices, AdamW for the rest, on one schedule of `steps` steps."""
+
+    def __init__(self, model: Decoder, steps: int) -> None:
+        self._model = model
+        matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+        embeddings = list(model.model.embed_tokens.parameters())
+        other_parameters = [p for p in model.parameters() if all(p is not other for other in (*matrices, *embeddings))]
+        by_rate = [
+            {"params": embeddings, "lr": _EMBEDDING_LEARNING_RATE},
+            {"params": other_parameters, "lr": _OTHER_LEARNING_RATE},
+        ]
+        self._optimizers = (
+            Muon(matrices, lr=_MATRIX_LEARNING_RATE, weight_decay=0.05),
+            torch.optim.AdamW(by_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        )
+        self._schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+            for optimizer in self._optimizers
+        ]
+
+    def step(self) -> None:
+        """Clip the gradients, take one step, and clear them."""
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+
+def save(model: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Save the weights in bfloat16, with configuration, tokenizer and chat template."""
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
@@ -183,7 +195,7 @@ def _chats(task: Task, tokenizer: PreTrainedTokenizerFast, rng: Random, easy_sha
     return [str(tokenizer.apply_chat_template(conversation, tokenize=False)) for conversation in messages]
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids, padded on the right, and the role of each token, an index of _WEIGHTS. [B, S] each"""
     input_ids: torch.Tensor = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")["input_ids"]
     # A token belongs to an answer if the last assistant header before it came after the last end of turn; likewise for
@@ -197,8 +209,8 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch
 
 
 def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Verdict lists, encoded as by `_encode`; only the verdicts are answers."""
-    input_ids, parts = _encode([f"{BOS}{verdicts(rng)}{END}" for _ in range(count)], tokenizer)
+    """Verdict lists, encoded as by `encode`; only the verdicts are answers."""
+    input_ids, parts = encode([f"{BOS}{verdicts(rng)}{END}" for _ in range(count)], tokenizer)
     labels = torch.tensor([tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in LABELS])
     parts = torch.where(parts == _PADDING, _PADDING, _PROMPT)
     return input_ids, torch.where(torch.isin(input_ids, labels), _ANSWER, parts)
@@ -207,8 +219,8 @@ def _encode_verdicts(rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 def _encode_retellings(
     rng: Random, count: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Retellings, encoded as by `_encode`; answers are the colon and the repeated causes without their random names."""
-    input_ids, parts = _encode([f"{BOS}{retelling(rng)}{END}" for _ in range(count)], tokenizer)
+    """Retellings, encoded as by `encode`; answers are the colon and the repeated causes without their random names."""
+    input_ids, parts = encode([f"{BOS}{retelling(rng)}{END}" for _ in range(count)], tokenizer)
     is_again = _last_before(input_ids == tokenizer.convert_tokens_to_ids("Again")) >= 0
     stops = torch.tensor(tokenizer.convert_tokens_to_ids([":", "."]))
     is_first = torch.nn.functional.pad(torch.isin(input_ids, stops)[:, :-1], (1, 0))
@@ -221,7 +233,7 @@ def _last_before(marks: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(positions.cummax(dim=1).values[:, :-1], (1, 0), value=-1)
 
 
-def _losses(model: LlamaForCausalLM, input_ids: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted_losses(model: Decoder, input_ids: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of cross-entropies over the number of answer tokens, and the mean over answer tokens alone.
 
     Padding is on the right, so that the causal mask hides it. A sample of the prompt's tokens is enough, and saves much

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         return batch.run(args, keywords, check, lambda client, row: client.attribute(**row))
     explain.check_output(args)
     keywords |= options.input_keywords(args) | options.given_values(args, "completion", "completion_ids")
+    keywords |= explain.trace_keywords(args)
     prompt = keywords.pop("prompt", None)
     calls.attribute(
         prompt, cast("AttributeKeywords", keywords)

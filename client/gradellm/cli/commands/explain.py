@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from gradellm.cli import batch, options
 from gradellm.cli.progress import CallProgress
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import io
 from gradellm.explanation.explanation import Explanation
+from gradellm.explanation.queries import By
 from gradellm.explanation.terminal_view import draw, draw_retention
+from gradellm.explanation.tracing.trace_view import draw_trace
 from gradellm.rendering.terminal import isolated, visible
 from gradellm.transport import calls
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from gradellm.models import Event
     from gradellm.wire.keywords import GenerateKeywords
 
-__all__ = ["add_output", "add_parser", "check_output", "run", "show"]
+__all__ = ["add_output", "add_parser", "check_output", "run", "show", "trace_keywords"]
 
 _EXAMPLES = """\
   gradellm explain "Once upon a time" --max-new-tokens 20
@@ -31,6 +33,7 @@ _EXAMPLES = """\
   gradellm explain - < prompt.txt --output explanation.json
   gradellm explain "Once upon a time" --output story.html
   gradellm explain "Soup is five coins. What is the soup?" --segment menu=0:20 --citations
+  gradellm explain "Mia trusts Ben. Ben likes red. Mia" --trace red
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         check = cast("batch.Check", calls.generate)
         return batch.run(args, keywords, check, lambda client, row: client.explain(**row))
     check_output(args)
-    keywords |= options.input_keywords(args)
+    keywords |= options.input_keywords(args) | trace_keywords(args)
     prompt = keywords.pop("prompt", None)
     calls.generate(prompt, cast("GenerateKeywords", keywords))  # refuses an invalid request before a server is started
     with options.connect(args) as client, CallProgress("explained") as progress:
@@ -102,6 +105,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         help="print each sentence of the answer with the documents, named with --segment, that it was drawn from; "
         "with --format json as JSON",
     )
+    group.add_argument(
+        "--trace",
+        metavar="TEXT",
+        help="trace this text of the completion through the model's earlier words; implies --sources prefix",
+    )
+    group.add_argument(
+        "--trace-by", choices=get_args(By), help="parts of the prompt that a trace names; word by default"
+    )
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -109,9 +120,13 @@ def check_output(args: argparse.Namespace) -> None:
     if args.retention is not None:
         if not 0 < args.retention < 1:
             raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
-        options.refuse_flags(args, ("format", "output"), "--retention, which prints a drawing")
+        options.refuse_flags(args, ("format", "output", "trace"), "--retention, which prints a drawing")
     if args.citations:
         _check_citations(args)
+    if args.trace is not None:
+        _check_trace(args)
+    elif args.trace_by is not None:
+        raise InvalidRequestError.of("trace_by", "is for --trace TEXT")
     if args.output is not None:
         io.check(args.output)
         options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
@@ -124,11 +139,27 @@ def check_output(args: argparse.Namespace) -> None:
 def _check_citations(args: argparse.Namespace) -> None:
     if args.format not in (None, "json"):
         raise InvalidRequestError.of("format", f"{args.format} cannot be combined with --citations; json can")
-    options.refuse_flags(args, ("output", "retention"), "--citations, which prints sentences")
+    options.refuse_flags(args, ("output", "retention", "trace"), "--citations, which prints sentences")
     if not args.segment:
         raise InvalidRequestError.of("citations", "needs documents: name the range of each with --segment")
     if args.attribution == "none":
         raise InvalidRequestError.of("attribution", "none cannot be combined with --citations")
+
+
+def _check_trace(args: argparse.Namespace) -> None:
+    options.refuse_flags(args, ("output",), "--trace, which prints a table, or JSON with --format json")
+    if args.format not in (None, "ansi", "json"):
+        raise InvalidRequestError.of("format", f"must be ansi or json with --trace, not {args.format}")
+    if args.sources == "prompt" or args.resolution == "segment" or args.attribution == "none":
+        raise InvalidRequestError.of(
+            "trace",
+            "needs scores of the whole prefix: --sources prefix, --resolution token or word, and an attribution",
+        )
+
+
+def trace_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords that --trace implies."""
+    return {} if args.trace is None else {"sources": "prefix"}
 
 
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
@@ -136,12 +167,17 @@ def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     if args.citations:
         sys.stdout.write(_citations(Explanation.from_events(events), as_json=args.format == "json"))
         return
-    if args.output is None and args.format in (None, "ansi") and args.retention is None:
+    is_drawing = args.retention is None and args.trace is None
+    if is_drawing and args.output is None and args.format in (None, "ansi"):
         for piece in draw(events, options.style(args)):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
     explanation = Explanation.from_events(events)
+    if args.trace is not None:
+        trace = explanation.trace(args.trace, by=args.trace_by or "word")
+        sys.stdout.write(f"{trace.to_json()}\n" if args.format == "json" else draw_trace(trace, options.style(args)))
+        return
     if args.retention is not None:
         style = options.style(args)
         sys.stdout.write(

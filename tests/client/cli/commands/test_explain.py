@@ -100,6 +100,38 @@ def test_the_suffix_of_a_file_selects_its_format(fake: FakeServer, tmp_path: Pat
     assert "wasn't  largest" in (tmp_path / "a.txt").read_text()
 
 
+def serve_prefix_rows(fake: FakeServer) -> None:
+    """Let the fake server score the words before a word, too: each word draws a half on the word before."""
+    attribution = pb.AttributionOptions(method="grad_ellm", sources=pb.SOURCES_PREFIX, resolution=pb.RESOLUTION_TOKEN)
+    for part in fake.parts:
+        if isinstance(part, pb.Started):
+            part.provenance.attribution.CopyFrom(attribution)
+        elif isinstance(part, pb.Token):
+            part.source_index = 5 + part.index
+        elif isinstance(part, pb.Attribution):
+            generated = [0.0] * (part.token_index - 1) + [1.0] if part.token_index else []
+            part.scores[:] = [0.0, 0.0, 0.0, 0.0, 1.0, *generated]
+
+
+@pytest.mark.parametrize("command", [["explain", "Once"], ["attribute", "Once", "--completion", " there"]])
+def test_a_trace_is_printed_instead_of_words(fake: FakeServer, capsys: Out, command: list[str]) -> None:
+    serve_prefix_rows(fake)
+    assert main([*command, "--trace", "was", "--target", fake.target]) == 0
+    assert capsys.readouterr().out == (
+        "was\n"
+        "    share     direct    through  word\n"
+        "     100%        50%        50%  time\n"
+        "through there 50%\n"
+    )  # fmt: skip
+    (request,) = fake.requests
+    assert request.attribution.sources == pb.SOURCES_PREFIX  # type: ignore[attr-defined]
+    assert main([*command, "--trace", "was", "--trace-by", "role", "--format", "json", "--target", fake.target]) == 0
+    trace = json.loads(capsys.readouterr().out)
+    assert {part["label"]: part["share"] for part in trace["parts"]} == {"template": 0, "user": 1}
+    assert main([*command, "--trace", "green", "--target", fake.target]) != 0
+    assert "the completion does not contain 'green'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -114,6 +146,13 @@ def test_the_suffix_of_a_file_selects_its_format(fake: FakeServer, tmp_path: Pat
         (["--citations", "--segment", "a=0:4", "--output", "a.json"], "--output: cannot be combined with --citations"),
         (["--citations", "--segment", "a=0:4", "--attribution", "none"], "--attribution: none cannot be combined"),
         (["--retention", "0.5", "--format", "json"], "--format: cannot be combined with --retention"),
+        (["--retention", "0.5", "--trace", "red"], "--trace: cannot be combined with --retention"),
+        (["--trace", "red", "--output", "a.json"], "--output: cannot be combined with --trace"),
+        (["--trace", "red", "--format", "svg"], "--format: must be ansi or json with --trace, not svg"),
+        (["--trace", "red", "--sources", "prompt"], "--trace: needs scores of the whole prefix"),
+        (["--trace", "red", "--resolution", "segment"], "--trace: needs scores of the whole prefix"),
+        (["--trace", "red", "--attribution", "none"], "--trace: needs scores of the whole prefix"),
+        (["--trace-by", "role"], "--trace-by: is for --trace TEXT"),
     ],
 )
 def test_output_that_cannot_be_is_refused_before_a_call(

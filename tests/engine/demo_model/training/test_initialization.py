@@ -9,6 +9,10 @@ from gradellm_engine.demo_model.training.initialization import initialize
 
 @pytest.fixture(scope="module")
 def attentions() -> tuple[torch.Tensor, ...]:
+    return attention_weights(two_back=False)
+
+
+def attention_weights(*, two_back: bool) -> tuple[torch.Tensor, ...]:
     """Attention weights of an untrained model over 20 random tokens and their repetition. [1, heads, 40, 40] a layer"""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -24,7 +28,7 @@ def attentions() -> tuple[torch.Tensor, ...]:
         attn_implementation="eager",
     )
     model = LlamaForCausalLM(config)
-    initialize(model)
+    initialize(model, two_back=two_back)
     with torch.inference_mode():
         result: tuple[torch.Tensor, ...] = model(
             input_ids=torch.randperm(300)[:20].repeat(2)[None], output_attentions=True
@@ -54,3 +58,17 @@ def test_first_group_of_second_layer_attends_to_what_followed_the_same_token(
     followed = attentions[1][0, :2].diagonal(-19, 1, 2)[:, -20:]
     assert followed.mean() > 0.3
     assert attentions[1][0, 2:].diagonal(-19, 1, 2)[:, -20:].mean() < 0.1
+
+
+def test_second_groups_attend_two_tokens_back_and_to_what_came_two_after_the_previous_token() -> None:
+    first, second, _ = attention_weights(two_back=True)
+    assert first[0, 2:4].diagonal(-2, 1, 2)[:, 2:].mean() > 0.8
+    assert first[0, :2].diagonal(-1, 1, 2)[:, 1:].mean() > 0.8
+    # At position i, the token before it also stood at i - 21; two after that is i - 19.
+    followed = second[0, 2:4].diagonal(-19, 1, 2)[:, -18:]
+    assert followed.mean() > 0.3
+    # The token two before it also stands two before itself, and two before i - 20; nearer keys have larger scores.
+    itself, earlier = (second[0, 4:6].diagonal(-distance, 1, 2)[:, -18:].mean() for distance in (0, 20))
+    assert itself > 0.3
+    assert earlier < itself
+    assert second[0, 6:].diagonal(-19, 1, 2)[:, -18:].mean() < 0.1

@@ -58,7 +58,7 @@ def test_answers_and_questions_of_conversations_have_their_own_roles(tokenizer: 
     turns = [training_conversation("boolq", Random(seed)) for seed in range(4)]
     messages = [[{"role": turn.role, "content": turn.content} for turn in conversation] for conversation in turns]
     texts = [str(tokenizer.apply_chat_template(conversation, tokenize=False)) for conversation in messages]
-    ids, parts = training._encode(texts, tokenizer)
+    ids, parts = training.encode(texts, tokenizer)
     for conversation, row, roles in zip(turns, ids, parts, strict=True):
         answers = [turn.content + "<|end|>" for turn in conversation if turn.role == "assistant"]
         assert runs_of(tokenizer, row, roles, ANSWER) == answers
@@ -68,7 +68,7 @@ def test_answers_and_questions_of_conversations_have_their_own_roles(tokenizer: 
 
 
 def test_raw_texts_are_learnt_as_a_whole(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids, parts = training._encode(["<s>Once upon<|end|>", "<s>Once<|end|>"], tokenizer)
+    ids, parts = training.encode(["<s>Once upon<|end|>", "<s>Once<|end|>"], tokenizer)
     assert ((ids == tokenizer.pad_token_id) == (parts == PADDING)).all()
     assert (parts[ids != tokenizer.pad_token_id] == ANSWER).all()
 
@@ -94,7 +94,7 @@ def test_the_loss_is_a_weighted_sum_over_the_number_of_answer_tokens(monkeypatch
     model = small_model(0)
     ids = torch.tensor([[1, 40, 41, 42, 43, 44], [1, 50, 51, 52, 0, 0]])
     parts = torch.tensor([[1, 1, 2, 3, 3, 1], [1, 2, 3, 3, 0, 0]])
-    loss, answer_loss = training._losses(model, ids, parts)
+    loss, answer_loss = training.weighted_losses(model, ids, parts)
     total, answers = 0.0, []
     for row, roles in zip(ids.tolist(), parts.tolist(), strict=True):
         for end in range(1, len(row)):

@@ -1,0 +1,1 @@
+"""The two-hop task and its small model."""
