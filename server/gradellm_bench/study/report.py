@@ -50,6 +50,37 @@ def intervals(values: Values) -> dict[str, Interval]:
     }
 
 
+def paired_table(data: Mapping[Key, Values], metric: str, reference: str) -> str:
+    """As `table`, of each method's mean and its paired difference from a reference, on the rows that both have.
+
+    Differences whose interval is without zero are bold.
+    """
+    columns = {key: values for key, values in data.items() if key[2] == metric and reference in values}
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    if not names:
+        return ""
+    header = ["method", *(f"{model}, {dataset}" for model, dataset, _ in columns)]
+    lines = [
+        [name, *(_paired_cell(values.get(name), values[reference]) for values in columns.values())] for name in names
+    ]
+    return markdown(header, lines)
+
+
+def _paired_cell(row: Sequence[float] | None, reference: Sequence[float]) -> str:
+    """Mean, and difference from the reference with its interval."""
+    if row is None:
+        return ""
+    pairs = np.array([row, reference], dtype=np.float64)
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    if not pairs.size:
+        return ""
+    found = bootstrap_interval(pairs[0] - pairs[1], SEED)
+    if found.low is None or found.high is None:
+        return f"{pairs[0].mean():.3f} ({found.mean:+.3f})"
+    difference = f"{found.mean:+.3f} ± {(found.high - found.low) / 2:.3f}"
+    return f"{pairs[0].mean():.3f} ({difference if found.has_zero else f'**{difference}**'})"
+
+
 def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> dict[str, float]:
     """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights."""
     ranks: dict[str, list[float]] = defaultdict(list)

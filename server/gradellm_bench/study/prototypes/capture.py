@@ -4,8 +4,8 @@ One pass without gradients leaves the layers' keys and values, as a prefill does
 model, forward and backward, over them. The formulas of `formulas` take nothing else. A replay does the same with more
 positions; with all of them it is a full backward pass.
 
-Shapes: L layers, H query heads, G key-value heads, r = H / G, D head width, S tokens of the prefix, T positions that are
-differentiated, h hidden width, B sequences of a batch.
+Shapes: L layers, H query heads, G key-value heads, r = H / G, D head width, S tokens of the prefix, T positions that
+are differentiated, h hidden width, B sequences of a batch.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def traced(step: StepTensors, layers: Tensor, share: float) -> Tensor:
 
 
 def _effect(step: StepTensors) -> Tensor:
-    """w . o of each head. [L, H, 1]"""
+    """The product w . o of each head. [L, H, 1]"""
     return (step.A * step.U["logit"]).sum(-1, keepdim=True)
 
 
@@ -194,6 +194,11 @@ FORMULAS: Mapping[str, Formula] = {
     "relevance_positive": lambda s: products(s, "relevance").relu().sum(HEADS),
     "relevance_knockout": lambda s: knockout(s, "relevance"),
     "relevance_knockout_positive": lambda s: knockout_positive(s, "relevance"),
+    "relevance_head_abs": lambda s: products(s, "relevance").abs().sum(HEADS),
+    "relevance_layers_positive": lambda s: terms(s, "relevance").sum(1).relu().sum(0),
+    "relevance_square": lambda s: terms(s, "relevance").square().sum(HEADS),
+    "relevance_square_positive": lambda s: terms(s, "relevance").relu().square().sum(HEADS),
+    "relevance_root": lambda s: terms(s, "relevance").abs().sqrt().sum(HEADS),
     "key_value_norms": key_value_norms,
     "residual_products": lambda s: _rest(s.residual_products.abs().sum(0)),
     # the objective
