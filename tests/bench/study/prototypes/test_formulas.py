@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from gradellm_bench.study.prototypes.capture import StepTensors
+from gradellm_bench.study.prototypes.capture import OBJECTIVES, StepTensors
 from gradellm_bench.study.prototypes.formulas import (
     FORMULAS,
     geometric_mean,
@@ -36,12 +38,11 @@ def step() -> StepTensors:
     U = {name: torch.einsum("lhd,lhsd->lhs", w, V.repeat_interleave(r, 1)) for name, w in objectives(W, normal).items()}
     causal = normal(L, S, S).masked_fill(torch.ones(S, S).triu(1).bool(), -torch.inf).softmax(-1)
     scaling = torch.full((L,), SCALING, dtype=torch.float64)
-    return StepTensors(A, U, W, Q, V, scaling, normal(L + 1, S), causal, 2 * causal, normal(S))
+    return StepTensors(A, U, W, Q, V, scaling, normal(L + 1, S), causal, 2 * causal, normal(S).abs())
 
 
-def objectives(W: Tensor, normal: object) -> dict[str, Tensor]:
-    assert callable(normal)
-    return {"logit": W, "contrast": normal(*W.shape), "log_prob": normal(*W.shape), "relevance": normal(*W.shape)}
+def objectives(W: Tensor, normal: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {"logit": W} | {name: normal(*W.shape) for name in OBJECTIVES if name != "logit"}
 
 
 def test_weights_without_the_sink_sum_to_one(step: StepTensors) -> None:
@@ -65,16 +66,14 @@ def test_removal_is_the_change_of_the_output_without_the_token(step: StepTensors
 def test_knockout_terms_are_the_derivative_by_the_scores(step: StepTensors) -> None:
     """k_i is the derivative of w . o by the softmax's logit i."""
     z = step.A[0, 0].log().requires_grad_()
-    (z.softmax(-1) @ step.U["logit"][0, 0]).backward()
-    assert z.grad is not None
-    torch.testing.assert_close(knockout_terms(step.A, step.U["logit"])[0, 0], z.grad)
+    (gradient,) = torch.autograd.grad(z.softmax(-1) @ step.U["logit"][0, 0], z)
+    torch.testing.assert_close(knockout_terms(step.A, step.U["logit"])[0, 0], gradient)
 
 
 def test_gradients_by_keys_and_values(step: StepTensors) -> None:
     """Against autograd of the sum over layers and heads of w . o, with queries and keys that give the same weights."""
-    Q, V, L_ = step.Q, step.V.clone().requires_grad_(), len(step.Q)
-    K = torch.zeros_like(step.V)
-    for layer in range(L_):  # keys whose products with the queries are the logarithms of the weights
+    Q, V, K = step.Q, step.V.clone().requires_grad_(), torch.zeros_like(step.V)
+    for layer in range(L):  # keys whose products with the queries are the logarithms of the weights
         for g in range(G):
             q = Q[layer, g * r : (g + 1) * r]
             K[layer, g] = (torch.linalg.pinv(SCALING * q) @ step.A[layer, g * r : (g + 1) * r].log()).T
@@ -82,10 +81,9 @@ def test_gradients_by_keys_and_values(step: StepTensors) -> None:
     A = (SCALING * torch.einsum("lhd,lhsd->lhs", Q, K.repeat_interleave(r, 1))).softmax(-1)
     torch.testing.assert_close(A, step.A)
     o = torch.einsum("lhs,lhsd->lhd", A, V.repeat_interleave(r, 1))
-    (o * step.W).sum().backward()
-    dk, dv = key_value_gradients(step)
-    torch.testing.assert_close(dk, K.grad)
-    torch.testing.assert_close(dv, V.grad)
+    expected = torch.autograd.grad((o * step.W).sum(), (K, V))
+    for found, gradient in zip(key_value_gradients(step), expected, strict=True):
+        torch.testing.assert_close(found, gradient)
 
 
 def test_ranks_leave_the_sink_out() -> None:

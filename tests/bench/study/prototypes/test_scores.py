@@ -10,7 +10,7 @@ import pytest
 
 from gradellm_bench.study.prototypes.capture import StepCapture
 from gradellm_bench.study.prototypes.formulas import knockout
-from gradellm_bench.study.prototypes.scores import CANDIDATES, REPLAYS, chosen, read_most, score_fn
+from gradellm_bench.study.prototypes.scores import CANDIDATES, chosen, read_most, score_fn
 from gradellm_engine import Engine, PromptInput
 
 
