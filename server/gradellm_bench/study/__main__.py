@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the tables of a folder of results")
     report.add_argument("folder", type=Path)
     report.add_argument("--against", metavar="METHOD", help="print paired differences from this method")
+    report.add_argument("--methods", nargs="+", metavar="METHOD", help="rows of the tables (default: all)")
     report.add_argument("--rows", choices=("all", "even", "odd"), default="all")
     report.add_argument(
         "--page", type=Path, metavar="FILE", help="put the tables that this page has markers for between them, too"
@@ -109,14 +110,14 @@ def _measure(options: argparse.Namespace) -> int:
 def _prototypes(options: argparse.Namespace) -> int:
     """Measure, and compare with the first of the methods."""
     _measure(options)
-    _print_tables(load(options.out), options.methods[0], None, "")
+    _print_tables(load(options.out), None, options.methods[0], None, "")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     parity = {"all": None, "even": 0, "odd": 1}[options.rows]
     data = load(options.folder, parity)
-    _print_tables(data, options.against, options.page, options.mark)
+    _print_tables(data, options.methods, options.against, options.page, options.mark)
     ranks = mean_ranks(data)
     print("## Mean rank\n")
     for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -124,10 +125,12 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_tables(data: Mapping[Key, Values], against: str | None, page: Path | None, mark: str) -> None:
-    """Print a table of each metric, and put it in a page."""
+def _print_tables(
+    data: Mapping[Key, Values], names: Sequence[str] | None, against: str | None, page: Path | None, mark: str
+) -> None:
+    """Print a table of each metric, of all methods or of `names`, and put it in a page."""
     for metric in METRICS:
-        if text := table(data, metric) if against is None else paired_table(data, metric, against):
+        if text := table(data, metric, names) if against is None else paired_table(data, metric, against, names):
             print(f"## {metric}\n\n{text}\n")
             _put(page, f"{mark} {metric}", text)
 

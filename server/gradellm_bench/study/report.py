@@ -50,16 +50,19 @@ def intervals(values: Values) -> dict[str, Interval]:
     }
 
 
-def paired_table(data: Mapping[Key, Values], metric: str, reference: str) -> str:
+def paired_table(data: Mapping[Key, Values], metric: str, reference: str, names: Sequence[str] | None = None) -> str:
     """As `table`, of each method's mean and its paired difference from a reference, on the rows that both have.
 
     Differences whose interval is without zero are bold.
     """
     columns = {key: values for key, values in data.items() if key[2] == metric and reference in values}
-    names = list(dict.fromkeys(name for values in columns.values() for name in values))
-    if not names:
+    names = names or list(dict.fromkeys(name for values in columns.values() for name in values))
+    if not columns:
         return ""
-    header = ["method", *(f"{model}, {dataset}" for model, dataset, _ in columns)]
+    header = [
+        "method",
+        *(f"{model}, {dataset} ({np.isfinite(v[reference]).sum()})" for (model, dataset, _), v in columns.items()),
+    ]
     lines = [
         [name, *(_paired_cell(values.get(name), values[reference]) for values in columns.values())] for name in names
     ]
@@ -97,11 +100,14 @@ def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> d
     return {name: float(np.mean(found)) for name, found in ranks.items() if len(found) == most}
 
 
-def table(data: Mapping[Key, Values], metric: str) -> str:
-    """A row for each method, a column for each model and data set; empty where nothing has the metric."""
+def table(data: Mapping[Key, Values], metric: str, names: Sequence[str] | None = None) -> str:
+    """A row for each method, or those of `names`; a column for each model and data set.
+
+    Empty where nothing has the metric.
+    """
     columns = {key: intervals(values) for key, values in data.items() if key[2] == metric}
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    if not names:
+    names = names or list(dict.fromkeys(name for column in columns.values() for name in column))
+    if not columns:
         return ""
     header = [
         "method",
