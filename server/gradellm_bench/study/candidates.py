@@ -38,6 +38,17 @@ CANDIDATES: Mapping[str, Switches] = {
 }
 """By name: those of Grad-ELLM with true attention weights are named by `magnitude` and `rectify`."""
 
+PROTOTYPE_BASELINES = (
+    "knockout_no_sink",
+    "knockout_positive_no_sink",
+    "head_abs_no_sink",
+    "positive",
+    "saliency",
+    "attention",
+    "relevance",
+)
+"""What candidate formulas are measured beside."""
+
 
 def chosen(names: list[str] | None) -> dict[str, Switches]:
     """Some of the candidates; all for None.

@@ -45,6 +45,14 @@ class StudyExample:
 
 _LAMBADA = Preset("lambada", "{text}", {"text": ("text",)}, rationale=Rationale("text", unit="characters"))
 
+_SST2_RAW = Preset(
+    "sst2_raw",
+    "{text}\nSentiment:",
+    {"text": ("text",)},
+    label_words=("positive", "negative"),
+    rationale=PRESETS["sst2"].rationale,
+)  # for models that follow no instructions
+
 
 def _rows(path: Path, preset: Preset, *, chat: bool) -> list[StudyExample]:
     """The rows of a file; as chats, or as raw prompts for models without a chat template."""
@@ -95,6 +103,7 @@ def _chat(seed: int, num_facts: int, num_distractors: int, *, chat: bool) -> Stu
 
 DATASETS: Mapping[str, ReadFn] = {
     "sst2": _file("sst2.jsonl", PRESETS["sst2"]),
+    "sst2_raw": lambda folder, chat: _rows(folder / "sst2.jsonl", _SST2_RAW, chat=False),
     "boolq": _file("boolq.jsonl", PRESETS["boolq"]),
     "eraser_boolq": _file("eraser_boolq.jsonl", PRESETS["boolq"]),
     "lambada": _lambada,

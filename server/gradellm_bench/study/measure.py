@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from gradellm_engine.params import MAX_ALTERNATIVES, Switches
 from gradellm_engine.tokenization.prompt import Prompt
 
 Scores = NDArray[np.float64]
+ScoreFn = Callable[[list[int], int], Mapping[str, Scores]]
+"""From a prefix and the token after it to scores of the prefix, by name."""
 RANDOM_SEED = 7
 MAX_ANSWER_TOKENS = 16
 
@@ -47,9 +49,13 @@ class SoftGrid:
 
 
 def measure_row(
-    engine: Engine, example: StudyExample, methods: Mapping[str, Switches], grid: SoftGrid | None
+    engine: Engine,
+    example: StudyExample,
+    methods: Mapping[str, Switches],
+    grid: SoftGrid | None,
+    more_scores: ScoreFn | None = None,
 ) -> dict[str, Any] | None:
-    """What is measured of each method; None for a row that does not count.
+    """What is measured of each method, and of what `more_scores` adds; None for a row that does not count.
 
     A row does not count if the model's answer is not the expected one, no label is likely, or U has less than two
     tokens.
@@ -65,6 +71,9 @@ def measure_row(
         began = time.perf_counter()
         scores[name] = _scores(engine, example.prompt, completion, switches)
         results[name] = {"seconds": time.perf_counter() - began}
+    if more_scores is not None:
+        found = more_scores([*prompt.ids, *completion[:-1]], completion[-1])
+        scores |= {name: row[: len(prompt.tokens)] for name, row in found.items()}
     for name, row in scores.items():
         results.setdefault(name, {}).update(_agreement(example, prompt, U, row))
     if grid is not None:

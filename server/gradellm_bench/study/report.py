@@ -50,6 +50,40 @@ def intervals(values: Values) -> dict[str, Interval]:
     }
 
 
+def paired_table(data: Mapping[Key, Values], metric: str, reference: str, names: Sequence[str] | None = None) -> str:
+    """As `table`, of each method's mean and its paired difference from a reference, on the rows that both have.
+
+    Differences whose interval is without zero are bold.
+    """
+    columns = {key: values for key, values in data.items() if key[2] == metric and reference in values}
+    names = names or list(dict.fromkeys(name for values in columns.values() for name in values))
+    if not columns:
+        return ""
+    header = [
+        "method",
+        *(f"{model}, {dataset} ({np.isfinite(v[reference]).sum()})" for (model, dataset, _), v in columns.items()),
+    ]
+    lines = [
+        [name, *(_paired_cell(values.get(name), values[reference]) for values in columns.values())] for name in names
+    ]
+    return markdown(header, lines)
+
+
+def _paired_cell(row: Sequence[float] | None, reference: Sequence[float]) -> str:
+    """Mean, and difference from the reference with its interval."""
+    if row is None:
+        return ""
+    pairs = np.array([row, reference], dtype=np.float64)
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    if not pairs.size:
+        return ""
+    found = bootstrap_interval(pairs[0] - pairs[1], SEED)
+    if found.low is None or found.high is None:
+        return f"{pairs[0].mean():.3f} ({found.mean:+.3f})"
+    difference = f"{found.mean:+.3f} ± {(found.high - found.low) / 2:.3f}"
+    return f"{pairs[0].mean():.3f} ({difference if found.has_zero else f'**{difference}**'})"
+
+
 def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> dict[str, float]:
     """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights."""
     ranks: dict[str, list[float]] = defaultdict(list)
@@ -66,11 +100,14 @@ def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> d
     return {name: float(np.mean(found)) for name, found in ranks.items() if len(found) == most}
 
 
-def table(data: Mapping[Key, Values], metric: str) -> str:
-    """A row for each method, a column for each model and data set; empty where nothing has the metric."""
+def table(data: Mapping[Key, Values], metric: str, names: Sequence[str] | None = None) -> str:
+    """A row for each method, or those of `names`; a column for each model and data set.
+
+    Empty where nothing has the metric.
+    """
     columns = {key: intervals(values) for key, values in data.items() if key[2] == metric}
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    if not names:
+    names = names or list(dict.fromkeys(name for column in columns.values() for name in column))
+    if not columns:
         return ""
     header = [
         "method",

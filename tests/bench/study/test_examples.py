@@ -40,6 +40,15 @@ def test_rows_of_files(folder: Path, *, chat: bool) -> None:
     assert found["wikibio"].evidence == ()
 
 
+def test_sentiment_without_a_chat_template(folder: Path) -> None:
+    """For base models: the text goes on with the label."""
+    (row,) = DATASETS["sst2_raw"](folder, True)
+    assert row.prompt.prompt == "a charming journey .\nSentiment:"
+    assert row.labels == ("positive", "negative")
+    ((start, end),) = row.evidence
+    assert row.prompt.prompt[start:end] == "charming"
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_retrieval_chats(tmp_path: Path, *, chat: bool) -> None:
     rows = DATASETS["retrieval4"](tmp_path, chat)

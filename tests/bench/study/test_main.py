@@ -49,6 +49,23 @@ def test_a_run_is_continued_and_reported(
     assert "| knockout | " in page.read_text()
 
 
+def test_formulas_are_measured_beside_methods(
+    model_path: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["prototypes", "--model", str(model_path("llama")), "--data", str(data), "--datasets", "lambada"]
+    command += ["--out", str(out), "--methods", "knockout_no_sink"]
+    assert main([*command, "--formulas", "root", "replay_4"]) == 0
+    assert "| root | " in capsys.readouterr().out
+    (path,) = out.glob("*.jsonl")
+    _, *rows = read(path)
+    assert set(rows[0]["methods"]) == {"knockout_no_sink", "root", "replay_4", "random"}
+    assert main(["report", str(out), "--against", "knockout_no_sink"]) == 0
+    assert "| root | " in capsys.readouterr().out
+    assert main([*command, "--formulas", "rot"]) == 70
+    assert "'rot' is not a formula" in capsys.readouterr().err
+
+
 def test_a_run_ends_in_time(model_path: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
     assert measure(model_path("llama"), data, tmp_path / "out", "--hours", "0") == 0
     (path,) = (tmp_path / "out").glob("*.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradellm_bench.study.report import intervals, load, mean_ranks, table
+from gradellm_bench.study.report import intervals, load, mean_ranks, paired_table, table
 from gradellm_bench.study.results import ResultsFile
 
 
@@ -54,3 +54,18 @@ def test_a_table_has_intervals(folder: Path) -> None:
     assert lines[2] == "| a | 0.900 ± 0.000 |"
     assert lines[3].startswith("| b | 0.550 ± 0.0")
     assert table(load(folder), "mass") == ""
+
+
+def test_paired_differences(folder: Path) -> None:
+    """b is below a by 0.4 or 0.3; a itself is not."""
+    lines = paired_table(load(folder), "auprc", "a").splitlines()
+    assert lines[0] == "| method | m, d (8) |"
+    assert lines[2] == "| a | 0.900 (+0.000 ± 0.000) |"
+    assert lines[3].startswith("| b | 0.550 (**-0.350 ± 0.0")
+    assert paired_table(load(folder), "auprc", "c") == ""
+    assert paired_table(load(folder), "auprc", "a", ["b"]).splitlines()[2:] == lines[3:4]
+    assert table(load(folder), "auprc", ["b"]).count("\n") == 2
+    assert paired_table({("m", "d", "auprc"): {"a": [1.0, np.nan], "b": [0.5, 1.0]}}, "auprc", "b").endswith(
+        "| a | 1.000 (+0.500) |\n| b | 0.750 (+0.000 ± 0.000) |"
+    )
+    assert "| a |  |" in paired_table({("m", "d", "auprc"): {"a": [np.nan], "b": [0.5]}}, "auprc", "b")
