@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation import queries
-from gradellm.explanation.tracing.push_back import Flow, Reason, TokenRow, push_back
 from gradellm.explanation.reasoning import REASONING
+from gradellm.explanation.tracing.push_back import Flow, Reason, TokenRow, push_back
 from gradellm.explanation.words import Word
 from gradellm.serialization import to_document
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-from client.explanation.test_trace import ROWS, prefixed
+from client.explanation.tracing.test_trace import ROWS, prefixed
 from gradellm.explanation.tracing.trace_view import draw_trace
 from gradellm.rendering.terminal import Style, display_width
 
