@@ -88,6 +88,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         help="write to a file: .json, .safetensors, .html, .png, .svg, or .txt for a drawing",
     )
     group.add_argument(
+        "--raw", action="store_true", help="colour by raw scores, not by what exceeds the median of the prompt's words"
+    )
+    group.add_argument(
         "--retention",
         type=float,
         metavar="PI",
@@ -100,7 +103,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.retention is not None:
         if not 0 < args.retention < 1:
             raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
-        options.refuse_flags(args, ("format", "output"), "--retention, which prints a drawing")
+        options.refuse_flags(args, ("format", "output", "raw"), "--retention, which prints a drawing")
     if args.output is not None:
         io.check(args.output)
         options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
@@ -113,16 +116,14 @@ def check_output(args: argparse.Namespace) -> None:
 def show(events: Iterable[Event], args: argparse.Namespace) -> None:
     """Draw a stream's events as they arrive, or write the collected explanation."""
     if args.output is None and args.format in (None, "ansi") and args.retention is None:
-        for piece in draw(events, options.style(args)):
+        for piece in draw(events, options.style(args), "raw" if args.raw else "excess"):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
     explanation = Explanation.from_events(events)
     if args.retention is not None:
-        style = options.style(args)
-        sys.stdout.write(
-            draw_retention(explanation.started, explanation.retention(args.retention), args.retention, style)
-        )
+        scores = dict(enumerate(explanation.attribution_of()))
+        sys.stdout.write(draw_retention(explanation.started, scores, args.retention, options.style(args)))
         return
     if args.output is not None:
         explanation.save(args.output)
