@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradellm.explanation.citations import Citation
     from gradellm.explanation.queries import By, Part, Selection
     from gradellm.explanation.tracing.trace import Trace
+    from gradellm.pictures.picture import Picture, Scale, WordScore
     from gradellm.rendering.colormap import Theme
     from gradellm.rendering.terminal import ColorMode
 
@@ -241,6 +242,24 @@ class Explanation:
 
         return trace(self, selection, by)
 
+    def picture(
+        self,
+        selection: Selection = None,
+        *,
+        scale: Scale = "excess",
+        word_score: WordScore = "mean",
+        pi: float = 0.3,
+    ) -> Picture:
+        """Return what a picture of a selection shows: a colour and a share for each word of the prompt.
+
+        Scale "excess" colours a word by what its score exceeds the median of the words by, "raw" by its score, and
+        "retention" by its keep probability at the retention share `pi`. A word's score is the mean of its tokens'
+        scores, or their "max" or "sum". The chat template and the attention sink are folded.
+
+        Raises InvalidExplanationError if no token of the selection was explained, or an argument is not defined.
+        """
+        return queries.picture(self, selection, scale=scale, word_score=word_score, pi=pi)
+
     def retention(self, pi: float, selection: Selection = None) -> tuple[tuple[PromptToken, float], ...]:
         """Return the keep probability of each token of the user's text at the retention share `pi`.
 
@@ -303,21 +322,23 @@ class Explanation:
         color: ColorMode = "always",
         theme: Theme = "dark",
         fold: bool = True,
+        scale: Scale = "excess",
         retention: float | None = None,
     ) -> str:
         """Draw a heat map of the prompt for each word of the completion, for a terminal.
 
         `width` is in columns; `color="never"` draws blocks below the text; `theme` is the terminal's background. Of
-        long prompts only lines with large scores are drawn, with `fold=False` every line. With `retention` draw the
-        prompt once, with the keep probabilities of the whole completion's attribution at that retention share.
+        long prompts only lines with strong words are drawn, with `fold=False` every line. `scale` is what colours
+        stand for, as in `picture`. With `retention` draw the prompt once, with the keep probabilities of the whole
+        completion's attribution at that retention share.
         """
         from gradellm.explanation.terminal_view import draw, draw_retention
         from gradellm.rendering.terminal import Style
 
         style = Style.of(width=width, color=color, theme=theme, fold=fold)
         if retention is not None:
-            return draw_retention(self.started, self.retention(retention), retention, style)
-        return "".join(draw(self.events(), style))
+            return draw_retention(self.started, dict(enumerate(self.attribution_of())), retention, style)
+        return "".join(draw(self.events(), style, scale))
 
 
 class Collector:

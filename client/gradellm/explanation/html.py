@@ -1,37 +1,37 @@
 """A self-contained web page of an explanation, which works offline.
 
-Its HTML, CSS and JavaScript are in assets/. The data is embedded as JSON: texts by token, and each row of scores as
-16-bit integers relative to its largest, in base64, so that a million scores take less than three megabytes.
+Its HTML, CSS and JavaScript are in assets/. The data is embedded as JSON: the prompt and the answer as texts and chips,
+and the pictures of all words (gradellm.pictures), so that the page draws numbers and computes none.
 """
 
 from __future__ import annotations
 
-import array
-import base64
 import html
 import json
-import math
-import sys
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from gradellm.explanation.queries import is_written, label_of
-from gradellm.explanation.terminal_view import columns_by_token
-from gradellm.explanation.words import characters
+from gradellm.explanation.queries import attribution_of
+from gradellm.pictures.chips import canvas, completion_chip
+from gradellm.pictures.document import PackedPictures, canvas_document, chip_document
+from gradellm.pictures.picture import LEVELS, paint
+from gradellm.pictures.stream import scored_words
 from gradellm.rendering.colormap import ramp, readable_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gradellm.explanation.explanation import Explanation
-    from gradellm.models import Attribution
+    from gradellm.models import Token
+    from gradellm.pictures.chips import Canvas, Chip
+    from gradellm.pictures.picture import Scale
     from gradellm.rendering.colormap import Theme
 
 __all__ = ["page", "repr_html", "shades"]
 
-LEVELS = 24  # shades from 0 to the largest score
-_MAX_INT16 = 32767
+_PIS = (0.1, 0.3, 0.5)  # of the retention view
+_MAX_RETENTION_CHIPS = 100_000  # of all words; more take seconds, and only the whole answer has the view then
 
 
 def page(explanation: Explanation) -> str:
@@ -59,81 +59,62 @@ def repr_html(explanation: Explanation) -> str:
 def page_data(explanation: Explanation) -> dict[str, Any]:
     """Return the page's data as JSON-compatible values."""
     settings = explanation.provenance.attribution
-    firsts = [columns[0] for _, columns in explanation.drawn]
-    words = [label_of(explanation, column, "word") for column in firsts]
-    word_indexes = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    return {
+    drawn_on = canvas(explanation.started)
+    words = [word for word in scored_words(explanation.events()) if not word.is_special and word.text.strip()]
+    own_chips = [completion_chip(word.tokens) for word in words]
+    earlier = tuple(chip for chip in own_chips if chip is not None)
+    numbers = iter(range(len(drawn_on.chips), len(drawn_on.chips) + len(earlier)))
+    data: dict[str, Any] = {
         "model": explanation.provenance.model.name,
         "method": settings.method if settings else "",
         "preset": (settings.preset if settings else None) or "",
         "reason": (explanation.finished.reason if explanation.finished else None) or "",
-        "prompt": list(_prompt_pieces(explanation)),
-        "segments": list(dict.fromkeys(t.segment for t in explanation.prompt_tokens if t.segment)),
-        "tokens": [
-            {
-                "text": token.text,
-                "index": token.index,
-                "column": None if token.source_index is None else explanation.drawn_places[token.source_index],
-            }
-            for token in explanation.tokens
+        "words": [
+            {"text": word.text.strip(), "chip": None if chip is None else next(numbers), "explained": bool(word.scores)}
+            for word, chip in zip(words, own_chips, strict=True)
         ],
-        "words": [word.token_indexes for word in explanation.words],
-        "columns": [
-            {"label": label, "written": is_written(explanation, first), "word": word_indexes[word]}
-            for (label, _), first, word in zip(explanation.drawn, firsts, words, strict=True)
-        ],
-        "promptWords": [word if isinstance(word, str) else word[0] for word in word_indexes],
-        "rows": [_packed(explanation, row) for row in explanation.attributions],
+        "answer": list(_answer(explanation.tokens, [word.tokens for word in words])),
+        "views": {},
     }
+    data |= canvas_document(explanation.started, drawn_on)
+    data["chips"] += [chip_document(chip) for chip in earlier]
+    if any(word.scores for word in words):
+        rows = [(word.scores, word.earlier) for word in words]
+        whole = dict(enumerate(attribution_of(explanation)))
+        data["views"] = _views(drawn_on, [(whole, earlier), *rows])
+    return data
 
 
-def _prompt_pieces(explanation: Explanation) -> Iterator[dict[str, Any]]:
-    """Yield the prompt's text in spans, usually one per token, with every character once."""
-    columns = columns_by_token(explanation.started)
-    end = 0
-    for part in characters(explanation.prompt_text, explanation.prompt_tokens):
-        token = explanation.prompt_tokens[part.token_indexes[-1]]
-        if part.start > end:  # text that no token covers
-            yield {"text": explanation.prompt_text[end : part.start], "columns": [], "role": "template"}
-        end = max(end, part.end)
-        indexes = [column for index in part.token_indexes for column in columns.get(index, ())]
-        drawn = dict.fromkeys(explanation.drawn_places[column] for column in indexes)
-        piece: dict[str, Any] = {"text": part.text, "columns": [*drawn], "role": token.role}
-        if token.special:
-            piece["role"] = "template"
-        if token.message is not None:
-            piece["message"] = token.message
-        if token.segment:
-            piece["segment"] = token.segment
-        yield piece
+def _answer(tokens: Sequence[Token], words: Sequence[Sequence[Token]]) -> Iterator[str | int]:
+    """Yield the answer as texts between words, and the indexes of words."""
+    first_tokens = {word[0].index: index for index, word in enumerate(words)}
+    inside: set[int] = set()
+    for token in tokens:
+        if token.index in first_tokens:
+            index = first_tokens[token.index]
+            text = "".join(part.text for part in words[index])
+            inside = {part.index for part in words[index]}
+            bare = text.strip()
+            lead = text.index(bare)
+            yield from (part for part in (text[:lead], index, text[lead + len(bare) :]) if part != "")
+        elif token.text and token.index not in inside:
+            yield token.text
 
 
-def _packed(explanation: Explanation, row: Attribution) -> dict[str, Any]:
-    """Return a row as 16-bit integers relative to its largest score; NaN and infinities become 0."""
-    scores = [score if math.isfinite(score) else 0.0 for score in row.scores]
-    columns = row.source_indexes
-    if len(explanation.drawn) < len(explanation.sources):  # some columns are drawn together
-        sums: dict[int, float] = {}
-        for column, score in zip(columns or range(len(scores)), scores, strict=True):
-            index = explanation.drawn_places[column]
-            sums[index] = sums.get(index, 0.0) + score
-        columns, scores = tuple(sums) if columns else (), [*sums.values()]
-    peak = max(map(abs, scores), default=0.0)
-    packed: dict[str, Any] = {
-        "token": row.token_index,
-        "peak": peak,
-        "scores": _base64("h", [round(_MAX_INT16 * score / peak) if peak else 0 for score in scores]),
-    }
-    if columns:
-        packed["columns"] = _base64("i", columns)
-    return packed
-
-
-def _base64(kind: str, numbers: list[int] | tuple[int, ...]) -> str:
-    packed = array.array(kind, numbers)
-    if sys.byteorder == "big":
-        packed.byteswap()  # typed arrays of browsers are little-endian
-    return base64.b64encode(packed.tobytes()).decode()
+def _views(drawn_on: Canvas, rows: Sequence[tuple[Mapping[int, float], tuple[Chip, ...]]]) -> dict[str, Any]:
+    """Return the pictures of the whole answer and of each word, for each scale that the page offers."""
+    num_chips = len(drawn_on.chips) + len(rows[0][1])
+    scales: dict[str, tuple[Scale, float]] = {"excess": ("excess", 0.5), "raw": ("raw", 0.5)}
+    if any(chip.columns for index, chip in enumerate(drawn_on.chips) if index != drawn_on.sink):
+        scales |= {f"retention {pi:g}": ("retention", pi) for pi in _PIS}
+    views = {}
+    for name, (scale, pi) in scales.items():
+        packed = PackedPictures(num_chips)
+        some = rows if scale != "retention" or len(rows) * num_chips <= _MAX_RETENTION_CHIPS else rows[:1]
+        for scores, earlier in some:
+            packed.add(paint(drawn_on, scores, earlier, scale=scale, pi=pi))
+        views[name] = packed.document()
+    return views
 
 
 def _embedded(data: object) -> str:

@@ -16,6 +16,9 @@ from gradellm.explanation.reasoning import REASONING
 from gradellm.explanation.retention import retention_probs
 from gradellm.explanation.words import Word, characters
 from gradellm.explanation.words import is_written as token_is_written
+from gradellm.pictures.chips import canvas, completion_chip
+from gradellm.pictures.picture import paint
+from gradellm.pictures.stream import scored_words
 from gradellm.wire.token_selection import found_spans
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from gradellm.explanation.explanation import Explanation
     from gradellm.models import Attribution, PromptToken
+    from gradellm.pictures.picture import Picture, Scale, WordScore
 
 __all__ = [
     "By",
@@ -31,6 +35,7 @@ __all__ = [
     "attribution_of",
     "led_to",
     "parts",
+    "picture",
     "retention",
     "selected_tokens",
     "top_sources",
@@ -256,6 +261,22 @@ def retention(
     if explanation.started.sources:
         raise InvalidExplanationError("retention needs one score per token: explain with resolution='token'")
     scores = attribution_of(explanation, selection)
-    user = [i for i, token in enumerate(explanation.prompt_tokens) if token.role == "user" and not token.special]
+    unscored = explanation.started.unscored_tokens
+    user = [
+        i
+        for i, token in enumerate(explanation.prompt_tokens)
+        if token.role == "user" and not token.special and i not in unscored
+    ]
     probs = retention_probs([scores[i] for i in user], pi)
     return tuple((explanation.prompt_tokens[i], prob) for i, prob in zip(user, probs, strict=True))
+
+
+def picture(
+    explanation: Explanation, selection: Selection = None, *, scale: Scale, word_score: WordScore, pi: float
+) -> Picture:
+    """Return what a picture of a selection shows; words of the completion before it are a part of it if scored."""
+    indexes = selected_tokens(explanation, selection)
+    scores = dict(enumerate(attribution_of(explanation, selection)))
+    words = (word for word in scored_words(explanation.events()) if word.tokens[0].index < indexes[-1])
+    earlier = tuple(chip for word in words if (chip := completion_chip(word.tokens)) is not None)
+    return paint(canvas(explanation.started), scores, earlier, scale=scale, word_score=word_score, pi=pi)

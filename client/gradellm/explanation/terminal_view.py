@@ -1,197 +1,176 @@
 """Draws a stream of events on a terminal: for each word of the completion, the prompt as a heat map.
 
-A word's row is the sum of its tokens' rows. Template and special tokens of the prompt are left out, and each word's
-line has their share of the scores. Special tokens of the completion are not drawn.
+A word's row is the sum of its tokens' rows. The chat template and special tokens are folded: each word's line has
+their share of the scores. Special tokens of the completion are not drawn.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gradellm.explanation.words import Grouping, characters, is_written
+from gradellm.errors import InvalidExplanationError
+from gradellm.pictures.chips import canvas
+from gradellm.pictures.picture import paint
+from gradellm.pictures.stream import WordStream
 from gradellm.rendering.heatmap import Passage, Span, heat_map, legend
 from gradellm.rendering.terminal import isolated, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gradellm.models import Event, Finished, PromptToken, Started, Token
+    from gradellm.models import Event, Finished, Started, Token
+    from gradellm.pictures.chips import Chip
+    from gradellm.pictures.picture import Picture, Scale
+    from gradellm.pictures.stream import ScoredWord
     from gradellm.rendering.terminal import Style
 
-__all__ = ["columns_by_token", "draw", "draw_retention"]
+__all__ = ["draw", "draw_retention"]
 
-Row = dict[int, float]
-"""Scores by column."""
+_MEANINGS: Mapping[Scale, str] = {
+    "excess": "what a word’s score exceeds the median by",
+    "raw": "raw scores",
+}
+_MIN_FOLDED_SHARE = 0.005  # a smaller one is not worth a word
 
 
-def draw(events: Iterable[Event], style: Style) -> Iterator[str]:
+def draw(events: Iterable[Event], style: Style, scale: Scale = "excess") -> Iterator[str]:
     """Draw the events of a stream as they arrive. Yields text for the terminal."""
     drawing: _Drawing | None = None
     for event in events:
         if event.started is not None:
-            drawing = _Drawing(event.started, style)
+            drawing = _Drawing(event.started, style, scale)
         elif drawing is not None:
             yield from drawing.take(event)
     if drawing is not None:
         yield from drawing.end()
 
 
-def draw_retention(started: Started, kept: Iterable[tuple[PromptToken, float]], pi: float, style: Style) -> str:
-    """Draw the prompt with the keep probability of each token, as in the paper's figures 3 to 6."""
-    indexes = {id(token): index for index, token in enumerate(started.prompt_tokens)}
-    probs = {indexes[id(token)]: prob for token, prob in kept}
-    tokens = f"{sum(probs.values()):.1f} of {len(probs)} tokens"
-    title = f"{style.bold(f'π = {pi:g}')}  {style.dim(f'keep probabilities; {tokens} expected')}"
-    return f"{title}\n{heat_map(_prompt_passages(started), probs, style)}"
+def draw_retention(started: Started, scores: Mapping[int, float], pi: float, style: Style) -> str:
+    """Draw the prompt with the keep probability of each token, as in the paper's figures 3 to 6.
+
+    Raises InvalidExplanationError if there is not one score per token, or pi is not between 0 and 1.
+    """
+    if started.sources:
+        raise InvalidExplanationError("retention needs one score per token: explain with resolution='token'")
+    drawn_on = canvas(started, "token")
+    picture = paint(drawn_on, scores, scale="retention", pi=pi)
+    kept = [prob for prob in picture.strengths if prob]
+    title = f"keep probabilities; {sum(kept):.1f} of {len(kept)} tokens expected"
+    drawing = heat_map(_passages(started, drawn_on.chips), picture.strengths, style, _hatched(drawn_on.sink))
+    return f"{style.bold(f'π = {pi:g}')}  {style.dim(title)}\n{drawing}"
 
 
 class _Drawing:
-    """The state of drawing one stream: tokens drawn, and words that are incomplete or lack rows."""
+    """The state of drawing one stream."""
 
-    def __init__(self, started: Started, style: Style) -> None:
+    def __init__(self, started: Started, style: Style, scale: Scale) -> None:
+        self.started = started
         self.style = style
+        self.scale: Scale = scale
         self.settings = started.provenance.attribution
-        self.passages = tuple(_prompt_passages(started))
-        self.drawn: list[Token] = []
-        self.scored_spans: list[Span] = []  # of drawn tokens that are sources themselves
-        self.grouping = Grouping()
-        self.waiting: deque[list[Token]] = deque()  # complete words
-        self.rows: dict[int, Row] = {}
+        self.canvas = canvas(started)
+        self.words = WordStream(self.settings)
         self.not_selected: list[Token] = []  # of words without a selected token; they share a line
+        self.drawn: list[Token] = []
         self.num_words = 0
+        self.num_explained = 0
         self.signed = False
         self.finished: Finished | None = None
 
     def take(self, event: Event) -> Iterator[str]:
+        if event.finished is not None:
+            self.finished = event.finished
         if event.token is not None and self.settings is None:
             self.drawn.append(event.token)
             yield "\n".join(map(visible, event.token.text.split("\n")))  # without labels
-        elif event.token is not None:
-            self._enqueue(self.grouping.push(event.token))
-        elif event.attribution is not None:
-            self.rows[event.attribution.token_index] = event.attribution.by_column()
-        elif event.finished is not None:
-            self.finished = event.finished
-            self._enqueue(self.grouping.finish())
-        while self.waiting and (self.finished or all(map(self._is_complete, reversed(self.waiting[0])))):
-            yield self._draw_word(self.waiting.popleft())
+        else:
+            yield from map(self._draw_word, self.words.add(event))
 
     def end(self) -> Iterator[str]:
-        self._enqueue(self.grouping.finish())
-        yield from map(self._draw_word, self.waiting)
+        yield from map(self._draw_word, self.words.end())
         yield self._draw_not_selected()
         if self.settings is None:
             yield "\n"
         elif self.num_words > 1:
             yield f"{self.style.dim('in full:')} {_answer(self.drawn)}\n\n"
-        if self.rows:
-            yield legend(self.style, signed=self.signed)
+        if self.num_explained:
+            yield legend(self.style, _MEANINGS[self.scale], signed=self.signed)
+            if self.canvas.sink is not None:
+                label = isolated(visible(self.canvas.chips[self.canvas.sink].text))
+                yield self.style.dim(f"╱ the first token, “{label}”, is not scored: it is an attention sink") + "\n"
         if self.finished is not None:
             yield self.style.dim(_summary(self.finished)) + "\n"
 
-    def _is_complete(self, token: Token) -> bool:
-        """Whether a token has its row, or will get none."""
-        return token.index in self.rows or (self.settings is not None and not self.settings.explains(token.index))
-
-    def _enqueue(self, word: list[Token]) -> None:
-        if word:
-            self.waiting.append(word)
-
-    def _add_drawn(self, word: list[Token]) -> None:
-        """Add a drawn word to the sources of later words."""
-        self.drawn += word
-        for token in word:
-            start = token.start - self.drawn[0].start
-            if token.source_index is not None:
-                self.scored_spans.append(Span(start, start + token.end - token.start, token.source_index))
-
-    def _completion_passages(self) -> Iterator[Passage]:
-        """Yield the completion so far, if its tokens are scored."""
-        if self.scored_spans:
-            yield Passage("so far", "".join(token.text for token in self.drawn), tuple(self.scored_spans))
-
-    def _draw_word(self, word: list[Token]) -> str:
-        row: Row = {}
-        for token in word:
-            for column, score in self.rows.get(token.index, {}).items():
-                row[column] = row.get(column, 0.0) + score
-        passages = (*self.passages, *self._completion_passages())
-        self._add_drawn(word)
-        if all(token.special and not token.text for token in word):
+    def _draw_word(self, word: ScoredWord) -> str:
+        drawn = tuple(self.drawn)
+        self.drawn += word.tokens
+        if word.is_special:
             return ""  # such as an end of turn, which the summary mentions
         self.num_words += 1
-        if self.settings is not None and not any(self.settings.explains(token.index) for token in word):
-            self.not_selected += word
+        if self.settings is not None and not any(self.settings.explains(token.index) for token in word.tokens):
+            self.not_selected += word.tokens
             return ""
-        before, name = self._draw_not_selected(), self._name(word)
-        if not row:
+        before, name = self._draw_not_selected(), self._name(word.tokens)
+        if not word.scores:
             return f"{before}{name}  {self.style.dim('not explained')}\n\n"
-        self.signed = self.signed or any(score < 0 for score in row.values())
-        summary = self.style.dim(_row_summary(row, passages))
-        return f"{before}{name}  {summary}\n{heat_map(passages, row, self.style)}\n"
+        self.num_explained += 1
+        picture = paint(self.canvas, word.scores, word.earlier, scale=self.scale)
+        self.signed = self.signed or any(strength < 0 for strength in picture.strengths)
+        passages = _passages(self.started, self.canvas.chips, word.earlier, drawn)
+        drawing = heat_map(passages, picture.strengths, self.style, _hatched(self.canvas.sink))
+        return f"{before}{name}  {self.style.dim(_top(picture))}\n{drawing}\n"
 
     def _draw_not_selected(self) -> str:
-        """The words since the last drawn one that are not selected, in a line."""
+        """Return the words since the last drawn one that are not selected, in a line."""
         words, self.not_selected = self.not_selected, []
         return f"{self._name(words)}  {self.style.dim('not selected')}\n\n" if words else ""
 
-    def _name(self, tokens: list[Token]) -> str:
-        return self.style.bold(isolated(visible(_label(tokens))))
+    def _name(self, tokens: Sequence[Token]) -> str:
+        text = "".join(token.text for token in tokens)
+        return self.style.bold(isolated(visible(text.strip() or text or "(a token without text)")))
 
 
-def _prompt_passages(started: Started) -> Iterator[Passage]:
-    """Yield one passage per message, or one for a raw prompt, without template and special tokens."""
-    columns = columns_by_token(started)
-    parts = [
-        (started.prompt_tokens[part.token_indexes[0]], part)
-        for part in characters(started.prompt_text, started.prompt_tokens)
-        if is_written(started.prompt_tokens[part.token_indexes[0]]) and part.end > part.start
-    ]
-    for message, group in groupby(parts, key=lambda pair: pair[0].message):
-        pairs = list(group)
-        start, end = min(part.start for _, part in pairs), max(part.end for _, part in pairs)
+def _hatched(sink: int | None) -> frozenset[int]:
+    return frozenset() if sink is None else frozenset({sink})
+
+
+def _passages(
+    started: Started, prompt: Sequence[Chip], earlier: Sequence[Chip] = (), drawn: Sequence[Token] = ()
+) -> Iterator[Passage]:
+    """Yield one passage per message, or one for a raw prompt, then the completion so far if it is scored."""
+    for message, group in groupby(enumerate(prompt), key=lambda pair: pair[1].message):
+        chips = [(index, chip) for index, chip in group if chip.end > chip.start]
+        if not chips:
+            continue
+        start, end = chips[0][1].start, max(chip.end for _, chip in chips)
+        spans = tuple(Span(chip.start - start, chip.end - start, index) for index, chip in chips)
+        yield Passage("" if message is None else chips[0][1].role, started.prompt_text[start:end], spans)
+    if earlier:
+        offset = drawn[0].start  # of a completion that begins with forced tokens
         spans = tuple(
-            Span(part.start - start, part.end - start, column)
-            for _, part in pairs
-            for column in dict.fromkeys(column for index in part.token_indexes for column in columns.get(index, ()))
+            Span(chip.start - offset, chip.end - offset, len(prompt) + index) for index, chip in enumerate(earlier)
         )
-        label = "" if message is None else pairs[0][0].role or ""
-        yield Passage(label, started.prompt_text[start:end], spans)
+        yield Passage("so far", "".join(token.text for token in drawn), spans)
 
 
-def columns_by_token(started: Started) -> dict[int, list[int]]:
-    """Return the columns of scores of each prompt token, by its index."""
-    if not started.sources:
-        return {index: [index] for index in range(len(started.prompt_tokens))}
-    columns: dict[int, list[int]] = {}
-    for column, source in enumerate(started.sources):
-        for index in source.token_indexes:
-            columns.setdefault(index, []).append(column)
-    return columns
-
-
-def _label(word: list[Token]) -> str:
-    text = "".join(token.text for token in word)
-    return text.strip() or text or "(a token without text)"
+def _top(picture: Picture) -> str:
+    """Say which words a picture's selection was drawn from, and what is folded."""
+    named = []
+    for index in picture.top():
+        chip = picture.chips[index]
+        text = isolated(visible(chip.text.strip() or chip.text))
+        place = f" ({isolated(visible(chip.place))})" if chip.place else ""
+        against = " against" if picture.strengths[index] < 0 else ""
+        named.append(f"“{text}”{place} {picture.shares[index]:.0%}{against}")
+    folded = f" · {picture.folded_share:.0%} of the scores on the template"
+    sentence = f"drawn from {', '.join(named)}" if named else "nothing stands out"
+    return sentence + (folded if picture.folded_share >= _MIN_FOLDED_SHARE else "")
 
 
 def _answer(tokens: list[Token]) -> str:
     text = "".join(token.text for token in tokens).strip()
     return "\n".join(isolated(visible(line)) for line in text.split("\n"))
-
-
-def _row_summary(row: Row, passages: Iterable[Passage]) -> str:
-    drawn = {span.column for passage in passages for span in passage.spans}
-    finite = {column: score for column, score in row.items() if math.isfinite(score)}
-    total = sum(map(abs, finite.values()))
-    largest = max((finite[column] for column in finite.keys() & drawn), key=abs, default=0.0)
-    elsewhere = sum(abs(score) for column, score in finite.items() if column not in drawn)
-    return f"largest {largest:.3g}" + (
-        f" · {elsewhere / total:.0%} on tokens not shown" if elsewhere >= 0.005 * total > 0 else ""
-    )
 
 
 def _summary(finished: Finished) -> str:

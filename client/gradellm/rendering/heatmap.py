@@ -1,17 +1,16 @@
-"""Heat maps of text on a terminal: passages and scores to a string. Pure functions.
+"""Heat maps of text on a terminal: passages and strengths to a string. Pure functions.
 
 1. Text is split into cells: a character with its combining characters, escaped if it could control the terminal.
-2. A cell's score is the sum over the columns that cover it. The largest score by magnitude has the full colour.
+2. A cell has the strength of the span that covers it, -1 to 1 (pictures/picture.py).
 3. Cells are wrapped to the terminal's width.
-4. Of a long passage only lines with large scores are kept; omitted lines are counted.
-5. Lines are painted: with colours as backgrounds in orange, and in blue for negative scores, with a readable
+4. Of a long passage only lines with strong spans are kept; omitted lines are counted.
+5. Lines are painted: with colours as backgrounds in orange, and in blue for negative strengths, with a readable
    foreground; without colours as blocks below the text.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -26,23 +25,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Passage", "Span", "heat_map", "legend"]
 
-_MIN_SHARE = 0.03  # of the largest score; smaller shares have no visible colour
-_LONG_PASSAGE, _KEPT_SHARE = 12, 0.25  # longer passages are folded to the lines with this share of the largest score
+_LONG_PASSAGE, _KEPT_STRENGTH = 12, 0.25  # longer passages are folded to the lines of at least this strength
+_HATCHED = "╱"  # below text that has no score
+_FAINT = "\x1b[2m"
 _LINE_BREAK = "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span of a passage's text, in code points, with its column of scores."""
+    """A span of a passage's text, in code points, with the index of its chip in the picture."""
 
     start: int
     end: int
-    column: int
+    chip: int
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A text to draw, with a label before it and its scored spans."""
+    """A text to draw, with a label before it and its spans, which do not overlap."""
 
     label: str
     text: str
@@ -56,25 +56,25 @@ class Cell:
     text: str
     width: int
     """Columns on screen."""
-    share: float = 0.0
-    """Its score divided by the largest magnitude, in -1..1."""
+    strength: float = 0.0
+    """-1 to 1; 0 for no colour."""
+    is_hatched: bool = False
+    """Whether it is text that has no score."""
 
 
-def heat_map(passages: Iterable[Passage], scores: Mapping[int, float], style: Style) -> str:
-    """Draw passages below each other, each span with the score of its column. Ends with a line break.
+def heat_map(
+    passages: Iterable[Passage], strengths: Sequence[float], style: Style, hatched: frozenset[int] = frozenset()
+) -> str:
+    """Draw passages below each other, each span with the strength of its chip. Ends with a line break.
 
-    The largest drawn score by magnitude has the full colour.
+    Chips of `hatched` have no score: they are faint, and hatched below where there are no colours.
     """
     passages = tuple(passages)
-    finite = {column: score for column, score in scores.items() if math.isfinite(score)}
-    covering = {tuple(columns) for passage in passages for columns in _columns_by_character(passage)}
-    peak = max((abs(sum(finite.get(column, 0.0) for column in columns)) for columns in covering), default=0.0)
-    shares = {column: score / peak for column, score in scores.items() if peak and math.isfinite(score)}
     gutter = 2 + max((display_width(passage.label) + 2 for passage in passages if passage.label), default=0)
     drawing: list[str] = []
     for passage in passages:
         margin = style.dim(f"  {passage.label}".ljust(gutter))
-        lines = list(_wrapped(_cells(passage, shares), max(1, style.width - gutter)))
+        lines = list(_wrapped(_cells(passage, strengths, hatched), max(1, style.width - gutter)))
         for line in _folded(lines) if style.fold else lines:
             drawing += _draw_line(line, margin, gutter, style)
             margin = " " * gutter
@@ -87,50 +87,35 @@ def _draw_line(line: list[Cell] | str, margin: str, gutter: int, style: Style) -
     if style.color:
         return [margin + isolated(_paint(line, style.theme))]
     text = margin + isolated("".join(cell.text for cell in line))
-    blocks = "".join(_block(cell.share) * cell.width for cell in line)
+    blocks = "".join((_HATCHED if cell.is_hatched else _block(cell.strength)) * cell.width for cell in line)
     return [text, " " * gutter + blocks] if blocks.strip() else [text]
 
 
-def legend(style: Style, *, signed: bool) -> str:
-    """Return one line that explains the colours."""
+def legend(style: Style, meaning: str, *, signed: bool) -> str:
+    """Return one line that explains the colours, which stand for `meaning`."""
     if not style.color:
         shades = " and ░▒▓ below 0" if signed else ""
-        return f"▁▂▃▄▅▆▇█ attribution of the text above{shades}, scaled to each word’s largest\n"
+        return f"▁▂▃▄▅▆▇█ {meaning}{shades}, scaled to each word’s strongest\n"
     low = -1.0 if signed else 0.0
     steps = 24 if signed else 12
     bar = _paint([Cell(" ", 1, low + (1 - low) * step / steps) for step in range(steps + 1)], style.theme)
-    left, right = ("against", "for") if signed else ("0", "largest")
-    return f"{style.dim(left)} {bar} {style.dim(f'{right}: attribution, scaled to each word’s largest')}\n"
+    left, right = ("against", "for") if signed else ("0", "strongest")
+    return f"{style.dim(left)} {bar} {style.dim(f'{right}: {meaning}, scaled to each word’s strongest')}\n"
 
 
-def _cells(passage: Passage, shares: Mapping[int, float]) -> Iterator[Cell]:
-    columns = _columns_by_character(passage)
-    for form, width, start, end in clusters(passage.text):
-        covering = {column for index in range(start, end) for column in columns[index]}
-        share = sum(shares.get(column, 0.0) for column in sorted(covering))
-        share = 0.0 if abs(share) < _MIN_SHARE else max(-1.0, min(1.0, share))
-        if passage.text[start] != "\n":
-            yield Cell(form, width, share)
-            continue
-        if share:
-            yield Cell(form, width, share)
-        yield Cell(_LINE_BREAK, 0)
-
-
-def _columns_by_character(passage: Passage) -> list[list[int]]:
-    """Return the columns that cover each character.
-
-    Spaces at the ends of a span are left out, so that words are separate chips although most tokens begin with a space;
-    spans of spaces only are kept.
-    """
-    columns: list[list[int]] = [[] for _ in passage.text]
+def _cells(passage: Passage, strengths: Sequence[float], hatched: frozenset[int]) -> Iterator[Cell]:
+    chips: list[int | None] = [None] * len(passage.text)
     for span in passage.spans:
-        text = passage.text[span.start : span.end]
-        bare = text.strip(" ")
-        start = span.start + (len(text) - len(text.lstrip(" ")) if bare else 0)
-        for index in range(start, min(start + len(bare or text), len(columns))):
-            columns[index].append(span.column)
-    return columns
+        chips[span.start : span.end] = [span.chip] * (min(span.end, len(chips)) - span.start)
+    for form, width, start, _ in clusters(passage.text):
+        chip = chips[start]
+        cell = Cell(form, width, 0.0 if chip is None else strengths[chip], chip in hatched)
+        if passage.text[start] != "\n":
+            yield cell
+            continue
+        if cell.strength:
+            yield cell
+        yield Cell(_LINE_BREAK, 0)
 
 
 def _wrapped(cells: Iterable[Cell], width: int) -> Iterator[list[Cell]]:
@@ -158,12 +143,12 @@ def _folded(lines: list[list[Cell]]) -> Iterator[list[Cell] | str]:
     if len(lines) <= _LONG_PASSAGE:
         yield from lines
         return
-    for kept, run in groupby(lines, key=lambda line: any(abs(cell.share) >= _KEPT_SHARE for cell in line)):
+    for kept, run in groupby(lines, key=lambda line: any(abs(cell.strength) >= _KEPT_STRENGTH for cell in line)):
         group = list(run)
         if kept or len(group) == 1:
             yield from group
         else:
-            yield f"⋯ {len(group)} lines below {_KEPT_SHARE:.0%} of the largest"
+            yield f"⋯ {len(group)} lines below {_KEPT_STRENGTH:.0%} of the strongest"
 
 
 def _last_break(line: list[Cell]) -> int:
@@ -176,19 +161,20 @@ def _last_break(line: list[Cell]) -> int:
 
 def _paint(line: list[Cell], theme: Theme) -> str:
     painted = []
-    for share, cells in groupby(line, key=lambda cell: cell.share):
+    for (strength, is_hatched), cells in groupby(line, key=lambda cell: (cell.strength, cell.is_hatched)):
         text = "".join(cell.text for cell in cells)
-        painted.append(f"{_sgr(share, theme)}{text}\x1b[0m" if share else text)
+        sgr = _FAINT if is_hatched else _sgr(strength, theme) if strength else ""
+        painted.append(f"{sgr}{text}\x1b[0m" if sgr else text)
     return "".join(painted)
 
 
 @lru_cache(4096)
-def _sgr(share: float, theme: Theme) -> str:
-    background = ramp(share, theme)
+def _sgr(strength: float, theme: Theme) -> str:
+    background = ramp(strength, theme)
     foreground = readable_on(background)
     return "\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*foreground, *background)
 
 
-def _block(share: float) -> str:
-    blocks = "▁▂▃▄▅▆▇█" if share > 0 else "░▒▓"
-    return blocks[min(int(abs(share) * len(blocks)), len(blocks) - 1)] if share else " "
+def _block(strength: float) -> str:
+    blocks = "▁▂▃▄▅▆▇█" if strength > 0 else "░▒▓"
+    return blocks[min(int(abs(strength) * len(blocks)), len(blocks) - 1)] if strength else " "

@@ -94,6 +94,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         help="write to a file: .json, .safetensors, .html, .png, .svg, or .txt for a drawing",
     )
     group.add_argument(
+        "--raw", action="store_true", help="colour by raw scores, not by what exceeds the median of the prompt's words"
+    )
+    group.add_argument(
         "--retention",
         type=float,
         metavar="PI",
@@ -120,7 +123,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.retention is not None:
         if not 0 < args.retention < 1:
             raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
-        options.refuse_flags(args, ("format", "output", "trace"), "--retention, which prints a drawing")
+        options.refuse_flags(args, ("format", "output", "trace", "raw"), "--retention, which prints a drawing")
     if args.citations:
         _check_citations(args)
     if args.trace is not None:
@@ -169,7 +172,7 @@ def show(events: Iterable[Event], args: argparse.Namespace) -> None:
         return
     is_drawing = args.retention is None and args.trace is None
     if is_drawing and args.output is None and args.format in (None, "ansi"):
-        for piece in draw(events, options.style(args)):
+        for piece in draw(events, options.style(args), "raw" if args.raw else "excess"):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
@@ -179,10 +182,8 @@ def show(events: Iterable[Event], args: argparse.Namespace) -> None:
         sys.stdout.write(f"{trace.to_json()}\n" if args.format == "json" else draw_trace(trace, options.style(args)))
         return
     if args.retention is not None:
-        style = options.style(args)
-        sys.stdout.write(
-            draw_retention(explanation.started, explanation.retention(args.retention), args.retention, style)
-        )
+        scores = dict(enumerate(explanation.attribution_of()))
+        sys.stdout.write(draw_retention(explanation.started, scores, args.retention, options.style(args)))
         return
     if args.output is not None:
         explanation.save(args.output)

@@ -1,43 +1,48 @@
-// The page of one explanation. `data` is embedded by gradellm/explanation/html.py (page_data).
+// The page of one explanation. `data` is embedded by gradellm/explanation/html.py (page_data), which computes all of
+// its numbers: strengths, shares, sentences. This file draws them.
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEVELS = 24, MIN_SHARE = 0.03; // shades of the scale; smaller shares of the largest score have no visible colour
+const LEVELS = 24, MAX_INT16 = 32767; // shades from 0 to the strongest; a strength of 1
 const byId = (id) => document.getElementById(id);
 
-// --- scores --------------------------------------------------------------------------------------------------------
+// --- pictures --------------------------------------------------------------------------------------------------------
 
-const decodeBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+const VIEWS = {
+  excess: ["what stands out", "Coloured by what a word’s score exceeds the median of all words by.", "strongest"],
+  raw: ["raw scores", "Coloured by the scores themselves, the mean of a word’s tokens.", "largest"],
+  retention: ["kept words", "How likely each word is kept when this share of the words is, as in the paper’s figures 3 to 6.", "kept"],
+};
 
-/** Attribution rows by token index: one score per column. */
-const rows = new Map(data.rows.map((packed) => {
-  const row = new Float32Array(data.columns.length), scores = new Int16Array(decodeBase64(packed.scores));
-  const columns = packed.columns ? new Int32Array(decodeBase64(packed.columns)) : null;
-  scores.forEach((score, i) => { row[columns ? columns[i] : i] = score / 32767 * packed.peak; });
-  return [packed.token, row];
-}));
-
-/** The sum of several tokens' rows. */
-function sumRows(tokens) {
-  const total = new Float32Array(data.columns.length);
-  for (const token of tokens) rows.get(token)?.forEach((score, column) => { total[column] += score; });
-  return total;
+async function decompressed(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Int16Array(await new Response(stream).arrayBuffer());
 }
 
-const wordRows = data.words.map(sumRows);
-const isExplained = data.words.map((tokens) => tokens.some((token) => rows.has(token)));
-const isSigned = data.rows.length > 0 && wordRows.some((row) => row.some((score) => score < 0));
-const completionRow = sumRows(data.words.flat());
+/** The pictures of each view: the whole answer's, then each word's; undefined where a view has none. */
+const views = {};
+for (const [name, { strengths, pictures }] of Object.entries(data.views)) {
+  const numbers = await decompressed(strengths), { length } = data.chips;
+  views[name] = pictures.map((picture, i) => ({ ...picture, strengths: numbers.subarray(i * length, (i + 1) * length) }));
+}
+let view = "excess";
 
-const sumOf = (scores, columns) => columns.reduce((sum, column) => sum + scores[column], 0);
-const largest = (scores) => scores.reduce((most, score) => Math.max(most, Math.abs(score)), 0);
-const magnitude = (scores) => scores.reduce((sum, score) => sum + Math.abs(score), 0);
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`; // no line break within
+/** A word's picture; the whole answer's for null. */
+const pictureOf = (word) => views[view]?.[word === null ? 0 : word + 1];
+const strength = (picture, chip) => (picture ? picture.strengths[chip] / MAX_INT16 : 0);
+const share = (picture, chip) => Math.abs(strength(picture, chip)) * (picture?.peakShare ?? 0);
+const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}\u00a0%`; // no line break within
+const isSigned = Object.values(views).flat().some((picture) => picture.strengths.some((n) => n < 0));
 
-/** The CSS class of a share of the largest score, -1 to 1. */
-const shadeName = (share) => (share > 0 ? "f" : "a") + Math.max(1, Math.min(LEVELS, Math.round(Math.abs(share) * LEVELS)));
+/** The CSS class of a strength, -1 to 1; "" for none. */
+function shadeName(value) {
+  const level = Math.round(Math.abs(value) * LEVELS);
+  return level ? (value > 0 ? "f" : "a") + level : "";
+}
 
-function shade(target, share) {
+function shade(target, value) {
   target.className = target.className.replace(/ ?\b[fa]\d+\b/g, "");
-  if (Math.abs(share) >= MIN_SHARE) target.classList.add(shadeName(share));
+  const name = shadeName(value);
+  if (name) target.classList.add(name);
 }
 
 // --- text ------------------------------------------------------------------------------------------------------------
@@ -52,151 +57,155 @@ function createElement(tag, className, text) {
 /** A text in quotation marks, isolated from the direction of the text around it. */
 const quoted = (text) => ["“", createElement("bdi", "", text.trim() || "␣"), "”"];
 
-const tokenOf = (index) => data.tokens[index - data.tokens[0].index];
+/** A chip's text in quotation marks, with its place if the same word stands elsewhere, too. */
+const quotedChip = (chip) => [...quoted(data.chips[chip].text), data.chips[chip].place ? ` (${data.chips[chip].place})` : ""];
 
 const words = createWords(); // elements, in the order of data.words
-const pieces = createPrompt(); // [element, columns, piece], in the order of data.prompt
+const pieces = new Map(); // elements of the prompt by chip
+const templates = createPrompt(); // [button, text] of the chat template's parts
 
-function createWord(text, index) {
-  const word = createElement("span", "word", text);
-  word.dataset.i = index;
-  word.tabIndex = index ? -1 : 0;
-  word.setAttribute("role", "button");
-  word.setAttribute("aria-pressed", "false");
-  return word;
-}
-
-/** Add the completion's words, and the text between them. */
 function createWords() {
-  const created = [], answer = byId("answer");
-  const byFirstToken = new Map(data.words.map((tokens, i) => [tokens[0], i]));
-  let last = -1; // the last token of the word before
-  for (const token of data.tokens) {
-    if (byFirstToken.has(token.index)) {
-      const i = byFirstToken.get(token.index);
-      const text = data.words[i].map((index) => tokenOf(index).text).join("");
-      const bare = text.trim(), start = text.indexOf(bare);
-      const word = createWord(bare, i);
-      created.push(word);
-      answer.append(text.slice(0, start), word, text.slice(start + bare.length));
-      last = data.words[i].at(-1);
-    } else if (token.index > last && token.text) answer.append(token.text);
+  const created = [];
+  for (const part of data.answer) {
+    if (typeof part === "string") { byId("answer").append(part); continue; }
+    const word = createElement("span", "word", data.words[part].text);
+    word.dataset.i = part;
+    word.tabIndex = part ? -1 : 0;
+    word.setAttribute("role", "button");
+    word.setAttribute("aria-pressed", "false");
+    byId("answer").append(word);
+    created[part] = word;
   }
   return created;
 }
 
-function createMessage(piece, isTemplate) {
-  const message = createElement("div", `message${isTemplate ? " template hidden" : ""}`);
-  message.dir = "auto";
-  if (!isTemplate && piece.message !== undefined) {
-    const role = createElement("span", "role", piece.role ?? "");
-    role.dir = "ltr"; // so that the role does not decide the direction of the text below
-    message.append(role);
+function createMessage({ role, message, parts }) {
+  const box = createElement("div", "message");
+  box.dir = "auto";
+  if (message !== null) {
+    const speaker = createElement("span", "role", role);
+    speaker.dir = "ltr"; // so that the role does not decide the direction of the text below
+    box.append(speaker);
   }
-  return message;
+  for (const part of parts) {
+    if (typeof part === "string") { box.append(part); continue; }
+    const piece = createElement("span", part === data.sink ? "piece hatched" : "piece", data.chips[part].text);
+    piece.dataset.i = part;
+    piece.tabIndex = pieces.size ? -1 : 0;
+    if (part === data.sink) piece.title = "The first token is not scored: it is an attention sink.";
+    else if (data.chips[part].segment) piece.title = data.chips[part].segment;
+    pieces.set(part, piece);
+    box.append(piece);
+  }
+  return box;
 }
 
-/** Add the prompt's pieces, in one element per message and per part of the template. */
+/** Add the prompt: an element for each message, and a button that opens each part of the chat template. */
 function createPrompt() {
   const created = [];
-  let key, message, hasTabStop = false;
-  for (const piece of data.prompt) {
-    const isTemplate = piece.role === "template";
-    const pieceKey = isTemplate ? "template" : `${piece.message ?? ""}`;
-    if (!message || pieceKey !== key) {
-      key = pieceKey;
-      message = createMessage(piece, isTemplate);
-      byId("prompt").append(message);
-    }
-    const bare = piece.text.trimStart() || piece.text; // without leading space, so that words are separate chips
-    const span = createElement("span", "piece", bare);
-    span.dataset.i = created.length;
-    if (piece.segment) span.title = piece.segment;
-    if (!isTemplate) { span.tabIndex = hasTabStop ? -1 : 0; hasTabStop = true; }
-    message.append(piece.text.slice(0, piece.text.length - bare.length), span);
-    created.push([span, piece.columns, piece]);
+  for (const run of data.prompt) {
+    if (!run.template) { byId("prompt").append(createMessage(run)); continue; }
+    const button = createElement("button", "template");
+    button.type = "button";
+    button.setAttribute("aria-expanded", "false");
+    button.addEventListener("click", () => {
+      const opens = button.getAttribute("aria-expanded") === "false";
+      button.setAttribute("aria-expanded", `${opens}`);
+      showFolded(pictureOf(pinned));
+    });
+    byId("prompt").append(button);
+    created.push([button, run.text]);
   }
   return created;
 }
 
-byId("template").addEventListener("change", (event) => {
-  for (const message of document.querySelectorAll(".message.template")) message.classList.toggle("hidden", !event.target.checked);
-});
+/** Write what is folded: on the first part of the template, with its share of the scores. */
+function showFolded(picture) {
+  templates.forEach(([button, text], i) => {
+    const label = i || !picture ? "⋯ chat template" : `⋯ chat template: ${percent(picture.folded)} of the scores`;
+    button.textContent = button.getAttribute("aria-expanded") === "true" ? text : label;
+  });
+}
 
 // --- sources and targets ---------------------------------------------------------------------------------------------
 
 let pinned = null; // index of a word
 
-/** Shade the sources of a word; of the whole completion, if `word` is null. */
+/** Shade the sources of a word; of the whole answer, if `word` is null. */
 function showSources(word) {
-  const scores = word === null ? completionRow : wordRows[word];
-  const written = scores.filter((_, column) => data.columns[column].written);
-  const peak = largest(written) || largest(scores);
-  for (const [span, columns] of pieces) shade(span, peak ? sumOf(scores, columns) / peak : 0);
+  const picture = pictureOf(word);
+  for (const [chip, piece] of pieces) shade(piece, strength(picture, chip));
   words.forEach((target, i) => {
     target.classList.toggle("chosen", i === word);
-    const columns = data.words[i].map((index) => tokenOf(index).column);
-    const unique = new Set(columns.filter((column) => column !== null && column < scores.length));
-    shade(target, peak ? sumOf(scores, [...unique]) / peak : 0);
+    const { chip } = data.words[i];
+    shade(target, chip === null ? 0 : strength(picture, chip));
   });
-  showTopSources(word, scores);
-  showSegments(scores);
+  showTopSources(word, picture);
+  showSegments(picture);
+  showFolded(picture);
 }
 
-/** Write the three words of the prompt with the largest scores to the status line. */
-function showTopSources(word, scores) {
-  const subject = word === null ? ["The whole answer"] : quoted(words[word].textContent);
-  if (word !== null && !isExplained[word]) { byId("status").replaceChildren(...subject, " was not explained."); return; }
-  const total = magnitude(scores);
-  const sums = data.promptWords.map(() => 0);
-  scores.forEach((score, column) => { if (data.columns[column].written) sums[data.columns[column].word] += score; });
-  const ranked = sums.map((score, i) => [score, data.promptWords[i]])
-    .filter(([score]) => score !== 0).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 3)
-    .flatMap(([score, label], i) => [i ? ", " : "", ...quoted(label), ` ${percent(Math.abs(score) / total)}${score < 0 ? " against" : ""}`, i === 2 ? " …" : ""]);
-  byId("status").replaceChildren(...subject, ...(ranked.length ? [" came from ", ...ranked] : [": no source stands out."]));
+/** Write the strongest words to the status line. */
+function showTopSources(word, picture) {
+  const subject = word === null ? ["The whole answer"] : quoted(data.words[word].text);
+  if (word !== null && !data.words[word].explained) { byId("status").replaceChildren(...subject, " was not explained."); return; }
+  if (!picture) { byId("status").replaceChildren(...subject, ": this view has the whole answer only."); return; }
+  const named = picture.top.flatMap(([chip, of], i) => [
+    i ? ", " : "", ...quotedChip(chip), view.startsWith("retention") ? "" : ` ${percent(of)}`, strength(picture, chip) < 0 ? " against" : ""]);
+  const verb = view.startsWith("retention") ? " keeps above all " : " was drawn from ";
+  byId("status").replaceChildren(...subject, ...(named.length ? [verb, ...named] : [": nothing stands out."]));
 }
 
-/** Shade the words that a piece of the prompt contributed to. */
-function showTargets(piece) {
-  const [span, columns] = pieces[piece];
-  const scores = wordRows.map((row) => sumOf(row, columns));
-  const peak = largest(scores);
-  for (const [other] of pieces) { shade(other, 0); other.classList.toggle("chosen", other === span); }
-  words.forEach((word, i) => { word.classList.remove("chosen"); shade(word, peak ? scores[i] / peak : 0); });
-  const top = scores.indexOf(scores.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a), 0));
-  byId("status").replaceChildren(...(peak
-    ? [...quoted(span.textContent), " led most to ", ...quoted(words[top].textContent), "."] : ["That part led to nothing."]));
+/** Shade the words that a chip of the prompt contributed to. */
+function showTargets(chip) {
+  const shares = words.map((_, i) => share(pictureOf(i), chip) * Math.sign(strength(pictureOf(i), chip)));
+  const most = shares.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+  for (const [other, piece] of pieces) { shade(piece, 0); piece.classList.toggle("chosen", other === chip); }
+  words.forEach((word, i) => { word.classList.remove("chosen"); shade(word, most ? shares[i] / most : 0); });
+  const top = shares.findIndex((value) => Math.abs(value) === most);
+  byId("status").replaceChildren(...(chip === data.sink
+    ? [...quotedChip(chip), " is not scored: it is an attention sink."]
+    : most ? [...quotedChip(chip), " led most to ", ...quoted(data.words[top].text), `, ${percent(most)} of that word.`]
+      : [...quotedChip(chip), ": no word was drawn from it."]));
 }
 
-/** Draw a bar per segment with its share of the scores. */
-function showSegments(scores) {
-  if (!data.segments.length) return;
-  const total = magnitude(scores);
-  const bySegment = new Map(data.segments.map((name) => [name, 0]));
-  const counted = new Set();
-  for (const [, columns, piece] of pieces) {
-    for (const column of columns) {
-      if (counted.has(column)) continue;
-      counted.add(column);
-      if (piece.segment) bySegment.set(piece.segment, bySegment.get(piece.segment) + scores[column]);
-    }
-  }
-  byId("segments-section").hidden = false;
-  byId("segments").replaceChildren(...[...bySegment].map(([name, score]) => {
-    const bar = createElement("div", "bar"), fill = createElement("i", score < 0 ? `a${LEVELS}` : `f${LEVELS}`);
-    const share = total ? Math.abs(score) / total : 0;
-    fill.style.width = `${100 * share}%`;
-    const track = createElement("span", "");
+/** Draw a bar per document with its share; they add up with the rest. */
+function showSegments(picture) {
+  const segments = picture?.segments ?? [];
+  byId("segments-section").hidden = segments.length < 2 || view.startsWith("retention");
+  byId("segments").replaceChildren(...segments.map(([name, of]) => {
+    const bar = createElement("div", "bar"), track = createElement("span", ""), fill = createElement("i", name ? `f${LEVELS}` : "rest");
+    fill.style.width = `${100 * of}%`;
     track.append(fill);
-    bar.append(createElement("bdi", "", name), track, createElement("span", "", percent(share)));
+    bar.append(createElement("bdi", "", name || "the rest of the text"), track, createElement("span", "", percent(of)));
     return bar;
   }));
 }
 
-/** Return to the pinned word, or to the whole completion. */
+/** Return to the pinned word, or to the whole answer. */
 function showPinned() {
-  pieces.forEach(([span]) => span.classList.remove("chosen"));
+  for (const piece of pieces.values()) piece.classList.remove("chosen");
   showSources(pinned);
+}
+
+// --- views -----------------------------------------------------------------------------------------------------------
+
+function addViews() {
+  for (const name of Object.keys(views)) {
+    const [kind, pi] = name.split(" ");
+    byId("view").append(new Option(pi ? `${VIEWS[kind][0]}, π = ${pi}` : VIEWS[kind][0], name));
+  }
+  byId("view").addEventListener("change", (event) => { view = event.target.value; showView(); });
+  byId("view").closest("label").hidden = !byId("view").options.length;
+}
+
+function showView() {
+  const [kind] = view.split(" ");
+  byId("view-help").textContent = byId("view").options.length ? VIEWS[kind][1] : "";
+  byId("low").textContent = isSigned ? "against" : kind === "retention" ? "left out" : "0";
+  byId("high").textContent = isSigned ? "for" : VIEWS[kind][2];
+  showPinned();
+  if (byId("matrix-section").open) drawMatrix();
 }
 
 // --- pointer and keyboard --------------------------------------------------------------------------------------------
@@ -224,13 +233,11 @@ for (const id of ["answer", "prompt"]) {
 byId("answer").addEventListener("click", (event) => { const i = wordOf(event); if (i !== null) togglePin(i); });
 byId("prompt").addEventListener("keydown", (event) => {
   const from = pieceOf(event), steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
-  if (from === null || !(event.key in steps)) return;
-  let to = from + steps[event.key];
-  while (pieces[to] && !pieces[to][0].hasAttribute("tabindex")) to += steps[event.key];
-  if (!pieces[to]) return;
-  pieces[from][0].tabIndex = -1;
-  pieces[to][0].tabIndex = 0;
-  pieces[to][0].focus();
+  const to = from === null ? undefined : pieces.get(from + steps[event.key]);
+  if (!to) return;
+  pieces.get(from).tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
   event.preventDefault();
 });
 
@@ -257,8 +264,7 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") { 
 
 // --- matrix ----------------------------------------------------------------------------------------------------------
 
-const matrixColumns = data.columns.map((_, column) => column).filter((column) => data.columns[column].written);
-const CELL = Math.max(2, Math.min(12, Math.floor(4096 / Math.max(1, matrixColumns.length)))); // pixels
+const CELL = Math.max(2, Math.min(12, Math.floor(4096 / Math.max(1, data.chips.length)))); // pixels
 
 /** The background colours of the scale's CSS classes. */
 function scaleColors() {
@@ -276,14 +282,13 @@ function scaleColors() {
 
 function drawMatrix() {
   const canvas = byId("matrix"), context = canvas.getContext("2d"), colors = scaleColors();
-  canvas.width = matrixColumns.length * CELL;
+  canvas.width = data.chips.length * CELL;
   canvas.height = words.length * CELL;
-  wordRows.forEach((row, y) => {
-    const peak = largest(matrixColumns.map((column) => row[column]));
-    matrixColumns.forEach((column, x) => {
-      const share = peak ? row[column] / peak : 0;
-      if (Math.abs(share) < MIN_SHARE) return;
-      context.fillStyle = colors.get(shadeName(share));
+  words.forEach((_, y) => {
+    data.chips.forEach((_, x) => {
+      const name = shadeName(strength(pictureOf(y), x));
+      if (!name) return;
+      context.fillStyle = colors.get(name);
       context.fillRect(x * CELL, y * CELL, CELL, CELL);
     });
   });
@@ -292,19 +297,18 @@ function drawMatrix() {
 byId("matrix-section").addEventListener("toggle", (event) => { if (event.target.open) drawMatrix(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (byId("matrix-section").open) drawMatrix(); });
 byId("matrix").addEventListener("pointermove", (event) => {
-  const x = Math.floor(event.offsetX / CELL), y = Math.floor(event.offsetY / CELL);
-  if (!(x in matrixColumns) || !(y in words)) return;
-  const label = data.columns[matrixColumns[x]].label, score = wordRows[y][matrixColumns[x]].toPrecision(3);
-  byId("cell").replaceChildren(...quoted(words[y].textContent), " from ", ...quoted(label), `: ${score}`);
+  const chip = Math.floor(event.offsetX / CELL), word = Math.floor(event.offsetY / CELL);
+  if (!(chip in data.chips) || !(word in words)) return;
+  const raw = views.raw?.[word + 1], score = raw ? (strength(raw, chip) * raw.peakValue).toPrecision(3) : "not explained";
+  byId("cell").replaceChildren(...quoted(data.words[word].text), " from ", ...quotedChip(chip), `: score ${score}, ${percent(share(pictureOf(word), chip))} of the colour`);
 });
 
 // --- initial state ---------------------------------------------------------------------------------------------------
 
 const facts = [[data.method, data.preset].filter(Boolean).join(", "), data.reason.replaceAll("_", " ")].filter(Boolean);
 byId("facts").append(createElement("bdi", "", data.model), ...facts.map((fact) => ` · ${fact}`));
-byId("low").textContent = isSigned ? "against" : "0";
-byId("high").textContent = isSigned ? "for" : "largest of what is shown";
 for (let level = isSigned ? -LEVELS : 0; level <= LEVELS; level += 3) {
-  byId("scale").append(createElement("i", level < 0 ? `a${-level}` : level ? `f${level}` : ""));
+  byId("scale").append(createElement("i", shadeName(level / LEVELS)));
 }
-showSources(null);
+addViews();
+showView();
