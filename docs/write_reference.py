@@ -19,6 +19,8 @@ SUBMODULE_NAMES = {  # public names that the package itself does not export
     "gradellm.explanation.tracing.trace": ("Trace", "TracedPart", "EarlierWord", "Unexplained"),
     "gradellm.explanation.words": ("Word",),
     "gradellm.explanation.citations": ("Citation", "CitedDocument", "Passage"),
+    "gradellm.pictures.picture": ("Picture",),
+    "gradellm.pictures.chips": ("Chip",),
     "gradellm.wire.keywords": (
         "CallKeywords",
         "InputKeywords",

@@ -1,13 +1,14 @@
-"""The matrix of scores as an image: one row per word of the completion, one column per source. Needs matplotlib."""
+"""The pictures of all words as an image: a row per word of the completion, a column per source. Needs matplotlib."""
 
 from __future__ import annotations
 
-import math
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from gradellm.errors import InvalidExplanationError
-from gradellm.explanation.queries import attribution_of, is_written
+from gradellm.pictures.chips import canvas
+from gradellm.pictures.picture import paint
+from gradellm.pictures.stream import scored_words
 from gradellm.rendering.colormap import ramp
 from gradellm.rendering.terminal import visible
 
@@ -23,24 +24,21 @@ _SHADES = 128
 
 
 def plot(explanation: Explanation, form: str) -> bytes:
-    """Plot the matrix of scores as "png" or "svg", each word's row divided by its largest score.
+    """Plot a matrix as "png" or "svg": for each word of the completion how strongly its picture colours each source.
 
     Raises InvalidExplanationError if no word was explained.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    columns = [part for part in explanation.drawn if is_written(explanation, part[1][0])]
-    words = [word for word in explanation.words if any(explanation.row(index) for index in word.token_indexes)]
+    drawn_on = canvas(explanation.started)
+    words = [word for word in scored_words(explanation.events()) if word.scores and word.text.strip()]
+    columns = [*drawn_on.chips, *max((word.earlier for word in words), key=len, default=())]
     if not columns or not words:
         raise InvalidExplanationError("there is nothing to plot: no word was explained")
-    shares = []
-    for word in words:
-        scores = attribution_of(explanation, word)
-        row = [sum(scores[i] for i in indexes if math.isfinite(scores[i])) for _, indexes in columns]
-        peak = max(map(abs, row)) or 1.0
-        shares.append([score / peak for score in row])
-    is_signed = any(share < 0 for row in shares for share in row)
+    rows = [list(paint(drawn_on, word.scores, word.earlier).strengths) for word in words]
+    rows = [row + [0.0] * (len(columns) - len(row)) for row in rows]
+    is_signed = any(strength < 0 for row in rows for strength in row)
     low = -1 if is_signed else 0
     shades = [ramp(low + (1 - low) * i / (_SHADES - 1), "light") for i in range(_SHADES)]
     size = [
@@ -50,7 +48,7 @@ def plot(explanation: Explanation, form: str) -> bytes:
     figure = Figure(figsize=(size[0], size[1]), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
-        shares,
+        rows,
         cmap=ListedColormap([tuple(part / 255 for part in shade) for shade in shades]),
         vmin=low,
         vmax=1,
@@ -58,10 +56,10 @@ def plot(explanation: Explanation, form: str) -> bytes:
         interpolation="nearest",
     )
     if len(columns) <= _MAX_LABELS:
-        labels = [_label(text) for text, _ in columns]
+        labels = [_label(chip.text) for chip in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8, parse_math=False)
     else:
-        axes.set_xlabel(f"{len(columns):,} sources")
+        axes.set_xlabel(f"{len(columns):,} words of the prompt")
     if len(words) <= _MAX_LABELS:
         axes.set_yticks(range(len(words)), [_label(word.text) for word in words], fontsize=8, parse_math=False)
     num_words = len(explanation.words)
@@ -72,7 +70,7 @@ def plot(explanation: Explanation, form: str) -> bytes:
     settings = explanation.provenance.attribution
     method = "" if settings is None else f", {settings.method}{f' ({settings.preset})' if settings.preset else ''}"
     axes.set_title(_label(f"{explanation.provenance.model.name}{method}", 80), fontsize=9, parse_math=False)
-    figure.colorbar(image, ax=axes, label="attribution over the row’s largest", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="what exceeds the row’s median, over its strongest", shrink=0.8)
     image_file = BytesIO()
     figure.savefig(image_file, format=form, dpi=150)
     return image_file.getvalue()

@@ -55,9 +55,10 @@ def draw_retention(started: Started, scores: Mapping[int, float], pi: float, sty
         raise InvalidExplanationError("retention needs one score per token: explain with resolution='token'")
     drawn_on = canvas(started, "token")
     picture = paint(drawn_on, scores, scale="retention", pi=pi)
-    kept = [prob for prob in picture.strengths if prob]
-    title = f"keep probabilities; {sum(kept):.1f} of {len(kept)} tokens expected"
-    drawing = heat_map(_passages(started, drawn_on.chips), picture.strengths, style, _hatched(drawn_on.sink))
+    strengths = dict(enumerate(picture.strengths))
+    expected = sum(picture.strengths)
+    title = f"keep probabilities; {expected:.1f} of {round(expected / pi)} tokens expected"
+    drawing = heat_map(_passages(started, drawn_on.chips), strengths, style, _hatched(drawn_on.sink))
     return f"{style.bold(f'π = {pi:g}')}  {style.dim(title)}\n{drawing}"
 
 
@@ -118,7 +119,8 @@ class _Drawing:
         picture = paint(self.canvas, word.scores, word.earlier, scale=self.scale)
         self.signed = self.signed or any(strength < 0 for strength in picture.strengths)
         passages = _passages(self.started, self.canvas.chips, word.earlier, drawn)
-        drawing = heat_map(passages, picture.strengths, self.style, _hatched(self.canvas.sink))
+        strengths = dict(enumerate(picture.strengths))
+        drawing = heat_map(passages, strengths, self.style, _hatched(self.canvas.sink))
         return f"{before}{name}  {self.style.dim(_top(picture))}\n{drawing}\n"
 
     def _draw_not_selected(self) -> str:

@@ -109,9 +109,7 @@ def _chip(started: Started, columns: dict[int, list[int]], group: Sequence[Chara
         num_tokens = sum(len(started.sources[column].token_indexes) for column in own)
     else:
         num_tokens = len(indexes)
-    return Chip(
-        text, start, start + len(text), own, num_tokens, token.message, token.role or "", token.segment
-    )
+    return Chip(text, start, start + len(text), own, num_tokens, token.message, token.role or "", token.segment)
 
 
 def _bare(text: str, start: int) -> tuple[str, int]:

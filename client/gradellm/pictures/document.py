@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradellm.explanation.words import characters, is_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from gradellm.models import Started
     from gradellm.pictures.chips import Canvas, Chip

@@ -85,7 +85,7 @@ def level(strength: float) -> int:
     return round(strength * LEVELS)
 
 
-def paint(  # noqa: PLR0913
+def paint(
     canvas: Canvas,
     scores: Mapping[int, float],
     completion: Sequence[Chip] = (),
@@ -144,7 +144,9 @@ def _check(canvas: Canvas, scale: Scale, word_score: WordScore) -> None:
     if scale not in get_args(Scale):
         raise InvalidExplanationError(f"scale: must be one of {', '.join(get_args(Scale))}, not {scale!r}")
     if word_score not in get_args(WordScore):
-        raise InvalidExplanationError(f"word_score: must be one of {', '.join(get_args(WordScore))}, not {word_score!r}")
+        raise InvalidExplanationError(
+            f"word_score: must be one of {', '.join(get_args(WordScore))}, not {word_score!r}"
+        )
     if word_score == "max" and any(chip.num_tokens > len(chip.columns) > 0 for chip in canvas.chips):
         raise InvalidExplanationError("word_score: max needs a score per token: explain with resolution='token'")
 
@@ -186,4 +188,3 @@ def _folded_share(canvas: Canvas, scores: Mapping[int, float]) -> float:
     finite = {column: abs(score) for column, score in scores.items() if math.isfinite(score)}
     total = math.fsum(finite.values())
     return math.fsum(score for column, score in finite.items() if column in folded) / total if total else 0.0
-

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -63,7 +63,7 @@ class Cell:
 
 
 def heat_map(
-    passages: Iterable[Passage], strengths: Sequence[float], style: Style, hatched: frozenset[int] = frozenset()
+    passages: Iterable[Passage], strengths: Mapping[int, float], style: Style, hatched: frozenset[int] = frozenset()
 ) -> str:
     """Draw passages below each other, each span with the strength of its chip. Ends with a line break.
 
@@ -103,13 +103,13 @@ def legend(style: Style, meaning: str, *, signed: bool) -> str:
     return f"{style.dim(left)} {bar} {style.dim(f'{right}: {meaning}, scaled to each word’s strongest')}\n"
 
 
-def _cells(passage: Passage, strengths: Sequence[float], hatched: frozenset[int]) -> Iterator[Cell]:
+def _cells(passage: Passage, strengths: Mapping[int, float], hatched: frozenset[int]) -> Iterator[Cell]:
     chips: list[int | None] = [None] * len(passage.text)
     for span in passage.spans:
         chips[span.start : span.end] = [span.chip] * (min(span.end, len(chips)) - span.start)
     for form, width, start, _ in clusters(passage.text):
         chip = chips[start]
-        cell = Cell(form, width, 0.0 if chip is None else strengths[chip], chip in hatched)
+        cell = Cell(form, width, 0.0 if chip is None else strengths.get(chip, 0.0), chip in hatched)
         if passage.text[start] != "\n":
             yield cell
             continue

@@ -32,6 +32,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
         if settings:
             tab.emulate_media(**settings)
         tab.goto((tmp_path / "x.html").as_uri())
+        tab.wait_for_selector("html[data-ready]")
         return tab
 
     yield opened
@@ -53,12 +54,13 @@ def test_pointing_at_a_word_shows_its_sources(show: Any) -> None:
     tab = show(explanation())
     assert tab.locator(".word").all_inner_texts() == ["It", "purrs", "loud"]
     tab.locator(".word", has_text="It").hover()
-    assert shades(tab, ".piece") == [0, 12, 0, 24, 12, 0]  # 1, 2 and 1 of the largest, 2
-    assert "“It” came from “sat” 75\u00a0%, “The” 25\u00a0%" in tab.locator("#status").inner_text()
+    assert shades(tab, ".piece") == [12, 0, 24, 0]  # 1 and 1.5, less the median, 0.5
+    assert "“It” was drawn from “sat” 67\u00a0%, “The” 33\u00a0%" in tab.locator("#status").inner_text()
     tab.locator(".word", has_text="purrs").hover()
-    assert shades(tab, ".piece")[2] == -24  # -1 is the largest of what people wrote
+    assert shades(tab, ".piece")[1] == -24  # -1 is the largest of what people wrote
+    assert tab.locator("button.template").inner_text() == "⋯ chat template: 67\u00a0% of the scores"
     tab.mouse.move(0, 0)
-    assert shades(tab, ".piece")[5] == 24  # the whole answer
+    assert shades(tab, ".piece")[3] == 24  # the whole answer
     assert "The whole answer" in tab.locator("#status").inner_text()
 
 
@@ -74,11 +76,11 @@ def test_a_click_keeps_a_word_and_keys_move(show: Any) -> None:
     tab.locator(".word").first.click()
     tab.mouse.move(0, 0)
     assert tab.locator(".word").first.get_attribute("aria-pressed") == "true"
-    assert shades(tab, ".piece")[3] == 24
+    assert shades(tab, ".piece")[2] == 24
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowRight")
     assert tab.evaluate("document.activeElement.textContent") == "loud"
-    assert shades(tab, ".piece")[5] == 24
+    assert shades(tab, ".piece")[3] == 24
     tab.keyboard.press("Home")
     tab.keyboard.press("Enter")  # releases the selected word
     assert tab.locator('[aria-pressed="true"]').count() == 0
@@ -93,10 +95,12 @@ def test_documents_have_bars_and_the_template_is_hidden(show: Any) -> None:
     loaded = explanation()
     template = replace(loaded.prompt_tokens[0], text="<s>")  # which the prompt's text does not hold
     tab = show(replace(loaded, started=replace(loaded.started, prompt_tokens=(template, *loaded.prompt_tokens[1:]))))
-    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n27\u00a0%"]  # 4 of 15
-    assert tab.locator(".message.template").is_hidden()
-    tab.get_by_label("Show the chat template").check()
-    assert tab.locator(".message.template").inner_text() == "<s>"
+    # Means of 1, -1, 2 and 5; of these 2 and 5 exceed the median, 1.5, and -1 is on its own side of 0.
+    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n10\u00a0%", "the rest of the text\n90\u00a0%"]
+    button = tab.locator("button.template")
+    assert "chat template: 27\u00a0% of the scores" in button.inner_text()  # 4 of 15
+    button.click()
+    assert button.inner_text() == "<s>"
 
 
 def test_the_matrix_shows_its_cells(show: Any) -> None:
@@ -104,10 +108,10 @@ def test_the_matrix_shows_its_cells(show: Any) -> None:
     tab.locator("summary").click()
     canvas = tab.locator("#matrix")
     tab.wait_for_function("document.getElementById('matrix').width !== 300")  # as it is before it is drawn
-    assert canvas.evaluate("c => [c.width, c.height]") == [5 * 12, 3 * 12]  # what people wrote; words
-    canvas.hover(position={"x": 4 * 12 + 6, "y": 2 * 12 + 6})
-    assert tab.locator("#cell").inner_text() == "“loud” from “on a mat”: 5.00"
-    painted = canvas.evaluate("c => [...c.getContext('2d').getImageData(54, 30, 1, 1).data]")
+    assert canvas.evaluate("c => [c.width, c.height]") == [4 * 12, 3 * 12]  # what people wrote; words
+    canvas.hover(position={"x": 3 * 12 + 6, "y": 2 * 12 + 6})
+    assert tab.locator("#cell").inner_text() == "“loud” from “on a mat”: score 5.00, 100\u00a0% of the colour"
+    painted = canvas.evaluate("c => [...c.getContext('2d').getImageData(42, 30, 1, 1).data]")
     assert painted[3] == 255
 
 
@@ -171,14 +175,12 @@ def test_every_character_is_drawn_once(show: Any) -> None:
     assert tab.locator("#prompt .piece").all_inner_texts() == ["日", "本", "x"]
     assert tab.locator(".word").all_inner_texts() == ["好", "的", "ok"]
     tab.locator(".word").first.hover()
-    assert shades(tab, ".piece") == [24, 8, -8]  # 3, 1 and -1 of the largest, 3
-    assert (
-        tab.locator("#status").inner_text() == "“好” came from “日” 60\u00a0%, “本” 20\u00a0%, “x” 20\u00a0% against …"
-    )
+    assert shades(tab, ".piece") == [12, 0, -24]  # means of 1.5, 1 and -1; the median is 1
+    assert tab.locator("#status").inner_text() == "“好” was drawn from “x” 67\u00a0% against, “日” 33\u00a0%"
     tab.locator("summary").click()
     tab.wait_for_selector("#matrix[width='36']")
     tab.locator("#matrix").hover(position={"x": 6, "y": 6})
-    assert tab.locator("#cell").inner_text() == "“好” from “日”: 3.00"
+    assert tab.locator("#cell").inner_text() == "“好” from “日”: score 1.50, 33\u00a0% of the colour"
 
 
 def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:
@@ -186,13 +188,13 @@ def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:
     text = "عمر (1)."
     token = PromptToken(1, text, 0, len(text), "user", 0, "مستند 1", False, 0)
     answer = replace(loaded.tokens[0], text="سنة.", end=4)
-    row = Attribution(0, (1.0,), (), 50, None)
-    started = replace(loaded.started, prompt_text=text, prompt_tokens=(token,))
+    row = Attribution(0, (0.0, 1.0), (), 50, None)
+    started = replace(loaded.started, prompt_text=text, prompt_tokens=(loaded.prompt_tokens[0], token))
     tab = show(Explanation(started, (answer,), (row,), None))
     tab.locator(".word").hover()
     assert tab.locator("#status bdi").all_inner_texts() == ["سنة.", text]
-    assert tab.locator("#status").inner_text() == f"“سنة.” came from “{text}” 100\u00a0%"
-    assert tab.locator("#segments bdi").inner_text() == "مستند 1"
+    assert tab.locator("#status").inner_text() == f"“سنة.” was drawn from “{text}” 100\u00a0%"
+    assert tab.locator("#segments bdi").first.inner_text() == "مستند 1"
     for box in ("#answer", ".message"):
         assert tab.locator(box).evaluate("box => getComputedStyle(box).direction") == "rtl"
     # The full stop stands on the left of an Arabic word, also in a sentence of ours.
@@ -232,3 +234,22 @@ def test_no_word_was_explained(show: Any) -> None:
     tab.locator(".word").first.hover()
     assert "was not explained" in tab.locator("#status").inner_text()
     assert len(ROWS) == 3
+
+
+def test_the_view_is_chosen_and_the_sink_is_hatched(show: Any) -> None:
+    loaded = explanation()
+    first = replace(loaded.prompt_tokens[1], role="system", start=0)
+    started = replace(loaded.started, prompt_tokens=(first, *loaded.prompt_tokens[2:]))
+    rows = tuple(replace(row, scores=row.scores[1:]) for row in loaded.attributions)
+    tab = show(replace(loaded, started=started, attributions=rows))
+    assert tab.locator(".piece.hatched").inner_text() == "The"
+    tab.locator(".word", has_text="It").click()
+    tab.mouse.move(0, 0)
+    assert shades(tab, ".piece") == [0, 0, 24, 0]  # the first token is an attention sink
+    tab.get_by_label("Colours").select_option("raw")
+    assert shades(tab, ".piece") == [0, 0, 24, 0]
+    tab.get_by_label("Colours").select_option("retention 0.5")
+    assert shades(tab, ".piece")[2:] == [24, 0]  # of two words of the user one is kept
+    assert "figures 3 to 6" in tab.locator("#view-help").inner_text()
+    tab.locator(".piece.hatched").hover()
+    assert "attention sink" in tab.locator("#status").inner_text()

@@ -34,14 +34,14 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Sequence[floa
     return drawn
 
 
-def test_rows_are_words_over_their_largest_score(shares: list[Any]) -> None:
+def test_rows_are_words_over_their_strongest_source(shares: list[Any]) -> None:
     """The template's token is no column; "purrs" has a row, because one of its two tokens has scores."""
     plot(explanation(), "png")
     ((cells, low),) = shares
     assert cells == [
-        [0.5, 0.0, 1.0, 0.5, 0.0],
-        [0.0, -1.0, 0.0, 1.0, 0.0],
-        [0.0, 0.0, 0.0, 0.0, 1.0],
+        [0.5, 0.0, 1.0, 0.0],
+        [0.0, -1.0, 0.5, 0.0],
+        [0.0, 0.0, 0.0, 1.0],
     ]
     assert low == -1
 
@@ -57,7 +57,7 @@ def test_scores_that_are_not_finite_are_left_out(shares: list[Any]) -> None:
     loaded = explanation()
     row = replace(loaded.attributions[0], scores=(0.0, math.nan, 2.0, math.inf, 4.0, -math.inf))
     plot(replace(loaded, attributions=(row,)), "png")
-    assert shares[0][0] == [[0.0, 0.5, 0.0, 1.0, 0.0]]
+    assert shares[0][0] == [[0.0, 1.0, 1.0, 0.0]]
 
 
 def test_a_prompt_of_the_template_alone_is_refused() -> None:
@@ -76,10 +76,10 @@ def labels(loaded: Explanation) -> list[str]:
 
 def test_labels_are_short_and_visible() -> None:
     """Control characters are visible, and long labels are cut."""
-    text = "$x$\x1b" + "y" * 30
+    text = "$x$\x1b " + "y" * 30
     loaded = explanation()
-    tokens = (PromptToken(1, text[:4], 0, 4, "user", None, "", False),
-              PromptToken(2, text[4:], 4, len(text), "user", None, "", False))  # fmt: skip
+    tokens = (PromptToken(1, text[:5], 0, 5, "user", None, "", False),
+              PromptToken(2, text[5:], 5, len(text), "user", None, "", False))  # fmt: skip
     started = replace(loaded.started, prompt_text=text, prompt_tokens=tokens)
     found = labels(Explanation(started, loaded.tokens, (Attribution(0, (1.0, 2.0), (), 50, None),), None))
     assert "$x$^[" in found
@@ -90,10 +90,10 @@ def test_labels_are_short_and_visible() -> None:
 def test_many_sources_are_counted_instead_of_labelled() -> None:
     count = 81
     loaded = explanation()
-    tokens = tuple(PromptToken(i, "ab", 2 * i, 2 * i + 2, "user", None, "", False) for i in range(count))
-    started = replace(loaded.started, prompt_text="ab" * count, prompt_tokens=tokens)
+    tokens = tuple(PromptToken(i, " ab", 3 * i, 3 * i + 3, "user", None, "", False) for i in range(count))
+    started = replace(loaded.started, prompt_text=" ab" * count, prompt_tokens=tokens)
     found = labels(Explanation(started, loaded.tokens, (Attribution(0, (1.0,) * count, (), 50, None),), None))
-    assert "81 sources" in found
+    assert "81 words of the prompt" in found
     assert "ab" not in found
 
 

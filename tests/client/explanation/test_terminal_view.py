@@ -60,19 +60,19 @@ def test_a_word_is_the_sum_of_its_tokens() -> None:
         finished(),
     ]  # fmt: skip
     assert "".join(draw(events, PLAIN)) == (
-        "word  largest 2 · 25% on tokens not shown\n"
+        "word  drawn from “red” 100% · 25% of the scores on the template\n"
         "  system  be\n"
         "  user    red ball\n"
-        "          ███ ▅▅▅▅\n"
+        "          ███\n"
         "\n"
-        "next  largest 4\n"
+        "next  drawn from “be” 100%\n"
         "  system  be\n"
         "          ██\n"
         "  user    red ball\n"
         "\n"
         "in full: word next\n"
         "\n"
-        "▁▂▃▄▅▆▇█ attribution of the text above, scaled to each word’s largest\n"
+        "▁▂▃▄▅▆▇█ what a word’s score exceeds the median by, scaled to each word’s strongest\n"
         "3 tokens, the model ended its turn, 0.00 s\n"
     )
 
@@ -89,7 +89,7 @@ def test_words_that_are_not_selected_share_a_line_and_delay_no_other() -> None:
         token(2, " wo"), row(2, 0, 0, 0, 1.0, 0, 0), token(3, "rd"),
         token(4, " and"), token(5, " so"),
     ]  # fmt: skip
-    explained = "word  largest 1\n  system  be\n  user    red ball\n          ███\n\n"
+    explained = "word  drawn from “red” 100%\n  system  be\n  user    red ball\n          ███\n\n"
     drawn = list(draw([*events, token(6, " on"), finished()], PLAIN))
     text = "".join(drawn)
     assert text.startswith(f"not these  not selected\n\n{explained}and so on  not selected\n\nin full: ")
@@ -154,14 +154,14 @@ def test_special_tokens_have_no_line() -> None:
         row(1, *[1.0] * 6),
     ]
     drawn = "".join(draw([*events, finished()], PLAIN))
-    assert drawn.count("largest 1") == 1
+    assert drawn.count("nothing stands out") == 1
     assert "without text" not in drawn
 
 
 def test_words_as_columns_and_top_k() -> None:
     begin = started(sources=(Source("red ball", (3, 4)), Source("system", (1,))))
     drawn = "".join(draw([Event(started=begin), token(0, "x"), row(0, 3.0, columns=(0,)), finished()], PLAIN))
-    assert "          ███ ████\n" in drawn
+    assert "          ████████\n" in drawn
 
 
 def test_the_completion_so_far() -> None:
@@ -197,7 +197,7 @@ def test_retention_draws_the_prompt_once() -> None:
     drawn = explanation.to_ansi(retention=0.4, color="never")
     assert drawn.startswith("π = 0.4  ")
     assert f"{sum(prob for _, prob in kept):.1f} of {len(kept)} tokens expected" in drawn
-    assert drawn.count("█") > 0
+    assert drawn.count("▇") > 0
 
 
 def test_words_are_the_engines() -> None:
@@ -215,8 +215,8 @@ def test_words_are_the_engines() -> None:
 
     for chunk in draw(stream(), PLAIN):
         drawn.append(chunk)  # noqa: PERF402  (the stream looks at it meanwhile)
-    assert "".join(drawn).count("  largest") == 2
-    assert "好。  largest 4 " in "".join(drawn)
+    assert "".join(drawn).count("  nothing stands out") == 2
+    assert "好。  nothing stands out" in "".join(drawn)
 
 
 def test_text_that_runs_right_to_left_is_kept_apart() -> None:
@@ -224,5 +224,5 @@ def test_text_that_runs_right_to_left_is_kept_apart() -> None:
     tokens = (PromptToken(1, text, 0, len(text), "user", 0, "", False, 0),)
     events = [Event(started=started(prompt_text=text, prompt_tokens=tokens)), token(0, "سنة.", word=0), row(0, 1.0)]
     drawn = "".join(draw([*events, finished()], PLAIN))
-    assert drawn.startswith(f"\u2068سنة.\u2069  largest 1\n  user  \u2068{text}\u2069\n")
+    assert drawn.startswith(f"\u2068سنة.\u2069  drawn from “\u2068{text}\u2069” 100%\n  user  \u2068{text}\u2069\n")
     assert display_width("\u2068سنة.\u2069") == 4

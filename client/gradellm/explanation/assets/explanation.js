@@ -312,3 +312,4 @@ for (let level = isSigned ? -LEVELS : 0; level <= LEVELS; level += 3) {
 }
 addViews();
 showView();
+document.documentElement.dataset.ready = "";
