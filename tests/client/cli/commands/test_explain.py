@@ -26,8 +26,11 @@ Out = pytest.CaptureFixture[str]
 def test_explain_draws(fake: FakeServer, capsys: Out) -> None:
     assert main(["explain", "Once upon a time", "--target", fake.target, "--width", "60"]) == 0
     out = capsys.readouterr().out
-    assert "there  largest 1 · 12% on tokens not shown\n  Once upon a time\n  ████ ▃▃▃▃ ▃ ▃▃▃▃\n" in out
-    assert "wasn't  largest 1.25" in out
+    drawn = "there  drawn from “Once” 100% · 12% of the scores on the template\n  Once upon a time\n  ████\n"
+    assert drawn in out
+    assert "wasn't  drawn from" in out
+    assert main(["explain", "Once upon a time", "--target", fake.target, "--width", "60", "--raw"]) == 0
+    assert "  Once upon a time\n  ████ ▃▃▃▃ ▃ ▃▃▃▃\n" in capsys.readouterr().out
 
 
 def test_explain_in_colour(fake: FakeServer, capsys: Out) -> None:
@@ -97,7 +100,7 @@ def test_the_suffix_of_a_file_selects_its_format(fake: FakeServer, tmp_path: Pat
         assert (captured.out, captured.err) == ("", f"{tmp_path / name} written\n")
     assert load(tmp_path / "a.json").text == " there wasn't"
     assert "<html" in (tmp_path / "a.html").read_text()
-    assert "wasn't  largest" in (tmp_path / "a.txt").read_text()
+    assert "wasn't  drawn from" in (tmp_path / "a.txt").read_text()
 
 
 def serve_prefix_rows(fake: FakeServer) -> None:
