@@ -247,14 +247,15 @@ class Explanation:
         selection: Selection = None,
         *,
         scale: Scale = "excess",
-        word_score: WordScore = "mean",
+        word_score: WordScore | None = None,
         pi: float = 0.3,
     ) -> Picture:
         """Return what a picture of a selection shows: a colour and a share for each word of the prompt.
 
         Scale "excess" colours a word by what its score exceeds the median of the words by, "raw" by its score, and
-        "retention" by its keep probability at the retention share `pi`. A word's score is the mean of its tokens'
-        scores, or their "max" or "sum". The chat template and the attention sink are folded.
+        "retention" by its keep probability at the retention share `pi`. A word's score is the largest of its tokens'
+        scores by magnitude ("max"), or their "mean" or "sum"; with scores by word or segment it is the mean by default.
+        The chat template and the attention sink are folded.
 
         Raises InvalidExplanationError if no token of the selection was explained, or an argument is not defined.
         """

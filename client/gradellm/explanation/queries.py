@@ -272,7 +272,7 @@ def retention(
 
 
 def picture(
-    explanation: Explanation, selection: Selection = None, *, scale: Scale, word_score: WordScore, pi: float
+    explanation: Explanation, selection: Selection = None, *, scale: Scale, word_score: WordScore | None, pi: float
 ) -> Picture:
     """Return what a picture of a selection shows; words of the completion before it are a part of it if scored."""
     indexes = selected_tokens(explanation, selection)

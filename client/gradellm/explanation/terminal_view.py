@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "draw_retention"]
 
 _MEANINGS: Mapping[Scale, str] = {
-    "excess": "what a word’s score exceeds the median by",
+    "excess": "excess over the median",
     "raw": "raw scores",
 }
 _MIN_FOLDED_SHARE = 0.005  # a smaller one is not worth a word
@@ -165,7 +165,7 @@ def _top(picture: Picture) -> str:
         place = f" ({isolated(visible(chip.place))})" if chip.place else ""
         against = " against" if picture.strengths[index] < 0 else ""
         named.append(f"“{text}”{place} {picture.shares[index]:.0%}{against}")
-    folded = f" · {picture.folded_share:.0%} of the scores on the template"
+    folded = f" · template {picture.folded_share:.0%}"
     sentence = f"drawn from {', '.join(named)}" if named else "nothing stands out"
     return sentence + (folded if picture.folded_share >= _MIN_FOLDED_SHARE else "")
 

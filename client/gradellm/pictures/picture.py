@@ -4,8 +4,9 @@ On real models scores are spread: with the paper's preset the largest word of a 
 of all scores lie on the chat template. A picture of raw scores is nearly even then. By default a chip is coloured by
 what its score exceeds the median of the chips by: even scores have no colour, however large they are.
 
-1. A chip's value is the mean of its tokens' scores, so that words of many tokens do not win by their number.
-2. Excess over the median of the chips' values, on the side of 0 that the value is on, where it is at least a tenth of
+1. A chip's value is the largest of its tokens' scores by magnitude, so that words of many tokens do not win by their
+   number, and a full stop does not weaken the word before it. With scores by word or segment it is the mean.
+2. Excess over the median of the chips' values, on the side of 0 that the value is on, where it is at least a fifth of
    the largest; or the value itself ("raw").
 3. Strength: divided by the largest by magnitude, -1 to 1. Below 0: against the selection.
 4. Share: the magnitude divided by the sum over all chips, so that shares add up to 1.
@@ -34,7 +35,7 @@ Scale = Literal["excess", "raw", "retention"]
 WordScore = Literal["mean", "max", "sum"]
 """How the scores of a word's tokens make the word's value."""
 LEVELS = 24  # shades from 0 to the strongest
-MIN_STRENGTH = 0.1  # of the strongest excess; weaker chips have no colour
+MIN_STRENGTH = 0.2  # of the strongest excess; weaker chips have no colour
 _MIN_CHIPS = 3  # that a median needs
 DEFAULT_PI = 0.3
 _NUM_TOP = 3
@@ -91,7 +92,7 @@ def paint(
     completion: Sequence[Chip] = (),
     *,
     scale: Scale = "excess",
-    word_score: WordScore = "mean",
+    word_score: WordScore | None = None,
     pi: float = DEFAULT_PI,
 ) -> Picture:
     """Make a picture.
@@ -101,13 +102,15 @@ def paint(
         scores: of one selection, by column; columns that are missing have none.
         completion: chips of the completion before the selection.
         scale: what colours stand for.
-        word_score: how the scores of a word's tokens make its value.
+        word_score: how the scores of a word's tokens make its value; None for "max" where tokens have scores, else
+            "mean".
         pi: with scale "retention": the mean of the keep probabilities, between 0 and 1.
 
     Raises:
         InvalidExplanationError: for an unknown scale or word score; "max" of scores that are not by token; a retention
             that is undefined.
     """
+    word_score = word_score or ("max" if _has_token_scores(canvas) else "mean")
     _check(canvas, scale, word_score)
     chips = (*canvas.chips, *completion)
     values = [_value(chip, scores, word_score) for chip in chips]
@@ -147,8 +150,12 @@ def _check(canvas: Canvas, scale: Scale, word_score: WordScore) -> None:
         raise InvalidExplanationError(
             f"word_score: must be one of {', '.join(get_args(WordScore))}, not {word_score!r}"
         )
-    if word_score == "max" and any(chip.num_tokens > len(chip.columns) > 0 for chip in canvas.chips):
+    if word_score == "max" and not _has_token_scores(canvas):
         raise InvalidExplanationError("word_score: max needs a score per token: explain with resolution='token'")
+
+
+def _has_token_scores(canvas: Canvas) -> bool:
+    return not any(chip.num_tokens > len(chip.columns) > 0 for chip in canvas.chips)
 
 
 def _value(chip: Chip, scores: Mapping[int, float], word_score: WordScore) -> float:

@@ -95,12 +95,12 @@ def legend(style: Style, meaning: str, *, signed: bool) -> str:
     """Return one line that explains the colours, which stand for `meaning`."""
     if not style.color:
         shades = " and ░▒▓ below 0" if signed else ""
-        return f"▁▂▃▄▅▆▇█ {meaning}{shades}, scaled to each word’s strongest\n"
+        return f"▁▂▃▄▅▆▇█ {meaning}{shades}, of each word’s strongest\n"
     low = -1.0 if signed else 0.0
     steps = 24 if signed else 12
     bar = _paint([Cell(" ", 1, low + (1 - low) * step / steps) for step in range(steps + 1)], style.theme)
     left, right = ("against", "for") if signed else ("0", "strongest")
-    return f"{style.dim(left)} {bar} {style.dim(f'{right}: {meaning}, scaled to each word’s strongest')}\n"
+    return f"{style.dim(left)} {bar} {style.dim(f'{right} of each word: {meaning}')}\n"
 
 
 def _cells(passage: Passage, strengths: Mapping[int, float], hatched: frozenset[int]) -> Iterator[Cell]:

@@ -54,8 +54,8 @@ def test_pointing_at_a_word_shows_its_sources(show: Any) -> None:
     tab = show(explanation())
     assert tab.locator(".word").all_inner_texts() == ["It", "purrs", "loud"]
     tab.locator(".word", has_text="It").hover()
-    assert shades(tab, ".piece") == [12, 0, 24, 0]  # 1 and 1.5, less the median, 0.5
-    assert "“It” was drawn from “sat” 67\u00a0%, “The” 33\u00a0%" in tab.locator("#status").inner_text()
+    assert shades(tab, ".piece") == [8, 0, 24, 0]  # 1 and 2, less the median, 0.5
+    assert "“It” was drawn from “sat” 75\u00a0%, “The” 25\u00a0%" in tab.locator("#status").inner_text()
     tab.locator(".word", has_text="purrs").hover()
     assert shades(tab, ".piece")[1] == -24  # -1 is the largest of what people wrote
     assert tab.locator("button.template").inner_text() == "⋯ chat template: 67\u00a0% of the scores"
@@ -95,12 +95,12 @@ def test_documents_have_bars_and_the_template_is_hidden(show: Any) -> None:
     loaded = explanation()
     template = replace(loaded.prompt_tokens[0], text="<s>")  # which the prompt's text does not hold
     tab = show(replace(loaded, started=replace(loaded.started, prompt_tokens=(template, *loaded.prompt_tokens[1:]))))
-    # Means of 1, -1, 2 and 5; of these 2 and 5 exceed the median, 1.5, and -1 is on its own side of 0.
-    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n10\u00a0%", "the rest of the text\n90\u00a0%"]
     button = tab.locator("button.template")
     assert "chat template: 27\u00a0% of the scores" in button.inner_text()  # 4 of 15
     button.click()
     assert button.inner_text() == "<s>"
+    tab.locator(".word").first.hover()
+    assert tab.locator("#segments .bar").all_inner_texts() == ["doc\n75\u00a0%", "the rest of the text\n25\u00a0%"]
 
 
 def test_the_matrix_shows_its_cells(show: Any) -> None:
@@ -175,12 +175,12 @@ def test_every_character_is_drawn_once(show: Any) -> None:
     assert tab.locator("#prompt .piece").all_inner_texts() == ["日", "本", "x"]
     assert tab.locator(".word").all_inner_texts() == ["好", "的", "ok"]
     tab.locator(".word").first.hover()
-    assert shades(tab, ".piece") == [12, 0, -24]  # means of 1.5, 1 and -1; the median is 1
-    assert tab.locator("#status").inner_text() == "“好” was drawn from “x” 67\u00a0% against, “日” 33\u00a0%"
+    assert shades(tab, ".piece") == [24, 0, -24]  # 2, 1 and -1; the median is 1
+    assert tab.locator("#status").inner_text() == "“好” was drawn from “日” 50\u00a0%, “x” 50\u00a0% against"
     tab.locator("summary").click()
     tab.wait_for_selector("#matrix[width='36']")
     tab.locator("#matrix").hover(position={"x": 6, "y": 6})
-    assert tab.locator("#cell").inner_text() == "“好” from “日”: score 1.50, 33\u00a0% of the colour"
+    assert tab.locator("#cell").inner_text() == "“好” from “日”: score 2.00, 50\u00a0% of the colour"
 
 
 def test_texts_of_any_direction_are_isolated_from_labels(show: Any) -> None:

@@ -39,8 +39,8 @@ def test_rows_are_words_over_their_strongest_source(shares: list[Any]) -> None:
     plot(explanation(), "png")
     ((cells, low),) = shares
     assert cells == [
-        [0.5, 0.0, 1.0, 0.0],
-        [0.0, -1.0, 0.5, 0.0],
+        [1 / 3, 0.0, 1.0, 0.0],
+        [0.0, -1.0, 1.0, 0.0],
         [0.0, 0.0, 0.0, 1.0],
     ]
     assert low == -1
@@ -57,7 +57,7 @@ def test_scores_that_are_not_finite_are_left_out(shares: list[Any]) -> None:
     loaded = explanation()
     row = replace(loaded.attributions[0], scores=(0.0, math.nan, 2.0, math.inf, 4.0, -math.inf))
     plot(replace(loaded, attributions=(row,)), "png")
-    assert shares[0][0] == [[0.0, 1.0, 1.0, 0.0]]
+    assert shares[0][0] == [[0.0, 1 / 3, 1.0, 0.0]]
 
 
 def test_a_prompt_of_the_template_alone_is_refused() -> None:

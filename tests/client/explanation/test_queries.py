@@ -132,7 +132,7 @@ def test_tokens_that_share_a_character_are_drawn_once_and_add_up(of_ids: bool) -
     ]
     assert [(word.text, word.token_indexes) for word in loaded.words] == [("好", (0,)), ("的", (1, 2)), ("ok", (3,))]
     assert loaded.to_ansi(color="never").count("日本 x\n") == 3  # once a word of the answer
-    assert "  日本 x\n  ▅▅   ▓\n" in loaded.to_ansi(color="never")  # means of 1.5, 1 and -1; the median is 1
+    assert "  日本 x\n  ██   ▓\n" in loaded.to_ansi(color="never")  # 2, 1 and -1; the median is 1
     data = page_data(loaded)
     assert [chip["text"] for chip in data["chips"]] == ["日", "本", "x"]
     assert [run["parts"] for run in data["prompt"]] == [[0, 1, " ", 2]]

@@ -60,7 +60,7 @@ def test_a_word_is_the_sum_of_its_tokens() -> None:
         finished(),
     ]  # fmt: skip
     assert "".join(draw(events, PLAIN)) == (
-        "word  drawn from “red” 100% · 25% of the scores on the template\n"
+        "word  drawn from “red” 100% · template 25%\n"
         "  system  be\n"
         "  user    red ball\n"
         "          ███\n"
@@ -72,7 +72,7 @@ def test_a_word_is_the_sum_of_its_tokens() -> None:
         "\n"
         "in full: word next\n"
         "\n"
-        "▁▂▃▄▅▆▇█ what a word’s score exceeds the median by, scaled to each word’s strongest\n"
+        "▁▂▃▄▅▆▇█ excess over the median, of each word’s strongest\n"
         "3 tokens, the model ended its turn, 0.00 s\n"
     )
 

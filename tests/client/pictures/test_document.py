@@ -31,9 +31,9 @@ def test_a_picture_is_json() -> None:
     picture = explanation().picture("It")
     document = picture_document(picture)
     assert json.loads(json.dumps(document)) == document
-    assert document["levels"] == [12, 0, 24, 0]
-    assert document["top"] == [[2, 0.6667], [0, 0.3333]]
-    assert document["segments"] == [["doc", 0.6667], ["", 0.3333]]
+    assert document["levels"] == [8, 0, 24, 0]
+    assert document["top"] == [[2, 0.75], [0, 0.25]]
+    assert document["segments"] == [["doc", 0.75], ["", 0.25]]
 
 
 def test_packed_strengths_are_the_pictures() -> None:

@@ -62,8 +62,8 @@ def test_even_scores_have_no_colour() -> None:
 def test_a_word_of_many_tokens_does_not_win_by_their_number() -> None:
     three = chips(3, 2)
     scores = {0: 1.0, 1: 1.0, 2: 3.0, 3: 0.0, 4: 0.0, 5: 0.0}
-    assert paint(three, scores).values == (1.0, 1.5, 0.0)
-    assert paint(three, scores, word_score="max").values == (1.0, 3.0, 0.0)
+    assert paint(three, scores).values == (1.0, 3.0, 0.0)
+    assert paint(three, scores, word_score="mean").values == (1.0, 1.5, 0.0)
     assert paint(three, scores, word_score="sum").values == (2.0, 3.0, 0.0)
 
 
@@ -84,7 +84,7 @@ def test_the_template_is_folded_with_its_share() -> None:
     picture = loaded.picture("purrs")
     assert picture.folded_share == pytest.approx(4 / 6)
     assert [chip.text for chip in picture.chips] == ["The", "cat", "sat", "on a mat"]
-    assert picture.strengths == (0, -1, 0.5, 0)
+    assert picture.strengths == (0, -1, 1, 0)
 
 
 def test_retention_has_the_asked_mean_over_the_users_words() -> None:
@@ -120,3 +120,4 @@ def test_the_largest_token_needs_a_score_for_each() -> None:
     words = Canvas((replace(chips(1).chips[0], num_tokens=2),), frozenset(), 0, None)
     with pytest.raises(InvalidExplanationError, match="resolution='token'"):
         paint(words, {0: 1.0}, word_score="max")
+    assert paint(words, {0: 1.0}).values == (0.5,)  # the mean

@@ -8,7 +8,7 @@ const byId = (id) => document.getElementById(id);
 
 const VIEWS = {
   excess: ["what stands out", "Coloured by what a word’s score exceeds the median of all words by.", "strongest"],
-  raw: ["raw scores", "Coloured by the scores themselves, the mean of a word’s tokens.", "largest"],
+  raw: ["raw scores", "Coloured by the scores themselves; a word has its strongest token’s.", "largest"],
   retention: ["kept words", "How likely each word is kept when this share of the words is, as in the paper’s figures 3 to 6.", "kept"],
 };
 

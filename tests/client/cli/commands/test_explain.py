@@ -26,7 +26,7 @@ Out = pytest.CaptureFixture[str]
 def test_explain_draws(fake: FakeServer, capsys: Out) -> None:
     assert main(["explain", "Once upon a time", "--target", fake.target, "--width", "60"]) == 0
     out = capsys.readouterr().out
-    drawn = "there  drawn from “Once” 100% · 12% of the scores on the template\n  Once upon a time\n  ████\n"
+    drawn = "there  drawn from “Once” 100% · template 12%\n  Once upon a time\n  ████\n"
     assert drawn in out
     assert "wasn't  drawn from" in out
     assert main(["explain", "Once upon a time", "--target", fake.target, "--width", "60", "--raw"]) == 0
