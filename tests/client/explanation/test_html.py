@@ -107,7 +107,7 @@ def test_the_matrix_shows_its_cells(show: Any) -> None:
     tab = show(explanation())
     tab.locator("summary").click()
     canvas = tab.locator("#matrix")
-    tab.wait_for_function("document.getElementById('matrix').width !== 300")  # as it is before it is drawn
+    tab.wait_for_selector("#matrix[width='48']")
     assert canvas.evaluate("c => [c.width, c.height]") == [4 * 12, 3 * 12]  # what people wrote; words
     canvas.hover(position={"x": 3 * 12 + 6, "y": 2 * 12 + 6})
     assert tab.locator("#cell").inner_text() == "“loud” from “on a mat”: score 5.00, 100\u00a0% of the colour"
