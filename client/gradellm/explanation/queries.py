@@ -18,7 +18,6 @@ from gradellm.explanation.words import Word, characters
 from gradellm.explanation.words import is_written as token_is_written
 from gradellm.pictures.chips import canvas, completion_chip
 from gradellm.pictures.picture import paint
-from gradellm.pictures.stream import scored_words
 from gradellm.wire.token_selection import found_spans
 
 if TYPE_CHECKING:
@@ -277,6 +276,8 @@ def picture(
     """Return what a picture of a selection shows; words of the completion before it are a part of it if scored."""
     indexes = selected_tokens(explanation, selection)
     scores = dict(enumerate(attribution_of(explanation, selection)))
-    words = (word for word in scored_words(explanation.events()) if word.tokens[0].index < indexes[-1])
-    earlier = tuple(chip for word in words if (chip := completion_chip(word.tokens)) is not None)
+    first = explanation.tokens[0].index
+    words = (word.token_indexes for word in explanation.words if word.token_indexes[0] < indexes[-1])
+    chips = (completion_chip([explanation.tokens[index - first] for index in word]) for word in words)
+    earlier = tuple(chip for chip in chips if chip is not None)
     return paint(canvas(explanation.started), scores, earlier, scale=scale, word_score=word_score, pi=pi)

@@ -58,7 +58,7 @@ def draw_retention(started: Started, scores: Mapping[int, float], pi: float, sty
     strengths = dict(enumerate(picture.strengths))
     expected = sum(picture.strengths)
     title = f"keep probabilities; {expected:.1f} of {round(expected / pi)} tokens expected"
-    drawing = heat_map(_passages(started, drawn_on.chips), strengths, style, _hatched(drawn_on.sink))
+    drawing = heat_map(_prompt_passages(started, drawn_on.chips), strengths, style, _hatched(drawn_on.sink))
     return f"{style.bold(f'π = {pi:g}')}  {style.dim(title)}\n{drawing}"
 
 
@@ -66,11 +66,11 @@ class _Drawing:
     """The state of drawing one stream."""
 
     def __init__(self, started: Started, style: Style, scale: Scale) -> None:
-        self.started = started
         self.style = style
         self.scale: Scale = scale
         self.settings = started.provenance.attribution
         self.canvas = canvas(started)
+        self.prompt = tuple(_prompt_passages(started, self.canvas.chips))
         self.words = WordStream(self.settings)
         self.not_selected: list[Token] = []  # of words without a selected token; they share a line
         self.drawn: list[Token] = []
@@ -118,7 +118,7 @@ class _Drawing:
         self.num_explained += 1
         picture = paint(self.canvas, word.scores, word.earlier, scale=self.scale)
         self.signed = self.signed or any(strength < 0 for strength in picture.strengths)
-        passages = _passages(self.started, self.canvas.chips, word.earlier, drawn)
+        passages = (*self.prompt, *_completion_passages(word.earlier, drawn, len(self.canvas.chips)))
         strengths = dict(enumerate(picture.strengths))
         drawing = heat_map(passages, strengths, self.style, _hatched(self.canvas.sink))
         return f"{before}{name}  {self.style.dim(_top(picture))}\n{drawing}\n"
@@ -137,10 +137,8 @@ def _hatched(sink: int | None) -> frozenset[int]:
     return frozenset() if sink is None else frozenset({sink})
 
 
-def _passages(
-    started: Started, prompt: Sequence[Chip], earlier: Sequence[Chip] = (), drawn: Sequence[Token] = ()
-) -> Iterator[Passage]:
-    """Yield one passage per message, or one for a raw prompt, then the completion so far if it is scored."""
+def _prompt_passages(started: Started, prompt: Sequence[Chip]) -> Iterator[Passage]:
+    """Yield one passage per message, or one for a raw prompt."""
     for message, group in groupby(enumerate(prompt), key=lambda pair: pair[1].message):
         chips = [(index, chip) for index, chip in group if chip.end > chip.start]
         if not chips:
@@ -148,10 +146,14 @@ def _passages(
         start, end = chips[0][1].start, max(chip.end for _, chip in chips)
         spans = tuple(Span(chip.start - start, chip.end - start, index) for index, chip in chips)
         yield Passage("" if message is None else chips[0][1].role, started.prompt_text[start:end], spans)
+
+
+def _completion_passages(earlier: Sequence[Chip], drawn: Sequence[Token], num_before: int) -> Iterator[Passage]:
+    """Yield the completion so far, if it is scored; its chips come after `num_before` of the prompt."""
     if earlier:
         offset = drawn[0].start  # of a completion that begins with forced tokens
         spans = tuple(
-            Span(chip.start - offset, chip.end - offset, len(prompt) + index) for index, chip in enumerate(earlier)
+            Span(chip.start - offset, chip.end - offset, num_before + index) for index, chip in enumerate(earlier)
         )
         yield Passage("so far", "".join(token.text for token in drawn), spans)
 

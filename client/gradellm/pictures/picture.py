@@ -110,8 +110,9 @@ def paint(
         InvalidExplanationError: for an unknown scale or word score; "max" of scores that are not by token; a retention
             that is undefined.
     """
-    word_score = word_score or ("max" if _has_token_scores(canvas) else "mean")
-    _check(canvas, scale, word_score)
+    has_token_scores = not any(chip.num_tokens > len(chip.columns) > 0 for chip in canvas.chips)
+    word_score = word_score or ("max" if has_token_scores else "mean")
+    _check(scale, word_score, has_token_scores)
     chips = (*canvas.chips, *completion)
     values = [_value(chip, scores, word_score) for chip in chips]
     if canvas.sink is not None:
@@ -143,19 +144,15 @@ def paint(
     )
 
 
-def _check(canvas: Canvas, scale: Scale, word_score: WordScore) -> None:
+def _check(scale: Scale, word_score: WordScore, has_token_scores: bool) -> None:
     if scale not in get_args(Scale):
         raise InvalidExplanationError(f"scale: must be one of {', '.join(get_args(Scale))}, not {scale!r}")
     if word_score not in get_args(WordScore):
         raise InvalidExplanationError(
             f"word_score: must be one of {', '.join(get_args(WordScore))}, not {word_score!r}"
         )
-    if word_score == "max" and not _has_token_scores(canvas):
+    if word_score == "max" and not has_token_scores:
         raise InvalidExplanationError("word_score: max needs a score per token: explain with resolution='token'")
-
-
-def _has_token_scores(canvas: Canvas) -> bool:
-    return not any(chip.num_tokens > len(chip.columns) > 0 for chip in canvas.chips)
 
 
 def _value(chip: Chip, scores: Mapping[int, float], word_score: WordScore) -> float:

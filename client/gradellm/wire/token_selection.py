@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["found_spans", "token_selection"]
 
 _FORMS = "an index, a range, a word, a text, a regular expression, or a list of these and of (start, end) spans"
+_MAX_INDEXES = 2**20  # of a range: more than any completion has tokens, so that the server refuses it by its own limit
 
 
 def token_selection(tokens: object, completion: str | None, remedy: str) -> pb.TokenSelection:
@@ -82,6 +83,3 @@ def _indexes(name: str, choice: object) -> list[int]:
     if isinstance(choice, bool) or not hasattr(choice, "__index__"):
         raise InvalidRequestError.of(name, f"must be {_FORMS}, not {validation.short_repr(choice)}")
     return [validation.int32(name, choice)]
-
-
-_MAX_INDEXES = 2**20  # of a range: more than any completion has tokens, so that the server refuses it by its own limit
