@@ -114,6 +114,17 @@ class Magnitude(StrEnum):
     KNOCKOUT = "knockout"
 
 
+class Gradient(StrEnum):
+    """The gradient by attention's output: the true one, or the one that the rules of relevance propagate.
+
+    With relevance, attention weights and the slopes f(x) / x of activations are constants, and a gate and its value
+    have half of their product's gradient each.
+    """
+
+    TRUE = "true"
+    RELEVANCE = "relevance"
+
+
 class Sink(StrEnum):
     """Whether the first token, on which heads rest attention that they have no use for, is a source."""
 
@@ -177,6 +188,11 @@ class Switches:
     @property
     def excludes_sink(self) -> bool:
         """Whether the first token is no source, and scores 0."""
+        return False
+
+    @property
+    def propagates_relevance(self) -> bool:
+        """Whether gradients have the rules of relevance (`Gradient.RELEVANCE`)."""
         return False
 
     def resolved(self, num_layers: int) -> Self:
@@ -255,6 +271,7 @@ class GradEllm(LayerSwitches):
         normalise_over: the tokens over which min and max are taken; all other tokens score 0.
         sink: whether the first token is a source; where not, it scores 0, and each head's other attention weights are
             divided by their sum.
+        gradient: w, the target's gradient by attention's output: the true one, or, beyond the paper, relevance's.
     """
 
     name: ClassVar[str] = "grad_ellm"
@@ -265,6 +282,7 @@ class GradEllm(LayerSwitches):
     magnitude: Magnitude = Magnitude.SIGNED_SUM
     normalise_over: NormaliseOver = NormaliseOver.VISIBLE
     sink: Sink = Sink.KEEP
+    gradient: Gradient = Gradient.TRUE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -296,6 +314,11 @@ class GradEllm(LayerSwitches):
     def excludes_sink(self) -> bool:
         """See `Switches`."""
         return self.sink is Sink.EXCLUDE
+
+    @property
+    def propagates_relevance(self) -> bool:
+        """See `Switches`."""
+        return self.gradient is Gradient.RELEVANCE
 
     @classmethod
     def preset(cls, name: str, **switches: Any) -> GradEllm:  # noqa: ANN401 (one type a switch, checked by the class)

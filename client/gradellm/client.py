@@ -134,8 +134,8 @@ class Client:
         Keywords: messages or prompt_ids in place of prompt, segments; max_new_tokens, temperature, top_k, top_p, seed,
         stop, num_alternatives, forced_ids, first_attribution; attribution ("paper", "unloosened", "grad_eclip",
         "knockout", or None for tokens only), method, loosening, layers, similarity, rotary, rectify, magnitude,
-        normalise_over, sink, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size, tokens; see
-        GenerateKeywords.
+        normalise_over, sink, gradient, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size,
+        tokens; see GenerateKeywords.
         """
         return self._events(calls.generate(prompt, keywords), on_event)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gradellm_engine.attention.ops import AttentionForm
+from gradellm_engine.attention.ops import AttentionForm, InputGradient
 from gradellm_engine.kv_cache.pool import Sequences
 from gradellm_engine.params import GradEllm, LayerSwitches, Loosening, Magnitude, Rectify, Rotary, Similarity
 
@@ -87,11 +87,15 @@ class FusedQKVGrads:
 
     Attributes:
         maps: the layer's maps, for each key-value head. [0, 1 or 2, B, G, T, L]
-        gradients: dq [H, B T, D], dk [G, B T, D], dv [G, B T, Dv], in the model's dtype; None where not needed.
+        dq: [H, B T, D], in the model's dtype; None where not needed, as dk and dv.
+        dk: [G, B T, D]
+        dv: [G, B T, Dv]
     """
 
     maps: Tensor
-    gradients: tuple[Tensor, Tensor, Tensor] | None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dv: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,7 @@ class FusedAttention(Protocol):
         over: Sequences,
         form: AttentionForm,
         maps: MapForm,
-        *,
-        needs_input_grad: bool,
+        needs: InputGradient,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapForm, PromptSpan, contiguous_rows
-from gradellm_engine.attention.ops import AttentionForm
+from gradellm_engine.attention.ops import AttentionForm, InputGradient
 from gradellm_engine.cpu_kernels import attention as kernels
 from gradellm_engine.cpu_kernels import prefill_attention
 from gradellm_engine.cpu_kernels.team import bits, launch
@@ -102,8 +102,7 @@ class NumbaAttention:
         over: Sequences,
         form: AttentionForm,
         maps: MapForm,
-        *,
-        needs_input_grad: bool,
+        needs: InputGradient,
     ) -> FusedQKVGrads:
         """See `FusedAttention`."""
         query, gradient = state.query, contiguous_rows(gradient)
@@ -115,9 +114,11 @@ class NumbaAttention:
             kernels.BACKWARD, tokens * G, *_common(query, over, form), *_row_strides(query), gradient.data_ptr(),
             gradient.stride(1) * BYTES, gradient.stride(0) * BYTES, state.output.data_ptr(),
             state.log_totals.data_ptr(), computed.data_ptr(), computed.stride(0), maps.kind.num_maps, over.width,
-            maps.kind, maps.excludes_sink, dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs_input_grad,
+            maps.kind, maps.excludes_sink, dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), needs,
         )  # fmt: skip
-        return FusedQKVGrads(computed, (dq, dk, dv) if needs_input_grad else None)
+        if needs is InputGradient.ALL:
+            return FusedQKVGrads(computed, dq, dk, dv)
+        return FusedQKVGrads(computed, dv=dv if needs is InputGradient.VALUES else None)
 
 
 def _common(query: Tensor, over: Sequences, form: AttentionForm) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ before these, for sequences of one length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +177,21 @@ def attend(q: Tensor, K: Tensor, V: Tensor, visible: Tensor | None, form: Attent
     return AttentionState(q, K, V, S, A, form)
 
 
+class InputGradient(IntEnum):
+    """What attention's backward pass computes beside maps."""
+
+    NOTHING = 0
+    VALUES = 1  # attention weights are constants
+    ALL = 2
+
+    @classmethod
+    def of(cls, *, is_needed: bool, weights_are_constant: bool) -> InputGradient:
+        """What a layer computes, if a layer below needs a gradient."""
+        if not is_needed:
+            return cls.NOTHING
+        return cls.VALUES if weights_are_constant else cls.ALL
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Results of the backward pass.
@@ -224,8 +240,13 @@ def attention_backward(forward: AttentionState, w: Tensor, U: Tensor, diagonal_o
     return Gradients(
         dq=grouped_matmul(dS, forward.K).mul_(c),
         dk=(_diagonal(dS, diagonal_offset) * forward.q).sum(-3).mul_(c),
-        dv=(_diagonal(forward.A, diagonal_offset) * w).sum(-3),
+        dv=own_value_gradient(forward, w, diagonal_offset),
     )
+
+
+def own_value_gradient(forward: AttentionState, w: Tensor, diagonal_offset: int) -> Tensor:
+    """The gradient by each query's own value, a_tt w_t, from w = dl/do. [G, r, T, Dv] -> [G, T, Dv]"""
+    return (_diagonal(forward.A, diagonal_offset) * w).sum(-3)
 
 
 def _diagonal(x: Tensor, diagonal_offset: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.attention.fused import FusedQKVGrads, FusedState, MapForm, contiguous_rows
-from gradellm_engine.attention.ops import AttentionForm
+from gradellm_engine.attention.ops import AttentionForm, InputGradient
 from gradellm_engine.attention.triton_kernels import (
     backward_kernel,
     forward_kernel,
@@ -74,8 +74,7 @@ class TritonAttention:
         over: Sequences,
         form: AttentionForm,
         maps: MapForm,
-        *,
-        needs_input_grad: bool,
+        needs: InputGradient,
     ) -> FusedQKVGrads:
         """Gradients and maps from w = dl/do [B T, H, Dv]."""
         query, gradient = state.query, contiguous_rows(gradient)
@@ -83,24 +82,25 @@ class TritonAttention:
         G, Dv, T = over.keys.shape[0], over.values.shape[2], over.num_tokens
         grid, constants = self._grid(query, over)
         computed = torch.zeros((maps.kind.num_maps, over.num_rows, G, T, over.width), device=query.device)
-        dq_partials = query.new_empty((grid[2] * needs_input_grad, BT, H, D), dtype=torch.float32)
+        needs_all = needs is InputGradient.ALL
+        dq_partials = query.new_empty((grid[2] * needs_all, BT, H, D), dtype=torch.float32)
         own = query.new_empty((2, BT, H), dtype=torch.float32)  # weights A_tt and dS_tt of each token's own key
         backward_kernel[grid](
             query, over.keys, over.values, over.starts, over.lengths, gradient, state.output, state.log_totals,
             state.source_output, state.log_source_totals, computed, dq_partials, own, query.stride(0),
             query.stride(1), over.keys.stride(0), over.values.stride(0), gradient.stride(0), gradient.stride(1),
             BT, H, T, over.width, computed.stride(0), form.window or _NO_WINDOW, form.scaling, KIND=int(maps.kind),
-            EXCLUDES=maps.excludes_sink, NEEDS_INPUT_GRAD=needs_input_grad, **constants,
+            EXCLUDES=maps.excludes_sink, NEEDS=int(needs), **constants,
         )  # fmt: skip
-        if not needs_input_grad:
-            return FusedQKVGrads(computed, None)
-        dq, dk, dv = query.new_empty((H, BT, D)), query.new_empty((G, BT, D)), query.new_empty((G, BT, Dv))
+        if needs is InputGradient.NOTHING:
+            return FusedQKVGrads(computed)
+        dq, dk, dv = (query.new_empty(shape) for shape in ((H * needs_all, BT, D), (G * needs_all, BT, D), (G, BT, Dv)))
         join_backward_kernel[(BT, G)](
             query, gradient, own, dq_partials, dq, dk, dv, query.stride(0), query.stride(1), gradient.stride(0),
             gradient.stride(1), BT, H, r=H // G, R=_pow2(H // G), S=grid[2], D=D, DV=Dv, D2=_pow2(D), DV2=_pow2(Dv),
-            num_warps=4,
+            NEEDS=int(needs), num_warps=4,
         )  # fmt: skip
-        return FusedQKVGrads(computed, (dq, dk, dv))
+        return FusedQKVGrads(computed, dq, dk, dv) if needs_all else FusedQKVGrads(computed, dv=dv)
 
     def _grid(self, query: Tensor, over: Sequences) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
         """The grid (sequence and key-value head, tile of tokens, split of keys), and the kernels' constants."""

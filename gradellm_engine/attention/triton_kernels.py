@@ -17,7 +17,8 @@ import math
 import triton
 import triton.language as tl
 
-# That of `gradellm_engine.attention.ops`.
+# Those of `gradellm_engine.attention.ops`, the first two of `InputGradient`.
+NOTHING, ALL = tl.constexpr(0), tl.constexpr(2)
 LOG_MIN_SOURCE_WEIGHT = tl.constexpr(math.log(1e-12))
 
 
@@ -179,7 +180,7 @@ def join_forward_kernel(
 def backward_kernel(
     Q, K, V, starts, lengths, W, exact, log_totals, source_output, log_source_totals, maps, dq_partials, own_weights,
     q_head, q_token, k_head, v_head, w_token, w_head, BT, H, T, width, map_size, window, scaling,
-    KIND: tl.constexpr, EXCLUDES: tl.constexpr, NEEDS_INPUT_GRAD: tl.constexpr,
+    KIND: tl.constexpr, EXCLUDES: tl.constexpr, NEEDS: tl.constexpr,
     G: tl.constexpr, r: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D2: tl.constexpr, DV2: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -202,8 +203,7 @@ def backward_kernel(
         source_mean = tl.sum(w.to(tl.float32) * of_sources, 1)
         log_sources = _log_sources(log_source_totals, flat, is_row, log_total)
     dq = tl.zeros((TOKENS * R, D2), tl.float32)
-    own_a = tl.zeros((TOKENS * R,), tl.float32)
-    own_ds = tl.zeros((TOKENS * R,), tl.float32)
+    own_a, own_ds = tl.zeros((TOKENS * R,), tl.float32), tl.zeros((TOKENS * R,), tl.float32)
     low, high = _split(length, tl.maximum(0, length - T - window + 1), BLOCK)
     for n in range(low, high, BLOCK):
         position = n + tl.arange(0, BLOCK)
@@ -215,12 +215,12 @@ def backward_kernel(
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         u = tl.dot(w, tl.trans(v), input_precision="ieee")
         a = tl.where(seen & is_row[:, None], tl.exp(s - log_total[:, None]), 0.0)
-        dz = a * (u - mean[:, None])
-        if NEEDS_INPUT_GRAD:
-            ds = dz * scaling
-            dq += _weigh(ds, k, EXACT)
-            is_own = position[None, :] == own[:, None]
+        is_own = position[None, :] == own[:, None]
+        if NEEDS != NOTHING:
             own_a += tl.sum(tl.where(is_own, a, 0.0), 1)
+        if NEEDS == ALL:
+            ds = a * (u - mean[:, None]) * scaling
+            dq += _weigh(ds, k, EXACT)
             own_ds += tl.sum(tl.where(is_own, ds, 0.0), 1)
         if KIND != 0:
             map_offsets = ((b * G + g) * T + tokens)[:, None] * width + (width - length + position)[None, :]
@@ -230,11 +230,12 @@ def backward_kernel(
                 is_source = seen & is_row[:, None] & (position > 0)[None, :]
                 weights = tl.where(is_source, tl.exp(s - log_sources[:, None]), 0.0)
             _store_maps(maps, map_offsets, is_kept, map_size, s, u, weights, source_mean, seen, KIND, TOKENS, R, BLOCK)
-    if NEEDS_INPUT_GRAD:
+    is_here = is_row & (own >= low) & (own < high)
+    if NEEDS != NOTHING:
+        tl.store(own_weights + flat, own_a, mask=is_here)
+    if NEEDS == ALL:
         row_index = split * BT * H + flat
         tl.store(dq_partials + row_index[:, None] * D + d[None, :], dq, mask=is_row[:, None] & (d < D)[None, :])
-        is_here = is_row & (own >= low) & (own < high)
-        tl.store(own_weights + flat, own_a, mask=is_here)
         tl.store(own_weights + BT * H + flat, own_ds, mask=is_here)
 
 
@@ -242,7 +243,7 @@ def backward_kernel(
 def join_backward_kernel(
     Q, W, own_weights, dq_partials, dq, dk, dv, q_head, q_token, w_token, w_head, BT, H,
     r: tl.constexpr, R: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D2: tl.constexpr,
-    DV2: tl.constexpr,
+    DV2: tl.constexpr, NEEDS: tl.constexpr,
 ):  # fmt: skip
     """Merge the splits of one token and one key-value head: dq, and the gradients of the token's own key and value."""
     row, g = tl.program_id(0), tl.program_id(1)
@@ -250,14 +251,15 @@ def join_backward_kernel(
     is_head = head < r
     is_key, is_value = is_head[:, None] & (d < D)[None, :], is_head[:, None] & (e < DV)[None, :]
     flat = row * H + g * r + head
-    total = tl.zeros((R, D2), tl.float32)
-    for split in range(S):
-        total += tl.load(dq_partials + (split * BT * H + flat)[:, None] * D + d[None, :], mask=is_key, other=0.0)
-    tl.store(dq + ((g * r + head) * BT + row)[:, None] * D + d[None, :], total.to(dq.dtype.element_ty), mask=is_key)
-    q = tl.load(Q + (g * r + head)[:, None] * q_head + row * q_token + d[None, :], mask=is_key, other=0.0)
-    ds = tl.load(own_weights + BT * H + flat, mask=is_head, other=0.0)
-    own_dk = tl.sum(q.to(tl.float32) * ds[:, None], 0)
-    tl.store(dk + (g * BT + row) * D + d, own_dk.to(dk.dtype.element_ty), mask=d < D)
+    if NEEDS == ALL:
+        total = tl.zeros((R, D2), tl.float32)
+        for split in range(S):
+            total += tl.load(dq_partials + (split * BT * H + flat)[:, None] * D + d[None, :], mask=is_key, other=0.0)
+        tl.store(dq + ((g * r + head) * BT + row)[:, None] * D + d[None, :], total.to(dq.dtype.element_ty), mask=is_key)
+        q = tl.load(Q + (g * r + head)[:, None] * q_head + row * q_token + d[None, :], mask=is_key, other=0.0)
+        ds = tl.load(own_weights + BT * H + flat, mask=is_head, other=0.0)
+        own_dk = tl.sum(q.to(tl.float32) * ds[:, None], 0)
+        tl.store(dk + (g * BT + row) * D + d, own_dk.to(dk.dtype.element_ty), mask=d < D)
     w = tl.load(W + row * w_token + (g * r + head)[:, None] * w_head + e[None, :], mask=is_value, other=0.0)
     a = tl.load(own_weights + flat, mask=is_head, other=0.0)
     own_dv = tl.sum(w.to(tl.float32) * a[:, None], 0)

@@ -35,6 +35,7 @@ class TraceKey:
         is_cached: whether they are taken from the cache: a replay.
         has_columns: whether the head gives two logits a token.
         num_logits: tokens at the end of the row whose logits are computed; 0 for all.
+        propagates_relevance: whether the backward pass propagates relevance.
     """
 
     num_rows: int
@@ -43,6 +44,7 @@ class TraceKey:
     is_cached: bool = False
     has_columns: bool = False
     num_logits: int = 0
+    propagates_relevance: bool = False
 
 
 @dataclass

@@ -59,6 +59,8 @@ class CpuTraceCache:
         if outputs is not None and not (records_outputs or batch.is_cached):
             return None
         run, head = batch.run, batch.head
+        if not isinstance(run.relevance_rows, bool):  # some of the tokens alone: which they are is no constant
+            return None
         key = TraceKey(
             num_rows=sum(len(chunk.ids) for chunk in batch.chunks),
             lowest=None if run.graph_anchor is None else run.lowest,
@@ -66,6 +68,7 @@ class CpuTraceCache:
             is_cached=batch.is_cached,
             has_columns=head is not None and head.has_columns,
             num_logits=run.num_logits,
+            propagates_relevance=run.relevance_rows,
         )
         trace = self._trace(key, batch.build_pass)
         if trace is None:

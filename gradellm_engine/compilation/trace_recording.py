@@ -42,12 +42,12 @@ class _TracedAttention:
         context.sites[self.index] = site = context.run.layer_attention(self.module, self.index, self.form)
         return site.output(query).contiguous()
 
-    def backward(self, context: TraceContext, query: Tensor, gradient: Tensor) -> QKVGrads:
+    def backward(self, context: TraceContext, query: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The gradients by queries, keys and values; by values alone where attention weights are constants."""
         gradients = context.sites.pop(self.index).backward(query, gradient, needs_input_grad=True)
         if gradients is None:
             raise RuntimeError("attention returned no gradients in a traced backward pass")
-        dq, dk, dv = gradients
-        return dq.contiguous(), dk.contiguous(), dv.contiguous()
+        return tuple(by.contiguous() for by in gradients if by is not None)
 
     def backward_lowest(self, context: TraceContext, query: Tensor, gradient: Tensor) -> None:
         """Of the lowest layer that is explained: nothing below needs a gradient."""
@@ -103,8 +103,9 @@ class _RecordingLayer:
         if not needs_input_grad:
             self.recording.call(self.attention.backward_lowest, query, gradient, has_results=False)
             return None
-        gradients: QKVGrads = self.recording.call(self.attention.backward, query, gradient)
-        return gradients
+        *by_query_and_key, by_value = self.recording.call(self.attention.backward, query, gradient)
+        dq, dk = by_query_and_key or (None, None)
+        return dq, dk, by_value
 
 
 class _RecordingPass:
@@ -115,6 +116,7 @@ class _RecordingPass:
         run = recording.context.run
         self.graph_anchor, self.lowest = run.graph_anchor, run.lowest
         self.output_is_used, self.num_logits = run.output_is_used, run.num_logits
+        self.relevance_rows = run.relevance_rows
         self.ids_and_positions = run.ids_and_positions
         self._recording, self._has_new = recording, has_new
 

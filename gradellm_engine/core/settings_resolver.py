@@ -109,6 +109,12 @@ class SettingsResolver:
                 f"unrotated is not defined for the family {self._info.family}: "
                 "not all of its layers have a rotary embedding",
             )
+        if switches.propagates_relevance and self._family.gates is None:
+            raise InvalidRequestError(
+                "attribution.gradient",
+                f"relevance is not defined for the family {self._info.family}: "
+                "the gates of its experts cannot be read; use true",
+            )
         return switches.resolved(self._info.num_layers)
 
     def _check_token_id(self, field: str, token_id: int) -> None:

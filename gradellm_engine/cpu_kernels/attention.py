@@ -19,6 +19,7 @@ _FASTMATH = {"reassoc", "contract", "nsz"}
 
 MIN_SOURCE_WEIGHT = np.float32(1e-12)  # that of `gradellm_engine.attention.ops`
 
+ALL = 2  # of `gradellm_engine.attention.ops.InputGradient`, whose 0 is for nothing
 # Those of `gradellm_engine.attention.fused.MapKind`.
 PRODUCTS, SIGNED_SUM, HEAD_ABS, KNOCKOUT, HEAD_POSITIVE, KNOCKOUT_POSITIVE = 1, 2, 3, 4, 5, 6
 
@@ -202,7 +203,7 @@ def _backward(arguments):
         FIRST_ARGUMENT : FIRST_ARGUMENT + 13
     ]
     q, q_head, q_token, w, w_head, w_token, output, log_totals = given[FIRST_ARGUMENT + 13 : FIRST_ARGUMENT + 21]
-    maps, map_size, num_maps, width, kind, excludes_sink, dq, dk, dv, needs_input_grad = given[
+    maps, map_size, num_maps, width, kind, excludes_sink, dq, dk, dv, needs = given[
         FIRST_ARGUMENT + 21 : FIRST_ARGUMENT + 31
     ]
     groups, scaling, one = H // r, np.float32(as_float(scale_bits)), np.float32(1)
@@ -230,7 +231,7 @@ def _backward(arguments):
         first_map, second_map = carray(floats(column), count), carray(floats(column + map_size * BYTES), count)
         own_k = carray(floats(dk + (g * tokens + row) * D * BYTES), D)
         own_v = carray(floats(dv + (g * tokens + row) * Dv * BYTES), Dv)
-        if needs_input_grad:
+        if needs:
             own_k[:] = np.float32(0)
             own_v[:] = np.float32(0)
         for h in range(r):
@@ -238,10 +239,11 @@ def _backward(arguments):
             mean = _dot(gradient, carray(floats(output + (row * H + head + h) * Dv * BYTES), Dv), Dv)  # sum_j a_j u_j
             log_total = carray(floats(log_totals + (row * H + head + h) * BYTES), 1)[0]
             a, ds = _explain(s[h], u[h], first_map, second_map, log_total, mean, scaling, kind, first_source, count)
-            if needs_input_grad:
+            if needs == ALL:
                 _add_scaled(own_k, ds, carray(floats(queries + h * q_head), D), D)
+            if needs:
                 _add_scaled(own_v, a, gradient, Dv)
-        if needs_input_grad:
+        if needs == ALL:
             _weighted_sums(
                 u.ctypes.data, stride, r, keys, D, dq + (head * tokens + row) * D * BYTES, tokens * D * BYTES, count
             )

@@ -29,7 +29,7 @@ from gradellm_engine.cpu_kernels.tiles import BYTES, PANEL, highest_number
 NUMBERS_PER_TASK = 2**14  # fewer are computed before another thread has begun
 
 _BLOCK = 32 * PANEL  # numbers among which the largest is looked for at once
-_ONE = np.float32(1)
+_ONE, _TWO = np.float32(1), np.float32(2)
 _FASTMATH = {"reassoc", "contract", "nsz"}  # NaN and infinity stay what they are
 
 
@@ -141,15 +141,20 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-def silu_mul_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by gate and up from dl/dy, side by side in memory. [.., width] each"""
+def silu_mul_backward(
+    gate: Tensor, up: Tensor, gradient: Tensor, *, propagates_relevance: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The gradients by gate and up from dl/dy, side by side in memory. [.., width] each
+
+    By the rules of relevance, sigmoid(gate) is a constant, and gate and up have half of the gradient each.
+    """
     gate, up, gradient = _with_rows(gate), _with_rows(up), gradient.contiguous()
     width = gate.shape[-1]
     both = torch.empty((*gradient.shape[:-1], 2 * width))
     rows, per_task = gradient.numel() // width, _rows_per_task(width)
     launch(
         SILU_MUL_BACKWARD, -(-rows // per_task), per_task, rows, width, gate.data_ptr(), _row_stride(gate),
-        up.data_ptr(), _row_stride(up), gradient.data_ptr(), both.data_ptr(),
+        up.data_ptr(), _row_stride(up), gradient.data_ptr(), both.data_ptr(), propagates_relevance,
     )  # fmt: skip
     return both[..., :width], both[..., width:]
 
@@ -179,6 +184,14 @@ def _silu_mul_row_backward(gate, up, gradient, d_gate, d_up, width):
         d_gate[i] = gradient[i] * up[i] * sigmoid * (_ONE + gate[i] * (_ONE - sigmoid))
 
 
+@compiled(fastmath=_FASTMATH)
+def _silu_mul_row_relevance(gate, up, gradient, d_gate, d_up, width):
+    for i in range(width):
+        half = gradient[i] / (_TWO + _TWO * exp(-gate[i]))
+        d_up[i] = half * gate[i]
+        d_gate[i] = half * up[i]
+
+
 def _silu_mul(arguments):
     """The kernel of `silu_mul`; a task is some rows."""
     values = carray(arguments, FIRST_ARGUMENT + 8)
@@ -196,19 +209,23 @@ def _silu_mul(arguments):
 
 def _silu_mul_backward(arguments):
     """The kernel of `silu_mul_backward`; a task is some rows."""
-    values = carray(arguments, FIRST_ARGUMENT + 9)
-    per_task, rows, width, gate, gate_stride, up, up_stride, gradient, both = values[FIRST_ARGUMENT:]
+    values = carray(arguments, FIRST_ARGUMENT + 10)
+    per_task, rows, width, gate, gate_stride, up, up_stride, gradient, both, propagates_relevance = values[
+        FIRST_ARGUMENT:
+    ]
     while True:
         task = next_task(arguments)
         if task >= values[NUM_TASKS]:
             break
         for row in range(task * per_task, min(rows, (task + 1) * per_task)):
             offset = row * width * BYTES
-            _silu_mul_row_backward(
-                carray(floats(gate + row * gate_stride), width), carray(floats(up + row * up_stride), width),
-                carray(floats(gradient + offset), width), carray(floats(both + 2 * offset), width),
-                carray(floats(both + 2 * offset + width * BYTES), width), width,
-            )  # fmt: skip
+            g, u = carray(floats(gate + row * gate_stride), width), carray(floats(up + row * up_stride), width)
+            by_y, by_g = carray(floats(gradient + offset), width), carray(floats(both + 2 * offset), width)
+            by_u = carray(floats(both + 2 * offset + width * BYTES), width)
+            if propagates_relevance:
+                _silu_mul_row_relevance(g, u, by_y, by_g, by_u, width)
+            else:
+                _silu_mul_row_backward(g, u, by_y, by_g, by_u, width)
 
 
 # Sums ----------------------------------------------------------------------------------------------------------------
@@ -384,7 +401,8 @@ rms_norm_backward_op = operator(
 )
 silu_mul_op = operator("silu_mul(Tensor gate, Tensor up) -> Tensor", silu_mul)
 silu_mul_backward_op = operator(
-    "silu_mul_backward(Tensor gate, Tensor up, Tensor gradient) -> (Tensor, Tensor)", silu_mul_backward
+    "silu_mul_backward(Tensor gate, Tensor up, Tensor gradient, *, bool propagates_relevance) -> (Tensor, Tensor)",
+    silu_mul_backward,
 )
 rotate_halves_op = operator(
     "rotate_halves(Tensor q, Tensor k, Tensor cos, Tensor sin, float sign) -> (Tensor, Tensor)", rotate_halves

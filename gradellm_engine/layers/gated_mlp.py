@@ -1,7 +1,7 @@
 """MLPs whose activation is SiLU(gate) up, as one operation forward and one backward, by kernels for CPUs.
 
     forward    y = W_down (a * u),  a = g sigmoid(g)       g = W_gate x, u = W_up x
-    backward   of a * u by g and u, from the gradient by it
+    backward   of a * u by g and u, from the gradient by it; or by the rules of relevance
 
 Transformers computes three operations on the widest rows of a layer, and autograd five more.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradellm_engine.cpu_kernels.dispatch import kernels_for
 from gradellm_engine.layers.linear import FrozenLinear
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
+from gradellm_engine.layers.relevance_rules import RelevanceRules, halved, proportional
 from gradellm_engine.utils.torch_compat import has_forward_hooks
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -51,22 +52,32 @@ def _is_gated_mlp(module: nn.Module) -> bool:
 
 
 class FrozenGatedMLP(nn.Module):
-    """Mixin for gated MLPs with frozen weights."""
+    """Mixin for gated MLPs with frozen weights.
+
+    Attributes:
+        relevance_rules: those of the pass that runs.
+    """
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
     act_fn: nn.Module
+    relevance_rules = RelevanceRules()
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., hidden] -> [.., hidden]"""
         gate, up = self.gate_proj(x), self.up_proj(x)
+        rows = self.relevance_rules.rows
         # Rules of propagation, such as DeepLIFT's, are hooks of the activation.
-        kernels = None if has_forward_hooks(self.act_fn) else kernels_for(gate, up)
-        if kernels is None:
+        has_kernels = isinstance(rows, bool) and not has_forward_hooks(self.act_fn)
+        kernels = kernels_for(gate, up) if has_kernels else None
+        if kernels is None and self.relevance_rules.apply:
+            gate, up = halved(gate, rows), halved(up, rows)
+            gated = proportional(gate, self.act_fn(gate), rows) * up
+        elif kernels is None:
             gated = self.act_fn(gate) * up
         elif gate.requires_grad and torch.is_grad_enabled():
-            gated = _Gated.apply(gate, up, kernels)  # type: ignore[no-untyped-call]
+            gated = _Gated.apply(gate, up, kernels, rows)  # type: ignore[no-untyped-call]
         else:
             gated = kernels.silu_mul_op(gate, up)
         output: Tensor = self.down_proj(gated)
@@ -74,20 +85,29 @@ class FrozenGatedMLP(nn.Module):
 
 
 class _Gated(torch.autograd.Function):
-    """The activation as a node of the graph."""
+    """The activation as a node of the graph; with the rules of relevance if `propagates_relevance`."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: ModuleType) -> Tensor:  # noqa: ANN401
-        ctx.kernels = kernels
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        gate: Tensor,
+        up: Tensor,
+        kernels: ModuleType,
+        propagates_relevance: bool,
+    ) -> Tensor:
+        ctx.kernels, ctx.propagates_relevance = kernels, propagates_relevance
         ctx.save_for_backward(gate, up)
         gated: Tensor = kernels.silu_mul_op(gate, up)
         return gated
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
         gate, up = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives
             sigmoid = torch.sigmoid(gate)
             by_gate = gradients[0] * up * sigmoid * (1 + gate * (1 - sigmoid))
-            return by_gate, gradients[0] * gate * sigmoid, None
-        return *ctx.kernels.silu_mul_backward_op(gate, up, gradients[0]), None
+            return by_gate, gradients[0] * gate * sigmoid, None, None
+        by_gate, by_up = ctx.kernels.silu_mul_backward_op(
+            gate, up, gradients[0], propagates_relevance=ctx.propagates_relevance
+        )
+        return by_gate, by_up, None, None

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
-from gradellm_engine.layers.gated_mlp import replace_gated_mlps
+from gradellm_engine.layers.gated_mlp import FrozenGatedMLP, replace_gated_mlps
 from gradellm_engine.layers.linear import enable_batch_invariance, replace_linears
 from gradellm_engine.layers.module_patch import Patch
+from gradellm_engine.layers.relevance_rules import RelevanceRules, is_activation
 from gradellm_engine.layers.rms_norm import replace_norms
 from gradellm_engine.layers.rotary import replace_rotary
 from gradellm_engine.layers.rotary_switch import use_rotary_sets
@@ -45,6 +46,27 @@ def apply_patches(
     for (original, replacement), count in Counter((patch.original, patch.replacement) for patch in patches).items():
         logger.debug("%s: %d x %s now runs as %s", type(model).__name__, count, original, replacement)
     return patches
+
+
+def add_relevance_rules(model: nn.Module, rules: RelevanceRules, gates: Sequence[str]) -> None:
+    """Let activations and gates of `model` have gradients by `rules`.
+
+    Args:
+        model: a model whose modules are replaced already.
+        rules: tell which tokens have them.
+        gates: names of the layers whose outputs are multiplied with each other; empty for none.
+    """
+    gated_mlps = [module for module in model.modules() if isinstance(module, FrozenGatedMLP)]
+    for mlp in gated_mlps:
+        mlp.relevance_rules = rules
+    inside = {part for mlp in gated_mlps for part in mlp.children()}
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        if is_activation(module):
+            module.register_forward_hook(rules.activation_hook)
+        elif name.rpartition(".")[2] in gates:
+            module.register_forward_hook(rules.gate_hook)
 
 
 def undo_patches(patches: Sequence[Patch]) -> None:

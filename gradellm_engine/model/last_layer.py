@@ -27,6 +27,7 @@ class KeysAndValuesPass:
     def __init__(self, run: AttentionPass) -> None:
         self.graph_anchor, self.lowest = run.graph_anchor, run.lowest
         self.output_is_used, self.num_logits = run.output_is_used, run.num_logits
+        self.relevance_rows = run.relevance_rows
         self.ids_and_positions = run.ids_and_positions
         self._run = run
 

@@ -19,8 +19,9 @@ from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.distributed.tensor_parallel import local_bytes, shard_to_local_linear
 from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.layers.linear import fuse_shared_input_linears, pack_weights, packed_bytes
-from gradellm_engine.layers.patches import apply_patches
+from gradellm_engine.layers.patches import add_relevance_rules, apply_patches
 from gradellm_engine.layers.projection_skipping import LastTokenOnly
+from gradellm_engine.layers.relevance_rules import RelevanceRules
 from gradellm_engine.layers.rotary_switch import switch_tokens
 from gradellm_engine.model.attention_interface import (
     ATTENTION_KERNEL,
@@ -28,6 +29,7 @@ from gradellm_engine.model.attention_interface import (
     current_pass,
     register_untraced,
 )
+from gradellm_engine.model.families import FAMILIES, Family
 from gradellm_engine.model.introspection import probe_layers
 from gradellm_engine.passes.base import AttentionPass
 from gradellm_engine.passes.first_layer_reuse import FirstLayer, TokenSubstitutions
@@ -56,6 +58,7 @@ class TransformersModel:
         rotary_of: which of `rotaries` a layer takes, by layer index.
         has_plain_attention: whether no layer's attention has a soft cap or sinks.
         patches: what was replaced in `model`, in order.
+        relevance_rules: the rules of relevance of activations and gates, in passes that propagate it.
         batch_invariant: whether results do not depend on batch composition.
         switch_tokens: the longest sequence with the short rotary factors; None where no sequence has long ones.
     """
@@ -95,6 +98,7 @@ class TransformersModel:
         self.switch_tokens = switch_tokens(model.config)
         self._copy_to_parallel = None if ranks is None else shard_to_local_linear(model, ranks)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.relevance_rules = RelevanceRules()
         probe = AttentionProbe()
         with torch.no_grad():
             self._patch_model(probe)
@@ -106,6 +110,8 @@ class TransformersModel:
         self.has_plain_attention = probe.is_plain
         self.first_layer = FirstLayer(self.blocks[0], layout.attentions[0]) if len(self.blocks) > 1 else None
         self._last_token_only = LastTokenOnly(layout.attentions[-1])
+        gates = FAMILIES.get(self.config.model_type, Family()).gates
+        add_relevance_rules(model, self.relevance_rules, gates or ())
         self.is_on_one_device = {shape.device for shape in self.layer_shapes} == {self.device}
 
     def _patch_model(self, probe: AttentionProbe) -> None:
@@ -168,9 +174,11 @@ class TransformersModel:
         **inputs: Any,  # noqa: ANN401 (passed on)
     ) -> Tensor:
         """The first output of `model`, which is the decoder or its base model, with `run` for its attention."""
+        rows = False if isinstance(run, AttentionProbe | SequenceAttention) else run.relevance_rows
         token = current_pass.set(run)
         try:
-            first: Tensor = model(use_cache=False, return_dict=True, **inputs)[0]
+            with self.relevance_rules.during(rows):
+                first: Tensor = model(use_cache=False, return_dict=True, **inputs)[0]
         finally:
             current_pass.reset(token)
             if self._copy_to_parallel is not None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.kv_cache.pool import KVSlot
+from gradellm_engine.layers.relevance_rules import Rows
 from gradellm_engine.layers.rotary_switch import encode_positions
 from gradellm_engine.params import GradEllm, LayerSwitches, Rotary
 
@@ -52,6 +53,11 @@ class ExplainSpec:
     def excludes_sink(self) -> bool:
         """Whether the first token of the sequence is no source."""
         return self.switches.excludes_sink
+
+    @property
+    def propagates_relevance(self) -> bool:
+        """Whether gradients have the rules of relevance."""
+        return self.switches.propagates_relevance
 
     @property
     def needs_unrotated(self) -> bool:
@@ -121,7 +127,7 @@ class StopForward(Exception):  # noqa: N818 (control flow: no error)
     """Ends a layer's forward pass at its attention, as torch.utils.checkpoint ends a recomputation early."""
 
 
-QKVGrads = tuple[Tensor, Tensor, Tensor]
+QKVGrads = tuple[Tensor | None, Tensor | None, Tensor]  # by queries, keys and values; None for constants
 
 
 class LayerAttention(Protocol):
@@ -139,7 +145,8 @@ class LayerAttention(Protocol):
             needs_input_grad: whether a layer below needs a gradient; None is returned otherwise.
 
         Returns:
-            dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are not explained.
+            dq [1, H, T, D], dk [1, G, T, D], dv [1, G, T, Dv]; zero for tokens that are not explained. dq and dk are
+            None where all of the pass's tokens propagate relevance: attention weights are constants then.
         """
 
 
@@ -154,6 +161,10 @@ class AttentionPass(Protocol):
     """Whether the attention output is used; not in a replay where the outputs of all linear layers are cached."""
     num_logits: int
     """Tokens at the end of the row whose logits are computed; 0 for all."""
+
+    @property
+    def relevance_rows(self) -> Rows:
+        """Which tokens of the row propagate relevance."""
 
     @property
     def ids_and_positions(self) -> Tensor:
@@ -178,6 +189,8 @@ def layer_attention_output(
     """A layer's attention output, a node of the graph where the layer is explained. Shapes as in `LayerAttention`."""
     if run.graph_anchor is None or index < run.lowest:
         return layer.output(query)
+    if run.relevance_rows is True:  # the layers below them need no backward pass then
+        query, key = query.detach(), key.detach()
     output: Tensor = _Attention.apply(run.graph_anchor, query, key, value, layer)  # type: ignore[no-untyped-call]
     return output
 
@@ -200,8 +213,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         layer: LayerAttention = ctx.layer
-        # In the lowest layer of the graph, the query needs no gradient.
-        back = layer.backward(ctx.query, gradients[0], needs_input_grad=ctx.needs_input_grad[1]) or (None, None, None)
+        # In the lowest layer of the graph, the value needs no gradient.
+        back = layer.backward(ctx.query, gradients[0], needs_input_grad=ctx.needs_input_grad[3]) or (None, None, None)
         return None, *back, None
 
 

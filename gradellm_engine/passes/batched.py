@@ -22,10 +22,12 @@ from gradellm_engine.attention.fused import FusedAttention, FusedState, MapForm,
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
+    InputGradient,
     attend,
     attention_backward,
     attention_output,
     grouped,
+    own_value_gradient,
     value_gradients,
 )
 from gradellm_engine.attribution.in_pass import Maps, in_pass_method, sum_layer_scores
@@ -109,6 +111,7 @@ class BatchedPass:
         lowest: see `AttentionPass`.
         output_is_used: see `AttentionPass`; outputs are computed in any case.
         num_logits: see `AttentionPass`; always all.
+        relevance_rows: all or none.
         totals: the sum of the layers' scores; the last token's own score is in the last column. [B, T, L]
         cache_rows: the tokens' rows in the activation cache, where outputs are stored or loaded. [B T]
     """
@@ -136,6 +139,7 @@ class BatchedPass:
         self.lowest = 0
         self.output_is_used = True
         self.num_logits = 0
+        self.relevance_rows = shape.switches is not None and shape.switches.propagates_relevance
         if shape.switches is not None:
             self.graph_anchor = torch.zeros((), device=device, requires_grad=True)
             self.lowest = ExplainSpec(shape.switches).selected[0]
@@ -344,10 +348,11 @@ class BatchedLayer:
             self.run.add_maps(self.width, self.form.window, maps)
         if not needs_input_grad:
             return None
-        gradients = attention_backward(forward, w, U, self.width - self.run.shape.num_tokens)
-        # The model's layout: heads first, then all sequences' tokens.
-        by_heads = (gradients.dq.flatten(1, 2), gradients.dk, gradients.dv)
-        dq, dk, dv = (x.transpose(0, 1).flatten(1, 2)[None].to(query.dtype) for x in by_heads)
+        diagonal_offset = self.width - self.run.shape.num_tokens
+        if self.run.relevance_rows:
+            return None, None, _by_heads(own_value_gradient(forward, w, diagonal_offset), query.dtype)
+        gradients = attention_backward(forward, w, U, diagonal_offset)
+        dq, dk, dv = (_by_heads(x, query.dtype) for x in (gradients.dq.flatten(1, 2), gradients.dk, gradients.dv))
         return dq, dk, dv
 
     def _fused_backward(
@@ -356,13 +361,14 @@ class BatchedLayer:
         maps, over = self._map_form, self.run.sequences(self.index, self.width)
         if maps is None:
             raise RuntimeError("the fused kernels do not compute this method's maps")
-        back = fused.backward(state, gradient[0], over, self.form, maps, needs_input_grad=needs_input_grad)
+        needs = InputGradient.of(is_needed=needs_input_grad, weights_are_constant=self.run.relevance_rows)
+        back = fused.backward(state, gradient[0], over, self.form, maps, needs)
         if len(back.maps):
             self.run.add_maps(self.width, self.form.window, tuple(back.maps.sum(2)))
-        if back.gradients is None:
+        if back.dv is None:
             return None
-        dq, dk, dv = back.gradients
-        return dq[None], dk[None], dv[None]
+        dq, dk = (None if by is None else by[None] for by in (back.dq, back.dk))
+        return dq, dk, back.dv[None]
 
     @property
     def _map_form(self) -> MapForm | None:
@@ -386,6 +392,11 @@ class BatchedLayer:
         T = self.run.shape.num_tokens
         q = unrotated(self.module, forward.q.flatten(1, 2), cosines[:, -T:], sines[:, -T:])
         return q.view(forward.q.shape), unrotated(self.module, forward.K, cosines, sines)
+
+
+def _by_heads(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The model's layout: heads first, then all sequences' tokens. [B, H, T, .] -> [1, H, B T, .]"""
+    return x.transpose(0, 1).flatten(1, 2)[None].to(dtype)
 
 
 def _last_ids(chunk: SequenceChunk, count: int) -> list[int]:

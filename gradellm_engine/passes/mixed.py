@@ -29,12 +29,14 @@ class MixedPass:
         lowest: see `AttentionPass`.
         output_is_used: see `AttentionPass`.
         num_logits: see `AttentionPass`.
+        relevance_rows: none.
         ids_and_positions: see `AttentionPass`.
     """
 
     graph_anchor: Tensor | None = None
     lowest = 0
     output_is_used = True
+    relevance_rows = False
 
     def __init__(self, parts: Sequence[AttentionPass], num_logits: int) -> None:
         self.parts, self.num_logits = parts, num_logits

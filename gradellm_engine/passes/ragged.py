@@ -16,11 +16,13 @@ from gradellm_engine.attention.ops import (
     attention_backward,
     attention_output,
     grouped,
+    own_value_gradient,
     value_gradients,
     visibility,
 )
 from gradellm_engine.attribution.in_pass import Maps, in_pass_method, sum_layer_scores
 from gradellm_engine.distributed.process_group import ProcessGroup
+from gradellm_engine.layers.relevance_rules import Rows
 from gradellm_engine.layers.rotary import unrotated
 from gradellm_engine.passes.base import (
     MAX_KEPT_PRODUCTS,
@@ -62,6 +64,7 @@ class RaggedPass:
         fused: attention kernels for chunks that are not explained; None for torch's operations.
         prompts: those of them that this pass's tokens take.
         panels: the tokens as they take them.
+        relevance_rows: see `AttentionPass`.
         row_slices: each chunk's tokens in the concatenated row.
         layer_groups: maps of each explained chunk, by the layers' window and device.
     """
@@ -85,6 +88,7 @@ class RaggedPass:
             self.row_slices.append(slice(end, end + len(chunk.ids)))
             end += len(chunk.ids)
         self.lowest = 0
+        self.relevance_rows = self._relevance_rows()
         is_prefill = all(chunk.is_new and chunk.explain is None for chunk in self.chunks)
         is_long = max(len(chunk.ids) for chunk in self.chunks) >= MIN_FUSED_TOKENS
         if self.fused is not None and is_prefill and is_long:
@@ -98,6 +102,17 @@ class RaggedPass:
             )
         if self.graph_anchor is not None:
             self.lowest = min(chunk.explain.selected[0] for chunk in self.chunks if chunk.explain is not None)
+
+    def _relevance_rows(self) -> Rows:
+        explained = [chunk.explain.propagates_relevance for chunk in self.chunks if chunk.explain is not None]
+        if self.graph_anchor is None or not any(explained):
+            return False
+        if all(explained):  # tokens of chunks that are not explained have no gradient
+            return True
+        rows = torch.zeros(self.row_slices[-1].stop, dtype=torch.bool, device=self.graph_anchor.device)
+        for chunk, row_slice in zip(self.chunks, self.row_slices, strict=True):
+            rows[row_slice] = chunk.explain is not None and chunk.explain.propagates_relevance
+        return rows
 
     @property
     def ids_and_positions(self) -> Tensor:
@@ -237,17 +252,17 @@ class RaggedLayer:
             strict=True,
         )
         for i, (chunk, q, w) in enumerate(per_chunk):
-            grad: QKVGrads | None = None
+            grad: tuple[Tensor, Tensor, Tensor] | None = None
             if chunk.explain is not None:
                 grad = self._explain(i, chunk, chunk.explain, q, w, needs_input_grad=needs_input_grad)
             if needs_input_grad:
                 grads.append(grad or self._zero_grads(chunk, q))
         if not needs_input_grad:
             return None
-        dq, dk, dv = (_concatenated(of_chunks, dim=1) for of_chunks in zip(*grads, strict=True))
-        return dq[None], dk[None], dv[None]
+        dq, dk, dv = (_concatenated(of_chunks, dim=1)[None] for of_chunks in zip(*grads, strict=True))
+        return (None, None, dv) if self.run.relevance_rows is True else (dq, dk, dv)
 
-    def _zero_grads(self, chunk: SequenceChunk, query: Tensor) -> QKVGrads:
+    def _zero_grads(self, chunk: SequenceChunk, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of a chunk that is not explained."""
         K = chunk.slot.keys(self.index, chunk.start, chunk.end)
         V = chunk.slot.values(self.index, chunk.start, chunk.end)
@@ -255,7 +270,7 @@ class RaggedLayer:
 
     def _explain(
         self, i: int, chunk: SequenceChunk, explain: ExplainSpec, query: Tensor, w: Tensor, *, needs_input_grad: bool
-    ) -> QKVGrads | None:
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Add one chunk's maps and return its gradients.
 
         query [H, T, D], w = dl/do [H, T, Dv] -> dq [H, T, D], dk [G, T, D], dv [G, T, Dv]
@@ -271,6 +286,9 @@ class RaggedLayer:
             self.run.add_maps(i, first, self.form.window, maps)
         if not needs_input_grad:
             return None
+        if explain.propagates_relevance:
+            dq, dk, _ = self._zero_grads(chunk, query)
+            return dq, dk, own_value_gradient(forward, w, chunk.start - first).to(query.dtype)
         gradients = attention_backward(forward, w, U, chunk.start - first)
         return gradients.dq.flatten(0, 1).to(query.dtype), gradients.dk.to(query.dtype), gradients.dv.to(query.dtype)
 

@@ -23,6 +23,7 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.layers import gemm
+from gradellm_engine.params import Gradient
 from support.oracle import SWITCHES, Layer, Oracle, heat_map, relative_error
 from support.scheduler_harness import run, scheduler_of
 from support.tiny_models import save_random_model
@@ -45,14 +46,14 @@ class Case:
         self.completion = [step.id for step in self.engine.generate(PROMPT, COMPLETION)]
         self.layers = cache(self._layers)
 
-    def _layers(self, step: int, target: int, contrast: int | None) -> list[Layer]:
-        return self.oracle.layers(self.prompt.ids + self.completion[:step], target, contrast)
+    def _layers(self, step: int, target: int, contrast: int | None, gradient: Gradient) -> list[Layer]:
+        return self.oracle.layers(self.prompt.ids + self.completion[:step], target, contrast, gradient)
 
     def expected(self, switches: GradEllm, step: int, target: int, contrast: int | None = None) -> torch.Tensor:
         pad = [False] * step
         prompt_mask = torch.tensor([True] * len(self.prompt.tokens) + pad)
         user_mask = torch.tensor([t.role is Role.USER and not t.special for t in self.prompt.tokens] + pad)
-        return heat_map(self.layers(step, target, contrast), switches, prompt_mask, user_mask)
+        return heat_map(self.layers(step, target, contrast, switches.gradient), switches, prompt_mask, user_mask)
 
     def rows(self, settings: AttributionSettings) -> list[torch.Tensor]:
         rows = [step.attribution for step in self.engine.attribute(PROMPT, self.completion, settings)]

@@ -14,6 +14,7 @@ from gradellm_engine import (
     AttributionSettings,
     Contrast,
     GradEllm,
+    Gradient,
     InvalidRequestError,
     Loosening,
     Magnitude,
@@ -84,6 +85,7 @@ def test_presets_are_those_of_the_method() -> None:
         "magnitude": "signed_sum",
         "normalise_over": "visible",
         "sink": "keep",
+        "gradient": "true",
     }
     table: dict[str, dict[str, Any]] = {
         "paper": {},
@@ -111,8 +113,8 @@ def test_switches_override_a_preset() -> None:
 
 
 def test_exactly_the_defined_combinations_are_valid() -> None:
-    names = ("loosening", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "sink")
-    enums = (Loosening, Similarity, Rotary, Rectify, Magnitude, NormaliseOver, Sink)
+    names = ("loosening", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "sink", "gradient")
+    enums = (Loosening, Similarity, Rotary, Rectify, Magnitude, NormaliseOver, Sink, Gradient)
     for values in itertools.product(*enums):
         switches: dict[str, Any] = dict(zip(names, values, strict=True))
         at_fault = set()

@@ -18,7 +18,18 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.masking_utils import eager_mask
 
-from gradellm_engine.params import GradEllm, Loosening, Magnitude, NormaliseOver, Rectify, Rotary, Similarity, Sink
+from gradellm_engine.model.families import FAMILIES
+from gradellm_engine.params import (
+    GradEllm,
+    Gradient,
+    Loosening,
+    Magnitude,
+    NormaliseOver,
+    Rectify,
+    Rotary,
+    Similarity,
+    Sink,
+)
 
 Captured = dict[str, Tensor]
 
@@ -43,6 +54,14 @@ SWITCHES += [
 SWITCHES += [
     GradEllm(similarity=s, normalise_over=n, layers=next(LAYER_CHOICES), sink=Sink.EXCLUDE)
     for s, n in itertools.product(Similarity, NormaliseOver)
+]
+SWITCHES += [
+    GradEllm(gradient=Gradient.RELEVANCE, layers=(0, 2)),
+    *(
+        GradEllm(loosening=Loosening.NONE, rectify=r, magnitude=m, sink=s, gradient=Gradient.RELEVANCE)
+        for m, r in (*((m, Rectify.NONE) for m in Magnitude), (Magnitude.KNOCKOUT, Rectify.PER_HEAD))
+        for s in Sink
+    ),
 ]
 
 
@@ -73,12 +92,19 @@ class Oracle:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation=attention)
         self.model.eval()
 
-    def layers(self, ids: list[int], target: int, contrast: int | None = None) -> list[Layer]:
+    def layers(
+        self, ids: list[int], target: int, contrast: int | None = None, gradient: Gradient = Gradient.TRUE
+    ) -> list[Layer]:
         config, runner = self.model.config, self.model.model
         S, H, G, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         window = getattr(config, "sliding_window", None) or S
         captured: list[Captured] = [{} for _ in runner.layers]
         with ExitStack() as hooks:
+            if gradient is Gradient.RELEVANCE:
+                propagate_relevance(hooks, self.model)
+                for layer in runner.layers:
+                    for module in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                        hooks.callback(module.register_forward_hook(lambda m, args, output: output.detach()).remove)
             for store, layer in zip(captured, runner.layers, strict=True):
                 for name in ("q_proj", "k_proj", "v_proj"):
 
@@ -108,7 +134,7 @@ class Oracle:
                     q_unrotated=store["q_proj"][:, -1],
                     k_unrotated=store["k_proj"].repeat_interleave(H // G, 0),
                     v=store["v_proj"].repeat_interleave(H // G, 0),
-                    w=gradient(store["o"])[0, -1].view(H, D),
+                    w=gradient_by(store["o"])[0, -1].view(H, D),
                     weights=logits.masked_fill(~visible, -torch.inf).softmax(-1),
                     visible=visible,
                 )
@@ -130,25 +156,32 @@ class FamilyOracle:
         with suppress(AttributeError, ValueError):
             self.model.set_experts_implementation("eager")  # the default does not support float64
         self._calls: dict[int, dict[str, Tensor]] = {}
+        self._gradient = Gradient.TRUE
 
     def _watched(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        if self._gradient is Gradient.RELEVANCE:
+            query, key = query.detach(), key.detach()
         o, weights = eager(module, query, key, value, mask, **kwargs)
         o.retain_grad()
         self._calls[module.layer_idx] = {"q": query, "k": key, "v": value, "weights": weights, "o": o}
         return o, weights
 
-    def layers(self, ids: list[int], target: int) -> list[Layer]:
-        logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    def layers(self, ids: list[int], target: int, gradient: Gradient = Gradient.TRUE) -> list[Layer]:
+        self._gradient = gradient
+        with ExitStack() as hooks:
+            if gradient is Gradient.RELEVANCE:
+                propagate_relevance(hooks, self.model)
+            logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         logits[target].backward()
         layers = []
         for _, call in sorted(self._calls.items()):
             q, k, v = (call[name].detach()[0] for name in "qkv")
             weights, repeats = call["weights"].detach()[0, :, -1], q.shape[0] // k.shape[0]
             k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
-            w = gradient(call["o"])[0, -1]
+            w = gradient_by(call["o"])[0, -1]
             layers.append(Layer(q[:, -1], k, q[:, -1], k, v, w, weights, visible=(weights > 0).any(0)))
         return layers
 
@@ -216,7 +249,25 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference / norm
 
 
-def gradient(tensor: Tensor) -> Tensor:
+def propagate_relevance(hooks: ExitStack, model: Any) -> None:
+    """Give activations a constant slope f(x) / x, and gates and values half of their product's gradient."""
+    gates = FAMILIES[model.config.model_type].gates or ()
+
+    def constant_slope(_m: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = args[0]
+        return torch.where(x == 0, 0, output / x).detach() * x
+
+    def half(_m: Any, args: Any, output: Tensor) -> Tensor:
+        return output * 0.5 + output.detach() * 0.5
+
+    for name, module in model.named_modules():
+        if name.endswith(("act_fn", ".act", "activation_fn", "activation")):
+            hooks.callback(module.register_forward_hook(constant_slope).remove)
+        elif name.split(".")[-1] in gates:
+            hooks.callback(module.register_forward_hook(half).remove)
+
+
+def gradient_by(tensor: Tensor) -> Tensor:
     """The gradient of a tensor after a backward pass."""
     assert tensor.grad is not None
     return tensor.grad

@@ -273,6 +273,7 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
     "magnitude": (models.Magnitude, "how heads and channels are combined"),
     "normalise_over": (models.NormaliseOver, "tokens over which token weights are normalised"),
     "sink": (models.Sink, "whether the first token, the attention sink, is a source"),
+    "gradient": (models.Gradient, "the gradient by attention's output: the true one, or relevance's"),
     "objective": (models.Objective, "the explained function of the target; logit by default"),
     "aggregation": (models.Aggregation, "reduction over a token's channels; norm by default"),
     "sources": (models.Sources, "score the prompt (the default), or prompt and completion so far"),

@@ -18,6 +18,7 @@ Rectify = Literal["per_layer", "total", "none", "per_head"]
 Magnitude = Literal["signed_sum", "head_abs", "channel_abs", "knockout"]
 NormaliseOver = Literal["visible", "prompt", "user"]
 Sink = Literal["keep", "exclude"]
+Gradient = Literal["true", "relevance"]
 Objective = Literal["logit", "log_prob", "prob"]
 Aggregation = Literal["norm", "sum"]
 Sources = Literal["prompt", "prefix"]
@@ -78,6 +79,7 @@ class AttributionSettings:
     baseline_ids: tuple[int, ...] = ()
     """Empty: zero embeddings."""
     sink: Sink | None = None
+    gradient: Gradient | None = None
     tokens: tuple[int, ...] = ()
     """Indexes of the explained tokens of the completion. Empty: all."""
 

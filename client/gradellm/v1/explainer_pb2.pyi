@@ -107,6 +107,12 @@ class Sink(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SINK_KEEP: _ClassVar[Sink]
     SINK_EXCLUDE: _ClassVar[Sink]
 
+class Gradient(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRADIENT_UNSPECIFIED: _ClassVar[Gradient]
+    GRADIENT_TRUE: _ClassVar[Gradient]
+    GRADIENT_RELEVANCE: _ClassVar[Gradient]
+
 class Sources(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SOURCES_UNSPECIFIED: _ClassVar[Sources]
@@ -201,6 +207,9 @@ NORMALISE_OVER_USER: NormaliseOver
 SINK_UNSPECIFIED: Sink
 SINK_KEEP: Sink
 SINK_EXCLUDE: Sink
+GRADIENT_UNSPECIFIED: Gradient
+GRADIENT_TRUE: Gradient
+GRADIENT_RELEVANCE: Gradient
 SOURCES_UNSPECIFIED: Sources
 SOURCES_PROMPT: Sources
 SOURCES_PREFIX: Sources
@@ -692,7 +701,7 @@ class Segment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., message: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AttributionOptions(_message.Message):
-    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids", "sink", "tokens")
+    __slots__ = ("method", "preset", "loosening", "layers", "similarity", "rotary", "rectify", "magnitude", "normalise_over", "target_token_id", "contrast", "sources", "resolution", "top_k_sources", "delivery", "chunk_size", "objective", "aggregation", "steps", "samples", "seed", "layer", "baseline_ids", "sink", "tokens", "gradient")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
     LOOSENING_FIELD_NUMBER: _ClassVar[int]
@@ -718,6 +727,7 @@ class AttributionOptions(_message.Message):
     BASELINE_IDS_FIELD_NUMBER: _ClassVar[int]
     SINK_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     method: str
     preset: Preset
     loosening: Loosening
@@ -743,7 +753,8 @@ class AttributionOptions(_message.Message):
     baseline_ids: _containers.RepeatedScalarFieldContainer[int]
     sink: Sink
     tokens: TokenSelection
-    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ..., sink: _Optional[_Union[Sink, str]] = ..., tokens: _Optional[_Union[TokenSelection, _Mapping]] = ...) -> None: ...
+    gradient: Gradient
+    def __init__(self, method: _Optional[str] = ..., preset: _Optional[_Union[Preset, str]] = ..., loosening: _Optional[_Union[Loosening, str]] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, str]] = ..., rotary: _Optional[_Union[Rotary, str]] = ..., rectify: _Optional[_Union[Rectify, str]] = ..., magnitude: _Optional[_Union[Magnitude, str]] = ..., normalise_over: _Optional[_Union[NormaliseOver, str]] = ..., target_token_id: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., sources: _Optional[_Union[Sources, str]] = ..., resolution: _Optional[_Union[Resolution, str]] = ..., top_k_sources: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., chunk_size: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., baseline_ids: _Optional[_Iterable[int]] = ..., sink: _Optional[_Union[Sink, str]] = ..., tokens: _Optional[_Union[TokenSelection, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, str]] = ...) -> None: ...
 
 class TokenSelection(_message.Message):
     __slots__ = ("indexes", "spans")

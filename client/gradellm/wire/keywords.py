@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Aggregation,
         Attribution,
         Delivery,
+        Gradient,
         Loosening,
         Magnitude,
         Metric,
@@ -114,6 +115,8 @@ class AttributionKeywords(TypedDict, total=False):
     normalise_over: NormaliseOver | None
     sink: Sink | None
     """Whether the first token is a source: "keep" or "exclude"."""
+    gradient: Gradient | None
+    """The gradient by attention's output: the "true" one, or the one that the rules of "relevance" propagate."""
     objective: Objective | None
     """The function of the target that is differentiated, or measured while the prompt is perturbed: "logit" by
     default."""

@@ -182,6 +182,7 @@ def attribution_options(
         magnitude=validation.enum_value(pb.Magnitude, "magnitude", keywords),
         normalise_over=validation.enum_value(pb.NormaliseOver, "normalise_over", keywords),
         sink=validation.enum_value(pb.Sink, "sink", keywords),
+        gradient=validation.enum_value(pb.Gradient, "gradient", keywords),
         objective=validation.enum_value(pb.Objective, "objective", keywords),
         aggregation=validation.enum_value(pb.Aggregation, "aggregation", keywords),
         steps=validation.optional(validation.int32, "steps", keywords),

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from gradellm_engine.layers.relevance_rules import halved, is_activation, proportional
 from gradellm_engine.methods.gradients.base import Aggregation, by_embeddings, gradient_scores
 from gradellm_engine.methods.hooks import Hook, hooked
 from gradellm_engine.methods.post_hoc import CompletionModel, Objective, ScoreStream
@@ -47,30 +48,20 @@ def relevance_rules(model: CompletionModel) -> AbstractContextManager[None]:
     """Apply the rules to gradients for the duration of the block; outputs do not change."""
     hooks: list[tuple[nn.Module, Hook]] = []
     for name, module in model.runner.named_modules():
-        if type(module).__name__.endswith("Norm") or is_activation(module):
-            hooks.append((module, _proportional))
+        if type(module).__name__.endswith("Norm"):
+            hooks.append((module, _scale_is_constant))
+        elif is_activation(module):
+            hooks.append((module, lambda module, args, output: proportional(args[0], output)))
         elif name.rpartition(".")[2] in (model.family.gates or ()):
-            hooks.append((module, _halved))
+            hooks.append((module, lambda module, args, output: halved(output)))
     return hooked(hooks)
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation function."""
-    has_parts = any(True for _ in module.children()) or any(True for _ in module.parameters())
-    return not has_parts and type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation")
-
-
-def _proportional(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The output as input times a constant for each channel; of a LayerNorm, the centred input, plus the bias."""
+def _scale_is_constant(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A norm's output as input times a constant for each channel; of a LayerNorm, the centred input, plus the bias."""
     x, bias = args[0], getattr(module, "bias", None)
     if type(module).__name__.endswith("LayerNorm"):
         x = x - x.mean(-1, keepdim=True)
     unbiased = output if bias is None else output - bias
     linear = x * (unbiased / x.masked_fill(x == 0, 1)).detach()
     return linear + (output - linear).detach()
-
-
-def _halved(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The output, with half of its gradient."""
-    half = output / 2
-    return half + half.detach()

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
     Aggregation,
+    Gradient,
     InvalidRequestError,
     Loosening,
     Magnitude,
@@ -44,6 +45,7 @@ SWITCH_ENUMS: dict[str, tuple[type[StrEnum], EnumTypeWrapper]] = {
     "magnitude": (Magnitude, pb.Magnitude),
     "normalise_over": (NormaliseOver, pb.NormaliseOver),
     "sink": (Sink, pb.Sink),
+    "gradient": (Gradient, pb.Gradient),
     "objective": (Objective, pb.Objective),
     "aggregation": (Aggregation, pb.Aggregation),
 }

@@ -25,6 +25,7 @@ ENUMS = {
     "magnitude": (pb.Magnitude, models.Magnitude, "magnitude"),
     "normalise_over": (pb.NormaliseOver, models.NormaliseOver, "normalise_over"),
     "sink": (pb.Sink, models.Sink, "sink"),
+    "gradient": (pb.Gradient, models.Gradient, "gradient"),
     "sources": (pb.Sources, models.Sources, "sources"),
     "resolution": (pb.Resolution, models.Resolution, "resolution"),
 }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradellm_engine import Engine, GradEllm
 from gradellm_engine.attention.fused import MapKind
-from gradellm_engine.attention.ops import AttentionForm
+from gradellm_engine.attention.ops import AttentionForm, InputGradient
 from gradellm_engine.kv_cache.pool import Sequences
 from support.attention.kernels import check
 from support.attention.steps import METHODS, check_steps
@@ -32,7 +32,7 @@ KERNELS = NumbaAttention()
     widths=st.tuples(st.integers(1, 20).map(lambda half: 2 * half), st.integers(1, 40)),
     window=st.none() | st.integers(1, 120),
     kind=st.sampled_from(MapKind),
-    needs_input_grad=st.booleans(),
+    needs=st.sampled_from(InputGradient),
     excludes_sink=st.booleans(),
     sink=st.sampled_from([0.0, 5.0, 12.0]),
 )
@@ -44,7 +44,7 @@ def test_all_results(
     window: int | None,
     kind: MapKind,
     *,
-    needs_input_grad: bool,
+    needs: InputGradient,
     excludes_sink: bool,
     sink: float,
 ) -> None:
@@ -54,7 +54,7 @@ def test_all_results(
         lengths = [max(n, visible) for n in lengths]
     check(
         KERNELS, CPU, lengths, T=T, G=G, r=r, D=D, Dv=Dv, window=window, width=width, dtype=torch.float32, kind=kind,
-        needs_input_grad=needs_input_grad, excludes_sink=excludes_sink, sink=sink,
+        needs=needs, excludes_sink=excludes_sink, sink=sink,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from support.attention.kernels import DEVICE, EXACT, ROUNDED, check, close
 
 pytest.importorskip("triton")
 from gradellm_engine.attention.fused import MapKind
+from gradellm_engine.attention.ops import InputGradient
 from gradellm_engine.attention.triton_attention import TritonAttention
 from gradellm_engine.attention.triton_kernels import join_forward_kernel
 
@@ -47,10 +48,11 @@ def test_more_tokens_than_a_program_takes(dtype: torch.dtype) -> None:
     )
 
 
-def test_the_lowest_layer() -> None:
+@pytest.mark.parametrize("needs", [InputGradient.NOTHING, InputGradient.VALUES])
+def test_no_gradient_or_that_by_values_alone(needs: InputGradient) -> None:
     check(
         KERNELS, DEVICE, [9], T=2, G=1, r=1, D=16, Dv=16, window=None, width=64, dtype=torch.float32,
-        kind=MapKind.PRODUCTS, needs_input_grad=False,
+        kind=MapKind.PRODUCTS, needs=needs,
     )  # fmt: skip
 
 

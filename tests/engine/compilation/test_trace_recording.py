@@ -20,7 +20,7 @@ EMBEDDING, LAYER, HEAD = nn.Embedding(8, 4), nn.Linear(4, 4), nn.Linear(4, 6)
 class Tokens:
     """A pass without attention."""
 
-    graph_anchor, lowest, output_is_used, num_logits = None, 0, True, 0
+    graph_anchor, lowest, output_is_used, num_logits, relevance_rows = None, 0, True, 0, False
 
     def __init__(self, *ids: int) -> None:
         self.ids_and_positions = torch.tensor([ids, range(len(ids))])

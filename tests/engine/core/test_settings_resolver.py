@@ -17,6 +17,7 @@ from gradellm_engine import (
     EvaluatedMethod,
     EvaluationSettings,
     GradEllm,
+    Gradient,
     InvalidRequestError,
     Metric,
     NormaliseOver,
@@ -132,6 +133,12 @@ def test_a_post_hoc_method_explains_completions_only(resolver: SettingsResolver,
     ("family", "method", "field", "message"),
     [
         ("gpt2", GradEllm.preset("grad_eclip"), "attribution.rotary", "unrotated is not defined for the family gpt2"),
+        (
+            "mixtral",
+            GradEllm(gradient=Gradient.RELEVANCE),
+            "attribution.gradient",
+            "relevance is not defined for the family mixtral: the gates of its experts cannot be read; use true",
+        ),
         ("mixtral", Relevance(), "attribution.method", "relevance is not defined for the family mixtral"),
     ],
 )
@@ -156,7 +163,7 @@ def test_methods_that_a_family_does_not_have_are_refused(
         assert message in error.description
     row = METHODS[method.name]
     assert resolver_of("llama").refusal(row) == ""
-    assert (resolver_of(family).refusal(row) == "") is (field == "attribution.rotary")
+    assert (resolver_of(family).refusal(row) == "") is (field != "attribution.method")
 
 
 def test_normalising_over_the_user_s_text_needs_some(engine: Engine, resolver: SettingsResolver) -> None:

@@ -46,6 +46,10 @@ def test_gated_activations(shape: tuple[int, int], scale: float) -> None:
     given_gate, given_up = fused[:, :width], fused[:, width:]
     assert_close(kernels.silu_mul(given_gate, given_up), exact.detach())
     assert_close(torch.cat(kernels.silu_mul_backward(given_gate, given_up, gradient.float()), -1), by_both)
+    slope = torch.sigmoid(gate.detach())  # silu(gate) / gate
+    by_gate, by_up = kernels.silu_mul_backward(given_gate, given_up, gradient.float(), propagates_relevance=True)
+    assert_close(by_gate, gradient * up.detach() * slope / 2)
+    assert_close(by_up, gradient * gate.detach() * slope / 2)
 
 
 def test_extreme_activations() -> None:

@@ -23,8 +23,9 @@ from gradellm_engine import (
 )
 from gradellm_engine.layers.rotary import NAME, unrotated
 from gradellm_engine.model.families import FAMILIES, REFUSED, family_of
-from gradellm_engine.params import Loosening, Magnitude, Rectify, Rotary, Similarity, Sink
+from gradellm_engine.params import Gradient, Loosening, Magnitude, Rectify, Rotary, Similarity, Sink
 from gradellm_engine.passes import ragged
+from support.attention.steps import RELEVANCE
 from support.oracle import FamilyOracle, heat_map, relative_error
 from support.scheduler_harness import run
 from support.tiny_models import FAMILIES as TINY
@@ -41,6 +42,7 @@ SWITCHES = [
     GradEllm(sink=Sink.EXCLUDE),
     GradEllm(loosening=Loosening.NONE, rectify=Rectify.PER_HEAD, magnitude=Magnitude.KNOCKOUT, sink=Sink.EXCLUDE),
 ]
+RELEVANCE_SWITCHES = [GradEllm(gradient=Gradient.RELEVANCE), RELEVANCE]
 
 
 @pytest.fixture(params=sorted(FAMILIES), scope="module")
@@ -86,15 +88,19 @@ def test_scores_equal_the_oracle(engine: Engine, path: Path) -> None:
     ids = engine.tokenize(PROMPT).ids
     sampling = Sampling(max_new_tokens=STEPS, temperature=1.0, seed=3)
     completion = [step.id for step in engine.generate(PROMPT, sampling)]
+    all_switches = SWITCHES if engine.model.family.gates is None else SWITCHES + RELEVANCE_SWITCHES
     errors = {}
     for index, target in enumerate(completion):
-        layers = oracle.layers(ids + completion[:index], target)
+        layers = {
+            gradient: oracle.layers(ids + completion[:index], target, gradient)
+            for gradient in {switches.gradient for switches in all_switches}
+        }
         everywhere = torch.ones(len(ids) + index, dtype=torch.bool)
-        for switches in SWITCHES:
+        for switches in all_switches:
             settings = AttributionSettings(switches, sources=Sources.PREFIX)
             step = list(engine.attribute(PROMPT, completion[: index + 1], settings))[-1]
             assert step.attribution is not None
-            expected = heat_map(layers, switches, everywhere, everywhere)
+            expected = heat_map(layers[switches.gradient], switches, everywhere, everywhere)
             errors[index, switches] = relative_error(step.attribution.scores, expected)
     assert max(errors.values()) <= TOLERANCE, max(errors, key=lambda key: errors[key])
 

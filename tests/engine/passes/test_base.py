@@ -76,6 +76,8 @@ class Doubling:
 class Anchored:
     """A pass that explains the layers from `lowest` on."""
 
+    relevance_rows = False
+
     def __init__(self, lowest: int, *, has_graph: bool) -> None:
         self.lowest = lowest
         self.graph_anchor = torch.zeros((), requires_grad=True) if has_graph else None

@@ -59,6 +59,8 @@ def test_bits_do_not_depend_on_the_other_tokens(normal: Normal, slots: Slots, fo
         alone = outcome(PerTokenPass, [part], query[:, :, rows].contiguous(), w[:, rows].contiguous(), form)
         assert torch.equal(alone[0], output[:, rows])
         for gradient, together in zip(alone[1], gradients, strict=True):
+            assert gradient is not None
+            assert together is not None
             assert torch.equal(gradient, together[:, :, rows])
         of_rows = heat_maps[1][rows.start - 7 : rows.stop - 7]
         assert torch.equal(alone[2][0], of_rows[:, : part.end])

@@ -14,7 +14,7 @@ from gradellm_engine.attention.fused_kernels import fused_attention
 from gradellm_engine.attention.ops import AttentionForm
 from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.kv_cache.pool import KVPool, KVSlot, LayerShape, RotaryShape
-from gradellm_engine.params import GradEllm, Loosening, Rectify
+from gradellm_engine.params import GradEllm, Gradient, Loosening, Rectify
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk
 from gradellm_engine.passes.ragged import MIN_FUSED_TOKENS, RaggedLayer, RaggedPass
 
@@ -142,8 +142,49 @@ def test_every_token_is_explained_as_the_last_of_its_prefix(
             else:
                 torch.testing.assert_close(heat_map[t], scores)
             for gradient, expected_gradient in zip(gradients, wanted, strict=True):
+                assert gradient is not None
                 torch.testing.assert_close(gradient[0, :, row], expected_gradient)
     assert next(heat_maps, None) is None
+
+
+def test_chunks_that_propagate_relevance_have_gradients_by_values_alone(normal: Normal, slots: Slots) -> None:
+    first, second, plain = slots(5, 7, 4)
+    relevance = ExplainSpec(GradEllm(layers=(0,), gradient=Gradient.RELEVANCE))
+    chunks = [
+        SequenceChunk.replay(first, 3, 5, EXPLAIN),
+        SequenceChunk.replay(second, 4, 7, relevance),
+        SequenceChunk(plain, [7, 8], None, 2, is_new=True),
+    ]
+    query, w = normal(1, 1, 6, 7, 4), normal(2, 1, 7, 6, 5)
+
+    def backward(*chosen: int) -> tuple[RaggedPass, tuple[Tensor | None, ...]]:
+        run = RaggedPass([chunks[i] for i in chosen], {}, graph_anchor=torch.zeros((), requires_grad=True))
+        rows = [row for i in chosen for row in ([0, 1], [2, 3, 4], [5, 6])[i]]
+        layer = run.layer_attention(nn.Identity(), 0, AttentionForm(0.4))
+        layer.output(query[:, :, rows])
+        gradients = layer.backward(query[:, :, rows], w[:, rows], needs_input_grad=True)
+        assert gradients is not None
+        return run, gradients
+
+    true, of_true = backward(0, 2)
+    assert true.relevance_rows is False
+    mixed, of_mixed = backward(0, 1, 2)
+    assert isinstance(mixed.relevance_rows, Tensor)
+    assert mixed.relevance_rows.tolist() == [False, False, True, True, True, False, False]
+    alone, (dq, dk, dv) = backward(1, 2)
+    assert alone.relevance_rows is True
+    assert dq is None
+    assert dk is None
+    for together, by_itself in zip(of_mixed, of_true, strict=True):
+        assert together is not None
+        assert by_itself is not None
+        torch.testing.assert_close(together[:, :, [0, 1, 5, 6]], by_itself)
+    assert of_mixed[0] is not None
+    assert of_mixed[2] is not None
+    assert not of_mixed[0][:, :, 2:].any()
+    assert dv is not None
+    torch.testing.assert_close(dv, of_mixed[2][:, :, 2:])
+    assert dv[:, :, :3].any()
 
 
 def test_the_lowest_layer_has_scores_and_no_gradients(normal: Normal, slots: Slots) -> None:

@@ -128,6 +128,7 @@ def test_provenance_has_the_selected_tokens_as_indexes(server: RunningServer) ->
 
 def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None:
     options = pb.AttributionOptions(preset=pb.PRESET_KNOCKOUT, layers=pb.Layers(last=2), sink=pb.SINK_EXCLUDE)
+    options.gradient = pb.GRADIENT_RELEVANCE
     request = pb.GenerateRequest(
         input=pb.Input(prompt="Once upon a time"), max_new_tokens=1, temperature=0.7, stop=["x"], attribution=options
     )
@@ -138,6 +139,7 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
     assert attribution_options.rectify == pb.RECTIFY_NONE
     assert attribution_options.magnitude == pb.MAGNITUDE_KNOCKOUT
     assert attribution_options.sink == pb.SINK_EXCLUDE
+    assert attribution_options.gradient == pb.GRADIENT_RELEVANCE
     assert list(first[0].started.unscored_tokens) == [0]
     assert list(attribution_options.layers.indexes) == [1, 2]
     assert (attribution_options.similarity, attribution_options.rotary) == (pb.SIMILARITY_DOT, pb.ROTARY_ROTATED)
@@ -153,5 +155,6 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
         attribution=attribution_options,
     )
     second = list(server.stub.Generate(again))
-    assert [e.token for e in second if e.HasField("token")] == [e.token for e in first if e.HasField("token")]
-    assert second[2].attribution == first[2].attribution
+    assert [e.token.id for e in second if e.HasField("token")] == [e.token.id for e in first if e.HasField("token")]
+    # Up to rounding: the second prompt is cached, and its last token is decoded in a pass by itself.
+    assert list(second[2].attribution.scores) == pytest.approx(list(first[2].attribution.scores), rel=1e-5)

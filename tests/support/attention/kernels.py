@@ -12,6 +12,7 @@ from gradellm_engine.attention.fused import FusedAttention, MapForm, MapKind
 from gradellm_engine.attention.ops import (
     AttentionForm,
     AttentionState,
+    InputGradient,
     attend,
     attention_backward,
     grouped,
@@ -44,7 +45,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 def check(
     kernels: FusedAttention, device: torch.device, lengths: Sequence[int], *, T: int, G: int, r: int, D: int, Dv: int,
-    window: int | None, width: int, dtype: torch.dtype, kind: MapKind, needs_input_grad: bool = True,
+    window: int | None, width: int, dtype: torch.dtype, kind: MapKind, needs: InputGradient = InputGradient.ALL,
     excludes_sink: bool = False, sink: float = 0.0,
 ) -> None:  # fmt: skip
     """Every result, sequence by sequence; `sink` is added to the products with each sequence's first key."""
@@ -63,10 +64,11 @@ def check(
     over = Sequences(K.to(device), V.to(device), starts_on_device, lengths_on_device, T, width)
     computed = MapForm(kind, excludes_sink)
     output, kept = kernels.forward(q.to(device).transpose(0, 1), over, form, excludes_sink=excludes_sink)
-    back = kernels.backward(kept, w.to(device), over, form, computed, needs_input_grad=needs_input_grad)
+    back = kernels.backward(kept, w.to(device), over, form, computed, needs)
     assert output.dtype == dtype
     assert len(back.maps) == {MapKind.NOTHING: 0, MapKind.PRODUCTS: 2}.get(kind, 1)
-    assert (back.gradients is not None) == needs_input_grad
+    assert (back.dv is not None) == (needs is not InputGradient.NOTHING)
+    assert (back.dq is not None) == (back.dk is not None) == (needs is InputGradient.ALL)
     for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
         first, row_slice = max(0, n - T - (window or n) + 1), slice(row * T, row * T + T)
         k, v = (x[:, start + first : start + n].double() for x in (K, V))
@@ -84,11 +86,11 @@ def check(
         visible = torch.ones(T, n - first, dtype=torch.bool) if seen is None else seen
         for actual, wanted in zip(maps[..., width - n + first :], _maps(kind, exact, w_of_row, U), strict=True):
             assert close(actual, wanted.masked_fill(~visible, 0), EXACT)
-        if back.gradients is not None and not sink:  # a large key would hide the others' gradients
+        if not sink:  # a large key would hide the others' gradients
             gradients = attention_backward(exact, w_of_row, U, n - T - first)
             wanted_gradients = (gradients.dq.flatten(0, 1), gradients.dk, gradients.dv)
-            for actual, wanted in zip(back.gradients, wanted_gradients, strict=True):
-                assert close(actual[:, row_slice], wanted, ROUNDED[dtype])
+            for actual, wanted in zip((back.dq, back.dk, back.dv), wanted_gradients, strict=True):
+                assert actual is None or close(actual[:, row_slice], wanted, ROUNDED[dtype])
 
 
 def _maps(kind: MapKind, exact: AttentionState, w: Tensor, U: Tensor) -> list[Tensor]:

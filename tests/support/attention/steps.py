@@ -10,17 +10,25 @@ from torch import Tensor
 from gradellm_engine import GradEllm
 from gradellm_engine.attention.fused import FusedAttention
 from gradellm_engine.model.runner import ModelRunner
-from gradellm_engine.params import Loosening, Magnitude, Rectify, Sink
+from gradellm_engine.params import Gradient, Loosening, Magnitude, Rectify, Sink
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
 from support.attention.kernels import close
 from support.kv_fixtures import evict, filled
 
+RELEVANCE = GradEllm(
+    loosening=Loosening.NONE,
+    magnitude=Magnitude.HEAD_ABS,
+    rectify=Rectify.NONE,
+    sink=Sink.EXCLUDE,
+    gradient=Gradient.RELEVANCE,
+)
 METHODS = [
     GradEllm(),
     GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.NONE),
     GradEllm(layers=(1,), rectify=Rectify.NONE),
     GradEllm(sink=Sink.EXCLUDE),
     GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.PER_HEAD, sink=Sink.EXCLUDE),
+    RELEVANCE,
 ]
 
 

@@ -15,6 +15,7 @@ from gradellm_engine import Engine
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.params import GradEllm, Loosening, Magnitude, Rectify, Rotary, Similarity, Sink
 from gradellm_engine.passes.base import ExplainSpec, SequenceChunk, Target
+from support.attention.steps import RELEVANCE
 from support.kv_fixtures import evict
 
 LENGTHS = (1, 5, 12, 23)  # tokens before the step; the windows of the tiny models are between them
@@ -27,6 +28,7 @@ SWITCHES = [
     GradEllm(similarity=Similarity.COSINE, rotary=Rotary.UNROTATED, sink=Sink.EXCLUDE),
     GradEllm(loosening=Loosening.NONE, rectify=Rectify.PER_HEAD, sink=Sink.EXCLUDE),
     GradEllm(loosening=Loosening.NONE, magnitude=Magnitude.KNOCKOUT, rectify=Rectify.PER_HEAD, sink=Sink.EXCLUDE),
+    RELEVANCE,
 ]
 TARGETS = [Target(7), None, Target(9, 3), Target(11)]
 
