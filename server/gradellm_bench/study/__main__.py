@@ -21,7 +21,7 @@ from gradellm_bench.study.measure import SoftGrid, measure_row
 from gradellm_bench.study.prototypes.scores import CANDIDATES as FORMULAS
 from gradellm_bench.study.prototypes.scores import chosen as chosen_formulas
 from gradellm_bench.study.prototypes.scores import score_fn
-from gradellm_bench.study.report import METRICS, Key, Values, load, mean_ranks, paired_table, table
+from gradellm_bench.study.report import METRICS, Key, Values, load, mean_ranks, paired_table, soft_table, table
 from gradellm_bench.study.results import ResultsFile
 from gradellm_engine import Engine
 
@@ -135,6 +135,9 @@ def _print_tables(
         if text := table(data, metric, names) if against is None else paired_table(data, metric, against, names):
             print(f"## {metric}\n\n{text}\n")
             _put(page, f"{mark} {metric}", text)
+    if against is not None and (text := soft_table(data, against, names)):
+        print(f"## pi_soft_ns and pi_soft_nc, means over data sets\n\n{text}\n")
+        _put(page, f"{mark} pi_soft", text)
 
 
 def _put(page: Path | None, name: str, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from gradellm_engine import GradEllm, Loosening, Magnitude, Rectify, Sink
+from gradellm_engine import GradEllm, Gradient, Loosening, Magnitude, Rectify, Sink
 from gradellm_engine.attribution.attention_weights import Attention
 from gradellm_engine.attribution.grad_sam import GradSam
 from gradellm_engine.methods.gradients.relevance import Relevance
@@ -32,6 +32,10 @@ BASELINES: Mapping[str, Switches] = {
 CANDIDATES: Mapping[str, Switches] = {
     **_FORMS,
     **{f"{name}_no_sink": replace(form, sink=Sink.EXCLUDE) for name, form in _FORMS.items()},
+    **{
+        f"relevance_{name}_no_sink": replace(_FORMS[name], sink=Sink.EXCLUDE, gradient=Gradient.RELEVANCE)
+        for name in ("head_abs", "positive", "knockout", "knockout_positive")
+    },
     "attention_mean": Attention(layers=None),
     "grad_sam": GradSam(),
     **BASELINES,

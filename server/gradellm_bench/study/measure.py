@@ -6,15 +6,19 @@ it. U, over which everything is measured, is the rest of the user's own text.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradellm.pictures.chips import Canvas, Chip
+from gradellm.pictures.picture import Picture, paint
 from gradellm_bench.study.examples import StudyExample
 from gradellm_bench.study.results import RANDOM
 from gradellm_bench.study.retrieval import Span
@@ -156,15 +160,28 @@ def _agreement(example: StudyExample, prompt: Prompt, U: Sequence[int], row: Sco
         found["auprc"] = average_precision(of_U, in_evidence)
         found["mass"] = float(shares[in_evidence].sum())
     if example.sentences:
-        words = np.array(prompt.words)[list(U)]
-        sums = {word: of_U[words == word].sum() for word in np.unique(words)}
-        best = max(sums, key=lambda word: sums[word])
-        found["source_first"] = float(in_evidence[words == best].any())
-        drawn = np.clip(of_U - np.median(of_U), 0, None)  # what a picture would colour
         sentence = next(s for s in example.sentences if s[0] <= example.evidence[0][0] < s[1])
-        inside = _overlaps(prompt, U, (sentence,))
-        found["drawn_mass"] = float(drawn[inside].sum() / drawn.sum()) if drawn.sum() else 0.0
+        drawn = _picture(prompt, U, row)
+        best = drawn.chips[int(np.argmax(drawn.values))]
+        found["source_first"] = float(_overlap(best, example.evidence))
+        shares = [share for chip, share in zip(drawn.chips, drawn.shares, strict=True) if _overlap(chip, (sentence,))]
+        found["drawn_mass"] = math.fsum(shares)
     return found
+
+
+def _picture(prompt: Prompt, U: Sequence[int], row: Scores) -> Picture:
+    """What a picture of the scores shows of the words of U; places are those of the user's text."""
+    offset = _offset(prompt)
+    chips = []
+    for _, group in groupby(U, lambda i: prompt.words[i]):
+        word = list(group)
+        start, end = prompt.tokens[word[0]].start - offset, prompt.tokens[word[-1]].end - offset
+        chips.append(Chip("", start, end, tuple(word), len(word), None, "user", ""))
+    return paint(Canvas(tuple(chips), frozenset(), 0, None), dict(enumerate(row.tolist())))
+
+
+def _overlap(chip: Chip, spans: Sequence[Span]) -> bool:
+    return any(chip.start < end and chip.end > start for start, end in spans)
 
 
 def _overlaps(prompt: Prompt, U: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradellm_bench.capacity.report import markdown
 from gradellm_bench.study.results import RANDOM, read
-from gradellm_engine.faithfulness.metrics.statistics import Interval, bootstrap_interval
+from gradellm_engine.faithfulness.metrics.statistics import PERCENTILES, RESAMPLES, Interval, bootstrap_interval
+from gradellm_engine.utils.rng import stream
 
-METRICS = ("pi_soft_ns", "pi_soft_nc", "auprc", "source_first", "mass", "drawn_mass", "entropy", "largest")
-RANKED = ("pi_soft_ns", "pi_soft_nc", "auprc", "source_first")  # that choose the default: more is better
+SOFT_METRICS = ("pi_soft_ns", "pi_soft_nc")
+METRICS = (*SOFT_METRICS, "auprc", "source_first", "mass", "drawn_mass", "entropy", "largest")
+RANKED = (*SOFT_METRICS, "auprc", "source_first")  # that choose the default: more is better
 SEED = 0
 
 Values = dict[str, list[float]]  # of a method, by row; NaN where a metric is not defined
@@ -67,6 +70,49 @@ def paired_table(data: Mapping[Key, Values], metric: str, reference: str, names:
         [name, *(_paired_cell(values.get(name), values[reference]) for values in columns.values())] for name in names
     ]
     return markdown(header, lines)
+
+
+def soft_table(data: Mapping[Key, Values], reference: str, names: Sequence[str] | None = None) -> str:
+    """The mean of both pi-Soft metrics over a model's data sets, and paired differences from a reference.
+
+    A row for each method, a column for each model. Rows are resampled within each data set; data sets have equal
+    weights. Empty where nothing has the metrics.
+    """
+    soft = {key: values for key, values in data.items() if key[2] in SOFT_METRICS and reference in values}
+    models = list(dict.fromkeys(model for model, _, _ in soft))
+    names = names or list(dict.fromkeys(name for values in soft.values() for name in values))
+    if not soft:
+        return ""
+    header = ["method"]
+    for model in models:
+        rows = {dataset: int(np.isfinite(v[reference]).sum()) for (m, dataset, _), v in soft.items() if m == model}
+        header.append(f"{model} ({', '.join(f'{dataset} {n}' for dataset, n in rows.items())})")
+    return markdown(header, [[name, *(_soft_cell(soft, model, name, reference) for model in models)] for name in names])
+
+
+def _soft_cell(soft: Mapping[Key, Values], model: str, name: str, reference: str) -> str:
+    """Mean, and difference from the reference with its interval."""
+    means, differences = [], []
+    for dataset in dict.fromkeys(key[1] for key in soft if key[0] == model):
+        both = [soft[model, dataset, metric] for metric in SOFT_METRICS]
+        if any(name not in values for values in both):
+            return ""
+        row, other = (np.mean([values[each] for values in both], axis=0) for each in (name, reference))
+        complete = np.isfinite(row) & np.isfinite(other)
+        means.append(row[complete].mean())
+        differences.append((row - other)[complete])
+    mean = np.mean([difference.mean() for difference in differences])
+    low, high = stratified_interval(differences)
+    difference = f"{mean:+.3f} ± {(high - low) / 2:.3f}"
+    return f"{np.mean(means):.3f} ({difference if low <= 0 <= high else f'**{difference}**'})"
+
+
+def stratified_interval(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """The bootstrap interval of the mean of the strata's means, each resampled by itself. [n] each"""
+    draws = stream(SEED, "bootstrap")
+    means = [values[draws.integers(0, len(values), (RESAMPLES, len(values)))].mean(1) for values in strata]
+    low, high = np.percentile(np.mean(means, axis=0), PERCENTILES)
+    return float(low), float(high)
 
 
 def _paired_cell(row: Sequence[float] | None, reference: Sequence[float]) -> str:

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradellm_bench.study.report import intervals, load, mean_ranks, paired_table, table
+from gradellm_bench.study.report import (
+    intervals,
+    load,
+    mean_ranks,
+    paired_table,
+    soft_table,
+    stratified_interval,
+    table,
+)
 from gradellm_bench.study.results import ResultsFile
 
 
@@ -69,3 +77,30 @@ def test_paired_differences(folder: Path) -> None:
         "| a | 1.000 (+0.500) |\n| b | 0.750 (+0.000 ± 0.000) |"
     )
     assert "| a |  |" in paired_table({("m", "d", "auprc"): {"a": [np.nan], "b": [0.5]}}, "auprc", "b")
+
+
+def test_the_mean_of_both_soft_metrics_over_data_sets() -> None:
+    """Data sets have equal weights, whatever their number of rows."""
+    data = {
+        ("m", "d", "pi_soft_ns"): {"a": [0.1, 0.3], "b": [0.0, 0.0]},
+        ("m", "d", "pi_soft_nc"): {"a": [0.5, 0.7], "b": [0.2, 0.2]},
+        ("m", "e", "pi_soft_ns"): {"a": [0.0], "b": [0.4]},
+        ("m", "e", "pi_soft_nc"): {"a": [0.0], "b": [0.6]},
+        ("n", "d", "pi_soft_ns"): {"a": [0.1], "c": [0.1]},
+        ("n", "d", "pi_soft_nc"): {"a": [0.3], "c": [0.1]},
+    }
+    lines = soft_table(data, "a").splitlines()
+    assert lines[0] == "| method | m (d 2, e 1) | n (d 1) |"
+    assert lines[2] == "| a | 0.200 (+0.000 ± 0.000) | 0.200 (+0.000 ± 0.000) |"
+    assert lines[3].startswith("| b | 0.300 (**+0.100 ± ")  # (0.1 - 0.4 and 0.5 - 0.0) / 2
+    assert lines[3].endswith("|  |")
+    assert lines[4] == "| c |  | 0.100 (**-0.100 ± 0.000**) |"
+    assert soft_table({}, "a") == ""
+
+
+def test_strata_are_resampled_by_themselves() -> None:
+    low, high = stratified_interval([np.full(5, 1.0), np.full(50, 3.0)])
+    assert (low, high) == (2.0, 2.0)
+    draws = np.random.default_rng(0).normal(size=400)
+    low, high = stratified_interval([draws, draws])
+    assert high - low == pytest.approx(2 * 1.96 * draws.std() / np.sqrt(800), rel=0.1)
