@@ -3,6 +3,7 @@
 `measure` runs one model over some data sets, and continues where the last run ended; `prototypes` measures candidate
 formulas, too, and prints paired differences; `report` prints tables. The hours that are left are printed after the
 first rows, and `--hours` ends a run in time. `citations` and `citations-report` do the same for citations of documents.
+`masked` draws pictures without their words.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gradellm_bench.capacity.document import BEGIN, put
 from gradellm_bench.study.candidates import CANDIDATES, PROTOTYPE_BASELINES, chosen
 from gradellm_bench.study.citation_commands import add_parsers
 from gradellm_bench.study.examples import DATASETS
+from gradellm_bench.study.masked import add_parser
 from gradellm_bench.study.measure import SoftGrid, measure_row
 from gradellm_bench.study.prototypes.scores import CANDIDATES as FORMULAS
 from gradellm_bench.study.prototypes.scores import chosen as chosen_formulas
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--mark", default="study", metavar="NAME", help="of the page's markers (default: %(default)s)")
     report.set_defaults(run=_report)
     add_parsers(commands)
+    add_parser(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ from gradellm.models import Attribution, Source
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_bench.study.document_chats import DocumentChat
 
-METHODS: Mapping[str, AttributionKeywords] = {
+_FORMS: Mapping[str, AttributionKeywords] = {
     "paper": {"attribution": "paper"},
     "unloosened": {"attribution": "unloosened"},
     "knockout": {"attribution": "knockout"},
@@ -30,6 +30,10 @@ METHODS: Mapping[str, AttributionKeywords] = {
         "sink": "exclude",
     },
     "positive_no_sink": {"attribution": "unloosened", "rectify": "per_head", "sink": "exclude"},
+}
+METHODS: Mapping[str, AttributionKeywords] = {
+    **_FORMS,
+    **{f"relevance_{name}": {**form, "gradient": "relevance"} for name, form in _FORMS.items() if "no_sink" in name},
 }
 """By the names that `candidates` has for them."""
 RESOLUTIONS = ("token", "word", "segment")
