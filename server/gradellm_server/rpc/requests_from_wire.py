@@ -31,6 +31,7 @@ from gradellm_engine import (
     Segment,
     Sources,
     TokenSelection,
+    concrete_preset,
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
@@ -38,6 +39,8 @@ from gradellm_server.rpc.wire_enums import PRESET_NUMBERS, PRESETS, SWITCH_ENUMS
 
 # The switches of methods that are numbers, by their fields' names; `wire_enums.SWITCH_ENUMS` has the enums.
 NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
+# The fields that choose what an attribution is: where one of them is set, no default applies.
+_CHOICES = frozenset({"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES})
 NO_MEANING_IN_EVALUATE = "has no meaning in Evaluate, which perturbs each token of the prompt and looks at what follows"
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)
@@ -105,16 +108,29 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
 
 
 def apply_default(request: Message, preset: str) -> None:
-    """Have a Generate or Attribute request that wants an attribution, and does not say which, get a preset's.
+    """Write a preset, the server's default, into attribution options that name no preset, no method and no switch.
 
-    An Evaluate request names its methods itself: a repeated one must not depend on the server that it comes to.
+    A request for tokens alone is not changed: Generate without attribution. An evaluated method without a name has the
+    preset's own.
     """
-    is_generate = isinstance(request, pb.GenerateRequest) and request.HasField("attribution")
-    if is_generate or isinstance(request, pb.AttributeRequest):
-        options: pb.AttributionOptions = request.attribution  # type: ignore[attr-defined]
-        named = {field.name for field, _ in options.ListFields()}
-        if not named & {"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES}:
-            options.preset = PRESET_NUMBERS[preset]
+    number = PRESET_NUMBERS[preset]
+    match request:
+        case pb.GenerateRequest() if request.HasField("attribution"):
+            _apply_default(request.attribution, number)
+        case pb.AttributeRequest():
+            _apply_default(request.attribution, number)
+        case pb.EvaluateRequest():
+            for method in request.evaluation.methods[:MAX_EVALUATED_METHODS]:  # more are refused when they are read
+                if _apply_default(method.attribution, number):
+                    method.name = method.name or concrete_preset(preset)
+
+
+def _apply_default(options: pb.AttributionOptions, preset: Any) -> bool:  # noqa: ANN401 (a number of pb.Preset)
+    """Write a preset into options that name none, and no method and no switch; return whether it was written."""
+    if _CHOICES.isdisjoint(field.name for field, _ in options.ListFields()):
+        options.preset = preset
+        return True
+    return False
 
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:

@@ -58,7 +58,7 @@ class ExplainerService:
         thread: EngineThread,
         *,
         max_message_bytes: int,
-        default_attribution: str = "paper",
+        default_attribution: str = "recommended",
         observers: CallObservers | None = None,
     ) -> None:
         self._engine, self._thread = engine, thread

@@ -8,8 +8,10 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_engine.tokenization import encoder as encoder_module
-from gradellm_server.rpc.requests_from_wire import apply_default
+from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, apply_default
+from gradellm_server.rpc.wire_enums import SWITCH_ENUMS
 from server.conftest import RunningServer, Serving
 
 MANY = 100_000
@@ -145,11 +147,27 @@ SAID = [
     {"method": "saliency"},
     {"sink": pb.SINK_EXCLUDE},
     {"layers": pb.Layers(last=1)},
+    {"layers": pb.Layers()},  # all of them
     {"seed": 0},
 ]
 
 
-@pytest.mark.parametrize("said", [{}, {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED}, *SAID])
+NOT_SAID = [
+    {},
+    {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED, "chunk_size": 4, "top_k_sources": 3},
+    {"tokens": pb.TokenSelection(indexes=[0])},
+    {"sources": pb.SOURCES_PREFIX},
+    {"target_token_id": 0},
+    {"contrast": pb.Contrast(runner_up=True)},
+]
+
+
+def test_every_field_of_the_options_either_chooses_an_attribution_or_does_not() -> None:
+    fields = {name for said in (*SAID, *NOT_SAID) for name in said} | {*SWITCH_ENUMS, *NUMERIC_SWITCHES, "baseline_ids"}
+    assert fields == {field.name for field in pb.AttributionOptions.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("said", [*NOT_SAID, *SAID])
 @pytest.mark.parametrize("kind", [pb.GenerateRequest, pb.AttributeRequest])
 def test_a_default_is_for_requests_that_do_not_say_what_they_want(kind: Any, said: dict[str, Any]) -> None:
     request = kind(attribution=pb.AttributionOptions(**said))
@@ -160,12 +178,24 @@ def test_a_default_is_for_requests_that_do_not_say_what_they_want(kind: Any, sai
 
 def test_a_default_is_not_for_requests_that_want_none() -> None:
     tokens_alone, implied = pb.GenerateRequest(), pb.AttributeRequest()
-    evaluated = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[pb.EvaluatedMethod()]))
-    for request in (tokens_alone, implied, evaluated, pb.TokenizeRequest()):
+    for request in (tokens_alone, implied, pb.TokenizeRequest()):
         apply_default(request, "knockout")
     assert not tokens_alone.HasField("attribution")
     assert implied.attribution.preset == pb.PRESET_KNOCKOUT
-    assert evaluated.evaluation.methods[0] == pb.EvaluatedMethod()
+
+
+def test_an_evaluated_method_has_the_default_and_its_name() -> None:
+    random = pb.EvaluatedMethod(attribution=pb.AttributionOptions(method="random"))
+    methods = [pb.EvaluatedMethod(), pb.EvaluatedMethod(name="mine"), random]
+    request = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=methods))
+    apply_default(request, "recommended")
+    assert [method.name for method in request.evaluation.methods] == [RECOMMENDED_PRESET, "mine", ""]
+    presets = [method.attribution.preset for method in request.evaluation.methods]
+    assert presets == [pb.PRESET_RECOMMENDED, pb.PRESET_RECOMMENDED, pb.PRESET_UNSPECIFIED]
+    assert request.evaluation.methods[2] == random
+    many = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[pb.EvaluatedMethod()] * 65))
+    apply_default(many, "paper")
+    assert many.evaluation.methods[64] == pb.EvaluatedMethod()  # which is refused, as the 65th
 
 
 def test_a_servers_default(serving: Serving) -> None:
