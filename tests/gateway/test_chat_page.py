@@ -16,6 +16,7 @@ from gradellm import Explanation
 from gradellm_engine import Engine
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
+from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from support.browser import browser
@@ -144,7 +145,7 @@ def test_two_methods_are_shown_side_by_side(tab: Any) -> None:
     tab.wait_for_function(
         "[...document.querySelectorAll('.panel:last-child .piece')].some(one => / [fa]\\d/.test(one.className))"
     )
-    assert tab.locator(".panel h3").all_inner_texts() == ["grad_ellm, paper", "saliency"]
+    assert tab.locator(".panel h3").all_inner_texts() == [f"grad_ellm, {RECOMMENDED_PRESET}", "saliency"]
     assert shades(tab, 0) != shades(tab, 1)
     tab.get_by_label("Compare with").select_option("")
     assert tab.locator(".panel").count() == 1

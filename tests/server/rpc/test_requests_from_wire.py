@@ -141,7 +141,7 @@ def test_messages_that_cannot_be_located_are_reported(server: RunningServer, mon
     assert "attribution.normalise_over: user: which tokens are the user's own text is not known" in error.details()
 
 
-SAID = [
+SAID: list[dict[str, Any]] = [
     {"preset": pb.PRESET_PAPER},
     {"method": "grad_ellm"},
     {"method": "saliency"},
@@ -152,7 +152,7 @@ SAID = [
 ]
 
 
-NOT_SAID = [
+NOT_SAID: list[dict[str, Any]] = [
     {},
     {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED, "chunk_size": 4, "top_k_sources": 3},
     {"tokens": pb.TokenSelection(indexes=[0])},

@@ -18,13 +18,14 @@ from gradellm.wire import responses
 from gradellm_engine import AttributionSettings, Engine, GradEllm, Sampling
 from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_server.rpc import requests_from_wire
+from gradellm_server.rpc.wire_enums import PRESETS
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer, Serving
 
 PROMPT = "Once upon a time, there was a small red fox"
 COMPLETION = " and it ran"
 NUM_TOKENS = 6
-OLD_PRESETS = {number: name for number, name in requests_from_wire.PRESETS.items() if number <= pb.PRESET_KNOCKOUT}
+OLD_PRESETS = {number: name for number, name in PRESETS.items() if number <= pb.PRESET_KNOCKOUT}
 NAMES_NOTHING: list[dict[str, Any]] = [
     {},
     {"attribution": True},
