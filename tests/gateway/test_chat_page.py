@@ -80,10 +80,12 @@ def tab(show: Callable[..., Any], demo_url: str) -> Any:
     return show(demo_url)
 
 
-def ask(tab: Any, question: str, *, system: str = "", wait: bool = True) -> None:
+def ask(tab: Any, question: str, *, system: str = "", method: str = "", wait: bool = True) -> None:
     if system:
         tab.locator("summary", has_text="Settings").click()
         tab.get_by_label("System message").fill(system)
+    if method:
+        tab.get_by_label("Explained by").select_option(method)
     tab.get_by_label("Your message").fill(question)
     tab.get_by_role("button", name="Send").click()
     if wait:
@@ -99,7 +101,7 @@ def shades(tab: Any, panel: int = 0) -> list[str]:
 
 
 def test_an_answer_is_streamed_with_its_attribution(tab: Any) -> None:
-    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    ask(tab, REVIEW, system=SYSTEM_PROMPT, method="grad_ellm, paper")
     assert tab.locator(".turn.assistant .word").all_inner_texts() == ["Negative"]
     tab.locator(".word").hover()
     assert "“Negative” came from “shabby.”" in tab.locator("#status").inner_text()
