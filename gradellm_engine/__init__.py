@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         Switches,
         TokenSelection,
     )
+    from gradellm_engine.presets import concrete_preset, preset_of
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
@@ -154,9 +155,11 @@ __all__ = [
     "UnsupportedModelError",
     "check_checkpoint",
     "check_context",
+    "concrete_preset",
     "gpu_memory",
     "interruption_point",
     "method_named",
+    "preset_of",
     "software_versions",
 ]
 
@@ -164,6 +167,7 @@ __all__ = [
 _MODULES = (
     "errors",
     "params",
+    "presets",
     "model.checkpoint_check",
     "model.quantization",
     "faithfulness.settings",

@@ -30,6 +30,7 @@ from gradellm_engine.methods.cost_model import Estimate, ModelCost
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, Sampling, Switches
+from gradellm_engine.presets import concrete_preset
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.utils.memory import resident_bytes, return_unused
 from gradellm_engine.utils.threads import available_cpus, use_threads
@@ -154,6 +155,10 @@ class Engine:
     def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
         """Passes, seconds and bytes that explaining a completion would take."""
         return self.post_hoc.estimate(switches, num_prompt_tokens, num_new_tokens)
+
+    def concrete_preset(self, name: str) -> str:
+        """A preset's own name; for `recommended` that of the preset which it stands for, for this model."""
+        return concrete_preset(name, has_gates=self.model.family.gates is not None)
 
     def refusal(self, method: Method) -> str:
         """Why this model cannot be explained by a method; empty where it can."""

@@ -343,14 +343,18 @@ _RECTIFY_OF: Mapping[Magnitude, tuple[Rectify, ...]] = MappingProxyType(
 )
 # Every switch's default, which is the paper's: what a preset does not name has this value.
 PRESET_DEFAULTS: Mapping[str, Any] = MappingProxyType({switch.name: switch.default for switch in fields(GradEllm)})
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "paper": {},
-        "unloosened": {"loosening": Loosening.NONE},
-        "grad_eclip": {"similarity": Similarity.COSINE, "rotary": Rotary.UNROTATED},
-        "knockout": {"loosening": Loosening.NONE, "rectify": Rectify.NONE, "magnitude": Magnitude.KNOCKOUT},
-    }
-)
+RECOMMENDED_PRESET = "step_relevance"  # what `recommended` stands for; provenance has this name
+_TRUE_WEIGHTS: Mapping[str, Any] = {"loosening": Loosening.NONE, "rectify": Rectify.NONE}
+_NO_SINK: Mapping[str, Any] = {"magnitude": Magnitude.HEAD_ABS, "sink": Sink.EXCLUDE}
+_PRESETS: dict[str, Mapping[str, Any]] = {
+    "paper": {},
+    "unloosened": {"loosening": Loosening.NONE},
+    "grad_eclip": {"similarity": Similarity.COSINE, "rotary": Rotary.UNROTATED},
+    "knockout": {**_TRUE_WEIGHTS, "magnitude": Magnitude.KNOCKOUT},
+    "head_abs_no_sink": {**_TRUE_WEIGHTS, **_NO_SINK},
+    "step_relevance": {**_TRUE_WEIGHTS, **_NO_SINK, "gradient": Gradient.RELEVANCE},
+}
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({**_PRESETS, "recommended": _PRESETS[RECOMMENDED_PRESET]})
 
 
 @dataclass(frozen=True)

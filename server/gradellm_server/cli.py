@@ -115,9 +115,9 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--default-attribution",
         choices=get_args(Preset),
-        default="paper",
+        default="recommended",
         help="the preset of requests that want an attribution and name neither a preset nor a method nor a switch "
-        "(default: paper)",
+        "(default: recommended)",
     )
     group.add_argument(
         "--memory",

@@ -111,7 +111,7 @@ class Server:
             max_queued_tokens=settings.max_queued_tokens,
             reader_timeout_seconds=settings.reader_timeout_seconds,
         )
-        await warm_up(engine, self._thread)
+        await warm_up(engine, self._thread, settings.default_attribution)
         self.metrics.attach_engine(engine, self._thread)
         service = ExplainerService(
             engine,

@@ -60,7 +60,7 @@ class ServerSettings:
     connection_seconds: float = 20.0
     receive_seconds: float = 60.0
     debug: bool = False
-    default_attribution: str = "paper"
+    default_attribution: str = "recommended"
 
     def __post_init__(self) -> None:
         for name in ("max_queued_tokens", "max_message_bytes"):

@@ -11,6 +11,7 @@ from gradellm_engine import (
     Delivery,
     Engine,
     Event,
+    GradEllm,
     PromptInput,
     Request,
     Sampling,
@@ -20,11 +21,12 @@ from gradellm_server.engine_loop.job import Job
 
 PROMPT = "A"
 NUM_TOKENS = 4
-ATTRIBUTION_MODES = (AttributionSettings(), AttributionSettings(delivery=Delivery.CHUNKED), None)
 
 
-async def warm_up(engine: Engine, thread: EngineThread) -> None:
+async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
     """Generate a few tokens through the scheduler: attributed per token, attributed in chunks, and not at all.
+
+    They are attributed by a preset, the server's default.
 
     With CUDA graphs, each batch size is compiled and captured by itself, which takes about a second and blocks the
     engine. There the warm-up runs batches of 1, 2, 4, ... requests of each mode, up to `max_running`.
@@ -35,6 +37,9 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
     num_wanted = DEFAULT_CHUNK_SIZE if engine.uses_graphs else NUM_TOKENS
     # A model with a very small context may have room for one token only.
     num_tokens = min(num_wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
+
+    method = GradEllm.preset(engine.concrete_preset(preset))
+    modes = (AttributionSettings(method), AttributionSettings(method, delivery=Delivery.CHUNKED), None)
 
     def request(settings: AttributionSettings | None, engine: Engine) -> Request:
         return engine.generation_request(PromptInput(prompt=PROMPT), Sampling(max_new_tokens=num_tokens), settings)
@@ -47,12 +52,12 @@ async def warm_up(engine: Engine, thread: EngineThread) -> None:
         finally:
             job.cancel()
 
-    for settings in ATTRIBUTION_MODES[: max(1, thread.max_running + thread.max_queued)]:
+    for settings in modes[: max(1, thread.max_running + thread.max_queued)]:
         await run(settings)
-    await asyncio.gather(*(run(settings) for settings in ATTRIBUTION_MODES[: thread.max_running]))
+    await asyncio.gather(*(run(settings) for settings in modes[: thread.max_running]))
     if engine.uses_graphs:
         for batch_size in _batch_sizes(thread.max_running):
-            for settings in ATTRIBUTION_MODES:
+            for settings in modes:
                 await asyncio.gather(*(run(settings) for _ in range(batch_size)))
 
 

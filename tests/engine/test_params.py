@@ -28,7 +28,7 @@ from gradellm_engine import (
     Sources,
     TokenSelection,
 )
-from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS
+from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS, RECOMMENDED_PRESET
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,16 @@ def test_presets_are_those_of_the_method() -> None:
         "unloosened": {"loosening": "none"},
         "grad_eclip": {"similarity": "cosine", "rotary": "unrotated"},
         "knockout": {"loosening": "none", "rectify": "none", "magnitude": "knockout"},
+        "head_abs_no_sink": {"loosening": "none", "rectify": "none", "magnitude": "head_abs", "sink": "exclude"},
+        "step_relevance": {
+            "loosening": "none",
+            "rectify": "none",
+            "magnitude": "head_abs",
+            "sink": "exclude",
+            "gradient": "relevance",
+        },
     }
+    table["recommended"] = table[RECOMMENDED_PRESET]
     assert set(PRESETS) == set(table)
     for name, changes in table.items():
         preset = GradEllm.preset(name)

@@ -16,6 +16,7 @@ from gradellm import Explanation
 from gradellm_engine import Engine
 from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
+from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
 from support.browser import browser
@@ -79,10 +80,12 @@ def tab(show: Callable[..., Any], demo_url: str) -> Any:
     return show(demo_url)
 
 
-def ask(tab: Any, question: str, *, system: str = "", wait: bool = True) -> None:
+def ask(tab: Any, question: str, *, system: str = "", method: str = "", wait: bool = True) -> None:
     if system:
         tab.locator("summary", has_text="Settings").click()
         tab.get_by_label("System message").fill(system)
+    if method:
+        tab.get_by_label("Explained by").select_option(method)
     tab.get_by_label("Your message").fill(question)
     tab.get_by_role("button", name="Send").click()
     if wait:
@@ -98,7 +101,7 @@ def shades(tab: Any, panel: int = 0) -> list[str]:
 
 
 def test_an_answer_is_streamed_with_its_attribution(tab: Any) -> None:
-    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    ask(tab, REVIEW, system=SYSTEM_PROMPT, method="grad_ellm, paper")
     assert tab.locator(".turn.assistant .word").all_inner_texts() == ["Negative"]
     tab.locator(".word").hover()
     assert "“Negative” came from “shabby.”" in tab.locator("#status").inner_text()
@@ -144,7 +147,7 @@ def test_two_methods_are_shown_side_by_side(tab: Any) -> None:
     tab.wait_for_function(
         "[...document.querySelectorAll('.panel:last-child .piece')].some(one => / [fa]\\d/.test(one.className))"
     )
-    assert tab.locator(".panel h3").all_inner_texts() == ["grad_ellm, paper", "saliency"]
+    assert tab.locator(".panel h3").all_inner_texts() == [f"grad_ellm, {RECOMMENDED_PRESET}", "saliency"]
     assert shades(tab, 0) != shades(tab, 1)
     tab.get_by_label("Compare with").select_option("")
     assert tab.locator(".panel").count() == 1

@@ -71,7 +71,7 @@ class FakeThread:
 
 def batches(engine: FakeEngine, **limits: int) -> list[tuple[str, ...]]:
     thread: Any = FakeThread(engine, **limits)
-    asyncio.run(warm_up(engine, thread))  # type: ignore[arg-type]
+    asyncio.run(warm_up(engine, thread, "recommended"))  # type: ignore[arg-type]
     assert thread.num_cancelled == sum(map(len, thread.batches))  # every job ends
     return thread.batches  # type: ignore[no-any-return]
 
@@ -111,5 +111,5 @@ def test_a_model_that_fails_ends_the_warm_up_and_its_job() -> None:
     thread: Any = FakeThread(engine, max_running=2)
     thread.error = RuntimeError("no kernel image is available")
     with pytest.raises(RuntimeError, match="no kernel image"):
-        asyncio.run(warm_up(engine, thread))  # type: ignore[arg-type]
+        asyncio.run(warm_up(engine, thread, "recommended"))  # type: ignore[arg-type]
     assert (thread.batches, thread.num_cancelled) == ([("per token",)], 1)

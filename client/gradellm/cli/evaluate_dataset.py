@@ -23,7 +23,7 @@ from gradellm.cli import options
 from gradellm.cli.dataset_run import data_preset, read_dataset_run, resolve_for_model, sampled_examples
 from gradellm.cli.evaluation_output import check_folder, command_line, write_tables, write_text
 from gradellm.cli.progress import Progress, print_status
-from gradellm.errors import InvalidRequestError
+from gradellm.errors import InvalidRequestError, UnimplementedError
 from gradellm.evaluation import statistics
 from gradellm.evaluation.datasets import load_rows
 from gradellm.evaluation.names import data_title
@@ -131,7 +131,7 @@ async def _supported(methods: Methods, servers: Sequence[Server]) -> Methods:
         if name in PRESETS:
             try:
                 await client.attribute("a", completion="a", **cast("Any", keywords))
-            except InvalidRequestError as error:
+            except (InvalidRequestError, UnimplementedError) as error:
                 print_status(f"{name} is left out: {error}")
                 continue
         supported[name] = keywords

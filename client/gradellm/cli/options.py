@@ -289,14 +289,15 @@ def add_attribution(parser: argparse.ArgumentParser, *, can_be_off: bool) -> Non
     """Add the flags of the attribution method."""
     group = parser.add_argument_group(
         "attribution",
-        "Default values are the preset's or the method's; `gradellm info` lists the switches of each method.",
+        "Without a preset, a method and a switch, the server's default preset applies; `gradellm info` tells it, and "
+        "each method's switches. Default values are the preset's, the paper's without one, or the method's.",
     )
     group.add_argument(
         "--attribution",
         choices=_PRESETS if can_be_off else _PRESETS[:-1],
-        help="the preset; paper by default" + (", none for no attribution" if can_be_off else ""),
+        help="the preset; by default the server's" + (", none for no attribution" if can_be_off else ""),
     )
-    group.add_argument("--method", metavar="NAME", help="grad_ellm by default; `gradellm info` lists all")
+    group.add_argument("--method", metavar="NAME", help="grad_ellm is the paper's; `gradellm info` lists all")
     group.add_argument("--layers", type=_layers, metavar="last:4|0,1|all", help="the layers to sum over")
     for name, (values, meaning) in _SWITCHES.items():
         group.add_argument(f"--{name.replace('_', '-')}", choices=get_args(values), help=meaning)

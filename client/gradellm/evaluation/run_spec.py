@@ -45,6 +45,7 @@ Methods = dict[str, dict[str, Any]]
 
 METRICS: tuple[Metric, ...] = get_args(models.Metric)
 PRESETS: tuple[str, ...] = get_args(models.Preset)
+_OTHER_NAMES = ("paper", "recommended")  # of the method grad_ellm, and of another preset
 PIS: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(1, 20))
 """The paper's retention shares: 0.05, 0.10 .. 0.95."""
 PLAUSIBILITY: tuple[Metric, ...] = ("auprc", "token_f1")
@@ -59,7 +60,8 @@ def named_methods(names: Sequence[str], info: ServerInfo, metrics: Sequence[Metr
 
     "paper" stands for the paper's nine methods and the preset knockout; with insertion or deletion among the metrics
     also for Grad-ELLM without loosening, as in the paper's tables 4 and 5. "all" stands for every method that supports
-    the model, and the presets.
+    the model, and the presets. "recommended" is the preset that it stands for on the server, under that preset's name:
+    results of different versions are merged by name.
 
     Raises InvalidRequestError for an unknown name, or a method that does not support the model.
     """
@@ -70,7 +72,10 @@ def named_methods(names: Sequence[str], info: ServerInfo, metrics: Sequence[Metr
             methods |= {**PAPER_METHODS} | {preset: {"attribution": preset} for preset in _paper_presets(metrics)}
         elif name == "all":
             methods |= {name: {"method": name} for name, method in available.items() if not method.refusal}
-            methods |= {preset: {"attribution": preset} for preset in PRESETS if preset != "paper"}  # same as grad_ellm
+            methods |= {preset: {"attribution": preset} for preset in PRESETS if preset not in _OTHER_NAMES}
+        elif name == "recommended":
+            preset = info.recommended_preset or name  # which an older server refuses
+            methods[preset] = {"attribution": preset}
         elif name in PRESETS:
             methods[name] = {"attribution": name}
         elif name in available:

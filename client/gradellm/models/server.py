@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Preset = Literal["paper", "unloosened", "grad_eclip", "knockout"]
+Preset = Literal["paper", "unloosened", "grad_eclip", "knockout", "recommended", "head_abs_no_sink", "step_relevance"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +147,7 @@ class ServerInfo:
     memory: Memory = Memory()
     """What its memory is for."""
     default_attribution: Preset | None = None
-    """What a request gets that wants an attribution, and names neither a preset nor a method nor a switch."""
+    """What a request gets that wants an attribution, and names neither a preset nor a method nor a switch. Never
+    "recommended", but the preset that it stands for. None from older servers, whose default is "paper"."""
+    recommended_preset: Preset | None = None
+    """The preset that "recommended" stands for. None from older servers, which do not have it."""

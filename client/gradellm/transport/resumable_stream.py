@@ -30,6 +30,11 @@ _NO_SWITCHES = ("preset", "sources", "resolution", "delivery")  # fields that ar
 _SAME_MODEL = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "quantization")
 
 
+def _by_switches_alone(attribution: pb.AttributionOptions) -> None:
+    """Leave out the preset: the resolved switches say all of it, also to a server that does not have the preset."""
+    attribution.ClearField("preset")
+
+
 class ResumableStream:
     """One stream of events over one or more calls."""
 
@@ -57,16 +62,23 @@ class ResumableStream:
         if self._started is None:
             return self._call.request
         sampling = self._started.provenance.sampling
+        settings = self._settings or pb.Provenance()
         if isinstance(self._request, pb.EvaluateRequest):
             retried = pb.EvaluateRequest()
             retried.CopyFrom(self._request)
             if retried.HasField("generation") and sampling is not None:
                 retried.generation.seed = sampling.seed
+            if settings.evaluation.methods:
+                del retried.evaluation.methods[:]
+                retried.evaluation.methods.extend(settings.evaluation.methods)
+                for method in retried.evaluation.methods:
+                    _by_switches_alone(method.attribution)
             return retried
         resumed = type(self._request)()
         resumed.CopyFrom(self._request)
-        if self._settings is not None and self._settings.HasField("attribution"):
-            resumed.attribution.CopyFrom(self._settings.attribution)
+        if settings.HasField("attribution"):
+            resumed.attribution.CopyFrom(settings.attribution)
+            _by_switches_alone(resumed.attribution)
         if not isinstance(resumed, pb.GenerateRequest):  # deterministic: the same events once more
             repeated: Message = resumed
             return repeated
@@ -87,8 +99,9 @@ class ResumableStream:
         if event is None:
             return None
         if event.started is not None:
-            if self._settings is None and hasattr(self._request, "attribution"):
-                self._check_switches(response.started.provenance, target)
+            if self._settings is None:
+                if hasattr(self._request, "attribution"):
+                    self._check_switches(response.started.provenance, target)
                 self._settings = response.started.provenance
             return self._take_started(event, target)
         if event.token is not None:

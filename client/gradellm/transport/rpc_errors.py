@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -24,6 +24,8 @@ from gradellm.errors import (
 )
 from gradellm.transport.addresses import proxy_of
 from gradellm.transport.starting_server import is_starting
+from gradellm.v1 import explainer_pb2 as pb
+from gradellm.wire.responses import enum_names
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -76,6 +78,8 @@ def from_rpc(error: grpc.RpcError, *, target: str, timeout: float | None, has_be
             "the progress), or it is not a gradellm server"
         )
         result.is_starting = True
+    elif older := _older_server(details.violations, target):
+        result = UnimplementedError(older)
     elif issubclass(kind, InvalidRequestError):
         violations = "; ".join(f"{v.field}: {v.description}" for v in details.violations)
         result = InvalidRequestError(
@@ -128,6 +132,23 @@ def _message(
         DeadlineExceededError: "exceeded the deadline",
     }.get(kind, "failed")
     return f"the server at {target} {what}: {details or 'no reason given'}"
+
+
+def _older_server(violations: tuple[Violation, ...], target: str) -> str:
+    """Return the message for a server that does not know an enum's value; empty for other errors.
+
+    This client sends only values of its own contract, so that such a server is older.
+    """
+    for violation in violations:
+        number = re.match(r"(\d+) is not an? \w+ that this server knows", violation.description)
+        field: Any = pb.AttributionOptions.DESCRIPTOR.fields_by_name.get(violation.field.removeprefix("attribution."))
+        if number and field is not None and field.enum_type is not None:
+            value = enum_names(field.enum_type).get(int(number[1]), number[1])
+            return (
+                f"the server at {target} is older than the {field.name} {value}: upgrade the server, or choose another "
+                f"{field.name}"
+            )
+    return ""
 
 
 class _Details:

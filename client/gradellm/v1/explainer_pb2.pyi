@@ -46,6 +46,9 @@ class Preset(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRESET_UNLOOSENED: _ClassVar[Preset]
     PRESET_GRAD_ECLIP: _ClassVar[Preset]
     PRESET_KNOCKOUT: _ClassVar[Preset]
+    PRESET_RECOMMENDED: _ClassVar[Preset]
+    PRESET_HEAD_ABS_NO_SINK: _ClassVar[Preset]
+    PRESET_STEP_RELEVANCE: _ClassVar[Preset]
 
 class Loosening(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -174,6 +177,9 @@ PRESET_PAPER: Preset
 PRESET_UNLOOSENED: Preset
 PRESET_GRAD_ECLIP: Preset
 PRESET_KNOCKOUT: Preset
+PRESET_RECOMMENDED: Preset
+PRESET_HEAD_ABS_NO_SINK: Preset
+PRESET_STEP_RELEVANCE: Preset
 LOOSENING_UNSPECIFIED: Loosening
 LOOSENING_MIN_MAX: Loosening
 LOOSENING_NONE: Loosening
@@ -516,7 +522,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("model", "methods", "limits", "versions", "memory", "default_attribution")
+    __slots__ = ("model", "methods", "limits", "versions", "memory", "default_attribution", "recommended_preset")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -530,13 +536,15 @@ class GetServerInfoResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    RECOMMENDED_PRESET_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     methods: _containers.RepeatedCompositeFieldContainer[MethodInfo]
     limits: Limits
     versions: _containers.ScalarMap[str, str]
     memory: Memory
     default_attribution: Preset
-    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., default_attribution: _Optional[_Union[Preset, str]] = ...) -> None: ...
+    recommended_preset: Preset
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., default_attribution: _Optional[_Union[Preset, str]] = ..., recommended_preset: _Optional[_Union[Preset, str]] = ...) -> None: ...
 
 class Memory(_message.Message):
     __slots__ = ("limit_bytes", "weights_bytes", "packed_weights_bytes", "kv_cache_bytes", "method_bytes", "resident_bytes")

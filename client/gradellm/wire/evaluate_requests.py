@@ -101,7 +101,7 @@ def _evaluation_options(
     keywords: EvaluateKeywords, methods: object, scores: Mapping[str, Mapping[int, Sequence[float]]]
 ) -> pb.EvaluationOptions:
     return pb.EvaluationOptions(
-        methods=_evaluated_methods(("grad_ellm", "random") if methods is None and not scores else methods or ()),
+        methods=_default_methods() if methods is None and not scores else _evaluated_methods(methods or ()),
         scores=[_given_scores(name, rows) for name, rows in validation.mapping("scores", scores).items()],
         metrics=validation.enum_values(pb.Metric, "metrics", keywords),
         pis=[validation.number(f"pis[{i}]", pi) for i, pi in enumerate(validation.optional_list("pis", keywords))],
@@ -115,6 +115,11 @@ def _evaluation_options(
         raw_scores=validation.optional(validation.boolean, "raw_scores", keywords),
         rationale=validation.texts("rationale", keywords),
     )
+
+
+def _default_methods() -> list[pb.EvaluatedMethod]:
+    """The server's default, which the server names, and the random baseline."""
+    return [pb.EvaluatedMethod(), *_evaluated_methods(("random",))]
 
 
 def _evaluated_methods(methods: object) -> list[pb.EvaluatedMethod]:

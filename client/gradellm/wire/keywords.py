@@ -99,12 +99,18 @@ class InputKeywords(TypedDict, total=False):
 
 
 class AttributionKeywords(TypedDict, total=False):
-    """The attribution method and its switches. A keyword that is absent or None has the preset's value."""
+    """The attribution method and its switches. A keyword that is absent or None has the preset's value.
 
-    attribution: Preset | None
-    """The preset: "paper" (the default), "unloosened", "grad_eclip" or "knockout". None turns attribution off."""
+    Without a preset, a method and a switch, the server's default preset applies: "recommended", or what
+    `gradellm serve --default-attribution` says. A switch alone starts from "paper". The keywords from `target` on are
+    no switches.
+    """
+
+    attribution: Preset | bool | None
+    """The preset: "recommended", "paper", "unloosened", "grad_eclip", "knockout", "head_abs_no_sink" or
+    "step_relevance". True, as where it is absent, names none. None or False turns attribution off."""
     method: str | None
-    """The method's name, "grad_ellm" by default; `server_info().methods` lists all."""
+    """The method's name; "grad_ellm" is the paper's. `server_info().methods` lists all."""
     loosening: Loosening | None
     layers: Literal["all"] | int | Sequence[int] | None
     """"all", the number of last layers, or a list of layer indexes from 0, the layer after the embedding."""
@@ -211,7 +217,7 @@ class EvaluateKeywords(CallKeywords, InputKeywords, total=False):
     """The seed of its sampling; chosen by the server by default."""
     methods: Sequence[str] | Mapping[str, Mapping[str, Any] | None] | None
     """Methods to evaluate: names of methods and presets; or a mapping from your own names to attribution keywords. By
-    default "grad_ellm" and "random", which is the reference of differences."""
+    default the server's default preset, under its own name, and "random", which is the reference of differences."""
     scores: Mapping[str, Mapping[int, Sequence[float]]] | None
     """Your own attributions, by name and by index of the evaluated token: one score per prompt token, or per token of
     the whole prefix."""

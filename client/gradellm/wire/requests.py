@@ -61,7 +61,7 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
         forced_ids=validation.optional(validation.int32s, "forced_ids", keywords),
         first_attribution=validation.optional(validation.int32, "first_attribution", keywords),
     )
-    if keywords.get("attribution", "paper") is not None:
+    if _is_explained(keywords):
         request.attribution.CopyFrom(attribution_options(keywords, unknown_text=_NOT_WRITTEN))
     else:
         _refuse_attribution_keywords(keywords)
@@ -72,8 +72,9 @@ def attribute_request(prompt: str | None, keywords: AttributeKeywords) -> pb.Att
     """Build the request of `attribute` and `attribute_events`."""
     validation.refuse_unknown("attribute", keywords, AttributeKeywords)
     validation.exactly_one({name: keywords.get(name) for name in ("completion", "completion_ids")})
-    if keywords.get("attribution", "paper") is None:
-        raise InvalidRequestError.of("attribution", "None turns attribution off, which attribute() cannot do without")
+    if not _is_explained(keywords):
+        off = keywords["attribution"]
+        raise InvalidRequestError.of("attribution", f"{off} turns attribution off, which attribute() cannot do without")
     return pb.AttributeRequest(
         input=prompt_input(prompt, keywords),
         completion=validation.optional(validation.text, "completion", keywords),
@@ -173,7 +174,9 @@ def attribution_options(
     contrast, layers, tokens = keywords.get("contrast"), keywords.get("layers"), keywords.get("tokens")
     return pb.AttributionOptions(
         method=validation.optional(validation.text, "method", keywords),
-        preset=validation.enum_value(pb.Preset, "attribution", keywords),
+        preset=None
+        if keywords.get("attribution") is True
+        else validation.enum_value(pb.Preset, "attribution", keywords),
         loosening=validation.enum_value(pb.Loosening, "loosening", keywords),
         layers=None if layers is None else _layers(layers),
         similarity=validation.enum_value(pb.Similarity, "similarity", keywords),
@@ -201,11 +204,17 @@ def attribution_options(
     )
 
 
-def _layers(layers: object) -> pb.Layers | None:
+def _is_explained(keywords: AttributionKeywords) -> bool:
+    """Return whether a request wants an attribution: unless it turns it off."""
+    attribution = keywords.get("attribution", True)
+    return attribution is not None and attribution is not False
+
+
+def _layers(layers: object) -> pb.Layers:
     if isinstance(layers, str):
         if layers != "all":
             raise InvalidRequestError.of("layers", f'must be "all", a number or a list of indexes, not {layers!r}')
-        return None
+        return pb.Layers()  # a switch that is set, to its default
     if isinstance(layers, Iterable):
         return pb.Layers(indexes=validation.some_int32s("layers", layers))
     return pb.Layers(last=validation.int32("layers", layers))
@@ -220,7 +229,7 @@ def _contrast(contrast: object) -> pb.Contrast:
 
 
 def _refuse_attribution_keywords(keywords: Mapping[str, object]) -> None:
-    names = [*AttributionKeywords.__annotations__, "first_attribution"]
-    for name in names:
-        if keywords.get(name) is not None:
-            raise InvalidRequestError.of(name, "has no meaning with attribution=None, which turns attribution off")
+    off = keywords["attribution"]
+    for name in (*AttributionKeywords.__annotations__, "first_attribution"):
+        if name != "attribution" and keywords.get(name) is not None:
+            raise InvalidRequestError.of(name, f"has no meaning with attribution={off}, which turns attribution off")

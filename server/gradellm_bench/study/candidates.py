@@ -15,7 +15,7 @@ from gradellm_engine.params import PRESETS, Switches
 
 _TRUE_WEIGHTS = GradEllm(loosening=Loosening.NONE, rectify=Rectify.NONE)
 _FORMS: Mapping[str, GradEllm] = {
-    **{name: GradEllm.preset(name) for name in PRESETS},
+    **{name: GradEllm.preset(name) for name in PRESETS if "sink" not in PRESETS[name]},
     "signed": _TRUE_WEIGHTS,
     "signed_total": replace(_TRUE_WEIGHTS, rectify=Rectify.TOTAL),
     "positive": replace(_TRUE_WEIGHTS, rectify=Rectify.PER_HEAD),

@@ -16,15 +16,18 @@ function setOptions(select, methods, emptyLabel) {
 
 async function loadServerInfo() {
   try {
-    const { model, limits, methods } = await info(callOptions().token);
+    const { model, limits, methods, default_attribution, recommended_preset } = await info(callOptions().token);
     showError("");
     byId("model").textContent = `${model.name.split("/").pop()} · ${model.family}, ${model.dtype} · up to ${limits.max_prompt_tokens} prompt tokens`;
     byId("max-tokens").max = limits.max_new_tokens;
     byId("max-tokens").value = Math.min(+byId("max-tokens").value, limits.max_new_tokens);
-    const presets = ["paper", "knockout", "unloosened", "grad_eclip"].map((name) => ({ label: `grad_ellm, ${name}`, keywords: { attribution: name } }));
+    const defaultPreset = default_attribution ?? "paper"; // of older servers
+    const presets = [recommended_preset, "paper", "knockout", "unloosened", "grad_eclip"].filter((name) => name && name !== defaultPreset)
+      .map((name) => ({ label: `grad_ellm, ${name}`, keywords: { attribution: name } }));
+    presets.unshift({ label: `grad_ellm, ${defaultPreset}`, keywords: {} });
     const otherMethods = methods.filter((method) => method.name !== "grad_ellm")
       .map((method) => ({ label: method.name, keywords: { method: method.name }, streams: method.streams }));
-    state.streamingMethods = [...presets.slice(0, 3), ...otherMethods.filter((method) => method.streams)];
+    state.streamingMethods = [...presets.filter(({ keywords }) => keywords.attribution !== "grad_eclip"), ...otherMethods.filter((method) => method.streams)];
     state.postHocMethods = [...presets, ...otherMethods];
     setOptions(byId("method"), state.streamingMethods);
     setOptions(byId("compare"), state.postHocMethods, "nothing");

@@ -38,6 +38,8 @@ from gradellm_server.rpc.wire_enums import PRESET_NUMBERS, PRESETS, SWITCH_ENUMS
 
 # The switches of methods that are numbers, by their fields' names; `wire_enums.SWITCH_ENUMS` has the enums.
 NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
+# The fields that choose what an attribution is: where one of them is set, no default applies.
+_CHOICES = frozenset({"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES})
 NO_MEANING_IN_EVALUATE = "has no meaning in Evaluate, which perturbs each token of the prompt and looks at what follows"
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)
@@ -104,17 +106,37 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
     )
 
 
-def apply_default(request: Message, preset: str) -> None:
-    """Have a Generate or Attribute request that wants an attribution, and does not say which, get a preset's.
+def name_presets(request: Message, default: str, recommended: str) -> None:
+    """Write a preset's own name into attribution options that name none, or `recommended`.
 
-    An Evaluate request names its methods itself: a repeated one must not depend on the server that it comes to.
+    A request for tokens alone is not changed: Generate without attribution. An evaluated method without a name has the
+    default's own.
+
+    Args:
+        request: of Generate, Attribute or Evaluate.
+        default: the server's default, of options that name no preset, no method and no switch.
+        recommended: what `recommended` stands for, for this model.
     """
-    is_generate = isinstance(request, pb.GenerateRequest) and request.HasField("attribution")
-    if is_generate or isinstance(request, pb.AttributeRequest):
-        options: pb.AttributionOptions = request.attribution  # type: ignore[attr-defined]
-        named = {field.name for field, _ in options.ListFields()}
-        if not named & {"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES}:
-            options.preset = PRESET_NUMBERS[preset]
+    numbers = PRESET_NUMBERS[default], PRESET_NUMBERS[recommended]
+    match request:
+        case pb.GenerateRequest() if request.HasField("attribution"):
+            _name_preset(request.attribution, *numbers)
+        case pb.AttributeRequest():
+            _name_preset(request.attribution, *numbers)
+        case pb.EvaluateRequest():
+            for method in request.evaluation.methods[:MAX_EVALUATED_METHODS]:  # more are refused when they are read
+                if _name_preset(method.attribution, *numbers):
+                    method.name = method.name or default
+
+
+def _name_preset(options: pb.AttributionOptions, default: Any, recommended: Any) -> bool:  # noqa: ANN401 (pb.Preset)
+    """Write the preset of some options; return whether it is the default."""
+    if options.preset == pb.PRESET_RECOMMENDED:
+        options.preset = recommended
+    elif _CHOICES.isdisjoint(field.name for field, _ in options.ListFields()):
+        options.preset = default
+        return True
+    return False
 
 
 def read_evaluation(request: pb.EvaluationOptions, labels: Sequence[str]) -> EvaluationSettings:

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine import MAX_EVALUATION_SEQUENCES, MAX_EVALUATION_STEP_TOKENS, METHODS, Engine, Method
+from gradellm_engine import (
+    MAX_EVALUATION_SEQUENCES,
+    MAX_EVALUATION_STEP_TOKENS,
+    METHODS,
+    Engine,
+    Method,
+)
 from gradellm_server.rpc.settings_to_wire import model_info, versions
 from gradellm_server.rpc.wire_enums import PRESET_NUMBERS
 
 ESTIMATE_PROMPT_TOKENS, ESTIMATE_NEW_TOKENS = 256, 32  # of the request whose cost is estimated for each method
 
 
-def server_info(
-    engine: Engine, limits: Mapping[str, Any], default_attribution: str = "paper"
-) -> pb.GetServerInfoResponse:
+def server_info(engine: Engine, limits: Mapping[str, Any], default_preset: str) -> pb.GetServerInfoResponse:
     """Describe what is served; `limits` are the server's, in addition to the engine's."""
     memory = engine.memory
     return pb.GetServerInfoResponse(
@@ -36,7 +40,8 @@ def server_info(
             **limits,
         ),
         versions=versions(),
-        default_attribution=PRESET_NUMBERS[default_attribution],
+        default_attribution=PRESET_NUMBERS[default_preset],
+        recommended_preset=PRESET_NUMBERS[engine.concrete_preset("recommended")],
         memory=pb.Memory(
             limit_bytes=memory.limit or 0,
             weights_bytes=memory.weights,

@@ -58,11 +58,11 @@ class ExplainerService:
         thread: EngineThread,
         *,
         max_message_bytes: int,
-        default_attribution: str = "paper",
+        default_attribution: str = "recommended",
         observers: CallObservers | None = None,
     ) -> None:
         self._engine, self._thread = engine, thread
-        self._default_attribution = default_attribution
+        self._default_preset, self._recommended = map(engine.concrete_preset, (default_attribution, "recommended"))
         self._observers = observers or CallObservers()
         self._info = server_info(
             engine,
@@ -73,7 +73,7 @@ class ExplainerService:
                 "max_message_bytes": max_message_bytes,
                 "reader_timeout_seconds": thread.reader_timeout_seconds,
             },
-            default_attribution,
+            self._default_preset,
         )
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -138,7 +138,7 @@ class ExplainerService:
         active.quota.check()
         request = requests_from_wire.parse(request_type, payload)
         self._observers.on_request(active.call, request)
-        requests_from_wire.apply_default(request, self._default_attribution)
+        requests_from_wire.name_presets(request, self._default_preset, self._recommended)
         active.job = self._thread.submit(partial(read, request), convert, len(payload))
         return active.job
 

@@ -15,9 +15,10 @@ from gradellm_engine import (
     Sampling,
     Started,
     Switches,
+    preset_of,
     software_versions,
 )
-from gradellm_server.rpc.wire_enums import SWITCH_ENUMS, number_of
+from gradellm_server.rpc.wire_enums import PRESET_NUMBERS, SWITCH_ENUMS, number_of
 
 
 def model_info(engine: Engine) -> pb.ModelInfo:
@@ -32,13 +33,13 @@ def versions() -> dict[str, str]:
 
 def provenance(started: Started, engine: Engine) -> pb.Provenance:
     """Model, versions and settings of a stream: all that is needed to compute it again."""
-    attribution, evaluation = started.attribution, started.evaluation
+    attribution, evaluation, num_layers = started.attribution, started.evaluation, engine.info.num_layers
     return pb.Provenance(
         model=model_info(engine),
         versions=versions(),
         sampling=_sampling(started.sampling),
-        attribution=None if attribution is None else _attribution(attribution),
-        evaluation=None if evaluation is None else _evaluation(evaluation),
+        attribution=None if attribution is None else _attribution(attribution, num_layers),
+        evaluation=None if evaluation is None else _evaluation(evaluation, num_layers),
     )
 
 
@@ -53,10 +54,10 @@ def _sampling(sampling: Sampling) -> pb.Sampling:
     )
 
 
-def _attribution(settings: AttributionSettings) -> pb.AttributionOptions:
+def _attribution(settings: AttributionSettings, num_layers: int) -> pb.AttributionOptions:
     contrast = settings.contrast
     return pb.AttributionOptions(
-        **_switches(settings.method),
+        **_method(settings.method, num_layers),
         target_token_id=settings.target_token_id,
         contrast=None if contrast is None else _contrast(contrast),
         sources=number_of(pb.Sources, settings.sources),  # type: ignore[arg-type]
@@ -75,11 +76,13 @@ def _contrast(contrast: Contrast) -> pb.Contrast:
     return pb.Contrast(token_id=contrast.token_id, text=contrast.text)
 
 
-def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
+def _evaluation(settings: EvaluationSettings, num_layers: int) -> pb.EvaluationOptions:
     """All but the values of the caller's own scores."""
     return pb.EvaluationOptions(
         methods=[
-            pb.EvaluatedMethod(name=judged.name, attribution=pb.AttributionOptions(**_switches(judged.method)))
+            pb.EvaluatedMethod(
+                name=judged.name, attribution=pb.AttributionOptions(**_method(judged.method, num_layers))
+            )
             for judged in settings.methods
             if judged.method is not None
         ],
@@ -98,12 +101,13 @@ def _evaluation(settings: EvaluationSettings) -> pb.EvaluationOptions:
     )
 
 
-def _switches(method: Switches) -> dict[str, Any]:
-    """A method's name and switches, as fields of AttributionOptions."""
-    switches = asdict(method)
+def _method(method: Switches, num_layers: int) -> dict[str, Any]:
+    """A method's name, its preset if it has one, and its switches, as fields of AttributionOptions."""
+    switches, preset = asdict(method), preset_of(method, num_layers)
     layers = switches.pop("layers", None)
     return {
         "method": method.name,
+        "preset": None if preset is None else PRESET_NUMBERS[preset],
         "layers": None if layers is None else pb.Layers(indexes=layers),
         **{
             name: number_of(SWITCH_ENUMS[name][1], value) if name in SWITCH_ENUMS else value

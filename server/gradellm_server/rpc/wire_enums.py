@@ -27,12 +27,7 @@ from gradellm_engine import (
     Sink,
 )
 
-PRESETS: dict[int, str] = {
-    pb.PRESET_PAPER: "paper",
-    pb.PRESET_UNLOOSENED: "unloosened",
-    pb.PRESET_GRAD_ECLIP: "grad_eclip",
-    pb.PRESET_KNOCKOUT: "knockout",
-}
+PRESETS: dict[int, str] = {number: name.removeprefix("PRESET_").lower() for name, number in pb.Preset.items() if number}
 PRESET_NUMBERS: dict[str, Any] = {name: number for number, name in PRESETS.items()}
 ROLES = {role: pb.Role.Value(f"ROLE_{role.upper()}") for role in Role}
 # The switches of methods that are enums, by their fields' names. Requests and provenance read this table; those that

@@ -43,7 +43,7 @@ def test_undecodable_input(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--layers", "all"], pb.AttributionOptions()),
+        (["--layers", "all"], pb.AttributionOptions(layers=pb.Layers())),
         (["--layers", "0,2"], pb.AttributionOptions(layers=pb.Layers(indexes=[0, 2]))),
         (["--contrast", "12"], pb.AttributionOptions(contrast=pb.Contrast(token_id=12))),
         (["--contrast", "text:12"], pb.AttributionOptions(contrast=pb.Contrast(text="12"))),

@@ -43,12 +43,27 @@ def test_the_papers_methods_in_its_order() -> None:
 
 def test_all_means_every_supported_method() -> None:
     found = named_methods(["all"], info())
-    assert set(found) == {*PAPER_METHODS, "lime", "unloosened", "grad_eclip", "knockout"}
+    assert set(found) == {
+        *PAPER_METHODS,
+        "lime",
+        "unloosened",
+        "grad_eclip",
+        "knockout",
+        "head_abs_no_sink",
+        "step_relevance",
+    }
 
 
 def test_methods_and_presets_by_name() -> None:
     assert named_methods(["lime", "knockout", "lime", "paper"], info()).keys() == {"lime", "knockout", *PAPER_METHODS}
     assert named_methods(["unloosened"], info()) == {"unloosened": {"attribution": "unloosened"}}
+
+
+def test_the_recommended_preset_has_its_own_name_in_a_run() -> None:
+    """A resumed run must not mix what two versions recommend; an older server, without the preset, refuses it."""
+    told = replace(info(), recommended_preset="knockout")
+    assert named_methods(["recommended", "knockout"], told) == {"knockout": {"attribution": "knockout"}}
+    assert named_methods(["recommended"], info()) == {"recommended": {"attribution": "recommended"}}
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def resolved(**switches: Any) -> pb.Started:
 def test_a_resumption_asks_for_the_switches_of_the_first_server() -> None:
     """Another server may have another default."""
     switches: dict[str, Any] = {"loosening": pb.LOOSENING_NONE, "sink": pb.SINK_EXCLUDE, "layers": pb.Layers(last=2)}
+    unset = pb.AttributionOptions()
     requests: list[tuple[calls.Call[Any], Any]] = [
         (calls.generate("Once", {"attribution": None, "method": None}), pb.GenerateResponse),
         (calls.generate("Once", {}), pb.GenerateResponse),
@@ -164,14 +165,35 @@ def test_a_resumption_asks_for_the_switches_of_the_first_server() -> None:
     ]
     for call, response in requests:
         stream, request = ResumableStream(call), cast("Any", call.request)
-        beginning = resolved(**switches)
+        beginning = resolved(preset=pb.PRESET_HEAD_ABS_NO_SINK, **switches)
         if not request.HasField("attribution") and response is pb.GenerateResponse:
             beginning.provenance.ClearField("attribution")
         stream.take(response(started=beginning), "a:1")
         resumed: Any = stream.request
-        assert resumed.attribution == beginning.provenance.attribution
-        assert resumed.HasField("attribution") == beginning.provenance.HasField("attribution")
+        has_attribution = beginning.provenance.HasField("attribution")
+        # The switches alone: the next server may be older than the preset.
+        assert resumed.attribution == (resolved(**switches).provenance.attribution if has_attribution else unset)
+        assert resumed.HasField("attribution") == has_attribution
         assert request.attribution != resumed.attribution or not resumed.HasField("attribution")
+
+
+def test_an_evaluation_asks_for_the_methods_of_the_first_server() -> None:
+    """By their names and switches; the server chose the first one."""
+    stream = ResumableStream(calls.evaluate("Once", {"completion": " upon"}))
+    request: Any = stream.request
+    assert [method.name for method in request.evaluation.methods] == ["", "random"]
+    options = pb.AttributionOptions(method="grad_ellm", preset=pb.PRESET_KNOCKOUT, magnitude=pb.MAGNITUDE_KNOCKOUT)
+    random = pb.AttributionOptions(method="random", seed=0)
+    beginning = started()
+    beginning.provenance.evaluation.methods.add(name="knockout", attribution=options)
+    beginning.provenance.evaluation.methods.add(name="random", attribution=random)
+    stream.take(pb.EvaluateResponse(started=beginning), "a:1")
+    repeated: Any = stream.request
+    options.ClearField("preset")
+    assert list(repeated.evaluation.methods) == [
+        pb.EvaluatedMethod(name="knockout", attribution=options), pb.EvaluatedMethod(name="random", attribution=random)
+    ]  # fmt: skip
+    assert list(request.evaluation.methods) != list(repeated.evaluation.methods)
 
 
 def test_a_server_that_is_older_than_a_switch_is_named() -> None:

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2
 from client.transport.conftest import Failure
 from gradellm import errors
 from gradellm.transport.rpc_errors import from_rpc
+from gradellm.v1 import explainer_pb2 as pb
 
 TARGET = "models.test:50051"
 Code = grpc.StatusCode
@@ -66,6 +67,20 @@ def test_a_server_that_gives_a_reason_did_not_lose_the_connection() -> None:
     """Its message may contain any words."""
     found = error(Code.INTERNAL, "RST_STREAM is in the prompt", reason("INTERNAL"))
     assert (type(found), found.reason) == (errors.ServerError, "INTERNAL")
+
+
+def test_a_value_that_the_server_does_not_know_is_an_older_servers() -> None:
+    """The client has its own contract's values alone. The texts are those of earlier servers and of this one."""
+    for field, value, description in (
+        ("attribution.preset", pb.PRESET_RECOMMENDED, "{} is not a Preset that this server knows"),
+        ("attribution.sink", pb.SINK_EXCLUDE, "{} is not a value that this server knows; it knows SINK_KEEP"),
+    ):
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(field=field, description=description.format(value))
+        found = error(Code.INVALID_ARGUMENT, "1 field", bad)
+        assert type(found) is errors.UnimplementedError
+        name = {"attribution.preset": "preset recommended", "attribution.sink": "sink exclude"}[field]
+        assert str(found).startswith(f"the server at {TARGET} is older than the {name}: upgrade the server")
 
 
 def test_violations_name_the_fields() -> None:

@@ -34,7 +34,9 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class NoModel:
-    """A model without information, for provenances."""
+    """A model of one layer without other information, for provenances."""
+
+    num_layers: int = 1
 
 
 ENGINE = cast("engine.Engine", SimpleNamespace(info=NoModel()))
@@ -118,8 +120,11 @@ def test_attribution_settings_come_back_as_their_keywords(field: str, value: str
     """From the keyword through the request to the engine's settings, and back in the provenance."""
     keywords: Any = {**COMPANIONS.get(field, {}), KEYWORDS.get(field, field): value}
     settings = read_attribution(generate_request("a", keywords).attribution)
-    if field == "preset":  # provenances have its switches instead
+    if field == "preset":  # provenances have its own name beside its switches
         assert settings.method == engine.GradEllm.preset(value)
+        resolved = started(attribution=settings).attribution
+        assert resolved is not None
+        assert resolved.preset == engine.concrete_preset(value)
         return
     resolved = getattr(settings, field, None) or getattr(settings.method, field)
     assert isinstance(resolved, StrEnum)

@@ -29,7 +29,7 @@ def explanation() -> Explanation:
 def test_default_methods_and_metrics() -> None:
     methods = request().evaluation.methods
     assert [(method.name, method.attribution) for method in methods] == [
-        ("grad_ellm", OPTIONS(method="grad_ellm")),
+        ("", OPTIONS()),  # the server's default, which the server names
         ("random", OPTIONS(method="random")),
     ]
     own = request(scores={"mine": {0: [1.0]}}, completion="x").evaluation

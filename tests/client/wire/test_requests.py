@@ -90,7 +90,7 @@ def test_unknown_names_are_refused_with_those_that_exist(name: str) -> None:
     ("layers", "expected"),
     [
         (None, None),
-        ("all", None),
+        ("all", pb.Layers()),  # a switch that is set, so that no default of the server's applies
         (4, pb.Layers(last=4)),
         (np.int64(4), pb.Layers(last=4)),
         ([0, 1], pb.Layers(indexes=[0, 1])),
@@ -101,6 +101,27 @@ def test_unknown_names_are_refused_with_those_that_exist(name: str) -> None:
 def test_layers(layers: Any, expected: pb.Layers | None) -> None:
     options = generate_request("Once", {"layers": layers}).attribution
     assert (options.layers if options.HasField("layers") else None) == expected
+
+
+def test_an_attribution_without_a_preset_is_wanted_by_default() -> None:
+    """Which one is the server's choice."""
+    for keywords in ({}, {"attribution": True}):
+        request = generate_request("Once", {**keywords, "sources": "prefix"})  # type: ignore[typeddict-item]
+        assert request.attribution == pb.AttributionOptions(sources=pb.SOURCES_PREFIX)
+        given = attribute_request("Once", {**keywords, "completion": "a"})  # type: ignore[typeddict-item]
+        assert given.attribution == pb.AttributionOptions()
+    options = generate_request("Once", {"attribution": True, "sink": "exclude"}).attribution
+    assert options == pb.AttributionOptions(sink=pb.SINK_EXCLUDE)
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_attribution_is_turned_off(off: Any) -> None:
+    assert not generate_request("Once", {"attribution": off}).HasField("attribution")
+    with pytest.raises(InvalidRequestError, match=f"sink: has no meaning with attribution={off}"):
+        generate_request("Once", {"attribution": off, "sink": "keep"})
+    with pytest.raises(InvalidRequestError, match=f"attribution: {off} turns attribution off"):
+        attribute_request("Once", {"attribution": off, "completion": "a"})
+    assert violated({"attribution": 0}) == violated({"attribution": 1}) == "attribution"
 
 
 @pytest.mark.parametrize(

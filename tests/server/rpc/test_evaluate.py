@@ -19,7 +19,7 @@ from server.test_disconnects import until
 PROMPT = pb.Input(prompt="Once upon a time")
 OPTIONS = pb.AttributionOptions
 RANDOM = pb.EvaluatedMethod(attribution=OPTIONS(method="random"))
-PAPER = pb.EvaluatedMethod()
+PAPER = pb.EvaluatedMethod(attribution=OPTIONS(method="grad_ellm"))
 QUICK: dict[str, Any] = {"pis": [0.25, 0.5, 0.75], "samples": 2}
 
 
@@ -91,7 +91,9 @@ def test_defaults_are_those_of_the_method(server: RunningServer) -> None:
 def test_given_scores_are_evaluated_like_a_methods_own(server: RunningServer) -> None:
     scores = [
         event.attribution
-        for event in server.stub.Attribute(pb.AttributeRequest(input=PROMPT, completion="abcdefgh"))
+        for event in server.stub.Attribute(
+            pb.AttributeRequest(input=PROMPT, completion="abcdefgh", attribution=PAPER.attribution)
+        )
         if event.HasField("attribution")
     ]
     rows = [pb.ScoreRow(step=row.token_index, scores=row.scores) for row in scores]

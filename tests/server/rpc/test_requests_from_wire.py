@@ -8,8 +8,10 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_engine.tokenization import encoder as encoder_module
-from gradellm_server.rpc.requests_from_wire import apply_default
+from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, name_presets
+from gradellm_server.rpc.wire_enums import SWITCH_ENUMS
 from server.conftest import RunningServer, Serving
 
 MANY = 100_000
@@ -139,33 +141,75 @@ def test_messages_that_cannot_be_located_are_reported(server: RunningServer, mon
     assert "attribution.normalise_over: user: which tokens are the user's own text is not known" in error.details()
 
 
-SAID = [
+SAID: list[dict[str, Any]] = [
     {"preset": pb.PRESET_PAPER},
     {"method": "grad_ellm"},
     {"method": "saliency"},
     {"sink": pb.SINK_EXCLUDE},
     {"layers": pb.Layers(last=1)},
+    {"layers": pb.Layers()},  # all of them
     {"seed": 0},
 ]
 
 
-@pytest.mark.parametrize("said", [{}, {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED}, *SAID])
+NOT_SAID: list[dict[str, Any]] = [
+    {},
+    {"resolution": pb.RESOLUTION_WORD, "delivery": pb.DELIVERY_CHUNKED, "chunk_size": 4, "top_k_sources": 3},
+    {"tokens": pb.TokenSelection(indexes=[0])},
+    {"sources": pb.SOURCES_PREFIX},
+    {"target_token_id": 0},
+    {"contrast": pb.Contrast(runner_up=True)},
+]
+
+
+def test_every_field_of_the_options_either_chooses_an_attribution_or_does_not() -> None:
+    fields = {name for said in (*SAID, *NOT_SAID) for name in said} | {*SWITCH_ENUMS, *NUMERIC_SWITCHES, "baseline_ids"}
+    assert fields == {field.name for field in pb.AttributionOptions.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("said", [*NOT_SAID, *SAID])
 @pytest.mark.parametrize("kind", [pb.GenerateRequest, pb.AttributeRequest])
 def test_a_default_is_for_requests_that_do_not_say_what_they_want(kind: Any, said: dict[str, Any]) -> None:
     request = kind(attribution=pb.AttributionOptions(**said))
-    apply_default(request, "knockout")
+    name_presets(request, "knockout", RECOMMENDED_PRESET)
     expected = said if said in SAID else {**said, "preset": pb.PRESET_KNOCKOUT}
     assert request.attribution == pb.AttributionOptions(**expected)
 
 
 def test_a_default_is_not_for_requests_that_want_none() -> None:
     tokens_alone, implied = pb.GenerateRequest(), pb.AttributeRequest()
-    evaluated = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[pb.EvaluatedMethod()]))
-    for request in (tokens_alone, implied, evaluated, pb.TokenizeRequest()):
-        apply_default(request, "knockout")
+    for request in (tokens_alone, implied, pb.TokenizeRequest()):
+        name_presets(request, "knockout", RECOMMENDED_PRESET)
     assert not tokens_alone.HasField("attribution")
     assert implied.attribution.preset == pb.PRESET_KNOCKOUT
-    assert evaluated.evaluation.methods[0] == pb.EvaluatedMethod()
+
+
+def test_recommended_is_named_by_what_it_stands_for_here() -> None:
+    options = pb.AttributionOptions(preset=pb.PRESET_RECOMMENDED, layers=pb.Layers(last=2))
+    method = pb.EvaluatedMethod(name="mine", attribution=options)
+    requests = (
+        pb.GenerateRequest(attribution=options),
+        pb.AttributeRequest(attribution=options),
+        pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[method])),
+    )
+    for request in requests:
+        name_presets(request, "paper", "head_abs_no_sink")
+    found = [requests[0].attribution, requests[1].attribution, requests[2].evaluation.methods[0].attribution]
+    assert found == [pb.AttributionOptions(preset=pb.PRESET_HEAD_ABS_NO_SINK, layers=pb.Layers(last=2))] * 3
+
+
+def test_an_evaluated_method_has_the_default_and_its_name() -> None:
+    random = pb.EvaluatedMethod(attribution=pb.AttributionOptions(method="random"))
+    methods = [pb.EvaluatedMethod(), pb.EvaluatedMethod(name="mine"), random]
+    request = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=methods))
+    name_presets(request, "unloosened", RECOMMENDED_PRESET)
+    assert [method.name for method in request.evaluation.methods] == ["unloosened", "mine", ""]
+    presets = [method.attribution.preset for method in request.evaluation.methods]
+    assert presets == [pb.PRESET_UNLOOSENED, pb.PRESET_UNLOOSENED, pb.PRESET_UNSPECIFIED]
+    assert request.evaluation.methods[2] == random
+    many = pb.EvaluateRequest(evaluation=pb.EvaluationOptions(methods=[pb.EvaluatedMethod()] * 65))
+    name_presets(many, "paper", RECOMMENDED_PRESET)
+    assert many.evaluation.methods[64] == pb.EvaluatedMethod()  # which is refused, as the 65th
 
 
 def test_a_servers_default(serving: Serving) -> None:

@@ -10,6 +10,7 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_engine.faithfulness.settings import MAX_EVALUATION_SEQUENCES, MAX_EVALUATION_STEP_TOKENS
 from gradellm_engine.methods.registry import METHODS
+from gradellm_engine.model.families import Family
 from gradellm_server.rpc.server_info import server_info
 from server.conftest import Serving
 
@@ -17,14 +18,23 @@ LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, att
 
 
 def test_the_model(engine: Engine) -> None:
-    model = server_info(engine, {}).model
+    model = server_info(engine, {}, "paper").model
     assert (model.family, model.num_layers, model.num_heads, model.num_key_value_heads) == ("llama", 3, 4, 2)
     assert model.has_chat_template
     assert model.weights_sha256 == engine.info.weights_sha256 != ""
 
 
+def test_presets_have_their_own_names(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recommended` is what it stands for, for this model."""
+    info = server_info(engine, {}, "knockout")
+    assert (info.default_attribution, info.recommended_preset) == (pb.PRESET_KNOCKOUT, pb.PRESET_STEP_RELEVANCE)
+    monkeypatch.setattr(engine.model, "family", Family(gates=None))
+    assert engine.concrete_preset("recommended") == "head_abs_no_sink"
+    assert server_info(engine, {}, "knockout").recommended_preset == pb.PRESET_HEAD_ABS_NO_SINK
+
+
 def test_the_cost_of_each_method(engine: Engine) -> None:
-    info = server_info(engine, {})
+    info = server_info(engine, {}, "paper")
     methods = {method.name: method for method in info.methods}
     assert list(methods) == list(METHODS)
     field_names = set(pb.AttributionOptions.DESCRIPTOR.fields_by_name)
@@ -47,12 +57,12 @@ def test_a_method_that_does_not_support_the_model_is_refused_with_the_reason(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "refusal", lambda method: "no gates" if method.name == "relevance" else "")
-    refusals = {method.name: method.refusal for method in server_info(engine, {}).methods if method.refusal}
+    refusals = {method.name: method.refusal for method in server_info(engine, {}, "paper").methods if method.refusal}
     assert refusals == {"relevance": "no gates"}
 
 
 def test_what_memory_is_for(engine: Engine) -> None:
-    memory = server_info(engine, {}).memory
+    memory = server_info(engine, {}, "paper").memory
     assert memory.limit_bytes == 0  # none was given
     assert memory.weights_bytes == engine.memory.weights > 0
     assert memory.packed_weights_bytes == engine.memory.packed_weights
@@ -62,7 +72,7 @@ def test_what_memory_is_for(engine: Engine) -> None:
 
 
 def test_the_limits_of_the_engine(engine: Engine) -> None:
-    limits = server_info(engine, {"max_queued_requests": 5}).limits
+    limits = server_info(engine, {"max_queued_requests": 5}, "paper").limits
     assert limits.max_prompt_tokens == engine.max_prompt_tokens == 255
     assert limits.max_new_tokens == engine.max_new_tokens == 255
     assert limits.method_bytes == engine.method_bytes > 0

@@ -49,7 +49,7 @@ def test_generate_streams_started_tokens_with_attributions_finished(server: Runn
     kinds = [event.WhichOneof("event") for event in received]
     assert kinds == ["started", *["token", "attribution"] * 5, "finished"]
     expected = server.engine.generate(
-        PROMPT, Sampling(max_new_tokens=5, num_alternatives=2), AttributionSettings(GradEllm())
+        PROMPT, Sampling(max_new_tokens=5, num_alternatives=2), AttributionSettings(GradEllm.preset("recommended"))
     )
     for step, token, row in zip(expected, received[1:-1:2], received[2:-1:2], strict=True):
         assert step.attribution is not None
@@ -130,7 +130,7 @@ def test_a_conversation_keeps_roles_segments_and_words(server: RunningServer) ->
             segments=(Segment("greeting", 1, 6, message=1),),
         ),
         Sampling(max_new_tokens=1),
-        AttributionSettings(resolution=Resolution.TOKEN, sources=Sources.PROMPT),
+        AttributionSettings(GradEllm.preset("recommended"), resolution=Resolution.TOKEN, sources=Sources.PROMPT),
     )
     scores = next(iter(by_token)).attribution
     assert scores is not None

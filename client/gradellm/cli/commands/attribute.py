@@ -18,7 +18,7 @@ __all__ = ["add_parser", "run"]
 
 _EXAMPLES = """\
   gradellm attribute "The capital of France is" --completion " Paris"
-  gradellm attribute "The capital of France is" --completion " Paris" --attribution knockout --format json
+  gradellm attribute "The capital of France is" --completion " Paris" --format json
 """
 
 

@@ -134,7 +134,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=options.names,
         metavar="A,B",
         help="methods and presets of Grad-ELLM; paper: the paper's nine and knockout (the default over a data set); "
-        "all: all that the server has; grad_ellm,random by default for a prompt",
+        "all: all that the server has; the server's default preset and random by default for a prompt",
     )
     group.add_argument("--metrics", type=options.names, metavar="A,B", help=f"of {', '.join(METRICS)}")
     group.add_argument("--pis", type=options.numbers, metavar="A,B", help="retention shares of the text")

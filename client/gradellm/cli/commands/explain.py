@@ -28,7 +28,7 @@ __all__ = ["add_output", "add_parser", "check_output", "run", "show", "trace_key
 
 _EXAMPLES = """\
   gradellm explain "Once upon a time" --max-new-tokens 20
-  gradellm explain --system "Answer with one word." "Is the sky green?" --attribution knockout
+  gradellm explain --system "Answer with one word." "Is the sky green?" --attribution paper
   gradellm explain "The capital of France is" --contrast " London" --target localhost:50051
   gradellm explain - < prompt.txt --output explanation.json
   gradellm explain "Once upon a time" --output story.html

@@ -47,7 +47,8 @@ def _lines(info: ServerInfo) -> Iterator[str]:
     yield "\nlimits"
     yield from _table({field.name.replace("_", " "): getattr(info.limits, field.name) for field in fields(info.limits)})
     if info.default_attribution:
-        yield f"\ndefault attribution: {info.default_attribution}"
+        is_recommended = info.default_attribution == info.recommended_preset
+        yield f"\ndefault attribution: {info.default_attribution}{' (recommended)' if is_recommended else ''}"
     if info.memory.weights_bytes:  # zero from older servers
         yield "\nmemory"
         names = {field.name: field.name.removesuffix("_bytes").replace("_", " ") for field in fields(info.memory)}

@@ -65,7 +65,7 @@ def test_every_flag_of_a_prompt(server: FakeEvaluator) -> None:
 def test_forms_of_the_completion(server: FakeEvaluator, flags: list[str], field: str, value: object) -> None:
     assert main(["evaluate", "Once", *flags, "--target", server.target]) == 0
     assert getattr(server.requests[0], field) == value
-    assert [method.name for method in server.requests[0].evaluation.methods] == ["grad_ellm", "random"]
+    assert [method.name for method in server.requests[0].evaluation.methods] == ["", "random"]  # the server's default
 
 
 def test_a_table_of_one_prompt(server: FakeEvaluator, capsys: Out) -> None:

@@ -15,6 +15,7 @@ from gradellm import AsyncClient, Client, ClientClosedError, Event, Retry, Strea
 from gradellm.transport import calls as client_calls
 from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine.params import RECOMMENDED_PRESET
 from server.conftest import RunningServer
 from support.flaky_proxy import cutting
 
@@ -109,7 +110,7 @@ def test_a_stream_cut_at_any_byte_is_complete(server: RunningServer, name: str) 
             steps = [event.token.index for event in events if event.token is not None]
             items = [(event.item.step, event.item.name) for event in events if event.item is not None]
             assert steps == list(range(len(steps)))
-            assert items == [(step, method) for step in steps for method in ("grad_ellm", "random")]
+            assert items == [(step, method) for step in steps for method in (RECOMMENDED_PRESET, "random")]
             continue
         same(events, undisturbed)
     assert num_cuts >= 3
