@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
 
 from client.explanation.conftest import explanation as without_end
-from gradellm import Explanation, InvalidRequestError
+from gradellm import Attribution, Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Timings, Usage
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
@@ -46,6 +47,17 @@ def test_pictures_are_those_of_the_collected_explanation() -> None:
         if word["picture"] is not None:
             assert word["picture"] == picture_document(loaded.picture(own))
     assert made[-1]["answer"] == picture_document(loaded.picture())
+
+
+def test_with_pictures_scores_have_the_digits_of_the_wires_floats() -> None:
+    scores = tuple(
+        struct.unpack("f", struct.pack("f", score))[0] for score in (1 / 3, 1e-30, -2 / 7, 0.0, 1.0, 123456789)
+    )
+    event = Event(attribution=Attribution(0, scores, (), 1, None))
+    sent = EventObjects(Extras(pictures=True)).of(event)["attribution"]["scores"]
+    assert [struct.pack("f", score) for score in sent] == [struct.pack("f", score) for score in scores]
+    assert max(len(json.dumps(score)) for score in sent) <= len("-0.123456789e-30")
+    assert EventObjects(Extras()).of(event)["attribution"]["scores"] == list(scores)
 
 
 def test_citations_come_with_the_last_event() -> None:
