@@ -81,6 +81,12 @@ export function markDocument(panel, name) {
     piece.classList.toggle("cited", isMarked);
     if (isMarked) first ??= piece;
   });
-  if (first && panel.marked !== name) panel.box.scrollTop += first.getBoundingClientRect().top - panel.box.getBoundingClientRect().top - 40;
+  if (first && panel.marked !== name) scrollTo(panel.box, first);
   panel.marked = name;
+}
+
+/** Scroll a box, and not the page, to an element that is out of view in it. */
+function scrollTo(box, target) {
+  const outer = box.getBoundingClientRect(), inner = target.getBoundingClientRect();
+  if (inner.top < outer.top || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - 40;
 }
