@@ -212,9 +212,10 @@ def test_cancelling_a_measurement_cancels_the_call(
 ) -> None:
     tab = show(url)
     ask(tab, STORY)
-    run_batch = Evaluation._run_batch
+    run_batch, batches = Evaluation._run_batch, []
 
     def slowly(*args: Any) -> Any:
+        batches.append(time.monotonic())
         time.sleep(0.2)
         return run_batch(*args)
 
@@ -229,6 +230,10 @@ def test_cancelling_a_measurement_cancels_the_call(
     while server.server.engine_thread.num_unfinished and time.monotonic() < until:
         time.sleep(0.02)
     assert server.server.engine_thread.num_unfinished == 0
+    tab.wait_for_timeout(300)  # in which the batch that runs may end
+    num_batches = len(batches)
+    tab.wait_for_timeout(700)
+    assert len(batches) == num_batches  # the engine has stopped
     assert tab.locator("#measuring").is_hidden()
     assert tab.locator("#judge").is_enabled()
 
