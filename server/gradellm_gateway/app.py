@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,9 +32,11 @@ from gradellm import (
 from gradellm.explanation.html import shades
 from gradellm.serialization import to_plain
 from gradellm.wire.keywords import AttributeKeywords, EvaluateKeywords
-from gradellm_gateway.chat import ChatRequest, Completion, event_object
+from gradellm_gateway.chat import ChatRequest, Completion
 from gradellm_gateway.errors import ModelNotFoundError, body_of, error_object, headers_of, status_of
+from gradellm_gateway.event_objects import EventObjects, Extras
 from gradellm_gateway.fields import FieldNames, object_, quoted, truncated
+from gradellm_gateway.picture_request import PictureRequest
 from gradellm_gateway.request_body import read_json
 from gradellm_gateway.streaming import CLIENT_CLOSED_REQUEST, stream_response, unless_disconnected
 
@@ -78,6 +81,7 @@ def gateway(
         Route("/v1/gradellm/info", routes.info, methods=["GET"]),
         Route("/v1/gradellm/attribute", routes.attribute, methods=["POST"]),
         Route("/v1/gradellm/evaluate", routes.evaluate, methods=["POST"]),
+        Route("/v1/gradellm/pictures", routes.pictures, methods=["POST"]),
         Route("/healthz", routes.health, methods=["GET"]),
         Route("/shades.css", routes.shades, methods=["GET"]),
     ]
@@ -220,12 +224,23 @@ class _Routes:
         return JSONResponse(to_plain(await self._client_of(request).server_info(timeout=10)))
 
     async def attribute(self, request: Request) -> Response:
-        events = await _sdk_events(request, self._client_of(request).attribute_events, AttributeKeywords, "{}")
-        return await stream_response(request, events, lambda event: [event_object(event)])
+        body = await _read_object(request)
+        objects = EventObjects(Extras.of(body))
+        keywords = {name: value for name, value in body.items() if name not in Extras.__annotations__}
+        call = self._client_of(request).attribute_events
+        events = _sdk_events(keywords, call, {*AttributeKeywords.__annotations__}, "{}")
+        return await stream_response(request, events, lambda event: [objects.of(event)])
 
     async def evaluate(self, request: Request) -> Response:
-        events = await _sdk_events(request, self._client_of(request).evaluate_events, EvaluateKeywords, "methods")
-        return await stream_response(request, events, lambda event: [event_object(event)])
+        keywords = await _read_object(request)
+        names = {*EvaluateKeywords.__annotations__} - {"explanation"}  # which takes a Python object
+        objects = EventObjects(Extras())
+        events = _sdk_events(keywords, self._client_of(request).evaluate_events, names, "methods")
+        return await stream_response(request, events, lambda event: [objects.of(event)])
+
+    async def pictures(self, request: Request) -> Response:
+        body = await read_json(request)  # of megabytes for long answers: parsed in a thread
+        return AsciiJSONResponse(await run_in_threadpool(lambda: PictureRequest.from_json(body).response()))
 
     async def shades(self, request: Request) -> Response:
         return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)
@@ -269,17 +284,22 @@ class _Routes:
         return name
 
 
-async def _sdk_events(
-    request: Request, call: Callable[..., AsyncGenerator[Event, None]], keywords_type: type, attribution: str
-) -> AsyncGenerator[Event, None]:
-    """The events of an SDK call whose keywords are the request's JSON object.
-
-    `keywords_type` is the call's TypedDict; `attribution` see `FieldNames`.
-    """
+async def _read_object(request: Request) -> Mapping[str, Any]:
+    """A request's JSON object of keywords."""
     body = await read_json(request)
     if not isinstance(body, Mapping):
         raise InvalidRequestError("the request must be a JSON object of keywords")
-    names = {"prompt", *keywords_type.__annotations__} - {"explanation"}  # which takes a Python object
+    return body
+
+
+def _sdk_events(
+    body: Mapping[str, Any], call: Callable[..., AsyncGenerator[Event, None]], names: set[str], attribution: str
+) -> AsyncGenerator[Event, None]:
+    """The events of an SDK call whose keywords are the request's JSON object.
+
+    `names` are those of the call's keywords besides `prompt`; `attribution` see `FieldNames`.
+    """
+    names = {"prompt", *names}
     if unknown := body.keys() - names:
         raise InvalidRequestError.of(truncated(min(unknown)), f"is not known; there are {', '.join(sorted(names))}")
     keywords = dict(body)

@@ -2,6 +2,7 @@
 
 The extension is one object, `gradellm`. In a request it holds attribution keywords ({} for the defaults; without the
 object nothing is explained); in a chunk the SDK's event, in a response that is not streamed the whole explanation.
+With `pictures` or `citations` in it, more is sent beside these (event_objects.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Token
-from gradellm.serialization import to_plain
 from gradellm.wire.keywords import AttributionKeywords
+from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects, message_annotations
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
 _GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
+    *Extras.__annotations__,
     "segments",
     "top_k",
     "forced_ids",
@@ -43,6 +45,7 @@ class ChatRequest:
         is_streamed: whether the response is chunks.
         includes_usage: whether a last chunk reports usage.
         is_explained: whether the request has a `gradellm` object.
+        extras: what it asks for beside events.
         logprobs: whether log-probabilities are returned.
     """
 
@@ -51,6 +54,7 @@ class ChatRequest:
     is_streamed: bool
     includes_usage: bool
     is_explained: bool
+    extras: Extras
     logprobs: bool
 
     @classmethod
@@ -69,13 +73,12 @@ class ChatRequest:
                 raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
             keywords["num_alternatives"] = count
         own = body.get("gradellm")
-        if own is None:
-            keywords["attribution"] = None
-        elif unknown := own.keys() - _GRADELLM_FIELDS:
-            names = ", ".join(sorted(_GRADELLM_FIELDS))
-            raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
-        else:
-            keywords |= dict(own)
+        keywords |= _attribution(own)
+        extras = Extras.of(own or {}, "gradellm.{}")
+        if extras.pictures and body.get("stream") is not True:
+            raise InvalidRequestError.of(
+                "gradellm.pictures", "needs stream: true; POST finished answers to /v1/gradellm/pictures"
+            )
         return cls(
             keywords,
             names=FieldNames(
@@ -87,8 +90,19 @@ class ChatRequest:
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             is_explained=own is not None,
+            extras=extras,
             logprobs=body.get("logprobs") is True,
         )
+
+
+def _attribution(own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the SDK's keywords of a request's `gradellm` object. Raises InvalidRequestError for an unknown one."""
+    if own is None:
+        return {"attribution": None}
+    if unknown := own.keys() - _GRADELLM_FIELDS:
+        names = ", ".join(sorted(_GRADELLM_FIELDS))
+        raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
+    return {name: value for name, value in own.items() if name not in Extras.__annotations__}
 
 
 @dataclass
@@ -108,15 +122,26 @@ class Completion:
     created: int = field(default_factory=lambda: int(time.time()))
     _is_in_character: bool = False  # the last token ended inside a multi-byte character
 
+    def __post_init__(self) -> None:
+        self._objects = EventObjects(self.request.extras)
+        self._offset: int | None = None  # of the answer in the completion, which begins with forced tokens
+
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """The chunks for one event of a streamed completion."""
-        own = {"gradellm": event_object(event)} if self.request.is_explained else {}
+        own = {"gradellm": self._objects.of(event)} if self.request.is_explained else {}
+        if event.token is not None and self._offset is None:
+            self._offset = event.token.start
         if event.started is not None:
             return [self._chunk({"role": "assistant", "content": ""}) | own]
         if event.token is not None:
             return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
         if event.finished is not None:
-            chunks = [self._chunk({}, _reason(event.finished)) | own]
+            delta = (
+                {"annotations": self._annotations(own["gradellm"]["citations"])}
+                if self.request.extras.citations
+                else {}
+            )
+            chunks = [self._chunk(delta, _reason(event.finished)) | own]
             if self.request.includes_usage:
                 chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
             return chunks
@@ -125,7 +150,7 @@ class Completion:
     def response(self, explanation: Explanation) -> dict[str, Any]:
         """The response of a completion that is not streamed."""
         finished = explanation.finished
-        choice = {
+        choice: dict[str, Any] = {
             "index": 0,
             "message": {"role": "assistant", "content": explanation.text, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
@@ -134,12 +159,19 @@ class Completion:
         answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and _usage(finished)}
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
+        if self.request.extras.citations:
+            citations = answer["gradellm_citations"] = citation_objects(explanation)
+            self._offset = explanation.tokens[0].start if explanation.tokens else None
+            choice["message"] |= {"annotations": self._annotations(citations)}
         return answer
+
+    def _annotations(self, citations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return message_annotations(citations, self._offset or 0)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, delta: dict[str, str], reason: str | None = None, logprobs: object = None) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: object = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
 
@@ -166,11 +198,6 @@ class Completion:
 def _bytes(text: str) -> list[int] | None:
     """A token's bytes; None if its text does not determine them: part of a character, or a special token."""
     return None if not text or REPLACEMENT in text else list(text.encode())
-
-
-def event_object(event: Event) -> dict[str, Any]:
-    """An event as an object with one key, the event's kind."""
-    return {name: value for name, value in to_plain(event).items() if value is not None}
 
 
 def _reason(finished: Finished) -> str:

@@ -69,6 +69,8 @@ def test_keywords_that_are_none_are_refused(url: str, body: dict[str, Any]) -> N
         ("attribute", {"prompt": "a" * 9000, "completion": "b"}, "prompt"),
         ("attribute", {"prompt_ids": [-1], "completion": "b"}, "prompt_ids[0]"),
         ("attribute", {"prompt": "a", "completion": "b", "max_new_tokens": 1}, "max_new_tokens"),
+        ("attribute", {"prompt": "a", "completion": "b", "citations": True}, "citations"),
+        ("evaluate", {"prompt": "a", "pictures": True}, "pictures"),
         ("evaluate", {"prompt": "a", "methods": {"x": {"method": "nope"}}}, "methods"),
         ("evaluate", {"prompt": "a", "pis": [2]}, "pis"),
         ("evaluate", {"prompt": "a", "perturb": "all"}, "perturb"),
@@ -104,6 +106,11 @@ def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
         some = [event["attribution"] for event in events(said) if "attribution" in event]
         assert [row["token_index"] for row in some] == list(chosen)
         assert some[0]["scores"] == pytest.approx(expected.scores[chosen[0]], abs=1e-6)
+    status, _, said = post(f"{url}/v1/gradellm/attribute", {**fields, "pictures": True})
+    assert status == 200
+    words = [word["text"] for event in events(said) for word in event.get("words", ())]
+    assert words == ["there", "was"]
+    assert "answer" in events(said)[-1]
     fields = {"messages": MESSAGES, "max_new_tokens": 2, "pis": [0.5], "segments": {"a": [0, 0, 4]}}
     status, _, said = post(f"{url}/v1/gradellm/evaluate", fields)
     assert status == 200

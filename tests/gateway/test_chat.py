@@ -12,7 +12,10 @@ import pytest
 from gateway.http_calls import MESSAGES, post
 from gradellm import Client, Event, Explanation
 from gradellm.models import Alternative, Token
+from gradellm.pictures.chips import canvas
+from gradellm.pictures.document import canvas_document, picture_document
 from gradellm_gateway.chat import ChatRequest, Completion
+from gradellm_gateway.event_objects import citation_objects, message_annotations
 from server.conftest import RunningServer
 
 
@@ -137,6 +140,10 @@ def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningSe
         ({"gradellm": {"segments": {"kite": [0, 0, 1], "card": [0, 5, 99]}}}, "gradellm.segments.card"),
         ({"gradellm": {"segments": {"kite": [7, 0, 1]}}}, "gradellm.segments.kite"),
         ({"gradellm": {"segments": {"kite": 3}}}, "gradellm.segments.kite"),
+        ({"gradellm": {"citations": True}}, "gradellm.citations"),
+        ({"gradellm": {"citations": 1}}, "gradellm.citations"),
+        ({"gradellm": {"pictures": "yes"}}, "gradellm.pictures"),
+        ({"gradellm": {"pictures": True, "attribution": None}}, "gradellm.pictures"),
         ({"gradellm": 3}, "gradellm"),
     ],
 )
@@ -149,6 +156,62 @@ def test_unsupported_fields_are_named(url: str, body: dict[str, Any], param: str
         assert error["param"] == param
         assert error["message"].startswith(f"{param}: ")
         assert not re.search("max_new_tokens|num_alternatives|attribution\\.|input", error["message"])
+
+
+DOCUMENTS: Any = [{"role": "user", "content": "Tim had a red ball.\n\nWho had it?"}]
+SEGMENTS = {"ball": [0, 0, 19]}
+
+
+def collected(objects: list[dict[str, Any]]) -> Explanation:
+    """The explanation of a stream's events."""
+    parts: dict[str, Any] = {"format": "gradellm.explanation", "version": 1, "tokens": [], "attributions": []}
+    for each in objects:
+        parts |= {name: each[name] for name in ("started", "finished") if name in each}
+        parts["tokens"] += [each["token"]] if "token" in each else []
+        parts["attributions"] += [each["attribution"]] if "attribution" in each else []
+    return Explanation.from_json(json.dumps(parts))
+
+
+def test_pictures_and_citations_are_streamed_if_asked_for(client: openai.OpenAI) -> None:
+    extra = {"gradellm": {"segments": SEGMENTS, "pictures": True, "citations": True}}
+    stream = client.chat.completions.create(
+        model="gradellm", messages=DOCUMENTS, max_tokens=12, stream=True, extra_body=extra
+    )
+    objects: list[Any] = []
+    annotated: list[Any] = []
+    for chunk in stream:
+        objects.append((chunk.model_extra or {})["gradellm"])
+        annotated += [(choice.delta.model_extra or {}) for choice in chunk.choices if choice.finish_reason]
+    expected = collected(objects)
+    assert objects[0]["canvas"] == canvas_document(expected.started, canvas(expected.started))
+    words = [word for each in objects for word in each.get("words", ())]
+    assert [word["text"] for word in words] == [word.text for word in expected.words]
+    assert [word["picture"] for word in words] == [picture_document(expected.picture(word)) for word in expected.words]
+    assert objects[-1]["answer"] == picture_document(expected.picture())
+    assert objects[-1]["citations"] == citation_objects(expected)
+    assert annotated == [{"annotations": message_annotations(citation_objects(expected), 0)}]
+
+
+def test_a_cited_document_is_an_annotation_of_the_message(url: str) -> None:
+    cites = {"segments": SEGMENTS, "citations": True, "attribution": "paper"}  # as this small model cites it
+    body = {"messages": DOCUMENTS, "max_tokens": 12, "gradellm": cites}
+    status, _, said = post(f"{url}/v1/chat/completions", body)
+    assert status == 200
+    answer = json.loads(said)
+    citations = citation_objects(Explanation.from_json(json.dumps(answer["gradellm"])))
+    assert [document["name"] for each in citations for document in each["documents"]] == ["ball"]
+    assert answer["gradellm_citations"] == citations
+    (annotation,) = answer["choices"][0]["message"]["annotations"]
+    assert annotation["type"] == "file_citation"
+    start, end = (annotation["file_citation"][name] for name in ("start_index", "end_index"))
+    assert answer["choices"][0]["message"]["content"][start:end] == citations[0]["text"]
+
+
+def test_pictures_of_an_answer_that_is_not_streamed_are_refused(url: str) -> None:
+    status, _, said = post(f"{url}/v1/chat/completions", {"messages": MESSAGES, "gradellm": {"pictures": True}})
+    assert status == 400
+    assert json.loads(said)["error"]["param"] == "gradellm.pictures"
+    assert "/v1/gradellm/pictures" in json.loads(said)["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,111 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.conftest import running
+from gateway.chat_page import (
+    PICTURES,
+    REVIEW,
+    STORY,
+    ask,
+    browser,
+    check_accessibility,
+    demo,
+    demo_url,
+    shades,
+    show,
+    tab,
+)
 from gradellm import Explanation
-from gradellm_engine import Engine
-from gradellm_engine.demo_model import CHECKPOINT
 from gradellm_engine.demo_model.training.sentiment import SYSTEM_PROMPT
 from gradellm_engine.params import RECOMMENDED_PRESET
-from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from support.browser import browser
 
-__all__ = ["browser"]
-
-PROJECT = Path(__file__).parents[2]
-AXE = next(iter((PROJECT / ".cache").glob("node-*/node_modules/axe-core/axe.min.js")), None)
-PICTURES = os.environ.get("GRADELLM_PICTURES")  # a folder: where the README's pictures go
-REVIEW = "Text: To me the movie was shabby. There was a lovely song at the end, said my father."
-STORY = "Once upon a time, there was a little dog."
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[RunningServer]:
-    running_server = RunningServer(Engine.load(str(CHECKPOINT)), ServerSettings(listen="127.0.0.1:0"))
-    yield running_server
-    running_server.close()
-
-
-@pytest.fixture(scope="module")
-def demo_url(demo: RunningServer) -> Iterator[str]:
-    with running(demo.address) as url:
-        yield url
-
-
-@pytest.fixture
-def show(browser: Any) -> Iterator[Callable[..., Any]]:
-    """A function that opens the page of a gateway. Any console message is a failure, except `expected`.
-
-    Playwright's waiting evaluates script text, which the page's Content-Security-Policy forbids: the policy is bypassed
-    unless a test needs it (`policy=True`).
-    """
-    messages: list[str] = []
-    contexts: list[Any] = []
-
-    def opened(url: str, *, policy: bool = False, expected: str = "\0") -> Any:
-        context = browser.new_context(
-            viewport={"width": 1100, "height": 900},
-            permissions=["clipboard-write", "clipboard-read"],
-            bypass_csp=not policy,
-        )
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(20_000)
-        tab.on("console", lambda message: None if expected in message.text else messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.goto(url)
-        tab.wait_for_selector("#method option:nth-child(3)", state="attached")
-        return tab
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert messages == []
-
-
-@pytest.fixture
-def tab(show: Callable[..., Any], demo_url: str) -> Any:
-    """The demo model's page."""
-    return show(demo_url)
-
-
-def ask(tab: Any, question: str, *, system: str = "", method: str = "", wait: bool = True) -> None:
-    if system:
-        tab.locator("summary", has_text="Settings").click()
-        tab.get_by_label("System message").fill(system)
-    if method:
-        tab.get_by_label("Explained by").select_option(method)
-    tab.get_by_label("Your message").fill(question)
-    tab.get_by_role("button", name="Send").click()
-    if wait:
-        tab.wait_for_function(
-            "!document.getElementById('send').disabled && document.querySelector('.turn.assistant .word')"
-        )
-        assert tab.locator("#error").inner_text() == ""
-
-
-def shades(tab: Any, panel: int = 0) -> list[str]:
-    classes = tab.locator(".panel").nth(panel).locator(".piece").evaluate_all("all => all.map(one => one.className)")
-    return [names.replace("piece", "").strip() for names in classes]
+__all__ = ["browser", "demo", "demo_url", "show", "tab"]
 
 
 def test_an_answer_is_streamed_with_its_attribution(tab: Any) -> None:
     ask(tab, REVIEW, system=SYSTEM_PROMPT, method="grad_ellm, paper")
     assert tab.locator(".turn.assistant .word").all_inner_texts() == ["Negative"]
     tab.locator(".word").hover()
-    assert "“Negative” came from “shabby.”" in tab.locator("#status").inner_text()
+    assert "“Negative” was drawn from “shabby.”" in tab.locator("#status").inner_text()
     assert any(shade.startswith("f") for shade in shades(tab))
     pieces = tab.locator(".panel .piece").all_inner_texts()
-    assert pieces[shades(tab).index("f24")] == "shabby"
+    assert pieces[shades(tab).index("f24")] == "shabby."
 
 
 def test_the_page_works_under_its_content_security_policy(show: Callable[..., Any], demo_url: str) -> None:
@@ -153,30 +84,6 @@ def test_two_methods_are_shown_side_by_side(tab: Any) -> None:
     assert tab.locator(".panel").count() == 1
 
 
-def test_documents_have_bars(tab: Any) -> None:
-    tab.locator("summary", has_text="Documents").click()
-    for number, text in enumerate(("My father loved it.", "I found it shabby."), 1):
-        tab.get_by_role("button", name="Add a document").click()
-        tab.get_by_label(f"Text of document {number}").fill(text)
-    tab.get_by_label("Name of document 2").fill("mine")
-    ask(tab, "What is it?", system=SYSTEM_PROMPT)
-    bars = tab.locator("#bars .bar")
-    assert [bar.split("\n")[0] for bar in bars.all_inner_texts()] == ["document 1", "mine"]
-    assert all("%" in bar for bar in bars.all_inner_texts())
-    titles = tab.locator(".panel .piece[title]").evaluate_all("all => [...new Set(all.map(one => one.title))]")
-    assert titles == ["document 1", "mine"]
-
-
-def test_how_faithful_an_answer_is_explained(tab: Any) -> None:
-    ask(tab, REVIEW, system=SYSTEM_PROMPT)
-    tab.get_by_role("button", name="How faithful?").click()
-    tab.wait_for_selector("#faithfulness p", timeout=60_000)
-    text = tab.locator("#faithfulness").inner_text()
-    assert "pi-Soft-NS" in text
-    assert "pi-Soft-NC" in text
-    assert "more than random" in text
-
-
 def test_buttons_wait_for_an_answer(tab: Any) -> None:
     assert tab.locator("#actions").is_hidden()
     assert tab.locator("#actions :enabled").count() == 0
@@ -186,30 +93,6 @@ def test_buttons_wait_for_an_answer(tab: Any) -> None:
     tab.get_by_role("button", name="New conversation").click()
     assert tab.locator("#actions").is_hidden()
     assert tab.locator("#actions :enabled").count() == 0
-
-
-@pytest.mark.parametrize("leaving", ["Send", "New conversation"])
-def test_a_new_question_ends_a_measurement(tab: Any, leaving: str) -> None:
-    ask(tab, REVIEW, system=SYSTEM_PROMPT)
-    tab.evaluate("""() => {  // a measurement that takes long, as those of long answers do
-      const real = fetch;
-      const never = (signal) => new Promise((_, refuse) => signal.addEventListener("abort", () => {
-        window.left = true;
-        refuse(signal.reason);
-      }));
-      window.fetch = (path, options) => path.endsWith("evaluate") ? never(options.signal) : real(path, options);
-    }""")
-    tab.get_by_role("button", name="How faithful?").click()
-    assert tab.locator("#judge").is_disabled()
-    tab.get_by_label("Your message").fill(REVIEW)
-    tab.get_by_role("button", name=leaving).click()
-    tab.wait_for_function("window.left")
-    assert tab.locator("#faithfulness").inner_text() == ""
-    if leaving == "New conversation":
-        ask(tab, REVIEW)
-    tab.wait_for_selector("#judge:not([disabled])")
-    assert tab.locator(".turn.assistant").count() == (2 if leaving == "Send" else 1)
-    assert tab.locator("#error").inner_text() == ""
 
 
 @pytest.mark.parametrize("text", ["كان الفيلم (جيدًا). 12", "הסרט היה טוב, 3.14!", "这部电影很好看。", "หนังดี"])
@@ -310,13 +193,4 @@ def test_the_page_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, t
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.locator(".word").click()
     tab.screenshot(path=Path(PICTURES or tmp_path) / f"chat-{scheme}-{width}.png", full_page=True)
-    if AXE is None:
-        pytest.skip("axe-core is not installed")
-    tab.evaluate(AXE.read_text())
-    violations = tab.evaluate("axe.run().then(found => found.violations)")
-    serious = [
-        (violation["id"], violation["nodes"][0]["html"])
-        for violation in violations
-        if violation["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    check_accessibility(tab)

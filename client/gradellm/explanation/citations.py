@@ -41,17 +41,21 @@ Row = dict[int, float]
 CONTRAST = 0.5
 TOP_TOKENS = 3
 FLOOR = 1e-3  # of b, so that the logarithm is finite where most scores are 0
-Form = tuple[str | None, str | None, str | None]
-"""Of Grad-ELLM: loosening, magnitude and rectify."""
-_BEST: Mapping[Resolution, float] = {"token": 0.78, "word": 0.62, "segment": 0.1}
+Form = tuple[str | None, str | None, str | None, str | None]
+"""Of Grad-ELLM: loosening, magnitude, rectify and gradient."""
+_DEFAULT: Mapping[Resolution, float] = {"token": 1.02, "word": 0.9, "segment": 0.16}
 THRESHOLDS: Mapping[Form, Mapping[Resolution, float]] = {
-    ("none", "knockout", "per_head"): _BEST,
-    ("none", "knockout", "none"): {"token": 0.52, "word": 0.44, "segment": 0.06},
+    ("none", "head_abs", "none", "relevance"): _DEFAULT,
+    ("none", "signed_sum", "per_head", "relevance"): {"token": 1.5, "word": 1.32, "segment": 0.28},
+    ("none", "knockout", "per_head", "relevance"): {"token": 1.2, "word": 1.08, "segment": 0.2},
+    ("none", "knockout", "none", "relevance"): {"token": 0.72, "word": 0.62, "segment": 0.1},
+    ("none", "knockout", "per_head", "true"): {"token": 0.78, "word": 0.62, "segment": 0.1},
+    ("none", "knockout", "none", "true"): {"token": 0.52, "word": 0.44, "segment": 0.06},
     # Of few chats:
-    ("none", "signed_sum", "per_layer"): {"token": 1.22, "word": 1.24, "segment": 0.18},
-    ("none", "signed_sum", "per_head"): {"token": 1.16, "word": 1.04, "segment": 0.1},
-    ("none", "head_abs", "none"): {"token": 0.76, "word": 0.62, "segment": 0.1},
-    ("min_max", "signed_sum", "per_layer"): {"token": 0.1, "word": 0.08, "segment": 0.04},
+    ("none", "signed_sum", "per_layer", "true"): {"token": 1.22, "word": 1.24, "segment": 0.18},
+    ("none", "signed_sum", "per_head", "true"): {"token": 1.16, "word": 1.04, "segment": 0.1},
+    ("none", "head_abs", "none", "true"): {"token": 0.76, "word": 0.62, "segment": 0.1},
+    ("min_max", "signed_sum", "per_layer", "true"): {"token": 0.1, "word": 0.08, "segment": 0.04},
 }
 """The least strength of a cited document, by form and resolution, chosen on "boxes" chats of the study of citations,
 `python -m gradellm_bench.study citations-report`. Other methods and forms, which the study lacks, have the first's."""
@@ -181,9 +185,14 @@ def default_threshold(explanation: Explanation) -> float:
     """Return the least strength of a cited document for an explanation's settings."""
     settings = explanation.provenance.attribution
     if settings is None:
-        return _BEST["segment" if explanation.started.sources else "token"]
-    form = (settings.loosening, settings.magnitude, settings.rectify)
-    return THRESHOLDS.get(form, _BEST)[settings.resolution or "token"]
+        return _DEFAULT["segment" if explanation.started.sources else "token"]
+    form = (
+        settings.loosening,
+        settings.magnitude,
+        settings.rectify,
+        settings.gradient or "true",
+    )  # None: older servers
+    return THRESHOLDS.get(form, _DEFAULT)[settings.resolution or "token"]
 
 
 def row_excesses(rows: Mapping[int, Mapping[int, float]], sizes: Mapping[int, int]) -> dict[int, Row]:

@@ -102,7 +102,8 @@ def canvas(started: Started, unit: Unit = "word") -> Canvas:
 
 def _chip(started: Started, columns: dict[int, list[int]], group: Sequence[Characters]) -> Chip:
     indexes = [index for part in group for index in part.token_indexes]
-    token = started.prompt_tokens[indexes[0]]
+    tokens = [started.prompt_tokens[index] for index in indexes]
+    token = next((token for token in tokens if token.text.strip()), tokens[0])  # a document begins after a line break
     own = tuple(dict.fromkeys(column for index in indexes for column in columns.get(index, ())))
     text, start = _bare(started.prompt_text[group[0].start : group[-1].end] or group[0].text, group[0].start)
     if started.sources and own:  # a column is several tokens' sum, some of them elsewhere perhaps

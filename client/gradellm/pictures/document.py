@@ -75,16 +75,18 @@ def _runs(started: Started, drawn_on: Canvas) -> Iterator[dict[str, Any]]:
 
 
 def picture_document(picture: Picture) -> dict[str, Any]:
-    """Return the numbers of one picture for JSON, aligned with the chips of the prompt and the completion.
+    """Return the numbers of one picture for JSON. Chips are indexes: first the prompt's, then the completion's.
 
-    `levels` are shades, -24 to 24; `shares` of all colour, 0 to 1; `values` raw scores; `top` indexes of the strongest
-    chips; `segments` shares by name, "" for the rest; `folded` the share of the scores on the template and the sink.
+    `coloured` has [chip, level, share, value] for each chip that has a colour: its shade, -24 to 24, its share of all
+    colour, 0 to 1, and its raw score. `top` are [chip, share] of the strongest; `segments` shares by name, "" for the
+    rest; `folded` the share of the scores on the template and the sink.
     """
-    return {
-        "levels": list(picture.levels),
-        "shares": [round(share, 4) for share in picture.shares],
-        "values": [float(f"{value:.4g}") for value in picture.values],
-    } | _sentences(picture)
+    coloured = [
+        [chip, level, round(share, 4), float(f"{value:.4g}")]
+        for chip, (level, share, value) in enumerate(zip(picture.levels, picture.shares, picture.values, strict=True))
+        if level
+    ]
+    return {"coloured": coloured} | _sentences(picture)
 
 
 def _sentences(picture: Picture) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import { Answer } from "./answer.js";
 import { addDocument, joinDocuments } from "./documents.js";
 import { byId, element, showError, speaker } from "./dom.js";
 import { info, stream } from "./server.js";
-import { clear, show } from "./sources.js";
+import { addViews, clear, show } from "./sources.js";
 import { callOptions, cancelSideWork, keywordsOf, state, updateActions } from "./state.js";
 
 // --- the model and its methods ---------------------------------------------------------------------------------------
@@ -47,20 +47,22 @@ async function ask(event) {
   cancelSideWork();
   const system = byId("system").value.trim();
   if (!state.messages.length && system) state.messages.push({ role: "system", content: system });
-  const conversation = state.messages, { text, segments } = joinDocuments(conversation.length);
+  const conversation = state.messages, { text, segments, boxes } = joinDocuments(conversation.length, state.segments);
   conversation.push({ role: "user", content: text + question });
+  const request = { messages: conversation.slice(), segments: { ...state.segments, ...segments } };
   const questionBox = addTurn("user"), method = byId("method").value, answerBox = addTurn("assistant");
+  for (const name in segments) questionBox.append(element("span", "attached", name));
   questionBox.append(question);
   state.answering = new AbortController();
   setAnswering(true);
   byId("question").value = "";
   let answer = null;
   try {
-    for await (const event of stream("v1/chat/completions", chatRequest(conversation, method, segments), callOptions(state.answering.signal))) {
-      if (event.started) { answer = new Answer(event.started, answerBox, method); show(answer); }
+    for await (const event of stream("v1/chat/completions", chatRequest(request, method), callOptions(state.answering.signal))) {
+      if (event.started) { answer = new Answer(event, answerBox, method, request); show(answer); }
       else if (event.token) answer.addToken(event.token);
-      else if (event.attribution) answer.addAttribution(event.attribution);
-      else if (event.finished) answer.explanation.finish(event.finished);
+      answer?.addScores(event);
+      if (event.finished) answer.finish(event);
     }
   } catch (error) {
     if (error.name !== "AbortError") showError(error.message);
@@ -69,7 +71,7 @@ async function ask(event) {
     if (content) conversation.push({ role: "assistant", content });
     else { conversation.pop(); questionBox.remove(); answerBox.remove(); }
     if (conversation === state.messages) { // no new conversation has begun meanwhile
-      if (content) answer.isFinished = true;
+      if (content) keep(answer, request, boxes);
       else { byId("question").value = question; if (state.shown === answer) clear(); }
     }
     state.answering = null;
@@ -78,10 +80,19 @@ async function ask(event) {
   }
 }
 
-function chatRequest(messages, method, segments) {
+/** Keep an answer, perhaps one that was stopped: its documents are a part of the conversation now. */
+function keep(answer, { segments }, boxes) {
+  state.segments = segments;
+  boxes.forEach((box) => box.remove());
+  answer.isFinished = true;
+  if (state.shown === answer) show(answer);
+}
+
+function chatRequest({ messages, segments }, method) {
+  const documents = Object.keys(segments).length ? { segments, citations: true } : {};
   return {
     model: "gradellm", messages, stream: true,
-    gradellm: { ...keywordsOf(method), ...(Object.keys(segments).length ? { segments } : {}) },
+    gradellm: { ...keywordsOf(method), pictures: true, ...documents },
     max_tokens: +byId("max-tokens").value, temperature: +byId("temperature").value,
     seed: crypto.getRandomValues(new Uint32Array(1))[0], // the server's own seeds exceed JavaScript's integers
   };
@@ -106,6 +117,7 @@ function startNewConversation() {
   state.answering?.abort();
   cancelSideWork();
   state.messages = [];
+  state.segments = {};
   byId("turns").replaceChildren();
   clear();
   showError("");
@@ -120,11 +132,17 @@ byId("question").addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   const answer = state.shown;
-  if (event.key === "Escape" && answer && answer.pinned !== null) answer.togglePin(answer.pinned);
+  if (event.key === "Escape" && answer && answer.pinned !== null) answer.select(null);
+});
+let selecting = 0; // a timer: the selection changes with every move of the pointer
+document.addEventListener("selectionchange", () => {
+  clearTimeout(selecting);
+  selecting = setTimeout(() => state.shown?.selectText(), 150);
 });
 byId("stop").addEventListener("click", () => state.answering?.abort());
 byId("new").addEventListener("click", startNewConversation);
 byId("add-document").addEventListener("click", addDocument);
 byId("token").addEventListener("change", loadServerInfo);
 addActions();
+addViews();
 loadServerInfo();

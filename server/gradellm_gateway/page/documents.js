@@ -19,18 +19,19 @@ export function addDocument() {
   text.focus();
 }
 
-/** The documents' texts joined, and their segments: by name [message, start, end], in code points. */
-export function joinDocuments(message) {
+/** The documents' texts joined, their segments, by name [message, start, end] in code points, and their form fields.
+ * Names are unique among those of `earlier` messages, too. */
+export function joinDocuments(message, earlier) {
   let text = "";
-  const segments = {};
-  for (const box of document.querySelectorAll(".document")) {
+  const segments = {}, boxes = [...document.querySelectorAll(".document")];
+  for (const box of boxes) {
     const name = box.querySelector("input").value.trim(), content = box.querySelector("textarea").value;
     if (!content.trim()) continue;
     let key = name || "document";
-    for (let number = 2; key in segments; number += 1) key = `${name || "document"} (${number})`;
+    for (let number = 2; key in segments || key in earlier; number += 1) key = `${name || "document"} (${number})`;
     const start = numCodePoints(text);
     text += `${content}\n\n`;
     segments[key] = [message, start, start + numCodePoints(content)];
   }
-  return { text, segments };
+  return { text, segments, boxes };
 }

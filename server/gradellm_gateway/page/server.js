@@ -1,14 +1,8 @@
 // Calls to the gateway, and its event streams.
 
 /** The events of a stream. Leaving the loop, or aborting the signal, cancels the call. */
-export async function* stream(path, body, { token, signal } = {}) {
-  const response = await fetch(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw await failure(response);
+export async function* stream(path, body, options) {
+  const response = await post(path, body, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let incomplete = "";
   try {
@@ -28,6 +22,20 @@ export async function* stream(path, body, { token, signal } = {}) {
   } finally {
     reader.cancel().catch(() => {});
   }
+}
+
+/** The answer to a call that is not streamed. */
+export const call = async (path, body, options) => (await post(path, body, options)).json();
+
+async function post(path, body, { token, signal } = {}) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  return response;
 }
 
 export async function info(token) {

@@ -1,7 +1,17 @@
-// The side that shows what an answer's words came from: the prompt coloured by attribution scores.
-import { byId, element, percent, quoted, speaker } from "./dom.js";
-import { largest, shade } from "./explanation.js";
-import { state, updateActions } from "./state.js";
+// The side that shows what an answer's words were drawn from: the picture of what is selected, which the gateway made.
+import { showCitations } from "./citations.js";
+import { bar, byId, element, percent, quoted, shorten, showError } from "./dom.js";
+import { markDocument, renderPanel, shadePanel, shadeName } from "./panel.js";
+import { call } from "./server.js";
+import { callOptions, state, updateActions } from "./state.js";
+
+/** Views by name: what they are called, what their colours mean, the ends of their scale. */
+const VIEWS = {
+  excess: ["what stands out", "Coloured by how far a word’s score exceeds the median of all words.", "0", "strongest"],
+  raw: ["raw scores", "Coloured by the scores themselves.", "0", "largest"],
+  ...Object.fromEntries([0.1, 0.3, 0.5].map((pi) => [`retention ${pi}`, [
+    `kept words, π = ${pi}`, `How likely each word is kept when ${percent(pi)} of the words are.`, "left out", "kept"]])),
+};
 
 /** Show an answer's sources. */
 export function show(answer) {
@@ -10,6 +20,7 @@ export function show(answer) {
   answer.box.classList.add("shown");
   byId("compare").value = answer.comparedMethod;
   byId("faithfulness").replaceChildren(...(answer.faithfulness ?? []));
+  byId("colours").hidden = false;
   updateActions();
   renderPanels(answer);
 }
@@ -18,84 +29,102 @@ export function show(answer) {
 export function clear() {
   state.shown?.box.classList.remove("shown");
   state.shown = null;
-  for (const name of ["panels", "faithfulness", "status", "scale"]) byId(name).replaceChildren();
-  byId("bars").hidden = true;
+  for (const name of ["panels", "faithfulness", "status", "scale", "citations"]) byId(name).replaceChildren();
+  for (const name of ["bars", "colours", "citations"]) byId(name).hidden = true;
   updateActions();
 }
 
-/** One panel with the prompt's text for each method. */
+/** One panel with the prompt's text for each method that has begun to explain. */
 export function renderPanels(answer) {
-  const methods = [answer.method, ...(answer.comparedMethod ? [answer.comparedMethod] : [])];
-  answer.panels = methods.map((method) => renderPanel(answer, method));
-  byId("panels").replaceChildren(...answer.panels.map(({ panel }) => panel));
+  const methods = [answer.method, answer.comparedMethod].filter((method) => answer.attributions.has(method));
+  answer.panels = methods.map((method) => renderPanel(method, answer.attributions.get(method)));
+  byId("panels").replaceChildren(...answer.panels.map(({ box }) => box));
   paint(answer);
 }
 
-function renderPanel(answer, method) {
-  const panel = element("div", "panel");
-  panel.tabIndex = 0;
-  panel.setAttribute("role", "group");
-  panel.setAttribute("aria-label", `The prompt, explained by ${method}`);
-  panel.append(element("h3", "", method));
-  const spans = [];
-  let box = null, boxKey;
-  for (const { text, token, columns } of answer.explanation.characters) {
-    const isContent = answer.explanation.isContent(columns[0]), key = isContent ? `${token.message ?? ""}` : "template";
-    if (!box || key !== boxKey) {
-      boxKey = key;
-      box = element("div", isContent ? "message" : "template");
-      box.dir = "auto";
-      panel.append(box);
-      if (isContent && token.message !== null) box.append(speaker(token.role));
-    }
-    const trimmed = text.trimStart() || text, span = element("span", "piece", trimmed);
-    if (token.segment) span.title = token.segment;
-    box.append(text.slice(0, text.length - trimmed.length), span);
-    spans.push(span);
-  }
-  return { method, panel, spans };
-}
-
-/** Colour the prompt by the scores of the word that is looked at, or of the whole answer where there is none. */
-export function paint(answer, latestWord = null) {
-  const word = answer.hovered ?? answer.pinned ?? latestWord;
-  answer.elements.forEach((each, i) => each.classList.toggle("chosen", i === word));
-  let isSigned = false;
-  answer.panels.forEach(({ method, spans }, i) => {
-    const scores = answer.explanation.scores(method, word === null ? undefined : [word]);
-    const { characters } = answer.explanation;
-    const sums = characters.map(({ columns }) => (scores ? columns.reduce((sum, column) => sum + scores[column], 0) : 0));
-    const visible = sums.filter((_, i) => answer.explanation.isContent(characters[i].columns[0]));
-    const peak = largest(visible);
-    isSigned ||= visible.some((score) => score < 0);
-    spans.forEach((span, i) => { span.className = `piece ${peak ? shade(sums[i] / peak) : ""}`; });
-    if (i === 0) { showStatus(answer, word, scores); showBars(answer, scores); }
+/** Draw the picture of what is looked at: a word, the selection, the latest word while words come, the whole answer. */
+export function paint(answer) {
+  const range = answer.range(), tokens = answer.explanation.tokensOf(range);
+  answer.mark(range);
+  answer.panels.forEach((panel, i) => {
+    const picture = pictureOf(answer, panel.attribution, tokens);
+    if (picture !== undefined) shadePanel(panel, picture);
+    panel.box.setAttribute("aria-busy", `${picture === undefined}`);
+    markDocument(panel, answer.document);
+    if (i === 0) { showStatus(answer, range, panel, picture); showBars(picture); }
   });
-  byId("low").textContent = isSigned ? "against" : "0";
-  byId("high").textContent = isSigned ? "for" : "largest";
-  byId("scale").replaceChildren(...Array.from({ length: isSigned ? 17 : 9 }, (_, i) => element("i", shade(isSigned ? (i - 8) / 8 : i / 8))));
+  showScale(answer);
+  showCitations(answer);
 }
 
-/** A sentence that names the prompt's words with the largest scores. */
-function showStatus(answer, word, scores) {
-  const subject = word === null ? ["The answer"] : quoted(answer.elements[word].textContent.trim());
-  if (!scores) {
-    byId("status").replaceChildren(...(word === null ? ["Waiting for the answer."] : [...subject, " is not explained yet."]));
+// --- pictures --------------------------------------------------------------------------------------------------------
+
+/** The picture of some tokens; null if there is none, undefined if it has been asked for. */
+function pictureOf(answer, attribution, tokens) {
+  const found = attribution.picture(state.view, tokens);
+  if (found !== undefined) return found;
+  if (!attribution.explains(tokens)) return null;
+  attribution.wanted = { view: state.view, tokens };
+  if (!attribution.isAsking) askForPictures(answer, attribution);
+  return undefined;
+}
+
+/** Ask for the wanted picture, then for what is wanted by then: pointers pass over words faster than pictures come. */
+async function askForPictures(answer, attribution) {
+  attribution.isAsking = true;
+  while (attribution.wanted) {
+    const { view, tokens } = attribution.wanted, [scale, pi] = view.split(" ");
+    attribution.wanted = null;
+    const body = { explanation: answer.explanation.document(attribution, tokens), selection: tokens, scale, ...(pi ? { pi: +pi } : {}) };
+    try {
+      attribution.setPicture(view, tokens, (await call("v1/gradellm/pictures", body, callOptions())).picture);
+    } catch (error) {
+      attribution.setPicture(view, tokens, null);
+      showError(error.message);
+    }
+    if (state.shown === answer) paint(answer);
+  }
+  attribution.isAsking = false;
+}
+
+// --- texts -----------------------------------------------------------------------------------------------------------
+
+const quotedChip = ({ text, place }) => [...quoted(text), place ? ` (${place})` : ""];
+
+/** A sentence that names the words that the selection was drawn from. */
+function showStatus(answer, range, { attribution }, picture) {
+  const subject = range ? quoted(shorten(answer.explanation.textOf(range))) : ["The whole answer"];
+  if (picture === undefined) return; // the last sentence stays until the picture has come
+  if (!picture) {
+    byId("status").replaceChildren(...(answer.explanation.words.length ? [...subject, answer.isFinished ? " was not explained." : " is not explained yet."] : ["Waiting for the answer."]));
     return;
   }
-  const top = answer.explanation.top(scores).flatMap(({ text, share }, i) => [i ? ", " : "", ...quoted(text), ` ${percent(share)}`]);
-  byId("status").replaceChildren(...subject, ...(top.length ? [" came from ", ...top] : [": nothing stands out."]));
+  const { chips } = attribution.canvas, isRetention = state.view.startsWith("retention");
+  const against = new Set(picture.coloured.filter(([, level]) => level < 0).map(([chip]) => chip));
+  const named = picture.top.filter(([chip]) => chip in chips).flatMap(([chip, share], i) => [
+    i ? ", " : "", ...quotedChip(chips[chip]), isRetention ? "" : ` ${percent(share)}`, against.has(chip) ? " against" : ""]);
+  const verb = isRetention ? " keeps above all " : " was drawn from ";
+  byId("status").replaceChildren(...subject, ...(named.length ? [verb, ...named, "."] : [": nothing stands out."]));
 }
 
-/** A bar for each document, as long as its share. */
-function showBars(answer, scores) {
-  const segments = scores ? answer.explanation.segments(scores) : [];
-  byId("bars").hidden = !segments.length;
-  byId("bars").replaceChildren(...segments.map(({ name, score, share }) => {
-    const bar = element("div", "bar"), track = element("span", ""), fill = element("i", shade(score < 0 ? -1 : 1));
-    fill.style.width = `${100 * share}%`;
-    track.append(fill);
-    bar.append(element("bdi", "", name), track, element("span", "", percent(share)));
-    return bar;
-  }));
+/** A bar for each document, and one for the rest of the text, as long as its share of the colour. */
+function showBars(picture) {
+  if (picture === undefined) return;
+  const segments = picture?.segments ?? [], isHidden = segments.length < 2 || state.view.startsWith("retention");
+  byId("bars").hidden = isHidden;
+  byId("bars").replaceChildren(element("h3", "", "Shares of the colour"), ...segments.map(([name, share]) => bar(name || "the rest of the text", share, name ? shadeName(24) : "rest", percent(share))));
+}
+
+function showScale(answer) {
+  const [, help, low, high] = VIEWS[state.view];
+  const isSigned = answer.panels.some(({ isSigned }) => isSigned);
+  byId("view-help").textContent = help;
+  byId("low").textContent = isSigned ? "against" : low;
+  byId("high").textContent = isSigned ? "for" : high;
+  byId("scale").replaceChildren(...Array.from({ length: isSigned ? 17 : 9 }, (_, i) => element("i", shadeName(isSigned ? 3 * (i - 8) : 3 * i))));
+}
+
+export function addViews() {
+  byId("view").replaceChildren(...Object.entries(VIEWS).map(([name, [label]]) => new Option(label, name)));
+  byId("view").addEventListener("change", (event) => { state.view = event.target.value; if (state.shown) paint(state.shown); });
 }

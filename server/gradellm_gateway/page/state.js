@@ -3,9 +3,11 @@ import { byId } from "./dom.js";
 
 export const state = {
   messages: [], // of this conversation, in OpenAI's form
+  segments: {}, // its documents: by name [message, start, end]
   answering: null, // AbortController of the answer that is streamed
   sideWork: new AbortController(), // of comparisons and faithfulness measurements of finished answers
-  isMeasuring: false, // faithfulness
+  measuring: null, // AbortController of a faithfulness measurement
+  view: "excess", // what colours stand for (sources.js)
   shown: null, // the Answer whose attribution is shown
   streamingMethods: [], // { label, keywords }: methods that explain while text is generated
   postHocMethods: [], // the same, for finished answers
@@ -26,6 +28,6 @@ export function cancelSideWork() {
 export function updateActions() {
   const isReady = Boolean(state.shown?.isFinished) && !state.answering;
   byId("actions").hidden = !isReady;
-  for (const name of ["compare", "judge", "copy", "download"]) byId(name).disabled = !isReady;
-  byId("judge").disabled ||= state.isMeasuring;
+  for (const name of ["compare", "judge", "judge-thoroughly", "copy", "download"]) byId(name).disabled = !isReady;
+  for (const name of ["judge", "judge-thoroughly"]) byId(name).disabled ||= state.measuring !== null;
 }

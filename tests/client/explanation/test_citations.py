@@ -73,13 +73,15 @@ def test_thresholds_depend_on_the_settings() -> None:
 
     knockout = {"loosening": "none", "magnitude": "knockout", "resolution": "token"}
     found = [threshold(**knockout, rectify=rectify) for rectify in ("per_head", "none")]
-    assert found == [THRESHOLDS["none", "knockout", rectify]["token"] for rectify in ("per_head", "none")]
+    # From a server that is older than the gradient.
+    assert found == [THRESHOLDS["none", "knockout", rectify, "true"]["token"] for rectify in ("per_head", "none")]
+    default = THRESHOLDS["none", "head_abs", "none", "relevance"]
+    head_abs = {"loosening": "none", "magnitude": "head_abs", "rectify": "none", "gradient": "relevance"}
+    assert threshold(**head_abs, resolution="word") == default["word"]
     unknown = {"loosening": None, "magnitude": None, "rectify": None}
-    assert (
-        threshold(method="saliency", resolution="word", **unknown) == THRESHOLDS["none", "knockout", "per_head"]["word"]
-    )
+    assert threshold(method="saliency", resolution="word", **unknown) == default["word"]
     bare = replace(loaded.started, provenance=replace(loaded.provenance, attribution=None))
-    assert default_threshold(replace(loaded, started=bare)) == found[0]
+    assert default_threshold(replace(loaded, started=bare)) == default["token"]
 
 
 def test_they_are_json() -> None:

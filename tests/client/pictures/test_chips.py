@@ -52,6 +52,17 @@ def test_equal_words_are_told_apart_by_place() -> None:
     assert prompt("a", "a", "b") == ["1 of 3", "2 of 3", "3 of 3"]
 
 
+def test_a_word_after_a_line_break_is_of_its_own_segment() -> None:
+    tokens = tuple(
+        PromptToken(i, text, a, b, "user", 0, segment, False, word)
+        for i, (text, a, b, segment, word) in enumerate(
+            [("One.", 0, 4, "first", 0), ("\n\n", 4, 6, "", 1), ("Two.", 6, 10, "second", 1)]
+        )
+    )
+    started = replace(explanation().started, prompt_text="One.\n\nTwo.", prompt_tokens=tokens)
+    assert [(chip.text, chip.segment) for chip in canvas(started).chips] == [("One.", "first"), ("Two.", "second")]
+
+
 def test_words_of_the_completion() -> None:
     token = Token(0, 5, " wo", 0, 3, -1.0, (), False, 7)
     chip = completion_chip([token, replace(token, index=1, text="rd", start=3, end=5, source_index=8)])

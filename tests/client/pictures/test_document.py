@@ -31,7 +31,11 @@ def test_a_picture_is_json() -> None:
     picture = explanation().picture("It")
     document = picture_document(picture)
     assert json.loads(json.dumps(document)) == document
-    assert document["levels"] == [8, 0, 24, 0]
+    assert [(chip, level) for chip, level, _, _ in document["coloured"]] == [(0, 8), (2, 24)]
+    assert [share for _, _, share, _ in document["coloured"]] == [0.25, 0.75]
+    assert [value for *_, value in document["coloured"]] == pytest.approx(
+        [picture.values[0], picture.values[2]], rel=1e-3
+    )
     assert document["top"] == [[2, 0.75], [0, 0.25]]
     assert document["segments"] == [["doc", 0.75], ["", 0.25]]
 

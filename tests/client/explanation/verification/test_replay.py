@@ -25,7 +25,7 @@ EVERY: dict[str, Any] = {
     "method": "grad_ellm", "loosening": "none", "layers": (0, 1), "similarity": "cosine", "rotary": "unrotated",
     "rectify": "none", "magnitude": "head_abs", "normalise_over": "prompt", "target_token_id": 9, "contrast": "dog",
     "sources": "prefix", "objective": "prob", "aggregation": "sum", "steps": 3, "samples": 4, "seed": 5, "layer": -1,
-    "baseline_ids": (6, 7), "sink": "exclude", "tokens": (0, 2),
+    "baseline_ids": (6, 7), "sink": "exclude", "gradient": "relevance", "tokens": (0, 2),
 }  # fmt: skip
 OUTPUT_ALONE = {"preset", "resolution", "top_k_sources", "delivery", "chunk_size"}
 
