@@ -95,8 +95,9 @@ def tab(show: Callable[..., Any], demo_url: str) -> Any:
 
 
 def ask(tab: Any, question: str, *, system: str = "", method: str = "", wait: bool = True) -> None:
-    if system:
+    if system or method:
         tab.locator("summary", has_text="Settings").click()
+    if system:
         tab.get_by_label("System message").fill(system)
     if method:
         tab.get_by_label("Explained by").select_option(method)
