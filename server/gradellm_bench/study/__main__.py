@@ -23,12 +23,31 @@ from gradellm_bench.study.measure import SoftGrid, measure_row
 from gradellm_bench.study.prototypes.scores import CANDIDATES as FORMULAS
 from gradellm_bench.study.prototypes.scores import chosen as chosen_formulas
 from gradellm_bench.study.prototypes.scores import score_fn
-from gradellm_bench.study.report import METRICS, Key, Values, load, mean_ranks, paired_table, soft_table, table
+from gradellm_bench.study.report import (
+    METRICS,
+    Key,
+    Values,
+    load,
+    mean_ranks,
+    overview_table,
+    paired_table,
+    soft_table,
+    table,
+)
 from gradellm_bench.study.results import ResultsFile
 from gradellm_engine import Engine
 
 EXIT_FAILED = 70
 ESTIMATE_EVERY = 10  # rows
+OVERVIEW_COSTS = {
+    "relevance_head_abs_no_sink": "a step",
+    "paper": "a step",
+    "attention": "a step",
+    "saliency": "a pass over the text",
+    "relevance": "a pass over the text",
+    "value_zeroing": "a pass over the text for each layer",
+}
+"""What a method of the README's table computes beside the text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,6 +157,8 @@ def _print_tables(
         if text := table(data, metric, names) if against is None else paired_table(data, metric, against, names):
             print(f"## {metric}\n\n{text}\n")
             _put(page, f"{mark} {metric}", text)
+    if against is None and page is not None:
+        _put(page, f"{mark} why", overview_table(data, OVERVIEW_COSTS))
     if against is not None and (text := soft_table(data, against, names)):
         print(f"## pi_soft_ns and pi_soft_nc, means over data sets\n\n{text}\n")
         _put(page, f"{mark} pi_soft", text)

@@ -6,7 +6,7 @@ Rows with an even number choose the default, rows with an odd one judge it: a cl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ from gradellm_engine.utils.rng import stream
 SOFT_METRICS = ("pi_soft_ns", "pi_soft_nc")
 METRICS = (*SOFT_METRICS, "auprc", "source_first", "mass", "drawn_mass", "entropy", "largest")
 RANKED = (*SOFT_METRICS, "auprc", "source_first")  # that choose the default: more is better
+OVERVIEW: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "π-Soft-NS and NC": (SOFT_METRICS, ""),
+    "people's reasons for a word": (("auprc",), "lambada"),
+    "right word first": (("source_first",), "retrieval"),
+    "colour on the right sentence": (("drawn_mass",), "retrieval"),
+}  # metrics, and how the names of data sets begin
 SEED = 0
 
 Values = dict[str, list[float]]  # of a method, by row; NaN where a metric is not defined
@@ -88,6 +94,26 @@ def soft_table(data: Mapping[Key, Values], reference: str, names: Sequence[str] 
         rows = {dataset: int(np.isfinite(v[reference]).sum()) for (m, dataset, _), v in soft.items() if m == model}
         header.append(f"{model} ({', '.join(f'{dataset} {n}' for dataset, n in rows.items())})")
     return markdown(header, [[name, *(_soft_cell(soft, model, name, reference) for model in models)] for name in names])
+
+
+def overview_table(data: Mapping[Key, Values], costs: Mapping[str, str]) -> str:
+    """What the README says of some methods: each metric's mean over data sets, then over models, with equal weights.
+
+    Args:
+        data: the values.
+        costs: of each method of the table, in words.
+    """
+    header = ["method", "cost", *OVERVIEW]
+    return markdown(header, [[name, cost, *_overview_cells(data, name)] for name, cost in costs.items()])
+
+
+def _overview_cells(data: Mapping[Key, Values], name: str) -> Iterator[str]:
+    for metrics, datasets in OVERVIEW.values():
+        by_model: dict[str, list[float]] = defaultdict(list)
+        for (model, dataset, metric), values in data.items():
+            if metric in metrics and dataset.startswith(datasets) and name in values:
+                by_model[model].append(float(np.nanmean(values[name])))
+        yield f"{np.mean([np.mean(means) for means in by_model.values()]):.2f}" if by_model else ""
 
 
 def _soft_cell(soft: Mapping[Key, Values], model: str, name: str, reference: str) -> str:

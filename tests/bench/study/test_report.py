@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from gradellm_bench.study.report import (
+    OVERVIEW,
     intervals,
     load,
     mean_ranks,
+    overview_table,
     paired_table,
     soft_table,
     stratified_interval,
@@ -104,3 +106,18 @@ def test_strata_are_resampled_by_themselves() -> None:
     draws = np.random.default_rng(0).normal(size=400)
     low, high = stratified_interval([draws, draws])
     assert high - low == pytest.approx(2 * 1.96 * draws.std() / np.sqrt(800), rel=0.1)
+
+
+def test_the_overview_has_equal_weights_for_models() -> None:
+    data = {
+        ("m", "sst2", "pi_soft_ns"): {"a": [0.2]},
+        ("m", "sst2", "pi_soft_nc"): {"a": [0.4]},
+        ("n", "sst2", "pi_soft_ns"): {"a": [0.9, np.nan]},
+        ("m", "lambada", "auprc"): {"a": [0.5], "b": [0.7]},
+        ("m", "retrieval2", "auprc"): {"a": [1.0]},
+        ("m", "retrieval2", "source_first"): {"a": [0.0, 1.0]},
+        ("m", "retrieval4", "source_first"): {"a": [1.0]},
+    }
+    lines = overview_table(data, {"a": "a step", "b": "two passes"}).splitlines()
+    assert lines[0].split(" | ")[2:] == [*list(OVERVIEW)[:3], f"{list(OVERVIEW)[3]} |"]
+    assert lines[2:] == ["| a | a step | 0.60 | 0.50 | 0.75 |  |", "| b | two passes |  | 0.70 |  |  |"]
