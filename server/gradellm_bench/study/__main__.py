@@ -28,9 +28,9 @@ from gradellm_bench.study.report import (
     Key,
     Values,
     load,
-    mean_ranks,
     overview_table,
     paired_table,
+    rank_table,
     soft_table,
     table,
 )
@@ -142,10 +142,9 @@ def _report(options: argparse.Namespace) -> int:
     parity = {"all": None, "even": 0, "odd": 1}[options.rows]
     data = load(options.folder, parity)
     _print_tables(data, options.methods, options.against, options.page, options.mark)
-    ranks = mean_ranks(data)
-    print("## Mean rank\n")
-    for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        print(f"- {name}: {rank:.2f}")
+    text = rank_table(data)
+    print(f"## Mean rank\n\n{text}")
+    _put(options.page, f"{options.mark} ranks", text)
     return 0
 
 

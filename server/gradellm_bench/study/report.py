@@ -157,19 +157,28 @@ def _paired_cell(row: Sequence[float] | None, reference: Sequence[float]) -> str
 
 
 def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> dict[str, float]:
-    """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights."""
+    """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights.
+
+    Data sets on which some methods are not measured are left out.
+    """
     ranks: dict[str, list[float]] = defaultdict(list)
-    for (_, _, metric), values in data.items():
-        if metric not in metrics:
+    columns = [intervals(values) for (_, _, metric), values in data.items() if metric in metrics]
+    for column in columns:
+        if len(column) < max(map(len, columns)):
             continue
-        means = {name: interval.mean for name, interval in intervals(values).items() if name != RANDOM}
+        means = {name: interval.mean for name, interval in column.items() if name != RANDOM}
         for name, mean in means.items():
             # Of methods with equal means, each has the mean of their ranks.
             above = sum(other > mean for other in means.values())
             equal = sum(other == mean for other in means.values())
             ranks[name].append(above + (equal + 1) / 2)
-    most = max(map(len, ranks.values()), default=0)
-    return {name: float(np.mean(found)) for name, found in ranks.items() if len(found) == most}
+    return {name: float(np.mean(found)) for name, found in ranks.items()}
+
+
+def rank_table(data: Mapping[Key, Values]) -> str:
+    """The mean ranks, best first."""
+    ranks = sorted(mean_ranks(data).items(), key=lambda item: item[1])
+    return markdown(["method", "mean rank"], [[name, f"{rank:.2f}"] for name, rank in ranks])
 
 
 def table(data: Mapping[Key, Values], metric: str, names: Sequence[str] | None = None) -> str:

@@ -14,6 +14,7 @@ from gradellm_bench.study.report import (
     mean_ranks,
     overview_table,
     paired_table,
+    rank_table,
     soft_table,
     stratified_interval,
     table,
@@ -56,6 +57,7 @@ def test_mean_ranks_have_equal_weights() -> None:
         ("m", "e", "auprc"): {"a": [0.1], "b": [0.2], "c": [0.3], "random": [0.0]},
     }
     assert mean_ranks(data) == {"a": 2.0, "b": 2.25, "c": 1.75}
+    assert rank_table(data).splitlines()[2:] == ["| c | 1.75 |", "| a | 2.00 |", "| b | 2.25 |"]
 
 
 def test_a_table_has_intervals(folder: Path) -> None:
