@@ -9,6 +9,7 @@ from gradellm import Client, Explanation
 from gradellm_engine.demo_model.training.two_hop.task import FIRST_HOP, SECOND_HOP, TwoHopExample
 
 SETTINGS: dict[str, dict[str, str]] = {
+    "step_relevance": {"attribution": "step_relevance"},
     "paper": {"attribution": "paper"},
     "knockout, no sink": {"attribution": "knockout", "sink": "exclude"},
     "knockout, no sink, per head": {"attribution": "knockout", "sink": "exclude", "rectify": "per_head"},
