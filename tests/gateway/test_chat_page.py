@@ -189,7 +189,8 @@ def test_an_attribution_row_is_drawn_promptly(tab: Any) -> None:
 def test_the_page_is_usable_narrow_and_wide(tab: Any, scheme: str, width: int, tmp_path: Path) -> None:
     tab.emulate_media(color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 800})
-    ask(tab, REVIEW, system=SYSTEM_PROMPT)
+    review = "Text: The musical began at eight. The stage was dull, but all in all the musical was wonderful."
+    ask(tab, review, system=SYSTEM_PROMPT)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.locator(".word").click()
     tab.screenshot(path=Path(PICTURES or tmp_path) / f"chat-{scheme}-{width}.png", full_page=True)
