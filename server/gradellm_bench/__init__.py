@@ -9,6 +9,8 @@
     report        tables, JSON, plot
     history       docs/benchmark-history.jsonl, a line a run
     regression    cost of one source tree relative to another one's
+    preset_costs  cost of each preset relative to the paper's
+    study/        which method explains real models best
     capacity/     how many servers a load takes
 
 All backends run in one process on one set of weights. On a shared machine trust ratios within a round, not absolute

@@ -82,6 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 FORMS = ("ansi", "json", "html", "png", "svg")
+_OUTPUTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "retention": (("format", "output", "trace", "citations", "raw"), "--retention, which prints a drawing"),
+    "citations": (("output", "trace", "raw"), "--citations, which prints sentences"),
+    "trace": (("output", "raw"), "--trace, which prints a table, or JSON with --format json"),
+    "output": (("format", "raw"), "--output, whose suffix selects the format"),
+}
+"""Flags that choose what is printed, each with those that it cannot be combined with."""
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -120,10 +127,13 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def check_output(args: argparse.Namespace) -> None:
     """Raise InvalidRequestError for output that cannot be written, before anything is computed."""
-    if args.retention is not None:
-        if not 0 < args.retention < 1:
-            raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
-        options.refuse_flags(args, ("format", "output", "trace", "raw"), "--retention, which prints a drawing")
+    for flag, (refused, what) in _OUTPUTS.items():
+        if getattr(args, flag) not in (None, False):
+            options.refuse_flags(args, refused, what)
+    if args.retention is not None and not 0 < args.retention < 1:
+        raise InvalidRequestError.of("retention", f"must be between 0 and 1, not {args.retention:g}")
+    if args.raw and args.format not in (None, "ansi"):
+        raise InvalidRequestError.of("raw", f"is for the drawing; --format {args.format} has its own colours")
     if args.citations:
         _check_citations(args)
     if args.trace is not None:
@@ -132,7 +142,6 @@ def check_output(args: argparse.Namespace) -> None:
         raise InvalidRequestError.of("trace_by", "is for --trace TEXT")
     if args.output is not None:
         io.check(args.output)
-        options.refuse_flags(args, ("format",), "--output, whose suffix selects the format")
     elif args.format == "png" and sys.stdout.isatty():
         raise InvalidRequestError.of("format", "a PNG cannot be printed on a terminal: give --output FILE.png")
     elif args.format in ("png", "svg"):
@@ -142,7 +151,6 @@ def check_output(args: argparse.Namespace) -> None:
 def _check_citations(args: argparse.Namespace) -> None:
     if args.format not in (None, "json"):
         raise InvalidRequestError.of("format", f"{args.format} cannot be combined with --citations; json can")
-    options.refuse_flags(args, ("output", "retention", "trace"), "--citations, which prints sentences")
     if not args.segment:
         raise InvalidRequestError.of("citations", "needs documents: name the range of each with --segment")
     if args.attribution == "none":
@@ -150,7 +158,6 @@ def _check_citations(args: argparse.Namespace) -> None:
 
 
 def _check_trace(args: argparse.Namespace) -> None:
-    options.refuse_flags(args, ("output",), "--trace, which prints a table, or JSON with --format json")
     if args.format not in (None, "ansi", "json"):
         raise InvalidRequestError.of("format", f"must be ansi or json with --trace, not {args.format}")
     if args.sources == "prompt" or args.resolution == "segment" or args.attribution == "none":
