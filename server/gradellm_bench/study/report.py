@@ -157,22 +157,23 @@ def _paired_cell(row: Sequence[float] | None, reference: Sequence[float]) -> str
 
 
 def mean_ranks(data: Mapping[Key, Values], metrics: Sequence[str] = RANKED) -> dict[str, float]:
-    """Each method's rank by the mean, 1 the best, averaged over metrics, data sets and models with equal weights.
+    """Each method's rank by the mean, 1 the best: averaged over the metrics of a data set, then over data sets.
 
-    Data sets on which some methods are not measured are left out.
+    Data sets, of each model, have equal weights. Those on which some methods are not measured are left out.
     """
-    ranks: dict[str, list[float]] = defaultdict(list)
-    columns = [intervals(values) for (_, _, metric), values in data.items() if metric in metrics]
-    for column in columns:
-        if len(column) < max(map(len, columns)):
+    columns = {key: intervals(values) for key, values in data.items() if key[2] in metrics}
+    most = max(map(len, columns.values()), default=0)
+    by_dataset: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (model, dataset, _), column in columns.items():
+        if len(column) < most:
             continue
         means = {name: interval.mean for name, interval in column.items() if name != RANDOM}
         for name, mean in means.items():
             # Of methods with equal means, each has the mean of their ranks.
             above = sum(other > mean for other in means.values())
             equal = sum(other == mean for other in means.values())
-            ranks[name].append(above + (equal + 1) / 2)
-    return {name: float(np.mean(found)) for name, found in ranks.items()}
+            by_dataset[name][model, dataset].append(above + (equal + 1) / 2)
+    return {name: float(np.mean([np.mean(of) for of in found.values()])) for name, found in by_dataset.items()}
 
 
 def rank_table(data: Mapping[Key, Values]) -> str:

@@ -50,11 +50,13 @@ def test_methods_are_compared_on_the_rows_that_all_have() -> None:
     assert found["a"].n == 2
 
 
-def test_mean_ranks_have_equal_weights() -> None:
+def test_data_sets_have_equal_weights_in_mean_ranks() -> None:
     data = {
         ("m", "d", "auprc"): {"a": [0.9], "b": [0.5], "c": [0.5], "random": [0.9]},
         ("m", "d", "entropy"): {"a": [0.0], "b": [1.0], "c": [1.0], "random": [1.0]},  # is not ranked
         ("m", "e", "auprc"): {"a": [0.1], "b": [0.2], "c": [0.3], "random": [0.0]},
+        ("m", "e", "source_first"): {"a": [0.1], "b": [0.2], "c": [0.3], "random": [0.0]},
+        ("n", "d", "auprc"): {"a": [0.0], "b": [1.0], "random": [0.0]},  # without c
     }
     assert mean_ranks(data) == {"a": 2.0, "b": 2.25, "c": 1.75}
     assert rank_table(data).splitlines()[2:] == ["| c | 1.75 |", "| a | 2.00 |", "| b | 2.25 |"]
