@@ -20,7 +20,7 @@ from gradellm.evaluation.examples import digest
 from gradellm.evaluation.names import PAPER_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gradellm.evaluation.examples import Example
     from gradellm.evaluation.presets import Preset
@@ -46,6 +46,7 @@ Methods = dict[str, dict[str, Any]]
 METRICS: tuple[Metric, ...] = get_args(models.Metric)
 PRESETS: tuple[str, ...] = get_args(models.Preset)
 _OTHER_NAMES = ("paper", "recommended")  # of the method grad_ellm, and of another preset
+_WITH_RECOMMENDED = ("head_abs_no_sink", "step_relevance")  # presets of servers that have `recommended`
 PIS: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(1, 20))
 """The paper's retention shares: 0.05, 0.10 .. 0.95."""
 PLAUSIBILITY: tuple[Metric, ...] = ("auprc", "token_f1")
@@ -72,7 +73,7 @@ def named_methods(names: Sequence[str], info: ServerInfo, metrics: Sequence[Metr
             methods |= {**PAPER_METHODS} | {preset: {"attribution": preset} for preset in _paper_presets(metrics)}
         elif name == "all":
             methods |= {name: {"method": name} for name, method in available.items() if not method.refusal}
-            methods |= {preset: {"attribution": preset} for preset in PRESETS if preset not in _OTHER_NAMES}
+            methods |= {preset: {"attribution": preset} for preset in _presets(info)}
         elif name == "recommended":
             preset = info.recommended_preset or name  # which an older server refuses
             methods[preset] = {"attribution": preset}
@@ -93,6 +94,16 @@ def named_methods(names: Sequence[str], info: ServerInfo, metrics: Sequence[Metr
                 "methods", f"{name} cannot be computed for this model: {method.refusal}; leave it out"
             )
     return methods
+
+
+def _presets(info: ServerInfo) -> Iterator[str]:
+    """Yield the presets that the server has for its model, each once."""
+    refused = {method.name for method in info.methods if method.refusal}
+    for name in PRESETS:
+        is_older = name in _WITH_RECOMMENDED and info.recommended_preset is None
+        is_refused = name == "step_relevance" and "relevance" in refused  # for the same reason
+        if not (name in _OTHER_NAMES or is_older or is_refused):
+            yield name
 
 
 def _paper_presets(metrics: Sequence[Metric]) -> tuple[str, ...]:
