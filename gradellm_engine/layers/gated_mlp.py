@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradellm_engine.cpu_kernels.dispatch import kernels_for
 from gradellm_engine.layers.linear import FrozenLinear
 from gradellm_engine.layers.module_patch import Patch, mix_in_class
-from gradellm_engine.layers.relevance_rules import RelevanceRules, halved, proportional
+from gradellm_engine.layers.relevance_rules import RelevanceRules, Rows, chosen, halved, proportional
 from gradellm_engine.utils.torch_compat import has_forward_hooks
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -69,8 +69,7 @@ class FrozenGatedMLP(nn.Module):
         gate, up = self.gate_proj(x), self.up_proj(x)
         rows = self.relevance_rules.rows
         # Rules of propagation, such as DeepLIFT's, are hooks of the activation.
-        has_kernels = isinstance(rows, bool) and not has_forward_hooks(self.act_fn)
-        kernels = kernels_for(gate, up) if has_kernels else None
+        kernels = None if has_forward_hooks(self.act_fn) else kernels_for(gate, up)
         if kernels is None and self.relevance_rules.apply:
             gate, up = halved(gate, rows), halved(up, rows)
             gated = proportional(gate, self.act_fn(gate), rows) * up
@@ -85,7 +84,7 @@ class FrozenGatedMLP(nn.Module):
 
 
 class _Gated(torch.autograd.Function):
-    """The activation as a node of the graph; with the rules of relevance if `propagates_relevance`."""
+    """The activation as a node of the graph; with the rules of relevance in `rows`."""
 
     @staticmethod
     def forward(
@@ -93,9 +92,9 @@ class _Gated(torch.autograd.Function):
         gate: Tensor,
         up: Tensor,
         kernels: ModuleType,
-        propagates_relevance: bool,
+        rows: Rows,
     ) -> Tensor:
-        ctx.kernels, ctx.propagates_relevance = kernels, propagates_relevance
+        ctx.kernels, ctx.rows = kernels, rows
         ctx.save_for_backward(gate, up)
         gated: Tensor = kernels.silu_mul_op(gate, up)
         return gated
@@ -107,7 +106,9 @@ class _Gated(torch.autograd.Function):
             sigmoid = torch.sigmoid(gate)
             by_gate = gradients[0] * up * sigmoid * (1 + gate * (1 - sigmoid))
             return by_gate, gradients[0] * gate * sigmoid, None, None
-        by_gate, by_up = ctx.kernels.silu_mul_backward_op(
-            gate, up, gradients[0], propagates_relevance=ctx.propagates_relevance
-        )
+        backward, rows = ctx.kernels.silu_mul_backward_op, ctx.rows
+        by_gate, by_up = backward(gate, up, gradients[0], propagates_relevance=rows is True)
+        if not isinstance(rows, bool):
+            relevance = backward(gate, up, gradients[0], propagates_relevance=True)
+            by_gate, by_up = (chosen(rows, *both) for both in zip(relevance, (by_gate, by_up), strict=True))
         return by_gate, by_up, None, None

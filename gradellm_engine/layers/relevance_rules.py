@@ -67,16 +67,17 @@ def proportional(x: Tensor, y: Tensor, rows: Rows = True) -> Tensor:
     """
     linear = x * (y / x.masked_fill(x == 0, 1)).detach()
     constant = linear + (y - linear).detach()
-    return constant if rows is True else torch.where(_column(rows), constant, y)
+    return chosen(rows, constant, y)
 
 
 def halved(x: Tensor, rows: Rows = True) -> Tensor:
     """`x` with half of its gradient, in other rows with all of it. [.., T, width]"""
     half = x / 2
-    changed = half + half.detach()
-    return changed if rows is True else torch.where(_column(rows), changed, x)
+    return chosen(rows, x.detach() + (half - half.detach()), x)
 
 
-def _column(rows: Rows) -> Tensor:
-    """[T] -> [T, 1]"""
-    return torch.as_tensor(rows)[..., None]
+def chosen(rows: Rows, ruled: Tensor, other: Tensor) -> Tensor:
+    """The rows of `ruled` that have the rules, and those of `other` that do not. [.., T, width] each"""
+    if isinstance(rows, bool):
+        return ruled if rows else other
+    return torch.where(rows.to(ruled.device)[:, None], ruled, other)

@@ -176,6 +176,7 @@ async def _start(server: Server, engine: Engine) -> int:
     """Warm the engine up and start serving; returns an exit status, 0 for success."""
     from gradellm_engine import EngineError, OutOfMemoryError
     from gradellm_server.engine_loop.errors import EngineFailedError
+    from gradellm_server.warm_up import DefaultPresetError
 
     report_stage("warming up")
     try:
@@ -185,6 +186,8 @@ async def _start(server: Server, engine: Engine) -> int:
             f"out of memory in the warm-up: the KV cache has {engine.kv_bytes / 2**30:,.1f} GiB; give it less with "
             "--kv-memory, so that passes of the model fit, too"
         )
+    except DefaultPresetError as error:
+        return _usage_error(str(error))
     except EngineError as error:
         return _usage_error(f"the model does not run: {error}")
     except EngineFailedError:  # the engine thread has logged the cause

@@ -100,6 +100,7 @@ class Server:
         """Warm the engine up, then serve it.
 
         Raises:
+            DefaultPresetError: if the default attribution is not defined for the model.
             EngineError: if the model fails in the warm-up.
         """
         settings = self._settings

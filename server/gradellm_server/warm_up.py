@@ -12,6 +12,7 @@ from gradellm_engine import (
     Engine,
     Event,
     GradEllm,
+    InvalidRequestError,
     PromptInput,
     Request,
     Sampling,
@@ -23,6 +24,10 @@ PROMPT = "A"
 NUM_TOKENS = 4
 
 
+class DefaultPresetError(Exception):
+    """The preset of `--default-attribution` is not defined for the model."""
+
+
 async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
     """Generate a few tokens through the scheduler: attributed per token, attributed in chunks, and not at all.
 
@@ -32,6 +37,7 @@ async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
     engine. There the warm-up runs batches of 1, 2, 4, ... requests of each mode, up to `max_running`.
 
     Raises:
+        DefaultPresetError: if the preset is not defined for the model.
         EngineError: if the model fails.
     """
     num_wanted = DEFAULT_CHUNK_SIZE if engine.uses_graphs else NUM_TOKENS
@@ -39,6 +45,7 @@ async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
     num_tokens = min(num_wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)
 
     method = GradEllm.preset(engine.concrete_preset(preset))
+    _check(engine, preset, AttributionSettings(method))
     modes = (AttributionSettings(method), AttributionSettings(method, delivery=Delivery.CHUNKED), None)
 
     def request(settings: AttributionSettings | None, engine: Engine) -> Request:
@@ -59,6 +66,20 @@ async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
         for batch_size in _batch_sizes(thread.max_running):
             for settings in modes:
                 await asyncio.gather(*(run(settings) for _ in range(batch_size)))
+
+
+def _check(engine: Engine, preset: str, settings: AttributionSettings) -> None:
+    """Refuse a default that is not defined for the model.
+
+    Raises:
+        DefaultPresetError: naming the flag.
+    """
+    try:
+        engine.request_builder.resolver.attribution(settings, engine.tokenize(PROMPT), is_completion=False)
+    except InvalidRequestError as error:
+        raise DefaultPresetError(
+            f"--default-attribution {preset}: {error.description}; choose another preset, such as recommended"
+        ) from error
 
 
 def _batch_sizes(largest: int) -> list[int]:

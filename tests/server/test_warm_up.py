@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gradellm_engine import DEFAULT_CHUNK_SIZE, Delivery
-from gradellm_server.warm_up import warm_up
+from gradellm_engine import DEFAULT_CHUNK_SIZE, Delivery, InvalidRequestError, concrete_preset
+from gradellm_engine.params import Rotary
+from gradellm_server.warm_up import DefaultPresetError, warm_up
 
 CONTEXT_TOKENS = 64
 
@@ -23,6 +24,18 @@ class FakeEngine:
     def __init__(self, *, uses_graphs: bool, context_tokens: int = CONTEXT_TOKENS) -> None:
         self.uses_graphs, self.context_tokens = uses_graphs, context_tokens
         self.num_tokens: set[int] = set()
+
+    @property
+    def request_builder(self) -> Any:
+        return SimpleNamespace(resolver=SimpleNamespace(attribution=self._resolve))
+
+    def _resolve(self, settings: Any, prompt: Any, *, is_completion: bool) -> None:
+        assert not is_completion
+        if settings.method.rotary is Rotary.UNROTATED:
+            raise InvalidRequestError("attribution.rotary", "unrotated is not defined for the family gpt2: it has none")
+
+    def concrete_preset(self, name: str) -> str:
+        return concrete_preset(name)
 
     def tokenize(self, prompt: str) -> Any:
         return SimpleNamespace(tokens=[0] * (len(prompt) + 1))
@@ -113,3 +126,14 @@ def test_a_model_that_fails_ends_the_warm_up_and_its_job() -> None:
     with pytest.raises(RuntimeError, match="no kernel image"):
         asyncio.run(warm_up(engine, thread, "recommended"))  # type: ignore[arg-type]
     assert (thread.batches, thread.num_cancelled) == ([("per token",)], 1)
+
+
+def test_a_default_that_the_model_lacks_names_the_flag() -> None:
+    engine = FakeEngine(uses_graphs=False)
+    thread = FakeThread(engine, max_running=1)
+    with pytest.raises(
+        DefaultPresetError, match=r"--default-attribution grad_eclip: unrotated is not defined"
+    ) as error:
+        asyncio.run(warm_up(engine, thread, "grad_eclip"))  # type: ignore[arg-type]
+    assert "choose another preset, such as recommended" in str(error.value)
+    assert thread.batches == []

@@ -19,6 +19,8 @@ from gradellm.models import Event
 from gradellm.v1 import explainer_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from google.protobuf.message import Message
 
     from gradellm.models import Finished, Started
@@ -41,6 +43,7 @@ class ResumableStream:
     def __init__(self, call: Call[Event | None]) -> None:
         self._call = call
         self._request: Any = call.request
+        self._sent: Any = call.request  # last
         self._started: Started | None = None
         self._settings: pb.Provenance | None = None  # that the first server resolved
         self._ids: list[int] = []  # of received tokens
@@ -59,8 +62,15 @@ class ResumableStream:
     def request(self) -> Message:
         """The request of the next call."""
         self._num_calls += 1
+        if self._started is not None:
+            self._sent = self._resumed()
+        sent: Message = self._sent
+        return sent
+
+    def _resumed(self) -> Message:
+        """Return a request for the rest of the stream, with the settings of the first server."""
         if self._started is None:
-            return self._call.request
+            raise RuntimeError("the stream has not begun")
         sampling = self._started.provenance.sampling
         settings = self._settings or pb.Provenance()
         if isinstance(self._request, pb.EvaluateRequest):
@@ -99,10 +109,8 @@ class ResumableStream:
         if event is None:
             return None
         if event.started is not None:
-            if self._settings is None:
-                if hasattr(self._request, "attribution"):
-                    self._check_switches(response.started.provenance, target)
-                self._settings = response.started.provenance
+            self._check_switches(response.started.provenance, target)
+            self._settings = self._settings or response.started.provenance
             return self._take_started(event, target)
         if event.token is not None:
             if event.token.index < self._next_token:
@@ -154,17 +162,26 @@ class ResumableStream:
     def _check_switches(self, settings: pb.Provenance, target: str) -> None:
         """Raise UnimplementedError if a switch that the request sets has no value in the settings that the server used.
 
-        A server that is older than the switch does not see it.
+        A server that is older than the switch does not see it. Nor does one that continues what a newer one began.
         """
-        for field, _ in self._request.attribution.ListFields():
-            is_switch = field.enum_type is not None and field.name not in _NO_SWITCHES
-            resolved = getattr(settings.attribution, field.name)
-            is_ignored = not resolved if is_switch else field.name == "tokens" and not resolved.indexes
-            if is_ignored:
-                raise UnimplementedError(
-                    f"the server at {target} is older than the {'switch' if is_switch else 'field'} {field.name}, and "
-                    f"would ignore it: upgrade the server, or leave {field.name} out"
-                )
+        for sent, used in self._attributions(settings):
+            for field, _ in sent.ListFields():
+                is_switch = field.enum_type is not None and field.name not in _NO_SWITCHES
+                resolved = getattr(used, field.name)
+                is_ignored = not resolved if is_switch else field.name == "tokens" and not resolved.indexes
+                if is_ignored:
+                    raise UnimplementedError(
+                        f"the server at {target} is older than the {'switch' if is_switch else 'field'} {field.name}, "
+                        f"and would ignore it: upgrade the server, or leave {field.name} out"
+                    )
+
+    def _attributions(self, settings: pb.Provenance) -> Iterator[tuple[pb.AttributionOptions, pb.AttributionOptions]]:
+        """Yield the attribution options that were sent with those that the server used."""
+        if isinstance(self._sent, pb.EvaluateRequest):
+            for sent, used in zip(self._sent.evaluation.methods, settings.evaluation.methods, strict=False):
+                yield sent.attribution, used.attribution
+        elif self._sent.HasField("attribution"):
+            yield self._sent.attribution, settings.attribution
 
     def _take_started(self, event: Event, target: str) -> Event | None:
         started = event.started

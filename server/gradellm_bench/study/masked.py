@@ -24,6 +24,7 @@ from gradellm_bench.study.citations import METHODS
 from gradellm_bench.study.retrieval import RetrievalChat, Span, retrieval_chat
 
 NUM_FACTS = 4
+CHATS_PER_PICTURE = 50  # at most: a model that answers fewer rightly gets fewer pictures
 MAX_ANSWER_TOKENS = 16
 LINE_LENGTH = 72  # characters
 LINE_HEIGHT, CHARACTER_WIDTH = 0.42, 0.1  # inches
@@ -49,7 +50,7 @@ def draw(options: argparse.Namespace) -> int:
     key: dict[str, dict[str, str]] = {}
     with Client.local(model=options.model, dtype=options.dtype) as client:
         seed = options.first_seed
-        while len(key) < options.count:
+        while len(key) < options.count and seed < options.first_seed + CHATS_PER_PICTURE * options.count:
             chat = retrieval_chat("boxes", seed, num_facts=NUM_FACTS)
             explanation = client.explain(messages=[("user", chat.text)], max_new_tokens=MAX_ANSWER_TOKENS, **keywords)
             if (word := answer_span(chat, explanation.text)) is not None:
@@ -60,8 +61,8 @@ def draw(options: argparse.Namespace) -> int:
                     "most_colour": string.ascii_uppercase[most_colour(picture, chat, user_start(explanation))],
                 }
                 save(picture, chat, user_start(explanation), options.out / name)
+                (options.out / "key.json").write_text(json.dumps(key, indent=1) + "\n")
             seed += 1
-    (options.out / "key.json").write_text(json.dumps(key, indent=1) + "\n")
     agree = sum(letters["right"] == letters["most_colour"] for letters in key.values())
     print(
         f"{agree} of {len(key)}: the right sentence has the most colour; {seed - options.first_seed} chats were asked"

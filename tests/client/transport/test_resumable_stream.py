@@ -204,6 +204,24 @@ def test_a_server_that_is_older_than_a_switch_is_named() -> None:
     assert stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "a:1") is not None
 
 
+def test_a_stream_is_not_continued_by_a_server_that_is_older_than_its_switches() -> None:
+    """The first server's default has a switch that the second one does not know: its rows would be other ones."""
+    newer: dict[str, Any] = {"loosening": pb.LOOSENING_NONE, "gradient": pb.GRADIENT_RELEVANCE}
+    stream = ResumableStream(calls.generate("Once", {}))
+    assert stream.take(pb.GenerateResponse(started=resolved(**newer)), "a:1") is not None
+    assert stream.request is not None
+    with pytest.raises(UnimplementedError, match="b:2 is older than the switch gradient"):
+        stream.take(pb.GenerateResponse(started=resolved(loosening=pb.LOOSENING_NONE)), "b:2")
+    evaluation = ResumableStream(calls.evaluate("Once", {"completion": " upon"}))
+    beginning = started()
+    beginning.provenance.evaluation.methods.add(name="x", attribution=pb.AttributionOptions(**newer))
+    assert evaluation.take(pb.EvaluateResponse(started=beginning), "a:1") is not None
+    assert evaluation.request is not None
+    beginning.provenance.evaluation.methods[0].attribution.ClearField("gradient")
+    with pytest.raises(UnimplementedError, match="b:2 is older than the switch gradient"):
+        evaluation.take(pb.EvaluateResponse(started=beginning), "b:2")
+
+
 def test_a_server_that_would_explain_every_token_is_named() -> None:
     """One that is older than the field, which it does not echo."""
     selections: tuple[Any, ...] = ([0, 4], 3, "pon")

@@ -51,6 +51,7 @@ EXPLAINED = [
     AttributionSettings(sources=Sources.PREFIX, delivery=Delivery.CHUNKED, chunk_size=16),
     AttributionSettings(sources=Sources.PREFIX, contrast=Contrast(runner_up=True)),
     AttributionSettings(method=GradEllm(**PRESETS["knockout"])),
+    AttributionSettings(method=GradEllm(**PRESETS["recommended"])),
     AttributionSettings(method=replace(GradEllm(), layers=(1,)), delivery=Delivery.CHUNKED),
     None,
 ]

@@ -40,10 +40,11 @@ def gradient_of(module: nn.Module, x: Tensor, by_y: Tensor) -> tuple[Tensor, Ten
     return y.detach(), torch.autograd.grad(y, x, by_y)[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_values_stay_the_same_to_the_last_bit(activation: str, dtype: torch.dtype) -> None:
     x = 10 * torch.randn(4000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.cat((x, 1e-5 * x))  # subnormal numbers of float16 among them
     x = torch.cat((x, torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4]).to(dtype)))
     y = ACT2FN[activation](x)
     assert torch.equal(proportional(x, y), y)
