@@ -56,6 +56,11 @@ def rows_of(engine: Engine, method: GradEllm) -> list[list[float]]:
     return [step.attribution.scores.tolist() for step in steps if step.attribution is not None]
 
 
+def are_close(rows: list[list[float]], others: list[list[float]]) -> bool:
+    """Up to rounding, which depends on how a prompt is divided into passes."""
+    return all(row == pytest.approx(other, rel=1e-4, abs=1e-7) for row, other in zip(rows, others, strict=True))
+
+
 @pytest.mark.parametrize("keywords", NAMES_NOTHING)
 def test_what_names_nothing_is_explained_by_the_recommended_preset(
     server: RunningServer, keywords: dict[str, Any]
@@ -69,14 +74,14 @@ def test_what_names_nothing_is_explained_by_the_recommended_preset(
 
 def test_the_rows_are_those_of_the_preset(server: RunningServer, reference: Engine) -> None:
     rows = [list(row.scores) for row in explain(server).attributions]
-    assert rows == rows_of(reference, GradEllm.preset("recommended"))
-    assert rows != rows_of(reference, GradEllm())
+    assert are_close(rows, rows_of(reference, GradEllm.preset("recommended")))
+    assert not are_close(rows, rows_of(reference, GradEllm()))
 
 
 @pytest.mark.parametrize("keywords", NAMES_THE_PAPER)
 def test_the_papers_method_is_unchanged(server: RunningServer, reference: Engine, keywords: dict[str, Any]) -> None:
     stored = explain(server, **keywords)
-    assert [list(row.scores) for row in stored.attributions] == rows_of(reference, GradEllm())
+    assert are_close([list(row.scores) for row in stored.attributions], rows_of(reference, GradEllm()))
     assert stored.provenance.attribution is not None
     assert stored.provenance.attribution.preset == "paper"
 
