@@ -43,10 +43,10 @@ TOP_TOKENS = 3
 FLOOR = 1e-3  # of b, so that the logarithm is finite where most scores are 0
 Form = tuple[str | None, str | None, str | None, str | None]
 """Of Grad-ELLM: loosening, magnitude, rectify and gradient."""
-_DEFAULT: Mapping[Resolution, float] = {"token": 1.02, "word": 0.9, "segment": 0.16}
+_DEFAULT: Mapping[Resolution, float] = {"token": 1.08, "word": 0.92, "segment": 0.16}
 THRESHOLDS: Mapping[Form, Mapping[Resolution, float]] = {
     ("none", "head_abs", "none", "relevance"): _DEFAULT,
-    ("none", "signed_sum", "per_head", "relevance"): {"token": 1.5, "word": 1.32, "segment": 0.28},
+    ("none", "signed_sum", "per_head", "relevance"): {"token": 1.54, "word": 1.26, "segment": 0.22},
     ("none", "knockout", "per_head", "relevance"): {"token": 1.2, "word": 1.08, "segment": 0.2},
     ("none", "knockout", "none", "relevance"): {"token": 0.72, "word": 0.62, "segment": 0.1},
     ("none", "knockout", "per_head", "true"): {"token": 0.78, "word": 0.62, "segment": 0.1},

@@ -69,7 +69,7 @@ def wilson(count: int, of: int) -> tuple[float, float]:
     share = count / of
     centre = share + Z**2 / (2 * of)
     half = Z * math.sqrt(share * (1 - share) / of + Z**2 / (4 * of**2))
-    return (centre - half) / (1 + Z**2 / of), (centre + half) / (1 + Z**2 / of)
+    return max(0.0, (centre - half) / (1 + Z**2 / of)), min(1.0, (centre + half) / (1 + Z**2 / of))
 
 
 def load(folder: Path) -> dict[Key, list[JudgedSentence]]:
