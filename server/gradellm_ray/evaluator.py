@@ -108,7 +108,8 @@ class Evaluator:
                 STREAMING_RPCS["Attribute"][1](call.request, self._engine)
             except RefusedError as error:
                 refusals[name] = str(error)
-        return ModelDescription(responses.server_info(server_info(self._engine, {})), refusals)
+        info = server_info(self._engine, {}, self._engine.concrete_preset("recommended"))
+        return ModelDescription(responses.server_info(info), refusals)
 
     def outcomes(self, plan: RunSpec, examples: Iterable[Example]) -> Iterator[tuple[str, Outcome]]:
         """Evaluate examples; yields each one's id and outcome."""
