@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 # Hashes of models and files, not secrets.
-EXCLUDED_FILES = r"^docs/.*\.json$|^gradellm_engine/demo_model/.*\.json$"
+EXCLUDED_FILES = r"^docs/.*\.jsonl?$|^gradellm_engine/demo_model/.*\.json$"
 EXCLUDED_LINES = r"^(SECRET|TRACE)\b"  # in tests: test strings and trace ids
 
 
