@@ -115,11 +115,7 @@ class Magnitude(StrEnum):
 
 
 class Gradient(StrEnum):
-    """The gradient by attention's output: the true one, or the one that the rules of relevance propagate.
-
-    With relevance, attention weights and the slopes f(x) / x of activations are constants, and a gate and its value
-    have half of their product's gradient each.
-    """
+    """The gradient by attention's output: the true one, or the one that the rules of relevance propagate."""
 
     TRUE = "true"
     RELEVANCE = "relevance"

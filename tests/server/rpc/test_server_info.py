@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gradellm import Client, OverloadedError
@@ -28,7 +30,7 @@ def test_presets_have_their_own_names(engine: Engine, monkeypatch: pytest.Monkey
     """`recommended` is what it stands for, for this model."""
     info = server_info(engine, {}, "knockout")
     assert (info.default_attribution, info.recommended_preset) == (pb.PRESET_KNOCKOUT, pb.PRESET_STEP_RELEVANCE)
-    monkeypatch.setattr(engine.model, "family", Family(gates=None))
+    monkeypatch.setattr(engine, "model", replace(engine.model, family=Family(gates=None)))
     assert engine.concrete_preset("recommended") == "head_abs_no_sink"
     assert server_info(engine, {}, "knockout").recommended_preset == pb.PRESET_HEAD_ABS_NO_SINK
 
