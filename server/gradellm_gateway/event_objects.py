@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradellm import Event, Explanation, InvalidRequestError
+from gradellm import Event, Explanation, InvalidExplanationError, InvalidRequestError
+from gradellm.explanation.citations import document_columns
 from gradellm.explanation.explanation import Collector
 from gradellm.models import Started
 from gradellm.pictures.chips import Canvas, canvas, completion_chip
@@ -79,9 +80,19 @@ class EventObjects:
         if self._collector is not None:
             if any((event.started, event.token, event.attribution, event.finished)):
                 self._collector.add(event)
+            if event.started is not None:
+                _check_documents(self._collector.explanation())
             if event.finished is not None:
                 made["citations"] = citation_objects(self._collector.explanation())
         return made
+
+
+def _check_documents(begun: Explanation) -> None:
+    """Refuse documents that cannot be cited before the answer begins, with an InvalidRequestError."""
+    try:
+        document_columns(begun)
+    except InvalidExplanationError as error:
+        raise InvalidRequestError.of("citations", str(error)) from error
 
 
 def _shortened(event: Event) -> Event:

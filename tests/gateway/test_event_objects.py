@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from client.explanation.conftest import explanation as without_end
 from gradellm import Attribution, Event, Explanation, InvalidRequestError
-from gradellm.models import Finished, Timings, Usage
+from gradellm.models import Finished, Source, Timings, Usage
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
 from gradellm.serialization import to_plain
@@ -116,3 +117,12 @@ def test_refusals_name_the_field(fields: dict[str, Any], field: str) -> None:
 def test_extras_are_off_by_default() -> None:
     assert Extras.of({"pictures": None, "citations": False, "attribution": None}) == Extras()
     assert Extras.of({"pictures": True, "citations": True, "segments": {"a": [0, 1]}}) == Extras(True, True)
+
+
+def test_documents_that_cannot_be_cited_are_refused_before_the_answer() -> None:
+    """Two documents that share the only word."""
+    started = explanation().started
+    tokens = [replace(token, segment=("a", "b")[index % 2]) for index, token in enumerate(started.prompt_tokens)]
+    shared = replace(started, prompt_tokens=tuple(tokens), sources=(Source("all", tuple(range(len(tokens)))),))
+    with pytest.raises(InvalidRequestError, match="citations: no score belongs to one document alone"):
+        EventObjects(Extras(citations=True)).of(Event(started=shared))

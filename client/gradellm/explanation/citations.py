@@ -166,13 +166,18 @@ def document_columns(explanation: Explanation) -> dict[str, tuple[int, ...]]:
 
     A column with tokens of two documents, such as a word across their border, belongs to neither.
 
-    Raises InvalidExplanationError for a prompt without segments.
+    Raises InvalidExplanationError for a prompt without segments, and for segments without a column of their own.
     """
     found: dict[str, list[int]] = {}
     for column, source in enumerate(explanation.sources[: explanation.num_prompt_columns]):
         names = {explanation.prompt_tokens[index].segment for index in source.token_indexes} - {""}
         if len(names) == 1:
             found.setdefault(names.pop(), []).append(column)
+    if not found and any(token.segment for token in explanation.prompt_tokens):
+        raise InvalidExplanationError(
+            "no score belongs to one document alone: each word that has one spans several; explain with "
+            "resolution='token'"
+        )
     if not found:
         raise InvalidExplanationError(
             "the prompt has no segments, so that there is no document to cite: name the range of each with "
@@ -186,12 +191,8 @@ def default_threshold(explanation: Explanation) -> float:
     settings = explanation.provenance.attribution
     if settings is None:
         return _DEFAULT["segment" if explanation.started.sources else "token"]
-    form = (
-        settings.loosening,
-        settings.magnitude,
-        settings.rectify,
-        settings.gradient or "true",
-    )  # None: older servers
+    gradient = settings.gradient or "true"  # which is all that older servers have
+    form = (settings.loosening, settings.magnitude, settings.rectify, gradient)
     return THRESHOLDS.get(form, _DEFAULT)[settings.resolution or "token"]
 
 
