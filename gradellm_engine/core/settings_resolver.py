@@ -77,12 +77,13 @@ class SettingsResolver:
 
     def refusal(self, method: Method) -> str:
         """Why the model's family cannot be explained by a method; empty where it can."""
-        if method.needs_gates and self._family.gates is None:
-            return (
-                f"{method.name} is not defined for the family {self._info.family}: "
-                "the gates of its experts cannot be read"
-            )
-        return ""
+        return self._refusal_without_gates(method.name) if method.needs_gates else ""
+
+    def _refusal_without_gates(self, name: str) -> str:
+        """Why something that needs the family's gates is not defined; empty where it is."""
+        if self._family.gates is not None:
+            return ""
+        return f"{name} is not defined for the family {self._info.family}: the gates of its experts cannot be read"
 
     def _check_method(self, method: Method, attribution: AttributionSettings, *, is_completion: bool) -> None:
         if not (is_completion or method.streams):
@@ -109,12 +110,8 @@ class SettingsResolver:
                 f"unrotated is not defined for the family {self._info.family}: "
                 "not all of its layers have a rotary embedding",
             )
-        if switches.propagates_relevance and self._family.gates is None:
-            raise InvalidRequestError(
-                "attribution.gradient",
-                f"relevance is not defined for the family {self._info.family}: "
-                "the gates of its experts cannot be read; use true",
-            )
+        if switches.propagates_relevance and (refusal := self._refusal_without_gates("relevance")):
+            raise InvalidRequestError("attribution.gradient", f"{refusal}; use true")
         return switches.resolved(self._info.num_layers)
 
     def _check_token_id(self, field: str, token_id: int) -> None:

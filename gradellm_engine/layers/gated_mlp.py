@@ -87,13 +87,7 @@ class _Gated(torch.autograd.Function):
     """The activation as a node of the graph; with the rules of relevance in `rows`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        gate: Tensor,
-        up: Tensor,
-        kernels: ModuleType,
-        rows: Rows,
-    ) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: ModuleType, rows: Rows) -> Tensor:  # noqa: ANN401
         ctx.kernels, ctx.rows = kernels, rows
         ctx.save_for_backward(gate, up)
         gated: Tensor = kernels.silu_mul_op(gate, up)

@@ -16,6 +16,7 @@ from gradellm.explanation.citations import Citation, citations
 from gradellm.models import Attribution, Source
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_bench.study.document_chats import DocumentChat
+from gradellm_bench.study.retrieval import right_answer
 
 _FORMS: Mapping[str, AttributionKeywords] = {
     "paper": {"attribution": "paper"},
@@ -63,9 +64,7 @@ def explained(client: Client, chat: DocumentChat, methods: Mapping[str, Attribut
 
 def is_right(chat: DocumentChat, answer: str) -> bool:
     """Whether the first of the documents' answers that the model names is the expected one."""
-    candidates = {word.lower() for word in chat.candidates}
-    named = [match[0].lower() for match in re.finditer(r"[^\W_]+", answer) if match[0].lower() in candidates]
-    return bool(named) and named[0] == chat.expected[0].word.lower()
+    return right_answer(answer, chat.expected[0].word, chat.candidates) is not None
 
 
 def judged(chat: DocumentChat, explanations: Mapping[str, Explanation]) -> dict[str, Any]:

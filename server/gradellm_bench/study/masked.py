@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from gradellm.pictures.chips import Chip
 from gradellm.pictures.picture import Picture
 from gradellm.rendering.colormap import ramp
 from gradellm_bench.study.citations import METHODS
-from gradellm_bench.study.retrieval import RetrievalChat, Span, retrieval_chat
+from gradellm_bench.study.retrieval import RetrievalChat, Span, retrieval_chat, right_answer
 
 NUM_FACTS = 4
 CHATS_PER_PICTURE = 50  # at most: a model that answers fewer rightly gets fewer pictures
@@ -53,7 +52,7 @@ def draw(options: argparse.Namespace) -> int:
         while len(key) < options.count and seed < options.first_seed + CHATS_PER_PICTURE * options.count:
             chat = retrieval_chat("boxes", seed, num_facts=NUM_FACTS)
             explanation = client.explain(messages=[("user", chat.text)], max_new_tokens=MAX_ANSWER_TOKENS, **keywords)
-            if (word := answer_span(chat, explanation.text)) is not None:
+            if (word := right_answer(explanation.text, chat.answer, chat.candidates)) is not None:
                 name = f"{len(key) + 1:02}.png"
                 picture = explanation.picture(explanation.text[slice(*word)])
                 key[name] = {
@@ -68,13 +67,6 @@ def draw(options: argparse.Namespace) -> int:
         f"{agree} of {len(key)}: the right sentence has the most colour; {seed - options.first_seed} chats were asked"
     )
     return 0
-
-
-def answer_span(chat: RetrievalChat, text: str) -> Span | None:
-    """Where a text names the right answer, before any other fact's; None where it does not."""
-    candidates = {candidate.lower() for candidate in chat.candidates}
-    words = [match for match in re.finditer(r"[^\W_]+", text) if match[0].lower() in candidates]
-    return words[0].span() if words and words[0][0].lower() == chat.answer.lower() else None
 
 
 def user_start(explanation: Explanation) -> int:

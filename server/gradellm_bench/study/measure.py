@@ -7,7 +7,6 @@ it. U, over which everything is measured, is the rest of the user's own text.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from gradellm.pictures.chips import Canvas, Chip
 from gradellm.pictures.picture import Picture, paint
 from gradellm_bench.study.examples import StudyExample
 from gradellm_bench.study.results import RANDOM
-from gradellm_bench.study.retrieval import Span
+from gradellm_bench.study.retrieval import Span, right_answer
 from gradellm_engine import (
     AttributionSettings,
     Engine,
@@ -111,10 +110,8 @@ def _up_to_answer(engine: Engine, example: StudyExample) -> list[int]:
     """
     steps = list(engine.generate(example.prompt, Sampling(max_new_tokens=MAX_ANSWER_TOKENS)))
     text = "".join(step.text for step in steps)
-    words = [match for match in re.finditer(r"[^\W_]+", text) if match[0].lower() in example.candidates]
-    if not words or words[0][0].lower() != example.answer.lower():
-        return []
-    return [step.id for step in steps if step.start <= words[0].start()]
+    span = right_answer(text, example.answer, example.candidates)
+    return [] if span is None else [step.id for step in steps if step.start <= span[0]]
 
 
 def _scores(engine: Engine, prompt: PromptInput, completion: list[int], switches: Switches) -> Scores:

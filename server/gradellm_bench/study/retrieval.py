@@ -9,7 +9,8 @@ on the other.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 Span = tuple[int, int]
@@ -51,6 +52,13 @@ class RetrievalChat:
     word: Span | None
     answer: str
     candidates: tuple[str, ...]
+
+
+def right_answer(text: str, answer: str, candidates: Collection[str]) -> Span | None:
+    """Where a text names the right answer, whatever the case; None where it names another candidate first, or none."""
+    of_candidates = {candidate.lower() for candidate in candidates}
+    named = next((word for word in re.finditer(r"[^\W_]+", text) if word[0].lower() in of_candidates), None)
+    return named.span() if named is not None and named[0].lower() == answer.lower() else None
 
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "brown", "orange", "purple", "pink")

@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine import (
-    MAX_EVALUATION_SEQUENCES,
-    MAX_EVALUATION_STEP_TOKENS,
-    METHODS,
-    Engine,
-    Method,
-)
+from gradellm_engine import MAX_EVALUATION_SEQUENCES, MAX_EVALUATION_STEP_TOKENS, METHODS, Engine, Method
 from gradellm_server.rpc.settings_to_wire import model_info, versions
 from gradellm_server.rpc.wire_enums import PRESET_NUMBERS
 

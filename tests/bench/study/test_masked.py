@@ -8,8 +8,8 @@ import pytest
 
 from gradellm.pictures.chips import Canvas, Chip
 from gradellm.pictures.picture import Picture, paint
-from gradellm_bench.study.masked import answer_span, bars, most_colour, save, sentence_of
-from gradellm_bench.study.retrieval import RetrievalChat, retrieval_chat
+from gradellm_bench.study.masked import bars, most_colour, save, sentence_of
+from gradellm_bench.study.retrieval import RetrievalChat, retrieval_chat, right_answer
 
 CHAT = retrieval_chat("boxes", 3, num_facts=4)
 OFFSET = 10  # of the user's text in the prompt's
@@ -53,7 +53,7 @@ def test_words_outside_of_the_facts_belong_to_none() -> None:
 def test_an_answer_counts_if_it_names_the_right_word_first(text: str, *, is_right: bool) -> None:
     wrong = next(candidate for candidate in CHAT.candidates if candidate != CHAT.answer)
     text = text.format(right=CHAT.answer.capitalize(), wrong=wrong)
-    span = answer_span(CHAT, text)
+    span = right_answer(text, CHAT.answer, CHAT.candidates)
     assert (span is not None) == is_right
     if span is not None:
         assert text[slice(*span)] == CHAT.answer.capitalize()
