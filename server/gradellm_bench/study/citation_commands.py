@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +27,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.add_argument("--dtype", default="float32", metavar="D", help="of computation (default: %(default)s)")
     run.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     run.add_argument("--seeds", type=int, default=200, metavar="N", help="chats of each kind (default: %(default)s)")
+    run.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), metavar="GENERATOR")
+    run.add_argument("--asks", nargs="+", choices=get_args(Asks), default=list(get_args(Asks)), metavar="ASKS")
     run.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="end after so long")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     run.set_defaults(run=measure)
@@ -36,11 +38,13 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     tables.set_defaults(run=report)
 
 
-def chats(seeds: int) -> Iterator[tuple[str, Asks, int]]:
+def chats(
+    seeds: int, generators: Iterable[str] = tuple(GENERATORS), kinds: Iterable[Asks] = get_args(Asks)
+) -> Iterator[tuple[str, Asks, int]]:
     """Generator, kind and seed of all chats, so that a run that is ended early has some of each kind."""
     for seed in range(seeds):
-        for asks in get_args(Asks):
-            for generator in GENERATORS:
+        for asks in kinds:
+            for generator in generators:
                 yield generator, asks, seed
 
 
@@ -51,7 +55,8 @@ def measure(options: argparse.Namespace) -> int:
     settings = {"model": name, "dtype": options.dtype, "methods": list(methods)}
     file = ResultsFile(options.out / f"{name}.jsonl", settings)
     done = file.ids()
-    left = [chat for chat in chats(options.seeds) if row_id(*chat) not in done]
+    wanted = chats(options.seeds, options.generators, options.asks)
+    left = [chat for chat in wanted if row_id(*chat) not in done]
     began = time.monotonic()
     with Client.local(model=options.model, dtype=options.dtype) as client:
         for count, (generator, asks, seed) in enumerate(left):
