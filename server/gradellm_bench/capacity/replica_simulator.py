@@ -17,7 +17,7 @@ from gradellm_bench.capacity.measurements import Kind
 from gradellm_bench.capacity.request_metrics import RequestRecord
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
 from gradellm_engine.compilation.graph_cache import MAX_GRAPHS, pad_to_bucket
-from gradellm_engine.core.pass_timings import (
+from gradellm_engine.core.scheduling.pass_timings import (
     DEFAULT_MAX_GAP_SECONDS,
     MAX_PREFILL_CHUNK_TOKENS,
     PassTimings,
