@@ -161,7 +161,7 @@ class RequestBuilder:
             sampling=sampling,
             call=RequestCall("following", arguments),
             forced_ids=settings.ids,
-            first_step=settings.first_token,
+            first_step=len(settings.ids),
             is_completion=True,
             following=Following(settings.upstream_dtype, ours, settings.agreement),
             tenant=tenant,

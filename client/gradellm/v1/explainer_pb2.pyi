@@ -352,7 +352,7 @@ class FollowRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[FollowStart, _Mapping]] = ..., append: _Optional[_Union[FollowAppend, _Mapping]] = ..., finish: _Optional[_Union[FollowFinish, _Mapping]] = ...) -> None: ...
 
 class FollowStart(_message.Message):
-    __slots__ = ("input", "attribution", "max_new_tokens", "flush_seconds", "upstream_dtype", "num_alternatives", "completion_ids", "first_token", "agreement")
+    __slots__ = ("input", "attribution", "max_new_tokens", "flush_seconds", "upstream_dtype", "num_alternatives", "completion_ids", "agreement")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -360,7 +360,6 @@ class FollowStart(_message.Message):
     UPSTREAM_DTYPE_FIELD_NUMBER: _ClassVar[int]
     NUM_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
-    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     input: Input
     attribution: AttributionOptions
@@ -369,9 +368,8 @@ class FollowStart(_message.Message):
     upstream_dtype: UpstreamDtype
     num_alternatives: int
     completion_ids: _containers.RepeatedScalarFieldContainer[int]
-    first_token: int
     agreement: AgreementTotal
-    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., flush_seconds: _Optional[float] = ..., upstream_dtype: _Optional[_Union[UpstreamDtype, str]] = ..., num_alternatives: _Optional[int] = ..., completion_ids: _Optional[_Iterable[int]] = ..., first_token: _Optional[int] = ..., agreement: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., flush_seconds: _Optional[float] = ..., upstream_dtype: _Optional[_Union[UpstreamDtype, str]] = ..., num_alternatives: _Optional[int] = ..., completion_ids: _Optional[_Iterable[int]] = ..., agreement: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
 
 class FollowAppend(_message.Message):
     __slots__ = ("ids", "logprobs")

@@ -32,20 +32,19 @@ class FollowSettings:
         max_new_tokens: the most tokens of the completion; None for as many as the context leaves.
         upstream_dtype: the other engine's number format.
         num_alternatives: the most probable tokens that are returned beside each.
-        ids: the completion's tokens so far: of a resumed request.
-        first_token: the first of them that is read, compared and explained; those before it are context.
-        agreement: on the tokens before `first_token`.
+        ids: tokens that the completion begins with, of a resumed request: they are context, and neither emitted,
+            compared nor explained.
+        agreement: on these tokens.
     """
 
     max_new_tokens: int | None = None
     upstream_dtype: NumberFormat = NumberFormat.BFLOAT16
     num_alternatives: int = 0
     ids: tuple[int, ...] = ()
-    first_token: int = 0
     agreement: Agreement = Agreement()
 
     def check(self, max_new_tokens: int) -> None:
-        """Refuse tokens so far that do not fit the resolved length.
+        """Refuse more `ids` than the completion may have tokens.
 
         Raises:
             InvalidRequestError: naming the field.
@@ -53,11 +52,6 @@ class FollowSettings:
         if len(self.ids) > max_new_tokens:
             raise InvalidRequestError(
                 "completion_ids", f"are {len(self.ids)} tokens; max_new_tokens allows {max_new_tokens} in all"
-            )
-        if not 0 <= self.first_token <= len(self.ids):
-            raise InvalidRequestError(
-                "first_token",
-                f"must lie between 0 and the number of completion_ids, {len(self.ids)}; was {self.first_token}",
             )
 
 

@@ -129,7 +129,6 @@ def read_follow_settings(request: pb.FollowStart) -> FollowSettings:
         upstream_dtype=theirs or NumberFormat.BFLOAT16,
         num_alternatives=request.num_alternatives,
         ids=tuple(request.completion_ids),
-        first_token=request.first_token,
         agreement=Agreement(
             total.tokens, total.largest, total.mean * total.tokens, total.noise**2 * total.doubt, total.doubt
         ),

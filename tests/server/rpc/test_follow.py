@@ -166,12 +166,12 @@ def test_resumed(server: RunningServer) -> None:
     whole.wait_for("attribution", 16)
     total = whole.of("agreement")[-1].total
     whole.cancel()
-    rest = FollowCall(server, start(completion_ids=ids[:20], first_token=16, agreement=total))
-    rest.append(ids[20:], logprobs[20:])
+    rest = FollowCall(server, start(completion_ids=ids[:16], agreement=total))
+    rest.append(ids[16:], logprobs[16:])
     rest.finish()
     assert [token.index for token in rest.of("token")] == list(range(16, 24))
     assert [row.token_index for row in rest.of("attribution")] == list(range(16, 24))
-    assert rest.of("finished")[0].agreement.tokens == 16 + 4
+    assert rest.of("finished")[0].agreement.tokens == 24
 
 
 def test_prompt_ids_with_places_of_messages_and_segments(server: RunningServer) -> None:
@@ -204,7 +204,6 @@ def test_prompt_ids_with_places_of_messages_and_segments(server: RunningServer) 
         ([start(), pb.FollowRequest()], "request: has neither append nor finish"),
         ([start(flush_seconds=-1)], "start.flush_seconds: must be 0 to 60, was -1"),
         ([start(upstream_dtype=99)], "start.upstream_dtype: 99 is not a value that this server knows"),
-        ([start(first_token=1)], "first_token: must lie between 0 and the number of completion_ids, 0; was 1"),
         ([start(completion_ids=[10**9])], r"completion_ids[0]: 1000000000 is not a token id"),
         ([start(agreement=pb.AgreementTotal(noise=float("nan")))], "start.agreement: its numbers must be finite"),
         ([start(pb.Input())], "input: give exactly one of"),

@@ -51,8 +51,6 @@ def test_comparison() -> None:
 
 
 def test_settings() -> None:
-    FollowSettings(ids=(1, 2), first_token=2).check(2)
+    FollowSettings(ids=(1, 2)).check(2)
     with pytest.raises(InvalidRequestError, match="completion_ids: are 2 tokens; max_new_tokens allows 1"):
         FollowSettings(ids=(1, 2)).check(1)
-    with pytest.raises(InvalidRequestError, match=r"first_token: must lie between 0 and .* 2; was -1"):
-        FollowSettings(ids=(1, 2), first_token=-1).check(2)
