@@ -95,7 +95,7 @@ def write(model: PreTrainedModel, ids: list[int], seed: int) -> tuple[list[int],
     """What the other engine writes after a prompt, sampled, with log-probabilities."""
     torch.manual_seed(seed)
     prompt = torch.tensor([ids])
-    output = model.generate(  # type: ignore[operator]
+    output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=NUM_TOKENS,
@@ -135,7 +135,7 @@ def judge(engine: Engine, prompt: Prompt, written: tuple[list[int], list[float]]
 def prompts(engine: Engine, generator: str, count: int) -> Iterator[Prompt]:
     """Generated prompts: questions about documents, as chats where the model has a template."""
     for seed in range(count):
-        text = document_chat(generator, seed, ("one", "knowledge")[seed % 2]).text  # type: ignore[arg-type]
+        text = document_chat(generator, seed, ("one", "knowledge")[seed % 2]).text
         chat = PromptInput(messages=(Message("user", text),))
         yield engine.tokenize(chat if engine.model.tokenizer.chat_template else PromptInput(prompt=f"{text}\nAnswer:"))
 

@@ -8,13 +8,13 @@ import pytest
 from google.rpc import code_pb2
 
 from client.conftest import FakeServer
-from gradellm import Client, InvalidRequestError, Retry, UnavailableError
+from gradellm import Client, Event, InvalidRequestError, Retry, UnavailableError
 
 RETRY = Retry(attempts=3, initial_seconds=0.01, max_seconds=0.02)
 
 
 def test_events_and_result(fake: FakeServer) -> None:
-    seen = []
+    seen: list[Event] = []
     with Client(fake.target) as client, client.follow("Once", on_event=seen.append) as following:
         following.append([5, 6])
         following.append([7], [-1.0])
@@ -31,7 +31,7 @@ def test_events_and_result(fake: FakeServer) -> None:
 
 def test_iterating_in_another_thread(fake: FakeServer) -> None:
     with Client(fake.target) as client, client.follow("Once") as following:
-        events = []
+        events: list[Event] = []
         thread = threading.Thread(target=lambda: events.extend(following))
         thread.start()
         following.append([5])
