@@ -1,14 +1,15 @@
 """Tables of the study of citations: precision, recall and "no document", with 95 % intervals.
 
 Precision and recall are over sentences that a document answers, "no document" is the share of other sentences without a
-citation. Thresholds are chosen on the chats of one generator and judged on those of the other.
+citation; "absent" is that of all sentences about a subject that no document names, with and without the rule of missing
+names. Thresholds are chosen on the chats of one generator and judged on those of another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -36,6 +37,7 @@ class JudgedSentence:
         expected: index of the document that it repeats; None for none.
         repeats: whether it has a word of a document that the question lacks.
         strengths: of each document.
+        has_missing_names: whether it is about names that no document has, so that none is cited.
     """
 
     generator: str
@@ -43,6 +45,13 @@ class JudgedSentence:
     expected: int | None
     repeats: bool
     strengths: tuple[float, ...]
+    has_missing_names: bool = False
+
+    def cited(self, threshold: float) -> list[int]:
+        """Indexes of the cited documents."""
+        if self.has_missing_names:
+            return []
+        return [index for index, strength in enumerate(self.strengths) if strength >= threshold]
 
 
 @dataclass(frozen=True)
@@ -81,15 +90,18 @@ def load(folder: Path) -> dict[Key, list[JudgedSentence]]:
             for resolution, methods in row.get("strengths", {}).items():
                 for method, strengths in methods.items():
                     key = (first["settings"]["model"], method, resolution)
-                    found.setdefault(key, []).extend(_sentences(row, strengths))
+                    missing = row.get("missing_names", {}).get(resolution, {}).get(method, [False] * len(strengths))
+                    found.setdefault(key, []).extend(_sentences(row, strengths, missing))
     return found
 
 
-def _sentences(row: Mapping[str, Any], strengths: Sequence[Sequence[float]]) -> Iterator[JudgedSentence]:
-    for sentence, values in zip(row["sentences"], strengths, strict=True):
+def _sentences(
+    row: Mapping[str, Any], strengths: Sequence[Sequence[float]], missing: Sequence[bool]
+) -> Iterator[JudgedSentence]:
+    for sentence, values, has_missing in zip(row["sentences"], strengths, missing, strict=True):
         name = sentence["expected"]
         expected = None if name == NO_DOCUMENT else row["documents"].index(name)
-        yield JudgedSentence(row["generator"], row["asks"], expected, sentence["repeats"], tuple(values))
+        yield JudgedSentence(row["generator"], row["asks"], expected, sentence["repeats"], tuple(values), has_missing)
 
 
 def precision(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
@@ -98,15 +110,14 @@ def precision(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
         index == sentence.expected
         for sentence in sentences
         if sentence.expected is not None
-        for index, strength in enumerate(sentence.strengths)
-        if strength >= threshold
+        for index in sentence.cited(threshold)
     ]
     return Share(sum(cited), len(cited))
 
 
 def recall(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
     """The share of sentences that a document answers whose document is cited."""
-    found = [s.strengths[s.expected] >= threshold for s in sentences if s.expected is not None]
+    found = [s.expected in s.cited(threshold) for s in sentences if s.expected is not None]
     return Share(sum(found), len(found))
 
 
@@ -115,7 +126,17 @@ def no_document(sentences: Sequence[JudgedSentence], threshold: float, *, repeat
 
     With `repeats` of those that have a document's words, which a citation is right for, in a way; else of the others.
     """
-    silent = [max(s.strengths) < threshold for s in sentences if s.expected is None and s.repeats == repeats]
+    silent = [not s.cited(threshold) for s in sentences if s.expected is None and s.repeats == repeats]
+    return Share(sum(silent), len(silent))
+
+
+def absent(sentences: Sequence[JudgedSentence], threshold: float, *, by_strength: bool = False) -> Share:
+    """The share of sentences without a citation, of all sentences about a subject that no document names.
+
+    With `by_strength` without the rule of missing names.
+    """
+    asked = [replace(s, has_missing_names=s.has_missing_names and not by_strength) for s in sentences]
+    silent = [not s.cited(threshold) for s in asked if s.asks == "absent"]
     return Share(sum(silent), len(silent))
 
 
@@ -146,6 +167,7 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
     """A row for each resolution, method and model, with the threshold that `chosen_thresholds` has for it."""
     thresholds = chosen_thresholds(data)
     header = ["resolution", "method", "threshold", "model", "n", "precision", "recall", "no document", "repeats"]
+    header += ["absent", "absent by strength"]
     lines = []
     order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
     for model, method, resolution in order:
@@ -156,6 +178,8 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
             found,
             no_document(judged, threshold),
             no_document(judged, threshold, repeats=True),
+            absent(judged, threshold),
+            absent(judged, threshold, by_strength=True),
         )
         lines.append([resolution, method, f"{threshold:.2f}", model, str(found.of), *map(str, shares)])
     return markdown(header, lines)

@@ -5,6 +5,8 @@ of the same kind, so that a wrong one looks like the right one. A question is ab
 about a subject that no document names, or about what a model knows without documents. Small models do not answer two
 questions at once, so that the answer of those is given: a sentence for each, in words other than the document's, and a
 last one that no document has.
+
+The generators are those of `retrieval` and "synonyms", whose questions share no content word with the documents.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from gradellm_bench.study.retrieval import DISTRACTORS, GENERATORS, Span
+from gradellm_bench.study import retrieval
+from gradellm_bench.study.retrieval import ANIMALS, CITIES, COLOURS, DISTRACTORS, Kind, Span
 
 Asks = Literal["one", "two", "absent", "knowledge"]
 NUM_DOCUMENTS = 3
@@ -27,6 +30,22 @@ KNOWLEDGE = (
     ("What is two plus two?", "four"), ("Which ocean is the largest?", "Pacific"),
     ("What is the frozen form of water called?", "ice"), ("Who painted the Mona Lisa?", "Leonardo"),
 )  # fmt: skip
+SYNONYMS = {
+    "physician": "doctor", "attorney": "lawyer", "constable": "policeman", "author": "writer", "aviator": "pilot",
+    "chef": "cook", "vicar": "priest", "kid": "child", "instructor": "teacher", "merchant": "trader",
+    "janitor": "cleaner", "seaman": "sailor",
+}  # fmt: skip
+"""How questions name the subjects of facts."""
+GENERATORS: dict[str, tuple[Kind, ...]] = {
+    **retrieval.GENERATORS,
+    "synonyms": (
+        Kind("The {subject} owns a {answer}.", "Which animal belongs to the {subject}?", tuple(SYNONYMS), ANIMALS),
+        Kind("The {subject} dwells in {answer}.", "In which city is the {subject}'s home?", tuple(SYNONYMS), CITIES),
+        Kind(
+            "The {subject} drives a {answer} van.", "What colour is the car of the {subject}?", tuple(SYNONYMS), COLOURS
+        ),
+    ),
+}
 INSTRUCTION = "Answer with a full sentence."
 STATEMENTS = {
     "{subject}'s box is {answer}.": "The colour of {subject}'s box is {answer}.",
@@ -35,6 +54,9 @@ STATEMENTS = {
     "In the morning {subject} bought some {answer}.": "The shopping of {subject} was {answer}.",
     "The key of {subject} lies in the {answer}.": "The place of {subject}'s key is the {answer}.",
     "For the trip {subject} wore a {answer} coat.": "The coat of {subject} was {answer}.",
+    "The {subject} owns a {answer}.": "The animal of the {subject} is a {answer}.",
+    "The {subject} dwells in {answer}.": "The home of the {subject} is in {answer}.",
+    "The {subject} drives a {answer} van.": "The car of the {subject} is {answer}.",
 }
 """Sentences of a given answer, by the facts that they repeat in other words."""
 CLOSINGS = ("I hope this helps you.", "Let me know if you have more questions.", "Have a nice day!")
@@ -80,7 +102,7 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
     """One chat, a pure function of its arguments.
 
     Args:
-        generator: a name of `retrieval.GENERATORS`.
+        generator: a name of GENERATORS.
         seed: of all choices.
         asks: what the question is about.
     """
@@ -104,10 +126,12 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
     if asks == "knowledge":
         questions = [draw.choice(KNOWLEDGE)[0]]
     else:
-        questions = [kind.question.format(subject=subject) for subject in [subjects[i] for i in asked] or [absent]]
+        names = [subjects[i] for i in asked] or [absent]
+        questions = [kind.question.format(subject=SYNONYMS.get(name, name)) for name in names]
     completion = ""
     if asks == "two":
-        repeated = [STATEMENTS[kind.fact].format(subject=subjects[i], answer=answers[i]) for i in asked]
+        statement = STATEMENTS[kind.fact]
+        repeated = [statement.format(subject=SYNONYMS.get(subjects[i], subjects[i]), answer=answers[i]) for i in asked]
         completion = " ".join([*repeated, draw.choice(CLOSINGS)])
     text += f"{' '.join(questions)} {INSTRUCTION}"
     return DocumentChat(asks, text, documents, tuple(facts[i] for i in asked), tuple(answers), completion)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_bench.study.document_chats import NUM_DOCUMENTS, STATEMENTS, Asks, document_chat
-from gradellm_bench.study.retrieval import GENERATORS
+from gradellm_bench.study.document_chats import (
+    GENERATORS,
+    NUM_DOCUMENTS,
+    STATEMENTS,
+    SYNONYMS,
+    Asks,
+    document_chat,
+)
 
 KINDS = ("one", "two", "absent", "knowledge")
 
@@ -39,8 +47,17 @@ def test_an_absent_subject_is_in_no_document(generator: str) -> None:
         last = max(end for _, end in chat.documents.values())
         documents, question = chat.text[:last], chat.text[last:]
         (kind,) = [kind for kind in GENERATORS[generator] if kind.question.split("{")[0] in question]
-        (subject,) = [name for name in kind.subjects if name in question]
+        (subject,) = [name for name in kind.subjects if SYNONYMS.get(name, name) in question]
         assert subject not in documents
+
+
+@given(seed=st.integers(0, 10_000), asks=st.sampled_from(KINDS))
+def test_questions_in_synonyms_share_no_noun_with_documents(seed: int, asks: Asks) -> None:
+    chat = document_chat("synonyms", seed, asks)
+    last = max(end for _, end in chat.documents.values())
+    words = set(re.findall(r"[a-z]{4,}", chat.text[:last].lower()))
+    assert not words & {"animal", "belongs", "city", "home", "colour", "car", *SYNONYMS.values()}
+    assert not {name for name in SYNONYMS if name in chat.text[last:] + chat.completion}
 
 
 def test_every_fact_has_a_statement_in_other_words() -> None:
