@@ -11,9 +11,9 @@ from typing import get_args
 
 from gradellm import Client
 from gradellm_bench.capacity.document import BEGIN, put
-from gradellm_bench.study.citation_report import JUDGED_ON, load, passages, table
+from gradellm_bench.study.citation_report import JUDGED_ON, kinds_table, load, passages, table
 from gradellm_bench.study.citations import METHODS, explained, judged
-from gradellm_bench.study.document_chats import GENERATORS, Asks, document_chat
+from gradellm_bench.study.document_chats import GENERATORS, MAIN_ASKS, Asks, document_chat
 from gradellm_bench.study.results import ResultsFile
 
 DEFAULT_GENERATORS = ("boxes", "notes")
@@ -28,7 +28,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     run.add_argument("--seeds", type=int, default=200, metavar="N", help="chats of each kind (default: %(default)s)")
     run.add_argument("--generators", nargs="+", choices=GENERATORS, default=DEFAULT_GENERATORS, metavar="GENERATOR")
-    run.add_argument("--asks", nargs="+", choices=get_args(Asks), default=list(get_args(Asks)), metavar="ASKS")
+    run.add_argument("--asks", nargs="+", choices=get_args(Asks), default=MAIN_ASKS, metavar="ASKS")
     run.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="end after so long")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     run.set_defaults(run=measure)
@@ -42,7 +42,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def chats(
-    seeds: int, generators: Iterable[str] = DEFAULT_GENERATORS, kinds: Iterable[Asks] = get_args(Asks)
+    seeds: int, generators: Iterable[str] = DEFAULT_GENERATORS, kinds: Iterable[Asks] = MAIN_ASKS
 ) -> Iterator[tuple[str, Asks, int]]:
     """Generator, kind and seed of all chats, so that a run that is ended early has some of each kind."""
     for seed in range(seeds):
@@ -87,6 +87,7 @@ def report(options: argparse.Namespace) -> int:
     """Print the tables of a folder."""
     text = table(load(options.folder), options.generator)
     print(text)
+    print(f"\n{kinds_table(load(options.folder), options.generator)}\n")
     for (model, method), share in passages(options.folder).items():
         print(f"passage is the fact: {model}, {method}: {share}")
     name = f"study {options.folder.resolve().name}"

@@ -8,14 +8,15 @@ names. Thresholds are chosen on the chats of one generator and judged on those o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, get_args
 
 from gradellm_bench.capacity.report import markdown
 from gradellm_bench.study.citations import NO_DOCUMENT, RESOLUTIONS
+from gradellm_bench.study.document_chats import MAIN_ASKS, Asks
 from gradellm_bench.study.results import read
 
 CHOSEN_ON, JUDGED_ON = "boxes", "notes"
@@ -130,13 +131,13 @@ def no_document(sentences: Sequence[JudgedSentence], threshold: float, *, repeat
     return Share(sum(silent), len(silent))
 
 
-def absent(sentences: Sequence[JudgedSentence], threshold: float, *, by_strength: bool = False) -> Share:
-    """The share of sentences without a citation, of all sentences about a subject that no document names.
+def unanswered(sentences: Sequence[JudgedSentence], threshold: float, *, by_strength: bool = False) -> Share:
+    """The share of sentences without a citation, of all sentences that no document answers.
 
     With `by_strength` without the rule of missing names.
     """
     asked = [replace(s, has_missing_names=s.has_missing_names and not by_strength) for s in sentences]
-    silent = [not s.cited(threshold) for s in asked if s.asks == "absent"]
+    silent = [not s.cited(threshold) for s in asked if s.expected is None]
     return Share(sum(silent), len(silent))
 
 
@@ -159,7 +160,7 @@ def chosen_thresholds(data: Mapping[Key, list[JudgedSentence]]) -> dict[tuple[st
     """For each method and resolution the threshold that is best on all models' chats of the first generator."""
     pooled: dict[tuple[str, str], list[JudgedSentence]] = {}
     for (_, method, resolution), sentences in data.items():
-        pooled.setdefault((method, resolution), []).extend(_of(sentences, CHOSEN_ON))
+        pooled.setdefault((method, resolution), []).extend(_of(sentences, CHOSEN_ON, MAIN_ASKS))
     return {key: best_threshold(sentences) for key, sentences in pooled.items()}
 
 
@@ -171,17 +172,36 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
     lines = []
     order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
     for model, method, resolution in order:
-        judged, threshold = _of(data[model, method, resolution], generator), thresholds[method, resolution]
+        judged, threshold = _of(data[model, method, resolution], generator, MAIN_ASKS), thresholds[method, resolution]
+        absent = [sentence for sentence in judged if sentence.asks == "absent"]
         found = recall(judged, threshold)
         shares = (
             precision(judged, threshold),
             found,
             no_document(judged, threshold),
             no_document(judged, threshold, repeats=True),
-            absent(judged, threshold),
-            absent(judged, threshold, by_strength=True),
+            unanswered(absent, threshold),
+            unanswered(absent, threshold, by_strength=True),
         )
         lines.append([resolution, method, f"{threshold:.2f}", model, str(found.of), *map(str, shares)])
+    return markdown(header, lines)
+
+
+def kinds_table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) -> str:
+    """For resolution word, a row for each method, model and kind of question."""
+    thresholds = chosen_thresholds(data)
+    header = ["method", "model", "asks", "n", "precision", "recall", "others", "no document", "by strength"]
+    lines = []
+    for model, method, resolution in sorted(data, key=lambda key: (key[1], key[0])):
+        for asks in get_args(Asks):
+            judged = _of(data[model, method, resolution], generator, (asks,))
+            if resolution != "word" or not judged:
+                continue
+            threshold = thresholds[method, resolution]
+            found, silent = recall(judged, threshold), unanswered(judged, threshold)
+            shares = [precision(judged, threshold), found, silent.of, silent]
+            shares.append(unanswered(judged, threshold, by_strength=True))
+            lines.append([method, model, asks, str(found.of), *map(str, shares)])
     return markdown(header, lines)
 
 
@@ -197,5 +217,5 @@ def passages(folder: Path) -> dict[tuple[str, str], Share]:
     return {key: Share(sum(right), len(right)) for key, right in found.items()}
 
 
-def _of(sentences: Sequence[JudgedSentence], generator: str) -> list[JudgedSentence]:
-    return [sentence for sentence in sentences if sentence.generator == generator]
+def _of(sentences: Sequence[JudgedSentence], generator: str, kinds: Collection[str]) -> list[JudgedSentence]:
+    return [sentence for sentence in sentences if sentence.generator == generator and sentence.asks in kinds]

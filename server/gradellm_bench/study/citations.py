@@ -109,7 +109,7 @@ def drawn_from(citation: Citation) -> tuple[CitedDocument, ...]:
 
 def _expected(chat: DocumentChat, cited: tuple[Citation, ...]) -> Iterator[tuple[int, str]]:
     """Indexes of the judged sentences, with the name of the expected document or NO_DOCUMENT."""
-    if chat.asks == "one":
+    if chat.asks in ("one", "instructed"):
         for index, sentence in enumerate(cited):
             if _names(chat.expected[0].word, sentence.text):
                 yield index, chat.expected[0].document

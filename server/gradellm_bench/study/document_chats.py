@@ -4,7 +4,8 @@ A document is one fact of `retrieval` and one to three sentences about other thi
 of the same kind, so that a wrong one looks like the right one. A question is about one document, about two of them,
 about a subject that no document names, or about what a model knows without documents. Small models do not answer two
 questions at once, so that the answer of those is given: a sentence for each, in words other than the document's, and a
-last one that no document has.
+last one that no document has. Two more kinds try the rule of missing names: the second of two questions is about a
+subject that no document names, and a question stands among names that no document has.
 
 The generators are those of `retrieval` and "synonyms", whose questions share no content word with the documents.
 """
@@ -18,7 +19,8 @@ from typing import Literal
 from gradellm_bench.study import retrieval
 from gradellm_bench.study.retrieval import ANIMALS, CITIES, COLOURS, DISTRACTORS, Kind, Span
 
-Asks = Literal["one", "two", "absent", "knowledge"]
+Asks = Literal["one", "two", "absent", "knowledge", "mixed", "instructed"]
+MAIN_ASKS: tuple[Asks, ...] = ("one", "two", "absent", "knowledge")
 NUM_DOCUMENTS = 3
 KNOWLEDGE = (
     ("What is the capital of France?", "Paris"), ("What is the capital of Italy?", "Rome"),
@@ -47,6 +49,9 @@ GENERATORS: dict[str, tuple[Kind, ...]] = {
     ),
 }
 INSTRUCTION = "Answer with a full sentence."
+DRAWN_AS: dict[Asks, Asks] = {"mixed": "two", "instructed": "one"}
+"""Kinds with the documents and the questions of another."""
+INSTRUCTED = "My name is Peter. {question} Answer in English with a full sentence."
 STATEMENTS = {
     "{subject}'s box is {answer}.": "The colour of {subject}'s box is {answer}.",
     "{subject} lives in {answer}.": "The home of {subject} is in {answer}.",
@@ -82,7 +87,8 @@ class DocumentChat:
     """A chat of one user message.
 
     Attributes:
-        asks: about one document, two of them, a subject that none names, or common knowledge.
+        asks: about one document, two of them, a subject that none names, or common knowledge; "mixed": one document and
+            a subject that none names; "instructed": one document, among names that none has.
         text: the message.
         documents: spans of the documents in `text` by name, in code points.
         expected: for each question that a document answers, its answer.
@@ -106,7 +112,8 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
         seed: of all choices.
         asks: what the question is about.
     """
-    draw = random.Random(f"documents {generator} {seed} {asks}")  # noqa: S311
+    drawn_as = DRAWN_AS.get(asks, asks)
+    draw = random.Random(f"documents {generator} {seed} {drawn_as}")  # noqa: S311
     kind = draw.choice(GENERATORS[generator])
     *subjects, absent = draw.sample(kind.subjects, NUM_DOCUMENTS + 1)
     answers = draw.sample(kind.answers, NUM_DOCUMENTS)
@@ -122,16 +129,20 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
         start = len(text) + document.index(fact)
         facts.append(Expected(answer, name, (start, start + len(fact))))
         text += f"{document}\n\n"
-    asked = draw.sample(range(NUM_DOCUMENTS), {"one": 1, "two": 2}.get(asks, 0))
+    asked = draw.sample(range(NUM_DOCUMENTS), {"one": 1, "two": 2}.get(drawn_as, 0))
+    named = [subjects[i] for i in asked] or [absent]
+    if asks == "mixed":
+        named[1] = next(name for name in kind.subjects if name not in subjects)
+    named = [SYNONYMS.get(name, name) for name in named]
+    questions = [kind.question.format(subject=name) for name in named]
     if asks == "knowledge":
         questions = [draw.choice(KNOWLEDGE)[0]]
-    else:
-        names = [subjects[i] for i in asked] or [absent]
-        questions = [kind.question.format(subject=SYNONYMS.get(name, name)) for name in names]
     completion = ""
-    if asks == "two":
+    if drawn_as == "two":
         statement = STATEMENTS[kind.fact]
-        repeated = [statement.format(subject=SYNONYMS.get(subjects[i], subjects[i]), answer=answers[i]) for i in asked]
+        repeated = [statement.format(subject=name, answer=answers[i]) for name, i in zip(named, asked, strict=True)]
         completion = " ".join([*repeated, draw.choice(CLOSINGS)])
-    text += f"{' '.join(questions)} {INSTRUCTION}"
-    return DocumentChat(asks, text, documents, tuple(facts[i] for i in asked), tuple(answers), completion)
+    request = INSTRUCTED if asks == "instructed" else f"{{question}} {INSTRUCTION}"
+    text += request.format(question=" ".join(questions))
+    expected = asked[:1] if asks == "mixed" else asked
+    return DocumentChat(asks, text, documents, tuple(facts[i] for i in expected), tuple(answers), completion)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AskedNames", "asked_names"]
 
-SHARE_OF_THRESHOLD = 1 / 6
+SHARE_OF_THRESHOLD = 1 / 4
 """Chosen on "boxes" chats of the study of citations. Names in instructions ("Answer in English.") stay below."""
 _ASKING_ROLES = ("user", None)  # None: unknown
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from client.explanation.cited import HIGH, LOW, answered
-from gradellm import Attribution, Explanation, PromptToken
+from client.explanation.cited import asked
+from gradellm import Explanation
 from gradellm.explanation.citations import CONTRAST, citations, default_threshold
 from gradellm.explanation.naming.missing import SHARE_OF_THRESHOLD, AskedNames, name_leads, question_text
 
@@ -37,28 +37,6 @@ def test_leads_are_those_of_the_equation() -> None:
     assert name_leads(names, excesses, 0.5) == {"Leo": 0.5, "Anna": 1.5, "Zoe": 0.0}
     assert name_leads({1: "Leo", 3: "Leo"}, excesses, 0.5) == {"Leo": 4.0}
     assert name_leads({}, excesses, 0.5) == {}
-
-
-def asked(question: str, high: dict[int, dict[str, float]]) -> Explanation:
-    """The answered explanation with another question, a token a word; `high` has scores of its words by token."""
-    loaded = answered(HIGH)
-    last = next(i for i, token in enumerate(loaded.prompt_tokens) if token.text == "What")
-    tokens, text = list(loaded.prompt_tokens[:last]), loaded.prompt_text[: loaded.prompt_text.index("What")]
-    columns = {}
-    for word in question.split():
-        columns[word] = len(tokens)
-        tokens.append(
-            PromptToken(0, f"{word} ", len(text), len(text) + len(word) + 1, "user", 0, "", False, len(tokens))
-        )
-        text += f"{word} "
-    rows = []
-    for row in loaded.attributions:
-        scores = [*row.scores[:last], *[LOW] * len(columns)]
-        for word, score in high.get(row.token_index, {}).items():
-            scores[columns[word]] = score
-        rows.append(Attribution(row.token_index, tuple(scores), (), 0, None))
-    started = replace(loaded.started, prompt_text=text, prompt_tokens=tuple(tokens))
-    return Explanation(started, loaded.tokens, tuple(rows), None)
 
 
 def test_the_question_is_the_last_message_without_documents() -> None:
