@@ -85,14 +85,17 @@ def row_id(generator: str, asks: str, seed: int) -> str:
 
 def report(options: argparse.Namespace) -> int:
     """Print the tables of a folder."""
-    text = table(load(options.folder), options.generator)
-    print(text)
-    print(f"\n{kinds_table(load(options.folder), options.generator)}\n")
-    for (model, method), share in passages(options.folder).items():
-        print(f"passage is the fact: {model}, {method}: {share}")
+    data = load(options.folder)
     name = f"study {options.folder.resolve().name}"
     if options.generator != JUDGED_ON:
         name += f" {options.generator}"
-    if options.page is not None and BEGIN.format(name) in options.page.read_text():
-        options.page.write_text(put(options.page.read_text(), name, text))
+    for place, text in (
+        (name, table(data, options.generator)),
+        (f"{name} kinds", kinds_table(data, options.generator)),
+    ):
+        print(f"{text}\n")
+        if options.page is not None and BEGIN.format(place) in options.page.read_text():
+            options.page.write_text(put(options.page.read_text(), place, text))
+    for (model, method), share in passages(options.folder).items():
+        print(f"passage is the fact: {model}, {method}: {share}")
     return 0

@@ -1,8 +1,8 @@
 """Tables of the study of citations: precision, recall and "no document", with 95 % intervals.
 
 Precision and recall are over sentences that a document answers, "no document" is the share of other sentences without a
-citation; "absent" is that of all sentences about a subject that no document names, with and without the rule of missing
-names. Thresholds are chosen on the chats of one generator and judged on those of another.
+citation. Kinds of questions have a table of their own, with and without the rule of missing names. Thresholds are
+chosen on the chats of one generator and judged on those of another.
 """
 
 from __future__ import annotations
@@ -168,20 +168,16 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
     """A row for each resolution, method and model, with the threshold that `chosen_thresholds` has for it."""
     thresholds = chosen_thresholds(data)
     header = ["resolution", "method", "threshold", "model", "n", "precision", "recall", "no document", "repeats"]
-    header += ["absent", "absent by strength"]
     lines = []
     order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
     for model, method, resolution in order:
         judged, threshold = _of(data[model, method, resolution], generator, MAIN_ASKS), thresholds[method, resolution]
-        absent = [sentence for sentence in judged if sentence.asks == "absent"]
         found = recall(judged, threshold)
         shares = (
             precision(judged, threshold),
             found,
             no_document(judged, threshold),
             no_document(judged, threshold, repeats=True),
-            unanswered(absent, threshold),
-            unanswered(absent, threshold, by_strength=True),
         )
         lines.append([resolution, method, f"{threshold:.2f}", model, str(found.of), *map(str, shares)])
     return markdown(header, lines)
@@ -190,7 +186,7 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
 def kinds_table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) -> str:
     """For resolution word, a row for each method, model and kind of question."""
     thresholds = chosen_thresholds(data)
-    header = ["method", "model", "asks", "n", "precision", "recall", "others", "no document", "by strength"]
+    header = ["method", "model", "asks", "n", "precision", "recall", "others", "no document", "by strength alone"]
     lines = []
     for model, method, resolution in sorted(data, key=lambda key: (key[1], key[0])):
         for asks in get_args(Asks):

@@ -61,6 +61,8 @@ class AskedNames:
 
     def missing(self, sentence: str) -> tuple[str, ...]:
         """Return the names that a sentence of the answer is about, if no document has one of them; else none."""
+        if not self._names:
+            return ()
         found = {
             name for word in words_of(sentence) for stem in stems(word.text) for name in self._by_stem.get(stem, ())
         }
@@ -112,6 +114,8 @@ def _name_columns(explanation: Explanation, names: Sequence[Name]) -> dict[int, 
     found: dict[int, str] = {}
     for column, source in enumerate(explanation.sources[: explanation.num_prompt_columns]):
         tokens = [explanation.prompt_tokens[index] for index in source.token_indexes]
+        if not tokens:
+            continue
         start, end = min(token.start for token in tokens), max(token.end for token in tokens)
         name = next((by_offset[offset] for offset in range(start, end) if offset in by_offset), None)
         if name is not None and len(explanation.prompt_text[start:end].split()) == 1:

@@ -23,7 +23,7 @@ MIN_STEM_LETTERS = 3
 NUM_ENDING_LETTERS = 2
 MIN_NUMBER_DIGITS = 4
 _RUN = re.compile(r"[^\W_]+")
-_OPENING = re.compile(r"""[\s"'“”„‘’«»‹›(\[{¿¡*_#>-]*\Z""")
+_OPENING = " \t\n\u00a0\u3000\"'“”„‘’«»‹›([{¿¡*_#>-"
 _QUESTION = re.compile(r"""[?؟？;][\s"'“”‘’«»‹›)\]}」』*_]*\Z""")
 
 
@@ -51,18 +51,19 @@ def names_of(text: str) -> tuple[Name, ...]:
 
 def _names(sentence: str) -> Iterator[Name]:
     found = list(words_of(sentence))
-    inner = [word for word in found if not _begins(sentence, word.start)]
-    has_case = any(word.text[0].isalpha() and not word.text[0].isupper() for word in inner)
-    for word in found:
-        is_capitalised = has_case and word in inner and word.text[0].isupper() and len(word.text) > 1
+    ends = [0, *(word.end for word in found)]
+    begins = [i == 0 or _is_colon(sentence[ends[i] : word.start]) for i, word in enumerate(found)]
+    inner = [word.text for word, is_first in zip(found, begins, strict=True) if not is_first]
+    has_case = any(text[0].isalpha() and not text[0].isupper() for text in inner)
+    for word, is_first in zip(found, begins, strict=True):
+        is_capitalised = has_case and not is_first and word.text[0].isupper() and len(word.text) > 1
         if is_capitalised or _has_number(word.text):
             yield word
 
 
-def _begins(sentence: str, start: int) -> bool:
-    """Whether a word is the first one of a sentence, or after a colon."""
-    before = _OPENING.sub("", sentence[:start])
-    return not before or before[-1] in ":："
+def _is_colon(gap: str) -> bool:
+    """Whether a colon stands between two words, after which a capital letter says as little as in a first word."""
+    return gap.rstrip(_OPENING).endswith((":", "："))
 
 
 def _has_number(word: str) -> bool:
@@ -74,6 +75,9 @@ def words_of(text: str) -> Iterator[Name]:
     """Yield runs of letters and digits; a script without capital letters, such as Chinese, has runs of its own."""
     for run in _RUN.finditer(text):
         start = run.start()
+        if run[0].isascii():
+            yield Name(run[0], start, run.end())
+            continue
         for _, part in groupby(run[0], lambda char: char.isdigit() or char.lower() != char.upper()):
             word = "".join(part)
             yield Name(word, start, start + len(word))

@@ -22,6 +22,7 @@ from gradellm.explanation.naming.names import names_of, stems
         ("Welche Farbe hat Annas Kiste?", ["Farbe", "Annas", "Kiste"]),
         ("iPhone15的价格是多少？", ["iPhone15"]),
         ("请问Kate住在哪里?", ["Kate"]),
+        ("Note: Where does it live, and where Leo?", ["Leo"]),
         ("Где живёт Анна?", ["Анна"]),
         ("价格是多少?", []),
         ("What is the soup?", []),
@@ -59,3 +60,8 @@ def test_the_same_name_differs_in_its_ending_alone(a: str, b: str) -> None:
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     expected = a == b or common >= max(3, len(a) - 2, len(b) - 2)
     assert (not stems(a).isdisjoint(stems(b))) is expected
+
+
+@pytest.mark.parametrize("text", ["ab " * 30_000, "Ab" + "-" * 90_000 + "+cd", "?" * 90_000, "? a" * 30_000 + "?"])
+def test_long_texts_take_linear_time(text: str) -> None:
+    assert len(names_of(text)) <= len(text)
