@@ -14,7 +14,7 @@ The first median is what a token has from anywhere, by the column's length; the 
 column: some, such as those of the first document, have a high score for every token. Both are the lower of two middle
 values; a single row has no second one. A row's scale cancels out, and the length of the prompt does nearly.
 
-A sentence about a name that no document has cites none, though it be drawn from one: `naming.missing`.
+A sentence about names that no document has cites none: `naming.missing`.
 """
 
 from __future__ import annotations
