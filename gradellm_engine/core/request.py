@@ -369,7 +369,7 @@ class Request:
             is_forced = index < len(self._given.ids)
             if is_forced:
                 token_id = self._given.ids[index]
-                self._given.compare(index, distribution.logprob(token_id))
+                self._given.compare(index, distribution)
             else:
                 token_id = choose_token(distribution, spec.sampling, self._seed, index)
             self.ids.append(token_id)

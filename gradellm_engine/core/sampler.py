@@ -65,6 +65,11 @@ class Distribution:
         logit = self.max_logit if token_id == self.argmax else self.logits[token_id].item()
         return logit - self.logsumexp
 
+    @property
+    def sum_of_squares(self) -> float:
+        """The sum of the squares of all tokens' probabilities."""
+        return float((2 * (self.logits - self.logsumexp)).exp().sum().item())
+
     def top(self, count: int) -> tuple[TokenLogprob, ...]:
         """The `count` most probable tokens, the best first."""
         if count == 0:

@@ -48,9 +48,7 @@ class AsyncExplainer(Protocol):
 
     def follow(self, **keywords: Unpack[FollowKeywords]) -> AsyncFollowing: ...
 
-    def attribute_events(
-        self, **keywords: Unpack[AttributeKeywords]
-    ) -> AsyncGenerator[Event, None]: ...
+    def attribute_events(self, **keywords: Unpack[AttributeKeywords]) -> AsyncGenerator[Event, None]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,20 +416,18 @@ class Agreement(_message.Message):
     def __init__(self, first_token: _Optional[int] = ..., tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., total: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
 
 class AgreementTotal(_message.Message):
-    __slots__ = ("tokens", "largest", "mean", "noise", "doubt", "verdict")
+    __slots__ = ("tokens", "largest", "mean", "noise", "verdict")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
-    DOUBT_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     largest: float
     mean: float
     noise: float
-    doubt: float
     verdict: Verdict
-    def __init__(self, tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., noise: _Optional[float] = ..., doubt: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
+    def __init__(self, tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., noise: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "labels", "generation", "evaluation")

@@ -1,12 +1,17 @@
 """Whether another engine runs the same model: its log-probabilities of the tokens that it chose, compared with ours.
 
-An error of standard deviation s in the logits changes the log-probability of a token of probability p by about
-s (1 - p): hardly where the model is certain. From d, the differences, the noise in the logits is estimated as
+Independent errors of standard deviation s in the logits change the log-probability of a token t by an error of variance
+s² v, where p is the model's distribution:
 
-    noise = sqrt(sum d² / sum ((1 - p)² + MIN_DOUBT²))
+    v = (1 - p[t])² + sum over the other tokens of p² = 1 - 2 p[t] + sum p²
 
-which is comparable between prompts. Engines that compute with the same weights differ by the rounding of their numbers;
-`TOLERANCES` has what that amounts to for each format, measured by `python -m gradellm_bench.following.agreement`.
+It is close to 0 where the model is certain. From the differences d of N tokens the noise in the logits is estimated as
+
+    noise = sqrt(pi / 2) mean of |d| / sqrt(v + MIN_VARIANCE)
+
+which is comparable between prompts; a mean of magnitudes is steadier than one of squares. Engines that compute with the
+same weights differ by the rounding of their numbers: `TOLERANCES` has what that amounts to, chosen and measured by
+`python -m gradellm_bench.following.agreement`.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-MIN_DOUBT = 0.01  # of 1 - p: log-probabilities close to 0 are rounded, too
+MIN_VARIANCE = 1e-3  # of v: log-probabilities close to 0 are rounded, too
+GAUSSIAN = math.sqrt(math.pi / 2)  # a standard deviation over the mean magnitude
 MIN_COMPARED_TOKENS = 8  # of a verdict other than `different`
-FEW_TOKENS_MARGIN = 2.0  # the tolerance of N tokens is larger by this over sqrt(N)
+FEW_TOKENS_MARGIN = 3.0  # the tolerance of N tokens is larger by this over sqrt(N)
 
 
 class NumberFormat(StrEnum):
@@ -44,14 +50,14 @@ class Verdict(StrEnum):
 
 
 TOLERANCES: Mapping[NumberFormat, float] = {
-    NumberFormat.FLOAT32: 0.002,
-    NumberFormat.FLOAT16: 0.02,
-    NumberFormat.BFLOAT16: 0.1,
-    NumberFormat.FP8: 0.4,
-    NumberFormat.INT8: 0.4,
-    NumberFormat.INT4: 1.2,
+    NumberFormat.FLOAT32: 0.001,
+    NumberFormat.FLOAT16: 0.01,
+    NumberFormat.BFLOAT16: 0.043,
+    NumberFormat.FP8: 0.5,
+    NumberFormat.INT8: 0.5,
+    NumberFormat.INT4: 1.5,
 }
-"""The largest noise of a format, in nats."""
+"""The largest noise of a format, in nats, over infinitely many tokens."""
 PROVING = frozenset({NumberFormat.FLOAT32, NumberFormat.FLOAT16, NumberFormat.BFLOAT16})
 """Formats whose noise is smaller than what another checkpoint changes."""
 
@@ -76,32 +82,37 @@ class Agreement:
         num_tokens: tokens that were compared.
         largest: the largest difference by magnitude, in nats.
         total: the sum of magnitudes.
-        squares: the sum of squares.
-        doubt: the sum of (1 - p)² + MIN_DOUBT².
+        scaled: the sum of magnitudes, each over sqrt(v + MIN_VARIANCE).
     """
 
     num_tokens: int = 0
     largest: float = 0.0
     total: float = 0.0
-    squares: float = 0.0
-    doubt: float = 0.0
+    scaled: float = 0.0
 
     @classmethod
-    def of(cls, given: float, own: float) -> Agreement:
-        """The agreement on one token, from its two log-probabilities; of none where `given` is NaN."""
+    def of(cls, given: float, own: float, sum_of_squares: float) -> Agreement:
+        """The agreement on one token, from its two log-probabilities; of none where `given` is NaN.
+
+        `sum_of_squares` is that of the model's probabilities of all tokens.
+        """
         if math.isnan(given):
             return cls()
         difference = abs(given - own)
-        doubt = -math.expm1(min(0.0, own))  # 1 - p
-        return cls(1, difference, difference, difference**2, doubt**2 + MIN_DOUBT**2)
+        variance = max(0.0, 1 - 2 * math.exp(min(0.0, own)) + sum_of_squares)
+        return cls(1, difference, difference, difference / math.sqrt(variance + MIN_VARIANCE))
+
+    @classmethod
+    def resumed(cls, num_tokens: int, largest: float, mean: float, noise: float) -> Agreement:
+        """The agreement with these figures."""
+        return cls(num_tokens, largest, mean * num_tokens, noise * num_tokens / GAUSSIAN)
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(
             self.num_tokens + other.num_tokens,
             max(self.largest, other.largest),
             self.total + other.total,
-            self.squares + other.squares,
-            self.doubt + other.doubt,
+            self.scaled + other.scaled,
         )
 
     @property
@@ -112,7 +123,7 @@ class Agreement:
     @property
     def noise(self) -> float:
         """The estimated standard deviation of the difference of the logits, in nats; 0 where nothing was compared."""
-        return math.sqrt(self.squares / self.doubt) if self.doubt else 0.0
+        return GAUSSIAN * self.scaled / self.num_tokens if self.num_tokens else 0.0
 
     def verdict(self, theirs: NumberFormat, ours: NumberFormat) -> Verdict:
         """Whether the differences are those of two engines with the same model and these number formats."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
+from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import InvalidRequestError
 
 
@@ -92,13 +93,14 @@ class GivenTokens:
         left = len(self.ids) - done
         return left > 0 and (not self.is_open or left >= chunk_size or done < self._num_flushed)
 
-    def compare(self, index: int, own: float) -> None:
+    def compare(self, index: int, distribution: Distribution) -> None:
         """Compare a token's given log-probability with the model's own; nothing where none was given."""
         if (given := self._logprobs.pop(index, None)) is None:
             return
         if not self._since.num_tokens:
             self._first = index
-        self._since += Agreement.of(given, own)
+        own = distribution.logprob(self.ids[index])
+        self._since += Agreement.of(given, own, distribution.sum_of_squares)
 
     def take_agreement(self) -> tuple[int, Agreement] | None:
         """The agreement since the last call, with its first token's index; None where nothing was compared."""

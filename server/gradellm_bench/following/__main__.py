@@ -44,17 +44,23 @@ def explained(engine: Engine, chunk_size: int | None = None) -> AttributionSetti
 
 
 def run(engine: Engine, request: Request) -> float:
-    """Run a request to its end; seconds after its prompt has been read."""
+    """Run a request to its end; the seconds of its passes. The prefix cache has its prompt."""
     engine.scheduler.submit(request)
-    while request.num_prefill_left or request.slot is None:
-        list(engine.scheduler.step())
+    return run_on(engine, request)
+
+
+def run_on(engine: Engine, request: Request) -> float:
+    """Run a submitted request to its end; the seconds of its passes.
+
+    Raises:
+        Exception: the error that the request ended with.
+    """
     began = time.perf_counter()
     while not request.is_closed:
         list(engine.scheduler.step())
-    seconds = time.perf_counter() - began
     if request.error is not None:
         raise request.error
-    return seconds
+    return time.perf_counter() - began
 
 
 def decode_seconds(engine: Engine, prompt: str, ids: Sequence[int]) -> float:
@@ -68,26 +74,17 @@ def attribute_seconds(engine: Engine, prompt: str, ids: Sequence[int]) -> float:
 
 
 def follow_seconds(engine: Engine, prompt: str, ids: Sequence[int], chunk_size: int) -> float:
-    """Follow a completion whose tokens come in pieces of one chunk; the seconds of its passes.
-
-    Raises:
-        Exception: the error that the request ended with.
-    """
+    """Follow a completion whose tokens come in pieces of one chunk; the seconds of its passes."""
     scheduler, request = engine.scheduler, engine.follow_request(prompt, explained(engine, chunk_size), FOLLOW)
-    scheduler.submit(request)
-    while scheduler.has_work():
-        list(scheduler.step())
     began = time.perf_counter()
+    scheduler.submit(request)
     for first in range(0, len(ids), chunk_size):
         scheduler.append(request, ids[first : first + chunk_size])
         while scheduler.has_work():
             list(scheduler.step())
+    seconds = time.perf_counter() - began
     scheduler.finish(request)
-    while not request.is_closed:
-        list(scheduler.step())
-    if request.error is not None:
-        raise request.error
-    return time.perf_counter() - began
+    return seconds + run_on(engine, request)
 
 
 def costs(engine: Engine, prompt: str, num_tokens: int, chunk_sizes: Sequence[int], rounds: int) -> dict[str, float]:
@@ -162,14 +159,17 @@ def beside_own(
     ]
     for request in (*ours, *followed):
         scheduler.submit(request)
-    while any(request.slot is None or request.num_prefill_left for request in (*ours, *followed)):
-        list(scheduler.step())
+    scheduler.admit()
+    while any(request.num_prefill_left and not request.is_closed for request in (*ours, *followed)):
+        list(scheduler.step(lambda request: bool(request.num_prefill_left)))
     times = {request: Gaps() for request in (*ours, *followed)}
     sent = dict.fromkeys(followed, 0)
     while not all(request.is_closed for request in (*ours, *followed)):
         now = time.perf_counter()
         for number, request in enumerate(followed):
-            _write(engine, request, ids, sent, times[request], now, turn=len(times[ours[number % own]].tokens))
+            pace = ours[number % own]
+            turn = len(ids) if pace.is_closed else len(times[pace].tokens)
+            _write(engine, request, ids, sent, times[request], now, turn=turn)
         for _ in scheduler.step():
             now = time.perf_counter()
             for request, gaps in times.items():

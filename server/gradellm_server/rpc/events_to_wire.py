@@ -136,7 +136,6 @@ def _agreement_total(total: Agreement, verdict: Verdict) -> pb.AgreementTotal:
         largest=total.largest,
         mean=total.mean,
         noise=total.noise,
-        doubt=total.doubt,
         verdict=number_of(pb.Verdict, verdict),  # type: ignore[arg-type]
     )
 

@@ -121,7 +121,7 @@ def read_follow_settings(request: pb.FollowStart) -> FollowSettings:
     """The settings of a call of Follow, but for prompt and attribution."""
     theirs = choice(NumberFormat, pb.UpstreamDtype, request, "upstream_dtype", "start")
     total = request.agreement
-    numbers = (total.largest, total.mean, total.noise, total.doubt)
+    numbers = (total.largest, total.mean, total.noise)
     if total.tokens < 0 or not all(0 <= number < math.inf for number in numbers):
         raise InvalidRequestError("start.agreement", "its numbers must be finite and not negative")
     return FollowSettings(
@@ -129,9 +129,7 @@ def read_follow_settings(request: pb.FollowStart) -> FollowSettings:
         upstream_dtype=theirs or NumberFormat.BFLOAT16,
         num_alternatives=request.num_alternatives,
         ids=tuple(request.completion_ids),
-        agreement=Agreement(
-            total.tokens, total.largest, total.mean * total.tokens, total.noise**2 * total.doubt, total.doubt
-        ),
+        agreement=Agreement.resumed(total.tokens, total.largest, total.mean, total.noise),
     )
 
 

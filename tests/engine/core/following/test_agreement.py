@@ -10,7 +10,7 @@ import torch
 from gradellm_engine.core.following.agreement import (
     FEW_TOKENS_MARGIN,
     MIN_COMPARED_TOKENS,
-    MIN_DOUBT,
+    MIN_VARIANCE,
     TOLERANCES,
     Agreement,
     NumberFormat,
@@ -20,19 +20,24 @@ from gradellm_engine.core.following.agreement import (
 
 
 def test_one_token() -> None:
-    agreement = Agreement.of(-1.5, math.log(0.25))
-    difference = abs(-1.5 - math.log(0.25))
-    assert agreement == Agreement(1, difference, difference, difference**2, agreement.doubt)
-    assert agreement.doubt == pytest.approx(0.75**2 + MIN_DOUBT**2)
-    assert Agreement.of(math.nan, -1.0) == Agreement()
-    assert Agreement.of(0.0, 1e-7).doubt == pytest.approx(MIN_DOUBT**2)  # rounding may put p above 1
+    own = math.log(0.25)
+    agreement = Agreement.of(-1.5, own, 0.25**2 + 0.75**2)
+    difference = abs(-1.5 - own)
+    assert (agreement.num_tokens, agreement.largest, agreement.total) == (1, difference, difference)
+    variance = 0.75**2 + 0.75**2  # of the token, and of the only other one
+    assert agreement.scaled == pytest.approx(difference / math.sqrt(variance + MIN_VARIANCE))
+    assert Agreement.of(math.nan, -1.0, 0.5) == Agreement()
+    assert Agreement.of(0.0, 1e-7, 1.0).scaled == pytest.approx(1e-7 / math.sqrt(MIN_VARIANCE))  # rounding: p above 1
 
 
 def test_sums() -> None:
-    total = Agreement.of(-1.0, -1.5) + Agreement.of(-2.0, -1.0) + Agreement()
+    total = Agreement.of(-1.0, -1.5, 0.3) + Agreement.of(-2.0, -1.0, 0.3) + Agreement()
     assert (total.num_tokens, total.largest, total.mean) == (2, 1.0, 0.75)
-    assert total.noise == pytest.approx(math.sqrt(1.25 / total.doubt))
+    assert total.noise == pytest.approx(math.sqrt(math.pi / 2) * total.scaled / 2)
     assert (Agreement().mean, Agreement().noise) == (0.0, 0.0)
+    resumed = Agreement.resumed(total.num_tokens, total.largest, total.mean, total.noise)
+    assert resumed.scaled == pytest.approx(total.scaled)
+    assert resumed.total == pytest.approx(total.total)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 6.0], ids=["unsure", "between", "certain"])
@@ -44,9 +49,11 @@ def test_noise_is_that_of_the_logits(scale: float, noise: float) -> None:
     for _ in range(400):
         logits = scale * torch.randn(50, dtype=torch.float64)
         other = logits + noise * torch.randn(50, dtype=torch.float64)
-        token = int(torch.multinomial(logits.softmax(-1), 1))
-        total += Agreement.of(float(other.log_softmax(-1)[token]), float(logits.log_softmax(-1)[token]))
-    assert total.noise == pytest.approx(noise, rel=0.35)
+        probs = logits.softmax(-1)
+        token = int(torch.multinomial(probs, 1))
+        own = float(logits.log_softmax(-1)[token])
+        total += Agreement.of(float(other.log_softmax(-1)[token]), own, float(probs.square().sum()))
+    assert total.noise == pytest.approx(noise, rel=0.2)
 
 
 @pytest.mark.parametrize("theirs", NumberFormat)
@@ -57,7 +64,7 @@ def test_verdicts(theirs: NumberFormat, ours: NumberFormat) -> None:
     allowed = tolerance * (1 + FEW_TOKENS_MARGIN / math.sqrt(n))
 
     def of(noise: float, count: int = n) -> Verdict:
-        return Agreement(count, 0.0, 0.0, noise**2, 1.0).verdict(theirs, ours)
+        return Agreement.resumed(count, 0.0, 0.0, noise).verdict(theirs, ours)
 
     assert of(1.01 * allowed) is Verdict.DIFFERENT
     coarse = {NumberFormat.FP8, NumberFormat.INT8, NumberFormat.INT4}

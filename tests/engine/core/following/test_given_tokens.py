@@ -5,11 +5,30 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from gradellm_engine import InvalidRequestError
 from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
 from gradellm_engine.core.following.given_tokens import Following, FollowSettings, GivenTokens
+from gradellm_engine.core.sampler import Distribution
 
+
+class Fixed(Distribution):
+    """A distribution with the same log-probability for every token that is asked for."""
+
+    def logprob(self, token_id: int) -> float:
+        return self.logsumexp
+
+    @property
+    def sum_of_squares(self) -> float:
+        return SQUARES
+
+
+def distribution(logprob: float) -> Distribution:
+    return Fixed(torch.zeros(1), logprob, 0, 0.0)
+
+
+SQUARES = 0.4
 FLOAT32 = Following(NumberFormat.FLOAT32, NumberFormat.FLOAT32)
 
 
@@ -17,7 +36,7 @@ def test_a_known_completion_is_due_to_its_end() -> None:
     given = GivenTokens([1, 2, 3], None, num_read=0)
     assert [given.is_due(done, 2) for done in range(4)] == [True, True, True, False]
     assert given.verdict is None
-    given.compare(0, -1.0)
+    given.compare(0, distribution(-1.0))
     assert given.take_agreement() is None
 
 
@@ -38,12 +57,12 @@ def test_a_followed_one_is_due_by_chunk_flush_and_end() -> None:
 
 
 def test_comparison() -> None:
-    before = Agreement(5, 0.5, 1.0, 0.5, 2.0)
+    before = Agreement(5, 0.5, 1.0, 0.5)
     given = GivenTokens([1, 2], Following(NumberFormat.FLOAT32, NumberFormat.INT8, before), num_read=2)
     given.append([3, 4, 5], [math.nan, -1.0, -2.0])
     for index, own in enumerate([-9.0, -9.0, -9.0, -1.5, -2.0]):
-        given.compare(index, own)
-    chunk = Agreement.of(-1.0, -1.5) + Agreement.of(-2.0, -2.0)
+        given.compare(index, distribution(own))
+    chunk = Agreement.of(-1.0, -1.5, SQUARES) + Agreement.of(-2.0, -2.0, SQUARES)
     assert given.take_agreement() == (3, chunk)
     assert given.agreement == before + chunk
     assert given.take_agreement() is None
