@@ -26,7 +26,7 @@ from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -238,6 +238,15 @@ class Client:
         """
         client = copy.copy(self)
         client._session = self._session.with_token(token)
+        return client
+
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Self:
+        """Return a client whose calls have more gRPC metadata, such as a `traceparent`; it shares the connections.
+
+        It is closed with this client and need not be closed itself.
+        """
+        client = copy.copy(self)
+        client._session = self._session.with_metadata(metadata)
         return client
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Token
 from gradellm.wire.keywords import AttributionKeywords
-from gradellm_gateway.documents import CitedDocuments, with_documents
+from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
@@ -146,7 +146,7 @@ class Completion:
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)
-            chunks = [self._chunk({}) | {"event": {"type": "source", "data": source}} for source in sources]
+            chunks = [self._chunk({}) | source_event(source) for source in sources]
             chunks.append(self._chunk(delta, _reason(event.finished)) | own)
             if self.request.includes_usage:
                 chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from gradellm import InvalidRequestError
 from gradellm_gateway.fields import list_, object_, text, truncated
 
-__all__ = ["CitedDocuments", "Span", "with_documents"]
+__all__ = ["CitedDocuments", "Span", "source_event", "with_documents"]
 
 Span = tuple[int, int, int]
 """A part of the messages: the message, and the first code point and one past the last in its content."""
@@ -66,6 +66,11 @@ class CitedDocuments:
             }
             for name, texts in passages.items()
         ]
+
+
+def source_event(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a chunk has for a cited document: Open WebUI shows `event` below the message."""
+    return {"gradellm": {"source": source}, "event": {"type": "source", "data": source}}
 
 
 def with_documents(

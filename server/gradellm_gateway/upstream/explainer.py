@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -38,6 +38,9 @@ class Explainer(Protocol):
 
     async def tokenize(self, prompt: str | None = None, **keywords: Any) -> TokenizedPrompt:  # noqa: ANN401, D102
         ...
+
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Explainer:
+        """Return a client whose calls have more metadata."""
 
     async def server_info(self, **keywords: Any) -> ServerInfo:  # noqa: ANN401, D102
         ...

@@ -23,6 +23,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from gradellm.explanation.explanation import Collector
+from gradellm_gateway.documents import source_event
 from gradellm_gateway.errors import error_object
 from gradellm_gateway.upstream.answer_fields import AnswerFields, MalformedAnswerError
 from gradellm_gateway.upstream.caller import Caller
@@ -209,7 +210,7 @@ class FollowedAnswer:
         """Return the chunks for what was said of a choice."""
         annotations = self._annotations(self._choices[index], said)
         sources = self._common.request.documents.sources(said.citations)
-        chunks = [self._chunk(index, {}) | {"event": {"type": "source", "data": source}} for source in sources]
+        chunks = [self._chunk(index, {}) | source_event(source) for source in sources]
         chunks.append(
             self._chunk(index, {"annotations": annotations} if annotations else {}) | {"gradellm": said.gradellm}
         )

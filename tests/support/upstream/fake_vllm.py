@@ -79,16 +79,19 @@ class FakeVllm(HttpServer):
             message = "when using `top_logprobs`, `logprobs` must be set to true."
             await reply.json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
             return
-        prompt = await self._client.tokenize(messages=_texts(body["messages"]))
-        ids = [token.id for token in prompt.tokens]
-        if self.prompt_suffix:
-            ids = [token.id for token in (await self._client.tokenize(prompt.prompt_text + self.prompt_suffix)).tokens]
         try:
+            prompt = await self._client.tokenize(messages=_texts(body["messages"]))
+            ids = [token.id for token in prompt.tokens]
+            if self.prompt_suffix:
+                other = await self._client.tokenize(prompt.prompt_text + self.prompt_suffix)
+                ids = [token.id for token in other.tokens]
             choices = [await self._tokens(body, ids, index) for index in range(body.get("n") or 1)]
         except GradellmError as error:
             await reply.json({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
             return
-        await (self._stream(body, ids, choices, reply) if body.get("stream") else self._whole(body, ids, choices, reply))
+        await (
+            self._stream(body, ids, choices, reply) if body.get("stream") else self._whole(body, ids, choices, reply)
+        )
 
     async def _tokens(self, body: Any, ids: list[int], index: int) -> list[Token]:
         settings = {name: body[name] for name in ("temperature", "stop") if body.get(name) is not None}

@@ -43,4 +43,5 @@ def follow_by_attribute(client: AsyncClient) -> Any:
         attribute_events=client.attribute_events,
         tokenize=client.tokenize,
         server_info=client.server_info,
+        with_metadata=lambda metadata: follow_by_attribute(client.with_metadata(metadata)),
     )
