@@ -9,8 +9,16 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradellm import Event, GradellmError
-from gradellm_gateway.errors import body_of
+from gradellm import (
+    DeadlineExceededError,
+    Event,
+    GradellmError,
+    InvalidRequestError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from gradellm_gateway.event_objects import EventObjects
 from gradellm_gateway.upstream.answer_fields import ChoiceTokens
 from gradellm_gateway.upstream.explainer import Explainer
@@ -21,6 +29,14 @@ from gradellm_gateway.upstream.provenance import UpstreamProvenance
 __all__ = ["ChoiceFollower", "Incomplete", "Said"]
 
 _log = logging.getLogger("uvicorn.error")
+_CODES: tuple[tuple[type[GradellmError], str], ...] = (
+    (InvalidRequestError, "refused"),
+    (OverloadedError, "explainer_full"),
+    (DeadlineExceededError, "explainer_timeout"),
+    (UnavailableError, "explainer_unavailable"),
+    (UnauthenticatedError, "explainer_denied"),
+    (PermissionDeniedError, "explainer_denied"),
+)
 REPLACEMENT = "\ufffd"
 
 
@@ -103,13 +119,14 @@ class ChoiceFollower:
         had_text = bool(self._content or self._reasoning)
         self._content += [tokens.content] if tokens.content else []
         self._reasoning += [tokens.reasoning] if tokens.reasoning else []
+        num_before = self._num_tokens
+        self._num_tokens += len(tokens.ids or ())
         if self._incomplete is not None:
             return
         if tokens.ids:
-            if had_text and self._num_tokens == 0:
+            if had_text and num_before == 0:
                 self.stop(Incomplete("ids_missing", "the upstream told no ids of the first tokens"))
                 return
-            self._num_tokens += len(tokens.ids)
             self._pending.append(tokens)
             self._has_more.set()
             self._start(self._follow)
@@ -162,12 +179,11 @@ class ChoiceFollower:
         try:
             await work()
         except GradellmError as error:
-            said = body_of(error)["error"]
-            kind = said["code"] or said["type"]
-            self._incomplete = self._incomplete or Incomplete(kind, f"the explainer: {said['message']}")
+            code = next((code for kind, code in _CODES if isinstance(error, kind)), "explainer_failed")
+            self._incomplete = self._incomplete or Incomplete(code, f"the explainer: {error}")
         except Exception:
             _log.exception("Explaining an answer of the upstream failed; the answer goes on")
-            self._incomplete = self._incomplete or Incomplete("server_error", "the gateway failed; see its log")
+            self._incomplete = self._incomplete or Incomplete("gateway_failed", "the gateway failed; see its log")
 
     async def _follow(self) -> None:
         """Explain the tokens as they come."""
@@ -229,7 +245,7 @@ class ChoiceFollower:
     def _check(self) -> Incomplete | None:
         """Return what is wrong with an explanation that has come to its end."""
         if not self._is_finished:
-            return Incomplete("server_error", "the explainer's call ended early")
+            return Incomplete("explainer_failed", "the explainer's call ended early")
         text = "".join(self._text)
         for sent in (self.content, "".join(self._reasoning)):
             if REPLACEMENT not in sent and sent.strip() not in text:

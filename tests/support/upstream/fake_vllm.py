@@ -22,7 +22,7 @@ class FakeVllm(HttpServer):
         has_tokenize: whether it has /tokenize.
         is_strict: whether it refuses fields that it does not know, as some engines do.
         needs_key: whether requests below /v1 need `KEY`.
-        shift: added to the ids of /tokenize, as of another vocabulary.
+        shift: added to the ids of prompts, as of another vocabulary.
         prompt_suffix: appended to the prompt, as by another template.
         logprob_shift: added to log-probabilities, as of other weights.
         pause_seconds: before each token.
@@ -112,6 +112,7 @@ class FakeVllm(HttpServer):
     def _prompt(self, body: Any, ids: list[int]) -> dict[str, Any]:
         if not self.tells_ids:
             return {}
+        ids = [each + self.shift for each in ids]
         return {"prompt_token_ids": ids if body.get("return_token_ids") else None, "prompt_text": None}
 
     async def _whole(self, body: Any, ids: list[int], choices: list[list[Token]], reply: Reply) -> None:
