@@ -13,10 +13,10 @@ import pytest
 from gateway.conftest import running, server, serving
 from gateway.http_calls import send
 from gradellm import AsyncClient
+from gradellm_engine import Engine
 from gradellm_gateway.upstream.connection import Timeouts, Upstream
 from gradellm_gateway.upstream.explainer import FollowSettings
 from gradellm_gateway.upstream.routes import UpstreamRoutes
-from gradellm_engine import Engine
 from server.conftest import RunningServer
 from support.upstream.fake_vllm import FakeVllm
 from support.upstream.following import follow_by_attribute

@@ -102,6 +102,6 @@ def test_failures_have_a_status(handler: Any, status: int, code: str) -> None:
 
 
 def test_no_server_is_unavailable() -> None:
-    with pytest.raises(UpstreamError, match="no upstream answers at http://127.0.0.1:1/v1") as raised:
+    with pytest.raises(UpstreamError, match=r"no upstream answers at http://127\.0\.0\.1:1/v1") as raised:
         call(Upstream("http://127.0.0.1:1/v1/"), "GET", "/models")
     assert raised.value.status == 503

@@ -76,7 +76,7 @@ def test_wrong_json_is_passed_on_and_ends_explaining(hostile: tuple[Scripted, st
 
     fake, url = hostile
     fake.script = script
-    status, _, said = post_bytes(url, {**BODY, "stream": True})
+    _status, _, said = post_bytes(url, {**BODY, "stream": True})
     for data in (b"data: {nonsense\n\n", b"data: [1, 2]\n\n", b"data: \xff\n\n", b": ping\n\n"):
         assert data in said
     assert said.endswith(b"data: [DONE]\n\n")
@@ -104,7 +104,7 @@ def test_a_huge_event_is_passed_on_and_ends_explaining(hostile: tuple[Scripted, 
 
     fake, url = hostile
     fake.script = script
-    status, _, said = post_bytes(url, {**BODY, "stream": True})
+    _status, _, said = post_bytes(url, {**BODY, "stream": True})
     assert said.count(b"~") == size
     assert said.endswith(b"data: [DONE]\n\n")
     assert b"more than 8 MiB" in said[-2000:]
@@ -131,7 +131,7 @@ def test_ids_of_another_text_are_told(hostile: tuple[Scripted, str]) -> None:
         await reply.event(chunk("Something else", ids))
         await reply.done()
 
-    chunks, lacks = ask(hostile, script)
+    _chunks, lacks = ask(hostile, script)
     assert lacks["code"] == "other_text"
     assert lacks["explained_tokens"] > 0
 
@@ -234,7 +234,7 @@ def test_a_huge_whole_answer_is_passed_on(hostile: tuple[Scripted, str], monkeyp
 
     fake, url = hostile
     fake.script = script
-    status, headers, said = post(f"{url}/v1/chat/completions", BODY)
+    _status, headers, said = post(f"{url}/v1/chat/completions", BODY)
     assert said.encode() == body
     assert "32 MiB" in headers["gradellm-incomplete"]
 

@@ -159,7 +159,7 @@ def test_logprobs_of_constrained_sampling_are_not_compared() -> None:
     ],
 )
 def test_an_explainer_that_fails_is_told(error: GradellmError, code: str) -> None:
-    choice, lacks = follow(FakeExplainer(REST, error), tokens(TEXT, 5), tokens("more", 6))
+    _choice, lacks = follow(FakeExplainer(REST, error), tokens(TEXT, 5), tokens("more", 6))
     assert lacks["code"] == code
     assert str(error) in lacks["message"]
     assert (lacks["tokens"], lacks["explained_tokens"]) == (2, 0)

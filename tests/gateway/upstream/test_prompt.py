@@ -37,7 +37,7 @@ def test_segments_are_those_of_the_prompt_also_where_the_template_trims() -> Non
     placed = place_messages([ChatMessage("user", (content,))], tokenized(text))
     start = content.index("Bread")
     assert slice_of(text, placed.span("bread", (0, start, start + 13))) == "Bread is two."
-    with pytest.raises(InvalidRequestError, match="gradellm.segments.all"):
+    with pytest.raises(InvalidRequestError, match=r"gradellm\.segments\.all"):
         placed.span("all", (0, 0, len(content)))
 
 
